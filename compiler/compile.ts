@@ -1,0 +1,260 @@
+/** The compiler on one page: model folder + adapter classes → bundle. */
+import { join } from "node:path";
+import { allOps } from "../ops/index.ts";
+import { BUNDLE_FORMAT, BUNDLE_VERSION, encode, type LaunchEntry, type Manifest, type ProgramEntry, type TargetPlan, type TensorData, type TensorEntry, WeftError } from "../runtime/bundle.ts";
+import { adapterMethods } from "./adapters/index.ts";
+import { compileAssembly } from "./emit/asc.ts";
+import { emitLaunchAs, prelude } from "./emit/assemblyscript.ts";
+import { emitHost, policies } from "./emit/host.ts";
+import { emitLaunchWgsl, gridOf } from "./emit/wgsl.ts";
+import { exists, readText, sha256, writeFolder } from "./files.ts";
+import { fuse, type Launch } from "./fuse.ts";
+import { type AnyBody, isUpdate, type KernelEnv, type UpdateBody } from "./kernel.ts";
+import { type BlockKind, blockLayouts, headerWords } from "./metadata.ts";
+import { models } from "./models/index.ts";
+import { addresser, align, checkLimits, type Layout, layoutOf, placeValues } from "./plan.ts";
+import { buildPrograms, type GraphProgram, type Programs, type TrainClass } from "./programs.ts";
+import { type Capacities, checkCapacities, defaultCapacities, type Target, targets } from "./target.ts";
+import { verify } from "./verify.ts";
+import { openWeights, toHalf } from "./weights.ts";
+
+export interface CompileOptions {
+  readonly targets?: readonly ("wasm" | "webgpu")[];
+  readonly train?: readonly TrainClass[];
+  readonly format?: "f32" | "f16";
+  readonly policy?: string;
+  readonly capacities?: Partial<Capacities>;
+  /** Off: every node is a kernel of its own. Same bits, more launches. */
+  readonly fuse?: boolean;
+  /** Overrides of a target's limits, for tests of small devices. */
+  readonly limits?: Partial<Pick<Target, "bindingBytes" | "workgroupInvocations">>;
+  readonly onProgress?: (p: { phase: string; done: number; total: number }) => void;
+}
+export interface Compiled {
+  readonly manifest: Manifest;
+  readonly files: ReadonlyMap<string, Uint8Array>;
+  readonly graphs: Programs;
+}
+
+const SHARD_BYTES = 256 * 2 ** 20;
+const text = (s: string): Uint8Array => new TextEncoder().encode(s);
+
+/** Compile a Hugging Face model folder in memory. Throws WeftError at the earliest pass that can know. */
+export async function compile(folder: string, options: CompileOptions = {}): Promise<Compiled> {
+  void allOps;
+  const progress = options.onProgress ?? (() => {});
+  const config = readJson(join(folder, "config.json"));
+  const family = models[String(config.model_type)];
+  if (!family) throw new WeftError({ code: "WEFT_CONFIG", where: "config.json: model_type", expected: Object.keys(models).join(", "), found: String(config.model_type) });
+  const model = family(config);
+  const train = options.train ?? ["lora"];
+  const format = options.format ?? "f32";
+  const capacities = checkCapacities({ ...defaultCapacities(model.context), ...options.capacities });
+  if (capacities.context > model.context)
+    throw new WeftError({ code: "WEFT_CAPACITY", where: "capacities.context", expected: `at most max_position_embeddings (${model.context})`, found: String(capacities.context) });
+  const policy = options.policy ?? "coserve";
+  if (!policies().includes(policy)) throw new WeftError({ code: "WEFT_OPTION", where: "policy", expected: policies().join(", "), found: policy });
+  const wanted = options.targets ?? ["wasm", "webgpu"];
+  for (const t of wanted) if (!targets[t]) throw new WeftError({ code: "WEFT_OPTION", where: "target", expected: Object.keys(targets).join(", "), found: String(t) });
+
+  // Regions → programs (forward, pruned backward, head, update), verified; then launches.
+  const methods = train.includes("lora") ? Object.values(adapterMethods) : [];
+  const programs = buildPrograms(model, capacities, { format, methods, train, scope: `m${++scopes}` });
+  for (const g of programs.graphs) verify(g);
+  const launches = new Map(programs.graphs.map((g) => [g.name, fuse(g.roots, { fuse: options.fuse ?? true })]));
+
+  const files = new Map<string, Uint8Array>();
+  const plans: Partial<Record<"wasm" | "webgpu", TargetPlan>> = {};
+  let host: { programs: readonly ProgramEntry[]; kernels: readonly string[] } | null = null;
+  for (const name of wanted) {
+    progress({ phase: `emit ${name}`, done: 0, total: 1 });
+    const target: Target = { ...targets[name], ...options.limits };
+    const layout = layoutOf(model, programs, capacities, target, format, train);
+    const emitted = emitTarget(target, model.layers, capacities, programs, launches, layout, train);
+    checkLimits(layout, emitted.arenaWords, target);
+    plans[name] = emitted.plan;
+    host = { programs: emitted.plan.programs, kernels: emitted.kernels };
+    if (name === "wasm") {
+      const source = `${prelude()}\n${emitted.sources.map((s) => s.text).join("\n")}`;
+      files.set("kernels.as.ts", text(source));
+      files.set("kernels.wasm", await compileAssembly({ "kernels.ts": source }, "kernels.ts", ["--importMemory", "--noExportMemory", "--memoryBase", "0"]));
+    } else for (const s of emitted.sources) files.set(`kernels/${s.name}.wgsl`, text(s.text));
+  }
+
+  const blocks = blockLayouts(capacities);
+  const perLayer = programs.layerParams.reduce((n, p) => n + p.n * p.k, 0);
+  const hostModule = await emitHost({
+    capacities, layers: model.layers, vocab: model.vocab, policy, blocks, programs: host!.programs, kernels: host!.kernels, parametersPerLayer: perLayer, headParameters: model.vocab * model.hiddenSize,
+  });
+  files.set("host.wasm", hostModule.wasm);
+  files.set("host.config.ts", text(hostModule.config));
+
+  progress({ phase: "weights", done: 0, total: model.layers });
+  const checkpoint = {
+    layer: Object.fromEntries(programs.layerParams.map((p) => [p.name, model.checkpointName(p.name, 0).replace(".0.", ".{l}.")])),
+    outer: Object.fromEntries(programs.outerParams.map((p) => [p.name, model.checkpointName(p.name, null)])),
+  };
+  const tensors = packWeights(folder, programs, model.layers, format, checkpoint, files, (done) => progress({ phase: "weights", done, total: model.layers }));
+  const tokenizer = exists(join(folder, "tokenizer.json"));
+  let chatTemplate = false;
+  if (tokenizer) {
+    files.set("tokenizer.json", text(readText(join(folder, "tokenizer.json"))));
+    const tokenizerConfig = exists(join(folder, "tokenizer_config.json")) ? readJson(join(folder, "tokenizer_config.json")) : {};
+    files.set("tokenizer_config.json", text(JSON.stringify(tokenizerConfig)));
+    const template = exists(join(folder, "chat_template.jinja")) ? readText(join(folder, "chat_template.jinja")) : tokenizerConfig.chat_template;
+    if (typeof template === "string") {
+      files.set("chat_template.jinja", text(template));
+      chatTemplate = true;
+    }
+  }
+  const ids = (v: unknown): number[] => (Array.isArray(v) ? v.filter((x) => typeof x === "number") : typeof v === "number" ? [v] : []);
+  const fieldsOf = (cls: TrainClass) => {
+    const offsets = layoutOf(model, programs, capacities, targets[wanted[0]!], format, train).fieldOffsets;
+    return programs.saved[cls]!.fields.map((f) => ({ ...f, offset: offsets.get(f.name)! }));
+  };
+  const base = sha256([...files].filter(([n]) => n.startsWith("weights/")).map(([n, b]) => `${n} ${sha256(b)}`).join("\n") + JSON.stringify(config));
+  const manifest: Manifest = {
+    format: BUNDLE_FORMAT,
+    version: BUNDLE_VERSION,
+    base,
+    model: {
+      family: model.family, hiddenSize: model.hiddenSize, layers: model.layers, heads: model.heads, kvHeads: model.kvHeads, headDim: model.headDim, vocab: model.vocab, context: model.context, tied: model.tied,
+      format, bos: ids(config.bos_token_id)[0] ?? null, eos: ids(config.eos_token_id), inverseFrequencies: model.inverseFrequencies,
+      parameters: model.layers * perLayer + programs.outerParams.reduce((n, p) => n + p.n * p.k, 0),
+    },
+    policy,
+    train,
+    capacities,
+    sites: programs.sites,
+    saved: Object.fromEntries(train.map((cls) => [cls, { fields: fieldsOf(cls), bytes: programs.saved[cls]!.bytes }])),
+    checkpoint,
+    tensors,
+    tokenizer,
+    chatTemplate,
+    targets: plans,
+    files: Object.fromEntries([...files].map(([n, b]) => [n, { bytes: b.length, sha256: sha256(b) }])),
+  };
+  files.set("config.json", text(JSON.stringify(config)));
+  files.set("manifest.json", text(JSON.stringify(manifest)));
+  return { manifest, files, graphs: programs };
+}
+let scopes = 0;
+
+/** Compile and write a bundle folder; the old one, if any, is replaced as a whole. */
+export async function compileTo(folder: string, out: string, options: CompileOptions = {}): Promise<Manifest> {
+  const { manifest, files } = await compile(folder, options);
+  writeFolder(out, files);
+  return manifest;
+}
+
+function readJson(path: string): Record<string, unknown> {
+  const source = readText(path);
+  try {
+    return JSON.parse(source) as Record<string, unknown>;
+  } catch (cause) {
+    throw new WeftError({ code: "WEFT_CONFIG", where: path, expected: "JSON", found: (cause as Error).message, cause });
+  }
+}
+
+interface Emitted {
+  readonly plan: TargetPlan;
+  readonly arenaWords: number;
+  readonly kernels: readonly string[];
+  readonly sources: readonly { readonly name: string; readonly text: string }[];
+}
+function emitTarget(target: Target, layers: number, c: Capacities, programs: Programs, launches: ReadonlyMap<string, readonly Launch[]>, layout: Layout, train: readonly TrainClass[]): Emitted {
+  const blocks = blockLayouts(c);
+  const sources: { name: string; text: string }[] = [];
+  const entries: ProgramEntry[] = [];
+  let arenaWords = layout.persistent;
+  const params = new Map([...layout.params.layer, ...layout.params.outer, ...layout.params.factors].map((p) => [p.name, p]));
+  const envFor = (block: BlockKind, address: KernelEnv["address"]): KernelEnv => ({
+    capacities: c, layout: blocks[block], panel: target.panel, sites: programs.sites.length, slotWords: layout.slotWords, jobWords: layout.jobWords, groups: layers + 1, address,
+    param: (name) => params.get(name)!, scratch: layout.scratch, norms: layout.homes.norms,
+  });
+  const add = (program: { name: string; region: "layer" | "outer"; block: BlockKind }, list: readonly { name: string; bodies: readonly AnyBody[] }[], env: KernelEnv): void => {
+    const out: LaunchEntry[] = list.map(({ name, bodies }) => {
+      const kernel = `${program.name}.${name}`.replace(/[^a-zA-Z0-9]+/g, "_");
+      const unique = sources.some((s) => s.name === kernel) ? `${kernel}_${sources.length}` : kernel;
+      sources.push({ name: unique, text: target.name === "wasm" ? emitLaunchAs(unique, bodies, env) : emitLaunchWgsl(unique, bodies, env, target) });
+      const conditional = bodies.every((b) => !isUpdate(b) && b.site !== null);
+      return { kernel: unique, grid: gridOf(bodies, env, target), sites: conditional ? bodies.reduce((m, b) => m | (1 << (b as { site: number }).site), 0) : 0 };
+    });
+    entries.push({ ...program, launches: out });
+  };
+  for (const g of programs.graphs) {
+    const list = launches.get(g.name)!;
+    const { places, end } = placeValues(g, list, c, layout);
+    arenaWords = Math.max(arenaWords, end);
+    add(graphEntry(g), list, envFor(g.block, addresser(places, layout)));
+  }
+  const updates = envFor("update", () => {
+    throw new Error("an update reads no graph value");
+  });
+  const update = (name: string, region: "layer" | "outer", body: Omit<UpdateBody, "name">): void => add({ name, region, block: "update" }, [{ name: "", bodies: [{ ...body, name }] }], updates);
+  for (const cls of train) {
+    const sets = cls === "full" ? ([["layer", layout.params.layer], ["outer", layout.params.outer]] as const) : ([["layer", layout.params.factors]] as const);
+    for (const [region, list] of sets) {
+      update(`sumsq.${cls}.${region}`, region, { skeleton: "sumsq", params: list, optimizer: null });
+      for (const optimizer of ["adamw", "sgd"] as const) update(`${optimizer}.${cls}.${region}`, region, { skeleton: "optimizer", params: list, optimizer });
+    }
+  }
+  if (train.length) update("clip", "outer", { skeleton: "clip", params: [], optimizer: null });
+  const plan: TargetPlan = {
+    panel: target.panel,
+    classes: layout.classes,
+    arenaWords: align(arenaWords + 256),
+    metaWords: blocks.step.words + c.units * blocks.unit.words + c.jobs * blocks.update.words,
+    homes: layout.homes,
+    slotWords: layout.slotWords,
+    jobWords: layout.jobWords,
+    layerParams: layout.params.layer,
+    outerParams: layout.params.outer,
+    factors: layout.params.factors,
+    blocks,
+    header: headerWords,
+    programs: entries,
+    kernels: Object.fromEntries(sources.map((s) => [s.name, { workgroup: 64, file: target.name === "wasm" ? "kernels.wasm" : `kernels/${s.name}.wgsl` }])),
+  };
+  return { plan, arenaWords, kernels: sources.map((s) => s.name), sources };
+}
+const graphEntry = (g: GraphProgram): { name: string; region: "layer" | "outer"; block: BlockKind } => ({ name: g.name, region: g.region, block: g.block });
+
+/** Weights in checkpoint order and layout, stored once for all targets in shards of at most 256 MiB. */
+function packWeights(
+  folder: string, programs: Programs, layers: number, format: "f32" | "f16", names: Manifest["checkpoint"], files: Map<string, Uint8Array>, onLayer: (done: number) => void,
+): TensorEntry[] {
+  const source = openWeights(folder);
+  const entries: TensorEntry[] = [];
+  let shard: TensorData[] = [];
+  let bytes = 0;
+  let index = 0;
+  const flush = (): void => {
+    if (!shard.length) return;
+    const file = `weights/model-${String(index++).padStart(5, "0")}.safetensors`;
+    const encoded = encode(shard);
+    files.set(file, encoded);
+    let at = encoded.length - bytes;
+    for (const t of shard) {
+      entries.push({ name: t.name, shape: t.shape, dtype: t.dtype as "F32" | "F16", shard: file, start: at, bytes: t.data.byteLength });
+      at += t.data.byteLength;
+    }
+    shard = [];
+    bytes = 0;
+  };
+  const put = (name: string, kind: "weight" | "vector", n: number, k: number): void => {
+    const shape = kind === "weight" ? [n, k] : [n];
+    const values = source.read(name, shape);
+    const data = kind === "weight" && format === "f16" ? toHalf(values, `${folder}: ${name}`) : values;
+    if (bytes + data.byteLength > SHARD_BYTES) flush();
+    shard.push({ name, shape, dtype: data instanceof Uint16Array ? "F16" : "F32", data });
+    bytes += data.byteLength;
+  };
+  for (const p of programs.outerParams) put(names.outer[p.name]!, p.kind, p.n, p.k);
+  for (let l = 0; l < layers; l++) {
+    for (const p of programs.layerParams) put(names.layer[p.name]!.replace("{l}", String(l)), p.kind, p.n, p.k);
+    onLayer(l + 1);
+  }
+  flush();
+  return entries;
+}

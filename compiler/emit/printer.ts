@@ -1,0 +1,145 @@
+/**
+ * Prints expressions once for every target: sub-expressions are hoisted to the row level when they do not depend on the column, and shared by
+ * identity. A dialect supplies the leaves.
+ */
+import { type Expr, type Ix, ixUsesCol, type ScalarFn } from "../../ops/index.ts";
+
+export type Level = "row" | "col";
+/** How one target spells things. `lanes` is 4 in SIMD bodies and 1 in scalar ones; row-level text is always scalar. */
+export interface Dialect {
+  readonly type: (lanes: 1 | 4) => string;
+  readonly constant: (v: number, lanes: 1 | 4) => string;
+  readonly call: (fn: ScalarFn, args: readonly string[], lanes: 1 | 4) => string;
+  readonly splat: (text: string) => string;
+  readonly declare: (name: string, type: string, text: string) => string;
+  readonly declareInt: (name: string, text: string) => string;
+  readonly ix: (ix: Ix, p: Printer, lane: number) => string;
+  readonly load: (e: Expr & { e: "load" }, p: Printer, lanes: 1 | 4) => string;
+  readonly leaf: (e: Expr, p: Printer, lanes: 1 | 4) => string;
+  /** A branch on a row-level condition: statements of both sides are evaluated lazily. */
+  readonly branch: (name: string, type: string, test: string, a: Block, b: Block) => string[];
+  /** A choice by a column-dependent condition, element by element. */
+  readonly choose: (e: Expr & { e: "if" }, a: string, b: string, p: Printer, lanes: 1 | 4) => string;
+  readonly test: (e: Expr & { e: "if" }, ix: string) => string;
+}
+export interface Block {
+  readonly lines: readonly string[];
+  readonly text: string;
+}
+
+export function usesCol(e: Expr): boolean {
+  switch (e.e) {
+    case "load":
+      return ixUsesCol(e.row) || ixUsesCol(e.col);
+    case "call":
+      return e.args.some(usesCol);
+    case "if":
+      return ixUsesCol(e.ix) || usesCol(e.then) || usesCol(e.other);
+    case "acc":
+    case "expand":
+    case "rand":
+    case "arg":
+      return true;
+    default:
+      return false;
+  }
+}
+
+/** Prints into `row` lines (once a row) and `col` lines (once a column step). Names are unique within the printer. */
+export class Printer {
+  readonly row: string[] = [];
+  col: string[] = [];
+  private rowMemo = new Map<Expr, string>();
+  private colMemo = new Map<Expr, string>();
+  private ixMemo = new Map<string, string>();
+  private names: { n: number };
+  constructor(
+    readonly dialect: Dialect,
+    readonly lanes: 1 | 4,
+    shared?: Printer,
+  ) {
+    this.names = shared?.names ?? { n: 0 };
+    if (shared) {
+      this.row = shared.row;
+      this.rowMemo = shared.rowMemo;
+      this.ixMemo = shared.ixMemo;
+    }
+  }
+  fresh(prefix: string): string {
+    return `${prefix}${this.names.n++}`;
+  }
+  /** An i32 expression; row-level metadata reads are hoisted. */
+  ix(ix: Ix, lane = 0): string {
+    if (ix.ix === "int" || ix.ix === "row" || ixUsesCol(ix)) return this.dialect.ix(ix, this, lane);
+    const key = JSON.stringify(ix);
+    const known = this.ixMemo.get(key);
+    if (known) return known;
+    const text = this.dialect.ix(ix, this, 0);
+    const name = this.fresh("i");
+    this.row.push(this.dialect.declareInt(name, text));
+    this.ixMemo.set(key, name);
+    return name;
+  }
+  /** Hoist a row-level integer or pointer, by its text. */
+  hoist(text: string, declare: (name: string) => string, prefix: string): string {
+    const known = this.ixMemo.get(text);
+    if (known) return known;
+    const name = this.fresh(prefix);
+    this.row.push(declare(name));
+    this.ixMemo.set(text, name);
+    return name;
+  }
+  /** Text of the expression at this printer's lanes (splatted if it is a row-level value). */
+  at(e: Expr): string {
+    if (!usesCol(e)) {
+      const s = this.scalar(e);
+      if (this.lanes === 1) return s;
+      return this.hoist(`splat ${s}`, (name) => this.dialect.declare(name, this.dialect.type(4), this.dialect.splat(s)), "s");
+    }
+    const known = this.colMemo.get(e);
+    if (known) return known;
+    const name = this.print(e, this.lanes, this.col, this.colMemo);
+    return name;
+  }
+  /** Text of a row-level expression, as a scalar. */
+  scalar(e: Expr): string {
+    const known = this.rowMemo.get(e);
+    if (known) return known;
+    return this.print(e, 1, this.row, this.rowMemo);
+  }
+  private print(e: Expr, lanes: 1 | 4, lines: string[], memo: Map<Expr, string>): string {
+    const d = this.dialect;
+    const sub = (x: Expr): string => (lines === this.row ? this.scalar(x) : this.at(x));
+    let text: string;
+    if (e.e === "const") return d.constant(e.v, lanes);
+    if (e.e === "call") text = d.call(e.fn, e.args.map(sub), lanes);
+    else if (e.e === "load") text = d.load(e, this, lanes);
+    else if (e.e === "if") {
+      if (ixUsesCol(e.ix)) text = d.choose(e, sub(e.then), sub(e.other), this, lanes);
+      else if (lines === this.row) text = d.choose(e, sub(e.then), sub(e.other), this, 1);
+      else {
+        const test = d.test(e, this.ix(e.ix));
+        const side = (x: Expr): Block => {
+          const keep = this.col;
+          const memoKeep = this.colMemo;
+          this.col = [];
+          this.colMemo = new Map(memoKeep);
+          const t = this.at(x);
+          const block = { lines: this.col, text: t };
+          this.col = keep;
+          this.colMemo = memoKeep;
+          return block;
+        };
+        const name = this.fresh("v");
+        const branch = d.branch(name, d.type(lanes), test, side(e.then), side(e.other));
+        this.col.push(...branch);
+        this.colMemo.set(e, name);
+        return name;
+      }
+    } else text = d.leaf(e, this, lanes);
+    const name = this.fresh("v");
+    (lines === this.row ? this.row : this.col).push(d.declare(name, d.type(lanes), text));
+    (lines === this.row ? memo : this.colMemo).set(e, name);
+    return name;
+  }
+}

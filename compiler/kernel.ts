@@ -1,0 +1,67 @@
+/** Kernels as the emitters see them: launches whose every value has an address. */
+import type { Domain, Type, Value } from "../ops/index.ts";
+import type { Body } from "./fuse.ts";
+import type { BlockLayout } from "./metadata.ts";
+import type { Capacities } from "./target.ts";
+
+/**
+ * Memory classes. Each is one buffer per group (a layer, or the outer region), except `meta` and `arena`, which all groups share. Eight storage
+ * bindings serve every kernel, so one bind group a group serves every program.
+ */
+export const memoryClasses = ["weights", "meta", "arena", "kv", "saved", "adapters", "accum", "tables"] as const;
+export type MemoryClass = (typeof memoryClasses)[number];
+
+/** Where a value lives: words from the start of its class's chamber; `stride` words a row. */
+export interface Address {
+  readonly cls: MemoryClass;
+  readonly offset: number;
+  readonly stride: number;
+}
+export interface ParamAddress {
+  readonly name: string;
+  readonly kind: "weight" | "vector" | "factor";
+  /** weight: n × k, packed in panels; vector: n; factor: rank × k at a slot. */
+  readonly n: number;
+  readonly k: number;
+  readonly site: number | null;
+  /** Words from the chamber's start (weights), or from the slot's start (adapters). */
+  readonly offset: number;
+  /** Words of the tensor as stored, padding included. */
+  readonly words: number;
+  /** Offset of its gradient inside a job's accumulators; states follow at `accum + words`, `accum + 2·words`. */
+  readonly accum: number;
+}
+
+/** Everything an emitter needs beside the launch. */
+export interface KernelEnv {
+  readonly capacities: Capacities;
+  readonly layout: BlockLayout;
+  readonly panel: number;
+  readonly sites: number;
+  /** Words of one slot in `adapters`, of one job in `accum`. */
+  readonly slotWords: number;
+  readonly jobWords: number;
+  readonly groups: number;
+  readonly address: (v: Value) => Address;
+  readonly param: (name: string) => ParamAddress;
+  /** Scratch words at the start of the arena that a kernel may use between barriers of its own. */
+  readonly scratch: number;
+  /** Words from the arena's start: gradient norms [jobs][groups + 2]. */
+  readonly norms: number;
+}
+export const ROWS_HEADER: Readonly<Record<Domain, string>> = { T: "n_rows", W: "n_rows", R: "n_head" };
+
+/** Update kernels have no graph: they run over a region's parameters. */
+export interface UpdateBody {
+  readonly name: string;
+  readonly skeleton: "sumsq" | "clip" | "optimizer";
+  readonly params: readonly ParamAddress[];
+  readonly optimizer: "adamw" | "sgd" | null;
+}
+export type AnyBody = Body | UpdateBody;
+export const isUpdate = (b: AnyBody): b is UpdateBody => b.skeleton === "sumsq" || b.skeleton === "clip" || b.skeleton === "optimizer";
+
+/** The slot table of a group: word 0 = group index; from word 64, [slot][site] (rank u32, scale f32). */
+export const SLOT_TABLE = 64;
+export const panelWords = (n: number, k: number, panel: number): number => Math.ceil(n / panel) * panel * k;
+export const colsOf = (t: Type): number => (t.kind === "rows" || t.kind === "field" || t.kind === "factor" || t.kind === "table" ? t.cols : t.kind === "weight" ? t.k : t.kind === "vector" ? t.n : 0);

@@ -1,0 +1,181 @@
+/**
+ * Regions → programs. A region is one graph with L instances (layer) or one (outer: embedding and head). Each program is what one command list
+ * entry runs: the forward, the pruned backward in its two kept sets, the training head, the update.
+ */
+import {
+  crossEntropy, type Domain, embed, gatherRows, input, linear, make, type Node, opOf, scatterRows, storeRows, toposort, type Type, type Value, valueKey, zeros,
+} from "../ops/index.ts";
+import { WeftError } from "../runtime/bundle.ts";
+import type { AdapterMethod } from "./adapters/adapter.ts";
+import { vjp } from "./autodiff.ts";
+import { type ParamSpec, RegionBuilder, type SiteSpec } from "./layers.ts";
+import type { BlockKind } from "./metadata.ts";
+import type { Model } from "./models/model.ts";
+import type { Capacities } from "./target.ts";
+
+type Rows = Type & { kind: "rows" };
+/** What a bundle can train: adapter factors, or every base tensor (exclusive). */
+export type TrainClass = "lora" | "full";
+export type RegionName = "layer" | "outer";
+
+export interface SavedField {
+  readonly name: string;
+  readonly cols: number;
+  /** `save_row`: kept in both modes; `ext_row`: kept only in mode `all`. */
+  readonly index: "save_row" | "ext_row";
+}
+export interface GraphProgram {
+  readonly name: string;
+  readonly region: RegionName;
+  readonly block: BlockKind;
+  readonly roots: readonly Value[];
+  /** Values with a fixed home: `h`, `logits`. */
+  readonly homes: readonly { readonly value: Value; readonly name: string }[];
+}
+export interface SavedBytes {
+  readonly naive: number;
+  readonly all: number;
+  readonly boundary: number;
+}
+export interface Programs {
+  readonly layerParams: readonly ParamSpec[];
+  readonly outerParams: readonly ParamSpec[];
+  readonly sites: readonly SiteSpec[];
+  readonly graphs: readonly GraphProgram[];
+  /** Saved fields of a layer per class, and bytes a token a layer. */
+  readonly saved: Readonly<Partial<Record<TrainClass, { fields: readonly SavedField[]; bytes: SavedBytes }>>>;
+  readonly headWeight: string;
+}
+
+/** Rebuild `roots` with some values replaced. */
+export function substitute(roots: readonly Value[], replace: ReadonlyMap<string, Value>): Value[] {
+  const done = new Map<string, Value>(replace);
+  for (const node of toposort(roots)) {
+    const ins = node.ins.map((v) => done.get(valueKey(v))!);
+    const same = ins.every((v, i) => valueKey(v) === valueKey(node.ins[i]!));
+    const outs = same ? node.outs.map((type, index): Value => ({ node, index, type })) : make(opOf(node.op), ins, node.attrs, node.label);
+    outs.forEach((o, i) => {
+      const key = `${node.id}.${i}`;
+      if (!done.has(key)) done.set(key, o);
+    });
+  }
+  return roots.map((v) => done.get(valueKey(v))!);
+}
+
+/** Values of the forward that the backward reads, fewest first kept: what is pointwise in kept values is recomputed, never stored. */
+function keptSet(forward: ReadonlySet<Node>, roots: readonly Value[]): Value[] {
+  const read = new Map<string, Value>();
+  const order = toposort(roots);
+  for (const node of order) if (!forward.has(node)) for (const v of node.ins) if (forward.has(v.node) && v.type.kind === "rows") read.set(valueKey(v), v);
+  const keep = new Set(read.keys());
+  const recomputable = (v: Value): boolean => {
+    if (keep.has(valueKey(v))) return true;
+    const op = opOf(v.node.op);
+    if (op.kind === "input") return v.type.kind !== "rows";
+    return op.kind === "point" && !op.remote && v.node.ins.every(recomputable);
+  };
+  for (const node of [...order].reverse())
+    for (const [key, v] of read)
+      if (v.node === node && opOf(node.op).kind !== "input") {
+        keep.delete(key);
+        if (!recomputable(v)) keep.add(key);
+      }
+  return [...read].filter(([key]) => keep.has(key)).map(([, v]) => v);
+}
+
+export function buildPrograms(model: Model, c: Capacities, options: { format: "f32" | "f16"; methods: readonly AdapterMethod[]; train: readonly TrainClass[]; scope: string }): Programs {
+  const { format, methods, train, scope } = options;
+  if (train.includes("full") && format !== "f32")
+    throw new WeftError({ code: "WEFT_OPTION", where: "train: full", expected: "weights stored as f32", found: format, hint: "compile with --format f32" });
+  const region = `${scope}/layer`;
+  const d = model.hiddenSize;
+  const rows = (domain: Domain): Type => ({ kind: "rows", domain, cols: d });
+  const build = (domain: Domain, apply: readonly AdapterMethod[]) => {
+    const b = new RegionBuilder(region, domain, format, c.rank, apply);
+    const h = input(`${region}/${domain}`, "h", rows(domain));
+    return { b, h, out: model.layer(b, h, c.context) };
+  };
+  const fwd = build("T", methods);
+  const graphs: GraphProgram[] = [];
+
+  const outer = new RegionBuilder(`${scope}/outer`, "T", format, c.rank, []);
+  const table = outer.weight("embed_tokens.weight", model.vocab, d);
+  const headWeight = model.tied ? "embed_tokens.weight" : "lm_head.weight";
+  const head = outer.weight(headWeight, model.vocab, d);
+  const field = (name: string, cols: number): Value => input(`${scope}/field`, name, { kind: "field", cols });
+  const hT = input(`${region}/T`, "h", rows("T"));
+  const hidden = field("hidden", d);
+  const dh = field("dh", d);
+
+  graphs.push({ name: "embed", region: "outer", block: "step", roots: [embed(table, "T")], homes: [{ value: embed(table, "T"), name: "h" }] });
+  graphs.push({ name: "stash", region: "outer", block: "step", roots: [storeRows(hidden, hT, "save_row")], homes: [] });
+  const headOf = (x: Value): Value => linear(outer.norm(x, "norm.weight", model.eps), head, "lm_head");
+  const logits = headOf(gatherRows(hT, "head_row", "R"));
+  graphs.push({ name: "head", region: "outer", block: "step", roots: [logits], homes: [{ value: logits, name: "logits" }] });
+  graphs.push({ name: "forward", region: "layer", block: "step", roots: [fwd.out], homes: [{ value: fwd.out, name: "h" }] });
+  const sites = fwd.b.sites;
+
+  const saved: Partial<Record<TrainClass, { fields: SavedField[]; bytes: SavedBytes }>> = {};
+  for (const cls of train) {
+    // Full training is exclusive: no row has an adapter, so its graph has no sites.
+    const fwd = build("T", cls === "full" ? [] : methods);
+    const unit = build("W", cls === "full" ? [] : methods);
+    const orderT = toposort([fwd.out]);
+    const orderW = toposort([unit.out]);
+    const forwardNodes = new Set(orderW);
+    const inputs = orderW.filter((n) => n.op === "input").map((node): Value => ({ node, index: 0, type: node.outs[0]! }));
+    const trainable = inputs.filter((v) => (cls === "full" ? v.type.kind === "weight" || v.type.kind === "vector" : v.type.kind === "factor"));
+    const dout = gatherRows(dh, "save_row", "W");
+    const grads = vjp([[unit.out, dout]], [unit.h, ...trainable]);
+    const dIn = grads.get(valueKey(unit.h))!;
+    const paramGrads = trainable.flatMap((v) => grads.get(valueKey(v)) ?? []);
+    const roots = [...paramGrads, dIn];
+
+    // Kept sets. Attention is never rerun: its input, output and log-sum-exp bound what a unit recomputes.
+    const attendNode = orderW.find((n) => n.op === "attend")!;
+    const written = attendNode.ins[1]!;
+    const boundary = [unit.h, { node: attendNode, index: 0, type: attendNode.outs[0]! }, { node: attendNode, index: 1, type: attendNode.outs[1]! }];
+    const boundaryKeys = new Set(boundary.map(valueKey));
+    const extra = keptSet(forwardNodes, roots).filter((v) => !boundaryKeys.has(valueKey(v)));
+    const fieldFor = (v: Value): SavedField => {
+      const name = `${cls}.${v === boundary[0] ? "h_in" : v.node.label}${v.index ? `_${v.index}` : ""}_${orderW.indexOf(v.node)}`;
+      return { name, cols: (v.type as Rows).cols, index: boundaryKeys.has(valueKey(v)) ? "save_row" : "ext_row" };
+    };
+    const toT = (v: Value): Value => {
+      const node = orderT[orderW.indexOf(v.node)]!;
+      return { node, index: v.index, type: node.outs[v.index]! };
+    };
+    const kept = [...boundary, ...extra];
+    const fields = kept.map(fieldFor);
+    const stores = kept.map((v, i) => storeRows(field(fields[i]!.name, fields[i]!.cols), toT(v), fields[i]!.index));
+    graphs.push({ name: `forward.${cls}`, region: "layer", block: "step", roots: [fwd.out, ...stores], homes: [{ value: fwd.out, name: "h" }] });
+
+    for (const mode of ["all", "boundary"] as const) {
+      const use = mode === "all" ? kept : boundary;
+      const replace = new Map<string, Value>([[valueKey(written), written.node.ins[0]!]]);
+      use.forEach((v, i) => {
+        replace.set(valueKey(v), gatherRows(field(fields[i]!.name, fields[i]!.cols), fields[i]!.index, "W"));
+      });
+      const out = substitute(roots, replace);
+      const back = storeRows(dh, out[out.length - 1]!, "save_row");
+      graphs.push({ name: `backward.${cls}.${mode}`, region: "layer", block: "unit", roots: [...out.slice(0, -1), back], homes: [] });
+    }
+    const bytes = (vs: readonly Value[]): number => vs.reduce((n, v) => n + 4 * (v.type as Rows).cols, 0);
+    const everything = orderT.filter((n) => n.op !== "input").flatMap((node) => node.outs.flatMap((type, index) => (type.kind === "rows" ? [{ node, index, type }] : [])));
+    saved[cls] = { fields, bytes: { naive: bytes(everything), all: bytes(kept), boundary: bytes(boundary) } };
+
+    const x = input(`${scope}/head`, "hidden_rows", rows("R"));
+    const trainLogits = headOf(x);
+    const { nll, dlogits } = crossEntropy(trainLogits);
+    const outerTrainable = cls === "full" ? [head, outer.vector("norm.weight", d)] : [];
+    const headGrads = vjp([[trainLogits, dlogits]], [x, ...outerTrainable]);
+    const cleared = storeRows(dh, zeros("W", d), "save_row");
+    const dx = storeRows(cleared, headGrads.get(valueKey(x))!, "head_dst");
+    const told = storeRows(field("nll", 1), nll, "head_dst");
+    const headRoots = [dx, told, ...outerTrainable.map((v) => headGrads.get(valueKey(v))!)];
+    graphs.push({ name: `head_train.${cls}`, region: "outer", block: "unit", roots: substitute(headRoots, new Map([[valueKey(x), gatherRows(hidden, "head_row", "R")]])), homes: [] });
+    if (cls === "full")
+      graphs.push({ name: "embed_backward.full", region: "outer", block: "unit", roots: [scatterRows(gatherRows(dh, "save_row", "W"), table)], homes: [] });
+  }
+  return { layerParams: fwd.b.params, outerParams: outer.params, sites, graphs, saved, headWeight };
+}

@@ -1,0 +1,54 @@
+/** Hugging Face folder → tensor table: one or sharded safetensors. Headers first; bytes move once, tensor by tensor. */
+import { join } from "node:path";
+import { decode, floatToHalf, headerEnd, parseHeader, type TensorInfo, WeftError } from "../runtime/bundle.ts";
+import { exists, readRange, readText, sizeOf } from "./files.ts";
+
+export interface WeightSource {
+  readonly names: readonly string[];
+  readonly has: (name: string) => boolean;
+  /** f32 values [shape], checked finite. */
+  readonly read: (name: string, shape: readonly number[]) => Float32Array;
+}
+
+export function openWeights(folder: string): WeightSource {
+  const files: string[] = [];
+  const index = join(folder, "model.safetensors.index.json");
+  if (exists(join(folder, "model.safetensors"))) files.push("model.safetensors");
+  else if (exists(index)) {
+    const map = (JSON.parse(readText(index)) as { weight_map?: Record<string, string> }).weight_map;
+    if (!map) throw new WeftError({ code: "WEFT_WEIGHTS", where: index, expected: "a weight_map", found: "none" });
+    for (const f of new Set(Object.values(map))) {
+      if (f.includes("/") || f.includes("\\") || f.includes("..")) throw new WeftError({ code: "WEFT_WEIGHTS", where: index, expected: "shard names inside the folder", found: f });
+      files.push(f);
+    }
+  } else throw new WeftError({ code: "WEFT_WEIGHTS", where: folder, expected: "model.safetensors or model.safetensors.index.json", found: "neither" });
+  const table = new Map<string, { file: string; info: TensorInfo }>();
+  for (const f of files) {
+    const path = join(folder, f);
+    if (!exists(path)) throw new WeftError({ code: "WEFT_WEIGHTS", where: path, expected: "a shard named in the index", found: "no such file" });
+    const size = sizeOf(path);
+    const end = headerEnd(readRange(path, 0, Math.min(8, size)), size, path);
+    for (const info of parseHeader(readRange(path, 0, end), size, path).tensors) table.set(info.name, { file: path, info });
+  }
+  return {
+    names: [...table.keys()],
+    has: (name) => table.has(name),
+    read: (name, shape) => {
+      const t = table.get(name);
+      if (!t) throw new WeftError({ code: "WEFT_WEIGHTS", where: `${folder}: ${name}`, expected: `a tensor ${JSON.stringify(shape)}`, found: "no such tensor" });
+      if (JSON.stringify(t.info.shape) !== JSON.stringify(shape)) throw new WeftError({ code: "WEFT_WEIGHTS", where: `${folder}: ${name}`, expected: JSON.stringify(shape), found: JSON.stringify(t.info.shape) });
+      return decode(readRange(t.file, t.info.start, t.info.end), t.info.dtype, `${folder}: ${name}`);
+    },
+  };
+}
+
+/** f32 → packed halves; a value beyond the range of f16 is an error that names the tensor. */
+export function toHalf(values: Float32Array, where: string): Uint16Array {
+  const out = new Uint16Array(values.length);
+  for (let i = 0; i < values.length; i++) {
+    const h = floatToHalf(values[i]!);
+    if ((h & 0x7c00) === 0x7c00) throw new WeftError({ code: "WEFT_WEIGHTS", where, expected: "values within the range of f16", found: `${values[i]} at element ${i}`, hint: "compile with --format f32" });
+    out[i] = h;
+  }
+  return out;
+}

@@ -1,0 +1,146 @@
+/**
+ * Paged causal attention over a batch of rows of any sequences, with grouped-query heads, and its backward by windows. The cache is the saved
+ * activation: keys and values are read from the pool. Order of every sum is fixed by absolute position: 32-key tiles from position 0 (law 4).
+ */
+import { defineOp, type EvalCtx, make, make1, type Node, type Type, type Value } from "./graph.ts";
+import { gatherSlice } from "./rows.ts";
+
+type Rows = Type & { kind: "rows" };
+type Kv = Type & { kind: "kv" };
+/** Tokens per cache block, which is also the key tile of every attention kernel. */
+export const KV_BLOCK = 32;
+
+export function kvIndex(kv: Kv, block: number, part: 0 | 1, head: number, slot: number, d: number): number {
+  return (((block * 2 + part) * kv.heads + head) * KV_BLOCK + slot) * kv.headDim + d;
+}
+const at = (kv: Kv, ctx: EvalCtx, t: number, p: number, part: 0 | 1, head: number, d: number): number =>
+  kvIndex(kv, ctx.meta("raw", ctx.meta("table", t) + Math.floor(p / KV_BLOCK)), part, head, p % KV_BLOCK, d);
+
+const kvWriteOp = defineOp({
+  name: "kv_write",
+  kind: "effect",
+  infer: ([kv]) => [kv!],
+  // dkv is the adjoint state of kv: what a row of k or v receives is what later queries accumulated at its position.
+  grad: (node, [dkv]) => {
+    const { heads, headDim } = node.ins[0]!.type as Kv;
+    const domain = (node.ins[1]!.type as Rows).domain;
+    const dim = heads * headDim;
+    return [null, () => gatherSlice(dkv!, "save_row", domain, 0, dim), () => gatherSlice(dkv!, "save_row", domain, dim, dim)];
+  },
+});
+/** Append rows of k and v [rows, kv heads × head_dim] to the paged cache at each row's position; returns the cache's next state. */
+export const kvWrite = (kv: Value, k: Value, v: Value): Value => make1(kvWriteOp, [kv, k, v], {}, "kv_write");
+
+const attendOp = defineOp({
+  name: "attend",
+  kind: "kernel",
+  infer: ([q], a) => [q!, { kind: "rows", domain: (q as Rows).domain, cols: Number(a.heads) }],
+  grad: (node, [dout]) => {
+    const out = node.outs.map((type, index) => ({ node, index, type }));
+    return [() => attendDq(node, out[0]!, out[1]!, dout!), () => attendDkv(node, out[0]!, out[1]!, dout!)];
+  },
+  eval: (node, [q, kv], ctx) => {
+    const { heads, headDim, group, scale, kvt, rows, width } = shapeOf(node, ctx);
+    const o = new Float64Array(rows * width);
+    const lse = new Float64Array(rows * heads);
+    for (let t = 0; t < rows; t++)
+      for (let h = 0; h < heads; h++) {
+        const keys = ctx.meta("pos", t) + 1;
+        const s = new Float64Array(keys);
+        let m = -Infinity;
+        for (let p = 0; p < keys; p++) {
+          let dot = 0;
+          for (let d = 0; d < headDim; d++) dot += q![t * width + h * headDim + d]! * kv![at(kvt, ctx, t, p, 0, Math.floor(h / group), d)]!;
+          s[p] = dot * scale;
+          m = Math.max(m, s[p]!);
+        }
+        let l = 0;
+        for (let p = 0; p < keys; p++) l += Math.exp(s[p]! - m);
+        for (let p = 0; p < keys; p++)
+          for (let d = 0; d < headDim; d++) {
+            const i = t * width + h * headDim + d;
+            o[i] = o[i]! + (Math.exp(s[p]! - m) / l) * kv![at(kvt, ctx, t, p, 1, Math.floor(h / group), d)]!;
+          }
+        lse[t * heads + h] = m + Math.log(l);
+      }
+    return [o, lse];
+  },
+});
+/** o [rows, heads × head_dim] and lse [rows, heads] of softmax(q·kᵀ/√head_dim)·v over positions 0..pos[row]. */
+export function attend(q: Value, kv: Value, heads: number): { o: Value; lse: Value } {
+  const headDim = (kv.type as Kv).headDim;
+  const [o, lse] = make(attendOp, [q, kv], { heads, scale: 1 / Math.sqrt(headDim) }, "attend");
+  return { o: o!, lse: lse! };
+}
+
+function shapeOf(node: Node, ctx: EvalCtx) {
+  const kvt = node.ins[1]!.type as Kv;
+  const heads = Number(node.attrs.heads);
+  return { heads, headDim: kvt.headDim, group: heads / kvt.heads, scale: Number(node.attrs.scale), kvt, rows: ctx.rows((node.ins[0]!.type as Rows).domain), width: heads * kvt.headDim };
+}
+
+/** Probabilities and score gradients of one (row, head), in f64. */
+function backwardRow(node: Node, ins: readonly Float64Array[], ctx: EvalCtx, t: number, h: number, visit: (p: number, prob: number, ds: number) => void): void {
+  const { heads, headDim, group, scale, kvt, width } = shapeOf(node, ctx);
+  const [q, kv, o, lse, dout] = ins;
+  const g = Math.floor(h / group);
+  let dsum = 0;
+  for (let d = 0; d < headDim; d++) dsum += dout![t * width + h * headDim + d]! * o![t * width + h * headDim + d]!;
+  for (let p = 0; p <= ctx.meta("pos", t); p++) {
+    let s = 0;
+    let dp = 0;
+    for (let d = 0; d < headDim; d++) {
+      s += q![t * width + h * headDim + d]! * kv![at(kvt, ctx, t, p, 0, g, d)]!;
+      dp += dout![t * width + h * headDim + d]! * kv![at(kvt, ctx, t, p, 1, g, d)]!;
+    }
+    const prob = Math.exp(s * scale - lse![t * heads + h]!);
+    visit(p, prob, prob * (dp - dsum) * scale);
+  }
+}
+
+const attendDqOp = defineOp({
+  name: "attend_dq",
+  kind: "kernel",
+  infer: ([q]) => [q!],
+  eval: (node, ins, ctx) => {
+    const { heads, headDim, group, kvt, rows, width } = shapeOf(node, ctx);
+    const dq = new Float64Array(rows * width);
+    for (let t = 0; t < rows; t++)
+      for (let h = 0; h < heads; h++)
+        backwardRow(node, ins, ctx, t, h, (p, _, ds) => {
+          for (let d = 0; d < headDim; d++) {
+            const i = t * width + h * headDim + d;
+            dq[i] = dq[i]! + ds * ins[1]![at(kvt, ctx, t, p, 0, Math.floor(h / group), d)]!;
+          }
+        });
+    return [dq];
+  },
+});
+const attendDq = (fwd: Node, o: Value, lse: Value, dout: Value): Value => make1(attendDqOp, [fwd.ins[0]!, fwd.ins[1]!, o, lse, dout], fwd.attrs, "attend_dq");
+
+const attendDkvOp = defineOp({
+  name: "attend_dkv",
+  kind: "kernel",
+  infer: ([, kv]) => [{ kind: "field", cols: 2 * (kv as Kv).heads * (kv as Kv).headDim }],
+  eval: (node, ins, ctx) => {
+    const { heads, headDim, group, kvt, rows, width } = shapeOf(node, ctx);
+    const cols = 2 * kvt.heads * headDim;
+    const out = ins[5] ? Float64Array.from(ins[5]) : new Float64Array(cols * 4096);
+    const base = ctx.meta("save_base", null);
+    for (let t = 0; t < rows; t++)
+      for (let h = 0; h < heads; h++) {
+        const g = Math.floor(h / group);
+        backwardRow(node, ins, ctx, t, h, (p, prob, ds) => {
+          for (let d = 0; d < headDim; d++) {
+            const k = (base + p) * cols + g * headDim + d;
+            const v = k + kvt.heads * headDim;
+            out[k] = out[k]! + ds * ins[0]![t * width + h * headDim + d]!;
+            out[v] = out[v]! + prob * ins[4]![t * width + h * headDim + d]!;
+          }
+        });
+      }
+    return [out];
+  },
+});
+/** dk | dv of every key position, accumulated over the windows of the sequence: the adjoint of a state is a state that accumulates. */
+const attendDkv = (fwd: Node, o: Value, lse: Value, dout: Value): Value => make1(attendDkvOp, [fwd.ins[0]!, fwd.ins[1]!, o, lse, dout], fwd.attrs, "attend_dkv");

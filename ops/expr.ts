@@ -1,0 +1,108 @@
+/**
+ * The scalar expression IR: what one element of a row tensor is, as a tree. WGSL text, SIMD AssemblyScript (with its scalar tail) and the f64
+ * meaning are all printed or run from the same tree, so an elementwise op is defined once.
+ */
+import type { Value } from "./graph.ts";
+
+/** An integer index expression: which element a load or a store touches. */
+export type Ix =
+  | { readonly ix: "row" }
+  | { readonly ix: "col" }
+  | { readonly ix: "int"; readonly v: number }
+  /** word `name[at]` of the batch metadata block; `at: null` reads a header word; `raw` indexes the block itself. */
+  | { readonly ix: "meta"; readonly name: string; readonly at: Ix | null }
+  | { readonly ix: "bin"; readonly op: IxOp; readonly a: Ix; readonly b: Ix };
+export type IxOp = "add" | "sub" | "mul" | "div" | "mod" | "lt" | "xor";
+
+/** Scalar functions that every target implements. Products that feed a sum are `fma`, so that no driver may contract them differently. */
+export const scalarFns = {
+  add: (a: number, b: number) => a + b,
+  sub: (a: number, b: number) => a - b,
+  mul: (a: number, b: number) => a * b,
+  div: (a: number, b: number) => a / b,
+  max: (a: number, b: number) => Math.max(a, b),
+  min: (a: number, b: number) => Math.min(a, b),
+  /** a * b + c: one rounding on targets with a fused unit, two elsewhere; the same in every kernel of a target. */
+  fma: (a: number, b: number, c: number) => a * b + c,
+  neg: (a: number) => -a,
+  exp: (a: number) => Math.exp(a),
+  log: (a: number) => Math.log(a),
+  tanh: (a: number) => Math.tanh(a),
+  rsqrt: (a: number) => 1 / Math.sqrt(a),
+  sqrt: (a: number) => Math.sqrt(a),
+  /** The value itself, rounded to f32: stops a driver from contracting the product inside into a later addition. */
+  pin: (a: number) => a,
+} as const;
+export type ScalarFn = keyof typeof scalarFns;
+
+export type Expr =
+  | { readonly e: "const"; readonly v: number }
+  | { readonly e: "load"; readonly value: Value; readonly row: Ix; readonly col: Ix }
+  | { readonly e: "call"; readonly fn: ScalarFn; readonly args: readonly Expr[] }
+  /** `then` where the index is true (non-zero, or non-negative for `sign`), else `other`; loads in the branch not taken are not performed. */
+  | { readonly e: "if"; readonly test: "nonneg" | "nonzero"; readonly ix: Ix; readonly then: Expr; readonly other: Expr }
+  /** f32 bits of a metadata word. */
+  | { readonly e: "metaf"; readonly name: string; readonly at: Ix | null }
+  /** Σ_r u[row, r] · factor[slot[row]][r][col] over the rank of the row's slot; exactly 0 for rank 0. */
+  | { readonly e: "expand"; readonly u: Value; readonly factor: Value; readonly row: Ix; readonly col: Ix }
+  /** A field of the slot table: scale of a (slot, site), 0 where the slot lacks the site. */
+  | { readonly e: "scale"; readonly site: number; readonly row: Ix }
+  /** Uniform number in [0, 1) from (key, salt of layer and site, column): counter-based, so any order of evaluation gives the same bits. */
+  | { readonly e: "rand"; readonly key: Ix; readonly site: number; readonly col: Ix }
+  /** The result of the heavy part of the kernel this expression is an epilogue of: output `out` of its root, or reduction `stat`. */
+  | { readonly e: "acc" }
+  /** A named operand of an optimizer rule: param, grad, its states. */
+  | { readonly e: "arg"; readonly name: string }
+  | { readonly e: "stat"; readonly id: number };
+
+export const row: Ix = { ix: "row" };
+export const col: Ix = { ix: "col" };
+export const int = (v: number): Ix => ({ ix: "int", v });
+export const meta = (name: string, at: Ix | null = null): Ix => ({ ix: "meta", name, at });
+export const ixBin = (op: IxOp, a: Ix, b: Ix | number): Ix => ({ ix: "bin", op, a, b: typeof b === "number" ? int(b) : b });
+export const konst = (v: number): Expr => ({ e: "const", v });
+export const call = (fn: ScalarFn, ...args: Expr[]): Expr => ({ e: "call", fn, args });
+export const load = (value: Value, r: Ix = row, c: Ix = col): Expr => ({ e: "load", value, row: r, col: c });
+
+/** Does an index depend on the column? Decides vector load, splat or lane-wise gather. */
+export function ixUsesCol(ix: Ix): boolean {
+  if (ix.ix === "col") return true;
+  if (ix.ix === "meta") return ix.at !== null && ixUsesCol(ix.at);
+  return ix.ix === "bin" && (ixUsesCol(ix.a) || ixUsesCol(ix.b));
+}
+
+export function evalIx(ix: Ix, at: { row: number; col: number; meta: (name: string, i: number | null) => number }): number {
+  switch (ix.ix) {
+    case "row":
+      return at.row;
+    case "col":
+      return at.col;
+    case "int":
+      return ix.v;
+    case "meta":
+      return at.meta(ix.name, ix.at === null ? null : evalIx(ix.at, at));
+    case "bin": {
+      const a = evalIx(ix.a, at);
+      const b = evalIx(ix.b, at);
+      return ixFns[ix.op](a, b);
+    }
+  }
+}
+const ixFns: Record<IxOp, (a: number, b: number) => number> = {
+  add: (a, b) => a + b,
+  sub: (a, b) => a - b,
+  mul: (a, b) => a * b,
+  div: (a, b) => Math.floor(a / b),
+  mod: (a, b) => a % b,
+  lt: (a, b) => (a < b ? 1 : 0),
+  xor: (a, b) => (a ^ b) >>> 0,
+};
+
+/** The counter-based hash behind dropout (a murmur3-style finaliser over three words); mirrored bit for bit by both targets. */
+export function rand01(key: number, salt: number, column: number): number {
+  let h = (key ^ Math.imul(salt + 1, 0x9e3779b9) ^ Math.imul(column + 1, 0x85ebca6b)) >>> 0;
+  h = Math.imul(h ^ (h >>> 16), 0x7feb352d) >>> 0;
+  h = Math.imul(h ^ (h >>> 15), 0x846ca68b) >>> 0;
+  h = (h ^ (h >>> 16)) >>> 0;
+  return (h >>> 8) / 16777216;
+}

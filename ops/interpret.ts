@@ -1,0 +1,131 @@
+/** Runs a graph in f64 through each op's own meaning: the oracle that every target, pass and gradient is checked against. */
+import { KV_BLOCK, kvIndex } from "./attention.ts";
+import { evalIx, type Expr, type Ix, rand01, scalarFns } from "./expr.ts";
+import { type EvalCtx, inputName, isInput, type Node, opOf, readAt, toposort, type Type, type Value, valueKey } from "./graph.ts";
+
+type Env = Map<string, Float64Array>;
+
+const colsOf = (t: Type): number => {
+  switch (t.kind) {
+    case "rows":
+    case "field":
+    case "factor":
+    case "table":
+      return t.cols;
+    case "weight":
+      return t.k;
+    case "vector":
+      return t.n;
+    default:
+      throw new Error(`${t.kind} has no columns`);
+  }
+};
+
+/** One element of a pointwise value; `env` holds every value it loads. */
+export function evalExpr(e: Expr, env: Env, ctx: EvalCtx, row: number, col: number, args: Readonly<Record<string, number>> = {}): number {
+  const ix = (i: Ix): number => evalIx(i, { row, col, meta: ctx.meta });
+  const go = (x: Expr): number => {
+    switch (x.e) {
+      case "const":
+        return x.v;
+      case "load": {
+        const data = env.get(valueKey(x.value));
+        if (!data) throw new Error(`interpreter: ${x.value.node.label} was not computed`);
+        return data[ix(x.row) * colsOf(x.value.type) + ix(x.col)]!;
+      }
+      case "call":
+        return (scalarFns[x.fn] as (...a: number[]) => number)(...x.args.map(go));
+      case "if": {
+        const i = ix(x.ix);
+        return go((x.test === "nonneg" ? i >= 0 : i !== 0) ? x.then : x.other);
+      }
+      case "metaf":
+        return ctx.metaf(x.name, x.at === null ? null : ix(x.at));
+      case "scale":
+        return ctx.slot(ctx.meta("slot", ix(x.row)), x.site).scale;
+      case "rand":
+        return rand01(ix(x.key), ctx.layer * 64 + x.site, ix(x.col));
+      case "expand": {
+        const [u, f] = [env.get(valueKey(x.u))!, env.get(valueKey(x.factor))!];
+        const t = x.factor.type as Type & { kind: "factor" };
+        const s = ctx.meta("slot", ix(x.row));
+        let acc = 0;
+        for (let r = 0; r < ctx.slot(s, t.site).rank; r++) acc += u[ix(x.row) * ctx.maxRank + r]! * f[(s * ctx.maxRank + r) * t.cols + ix(x.col)]!;
+        return acc;
+      }
+      case "arg": {
+        const v = args[x.name];
+        if (v === undefined) throw new Error(`interpreter: no operand named ${x.name}`);
+        return v;
+      }
+      default:
+        throw new Error(`interpreter: ${x.e} only exists inside a kernel`);
+    }
+  };
+  return go(e);
+}
+
+function evalNode(node: Node, env: Env, ctx: EvalCtx): Float64Array[] {
+  const op = opOf(node.op);
+  const ins = node.ins.map((v) => env.get(valueKey(v))!);
+  if (op.kind === "point") {
+    const t = node.outs[0] as Type & { kind: "rows" };
+    const expr = op.point!({ ins: node.ins, attrs: node.attrs, at: (i, w = {}) => readAt(node.ins[i]!, w.row, w.col) });
+    const rows = ctx.rows(t.domain);
+    const out = new Float64Array(rows * t.cols);
+    for (let r = 0; r < rows; r++) for (let c = 0; c < t.cols; c++) out[r * t.cols + c] = evalExpr(expr, env, ctx, r, c);
+    return [out];
+  }
+  if (op.kind === "reduce") {
+    const t = node.ins[0]!.type as Type & { kind: "rows" };
+    const out = new Float64Array(ctx.rows(t.domain));
+    for (let r = 0; r < out.length; r++) {
+      let acc = op.reduce === "max" ? -Infinity : 0;
+      for (let c = 0; c < t.cols; c++) acc = op.reduce === "max" ? Math.max(acc, ins[0]![r * t.cols + c]!) : acc + ins[0]![r * t.cols + c]!;
+      out[r] = acc;
+    }
+    return [out];
+  }
+  if (node.op === "store_rows") {
+    const t = node.ins[1]!.type as Type & { kind: "rows" };
+    const out = Float64Array.from(ins[0]!);
+    for (let r = 0; r < ctx.rows(t.domain); r++) {
+      const dst = ctx.meta(String(node.attrs.index), r);
+      if (dst >= 0) out.set(ins[1]!.subarray(r * t.cols, (r + 1) * t.cols), dst * t.cols);
+    }
+    return [out];
+  }
+  if (node.op === "kv_write") {
+    const kv = node.ins[0]!.type as Type & { kind: "kv" };
+    const t = node.ins[1]!.type as Type & { kind: "rows" };
+    const out = Float64Array.from(ins[0]!);
+    for (let r = 0; r < ctx.rows(t.domain); r++) {
+      const pos = ctx.meta("pos", r);
+      const block = ctx.meta("raw", ctx.meta("table", r) + Math.floor(pos / KV_BLOCK));
+      for (const part of [0, 1] as const)
+        for (let c = 0; c < t.cols; c++) out[kvIndex(kv, block, part, Math.floor(c / kv.headDim), pos % KV_BLOCK, c % kv.headDim)] = ins[1 + part]![r * t.cols + c]!;
+    }
+    return [out];
+  }
+  if (!op.eval) throw new Error(`interpreter: ${node.op} has no meaning`);
+  return op.eval(node, ins, ctx);
+}
+
+/**
+ * Evaluate `roots` in f64. `inputs` are the region's named inputs: row tensors [rows, cols], weights [n, k] row-major, factors
+ * [slot][maxRank][cols], fields and caches in their own layout. Throws on a missing input.
+ */
+export function interpret(roots: readonly Value[], inputs: Readonly<Record<string, Float64Array>>, ctx: EvalCtx): Float64Array[] {
+  const env: Env = new Map();
+  for (const node of toposort(roots)) {
+    let outs: Float64Array[];
+    const self: Value = { node, index: 0, type: node.outs[0]! };
+    if (isInput(self)) {
+      const data = inputs[inputName(self)];
+      if (!data) throw new Error(`interpreter: input ${inputName(self)} was not given`);
+      outs = [data];
+    } else outs = evalNode(node, env, ctx);
+    outs.forEach((o, index) => env.set(`${node.id}.${index}`, o));
+  }
+  return roots.map((v) => env.get(valueKey(v))!);
+}

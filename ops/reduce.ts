@@ -1,0 +1,46 @@
+/** Reductions along the columns of a row. One kernel holds a row's reductions and every pointwise value that needs them. */
+import { konst } from "./expr.ts";
+import { defineOp, type Domain, make1, type Type, type Value } from "./graph.ts";
+import { affine, mul, rsqrt } from "./elementwise.ts";
+
+const rowScalar = (ins: readonly Type[]): Type[] => {
+  const t = ins[0]!;
+  if (t.kind !== "rows") throw new Error("row reduction of something that has no rows");
+  return [{ kind: "rows", domain: t.domain, cols: 1 }];
+};
+const spread = defineOp({
+  name: "spread",
+  kind: "point",
+  infer: (ins, a) => [{ ...(ins[0] as Type & { kind: "rows" }), cols: Number(a.cols) }],
+  point: ({ at }) => at(0),
+});
+const rowSumOp = defineOp({
+  name: "row_sum",
+  kind: "reduce",
+  reduce: "sum",
+  infer: rowScalar,
+  grad: (node, [dout]) => [() => make1(spread, [dout!], { cols: (node.ins[0]!.type as Type & { kind: "rows" }).cols })],
+  samples: [{ ins: [{ kind: "rows", domain: "T", cols: 37 }] }],
+});
+const rowMaxOp = defineOp({ name: "row_max", kind: "reduce", reduce: "max", infer: rowScalar, samples: [{ ins: [{ kind: "rows", domain: "T", cols: 37 }] }] });
+export const rowSum = (x: Value): Value => make1(rowSumOp, [x]);
+export const rowMax = (x: Value): Value => make1(rowMaxOp, [x]);
+/** Row scalars repeated over `cols` columns. */
+export const spreadTo = (x: Value, cols: number): Value => make1(spread, [x], { cols });
+
+/** RMSNorm: y = x · rsqrt(mean(x²) + eps) · gain. Gradients follow from its parts: what backward keeps is x and one scalar a row. */
+export function rmsNorm(x: Value, gain: Value, eps: number): Value {
+  const cols = (x.type as Type & { kind: "rows" }).cols;
+  const rstd = rsqrt(affine(rowSum(mul(x, x)), { scale: 1 / cols, shift: eps }));
+  return mul(mul(x, rstd), gain);
+}
+
+const zerosOp = defineOp({
+  name: "zeros",
+  kind: "point",
+  infer: (_, a) => [{ kind: "rows", domain: a.domain as Domain, cols: Number(a.cols) }],
+  point: () => konst(0),
+});
+/** Zeros [domain, cols]. */
+export const zeros = (domain: Domain, cols: number): Value => make1(zerosOp, [], { domain, cols });
+

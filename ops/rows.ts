@@ -1,0 +1,61 @@
+/** Crossing row domains and named storage: every crossing is explicit. */
+import { ixBin, load, meta, row } from "./expr.ts";
+import { defineOp, make1, type Domain, type Type, type Value } from "./graph.ts";
+
+type Rows = Type & { kind: "rows" };
+
+const gatherOp = defineOp({
+  name: "gather_rows",
+  kind: "point",
+  remote: true,
+  infer: ([x], a) => [{ kind: "rows", domain: a.domain as Domain, cols: (x as Rows | (Type & { kind: "field" })).cols }],
+  point: ({ ins, attrs }) => load(ins[0]!, meta(String(attrs.index), row), attrs.offset ? ixBin("add", { ix: "col" }, Number(attrs.offset)) : { ix: "col" }),
+});
+/** Rows of `x` (a row tensor or a stored field) picked by the metadata array `index`, into another domain. */
+export const gatherRows = (x: Value, index: string, domain: Domain): Value => make1(gatherOp, [x], { index, domain }, `gather_${x.node.label}`);
+
+const sliceOp = defineOp({
+  name: "gather_slice",
+  kind: "point",
+  remote: true,
+  infer: (_, a) => [{ kind: "rows", domain: a.domain as Domain, cols: Number(a.cols) }],
+  point: ({ ins, attrs }) => load(ins[0]!, meta(String(attrs.index), row), ixBin("add", { ix: "col" }, Number(attrs.offset))),
+});
+/** Columns [offset, offset + cols) of stored rows: `state_read` of a gradient accumulated by key position. */
+export const gatherSlice = (x: Value, index: string, domain: Domain, offset: number, cols: number): Value =>
+  make1(sliceOp, [x], { index, domain, offset, cols }, `read_${x.node.label}`);
+
+const storeOp = defineOp({
+  name: "store_rows",
+  kind: "effect",
+  infer: ([f]) => [f!],
+});
+/** field[index[row]] = x[row] for rows whose index is not negative; returns the field's next state. */
+export const storeRows = (field: Value, x: Value, index: string): Value => make1(storeOp, [field, x], { index }, `store_${field.node.label}`);
+
+const embedOp = defineOp({
+  name: "embed",
+  kind: "point",
+  remote: true,
+  infer: ([w], a) => [{ kind: "rows", domain: a.domain as Domain, cols: (w as Type & { kind: "weight" }).k }],
+  point: ({ ins }) => load(ins[0]!, meta("ids", row), { ix: "col" }),
+});
+/** h[t] = W[ids[t]]: the embedding table may be the tied head, in its packed layout. */
+export const embed = (w: Value, domain: Domain): Value => make1(embedOp, [w], { domain }, "embed");
+
+const scatterOp = defineOp({
+  name: "scatter_rows",
+  kind: "kernel",
+  infer: (_, a) => [{ kind: "grad", of: String(a.of) }],
+  eval: (node, [dh], ctx) => {
+    const { n, k } = node.ins[1]!.type as Type & { kind: "weight" };
+    const out = new Float64Array(n * k);
+    for (let t = 0; t < ctx.rows((node.ins[0]!.type as Rows).domain); t++) {
+      const id = ctx.meta("ids", t);
+      for (let i = 0; i < k; i++) out[id * k + i] = out[id * k + i]! + dh![t * k + i]!;
+    }
+    return [out];
+  },
+});
+/** Gradient of the embedding table: rows with the same id fold in row order. Always adds to what the accumulator holds. */
+export const scatterRows = (dh: Value, w: Value): Value => make1(scatterOp, [dh, w], { of: String(w.node.attrs.name) }, "d_embed");

@@ -1,0 +1,127 @@
+/** The bundle format: the one contract that compiler and runtime share. A directory, also served over HTTP as it is. */
+export { type ErrorCode, type ErrorFields, WeftError } from "./errors.ts";
+export * from "./safetensors.ts";
+
+export const BUNDLE_FORMAT = "weft-bundle";
+export const BUNDLE_VERSION = 1;
+
+export interface FileEntry {
+  readonly bytes: number;
+  readonly sha256: string;
+}
+export interface TensorEntry {
+  readonly name: string;
+  readonly shape: readonly number[];
+  readonly dtype: "F32" | "F16";
+  readonly shard: string;
+  /** Byte range inside the shard file. */
+  readonly start: number;
+  readonly bytes: number;
+}
+export interface ParamEntry {
+  readonly name: string;
+  readonly kind: "weight" | "vector" | "factor";
+  readonly n: number;
+  readonly k: number;
+  readonly site: number | null;
+  readonly offset: number;
+  readonly words: number;
+  readonly accum: number;
+}
+export interface SiteEntry {
+  readonly index: number;
+  readonly module: string;
+  readonly inFeatures: number;
+  readonly outFeatures: number;
+}
+/** How many workgroups a launch takes in one dimension: ceil(count · mul / div), `count` a header word or 1. */
+export interface GridDim {
+  readonly count: "one" | "n_rows" | "n_head" | "n_keys";
+  readonly mul: number;
+  readonly div: number;
+}
+export interface LaunchEntry {
+  readonly kernel: string;
+  readonly grid: readonly [GridDim, GridDim, GridDim];
+  /** Bits of the adapter sites of its bodies; 0 when it always runs. */
+  readonly sites: number;
+}
+export interface ProgramEntry {
+  readonly name: string;
+  readonly region: "layer" | "outer";
+  readonly block: "step" | "unit" | "update";
+  readonly launches: readonly LaunchEntry[];
+}
+export interface BlockEntry {
+  readonly arrays: Readonly<Record<string, number>>;
+  readonly words: number;
+}
+/** Words of each memory class, in a layer's group and in the outer group. */
+export type ClassWords = Readonly<Record<"weights" | "kv" | "saved" | "adapters" | "accum" | "tables", { readonly layer: number; readonly outer: number }>>;
+
+export interface TargetPlan {
+  readonly panel: number;
+  readonly classes: ClassWords;
+  readonly arenaWords: number;
+  readonly metaWords: number;
+  /** Words from the arena's start of what outlives a program. */
+  readonly homes: Readonly<Record<"h" | "logits" | "dh" | "dkv" | "nll" | "rotary" | "norms", number>>;
+  readonly slotWords: number;
+  readonly jobWords: number;
+  readonly layerParams: readonly ParamEntry[];
+  readonly outerParams: readonly ParamEntry[];
+  readonly factors: readonly ParamEntry[];
+  readonly blocks: Readonly<Record<"step" | "unit" | "update", BlockEntry>>;
+  readonly header: readonly string[];
+  readonly programs: readonly ProgramEntry[];
+  readonly kernels: Readonly<Record<string, { readonly workgroup: number; readonly file: string }>>;
+}
+export interface CapacityEntry {
+  readonly tokens: number;
+  readonly sequences: number;
+  readonly context: number;
+  readonly headRows: number;
+  readonly blocks: number;
+  readonly slots: number;
+  readonly jobs: number;
+  readonly rank: number;
+  readonly savedRows: number;
+  readonly keptRows: number;
+  readonly unitRows: number;
+  readonly units: number;
+}
+export interface Manifest {
+  readonly format: typeof BUNDLE_FORMAT;
+  readonly version: number;
+  /** Hash of config and weights: what an adapter is trained on. */
+  readonly base: string;
+  readonly model: {
+    readonly family: string;
+    readonly hiddenSize: number;
+    readonly layers: number;
+    readonly heads: number;
+    readonly kvHeads: number;
+    readonly headDim: number;
+    readonly vocab: number;
+    readonly context: number;
+    readonly tied: boolean;
+    readonly format: "f32" | "f16";
+    readonly bos: number | null;
+    readonly eos: readonly number[];
+    readonly inverseFrequencies: readonly number[];
+    readonly parameters: number;
+  };
+  readonly policy: string;
+  readonly train: readonly ("lora" | "full")[];
+  readonly capacities: CapacityEntry;
+  readonly sites: readonly SiteEntry[];
+  /** Saved activations: fields and bytes a token a layer per training class. */
+  readonly saved: Readonly<Record<string, { readonly fields: readonly { readonly name: string; readonly cols: number; readonly index: string; readonly offset: number }[]; readonly bytes: { readonly naive: number; readonly all: number; readonly boundary: number } }>>;
+  /** Checkpoint names of a layer's parameters, with `{l}` for the layer; and of the outer region's. */
+  readonly checkpoint: { readonly layer: Readonly<Record<string, string>>; readonly outer: Readonly<Record<string, string>> };
+  readonly tensors: readonly TensorEntry[];
+  readonly tokenizer: boolean;
+  readonly chatTemplate: boolean;
+  readonly targets: Readonly<Partial<Record<"wasm" | "webgpu", TargetPlan>>>;
+  readonly files: Readonly<Record<string, FileEntry>>;
+}

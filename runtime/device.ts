@@ -1,0 +1,86 @@
+/** What plays a bundle's command list: chambers of memory, and kernels over them. One file a target implements it. */
+import type { Manifest, ParamEntry, TargetPlan } from "./bundle.ts";
+
+/** In the order of the bind record and of the storage bindings. */
+export const memoryClasses = ["weights", "meta", "arena", "kv", "saved", "adapters", "accum", "tables"] as const;
+export type MemoryClass = (typeof memoryClasses)[number];
+
+export interface DeviceInfo {
+  readonly target: "wasm" | "webgpu";
+  /** What computes: adapter name, or the CPU. */
+  readonly name: string;
+  readonly software: boolean;
+}
+/** A range of one chamber, in words. */
+export interface Range {
+  readonly cls: MemoryClass;
+  /** Layer index, or the number of layers for the outer group. */
+  readonly group: number;
+  readonly offset: number;
+  readonly words: number;
+}
+export interface Device {
+  readonly info: DeviceInfo;
+  readonly plan: TargetPlan;
+  /** Bytes held, by memory class. */
+  readonly memory: Readonly<Record<string, number>>;
+  write(at: Omit<Range, "words">, data: Float32Array | Uint32Array | Int32Array): void;
+  clear(range: Range): void;
+  /** Run commands (six words each) over the metadata, then read ranges back in order. */
+  run(commands: Int32Array, meta: Uint32Array, reads: readonly Range[]): Promise<Float32Array[]>;
+  read(range: Range): Promise<Float32Array>;
+  dispose(): void;
+}
+
+/** Words of a class in a group. */
+export function chamberWords(plan: TargetPlan, layers: number, cls: MemoryClass, group: number): number {
+  if (cls === "meta") return plan.metaWords;
+  if (cls === "arena") return plan.arenaWords;
+  return group === layers ? plan.classes[cls].outer : plan.classes[cls].layer;
+}
+export const isShared = (cls: MemoryClass): boolean => cls === "meta" || cls === "arena";
+
+/** [n, k] row-major → panels [n / panel][k][panel], zero-padded. */
+export function packPanels(values: Float32Array, n: number, k: number, panel: number): Float32Array {
+  const out = new Float32Array(Math.ceil(n / panel) * panel * k);
+  for (let j = 0; j < n; j++) {
+    const base = Math.floor(j / panel) * k * panel + (j % panel);
+    for (let i = 0; i < k; i++) out[base + i * panel] = values[j * k + i]!;
+  }
+  return out;
+}
+export function unpackPanels(packed: Float32Array, n: number, k: number, panel: number): Float32Array {
+  const out = new Float32Array(n * k);
+  for (let j = 0; j < n; j++) {
+    const base = Math.floor(j / panel) * k * panel + (j % panel);
+    for (let i = 0; i < k; i++) out[j * k + i] = packed[base + i * panel]!;
+  }
+  return out;
+}
+/** The same for packed halves, two to a word. */
+export function packHalves(values: Uint16Array, n: number, k: number, panel: number): Uint32Array {
+  const out = new Uint16Array(Math.ceil(n / panel) * panel * k);
+  for (let j = 0; j < n; j++) {
+    const base = Math.floor(j / panel) * k * panel + (j % panel);
+    for (let i = 0; i < k; i++) out[base + i * panel] = values[j * k + i]!;
+  }
+  return new Uint32Array(out.buffer);
+}
+
+/** Rotary table [positions][half cosines | half sines], from f64. */
+export function rotaryTable(m: Manifest): Float32Array {
+  const { headDim, inverseFrequencies } = m.model;
+  const half = headDim / 2;
+  const out = new Float32Array(m.capacities.context * headDim);
+  for (let p = 0; p < m.capacities.context; p++)
+    for (let i = 0; i < half; i++) {
+      out[p * headDim + i] = Math.cos(p * inverseFrequencies[i]!);
+      out[p * headDim + half + i] = Math.sin(p * inverseFrequencies[i]!);
+    }
+  return out;
+}
+export const paramNamed = (params: readonly ParamEntry[], name: string): ParamEntry => {
+  const p = params.find((x) => x.name === name);
+  if (!p) throw new Error(`no parameter ${name}`);
+  return p;
+};

@@ -1,0 +1,92 @@
+/** host.wasm from TypeScript: typed views on its memory, at the addresses it exports. */
+import type { Manifest } from "./bundle.ts";
+
+export interface HostExports {
+  readonly memory: WebAssembly.Memory;
+  init(): void;
+  addrMeta(): number;
+  addrCommands(): number;
+  addrEvents(): number;
+  addrLogits(): number;
+  addrCounters(): number;
+  addrTokens(seq: number): number;
+  addrLabels(seq: number): number;
+  addrHyper(job: number): number;
+  addrStops(seq: number): number;
+  addrRowSeq(): number;
+  freeBlocks(): number;
+  blocksTotal(): number;
+  kindOf(seq: number): number;
+  doneOf(seq: number): number;
+  saveBase(seq: number): number;
+  jobPhase(job: number): number;
+  setSites(slot: number, mask: number): void;
+  addRequest(kind: number, length: number, limit: number, slot: number): number;
+  setSampling(seq: number, temperature: number, topK: number, topP: number, minP: number, penalty: number, seed: number, stops: number): void;
+  cancel(seq: number): void;
+  jobOpen(job: number, slot: number, sites: number, full: number, sgd: number): void;
+  jobAdd(job: number, length: number, weight: number, dropKey: number, dropP: number, keep: number): number;
+  jobStart(job: number, last: number): void;
+  jobDrop(job: number): void;
+  schedule(budget: number, idle: number): number;
+  commit(): number;
+}
+export const KIND = { generate: 1, score: 2, train: 3 } as const;
+export const EVENT = { token: 1, finished: 2, scored: 3, microDone: 4 } as const;
+export const COUNTER = { rows: 3, head: 4, units: 5, commands: 6, events: 7, trainRows: 9 } as const;
+export const NONE = -1;
+
+export class Host {
+  private constructor(
+    readonly exports: HostExports,
+    private readonly manifest: Manifest,
+    private readonly metaWords: number,
+  ) {}
+  static async open(manifest: Manifest, metaWords: number, module: BufferSource): Promise<Host> {
+    const { instance } = (await WebAssembly.instantiate(module, {
+      env: {
+        abort: (_message: number, _file: number, line: number) => {
+          throw new Error(`host.wasm: assertion failed at line ${line}`);
+        },
+      },
+    })) as unknown as { instance: WebAssembly.Instance };
+    const exports = instance.exports as unknown as HostExports;
+    exports.init();
+    return new Host(exports, manifest, metaWords);
+  }
+  private get buffer(): ArrayBuffer {
+    return this.exports.memory.buffer;
+  }
+  meta(): Uint32Array {
+    return new Uint32Array(this.buffer, this.exports.addrMeta(), this.metaWords);
+  }
+  commands(count: number): Int32Array {
+    return new Int32Array(this.buffer, this.exports.addrCommands(), count * 6);
+  }
+  /** [type, a, b, c] of each event. */
+  events(count: number): Int32Array {
+    return new Int32Array(this.buffer, this.exports.addrEvents(), count * 4);
+  }
+  logits(): Float32Array {
+    return new Float32Array(this.buffer, this.exports.addrLogits(), this.manifest.capacities.headRows * this.manifest.model.vocab);
+  }
+  counter(i: number): number {
+    return new Int32Array(this.buffer, this.exports.addrCounters(), 16)[i]!;
+  }
+  tokens(seq: number): Int32Array {
+    return new Int32Array(this.buffer, this.exports.addrTokens(seq), this.manifest.capacities.context);
+  }
+  labels(seq: number): Int32Array {
+    return new Int32Array(this.buffer, this.exports.addrLabels(seq), this.manifest.capacities.context);
+  }
+  hyper(job: number): Float32Array {
+    return new Float32Array(this.buffer, this.exports.addrHyper(job), 8);
+  }
+  stops(seq: number): Int32Array {
+    return new Int32Array(this.buffer, this.exports.addrStops(seq), 16);
+  }
+  /** Sequence of each row of the last step. */
+  rowSequences(): Int32Array {
+    return new Int32Array(this.buffer, this.exports.addrRowSeq(), this.counter(COUNTER.rows));
+  }
+}

@@ -1,0 +1,110 @@
+/** Packs what the policy granted into the step's metadata block, and turns programs into commands. */
+import {
+  A_STEP_DROP_KEY, A_STEP_DROP_P, A_STEP_EXT_ROW, A_STEP_HEAD_ROW, A_STEP_IDS, A_STEP_POS, A_STEP_SAVE_ROW, A_STEP_SLOT, A_STEP_TABLE, A_STEP_TABLES,
+  BLOCKS_PER_SEQUENCE, CONTEXT, H_N_HEAD, H_N_KEYS, H_N_ROWS, H_SITE_MASK, HEAD_ROWS, HEADER_WORDS, LAUNCHES, LAYERS, P_EMBED, P_FORWARD, P_FORWARD_FULL, P_HEAD, P_STASH, PROGRAM_START, SEQUENCES,
+  TOKENS_PER_STEP,
+} from "./config";
+import {
+  bump, C_COMMANDS, C_HEAD, C_ROWS, C_TRAIN_ROWS, COMMANDS, counter, DONE, DROP_KEY, DROP_P, EXT_BASE, GENERATE, get, HEAD_POS, HEAD_SEQ, JOB, JOB_FULL, KIND, LENGTH_OF, META, NONE,
+  NUM_BLOCKS, ROW_SEQ, SAVE_BASE, SCORE, set, SLOT, SLOT_SITES, TABLE, TOKENS, TRAIN,
+} from "./state";
+
+/** Emit a program's launches for `group` over the metadata block at word `block`. Grids are ceil(count · mul / div). */
+export function emitProgram(program: i32, group: i32, block: i32): void {
+  if (program < 0) return;
+  const mask: i32 = get(META, block + H_SITE_MASK);
+  for (let i: i32 = PROGRAM_START[program]; i < PROGRAM_START[program + 1]; i++) {
+    const at: i32 = i * 11;
+    const sites: i32 = LAUNCHES[at + 1];
+    if (sites != 0 && (sites & mask) == 0) continue;
+    let empty: bool = false;
+    const c: i32 = counter(C_COMMANDS) * 6;
+    for (let d: i32 = 0; d < 3; d++) {
+      const code: i32 = LAUNCHES[at + 2 + d * 3];
+      const count: i32 = code == 0 ? 1 : code == 1 ? get(META, block + H_N_ROWS) : code == 2 ? get(META, block + H_N_HEAD) : get(META, block + H_N_KEYS);
+      const n: i32 = (count * LAUNCHES[at + 3 + d * 3] + LAUNCHES[at + 4 + d * 3] - 1) / LAUNCHES[at + 4 + d * 3];
+      if (n == 0) empty = true;
+      set(COMMANDS, c + 3 + d, n);
+    }
+    if (empty) continue;
+    set(COMMANDS, c, LAUNCHES[at]);
+    set(COMMANDS, c + 1, group);
+    set(COMMANDS, c + 2, block * 4);
+    bump(C_COMMANDS, 1);
+  }
+}
+
+export function beginStep(): void {
+  memory.fill(META, 0, HEADER_WORDS * 4);
+}
+
+/** Room left for rows, and for logits rows, in this step. */
+export function rowsLeft(): i32 {
+  return TOKENS_PER_STEP - counter(C_ROWS);
+}
+export function headLeft(): i32 {
+  return HEAD_ROWS - counter(C_HEAD);
+}
+
+/** Grant `n` rows to a sequence: its next tokens enter this step's forward. Returns what was granted. */
+export function grant(seq: i32, n: i32): i32 {
+  const kind: i32 = get(KIND, seq);
+  const done: i32 = get(DONE, seq);
+  const length: i32 = get(LENGTH_OF, seq);
+  n = min(min(n, length - done), rowsLeft());
+  if (kind == SCORE) n = min(n, headLeft());
+  if (kind == GENERATE && done + n == length && headLeft() < 1) n -= 1;
+  if (n <= 0) return 0;
+  const at: i32 = counter(C_ROWS);
+  const table: i32 = A_STEP_TABLES + seq * BLOCKS_PER_SEQUENCE;
+  memory.copy(META + ((<usize>table) << 2), TABLE + ((<usize>(seq * BLOCKS_PER_SEQUENCE)) << 2), (<usize>get(NUM_BLOCKS, seq)) << 2);
+  const slot: i32 = get(SLOT, seq);
+  for (let i: i32 = 0; i < n; i++) {
+    const r: i32 = at + i;
+    const pos: i32 = done + i;
+    set(META, A_STEP_IDS + r, get(TOKENS, seq * CONTEXT + pos));
+    set(META, A_STEP_POS + r, pos);
+    set(META, A_STEP_SLOT + r, slot);
+    set(META, A_STEP_TABLE + r, table);
+    const train: bool = kind == TRAIN;
+    set(META, A_STEP_SAVE_ROW + r, train ? get(SAVE_BASE, seq) + pos : NONE);
+    set(META, A_STEP_EXT_ROW + r, train && get(EXT_BASE, seq) != NONE ? get(EXT_BASE, seq) + pos : NONE);
+    set(META, A_STEP_DROP_KEY + r, train ? dropKey(get(DROP_KEY, seq), pos) : 0);
+    set(META, A_STEP_DROP_P + r, train ? get(DROP_P, seq) : 0);
+    set(ROW_SEQ, r, seq);
+    if (kind == SCORE || (kind == GENERATE && pos == length - 1)) {
+      const h: i32 = counter(C_HEAD);
+      set(META, A_STEP_HEAD_ROW + h, r);
+      set(HEAD_SEQ, h, seq);
+      set(HEAD_POS, h, pos);
+      bump(C_HEAD, 1);
+    }
+  }
+  set(META, H_SITE_MASK, get(META, H_SITE_MASK) | get(SLOT_SITES, slot));
+  if (kind == TRAIN) bump(C_TRAIN_ROWS, n);
+  bump(C_ROWS, n);
+  set(DONE, seq, done + n);
+  return n;
+}
+/** Key of a row's dropout draws: 0 means none. */
+export function dropKey(key: i32, pos: i32): i32 {
+  if (key == 0) return 0;
+  const k: u32 = (<u32>key ^ (<u32>(pos + 1) * 0x9e3779b9)) * 0x85ebca6b;
+  return k == 0 ? 1 : <i32>k;
+}
+
+/** Commands of the forward over all granted rows. */
+export function emitForward(): void {
+  const rows: i32 = counter(C_ROWS);
+  if (rows == 0) return;
+  let full: bool = false;
+  for (let s: i32 = 0; s < SEQUENCES; s++) if (get(KIND, s) == TRAIN && get(JOB_FULL, get(JOB, s)) != 0) full = true;
+  set(META, H_N_ROWS, rows);
+  set(META, H_N_HEAD, counter(C_HEAD));
+  const outer: i32 = LAYERS;
+  emitProgram(P_EMBED, outer, 0);
+  const forward: i32 = full ? P_FORWARD_FULL : P_FORWARD;
+  for (let l: i32 = 0; l < LAYERS; l++) emitProgram(forward, l, 0);
+  if (counter(C_TRAIN_ROWS) > 0) emitProgram(P_STASH, outer, 0);
+  if (counter(C_HEAD) > 0) emitProgram(P_HEAD, outer, 0);
+}

@@ -1,0 +1,46 @@
+/**
+ * Inference first; fine-tuning fills the rest of the budget. Units that finish a started optimizer step come before new windows. While a job
+ * runs it is owed a minimum share of every step (a twentieth): what a step cannot give is carried over. Alone, it has the whole (idle) budget.
+ */
+import { COST_UNIT, JOBS } from "../config";
+import { grant, rowsLeft } from "../batch";
+import { bump, C_CREDIT, C_STEPS, counter } from "../state";
+import { grantUnit, hasUnit, settleForward } from "../units";
+import { nextInference, nextTraining, remaining } from "../queue";
+
+export function coserve(budget: i32, idle: i32): void {
+  let used: i32 = 0;
+  // Decode rows (one token left) before prompt chunks.
+  for (let s: i32 = nextInference(-1); s >= 0; s = nextInference(s)) if (remaining(s) == 1) used += grant(s, 1);
+  for (let s: i32 = nextInference(-1); s >= 0 && used < budget; s = nextInference(s)) if (remaining(s) > 1) used += grant(s, min(budget - used, remaining(s)));
+
+  let left: i32 = used == 0 ? idle : max(0, budget - used);
+  let waiting: bool = nextTraining(-1) >= 0;
+  for (let j: i32 = 0; j < JOBS; j++) {
+    settleForward(j);
+    if (hasUnit(j)) waiting = true;
+  }
+  if (!waiting) {
+    bump(C_CREDIT, -counter(C_CREDIT));
+    return;
+  }
+  const share: i32 = max(1, budget / 20);
+  bump(C_CREDIT, share);
+  left = max(left, min(counter(C_CREDIT), budget));
+  const before: i32 = left;
+  // Jobs take turns, unit by unit; which job starts alternates by step.
+  let any: bool = true;
+  while (any && left > 0) {
+    any = false;
+    for (let i: i32 = 0; i < JOBS && left > 0; i++) {
+      const j: i32 = (i + counter(C_STEPS)) % JOBS;
+      if (hasUnit(j)) {
+        grantUnit(j);
+        left -= COST_UNIT;
+        any = true;
+      }
+    }
+  }
+  for (let s: i32 = nextTraining(-1); s >= 0 && left > 0 && rowsLeft() > 0; s = nextTraining(s)) left -= grant(s, min(left, remaining(s)));
+  bump(C_CREDIT, -min(counter(C_CREDIT), before - left));
+}

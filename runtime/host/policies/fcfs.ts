@@ -1,0 +1,24 @@
+/** First come, first served: running requests decode, waiting ones prefill in arrival order; fine-tuning runs only while no request does. */
+import { COST_UNIT, JOBS } from "../config";
+import { grant, rowsLeft } from "../batch";
+import { grantUnit, hasUnit, settleForward } from "../units";
+import { nextInference, nextTraining, remaining } from "../queue";
+
+export function fcfs(budget: i32, idle: i32): void {
+  let left: i32 = budget;
+  let served: bool = false;
+  for (let s: i32 = nextInference(-1); s >= 0 && left > 0; s = nextInference(s)) {
+    left -= grant(s, min(left, remaining(s)));
+    served = true;
+  }
+  if (served) return;
+  left = idle;
+  for (let j: i32 = 0; j < JOBS; j++) {
+    settleForward(j);
+    while (left > 0 && hasUnit(j)) {
+      grantUnit(j);
+      left -= COST_UNIT;
+    }
+  }
+  for (let s: i32 = nextTraining(-1); s >= 0 && left > 0 && rowsLeft() > 0; s = nextTraining(s)) left -= grant(s, min(left, remaining(s)));
+}

@@ -1,0 +1,2 @@
+export { coserve } from "./coserve";
+export { fcfs } from "./fcfs";

@@ -1,0 +1,104 @@
+/** The sampler: greedy, or temperature → top-k → top-p → min-p over logits of one row, in the order transformers applies them. */
+import { CONTEXT, VOCAB } from "./config";
+import { get, getf, HEAP, LENGTH_OF, LOGITS, MIN_P, PENALTY, SEED, set, setf, TEMPERATURE, TOKENS, TOP_K, TOP_P } from "./state";
+
+/** Draw in [0, 1) from (seed, position): any order of evaluation gives the same. */
+function draw(seed: i32, pos: i32): f64 {
+  let h: u32 = <u32>seed ^ (<u32>(pos + 1) * 0x9e3779b9);
+  h = (h ^ (h >> 16)) * 0x7feb352d;
+  h = (h ^ (h >> 15)) * 0x846ca68b;
+  h = h ^ (h >> 16);
+  return <f64>h / 4294967296.0;
+}
+
+// A max-heap of token ids by logit; equal logits order by id, so that ties are stable.
+function before(row: usize, a: i32, b: i32): bool {
+  const x: f32 = getf(row, a);
+  const y: f32 = getf(row, b);
+  return x > y || (x == y && a < b);
+}
+function sift(row: usize, i: i32, n: i32): void {
+  const id: i32 = get(HEAP, i);
+  while (true) {
+    let c: i32 = 2 * i + 1;
+    if (c >= n) break;
+    if (c + 1 < n && before(row, get(HEAP, c + 1), get(HEAP, c))) c++;
+    if (!before(row, get(HEAP, c), id)) break;
+    set(HEAP, i, get(HEAP, c));
+    i = c;
+  }
+  set(HEAP, i, id);
+}
+
+/** Sample the next token of `seq` from logits row `h`. Penalised logits are written back to the row. */
+export function sample(seq: i32, h: i32): i32 {
+  const row: usize = LOGITS + ((<usize>(h * VOCAB)) << 2);
+  const penalty: f32 = getf(PENALTY, seq);
+  if (penalty != 1) {
+    const n: i32 = get(LENGTH_OF, seq);
+    for (let i: i32 = 0; i < n; i++) {
+      const id: i32 = get(TOKENS, seq * CONTEXT + i);
+      let first: bool = true;
+      for (let k: i32 = 0; k < i && first; k++) if (get(TOKENS, seq * CONTEXT + k) == id) first = false;
+      if (!first) continue;
+      const x: f32 = getf(row, id);
+      setf(row, id, x > 0 ? x / penalty : x * penalty);
+    }
+  }
+  let best: i32 = 0;
+  for (let i: i32 = 1; i < VOCAB; i++) if (getf(row, i) > getf(row, best)) best = i;
+  const temperature: f64 = <f64>getf(TEMPERATURE, seq);
+  if (temperature <= 0) return best;
+
+  for (let i: i32 = 0; i < VOCAB; i++) set(HEAP, i, i);
+  for (let i: i32 = VOCAB / 2 - 1; i >= 0; i--) sift(row, i, VOCAB);
+  const max: f64 = <f64>getf(row, best);
+  const topK: i32 = get(TOP_K, seq) > 0 ? min(get(TOP_K, seq), VOCAB) : VOCAB;
+  const topP: f64 = <f64>getf(TOP_P, seq);
+  const minP: f64 = <f64>getf(MIN_P, seq);
+  // Ids leave the heap in descending order to the heap's tail: the k-th largest lies at HEAP[VOCAB - k].
+  let n: i32 = VOCAB;
+  let total: f64 = 0;
+  if (topK == VOCAB) for (let i: i32 = 0; i < VOCAB; i++) total += Math.exp((<f64>getf(row, i) - max) / temperature);
+  let kept: i32 = 0;
+  let mass: f64 = 0;
+  if (topK < VOCAB) {
+    while (kept < topK) {
+      pop(row, n);
+      n--;
+      kept++;
+      total += Math.exp((<f64>getf(row, get(HEAP, n)) - max) / temperature);
+    }
+    let cut: i32 = 0;
+    while (cut < kept) {
+      const p: f64 = Math.exp((<f64>getf(row, get(HEAP, VOCAB - 1 - cut)) - max) / temperature);
+      if (cut > 0 && (mass >= topP * total || p < minP)) break;
+      mass += p;
+      cut++;
+    }
+    kept = cut;
+  } else {
+    while (n > 0) {
+      const p: f64 = Math.exp((<f64>getf(row, get(HEAP, 0)) - max) / temperature);
+      if (kept > 0 && (mass >= topP * total || p < minP)) break;
+      pop(row, n);
+      n--;
+      kept++;
+      mass += p;
+    }
+  }
+  let u: f64 = draw(get(SEED, seq), get(LENGTH_OF, seq)) * mass;
+  for (let i: i32 = 0; i < kept; i++) {
+    const id: i32 = get(HEAP, VOCAB - 1 - i);
+    u -= Math.exp((<f64>getf(row, id) - max) / temperature);
+    if (u < 0) return id;
+  }
+  return get(HEAP, VOCAB - kept);
+}
+/** Move the largest of the first n ids to HEAP[n - 1]. */
+function pop(row: usize, n: i32): void {
+  const top: i32 = get(HEAP, 0);
+  set(HEAP, 0, get(HEAP, n - 1));
+  sift(row, 0, n - 1);
+  set(HEAP, n - 1, top);
+}

@@ -1,0 +1,150 @@
+/**
+ * Every array of the host, one field an array (struct of arrays), sized by generated capacities. No allocation, no imports, no strings.
+ *
+ *   sequence s:  kind status length done slot job …            one row of each SEQ_* array
+ *                TOKENS  [s][CONTEXT]   prompt, then what was generated; training rows' input ids
+ *                LABELS  [s][CONTEXT]   training only: label of each row, -100 for none
+ *                TABLE   [s][BLOCKS_PER_SEQUENCE]  cache block ids
+ *   job j:       phase, cursor of its units, hyper-parameters
+ */
+import { BLOCKS, BLOCKS_PER_SEQUENCE, CONTEXT, HEAD_ROWS, JOBS, META_WORDS, SEQUENCES, SLOTS, TOKENS_PER_STEP, UNITS, VOCAB, LAYERS } from "./config";
+
+export const NONE: i32 = -1;
+export const IGNORE: i32 = -100;
+// kinds
+export const FREE: i32 = 0;
+export const GENERATE: i32 = 1;
+export const SCORE: i32 = 2;
+export const TRAIN: i32 = 3;
+// status
+export const WAITING: i32 = 0;
+export const RUNNING: i32 = 1;
+// job phases
+export const IDLE: i32 = 0;
+export const FORWARD: i32 = 1;
+export const HEAD: i32 = 2;
+export const BACKWARD: i32 = 3;
+export const UPDATE: i32 = 4;
+// events: [type, a, b, c]
+export const TOKEN: i32 = 1;
+export const FINISHED: i32 = 2;
+export const SCORED: i32 = 3;
+export const MICRO_DONE: i32 = 4;
+// finish reasons
+export const STOP: i32 = 1;
+export const LENGTH: i32 = 2;
+
+// @ts-ignore: decorator
+@inline export function get(a: usize, i: i32): i32 {
+  return load<i32>(a + ((<usize>i) << 2));
+}
+// @ts-ignore: decorator
+@inline export function set(a: usize, i: i32, v: i32): void {
+  store<i32>(a + ((<usize>i) << 2), v);
+}
+// @ts-ignore: decorator
+@inline export function getf(a: usize, i: i32): f32 {
+  return load<f32>(a + ((<usize>i) << 2));
+}
+// @ts-ignore: decorator
+@inline export function setf(a: usize, i: i32, v: f32): void {
+  store<f32>(a + ((<usize>i) << 2), v);
+}
+
+export const KIND: usize = memory.data(SEQUENCES * 4);
+export const STATUS: usize = memory.data(SEQUENCES * 4);
+/** Tokens known; tokens whose keys and values are in the cache. */
+export const LENGTH_OF: usize = memory.data(SEQUENCES * 4);
+export const DONE: usize = memory.data(SEQUENCES * 4);
+/** Length at which generation ends. */
+export const LIMIT: usize = memory.data(SEQUENCES * 4);
+export const PROMPT: usize = memory.data(SEQUENCES * 4);
+export const SLOT: usize = memory.data(SEQUENCES * 4);
+/** Arrival order: policies serve the smallest first. */
+export const ARRIVAL: usize = memory.data(SEQUENCES * 4);
+export const NUM_BLOCKS: usize = memory.data(SEQUENCES * 4);
+export const TABLE: usize = memory.data(SEQUENCES * BLOCKS_PER_SEQUENCE * 4);
+export const TOKENS: usize = memory.data(SEQUENCES * CONTEXT * 4);
+export const LABELS: usize = memory.data(SEQUENCES * CONTEXT * 4);
+// sampling
+export const TEMPERATURE: usize = memory.data(SEQUENCES * 4);
+export const TOP_K: usize = memory.data(SEQUENCES * 4);
+export const TOP_P: usize = memory.data(SEQUENCES * 4);
+export const MIN_P: usize = memory.data(SEQUENCES * 4);
+export const PENALTY: usize = memory.data(SEQUENCES * 4);
+export const SEED: usize = memory.data(SEQUENCES * 4);
+export const STOPS_PER_SEQUENCE: i32 = 16;
+export const NUM_STOPS: usize = memory.data(SEQUENCES * 4);
+export const STOPS: usize = memory.data(SEQUENCES * 16 * 4);
+// training sequences
+export const JOB: usize = memory.data(SEQUENCES * 4);
+export const SAVE_BASE: usize = memory.data(SEQUENCES * 4);
+export const EXT_BASE: usize = memory.data(SEQUENCES * 4);
+export const ROW_WEIGHT: usize = memory.data(SEQUENCES * 4);
+export const DROP_KEY: usize = memory.data(SEQUENCES * 4);
+export const DROP_P: usize = memory.data(SEQUENCES * 4);
+/** Sequences of a job's micro-batch, in order. */
+export const JOB_SEQ: usize = memory.data(JOBS * SEQUENCES * 4);
+export const JOB_SEQS: usize = memory.data(JOBS * 4);
+export const JOB_PHASE: usize = memory.data(JOBS * 4);
+export const JOB_SLOT: usize = memory.data(JOBS * 4);
+export const JOB_FULL: usize = memory.data(JOBS * 4);
+export const JOB_SITES: usize = memory.data(JOBS * 4);
+/** 1 when this micro-batch ends an optimizer step. */
+export const JOB_LAST: usize = memory.data(JOBS * 4);
+export const JOB_SGD: usize = memory.data(JOBS * 4);
+/** Cursor: layer, index into JOB_SEQ, quantum, chunk of label rows. */
+export const CUR_LAYER: usize = memory.data(JOBS * 4);
+export const CUR_SEQ: usize = memory.data(JOBS * 4);
+export const CUR_QUANTUM: usize = memory.data(JOBS * 4);
+export const CUR_CHUNK: usize = memory.data(JOBS * 4);
+/** lr, lr_c1, rsqrt_c2, beta1, beta2, eps, decay, max_norm. */
+export const HYPERS: i32 = 8;
+export const HYPER: usize = memory.data(JOBS * 8 * 4);
+
+export const SLOT_SITES: usize = memory.data((SLOTS + 1) * 4);
+export const FREE_BLOCKS: usize = memory.data(BLOCKS * 4);
+/** [free blocks, next arrival, steps, rows granted this step, head rows, units, commands, events, meta bytes used] */
+export const COUNTERS: usize = memory.data(64);
+
+export const META: usize = memory.data(META_WORDS * 4);
+/** Commands of six words: kernel, group, byte offset of the metadata block, x, y, z. */
+export const MAX_COMMANDS: i32 = 32 + LAYERS * 48 + UNITS * 96 + JOBS * (LAYERS + 2) * 8;
+export const COMMANDS: usize = memory.data((32 + LAYERS * 48 + UNITS * 96 + JOBS * (LAYERS + 2) * 8) * 24);
+export const MAX_EVENTS: i32 = SEQUENCES * 2 + HEAD_ROWS + JOBS;
+export const EVENTS: usize = memory.data((SEQUENCES * 2 + HEAD_ROWS + JOBS) * 16);
+export const HEAD_SEQ: usize = memory.data(HEAD_ROWS * 4);
+export const HEAD_POS: usize = memory.data(HEAD_ROWS * 4);
+export const LOGITS: usize = memory.data(HEAD_ROWS * VOCAB * 4);
+export const HEAP: usize = memory.data(VOCAB * 4);
+export const ROW_SEQ: usize = memory.data(TOKENS_PER_STEP * 4);
+
+// @ts-ignore: decorator
+@inline export function counter(i: i32): i32 {
+  return get(COUNTERS, i);
+}
+// @ts-ignore: decorator
+@inline export function bump(i: i32, by: i32): void {
+  set(COUNTERS, i, get(COUNTERS, i) + by);
+}
+export const C_FREE: i32 = 0;
+export const C_ARRIVAL: i32 = 1;
+export const C_STEPS: i32 = 2;
+export const C_ROWS: i32 = 3;
+export const C_HEAD: i32 = 4;
+export const C_UNITS: i32 = 5;
+export const C_COMMANDS: i32 = 6;
+export const C_EVENTS: i32 = 7;
+export const C_META: i32 = 8;
+export const C_TRAIN_ROWS: i32 = 9;
+/** Row-equivalents granted to fine-tuning beyond its share (negative: owed to it). */
+export const C_CREDIT: i32 = 10;
+
+export function emitEvent(type: i32, a: i32, b: i32, c: i32): void {
+  const at: i32 = counter(C_EVENTS) * 4;
+  set(EVENTS, at, type);
+  set(EVENTS, at + 1, a);
+  set(EVENTS, at + 2, b);
+  set(EVENTS, at + 3, c);
+  bump(C_EVENTS, 1);
+}

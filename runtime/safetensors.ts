@@ -1,0 +1,131 @@
+/** The safetensors container: 8-byte little-endian header length, JSON header, bytes. Nothing in a header is trusted. */
+import { WeftError } from "./errors.ts";
+
+export type Dtype = "F32" | "F16" | "BF16" | "I32";
+export interface TensorInfo {
+  readonly name: string;
+  readonly dtype: Dtype;
+  readonly shape: readonly number[];
+  /** Byte range from the start of the file. */
+  readonly start: number;
+  readonly end: number;
+}
+export const dtypeBytes: Readonly<Record<Dtype, number>> = { F32: 4, F16: 2, BF16: 2, I32: 4 };
+const MAX_HEADER = 100 * 2 ** 20;
+
+/** Byte length of header and prefix, from the file's first 8 bytes. */
+export function headerEnd(prefix: Uint8Array, fileBytes: number, where: string): number {
+  if (prefix.byteLength < 8 || fileBytes < 8) throw bad(where, "at least 8 bytes", `${fileBytes} bytes`);
+  const n = new DataView(prefix.buffer, prefix.byteOffset).getBigUint64(0, true);
+  if (n > BigInt(MAX_HEADER) || Number(n) + 8 > fileBytes) throw bad(where, `a header of at most ${Math.min(MAX_HEADER, fileBytes - 8)} bytes`, `${n} bytes`, "the file is truncated or not safetensors");
+  return 8 + Number(n);
+}
+
+/** Check a header against the size of its file: shapes match ranges, ranges lie inside and do not overlap. */
+export function parseHeader(bytes: Uint8Array, fileBytes: number, where: string): { tensors: TensorInfo[]; metadata: Record<string, string> } {
+  const end = headerEnd(bytes, fileBytes, where);
+  let json: unknown;
+  try {
+    json = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes.subarray(8, end)));
+  } catch (cause) {
+    throw bad(where, "a JSON header", "text that does not parse", undefined, cause);
+  }
+  if (typeof json !== "object" || json === null || Array.isArray(json)) throw bad(where, "a JSON object", typeof json);
+  const tensors: TensorInfo[] = [];
+  let metadata: Record<string, string> = {};
+  for (const [name, v] of Object.entries(json)) {
+    if (name === "__metadata__") {
+      metadata = v as Record<string, string>;
+      continue;
+    }
+    const { dtype, shape, data_offsets: range } = (v ?? {}) as { dtype?: unknown; shape?: unknown; data_offsets?: unknown };
+    if (typeof dtype !== "string" || !(dtype in dtypeBytes)) throw bad(`${where}: ${name}`, `dtype ${Object.keys(dtypeBytes).join(", ")}`, String(dtype));
+    if (!Array.isArray(shape) || shape.some((d) => !Number.isInteger(d) || d < 0)) throw bad(`${where}: ${name}`, "a shape of non-negative integers", JSON.stringify(shape));
+    if (!Array.isArray(range) || range.length !== 2 || range.some((d) => !Number.isInteger(d) || d < 0)) throw bad(`${where}: ${name}`, "data_offsets [start, end]", JSON.stringify(range));
+    const need = shape.reduce((a: number, b: number) => a * b, 1) * dtypeBytes[dtype as Dtype];
+    if (range[1] - range[0] !== need) throw bad(`${where}: ${name}`, `${need} bytes for ${dtype} ${JSON.stringify(shape)}`, `${range[1] - range[0]} bytes`);
+    if (end + range[1] > fileBytes) throw bad(`${where}: ${name}`, `data inside the file (${fileBytes} bytes)`, `bytes up to ${end + range[1]}`, "the file is truncated");
+    tensors.push({ name, dtype: dtype as Dtype, shape: shape as number[], start: end + range[0], end: end + range[1] });
+  }
+  const order = [...tensors].sort((a, b) => a.start - b.start);
+  order.forEach((t, i) => {
+    const next = order[i + 1];
+    if (next && next.start < t.end) throw bad(`${where}: ${next.name}`, "tensors that do not overlap", `overlap with ${t.name}`);
+  });
+  return { tensors, metadata };
+}
+
+function bad(where: string, expected: string, found: string, hint?: string, cause?: unknown): WeftError {
+  return new WeftError({ code: "WEFT_WEIGHTS", where, expected, found, ...(hint && { hint }), ...(cause !== undefined && { cause }) });
+}
+
+const half = new Float32Array(1);
+const halfBits = new Uint32Array(half.buffer);
+/** IEEE half bits → number. */
+export function halfToFloat(h: number): number {
+  const sign = h & 0x8000 ? -1 : 1;
+  const e = (h >> 10) & 31;
+  const m = h & 1023;
+  if (e === 0) return sign * m * 2 ** -24;
+  if (e === 31) return m ? Number.NaN : sign * Number.POSITIVE_INFINITY;
+  return sign * (1 + m / 1024) * 2 ** (e - 15);
+}
+/** number → IEEE half bits, round to nearest even; values beyond the range saturate to infinity. */
+export function floatToHalf(x: number): number {
+  half[0] = x;
+  const b = halfBits[0]!;
+  const sign = (b >>> 16) & 0x8000;
+  const abs = b & 0x7fffffff;
+  if (abs >= 0x7f800000) return sign | (abs > 0x7f800000 ? 0x7e00 : 0x7c00);
+  if (abs >= 0x477ff000) return sign | 0x7c00;
+  if (abs < 0x38800000) {
+    const m = Math.abs(half[0]!) * 2 ** 24;
+    const r = Math.round(m);
+    return sign | (Math.abs(m - Math.trunc(m)) === 0.5 && r % 2 ? r - 1 : r);
+  }
+  const rounded = abs + 0xfff + ((abs >>> 13) & 1);
+  return sign | ((rounded - 0x38000000) >>> 13);
+}
+
+/** Tensor bytes → f32 values. Throws WEFT_WEIGHTS naming the tensor if one is not finite. */
+export function decode(bytes: Uint8Array, dtype: Dtype, where: string): Float32Array {
+  const n = bytes.byteLength / dtypeBytes[dtype];
+  const out = new Float32Array(n);
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  if (dtype === "F32") for (let i = 0; i < n; i++) out[i] = view.getFloat32(i * 4, true);
+  else if (dtype === "F16") for (let i = 0; i < n; i++) out[i] = halfToFloat(view.getUint16(i * 2, true));
+  else if (dtype === "BF16") {
+    const bits = new Uint32Array(out.buffer);
+    for (let i = 0; i < n; i++) bits[i] = view.getUint16(i * 2, true) << 16;
+  } else throw bad(where, "a floating-point tensor", dtype);
+  for (let i = 0; i < n; i++) if (!Number.isFinite(out[i]!)) throw bad(where, "finite values", `${out[i]} at element ${i}`);
+  return out;
+}
+
+export interface TensorData {
+  readonly name: string;
+  readonly shape: readonly number[];
+  readonly dtype: "F32" | "F16" | "I32";
+  readonly data: Float32Array | Uint16Array | Int32Array;
+}
+/** A whole safetensors file; tensors in the order given, header padded to 8 bytes. */
+export function encode(tensors: readonly TensorData[], metadata: Readonly<Record<string, string>> = { format: "pt" }): Uint8Array {
+  const header: Record<string, unknown> = { __metadata__: metadata };
+  let at = 0;
+  for (const t of tensors) {
+    header[t.name] = { dtype: t.dtype, shape: t.shape, data_offsets: [at, at + t.data.byteLength] };
+    at += t.data.byteLength;
+  }
+  let text = JSON.stringify(header);
+  text += " ".repeat((8 - (new TextEncoder().encode(text).length % 8)) % 8);
+  const head = new TextEncoder().encode(text);
+  const out = new Uint8Array(8 + head.length + at);
+  new DataView(out.buffer).setBigUint64(0, BigInt(head.length), true);
+  out.set(head, 8);
+  let to = 8 + head.length;
+  for (const t of tensors) {
+    out.set(new Uint8Array(t.data.buffer, t.data.byteOffset, t.data.byteLength), to);
+    to += t.data.byteLength;
+  }
+  return out;
+}
