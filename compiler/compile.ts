@@ -61,7 +61,7 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
   const methods = train.includes("lora") ? Object.values(adapterMethods) : [];
   const programs = buildPrograms(model, capacities, { format, methods, train, scope: `m${++scopes}` });
   for (const g of programs.graphs) verify(g);
-  const launches = new Map(programs.graphs.map((g) => [g.name, fuse(g.roots, { fuse: options.fuse ?? true })]));
+  const launches = new Map(programs.graphs.map((g) => [g.name, fuse(g.roots, { fuse: options.fuse ?? true, homes: g.homes })]));
 
   const files = new Map<string, Uint8Array>();
   const plans: Partial<Record<"wasm" | "webgpu", TargetPlan>> = {};

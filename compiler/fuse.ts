@@ -21,7 +21,11 @@ export type Store =
 export interface Operand {
   readonly value: Value;
   readonly index: string | null;
+  /** Read instead of `value` in steps where no row drops anything: then the masked copy is never made. */
+  readonly undropped: Value | null;
 }
+/** Bit of `site_mask` that says some row of the block has dropout. */
+export const DROPOUT_BIT = 30;
 export interface Stat {
   readonly id: number;
   readonly reduce: "sum" | "max";
@@ -37,7 +41,7 @@ export interface Body {
   readonly operands: readonly Operand[];
   readonly stats: readonly Stat[];
   readonly stores: readonly Store[];
-  /** Adapter site without which this body has nothing to do. */
+  /** Adapter site (or DROPOUT_BIT) without which this body has nothing to do. */
   readonly site: number | null;
   /** Values read, in arena terms (for liveness) and inputs (for hazards). */
   readonly reads: readonly Value[];
@@ -53,6 +57,7 @@ class Group {
   readonly stores: Store[] = [];
   readonly effects: { field: Value; x: Value; index: string; part: 0 | 1 | null }[] = [];
   readonly after = new Set<Group>();
+  condition: number | null = null;
   constructor(
     readonly order: number,
     readonly skeleton: Skeleton,
@@ -70,11 +75,15 @@ const rowOperands = (node: Node): Value[] => node.ins.filter((v) => v.type.kind 
 function fieldGather(v: Value): Operand | null {
   if (v.node.op !== "gather_rows") return null;
   const src = v.node.ins[0]!;
-  return src.type.kind === "field" && isInput(src) ? { value: src, index: String(v.node.attrs.index) } : null;
+  return src.type.kind === "field" && isInput(src) ? { value: src, index: String(v.node.attrs.index), undropped: null } : null;
+}
+const isDropout = (v: Value): boolean => v.node.op === "dropout";
+function operandOf(v: Value): Operand {
+  return fieldGather(v) ?? { value: v, index: null, undropped: isDropout(v) ? v.node.ins[0]! : null };
 }
 
 /** Group the nodes that `roots` need into launches. `fuse: false` gives every node a kernel of its own. */
-export function fuse(roots: readonly Value[], options: { fuse: boolean }): Launch[] {
+export function fuse(roots: readonly Value[], options: { fuse: boolean; homes?: readonly { readonly value: Value; readonly name: string }[] }): Launch[] {
   const order = toposort(roots);
   const rootKeys = new Set(roots.map(valueKey));
   const users = new Map<string, Node[]>();
@@ -125,7 +134,10 @@ export function fuse(roots: readonly Value[], options: { fuse: boolean }): Launc
     const last = latest(deps);
     if (op.kind === "input") continue;
     if (op.kind === "kernel") {
-      for (const v of rowOperands(node)) if (!fieldGather(v)) needed.add(valueKey(v));
+      for (const v of rowOperands(node)) {
+        if (!fieldGather(v)) needed.add(valueKey(v));
+        if (isDropout(v)) needed.add(valueKey(v.node.ins[0]!));
+      }
       const t = node.outs[0]!;
       const a = node.ins[0]!.type as Rows;
       const g = open(node.op as Skeleton, node, a.domain, t.kind === "rows" ? t.cols : a.cols, deps);
@@ -162,8 +174,16 @@ export function fuse(roots: readonly Value[], options: { fuse: boolean }): Launc
         place.set(key, deps);
         continue;
       }
+      const feedsHeavy = (u: Node): boolean => opOf(u.op).kind === "kernel";
+      if (node.op === "dropout" && uses.some(feedsHeavy)) {
+        const g = open("map", null, t.domain, t.cols, deps);
+        g.condition = DROPOUT_BIT;
+        join(g, node, deps);
+        continue;
+      }
+      const dropped = uses.some((u) => u.op === "dropout" && (users.get(`${u.id}.0`) ?? []).some(feedsHeavy));
       const shapeFits = (g: Group): boolean =>
-        epilogueSkeletons.has(g.skeleton) && g.domain === t.domain && (g.cols === t.cols || (g.skeleton === "row" && t.cols === 1));
+        g.condition === null && epilogueSkeletons.has(g.skeleton) && g.domain === t.domain && (g.cols === t.cols || (g.skeleton === "row" && t.cols === 1));
       if (options.fuse && last && shapeFits(last) && canEvaluate(last, node.ins, op.remote ?? false)) {
         join(last, node, deps);
         continue;
@@ -173,7 +193,7 @@ export function fuse(roots: readonly Value[], options: { fuse: boolean }): Launc
         return k.kind === "kernel" ? fieldGather(self) !== null : !(k.kind === "point" && k.remote);
       });
       const indirectOnly = fieldGather(self) !== null && uses.every((u) => opOf(u.op).kind === "kernel");
-      if (!rootKeys.has(key) && (indirectOnly || (options.fuse && readDirectly && (uses.length <= 1 || deps.size === 0 || t.cols === 1)))) {
+      if (!rootKeys.has(key) && !dropped && (indirectOnly || (options.fuse && readDirectly && (uses.length <= 1 || deps.size === 0 || t.cols === 1)))) {
         free.add(key);
         place.set(key, deps);
         continue;
@@ -233,12 +253,12 @@ export function fuse(roots: readonly Value[], options: { fuse: boolean }): Launc
       if (needed.has(key) && v.type.kind === "rows" && !(g.heavy && !epilogueSkeletons.has(g.skeleton)))
         stores.push({ to: "rows", value: v, expr: exprOf(v), cols: v.type.cols });
     }
-    const operands = g.heavy ? g.heavy.ins.map((v): Operand => fieldGather(v) ?? { value: v, index: null }) : [];
-    for (const o of operands) reads.set(valueKey(o.value), o.value);
+    const operands = g.heavy ? g.heavy.ins.map(operandOf) : [];
+    for (const o of operands) for (const v of [o.value, ...(o.undropped ? [o.undropped] : [])]) reads.set(valueKey(v), v);
     const factor = g.heavy?.ins.find((v) => v.type.kind === "factor");
     const name = g.heavy?.label ?? [...g.members.values()].at(-1)?.node.label ?? g.effects.map((f) => `store_${f.field.node.label}`)[0] ?? g.skeleton;
     bodies.set(g, {
-      name: g.heavy ? name : `${name}`,
+      name,
       skeleton: g.skeleton,
       domain: g.domain,
       cols: g.cols,
@@ -246,7 +266,7 @@ export function fuse(roots: readonly Value[], options: { fuse: boolean }): Launc
       operands,
       stats,
       stores: [...stores, ...effects],
-      site: factor ? (factor.type as Type & { kind: "factor" }).site : null,
+      site: factor ? (factor.type as Type & { kind: "factor" }).site : g.condition,
       reads: [...reads.values()],
     });
   }
@@ -254,28 +274,30 @@ export function fuse(roots: readonly Value[], options: { fuse: boolean }): Launc
     const b = bodies.get(g)!;
     return b.stores.length > 0 || (g.heavy && !epilogueSkeletons.has(g.skeleton));
   });
-  return merge(live, bodies, options.fuse);
+  return merge(live, bodies, options.fuse, new Map((options.homes ?? []).map((h) => [valueKey(h.value), h.name])));
 }
 
 /** Named storage a body reads or writes: what may not be reordered. */
-function touches(b: Body): { reads: Set<string>; writes: Set<string> } {
+function touches(b: Body, homes: ReadonlyMap<string, string>): { reads: Set<string>; writes: Set<string> } {
   const reads = new Set(b.reads.filter(isInput).map(inputName));
   const writes = new Set<string>();
   for (const s of b.stores) {
     if (s.to === "field") writes.add(inputName(s.field));
     if (s.to === "kv") writes.add(inputName(s.kv));
+    const home = s.to === "rows" ? homes.get(valueKey(s.value)) : undefined;
+    if (home) writes.add(home);
   }
   if (b.skeleton === "attend_dkv") writes.add("dkv");
   return { reads, writes };
 }
 
 /** Independent groups with the same skeleton and domain share a launch. */
-function merge(groups: readonly Group[], bodies: ReadonlyMap<Group, Body>, on: boolean): Launch[] {
+function merge(groups: readonly Group[], bodies: ReadonlyMap<Group, Body>, on: boolean, homes: ReadonlyMap<string, string>): Launch[] {
   const launches: Group[][] = [];
   const at = new Map<Group, number>();
   for (const g of groups) {
     const b = bodies.get(g)!;
-    const t = touches(b);
+    const t = touches(b, homes);
     let earliest = 0;
     for (const d of g.after) earliest = Math.max(earliest, (at.get(d) ?? -1) + 1);
     let target = -1;
@@ -283,11 +305,11 @@ function merge(groups: readonly Group[], bodies: ReadonlyMap<Group, Body>, on: b
       for (let i = launches.length - 1; i >= earliest; i--) {
         const here = launches[i]!;
         const clash = here.some((o) => {
-          const u = touches(bodies.get(o)!);
+          const u = touches(bodies.get(o)!, homes);
           return [...t.writes].some((w) => u.reads.has(w) || u.writes.has(w)) || [...t.reads].some((r) => u.writes.has(r));
         });
-        if (clash && !(t.writes.has("kv") && here.every((o) => !touches(bodies.get(o)!).reads.has("kv")))) break;
-        if (here[0]!.skeleton === g.skeleton && here[0]!.domain === g.domain && here.length < 8) target = i;
+        if (clash && !(t.writes.has("kv") && here.every((o) => !touches(bodies.get(o)!, homes).reads.has("kv")))) break;
+        if (here[0]!.skeleton === g.skeleton && here[0]!.condition === g.condition && here[0]!.domain === g.domain && here.length < 8) target = i;
       }
     }
     if (target < 0) {
@@ -296,6 +318,14 @@ function merge(groups: readonly Group[], bodies: ReadonlyMap<Group, Body>, on: b
     } else launches[target]!.push(g);
     at.set(g, target);
   }
+  // A home is written only after everything that reads what it held.
+  launches.forEach((gs, i) => {
+    for (const g of gs)
+      for (const w of touches(bodies.get(g)!, homes).writes)
+        for (const later of launches.slice(i))
+          for (const o of later)
+            if (o !== g && [...homes.values()].includes(w) && touches(bodies.get(o)!, homes).reads.has(w)) throw new Error(`${bodies.get(g)!.name} overwrites ${w} before ${bodies.get(o)!.name} reads it`);
+  });
   return launches.map((gs) => {
     const bs = gs.map((g) => bodies.get(g)!);
     return { name: bs.map((b) => b.name).join("__"), bodies: bs };

@@ -148,7 +148,7 @@ export function buildPrograms(model: Model, c: Capacities, options: { format: "f
     const kept = [...boundary, ...extra];
     const fields = kept.map(fieldFor);
     const stores = kept.map((v, i) => storeRows(field(fields[i]!.name, fields[i]!.cols), toT(v), fields[i]!.index));
-    graphs.push({ name: `forward.${cls}`, region: "layer", block: "step", roots: [fwd.out, ...stores], homes: [{ value: fwd.out, name: "h" }] });
+    graphs.push({ name: `forward.${cls}`, region: "layer", block: "step", roots: [...stores, fwd.out], homes: [{ value: fwd.out, name: "h" }] });
 
     for (const mode of ["all", "boundary"] as const) {
       const use = mode === "all" ? kept : boundary;

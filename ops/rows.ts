@@ -1,5 +1,5 @@
 /** Crossing row domains and named storage: every crossing is explicit. */
-import { ixBin, load, meta, row } from "./expr.ts";
+import { int, ixBin, load, meta, row } from "./expr.ts";
 import { defineOp, make1, type Domain, type Type, type Value } from "./graph.ts";
 
 type Rows = Type & { kind: "rows" };
@@ -9,7 +9,8 @@ const gatherOp = defineOp({
   kind: "point",
   remote: true,
   infer: ([x], a) => [{ kind: "rows", domain: a.domain as Domain, cols: (x as Rows | (Type & { kind: "field" })).cols }],
-  point: ({ ins, attrs }) => load(ins[0]!, meta(String(attrs.index), row), attrs.offset ? ixBin("add", { ix: "col" }, Number(attrs.offset)) : { ix: "col" }),
+  // A one-column field broadcasts where it is inlined, so its column is 0, whatever the consumer's is.
+  point: ({ ins, attrs }) => load(ins[0]!, meta(String(attrs.index), row), (ins[0]!.type as Rows).cols === 1 ? int(0) : { ix: "col" }),
 });
 /** Rows of `x` (a row tensor or a stored field) picked by the metadata array `index`, into another domain. */
 export const gatherRows = (x: Value, index: string, domain: Domain): Value => make1(gatherOp, [x], { index, domain }, `gather_${x.node.label}`);

@@ -1,7 +1,7 @@
 /** Prints kernels as AssemblyScript: SIMD bodies with scalar tails, over addresses the compiler assigned. One exported function a launch. */
 import { readFileSync } from "node:fs";
 import { type Domain, type Expr, type Ix, ixUsesCol, KV_BLOCK, optimizers, type Type, type Value } from "../../ops/index.ts";
-import type { Body, Operand, Store } from "../fuse.ts";
+import { type Body, DROPOUT_BIT, type Operand, type Store } from "../fuse.ts";
 import { type AnyBody, isUpdate, type KernelEnv, memoryClasses, type ParamAddress, ROWS_HEADER, SLOT_TABLE, type UpdateBody } from "../kernel.ts";
 import { headerWords } from "../metadata.ts";
 import { type Dialect, Printer, usesCol } from "./printer.ts";
@@ -220,6 +220,10 @@ const siteGuard = (site: number | null): string[] => (site === null ? [] : [`  i
 /** Pointer to row `r` of an operand. */
 function rowPtr(o: Operand, env: KernelEnv, r: string): string {
   const ad = env.address(o.value);
+  if (o.undropped) {
+    const plain = env.address(o.undropped);
+    return `${ad.cls} + ((<usize>((${r}) * ${ad.stride})) << 2) + (${header("site_mask")} >> ${DROPOUT_BIT} & 1 ? ${ad.offset * 4} : ${plain.offset * 4})`;
+  }
   const at = o.index === null ? r : `load<i32>(meta + ((<usize>(${r})) << 2), ${env.layout.arrays[o.index]! * 4})`;
   return `${ad.cls} + ((<usize>((${at}) * ${ad.stride})) << 2) + ${ad.offset * 4}`;
 }
@@ -237,7 +241,7 @@ function emitBody(name: string, b: Body, env: KernelEnv): string {
     case "map": {
       const p = new Printer(dialect(env), 1);
       const loops = storeLoops(p, b.stores, env, b.cols, "0", String(b.cols));
-      return wrap(name, [`  const n: i32 = ${count(b.domain)};`, "  for (let row: i32 = 0; row < n; row++) {", ...indent(p.row, 4), ...indent(loops, 4), "  }"]);
+      return wrap(name, [...siteGuard(b.site), `  const n: i32 = ${count(b.domain)};`, "  for (let row: i32 = 0; row < n; row++) {", ...indent(p.row, 4), ...indent(loops, 4), "  }"]);
     }
     case "row": {
       const p = new Printer(dialect(env), 1);

@@ -8,7 +8,7 @@ import {
   P_HEAD_TRAIN, P_HEAD_TRAIN_FULL, P_STEP_ADAMW, P_STEP_FULL_ADAMW, P_STEP_FULL_OUTER_ADAMW, P_STEP_FULL_OUTER_SGD, P_STEP_FULL_SGD, P_STEP_SGD, P_SUMSQ, P_SUMSQ_FULL, P_SUMSQ_FULL_OUTER,
   STEP_WORDS, UNIT_ROWS, UNIT_WORDS, UNITS, UPDATE_WORDS,
 } from "./config";
-import { dropKey, emitProgram } from "./batch";
+import { DROPOUT, dropKey, emitProgram } from "./batch";
 import { release } from "./blocks";
 import {
   BACKWARD, bump, C_UNITS, counter, CUR_CHUNK, CUR_LAYER, CUR_QUANTUM, CUR_SEQ, DONE, DROP_KEY, DROP_P, emitEvent, EXT_BASE, FORWARD, FREE, get, getf, HEAD, HYPER, HYPERS, IDLE, IGNORE, JOB_FULL, JOB_LAST,
@@ -47,7 +47,7 @@ function openUnit(j: i32, seq: i32, row0: i32, n: i32): i32 {
   set(META, b + H_N_ROWS, n);
   set(META, b + H_JOB, get(JOB_FULL, j) != 0 ? 0 : j);
   set(META, b + H_SLOT, get(JOB_SLOT, j));
-  set(META, b + H_SITE_MASK, get(JOB_SITES, j));
+  set(META, b + H_SITE_MASK, get(JOB_SITES, j) | (get(DROP_KEY, seq) != 0 ? DROPOUT : 0));
   set(META, b + H_SAVE_BASE, get(SAVE_BASE, seq));
   set(META, b + H_N_KEYS, row0 + n);
   for (let i: i32 = 0; i < n; i++) {

@@ -1,0 +1,421 @@
+/**
+ * The step loop: schedule → upload → run → commit, over requests and jobs of any adapters. It knows token ids only; text, files and servers are
+ * the SDK's.
+ */
+import { AdapterStore, type Generation } from "./adapters.ts";
+import { type Manifest, WeftError } from "./bundle.ts";
+import type { Device, DeviceInfo, Range } from "./device.ts";
+import { COUNTER, EVENT, Host, KIND, NONE } from "./host.ts";
+import { type LoadProgress, readManifest, readVerified, uploadWeights } from "./load.ts";
+import type { BundleReader } from "./reader.ts";
+
+export interface Sampling {
+  /** 0 is greedy. */
+  readonly temperature?: number;
+  readonly topK?: number;
+  readonly topP?: number;
+  readonly minP?: number;
+  readonly repetitionPenalty?: number;
+  readonly seed?: number;
+}
+export interface GenerateIds extends Sampling {
+  readonly prompt: readonly number[];
+  /** `name` for its latest generation, `name@n` for a pinned one; none for the base. */
+  readonly adapter?: string | undefined;
+  readonly maxTokens?: number | undefined;
+  readonly stopIds?: readonly number[];
+  /** Number of alternatives to report a token; 0 reports the chosen one only. */
+  readonly logprobs?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+export interface TokenEvent {
+  readonly id: number;
+  /** Natural log of the model's probability, before temperature and penalties. */
+  readonly logprob: number;
+  readonly top: readonly { readonly id: number; readonly logprob: number }[];
+  /** Which weights answered: `base`, or `name@generation`. */
+  readonly adapter: string;
+  readonly finish: "stop" | "length" | null;
+}
+export interface Score {
+  /** Mean negative log-likelihood of ids[1…]. */
+  readonly loss: number;
+  /** logprob of ids[i + 1] after ids[0…i]. */
+  readonly logprobs: Float64Array;
+  /** Full logits [position][vocab], when asked for. */
+  readonly logits: Float32Array[] | null;
+}
+export interface StepTrace {
+  readonly rows: { readonly generate: number; readonly score: number; readonly train: number };
+  readonly units: number;
+  readonly commands: number;
+  /** Training sequences' jobs with rows in this forward. */
+  readonly ms: number;
+}
+export interface EngineOptions {
+  /** Row-equivalents of a step while requests are being served, and while only fine-tuning runs. */
+  readonly budget?: number | undefined;
+  readonly idleBudget?: number | undefined;
+  readonly onProgress?: ((p: LoadProgress) => void) | undefined;
+  readonly onStep?: ((t: StepTrace) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+/** A job that the loop feeds and informs; the trainer implements it. */
+export interface Feed {
+  /** Give the host work if it can take some; called before every step. */
+  feed(): void;
+  microDone(last: boolean): Promise<void>;
+  fail(error: unknown): void;
+}
+
+interface Request {
+  readonly kind: "generate" | "score";
+  readonly options: GenerateIds;
+  readonly generation: Generation | null;
+  readonly fixedSlot: number | null;
+  seq: number;
+  slot: number;
+  readonly push: (e: TokenEvent) => void;
+  readonly scored: (position: number, logits: Float32Array) => void;
+  readonly end: (error: unknown) => void;
+  done: boolean;
+}
+
+export class Engine {
+  readonly adapters: AdapterStore;
+  private readonly waiting: Request[] = [];
+  private readonly live = new Map<number, Request>();
+  private readonly jobs = new Map<number, Feed>();
+  private running = false;
+  private dead: WeftError | null = null;
+  private idleWaiters: (() => void)[] = [];
+  /** Base weights are being trained: nothing else may run. */
+  exclusive = false;
+
+  private constructor(
+    readonly manifest: Manifest,
+    readonly device: Device,
+    readonly host: Host,
+    private readonly options: EngineOptions,
+  ) {
+    this.adapters = new AdapterStore(manifest, device, host);
+  }
+
+  /** Load a bundle onto a device that `open` makes from its manifest. */
+  static async open(reader: BundleReader, open: (m: Manifest, file: (name: string) => Promise<Uint8Array>) => Promise<Device>, options: EngineOptions = {}): Promise<Engine> {
+    const progress = options.onProgress ?? (() => {});
+    options.signal?.throwIfAborted();
+    progress({ phase: "fetch", done: 0, total: 1 });
+    const manifest = await readManifest(reader);
+    const device = await open(manifest, (name) => readVerified(reader, manifest, name));
+    try {
+      options.signal?.throwIfAborted();
+      const host = await Host.open(manifest, device.plan.metaWords, (await readVerified(reader, manifest, "host.wasm")) as BufferSource);
+      await uploadWeights(reader, manifest, device, progress);
+      progress({ phase: "ready", done: 1, total: 1 });
+      return new Engine(manifest, device, host, options);
+    } catch (e) {
+      device.dispose();
+      throw e;
+    }
+  }
+
+  get info(): DeviceInfo {
+    return this.device.info;
+  }
+  get budget(): number {
+    return this.options.budget ?? 32;
+  }
+
+  /** Stream tokens of one request. Leaving the loop early, or aborting, frees its cache. */
+  generate(options: GenerateIds): AsyncGenerator<TokenEvent, void, void> {
+    this.check(options.prompt, (options.maxTokens ?? 1) + 0);
+    const generation = options.adapter ? this.adapters.find(options.adapter) : null;
+    const queue: TokenEvent[] = [];
+    let wake: (() => void) | null = null;
+    let ended = false;
+    let failure: unknown = null;
+    const request = this.enqueue({
+      kind: "generate", options, generation, fixedSlot: null,
+      push: (e) => {
+        queue.push(e);
+        wake?.();
+      },
+      scored: () => {},
+      end: (error) => {
+        ended = true;
+        failure = error;
+        wake?.();
+      },
+    });
+    const cancel = (): void => this.cancel(request);
+    const onAbort = (): void => {
+      this.cancel(request, options.signal?.reason ?? new DOMException("aborted", "AbortError"));
+    };
+    if (options.signal?.aborted) onAbort();
+    options.signal?.addEventListener("abort", onAbort, { once: true });
+    return (async function* () {
+      try {
+        for (;;) {
+          const e = queue.shift();
+          if (e) {
+            yield e;
+            if (e.finish) return;
+            continue;
+          }
+          if (failure) throw failure;
+          if (ended) return;
+          await new Promise<void>((resolve) => {
+            wake = resolve;
+          });
+          wake = null;
+        }
+      } finally {
+        options.signal?.removeEventListener("abort", onAbort);
+        cancel();
+      }
+    })();
+  }
+
+  /** Loss and log-probabilities of given ids under an adapter (or a slot being trained). */
+  async score(ids: readonly number[], o: { adapter?: string | undefined; slot?: number; logits?: boolean; signal?: AbortSignal | undefined } = {}): Promise<Score> {
+    this.check(ids, 0);
+    const logprobs = new Float64Array(Math.max(0, ids.length - 1));
+    const logits: Float32Array[] | null = o.logits ? [] : null;
+    await new Promise<void>((resolve, reject) => {
+      const request = this.enqueue({
+        kind: "score", options: { prompt: ids, maxTokens: 0 }, generation: o.adapter ? this.adapters.find(o.adapter) : null, fixedSlot: o.slot ?? null,
+        push: () => {},
+        scored: (position, row) => {
+          if (logits) logits[position] = row.slice();
+          if (position + 1 < ids.length) logprobs[position] = row[ids[position + 1]!]! - logSumExp(row);
+        },
+        end: (error) => (error ? reject(error) : resolve()),
+      });
+      const stop = (): void => this.cancel(request, o.signal!.reason);
+      if (o.signal?.aborted) stop();
+      else o.signal?.addEventListener("abort", stop, { once: true });
+    });
+    return { loss: logprobs.length ? -logprobs.reduce((a, b) => a + b, 0) / logprobs.length : 0, logprobs, logits };
+  }
+
+  private check(ids: readonly number[], more: number): void {
+    if (this.dead) throw this.dead;
+    const { vocab } = this.manifest.model;
+    const { context, blocks } = this.manifest.capacities;
+    if (!ids.length) throw new WeftError({ code: "WEFT_OPTION", where: "prompt", expected: "at least one token", found: "none" });
+    const wrong = ids.findIndex((id) => !Number.isInteger(id) || id < 0 || id >= vocab);
+    if (wrong >= 0) throw new WeftError({ code: "WEFT_OPTION", where: `prompt[${wrong}]`, expected: `a token id below ${vocab}`, found: String(ids[wrong]) });
+    if (!Number.isInteger(more) || more < 0) throw new WeftError({ code: "WEFT_OPTION", where: "maxTokens", expected: "a positive integer", found: String(more) });
+    if (ids.length + more > Math.min(context, blocks * 32))
+      throw new WeftError({ code: "WEFT_CONTEXT_OVERFLOW", where: "prompt", expected: `prompt + maxTokens of at most ${context} tokens`, found: `${ids.length} + ${more}`, hint: "shorten the prompt or maxTokens, or compile with a larger context" });
+  }
+
+  private enqueue(r: Omit<Request, "seq" | "slot" | "done">): Request {
+    if (this.dead) throw this.dead;
+    if (this.exclusive && r.fixedSlot === null)
+      throw new WeftError({ code: "WEFT_CONFLICT", where: r.kind, expected: "no full training in progress", found: "a job that owns the base weights", retryable: true });
+    const request: Request = { ...r, seq: NONE, slot: 0, done: false };
+    // An admitted request finishes on the generation it asked for, even while it waits for a slot.
+    if (request.generation) request.generation.pins++;
+    this.waiting.push(request);
+    this.kick();
+    return request;
+  }
+  private finish(r: Request, error: unknown): void {
+    if (r.done) return;
+    r.done = true;
+    if (r.seq !== NONE) {
+      this.live.delete(r.seq);
+      if (r.generation) this.adapters.release(r.generation);
+    } else this.waiting.splice(this.waiting.indexOf(r), 1);
+    if (r.generation) this.adapters.release(r.generation);
+    r.end(error);
+  }
+  private cancel(r: Request, error: unknown = null): void {
+    if (r.done) return;
+    if (r.seq !== NONE) this.host.exports.cancel(r.seq);
+    this.finish(r, error);
+  }
+
+  /** Admit waiting requests in order; one that finds no room or slot lets none overtake it. */
+  private admit(): void {
+    while (this.waiting.length) {
+      const r = this.waiting[0]!;
+      const { prompt, maxTokens = 1 } = r.options;
+      let slot = r.fixedSlot ?? 0;
+      if (r.generation) {
+        const got = this.adapters.acquire(r.generation);
+        if (got === null) return;
+        slot = got;
+      }
+      const limit = prompt.length + (r.kind === "generate" ? maxTokens : 0);
+      const seq = this.host.exports.addRequest(KIND[r.kind], prompt.length, limit, slot);
+      if (seq === NONE) {
+        if (r.generation) this.adapters.release(r.generation);
+        return;
+      }
+      this.host.tokens(seq).set(prompt);
+      if (r.kind === "generate") {
+        const o = r.options;
+        const stops = (o.stopIds ?? []).slice(0, 16);
+        this.host.exports.setSampling(seq, o.temperature ?? 0, o.topK ?? 0, o.topP ?? 1, o.minP ?? 0, o.repetitionPenalty ?? 1, (o.seed ?? 0) | 0, stops.length);
+        this.host.stops(seq).set(stops);
+      }
+      r.seq = seq;
+      r.slot = slot;
+      this.live.set(seq, r);
+      this.waiting.shift();
+    }
+  }
+
+  /** Attach a job's feed under an index the host knows. */
+  attach(job: number, feed: Feed): void {
+    this.jobs.set(job, feed);
+    this.kick();
+  }
+  detach(job: number): void {
+    this.jobs.delete(job);
+  }
+  freeJob(): number | null {
+    for (let j = 0; j < this.manifest.capacities.jobs; j++) if (!this.jobs.has(j)) return j;
+    return null;
+  }
+  get jobsRunning(): number {
+    return this.jobs.size;
+  }
+
+  /** Start the loop if it sleeps. */
+  kick(): void {
+    if (this.running || this.dead) return;
+    this.running = true;
+    queueMicrotask(() => void this.loop());
+  }
+  private async loop(): Promise<void> {
+    try {
+      while (!this.dead) {
+        this.admit();
+        for (const feed of this.jobs.values()) feed.feed();
+        if (!(await this.step())) break;
+        // Consumers and timers run between steps.
+        await new Promise<void>((resolve) => setImmediateLike(resolve));
+      }
+    } catch (e) {
+      this.fail(e);
+    } finally {
+      this.running = false;
+      for (const w of this.idleWaiters.splice(0)) w();
+    }
+  }
+
+  private async step(): Promise<boolean> {
+    const t0 = performance.now();
+    const { host, device, manifest } = this;
+    const count = host.exports.schedule(this.budget, this.options.idleBudget ?? manifest.capacities.tokens);
+    const heads = host.counter(COUNTER.head);
+    if (count === 0 && host.counter(COUNTER.events) === 0) return false;
+    const reads: Range[] = heads ? [{ cls: "arena", group: 0, offset: device.plan.homes.logits, words: heads * manifest.model.vocab }] : [];
+    const [logits] = await device.run(host.commands(count), host.meta(), reads);
+    if (logits) host.logits().set(logits);
+    const trace = this.options.onStep && this.traceRows();
+    const events = host.events(host.exports.commit()).slice();
+    await this.handle(events, logits ?? new Float32Array(0));
+    if (trace) this.options.onStep!({ ...trace, units: host.counter(COUNTER.units), commands: count, ms: performance.now() - t0 });
+    return true;
+  }
+  private traceRows(): Pick<StepTrace, "rows"> {
+    const rows = { generate: 0, score: 0, train: 0 };
+    for (const s of this.host.rowSequences()) {
+      const kind = this.live.get(s)?.kind ?? "train";
+      rows[kind]++;
+    }
+    return { rows };
+  }
+
+  private async handle(events: Int32Array, logits: Float32Array): Promise<void> {
+    const { vocab } = this.manifest.model;
+    const rowOf = (h: number): Float32Array => logits.subarray(h * vocab, (h + 1) * vocab);
+    const pending: { r: Request; e: Omit<TokenEvent, "finish"> }[] = [];
+    const flush = (): void => {
+      for (const { r, e } of pending.splice(0)) r.push({ ...e, finish: null });
+    };
+    for (let i = 0; i < events.length; i += 4) {
+      const [type, a, b, c] = [events[i]!, events[i + 1]!, events[i + 2]!, events[i + 3]!];
+      if (type === EVENT.token) {
+        flush();
+        const r = this.live.get(a);
+        if (!r || r.done) continue;
+        const row = rowOf(c);
+        const lse = logSumExp(row);
+        pending.push({ r, e: { id: b, logprob: row[b]! - lse, top: topOf(row, r.options.logprobs ?? 0, lse), adapter: r.generation ? `${r.generation.name}@${r.generation.number}` : "base" } });
+      } else if (type === EVENT.scored) {
+        const r = this.live.get(a);
+        if (r && !r.done) r.scored(b, rowOf(c));
+      } else if (type === EVENT.finished) {
+        const r = this.live.get(a);
+        const last = pending.findIndex((p) => p.r === r);
+        if (last >= 0) r!.push({ ...pending.splice(last, 1)[0]!.e, finish: b === 1 ? "stop" : "length" });
+        if (r) this.finish(r, null);
+      } else if (type === EVENT.microDone) await this.jobs.get(a)?.microDone(b === 1);
+    }
+    flush();
+  }
+
+  /** Everything in flight ends with `error`; the engine is unusable after. */
+  private fail(error: unknown): void {
+    this.dead ??= error instanceof WeftError ? error : new WeftError({ code: "WEFT_DEVICE", where: "step", expected: "a step that runs", found: (error as Error)?.message ?? String(error), cause: error });
+    for (const r of [...this.live.values(), ...this.waiting]) this.finish(r, this.dead);
+    for (const feed of [...this.jobs.values()]) feed.fail(this.dead);
+  }
+
+  /** Bytes by purpose, and blocks and slots in use. */
+  memory(): { bytes: Readonly<Record<string, number>>; blocks: { total: number; free: number }; slots: { total: number; used: number } } {
+    return {
+      bytes: this.device.memory,
+      blocks: { total: this.host.exports.blocksTotal(), free: this.host.exports.freeBlocks() },
+      slots: { total: this.manifest.capacities.slots, used: this.adapters.slotsInUse() },
+    };
+  }
+  get disposed(): boolean {
+    return this.dead !== null;
+  }
+  /** Reject what runs, let the current step finish, release the device. */
+  async dispose(): Promise<void> {
+    if (!this.dead || this.running) {
+      this.fail(new WeftError({ code: "WEFT_DISPOSED", where: "engine", expected: "an engine in use", found: "dispose() was called" }));
+      if (this.running) await new Promise<void>((resolve) => this.idleWaiters.push(resolve));
+    }
+    this.device.dispose();
+  }
+}
+
+const setImmediateLike: (f: () => void) => void =
+  typeof setImmediate === "function"
+    ? (f) => void setImmediate(f)
+    : (() => {
+        const channel = new MessageChannel();
+        const queue: (() => void)[] = [];
+        channel.port1.onmessage = () => queue.shift()?.();
+        return (f) => {
+          queue.push(f);
+          channel.port2.postMessage(0);
+        };
+      })();
+
+export function logSumExp(row: Float32Array): number {
+  let max = Number.NEGATIVE_INFINITY;
+  for (let i = 0; i < row.length; i++) if (row[i]! > max) max = row[i]!;
+  let sum = 0;
+  for (let i = 0; i < row.length; i++) sum += Math.exp(row[i]! - max);
+  return max + Math.log(sum);
+}
+function topOf(row: Float32Array, n: number, lse: number): { id: number; logprob: number }[] {
+  const out: { id: number; logprob: number }[] = [];
+  for (let k = 0; k < n; k++) {
+    let best = -1;
+    for (let i = 0; i < row.length; i++) if (!out.some((o) => o.id === i) && (best < 0 || row[i]! > row[best]!)) best = i;
+    if (best < 0) break;
+    out.push({ id: best, logprob: row[best]! - lse });
+  }
+  return out;
+}

@@ -1,0 +1,80 @@
+/** Bundle → verified manifest → device with weights in place. Nothing is allocated before version, paths, sizes and hashes are checked. */
+import { BUNDLE_FORMAT, BUNDLE_VERSION, decode, type Manifest, type TensorEntry, WeftError } from "./bundle.ts";
+import { type Device, packHalves, packPanels, paramNamed, rotaryTable } from "./device.ts";
+import { type BundleReader, checkName, sha256 } from "./reader.ts";
+
+export interface LoadProgress {
+  readonly phase: "fetch" | "verify" | "compile" | "upload" | "check" | "ready";
+  readonly done: number;
+  readonly total: number;
+}
+const bad = (where: string, expected: string, found: string, hint?: string): WeftError => new WeftError({ code: "WEFT_BUNDLE", where, expected, found, ...(hint && { hint }) });
+
+export async function readManifest(reader: BundleReader): Promise<Manifest> {
+  let m: Manifest;
+  try {
+    m = JSON.parse(new TextDecoder().decode(await reader.read("manifest.json"))) as Manifest;
+  } catch (cause) {
+    if (cause instanceof WeftError) throw cause;
+    throw bad(`${reader.where}: manifest.json`, "JSON", (cause as Error).message);
+  }
+  if (m?.format !== BUNDLE_FORMAT) throw bad(`${reader.where}: manifest.json`, `format ${BUNDLE_FORMAT}`, JSON.stringify(m?.format));
+  if (m.version !== BUNDLE_VERSION)
+    throw new WeftError({
+      code: "WEFT_BUNDLE_VERSION", where: `${reader.where}: manifest.json`, expected: `version ${BUNDLE_VERSION}`, found: `version ${m.version}`, hint: m.version > BUNDLE_VERSION ? "update weft" : "compile the model again",
+    });
+  for (const [name, f] of Object.entries(m.files ?? {})) {
+    checkName(name);
+    if (!Number.isInteger(f.bytes) || f.bytes < 0 || !/^[0-9a-f]{64}$/.test(f.sha256)) throw bad(`manifest file ${name}`, "a size and a sha-256", JSON.stringify(f));
+  }
+  for (const t of m.tensors ?? []) checkTensor(m, t);
+  return m;
+}
+function checkTensor(m: Manifest, t: TensorEntry): void {
+  const file = m.files[t.shard];
+  if (!file) throw bad(`tensor ${t.name}`, "a shard that the manifest lists", t.shard);
+  const need = t.shape.reduce((a, b) => a * b, 1) * (t.dtype === "F16" ? 2 : 4);
+  if (t.bytes !== need || t.start < 0 || t.start + t.bytes > file.bytes) throw bad(`tensor ${t.name}`, `${need} bytes inside its shard (${file.bytes} bytes)`, `bytes ${t.start} to ${t.start + t.bytes}`);
+}
+
+/** A file with its recorded size and hash, or an error. */
+export async function readVerified(reader: BundleReader, m: Manifest, name: string): Promise<Uint8Array> {
+  const entry = m.files[name];
+  if (!entry) throw bad(`manifest`, `an entry for ${name}`, "none");
+  const bytes = await reader.read(name);
+  if (bytes.length !== entry.bytes) throw bad(`${reader.where}: ${name}`, `${entry.bytes} bytes`, `${bytes.length} bytes`, "the file is truncated or was changed");
+  const hash = await sha256(bytes);
+  if (hash !== entry.sha256) throw bad(`${reader.where}: ${name}`, `sha-256 ${entry.sha256}`, hash, "the file was changed after it was compiled");
+  return bytes;
+}
+
+/** Copy every weight into its chamber, in the layout of the device's target. */
+export async function uploadWeights(reader: BundleReader, m: Manifest, device: Device, onProgress: (p: LoadProgress) => void): Promise<void> {
+  const { plan } = device;
+  const layers = m.model.layers;
+  const where = new Map<string, { group: number; name: string; outer: boolean }>();
+  for (const [name, path] of Object.entries(m.checkpoint.outer)) where.set(path, { group: layers, name, outer: true });
+  for (const [name, path] of Object.entries(m.checkpoint.layer)) for (let l = 0; l < layers; l++) where.set(path.replace("{l}", String(l)), { group: l, name, outer: false });
+  const total = m.tensors.reduce((n, t) => n + t.bytes, 0);
+  let done = 0;
+  for (const shard of new Set(m.tensors.map((t) => t.shard))) {
+    const bytes = await readVerified(reader, m, shard);
+    for (const t of m.tensors) {
+      if (t.shard !== shard) continue;
+      const to = where.get(t.name);
+      if (!to) throw bad(`tensor ${t.name}`, "a parameter of this model", "one it does not have");
+      const p = paramNamed(to.outer ? plan.outerParams : plan.layerParams, to.name);
+      const raw = bytes.subarray(t.start, t.start + t.bytes);
+      const values = decode(raw, t.dtype, `${reader.where}: ${t.name}`);
+      const data =
+        p.kind === "vector" ? values : t.dtype === "F16" ? packHalves(new Uint16Array(raw.slice().buffer), p.n, p.k, plan.panel) : packPanels(values, p.n, p.k, plan.panel);
+      device.write({ cls: "weights", group: to.group, offset: p.offset }, data);
+      where.delete(t.name);
+      done += t.bytes;
+      onProgress({ phase: "upload", done, total });
+    }
+  }
+  if (where.size) throw bad("manifest tensors", `${[...where.keys()][0]}`, "no such tensor");
+  device.write({ cls: "arena", group: 0, offset: plan.homes.rotary }, rotaryTable(m));
+  for (let g = 0; g <= layers; g++) device.write({ cls: "tables", group: g, offset: 0 }, Uint32Array.of(g));
+}

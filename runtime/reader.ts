@@ -1,0 +1,52 @@
+/** Where a bundle is read from: a folder or an HTTP(S) address. The runtime's only door to files. */
+import { WeftError } from "./bundle.ts";
+
+export interface BundleReader {
+  readonly where: string;
+  /** A whole file of the bundle. */
+  readonly read: (name: string) => Promise<Uint8Array>;
+}
+
+/** Names inside a bundle stay inside it. */
+export function checkName(name: string): void {
+  if (name.startsWith("/") || name.includes("\\") || name.split("/").some((p) => p === "" || p === "." || p === "..") || /^[a-z]+:/i.test(name))
+    throw new WeftError({ code: "WEFT_BUNDLE", where: `manifest file ${JSON.stringify(name)}`, expected: "a path inside the bundle", found: "a path that leaves it" });
+}
+
+export async function openReader(location: string | URL): Promise<BundleReader> {
+  const text = String(location);
+  if (/^https?:/.test(text)) {
+    const base = text.endsWith("/") ? text : `${text}/`;
+    return {
+      where: text,
+      read: async (name) => {
+        checkName(name);
+        const response = await fetch(new URL(name, base)).catch((cause: Error) => {
+          throw new WeftError({ code: "WEFT_IO", where: `${base}${name}`, expected: "a response", found: cause.message, retryable: true, cause });
+        });
+        if (!response.ok) throw new WeftError({ code: "WEFT_IO", where: `${base}${name}`, expected: "200", found: String(response.status) });
+        return new Uint8Array(await response.arrayBuffer());
+      },
+    };
+  }
+  const { readFile } = await import("node:fs/promises");
+  const { join } = await import("node:path");
+  const { fileURLToPath } = await import("node:url");
+  const folder = text.startsWith("file:") ? fileURLToPath(text) : text;
+  return {
+    where: folder,
+    read: async (name) => {
+      checkName(name);
+      try {
+        return new Uint8Array(await readFile(join(folder, name)));
+      } catch (cause) {
+        throw new WeftError({ code: "WEFT_BUNDLE", where: join(folder, name), expected: "a file of the bundle", found: (cause as Error).message, hint: "compile the model with `weft compile`", cause });
+      }
+    },
+  };
+}
+
+export async function sha256(bytes: Uint8Array): Promise<string> {
+  const digest = await crypto.subtle.digest("SHA-256", bytes as Uint8Array<ArrayBuffer>);
+  return [...new Uint8Array(digest)].map((b) => b.toString(16).padStart(2, "0")).join("");
+}

@@ -1,0 +1,442 @@
+/**
+ * Fine-tuning jobs: rows → optimizer steps → micro-batches that the host co-serves. What a job computes depends on its options and data alone,
+ * never on load: batches come from seeds, sums from a fixed order.
+ */
+import { type AdapterConfig, type AdapterContent, factorOf, resolveSites, siteMask } from "./adapters.ts";
+import { WeftError } from "./bundle.ts";
+import { unpackPanels } from "./device.ts";
+import type { Engine, Feed } from "./engine.ts";
+import { NONE } from "./host.ts";
+
+/** One training sequence; labels[i] is the id to predict at position i of input_ids (Hugging Face convention: the same index, shifted inside), -100 ignored. */
+export interface Row {
+  readonly input_ids: readonly number[];
+  readonly labels: readonly number[];
+}
+export interface TrainOptions {
+  readonly name: string;
+  readonly method: "lora" | "full";
+  readonly rows: readonly Row[];
+  readonly evalRows?: readonly Row[] | undefined;
+  readonly adapter?: Partial<AdapterConfig> | undefined;
+  /** Start from this adapter's content instead of a fresh one. */
+  readonly from?: AdapterContent | undefined;
+  readonly epochs?: number | undefined;
+  /** Optimizer steps; overrides epochs. */
+  readonly steps?: number | undefined;
+  /** Sequences an optimizer step. */
+  readonly batchSize?: number | undefined;
+  readonly optimizer?: "adamw" | "sgd" | undefined;
+  readonly learningRate?: number | undefined;
+  readonly schedule?: "constant" | "linear" | "cosine" | undefined;
+  readonly warmupSteps?: number | undefined;
+  readonly betas?: readonly [number, number] | undefined;
+  readonly momentum?: number | undefined;
+  readonly eps?: number | undefined;
+  readonly weightDecay?: number | undefined;
+  /** Largest gradient norm over all tensors of the job; 0 is no clipping. */
+  readonly maxGradNorm?: number | undefined;
+  readonly seed?: number | undefined;
+  readonly evalEvery?: number | undefined;
+  /** Publish a generation every n optimizer steps; the end always publishes. */
+  readonly publishEvery?: number | undefined;
+  /** Most sequences a micro-batch; what fits otherwise. Never changes results. */
+  readonly microBatch?: number | undefined;
+  /** `boundary` keeps less and recomputes more; `auto` keeps what fits. Never changes results. */
+  readonly keep?: "auto" | "all" | "boundary" | undefined;
+  readonly shuffle?: boolean | undefined;
+  readonly resume?: TrainState | undefined;
+  readonly onEvent?: ((e: TrainEvent) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+export type TrainEvent =
+  | { readonly type: "start"; readonly steps: number; readonly trainable: number; readonly rows: number; readonly skippedRows: number; readonly labelTokens: number }
+  | { readonly type: "step"; readonly step: number; readonly loss: number; readonly learningRate: number; readonly gradNorm: number; readonly tokens: number; readonly skipped: boolean; readonly tokensPerSecond: number }
+  | { readonly type: "eval"; readonly step: number; readonly loss: number; readonly best: boolean }
+  | { readonly type: "publish"; readonly step: number; readonly generation: string }
+  | { readonly type: "done"; readonly step: number; readonly loss: number };
+/** Everything a job needs to go on as if it had never stopped (same device and bundle: bit for bit). */
+export interface TrainState {
+  readonly step: number;
+  readonly losses: readonly number[];
+  readonly adapter: AdapterContent | null;
+  /** Moments of each group, in accumulator layout. */
+  readonly accum: readonly Float32Array[];
+  /** Base weights chambers, for full training. */
+  readonly weights: readonly Float32Array[];
+  readonly updates: number;
+  readonly best: { readonly step: number; readonly loss: number; readonly adapter: AdapterContent | null } | null;
+}
+export interface TrainResult {
+  readonly steps: number;
+  readonly losses: readonly number[];
+  readonly generation: string | null;
+  readonly bestLoss: number | null;
+}
+
+const IGNORE = -100;
+/** A 32-bit mix of two numbers; seeds of shuffles, inits and dropout are drawn from it. */
+export function mix(a: number, b: number): number {
+  let h = (a ^ Math.imul(b + 1, 0x9e3779b9)) >>> 0;
+  h = Math.imul(h ^ (h >>> 16), 0x7feb352d) >>> 0;
+  h = Math.imul(h ^ (h >>> 15), 0x846ca68b) >>> 0;
+  return (h ^ (h >>> 16)) >>> 0;
+}
+function shuffled(n: number, seed: number): number[] {
+  const out = Array.from({ length: n }, (_, i) => i);
+  for (let i = n - 1; i > 0; i--) {
+    const j = mix(seed, i) % (i + 1);
+    [out[i], out[j]] = [out[j]!, out[i]!];
+  }
+  return out;
+}
+
+/** A fresh adapter: A uniform in ±1/√in (Kaiming with a = √5, as PEFT), B zero, so that it starts as the base. */
+export function initialAdapter(engine: Engine, config: AdapterConfig, seed: number): AdapterContent {
+  const { manifest, device } = engine;
+  const sites = resolveSites(manifest, config);
+  const factors = sites.map((layer, l) => {
+    const data = new Float32Array(device.plan.slotWords);
+    layer.forEach((s, i) => {
+      if (!s.rank) return;
+      const a = factorOf(device.plan.factors, i, "a");
+      const bound = 1 / Math.sqrt(a.k);
+      for (let x = 0; x < s.rank * a.k; x++) data[a.offset + x] = ((mix(mix(seed, l * 64 + i), x) >>> 8) / 8388608 - 1) * bound;
+    });
+    return data;
+  });
+  return { config, sites, factors };
+}
+
+export class Job implements Feed {
+  readonly done: Promise<TrainResult>;
+  readonly name: string;
+  private readonly controller = new AbortController();
+  private resolveMicro: ((last: boolean) => void) | null = null;
+  private rejectMicro: ((e: unknown) => void) | null = null;
+  private pending: { start: number; items: readonly Item[]; last: boolean } | null = null;
+  private added: { seq: number; base: number; item: Item }[] = [];
+  private content: AdapterContent | null = null;
+  private slot = 0;
+  private state = { step: 0, losses: [] as number[], updates: 0, best: null as TrainState["best"] };
+  private tasks: (() => Promise<void>)[] = [];
+  private lastGeneration: string | null = null;
+  finished = false;
+
+  constructor(
+    private readonly engine: Engine,
+    private readonly index: number,
+    private readonly o: TrainOptions,
+  ) {
+    this.name = o.name;
+    this.done = this.run().finally(() => {
+      this.finished = true;
+    });
+    this.done.catch(() => {});
+    o.signal?.addEventListener("abort", () => this.cancel(o.signal!.reason), { once: true });
+  }
+
+  get step(): number {
+    return this.state.step;
+  }
+  /** The slot being trained, for scoring what it knows right now. */
+  get trainingSlot(): number {
+    return this.slot;
+  }
+  /** Stop at once; `done` rejects with an AbortError (or the reason given). */
+  cancel(reason: unknown = new DOMException("the job was cancelled", "AbortError")): void {
+    this.controller.abort(reason);
+    this.rejectMicro?.(reason);
+  }
+  fail(error: unknown): void {
+    this.controller.abort(error);
+    this.rejectMicro?.(error);
+  }
+
+  /** Run `f` between two optimizer steps, when weights are at rest. */
+  private atRest<T>(f: () => Promise<T>): Promise<T> {
+    if (this.finished) return Promise.reject(new WeftError({ code: "WEFT_CONFLICT", where: `job ${this.name}`, expected: "a running job", found: "one that ended" }));
+    return new Promise<T>((resolve, reject) => {
+      this.tasks.push(async () => {
+        try {
+          resolve(await f());
+        } catch (e) {
+          reject(e);
+        }
+      });
+    });
+  }
+  /** Make what the job has learned so far a generation; resolves once new requests are served by it. */
+  publish(): Promise<string> {
+    return this.atRest(() => this.publishNow());
+  }
+  private async publishNow(): Promise<string> {
+    if (!this.content) throw new WeftError({ code: "WEFT_OPTION", where: "publish", expected: "an adapter job", found: "full training" });
+    this.content = await this.engine.adapters.download(this.slot, this.content);
+    const g = this.engine.adapters.publish(this.name, this.content);
+    this.lastGeneration = `${g.name}@${g.number}`;
+    this.o.onEvent?.({ type: "publish", step: this.state.step, generation: this.lastGeneration });
+    return this.lastGeneration;
+  }
+  /** Everything needed to resume, taken between two optimizer steps. */
+  checkpoint(): Promise<TrainState> {
+    return this.atRest(() => this.snapshot());
+  }
+  private async snapshot(): Promise<TrainState> {
+    const { device, manifest } = this.engine;
+    const layers = manifest.model.layers;
+    const full = this.o.method === "full";
+    const accum: Float32Array[] = [];
+    const weights: Float32Array[] = [];
+    for (let g = 0; g <= (full ? layers : layers - 1); g++) {
+      const words = full ? device.plan.classes.accum[g === layers ? "outer" : "layer"] : device.plan.jobWords;
+      accum.push(await device.read({ cls: "accum", group: g, offset: full ? 0 : this.index * device.plan.jobWords, words }));
+      if (full) weights.push(await device.read({ cls: "weights", group: g, offset: 0, words: device.plan.classes.weights[g === layers ? "outer" : "layer"] }));
+    }
+    const adapter = this.content ? await this.engine.adapters.download(this.slot, this.content) : null;
+    return { step: this.state.step, losses: [...this.state.losses], adapter, accum, weights, updates: this.state.updates, best: this.state.best };
+  }
+
+  private async run(): Promise<TrainResult> {
+    const { engine, o } = this;
+    const { host, device, manifest } = engine;
+    await null;
+    const full = o.method === "full";
+    const items: Item[] = [];
+    let skippedRows = 0;
+    for (const [i, row] of o.rows.entries()) {
+      const item = prepare(row, i, manifest.capacities.context, manifest.model.vocab);
+      if (item.labels > 0) items.push(item);
+      else skippedRows++;
+    }
+    if (!items.length) throw new WeftError({ code: "WEFT_DATA", where: "data", expected: "rows with at least one token to learn", found: `${o.rows.length} rows, none with labels` });
+    const longest = Math.min(manifest.capacities.savedRows, manifest.capacities.blocks * 32);
+    const tooLong = items.find((x) => x.ids.length > longest);
+    if (tooLong) throw new WeftError({ code: "WEFT_CAPACITY", where: `data row ${tooLong.index + 1}`, expected: `at most ${longest} tokens`, found: String(tooLong.ids.length), hint: "compile with larger savedRows" });
+
+    const seed = o.seed ?? 0;
+    const config: AdapterConfig = {
+      rank: 8, alpha: 16, rslora: false, dropout: 0, targetModules: "all-linear", rankPattern: {}, alphaPattern: {}, ...(o.from?.config ?? {}), ...o.adapter,
+    };
+    if (!(config.dropout >= 0 && config.dropout < 1)) throw new WeftError({ code: "WEFT_OPTION", where: "dropout", expected: "a number from 0 up to, not including, 1", found: String(config.dropout) });
+    let sites = 0;
+    if (!full) {
+      this.content = o.resume?.adapter ?? (o.from ? o.from : initialAdapter(engine, config, mix(seed, 1)));
+      sites = siteMask(this.content.sites);
+      const slot = engine.adapters.acquireTraining(this.content);
+      if (slot === null) throw new WeftError({ code: "WEFT_CAPACITY", where: "slots", expected: "a free adapter slot for training", found: "all in use", retryable: true });
+      this.slot = slot;
+    }
+    try {
+      const layers = manifest.model.layers;
+      for (let g = 0; g <= layers; g++) {
+        const words = full ? device.plan.classes.accum[g === layers ? "outer" : "layer"] : g === layers ? 0 : device.plan.jobWords;
+        const at = { cls: "accum" as const, group: g, offset: full ? 0 : this.index * device.plan.jobWords };
+        if (words && o.resume?.accum[g]) device.write(at, o.resume.accum[g]!);
+        else if (words) device.clear({ ...at, words });
+        if (full && o.resume?.weights[g]) device.write({ cls: "weights", group: g, offset: 0 }, o.resume.weights[g]!);
+      }
+      if (o.resume) this.state = { step: o.resume.step, losses: [...o.resume.losses], updates: o.resume.updates, best: o.resume.best };
+      host.exports.jobOpen(this.index, this.slot, sites, full ? 1 : 0, o.optimizer === "sgd" ? 1 : 0);
+
+      const batchSize = o.batchSize ?? 8;
+      const perEpoch = Math.ceil(items.length / batchSize);
+      const steps = o.steps ?? (o.epochs ?? 1) * perEpoch;
+      const trainable = full
+        ? manifest.model.parameters
+        : this.content!.sites.reduce((n, layer) => n + layer.reduce((m, s, i) => m + s.rank * (manifest.sites[i]!.inFeatures + manifest.sites[i]!.outFeatures), 0), 0);
+      o.onEvent?.({ type: "start", steps, trainable, rows: items.length, skippedRows, labelTokens: items.reduce((n, x) => n + x.labels, 0) });
+      let bad = 0;
+      while (this.state.step < steps) {
+        const t0 = performance.now();
+        const step = this.state.step;
+        const epoch = Math.floor(step / perEpoch);
+        const order = o.shuffle === false ? items.map((_, i) => i) : shuffled(items.length, mix(mix(seed, 2), epoch));
+        const batch = order.slice((step % perEpoch) * batchSize, (step % perEpoch + 1) * batchSize).map((i) => items[i]!);
+        const learningRate = this.learningRate(step, steps);
+        const { loss, gradNorm, skipped } = await this.optimizerStep(batch, step, learningRate, config.dropout);
+        if (skipped) {
+          bad++;
+          if (bad >= 3) throw new WeftError({ code: "WEFT_NUMERICS", where: `job ${this.name}, step ${step + 1}`, expected: "finite gradients", found: "three steps in a row that were not", hint: "lower the learning rate" });
+        } else {
+          bad = 0;
+          this.state.updates++;
+        }
+        this.state.step++;
+        this.state.losses.push(loss);
+        const tokens = batch.reduce((n, x) => n + x.ids.length, 0);
+        o.onEvent?.({ type: "step", step: this.state.step, loss, learningRate, gradNorm, tokens, skipped, tokensPerSecond: (tokens / (performance.now() - t0)) * 1000 });
+        if (o.evalRows?.length && (this.state.step % (o.evalEvery ?? perEpoch) === 0 || this.state.step === steps)) await this.evaluate();
+        if (!full && o.publishEvery && this.state.step % o.publishEvery === 0 && this.state.step < steps) await this.publishNow();
+        for (const task of this.tasks.splice(0)) await task();
+        this.controller.signal.throwIfAborted();
+      }
+      if (!full) {
+        if (this.state.best?.adapter) await this.restoreBest();
+        await this.publishNow();
+      }
+      for (const task of this.tasks.splice(0)) await task();
+      o.onEvent?.({ type: "done", step: this.state.step, loss: this.state.losses.at(-1) ?? 0 });
+      return { steps: this.state.step, losses: this.state.losses, generation: this.lastGeneration, bestLoss: this.state.best?.loss ?? null };
+    } finally {
+      if (!engine.disposed) host.exports.jobDrop(this.index);
+      engine.detach(this.index);
+      if (!full && this.slot) engine.adapters.releaseTraining(this.slot);
+      if (full) engine.exclusive = false;
+      engine.kick();
+      const error = new DOMException("the job ended", "AbortError");
+      for (const task of this.tasks.splice(0)) void task().catch(() => error);
+    }
+  }
+
+  private learningRate(step: number, steps: number): number {
+    const { learningRate: lr = this.o.method === "full" ? 1e-3 : 2e-3, warmupSteps = 0, schedule = "constant" } = this.o;
+    if (step < warmupSteps) return (lr * (step + 1)) / warmupSteps;
+    const t = steps > warmupSteps ? (step - warmupSteps) / (steps - warmupSteps) : 0;
+    if (schedule === "linear") return lr * (1 - t);
+    if (schedule === "cosine") return lr * 0.5 * (1 + Math.cos(Math.PI * t));
+    return lr;
+  }
+
+  private async optimizerStep(batch: readonly Item[], step: number, learningRate: number, dropout: number): Promise<{ loss: number; gradNorm: number; skipped: boolean }> {
+    const { engine, o } = this;
+    const labels = batch.reduce((n, x) => n + x.labels, 0);
+    const [b1, b2] = o.betas ?? [0.9, 0.999];
+    const t = this.state.updates + 1;
+    const sgd = o.optimizer === "sgd";
+    engine.host.hyper(this.index).set([
+      learningRate, learningRate / (1 - b1 ** t), 1 / Math.sqrt(1 - b2 ** t), sgd ? (o.momentum ?? 0) : b1, b2, o.eps ?? 1e-8, o.weightDecay ?? 0, o.maxGradNorm ?? 1,
+    ]);
+    let start = 0;
+    let loss = 0;
+    while (start < batch.length) {
+      const items = batch.slice(start, start + (o.microBatch ?? batch.length)).map((x, i): Item => ({ ...x, weight: 1 / labels, dropKey: dropout > 0 ? mix(mix(o.seed ?? 0, 3), mix(step, start + i)) | 1 : 0, dropP: dropout }));
+      const taken = await this.micro(items, start + items.length >= batch.length);
+      const nll = await this.losses();
+      for (const { base, item } of this.added) for (let i = 0; i < item.ids.length; i++) if (item.next[i] !== IGNORE) loss += nll[base + i]! / labels;
+      start += taken;
+    }
+    const { plan } = engine.device;
+    const groups = engine.manifest.model.layers + 1;
+    const norms = await engine.device.read({ cls: "arena", group: 0, offset: plan.homes.norms + (o.method === "full" ? 0 : this.index) * (groups + 2) + groups, words: 2 });
+    return { loss, gradNorm: norms[1]!, skipped: norms[0]! < 0 };
+  }
+  /** Hand sequences to the host and wait until their backward (and, for the last of a step, the update) ran. Returns how many it took. */
+  private micro(items: readonly Item[], last: boolean): Promise<number> {
+    this.controller.signal.throwIfAborted();
+    return new Promise<number>((resolve, reject) => {
+      this.pending = { start: 0, items, last };
+      this.resolveMicro = () => resolve(this.added.length);
+      this.rejectMicro = reject;
+      this.engine.kick();
+    });
+  }
+  feed(): void {
+    const p = this.pending;
+    if (!p) return;
+    const { exports } = this.engine.host;
+    this.added = [];
+    for (const item of p.items) {
+      const keep = this.o.keep !== "boundary" ? 1 : 0;
+      const seq = exports.jobAdd(this.index, item.ids.length, item.weight, item.dropKey, item.dropP, keep);
+      if (seq === NONE) break;
+      this.engine.host.tokens(seq).set(item.ids);
+      this.engine.host.labels(seq).set(item.next);
+      this.added.push({ seq, base: exports.saveBase(seq), item });
+    }
+    if (!this.added.length) return;
+    this.pending = null;
+    exports.jobStart(this.index, p.last && this.added.length === p.items.length ? 1 : 0);
+  }
+  private nll = new Float32Array(0);
+  private losses(): Promise<Float32Array> {
+    return Promise.resolve(this.nll);
+  }
+  async microDone(): Promise<void> {
+    const { device, manifest } = this.engine;
+    this.nll = new Float32Array(await device.read({ cls: "arena", group: 0, offset: device.plan.homes.nll, words: manifest.capacities.savedRows }));
+    this.resolveMicro?.(true);
+    this.resolveMicro = null;
+    this.rejectMicro = null;
+  }
+
+  private async evaluate(): Promise<void> {
+    let sum = 0;
+    let n = 0;
+    for (const [i, row] of this.o.evalRows!.entries()) {
+      const item = prepare(row, i, this.engine.manifest.capacities.context, this.engine.manifest.model.vocab);
+      const { logprobs } = await this.engine.score(row.input_ids, { slot: this.slot, signal: this.controller.signal });
+      item.next.forEach((id, k) => {
+        if (id !== IGNORE) {
+          sum -= logprobs[k]!;
+          n++;
+        }
+      });
+    }
+    const loss = n ? sum / n : 0;
+    const best = this.state.best === null || loss < this.state.best.loss;
+    if (best) this.state.best = { step: this.state.step, loss, adapter: this.content ? await this.engine.adapters.download(this.slot, this.content) : null };
+    this.o.onEvent?.({ type: "eval", step: this.state.step, loss, best });
+  }
+  private async restoreBest(): Promise<void> {
+    const { adapter } = this.state.best!;
+    adapter!.factors.forEach((data, l) => this.engine.device.write({ cls: "adapters", group: l, offset: this.slot * this.engine.device.plan.slotWords }, data));
+  }
+}
+
+interface Item {
+  readonly index: number;
+  /** Rows of the forward: all ids but the last. */
+  readonly ids: readonly number[];
+  /** What each row predicts, -100 for none. */
+  readonly next: readonly number[];
+  readonly labels: number;
+  readonly weight: number;
+  readonly dropKey: number;
+  readonly dropP: number;
+}
+function prepare(row: Row, index: number, context: number, vocab: number): Item {
+  const where = `data row ${index + 1}`;
+  if (row.input_ids.length !== row.labels.length) throw new WeftError({ code: "WEFT_DATA", where, expected: `${row.input_ids.length} labels`, found: String(row.labels.length) });
+  if (row.input_ids.length > context + 1) throw new WeftError({ code: "WEFT_DATA", where, expected: `at most ${context} tokens`, found: String(row.input_ids.length), hint: "split the row, or compile with a larger context" });
+  for (const id of row.input_ids) if (!Number.isInteger(id) || id < 0 || id >= vocab) throw new WeftError({ code: "WEFT_DATA", where, expected: `token ids below ${vocab}`, found: String(id) });
+  for (const id of row.labels) if (!Number.isInteger(id) || id >= vocab || (id < 0 && id !== IGNORE)) throw new WeftError({ code: "WEFT_DATA", where, expected: `labels below ${vocab}, or ${IGNORE}`, found: String(id) });
+  const ids = row.input_ids.slice(0, -1);
+  const next = row.labels.slice(1);
+  // Rows after the last label teach nothing.
+  let end = next.length;
+  while (end > 0 && next[end - 1] === IGNORE) end--;
+  return { index, ids: ids.slice(0, end), next: next.slice(0, end), labels: next.filter((x) => x !== IGNORE).length, weight: 0, dropKey: 0, dropP: 0 };
+}
+
+/** Start a job on an engine. Throws at once for a conflict: no free job, a name in use, weights owned by another. */
+export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>): Job {
+  const { manifest } = engine;
+  if (!manifest.train.includes(o.method))
+    throw new WeftError({ code: "WEFT_OPTION", where: "method", expected: manifest.train.join(", ") || "a bundle compiled for training", found: o.method, hint: `compile with --train ${o.method}` });
+  for (const j of running) if (!j.finished && j.name === o.name) throw new WeftError({ code: "WEFT_CONFLICT", where: `job ${o.name}`, expected: "a name no running job has", found: "one that is running" });
+  if (engine.exclusive || (o.method === "full" && engine.jobsRunning > 0))
+    throw new WeftError({ code: "WEFT_CONFLICT", where: `job ${o.name}`, expected: "exclusive use of the base weights for full training", found: "another job", retryable: true });
+  const index = engine.freeJob();
+  if (index === null) throw new WeftError({ code: "WEFT_CAPACITY", where: "jobs", expected: `at most ${manifest.capacities.jobs} jobs at once`, found: "one more", retryable: true });
+  if (o.method === "full") engine.exclusive = true;
+  const job = new Job(engine, index, o);
+  engine.attach(index, job);
+  return job;
+}
+
+/** Every base tensor as it is now, under its checkpoint name. */
+export async function readWeights(engine: Engine): Promise<{ name: string; shape: number[]; data: Float32Array }[]> {
+  const { device, manifest } = engine;
+  const { plan } = device;
+  const out: { name: string; shape: number[]; data: Float32Array }[] = [];
+  const region = async (params: typeof plan.layerParams, group: number, nameOf: (name: string) => string): Promise<void> => {
+    for (const p of params) {
+      const data = await device.read({ cls: "weights", group, offset: p.offset, words: p.kind === "vector" ? p.n : p.words });
+      out.push(p.kind === "vector" ? { name: nameOf(p.name), shape: [p.n], data } : { name: nameOf(p.name), shape: [p.n, p.k], data: unpackPanels(data, p.n, p.k, plan.panel) });
+    }
+  };
+  await region(plan.outerParams, manifest.model.layers, (n) => manifest.checkpoint.outer[n]!);
+  for (let l = 0; l < manifest.model.layers; l++) await region(plan.layerParams, l, (n) => manifest.checkpoint.layer[n]!.replace("{l}", String(l)));
+  return out;
+}
