@@ -1,0 +1,56 @@
+/** Job checkpoints: everything a job needs to go on bit for bit, as one folder of safetensors and JSON. */
+import { decode, encode, parseHeader, type TensorData, WeftError } from "../runtime/bundle.ts";
+import type { AdapterConfig, AdapterContent, SiteState } from "../runtime/adapters.ts";
+import type { TrainState } from "../runtime/trainer.ts";
+import { parseJson, readFileOr, writeFolder } from "./files.ts";
+
+interface Saved {
+  readonly version: 1;
+  readonly base: string;
+  readonly target: string;
+  readonly options: unknown;
+  readonly step: number;
+  readonly updates: number;
+  readonly losses: readonly number[];
+  readonly config: AdapterConfig | null;
+  readonly sites: readonly (readonly SiteState[])[] | null;
+  readonly best: { readonly step: number; readonly loss: number } | null;
+}
+/** `options` are what results depend on; resuming with others is refused. */
+export async function saveCheckpoint(dir: string, state: TrainState, base: string, target: string, options: unknown): Promise<void> {
+  const tensors: TensorData[] = [];
+  const put = (name: string, list: readonly Float32Array[] | undefined): void => list?.forEach((data, i) => tensors.push({ name: `${name}.${i}`, shape: [data.length], dtype: "F32", data }));
+  put("accum", state.accum);
+  put("weights", state.weights);
+  put("adapter", state.adapter?.factors);
+  put("best", state.best?.adapter?.factors);
+  const json: Saved = {
+    version: 1, base, target, options, step: state.step, updates: state.updates, losses: state.losses, config: state.adapter?.config ?? null, sites: state.adapter?.sites ?? null,
+    best: state.best ? { step: state.best.step, loss: state.best.loss } : null,
+  };
+  await writeFolder(dir, { "trainer_state.json": JSON.stringify(json), "trainer_state.safetensors": encode(tensors, { format: "weft" }) });
+}
+
+export async function loadCheckpoint(dir: string, base: string, target: string, options: unknown): Promise<TrainState> {
+  const json = parseJson(await readFileOr(`${dir}/trainer_state.json`, "WEFT_IO"), `${dir}/trainer_state.json`) as unknown as Saved;
+  const refuse = (what: string, expected: string, found: string): never => {
+    throw new WeftError({ code: "WEFT_CONFLICT", where: `${dir}: ${what}`, expected, found, hint: "resume with the bundle, device and options of the checkpoint" });
+  };
+  if (json.version !== 1) refuse("version", "1", String(json.version));
+  if (json.base !== base) refuse("base", base.slice(0, 12), String(json.base).slice(0, 12));
+  if (json.target !== target) refuse("target", target, json.target);
+  if (JSON.stringify(json.options) !== JSON.stringify(options)) refuse("options", JSON.stringify(json.options), JSON.stringify(options));
+  const where = `${dir}/trainer_state.safetensors`;
+  const bytes = await readFileOr(where, "WEFT_IO");
+  const { tensors } = parseHeader(bytes, bytes.length, where);
+  const list = (name: string): Float32Array[] =>
+    tensors
+      .filter((t) => t.name.startsWith(`${name}.`))
+      .sort((a, b) => Number(a.name.slice(name.length + 1)) - Number(b.name.slice(name.length + 1)))
+      .map((t) => decode(bytes.subarray(t.start, t.end), t.dtype, `${where}: ${t.name}`));
+  const adapter = (factors: Float32Array[]): AdapterContent | null => (json.config && factors.length ? { config: json.config, sites: json.sites!, factors } : null);
+  return {
+    step: json.step, updates: json.updates, losses: json.losses, accum: list("accum"), weights: list("weights"), adapter: adapter(list("adapter")),
+    best: json.best ? { ...json.best, adapter: adapter(list("best")) } : null,
+  };
+}

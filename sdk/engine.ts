@@ -1,0 +1,295 @@
+/** The thin door: text in, text out, over the runtime's engine of ids. */
+import { type AdapterConfig, resolveSites } from "../runtime/adapters.ts";
+import { encode, type Manifest, WeftError } from "../runtime/bundle.ts";
+import { Engine as Core, type EngineOptions, type Sampling, type Score, type TokenEvent } from "../runtime/engine.ts";
+import type { LoadProgress } from "../runtime/load.ts";
+import { readVerified } from "../runtime/load.ts";
+import { type DeviceChoice, openDevice } from "../runtime/open.ts";
+import { openReader } from "../runtime/reader.ts";
+import { type Job as CoreJob, readWeights, type Row, startJob, type TrainEvent, type TrainOptions, type TrainResult } from "../runtime/trainer.ts";
+import { loadCheckpoint, saveCheckpoint } from "./checkpoint.ts";
+import { type DataRow, encodeRow, parseJsonl } from "./data.ts";
+import { decodeText, parseJson, readFileOr, writeFolder } from "./files.ts";
+import { readAdapter, writeAdapter } from "./peft.ts";
+import { type Message, Text } from "./text.ts";
+
+export interface LoadOptions {
+  /** `auto`: WebGPU on a hardware adapter, else Wasm. A software adapter only by name. */
+  readonly device?: DeviceChoice;
+  readonly budget?: number;
+  readonly idleBudget?: number;
+  readonly onProgress?: (p: LoadProgress) => void;
+  readonly onStep?: EngineOptions["onStep"];
+  readonly signal?: AbortSignal;
+}
+export interface GenerateOptions extends Sampling {
+  /** Text, or token ids. */
+  readonly prompt?: string | readonly number[];
+  readonly messages?: readonly Message[];
+  readonly adapter?: string;
+  readonly maxTokens?: number;
+  /** Texts that end the answer; they are not part of it. */
+  readonly stop?: readonly string[];
+  readonly stopIds?: readonly number[];
+  readonly logprobs?: number;
+  readonly signal?: AbortSignal;
+}
+export interface Piece extends TokenEvent {
+  /** Text that became complete with this token; empty for bundles without a tokenizer. */
+  readonly text: string;
+}
+export interface FinetuneOptions {
+  readonly name: string;
+  readonly method?: "lora" | "full";
+  /** A JSONL file, or rows. */
+  readonly data: string | readonly DataRow[];
+  readonly evalData?: string | readonly DataRow[];
+  readonly rank?: number;
+  readonly alpha?: number;
+  readonly rslora?: boolean;
+  readonly dropout?: number;
+  readonly targetModules?: readonly string[] | string;
+  readonly rankPattern?: Readonly<Record<string, number>>;
+  readonly alphaPattern?: Readonly<Record<string, number>>;
+  /** Go on from an adapter that is loaded, instead of a fresh one. */
+  readonly from?: string;
+  readonly epochs?: number;
+  readonly steps?: number;
+  readonly batchSize?: number;
+  readonly optimizer?: "adamw" | "sgd";
+  readonly learningRate?: number;
+  readonly schedule?: "constant" | "linear" | "cosine";
+  readonly warmupSteps?: number;
+  readonly betas?: readonly [number, number];
+  readonly momentum?: number;
+  readonly eps?: number;
+  readonly weightDecay?: number;
+  readonly maxGradNorm?: number;
+  readonly seed?: number;
+  readonly shuffle?: boolean;
+  readonly evalEvery?: number;
+  readonly publishEvery?: number;
+  readonly microBatch?: number;
+  readonly keep?: "auto" | "all" | "boundary";
+  /** A checkpoint folder to go on from; options must be the same. */
+  readonly resume?: string;
+  readonly onEvent?: (e: TrainEvent) => void;
+  readonly signal?: AbortSignal;
+}
+export type { DataRow, Message, Row, Score, TrainEvent, TrainResult };
+
+/** Load a bundle folder or address. Throws WeftError before anything is allocated if the bundle is not what its manifest says. */
+export async function load(location: string | URL, options: LoadOptions = {}): Promise<Engine> {
+  const reader = await openReader(location);
+  const core = await Core.open(reader, (m, file) => openDevice(options.device ?? "auto", m, file), options);
+  try {
+    let text: Text | null = null;
+    if (core.manifest.tokenizer) {
+      const file = async (name: string): Promise<string> => decodeText(await readVerified(reader, core.manifest, name));
+      text = new Text(JSON.parse(await file("tokenizer.json")) as object, JSON.parse(await file("tokenizer_config.json")) as Record<string, unknown>, core.manifest.chatTemplate ? await file("chat_template.jinja") : null, core.manifest.model.bos);
+    }
+    const config = parseJson(await reader.read("config.json"), "config.json");
+    return new Engine(core, text, config, reader);
+  } catch (e) {
+    await core.dispose();
+    throw e;
+  }
+}
+
+/** A running job: `done` resolves with its result; `publish` makes what it knows available to requests. */
+export class Job {
+  constructor(
+    private readonly core: CoreJob,
+    private readonly engine: Engine,
+    private readonly options: unknown,
+  ) {}
+  get name(): string {
+    return this.core.name;
+  }
+  get done(): Promise<TrainResult> {
+    return this.core.done;
+  }
+  get step(): number {
+    return this.core.step;
+  }
+  cancel(): void {
+    this.core.cancel();
+  }
+  /** Resolves with the generation (`name@n`) that new requests get from now on. */
+  publish(): Promise<string> {
+    return this.core.publish();
+  }
+  /** Write a folder that `finetune({ resume })` goes on from, bit for bit on the same device and bundle. */
+  async checkpoint(dir: string): Promise<void> {
+    await saveCheckpoint(dir, await this.core.checkpoint(), this.engine.manifest.base, this.engine.core.info.target, this.options);
+  }
+}
+
+/** One adapter by name: its latest generation unless pinned. */
+export class AdapterHandle {
+  constructor(
+    private readonly engine: Engine,
+    readonly ref: string,
+  ) {}
+  /** Write a folder that Hugging Face peft loads. */
+  async save(dir: string): Promise<void> {
+    const { content } = this.engine.core.adapters.find(this.ref);
+    const { config, weights } = writeAdapter(content, this.engine.manifest, this.engine.core.device.plan);
+    await writeFolder(dir, { "adapter_config.json": config, "adapter_model.safetensors": weights });
+  }
+  get generation(): number {
+    return this.engine.core.adapters.find(this.ref).number;
+  }
+  get config(): AdapterConfig {
+    return this.engine.core.adapters.find(this.ref).content.config;
+  }
+}
+
+export class Engine {
+  private readonly jobs = new Set<CoreJob>();
+  constructor(
+    /** The engine of ids underneath. */
+    readonly core: Core,
+    readonly text: Text | null,
+    private readonly modelConfig: Readonly<Record<string, unknown>>,
+    private readonly reader: Awaited<ReturnType<typeof openReader>>,
+  ) {}
+
+  get manifest(): Manifest {
+    return this.core.manifest;
+  }
+  /** Which target and adapter compute. */
+  get device(): Core["info"] {
+    return this.core.info;
+  }
+  memory(): ReturnType<Core["memory"]> {
+    return this.core.memory();
+  }
+  encode(text: string): number[] {
+    return this.needText("encode").encode(text);
+  }
+  decode(ids: readonly number[]): string {
+    return this.needText("decode").decode(ids);
+  }
+  private needText(where: string): Text {
+    if (!this.text) throw new WeftError({ code: "WEFT_TOKENIZER", where, expected: "a bundle with a tokenizer", found: "none", hint: "pass token ids" });
+    return this.text;
+  }
+  private promptIds(o: Pick<GenerateOptions, "prompt" | "messages">): number[] {
+    if (o.messages) return this.needText("messages").encode(this.needText("messages").chat(o.messages, true), false);
+    if (typeof o.prompt === "string") return this.needText("prompt").encode(o.prompt);
+    if (Array.isArray(o.prompt)) return [...(o.prompt as readonly number[])];
+    throw new WeftError({ code: "WEFT_OPTION", where: "prompt", expected: "text, token ids or messages", found: typeof o.prompt });
+  }
+
+  /** Stream an answer. `break` out of the loop, or abort the signal, and its cache is freed. */
+  async *generate(o: GenerateOptions): AsyncGenerator<Piece, void, void> {
+    const prompt = this.promptIds(o);
+    const room = this.manifest.capacities.context - prompt.length;
+    const stops = o.stop ?? [];
+    const ids = this.core.generate({ ...o, prompt, maxTokens: o.maxTokens ?? Math.max(1, Math.min(128, room)), stopIds: [...(o.stopIds ?? []), ...this.manifest.model.eos] });
+    const stream = this.text?.stream();
+    let held = ""; // text that may be the start of a stop
+    for await (const e of ids) {
+      const isStop = e.finish === "stop";
+      let text = held + (isStop || !stream ? "" : stream.push(e.id));
+      if (e.finish && !isStop && stream) text += stream.flush();
+      const hit = stops.map((s) => text.indexOf(s)).filter((i) => i >= 0);
+      if (hit.length) {
+        yield { ...e, text: text.slice(0, Math.min(...hit)), finish: "stop" };
+        return;
+      }
+      held = "";
+      if (!e.finish)
+        for (let n = Math.min(text.length, Math.max(0, ...stops.map((s) => s.length - 1))); n > 0; n--)
+          if (stops.some((s) => s.startsWith(text.slice(text.length - n)))) {
+            held = text.slice(text.length - n);
+            text = text.slice(0, text.length - n);
+            break;
+          }
+      yield { ...e, text };
+    }
+  }
+  /** The whole answer at once. */
+  async complete(o: GenerateOptions): Promise<{ text: string; ids: number[]; finish: "stop" | "length" | null; adapter: string }> {
+    const out = { text: "", ids: [] as number[], finish: null as "stop" | "length" | null, adapter: "base" };
+    for await (const p of this.generate(o)) {
+      out.text += p.text;
+      out.ids.push(p.id);
+      out.finish = p.finish;
+      out.adapter = p.adapter;
+    }
+    return out;
+  }
+  /** Loss and log-probabilities of a text or ids; on request all logits [position][vocab]. */
+  score(input: string | readonly number[], o: { adapter?: string; logits?: boolean; signal?: AbortSignal } = {}): Promise<Score> {
+    return this.core.score(typeof input === "string" ? this.encode(input) : input, o);
+  }
+
+  /** Start a fine-tuning job; the engine serves on. Mistakes in options or data are thrown here, not at step 40. */
+  async finetune(o: FinetuneOptions): Promise<Job> {
+    if (!/^[\w.-]+$/.test(o.name ?? "")) throw new WeftError({ code: "WEFT_OPTION", where: "name", expected: "letters, digits, dots, dashes or underscores", found: String(o.name) });
+    const method = o.method ?? "lora";
+    const rows = await this.rows(o.data, "data");
+    const evalRows = o.evalData ? await this.rows(o.evalData, "evalData") : undefined;
+    const adapter: Partial<Record<keyof AdapterConfig, unknown>> = {};
+    for (const key of ["rank", "alpha", "rslora", "dropout", "targetModules", "rankPattern", "alphaPattern"] as const) if (o[key] !== undefined) adapter[key] = o[key];
+    for (const [key, ok] of Object.entries({ learningRate: (v: number) => v > 0, batchSize: Number.isInteger, epochs: Number.isInteger, steps: Number.isInteger, weightDecay: (v: number) => v >= 0, maxGradNorm: (v: number) => v >= 0 })) {
+      const v = (o as unknown as Record<string, number | undefined>)[key];
+      if (v !== undefined && !(typeof v === "number" && ok(v) && v >= 0)) throw new WeftError({ code: "WEFT_OPTION", where: key, expected: "a positive number", found: String(v) });
+    }
+    if (!["lora", "full"].includes(method)) throw new WeftError({ code: "WEFT_OPTION", where: "method", expected: "lora, full", found: method });
+    // What results depend on: a checkpoint is only good for the same.
+    const { onEvent: _e, signal: _s, resume: _r, data: _d, evalData: _v, publishEvery: _p, microBatch: _m, keep: _k, ...identity } = o;
+    const key = { ...identity, method, rows: rows.length };
+    if (method === "lora")
+      resolveSites(this.manifest, { rank: 8, alpha: 16, rslora: false, dropout: 0, targetModules: "all-linear", rankPattern: {}, alphaPattern: {}, ...(o.from ? this.core.adapters.find(o.from).content.config : {}), ...(adapter as Partial<AdapterConfig>) });
+    const options: TrainOptions = {
+      ...o, method, rows, evalRows, adapter: adapter as Partial<AdapterConfig>, from: o.from ? this.core.adapters.find(o.from).content : undefined,
+      resume: o.resume ? await loadCheckpoint(o.resume, this.manifest.base, this.core.info.target, key) : undefined,
+    };
+    const job = startJob(this.core, options, this.jobs);
+    this.jobs.add(job);
+    job.done.catch(() => {}).finally(() => this.jobs.delete(job));
+    return new Job(job, this, key);
+  }
+  private async rows(data: string | readonly DataRow[], what: string): Promise<Row[]> {
+    const list = typeof data === "string" ? parseJsonl(decodeText(await readFileOr(data, "WEFT_DATA")), data) : data;
+    if (!list.length) throw new WeftError({ code: "WEFT_DATA", where: what, expected: "at least one row", found: "none" });
+    const where = typeof data === "string" ? data : what;
+    return list.map((r, i) => encodeRow(r, this.text, this.manifest.model.eos[0] ?? null, `${where}, row ${i + 1}`));
+  }
+
+  /** Adapters on this engine: PEFT folders in, names out. */
+  readonly adapters = {
+    /** Read a Hugging Face PEFT folder; returns its first generation. */
+    load: async (name: string, dir: string): Promise<AdapterHandle> => {
+      const config = parseJson(await readFileOr(`${dir}/adapter_config.json`, "WEFT_ADAPTER"), `${dir}/adapter_config.json`);
+      const file = await readFileOr(`${dir}/adapter_model.safetensors`, "WEFT_ADAPTER");
+      this.core.adapters.publish(name, readAdapter(config, file, this.manifest, this.core.device.plan, dir));
+      return new AdapterHandle(this, name);
+    },
+    get: (ref: string): AdapterHandle => {
+      this.core.adapters.find(ref);
+      return new AdapterHandle(this, ref);
+    },
+    list: (): ReturnType<Core["adapters"]["list"]> => this.core.adapters.list(),
+    remove: (name: string): void => this.core.adapters.remove(name),
+  };
+
+  /** After full training: a Hugging Face folder with the base as it is now. */
+  async saveModel(dir: string): Promise<void> {
+    const files: Record<string, Uint8Array | string> = { "config.json": JSON.stringify(this.modelConfig, null, 2), "model.safetensors": encode((await readWeights(this.core)).map((t) => ({ ...t, dtype: "F32" as const }))) };
+    for (const name of ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]) if (this.manifest.files[name]) files[name] = await readVerified(this.reader, this.manifest, name);
+    await writeFolder(dir, files);
+  }
+
+  /** Reject what runs, free the device; the process can exit. */
+  async dispose(): Promise<void> {
+    for (const j of this.jobs) j.cancel(new WeftError({ code: "WEFT_DISPOSED", where: `job ${j.name}`, expected: "an engine in use", found: "dispose() was called" }));
+    await this.core.dispose();
+  }
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.dispose();
+  }
+}
