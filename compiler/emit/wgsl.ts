@@ -1,10 +1,684 @@
+/**
+ * Prints kernels as WGSL: one entry point a launch, its bodies selected by workgroup_id.z. Eight storage bindings, one a memory class, serve every
+ * kernel. Order is a number: each output is one ascending chain of fma over k, in the tile path and in the row path alike.
+ */
+import { type Domain, type Expr, type Ix, ixUsesCol, KV_BLOCK, optimizers, type Type, type Value } from "../../ops/index.ts";
 import type { GridDim } from "../../runtime/bundle.ts";
-import type { AnyBody, KernelEnv } from "../kernel.ts";
+import { type Body, DROPOUT_BIT, type Operand, type Store } from "../fuse.ts";
+import { type AnyBody, isUpdate, type KernelEnv, memoryClasses, type ParamAddress, ROWS_HEADER, SLOT_TABLE, type UpdateBody } from "../kernel.ts";
+import { headerWords } from "../metadata.ts";
 import type { Target } from "../target.ts";
-export function emitLaunchWgsl(_name: string, _bodies: readonly AnyBody[], _env: KernelEnv, _target: Target): string {
-  return "";
+import { type Dialect, Printer, usesCol } from "./printer.ts";
+
+type Kv = Type & { kind: "kv" };
+type Weight = Type & { kind: "weight" };
+/** Lanes of a workgroup; rows of a product's register tile. */
+const WG = 64;
+const TILE = 8;
+const MAX_GROUPS = 1024;
+
+const f32 = (v: number): string => {
+  const s = String(Math.fround(v));
+  return /[.e]/.test(s) ? `${s}f` : `${s}.0f`;
+};
+const header = (name: string): string => `batch[${headerWords.indexOf(name as (typeof headerWords)[number])}]`;
+const headerF = (name: string): string => `bitcast<f32>(${header(name)})`;
+const indent = (lines: readonly string[], n: number): string[] => lines.map((l) => " ".repeat(n) + l);
+
+function dialect(env: KernelEnv): Dialect {
+  const ixText = (ix: Ix, p: Printer): string => {
+    switch (ix.ix) {
+      case "row":
+        return "row";
+      case "col":
+        return "col";
+      case "int":
+        return String(ix.v);
+      case "meta": {
+        if (ix.name === "raw") return `batch[${p.ix(ix.at!)}]`;
+        if (ix.at === null) return header(ix.name);
+        const off = env.layout.arrays[ix.name];
+        if (off === undefined) throw new Error(`no metadata array ${ix.name} in a ${env.layout.kind} block`);
+        return `batch[${off} + ${p.ix(ix.at)}]`;
+      }
+      case "bin": {
+        const [a, b] = [ixUsesCol(ix.a) ? ixText(ix.a, p) : p.ix(ix.a), ixUsesCol(ix.b) ? ixText(ix.b, p) : p.ix(ix.b)];
+        const op = { add: "+", sub: "-", mul: "*", div: "/", mod: "%", lt: "<", xor: "^" }[ix.op];
+        return ix.op === "lt" ? `select(0, 1, ${a} < ${b})` : `(${a} ${op} ${b})`;
+      }
+    }
+  };
+  const d: Dialect = {
+    type: () => "f32",
+    constant: (v) => f32(v),
+    splat: (t) => t,
+    declare: (name, _type, text) => `let ${name} = ${text};`,
+    declareInt: (name, text) => `let ${name} = ${text};`,
+    call: (fn, a) => {
+      switch (fn) {
+        case "add":
+        case "sub":
+        case "mul":
+        case "div":
+          return `(${a[0]} ${{ add: "+", sub: "-", mul: "*", div: "/" }[fn]} ${a[1]})`;
+        case "neg":
+          return `(-${a[0]})`;
+        case "rsqrt":
+          return `(1.0f / sqrt(${a[0]}))`;
+        case "pin":
+          // A run-time zero that the driver cannot see through: the product inside is rounded here, in every kernel.
+          return `bitcast<f32>(bitcast<u32>(${a[0]}) ^ u32(${header("zero")}))`;
+        default:
+          return `${fn}(${a.join(", ")})`;
+      }
+    },
+    ix: ixText,
+    load: (e, p) => {
+      const t = e.value.type;
+      const ad = env.address(e.value);
+      if (t.kind === "weight") return `weight_${t.format}(${ad.offset}, ${p.ix(e.row)}, ${p.ix(e.col)}, ${t.k})`;
+      const at = ad.stride === 0 || t.kind === "vector" ? `${ad.offset} + ${p.ix(e.col)}` : `${ad.offset} + ${p.ix(e.row)} * ${ad.stride} + ${p.ix(e.col)}`;
+      return ad.cls === "weights" ? `vector_at(${at})` : `${ad.cls}[${at}]`;
+    },
+    leaf: (e, p) => {
+      switch (e.e) {
+        case "metaf":
+          return e.at === null ? headerF(e.name) : `bitcast<f32>(batch[${env.layout.arrays[e.name]} + ${p.ix(e.at)}])`;
+        case "scale":
+          return `bitcast<f32>(tables[${SLOT_TABLE + e.site * 2 + 1} + ${p.ix({ ix: "meta", name: "slot", at: e.row })} * ${env.sites * 2}])`;
+        case "rand":
+          return `rand(${p.ix(e.key)}, tables[0] * 64 + ${e.site}, ${p.ix(e.col)})`;
+        case "expand": {
+          const t = e.factor.type as Type & { kind: "factor" };
+          const u = env.address(e.u);
+          const f = env.address(e.factor);
+          const slot = p.ix({ ix: "meta", name: "slot", at: e.row });
+          return `expand(${u.offset} + ${p.ix(e.row)} * ${u.stride}, ${f.offset} + ${slot} * ${env.slotWords} + col, tables[${SLOT_TABLE + t.site * 2} + ${slot} * ${env.sites * 2}], ${t.cols})`;
+        }
+        case "acc":
+          return "acc";
+        case "stat":
+          return `stat${e.id}`;
+        case "arg":
+          return `${e.name}_`;
+        default:
+          throw new Error(`cannot print ${e.e}`);
+      }
+    },
+    test: (e, ix) => (e.test === "nonneg" ? `${ix} >= 0` : `${ix} != 0`),
+    branch: (name, type, test, a, b) => [`var ${name}: ${type};`, `if (${test}) {`, ...a.lines.map((l) => `  ${l}`), `  ${name} = ${a.text};`, "} else {", ...b.lines.map((l) => `  ${l}`), `  ${name} = ${b.text};`, "}"],
+    choose: (e, a, b, p) => `select(${b}, ${a}, ${d.test(e, p.ix(e.ix))})`,
+  };
+  return d;
 }
-export function gridOf(_bodies: readonly AnyBody[], _env: KernelEnv, _target: Target): readonly [GridDim, GridDim, GridDim] {
-  const one: GridDim = { count: "one", mul: 1, div: 1 };
-  return [one, one, one];
+
+/** Statements that store a body's outputs at (row, col); `narrow` ones (one column) only where `first` holds. */
+function stores(p: Printer, list: readonly Store[], env: KernelEnv, cols: number, first: string): string[] {
+  const out: string[] = [];
+  const target = (s: Store): { at: string; guard: string | null } => {
+    const col = s.cols === 1 ? "0" : "col";
+    if (s.to === "rows") {
+      const ad = env.address(s.value);
+      return { at: `${ad.cls}[${ad.offset} + row * ${ad.stride} + ${col}]`, guard: null };
+    }
+    if (s.to === "field") {
+      const ad = env.address(s.field);
+      const ix = p.ix({ ix: "meta", name: s.index, at: { ix: "row" } });
+      return { at: `${ad.cls}[${ad.offset} + ${ix} * ${ad.stride} + ${col}]`, guard: `${ix} >= 0` };
+    }
+    const kv = s.kv.type as Kv;
+    const ad = env.address(s.kv);
+    const pos = p.ix({ ix: "meta", name: "pos", at: { ix: "row" } });
+    const table = p.ix({ ix: "meta", name: "table", at: { ix: "row" } });
+    return { at: `${ad.cls}[${ad.offset} + kv_index(${table}, ${pos}, ${s.part}, col / ${kv.headDim}, ${kv.heads}, ${kv.headDim}) + col % ${kv.headDim}]`, guard: null };
+  };
+  for (const s of list) {
+    const narrow = s.cols === 1 && cols !== 1;
+    if (narrow && usesCol(s.expr)) throw new Error("a one-column store depends on the column");
+    const value = narrow ? p.scalar(s.expr) : p.at(s.expr);
+    const t = target(s);
+    const guards = [...(narrow ? [first] : []), ...(t.guard ? [t.guard] : [])];
+    out.push(guards.length ? `if (${guards.join(" && ")}) { ${t.at} = ${value}; }` : `${t.at} = ${value};`);
+  }
+  return out;
+}
+
+const count = (domain: Domain): string => header(ROWS_HEADER[domain]);
+const siteGuard = (site: number | null): string[] => (site === null ? [] : [`  if (((${header("site_mask")} >> ${site}u) & 1) == 0) { return; }`]);
+
+/** First word of row `r` of an operand, and the buffer it is in. */
+function rowAt(o: Operand, env: KernelEnv, r: string): { cls: string; at: string } {
+  const ad = env.address(o.value);
+  if (o.undropped) return { cls: ad.cls, at: `select(${env.address(o.undropped).offset}, ${ad.offset}, ((${header("site_mask")} >> ${DROPOUT_BIT}u) & 1) == 1) + (${r}) * ${ad.stride}` };
+  const row = o.index === null ? `(${r})` : `batch[${env.layout.arrays[o.index]} + ${r}]`;
+  return { cls: ad.cls, at: `${ad.offset} + ${row} * ${ad.stride}` };
+}
+
+const signature = "wg: vec3<i32>, lane: i32";
+
+/** WGSL of one launch. */
+export function emitLaunchWgsl(name: string, bodies: readonly AnyBody[], env: KernelEnv, target: Target): string {
+  const parts: string[] = [];
+  let cases: string[] = [];
+  bodies.forEach((b, i) => {
+    parts.push(isUpdate(b) ? emitUpdate(`body_${i}`, b, env) : emitBody(`body_${i}`, b, env, target));
+    cases.push(`    case ${i}: { body_${i}(wg, lane); }`);
+  });
+  const [only] = bodies;
+  if (only && isUpdate(only) && only.skeleton === "optimizer") cases = only.params.map((_, i) => `    case ${i}: { body_0_${i}(wg, lane); }`);
+  const text = parts.join("\n");
+  const writesWeights = bodies.some((b) => isUpdate(b) && b.skeleton === "optimizer" && b.params.some((p) => p.kind !== "factor"));
+  const used = (c: string): boolean => new RegExp(`\\b${c}\\[`).test(`${text}${helpers(text)}`);
+  const declare = memoryClasses
+    .map((c, i) => {
+      const id = c === "meta" ? "batch" : c;
+      if (!used(id)) return "";
+      const type = c === "weights" ? (writesWeights ? "array<f32>" : "array<vec4<u32>>") : c === "meta" || c === "tables" ? "array<i32>" : "array<f32>";
+      const access = c === "meta" || c === "tables" || (c === "weights" && !writesWeights) ? "read" : "read_write";
+      return `@group(0) @binding(${i}) var<storage, ${access}> ${id}: ${type};`;
+    })
+    .filter(Boolean);
+  return [
+    `// ${name}`,
+    `// ${bodies.map((b) => `${b.skeleton} ${b.name}`).join(", ")}`,
+    ...declare,
+    /\bpart\[/.test(text + helpers(text)) ? `var<workgroup> part: array<f32, ${WG}>;` : "",
+    /\bshared_q\[/.test(text) ? `var<workgroup> shared_q: array<f32, ${sharedWords(bodies)}>;` : "",
+    /\bshared_g\[/.test(text) ? `var<workgroup> shared_g: array<f32, ${sharedWords(bodies)}>;` : "",
+    helpers(text),
+    text,
+    `@compute @workgroup_size(${WG})`,
+    "fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {",
+    "  let wg = vec3<i32>(group);",
+    "  let lane = i32(index);",
+    ...(cases.length === 1 ? [cases[0]!.replace(/^.*\{ (.*) \}$/, "  $1")] : ["  switch wg.z {", ...cases, "    default: {}", "  }"]),
+    "}",
+    "",
+  ]
+    .filter((l) => l !== "")
+    .join("\n");
+}
+const sharedWords = (bodies: readonly AnyBody[]): number =>
+  Math.max(...bodies.map((b) => (isUpdate(b) || !b.node || !b.skeleton.startsWith("attend") ? 1 : (b.node.ins[1]!.type as Kv).headDim)));
+
+/** Library functions that the text calls. */
+function helpers(text: string): string {
+  const all: Record<string, string> = {
+    vector_at: "fn vector_at(i: i32) -> f32 {\n  return bitcast<f32>(weights[i / 4][i % 4]);\n}",
+    panel_f32: "fn panel_f32(at: i32) -> vec4<f32> {\n  return bitcast<vec4<f32>>(weights[at / 4]);\n}",
+    panel_f16: "/** Four halves from half-index `at` (a multiple of four). */\nfn panel_f16(at: i32) -> vec4<f32> {\n  let v = weights[at / 8];\n  let w = select(v.xy, v.zw, (at & 4) != 0);\n  return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y));\n}".replace(/\/\*\*(.*?)\*\//, "//$1"),
+    weight_f32: "fn weight_f32(base: i32, n: i32, k: i32, K: i32) -> f32 {\n  return vector_at(base + ((n / PANEL) * K + k) * PANEL + n % PANEL);\n}",
+    weight_f16:
+      "fn weight_f16(base: i32, n: i32, k: i32, K: i32) -> f32 {\n  let i = ((n / PANEL) * K + k) * PANEL + n % PANEL;\n  let word = base + i / 2;\n  let v = unpack2x16float(weights[word / 4][word % 4]);\n  return select(v.x, v.y, (i & 1) == 1);\n}",
+    expand: "fn expand(u: i32, f: i32, rank: i32, cols: i32) -> f32 {\n  var sum = 0.0f;\n  for (var r = 0; r < rank; r++) {\n    sum = fma(arena[u + r], adapters[f + r * cols], sum);\n  }\n  return sum;\n}",
+    rand: "fn rand(key: i32, salt: i32, col: i32) -> f32 {\n  var h = u32(key) ^ (u32(salt + 1) * 0x9e3779b9u) ^ (u32(col + 1) * 0x85ebca6bu);\n  h = (h ^ (h >> 16u)) * 0x7feb352du;\n  h = (h ^ (h >> 15u)) * 0x846ca68bu;\n  h = h ^ (h >> 16u);\n  return f32(h >> 8u) * 5.9604644775390625e-8f;\n}",
+    kv_index: `fn kv_index(table: i32, pos: i32, half: i32, head: i32, heads: i32, hd: i32) -> i32 {\n  return (((batch[table + pos / ${KV_BLOCK}] * 2 + half) * heads + head) * ${KV_BLOCK} + pos % ${KV_BLOCK}) * hd;\n}`,
+    fold_sum: `// Lanes in ascending order: the same tree whatever the batch.\nfn fold_sum(v: f32, lane: i32) -> f32 {\n  part[lane] = v;\n  workgroupBarrier();\n  if (lane == 0) {\n    var s = 0.0f;\n    for (var i = 0; i < ${WG}; i++) { s = s + part[i]; }\n    part[0] = s;\n  }\n  workgroupBarrier();\n  let s = part[0];\n  workgroupBarrier();\n  return s;\n}`,
+    fold_max: `fn fold_max(v: f32, lane: i32) -> f32 {\n  part[lane] = v;\n  workgroupBarrier();\n  if (lane == 0) {\n    var s = part[0];\n    for (var i = 1; i < ${WG}; i++) { s = max(s, part[i]); }\n    part[0] = s;\n  }\n  workgroupBarrier();\n  let s = part[0];\n  workgroupBarrier();\n  return s;\n}`,
+  };
+  const need = new Set<string>();
+  const visit = (t: string): void => {
+    for (const [name, code] of Object.entries(all))
+      if (!need.has(name) && new RegExp(`\\b${name}\\(`).test(t)) {
+        need.add(name);
+        visit(code.slice(code.indexOf("{")));
+      }
+  };
+  visit(text);
+  return Object.entries(all)
+    .filter(([n]) => need.has(n))
+    .map(([, code]) => code.replaceAll("PANEL", "16"))
+    .join("\n");
+}
+
+const fn = (name: string, lines: readonly string[], params = signature): string => `fn ${name}(${params}) {\n${lines.join("\n")}\n}`;
+
+/** One element of a product's epilogue. */
+function epilogue(name: string, b: Body, env: KernelEnv): string {
+  const p = new Printer(dialect(env), 1);
+  const tail = stores(p, b.stores, env, b.cols, "col == 0");
+  return fn(name, [...indent(p.row, 2), ...indent(p.col, 2), ...indent(tail, 2)], "row: i32, col: i32, acc: f32");
+}
+
+function emitBody(name: string, b: Body, env: KernelEnv, target: Target): string {
+  void target;
+  switch (b.skeleton) {
+    case "map": {
+      const p = new Printer(dialect(env), 1);
+      const tail = stores(p, b.stores, env, b.cols, "col == 0");
+      return fn(name, [...siteGuard(b.site), "  let row = wg.y;", `  let col = wg.x * ${WG} + lane;`, `  if (row >= ${count(b.domain)} || col >= ${b.cols}) { return; }`, ...indent([...p.row, ...p.col, ...tail], 2)]);
+    }
+    case "row": {
+      const p = new Printer(dialect(env), 1);
+      for (const s of b.stats) {
+        const q = new Printer(p.dialect, 1, p);
+        const t = q.at(s.expr);
+        const max = s.reduce === "max";
+        p.row.push(
+          `var sum${s.id} = ${max ? "-3.0e38f" : "0.0f"};`,
+          `for (var col = lane; col < ${b.cols}; col += ${WG}) {`,
+          ...indent([...q.col, max ? `sum${s.id} = max(sum${s.id}, ${t});` : `sum${s.id} = sum${s.id} + ${t};`], 2),
+          "}",
+          `let stat${s.id} = ${max ? "fold_max" : "fold_sum"}(sum${s.id}, lane);`,
+        );
+      }
+      const q = new Printer(p.dialect, 1, p);
+      const tail = stores(q, b.stores, env, b.cols, "col == 0");
+      return fn(name, ["  let row = wg.x;", ...indent(p.row, 2), `  for (var col = lane; col < ${b.cols}; col += ${WG}) {`, ...indent([...q.col, ...tail], 4), "  }"]);
+    }
+    case "linear": {
+      const [x, w] = b.operands as [Operand, Operand];
+      const t = w.value.type as Weight;
+      // f16 offsets count halves.
+      const base = env.address(w.value).offset * (t.format === "f16" ? 2 : 1);
+      const rows = (n: number): string[] => {
+        const is = Array.from({ length: n }, (_, i) => i);
+        const at = is.map((i) => rowAt(x, env, n === 1 ? "r" : `r0 + ${i}`));
+        return [
+          ...is.map((i) => `let x${i} = ${at[i]!.at};`),
+          ...is.map((i) => `var a${i} = vec4<f32>();`),
+          `for (var k = 0; k < ${t.k}; k++) {`,
+          `  let w = panel_${t.format}(wp + k * 16);`,
+          ...is.map((i) => `  a${i} = fma(vec4<f32>(${at[i]!.cls}[x${i} + k]), w, a${i});`),
+          "}",
+          ...is.flatMap((i) => ["x", "y", "z", "w"].map((c, j) => `${t.n % 4 && j ? `if (col + ${j} < ${t.n}) { ` : ""}${name}_e(${n === 1 ? "r" : `r0 + ${i}`}, col + ${j}, a${i}.${c});${t.n % 4 && j ? " }" : ""}`)),
+        ];
+      };
+      return `${epilogue(`${name}_e`, b, env)}\n${fn(name, [
+        `  let n = ${count(b.domain)};`,
+        `  let r0 = wg.y * ${TILE};`,
+        `  let col = (wg.x * ${WG} + lane) * 4;`,
+        `  if (col >= ${t.n}) { return; }`,
+        `  let wp = ${base} + (col / 16) * ${t.k * 16} + col % 16;`,
+        `  if (r0 + ${TILE} <= n) {`,
+        ...indent(rows(TILE), 4),
+        "  } else {",
+        "    for (var r = r0; r < n; r++) {",
+        ...indent(rows(1), 6),
+        "    }",
+        "  }",
+      ])}`;
+    }
+    case "linear_t": {
+      const k = b.cols;
+      const segments = b.operands.reduce<[Operand, Operand][]>((o, v, i) => (i % 2 ? o : [...o, [v, b.operands[i + 1]!]]), []);
+      const rows = (n: number): string[] => {
+        const is = Array.from({ length: n }, (_, i) => i);
+        return [
+          ...is.map((i) => `var a${i} = 0.0f;`),
+          ...segments.flatMap(([dy, w], s) => {
+            const t = w.value.type as Weight;
+            const base = env.address(w.value).offset * (t.format === "f16" ? 2 : 1);
+            const at = is.map((i) => rowAt(dy, env, n === 1 ? "r" : `r0 + ${i}`));
+            const full = t.n - (t.n % 4);
+            const chain = (i: number, c: string, j: number): string => `a${i} = fma(${at[i]!.cls}[y${s}_${i} + j${j ? ` + ${j}` : ""}], w.${c}, a${i});`;
+            const comps = ["x", "y", "z", "w"];
+            return [
+              ...is.map((i) => `let y${s}_${i} = ${at[i]!.at};`),
+              `for (var j = 0; j < ${full}; j += 4) {`,
+              `  let w = panel_${t.format}(${base} + ((j / 16) * ${k} + col) * 16 + j % 16);`,
+              ...is.flatMap((i) => comps.map((c, j) => `  ${chain(i, c, j)}`)),
+              "}",
+              ...(t.n % 4 ? [`{ let j = ${full}; let w = panel_${t.format}(${base} + ((j / 16) * ${k} + col) * 16 + j % 16);`, ...is.flatMap((i) => comps.slice(0, t.n % 4).map((c, j) => `  ${chain(i, c, j)}`)), "}"] : []),
+            ];
+          }),
+          ...is.map((i) => `${name}_e(${n === 1 ? "r" : `r0 + ${i}`}, col, a${i});`),
+        ];
+      };
+      return `${epilogue(`${name}_e`, b, env)}\n${fn(name, [
+        `  let n = ${count(b.domain)};`,
+        `  let r0 = wg.y * ${TILE};`,
+        `  let col = wg.x * ${WG} + lane;`,
+        `  if (col >= ${k}) { return; }`,
+        `  if (r0 + ${TILE} <= n) {`,
+        ...indent(rows(TILE), 4),
+        "  } else {",
+        "    for (var r = r0; r < n; r++) {",
+        ...indent(rows(1), 6),
+        "    }",
+        "  }",
+      ])}`;
+    }
+    case "shrink": {
+      const [x, f] = b.operands as [Operand, Operand];
+      const t = f.value.type as Type & { kind: "factor" };
+      const at = rowAt(x, env, "row");
+      return `${epilogue(`${name}_e`, b, env)}\n${fn(name, [
+        ...siteGuard(b.site),
+        "  let row = wg.x;",
+        `  let slot = batch[${env.layout.arrays.slot} + row];`,
+        `  let rank = tables[${SLOT_TABLE + t.site * 2} + slot * ${env.sites * 2}];`,
+        `  let x = ${at.at};`,
+        `  for (var r = lane; r < ${b.cols}; r += ${WG}) {`,
+        "    var sum = 0.0f;",
+        "    if (r < rank) {",
+        `      let f = ${env.address(f.value).offset} + slot * ${env.slotWords} + r * ${t.cols};`,
+        `      for (var c = 0; c < ${t.cols}; c++) { sum = fma(${at.cls}[x + c], adapters[f + c], sum); }`,
+        "    }",
+        `    ${name}_e(row, r, sum);`,
+        "  }",
+      ])}`;
+    }
+    case "outer": {
+      const [a, c, param] = b.operands as [Operand, Operand, Operand];
+      const pa = env.param(String(b.node!.attrs.of));
+      const ra = rowAt(a, env, "r");
+      const rc = rowAt(c, env, "r");
+      const n = count(b.domain);
+      const base = `${header("job")} * ${env.jobWords} + ${pa.accum}`;
+      if (param.value.type.kind !== "weight")
+        return fn(name, [
+          ...siteGuard(b.site),
+          `  let col = wg.x * ${WG} + lane;`,
+          "  let k = wg.y;",
+          `  if (col >= ${pa.k} || k >= ${pa.n}) { return; }`,
+          "  var sum = 0.0f;",
+          `  for (var r = 0; r < ${n}; r++) { sum = fma(${ra.cls}[${ra.at} + k], ${rc.cls}[${rc.at} + col], sum); }`,
+          `  let o = ${base} + k * ${pa.k} + col;`,
+          "  accum[o] = accum[o] + sum;",
+        ]);
+      const lane = (j: number): string => (pa.n % 16 ? `select(0.0f, ${ra.cls}[min(y + ${j}, y0 + ${pa.n - 1})], j + ${j} < ${pa.n})` : `${ra.cls}[y + ${j}]`);
+      return fn(name, [
+        `  let at = wg.x * ${WG} + lane;`,
+        "  let k = at / 4;",
+        `  if (k >= ${pa.k}) { return; }`,
+        "  let j = wg.y * 16 + (at % 4) * 4;",
+        `  if (wg.y >= ${Math.ceil(pa.n / 16)}) { return; }`,
+        "  var sum = vec4<f32>();",
+        `  for (var r = 0; r < ${n}; r++) {`,
+        `    let y0 = ${ra.at};`,
+        "    let y = y0 + j;",
+        `    sum = fma(vec4<f32>(${rc.cls}[${rc.at} + k]), vec4<f32>(${[0, 1, 2, 3].map(lane).join(", ")}), sum);`,
+        "  }",
+        `  let o = ${base} + (wg.y * ${pa.k} + k) * 16 + (at % 4) * 4;`,
+        ...["x", "y", "z", "w"].map((q, i) => `  accum[o + ${i}] = accum[o + ${i}] + sum.${q};`),
+      ]);
+    }
+    case "col_sum": {
+      const [x] = b.operands as [Operand];
+      const pa = env.param(String(b.node!.attrs.of));
+      const at = rowAt(x, env, "r");
+      return fn(name, [
+        `  let col = wg.x * ${WG} + lane;`,
+        `  if (col >= ${b.cols}) { return; }`,
+        "  var sum = 0.0f;",
+        `  for (var r = 0; r < ${count(b.domain)}; r++) { sum = sum + ${at.cls}[${at.at} + col]; }`,
+        `  let o = ${header("job")} * ${env.jobWords} + ${pa.accum} + col;`,
+        "  accum[o] = accum[o] + sum;",
+      ]);
+    }
+    case "scatter_rows": {
+      const [x] = b.operands as [Operand];
+      const pa = env.param(String(b.node!.attrs.of));
+      const at = rowAt(x, env, "r");
+      return fn(name, [
+        `  let k = wg.x * ${WG} + lane;`,
+        `  if (k >= ${pa.k}) { return; }`,
+        `  for (var r = 0; r < ${count(b.domain)}; r++) {`,
+        `    let id = batch[${env.layout.arrays.ids} + r];`,
+        `    let o = ${header("job")} * ${env.jobWords} + ${pa.accum} + ((id / 16) * ${pa.k} + k) * 16 + id % 16;`,
+        `    accum[o] = accum[o] + ${at.cls}[${at.at} + k];`,
+        "  }",
+      ]);
+    }
+    case "attend":
+    case "attend_dq":
+    case "attend_dkv":
+      return emitAttention(name, b, env);
+  }
+}
+
+/** Attention: a workgroup a (row, head) or (key, kv head). Lanes 0…31 own the keys (rows) of a tile, then every lane owns dims of the sums. */
+function emitAttention(name: string, b: Body, env: KernelEnv): string {
+  const node = b.node!;
+  const kvt = node.ins[1]!.type as Kv;
+  const heads = Number(node.attrs.heads);
+  const group = heads / kvt.heads;
+  const hd = kvt.headDim;
+  const scale = f32(Number(node.attrs.scale));
+  const kvOff = env.address(node.ins[1]!).offset;
+  const own = Math.ceil(hd / WG);
+  const [q, , oIn, lseIn, dout] = node.ins;
+  const operand = (v: Value, r: string): { cls: string; at: string } => rowAt(b.operands[node.ins.indexOf(v)]!, env, r);
+  const outAddr = (index: number) => env.address({ node, index, type: node.outs[index]! });
+  const rowPos = `batch[${env.layout.arrays.pos} + row]`;
+  const rowTable = `batch[${env.layout.arrays.table} + row]`;
+  const dims = (body: (i: number, d: string) => string): string[] => Array.from({ length: own }, (_, i) => `{ let d = lane + ${i * WG}; if (d < ${hd}) { ${body(i, "d")} } }`);
+  const init = (prefix: string): string[] => Array.from({ length: own }, (_, i) => `var ${prefix}${i} = 0.0f;`);
+  const stage = (array: string, v: Value, r: string, h: string): string[] => {
+    const at = operand(v, r);
+    return [`for (var d = lane; d < ${hd}; d += ${WG}) { ${array}[d] = ${at.cls}[${at.at} + ${h} * ${hd} + d]; }`];
+  };
+  const kAt = (part: number, p: string, kh: string): string => `${kvOff} + kv_index(table, ${p}, ${part}, ${kh}, ${kvt.heads}, ${hd})`;
+
+  if (b.skeleton === "attend") {
+    const [o, l] = [outAddr(0), outAddr(1)];
+    return fn(name, [
+      "  let row = wg.x;",
+      "  let h = wg.y;",
+      `  let kh = h / ${group};`,
+      `  let keys = ${rowPos} + 1;`,
+      `  let table = ${rowTable};`,
+      ...indent(stage("shared_q", q!, "row", "h"), 2),
+      ...indent(init("o"), 2),
+      "  var m = -1.0e30f;",
+      "  var l = 0.0f;",
+      "  workgroupBarrier();",
+      "  for (var t = 0; t < keys; t += 32) {",
+      "    let c = min(32, keys - t);",
+      "    if (lane < 32) {",
+      "      var s = -1.0e30f;",
+      "      if (lane < c) {",
+      `        let k = ${kAt(0, "t + lane", "kh")};`,
+      "        var dot = 0.0f;",
+      `        for (var d = 0; d < ${hd}; d++) { dot = fma(shared_q[d], kv[k + d], dot); }`,
+      `        s = dot * ${scale};`,
+      "      }",
+      "      part[lane] = s;",
+      "    }",
+      "    workgroupBarrier();",
+      "    var mt = m;",
+      "    for (var j = 0; j < 32; j++) { mt = max(mt, part[j]); }",
+      "    let corr = exp(m - mt);",
+      "    m = mt;",
+      "    workgroupBarrier();",
+      "    if (lane < 32) { part[lane] = select(0.0f, exp(part[lane] - m), lane < c); }",
+      "    workgroupBarrier();",
+      "    var lt = 0.0f;",
+      "    for (var j = 0; j < 32; j++) { lt = lt + part[j]; }",
+      "    l = fma(l, corr, lt);",
+      `    let v = ${kAt(1, "t", "kh")};`,
+      ...indent(dims((i, d) => `o${i} = o${i} * corr; for (var j = 0; j < c; j++) { o${i} = fma(part[j], kv[v + j * ${hd} + ${d}], o${i}); }`), 4),
+      "    workgroupBarrier();",
+      "  }",
+      "  let inv = 1.0f / l;",
+      ...indent(dims((i, d) => `${o.cls}[${o.offset} + row * ${o.stride} + h * ${hd} + ${d}] = o${i} * inv;`), 2),
+      `  if (lane == 0) { ${l.cls}[${l.offset} + row * ${l.stride} + h] = m + log(l); }`,
+    ]);
+  }
+  if (b.skeleton === "attend_dq") {
+    const d = outAddr(0);
+    const oAt = operand(oIn!, "row");
+    const lAt = operand(lseIn!, "row");
+    return fn(name, [
+      "  let row = wg.x;",
+      "  let h = wg.y;",
+      `  let kh = h / ${group};`,
+      `  let keys = ${rowPos} + 1;`,
+      `  let table = ${rowTable};`,
+      ...indent([...stage("shared_q", q!, "row", "h"), ...stage("shared_g", dout!, "row", "h"), ...init("dq")], 2),
+      "  workgroupBarrier();",
+      "  var dsum = 0.0f;",
+      `  let o = ${oAt.at} + h * ${hd};`,
+      `  for (var d = 0; d < ${hd}; d++) { dsum = fma(shared_g[d], ${oAt.cls}[o + d], dsum); }`,
+      `  let lse = ${lAt.cls}[${lAt.at} + h];`,
+      "  for (var t = 0; t < keys; t += 32) {",
+      "    let c = min(32, keys - t);",
+      "    if (lane < c) {",
+      `      let k = ${kAt(0, "t + lane", "kh")};`,
+      `      let v = ${kAt(1, "t + lane", "kh")};`,
+      "      var dot = 0.0f;",
+      "      var dp = 0.0f;",
+      `      for (var d = 0; d < ${hd}; d++) { dot = fma(shared_q[d], kv[k + d], dot); dp = fma(shared_g[d], kv[v + d], dp); }`,
+      `      part[lane] = exp(dot * ${scale} - lse) * (dp - dsum) * ${scale};`,
+      "    }",
+      "    workgroupBarrier();",
+      `    let k = ${kAt(0, "t", "kh")};`,
+      ...indent(dims((i, x) => `for (var j = 0; j < c; j++) { dq${i} = fma(part[j], kv[k + j * ${hd} + ${x}], dq${i}); }`), 4),
+      "    workgroupBarrier();",
+      "  }",
+      ...indent(dims((i, x) => `${d.cls}[${d.offset} + row * ${d.stride} + h * ${hd} + ${x}] = dq${i};`), 2),
+    ]);
+  }
+  const d = outAddr(0);
+  const width = 2 * kvt.heads * hd;
+  const [qAt, gAt, oAt, lAt] = [operand(q!, "row"), operand(dout!, "row"), operand(oIn!, "row"), operand(lseIn!, "row")];
+  return fn(name, [
+    "  let key = wg.x;",
+    "  let kh = wg.y;",
+    `  let n = ${count(b.domain)};`,
+    `  let table = batch[${env.layout.arrays.table}];`,
+    `  let first = max(0, key - batch[${env.layout.arrays.pos}]);`,
+    `  let kp = ${kAt(0, "key", "kh")};`,
+    `  let vp = ${kAt(1, "key", "kh")};`,
+    `  for (var d = lane; d < ${hd}; d += ${WG}) { shared_q[d] = kv[kp + d]; shared_g[d] = kv[vp + d]; }`,
+    ...indent([...init("dk"), ...init("dv")], 2),
+    "  workgroupBarrier();",
+    `  for (var h = kh * ${group}; h < (kh + 1) * ${group}; h++) {`,
+    "    for (var t = first; t < n; t += 32) {",
+    "      let c = min(32, n - t);",
+    "      if (lane < c) {",
+    "        let row = t + lane;",
+    `        let qp = ${qAt.at} + h * ${hd};`,
+    `        let gp = ${gAt.at} + h * ${hd};`,
+    `        let op = ${oAt.at} + h * ${hd};`,
+    "        var dot = 0.0f;",
+    "        var dp = 0.0f;",
+    "        var dsum = 0.0f;",
+    `        for (var d = 0; d < ${hd}; d++) {`,
+    `          let g = ${gAt.cls}[gp + d];`,
+    `          dot = fma(${qAt.cls}[qp + d], shared_q[d], dot);`,
+    "          dp = fma(g, shared_g[d], dp);",
+    `          dsum = fma(g, ${oAt.cls}[op + d], dsum);`,
+    "        }",
+    `        let p = exp(dot * ${scale} - ${lAt.cls}[${lAt.at} + h]);`,
+    "        part[lane] = p;",
+    `        part[lane + 32] = p * (dp - dsum) * ${scale};`,
+    "      }",
+    "      workgroupBarrier();",
+    "      for (var j = 0; j < c; j++) {",
+    "        let row = t + j;",
+    `        let qp = ${qAt.at} + h * ${hd};`,
+    `        let gp = ${gAt.at} + h * ${hd};`,
+    ...indent(dims((i, x) => `dk${i} = fma(part[j + 32], ${qAt.cls}[qp + ${x}], dk${i}); dv${i} = fma(part[j], ${gAt.cls}[gp + ${x}], dv${i});`), 8),
+    "      }",
+    "      workgroupBarrier();",
+    "    }",
+    "  }",
+    `  let out = ${d.offset} + (${header("save_base")} + key) * ${width} + kh * ${hd};`,
+    `  let fresh = ${header("dkv_first")} != 0;`,
+    ...indent(
+      dims((i, x) => `${d.cls}[out + ${x}] = select(${d.cls}[out + ${x}], 0.0f, fresh) + dk${i}; ${d.cls}[out + ${width / 2} + ${x}] = select(${d.cls}[out + ${width / 2} + ${x}], 0.0f, fresh) + dv${i};`),
+      2,
+    ),
+  ]);
+}
+
+/** Gradient norm, clip factor, optimizer step; the same layout of norms as the Wasm target. */
+function emitUpdate(name: string, b: UpdateBody, env: KernelEnv): string {
+  const norms = `${env.norms} + ${header("job")} * ${env.groups + 2}`;
+  if (b.skeleton === "sumsq")
+    return fn(name, [
+      `  let g = ${header("job")} * ${env.jobWords};`,
+      "  var total = 0.0f;",
+      ...b.params.flatMap((p) => [
+        `  ${p.site === null ? "" : `if (((${header("site_mask")} >> ${p.site}u) & 1) == 1) `}{`,
+        `    for (var i = lane; i < ${p.words}; i += ${WG}) { let x = accum[g + ${p.accum} + i]; total = fma(x, x, total); }`,
+        "  }",
+      ]),
+      "  let sum = fold_sum(total, lane);",
+      `  if (lane == 0) { arena[${norms} + tables[0]] = sum; }`,
+    ]);
+  if (b.skeleton === "clip")
+    return fn(name, [
+      "  if (lane != 0) { return; }",
+      `  let at = ${norms};`,
+      "  var total = 0.0f;",
+      `  for (var i = 0; i < ${env.groups}; i++) { total = total + arena[at + i]; }`,
+      "  let norm = sqrt(total);",
+      `  let limit = ${headerF("max_norm")};`,
+      "  var scale = 1.0f;",
+      "  if (limit > 0.0f && norm > limit) { scale = limit / (norm + 1.0e-6f); }",
+      "  if ((bitcast<u32>(norm) & 0x7f800000u) == 0x7f800000u) { scale = -1.0f; }",
+      `  arena[at + ${env.groups}] = scale;`,
+      `  arena[at + ${env.groups + 1}] = norm;`,
+    ]);
+  return b.params.map((p, i) => optimizerBody(`${name}_${i}`, b, p, env, norms)).join("\n");
+}
+
+function optimizerBody(name: string, b: UpdateBody, p: ParamAddress, env: KernelEnv, norms: string): string {
+  const rule = optimizers[b.optimizer!];
+  const printer = new Printer(dialect(env), 1);
+  const decay: Expr = p.kind === "vector" ? { e: "const", v: 0 } : { e: "metaf", name: "decay", at: null };
+  const next = Object.entries(rule.update({ decay })).map(([key, e]) => [key, printer.at(e)] as const);
+  const where: Record<string, string> = { param: p.kind === "factor" ? `adapters[${p.offset} + ${header("slot")} * ${env.slotWords} + i]` : `weights[${p.offset} + i]` };
+  rule.states.forEach((s, i) => {
+    where[s] = `accum[g + ${(i + 1) * p.words} + i]`;
+  });
+  return fn(name, [
+    ...siteGuard(p.site),
+    `  let g = ${header("job")} * ${env.jobWords} + ${p.accum};`,
+    `  let clip = arena[${norms} + ${env.groups}];`,
+    `  for (var i = wg.x * ${WG} + lane; i < ${p.words}; i += ${optimizerGroups(b) * WG}) {`,
+    "    if (clip >= 0.0f) {",
+    "      let grad_ = accum[g + i] * clip;",
+    ...Object.entries(where).map(([key, at]) => `      let ${key}_ = ${at};`),
+    ...indent([...printer.row, ...printer.col], 6),
+    ...next.map(([key, t]) => `      ${where[key]} = ${t};`),
+    "    }",
+    "    accum[g + i] = 0.0f;",
+    "  }",
+  ]);
+}
+const optimizerGroups = (b: UpdateBody): number => Math.min(MAX_GROUPS, Math.ceil(Math.max(...b.params.map((p) => p.words)) / WG));
+
+const one: GridDim = { count: "one", mul: 1, div: 1 };
+const fixed = (n: number): GridDim => ({ count: "one", mul: n, div: 1 });
+
+/** Workgroups of a launch: x and y cover the largest body, z picks the body. */
+export function gridOf(bodies: readonly AnyBody[], env: KernelEnv, _target: Target): readonly [GridDim, GridDim, GridDim] {
+  const first = bodies[0]!;
+  if (isUpdate(first)) return first.skeleton === "optimizer" ? [fixed(optimizerGroups(first)), one, fixed(first.params.length)] : [one, one, one];
+  const list = bodies as readonly Body[];
+  const rows = (div = 1): GridDim => ({ count: first.domain === "R" ? "n_head" : "n_rows", mul: 1, div });
+  const cols = (f: (b: Body) => number): GridDim => fixed(Math.max(...list.map((b) => Math.ceil(f(b) / WG))));
+  const z = fixed(bodies.length);
+  const heads = (b: Body): number => Number(b.node!.attrs.heads);
+  switch (first.skeleton) {
+    case "map":
+      return [cols((b) => b.cols), rows(), z];
+    case "row":
+    case "shrink":
+      return [rows(), one, z];
+    case "linear":
+      return [cols((b) => Math.ceil(b.cols / 4)), rows(TILE), z];
+    case "linear_t":
+      return [cols((b) => b.cols), rows(TILE), z];
+    case "outer": {
+      const shape = list.map((b) => {
+        const p = env.param(String(b.node!.attrs.of));
+        return p.kind === "weight" ? [p.k * 4, Math.ceil(p.n / 16)] : [p.k, p.n];
+      });
+      return [fixed(Math.max(...shape.map((s) => Math.ceil(s[0]! / WG)))), fixed(Math.max(...shape.map((s) => s[1]!))), z];
+    }
+    case "col_sum":
+      return [cols((b) => b.cols), one, z];
+    case "scatter_rows":
+      return [cols((b) => env.param(String(b.node!.attrs.of)).k), one, z];
+    case "attend":
+    case "attend_dq":
+      return [rows(), fixed(Math.max(...list.map(heads))), z];
+    case "attend_dkv":
+      return [{ count: "n_keys", mul: 1, div: 1 }, fixed((first.node!.ins[1]!.type as Kv).heads), z];
+  }
 }
