@@ -95,7 +95,14 @@ export async function openWebGpu(manifest: Manifest, file: (name: string) => Pro
     failure ??= e.error.message;
   });
   let staging = device.createBuffer({ size: 65536, usage: GPUBufferUsage.COPY_DST | GPUBufferUsage.MAP_READ });
-  const fetchAll = async (ranges: readonly Range[], encoder: GPUCommandEncoder): Promise<Float32Array[]> => {
+  // One read-back at a time: the staging buffer is shared, and a job may read between two steps.
+  let last: Promise<unknown> = Promise.resolve();
+  const fetchAll = (ranges: readonly Range[], encode: () => GPUCommandEncoder): Promise<Float32Array[]> => {
+    const next = last.then(() => fetchNow(ranges, encode()));
+    last = next.catch(() => {});
+    return next;
+  };
+  const fetchNow = async (ranges: readonly Range[], encoder: GPUCommandEncoder): Promise<Float32Array[]> => {
     const total = ranges.reduce((n, r) => n + r.words * 4, 0);
     if (total > staging.size) {
       staging.destroy();
@@ -143,7 +150,8 @@ export async function openWebGpu(manifest: Manifest, file: (name: string) => Pro
       encoder.clearBuffer(bufferOf(r.cls, r.group), r.offset * 4, r.words * 4);
       device.queue.submit([encoder.finish()]);
     },
-    run: async (commands, meta, reads) => {
+    run: (commands, meta, reads) =>
+      fetchAll(reads, () => {
       check();
       device.queue.writeBuffer(metaBuffer, 0, meta.buffer as ArrayBuffer, meta.byteOffset, meta.byteLength);
       const encoder = device.createCommandEncoder();
@@ -164,9 +172,9 @@ export async function openWebGpu(manifest: Manifest, file: (name: string) => Pro
         pass.dispatchWorkgroups(commands[i + 3]!, commands[i + 4]!, commands[i + 5]!);
       }
       pass.end();
-      return fetchAll(reads, encoder);
-    },
-    read: async (r) => (await fetchAll([r], device.createCommandEncoder()))[0]!,
+      return encoder;
+      }),
+    read: async (r) => (await fetchAll([r], () => device.createCommandEncoder()))[0]!,
     dispose: () => {
       for (const b of buffers.values()) b.destroy();
       metaBuffer.destroy();

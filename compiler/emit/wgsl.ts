@@ -281,7 +281,11 @@ function emitBody(name: string, b: Body, env: KernelEnv, target: Target): string
           `  let w = panel_${t.format}(wp + k * 16);`,
           ...is.map((i) => `  a${i} = fma(vec4<f32>(${at[i]!.cls}[x${i} + k]), w, a${i});`),
           "}",
-          ...is.flatMap((i) => ["x", "y", "z", "w"].map((c, j) => `${t.n % 4 && j ? `if (col + ${j} < ${t.n}) { ` : ""}${name}_e(${n === 1 ? "r" : `r0 + ${i}`}, col + ${j}, a${i}.${c});${t.n % 4 && j ? " }" : ""}`)),
+          // One copy of the epilogue, whatever the tile: it is the larger part of the text.
+          `var out = array<vec4<f32>, ${n}>(${is.map((i) => `a${i}`).join(", ")});`,
+          `for (var i = 0; i < ${n}; i++) {`,
+          `  for (var c = 0; c < ${t.n % 4 ? `min(4, ${t.n} - col)` : 4}; c++) { ${name}_e(${n === 1 ? "r" : "r0 + i"}, col + c, out[i][c]); }`,
+          "}",
         ];
       };
       return `${epilogue(`${name}_e`, b, env)}\n${fn(name, [
@@ -322,7 +326,8 @@ function emitBody(name: string, b: Body, env: KernelEnv, target: Target): string
               ...(t.n % 4 ? [`{ let j = ${full}; let w = panel_${t.format}(${base} + ((j / 16) * ${k} + col) * 16 + j % 16);`, ...is.flatMap((i) => comps.slice(0, t.n % 4).map((c, j) => `  ${chain(i, c, j)}`)), "}"] : []),
             ];
           }),
-          ...is.map((i) => `${name}_e(${n === 1 ? "r" : `r0 + ${i}`}, col, a${i});`),
+          `var out = array<f32, ${n}>(${is.map((i) => `a${i}`).join(", ")});`,
+          `for (var i = 0; i < ${n}; i++) { ${name}_e(${n === 1 ? "r" : "r0 + i"}, col, out[i]); }`,
         ];
       };
       return `${epilogue(`${name}_e`, b, env)}\n${fn(name, [

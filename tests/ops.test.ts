@@ -1,0 +1,226 @@
+/** Law 1, op by op: every op of the registry on both targets against f64, every gradient against finite differences, random fused chains. */
+import * as assert from "uvu/assert";
+import { vjp } from "../compiler/autodiff.ts";
+import {
+  add, affine, allOps, attend, dropout, elementwise, embed, exp, fma, gatherRows, input, interpret, kvWrite, linear, linearT, make, mul, neg, outer, rmsNorm, rope, rowMax, rowSum, scaleBySlot, shrink, expand, silu, sub, type Op, type Type, type Value, valueKey, call, konst, crossEntropy,
+} from "../ops/index.ts";
+import { type Batch, batch, capacities, context, inputData, runOn } from "./support/graphs.ts";
+import { generator } from "./support/random.ts";
+import { suite } from "./support/suite.ts";
+
+const test = suite("ops");
+const targets = ["wasm", "webgpu"] as const;
+const positive = new Set(["log", "rsqrt"]);
+let scope = 0;
+const rows = (cols: number, domain: "T" | "W" | "R" = "T"): Type => ({ kind: "rows", domain, cols });
+
+function close(got: ArrayLike<number>, want: ArrayLike<number>, where: string, tolerance = 3e-5): void {
+  assert.is(got.length >= want.length, true, `${where}: ${got.length} values, expected ${want.length}`);
+  let max = 0;
+  for (let i = 0; i < want.length; i++) max = Math.max(max, Math.abs(want[i]!));
+  for (let i = 0; i < want.length; i++)
+    if (!(Math.abs(got[i]! - want[i]!) <= tolerance * (1 + max))) assert.unreachable(`${where}: element ${i} is ${got[i]}, f64 says ${want[i]}`);
+}
+/** Values of an op's sample, and its inputs. */
+function sample(op: Op, i: number): { outs: Value[]; ins: Value[] } {
+  const s = op.samples![i]!;
+  const region = `sample${scope++}`;
+  const ins = s.ins.map((t, k) => input(region, `${op.name}${i}.${s.attrs?.of && k === s.ins.length - 1 ? s.attrs.of : `x${k}`}`, t));
+  const attrs = s.attrs?.of ? { ...s.attrs, of: `${op.name}${i}.${s.attrs.of}` } : s.attrs;
+  return { outs: make(op, ins, attrs), ins };
+}
+function dataFor(op: Op, roots: readonly Value[], b: Batch, seed: string): Record<string, Float64Array> {
+  const data = inputData(roots, b, seed);
+  if (positive.has(op.name)) for (const k of Object.keys(data)) data[k] = data[k]!.map((x) => Math.fround(Math.abs(x) + 0.25));
+  if (op.name === "div") for (const k of Object.keys(data)) data[k] = data[k]!.map((x) => Math.fround(x + (x < 0 ? -0.5 : 0.5)));
+  return data;
+}
+const withSamples = allOps().filter((o) => o.samples);
+/** Ops whose operands only make sense together; the tests below name each of them. */
+const together = new Set(["input", "attend", "attend_dq", "attend_dkv", "kv_write", "store_rows", "gather_rows", "gather_slice", "embed", "scatter_rows", "slot_scale", "dropout", "label_logit", "cross_entropy_grad", "spread", "zeros"]);
+
+test("every op has samples, or a test of its own", () => {
+  for (const op of allOps()) assert.is(op.samples !== undefined || together.has(op.name), true, `${op.name} has no samples`);
+});
+
+for (const target of targets)
+  test(`each op on ${target} equals its f64 meaning`, async () => {
+    for (const kind of ["step", "unit"] as const) {
+      const b = batch(`ops ${kind}`, 13, 5, kind);
+      const all: { op: Op; outs: Value[]; data: Record<string, Float64Array> }[] = [];
+      for (const op of withSamples)
+        op.samples!.forEach((_, i) => {
+          const { outs } = sample(op, i);
+          const unit = outs[0]!.type.kind === "grad";
+          if (unit === (kind === "unit")) all.push({ op, outs, data: dataFor(op, outs, b, `seed ${op.name}`) });
+        });
+      const roots = all.flatMap((x) => x.outs);
+      const data = Object.assign({}, ...all.map((x) => x.data)) as Record<string, Float64Array>;
+      const { outputs } = await runOn(target, roots, data, b, { fuse: false });
+      let at = 0;
+      for (const { op, outs } of all) for (const want of interpret(outs, data, context(b))) close(outputs[at++]!, want, `${op.name} on ${target}`);
+    }
+  });
+
+test("each gradient equals central differences in f64", () => {
+  const b = batch("grads", 5, 3, "step");
+  for (const op of withSamples) {
+    if (!op.grad) continue;
+    op.samples!.forEach((_, i) => {
+      const { outs, ins } = sample(op, i);
+      const y = outs[0]!;
+      if (y.type.kind !== "rows") return;
+      const cot = input(`cot${scope++}`, "cot", y.type);
+      const wanted = ins.filter((v) => v.type.kind !== "table");
+      const grads = vjp([[y, cot]], wanted);
+      checkGradients(op.name, y, cot, wanted, grads, dataFor(op, [y, cot], b, `g ${op.name}`), b);
+    });
+  }
+});
+
+function checkGradients(name: string, y: Value, cot: Value, wanted: readonly Value[], grads: ReadonlyMap<string, Value>, data: Record<string, Float64Array>, b: Batch): void {
+  const ctx = context(b);
+  const loss = (d: Record<string, Float64Array>): number => {
+    const [out] = interpret([y], d, ctx);
+    return out!.reduce((s, v, i) => s + v * d[String(cot.node.attrs.name)]![i]!, 0);
+  };
+  for (const x of wanted) {
+    const g = grads.get(valueKey(x));
+    assert.ok(g, `${name}: no gradient for ${x.node.label}`);
+    const [analytic] = interpret([g!], data, ctx);
+    const key = String(x.node.attrs.name);
+    const next = generator(`${name}${key}`);
+    for (let k = 0; k < 12; k++) {
+      const i = next() % data[key]!.length;
+      const h = 1e-5;
+      const moved = (by: number): number => loss({ ...data, [key]: data[key]!.map((v, j) => (j === i ? v + by : v)) });
+      const numeric = (moved(h) - moved(-h)) / (2 * h);
+      // A factor's gradient is the job's slot only: the graph sums over rows, whatever their slot.
+      if (x.type.kind === "factor") continue;
+      assert.ok(Math.abs(numeric - analytic![i]!) <= 1e-6 * (1 + Math.abs(numeric)), `${name}: d/d${key}[${i}] is ${analytic![i]}, differences say ${numeric}`);
+    }
+  }
+}
+
+/** One sequence from position 0, all of one adapter: what a backward unit sees. */
+function unitBatch(n: number): Batch {
+  const b = batch("attention", n, 3, "unit");
+  return { ...b, arrays: { ...b.arrays, pos: Array.from({ length: n }, (_, r) => r), save_row: Array.from({ length: n }, (_, r) => r) }, header: { ...b.header, n_keys: n } };
+}
+function attention(scopeName: string, heads: number, kvHeads: number, hd: number) {
+  const q = input(scopeName, "q", rows(heads * hd, "W"));
+  const k = input(scopeName, "k", rows(kvHeads * hd, "W"));
+  const v = input(scopeName, "v", rows(kvHeads * hd, "W"));
+  const kv = input(scopeName, "kv", { kind: "kv", heads: kvHeads, headDim: hd });
+  const table = input(scopeName, "rotary", { kind: "table", rows: capacities.context, cols: hd });
+  const written = kvWrite(kv, rope(k, table, hd), v);
+  const { o, lse } = attend(rope(q, table, hd), written, heads);
+  return { q, k, v, kv, o, lse, cot: input(scopeName, "cot", rows(heads * hd, "W")) };
+}
+for (const [heads, kvHeads, hd] of [[4, 2, 16], [6, 2, 10], [3, 3, 6], [4, 1, 20]] as const)
+  test(`attention ${heads}/${kvHeads} × ${hd}: forward and backward on both targets, gradients by differences, across cache blocks`, async () => {
+    const g = attention(`attention${scope++}`, heads, kvHeads, hd);
+    const b = unitBatch(32);
+    const few = unitBatch(9);
+    const grads = vjp([[g.o, g.cot]], [g.q, g.k, g.v]);
+    const roots = [g.q, g.k, g.v].map((x) => grads.get(valueKey(x))!);
+    checkGradients("attention", g.o, g.cot, [g.q, g.k, g.v], grads, inputData([g.o, ...roots], few, "fd"), few);
+    const data = inputData([g.o, ...roots], b, "attention data");
+    const want = interpret([g.o, g.lse, ...roots], data, context(b));
+    for (const target of targets) {
+      const { outputs } = await runOn(target, [g.o, g.lse, ...roots], data, b);
+      outputs.forEach((out, i) => close(out, want[i]!, `attention root ${i} on ${target}`, 1e-4));
+    }
+  });
+
+test("rows, embedding, dropout and adapters: every op that needs its surroundings, on both targets", async () => {
+  const name = `together${scope++}`;
+  const b = batch("together", 17, 6, "step", 11);
+  const x = input(name, "x", rows(12));
+  const w = input(name, "table", { kind: "weight", n: 11, k: 12, format: "f32" });
+  const fa = input(name, "fa", { kind: "factor", cols: 12, site: 2, side: "a" });
+  const fb = input(name, "fb", { kind: "factor", cols: 9, site: 2, side: "b" });
+  const u = scaleBySlot(shrink(dropout(x, 2), fa, capacities.rank), 2);
+  const roots = [expand(u, fb), dropout(x, 5), add(x, embed(w, "T")), gatherRows(x, "head_row", "R")];
+  const data = inputData(roots, b, "together");
+  const want = interpret(roots, data, context(b));
+  for (const target of targets)
+    for (const fuse of [true, false]) {
+      const { outputs } = await runOn(target, roots, data, b, { fuse });
+      outputs.forEach((out, i) => close(out, want[i]!, `root ${i} on ${target}, fuse ${fuse}`));
+    }
+});
+
+test("cross-entropy: loss and gradient of a chunk of logits, on both targets", async () => {
+  const name = `ce${scope++}`;
+  const b = batch("ce", 17, 6, "unit", 11);
+  const x = input(name, "x", rows(12, "W"));
+  const w = input(name, "head", { kind: "weight", n: 11, k: 12, format: "f32" });
+  const { nll, dlogits } = crossEntropy(linear(gatherRows(x, "head_row", "R"), w, "head"));
+  const data = inputData([nll, dlogits], b, "ce");
+  const want = interpret([nll, dlogits], data, context(b));
+  for (const target of targets) (await runOn(target, [nll, dlogits], data, b)).outputs.forEach((out, i) => close(out, want[i]!, `root ${i} on ${target}`));
+});
+
+test("random fused chains with odd tails: fused = unfused bit for bit, both within tolerance of f64", async () => {
+  const next = generator("chains");
+  for (let c = 0; c < 6; c++) {
+    const name = `chain${scope++}`;
+    const cols = [5, 8, 13, 24, 31, 33][c]!;
+    const b = batch(`chain ${c}`, 3 + (next() % 20), 4, "step");
+    let v: Value = input(name, "x", rows(cols));
+    const gain = input(name, "gain", { kind: "vector", n: cols });
+    const other = input(name, "other", rows(cols));
+    const w = input(name, "w", { kind: "weight", n: cols, k: cols, format: "f32" });
+    const kept: Value[] = [v];
+    for (let i = 0; i < 9; i++) {
+      const pick = kept[next() % kept.length]!;
+      const steps: (() => Value)[] = [
+        () => add(v, pick), () => mul(v, gain), () => sub(v, other), () => fma(v, pick, other), () => silu(v), () => neg(v), () => affine(v, { scale: 0.5, shift: 0.1 }), () => rmsNorm(v, gain, 1e-5), () => linear(v, w, "w"), () => linearT([[v, w]]),
+        () => mul(v, exp(sub(rowMax(affine(v, { scale: 0.1, shift: 0 })), affine(v, { scale: 0.1, shift: 2 })))), () => add(v, affine(rowSum(v), { scale: 1 / cols, shift: 0 })),
+      ];
+      v = steps[next() % steps.length]!();
+      kept.push(v);
+    }
+    const roots = [v, kept[4]!].filter((r) => r.node.op !== "input");
+    const data = inputData(roots, b, `chain ${c}`);
+    const want = interpret(roots, data, context(b));
+    for (const target of c < 3 ? targets : (["wasm"] as const)) {
+      const fused = await runOn(target, roots, data, b);
+      const plain = await runOn(target, roots, data, b, { fuse: false });
+      assert.ok(fused.launches < plain.launches, `chain ${c}: fusion saves launches (${fused.launches} of ${plain.launches})`);
+      roots.forEach((_, i) => {
+        assert.equal([...fused.outputs[i]!], [...plain.outputs[i]!], `chain ${c} on ${target}: fused bits`);
+        close(fused.outputs[i]!, want[i]!, `chain ${c} on ${target}`, 1e-4);
+      });
+    }
+  }
+});
+
+test("an elementwise op is one definition: kernels, gradient and meaning follow", async () => {
+  const gelu = elementwise("gelu_trial", {
+    arity: 1,
+    // tanh form: ½x(1 + tanh(√(2/π)(x + 0.044715x³)))
+    expr: ([x]) => call("mul", call("mul", konst(0.5), x!), call("add", konst(1), call("tanh", call("mul", konst(0.7978845608), call("fma", call("mul", konst(0.044715), call("mul", x!, x!)), x!, x!))))),
+  });
+  const x = input(`trial${scope++}`, "x", rows(7));
+  const b = batch("trial", 6, 2, "step");
+  const data = inputData([x], b, "trial");
+  const want = interpret([gelu(x)], data, context(b));
+  for (const target of targets) close((await runOn(target, [gelu(x)], data, b)).outputs[0]!, want[0]!, `gelu on ${target}`);
+});
+
+test("outer products of factors and matrices fold rows in order, whatever the row count", async () => {
+  for (const n of [1, 5, 32]) {
+    const name = `outer${scope++}`;
+    const a = input(name, "a", rows(8, "W"));
+    const x = input(name, "x", rows(19, "W"));
+    const f = input(name, "f", { kind: "factor", cols: 19, site: 1, side: "a" });
+    const b = unitBatch(n);
+    const root = outer(a, x, f);
+    const data = inputData([root], b, "outer");
+    const want = interpret([root], data, context(b));
+    for (const target of targets) close((await runOn(target, [root], data, b)).outputs[0]!, want[0]!, `outer of ${n} rows on ${target}`);
+  }
+});
+test.run();

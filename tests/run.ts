@@ -1,0 +1,63 @@
+/**
+ * The strict runner: each test file in a process of its own, two at a time. A file passes only if it registered tests and every one of them ran and
+ * passed; so a forgotten run(), a throwing hook, an empty file and a crash all fail.
+ *
+ *   node --import tsx tests/run.ts [part of a file name …]
+ */
+import { spawn } from "node:child_process";
+import { readdirSync, readFileSync } from "node:fs";
+import { cpus } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const here = fileURLToPath(new URL(".", import.meta.url));
+const wanted = process.argv.slice(2);
+
+export interface FileResult {
+  readonly file: string;
+  readonly registered: number;
+  readonly passed: number;
+  readonly output: string;
+  readonly ms: number;
+}
+export function runFile(path: string): Promise<FileResult> {
+  return new Promise((resolve) => {
+    const t0 = performance.now();
+    const child = spawn(process.execPath, ["--import", "tsx", join(here, "support/child.ts"), path], { stdio: ["ignore", "pipe", "pipe"] });
+    let output = "";
+    child.stdout.on("data", (d) => (output += d));
+    child.stderr.on("data", (d) => (output += d));
+    child.on("close", (code) => {
+      const line = /weft-tests (\{.*\})/.exec(output)?.[1];
+      const r = line ? (JSON.parse(line) as { registered: number; passed: number }) : { registered: 0, passed: 0 };
+      const narrowed = /\.(only|skip)\(/.test(readFileSync(path, "utf8"));
+      const failed = code !== 0 || !line || r.registered === 0 || narrowed;
+      resolve({ file: path, registered: Math.max(r.registered, failed ? r.passed + 1 : 0), passed: r.passed, output: narrowed ? `${output}\na test is narrowed or skipped` : output, ms: performance.now() - t0 });
+    });
+  });
+}
+
+async function main(): Promise<void> {
+  const files = readdirSync(here).filter((f) => f.endsWith(".test.ts") && (!wanted.length || wanted.some((w) => f.includes(w)))).sort();
+  const queue = [...files];
+  let passed = 0;
+  let failed = 0;
+  const worker = async (): Promise<void> => {
+    for (let f = queue.shift(); f; f = queue.shift()) {
+      const r = await runFile(join(here, f));
+      const bad = r.registered - r.passed;
+      passed += r.passed;
+      failed += bad;
+      console.log(`${bad ? "FAIL" : "ok  "} ${f.padEnd(28)} ${String(r.passed).padStart(3)} of ${r.registered}  ${(r.ms / 1000).toFixed(1)} s`);
+      if (bad) console.log(r.output);
+    }
+  };
+  await Promise.all(Array.from({ length: Math.min(2, cpus().length) }, worker));
+  if (!files.length) {
+    console.log("no test file matches");
+    failed++;
+  }
+  console.log(`\n${passed} passed, ${failed} failed`);
+  process.exit(failed ? 1 : 0);
+}
+if (process.argv[1] === fileURLToPath(import.meta.url)) await main();

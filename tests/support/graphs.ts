@@ -1,0 +1,211 @@
+/** Runs a graph of ops on a target, alone: compiles it as one program and plays it on a device, beside the f64 interpreter. */
+import { compileAssembly } from "../../compiler/emit/asc.ts";
+import { emitLaunchAs, prelude } from "../../compiler/emit/assemblyscript.ts";
+import { emitLaunchWgsl, gridOf } from "../../compiler/emit/wgsl.ts";
+import { fuse } from "../../compiler/fuse.ts";
+import type { KernelEnv, ParamAddress } from "../../compiler/kernel.ts";
+import { blockLayouts, headerWords } from "../../compiler/metadata.ts";
+import { align, type Layout, placeValues } from "../../compiler/plan.ts";
+import { type Capacities, type Target, targets } from "../../compiler/target.ts";
+import { type EvalCtx, inputName, isInput, toposort, type Type, type Value, valueKey } from "../../ops/index.ts";
+import type { Manifest, TargetPlan } from "../../runtime/bundle.ts";
+import { type Device, packPanels, unpackPanels } from "../../runtime/device.ts";
+import { openWasm } from "../../runtime/wasm.ts";
+import { openWebGpu } from "../../runtime/webgpu.ts";
+import { uniform } from "./random.ts";
+
+export const capacities: Capacities = { tokens: 48, sequences: 4, context: 96, headRows: 16, blocks: 16, slots: 3, jobs: 1, rank: 8, savedRows: 96, keptRows: 96, unitRows: 32, units: 2 };
+const SITES = 7;
+export interface Batch {
+  readonly rows: number;
+  readonly heads: number;
+  /** Arrays of the metadata block, f32 ones as numbers. */
+  readonly arrays: Readonly<Record<string, readonly number[]>>;
+  readonly header: Readonly<Record<string, number>>;
+  readonly ranks: readonly number[];
+  readonly scales: readonly number[];
+}
+const isFloat = (name: string): boolean => name === "drop_p" || name === "weight";
+
+/** Rows of two sequences at odd positions, of several slots, with random ids. */
+export function batch(seed: string, rows: number, heads: number, kind: "step" | "unit", vocab = 11): Batch {
+  const u = uniform(`batch ${seed}`, 4096);
+  const pick = (i: number, n: number): number => Math.floor(((u[i]! + 1) / 2) * n);
+  const pos0 = 5 + pick(0, 20);
+  const layout = blockLayouts(capacities)[kind];
+  const at = layout.arrays.tables!;
+  const perSequence = Math.ceil(capacities.context / 32);
+  const two = kind === "step" ? Math.floor(rows / 2) : 0;
+  const seqOf = (r: number): number => (r < two ? 1 : 0);
+  return {
+    rows, heads,
+    arrays: {
+      ids: Array.from({ length: rows }, (_, r) => pick(r + 1, vocab)), pos: Array.from({ length: rows }, (_, r) => (r < two ? r + 3 : pos0 + r - two)), slot: Array.from({ length: rows }, (_, r) => (kind === "unit" ? 2 : pick(r + 99, 4))),
+      table: Array.from({ length: rows }, (_, r) => at + seqOf(r) * perSequence), save_row: Array.from({ length: rows }, (_, r) => (kind === "step" && r % 3 === 0 ? -1 : pos0 + r - two + (r < two ? 40 : 0))),
+      ext_row: Array.from({ length: rows }, (_, r) => r), drop_key: Array.from({ length: rows }, (_, r) => (r % 4 === 1 ? 0 : 77 + r)), drop_p: Array.from({ length: rows }, () => 0.25),
+      head_row: Array.from({ length: heads }, (_, r) => pick(r + 300, rows)), head_dst: Array.from({ length: heads }, (_, r) => r), label: Array.from({ length: heads }, (_, r) => pick(r + 400, vocab)), weight: Array.from({ length: heads }, (_, r) => 0.1 + r * 0.05),
+      tables: [3, 0, 5, 7, 2, 9],
+    },
+    header: { n_rows: rows, n_head: heads, site_mask: 0x7fffffff, save_base: 0, n_keys: kind === "unit" ? pos0 + rows : 0, dkv_first: 1 },
+    ranks: [0, 4, 8, 3], scales: [0, 0.5, 2, 1.25],
+  };
+}
+
+const rowsOf = (b: Batch, t: Type & { kind: "rows" }): number => (t.domain === "R" ? b.heads : b.rows);
+export function context(b: Batch): EvalCtx {
+  const layout = blockLayouts(capacities);
+  const raw = (i: number): number => b.arrays.tables![i - (b.header.n_keys ? layout.unit : layout.step).arrays.tables!]!;
+  return {
+    rows: (d) => (d === "R" ? b.heads : b.rows),
+    meta: (name, i) => (name === "raw" ? raw(i!) : i === null ? (b.header[name] ?? 0) : b.arrays[name]![i]!),
+    metaf: (name, i) => (i === null ? (b.header[name] ?? 0) : Math.fround(b.arrays[name]![i]!)),
+    slot: (s) => ({ rank: b.ranks[s]!, scale: b.scales[s]! }),
+    maxRank: capacities.rank,
+    layer: 3,
+  };
+}
+/** Random data for a graph's inputs, f32 values. */
+export function inputData(roots: readonly Value[], b: Batch, seed: string): Record<string, Float64Array> {
+  const out: Record<string, Float64Array> = {};
+  for (const node of toposort(roots)) {
+    const v: Value = { node, index: 0, type: node.outs[0]! };
+    if (!isInput(v)) continue;
+    const t = v.type;
+    const name = inputName(v);
+    const size = { rows: () => rowsOf(b, t as never) * (t as { cols: number }).cols, weight: () => (t as { n: number; k: number }).n * (t as { k: number }).k, vector: () => (t as { n: number }).n, factor: () => 4 * capacities.rank * (t as { cols: number }).cols, field: () => capacities.savedRows * (t as { cols: number }).cols, kv: () => capacities.blocks * 64 * (t as { heads: number; headDim: number }).heads * (t as { headDim: number }).headDim, table: () => capacities.context * (t as { cols: number }).cols, grad: () => 0 }[t.kind]();
+    out[name] = Float64Array.from(uniform(`${seed} ${name}`, size));
+    if (t.kind === "factor") {
+      // Rows beyond a slot's rank are zero, as in a real slot.
+      const cols = t.cols;
+      for (let s = 0; s < 4; s++) out[name]!.fill(0, (s * capacities.rank + b.ranks[s]!) * cols, (s + 1) * capacities.rank * cols);
+    }
+  }
+  return out;
+}
+
+/** Compile `roots` (row values or gradients) and run them on a target. Results in the interpreter's layouts. */
+export async function runOn(target: "wasm" | "webgpu", roots: readonly Value[], inputs: Readonly<Record<string, Float64Array>>, b: Batch, options: { fuse?: boolean; mutate?: (source: string) => string } = {}): Promise<{ outputs: Float32Array[]; launches: number }> {
+  const t: Target = targets[target];
+  const launches = fuse(roots, { fuse: options.fuse ?? true });
+  const blocks = blockLayouts(capacities);
+  const kind = b.header.n_keys ? "unit" : "step";
+  const inputNodes = toposort(roots).map((node): Value => ({ node, index: 0, type: node.outs[0]! })).filter(isInput);
+  // Inputs: rows, fields and tables in the arena; weights, factors and caches in their chambers.
+  let arena = 2048;
+  let weights = 0;
+  let slot = 0;
+  let kv = 64;
+  let accum = 0;
+  const fixed = new Map<string, { cls: "arena" | "weights" | "adapters" | "kv"; offset: number; stride: number }>();
+  const params = new Map<string, ParamAddress>();
+  for (const v of inputNodes) {
+    const name = inputName(v);
+    const ty = v.type;
+    if (ty.kind === "weight" || ty.kind === "vector") {
+      const words = align(ty.kind === "weight" ? Math.ceil(ty.n / t.panel) * t.panel * ty.k : ty.n);
+      fixed.set(name, { cls: "weights", offset: weights, stride: 0 });
+      params.set(name, { name, kind: ty.kind, n: ty.n, k: ty.kind === "weight" ? ty.k : 1, site: null, offset: weights, words, accum });
+      weights += words;
+      accum += words;
+    } else if (ty.kind === "factor") {
+      const words = capacities.rank * ty.cols;
+      fixed.set(name, { cls: "adapters", offset: slot, stride: ty.cols });
+      params.set(name, { name, kind: "factor", n: capacities.rank, k: ty.cols, site: ty.site, offset: slot, words, accum });
+      slot += words;
+      accum += align(words);
+    } else if (ty.kind === "kv") {
+      fixed.set(name, { cls: "kv", offset: 0, stride: 0 });
+      kv = Math.max(kv, inputs[name]!.length);
+    } else if (ty.kind !== "grad") {
+      fixed.set(name, { cls: "arena", offset: arena, stride: ty.cols });
+      arena += align(inputs[name]!.length + 256);
+    }
+  }
+  const slotWords = align(Math.max(64, slot));
+  const dkvAt = arena;
+  arena += align(capacities.savedRows * 512);
+  const rowRoots = roots.filter((r) => r.type.kind === "rows");
+  const homes: Record<string, number> = {};
+  rowRoots.forEach((r, i) => {
+    homes[`out${i}`] = arena;
+    arena += align(64 * (r.type as { cols: number }).cols + 64);
+  });
+  const program = { name: "test", region: "layer" as const, block: kind as "step" | "unit", roots, homes: rowRoots.map((value, i) => ({ value, name: `out${i}` })) };
+  const { places, end } = placeValues(program, launches, capacities, { persistent: arena, homes } as unknown as Layout);
+  const env: KernelEnv = {
+    capacities, layout: blocks[kind], panel: t.panel, sites: SITES, slotWords, jobWords: 0, groups: 2, scratch: 2048, norms: 1024, param: (n) => params.get(n)!,
+    address: (v) => {
+      const p = places.get(valueKey(v));
+      if (p !== undefined) return { cls: "arena", offset: p, stride: v.type.kind === "rows" ? v.type.cols : 0 };
+      if (v.node.op === "attend_dkv") return { cls: "arena", offset: dkvAt, stride: (v.type as { cols: number }).cols };
+      if (v.type.kind === "kv") return { cls: "kv", offset: 0, stride: 0 };
+      const f = fixed.get(inputName(v));
+      if (!f) throw new Error(`no address for ${v.node.label}`);
+      return f;
+    },
+  };
+  const kernels: Record<string, { workgroup: number; file: string }> = {};
+  const sources: string[] = [];
+  const commands: number[] = [];
+  launches.forEach((l, i) => {
+    const name = `k${i}`;
+    kernels[name] = { workgroup: 64, file: name };
+    const text = target === "wasm" ? emitLaunchAs(name, l.bodies, env) : emitLaunchWgsl(name, l.bodies, env, t);
+    sources.push(options.mutate ? options.mutate(text) : text);
+    const grid = gridOf(l.bodies, env, t).map((g) => Math.ceil(((g.count === "one" ? 1 : (b.header[g.count] ?? 0)) * g.mul) / g.div));
+    commands.push(i, 0, 0, ...grid);
+  });
+  const chamber = (layer: number): { layer: number; outer: number } => ({ layer: align(Math.max(64, layer) + 256), outer: 64 });
+  const plan = {
+    panel: t.panel, arenaWords: align(end + 1024), metaWords: blocks[kind].words, slotWords, jobWords: 0, blocks: { [kind]: blocks[kind] }, kernels,
+    classes: { weights: chamber(weights), kv: chamber(kv), saved: chamber(64), adapters: chamber(4 * slotWords), accum: chamber(accum), tables: chamber(64 + 4 * SITES * 2) },
+  } as unknown as TargetPlan;
+  const manifest = { model: { layers: 1 }, targets: { [target]: plan } } as unknown as Manifest;
+  let device: Device;
+  if (target === "wasm") {
+    const source = options.mutate ? options.mutate(prelude()) : prelude();
+    device = await openWasm(manifest, (await compileAssembly({ "kernels.ts": `${source}\n${sources.join("\n")}` }, "kernels.ts", ["--importMemory", "--noExportMemory", "--memoryBase", "0"])) as BufferSource);
+  } else {
+    const d = await openWebGpu(manifest, async (name) => new TextEncoder().encode(sources[Number(name.slice(1))]!), "software");
+    if (!d) throw new Error("no software WebGPU adapter: install the dev dependencies");
+    device = d;
+  }
+  // Poison: nothing may read what nobody wrote.
+  for (const cls of ["arena", "saved"] as const) device.write({ cls, group: 0, offset: 0 }, new Float32Array(cls === "arena" ? plan.arenaWords : 64).fill(Number.NaN));
+  for (const v of inputNodes) {
+    const name = inputName(v);
+    const f = fixed.get(name);
+    if (!f) continue;
+    const data = Float32Array.from(inputs[name]!);
+    if (v.type.kind === "factor") for (let s = 0; s < 4; s++) device.write({ cls: "adapters", group: 0, offset: s * slotWords + f.offset }, data.slice(s * capacities.rank * v.type.cols, (s + 1) * capacities.rank * v.type.cols));
+    else device.write({ cls: f.cls, group: 0, offset: f.offset }, v.type.kind === "weight" ? packPanels(data, v.type.n, v.type.k, t.panel) : data);
+  }
+  const tables = new Uint32Array(64 + 4 * SITES * 2);
+  const scales = new Float32Array(tables.buffer);
+  tables[0] = 3;
+  for (let s = 0; s < 4; s++)
+    for (let i = 0; i < SITES; i++) {
+      tables[64 + (s * SITES + i) * 2] = b.ranks[s]!;
+      scales[64 + (s * SITES + i) * 2 + 1] = b.scales[s]!;
+    }
+  device.write({ cls: "tables", group: 0, offset: 0 }, tables);
+  const meta = new Uint32Array(blocks[kind].words);
+  const metaF = new Float32Array(meta.buffer);
+  for (const [name, v] of Object.entries(b.header)) meta[headerWords.indexOf(name as never)] = v;
+  for (const [name, list] of Object.entries(b.arrays)) {
+    const at = blocks[kind].arrays[name];
+    if (at !== undefined) list.forEach((v, i) => (isFloat(name) ? (metaF[at + i] = v) : (meta[at + i] = v)));
+  }
+  await device.run(Int32Array.from(commands), meta, []);
+  const outputs: Float32Array[] = [];
+  for (const r of roots) {
+    if (r.type.kind === "rows") outputs.push(await device.read({ cls: "arena", group: 0, offset: homes[`out${rowRoots.indexOf(r)}`]!, words: rowsOf(b, r.type) * r.type.cols }));
+    else if (r.type.kind === "grad") {
+      const p = params.get(r.type.of)!;
+      const data = await device.read({ cls: "accum", group: 0, offset: p.accum, words: p.words });
+      outputs.push(p.kind === "weight" ? unpackPanels(data, p.n, p.k, t.panel) : data.slice(0, p.kind === "factor" ? p.n * p.k : p.n));
+    } else outputs.push(await device.read({ cls: "arena", group: 0, offset: dkvAt, words: capacities.savedRows * (r.type as { cols: number }).cols }));
+  }
+  device.dispose();
+  return { outputs, launches: launches.length };
+}

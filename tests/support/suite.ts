@@ -1,0 +1,27 @@
+/** uvu's suites with a count of what was registered, so that the runner can tell a test that never ran. */
+import { suite as uvu } from "uvu";
+
+interface Count {
+  registered: number;
+  narrowed: string[];
+}
+const counts = ((globalThis as { weftTests?: Count }).weftTests ??= { registered: 0, narrowed: [] });
+
+export interface Suite {
+  (name: string, body: () => void | Promise<void>): void;
+  readonly after: (f: () => void | Promise<void>) => void;
+  readonly run: () => void;
+}
+export function suite(name: string): Suite {
+  const inner = uvu(name);
+  const test = (title: string, body: () => void | Promise<void>): void => {
+    counts.registered++;
+    inner(title, async () => {
+      const t0 = performance.now();
+      await body();
+      const ms = performance.now() - t0;
+      if (process.env.WEFT_TEST_TIMES) console.log(`    ${ms.toFixed(0)} ms  ${name}: ${title}`);
+    });
+  };
+  return Object.assign(test, { after: (f: () => void | Promise<void>) => inner.after(f), run: () => inner.run() });
+}
