@@ -1,0 +1,68 @@
+/** Engines on tiny models, with the reference values of torch + transformers + peft. */
+import { readFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+import { type CompileOptions, compileTo } from "../../compiler/compile.ts";
+import type { Capacities } from "../../compiler/target.ts";
+import { decode, parseHeader } from "../../runtime/bundle.ts";
+import { type Engine, load, type LoadOptions } from "../../sdk/index.ts";
+import { generator } from "./random.ts";
+import { type Config, even, odd, scratch, writeModel } from "./tiny.ts";
+
+export const fixtures = fileURLToPath(new URL("../fixtures/", import.meta.url));
+export const configs = { odd, even } as const;
+export const small: Partial<Capacities> = { context: 128, tokens: 48, sequences: 16, headRows: 12, savedRows: 320, keptRows: 320, unitRows: 32, slots: 4, rank: 8, units: 8, blocks: 64, jobs: 2 };
+export const idsOf = (name: string, n: number, vocab: number): number[] => {
+  const next = generator(name);
+  return Array.from({ length: n }, () => next() % vocab);
+};
+/** The batch of make.py: awkward lengths, some labels ignored. */
+export const batchOf = (vocab: number): { input_ids: number[]; labels: number[] }[] =>
+  ([[7, 0], [33, 12], [65, 3], [70, 40], [2, 0]] as const).map(([n, skip], i) => {
+    const ids = idsOf(`row${i}`, n, vocab);
+    return { input_ids: ids, labels: ids.map((t, k) => (k < skip ? -100 : t)) };
+  });
+
+interface Reference {
+  readonly loss: number;
+  readonly grads: Readonly<Record<string, readonly number[]>>;
+  readonly full: readonly number[];
+  readonly lora_loss: number;
+  readonly lora_grads: Readonly<Record<string, readonly number[]>>;
+  readonly lora: readonly number[];
+}
+export const reference = JSON.parse(readFileSync(`${fixtures}reference.json`, "utf8")) as { odd: Reference; even: Reference; weft_adapter_sha256?: string };
+const bytes = readFileSync(`${fixtures}reference.safetensors`);
+const tensors = parseHeader(bytes, bytes.length, "reference").tensors;
+export function referenceTensor(name: string): Float32Array {
+  const t = tensors.find((x) => x.name === name)!;
+  return decode(bytes.subarray(t.start, t.end), t.dtype, name);
+}
+
+const bundles = new Map<string, Promise<string>>();
+/** A bundle of a tiny model, compiled once a test process. */
+export function bundle(config: Config, options: CompileOptions = {}): Promise<string> {
+  const full: CompileOptions = { targets: ["wasm"], train: ["lora"], ...options, capacities: { ...small, ...options.capacities } };
+  const key = JSON.stringify([config, full]);
+  let made = bundles.get(key);
+  if (!made) {
+    const dir = `${scratch()}/model.weft`;
+    made = compileTo(writeModel(config), dir, full).then(() => dir);
+    bundles.set(key, made);
+  }
+  return made;
+}
+export async function engineOf(config: Config, options: CompileOptions & { load?: LoadOptions } = {}): Promise<Engine> {
+  const { load: loading, ...compile } = options;
+  const target = compile.targets?.[0] ?? "wasm";
+  return load(await bundle(config, compile), { device: target === "wasm" ? "wasm" : "software", ...loading });
+}
+export async function collect(engine: Engine, o: Parameters<Engine["generate"]>[0]): Promise<{ ids: number[]; logprobs: number[] }> {
+  const out = { ids: [] as number[], logprobs: [] as number[] };
+  for await (const p of engine.generate(o)) {
+    out.ids.push(p.id);
+    out.logprobs.push(p.logprob);
+  }
+  return out;
+}
+export const bits = (a: Float32Array): string => Buffer.from(a.buffer, a.byteOffset, a.byteLength).toString("base64");
+export const contentBits = (engine: Engine, ref: string): string => engine.core.adapters.find(ref).content.factors.map(bits).join();
