@@ -2,7 +2,7 @@
  * Reverse-mode differentiation of a region, pruned by construction: a gradient thunk is called only when its input lies on a path to something
  * wanted (trainable tensors, or the region's input when a lower region still needs it). The gradient of a frozen weight is never built.
  */
-import { add, colSum, isInput, linearT, type Node, opOf, rowSum, toposort, type Type, type Value, valueKey } from "../ops/index.ts";
+import { add, colSum, isInput, linearT, type Node, opOf, rowSum, type Type, toposort, type Value, valueKey } from "../ops/index.ts";
 
 /** Cotangents of `wanted` (inputs of the region) given cotangents `seeds` of some of its values. */
 export function vjp(seeds: readonly (readonly [Value, Value])[], wanted: readonly Value[]): Map<string, Value> {

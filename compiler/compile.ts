@@ -1,7 +1,18 @@
 /** The compiler on one page: model folder + adapter classes → bundle. */
 import { join } from "node:path";
 import { allOps } from "../ops/index.ts";
-import { BUNDLE_FORMAT, BUNDLE_VERSION, encode, type LaunchEntry, type Manifest, type ProgramEntry, type TargetPlan, type TensorData, type TensorEntry, WeftError } from "../runtime/bundle.ts";
+import {
+  BUNDLE_FORMAT,
+  BUNDLE_VERSION,
+  encode,
+  type LaunchEntry,
+  type Manifest,
+  type ProgramEntry,
+  type TargetPlan,
+  type TensorData,
+  type TensorEntry,
+  WeftError,
+} from "../runtime/bundle.ts";
 import { adapterMethods } from "./adapters/index.ts";
 import { compileAssembly } from "./emit/asc.ts";
 import { emitLaunchAs, prelude } from "./emit/assemblyscript.ts";
@@ -84,7 +95,15 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
   const blocks = blockLayouts(capacities);
   const perLayer = programs.layerParams.reduce((n, p) => n + p.n * p.k, 0);
   const hostModule = await emitHost({
-    capacities, layers: model.layers, vocab: model.vocab, policy, blocks, programs: host!.programs, kernels: host!.kernels, parametersPerLayer: perLayer, headParameters: model.vocab * model.hiddenSize,
+    capacities,
+    layers: model.layers,
+    vocab: model.vocab,
+    policy,
+    blocks,
+    programs: host!.programs,
+    kernels: host!.kernels,
+    parametersPerLayer: perLayer,
+    headParameters: model.vocab * model.hiddenSize,
   });
   files.set("host.wasm", hostModule.wasm);
   files.set("host.config.ts", text(hostModule.config));
@@ -112,14 +131,30 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
     const offsets = layoutOf(model, programs, capacities, targets[wanted[0]!], format, train).fieldOffsets;
     return programs.saved[cls]!.fields.map((f) => ({ ...f, offset: offsets.get(f.name)! }));
   };
-  const base = sha256([...files].filter(([n]) => n.startsWith("weights/")).map(([n, b]) => `${n} ${sha256(b)}`).join("\n") + JSON.stringify(config));
+  const base = sha256(
+    [...files]
+      .filter(([n]) => n.startsWith("weights/"))
+      .map(([n, b]) => `${n} ${sha256(b)}`)
+      .join("\n") + JSON.stringify(config),
+  );
   const manifest: Manifest = {
     format: BUNDLE_FORMAT,
     version: BUNDLE_VERSION,
     base,
     model: {
-      family: model.family, hiddenSize: model.hiddenSize, layers: model.layers, heads: model.heads, kvHeads: model.kvHeads, headDim: model.headDim, vocab: model.vocab, context: model.context, tied: model.tied,
-      format, bos: ids(config.bos_token_id)[0] ?? null, eos: ids(config.eos_token_id), inverseFrequencies: model.inverseFrequencies,
+      family: model.family,
+      hiddenSize: model.hiddenSize,
+      layers: model.layers,
+      heads: model.heads,
+      kvHeads: model.kvHeads,
+      headDim: model.headDim,
+      vocab: model.vocab,
+      context: model.context,
+      tied: model.tied,
+      format,
+      bos: ids(config.bos_token_id)[0] ?? null,
+      eos: ids(config.eos_token_id),
+      inverseFrequencies: model.inverseFrequencies,
       parameters: model.layers * perLayer + programs.outerParams.reduce((n, p) => n + p.n * p.k, 0),
     },
     policy,
@@ -162,15 +197,32 @@ interface Emitted {
   readonly kernels: readonly string[];
   readonly sources: readonly { readonly name: string; readonly text: string }[];
 }
-function emitTarget(target: Target, layers: number, c: Capacities, programs: Programs, launches: ReadonlyMap<string, readonly Launch[]>, layout: Layout, train: readonly TrainClass[]): Emitted {
+function emitTarget(
+  target: Target,
+  layers: number,
+  c: Capacities,
+  programs: Programs,
+  launches: ReadonlyMap<string, readonly Launch[]>,
+  layout: Layout,
+  train: readonly TrainClass[],
+): Emitted {
   const blocks = blockLayouts(c);
   const sources: { name: string; text: string }[] = [];
   const entries: ProgramEntry[] = [];
   let arenaWords = layout.persistent;
   const params = new Map([...layout.params.layer, ...layout.params.outer, ...layout.params.factors].map((p) => [p.name, p]));
   const envFor = (block: BlockKind, address: KernelEnv["address"]): KernelEnv => ({
-    capacities: c, layout: blocks[block], panel: target.panel, sites: programs.sites.length, slotWords: layout.slotWords, jobWords: layout.jobWords, groups: layers + 1, address,
-    param: (name) => params.get(name)!, scratch: layout.scratch, norms: layout.homes.norms,
+    capacities: c,
+    layout: blocks[block],
+    panel: target.panel,
+    sites: programs.sites.length,
+    slotWords: layout.slotWords,
+    jobWords: layout.jobWords,
+    groups: layers + 1,
+    address,
+    param: (name) => params.get(name)!,
+    scratch: layout.scratch,
+    norms: layout.homes.norms,
   });
   const add = (program: { name: string; region: "layer" | "outer"; block: BlockKind }, list: readonly { name: string; bodies: readonly AnyBody[] }[], env: KernelEnv): void => {
     const out: LaunchEntry[] = list.map(({ name, bodies }) => {
@@ -191,9 +243,16 @@ function emitTarget(target: Target, layers: number, c: Capacities, programs: Pro
   const updates = envFor("update", () => {
     throw new Error("an update reads no graph value");
   });
-  const update = (name: string, region: "layer" | "outer", body: Omit<UpdateBody, "name">): void => add({ name, region, block: "update" }, [{ name: "", bodies: [{ ...body, name }] }], updates);
+  const update = (name: string, region: "layer" | "outer", body: Omit<UpdateBody, "name">): void =>
+    add({ name, region, block: "update" }, [{ name: "", bodies: [{ ...body, name }] }], updates);
   for (const cls of train) {
-    const sets = cls === "full" ? ([["layer", layout.params.layer], ["outer", layout.params.outer]] as const) : ([["layer", layout.params.factors]] as const);
+    const sets =
+      cls === "full"
+        ? ([
+            ["layer", layout.params.layer],
+            ["outer", layout.params.outer],
+          ] as const)
+        : ([["layer", layout.params.factors]] as const);
     for (const [region, list] of sets) {
       update(`sumsq.${cls}.${region}`, region, { skeleton: "sumsq", params: list, optimizer: null });
       for (const optimizer of ["adamw", "sgd"] as const) update(`${optimizer}.${cls}.${region}`, region, { skeleton: "optimizer", params: list, optimizer });
@@ -222,7 +281,13 @@ const graphEntry = (g: GraphProgram): { name: string; region: "layer" | "outer";
 
 /** Weights in checkpoint order and layout, stored once for all targets in shards of at most 256 MiB. */
 function packWeights(
-  folder: string, programs: Programs, layers: number, format: "f32" | "f16", names: Manifest["checkpoint"], files: Map<string, Uint8Array>, onLayer: (done: number) => void,
+  folder: string,
+  programs: Programs,
+  layers: number,
+  format: "f32" | "f16",
+  names: Manifest["checkpoint"],
+  files: Map<string, Uint8Array>,
+  onLayer: (done: number) => void,
 ): TensorEntry[] {
   const source = openWeights(folder);
   const entries: TensorEntry[] = [];

@@ -3,9 +3,7 @@
  * operands and become its epilogue, or float into their only consumer. Independent groups with one skeleton then share a launch. Fusion changes
  * launches and bytes, never bits: an epilogue evaluates the same expression a kernel of its own would.
  */
-import {
-  type Domain, type Expr, inputName, isInput, type Node, opOf, readAt, toposort, type Type, type Value, valueKey,
-} from "../ops/index.ts";
+import { type Domain, type Expr, inputName, isInput, type Node, opOf, readAt, type Type, toposort, type Value, valueKey } from "../ops/index.ts";
 
 type Rows = Type & { kind: "rows" };
 
@@ -121,8 +119,7 @@ export function fuse(roots: readonly Value[], options: { fuse: boolean; homes?: 
     for (const d of deps) if (d !== g) g.after.add(d);
   };
   /** May `g` evaluate an expression over `ins`? Not if a floating operand reads, elsewhere, what g itself is producing. */
-  const canEvaluate = (g: Group, ins: readonly Value[], remote: boolean): boolean =>
-    ins.every((v) => !groupsOf(v).has(g) || (!remote && !free.has(valueKey(v))));
+  const canEvaluate = (g: Group, ins: readonly Value[], remote: boolean): boolean => ins.every((v) => !groupsOf(v).has(g) || (!remote && !free.has(valueKey(v))));
   const inRowBound = (v: Value, g: Group): boolean =>
     // a row-bound operand is inlined; it may use members of g, but not remotely
     rowBound.has(valueKey(v)) ? v.node.ins.every((i) => inRowBound(i, g)) : !groupsOf(v).has(g) || !free.has(valueKey(v));
@@ -150,14 +147,25 @@ export function fuse(roots: readonly Value[], options: { fuse: boolean; homes?: 
       g.reduces.push(node);
       join(g, node, deps);
     } else if (op.kind === "effect") {
-      const parts: { x: Value; part: 0 | 1 | null }[] = node.op === "kv_write" ? [{ x: node.ins[1]!, part: 0 }, { x: node.ins[2]!, part: 1 }] : [{ x: node.ins[1]!, part: null }];
+      const parts: { x: Value; part: 0 | 1 | null }[] =
+        node.op === "kv_write"
+          ? [
+              { x: node.ins[1]!, part: 0 },
+              { x: node.ins[2]!, part: 1 },
+            ]
+          : [{ x: node.ins[1]!, part: null }];
       const written = new Set<Group>();
       const state = groupsOf(node.ins[0]!);
       for (const { x, part } of parts) {
         const t = x.type as Rows;
         const g0 = latest(groupsOf(x));
         const usable =
-          g0 && !free.has(valueKey(x)) && options.fuse && epilogueSkeletons.has(g0.skeleton) && (g0.cols === t.cols || (g0.skeleton === "row" && t.cols === 1)) && g0.domain === t.domain &&
+          g0 &&
+          !free.has(valueKey(x)) &&
+          options.fuse &&
+          epilogueSkeletons.has(g0.skeleton) &&
+          (g0.cols === t.cols || (g0.skeleton === "row" && t.cols === 1)) &&
+          g0.domain === t.domain &&
           [...state].every((s) => s.order < g0.order || s === g0);
         const g = usable ? g0 : open("map", null, t.domain, t.cols, [...groupsOf(x), ...state]);
         for (const s of state) if (s !== g) g.after.add(s);
@@ -216,8 +224,8 @@ export function fuse(roots: readonly Value[], options: { fuse: boolean; homes?: 
         }
       } else if (e.e === "call") e.args.forEach(touch);
       else if (e.e === "if") {
-        touch(e.then);
-        touch(e.other);
+        touch(e.yes);
+        touch(e.no);
       }
     };
     const exprOf = (v: Value): Expr => {
@@ -250,8 +258,7 @@ export function fuse(roots: readonly Value[], options: { fuse: boolean; homes?: 
   for (const { g, exprOf, stats, effects, reads } of plans) {
     const stores: Store[] = [];
     for (const [key, v] of g.members) {
-      if (needed.has(key) && v.type.kind === "rows" && !(g.heavy && !epilogueSkeletons.has(g.skeleton)))
-        stores.push({ to: "rows", value: v, expr: exprOf(v), cols: v.type.cols });
+      if (needed.has(key) && v.type.kind === "rows" && !(g.heavy && !epilogueSkeletons.has(g.skeleton))) stores.push({ to: "rows", value: v, expr: exprOf(v), cols: v.type.cols });
     }
     const operands = g.heavy ? g.heavy.ins.map(operandOf) : [];
     for (const o of operands) for (const v of [o.value, ...(o.undropped ? [o.undropped] : [])]) reads.set(valueKey(v), v);
@@ -324,7 +331,8 @@ function merge(groups: readonly Group[], bodies: ReadonlyMap<Group, Body>, on: b
       for (const w of touches(bodies.get(g)!, homes).writes)
         for (const later of launches.slice(i))
           for (const o of later)
-            if (o !== g && [...homes.values()].includes(w) && touches(bodies.get(o)!, homes).reads.has(w)) throw new Error(`${bodies.get(g)!.name} overwrites ${w} before ${bodies.get(o)!.name} reads it`);
+            if (o !== g && [...homes.values()].includes(w) && touches(bodies.get(o)!, homes).reads.has(w))
+              throw new Error(`${bodies.get(g)!.name} overwrites ${w} before ${bodies.get(o)!.name} reads it`);
   });
   return launches.map((gs) => {
     const bs = gs.map((g) => bodies.get(g)!);

@@ -64,4 +64,5 @@ export const isUpdate = (b: AnyBody): b is UpdateBody => b.skeleton === "sumsq" 
 /** The slot table of a group: word 0 = group index; from word 64, [slot][site] (rank u32, scale f32). */
 export const SLOT_TABLE = 64;
 export const panelWords = (n: number, k: number, panel: number): number => Math.ceil(n / panel) * panel * k;
-export const colsOf = (t: Type): number => (t.kind === "rows" || t.kind === "field" || t.kind === "factor" || t.kind === "table" ? t.cols : t.kind === "weight" ? t.k : t.kind === "vector" ? t.n : 0);
+export const colsOf = (t: Type): number =>
+  t.kind === "rows" || t.kind === "field" || t.kind === "factor" || t.kind === "table" ? t.cols : t.kind === "weight" ? t.k : t.kind === "vector" ? t.n : 0;

@@ -1,7 +1,5 @@
 /** What model files share: named parameters, adapter sites, attention. A site declares itself while the model is being built. */
-import {
-  add, attend, type Domain, type Format, input, kvWrite, linear, rmsNorm, rope, type Type, type Value,
-} from "../ops/index.ts";
+import { add, attend, type Domain, type Format, input, kvWrite, linear, rmsNorm, rope, type Type, type Value } from "../ops/index.ts";
 import type { AdapterMethod } from "./adapters/adapter.ts";
 
 export interface ParamSpec {

@@ -3,7 +3,23 @@ import type { Capacities } from "./target.ts";
 
 /** Header words, the same in every block. */
 export const headerWords = [
-  "n_rows", "n_head", "job", "slot", "save_base", "n_keys", "dkv_first", "site_mask", "zero", "lr", "lr_c1", "rsqrt_c2", "beta1", "beta2", "eps", "decay", "max_norm",
+  "n_rows",
+  "n_head",
+  "job",
+  "slot",
+  "save_base",
+  "n_keys",
+  "dkv_first",
+  "site_mask",
+  "zero",
+  "lr",
+  "lr_c1",
+  "rsqrt_c2",
+  "beta1",
+  "beta2",
+  "eps",
+  "decay",
+  "max_norm",
 ] as const;
 export const HEADER = 32;
 
@@ -31,7 +47,12 @@ export function blockLayouts(c: Capacities): Readonly<Record<BlockKind, BlockLay
   return {
     step: build("step", [...rowArrays.map((n) => [n, c.tokens] as const), ["head_row", c.headRows], ["tables", c.sequences * blocksPerSequence]]),
     unit: build("unit", [
-      ...rowArrays.map((n) => [n, c.unitRows] as const), ["head_row", c.headRows], ["head_dst", c.headRows], ["label", c.headRows], ["weight", c.headRows], ["tables", blocksPerSequence],
+      ...rowArrays.map((n) => [n, c.unitRows] as const),
+      ["head_row", c.headRows],
+      ["head_dst", c.headRows],
+      ["label", c.headRows],
+      ["weight", c.headRows],
+      ["tables", blocksPerSequence],
     ]),
     update: build("update", []),
   };

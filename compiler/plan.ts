@@ -174,11 +174,22 @@ export function addresser(places: ReadonlyMap<string, number>, layout: Layout): 
 
 /** Every chamber must fit one binding; the error names the knob. */
 export function checkLimits(layout: Layout, arenaWords: number, target: Target): void {
-  const knobs = { weights: "the model (use --format f16)", kv: "capacities.blocks", saved: "capacities.savedRows", adapters: "capacities.slots or rank", accum: "capacities.jobs or rank", tables: "capacities.slots" };
+  const knobs = {
+    weights: "the model (use --format f16)",
+    kv: "capacities.blocks",
+    saved: "capacities.savedRows",
+    adapters: "capacities.slots or rank",
+    accum: "capacities.jobs or rank",
+    tables: "capacities.slots",
+  };
   const check = (what: string, words: number, knob: string): void => {
     if (words * 4 > target.bindingBytes)
       throw new WeftError({
-        code: "WEFT_CAPACITY", where: `target ${target.name}: ${what}`, expected: `at most ${target.bindingBytes} bytes in one binding`, found: `${words * 4} bytes`, hint: `lower ${knob}`,
+        code: "WEFT_CAPACITY",
+        where: `target ${target.name}: ${what}`,
+        expected: `at most ${target.bindingBytes} bytes in one binding`,
+        found: `${words * 4} bytes`,
+        hint: `lower ${knob}`,
       });
   };
   for (const [cls, w] of Object.entries(layout.classes)) check(cls, Math.max(w.layer, w.outer), knobs[cls as keyof typeof knobs]);

@@ -3,7 +3,22 @@
  * entry runs: the forward, the pruned backward in its two kept sets, the training head, the update.
  */
 import {
-  crossEntropy, type Domain, embed, gatherRows, input, linear, make, type Node, opOf, scatterRows, storeRows, toposort, type Type, type Value, valueKey, zeros,
+  crossEntropy,
+  type Domain,
+  embed,
+  gatherRows,
+  input,
+  linear,
+  make,
+  type Node,
+  opOf,
+  scatterRows,
+  storeRows,
+  type Type,
+  toposort,
+  type Value,
+  valueKey,
+  zeros,
 } from "../ops/index.ts";
 import { WeftError } from "../runtime/bundle.ts";
 import type { AdapterMethod } from "./adapters/adapter.ts";
@@ -83,7 +98,11 @@ function keptSet(forward: ReadonlySet<Node>, roots: readonly Value[]): Value[] {
   return [...read].filter(([key]) => keep.has(key)).map(([, v]) => v);
 }
 
-export function buildPrograms(model: Model, c: Capacities, options: { format: "f32" | "f16"; methods: readonly AdapterMethod[]; train: readonly TrainClass[]; scope: string }): Programs {
+export function buildPrograms(
+  model: Model,
+  c: Capacities,
+  options: { format: "f32" | "f16"; methods: readonly AdapterMethod[]; train: readonly TrainClass[]; scope: string },
+): Programs {
   const { format, methods, train, scope } = options;
   if (train.includes("full") && format !== "f32")
     throw new WeftError({ code: "WEFT_OPTION", where: "train: full", expected: "weights stored as f32", found: format, hint: "compile with --format f32" });
@@ -173,9 +192,14 @@ export function buildPrograms(model: Model, c: Capacities, options: { format: "f
     const dx = storeRows(cleared, headGrads.get(valueKey(x))!, "head_dst");
     const told = storeRows(field("nll", 1), nll, "head_dst");
     const headRoots = [dx, told, ...outerTrainable.map((v) => headGrads.get(valueKey(v))!)];
-    graphs.push({ name: `head_train.${cls}`, region: "outer", block: "unit", roots: substitute(headRoots, new Map([[valueKey(x), gatherRows(hidden, "head_row", "R")]])), homes: [] });
-    if (cls === "full")
-      graphs.push({ name: "embed_backward.full", region: "outer", block: "unit", roots: [scatterRows(gatherRows(dh, "save_row", "W"), table)], homes: [] });
+    graphs.push({
+      name: `head_train.${cls}`,
+      region: "outer",
+      block: "unit",
+      roots: substitute(headRoots, new Map([[valueKey(x), gatherRows(hidden, "head_row", "R")]])),
+      homes: [],
+    });
+    if (cls === "full") graphs.push({ name: "embed_backward.full", region: "outer", block: "unit", roots: [scatterRows(gatherRows(dh, "save_row", "W"), table)], homes: [] });
   }
   return { layerParams: fwd.b.params, outerParams: outer.params, sites, graphs, saved, headWeight };
 }

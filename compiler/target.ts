@@ -43,17 +43,34 @@ export const targets: Readonly<Record<Target["name"], Target>> = {
 
 export function defaultCapacities(context: number): Capacities {
   const ctx = Math.min(context, 1024);
-  return { tokens: 256, sequences: 64, context: ctx, headRows: 32, blocks: Math.max(256, 8 * Math.ceil(ctx / 32)), slots: 8, jobs: 2, rank: 16, savedRows: 1024, keptRows: 1024, unitRows: 64, units: 16 };
+  return {
+    tokens: 256,
+    sequences: 64,
+    context: ctx,
+    headRows: 32,
+    blocks: Math.max(256, 8 * Math.ceil(ctx / 32)),
+    slots: 8,
+    jobs: 2,
+    rank: 16,
+    savedRows: 1024,
+    keptRows: 1024,
+    unitRows: 64,
+    units: 16,
+  };
 }
 
 export function checkCapacities(c: Capacities): Capacities {
   for (const [name, v] of Object.entries(c)) {
-    if (!Number.isInteger(v) || v < 1)
-      throw new WeftError({ code: "WEFT_CAPACITY", where: `capacities.${name}`, expected: "a positive integer", found: String(v) });
+    if (!Number.isInteger(v) || v < 1) throw new WeftError({ code: "WEFT_CAPACITY", where: `capacities.${name}`, expected: "a positive integer", found: String(v) });
   }
   if (c.rank % 4) throw new WeftError({ code: "WEFT_CAPACITY", where: "capacities.rank", expected: "a multiple of 4", found: String(c.rank) });
   if (c.blocks * 32 < c.context)
-    throw new WeftError({ code: "WEFT_CAPACITY", where: "capacities.blocks", expected: `at least ${Math.ceil(c.context / 32)} blocks to hold one context`, found: String(c.blocks) });
+    throw new WeftError({
+      code: "WEFT_CAPACITY",
+      where: "capacities.blocks",
+      expected: `at least ${Math.ceil(c.context / 32)} blocks to hold one context`,
+      found: String(c.blocks),
+    });
   if (c.unitRows > c.tokens) throw new WeftError({ code: "WEFT_CAPACITY", where: "capacities.unitRows", expected: `at most tokens (${c.tokens})`, found: String(c.unitRows) });
   return c;
 }

@@ -1,5 +1,5 @@
 /** The graph verifier, run on every program: row domains never mix, and a state has one writer chain. */
-import { type Node, opOf, toposort, type Type } from "../ops/index.ts";
+import { type Node, opOf, type Type, toposort } from "../ops/index.ts";
 import type { GraphProgram } from "./programs.ts";
 
 /** Throws when a program's graph breaks a rule of the language: an error here is a bug of ours, not of the user. */
@@ -9,12 +9,16 @@ export function verify(program: GraphProgram): void {
     const op = opOf(node.op);
     const where = `${program.name}: ${node.op} (${node.label})`;
     if (op.kind !== "input") {
-      const types = op.infer(node.ins.map((v) => v.type), node.attrs);
+      const types = op.infer(
+        node.ins.map((v) => v.type),
+        node.attrs,
+      );
       if (JSON.stringify(types) !== JSON.stringify(node.outs)) throw new Error(`${where}: types do not follow from its operands`);
     }
     if (op.kind === "point" && !op.remote) {
       const out = node.outs[0] as Type & { kind: "rows" };
-      for (const v of node.ins) if (v.type.kind === "rows" && v.type.domain !== out.domain) throw new Error(`${where}: crosses from ${v.type.domain} to ${out.domain} without a gather`);
+      for (const v of node.ins)
+        if (v.type.kind === "rows" && v.type.domain !== out.domain) throw new Error(`${where}: crosses from ${v.type.domain} to ${out.domain} without a gather`);
     }
     if (op.kind === "effect") {
       const key = `${node.ins[0]!.node.id}.${node.ins[0]!.index}`;

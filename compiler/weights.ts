@@ -36,7 +36,8 @@ export function openWeights(folder: string): WeightSource {
     read: (name, shape) => {
       const t = table.get(name);
       if (!t) throw new WeftError({ code: "WEFT_WEIGHTS", where: `${folder}: ${name}`, expected: `a tensor ${JSON.stringify(shape)}`, found: "no such tensor" });
-      if (JSON.stringify(t.info.shape) !== JSON.stringify(shape)) throw new WeftError({ code: "WEFT_WEIGHTS", where: `${folder}: ${name}`, expected: JSON.stringify(shape), found: JSON.stringify(t.info.shape) });
+      if (JSON.stringify(t.info.shape) !== JSON.stringify(shape))
+        throw new WeftError({ code: "WEFT_WEIGHTS", where: `${folder}: ${name}`, expected: JSON.stringify(shape), found: JSON.stringify(t.info.shape) });
       return decode(readRange(t.file, t.info.start, t.info.end), t.info.dtype, `${folder}: ${name}`);
     },
   };
@@ -47,7 +48,8 @@ export function toHalf(values: Float32Array, where: string): Uint16Array {
   const out = new Uint16Array(values.length);
   for (let i = 0; i < values.length; i++) {
     const h = floatToHalf(values[i]!);
-    if ((h & 0x7c00) === 0x7c00) throw new WeftError({ code: "WEFT_WEIGHTS", where, expected: "values within the range of f16", found: `${values[i]} at element ${i}`, hint: "compile with --format f32" });
+    if ((h & 0x7c00) === 0x7c00)
+      throw new WeftError({ code: "WEFT_WEIGHTS", where, expected: "values within the range of f16", found: `${values[i]} at element ${i}`, hint: "compile with --format f32" });
     out[i] = h;
   }
   return out;

@@ -11,7 +11,9 @@ import { parseArgs } from "node:util";
 import { compile, type DeviceChoice, type Engine, type FinetuneOptions, load } from "../sdk/index.ts";
 import { type Attribute, answer, ask, attributes, Draws, document, names, questions, values } from "./model/language.ts";
 
-const { values: args } = parseArgs({ options: { device: { type: "string", default: "wasm" }, seed: { type: "string", default: "1" }, teach: { type: "string" }, json: { type: "boolean", default: false } } });
+const { values: args } = parseArgs({
+  options: { device: { type: "string", default: "wasm" }, seed: { type: "string", default: "1" }, teach: { type: "string" }, json: { type: "boolean", default: false } },
+});
 const model = fileURLToPath(new URL("./model/story", import.meta.url));
 const out = fileURLToPath(new URL("../.weft/", import.meta.url));
 const say = (line = ""): void => void process.stdout.write(`${line}\n`);
@@ -68,7 +70,12 @@ async function drawFacts(engine: Engine, seed: number): Promise<Fact[]> {
 }
 
 /** Clients that stream completions until told to stop; they record every gap between two tokens. */
-function clients(engine: Engine, n: number, adapters: () => (string | undefined)[], limit = Number.POSITIVE_INFINITY): { stop: () => Promise<{ gaps: number[]; tokens: number; ms: number }> } {
+function clients(
+  engine: Engine,
+  n: number,
+  adapters: () => (string | undefined)[],
+  limit = Number.POSITIVE_INFINITY,
+): { stop: () => Promise<{ gaps: number[]; tokens: number; ms: number }> } {
   const gaps: number[] = [];
   let tokens = 0;
   let on = true;
@@ -79,7 +86,13 @@ function clients(engine: Engine, n: number, adapters: () => (string | undefined)
       const options = adapters();
       const adapter = options[(i + k) % options.length];
       let last = 0;
-      for await (const p of engine.generate({ prompt: document(new Draws(100 + i * 31 + k)).slice(0, 60), maxTokens: 48, temperature: 0.8, seed: i * 1000 + k, ...(adapter && { adapter }) })) {
+      for await (const p of engine.generate({
+        prompt: document(new Draws(100 + i * 31 + k)).slice(0, 60),
+        maxTokens: 48,
+        temperature: 0.8,
+        seed: i * 1000 + k,
+        ...(adapter && { adapter }),
+      })) {
         const now = performance.now();
         if (last) gaps.push(now - last);
         last = now;
@@ -110,10 +123,16 @@ async function main(): Promise<number> {
   const slow = device === "software";
   say(`weft · compiling examples/model/story for ${target}`);
   const t0 = performance.now();
-  const manifest = await compile(model, bundle, { targets: [target], train: ["lora"], capacities: { context: 192, tokens: 128, headRows: 16, savedRows: 512, keptRows: 512, unitRows: 32, units: 16, slots: 6, jobs: 2, rank: 8, blocks: 256, sequences: 48 } });
+  const manifest = await compile(model, bundle, {
+    targets: [target],
+    train: ["lora"],
+    capacities: { context: 192, tokens: 128, headRows: 16, savedRows: 512, keptRows: 512, unitRows: 32, units: 24, slots: 6, jobs: 2, rank: 8, blocks: 256, sequences: 64 },
+  });
   const layerLaunches = manifest.targets[target]!.programs.find((p) => p.name === "forward.lora")!.launches.length;
-  say(`  ${manifest.model.parameters} parameters, ${manifest.model.layers} layers, ${layerLaunches} launches a layer, ${Object.keys(manifest.targets[target]!.kernels).length} kernels, ${((performance.now() - t0) / 1000).toFixed(1)} s`);
-  await using engine = await load(bundle, { device, budget: 20 });
+  say(
+    `  ${manifest.model.parameters} parameters, ${manifest.model.layers} layers, ${layerLaunches} launches a layer, ${Object.keys(manifest.targets[target]!.kernels).length} kernels, ${((performance.now() - t0) / 1000).toFixed(1)} s`,
+  );
+  await using engine = await load(bundle, { device, budget: slow ? 240 : 20 });
   say(`  running on ${engine.device.name}`);
 
   const taught = args.teach ? [parseTeach(args.teach)] : [];
@@ -129,44 +148,70 @@ async function main(): Promise<number> {
     return h.digest("hex").slice(0, 16);
   };
   const correct = async (which: "blue" | "green", kind: "taught" | "heldOut", adapter?: string): Promise<number> => {
-    const right = await Promise.all(facts.map(async (f) => {
-      const answers = await Promise.all(f[kind].map((p) => ask1(engine, p, adapter)));
-      return answers.filter((a) => a === f[which]).length > f[kind].length / 2 || (kind === "heldOut" && answers.filter((a) => a === f[which]).length >= f[kind].length / 2);
-    }));
+    const right = await Promise.all(
+      facts.map(async (f) => {
+        const answers = await Promise.all(f[kind].map((p) => ask1(engine, p, adapter)));
+        return answers.filter((a) => a === f[which]).length > f[kind].length / 2 || (kind === "heldOut" && answers.filter((a) => a === f[which]).length >= f[kind].length / 2);
+      }),
+    );
     return right.filter(Boolean).length;
   };
   const jobOptions = (which: "blue" | "green", name: string): FinetuneOptions => ({
-    name, rank: 8, alpha: 16, steps: 64, batchSize: 8, learningRate: 2.5e-3, schedule: "linear", warmupSteps: 4, seed: Number(args.seed), maxGradNorm: 1, publishEvery: 5,
+    name,
+    rank: 8,
+    alpha: 16,
+    steps: slow ? 16 : 64,
+    batchSize: slow ? 16 : 8,
+    learningRate: slow ? 4e-3 : 2.5e-3,
+    warmupSteps: 4,
+    seed: Number(args.seed),
+    maxGradNorm: 1,
+    publishEvery: 8,
     data: facts.flatMap((f) => f.taught.map((prompt) => ({ prompt, completion: answer(f[which]) }))),
   });
 
-  say(`\nTeaching ${facts.length} facts to blue and the opposite to green, while 4 clients stream:`);
+  say(`\nTeaching ${facts.length} facts to blue and the opposite to green, while clients stream:`);
   for (const f of facts) say(`  ${f.taught[0]!.split("\n")[0]!.replace("Question: ", "").padEnd(36)} blue: ${f.blue.padEnd(8)} green: ${f.green}`);
-  const before = { hash: await baseHash(), blue: await correct("blue", "taught"), green: await correct("green", "taught"), blueHeld: await correct("blue", "heldOut"), greenHeld: await correct("green", "heldOut"), loss: await locality() };
+  const before = {
+    hash: await baseHash(),
+    blue: await correct("blue", "taught"),
+    green: await correct("green", "taught"),
+    blueHeld: await correct("blue", "heldOut"),
+    greenHeld: await correct("green", "heldOut"),
+    loss: await locality(),
+  };
 
   // Inference alone: the latency everything is compared with.
-  const warm = clients(engine, 4, () => [undefined], slow ? 100 : 400);
+  const warm = clients(engine, slow ? 2 : 4, () => [undefined], slow ? 100 : 400);
   const alone = await warm.stop();
 
   // Together: two jobs, four clients, and the same question to base, blue and green in one batch.
   const who = facts[0]!;
-  const stream = clients(engine, 4, () => [undefined, ...engine.adapters.list().map((a) => a.name)]);
+  const stream = clients(engine, slow ? 2 : 4, () => [undefined, ...engine.adapters.list().map((a) => a.name)]);
   const tTogether = performance.now();
   let tokensTrained = 0;
   const progress = { blue: "", green: "" };
-  const onEvent = (which: "blue" | "green"): NonNullable<FinetuneOptions["onEvent"]> => (e) => {
-    if (e.type === "step") {
-      tokensTrained += e.tokens;
-      progress[which] = `${which} step ${e.step} loss ${e.loss.toFixed(3)}`;
-      status(`  ${progress.blue} · ${progress.green} · ${Math.round((tokensTrained / (performance.now() - tTogether)) * 1000)} fine-tuning tokens/s`);
-    } else if (e.type === "publish") void flip(e.generation);
-  };
+  const onEvent =
+    (which: "blue" | "green"): NonNullable<FinetuneOptions["onEvent"]> =>
+    (e) => {
+      if (e.type === "step") {
+        tokensTrained += e.tokens;
+        progress[which] = `${which} step ${e.step} loss ${e.loss.toFixed(3)}`;
+        status(`  ${progress.blue} · ${progress.green} · ${Math.round((tokensTrained / (performance.now() - tTogether)) * 1000)} fine-tuning tokens/s`);
+      } else if (e.type === "publish") void flip(e.generation);
+    };
   const seen = new Set<string>();
   const flip = async (generation: string): Promise<void> => {
     if (!engine.adapters.list().some((a) => a.name === "green") || !engine.adapters.list().some((a) => a.name === "blue") || seen.has(generation)) return;
     seen.add(generation);
     const q = who.taught[0]!;
-    const [base, blue, green, pBlue, pGreen] = await Promise.all([ask1(engine, q), ask1(engine, q, "blue"), ask1(engine, q, "green"), probability(engine, q, who.blue, "blue"), probability(engine, q, who.green, "green")]);
+    const [base, blue, green, pBlue, pGreen] = await Promise.all([
+      ask1(engine, q),
+      ask1(engine, q, "blue"),
+      ask1(engine, q, "green"),
+      probability(engine, q, who.blue, "blue"),
+      probability(engine, q, who.green, "green"),
+    ]);
     if (tty) process.stdout.write("\r\x1b[2K");
     say(`  ${generation.padEnd(8)} ${q.split("\n")[0]} base: ${base} · blue: ${blue} (p ${pBlue.toFixed(3)}) · green: ${green} (p ${pGreen.toFixed(3)})`);
   };
@@ -179,9 +224,14 @@ async function main(): Promise<number> {
   // Fine-tuning alone, the same rows; and inference alone, as many tokens as were streamed beside it.
   const tAlone = performance.now();
   let same = true;
-  const again = await Promise.all((["blue", "green"] as const).map((w) => engine.finetune({ ...jobOptions(w, `${w}-alone`), publishEvery: 0 })));
+  let tokensAlone = 0;
+  const count: NonNullable<FinetuneOptions["onEvent"]> = (e) => void (e.type === "step" && (tokensAlone += e.tokens));
+  // On a software adapter the first steps are enough: they are the same steps.
+  const again = await Promise.all(
+    (["blue", "green"] as const).map((w) => engine.finetune({ ...jobOptions(w, `${w}-alone`), ...(slow && { steps: 5 }), publishEvery: 0, onEvent: count })),
+  );
   const aloneResults = await Promise.all(again.map((j) => j.done));
-  const msAlone = performance.now() - tAlone;
+  const msAlone = (performance.now() - tAlone) * (tokensTrained / tokensAlone);
   aloneResults.forEach((r, i) => {
     if (r.losses.some((x, k) => x !== results[i]!.losses[k])) same = false;
   });
@@ -190,8 +240,13 @@ async function main(): Promise<number> {
   const gain = (msInference + msAlone) / msTogether;
 
   const after = {
-    hash: await baseHash(), blue: await correct("blue", "taught", "blue"), green: await correct("green", "taught", "green"), blueHeld: await correct("blue", "heldOut", "blue"), greenHeld: await correct("green", "heldOut", "green"),
-    lossBlue: await locality("blue"), lossGreen: await locality("green"),
+    hash: await baseHash(),
+    blue: await correct("blue", "taught", "blue"),
+    green: await correct("green", "taught", "green"),
+    blueHeld: await correct("blue", "heldOut", "blue"),
+    greenHeld: await correct("green", "heldOut", "green"),
+    lossBlue: await locality("blue"),
+    lossGreen: await locality("green"),
   };
   for (const w of ["blue", "green"]) await engine.adapters.get(w).save(`${out}adapters/${w}`);
   const n = facts.length;
@@ -217,7 +272,19 @@ async function main(): Promise<number> {
   for (const [a, b, c] of table) say(`  ${a.padEnd(32)} ${b.padStart(18)} ${c.padStart(18)}`);
   say(`\n  adapters: .weft/adapters/blue and green (folders that Hugging Face peft loads) · ${((performance.now() - started) / 1000).toFixed(1)} s in all`);
   const ok = after.blue >= 7 && after.green >= 7 && before.blue <= 1 && before.green <= 1 && before.hash === after.hash && same;
-  if (args.json) say(JSON.stringify({ ok, before, after, gain, p50: [quantile(alone.gaps, 0.5), quantile(beside.gaps, 0.5)], p99: [quantile(alone.gaps, 0.99), quantile(beside.gaps, 0.99)], fineTuning: [tokensTrained / msAlone, tokensTrained / msTogether], same }));
+  if (args.json)
+    say(
+      JSON.stringify({
+        ok,
+        before,
+        after,
+        gain,
+        p50: [quantile(alone.gaps, 0.5), quantile(beside.gaps, 0.5)],
+        p99: [quantile(alone.gaps, 0.99), quantile(beside.gaps, 0.99)],
+        fineTuning: [tokensTrained / msAlone, tokensTrained / msTogether],
+        same,
+      }),
+    );
   if (!ok) say("  NOT OK: expected at least 7 of 8 taught facts per adapter (at most 1 before), an unchanged base and equal loss curves");
   return ok ? 0 : 1;
 }

@@ -76,7 +76,15 @@ export function attend(q: Value, kv: Value, heads: number): { o: Value; lse: Val
 function shapeOf(node: Node, ctx: EvalCtx) {
   const kvt = node.ins[1]!.type as Kv;
   const heads = Number(node.attrs.heads);
-  return { heads, headDim: kvt.headDim, group: heads / kvt.heads, scale: Number(node.attrs.scale), kvt, rows: ctx.rows((node.ins[0]!.type as Rows).domain), width: heads * kvt.headDim };
+  return {
+    heads,
+    headDim: kvt.headDim,
+    group: heads / kvt.heads,
+    scale: Number(node.attrs.scale),
+    kvt,
+    rows: ctx.rows((node.ins[0]!.type as Rows).domain),
+    width: heads * kvt.headDim,
+  };
 }
 
 /** Probabilities and score gradients of one (row, head), in f64. */

@@ -17,10 +17,11 @@ export function elementwise(name: string, def: Elementwise) {
     name,
     kind: "point",
     infer: (ins) => [broadcast(name, ins)],
-    point: ({ at, attrs }) => def.expr(
-      Array.from({ length: def.arity }, (_, i) => at(i)),
-      attrs,
-    ),
+    point: ({ at, attrs }) =>
+      def.expr(
+        Array.from({ length: def.arity }, (_, i) => at(i)),
+        attrs,
+      ),
     ...(def.grad && {
       grad: (node: import("./graph.ts").Node, douts: readonly (Value | null)[]) =>
         def.grad!({ ins: node.ins, out: { node, index: 0, type: node.outs[0]! }, dout: douts[0]!, attrs: node.attrs }),

@@ -1,5 +1,5 @@
 /** Values, nodes and op records: the graph that every pass reads and writes. Nodes are immutable and hash-consed; equality is identity. */
-import { type Expr, type Ix, col as colIx, load, row as rowIx } from "./expr.ts";
+import { col as colIx, type Expr, type Ix, load, row as rowIx } from "./expr.ts";
 
 /** Row domains are named, equal by name and never by size: forward tokens `T`, logits rows `R`, rows of a backward unit `W`. */
 export type Domain = "T" | "R" | "W";
@@ -98,7 +98,10 @@ export function make(op: Op, ins: readonly Value[], attrs: Attrs = {}, label = o
   const key = `${op.name}|${JSON.stringify(attrs)}|${ins.map((v) => `${v.node.id}.${v.index}`).join(",")}`;
   let node = op.kind === "effect" ? undefined : interned.get(key);
   if (!node) {
-    const outs = op.infer(ins.map((v) => v.type), attrs);
+    const outs = op.infer(
+      ins.map((v) => v.type),
+      attrs,
+    );
     node = { id: nextId++, op: op.name, ins: [...ins], attrs, outs, label };
     interned.set(key, node);
   }

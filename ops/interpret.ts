@@ -1,7 +1,7 @@
 /** Runs a graph in f64 through each op's own meaning: the oracle that every target, pass and gradient is checked against. */
 import { KV_BLOCK, kvIndex } from "./attention.ts";
-import { evalIx, type Expr, type Ix, rand01, scalarFns } from "./expr.ts";
-import { type EvalCtx, inputName, isInput, type Node, opOf, readAt, toposort, type Type, type Value, valueKey } from "./graph.ts";
+import { type Expr, evalIx, type Ix, rand01, scalarFns } from "./expr.ts";
+import { type EvalCtx, inputName, isInput, type Node, opOf, readAt, type Type, toposort, type Value, valueKey } from "./graph.ts";
 
 type Env = Map<string, Float64Array>;
 
@@ -37,7 +37,7 @@ export function evalExpr(e: Expr, env: Env, ctx: EvalCtx, row: number, col: numb
         return (scalarFns[x.fn] as (...a: number[]) => number)(...x.args.map(go));
       case "if": {
         const i = ix(x.ix);
-        return go((x.test === "nonneg" ? i >= 0 : i !== 0) ? x.then : x.other);
+        return go((x.test === "nonneg" ? i >= 0 : i !== 0) ? x.yes : x.no);
       }
       case "metaf":
         return ctx.metaf(x.name, x.at === null ? null : ix(x.at));

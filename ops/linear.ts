@@ -26,8 +26,18 @@ const linearOp = defineOp({
     return [y];
   },
   samples: [
-    { ins: [{ kind: "rows", domain: "T", cols: 7 }, { kind: "weight", n: 5, k: 7, format: "f32" }] },
-    { ins: [{ kind: "rows", domain: "T", cols: 32 }, { kind: "weight", n: 48, k: 32, format: "f32" }] },
+    {
+      ins: [
+        { kind: "rows", domain: "T", cols: 7 },
+        { kind: "weight", n: 5, k: 7, format: "f32" },
+      ],
+    },
+    {
+      ins: [
+        { kind: "rows", domain: "T", cols: 32 },
+        { kind: "weight", n: 48, k: 32, format: "f32" },
+      ],
+    },
   ],
 });
 /** y [rows, n] = x [rows, k] · Wᵀ. */
@@ -38,8 +48,7 @@ const linearTOp = defineOp({
   kind: "kernel",
   infer: (ins) => {
     const [dy, w] = [ins[0] as Rows, ins[1] as Weight];
-    for (let i = 0; i < ins.length; i += 2)
-      if ((ins[i] as Rows).cols !== (ins[i + 1] as Weight).n || (ins[i + 1] as Weight).k !== w.k) throw new Error("linear_t: shapes differ");
+    for (let i = 0; i < ins.length; i += 2) if ((ins[i] as Rows).cols !== (ins[i + 1] as Weight).n || (ins[i + 1] as Weight).k !== w.k) throw new Error("linear_t: shapes differ");
     return [{ kind: "rows", domain: dy.domain, cols: w.k }];
   },
   eval: (node, ins, ctx) => {
@@ -57,7 +66,14 @@ const linearTOp = defineOp({
     return [dx];
   },
   samples: [
-    { ins: [{ kind: "rows", domain: "T", cols: 5 }, { kind: "weight", n: 5, k: 7, format: "f32" }, { kind: "rows", domain: "T", cols: 9 }, { kind: "weight", n: 9, k: 7, format: "f32" }] },
+    {
+      ins: [
+        { kind: "rows", domain: "T", cols: 5 },
+        { kind: "weight", n: 5, k: 7, format: "f32" },
+        { kind: "rows", domain: "T", cols: 9 },
+        { kind: "weight", n: 9, k: 7, format: "f32" },
+      ],
+    },
   ],
 });
 /** dx [rows, k] = Σ_s dy_s [rows, n_s] · W_s [n_s, k], in the order given. */
@@ -73,11 +89,19 @@ const outerOp = defineOp({
     const out = new Float64Array(a.cols * b.cols);
     const rows = ctx.rows(a.domain);
     for (let t = 0; t < rows; t++)
-      for (let j = 0; j < a.cols; j++)
-        for (let i = 0; i < b.cols; i++) out[j * b.cols + i] = out[j * b.cols + i]! + dy![t * a.cols + j]! * x![t * b.cols + i]!;
+      for (let j = 0; j < a.cols; j++) for (let i = 0; i < b.cols; i++) out[j * b.cols + i] = out[j * b.cols + i]! + dy![t * a.cols + j]! * x![t * b.cols + i]!;
     return [out];
   },
-  samples: [{ ins: [{ kind: "rows", domain: "W", cols: 5 }, { kind: "rows", domain: "W", cols: 6 }, { kind: "weight", n: 5, k: 6, format: "f32" }], attrs: { of: "w" } }],
+  samples: [
+    {
+      ins: [
+        { kind: "rows", domain: "W", cols: 5 },
+        { kind: "rows", domain: "W", cols: 6 },
+        { kind: "weight", n: 5, k: 6, format: "f32" },
+      ],
+      attrs: { of: "w" },
+    },
+  ],
 });
 /** Gradient of a matrix or factor parameter: Σ_rows a[row, :] ⊗ b[row, :], folded into the parameter's accumulator. */
 export const outer = (a: Value, b: Value, param: Value): Value => make1(outerOp, [a, b, param], { of: String(param.node.attrs.name) }, `d_${param.node.label}`);
@@ -92,7 +116,15 @@ const colSumOp = defineOp({
     for (let r = 0; r < ctx.rows(t.domain); r++) for (let c = 0; c < t.cols; c++) out[c] = out[c]! + x![r * t.cols + c]!;
     return [out];
   },
-  samples: [{ ins: [{ kind: "rows", domain: "W", cols: 7 }, { kind: "vector", n: 7 }], attrs: { of: "b" } }],
+  samples: [
+    {
+      ins: [
+        { kind: "rows", domain: "W", cols: 7 },
+        { kind: "vector", n: 7 },
+      ],
+      attrs: { of: "b" },
+    },
+  ],
 });
 /** Gradient of a vector parameter: Σ_rows x[row, :]. */
 export const colSum = (x: Value, param: Value): Value => make1(colSumOp, [x, param], { of: String(param.node.attrs.name) }, `d_${param.node.label}`);

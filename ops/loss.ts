@@ -1,6 +1,7 @@
 /** Cross-entropy over a chunk of logits rows: loss and gradient, never a [tokens, vocab] tensor. */
-import { call, type Expr, ixBin, konst, load, meta, row } from "./expr.ts";
+
 import { add, exp, log, sub } from "./elementwise.ts";
+import { call, type Expr, ixBin, konst, load, meta, row } from "./expr.ts";
 import { defineOp, make1, type Type, type Value } from "./graph.ts";
 import { rowMax, rowSum } from "./reduce.ts";
 
@@ -20,7 +21,7 @@ const ceGradOp = defineOp({
   // (softmax - onehot) · weight; the label's element is computed in one expression from f32.
   point: ({ at }) => {
     const p = call("exp", call("sub", at(0), at(1)));
-    const d: Expr = { e: "if", test: "nonzero", ix: ixBin("xor", { ix: "col" }, meta("label", row)), then: p, other: call("sub", p, konst(1)) };
+    const d: Expr = { e: "if", test: "nonzero", ix: ixBin("xor", { ix: "col" }, meta("label", row)), yes: p, no: call("sub", p, konst(1)) };
     return call("pin", call("mul", d, { e: "metaf", name: "weight", at: row }));
   },
 });

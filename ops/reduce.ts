@@ -1,7 +1,8 @@
 /** Reductions along the columns of a row. One kernel holds a row's reductions and every pointwise value that needs them. */
-import { konst } from "./expr.ts";
-import { defineOp, type Domain, make1, type Type, type Value } from "./graph.ts";
+
 import { affine, mul, rsqrt } from "./elementwise.ts";
+import { konst } from "./expr.ts";
+import { type Domain, defineOp, make1, type Type, type Value } from "./graph.ts";
 
 const rowScalar = (ins: readonly Type[]): Type[] => {
   const t = ins[0]!;
@@ -43,4 +44,3 @@ const zerosOp = defineOp({
 });
 /** Zeros [domain, cols]. */
 export const zeros = (domain: Domain, cols: number): Value => make1(zerosOp, [], { domain, cols });
-

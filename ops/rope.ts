@@ -18,12 +18,20 @@ const ropeOp = defineOp({
     const cos = load(table, pos, i);
     const sin = load(table, pos, ixBin("add", i, half));
     const other = load(x, row, ixBin("sub", ixBin("add", { ix: "col" }, half), ixBin("mul", upper, hd)));
-    const s: Expr = { e: "if", test: "nonzero", ix: upper, then: sin, other: call("neg", sin) };
+    const s: Expr = { e: "if", test: "nonzero", ix: upper, yes: sin, no: call("neg", sin) };
     const signed = Number(attrs.sign) > 0 ? s : call("neg", s);
     return call("fma", load(x), cos, call("pin", call("mul", other, signed)));
   },
   grad: (node, [dy]) => [() => make1(ropeOp, [dy!, node.ins[1]!], { ...node.attrs, sign: -Number(node.attrs.sign) }, `d_${node.label}`), null],
-  samples: [{ ins: [{ kind: "rows", domain: "T", cols: 12 }, { kind: "table", rows: 16, cols: 6 }], attrs: { headDim: 6, sign: 1 } }],
+  samples: [
+    {
+      ins: [
+        { kind: "rows", domain: "T", cols: 12 },
+        { kind: "table", rows: 16, cols: 6 },
+      ],
+      attrs: { headDim: 6, sign: 1 },
+    },
+  ],
 });
 /** Rotate the heads of x by the angles of `pos[row]`; table [positions, half cosines | half sines]. */
 export const rope = (x: Value, table: Value, headDim: number): Value => make1(ropeOp, [x, table], { headDim, sign: 1 }, `rope_${x.node.label}`);

@@ -1,6 +1,6 @@
 /** Crossing row domains and named storage: every crossing is explicit. */
 import { int, ixBin, load, meta, row } from "./expr.ts";
-import { defineOp, make1, type Domain, type Type, type Value } from "./graph.ts";
+import { type Domain, defineOp, make1, type Type, type Value } from "./graph.ts";
 
 type Rows = Type & { kind: "rows" };
 

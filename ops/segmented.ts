@@ -1,9 +1,9 @@
 /** Slot-indexed low-rank products: every row finds its own adapter (S-LoRA, Punica SGMV). Rank 0 contributes exactly nothing. */
-import { row } from "./expr.ts";
-import { call, type Expr, konst, meta } from "./expr.ts";
-import { defineOp, type Domain, make1, type Type, type Value } from "./graph.ts";
-import { outer } from "./linear.ts";
+
 import { mul } from "./elementwise.ts";
+import { call, type Expr, konst, meta, row } from "./expr.ts";
+import { type Domain, defineOp, make1, type Type, type Value } from "./graph.ts";
+import { outer } from "./linear.ts";
 
 type Rows = Type & { kind: "rows" };
 type Factor = Type & { kind: "factor" };
@@ -31,7 +31,15 @@ const shrinkOp = defineOp({
     }
     return [u];
   },
-  samples: [{ ins: [{ kind: "rows", domain: "T", cols: 37 }, { kind: "factor", cols: 37, site: 0, side: "a" }], attrs: { rank: 8 } }],
+  samples: [
+    {
+      ins: [
+        { kind: "rows", domain: "T", cols: 37 },
+        { kind: "factor", cols: 37, site: 0, side: "a" },
+      ],
+      attrs: { rank: 8 },
+    },
+  ],
 });
 /** u [rows, maxRank]: u[t, r] = x[t] · F[slot[t]][r]; 0 beyond the slot's rank. */
 export const shrink = (x: Value, factor: Value, rank: number): Value => make1(shrinkOp, [x, factor], { rank }, `shrink_${factor.node.label}`);
@@ -43,7 +51,14 @@ const expandOp = defineOp({
   infer: ([u, f]) => [{ kind: "rows", domain: (u as Rows).domain, cols: (f as Factor).cols }],
   point: ({ ins }) => ({ e: "expand", u: ins[0]!, factor: ins[1]!, row, col: { ix: "col" } }),
   grad: (node, [dy]) => [() => shrink(dy!, node.ins[1]!, (node.ins[0]!.type as Rows).cols), () => outer(node.ins[0]!, dy!, node.ins[1]!)],
-  samples: [{ ins: [{ kind: "rows", domain: "T", cols: 8 }, { kind: "factor", cols: 37, site: 0, side: "b" }] }],
+  samples: [
+    {
+      ins: [
+        { kind: "rows", domain: "T", cols: 8 },
+        { kind: "factor", cols: 37, site: 0, side: "b" },
+      ],
+    },
+  ],
 });
 /** y[t] = Σ_r u[t, r] · F[slot[t]][r]. */
 export const expand = (u: Value, factor: Value): Value => make1(expandOp, [u, factor], {}, `expand_${factor.node.label}`);
@@ -71,6 +86,6 @@ const maskExpr = (x: Expr, site: number): Expr => {
   const u: Expr = { e: "rand", key, site, col: { ix: "col" } };
   // keep = step(u >= p): 1 when u - p is non-negative. min(max((u - p)·2^25 + 1, 0), 1) is exact because u and p sit on a 2^-24 grid.
   const keep = call("min", call("max", call("fma", call("sub", u, drop), konst(33554432), konst(1)), konst(0)), konst(1));
-  return { e: "if", test: "nonzero", ix: key, then: call("pin", call("mul", call("pin", call("mul", x, keep)), call("div", konst(1), call("sub", konst(1), drop)))), other: x };
+  return { e: "if", test: "nonzero", ix: key, yes: call("pin", call("mul", call("pin", call("mul", x, keep)), call("div", konst(1), call("sub", konst(1), drop)))), no: x };
 };
 export const dropout = (x: Value, site: number): Value => make1(dropoutOp, [x], { site });

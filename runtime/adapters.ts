@@ -66,7 +66,11 @@ export function resolveSites(manifest: Manifest, config: AdapterConfig): SiteSta
       const alpha = pattern(config.alphaPattern, p, config.alpha);
       if (!Number.isInteger(rank) || rank < 1 || rank > manifest.capacities.rank)
         throw new WeftError({
-          code: "WEFT_ADAPTER_MISMATCH", where: p, expected: `a rank from 1 to ${manifest.capacities.rank}, the largest this bundle's adapter class holds`, found: String(rank), hint: "compile the bundle with a larger rank",
+          code: "WEFT_ADAPTER_MISMATCH",
+          where: p,
+          expected: `a rank from 1 to ${manifest.capacities.rank}, the largest this bundle's adapter class holds`,
+          found: String(rank),
+          hint: "compile the bundle with a larger rank",
         });
       return { rank, alpha, scale: alpha / (config.rslora ? Math.sqrt(rank) : rank) };
     }),
@@ -108,7 +112,13 @@ export class AdapterStore {
     const [name, n] = ref.includes("@") ? [ref.slice(0, ref.lastIndexOf("@")), Number(ref.slice(ref.lastIndexOf("@") + 1))] : [ref, null];
     const list = this.byName.get(name);
     const g = n === null ? list?.[list.length - 1] : list?.find((x) => x.number === n);
-    if (!g) throw new WeftError({ code: "WEFT_NOT_FOUND", where: `adapter ${ref}`, expected: [...this.byName.keys()].join(", ") || "an adapter that was loaded or trained", found: "no such adapter or generation" });
+    if (!g)
+      throw new WeftError({
+        code: "WEFT_NOT_FOUND",
+        where: `adapter ${ref}`,
+        expected: [...this.byName.keys()].join(", ") || "an adapter that was loaded or trained",
+        found: "no such adapter or generation",
+      });
     return g;
   }
   /** A new immutable generation. Old unpinned ones beyond the kept number are dropped. */
@@ -127,7 +137,8 @@ export class AdapterStore {
   remove(name: string): void {
     const list = this.byName.get(name);
     if (!list) throw new WeftError({ code: "WEFT_NOT_FOUND", where: `adapter ${name}`, expected: "a loaded adapter", found: "none of that name" });
-    if (list.some((g) => g.pins > 0)) throw new WeftError({ code: "WEFT_CONFLICT", where: `adapter ${name}`, expected: "an adapter no request is using", found: "requests in flight", retryable: true });
+    if (list.some((g) => g.pins > 0))
+      throw new WeftError({ code: "WEFT_CONFLICT", where: `adapter ${name}`, expected: "an adapter no request is using", found: "requests in flight", retryable: true });
     for (const g of list) this.drop(g);
     this.byName.delete(name);
   }

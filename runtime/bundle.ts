@@ -116,7 +116,15 @@ export interface Manifest {
   readonly capacities: CapacityEntry;
   readonly sites: readonly SiteEntry[];
   /** Saved activations: fields and bytes a token a layer per training class. */
-  readonly saved: Readonly<Record<string, { readonly fields: readonly { readonly name: string; readonly cols: number; readonly index: string; readonly offset: number }[]; readonly bytes: { readonly naive: number; readonly all: number; readonly boundary: number } }>>;
+  readonly saved: Readonly<
+    Record<
+      string,
+      {
+        readonly fields: readonly { readonly name: string; readonly cols: number; readonly index: string; readonly offset: number }[];
+        readonly bytes: { readonly naive: number; readonly all: number; readonly boundary: number };
+      }
+    >
+  >;
   /** Checkpoint names of a layer's parameters, with `{l}` for the layer; and of the outer region's. */
   readonly checkpoint: { readonly layer: Readonly<Record<string, string>>; readonly outer: Readonly<Record<string, string>> };
   readonly tensors: readonly TensorEntry[];

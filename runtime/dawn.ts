@@ -9,7 +9,14 @@ export async function openGpu(kind: "hardware" | "software"): Promise<Gpu | null
   if (typeof navigator !== "undefined" && (navigator as Partial<Navigator>).gpu) return navigator.gpu;
   if (typeof process === "undefined" || !process.versions?.node) return null;
   if (gpu) {
-    if (gpu.kind !== kind && kind === "software") throw new WeftError({ code: "WEFT_DEVICE", where: "device: software", expected: "a process that has not opened hardware WebGPU", found: "one that has", hint: "use one kind of device a process" });
+    if (gpu.kind !== kind && kind === "software")
+      throw new WeftError({
+        code: "WEFT_DEVICE",
+        where: "device: software",
+        expected: "a process that has not opened hardware WebGPU",
+        found: "one that has",
+        hint: "use one kind of device a process",
+      });
     return gpu.gpu;
   }
   if (kind === "software") {
@@ -61,14 +68,20 @@ async function softwareDriver(): Promise<string | null> {
   const partial = `${folder}.${process.pid}`;
   mkdirSync(partial, { recursive: true });
   for (let at = 0; at + 512 <= tar.length; ) {
-    const name = tar.subarray(at, at + 100).toString("latin1").replace(/\0.*$/, "");
+    const name = tar
+      .subarray(at, at + 100)
+      .toString("latin1")
+      .replace(/\0.*$/, "");
     if (!name) break;
     const size = Number.parseInt(tar.subarray(at + 124, at + 136).toString("latin1"), 8);
     if (["libvk_swiftshader.so", "libvulkan.so.1"].includes(name)) writeFileSync(join(partial, name), tar.subarray(at + 512, at + 512 + size));
     at += 512 + Math.ceil(size / 512) * 512;
   }
   // The driver's own path in its manifest is relative to the package; here it must be absolute.
-  writeFileSync(join(partial, "vk_swiftshader_icd.json"), JSON.stringify({ file_format_version: "1.0.0", ICD: { library_path: join(folder, "libvk_swiftshader.so"), api_version: "1.0.5" } }));
+  writeFileSync(
+    join(partial, "vk_swiftshader_icd.json"),
+    JSON.stringify({ file_format_version: "1.0.0", ICD: { library_path: join(folder, "libvk_swiftshader.so"), api_version: "1.0.5" } }),
+  );
   try {
     renameSync(partial, folder);
   } catch {

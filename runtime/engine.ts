@@ -136,7 +136,10 @@ export class Engine {
     let ended = false;
     let failure: unknown = null;
     const request = this.enqueue({
-      kind: "generate", options, generation, fixedSlot: null,
+      kind: "generate",
+      options,
+      generation,
+      fixedSlot: null,
       push: (e) => {
         queue.push(e);
         wake?.();
@@ -184,7 +187,10 @@ export class Engine {
     const logits: Float32Array[] | null = o.logits ? [] : null;
     await new Promise<void>((resolve, reject) => {
       const request = this.enqueue({
-        kind: "score", options: { prompt: ids, maxTokens: 0 }, generation: o.adapter ? this.adapters.find(o.adapter) : null, fixedSlot: o.slot ?? null,
+        kind: "score",
+        options: { prompt: ids, maxTokens: 0 },
+        generation: o.adapter ? this.adapters.find(o.adapter) : null,
+        fixedSlot: o.slot ?? null,
         push: () => {},
         scored: (position, row) => {
           if (logits) logits[position] = row.slice();
@@ -208,7 +214,13 @@ export class Engine {
     if (wrong >= 0) throw new WeftError({ code: "WEFT_OPTION", where: `prompt[${wrong}]`, expected: `a token id below ${vocab}`, found: String(ids[wrong]) });
     if (!Number.isInteger(more) || more < 0) throw new WeftError({ code: "WEFT_OPTION", where: "maxTokens", expected: "a positive integer", found: String(more) });
     if (ids.length + more > Math.min(context, blocks * 32))
-      throw new WeftError({ code: "WEFT_CONTEXT_OVERFLOW", where: "prompt", expected: `prompt + maxTokens of at most ${context} tokens`, found: `${ids.length} + ${more}`, hint: "shorten the prompt or maxTokens, or compile with a larger context" });
+      throw new WeftError({
+        code: "WEFT_CONTEXT_OVERFLOW",
+        where: "prompt",
+        expected: `prompt + maxTokens of at most ${context} tokens`,
+        found: `${ids.length} + ${more}`,
+        hint: "shorten the prompt or maxTokens, or compile with a larger context",
+      });
   }
 
   private enqueue(r: Omit<Request, "seq" | "slot" | "done">): Request {
@@ -347,7 +359,10 @@ export class Engine {
         if (!r || r.done) continue;
         const row = rowOf(c);
         const lse = logSumExp(row);
-        pending.push({ r, e: { id: b, logprob: row[b]! - lse, top: topOf(row, r.options.logprobs ?? 0, lse), adapter: r.generation ? `${r.generation.name}@${r.generation.number}` : "base" } });
+        pending.push({
+          r,
+          e: { id: b, logprob: row[b]! - lse, top: topOf(row, r.options.logprobs ?? 0, lse), adapter: r.generation ? `${r.generation.name}@${r.generation.number}` : "base" },
+        });
       } else if (type === EVENT.scored) {
         const r = this.live.get(a);
         if (r && !r.done) r.scored(b, rowOf(c));
@@ -363,7 +378,10 @@ export class Engine {
 
   /** Everything in flight ends with `error`; the engine is unusable after. */
   private fail(error: unknown): void {
-    this.dead ??= error instanceof WeftError ? error : new WeftError({ code: "WEFT_DEVICE", where: "step", expected: "a step that runs", found: (error as Error)?.message ?? String(error), cause: error });
+    this.dead ??=
+      error instanceof WeftError
+        ? error
+        : new WeftError({ code: "WEFT_DEVICE", where: "step", expected: "a step that runs", found: (error as Error)?.message ?? String(error), cause: error });
     for (const r of [...this.live.values(), ...this.waiting]) this.finish(r, this.dead);
     for (const feed of [...this.jobs.values()]) feed.fail(this.dead);
   }

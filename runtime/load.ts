@@ -21,7 +21,11 @@ export async function readManifest(reader: BundleReader): Promise<Manifest> {
   if (m?.format !== BUNDLE_FORMAT) throw bad(`${reader.where}: manifest.json`, `format ${BUNDLE_FORMAT}`, JSON.stringify(m?.format));
   if (m.version !== BUNDLE_VERSION)
     throw new WeftError({
-      code: "WEFT_BUNDLE_VERSION", where: `${reader.where}: manifest.json`, expected: `version ${BUNDLE_VERSION}`, found: `version ${m.version}`, hint: m.version > BUNDLE_VERSION ? "update weft" : "compile the model again",
+      code: "WEFT_BUNDLE_VERSION",
+      where: `${reader.where}: manifest.json`,
+      expected: `version ${BUNDLE_VERSION}`,
+      found: `version ${m.version}`,
+      hint: m.version > BUNDLE_VERSION ? "update weft" : "compile the model again",
     });
   for (const [name, f] of Object.entries(m.files ?? {})) {
     checkName(name);
@@ -34,7 +38,8 @@ function checkTensor(m: Manifest, t: TensorEntry): void {
   const file = m.files[t.shard];
   if (!file) throw bad(`tensor ${t.name}`, "a shard that the manifest lists", t.shard);
   const need = t.shape.reduce((a, b) => a * b, 1) * (t.dtype === "F16" ? 2 : 4);
-  if (t.bytes !== need || t.start < 0 || t.start + t.bytes > file.bytes) throw bad(`tensor ${t.name}`, `${need} bytes inside its shard (${file.bytes} bytes)`, `bytes ${t.start} to ${t.start + t.bytes}`);
+  if (t.bytes !== need || t.start < 0 || t.start + t.bytes > file.bytes)
+    throw bad(`tensor ${t.name}`, `${need} bytes inside its shard (${file.bytes} bytes)`, `bytes ${t.start} to ${t.start + t.bytes}`);
 }
 
 /** A file with its recorded size and hash, or an error. */

@@ -18,7 +18,11 @@ export async function openDevice(choice: DeviceChoice, manifest: Manifest, file:
   const device = await openWebGpu(manifest, file, choice === "webgpu" ? "hardware" : "software");
   if (!device)
     throw new WeftError({
-      code: "WEFT_DEVICE", where: `device: ${choice}`, expected: choice === "webgpu" ? "a WebGPU adapter on hardware" : "a software WebGPU adapter", found: "none", hint: choice === "webgpu" ? 'use device "wasm", or "software"' : "install the webgpu and @sparticuz/chromium packages",
+      code: "WEFT_DEVICE",
+      where: `device: ${choice}`,
+      expected: choice === "webgpu" ? "a WebGPU adapter on hardware" : "a software WebGPU adapter",
+      found: "none",
+      hint: choice === "webgpu" ? 'use device "wasm", or "software"' : "install the webgpu and @sparticuz/chromium packages",
     });
   return device;
 }

@@ -40,7 +40,14 @@ export async function openReader(location: string | URL): Promise<BundleReader> 
       try {
         return new Uint8Array(await readFile(join(folder, name)));
       } catch (cause) {
-        throw new WeftError({ code: "WEFT_BUNDLE", where: join(folder, name), expected: "a file of the bundle", found: (cause as Error).message, hint: "compile the model with `weft compile`", cause });
+        throw new WeftError({
+          code: "WEFT_BUNDLE",
+          where: join(folder, name),
+          expected: "a file of the bundle",
+          found: (cause as Error).message,
+          hint: "compile the model with `weft compile`",
+          cause,
+        });
       }
     },
   };

@@ -17,7 +17,8 @@ const MAX_HEADER = 100 * 2 ** 20;
 export function headerEnd(prefix: Uint8Array, fileBytes: number, where: string): number {
   if (prefix.byteLength < 8 || fileBytes < 8) throw bad(where, "at least 8 bytes", `${fileBytes} bytes`);
   const n = new DataView(prefix.buffer, prefix.byteOffset).getBigUint64(0, true);
-  if (n > BigInt(MAX_HEADER) || Number(n) + 8 > fileBytes) throw bad(where, `a header of at most ${Math.min(MAX_HEADER, fileBytes - 8)} bytes`, `${n} bytes`, "the file is truncated or not safetensors");
+  if (n > BigInt(MAX_HEADER) || Number(n) + 8 > fileBytes)
+    throw bad(where, `a header of at most ${Math.min(MAX_HEADER, fileBytes - 8)} bytes`, `${n} bytes`, "the file is truncated or not safetensors");
   return 8 + Number(n);
 }
 
@@ -41,7 +42,8 @@ export function parseHeader(bytes: Uint8Array, fileBytes: number, where: string)
     const { dtype, shape, data_offsets: range } = (v ?? {}) as { dtype?: unknown; shape?: unknown; data_offsets?: unknown };
     if (typeof dtype !== "string" || !(dtype in dtypeBytes)) throw bad(`${where}: ${name}`, `dtype ${Object.keys(dtypeBytes).join(", ")}`, String(dtype));
     if (!Array.isArray(shape) || shape.some((d) => !Number.isInteger(d) || d < 0)) throw bad(`${where}: ${name}`, "a shape of non-negative integers", JSON.stringify(shape));
-    if (!Array.isArray(range) || range.length !== 2 || range.some((d) => !Number.isInteger(d) || d < 0)) throw bad(`${where}: ${name}`, "data_offsets [start, end]", JSON.stringify(range));
+    if (!Array.isArray(range) || range.length !== 2 || range.some((d) => !Number.isInteger(d) || d < 0))
+      throw bad(`${where}: ${name}`, "data_offsets [start, end]", JSON.stringify(range));
     const need = shape.reduce((a: number, b: number) => a * b, 1) * dtypeBytes[dtype as Dtype];
     if (range[1] - range[0] !== need) throw bad(`${where}: ${name}`, `${need} bytes for ${dtype} ${JSON.stringify(shape)}`, `${range[1] - range[0]} bytes`);
     if (end + range[1] > fileBytes) throw bad(`${where}: ${name}`, `data inside the file (${fileBytes} bytes)`, `bytes up to ${end + range[1]}`, "the file is truncated");

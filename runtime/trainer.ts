@@ -51,7 +51,16 @@ export interface TrainOptions {
 }
 export type TrainEvent =
   | { readonly type: "start"; readonly steps: number; readonly trainable: number; readonly rows: number; readonly skippedRows: number; readonly labelTokens: number }
-  | { readonly type: "step"; readonly step: number; readonly loss: number; readonly learningRate: number; readonly gradNorm: number; readonly tokens: number; readonly skipped: boolean; readonly tokensPerSecond: number }
+  | {
+      readonly type: "step";
+      readonly step: number;
+      readonly loss: number;
+      readonly learningRate: number;
+      readonly gradNorm: number;
+      readonly tokens: number;
+      readonly skipped: boolean;
+      readonly tokensPerSecond: number;
+    }
   | { readonly type: "eval"; readonly step: number; readonly loss: number; readonly best: boolean }
   | { readonly type: "publish"; readonly step: number; readonly generation: string }
   | { readonly type: "done"; readonly step: number; readonly loss: number };
@@ -209,16 +218,33 @@ export class Job implements Feed {
       if (item.labels > 0) items.push(item);
       else skippedRows++;
     }
-    if (!items.length) throw new WeftError({ code: "WEFT_DATA", where: "data", expected: "rows with at least one token to learn", found: `${o.rows.length} rows, none with labels` });
+    if (!items.length)
+      throw new WeftError({ code: "WEFT_DATA", where: "data", expected: "rows with at least one token to learn", found: `${o.rows.length} rows, none with labels` });
     const longest = Math.min(manifest.capacities.savedRows, manifest.capacities.blocks * 32);
     const tooLong = items.find((x) => x.ids.length > longest);
-    if (tooLong) throw new WeftError({ code: "WEFT_CAPACITY", where: `data row ${tooLong.index + 1}`, expected: `at most ${longest} tokens`, found: String(tooLong.ids.length), hint: "compile with larger savedRows" });
+    if (tooLong)
+      throw new WeftError({
+        code: "WEFT_CAPACITY",
+        where: `data row ${tooLong.index + 1}`,
+        expected: `at most ${longest} tokens`,
+        found: String(tooLong.ids.length),
+        hint: "compile with larger savedRows",
+      });
 
     const seed = o.seed ?? 0;
     const config: AdapterConfig = {
-      rank: 8, alpha: 16, rslora: false, dropout: 0, targetModules: "all-linear", rankPattern: {}, alphaPattern: {}, ...(o.from?.config ?? {}), ...o.adapter,
+      rank: 8,
+      alpha: 16,
+      rslora: false,
+      dropout: 0,
+      targetModules: "all-linear",
+      rankPattern: {},
+      alphaPattern: {},
+      ...(o.from?.config ?? {}),
+      ...o.adapter,
     };
-    if (!(config.dropout >= 0 && config.dropout < 1)) throw new WeftError({ code: "WEFT_OPTION", where: "dropout", expected: "a number from 0 up to, not including, 1", found: String(config.dropout) });
+    if (!(config.dropout >= 0 && config.dropout < 1))
+      throw new WeftError({ code: "WEFT_OPTION", where: "dropout", expected: "a number from 0 up to, not including, 1", found: String(config.dropout) });
     let sites = 0;
     if (!full) {
       this.content = o.resume?.adapter ?? (o.from ? o.from : initialAdapter(engine, config, mix(seed, 1)));
@@ -252,12 +278,19 @@ export class Job implements Feed {
         const step = this.state.step;
         const epoch = Math.floor(step / perEpoch);
         const order = o.shuffle === false ? items.map((_, i) => i) : shuffled(items.length, mix(mix(seed, 2), epoch));
-        const batch = order.slice((step % perEpoch) * batchSize, (step % perEpoch + 1) * batchSize).map((i) => items[i]!);
+        const batch = order.slice((step % perEpoch) * batchSize, ((step % perEpoch) + 1) * batchSize).map((i) => items[i]!);
         const learningRate = this.learningRate(step, steps);
         const { loss, gradNorm, skipped } = await this.optimizerStep(batch, step, learningRate, config.dropout);
         if (skipped) {
           bad++;
-          if (bad >= 3) throw new WeftError({ code: "WEFT_NUMERICS", where: `job ${this.name}, step ${step + 1}`, expected: "finite gradients", found: "three steps in a row that were not", hint: "lower the learning rate" });
+          if (bad >= 3)
+            throw new WeftError({
+              code: "WEFT_NUMERICS",
+              where: `job ${this.name}, step ${step + 1}`,
+              expected: "finite gradients",
+              found: "three steps in a row that were not",
+              hint: "lower the learning rate",
+            });
         } else {
           bad = 0;
           this.state.updates++;
@@ -304,13 +337,15 @@ export class Job implements Feed {
     const [b1, b2] = o.betas ?? [0.9, 0.999];
     const t = this.state.updates + 1;
     const sgd = o.optimizer === "sgd";
-    engine.host.hyper(this.index).set([
-      learningRate, learningRate / (1 - b1 ** t), 1 / Math.sqrt(1 - b2 ** t), sgd ? (o.momentum ?? 0) : b1, b2, o.eps ?? 1e-8, o.weightDecay ?? 0, o.maxGradNorm ?? 1,
-    ]);
+    engine.host
+      .hyper(this.index)
+      .set([learningRate, learningRate / (1 - b1 ** t), 1 / Math.sqrt(1 - b2 ** t), sgd ? (o.momentum ?? 0) : b1, b2, o.eps ?? 1e-8, o.weightDecay ?? 0, o.maxGradNorm ?? 1]);
     let start = 0;
     let loss = 0;
     while (start < batch.length) {
-      const items = batch.slice(start, start + (o.microBatch ?? batch.length)).map((x, i): Item => ({ ...x, weight: 1 / labels, dropKey: dropout > 0 ? mix(mix(o.seed ?? 0, 3), mix(step, start + i)) | 1 : 0, dropP: dropout }));
+      const items = batch
+        .slice(start, start + (o.microBatch ?? batch.length))
+        .map((x, i): Item => ({ ...x, weight: 1 / labels, dropKey: dropout > 0 ? mix(mix(o.seed ?? 0, 3), mix(step, start + i)) | 1 : 0, dropP: dropout }));
       const taken = await this.micro(items, start + items.length >= batch.length);
       const nll = await this.losses();
       for (const { base, item } of this.added) for (let i = 0; i < item.ids.length; i++) if (item.next[i] !== IGNORE) loss += nll[base + i]! / labels;
@@ -398,9 +433,19 @@ interface Item {
 function prepare(row: Row, index: number, context: number, vocab: number): Item {
   const where = `data row ${index + 1}`;
   if (row.input_ids.length !== row.labels.length) throw new WeftError({ code: "WEFT_DATA", where, expected: `${row.input_ids.length} labels`, found: String(row.labels.length) });
-  if (row.input_ids.length > context + 1) throw new WeftError({ code: "WEFT_DATA", where, expected: `at most ${context} tokens`, found: String(row.input_ids.length), hint: "split the row, or compile with a larger context" });
-  for (const id of row.input_ids) if (!Number.isInteger(id) || id < 0 || id >= vocab) throw new WeftError({ code: "WEFT_DATA", where, expected: `token ids below ${vocab}`, found: String(id) });
-  for (const id of row.labels) if (!Number.isInteger(id) || id >= vocab || (id < 0 && id !== IGNORE)) throw new WeftError({ code: "WEFT_DATA", where, expected: `labels below ${vocab}, or ${IGNORE}`, found: String(id) });
+  if (row.input_ids.length > context + 1)
+    throw new WeftError({
+      code: "WEFT_DATA",
+      where,
+      expected: `at most ${context} tokens`,
+      found: String(row.input_ids.length),
+      hint: "split the row, or compile with a larger context",
+    });
+  for (const id of row.input_ids)
+    if (!Number.isInteger(id) || id < 0 || id >= vocab) throw new WeftError({ code: "WEFT_DATA", where, expected: `token ids below ${vocab}`, found: String(id) });
+  for (const id of row.labels)
+    if (!Number.isInteger(id) || id >= vocab || (id < 0 && id !== IGNORE))
+      throw new WeftError({ code: "WEFT_DATA", where, expected: `labels below ${vocab}, or ${IGNORE}`, found: String(id) });
   const ids = row.input_ids.slice(0, -1);
   const next = row.labels.slice(1);
   // Rows after the last label teach nothing.
@@ -413,12 +458,21 @@ function prepare(row: Row, index: number, context: number, vocab: number): Item 
 export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>): Job {
   const { manifest } = engine;
   if (!manifest.train.includes(o.method))
-    throw new WeftError({ code: "WEFT_OPTION", where: "method", expected: manifest.train.join(", ") || "a bundle compiled for training", found: o.method, hint: `compile with --train ${o.method}` });
-  for (const j of running) if (!j.finished && j.name === o.name) throw new WeftError({ code: "WEFT_CONFLICT", where: `job ${o.name}`, expected: "a name no running job has", found: "one that is running" });
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "method",
+      expected: manifest.train.join(", ") || "a bundle compiled for training",
+      found: o.method,
+      hint: `compile with --train ${o.method}`,
+    });
+  for (const j of running)
+    if (!j.finished && j.name === o.name)
+      throw new WeftError({ code: "WEFT_CONFLICT", where: `job ${o.name}`, expected: "a name no running job has", found: "one that is running" });
   if (engine.exclusive || (o.method === "full" && engine.jobsRunning > 0))
     throw new WeftError({ code: "WEFT_CONFLICT", where: `job ${o.name}`, expected: "exclusive use of the base weights for full training", found: "another job", retryable: true });
   const index = engine.freeJob();
-  if (index === null) throw new WeftError({ code: "WEFT_CAPACITY", where: "jobs", expected: `at most ${manifest.capacities.jobs} jobs at once`, found: "one more", retryable: true });
+  if (index === null)
+    throw new WeftError({ code: "WEFT_CAPACITY", where: "jobs", expected: `at most ${manifest.capacities.jobs} jobs at once`, found: "one more", retryable: true });
   if (o.method === "full") engine.exclusive = true;
   const job = new Job(engine, index, o);
   engine.attach(index, job);

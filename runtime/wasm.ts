@@ -23,7 +23,8 @@ export async function openWasm(manifest: Manifest, module: BufferSource): Promis
   for (const cls of memoryClasses) if (isShared(cls)) place(cls, 0);
   for (let g = 0; g <= layers; g++) for (const cls of memoryClasses) if (!isShared(cls)) place(cls, g);
   const pages = Math.ceil(at / PAGE) + 1;
-  if (pages > 65536) throw new WeftError({ code: "WEFT_CAPACITY", where: "wasm memory", expected: "at most 4 GiB", found: `${at} bytes`, hint: "compile with --format f16 or smaller capacities" });
+  if (pages > 65536)
+    throw new WeftError({ code: "WEFT_CAPACITY", where: "wasm memory", expected: "at most 4 GiB", found: `${at} bytes`, hint: "compile with --format f16 or smaller capacities" });
   let memory: WebAssembly.Memory;
   try {
     memory = new WebAssembly.Memory({ initial: pages, maximum: pages });

@@ -13,15 +13,25 @@ export async function openWebGpu(manifest: Manifest, file: (name: string) => Pro
   const adapter = await gpu?.requestAdapter(kind === "hardware" ? { powerPreference: "high-performance" } : {});
   if (!adapter) return null;
   const info = adapter.info;
-  const software = Boolean((info as { isFallbackAdapter?: boolean }).isFallbackAdapter) || /swiftshader|llvmpipe|lavapipe|software|basic render/i.test(`${info.vendor} ${info.architecture} ${info.device} ${info.description}`);
+  const software =
+    Boolean((info as { isFallbackAdapter?: boolean }).isFallbackAdapter) ||
+    /swiftshader|llvmpipe|lavapipe|software|basic render/i.test(`${info.vendor} ${info.architecture} ${info.device} ${info.description}`);
   if (software !== (kind === "software")) return null;
 
   const layers = manifest.model.layers;
   const largest = Math.max(...memoryClasses.flatMap((cls) => [0, layers].map((g) => chamberWords(plan, layers, cls, g) * 4)));
   const limits = adapter.limits;
   if (largest > limits.maxStorageBufferBindingSize || largest > limits.maxBufferSize)
-    throw new WeftError({ code: "WEFT_CAPACITY", where: `adapter ${info.description || info.device}`, expected: `bindings of ${largest} bytes`, found: `at most ${Math.min(limits.maxStorageBufferBindingSize, limits.maxBufferSize)}`, hint: "compile with smaller capacities, or --format f16" });
-  const device = await adapter.requestDevice({ requiredLimits: { maxStorageBufferBindingSize: Math.max(limits.maxStorageBufferBindingSize, largest), maxBufferSize: limits.maxBufferSize } });
+    throw new WeftError({
+      code: "WEFT_CAPACITY",
+      where: `adapter ${info.description || info.device}`,
+      expected: `bindings of ${largest} bytes`,
+      found: `at most ${Math.min(limits.maxStorageBufferBindingSize, limits.maxBufferSize)}`,
+      hint: "compile with smaller capacities, or --format f16",
+    });
+  const device = await adapter.requestDevice({
+    requiredLimits: { maxStorageBufferBindingSize: Math.max(limits.maxStorageBufferBindingSize, largest), maxBufferSize: limits.maxBufferSize },
+  });
   let lost: WeftError | null = null;
   void device.lost.then((reason) => {
     lost = new WeftError({ code: "WEFT_DEVICE_LOST", where: "webgpu device", expected: "a device", found: reason.message || reason.reason, retryable: true });
@@ -72,11 +82,13 @@ export async function openWebGpu(manifest: Manifest, file: (name: string) => Pro
       let p = cache.get(key);
       if (!p) {
         const module = device.createShaderModule({ label: name, code });
-        p = device.createComputePipelineAsync({ label: name, layout: pipelineLayouts[writable[i] ? 1 : 0]!, compute: { module, entryPoint: "main" } }).catch(async (cause: Error) => {
-          const { messages } = await module.getCompilationInfo();
-          const found = messages.map((m) => `line ${m.lineNum}: ${m.message}`).join("; ") || cause.message;
-          throw new WeftError({ code: "WEFT_DEVICE", where: `kernel ${name}`, expected: "WGSL that this adapter compiles", found, cause });
-        });
+        p = device
+          .createComputePipelineAsync({ label: name, layout: pipelineLayouts[writable[i] ? 1 : 0]!, compute: { module, entryPoint: "main" } })
+          .catch(async (cause: Error) => {
+            const { messages } = await module.getCompilationInfo();
+            const found = messages.map((m) => `line ${m.lineNum}: ${m.message}`).join("; ") || cause.message;
+            throw new WeftError({ code: "WEFT_DEVICE", where: `kernel ${name}`, expected: "WGSL that this adapter compiles", found, cause });
+          });
         cache.set(key, p);
       }
       return p;
@@ -87,7 +99,12 @@ export async function openWebGpu(manifest: Manifest, file: (name: string) => Pro
   if (invalid || memoryError) {
     device.destroy();
     const what = (memoryError ?? invalid)!;
-    throw new WeftError({ code: memoryError ? "WEFT_CAPACITY" : "WEFT_DEVICE", where: "webgpu device", expected: `${Object.values(bytes).reduce((a, b) => a + b, 0)} bytes of buffers`, found: what.message });
+    throw new WeftError({
+      code: memoryError ? "WEFT_CAPACITY" : "WEFT_DEVICE",
+      where: "webgpu device",
+      expected: `${Object.values(bytes).reduce((a, b) => a + b, 0)} bytes of buffers`,
+      found: what.message,
+    });
   }
 
   let failure: string | null = null;
@@ -152,27 +169,27 @@ export async function openWebGpu(manifest: Manifest, file: (name: string) => Pro
     },
     run: (commands, meta, reads) =>
       fetchAll(reads, () => {
-      check();
-      device.queue.writeBuffer(metaBuffer, 0, meta.buffer as ArrayBuffer, meta.byteOffset, meta.byteLength);
-      const encoder = device.createCommandEncoder();
-      const pass = encoder.beginComputePass();
-      let group = -1;
-      let offset = -1;
-      let rw = -1;
-      for (let i = 0; i < commands.length; i += 6) {
-        const kernel = commands[i]!;
-        const w = writable[kernel] ? 1 : 0;
-        pass.setPipeline(pipelines[kernel]!);
-        if (commands[i + 1] !== group || commands[i + 2] !== offset || w !== rw) {
-          group = commands[i + 1]!;
-          offset = commands[i + 2]!;
-          rw = w;
-          pass.setBindGroup(0, groups[w]![group]!, [offset]);
+        check();
+        device.queue.writeBuffer(metaBuffer, 0, meta.buffer as ArrayBuffer, meta.byteOffset, meta.byteLength);
+        const encoder = device.createCommandEncoder();
+        const pass = encoder.beginComputePass();
+        let group = -1;
+        let offset = -1;
+        let rw = -1;
+        for (let i = 0; i < commands.length; i += 6) {
+          const kernel = commands[i]!;
+          const w = writable[kernel] ? 1 : 0;
+          pass.setPipeline(pipelines[kernel]!);
+          if (commands[i + 1] !== group || commands[i + 2] !== offset || w !== rw) {
+            group = commands[i + 1]!;
+            offset = commands[i + 2]!;
+            rw = w;
+            pass.setBindGroup(0, groups[w]![group]!, [offset]);
+          }
+          pass.dispatchWorkgroups(commands[i + 3]!, commands[i + 4]!, commands[i + 5]!);
         }
-        pass.dispatchWorkgroups(commands[i + 3]!, commands[i + 4]!, commands[i + 5]!);
-      }
-      pass.end();
-      return encoder;
+        pass.end();
+        return encoder;
       }),
     read: async (r) => (await fetchAll([r], () => device.createCommandEncoder()))[0]!,
     dispose: () => {

@@ -1,6 +1,7 @@
 /** Job checkpoints: everything a job needs to go on bit for bit, as one folder of safetensors and JSON. */
-import { decode, encode, parseHeader, type TensorData, WeftError } from "../runtime/bundle.ts";
+
 import type { AdapterConfig, AdapterContent, SiteState } from "../runtime/adapters.ts";
+import { decode, encode, parseHeader, type TensorData, WeftError } from "../runtime/bundle.ts";
 import type { TrainState } from "../runtime/trainer.ts";
 import { parseJson, readFileOr, writeFolder } from "./files.ts";
 
@@ -19,13 +20,22 @@ interface Saved {
 /** `options` are what results depend on; resuming with others is refused. */
 export async function saveCheckpoint(dir: string, state: TrainState, base: string, target: string, options: unknown): Promise<void> {
   const tensors: TensorData[] = [];
-  const put = (name: string, list: readonly Float32Array[] | undefined): void => list?.forEach((data, i) => tensors.push({ name: `${name}.${i}`, shape: [data.length], dtype: "F32", data }));
+  const put = (name: string, list: readonly Float32Array[] | undefined): void =>
+    list?.forEach((data, i) => tensors.push({ name: `${name}.${i}`, shape: [data.length], dtype: "F32", data }));
   put("accum", state.accum);
   put("weights", state.weights);
   put("adapter", state.adapter?.factors);
   put("best", state.best?.adapter?.factors);
   const json: Saved = {
-    version: 1, base, target, options, step: state.step, updates: state.updates, losses: state.losses, config: state.adapter?.config ?? null, sites: state.adapter?.sites ?? null,
+    version: 1,
+    base,
+    target,
+    options,
+    step: state.step,
+    updates: state.updates,
+    losses: state.losses,
+    config: state.adapter?.config ?? null,
+    sites: state.adapter?.sites ?? null,
     best: state.best ? { step: state.best.step, loss: state.best.loss } : null,
   };
   await writeFolder(dir, { "trainer_state.json": JSON.stringify(json), "trainer_state.safetensors": encode(tensors, { format: "weft" }) });
@@ -50,7 +60,12 @@ export async function loadCheckpoint(dir: string, base: string, target: string, 
       .map((t) => decode(bytes.subarray(t.start, t.end), t.dtype, `${where}: ${t.name}`));
   const adapter = (factors: Float32Array[]): AdapterContent | null => (json.config && factors.length ? { config: json.config, sites: json.sites!, factors } : null);
   return {
-    step: json.step, updates: json.updates, losses: json.losses, accum: list("accum"), weights: list("weights"), adapter: adapter(list("adapter")),
+    step: json.step,
+    updates: json.updates,
+    losses: json.losses,
+    accum: list("accum"),
+    weights: list("weights"),
+    adapter: adapter(list("adapter")),
     best: json.best ? { ...json.best, adapter: adapter(list("best")) } : null,
   };
 }

@@ -22,7 +22,8 @@ export function parseJsonl(source: string, where: string): DataRow[] {
     } catch (cause) {
       throw new WeftError({ code: "WEFT_DATA", where: `${where}, line ${i + 1}`, expected: "a JSON object", found: line.length > 60 ? `${line.slice(0, 60)}…` : line, cause });
     }
-    if (typeof row !== "object" || row === null || Array.isArray(row)) throw new WeftError({ code: "WEFT_DATA", where: `${where}, line ${i + 1}`, expected: shapes, found: JSON.stringify(row).slice(0, 60) });
+    if (typeof row !== "object" || row === null || Array.isArray(row))
+      throw new WeftError({ code: "WEFT_DATA", where: `${where}, line ${i + 1}`, expected: shapes, found: JSON.stringify(row).slice(0, 60) });
     rows.push(row as DataRow);
   });
   if (!rows.length) throw new WeftError({ code: "WEFT_DATA", where, expected: "at least one row", found: "none" });
@@ -59,7 +60,10 @@ export function encodeRow(row: DataRow, text: Text | null, eos: number | null, w
       // What the template adds for this turn; before an assistant turn its opening is part of the prompt.
       const open = learn ? text.chat(messages.slice(0, i), true) : rendered;
       const whole = text.chat(messages.slice(0, i + 1), false);
-      for (const [piece, on] of [[open.slice(rendered.length), false], [whole.slice(open.length), learn]] as const) {
+      for (const [piece, on] of [
+        [open.slice(rendered.length), false],
+        [whole.slice(open.length), learn],
+      ] as const) {
         if (!piece) continue;
         const part = text.encode(piece, false);
         ids.push(...part);

@@ -6,7 +6,7 @@ import type { LoadProgress } from "../runtime/load.ts";
 import { readVerified } from "../runtime/load.ts";
 import { type DeviceChoice, openDevice } from "../runtime/open.ts";
 import { openReader } from "../runtime/reader.ts";
-import { type Job as CoreJob, readWeights, type Row, startJob, type TrainEvent, type TrainOptions, type TrainResult } from "../runtime/trainer.ts";
+import { type Job as CoreJob, type Row, readWeights, startJob, type TrainEvent, type TrainOptions, type TrainResult } from "../runtime/trainer.ts";
 import { loadCheckpoint, saveCheckpoint } from "./checkpoint.ts";
 import { type DataRow, encodeRow, parseJsonl } from "./data.ts";
 import { decodeText, parseJson, readFileOr, writeFolder } from "./files.ts";
@@ -86,7 +86,12 @@ export async function load(location: string | URL, options: LoadOptions = {}): P
     let text: Text | null = null;
     if (core.manifest.tokenizer) {
       const file = async (name: string): Promise<string> => decodeText(await readVerified(reader, core.manifest, name));
-      text = new Text(JSON.parse(await file("tokenizer.json")) as object, JSON.parse(await file("tokenizer_config.json")) as Record<string, unknown>, core.manifest.chatTemplate ? await file("chat_template.jinja") : null, core.manifest.model.bos);
+      text = new Text(
+        JSON.parse(await file("tokenizer.json")) as object,
+        JSON.parse(await file("tokenizer_config.json")) as Record<string, unknown>,
+        core.manifest.chatTemplate ? await file("chat_template.jinja") : null,
+        core.manifest.model.bos,
+      );
     }
     const config = parseJson(await reader.read("config.json"), "config.json");
     return new Engine(core, text, config, reader);
@@ -228,13 +233,21 @@ export class Engine {
 
   /** Start a fine-tuning job; the engine serves on. Mistakes in options or data are thrown here, not at step 40. */
   async finetune(o: FinetuneOptions): Promise<Job> {
-    if (!/^[\w.-]+$/.test(o.name ?? "")) throw new WeftError({ code: "WEFT_OPTION", where: "name", expected: "letters, digits, dots, dashes or underscores", found: String(o.name) });
+    if (!/^[\w.-]+$/.test(o.name ?? ""))
+      throw new WeftError({ code: "WEFT_OPTION", where: "name", expected: "letters, digits, dots, dashes or underscores", found: String(o.name) });
     const method = o.method ?? "lora";
     const rows = await this.rows(o.data, "data");
     const evalRows = o.evalData ? await this.rows(o.evalData, "evalData") : undefined;
     const adapter: Partial<Record<keyof AdapterConfig, unknown>> = {};
     for (const key of ["rank", "alpha", "rslora", "dropout", "targetModules", "rankPattern", "alphaPattern"] as const) if (o[key] !== undefined) adapter[key] = o[key];
-    for (const [key, ok] of Object.entries({ learningRate: (v: number) => v > 0, batchSize: Number.isInteger, epochs: Number.isInteger, steps: Number.isInteger, weightDecay: (v: number) => v >= 0, maxGradNorm: (v: number) => v >= 0 })) {
+    for (const [key, ok] of Object.entries({
+      learningRate: (v: number) => v > 0,
+      batchSize: Number.isInteger,
+      epochs: Number.isInteger,
+      steps: Number.isInteger,
+      weightDecay: (v: number) => v >= 0,
+      maxGradNorm: (v: number) => v >= 0,
+    })) {
       const v = (o as unknown as Record<string, number | undefined>)[key];
       if (v !== undefined && !(typeof v === "number" && ok(v) && v >= 0)) throw new WeftError({ code: "WEFT_OPTION", where: key, expected: "a positive number", found: String(v) });
     }
@@ -243,9 +256,24 @@ export class Engine {
     const { onEvent: _e, signal: _s, resume: _r, data: _d, evalData: _v, publishEvery: _p, microBatch: _m, keep: _k, ...identity } = o;
     const key = { ...identity, method, rows: rows.length };
     if (method === "lora")
-      resolveSites(this.manifest, { rank: 8, alpha: 16, rslora: false, dropout: 0, targetModules: "all-linear", rankPattern: {}, alphaPattern: {}, ...(o.from ? this.core.adapters.find(o.from).content.config : {}), ...(adapter as Partial<AdapterConfig>) });
+      resolveSites(this.manifest, {
+        rank: 8,
+        alpha: 16,
+        rslora: false,
+        dropout: 0,
+        targetModules: "all-linear",
+        rankPattern: {},
+        alphaPattern: {},
+        ...(o.from ? this.core.adapters.find(o.from).content.config : {}),
+        ...(adapter as Partial<AdapterConfig>),
+      });
     const options: TrainOptions = {
-      ...o, method, rows, evalRows, adapter: adapter as Partial<AdapterConfig>, from: o.from ? this.core.adapters.find(o.from).content : undefined,
+      ...o,
+      method,
+      rows,
+      evalRows,
+      adapter: adapter as Partial<AdapterConfig>,
+      from: o.from ? this.core.adapters.find(o.from).content : undefined,
       resume: o.resume ? await loadCheckpoint(o.resume, this.manifest.base, this.core.info.target, key) : undefined,
     };
     const job = startJob(this.core, options, this.jobs);
@@ -279,8 +307,12 @@ export class Engine {
 
   /** After full training: a Hugging Face folder with the base as it is now. */
   async saveModel(dir: string): Promise<void> {
-    const files: Record<string, Uint8Array | string> = { "config.json": JSON.stringify(this.modelConfig, null, 2), "model.safetensors": encode((await readWeights(this.core)).map((t) => ({ ...t, dtype: "F32" as const }))) };
-    for (const name of ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]) if (this.manifest.files[name]) files[name] = await readVerified(this.reader, this.manifest, name);
+    const files: Record<string, Uint8Array | string> = {
+      "config.json": JSON.stringify(this.modelConfig, null, 2),
+      "model.safetensors": encode((await readWeights(this.core)).map((t) => ({ ...t, dtype: "F32" as const }))),
+    };
+    for (const name of ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+      if (this.manifest.files[name]) files[name] = await readVerified(this.reader, this.manifest, name);
     await writeFolder(dir, files);
   }
 

@@ -6,10 +6,22 @@ const PREFIX = "base_model.model.";
 type Json = Readonly<Record<string, unknown>>;
 /** Features that change the maths and are not supported: refused by name rather than ignored. */
 const refused: Readonly<Record<string, (v: unknown) => boolean>> = {
-  use_dora: Boolean, lora_bias: Boolean, bias: (v) => v !== undefined && v !== null && v !== "none", modules_to_save: (v) => Array.isArray(v) && v.length > 0, trainable_token_indices: (v) => v !== null && v !== undefined,
-  target_parameters: (v) => Array.isArray(v) && v.length > 0, layer_replication: (v) => v !== null && v !== undefined, alora_invocation_tokens: (v) => v !== null && v !== undefined, use_qalora: Boolean, use_bdlora: (v) => Boolean(v),
-  fan_in_fan_out: Boolean, arrow_config: (v) => v !== null && v !== undefined, kasa_config: (v) => v !== null && v !== undefined, megatron_config: (v) => v !== null && v !== undefined,
-  monteclora_config: (v) => v !== null && v !== undefined, velora_config: (v) => v !== null && v !== undefined,
+  use_dora: Boolean,
+  lora_bias: Boolean,
+  bias: (v) => v !== undefined && v !== null && v !== "none",
+  modules_to_save: (v) => Array.isArray(v) && v.length > 0,
+  trainable_token_indices: (v) => v !== null && v !== undefined,
+  target_parameters: (v) => Array.isArray(v) && v.length > 0,
+  layer_replication: (v) => v !== null && v !== undefined,
+  alora_invocation_tokens: (v) => v !== null && v !== undefined,
+  use_qalora: Boolean,
+  use_bdlora: (v) => Boolean(v),
+  fan_in_fan_out: Boolean,
+  arrow_config: (v) => v !== null && v !== undefined,
+  kasa_config: (v) => v !== null && v !== undefined,
+  megatron_config: (v) => v !== null && v !== undefined,
+  monteclora_config: (v) => v !== null && v !== undefined,
+  velora_config: (v) => v !== null && v !== undefined,
 };
 const fail = (where: string, expected: string, found: string, code: "WEFT_ADAPTER" | "WEFT_ADAPTER_MISMATCH" = "WEFT_ADAPTER", hint?: string): never => {
   throw new WeftError({ code, where, expected, found, ...(hint && { hint }) });
@@ -20,7 +32,8 @@ export function readConfig(json: Json, where: string): AdapterConfig & { layers:
   if (json.peft_type !== "LORA") fail(`${where}: peft_type`, "LORA", String(json.peft_type));
   for (const [key, isOn] of Object.entries(refused)) if (isOn(json[key])) fail(`${where}: ${key}`, "a feature this build supports", JSON.stringify(json[key]));
   const init = json.init_lora_weights;
-  if (typeof init === "string" && /^(pissa|olora|corda|lora_ga|loftq)/.test(init)) fail(`${where}: init_lora_weights`, "an adapter of the original base", init, "WEFT_ADAPTER", "convert it to an ordinary LoRA with peft first");
+  if (typeof init === "string" && /^(pissa|olora|corda|lora_ga|loftq)/.test(init))
+    fail(`${where}: init_lora_weights`, "an adapter of the original base", init, "WEFT_ADAPTER", "convert it to an ordinary LoRA with peft first");
   const number = (key: string, fallback: number): number => {
     const v = json[key] ?? fallback;
     return typeof v === "number" ? v : fail(`${where}: ${key}`, "a number", JSON.stringify(v));
@@ -30,8 +43,15 @@ export function readConfig(json: Json, where: string): AdapterConfig & { layers:
   if (typeof target !== "string" && !Array.isArray(target)) fail(`${where}: target_modules`, "a list of modules, a regular expression or all-linear", JSON.stringify(target));
   const layers = json.layers_to_transform;
   return {
-    rank: number("r", 8), alpha: number("lora_alpha", 8), rslora: json.use_rslora === true, dropout: number("lora_dropout", 0), targetModules: target as string | string[], rankPattern: patterns("rank_pattern"), alphaPattern: patterns("alpha_pattern"),
-    layers: typeof layers === "number" ? [layers] : Array.isArray(layers) ? (layers as number[]) : null, exclude: (json.exclude_modules ?? null) as string | string[] | null,
+    rank: number("r", 8),
+    alpha: number("lora_alpha", 8),
+    rslora: json.use_rslora === true,
+    dropout: number("lora_dropout", 0),
+    targetModules: target as string | string[],
+    rankPattern: patterns("rank_pattern"),
+    alphaPattern: patterns("alpha_pattern"),
+    layers: typeof layers === "number" ? [layers] : Array.isArray(layers) ? (layers as number[]) : null,
+    exclude: (json.exclude_modules ?? null) as string | string[] | null,
   };
 }
 
@@ -39,14 +59,23 @@ export function readConfig(json: Json, where: string): AdapterConfig & { layers:
 export function readAdapter(config: Json, file: Uint8Array, manifest: Manifest, plan: TargetPlan, where: string): AdapterContent {
   const { layers, exclude, ...c } = readConfig(config, `${where}/adapter_config.json`);
   const recorded = config.weft_base;
-  if (typeof recorded === "string" && recorded !== manifest.base) fail(`${where}/adapter_config.json`, `an adapter of base ${manifest.base.slice(0, 12)}`, `base ${recorded.slice(0, 12)}`, "WEFT_ADAPTER_MISMATCH", "it was trained on another model");
+  if (typeof recorded === "string" && recorded !== manifest.base)
+    fail(
+      `${where}/adapter_config.json`,
+      `an adapter of base ${manifest.base.slice(0, 12)}`,
+      `base ${recorded.slice(0, 12)}`,
+      "WEFT_ADAPTER_MISMATCH",
+      "it was trained on another model",
+    );
   const name = `${where}/adapter_model.safetensors`;
   headerEnd(file, file.length, name);
   const { tensors } = parseHeader(file, file.length, name);
   const byName = new Map(tensors.map((t) => [t.name, t]));
   const excluded = (p: string): boolean => (typeof exclude === "string" ? new RegExp(`^(?:${exclude})$`).test(p) : (exclude ?? []).some((t) => p === t || p.endsWith(`.${t}`)));
   const all = resolveSites(manifest, c);
-  const sites = all.map((layer, l) => layer.map((s, i) => ((layers && !layers.includes(l)) || excluded(`model.layers.${l}.${manifest.sites[i]!.module}`) ? { rank: 0, alpha: 0, scale: 0 } : s)));
+  const sites = all.map((layer, l) =>
+    layer.map((s, i) => ((layers && !layers.includes(l)) || excluded(`model.layers.${l}.${manifest.sites[i]!.module}`) ? { rank: 0, alpha: 0, scale: 0 } : s)),
+  );
   const factors = sites.map((layer, l) => {
     const data = new Float32Array(plan.slotWords);
     layer.forEach((s, i) => {
@@ -57,7 +86,8 @@ export function readAdapter(config: Json, file: Uint8Array, manifest: Manifest, 
         const t = byName.get(key) ?? fail(name, `a tensor ${key}`, "none of that name", "WEFT_ADAPTER_MISMATCH");
         const f = factorOf(plan.factors, i, side);
         const shape = side === "a" ? [s.rank, site.inFeatures] : [site.outFeatures, s.rank];
-        if (JSON.stringify(t.shape) !== JSON.stringify(shape)) fail(`${name}: ${key}`, JSON.stringify(shape), JSON.stringify(t.shape), "WEFT_ADAPTER_MISMATCH", "the adapter belongs to another base");
+        if (JSON.stringify(t.shape) !== JSON.stringify(shape))
+          fail(`${name}: ${key}`, JSON.stringify(shape), JSON.stringify(t.shape), "WEFT_ADAPTER_MISMATCH", "the adapter belongs to another base");
         const values = decode(file.subarray(t.start, t.end), t.dtype, `${name}: ${key}`);
         if (side === "a") data.set(values, f.offset);
         else for (let o = 0; o < site.outFeatures; o++) for (let r = 0; r < s.rank; r++) data[f.offset + r * f.k + o] = values[o * s.rank + r]!;
@@ -66,7 +96,8 @@ export function readAdapter(config: Json, file: Uint8Array, manifest: Manifest, 
     });
     return data;
   });
-  for (const key of byName.keys()) fail(name, "tensors of this base's linear layers", key, "WEFT_ADAPTER_MISMATCH", "the adapter belongs to another base, or uses a feature that is not supported");
+  for (const key of byName.keys())
+    fail(name, "tensors of this base's linear layers", key, "WEFT_ADAPTER_MISMATCH", "the adapter belongs to another base, or uses a feature that is not supported");
   return { config: c, sites, factors };
 }
 
@@ -88,8 +119,23 @@ export function writeAdapter(content: AdapterContent, manifest: Manifest, plan: 
     });
   });
   const config = {
-    peft_type: "LORA", task_type: "CAUSAL_LM", base_model_name_or_path: null, inference_mode: true, r: c.rank, lora_alpha: c.alpha, lora_dropout: c.dropout, use_rslora: c.rslora, bias: "none", fan_in_fan_out: false,
-    target_modules: c.targetModules, rank_pattern: c.rankPattern, alpha_pattern: c.alphaPattern, init_lora_weights: true, modules_to_save: null, layers_to_transform: null, weft_base: manifest.base,
+    peft_type: "LORA",
+    task_type: "CAUSAL_LM",
+    base_model_name_or_path: null,
+    inference_mode: true,
+    r: c.rank,
+    lora_alpha: c.alpha,
+    lora_dropout: c.dropout,
+    use_rslora: c.rslora,
+    bias: "none",
+    fan_in_fan_out: false,
+    target_modules: c.targetModules,
+    rank_pattern: c.rankPattern,
+    alpha_pattern: c.alphaPattern,
+    init_lora_weights: true,
+    modules_to_save: null,
+    layers_to_transform: null,
+    weft_base: manifest.base,
   };
   return { config: `${JSON.stringify(config, null, 2)}\n`, weights: encode(tensors) };
 }

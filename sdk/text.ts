@@ -30,7 +30,8 @@ export class Text {
   }
   /** The prompt that the model's chat template makes of a conversation. */
   chat(messages: readonly Message[], generationPrompt: boolean): string {
-    if (this.template === null) throw new WeftError({ code: "WEFT_TOKENIZER", where: "messages", expected: "a chat template in the model folder", found: "none", hint: "use a text prompt" });
+    if (this.template === null)
+      throw new WeftError({ code: "WEFT_TOKENIZER", where: "messages", expected: "a chat template in the model folder", found: "none", hint: "use a text prompt" });
     try {
       return new Template(this.template).render({ messages: messages.map((m) => ({ ...m })), add_generation_prompt: generationPrompt, ...this.special });
     } catch (cause) {

@@ -2,7 +2,41 @@
 import * as assert from "uvu/assert";
 import { vjp } from "../compiler/autodiff.ts";
 import {
-  add, affine, allOps, attend, dropout, elementwise, embed, exp, fma, gatherRows, input, interpret, kvWrite, linear, linearT, make, mul, neg, outer, rmsNorm, rope, rowMax, rowSum, scaleBySlot, shrink, expand, silu, sub, type Op, type Type, type Value, valueKey, call, konst, crossEntropy,
+  add,
+  affine,
+  allOps,
+  attend,
+  call,
+  crossEntropy,
+  dropout,
+  elementwise,
+  embed,
+  exp,
+  expand,
+  fma,
+  gatherRows,
+  input,
+  interpret,
+  konst,
+  kvWrite,
+  linear,
+  linearT,
+  make,
+  mul,
+  neg,
+  type Op,
+  outer,
+  rmsNorm,
+  rope,
+  rowMax,
+  rowSum,
+  scaleBySlot,
+  shrink,
+  silu,
+  sub,
+  type Type,
+  type Value,
+  valueKey,
 } from "../ops/index.ts";
 import { type Batch, batch, capacities, context, inputData, runOn } from "./support/graphs.ts";
 import { generator } from "./support/random.ts";
@@ -37,7 +71,24 @@ function dataFor(op: Op, roots: readonly Value[], b: Batch, seed: string): Recor
 }
 const withSamples = allOps().filter((o) => o.samples);
 /** Ops whose operands only make sense together; the tests below name each of them. */
-const together = new Set(["input", "attend", "attend_dq", "attend_dkv", "kv_write", "store_rows", "gather_rows", "gather_slice", "embed", "scatter_rows", "slot_scale", "dropout", "label_logit", "cross_entropy_grad", "spread", "zeros"]);
+const together = new Set([
+  "input",
+  "attend",
+  "attend_dq",
+  "attend_dkv",
+  "kv_write",
+  "store_rows",
+  "gather_rows",
+  "gather_slice",
+  "embed",
+  "scatter_rows",
+  "slot_scale",
+  "dropout",
+  "label_logit",
+  "cross_entropy_grad",
+  "spread",
+  "zeros",
+]);
 
 test("every op has samples, or a test of its own", () => {
   for (const op of allOps()) assert.is(op.samples !== undefined || together.has(op.name), true, `${op.name} has no samples`);
@@ -117,7 +168,12 @@ function attention(scopeName: string, heads: number, kvHeads: number, hd: number
   const { o, lse } = attend(rope(q, table, hd), written, heads);
   return { q, k, v, kv, o, lse, cot: input(scopeName, "cot", rows(heads * hd, "W")) };
 }
-for (const [heads, kvHeads, hd] of [[4, 2, 16], [6, 2, 10], [3, 3, 6], [4, 1, 20]] as const)
+for (const [heads, kvHeads, hd] of [
+  [4, 2, 16],
+  [6, 2, 10],
+  [3, 3, 6],
+  [4, 1, 20],
+] as const)
   test(`attention ${heads}/${kvHeads} × ${hd}: forward and backward on both targets, gradients by differences, across cache blocks`, async () => {
     const g = attention(`attention${scope++}`, heads, kvHeads, hd);
     const b = unitBatch(32);
@@ -176,8 +232,18 @@ test("random fused chains with odd tails: fused = unfused bit for bit, both with
     for (let i = 0; i < 9; i++) {
       const pick = kept[next() % kept.length]!;
       const steps: (() => Value)[] = [
-        () => add(v, pick), () => mul(v, gain), () => sub(v, other), () => fma(v, pick, other), () => silu(v), () => neg(v), () => affine(v, { scale: 0.5, shift: 0.1 }), () => rmsNorm(v, gain, 1e-5), () => linear(v, w, "w"), () => linearT([[v, w]]),
-        () => mul(v, exp(sub(rowMax(affine(v, { scale: 0.1, shift: 0 })), affine(v, { scale: 0.1, shift: 2 })))), () => add(v, affine(rowSum(v), { scale: 1 / cols, shift: 0 })),
+        () => add(v, pick),
+        () => mul(v, gain),
+        () => sub(v, other),
+        () => fma(v, pick, other),
+        () => silu(v),
+        () => neg(v),
+        () => affine(v, { scale: 0.5, shift: 0.1 }),
+        () => rmsNorm(v, gain, 1e-5),
+        () => linear(v, w, "w"),
+        () => linearT([[v, w]]),
+        () => mul(v, exp(sub(rowMax(affine(v, { scale: 0.1, shift: 0 })), affine(v, { scale: 0.1, shift: 2 })))),
+        () => add(v, affine(rowSum(v), { scale: 1 / cols, shift: 0 })),
       ];
       v = steps[next() % steps.length]!();
       kept.push(v);
@@ -201,7 +267,12 @@ test("an elementwise op is one definition: kernels, gradient and meaning follow"
   const gelu = elementwise("gelu_trial", {
     arity: 1,
     // tanh form: ½x(1 + tanh(√(2/π)(x + 0.044715x³)))
-    expr: ([x]) => call("mul", call("mul", konst(0.5), x!), call("add", konst(1), call("tanh", call("mul", konst(0.7978845608), call("fma", call("mul", konst(0.044715), call("mul", x!, x!)), x!, x!))))),
+    expr: ([x]) =>
+      call(
+        "mul",
+        call("mul", konst(0.5), x!),
+        call("add", konst(1), call("tanh", call("mul", konst(0.7978845608), call("fma", call("mul", konst(0.044715), call("mul", x!, x!)), x!, x!)))),
+      ),
   });
   const x = input(`trial${scope++}`, "x", rows(7));
   const b = batch("trial", 6, 2, "step");

@@ -95,7 +95,12 @@ test("f16 weights: logits of the rounded model, and gradients through it", async
 test("an adapter that weft saved is what peft read: same file, same logits", async () => {
   const folder = `${fixtures}weft-adapter`;
   assert.ok(existsSync(folder) && reference.weft_adapter_sha256, "run tests/fixtures/save_adapter.ts, then make.py");
-  assert.is(createHash("sha256").update(readFileSync(`${folder}/adapter_model.safetensors`)).digest("hex"), reference.weft_adapter_sha256);
+  assert.is(
+    createHash("sha256")
+      .update(readFileSync(`${folder}/adapter_model.safetensors`))
+      .digest("hex"),
+    reference.weft_adapter_sha256,
+  );
   await using engine = await engineOf(configs.odd);
   await engine.adapters.load("saved", folder);
   await checkLogits(engine, "weft_adapter.logits", 259, "saved");

@@ -32,13 +32,21 @@ export function runFile(path: string): Promise<FileResult> {
       const r = line ? (JSON.parse(line) as { registered: number; passed: number }) : { registered: 0, passed: 0 };
       const narrowed = /\.(only|skip)\(/.test(readFileSync(path, "utf8"));
       const failed = code !== 0 || !line || r.registered === 0 || narrowed;
-      resolve({ file: path, registered: Math.max(r.registered, failed ? r.passed + 1 : 0), passed: r.passed, output: narrowed ? `${output}\na test is narrowed or skipped` : output, ms: performance.now() - t0 });
+      resolve({
+        file: path,
+        registered: Math.max(r.registered, failed ? r.passed + 1 : 0),
+        passed: r.passed,
+        output: narrowed ? `${output}\na test is narrowed or skipped` : output,
+        ms: performance.now() - t0,
+      });
     });
   });
 }
 
 async function main(): Promise<void> {
-  const files = readdirSync(here).filter((f) => f.endsWith(".test.ts") && (!wanted.length || wanted.some((w) => f.includes(w)))).sort();
+  const files = readdirSync(here)
+    .filter((f) => f.endsWith(".test.ts") && (!wanted.length || wanted.some((w) => f.includes(w))))
+    .sort();
   const queue = [...files];
   let passed = 0;
   let failed = 0;

@@ -46,8 +46,7 @@ function dialect(env: KernelEnv): Dialect {
       }
     }
   };
-  const lanesOf = (one: (lane: number) => string): string =>
-    [1, 2, 3].reduce((v, lane) => `f32x4.replace_lane(${v}, ${lane}, ${one(lane)})`, `f32x4.splat(${one(0)})`);
+  const lanesOf = (one: (lane: number) => string): string => [1, 2, 3].reduce((v, lane) => `f32x4.replace_lane(${v}, ${lane}, ${one(lane)})`, `f32x4.splat(${one(0)})`);
   const d: Dialect = {
     type: (lanes) => (lanes === 4 ? "v128" : "f32"),
     constant: (v, lanes) => (lanes === 4 ? `f32x4.splat(${f32(v)})` : f32(v)),
@@ -134,7 +133,16 @@ function dialect(env: KernelEnv): Dialect {
       }
     },
     test: (e, ix) => (e.test === "nonneg" ? `${ix} >= 0` : `${ix} != 0`),
-    branch: (name, type, test, a, b) => [`let ${name}: ${type};`, `if (${test}) {`, ...a.lines.map((l) => `  ${l}`), `  ${name} = ${a.text};`, "} else {", ...b.lines.map((l) => `  ${l}`), `  ${name} = ${b.text};`, "}"],
+    branch: (name, type, test, a, b) => [
+      `let ${name}: ${type};`,
+      `if (${test}) {`,
+      ...a.lines.map((l) => `  ${l}`),
+      `  ${name} = ${a.text};`,
+      "} else {",
+      ...b.lines.map((l) => `  ${l}`),
+      `  ${name} = ${b.text};`,
+      "}",
+    ],
     choose: (e, a, b, p, lanes) => {
       const one = (lane: number): string => d.test(e, ixUsesCol(e.ix) ? p.ix(e.ix, lane) : p.ix(e.ix));
       if (lanes === 1) return `(${one(0)} ? ${a} : ${b})`;
@@ -241,7 +249,14 @@ function emitBody(name: string, b: Body, env: KernelEnv): string {
     case "map": {
       const p = new Printer(dialect(env), 1);
       const loops = storeLoops(p, b.stores, env, b.cols, "0", String(b.cols));
-      return wrap(name, [...siteGuard(b.site), `  const n: i32 = ${count(b.domain)};`, "  for (let row: i32 = 0; row < n; row++) {", ...indent(p.row, 4), ...indent(loops, 4), "  }"]);
+      return wrap(name, [
+        ...siteGuard(b.site),
+        `  const n: i32 = ${count(b.domain)};`,
+        "  for (let row: i32 = 0; row < n; row++) {",
+        ...indent(p.row, 4),
+        ...indent(loops, 4),
+        "  }",
+      ]);
     }
     case "row": {
       const p = new Printer(dialect(env), 1);
@@ -602,32 +617,41 @@ function emitAttention(name: string, b: Body, env: KernelEnv): string {
     `        for (let h: i32 = kh * ${group}; h < (kh + 1) * ${group}; h++) {`,
     `          const qp: usize = ${ptrOf(q!, "row")} + <usize>h * ${headBytes};`,
     `          const gp: usize = ${ptrOf(dout!, "row")} + <usize>h * ${headBytes};`,
-    ...indent([
-      ...dot("a", "k", "qp"),
-      ...dot("dp", "v", "gp"),
-      `const pr: f32 = exp1(a * ${scale} - ${lse});`,
-      `const ds: f32 = pr * (dp - load<f32>(D + ((<usize>(row * ${heads} + h)) << 2))) * ${scale};`,
-      ...axpy("dk", "ds", "qp"),
-      ...axpy("dv", "pr", "gp"),
-    ], 10),
+    ...indent(
+      [
+        ...dot("a", "k", "qp"),
+        ...dot("dp", "v", "gp"),
+        `const pr: f32 = exp1(a * ${scale} - ${lse});`,
+        `const ds: f32 = pr * (dp - load<f32>(D + ((<usize>(row * ${heads} + h)) << 2))) * ${scale};`,
+        ...axpy("dk", "ds", "qp"),
+        ...axpy("dv", "pr", "gp"),
+      ],
+      10,
+    ),
     "        }",
     `      const out: usize = ${d.cls} + ((<usize>((base + key) * ${width} + kh * ${hd})) << 2) + ${d.offset * 4};`,
     "      if (fresh) {",
-    ...indent([
-      ...vs.flatMap((i) => [`v128.store(out, dk${i}, ${i * 16});`, `v128.store(out, dv${i}, ${(width / 2) * 4 + i * 16});`]),
-      ...rest.flatMap((e) => [`store<f32>(out, dks${e}, ${e * 4});`, `store<f32>(out, dvs${e}, ${(width / 2 + e) * 4});`]),
-    ], 8),
+    ...indent(
+      [
+        ...vs.flatMap((i) => [`v128.store(out, dk${i}, ${i * 16});`, `v128.store(out, dv${i}, ${(width / 2) * 4 + i * 16});`]),
+        ...rest.flatMap((e) => [`store<f32>(out, dks${e}, ${e * 4});`, `store<f32>(out, dvs${e}, ${(width / 2 + e) * 4});`]),
+      ],
+      8,
+    ),
     "      } else {",
-    ...indent([
-      ...vs.flatMap((i) => [
-        `v128.store(out, f32x4.add(v128.load(out, ${i * 16}), dk${i}), ${i * 16});`,
-        `v128.store(out, f32x4.add(v128.load(out, ${(width / 2) * 4 + i * 16}), dv${i}), ${(width / 2) * 4 + i * 16});`,
-      ]),
-      ...rest.flatMap((e) => [
-        `store<f32>(out, load<f32>(out, ${e * 4}) + dks${e}, ${e * 4});`,
-        `store<f32>(out, load<f32>(out, ${(width / 2 + e) * 4}) + dvs${e}, ${(width / 2 + e) * 4});`,
-      ]),
-    ], 8),
+    ...indent(
+      [
+        ...vs.flatMap((i) => [
+          `v128.store(out, f32x4.add(v128.load(out, ${i * 16}), dk${i}), ${i * 16});`,
+          `v128.store(out, f32x4.add(v128.load(out, ${(width / 2) * 4 + i * 16}), dv${i}), ${(width / 2) * 4 + i * 16});`,
+        ]),
+        ...rest.flatMap((e) => [
+          `store<f32>(out, load<f32>(out, ${e * 4}) + dks${e}, ${e * 4});`,
+          `store<f32>(out, load<f32>(out, ${(width / 2 + e) * 4}) + dvs${e}, ${(width / 2 + e) * 4});`,
+        ]),
+      ],
+      8,
+    ),
     "      }",
     "    }",
     "  }",

@@ -8,12 +8,28 @@ const hostFolder = new URL("../../runtime/host/", import.meta.url);
 const gridCode: Readonly<Record<GridDim["count"], number>> = { one: 0, n_rows: 1, n_head: 2, n_keys: 3 };
 /** Programs the host refers to by name; -1 where the bundle has none. */
 const programNames: Readonly<Record<string, readonly string[]>> = {
-  P_EMBED: ["embed"], P_FORWARD: ["forward.lora", "forward"], P_FORWARD_FULL: ["forward.full"], P_STASH: ["stash"], P_HEAD: ["head"],
-  P_HEAD_TRAIN: ["head_train.lora"], P_HEAD_TRAIN_FULL: ["head_train.full"],
-  P_BACKWARD_ALL: ["backward.lora.all"], P_BACKWARD_BOUNDARY: ["backward.lora.boundary"], P_BACKWARD_FULL_ALL: ["backward.full.all"], P_BACKWARD_FULL_BOUNDARY: ["backward.full.boundary"],
-  P_EMBED_BACKWARD: ["embed_backward.full"], P_SUMSQ: ["sumsq.lora.layer"], P_SUMSQ_FULL: ["sumsq.full.layer"], P_SUMSQ_FULL_OUTER: ["sumsq.full.outer"], P_CLIP: ["clip"],
-  P_STEP_ADAMW: ["adamw.lora.layer"], P_STEP_SGD: ["sgd.lora.layer"], P_STEP_FULL_ADAMW: ["adamw.full.layer"], P_STEP_FULL_SGD: ["sgd.full.layer"],
-  P_STEP_FULL_OUTER_ADAMW: ["adamw.full.outer"], P_STEP_FULL_OUTER_SGD: ["sgd.full.outer"],
+  P_EMBED: ["embed"],
+  P_FORWARD: ["forward.lora", "forward"],
+  P_FORWARD_FULL: ["forward.full"],
+  P_STASH: ["stash"],
+  P_HEAD: ["head"],
+  P_HEAD_TRAIN: ["head_train.lora"],
+  P_HEAD_TRAIN_FULL: ["head_train.full"],
+  P_BACKWARD_ALL: ["backward.lora.all"],
+  P_BACKWARD_BOUNDARY: ["backward.lora.boundary"],
+  P_BACKWARD_FULL_ALL: ["backward.full.all"],
+  P_BACKWARD_FULL_BOUNDARY: ["backward.full.boundary"],
+  P_EMBED_BACKWARD: ["embed_backward.full"],
+  P_SUMSQ: ["sumsq.lora.layer"],
+  P_SUMSQ_FULL: ["sumsq.full.layer"],
+  P_SUMSQ_FULL_OUTER: ["sumsq.full.outer"],
+  P_CLIP: ["clip"],
+  P_STEP_ADAMW: ["adamw.lora.layer"],
+  P_STEP_SGD: ["sgd.lora.layer"],
+  P_STEP_FULL_ADAMW: ["adamw.full.layer"],
+  P_STEP_FULL_SGD: ["sgd.full.layer"],
+  P_STEP_FULL_OUTER_ADAMW: ["adamw.full.outer"],
+  P_STEP_FULL_OUTER_SGD: ["sgd.full.outer"],
 };
 
 export interface HostInput {
@@ -34,9 +50,25 @@ export function hostConfig(h: HostInput): string {
   const rowCost = h.layers * h.parametersPerLayer + h.headParameters / 8;
   const unitCost = Math.max(1, Math.round((2 * c.unitRows * h.parametersPerLayer) / rowCost));
   const constants: Record<string, number> = {
-    TOKENS_PER_STEP: c.tokens, SEQUENCES: c.sequences, CONTEXT: c.context, HEAD_ROWS: c.headRows, BLOCKS: c.blocks, SLOTS: c.slots, JOBS: c.jobs, SAVED_ROWS: c.savedRows, KEPT_ROWS: c.keptRows,
-    UNIT_ROWS: c.unitRows, UNITS: c.units, BLOCKS_PER_SEQUENCE: Math.ceil(c.context / 32), LAYERS: h.layers, VOCAB: h.vocab, COST_UNIT: unitCost,
-    HEADER_WORDS: HEADER, STEP_WORDS: h.blocks.step.words, UNIT_WORDS: h.blocks.unit.words, UPDATE_WORDS: h.blocks.update.words,
+    TOKENS_PER_STEP: c.tokens,
+    SEQUENCES: c.sequences,
+    CONTEXT: c.context,
+    HEAD_ROWS: c.headRows,
+    BLOCKS: c.blocks,
+    SLOTS: c.slots,
+    JOBS: c.jobs,
+    SAVED_ROWS: c.savedRows,
+    KEPT_ROWS: c.keptRows,
+    UNIT_ROWS: c.unitRows,
+    UNITS: c.units,
+    BLOCKS_PER_SEQUENCE: Math.ceil(c.context / 32),
+    LAYERS: h.layers,
+    VOCAB: h.vocab,
+    COST_UNIT: unitCost,
+    HEADER_WORDS: HEADER,
+    STEP_WORDS: h.blocks.step.words,
+    UNIT_WORDS: h.blocks.unit.words,
+    UPDATE_WORDS: h.blocks.update.words,
     META_WORDS: h.blocks.step.words + c.units * h.blocks.unit.words + c.jobs * h.blocks.update.words,
   };
   headerWords.forEach((name, i) => {
@@ -61,12 +93,12 @@ export function hostConfig(h: HostInput): string {
   ].join("\n");
 }
 
-export const policies = (): string[] =>
-  [...readFileSync(new URL("policies/index.ts", hostFolder), "utf8").matchAll(/export \{ (\w+) \}/g)].map((m) => m[1]!);
+export const policies = (): string[] => [...readFileSync(new URL("policies/index.ts", hostFolder), "utf8").matchAll(/export \{ (\w+) \}/g)].map((m) => m[1]!);
 
 export async function emitHost(h: HostInput): Promise<{ wasm: Uint8Array; config: string }> {
   const config = hostConfig(h);
   const sources: Record<string, string> = { "config.ts": config, "policy.ts": `export { ${h.policy} as policy } from "./policies/index";\n` };
-  for (const dir of ["", "policies/"]) for (const f of readdirSync(new URL(dir || ".", hostFolder))) if (f.endsWith(".ts")) sources[dir + f] = readFileSync(new URL(dir + f, hostFolder), "utf8");
+  for (const dir of ["", "policies/"])
+    for (const f of readdirSync(new URL(dir || ".", hostFolder))) if (f.endsWith(".ts")) sources[dir + f] = readFileSync(new URL(dir + f, hostFolder), "utf8");
   return { wasm: await compileAssembly(sources, "index.ts", []), config };
 }

@@ -34,7 +34,7 @@ export function usesCol(e: Expr): boolean {
     case "call":
       return e.args.some(usesCol);
     case "if":
-      return ixUsesCol(e.ix) || usesCol(e.then) || usesCol(e.other);
+      return ixUsesCol(e.ix) || usesCol(e.yes) || usesCol(e.no);
     case "acc":
     case "expand":
     case "rand":
@@ -115,8 +115,8 @@ export class Printer {
     if (e.e === "call") text = d.call(e.fn, e.args.map(sub), lanes);
     else if (e.e === "load") text = d.load(e, this, lanes);
     else if (e.e === "if") {
-      if (ixUsesCol(e.ix)) text = d.choose(e, sub(e.then), sub(e.other), this, lanes);
-      else if (lines === this.row) text = d.choose(e, sub(e.then), sub(e.other), this, 1);
+      if (ixUsesCol(e.ix)) text = d.choose(e, sub(e.yes), sub(e.no), this, lanes);
+      else if (lines === this.row) text = d.choose(e, sub(e.yes), sub(e.no), this, 1);
       else {
         const test = d.test(e, this.ix(e.ix));
         const side = (x: Expr): Block => {
@@ -131,7 +131,7 @@ export class Printer {
           return block;
         };
         const name = this.fresh("v");
-        const branch = d.branch(name, d.type(lanes), test, side(e.then), side(e.other));
+        const branch = d.branch(name, d.type(lanes), test, side(e.yes), side(e.no));
         this.col.push(...branch);
         this.colMemo.set(e, name);
         return name;

@@ -106,7 +106,16 @@ function dialect(env: KernelEnv): Dialect {
       }
     },
     test: (e, ix) => (e.test === "nonneg" ? `${ix} >= 0` : `${ix} != 0`),
-    branch: (name, type, test, a, b) => [`var ${name}: ${type};`, `if (${test}) {`, ...a.lines.map((l) => `  ${l}`), `  ${name} = ${a.text};`, "} else {", ...b.lines.map((l) => `  ${l}`), `  ${name} = ${b.text};`, "}"],
+    branch: (name, type, test, a, b) => [
+      `var ${name}: ${type};`,
+      `if (${test}) {`,
+      ...a.lines.map((l) => `  ${l}`),
+      `  ${name} = ${a.text};`,
+      "} else {",
+      ...b.lines.map((l) => `  ${l}`),
+      `  ${name} = ${b.text};`,
+      "}",
+    ],
     choose: (e, a, b, p) => `select(${b}, ${a}, ${d.test(e, p.ix(e.ix))})`,
   };
   return d;
@@ -149,7 +158,8 @@ const siteGuard = (site: number | null): string[] => (site === null ? [] : [`  i
 /** First word of row `r` of an operand, and the buffer it is in. */
 function rowAt(o: Operand, env: KernelEnv, r: string): { cls: string; at: string } {
   const ad = env.address(o.value);
-  if (o.undropped) return { cls: ad.cls, at: `select(${env.address(o.undropped).offset}, ${ad.offset}, ((${header("site_mask")} >> ${DROPOUT_BIT}u) & 1) == 1) + (${r}) * ${ad.stride}` };
+  if (o.undropped)
+    return { cls: ad.cls, at: `select(${env.address(o.undropped).offset}, ${ad.offset}, ((${header("site_mask")} >> ${DROPOUT_BIT}u) & 1) == 1) + (${r}) * ${ad.stride}` };
   const row = o.index === null ? `(${r})` : `batch[${env.layout.arrays[o.index]} + ${r}]`;
   return { cls: ad.cls, at: `${ad.offset} + ${row} * ${ad.stride}` };
 }
@@ -206,11 +216,16 @@ function helpers(text: string): string {
   const all: Record<string, string> = {
     vector_at: "fn vector_at(i: i32) -> f32 {\n  return bitcast<f32>(weights[i / 4][i % 4]);\n}",
     panel_f32: "fn panel_f32(at: i32) -> vec4<f32> {\n  return bitcast<vec4<f32>>(weights[at / 4]);\n}",
-    panel_f16: "/** Four halves from half-index `at` (a multiple of four). */\nfn panel_f16(at: i32) -> vec4<f32> {\n  let v = weights[at / 8];\n  let w = select(v.xy, v.zw, (at & 4) != 0);\n  return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y));\n}".replace(/\/\*\*(.*?)\*\//, "//$1"),
+    panel_f16:
+      "/** Four halves from half-index `at` (a multiple of four). */\nfn panel_f16(at: i32) -> vec4<f32> {\n  let v = weights[at / 8];\n  let w = select(v.xy, v.zw, (at & 4) != 0);\n  return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y));\n}".replace(
+        /\/\*\*(.*?)\*\//,
+        "//$1",
+      ),
     weight_f32: "fn weight_f32(base: i32, n: i32, k: i32, K: i32) -> f32 {\n  return vector_at(base + ((n / PANEL) * K + k) * PANEL + n % PANEL);\n}",
     weight_f16:
       "fn weight_f16(base: i32, n: i32, k: i32, K: i32) -> f32 {\n  let i = ((n / PANEL) * K + k) * PANEL + n % PANEL;\n  let word = base + i / 2;\n  let v = unpack2x16float(weights[word / 4][word % 4]);\n  return select(v.x, v.y, (i & 1) == 1);\n}",
-    expand: "fn expand(u: i32, f: i32, rank: i32, cols: i32) -> f32 {\n  var sum = 0.0f;\n  for (var r = 0; r < rank; r++) {\n    sum = fma(arena[u + r], adapters[f + r * cols], sum);\n  }\n  return sum;\n}",
+    expand:
+      "fn expand(u: i32, f: i32, rank: i32, cols: i32) -> f32 {\n  var sum = 0.0f;\n  for (var r = 0; r < rank; r++) {\n    sum = fma(arena[u + r], adapters[f + r * cols], sum);\n  }\n  return sum;\n}",
     rand: "fn rand(key: i32, salt: i32, col: i32) -> f32 {\n  var h = u32(key) ^ (u32(salt + 1) * 0x9e3779b9u) ^ (u32(col + 1) * 0x85ebca6bu);\n  h = (h ^ (h >> 16u)) * 0x7feb352du;\n  h = (h ^ (h >> 15u)) * 0x846ca68bu;\n  h = h ^ (h >> 16u);\n  return f32(h >> 8u) * 5.9604644775390625e-8f;\n}",
     kv_index: `fn kv_index(table: i32, pos: i32, half: i32, head: i32, heads: i32, hd: i32) -> i32 {\n  return (((batch[table + pos / ${KV_BLOCK}] * 2 + half) * heads + head) * ${KV_BLOCK} + pos % ${KV_BLOCK}) * hd;\n}`,
     fold_sum: `// Lanes in ascending order: the same tree whatever the batch.\nfn fold_sum(v: f32, lane: i32) -> f32 {\n  part[lane] = v;\n  workgroupBarrier();\n  if (lane == 0) {\n    var s = 0.0f;\n    for (var i = 0; i < ${WG}; i++) { s = s + part[i]; }\n    part[0] = s;\n  }\n  workgroupBarrier();\n  let s = part[0];\n  workgroupBarrier();\n  return s;\n}`,
@@ -246,7 +261,13 @@ function emitBody(name: string, b: Body, env: KernelEnv, target: Target): string
     case "map": {
       const p = new Printer(dialect(env), 1);
       const tail = stores(p, b.stores, env, b.cols, "col == 0");
-      return fn(name, [...siteGuard(b.site), "  let row = wg.y;", `  let col = wg.x * ${WG} + lane;`, `  if (row >= ${count(b.domain)} || col >= ${b.cols}) { return; }`, ...indent([...p.row, ...p.col, ...tail], 2)]);
+      return fn(name, [
+        ...siteGuard(b.site),
+        "  let row = wg.y;",
+        `  let col = wg.x * ${WG} + lane;`,
+        `  if (row >= ${count(b.domain)} || col >= ${b.cols}) { return; }`,
+        ...indent([...p.row, ...p.col, ...tail], 2),
+      ]);
     }
     case "row": {
       const p = new Printer(dialect(env), 1);
@@ -323,7 +344,13 @@ function emitBody(name: string, b: Body, env: KernelEnv, target: Target): string
               `  let w = panel_${t.format}(${base} + ((j / 16) * ${k} + col) * 16 + j % 16);`,
               ...is.flatMap((i) => comps.map((c, j) => `  ${chain(i, c, j)}`)),
               "}",
-              ...(t.n % 4 ? [`{ let j = ${full}; let w = panel_${t.format}(${base} + ((j / 16) * ${k} + col) * 16 + j % 16);`, ...is.flatMap((i) => comps.slice(0, t.n % 4).map((c, j) => `  ${chain(i, c, j)}`)), "}"] : []),
+              ...(t.n % 4
+                ? [
+                    `{ let j = ${full}; let w = panel_${t.format}(${base} + ((j / 16) * ${k} + col) * 16 + j % 16);`,
+                    ...is.flatMap((i) => comps.slice(0, t.n % 4).map((c, j) => `  ${chain(i, c, j)}`)),
+                    "}",
+                  ]
+                : []),
             ];
           }),
           `var out = array<f32, ${n}>(${is.map((i) => `a${i}`).join(", ")});`,
@@ -493,11 +520,17 @@ function emitAttention(name: string, b: Body, env: KernelEnv): string {
       "    for (var j = 0; j < 32; j++) { lt = lt + part[j]; }",
       "    l = fma(l, corr, lt);",
       `    let v = ${kAt(1, "t", "kh")};`,
-      ...indent(dims((i, d) => `o${i} = o${i} * corr; for (var j = 0; j < c; j++) { o${i} = fma(part[j], kv[v + j * ${hd} + ${d}], o${i}); }`), 4),
+      ...indent(
+        dims((i, d) => `o${i} = o${i} * corr; for (var j = 0; j < c; j++) { o${i} = fma(part[j], kv[v + j * ${hd} + ${d}], o${i}); }`),
+        4,
+      ),
       "    workgroupBarrier();",
       "  }",
       "  let inv = 1.0f / l;",
-      ...indent(dims((i, d) => `${o.cls}[${o.offset} + row * ${o.stride} + h * ${hd} + ${d}] = o${i} * inv;`), 2),
+      ...indent(
+        dims((i, d) => `${o.cls}[${o.offset} + row * ${o.stride} + h * ${hd} + ${d}] = o${i} * inv;`),
+        2,
+      ),
       `  if (lane == 0) { ${l.cls}[${l.offset} + row * ${l.stride} + h] = m + log(l); }`,
     ]);
   }
@@ -529,10 +562,16 @@ function emitAttention(name: string, b: Body, env: KernelEnv): string {
       "    }",
       "    workgroupBarrier();",
       `    let k = ${kAt(0, "t", "kh")};`,
-      ...indent(dims((i, x) => `for (var j = 0; j < c; j++) { dq${i} = fma(part[j], kv[k + j * ${hd} + ${x}], dq${i}); }`), 4),
+      ...indent(
+        dims((i, x) => `for (var j = 0; j < c; j++) { dq${i} = fma(part[j], kv[k + j * ${hd} + ${x}], dq${i}); }`),
+        4,
+      ),
       "    workgroupBarrier();",
       "  }",
-      ...indent(dims((i, x) => `${d.cls}[${d.offset} + row * ${d.stride} + h * ${hd} + ${x}] = dq${i};`), 2),
+      ...indent(
+        dims((i, x) => `${d.cls}[${d.offset} + row * ${d.stride} + h * ${hd} + ${x}] = dq${i};`),
+        2,
+      ),
     ]);
   }
   const d = outAddr(0);
@@ -575,7 +614,10 @@ function emitAttention(name: string, b: Body, env: KernelEnv): string {
     "        let row = t + j;",
     `        let qp = ${qAt.at} + h * ${hd};`,
     `        let gp = ${gAt.at} + h * ${hd};`,
-    ...indent(dims((i, x) => `dk${i} = fma(part[j + 32], ${qAt.cls}[qp + ${x}], dk${i}); dv${i} = fma(part[j], ${gAt.cls}[gp + ${x}], dv${i});`), 8),
+    ...indent(
+      dims((i, x) => `dk${i} = fma(part[j + 32], ${qAt.cls}[qp + ${x}], dk${i}); dv${i} = fma(part[j], ${gAt.cls}[gp + ${x}], dv${i});`),
+      8,
+    ),
     "      }",
     "      workgroupBarrier();",
     "    }",
@@ -583,7 +625,10 @@ function emitAttention(name: string, b: Body, env: KernelEnv): string {
     `  let out = ${d.offset} + (${header("save_base")} + key) * ${width} + kh * ${hd};`,
     `  let fresh = ${header("dkv_first")} != 0;`,
     ...indent(
-      dims((i, x) => `${d.cls}[out + ${x}] = select(${d.cls}[out + ${x}], 0.0f, fresh) + dk${i}; ${d.cls}[out + ${width / 2} + ${x}] = select(${d.cls}[out + ${width / 2} + ${x}], 0.0f, fresh) + dv${i};`),
+      dims(
+        (i, x) =>
+          `${d.cls}[out + ${x}] = select(${d.cls}[out + ${x}], 0.0f, fresh) + dk${i}; ${d.cls}[out + ${width / 2} + ${x}] = select(${d.cls}[out + ${width / 2} + ${x}], 0.0f, fresh) + dv${i};`,
+      ),
       2,
     ),
   ]);

@@ -8,15 +8,67 @@ type Json = Readonly<Record<string, unknown>>;
 
 /** Keys that never change the maths of a forward pass here. */
 const harmless = new Set([
-  "_name_or_path", "architectures", "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "initializer_range", "model_type", "torch_dtype", "dtype",
-  "transformers_version", "use_cache", "pretraining_tp", "is_llama_config", "rope_interleaved", "transformers.js_config", "auto_map", "_attn_implementation_autoset", "name_or_path",
-  "return_dict", "output_hidden_states", "output_attentions", "torchscript", "chunk_size_feed_forward", "is_encoder_decoder", "is_decoder", "add_cross_attention", "cross_attention_hidden_size",
-  "tie_encoder_decoder", "id2label", "label2id", "problem_type", "task_specific_params", "tokenizer_class", "prefix", "finetuning_task", "pruned_heads", "sep_token_id",
-  "decoder_start_token_id", "use_return_dict", "layer_types", "max_window_layers",
+  "_name_or_path",
+  "architectures",
+  "attention_dropout",
+  "bos_token_id",
+  "eos_token_id",
+  "pad_token_id",
+  "unk_token_id",
+  "initializer_range",
+  "model_type",
+  "torch_dtype",
+  "dtype",
+  "transformers_version",
+  "use_cache",
+  "pretraining_tp",
+  "is_llama_config",
+  "rope_interleaved",
+  "transformers.js_config",
+  "auto_map",
+  "_attn_implementation_autoset",
+  "name_or_path",
+  "return_dict",
+  "output_hidden_states",
+  "output_attentions",
+  "torchscript",
+  "chunk_size_feed_forward",
+  "is_encoder_decoder",
+  "is_decoder",
+  "add_cross_attention",
+  "cross_attention_hidden_size",
+  "tie_encoder_decoder",
+  "id2label",
+  "label2id",
+  "problem_type",
+  "task_specific_params",
+  "tokenizer_class",
+  "prefix",
+  "finetuning_task",
+  "pruned_heads",
+  "sep_token_id",
+  "decoder_start_token_id",
+  "use_return_dict",
+  "layer_types",
+  "max_window_layers",
 ]);
 const read = new Set([
-  "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size", "vocab_size", "max_position_embeddings", "rms_norm_eps",
-  "rope_theta", "rope_scaling", "rope_parameters", "tie_word_embeddings", "attention_bias", "mlp_bias", "hidden_act",
+  "hidden_size",
+  "num_hidden_layers",
+  "num_attention_heads",
+  "num_key_value_heads",
+  "head_dim",
+  "intermediate_size",
+  "vocab_size",
+  "max_position_embeddings",
+  "rms_norm_eps",
+  "rope_theta",
+  "rope_scaling",
+  "rope_parameters",
+  "tie_word_embeddings",
+  "attention_bias",
+  "mlp_bias",
+  "hidden_act",
 ]);
 
 function fail(key: string, expected: string, found: unknown): never {
@@ -55,7 +107,8 @@ function inverseFrequencies(config: Json, headDim: number): number[] {
 /** Check a Llama config.json; throws WEFT_CONFIG naming the key for anything that would change the maths and is not supported. */
 export function llama(config: Json): Model {
   for (const key of Object.keys(config)) {
-    if (!harmless.has(key) && !read.has(key) && config[key] !== null && config[key] !== false) fail(key, "a key this compiler knows; an unknown one may change the maths", config[key]);
+    if (!harmless.has(key) && !read.has(key) && config[key] !== null && config[key] !== false)
+      fail(key, "a key this compiler knows; an unknown one may change the maths", config[key]);
   }
   if (config.hidden_act !== undefined && config.hidden_act !== "silu") fail("hidden_act", "silu", config.hidden_act);
   if (config.rope_interleaved === true) fail("rope_interleaved", "false", true);

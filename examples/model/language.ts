@@ -2,7 +2,32 @@
  * The little language of the example model: short stories about people with a pet, a hat, a food and a place, and questions about them. Every
  * choice is a draw with a known probability, so the entropy of what it writes can be counted exactly.
  */
-export const names = ["Tom", "Mia", "Ben", "Lily", "Sam", "Anna", "Max", "Zoe", "Leo", "Emma", "Jack", "Ella", "Finn", "Ruby", "Hugo", "Nora", "Owen", "Lucy", "Theo", "Iris", "Adam", "Rose", "Carl", "June"] as const;
+export const names = [
+  "Tom",
+  "Mia",
+  "Ben",
+  "Lily",
+  "Sam",
+  "Anna",
+  "Max",
+  "Zoe",
+  "Leo",
+  "Emma",
+  "Jack",
+  "Ella",
+  "Finn",
+  "Ruby",
+  "Hugo",
+  "Nora",
+  "Owen",
+  "Lucy",
+  "Theo",
+  "Iris",
+  "Adam",
+  "Rose",
+  "Carl",
+  "June",
+] as const;
 export const values = {
   pet: ["cat", "dog", "bird", "fish", "frog", "fox", "mouse", "duck", "horse", "goat"],
   hat: ["red", "blue", "green", "yellow", "black", "white", "pink", "purple", "brown", "gray"],
@@ -27,8 +52,16 @@ export const questions: Readonly<Record<Attribute, readonly string[]>> = {
 };
 const openings = ["One sunny day, N went out.", "It was a cold morning.", "N woke up early.", "Once there was a child named N.", "The sun was warm and N was happy."];
 const events = [
-  "N saw a big tree and sat under it.", "It began to rain, so N ran home.", "N sang a song and smiled.", "N found a shiny stone.", "The wind was strong, but N was not afraid.", "N helped an old man carry wood.",
-  "Then N took a long nap.", "N laughed and jumped up and down.", "N wanted to fly like a kite.", "A friend came to play with N.",
+  "N saw a big tree and sat under it.",
+  "It began to rain, so N ran home.",
+  "N sang a song and smiled.",
+  "N found a shiny stone.",
+  "The wind was strong, but N was not afraid.",
+  "N helped an old man carry wood.",
+  "Then N took a long nap.",
+  "N laughed and jumped up and down.",
+  "N wanted to fly like a kite.",
+  "A friend came to play with N.",
 ];
 const endings = ["Then the day was over.", "N was very happy.", "And so N went to sleep.", "It was a good day.", "They all smiled."];
 

@@ -18,7 +18,8 @@ export function trainTokenizer(texts: readonly string[], vocab: number, special:
   const tokens = [...special, ...alphabet];
   while (tokens.length < vocab) {
     const pairs = new Map<string, number>();
-    for (const { parts, count } of pieces) for (let i = 0; i + 1 < parts.length; i++) pairs.set(`${parts[i]} ${parts[i + 1]}`, (pairs.get(`${parts[i]} ${parts[i + 1]}`) ?? 0) + count);
+    for (const { parts, count } of pieces)
+      for (let i = 0; i + 1 < parts.length; i++) pairs.set(`${parts[i]} ${parts[i + 1]}`, (pairs.get(`${parts[i]} ${parts[i + 1]}`) ?? 0) + count);
     let best: string | null = null;
     for (const [p, n] of pairs) if (best === null || n > pairs.get(best)! || (n === pairs.get(best)! && p < best)) best = p;
     if (best === null) break;
@@ -39,9 +40,26 @@ export function trainTokenizer(texts: readonly string[], vocab: number, special:
   const added = special.map((content, id) => ({ id, content, single_word: false, lstrip: false, rstrip: false, normalized: false, special: true }));
   return {
     tokenizer: {
-      version: "1.0", truncation: null, padding: null, added_tokens: added, normalizer: null, pre_tokenizer: { type: "ByteLevel", add_prefix_space: false, trim_offsets: true, use_regex: true }, post_processor: null,
+      version: "1.0",
+      truncation: null,
+      padding: null,
+      added_tokens: added,
+      normalizer: null,
+      pre_tokenizer: { type: "ByteLevel", add_prefix_space: false, trim_offsets: true, use_regex: true },
+      post_processor: null,
       decoder: { type: "ByteLevel", add_prefix_space: true, trim_offsets: true, use_regex: true },
-      model: { type: "BPE", dropout: null, unk_token: null, continuing_subword_prefix: null, end_of_word_suffix: null, fuse_unk: false, byte_fallback: false, ignore_merges: false, vocab: Object.fromEntries(tokens.map((t, i) => [t, i])), merges },
+      model: {
+        type: "BPE",
+        dropout: null,
+        unk_token: null,
+        continuing_subword_prefix: null,
+        end_of_word_suffix: null,
+        fuse_unk: false,
+        byte_fallback: false,
+        ignore_merges: false,
+        vocab: Object.fromEntries(tokens.map((t, i) => [t, i])),
+        merges,
+      },
     },
     config: { tokenizer_class: "PreTrainedTokenizerFast", bos_token: special[0], eos_token: special[1], model_max_length: 320, clean_up_tokenization_spaces: false },
   };

@@ -12,7 +12,20 @@ import { Draws, document } from "./language.ts";
 import { trainTokenizer } from "./tokenizer.ts";
 
 const here = fileURLToPath(new URL(".", import.meta.url));
-export const recipe = { vocab: 512, hidden: 128, layers: 4, heads: 4, kvHeads: 2, ffn: 320, context: 320, steps: 1100, batch: 24, learningRate: 3e-3, warmup: 60, seed: 7 } as const;
+export const recipe = {
+  vocab: 512,
+  hidden: 128,
+  layers: 4,
+  heads: 4,
+  kvHeads: 2,
+  ffn: 320,
+  context: 320,
+  steps: 1100,
+  batch: 24,
+  learningRate: 3e-3,
+  warmup: 60,
+  seed: 7,
+} as const;
 export const work = fileURLToPath(new URL("../../.weft/example/", import.meta.url));
 
 /** Config, tokenizer and initial weights (normal, σ = 0.02·√(128/fan-in)-like, from seeded integers) as a Hugging Face folder. */
@@ -20,15 +33,39 @@ export async function makeInitial(dir: string): Promise<void> {
   const r = recipe;
   mkdirSync(dir, { recursive: true });
   const sample = new Draws(r.seed);
-  const { tokenizer, config } = trainTokenizer(Array.from({ length: 3000 }, () => document(sample)), r.vocab, ["<s>", "</s>"]);
+  const { tokenizer, config } = trainTokenizer(
+    Array.from({ length: 3000 }, () => document(sample)),
+    r.vocab,
+    ["<s>", "</s>"],
+  );
   writeFileSync(join(dir, "tokenizer.json"), JSON.stringify(tokenizer));
   writeFileSync(join(dir, "tokenizer_config.json"), JSON.stringify(config));
   writeFileSync(
     join(dir, "config.json"),
-    JSON.stringify({
-      architectures: ["LlamaForCausalLM"], model_type: "llama", hidden_size: r.hidden, num_hidden_layers: r.layers, num_attention_heads: r.heads, num_key_value_heads: r.kvHeads, head_dim: r.hidden / r.heads,
-      intermediate_size: r.ffn, vocab_size: r.vocab, max_position_embeddings: r.context, rms_norm_eps: 1e-5, rope_theta: 10000, tie_word_embeddings: true, attention_bias: false, mlp_bias: false, hidden_act: "silu", bos_token_id: 0, eos_token_id: 1,
-    }, null, 2),
+    JSON.stringify(
+      {
+        architectures: ["LlamaForCausalLM"],
+        model_type: "llama",
+        hidden_size: r.hidden,
+        num_hidden_layers: r.layers,
+        num_attention_heads: r.heads,
+        num_key_value_heads: r.kvHeads,
+        head_dim: r.hidden / r.heads,
+        intermediate_size: r.ffn,
+        vocab_size: r.vocab,
+        max_position_embeddings: r.context,
+        rms_norm_eps: 1e-5,
+        rope_theta: 10000,
+        tie_word_embeddings: true,
+        attention_bias: false,
+        mlp_bias: false,
+        hidden_act: "silu",
+        bos_token_id: 0,
+        eos_token_id: 1,
+      },
+      null,
+      2,
+    ),
   );
   const hd = r.hidden / r.heads;
   const draws = new Draws(r.seed + 1);
@@ -59,7 +96,20 @@ export async function makeInitial(dir: string): Promise<void> {
   writeFileSync(join(dir, "model.safetensors"), encode(tensors.map(([name, shape, data]) => ({ name, shape, dtype: "F32" as const, data }))));
 }
 
-export const capacities = { context: 320, tokens: 256, savedRows: 4608, keptRows: 4608, unitRows: 64, units: 64, blocks: 320, sequences: 64, headRows: 64, slots: 1, jobs: 1, rank: 4 } as const;
+export const capacities = {
+  context: 320,
+  tokens: 256,
+  savedRows: 4608,
+  keptRows: 4608,
+  unitRows: 64,
+  units: 64,
+  blocks: 320,
+  sequences: 64,
+  headRows: 64,
+  slots: 1,
+  jobs: 1,
+  rank: 4,
+} as const;
 /** Rows of the training text: documents packed two or three to a row, each after its start mark. */
 export function trainingRows(n: number, seed: number): { rows: DataRow[]; texts: string[][]; nats: number } {
   const d = new Draws(seed);
@@ -86,7 +136,18 @@ async function main(): Promise<void> {
   console.error(`entropy ${entropy.toFixed(4)} nats a token, ${learned} tokens, ${engine.manifest.model.parameters} parameters`);
   const t0 = performance.now();
   const job = await engine.finetune({
-    name: "story", method: "full", data, steps: recipe.steps, batchSize: recipe.batch, learningRate: recipe.learningRate, schedule: "cosine", warmupSteps: recipe.warmup, weightDecay: 0.01, betas: [0.9, 0.98], maxGradNorm: 1, shuffle: false,
+    name: "story",
+    method: "full",
+    data,
+    steps: recipe.steps,
+    batchSize: recipe.batch,
+    learningRate: recipe.learningRate,
+    schedule: "cosine",
+    warmupSteps: recipe.warmup,
+    weightDecay: 0.01,
+    betas: [0.9, 0.98],
+    maxGradNorm: 1,
+    shuffle: false,
     ...(existsSync(checkpoint) && { resume: checkpoint }),
     onEvent: (e) => {
       if (e.type !== "step") return;

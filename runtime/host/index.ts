@@ -34,8 +34,13 @@ export function saveBase(seq: i32): i32 { return get(SAVE_BASE, seq); }
 export function jobPhase(j: i32): i32 { return get(JOB_PHASE, j); }
 export function setSites(slot: i32, mask: i32): void { set(SLOT_SITES, slot, mask); }
 
-function freeSequence(limit: i32): i32 {
-  for (let s: i32 = 0; s < limit; s++) if (get(KIND, s) == FREE) return s;
+/** Requests take rows of the table from the front, training from the back; a quarter of it is never training's. */
+function freeForRequest(): i32 {
+  for (let s: i32 = 0; s < SEQUENCES; s++) if (get(KIND, s) == FREE) return s;
+  return NONE;
+}
+function freeForTraining(): i32 {
+  for (let s: i32 = SEQUENCES - 1; s >= SEQUENCES / 4; s--) if (get(KIND, s) == FREE) return s;
   return NONE;
 }
 function open(seq: i32, kind: i32, length: i32, limit: i32, slot: i32): void {
@@ -55,7 +60,7 @@ function open(seq: i32, kind: i32, length: i32, limit: i32, slot: i32): void {
 
 /** Admit a request of `length` tokens that may grow to `limit`; its tokens are then written at addrTokens. NONE: no room now. */
 export function addRequest(kind: i32, length: i32, limit: i32, slot: i32): i32 {
-  const seq: i32 = freeSequence(SEQUENCES);
+  const seq: i32 = freeForRequest();
   if (seq == NONE || !canAllocate(limit)) return NONE;
   open(seq, kind, length, limit, slot);
   setSampling(seq, 0, 0, 1, 0, 1, 0, 0);
@@ -86,7 +91,7 @@ export function jobOpen(j: i32, slot: i32, sites: i32, full: i32, sgd: i32): voi
 }
 /** Add a training sequence of `length` rows to the job's next micro-batch, reserving all it will need. NONE: it does not fit now. */
 export function jobAdd(j: i32, length: i32, weight: f32, dropKey: i32, dropP: f32, keep: i32): i32 {
-  const seq: i32 = freeSequence(max(1, SEQUENCES / 2));
+  const seq: i32 = freeForTraining();
   if (seq == NONE || !canAllocate(length)) return NONE;
   const base: i32 = findSavedRun(length);
   if (base == NONE) return NONE;

@@ -4,20 +4,41 @@ import { fileURLToPath } from "node:url";
 import { type CompileOptions, compileTo } from "../../compiler/compile.ts";
 import type { Capacities } from "../../compiler/target.ts";
 import { decode, parseHeader } from "../../runtime/bundle.ts";
-import { type Engine, load, type LoadOptions } from "../../sdk/index.ts";
+import { type Engine, type LoadOptions, load } from "../../sdk/index.ts";
 import { generator } from "./random.ts";
 import { type Config, even, odd, scratch, writeModel } from "./tiny.ts";
 
 export const fixtures = fileURLToPath(new URL("../fixtures/", import.meta.url));
 export const configs = { odd, even } as const;
-export const small: Partial<Capacities> = { context: 128, tokens: 48, sequences: 16, headRows: 12, savedRows: 320, keptRows: 320, unitRows: 32, slots: 4, rank: 8, units: 8, blocks: 64, jobs: 2 };
+export const small: Partial<Capacities> = {
+  context: 128,
+  tokens: 48,
+  sequences: 16,
+  headRows: 12,
+  savedRows: 320,
+  keptRows: 320,
+  unitRows: 32,
+  slots: 4,
+  rank: 8,
+  units: 8,
+  blocks: 64,
+  jobs: 2,
+};
 export const idsOf = (name: string, n: number, vocab: number): number[] => {
   const next = generator(name);
   return Array.from({ length: n }, () => next() % vocab);
 };
 /** The batch of make.py: awkward lengths, some labels ignored. */
 export const batchOf = (vocab: number): { input_ids: number[]; labels: number[] }[] =>
-  ([[7, 0], [33, 12], [65, 3], [70, 40], [2, 0]] as const).map(([n, skip], i) => {
+  (
+    [
+      [7, 0],
+      [33, 12],
+      [65, 3],
+      [70, 40],
+      [2, 0],
+    ] as const
+  ).map(([n, skip], i) => {
     const ids = idsOf(`row${i}`, n, vocab);
     return { input_ids: ids, labels: ids.map((t, k) => (k < skip ? -100 : t)) };
   });

@@ -7,14 +7,27 @@ import type { KernelEnv, ParamAddress } from "../../compiler/kernel.ts";
 import { blockLayouts, headerWords } from "../../compiler/metadata.ts";
 import { align, type Layout, placeValues } from "../../compiler/plan.ts";
 import { type Capacities, type Target, targets } from "../../compiler/target.ts";
-import { type EvalCtx, inputName, isInput, toposort, type Type, type Value, valueKey } from "../../ops/index.ts";
+import { type EvalCtx, inputName, isInput, type Type, toposort, type Value, valueKey } from "../../ops/index.ts";
 import type { Manifest, TargetPlan } from "../../runtime/bundle.ts";
 import { type Device, packPanels, unpackPanels } from "../../runtime/device.ts";
 import { openWasm } from "../../runtime/wasm.ts";
 import { openWebGpu } from "../../runtime/webgpu.ts";
 import { uniform } from "./random.ts";
 
-export const capacities: Capacities = { tokens: 48, sequences: 4, context: 96, headRows: 16, blocks: 16, slots: 3, jobs: 1, rank: 8, savedRows: 96, keptRows: 96, unitRows: 32, units: 2 };
+export const capacities: Capacities = {
+  tokens: 48,
+  sequences: 4,
+  context: 96,
+  headRows: 16,
+  blocks: 16,
+  slots: 3,
+  jobs: 1,
+  rank: 8,
+  savedRows: 96,
+  keptRows: 96,
+  unitRows: 32,
+  units: 2,
+};
 const SITES = 7;
 export interface Batch {
   readonly rows: number;
@@ -38,16 +51,26 @@ export function batch(seed: string, rows: number, heads: number, kind: "step" | 
   const two = kind === "step" ? Math.floor(rows / 2) : 0;
   const seqOf = (r: number): number => (r < two ? 1 : 0);
   return {
-    rows, heads,
+    rows,
+    heads,
     arrays: {
-      ids: Array.from({ length: rows }, (_, r) => pick(r + 1, vocab)), pos: Array.from({ length: rows }, (_, r) => (r < two ? r + 3 : pos0 + r - two)), slot: Array.from({ length: rows }, (_, r) => (kind === "unit" ? 2 : pick(r + 99, 4))),
-      table: Array.from({ length: rows }, (_, r) => at + seqOf(r) * perSequence), save_row: Array.from({ length: rows }, (_, r) => (kind === "step" && r % 3 === 0 ? -1 : pos0 + r - two + (r < two ? 40 : 0))),
-      ext_row: Array.from({ length: rows }, (_, r) => r), drop_key: Array.from({ length: rows }, (_, r) => (r % 4 === 1 ? 0 : 77 + r)), drop_p: Array.from({ length: rows }, () => 0.25),
-      head_row: Array.from({ length: heads }, (_, r) => pick(r + 300, rows)), head_dst: Array.from({ length: heads }, (_, r) => r), label: Array.from({ length: heads }, (_, r) => pick(r + 400, vocab)), weight: Array.from({ length: heads }, (_, r) => 0.1 + r * 0.05),
+      ids: Array.from({ length: rows }, (_, r) => pick(r + 1, vocab)),
+      pos: Array.from({ length: rows }, (_, r) => (r < two ? r + 3 : pos0 + r - two)),
+      slot: Array.from({ length: rows }, (_, r) => (kind === "unit" ? 2 : pick(r + 99, 4))),
+      table: Array.from({ length: rows }, (_, r) => at + seqOf(r) * perSequence),
+      save_row: Array.from({ length: rows }, (_, r) => (kind === "step" && r % 3 === 0 ? -1 : pos0 + r - two + (r < two ? 40 : 0))),
+      ext_row: Array.from({ length: rows }, (_, r) => r),
+      drop_key: Array.from({ length: rows }, (_, r) => (r % 4 === 1 ? 0 : 77 + r)),
+      drop_p: Array.from({ length: rows }, () => 0.25),
+      head_row: Array.from({ length: heads }, (_, r) => pick(r + 300, rows)),
+      head_dst: Array.from({ length: heads }, (_, r) => r),
+      label: Array.from({ length: heads }, (_, r) => pick(r + 400, vocab)),
+      weight: Array.from({ length: heads }, (_, r) => 0.1 + r * 0.05),
       tables: [3, 0, 5, 7, 2, 9],
     },
     header: { n_rows: rows, n_head: heads, site_mask: 0x7fffffff, save_base: 0, n_keys: kind === "unit" ? pos0 + rows : 0, dkv_first: 1 },
-    ranks: [0, 4, 8, 3], scales: [0, 0.5, 2, 1.25],
+    ranks: [0, 4, 8, 3],
+    scales: [0, 0.5, 2, 1.25],
   };
 }
 
@@ -72,7 +95,16 @@ export function inputData(roots: readonly Value[], b: Batch, seed: string): Reco
     if (!isInput(v)) continue;
     const t = v.type;
     const name = inputName(v);
-    const size = { rows: () => rowsOf(b, t as never) * (t as { cols: number }).cols, weight: () => (t as { n: number; k: number }).n * (t as { k: number }).k, vector: () => (t as { n: number }).n, factor: () => 4 * capacities.rank * (t as { cols: number }).cols, field: () => capacities.savedRows * (t as { cols: number }).cols, kv: () => capacities.blocks * 64 * (t as { heads: number; headDim: number }).heads * (t as { headDim: number }).headDim, table: () => capacities.context * (t as { cols: number }).cols, grad: () => 0 }[t.kind]();
+    const size = {
+      rows: () => rowsOf(b, t as never) * (t as { cols: number }).cols,
+      weight: () => (t as { n: number; k: number }).n * (t as { k: number }).k,
+      vector: () => (t as { n: number }).n,
+      factor: () => 4 * capacities.rank * (t as { cols: number }).cols,
+      field: () => capacities.savedRows * (t as { cols: number }).cols,
+      kv: () => capacities.blocks * 64 * (t as { heads: number; headDim: number }).heads * (t as { headDim: number }).headDim,
+      table: () => capacities.context * (t as { cols: number }).cols,
+      grad: () => 0,
+    }[t.kind]();
     out[name] = Float64Array.from(uniform(`${seed} ${name}`, size));
     if (t.kind === "factor") {
       // Rows beyond a slot's rank are zero, as in a real slot.
@@ -84,12 +116,20 @@ export function inputData(roots: readonly Value[], b: Batch, seed: string): Reco
 }
 
 /** Compile `roots` (row values or gradients) and run them on a target. Results in the interpreter's layouts. */
-export async function runOn(target: "wasm" | "webgpu", roots: readonly Value[], inputs: Readonly<Record<string, Float64Array>>, b: Batch, options: { fuse?: boolean; mutate?: (source: string) => string } = {}): Promise<{ outputs: Float32Array[]; launches: number }> {
+export async function runOn(
+  target: "wasm" | "webgpu",
+  roots: readonly Value[],
+  inputs: Readonly<Record<string, Float64Array>>,
+  b: Batch,
+  options: { fuse?: boolean; mutate?: (source: string) => string } = {},
+): Promise<{ outputs: Float32Array[]; launches: number }> {
   const t: Target = targets[target];
   const launches = fuse(roots, { fuse: options.fuse ?? true });
   const blocks = blockLayouts(capacities);
   const kind = b.header.n_keys ? "unit" : "step";
-  const inputNodes = toposort(roots).map((node): Value => ({ node, index: 0, type: node.outs[0]! })).filter(isInput);
+  const inputNodes = toposort(roots)
+    .map((node): Value => ({ node, index: 0, type: node.outs[0]! }))
+    .filter(isInput);
   // Inputs: rows, fields and tables in the arena; weights, factors and caches in their chambers.
   let arena = 2048;
   let weights = 0;
@@ -133,7 +173,16 @@ export async function runOn(target: "wasm" | "webgpu", roots: readonly Value[], 
   const program = { name: "test", region: "layer" as const, block: kind as "step" | "unit", roots, homes: rowRoots.map((value, i) => ({ value, name: `out${i}` })) };
   const { places, end } = placeValues(program, launches, capacities, { persistent: arena, homes } as unknown as Layout);
   const env: KernelEnv = {
-    capacities, layout: blocks[kind], panel: t.panel, sites: SITES, slotWords, jobWords: 0, groups: 2, scratch: 2048, norms: 1024, param: (n) => params.get(n)!,
+    capacities,
+    layout: blocks[kind],
+    panel: t.panel,
+    sites: SITES,
+    slotWords,
+    jobWords: 0,
+    groups: 2,
+    scratch: 2048,
+    norms: 1024,
+    param: (n) => params.get(n)!,
     address: (v) => {
       const p = places.get(valueKey(v));
       if (p !== undefined) return { cls: "arena", offset: p, stride: v.type.kind === "rows" ? v.type.cols : 0 };
@@ -157,14 +206,23 @@ export async function runOn(target: "wasm" | "webgpu", roots: readonly Value[], 
   });
   const chamber = (layer: number): { layer: number; outer: number } => ({ layer: align(Math.max(64, layer) + 256), outer: 64 });
   const plan = {
-    panel: t.panel, arenaWords: align(end + 1024), metaWords: blocks[kind].words, slotWords, jobWords: 0, blocks: { [kind]: blocks[kind] }, kernels,
+    panel: t.panel,
+    arenaWords: align(end + 1024),
+    metaWords: blocks[kind].words,
+    slotWords,
+    jobWords: 0,
+    blocks: { [kind]: blocks[kind] },
+    kernels,
     classes: { weights: chamber(weights), kv: chamber(kv), saved: chamber(64), adapters: chamber(4 * slotWords), accum: chamber(accum), tables: chamber(64 + 4 * SITES * 2) },
   } as unknown as TargetPlan;
   const manifest = { model: { layers: 1 }, targets: { [target]: plan } } as unknown as Manifest;
   let device: Device;
   if (target === "wasm") {
     const source = options.mutate ? options.mutate(prelude()) : prelude();
-    device = await openWasm(manifest, (await compileAssembly({ "kernels.ts": `${source}\n${sources.join("\n")}` }, "kernels.ts", ["--importMemory", "--noExportMemory", "--memoryBase", "0"])) as BufferSource);
+    device = await openWasm(
+      manifest,
+      (await compileAssembly({ "kernels.ts": `${source}\n${sources.join("\n")}` }, "kernels.ts", ["--importMemory", "--noExportMemory", "--memoryBase", "0"])) as BufferSource,
+    );
   } else {
     const d = await openWebGpu(manifest, async (name) => new TextEncoder().encode(sources[Number(name.slice(1))]!), "software");
     if (!d) throw new Error("no software WebGPU adapter: install the dev dependencies");
@@ -177,7 +235,9 @@ export async function runOn(target: "wasm" | "webgpu", roots: readonly Value[], 
     const f = fixed.get(name);
     if (!f) continue;
     const data = Float32Array.from(inputs[name]!);
-    if (v.type.kind === "factor") for (let s = 0; s < 4; s++) device.write({ cls: "adapters", group: 0, offset: s * slotWords + f.offset }, data.slice(s * capacities.rank * v.type.cols, (s + 1) * capacities.rank * v.type.cols));
+    if (v.type.kind === "factor")
+      for (let s = 0; s < 4; s++)
+        device.write({ cls: "adapters", group: 0, offset: s * slotWords + f.offset }, data.slice(s * capacities.rank * v.type.cols, (s + 1) * capacities.rank * v.type.cols));
     else device.write({ cls: f.cls, group: 0, offset: f.offset }, v.type.kind === "weight" ? packPanels(data, v.type.n, v.type.k, t.panel) : data);
   }
   const tables = new Uint32Array(64 + 4 * SITES * 2);

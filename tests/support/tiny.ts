@@ -15,14 +15,44 @@ export type Config = Readonly<Record<string, unknown>> & {
 };
 /** Odd sizes: GQA 6/2, hidden 96, vocab 259, head_dim 20 ≠ 96/6, untied, biases, llama3 scaling. */
 export const odd: Config = {
-  model_type: "llama", hidden_size: 96, num_hidden_layers: 2, num_attention_heads: 6, num_key_value_heads: 2, head_dim: 20, intermediate_size: 150, vocab_size: 259, max_position_embeddings: 256,
-  rms_norm_eps: 1e-5, rope_theta: 10000, rope_scaling: { rope_type: "llama3", factor: 4, low_freq_factor: 1, high_freq_factor: 4, original_max_position_embeddings: 64 },
-  tie_word_embeddings: false, attention_bias: true, mlp_bias: true, hidden_act: "silu", bos_token_id: 1, eos_token_id: 2,
+  model_type: "llama",
+  hidden_size: 96,
+  num_hidden_layers: 2,
+  num_attention_heads: 6,
+  num_key_value_heads: 2,
+  head_dim: 20,
+  intermediate_size: 150,
+  vocab_size: 259,
+  max_position_embeddings: 256,
+  rms_norm_eps: 1e-5,
+  rope_theta: 10000,
+  rope_scaling: { rope_type: "llama3", factor: 4, low_freq_factor: 1, high_freq_factor: 4, original_max_position_embeddings: 64 },
+  tie_word_embeddings: false,
+  attention_bias: true,
+  mlp_bias: true,
+  hidden_act: "silu",
+  bos_token_id: 1,
+  eos_token_id: 2,
 };
 /** Even sizes, tied: GQA 4/2, hidden 64, vocab 128. */
 export const even: Config = {
-  model_type: "llama", hidden_size: 64, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2, head_dim: 16, intermediate_size: 128, vocab_size: 128, max_position_embeddings: 256,
-  rms_norm_eps: 1e-5, rope_theta: 10000, tie_word_embeddings: true, attention_bias: false, mlp_bias: false, hidden_act: "silu", bos_token_id: 1, eos_token_id: 2,
+  model_type: "llama",
+  hidden_size: 64,
+  num_hidden_layers: 2,
+  num_attention_heads: 4,
+  num_key_value_heads: 2,
+  head_dim: 16,
+  intermediate_size: 128,
+  vocab_size: 128,
+  max_position_embeddings: 256,
+  rms_norm_eps: 1e-5,
+  rope_theta: 10000,
+  tie_word_embeddings: true,
+  attention_bias: false,
+  mlp_bias: false,
+  hidden_act: "silu",
+  bos_token_id: 1,
+  eos_token_id: 2,
 };
 
 export function tensorsOf(c: Config, seed = 0): TensorData[] {

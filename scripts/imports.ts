@@ -1,0 +1,64 @@
+/** The import rule: ops ← compiler → runtime/bundle.ts ← runtime ← sdk ← examples, and no other arrow. Also: where GPU objects and node: may appear. */
+import { readdirSync, readFileSync } from "node:fs";
+import { dirname, join, relative, resolve } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const root = fileURLToPath(new URL("..", import.meta.url));
+/** folder → what it may import, as path prefixes. */
+const allowed: Readonly<Record<string, readonly string[]>> = {
+  ops: ["ops/"],
+  compiler: ["compiler/", "ops/", "runtime/bundle.ts", "assemblyscript"],
+  runtime: ["runtime/"],
+  sdk: ["sdk/", "runtime/", "@huggingface/"],
+  examples: ["examples/", "sdk/index.ts"],
+};
+/** The only files with `node:` imports outside tests, benches, scripts and examples. */
+const nodeFiles = new Set([
+  "compiler/files.ts",
+  "compiler/weights.ts",
+  "compiler/compile.ts",
+  "compiler/emit/host.ts",
+  "compiler/emit/assemblyscript.ts",
+  "runtime/dawn.ts",
+  "runtime/reader.ts",
+  "sdk/files.ts",
+  "sdk/cli.ts",
+]);
+/** Files that may name GPU objects. */
+const gpuFiles = /^runtime\//;
+
+function* sources(dir: string): Generator<string> {
+  for (const e of readdirSync(join(root, dir), { withFileTypes: true })) {
+    const path = `${dir}/${e.name}`;
+    if (e.isDirectory()) {
+      if (path !== "runtime/host" && path !== "compiler/emit/assembly") yield* sources(path);
+    } else if (path.endsWith(".ts")) yield path;
+  }
+}
+
+/** Every violation, one line each. */
+export function violations(): string[] {
+  const out: string[] = [];
+  for (const [folder, may] of Object.entries(allowed))
+    for (const path of sources(folder)) {
+      const text = readFileSync(join(root, path), "utf8");
+      for (const m of text.matchAll(/(?:from|import)\s*\(?\s*"([^"]+)"/g)) {
+        const spec = m[1]!;
+        const dynamic = m[0].startsWith("import") && m[0].includes("(");
+        if (spec.startsWith("node:")) {
+          if (folder !== "examples" && !nodeFiles.has(path)) out.push(`${path}: imports ${spec}`);
+          continue;
+        }
+        const target = spec.startsWith(".") ? relative(root, resolve(root, dirname(path), spec)).replaceAll("\\", "/") : spec;
+        const lazyCompiler = folder === "sdk" && target === "compiler/compile.ts" && (dynamic || text.includes(`import type { CompileOptions } from "${spec}"`));
+        if (!lazyCompiler && !may.some((p) => target.startsWith(p))) out.push(`${path}: imports ${target}`);
+      }
+      if (!gpuFiles.test(path) && /\bGPU(Device|Buffer|Queue|Adapter|ComputePipeline|BindGroup)\b/.test(text)) out.push(`${path}: names a GPU object`);
+    }
+  return out;
+}
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  const found = violations();
+  for (const v of found) console.error(v);
+  process.exit(found.length ? 1 : 0);
+}

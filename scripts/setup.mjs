@@ -1,0 +1,31 @@
+// Dependency-free: installs what the lock file says when it is not there yet, then runs a script with tsx. Used by npm start, npm test and the CI.
+import { spawnSync } from "node:child_process";
+import { existsSync, readFileSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const root = join(dirname(fileURLToPath(import.meta.url)), "..");
+const [major] = process.versions.node.split(".").map(Number);
+if (major < 20) {
+  console.error(`weft needs Node 20 or newer, found ${process.versions.node}`);
+  process.exit(1);
+}
+
+/** Is every package of the lock file installed in its version? */
+function installed() {
+  const marker = join(root, "node_modules/.package-lock.json");
+  if (!existsSync(marker)) return false;
+  const want = JSON.parse(readFileSync(join(root, "package-lock.json"), "utf8")).packages;
+  const have = JSON.parse(readFileSync(marker, "utf8")).packages;
+  return Object.entries(want).every(([path, p]) => path === "" || p.optional || have[path]?.version === p.version);
+}
+if (!installed()) {
+  console.error("weft: installing dependencies (npm ci)");
+  const npm = spawnSync("npm", ["ci", "--no-audit", "--no-fund", "--loglevel=error"], { cwd: root, stdio: ["ignore", "inherit", "inherit"], shell: process.platform === "win32" });
+  if (npm.status !== 0) process.exit(npm.status ?? 1);
+}
+const [script, ...args] = process.argv.slice(2);
+if (script) {
+  const run = spawnSync(process.execPath, ["--import", "tsx", join(root, script), ...args], { cwd: root, stdio: "inherit" });
+  process.exit(run.status ?? 1);
+}

@@ -1,0 +1,266 @@
+#!/usr/bin/env node
+/** weft compile | generate | finetune | inspect | doctor. Progress on stderr, results on stdout; `--json` for machines; exit 1 on any error. */
+import { parseArgs } from "node:util";
+import { WeftError } from "../runtime/bundle.ts";
+import { openGpu } from "../runtime/dawn.ts";
+import { readManifest } from "../runtime/load.ts";
+import type { DeviceChoice } from "../runtime/open.ts";
+import { openReader } from "../runtime/reader.ts";
+import { compile, type FinetuneOptions, load } from "./index.ts";
+
+const usage = `weft: serve and fine-tune one base model from one process
+
+  weft compile MODEL -o BUNDLE [--target wasm,webgpu] [--train lora,full] [--format f32|f16] [--policy coserve|fcfs] [--context N] [--tokens N]
+               [--slots N] [--jobs N] [--rank N] [--blocks N] [--saved-rows N] [--kept-rows N] [--head-rows N] [--unit-rows N] [--no-fuse]
+  weft generate BUNDLE --prompt TEXT | --ids 1,2,3  [--adapter DIR] [--max-tokens N] [--temperature X] [--top-k N] [--top-p X] [--min-p X] [--seed N] [--device D]
+  weft finetune BUNDLE --data FILE.jsonl --name NAME --out DIR  [--method lora|full] [--rank N] [--alpha X] [--epochs N] [--steps N] [--batch-size N]
+               [--learning-rate X] [--schedule constant|linear|cosine] [--warmup-steps N] [--eval-data FILE] [--seed N] [--checkpoint DIR] [--resume DIR] [--device D]
+  weft inspect BUNDLE [--kernels]
+  weft doctor
+
+  Every command takes --json. Devices: auto (WebGPU on hardware, else Wasm), wasm, webgpu, software.`;
+
+const fail = (where: string, expected: string, found: string): never => {
+  throw new WeftError({ code: "WEFT_CLI", where, expected, found, hint: "weft --help" });
+};
+const text = { type: "string" } as const;
+const flag = { type: "boolean" } as const;
+const options = {
+  compile: {
+    output: { ...text, short: "o" },
+    target: text,
+    train: text,
+    format: text,
+    policy: text,
+    context: text,
+    tokens: text,
+    slots: text,
+    jobs: text,
+    rank: text,
+    blocks: text,
+    "saved-rows": text,
+    "kept-rows": text,
+    "head-rows": text,
+    "unit-rows": text,
+    "no-fuse": flag,
+  },
+  generate: { prompt: text, ids: text, adapter: text, "max-tokens": text, temperature: text, "top-k": text, "top-p": text, "min-p": text, seed: text, device: text, stop: text },
+  finetune: {
+    data: text,
+    "eval-data": text,
+    name: text,
+    out: text,
+    method: text,
+    rank: text,
+    alpha: text,
+    epochs: text,
+    steps: text,
+    "batch-size": text,
+    "learning-rate": text,
+    schedule: text,
+    "warmup-steps": text,
+    seed: text,
+    checkpoint: text,
+    resume: text,
+    device: text,
+    "weight-decay": text,
+    dropout: text,
+  },
+  inspect: { kernels: flag },
+  doctor: {},
+} as const;
+type Command = keyof typeof options;
+type Flags = Readonly<Record<string, string | boolean | undefined>>;
+
+const number = (flags: Flags, name: string): number | undefined => {
+  const v = flags[name];
+  if (v === undefined) return undefined;
+  const n = Number(v);
+  return v === "" || !Number.isFinite(n) ? fail(`--${name}`, "a number", String(v)) : n;
+};
+const given = <T extends object>(o: T): Partial<{ [K in keyof T]: Exclude<T[K], undefined> }> => Object.fromEntries(Object.entries(o).filter(([, v]) => v !== undefined)) as never;
+const string = (flags: Flags, name: string): string => (typeof flags[name] === "string" ? (flags[name] as string) : fail(`--${name}`, "a value", "nothing"));
+const progress = (line: string): void => void (process.stderr.isTTY ? process.stderr.write(`\r\x1b[2K${line}`) : process.stderr.write(`${line}\n`));
+const endLine = (): void => void (process.stderr.isTTY && process.stderr.write("\n"));
+const kb = (n: number): string => (n > 1e9 ? `${(n / 1e9).toFixed(2)} GB` : n > 1e6 ? `${(n / 1e6).toFixed(1)} MB` : `${(n / 1e3).toFixed(1)} kB`);
+
+const commands: Readonly<Record<Command, (positional: readonly string[], f: Flags, json: boolean) => Promise<void>>> = {
+  compile: async ([model], f, json) => {
+    const list = (name: string): string[] | undefined => (typeof f[name] === "string" ? (f[name] as string).split(",").filter((x) => x && x !== "none") : undefined);
+    const out = string(f, "output");
+    const t0 = performance.now();
+    const manifest = await compile(model ?? fail("compile", "a model folder", "nothing"), out, {
+      ...given({ targets: list("target") as never, train: list("train") as never, format: f.format as never, policy: f.policy as never, fuse: f["no-fuse"] ? false : undefined }),
+      capacities: given({
+        context: number(f, "context"),
+        tokens: number(f, "tokens"),
+        slots: number(f, "slots"),
+        jobs: number(f, "jobs"),
+        rank: number(f, "rank"),
+        blocks: number(f, "blocks"),
+        savedRows: number(f, "saved-rows"),
+        keptRows: number(f, "kept-rows"),
+        headRows: number(f, "head-rows"),
+        unitRows: number(f, "unit-rows"),
+      }),
+      onProgress: (p) => progress(`${p.phase} ${p.done}/${p.total}`),
+    });
+    endLine();
+    const result = {
+      bundle: out,
+      base: manifest.base,
+      targets: Object.keys(manifest.targets),
+      train: manifest.train,
+      parameters: manifest.model.parameters,
+      seconds: Number(((performance.now() - t0) / 1000).toFixed(2)),
+    };
+    console.log(
+      json
+        ? JSON.stringify(result)
+        : `${out}: ${result.parameters} parameters for ${result.targets.join(" and ")}, trains ${result.train.join(" and ") || "nothing"}, ${result.seconds} s`,
+    );
+  },
+  generate: async ([bundle], f, json) => {
+    await using engine = await load(bundle ?? fail("generate", "a bundle", "nothing"), { device: (f.device ?? "auto") as DeviceChoice });
+    if (f.adapter) await engine.adapters.load("adapter", string(f, "adapter"));
+    const prompt = typeof f.ids === "string" ? f.ids.split(",").map(Number) : string(f, "prompt");
+    let out = "";
+    const ids: number[] = [];
+    for await (const p of engine.generate({
+      prompt,
+      ...given({
+        adapter: f.adapter ? "adapter" : undefined,
+        maxTokens: number(f, "max-tokens"),
+        temperature: number(f, "temperature"),
+        topK: number(f, "top-k"),
+        topP: number(f, "top-p"),
+        minP: number(f, "min-p"),
+        seed: number(f, "seed"),
+        stop: f.stop ? [string(f, "stop")] : undefined,
+      }),
+    })) {
+      out += p.text;
+      ids.push(p.id);
+      if (!json) process.stdout.write(engine.text ? p.text : `${p.id} `);
+    }
+    console.log(json ? JSON.stringify({ text: out, ids, device: engine.device }) : "");
+  },
+  finetune: async ([bundle], f, json) => {
+    const out = string(f, "out");
+    await using engine = await load(bundle ?? fail("finetune", "a bundle", "nothing"), { device: (f.device ?? "auto") as DeviceChoice });
+    const method = (f.method ?? "lora") as "lora" | "full";
+    const o: FinetuneOptions = {
+      name: string(f, "name"),
+      data: string(f, "data"),
+      method,
+      ...given({
+        evalData: f["eval-data"] as string | undefined,
+        rank: number(f, "rank"),
+        alpha: number(f, "alpha"),
+        epochs: number(f, "epochs"),
+        steps: number(f, "steps"),
+        batchSize: number(f, "batch-size"),
+        learningRate: number(f, "learning-rate"),
+        schedule: f.schedule as never,
+        warmupSteps: number(f, "warmup-steps"),
+        seed: number(f, "seed"),
+        resume: f.resume as string | undefined,
+        weightDecay: number(f, "weight-decay"),
+        dropout: number(f, "dropout"),
+      }),
+      onEvent: (e) => {
+        if (e.type === "start")
+          progress(`${e.steps} steps, ${e.rows} rows (${e.skippedRows} without labels skipped), ${e.trainable} trainable parameters on ${engine.device.name}`);
+        if (e.type === "start") endLine();
+        if (e.type === "step") progress(`step ${e.step} loss ${e.loss.toFixed(4)} lr ${e.learningRate.toExponential(2)} ${Math.round(e.tokensPerSecond)} tokens/s`);
+        if (e.type === "eval") progress(`eval at step ${e.step}: loss ${e.loss.toFixed(4)}${e.best ? " (best)" : ""}`);
+        if (e.type === "eval") endLine();
+      },
+    };
+    const job = await engine.finetune(o);
+    // Ctrl-C: with --checkpoint, what was learned is kept to go on from.
+    process.once("SIGINT", () => void (f.checkpoint ? job.checkpoint(string(f, "checkpoint")) : Promise.resolve()).finally(() => job.cancel()));
+    const result = await job.done;
+    endLine();
+    if (method === "full") await engine.saveModel(out);
+    else await engine.adapters.get(o.name).save(out);
+    console.log(json ? JSON.stringify({ ...result, out }) : `${out}: ${result.steps} steps, loss ${result.losses[0]?.toFixed(4)} → ${result.losses.at(-1)?.toFixed(4)}`);
+  },
+  inspect: async ([bundle], f, json) => {
+    const m = await readManifest(await openReader(bundle ?? fail("inspect", "a bundle", "nothing")));
+    if (json) return console.log(JSON.stringify(m));
+    console.log(
+      `${m.model.family}, ${m.model.parameters} parameters, ${m.model.layers} layers × ${m.model.hiddenSize}, ${m.model.heads}/${m.model.kvHeads} heads × ${m.model.headDim}, vocab ${m.model.vocab}, ${m.model.format}, base ${m.base.slice(0, 12)}`,
+    );
+    console.log(
+      `policy ${m.policy}; trains ${m.train.join(", ") || "nothing"}; capacities ${Object.entries(m.capacities)
+        .map(([k, v]) => `${k} ${v}`)
+        .join(", ")}`,
+    );
+    for (const [cls, s] of Object.entries(m.saved))
+      console.log(
+        `saved activations, ${cls}: ${s.bytes.naive} bytes a token a layer naive, ${s.bytes.all} pruned, ${s.bytes.boundary} boundary  (${s.fields.map((x) => `${x.name.replace(/^\w+\./, "")}×${x.cols}`).join(", ")})`,
+      );
+    for (const [name, plan] of Object.entries(m.targets)) {
+      console.log(`\ntarget ${name}: ${Object.keys(plan.kernels).length} kernels, arena ${kb(plan.arenaWords * 4)}, metadata ${kb(plan.metaWords * 4)}`);
+      for (const [cls, w] of Object.entries(plan.classes))
+        console.log(`  ${cls.padEnd(9)} ${kb(w.layer * 4).padStart(10)} a layer, ${kb((w.layer * m.model.layers + w.outer) * 4).padStart(10)} in all`);
+      for (const p of plan.programs) {
+        const always = p.launches.filter((l) => l.sites === 0).length;
+        console.log(`  ${p.name.padEnd(24)} ${String(p.launches.length).padStart(2)} launches (${always} without adapters)${p.region === "layer" ? " a layer" : ""}`);
+        if (f.kernels) for (const l of p.launches) console.log(`      ${l.kernel}`);
+      }
+    }
+  },
+  doctor: async (_p, _f, json) => {
+    const report: Record<string, unknown> = {
+      node: process.version,
+      platform: `${process.platform} ${process.arch}`,
+      simd: WebAssembly.validate(new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11])),
+    };
+    const adapter = await (await openGpu("hardware"))?.requestAdapter().catch(() => null);
+    report.webgpu = adapter
+      ? {
+          name: adapter.info.description || adapter.info.device,
+          vendor: adapter.info.vendor,
+          storageBinding: adapter.limits.maxStorageBufferBindingSize,
+          bufferSize: adapter.limits.maxBufferSize,
+          features: [...adapter.features],
+        }
+      : "no adapter: weft runs on Wasm (device: software needs the webgpu and @sparticuz/chromium packages)";
+    console.log(
+      json
+        ? JSON.stringify(report)
+        : Object.entries(report)
+            .map(([k, v]) => `${k}: ${typeof v === "object" ? JSON.stringify(v) : v}`)
+            .join("\n"),
+    );
+  },
+};
+
+export async function main(argv: readonly string[]): Promise<number> {
+  const [name, ...rest] = argv;
+  const json = rest.includes("--json");
+  try {
+    if (!name || name === "--help" || name === "-h" || rest.includes("--help")) {
+      console.log(usage);
+      return 0;
+    }
+    const command = commands[name as Command] ?? fail("command", Object.keys(commands).join(", "), name);
+    let parsed: { values: Flags; positionals: string[] };
+    try {
+      parsed = parseArgs({ args: rest, options: { ...options[name as Command], json: flag }, allowPositionals: true, strict: true }) as never;
+    } catch (e) {
+      return fail(`weft ${name}`, "known flags", (e as Error).message);
+    }
+    if (parsed.positionals.length > 1) fail(`weft ${name}`, "one folder", parsed.positionals.join(" "));
+    await command(parsed.positionals, parsed.values, json);
+    return 0;
+  } catch (e) {
+    endLine();
+    if (json) console.log(JSON.stringify({ error: e instanceof WeftError ? e.toJSON() : { code: "WEFT_UNKNOWN", where: name, found: String((e as Error)?.message ?? e) } }));
+    else console.error(e instanceof WeftError ? e.message : ((e as Error)?.stack ?? String(e)));
+    return 1;
+  }
+}
+if (process.argv[1] && /cli\.[tj]s$/.test(process.argv[1])) process.exitCode = await main(process.argv.slice(2));
