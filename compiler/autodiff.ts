@@ -2,7 +2,7 @@
  * Reverse-mode differentiation of a region, pruned by construction: a gradient thunk is called only when its input lies on a path to something
  * wanted (trainable tensors, or the region's input when a lower region still needs it). The gradient of a frozen weight is never built.
  */
-import { add, colSum, isInput, linearT, type Node, opOf, rowSum, type Type, toposort, type Value, valueKey } from "../ops/index.ts";
+import { add, colSum, isInput, linearT, type Node, opOf, pairsOf, rowSum, type Type, toposort, type Value, valueKey } from "../ops/index.ts";
 
 /** Cotangents of `wanted` (inputs of the region) given cotangents `seeds` of some of its values. */
 export function vjp(seeds: readonly (readonly [Value, Value])[], wanted: readonly Value[]): Map<string, Value> {
@@ -63,8 +63,7 @@ function sum(list: readonly Value[], type: Type): Value {
   let acc: Value | undefined;
   for (const d of rest) acc = acc ? add(acc, d) : d;
   if (products.length) {
-    const pairs = products.flatMap((p) => p.node.ins).reduce<[Value, Value][]>((out, v, i, all) => (i % 2 ? out : [...out, [v, all[i + 1]!]]), []);
-    const product = linearT(pairs);
+    const product = linearT(pairsOf(products.flatMap((p) => p.node.ins)));
     acc = acc ? add(acc, product) : product;
   }
   return acc!;

@@ -80,6 +80,9 @@ const linearTOp = defineOp({
 export const linearT = (pairs: readonly (readonly [Value, Value])[]): Value =>
   make1(linearTOp, pairs.flat(), {}, `d_${pairs.map(([, w]) => w.node.label.replace(/\.weight$/, "")).join("_")}`);
 
+/** [a, b, c, d] → [[a, b], [c, d]]: the (dy, W) pairs of a `linear_t`. */
+export const pairsOf = <A>(list: readonly A[]): [A, A][] => Array.from({ length: list.length / 2 }, (_, i) => [list[2 * i]!, list[2 * i + 1]!]);
+
 const outerOp = defineOp({
   name: "outer",
   kind: "kernel",

@@ -112,12 +112,30 @@ export class Engine {
       options.signal?.throwIfAborted();
       const host = await Host.open(manifest, device.plan.metaWords, (await readVerified(reader, manifest, "host.wasm")) as BufferSource);
       await uploadWeights(reader, manifest, device, progress);
+      const engine = new Engine(manifest, device, host, options);
+      progress({ phase: "check", done: 0, total: 1 });
+      engine.invariance = await engine.checkInvariance();
       progress({ phase: "ready", done: 1, total: 1 });
-      return new Engine(manifest, device, host, options);
+      return engine;
     } catch (e) {
       device.dispose();
       throw e;
     }
+  }
+
+  /** Is a row's result the same bits whatever batch it is in? Checked on this device at load; `off` is told, never hidden. */
+  invariance: "verified" | "off" = "off";
+  /** Rows of one sequence in tiles, and each as the last row of a chunk of another size: every kernel of the forward, at every row position of a tile. */
+  private async checkInvariance(): Promise<"verified" | "off"> {
+    const n = Math.min(11, this.manifest.capacities.context, this.manifest.capacities.tokens, this.manifest.capacities.headRows);
+    const ids = Array.from({ length: n }, (_, i) => (i * 37 + 11) % this.manifest.model.vocab);
+    const whole = await this.score(ids, { logits: true });
+    for (const k of [1, Math.ceil(n / 2), n - 1]) {
+      if (k < 1) continue;
+      const part = await this.score(ids.slice(0, k), { logits: true });
+      for (let i = 0; i < k; i++) if (whole.logits![i]!.some((x, j) => !Object.is(x, part.logits![i]![j]!))) return "off";
+    }
+    return "verified";
   }
 
   get info(): DeviceInfo {

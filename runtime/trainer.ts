@@ -3,7 +3,7 @@
  * never on load: batches come from seeds, sums from a fixed order.
  */
 import { type AdapterConfig, type AdapterContent, factorOf, resolveSites, siteMask } from "./adapters.ts";
-import { WeftError } from "./bundle.ts";
+import { type Manifest, WeftError } from "./bundle.ts";
 import { unpackPanels } from "./device.ts";
 import type { Engine, Feed } from "./engine.ts";
 import { NONE } from "./host.ts";
@@ -136,10 +136,14 @@ export class Job implements Feed {
     private readonly engine: Engine,
     private readonly index: number,
     private readonly o: TrainOptions,
+    private readonly data: { readonly items: readonly Item[]; readonly skippedRows: number },
   ) {
     this.name = o.name;
     this.done = this.run().finally(() => {
       this.finished = true;
+      engine.detach(this.index);
+      if (o.method === "full") engine.exclusive = false;
+      engine.kick();
     });
     this.done.catch(() => {});
     o.signal?.addEventListener("abort", () => this.cancel(o.signal!.reason), { once: true });
@@ -211,25 +215,7 @@ export class Job implements Feed {
     const { host, device, manifest } = engine;
     await null;
     const full = o.method === "full";
-    const items: Item[] = [];
-    let skippedRows = 0;
-    for (const [i, row] of o.rows.entries()) {
-      const item = prepare(row, i, manifest.capacities.context, manifest.model.vocab);
-      if (item.labels > 0) items.push(item);
-      else skippedRows++;
-    }
-    if (!items.length)
-      throw new WeftError({ code: "WEFT_DATA", where: "data", expected: "rows with at least one token to learn", found: `${o.rows.length} rows, none with labels` });
-    const longest = Math.min(manifest.capacities.savedRows, manifest.capacities.blocks * 32);
-    const tooLong = items.find((x) => x.ids.length > longest);
-    if (tooLong)
-      throw new WeftError({
-        code: "WEFT_CAPACITY",
-        where: `data row ${tooLong.index + 1}`,
-        expected: `at most ${longest} tokens`,
-        found: String(tooLong.ids.length),
-        hint: "compile with larger savedRows",
-      });
+    const { items, skippedRows } = this.data;
 
     const seed = o.seed ?? 0;
     const config: AdapterConfig = {
@@ -313,10 +299,7 @@ export class Job implements Feed {
       return { steps: this.state.step, losses: this.state.losses, generation: this.lastGeneration, bestLoss: this.state.best?.loss ?? null };
     } finally {
       if (!engine.disposed) host.exports.jobDrop(this.index);
-      engine.detach(this.index);
       if (!full && this.slot) engine.adapters.releaseTraining(this.slot);
-      if (full) engine.exclusive = false;
-      engine.kick();
       const error = new DOMException("the job ended", "AbortError");
       for (const task of this.tasks.splice(0)) void task().catch(() => error);
     }
@@ -454,6 +437,25 @@ function prepare(row: Row, index: number, context: number, vocab: number): Item 
   return { index, ids: ids.slice(0, end), next: next.slice(0, end), labels: next.filter((x) => x !== IGNORE).length, weight: 0, dropKey: 0, dropP: 0 };
 }
 
+/** Rows checked and shifted; throws for the first that cannot be trained on. */
+function prepareAll(manifest: Manifest, rows: readonly Row[]): { items: Item[]; skippedRows: number } {
+  const { capacities, model } = manifest;
+  const items = rows.map((row, i) => prepare(row, i, capacities.context, model.vocab));
+  const learned = items.filter((x) => x.labels > 0);
+  if (!learned.length) throw new WeftError({ code: "WEFT_DATA", where: "data", expected: "rows with at least one token to learn", found: `${rows.length} rows, none with labels` });
+  const longest = Math.min(capacities.savedRows, capacities.blocks * 32);
+  const tooLong = learned.find((x) => x.ids.length > longest);
+  if (tooLong)
+    throw new WeftError({
+      code: "WEFT_CAPACITY",
+      where: `data row ${tooLong.index + 1}`,
+      expected: `at most ${longest} tokens`,
+      found: String(tooLong.ids.length),
+      hint: "compile with larger savedRows",
+    });
+  return { items: learned, skippedRows: items.length - learned.length };
+}
+
 /** Start a job on an engine. Throws at once for a conflict: no free job, a name in use, weights owned by another. */
 export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>): Job {
   const { manifest } = engine;
@@ -470,11 +472,12 @@ export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>
       throw new WeftError({ code: "WEFT_CONFLICT", where: `job ${o.name}`, expected: "a name no running job has", found: "one that is running" });
   if (engine.exclusive || (o.method === "full" && engine.jobsRunning > 0))
     throw new WeftError({ code: "WEFT_CONFLICT", where: `job ${o.name}`, expected: "exclusive use of the base weights for full training", found: "another job", retryable: true });
+  const data = prepareAll(manifest, o.rows);
   const index = engine.freeJob();
   if (index === null)
     throw new WeftError({ code: "WEFT_CAPACITY", where: "jobs", expected: `at most ${manifest.capacities.jobs} jobs at once`, found: "one more", retryable: true });
   if (o.method === "full") engine.exclusive = true;
-  const job = new Job(engine, index, o);
+  const job = new Job(engine, index, o, data);
   engine.attach(index, job);
   return job;
 }

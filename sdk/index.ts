@@ -2,7 +2,7 @@
 import type { CompileOptions } from "../compiler/compile.ts";
 import type { Manifest } from "../runtime/bundle.ts";
 
-export { type ErrorCode, type Manifest, WeftError } from "../runtime/bundle.ts";
+export { type ErrorCode, encode as encodeSafetensors, type Manifest, WeftError } from "../runtime/bundle.ts";
 export type { TokenEvent } from "../runtime/engine.ts";
 export type { LoadProgress } from "../runtime/load.ts";
 export type { DeviceChoice } from "../runtime/open.ts";

@@ -1,6 +1,6 @@
 /** Prints kernels as AssemblyScript: SIMD bodies with scalar tails, over addresses the compiler assigned. One exported function a launch. */
 import { readFileSync } from "node:fs";
-import { type Domain, type Expr, type Ix, ixUsesCol, KV_BLOCK, optimizers, type Type, type Value } from "../../ops/index.ts";
+import { type Domain, type Expr, type Ix, ixUsesCol, KV_BLOCK, optimizers, pairsOf, type Type, type Value } from "../../ops/index.ts";
 import { type Body, DROPOUT_BIT, type Operand, type Store } from "../fuse.ts";
 import { type AnyBody, isUpdate, type KernelEnv, memoryClasses, type ParamAddress, ROWS_HEADER, SLOT_TABLE, type UpdateBody } from "../kernel.ts";
 import { headerWords } from "../metadata.ts";
@@ -321,7 +321,7 @@ function emitBody(name: string, b: Body, env: KernelEnv): string {
     }
     case "linear_t": {
       const k = b.cols;
-      const segments = b.operands.reduce<[Operand, Operand][]>((o, v, i) => (i % 2 ? o : [...o, [v, b.operands[i + 1]!]]), []);
+      const segments = pairsOf(b.operands);
       // acc: 16 lane accumulators (256 bytes), then the 4 × 4 results, then padded tails of 4 rows.
       const step = (rows: 1 | 4): string[] =>
         segments.flatMap(([dy, w]) => {

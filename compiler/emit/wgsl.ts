@@ -2,7 +2,7 @@
  * Prints kernels as WGSL: one entry point a launch, its bodies selected by workgroup_id.z. Eight storage bindings, one a memory class, serve every
  * kernel. Order is a number: each output is one ascending chain of fma over k, in the tile path and in the row path alike.
  */
-import { type Domain, type Expr, type Ix, ixUsesCol, KV_BLOCK, optimizers, type Type, type Value } from "../../ops/index.ts";
+import { type Domain, type Expr, type Ix, ixUsesCol, KV_BLOCK, optimizers, pairsOf, type Type, type Value } from "../../ops/index.ts";
 import type { GridDim } from "../../runtime/bundle.ts";
 import { type Body, DROPOUT_BIT, type Operand, type Store } from "../fuse.ts";
 import { type AnyBody, isUpdate, type KernelEnv, memoryClasses, type ParamAddress, ROWS_HEADER, SLOT_TABLE, type UpdateBody } from "../kernel.ts";
@@ -326,7 +326,7 @@ function emitBody(name: string, b: Body, env: KernelEnv, target: Target): string
     }
     case "linear_t": {
       const k = b.cols;
-      const segments = b.operands.reduce<[Operand, Operand][]>((o, v, i) => (i % 2 ? o : [...o, [v, b.operands[i + 1]!]]), []);
+      const segments = pairsOf(b.operands);
       const rows = (n: number): string[] => {
         const is = Array.from({ length: n }, (_, i) => i);
         return [

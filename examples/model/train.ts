@@ -7,7 +7,7 @@
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { compile, type DataRow, load } from "../../sdk/index.ts";
+import { compile, type DataRow, encodeSafetensors, load } from "../../sdk/index.ts";
 import { Draws, document } from "./language.ts";
 import { trainTokenizer } from "./tokenizer.ts";
 
@@ -92,8 +92,7 @@ export async function makeInitial(dir: string): Promise<void> {
     matrix(`${p}mlp.down_proj.weight`, r.hidden, r.ffn, out / Math.sqrt(r.ffn));
   }
   ones("model.norm.weight");
-  const { encode } = await import("../../runtime/safetensors.ts");
-  writeFileSync(join(dir, "model.safetensors"), encode(tensors.map(([name, shape, data]) => ({ name, shape, dtype: "F32" as const, data }))));
+  writeFileSync(join(dir, "model.safetensors"), encodeSafetensors(tensors.map(([name, shape, data]) => ({ name, shape, dtype: "F32" as const, data }))));
 }
 
 export const capacities = {
