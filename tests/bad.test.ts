@@ -1,10 +1,11 @@
 /** Bad input through the public door: one clear error, nothing half-written, and the engine serves on. */
-import { cpSync, existsSync, readFileSync, writeFileSync } from "node:fs";
+
 import { spawn } from "node:child_process";
+import { cpSync, existsSync, readFileSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import * as assert from "uvu/assert";
-import { compile, type Engine, type FinetuneOptions, load, WeftError } from "../sdk/index.ts";
 import { encode } from "../runtime/bundle.ts";
+import { compile, type Engine, type FinetuneOptions, load, WeftError } from "../sdk/index.ts";
 import { batchOf, bundle, collect, configs, engineOf, fixtures, idsOf, small } from "./support/engines.ts";
 import { suite } from "./support/suite.ts";
 import { scratch, tensorsOf, writeModel } from "./support/tiny.ts";
@@ -37,7 +38,11 @@ test("model folders: truncated, lying, missing, misshapen, not finite, unknown",
   const config = (patch: object) => (d: string) => writeFileSync(`${d}/config.json`, JSON.stringify({ ...configs.even, ...patch }));
   await refuse("WEFT_WEIGHTS", (d) => writeFileSync(`${d}/model.safetensors`, file(d).subarray(0, 5000)), /truncated/);
   await refuse("WEFT_WEIGHTS", (d) => writeFileSync(`${d}/model.safetensors`, Buffer.concat([Buffer.from([255, 255, 255, 255, 255, 255, 255, 0]), file(d).subarray(8)])), /header/);
-  await refuse("WEFT_WEIGHTS", (d) => writeFileSync(`${d}/model.safetensors`, Buffer.from(file(d).toString("latin1").replace('"data_offsets":[0,', '"data_offsets":[4,'), "latin1")), /bytes for F32/);
+  await refuse(
+    "WEFT_WEIGHTS",
+    (d) => writeFileSync(`${d}/model.safetensors`, Buffer.from(file(d).toString("latin1").replace('"data_offsets":[0,', '"data_offsets":[4,'), "latin1")),
+    /bytes for F32/,
+  );
   await refuse("WEFT_WEIGHTS", (d) => writeFileSync(`${d}/model.safetensors`, encode(tensorsOf(configs.even).slice(0, -2))), /no such tensor/);
   await refuse("WEFT_WEIGHTS", config({ intermediate_size: 132 }), /gate_proj.*\[132,64\]/);
   const nan = tensorsOf(configs.even);

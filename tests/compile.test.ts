@@ -1,0 +1,193 @@
+/** The compiler and the host: reproducible output, what fusion saves, memory plans that hold, modules without state of their own, policies, sampling. */
+import { writeFileSync } from "node:fs";
+import * as assert from "uvu/assert";
+import { type CompileOptions, compile } from "../compiler/compile.ts";
+import { fuse } from "../compiler/fuse.ts";
+import { print } from "../ops/index.ts";
+import { encode, floatToHalf, halfToFloat, parseHeader } from "../runtime/bundle.ts";
+import { violations } from "../scripts/imports.ts";
+import { runFile } from "./run.ts";
+import { batchOf, bits, collect, configs, contentBits, engineOf, idsOf, small } from "./support/engines.ts";
+import { suite } from "./support/suite.ts";
+import { scratch, writeModel } from "./support/tiny.ts";
+
+const test = suite("compile");
+const options: CompileOptions = { targets: ["wasm", "webgpu"], train: ["lora", "full"], capacities: small };
+
+test("the same input gives the same bundle, byte for byte", async () => {
+  const [a, b] = [await compile(writeModel(configs.odd), options), await compile(writeModel(configs.odd), options)];
+  assert.equal([...a.files.keys()], [...b.files.keys()]);
+  for (const [name, bytes] of a.files) assert.ok(Buffer.compare(Buffer.from(bytes), Buffer.from(b.files.get(name)!)) === 0, name);
+  // Every level prints as stable text.
+  const text = (c: typeof a): string =>
+    c.graphs.graphs
+      .map((g) => `${g.name}\n${print(g.roots)}`)
+      .join("\n")
+      .replaceAll(/m\d+\//g, "");
+  assert.is(text(a), text(b));
+  assert.match(text(a), /attend\(/);
+});
+
+test("fusion changes launches, never bits: a layer's forward takes at most 10 launches without adapters", async () => {
+  const fused = await compile(writeModel(configs.even), options);
+  const launches = (name: string): { all: number; base: number } => {
+    const p = fused.manifest.targets.webgpu!.programs.find((x) => x.name === name)!;
+    return { all: p.launches.length, base: p.launches.filter((l) => l.sites === 0).length };
+  };
+  assert.ok(launches("forward").base <= 10, JSON.stringify(launches("forward")));
+  assert.ok(launches("backward.full.all").base <= 13);
+  for (const g of fused.graphs.graphs) assert.ok(fuse(g.roots, { fuse: true, homes: g.homes }).length <= fuse(g.roots, { fuse: false, homes: g.homes }).length, g.name);
+  const runs = [];
+  for (const on of [true, false]) {
+    await using engine = await engineOf(configs.even, { fuse: on });
+    const job = await engine.finetune({ name: "j", data: batchOf(128), steps: 2, dropout: 0.2 });
+    const { losses } = await job.done;
+    runs.push({ losses, content: contentBits(engine, "j"), said: await collect(engine, { prompt: idsOf("fuse", 9, 128), maxTokens: 6, adapter: "j" }) });
+  }
+  assert.equal(runs[0], runs[1]);
+});
+
+test("a small device: every chamber fits 1 MiB bindings, kernels take 8 buffers, 16 KiB and 64 lanes", async () => {
+  const limits = { bindingBytes: 2 ** 20, workgroupInvocations: 128 };
+  const c = await compile(writeModel(configs.even), { ...options, targets: ["webgpu"], limits });
+  const plan = c.manifest.targets.webgpu!;
+  assert.ok(plan.arenaWords * 4 <= limits.bindingBytes);
+  for (const w of Object.values(plan.classes)) assert.ok(Math.max(w.layer, w.outer) * 4 <= limits.bindingBytes);
+  for (const [name, bytes] of c.files) {
+    if (!name.endsWith(".wgsl")) continue;
+    const text = new TextDecoder().decode(bytes);
+    assert.ok((text.match(/var<storage/g) ?? []).length <= 8, name);
+    assert.ok(Number(/@workgroup_size\((\d+)\)/.exec(text)![1]) <= limits.workgroupInvocations, name);
+    const shared = [...text.matchAll(/var<workgroup> \w+: array<f32, (\d+)>/g)].reduce((n, m) => n + 4 * Number(m[1]), 0);
+    assert.ok(shared <= 16384, name);
+  }
+});
+
+/** Sections of a wasm module: id → bodies. */
+function sections(wasm: Uint8Array): Map<number, Uint8Array> {
+  const out = new Map<number, Uint8Array>();
+  let at = 8;
+  const leb = (): number => {
+    let v = 0;
+    for (let shift = 0; ; shift += 7) {
+      const b = wasm[at++]!;
+      v |= (b & 127) << shift;
+      if (b < 128) return v >>> 0;
+    }
+  };
+  while (at < wasm.length) {
+    const id = wasm[at++]!;
+    const size = leb();
+    out.set(id, wasm.subarray(at, at + size));
+    at += size;
+  }
+  return out;
+}
+test("kernels.wasm has no data, no mutable global, no memory of its own", async () => {
+  const { files } = await compile(writeModel(configs.even), options);
+  const s = sections(files.get("kernels.wasm")!);
+  assert.is(s.has(11), false, "data section");
+  assert.is(s.has(5), false, "memory section");
+  const globals = s.get(6);
+  // type, mutability: i32 const globals only.
+  if (globals) for (let i = 1; i < globals.length - 1; i++) assert.is(globals[i] === 0x7f && globals[i + 1] === 1 && i === 1, false, "a mutable global");
+});
+
+test("the import rule holds", () => assert.equal(violations(), []));
+
+test("the strict runner fails on a forgotten run(), a throwing hook, an empty file, a crash, a left-in narrowing", async () => {
+  const dir = scratch();
+  const suitePath = new URL("./support/suite.ts", import.meta.url).href;
+  const head = `import { suite } from ${JSON.stringify(suitePath)};\nconst test = suite("x");\n`;
+  const narrowed = "on" + "ly";
+  const cases: Record<string, [string, boolean]> = {
+    good: [`${head}test("a", () => {});\ntest.run();`, true],
+    forgotten: [`${head}test("a", () => {});`, false],
+    "half forgotten": [`${head}test("a", () => {});\ntest.run();\nconst other = suite("y");\nother("b", () => {});`, false],
+    hook: [`${head}test("a", () => {});\ntest.after(() => { throw new Error("no"); });\ntest.run();`, false],
+    empty: ["export {};", false],
+    crash: [`${head}test("a", () => {});\ntest.run();\nthrow new Error("no");`, false],
+    failing: [`${head}test("a", () => { throw new Error("no"); });\ntest.run();`, false],
+    narrowed: [`import { test } from "uvu";\ntest.${narrowed}("a", () => {});\ntest.run();`, false],
+  };
+  for (const [name, [source, ok]] of Object.entries(cases)) {
+    const path = `${dir}/${name.replace(" ", "-")}.ts`;
+    writeFileSync(path, source);
+    const r = await runFile(path);
+    assert.is(r.registered > 0 && r.passed === r.registered, ok, `${name}: ${r.passed} of ${r.registered}`);
+  }
+});
+
+test("a policy only grants: first come, first served gives the same tokens and weights, later", async () => {
+  const runs = [];
+  for (const policy of ["coserve", "fcfs"]) {
+    await using engine = await engineOf(configs.even, { policy });
+    const job = await engine.finetune({ name: "j", data: batchOf(128), steps: 2 });
+    const said = await Promise.all([0, 1, 2].map((i) => collect(engine, { prompt: idsOf(`p${i}`, 10 + i, 128), maxTokens: 9 })));
+    const { losses } = await job.done;
+    runs.push({ said, losses, content: contentBits(engine, "j") });
+  }
+  assert.equal(runs[0], runs[1]);
+});
+
+test("sampling: greedy, top-k 1, a peaked nucleus and min-p agree; seeds repeat; draws follow the distribution", async () => {
+  await using engine = await engineOf(configs.even);
+  const prompt = idsOf("sampling", 5, 128);
+  const ids = async (o: object): Promise<number[]> => (await collect(engine, { prompt, maxTokens: 8, ...o })).ids;
+  const greedy = await ids({});
+  for (const o of [{ topK: 1 }, { topP: 1e-6 }, { minP: 1 }]) assert.equal(await ids({ temperature: 1, seed: 3, ...o }), greedy, JSON.stringify(o));
+  assert.equal(await ids({ temperature: 1, seed: 3 }), await ids({ temperature: 1, seed: 3 }));
+  assert.is.not(JSON.stringify(await ids({ temperature: 1, seed: 3 })), JSON.stringify(await ids({ temperature: 1, seed: 4 })));
+  // One token, many seeds, against the model's own probabilities under top-k 3.
+  const row = (await engine.score(prompt, { logits: true })).logits!.at(-1)!;
+  const top = [...row.keys()].sort((a, b) => row[b]! - row[a]!).slice(0, 3);
+  const weights = top.map((i) => Math.exp((row[i]! - row[top[0]!]!) / 0.7));
+  const total = weights.reduce((a, b) => a + b, 0);
+  const seen = new Map<number, number>();
+  const n = 600;
+  const draws = await Promise.all(Array.from({ length: n }, (_, seed) => collect(engine, { prompt, maxTokens: 1, temperature: 0.7, topK: 3, seed })));
+  for (const d of draws) seen.set(d.ids[0]!, (seen.get(d.ids[0]!) ?? 0) + 1);
+  top.forEach((id, i) => {
+    const p = weights[i]! / total;
+    const got = (seen.get(id) ?? 0) / n;
+    assert.ok(Math.abs(got - p) < 4 * Math.sqrt((p * (1 - p)) / n) + 0.005, `token ${id}: ${got}, probability ${p}`);
+  });
+  assert.is(
+    [...seen.keys()].every((id) => top.includes(id)),
+    true,
+  );
+  const scored = await engine.score([...prompt, greedy[0]!]);
+  const first = await collect(engine, { prompt, maxTokens: 1 });
+  assert.is(first.logprobs[0], scored.logprobs.at(-1), "a streamed logprob is the scored one");
+  const penalised = await ids({ repetitionPenalty: 50 });
+  assert.is(new Set(penalised).size, penalised.length, "a strong penalty forbids repeats");
+  assert.equal(await ids({ stopIds: [greedy[0]!] }), [greedy[0]!], "a stop id ends the answer and is its last token");
+});
+
+test("half floats: every bit pattern survives, rounding is to nearest even", () => {
+  for (let h = 0; h < 65536; h++) {
+    const x = halfToFloat(h);
+    if (Number.isFinite(x)) assert.is(floatToHalf(x) & 0xffff, h === 0x8000 ? 0x8000 : h, `half ${h}`);
+  }
+  assert.is(floatToHalf(1 + 2 ** -11), 0x3c00);
+  assert.is(floatToHalf(1 + 3 * 2 ** -11), 0x3c02);
+  assert.is(floatToHalf(65520), 0x7c00);
+});
+
+test("safetensors: what is written is read, and padding keeps data aligned", () => {
+  const data = Float32Array.from([1, -2.5, 3e-9]);
+  const file = encode([
+    { name: "a", shape: [3], dtype: "F32", data },
+    { name: "b.c", shape: [0], dtype: "F32", data: new Float32Array(0) },
+  ]);
+  const { tensors } = parseHeader(file, file.length, "x");
+  assert.equal(
+    tensors.map((t) => [t.name, t.end - t.start, t.start % 8]),
+    [
+      ["a", 12, 0],
+      ["b.c", 0, 4],
+    ],
+  );
+  assert.is(bits(new Float32Array(file.slice(tensors[0]!.start, tensors[0]!.end).buffer)), bits(data));
+});
+test.run();
