@@ -54,7 +54,7 @@ export function defaultCapacities(context: number): Capacities {
     rank: 16,
     savedRows: 1024,
     keptRows: 1024,
-    unitRows: 64,
+    unitRows: 32,
     units: 16,
   };
 }

@@ -137,7 +137,7 @@ export const C_COMMANDS: i32 = 6;
 export const C_EVENTS: i32 = 7;
 export const C_META: i32 = 8;
 export const C_TRAIN_ROWS: i32 = 9;
-/** Row-equivalents granted to fine-tuning beyond its share (negative: owed to it). */
+/** Row-equivalents that fine-tuning may still use; negative after a unit that was larger. */
 export const C_CREDIT: i32 = 10;
 
 export function emitEvent(type: i32, a: i32, b: i32, c: i32): void {

@@ -14,7 +14,6 @@ export function coserve(budget: i32, idle: i32): void {
   for (let s: i32 = nextInference(-1); s >= 0; s = nextInference(s)) if (remaining(s) == 1) used += grant(s, 1);
   for (let s: i32 = nextInference(-1); s >= 0 && used < budget; s = nextInference(s)) if (remaining(s) > 1) used += grant(s, min(budget - used, remaining(s)));
 
-  let left: i32 = used == 0 ? idle : max(0, budget - used);
   let waiting: bool = nextTraining(-1) >= 0;
   for (let j: i32 = 0; j < JOBS; j++) {
     settleForward(j);
@@ -24,9 +23,12 @@ export function coserve(budget: i32, idle: i32): void {
     bump(C_CREDIT, -counter(C_CREDIT));
     return;
   }
+  // What requests leave of the budget is credit; a unit larger than the credit is granted on trust and paid back by the next steps, so that the mean
+  // is the budget and one step never carries more than a unit beyond it.
   const share: i32 = max(1, budget / 20);
-  bump(C_CREDIT, share);
-  left = max(left, min(counter(C_CREDIT), budget));
+  bump(C_CREDIT, max(share, budget - used));
+  if (counter(C_CREDIT) > budget) bump(C_CREDIT, budget - counter(C_CREDIT));
+  let left: i32 = used == 0 ? idle : counter(C_CREDIT);
   const before: i32 = left;
   // Jobs take turns, unit by unit; which job starts alternates by step.
   let any: bool = true;
@@ -42,5 +44,5 @@ export function coserve(budget: i32, idle: i32): void {
     }
   }
   for (let s: i32 = nextTraining(-1); s >= 0 && left > 0 && rowsLeft() > 0; s = nextTraining(s)) left -= grant(s, min(left, remaining(s)));
-  bump(C_CREDIT, -min(counter(C_CREDIT), before - left));
+  if (used > 0) bump(C_CREDIT, left - before);
 }
