@@ -132,7 +132,7 @@ async function main(): Promise<number> {
   say(
     `  ${manifest.model.parameters} parameters, ${manifest.model.layers} layers, ${layerLaunches} launches a layer, ${Object.keys(manifest.targets[target]!.kernels).length} kernels, ${((performance.now() - t0) / 1000).toFixed(1)} s`,
   );
-  await using engine = await load(bundle, { device, budget: slow ? 110 : 20 });
+  await using engine = await load(bundle, { device, budget: slow ? 160 : 20 });
   say(`  running on ${engine.device.name}`);
 
   const taught = args.teach ? [parseTeach(args.teach)] : [];
@@ -160,9 +160,9 @@ async function main(): Promise<number> {
     name,
     rank: 8,
     alpha: 16,
-    steps: slow ? 20 : 64,
+    steps: slow ? 24 : 64,
     batchSize: slow ? 16 : 8,
-    learningRate: slow ? 3e-3 : 2.5e-3,
+    learningRate: slow ? 5e-3 : 2.5e-3,
     warmupSteps: 4,
     seed: Number(args.seed),
     maxGradNorm: 1,

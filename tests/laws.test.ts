@@ -291,7 +291,7 @@ test("law 8: random requests, jobs, cancels and aborts leave every block, slot a
 
 test("a step mixes decode rows, a prompt chunk and windows of two jobs", async () => {
   const traces: { generate: number; train: number; units: number }[] = [];
-  await using engine = await engineOf(configs.even, { load: { budget: 40, onStep: (t) => traces.push({ generate: t.rows.generate, train: t.rows.train, units: t.units }) } });
+  await using engine = await engineOf(configs.even, { load: { budget: 12, onStep: (t) => traces.push({ generate: t.rows.generate, train: t.rows.train, units: t.units }) } });
   const jobs = await Promise.all(["a", "b"].map((name) => engine.finetune({ ...job, name, steps: 4 })));
   const streams = Array.from({ length: 6 }, (_, i) => collect(engine, { ...requests(i), prompt: idsOf(`long${i}`, 40, vocab), maxTokens: 30 }));
   await Promise.all([...jobs.map((j) => j.done), ...streams]);

@@ -1,12 +1,39 @@
 /** Prints kernels as AssemblyScript: SIMD bodies with scalar tails, over addresses the compiler assigned. One exported function a launch. */
 import { readFileSync } from "node:fs";
-import { type Domain, type Expr, type Ix, ixUsesCol, KV_BLOCK, optimizers, pairsOf, type Type, type Value } from "../../ops/index.ts";
+import { type Domain, type Expr, type Ix, ixUsesCol, KV_BLOCK, optimizers, pairsOf, sameValue, type Type, type Value } from "../../ops/index.ts";
 import { type Body, DROPOUT_BIT, type Operand, type Store } from "../fuse.ts";
 import { type AnyBody, isUpdate, type KernelEnv, memoryClasses, type ParamAddress, ROWS_HEADER, SLOT_TABLE, type UpdateBody } from "../kernel.ts";
 import { headerWords } from "../metadata.ts";
 import { type Dialect, Printer, usesCol } from "./printer.ts";
 
 type Kv = Type & { kind: "kv" };
+
+type Expand = Expr & { e: "expand" };
+/** Scratch of one low-rank delta of a product's tile: 4 rows of 8 columns; the first lies past the accumulators. */
+const DELTA_BYTES = 128;
+const DELTA_AT = 1024;
+/** The distinct low-rank deltas that a body's epilogue adds. */
+function deltasOf(b: Body): Expand[] {
+  const out: Expand[] = [];
+  const visit = (e: Expr): void => {
+    if (e.e === "expand" && !out.some((o) => sameValue(o.u, e.u) && sameValue(o.factor, e.factor))) out.push(e);
+    else if (e.e === "call") e.args.forEach(visit);
+    else if (e.e === "if") {
+      visit(e.yes);
+      visit(e.no);
+    }
+  };
+  for (const s of b.stores) visit(s.expr);
+  return out;
+}
+/** Statements that fill the deltas of `rows` rows from row `r`, columns from `c0`. */
+function fillDeltas(b: Body, env: KernelEnv, r: string, rows: number, c0: string, columns: 4 | 8): string[] {
+  return deltasOf(b).map((e, i) => {
+    const t = e.factor.type as Type & { kind: "factor" };
+    const [u, f] = [env.address(e.u), env.address(e.factor)];
+    return `delta(${u.cls} + ((<usize>((${r}) * ${u.stride})) << 2) + ${u.offset * 4}, ${u.stride * 4}, ${rows}, meta + ((<usize>(${r})) << 2) + ${env.layout.arrays.slot! * 4}, tables + ${(SLOT_TABLE + t.site * 2) * 4}, ${env.sites * 8}, ${f.cls} + ${f.offset * 4} + ((<usize>(${c0})) << 2), ${env.slotWords * 4}, ${t.cols * 4}, ${columns === 8 ? 1 : 0}, arena + ${DELTA_AT + i * DELTA_BYTES});`;
+  });
+}
 
 /** Columns of a weight panel on this target: two vectors. */
 const P = 8;
@@ -23,7 +50,7 @@ const bases = (text: string): string =>
     .map((c) => `  const ${c}: usize = load<u32>(bind, ${memoryClasses.indexOf(c) * 4});`)
     .join("\n");
 
-function dialect(env: KernelEnv): Dialect {
+function dialect(env: KernelEnv, deltas: readonly Expand[] = []): Dialect {
   const ixText = (ix: Ix, p: Printer, lane: number): string => {
     switch (ix.ix) {
       case "row":
@@ -110,6 +137,8 @@ function dialect(env: KernelEnv): Dialect {
           return `rand${lanes}(${key}, ${salt}, ${p.ix(e.col)})`;
         }
         case "expand": {
+          const ready = deltas.findIndex((d) => sameValue(d.u, e.u) && sameValue(d.factor, e.factor));
+          if (ready >= 0) return `${lanes === 4 ? "v128.load" : "load<f32>"}(delta_ + ${ready * DELTA_BYTES} + ((<usize>(col - c0)) << 2))`;
           const t = e.factor.type as Type & { kind: "factor" };
           const u = env.address(e.u);
           const f = env.address(e.factor);
@@ -239,9 +268,9 @@ const stride = (o: Operand, env: KernelEnv): number => env.address(o.value).stri
 
 /** The epilogue of a product as a function of (row, first column, accumulated values). */
 function epilogue(name: string, b: Body, env: KernelEnv, width: number): string {
-  const p = new Printer(dialect(env), 1);
+  const p = new Printer(dialect(env, b.skeleton === "shrink" ? [] : deltasOf(b)), 1);
   const loops = storeLoops(p, b.stores, env, b.cols, "c0", "end");
-  return wrap(name, [`  const end: i32 = min(c0 + ${width}, ${b.cols});`, ...indent(p.row, 2), ...indent(loops, 2)], ", row: i32, c0: i32, acc: usize");
+  return wrap(name, [`  const end: i32 = min(c0 + ${width}, ${b.cols});`, ...indent(p.row, 2), ...indent(loops, 2)], ", row: i32, c0: i32, acc: usize, delta_: usize");
 }
 
 function emitBody(name: string, b: Body, env: KernelEnv): string {
@@ -301,7 +330,8 @@ function emitBody(name: string, b: Body, env: KernelEnv): string {
         `      const wq: usize = w + <usize>p * ${t.k * P * bytes};`,
         "      for (let r: i32 = rb; r < r4; r += 4) {",
         `        nt4_${t.format}(${[0, 1, 2, 3].map((i) => rowPtr(x, env, `r + ${i}`)).join(", ")}, wq, ${t.k}, acc);`,
-        `        for (let i: i32 = 0; i < 4; i++) ${name}_e(bind, meta, r + i, p * ${P}, acc + <usize>i * ${P * 4});`,
+        ...indent(fillDeltas(b, env, "r", 4, `p * ${P}`, 8), 8),
+        `        for (let i: i32 = 0; i < 4; i++) ${name}_e(bind, meta, r + i, p * ${P}, acc + <usize>i * ${P * 4}, arena + ${DELTA_AT} + <usize>i * 32);`,
         "      }",
         "    }",
         "    for (let r: i32 = r4; r < re; r++) {",
@@ -309,11 +339,15 @@ function emitBody(name: string, b: Body, env: KernelEnv): string {
         "      let p: i32 = 0;",
         `      for (; p + 4 <= ${panels}; p += 4) {`,
         `        nt1x4_${t.format}(xp, w + <usize>p * ${t.k * P * bytes}, ${t.k}, acc);`,
-        `        for (let i: i32 = 0; i < 4; i++) ${name}_e(bind, meta, r, (p + i) * ${P}, acc + <usize>i * ${P * 4});`,
+        "        for (let i: i32 = 0; i < 4; i++) {",
+        ...indent(fillDeltas(b, env, "r", 1, `(p + i) * ${P}`, 8), 10),
+        `          ${name}_e(bind, meta, r, (p + i) * ${P}, acc + <usize>i * ${P * 4}, arena + ${DELTA_AT});`,
+        "        }",
         "      }",
         `      for (; p < ${panels}; p++) {`,
         `        nt1_${t.format}(xp, w + <usize>p * ${t.k * P * bytes}, ${t.k}, acc);`,
-        `        ${name}_e(bind, meta, r, p * ${P}, acc);`,
+        ...indent(fillDeltas(b, env, "r", 1, `p * ${P}`, 8), 8),
+        `        ${name}_e(bind, meta, r, p * ${P}, acc, arena + ${DELTA_AT});`,
         "      }",
         "    }",
         "  }",
@@ -351,13 +385,15 @@ function emitBody(name: string, b: Body, env: KernelEnv): string {
         "        memory.fill(acc, 0, 256);",
         ...indent(step(4), 8),
         "        fold4(acc, 4);",
-        `        for (let i: i32 = 0; i < 4; i++) ${name}_e(bind, meta, r + i, k0, acc + 256 + <usize>i * 16);`,
+        ...indent(fillDeltas(b, env, "r", 4, "k0", 4), 8),
+        `        for (let i: i32 = 0; i < 4; i++) ${name}_e(bind, meta, r + i, k0, acc + 256 + <usize>i * 16, arena + ${DELTA_AT} + <usize>i * 32);`,
         "      }",
         "      for (let r: i32 = r4; r < re; r++) {",
         "        memory.fill(acc, 0, 64);",
         ...indent(step(1), 8),
         "        fold4(acc, 1);",
-        `        ${name}_e(bind, meta, r, k0, acc + 256);`,
+        ...indent(fillDeltas(b, env, "r", 1, "k0", 4), 8),
+        `        ${name}_e(bind, meta, r, k0, acc + 256, arena + ${DELTA_AT});`,
         "      }",
         "    }",
         "  }",
@@ -367,20 +403,31 @@ function emitBody(name: string, b: Body, env: KernelEnv): string {
       const [x, f] = b.operands as [Operand, Operand];
       const t = f.value.type as Type & { kind: "factor" };
       const fa = env.address(f.value);
+      const outStride = Math.ceil(b.cols / 4) * 16;
       const info = `tables + ((<usize>(slot * ${env.sites * 2})) << 2)`;
       return `${epilogue(`${name}_e`, b, env, b.cols)}${wrap(name, [
         ...siteGuard(b.site),
         `  const n: i32 = ${count(b.domain)};`,
         "  const acc: usize = arena;",
-        "  for (let row: i32 = 0; row < n; row++) {",
-        `    const slot: i32 = load<i32>(meta + ((<usize>row) << 2), ${env.layout.arrays.slot! * 4});`,
+        "  let row: i32 = 0;",
+        "  while (row < n) {",
+        `    const slots: usize = meta + ((<usize>row) << 2) + ${env.layout.arrays.slot! * 4};`,
+        "    const slot: i32 = load<i32>(slots);",
         `    const rank: i32 = load<i32>(${info}, ${(SLOT_TABLE + t.site * 2) * 4});`,
         `    const f: usize = ${fa.cls} + ((<usize>(slot * ${env.slotWords})) << 2) + ${fa.offset * 4};`,
-        `    const xp: usize = ${rowPtr(x, env, "row")};`,
+        // Four rows of one slot share the factor's loads; each dot is the same chain either way.
+        "    const four: bool = row + 4 <= n && load<i32>(slots, 4) == slot && load<i32>(slots, 8) == slot && load<i32>(slots, 12) == slot;",
+        "    const count: i32 = four ? 4 : 1;",
         "    let r: i32 = 0;",
-        `    for (; r < rank; r += 4) shrink4(xp, f + ((<usize>(r * ${t.cols})) << 2), ${t.cols}, acc + ((<usize>r) << 2));`,
-        `    for (; r < ${b.cols}; r += 4) v128.store(acc + ((<usize>r) << 2), f32x4.splat(0));`,
-        `    ${name}_e(bind, meta, row, 0, acc);`,
+        "    for (; r < rank; r += 4) {",
+        `      if (four) shrink4x4(${[0, 1, 2, 3].map((i) => rowPtr(x, env, `row + ${i}`)).join(", ")}, f + ((<usize>(r * ${t.cols})) << 2), ${t.cols}, acc + ((<usize>r) << 2), ${outStride});`,
+        `      else shrink4(${rowPtr(x, env, "row")}, f + ((<usize>(r * ${t.cols})) << 2), ${t.cols}, acc + ((<usize>r) << 2));`,
+        "    }",
+        "    for (let i: i32 = 0; i < count; i++) {",
+        `      for (let z: i32 = r; z < ${b.cols}; z += 4) v128.store(acc + <usize>i * ${outStride} + ((<usize>z) << 2), f32x4.splat(0));`,
+        `      ${name}_e(bind, meta, row + i, 0, acc + <usize>i * ${outStride}, 0);`,
+        "    }",
+        "    row += count;",
         "  }",
       ])}`;
     }

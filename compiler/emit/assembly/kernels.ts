@@ -116,6 +116,43 @@ function expand4(u: usize, f: usize, rank: i32, stride: i32): v128 {
   }
   return acc;
 }
+/**
+ * Low-rank deltas of up to 4 rows × 8 columns, for a product's epilogue: out[row] = Σ_r u[row][r] · F[slot[row]][r], r ascending as in expand4. Rows of
+ * one slot share the factor's loads. `half` is 1 for 8 columns, 0 for 4.
+ */
+function delta(u: usize, uStride: i32, rows: i32, slots: usize, ranks: usize, slotEntry: i32, f: usize, slotBytes: i32, colBytes: i32, half: i32, out: usize): void {
+  const s0: i32 = load<i32>(slots);
+  if (rows == 4 && load<i32>(slots, 4) == s0 && load<i32>(slots, 8) == s0 && load<i32>(slots, 12) == s0) {
+    const rank: i32 = load<i32>(ranks + <usize>(s0 * slotEntry));
+    for (let h: i32 = 0; h <= half; h++) {
+      let a: v128 = f32x4.splat(0), b: v128 = a, c: v128 = a, d: v128 = a;
+      let fp: usize = f + <usize>(s0 * slotBytes) + <usize>h * 16;
+      let up: usize = u;
+      const u1: usize = <usize>uStride;
+      for (let r: i32 = 0; r < rank; r++) {
+        const w: v128 = v128.load(fp);
+        a = f32x4.add(a, f32x4.mul(v128.load_splat<f32>(up), w));
+        b = f32x4.add(b, f32x4.mul(v128.load_splat<f32>(up + u1), w));
+        c = f32x4.add(c, f32x4.mul(v128.load_splat<f32>(up + 2 * u1), w));
+        d = f32x4.add(d, f32x4.mul(v128.load_splat<f32>(up + 3 * u1), w));
+        up += 4;
+        fp += <usize>colBytes;
+      }
+      const o: usize = out + <usize>h * 16;
+      v128.store(o, a);
+      v128.store(o, b, 32);
+      v128.store(o, c, 64);
+      v128.store(o, d, 96);
+    }
+    return;
+  }
+  for (let i: i32 = 0; i < rows; i++) {
+    const s: i32 = load<i32>(slots + ((<usize>i) << 2));
+    const rank: i32 = load<i32>(ranks + <usize>(s * slotEntry));
+    const fp: usize = f + <usize>(s * slotBytes);
+    for (let h: i32 = 0; h <= half; h++) v128.store(out + <usize>i * 32 + <usize>h * 16, expand4(u + <usize>(i * uStride), fp + <usize>h * 16, rank, colBytes));
+  }
+}
 function expand1(u: usize, f: usize, rank: i32, stride: i32): f32 {
   let acc: f32 = 0;
   for (let r: i32 = 0; r < rank; r++) {
@@ -371,6 +408,57 @@ function shrink4(x: usize, f: usize, cols: i32, out: usize): void {
   store<f32>(out, s1, 4);
   store<f32>(out, s2, 8);
   store<f32>(out, s3, 12);
+}
+/** shrink4 of four rows at once: each dot as in shrink4. */
+function shrink4x4(x0: usize, x1: usize, x2: usize, x3: usize, f: usize, cols: i32, out: usize, outStride: i32): void {
+  const fs: usize = (<usize>cols) << 2;
+  for (let half: usize = 0; half < 2; half++) {
+    const fa: usize = f + half * 2 * fs;
+    const fb: usize = fa + fs;
+    let a0: v128 = f32x4.splat(0), a1: v128 = a0, b0: v128 = a0, b1: v128 = a0, c0: v128 = a0, c1: v128 = a0, d0: v128 = a0, d1: v128 = a0;
+    let c: i32 = 0;
+    for (; c + 4 <= cols; c += 4) {
+      const o: usize = (<usize>c) << 2;
+      const w0: v128 = v128.load(fa + o);
+      const w1: v128 = v128.load(fb + o);
+      let x: v128 = v128.load(x0 + o);
+      a0 = f32x4.add(a0, f32x4.mul(x, w0));
+      a1 = f32x4.add(a1, f32x4.mul(x, w1));
+      x = v128.load(x1 + o);
+      b0 = f32x4.add(b0, f32x4.mul(x, w0));
+      b1 = f32x4.add(b1, f32x4.mul(x, w1));
+      x = v128.load(x2 + o);
+      c0 = f32x4.add(c0, f32x4.mul(x, w0));
+      c1 = f32x4.add(c1, f32x4.mul(x, w1));
+      x = v128.load(x3 + o);
+      d0 = f32x4.add(d0, f32x4.mul(x, w0));
+      d1 = f32x4.add(d1, f32x4.mul(x, w1));
+    }
+    let sa0: f32 = hsum(a0), sa1: f32 = hsum(a1), sb0: f32 = hsum(b0), sb1: f32 = hsum(b1), sc0: f32 = hsum(c0), sc1: f32 = hsum(c1), sd0: f32 = hsum(d0), sd1: f32 = hsum(d1);
+    for (; c < cols; c++) {
+      const o: usize = (<usize>c) << 2;
+      const w0: f32 = load<f32>(fa + o);
+      const w1: f32 = load<f32>(fb + o);
+      sa0 += load<f32>(x0 + o) * w0;
+      sa1 += load<f32>(x0 + o) * w1;
+      sb0 += load<f32>(x1 + o) * w0;
+      sb1 += load<f32>(x1 + o) * w1;
+      sc0 += load<f32>(x2 + o) * w0;
+      sc1 += load<f32>(x2 + o) * w1;
+      sd0 += load<f32>(x3 + o) * w0;
+      sd1 += load<f32>(x3 + o) * w1;
+    }
+    const o: usize = out + half * 8;
+    const os: usize = <usize>outStride;
+    store<f32>(o, sa0);
+    store<f32>(o, sa1, 4);
+    store<f32>(o + os, sb0);
+    store<f32>(o + os, sb1, 4);
+    store<f32>(o + 2 * os, sc0);
+    store<f32>(o + 2 * os, sc1, 4);
+    store<f32>(o + 3 * os, sd0);
+    store<f32>(o + 3 * os, sd1, 4);
+  }
 }
 /** out[i][0..8) += Σ_rows down[row][i] · lanes[row][0..8), i < 4: summed from zero in row order, then added once. */
 function outer4(down: usize, downStride: i32, lanes: usize, lanesStride: i32, rows: i32, out: usize, outRow: i32): void {
