@@ -142,7 +142,7 @@ export class Engine {
     return this.device.info;
   }
   get budget(): number {
-    return this.options.budget ?? 24;
+    return this.options.budget ?? 23;
   }
 
   /** Stream tokens of one request. Leaving the loop early, or aborting, frees its cache. */
