@@ -1,6 +1,6 @@
 /** The compiler on one page: model folder + adapter classes → bundle. */
 import { join } from "node:path";
-import { allOps } from "../ops/index.ts";
+import { print } from "../ops/index.ts";
 import {
   BUNDLE_FORMAT,
   BUNDLE_VERSION,
@@ -52,7 +52,6 @@ const text = (s: string): Uint8Array => new TextEncoder().encode(s);
 
 /** Compile a Hugging Face model folder in memory. Throws WeftError at the earliest pass that can know. */
 export async function compile(folder: string, options: CompileOptions = {}): Promise<Compiled> {
-  void allOps;
   const progress = options.onProgress ?? (() => {});
   const config = readJson(join(folder, "config.json"));
   const family = models[String(config.model_type)];
@@ -170,6 +169,7 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
     files: Object.fromEntries([...files].map(([n, b]) => [n, { bytes: b.length, sha256: sha256(b) }])),
   };
   files.set("config.json", text(JSON.stringify(config)));
+  files.set("graphs.txt", text(`${programs.graphs.map((g) => `# ${g.name}\n${print(g.roots)}\n`).join("\n")}`));
   files.set("manifest.json", text(JSON.stringify(manifest)));
   return { manifest, files, graphs: programs };
 }

@@ -15,7 +15,7 @@ const usage = `weft: serve and fine-tune one base model from one process
   weft generate BUNDLE --prompt TEXT | --ids 1,2,3  [--adapter DIR] [--max-tokens N] [--temperature X] [--top-k N] [--top-p X] [--min-p X] [--seed N] [--device D]
   weft finetune BUNDLE --data FILE.jsonl --name NAME --out DIR  [--method lora|full] [--rank N] [--alpha X] [--epochs N] [--steps N] [--batch-size N]
                [--learning-rate X] [--schedule constant|linear|cosine] [--warmup-steps N] [--eval-data FILE] [--seed N] [--checkpoint DIR] [--resume DIR] [--device D]
-  weft inspect BUNDLE [--kernels]
+  weft inspect BUNDLE [--kernels] [--graph PROGRAM]
   weft doctor
 
   Every command takes --json. Devices: auto (WebGPU on hardware, else Wasm), wasm, webgpu, software.`;
@@ -66,7 +66,7 @@ const options = {
     "weight-decay": text,
     dropout: text,
   },
-  inspect: { kernels: flag },
+  inspect: { kernels: flag, graph: text },
   doctor: {},
 } as const;
 type Command = keyof typeof options;
@@ -189,6 +189,11 @@ const commands: Readonly<Record<Command, (positional: readonly string[], f: Flag
   inspect: async ([bundle], f, json) => {
     const m = await readManifest(await openReader(bundle ?? fail("inspect", "a bundle", "nothing")));
     if (json) return console.log(JSON.stringify(m));
+    if (f.graph) {
+      const graphs = new TextDecoder().decode(await (await openReader(bundle!)).read("graphs.txt")).split(/^(?=# )/m);
+      const names = graphs.map((g) => g.slice(2, g.indexOf("\n")));
+      return console.log((graphs[names.indexOf(string(f, "graph"))] ?? fail("--graph", names.join(", "), string(f, "graph"))).trimEnd());
+    }
     console.log(
       `${m.model.family}, ${m.model.parameters} parameters, ${m.model.layers} layers × ${m.model.hiddenSize}, ${m.model.heads}/${m.model.kvHeads} heads × ${m.model.headDim}, vocab ${m.model.vocab}, ${m.model.format}, base ${m.base.slice(0, 12)}`,
     );

@@ -112,6 +112,7 @@ function backwards(x: usize, w: usize, K: i32, out: usize): void {
     const whole = await core.score(prompt, { logits: true });
     const pieces = await Promise.all(prompt.slice(0, 30).map((_, i) => core.score(prompt.slice(0, i + 1), { logits: true })));
     const equal = pieces.every((p, i) => bits(p.logits![i]!) === bits(whole.logits![i]!));
+    assert.is(core.invariance, same ? "verified" : "off", "the check at load sees it too");
     assert.is(equal, same, same ? "an intact bundle is batch-invariant" : "a perturbed family must be noticed");
     await core.dispose();
   }

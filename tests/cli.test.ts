@@ -1,0 +1,144 @@
+/** The command line, and model folders as people have them: shards, half floats, newer config keys. */
+import { spawn } from "node:child_process";
+import { existsSync, rmSync, writeFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+import * as assert from "uvu/assert";
+import { compile } from "../compiler/compile.ts";
+import { models } from "../compiler/models/index.ts";
+import { encode, floatToHalf, type TensorData } from "../runtime/bundle.ts";
+import { batchOf, collect, configs, engineOf, idsOf, small } from "./support/engines.ts";
+import { suite } from "./support/suite.ts";
+import { scratch, tensorsOf, writeModel } from "./support/tiny.ts";
+
+const test = suite("cli");
+const root = fileURLToPath(new URL("..", import.meta.url));
+const weft = (...args: string[]): Promise<{ code: number; out: string; err: string }> =>
+  new Promise((resolve) => {
+    const child = spawn(process.execPath, ["scripts/setup.mjs", "sdk/cli.ts", ...args], { cwd: root, stdio: ["ignore", "pipe", "pipe"] });
+    let out = "";
+    let err = "";
+    child.stdout.on("data", (d) => (out += d));
+    child.stderr.on("data", (d) => (err += d));
+    child.on("close", (code) => resolve({ code: code ?? -1, out, err }));
+  });
+
+test("compile, inspect, finetune, generate, doctor: results on stdout, progress on stderr, errors with a code", async () => {
+  const dir = scratch();
+  const model = writeModel(configs.even);
+  const made = await weft("compile", model, "-o", `${dir}/m.weft`, "--target", "wasm", "--context", "64", "--tokens", "32", "--rank", "4", "--json");
+  assert.is(made.code, 0, made.err);
+  assert.is((JSON.parse(made.out) as { bundle: string }).bundle, `${dir}/m.weft`);
+  assert.match(made.err, /weights/);
+  const seen = await weft("inspect", `${dir}/m.weft`);
+  assert.match(seen.out, /forward\.lora.*launches/);
+  assert.match(seen.out, /naive, \d+ pruned, \d+ boundary/);
+  assert.match((await weft("inspect", `${dir}/m.weft`, "--graph", "backward.lora.all")).out, /attend_dkv\(/);
+  writeFileSync(
+    `${dir}/rows.jsonl`,
+    batchOf(128)
+      .slice(0, 2)
+      .map((r) => JSON.stringify(r))
+      .join("\n"),
+  );
+  const tuned = await weft(
+    "finetune",
+    `${dir}/m.weft`,
+    "--data",
+    `${dir}/rows.jsonl`,
+    "--name",
+    "notes",
+    "--out",
+    `${dir}/notes`,
+    "--rank",
+    "2",
+    "--steps",
+    "3",
+    "--device",
+    "wasm",
+    "--json",
+  );
+  assert.is(tuned.code, 0, tuned.err);
+  assert.is((JSON.parse(tuned.out) as { losses: number[] }).losses.length, 3);
+  assert.ok(existsSync(`${dir}/notes/adapter_model.safetensors`));
+  const said = await weft("generate", `${dir}/m.weft`, "--ids", "5,6,7", "--adapter", `${dir}/notes`, "--max-tokens", "4", "--device", "wasm", "--json");
+  assert.is((JSON.parse(said.out) as { ids: number[] }).ids.length, 4, said.err);
+  assert.is((await weft("doctor", "--json")).code, 0);
+  for (const args of [
+    ["genrate"],
+    ["compile", model],
+    ["generate", `${dir}/m.weft`, "--ids", "1", "--heat", "3"],
+    ["inspect", "/nowhere"],
+    ["generate", `${dir}/m.weft`, "--ids", "1", "--max-tokens", "many"],
+  ]) {
+    const bad = await weft(...args, "--json");
+    assert.is(bad.code, 1);
+    assert.match((JSON.parse(bad.out) as { error: { code: string } }).error.code, /^WEFT_/);
+  }
+});
+
+test("sharded, F16 and BF16 checkpoints give the model of their values", async () => {
+  const all = tensorsOf(configs.even);
+  const base = (await compile(writeModel(configs.even), { targets: ["wasm"], capacities: small })).files.get("weights/model-00000.safetensors")!;
+  const sharded = writeModel(configs.even);
+  rmSync(`${sharded}/model.safetensors`);
+  const half = Math.ceil(all.length / 2);
+  const map: Record<string, string> = {};
+  for (const [file, list] of [
+    ["model-1.safetensors", all.slice(0, half)],
+    ["model-2.safetensors", all.slice(half)],
+  ] as const) {
+    writeFileSync(`${sharded}/${file}`, encode(list));
+    for (const t of list) map[t.name] = file;
+  }
+  writeFileSync(`${sharded}/model.safetensors.index.json`, JSON.stringify({ weight_map: map }));
+  const shards = (await compile(sharded, { targets: ["wasm"], capacities: small })).files.get("weights/model-00000.safetensors")!;
+  assert.ok(Buffer.compare(Buffer.from(base), Buffer.from(shards)) === 0);
+
+  // Values that both half formats hold exactly.
+  const coarse = all.map((t): TensorData => ({ ...t, data: Float32Array.from(t.data as Float32Array, (x) => Math.round(x * 64) / 64) }));
+  const whole = writeModel(configs.even);
+  writeFileSync(`${whole}/model.safetensors`, encode(coarse));
+  const want = (await compile(whole, { targets: ["wasm"], capacities: small })).files.get("weights/model-00000.safetensors")!;
+  const bits = new Uint32Array(1);
+  const float = new Float32Array(bits.buffer);
+  for (const dtype of ["F16", "BF16"] as const) {
+    const dir = writeModel(configs.even);
+    const packed = coarse.map((t) => ({
+      ...t,
+      dtype,
+      data: Uint16Array.from(t.data as Float32Array, (x) => {
+        if (dtype === "F16") return floatToHalf(x);
+        float[0] = x;
+        return bits[0]! >>> 16;
+      }),
+    }));
+    writeFileSync(`${dir}/model.safetensors`, encode(packed as unknown as TensorData[]));
+    const got = (await compile(dir, { targets: ["wasm"], capacities: small })).files.get("weights/model-00000.safetensors")!;
+    assert.ok(Buffer.compare(Buffer.from(got), Buffer.from(want)) === 0, dtype);
+  }
+});
+
+test("rope_theta, rope_scaling and the newer rope_parameters name the same angles", () => {
+  const { rope_scaling: scaling, rope_theta: theta, ...rest } = configs.odd as Record<string, unknown>;
+  const old = models.llama!(configs.odd);
+  const now = models.llama!({ ...rest, rope_parameters: { ...(scaling as object), rope_theta: theta } });
+  assert.equal(now.inverseFrequencies, old.inverseFrequencies);
+  const plain = models.llama!(configs.even);
+  assert.ok(Math.abs(plain.inverseFrequencies[1]! - 10000 ** (-2 / 16)) < 1e-15);
+});
+
+test("the best checkpoint is what a job publishes when it has rows to evaluate", async () => {
+  await using engine = await engineOf(configs.even);
+  const rows = batchOf(128);
+  const evals: number[] = [];
+  const o = { data: rows.slice(1, 2), evalData: rows.slice(3, 4), evalEvery: 2, steps: 16, learningRate: 0.03, rank: 4 };
+  const job = await engine.finetune({ ...o, name: "best", onEvent: (e) => e.type === "eval" && evals.push(e.loss) });
+  const { bestLoss } = await job.done;
+  assert.is(bestLoss, Math.min(...evals));
+  const score = await engine.score(rows[3]!.input_ids, { adapter: "best" });
+  const loss = -score.logprobs.slice(39).reduce((a, b) => a + b, 0) / score.logprobs.slice(39).length;
+  assert.ok(Math.abs(loss - bestLoss!) < 1e-6, `published adapter has ${loss}, best was ${bestLoss}`);
+  const cut = await collect(engine, { prompt: idsOf("x", 4, 128), maxTokens: 3, adapter: "best@1", logprobs: 2 });
+  assert.is(cut.ids.length, 3);
+});
+test.run();
