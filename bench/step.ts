@@ -114,7 +114,6 @@ export async function main(args: string[]): Promise<void> {
   out.push(["prefill, 224 tokens", spread(prefill), "tokens/s"]);
   batches.forEach((b, i) => out.push([`decode, batch ${b}`, spread(rates[i]!), "tokens/s"]));
 
-  // Encode time: TypeScript walking the command list, against the whole step.
   const lora = { rank: 16, alpha: 16, batchSize: 4, learningRate: 1e-4, shuffle: false } as const;
   const steps = software ? 1 : 4;
   const tune = async (e: Engine, method: "lora" | "full", name: string, n: number, seed = 1): Promise<number> => {
@@ -172,6 +171,9 @@ export async function main(args: string[]): Promise<void> {
     ["inter-token p99 with jobs / without", spread(p99, 2), "×"],
     ["fine-tuning beside inference / alone", spread(share, 2), "×"],
   );
+  const { launches: launched, encodeMs } = engine.core.device.stats;
+  const encodeUs = (encodeMs / launched) * 1000;
+  out.push(["encoding a launch", target === "wasm" ? "a call" : encodeUs.toFixed(2), target === "wasm" ? "" : "µs"]);
   await engine.dispose();
 
   const whole = await open("full");

@@ -24,6 +24,8 @@ export interface Device {
   readonly plan: TargetPlan;
   /** Bytes held, by memory class. */
   readonly memory: Readonly<Record<string, number>>;
+  /** Since the device was opened: kernels launched, and milliseconds spent turning commands into launches (none on Wasm, where a launch is a call). */
+  readonly stats: { launches: number; encodeMs: number };
   write(at: Omit<Range, "words">, data: Float32Array | Uint32Array | Int32Array): void;
   clear(range: Range): void;
   /** Run commands (six words each) over the metadata, then read ranges back in order. */

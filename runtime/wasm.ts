@@ -43,7 +43,9 @@ export async function openWasm(manifest: Manifest, module: BufferSource): Promis
   const metaBase = addressOf("meta", 0);
   const slice = (r: Range): Float32Array => floats.slice(addressOf(r.cls, r.group) / 4 + r.offset, addressOf(r.cls, r.group) / 4 + r.offset + r.words);
 
+  const stats = { launches: 0, encodeMs: 0 };
   return {
+    stats,
     info: { target: "wasm", name: "CPU (SIMD WebAssembly, 1 thread)", software: false },
     plan,
     memory: bytes,
@@ -54,6 +56,7 @@ export async function openWasm(manifest: Manifest, module: BufferSource): Promis
       words.fill(0, addressOf(r.cls, r.group) / 4 + r.offset, addressOf(r.cls, r.group) / 4 + r.offset + r.words);
     },
     run: async (commands, meta, reads) => {
+      stats.launches += commands.length / 6;
       words.set(meta, metaBase / 4);
       for (let i = 0; i < commands.length; i += 6) kernels[commands[i]!]!(commands[i + 1]! * 32, metaBase + commands[i + 2]!);
       return reads.map(slice);

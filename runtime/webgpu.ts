@@ -155,7 +155,9 @@ export async function openWebGpu(manifest: Manifest, file: (name: string) => Pro
     if (failure) throw new WeftError({ code: "WEFT_DEVICE", where: "webgpu step", expected: "commands that validate", found: failure });
   };
 
+  const stats = { launches: 0, encodeMs: 0 };
   return {
+    stats,
     info: { target: "webgpu", name: info.description || info.device || info.vendor || "WebGPU adapter", software },
     plan,
     memory: bytes,
@@ -170,6 +172,7 @@ export async function openWebGpu(manifest: Manifest, file: (name: string) => Pro
     run: (commands, meta, reads) =>
       fetchAll(reads, () => {
         check();
+        const t0 = performance.now();
         device.queue.writeBuffer(metaBuffer, 0, meta.buffer as ArrayBuffer, meta.byteOffset, meta.byteLength);
         const encoder = device.createCommandEncoder();
         const pass = encoder.beginComputePass();
@@ -189,6 +192,8 @@ export async function openWebGpu(manifest: Manifest, file: (name: string) => Pro
           pass.dispatchWorkgroups(commands[i + 3]!, commands[i + 4]!, commands[i + 5]!);
         }
         pass.end();
+        stats.launches += commands.length / 6;
+        stats.encodeMs += performance.now() - t0;
         return encoder;
       }),
     read: async (r) => (await fetchAll([r], () => device.createCommandEncoder()))[0]!,
