@@ -99,7 +99,7 @@ export async function main(args: string[]): Promise<void> {
     boundary: perLayer("backward.lora.boundary"),
     kernels: Object.keys(plan.kernels).length,
   };
-  out.push(["launches a layer: forward base / with adapters", `${launches.forward[0]} / ${launches.forward[1] - 4}`, ""]);
+  out.push(["launches a layer: forward base / with adapters", `${launches.forward[0]} / ${launches.forward[0] + 4}`, ""]);
   out.push(["launches a layer: backward, all kept", String(launches.backward[1] - 1), ""], ["kernels in the bundle", String(launches.kernels), ""]);
 
   await decode(engine, 2, 4);

@@ -19,7 +19,7 @@ import { emitLaunchAs, prelude } from "./emit/assemblyscript.ts";
 import { emitHost, policies } from "./emit/host.ts";
 import { emitLaunchWgsl, gridOf } from "./emit/wgsl.ts";
 import { exists, readText, sha256, writeFolder } from "./files.ts";
-import { fuse, type Launch } from "./fuse.ts";
+import { fuse, type Launch, TRAIN_BIT } from "./fuse.ts";
 import { type AnyBody, isUpdate, type KernelEnv, type UpdateBody } from "./kernel.ts";
 import { type BlockKind, blockLayouts, headerWords } from "./metadata.ts";
 import { models } from "./models/index.ts";
@@ -229,8 +229,14 @@ function emitTarget(
       const kernel = `${program.name}.${name}`.replace(/[^a-zA-Z0-9]+/g, "_");
       const unique = sources.some((s) => s.name === kernel) ? `${kernel}_${sources.length}` : kernel;
       sources.push({ name: unique, text: target.name === "wasm" ? emitLaunchAs(unique, bodies, env) : emitLaunchWgsl(unique, bodies, env, target) });
-      const conditional = bodies.every((b) => !isUpdate(b) && b.site !== null);
-      return { kernel: unique, grid: gridOf(bodies, env, target), sites: conditional ? bodies.reduce((m, b) => m | (1 << (b as { site: number }).site), 0) : 0 };
+      // The adapter sites (or other conditions) without which a body has nothing to do; a launch is skipped when none of its bodies has.
+      const bits = bodies.map((b): number | null => {
+        if (isUpdate(b)) return null;
+        const onlySaves = program.block === "step" && program.region === "layer" && b.skeleton === "map" && b.stores.every((s) => s.to === "field");
+        return onlySaves ? TRAIN_BIT : b.site;
+      });
+      const sites = bits.includes(null) ? 0 : bits.reduce<number>((m, bit) => m | (1 << bit!), 0);
+      return { kernel: unique, grid: gridOf(bodies, env, target), sites };
     });
     entries.push({ ...program, launches: out });
   };

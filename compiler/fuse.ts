@@ -24,6 +24,8 @@ export interface Operand {
 }
 /** Bit of `site_mask` that says some row of the block has dropout. */
 export const DROPOUT_BIT = 30;
+/** Bit of `site_mask` that says some row of the step is being trained: what only saves activations runs then. */
+export const TRAIN_BIT = 29;
 export interface Stat {
   readonly id: number;
   readonly reduce: "sum" | "max";

@@ -131,7 +131,8 @@ export function buildPrograms(
   const headOf = (x: Value): Value => linear(outer.norm(x, "norm.weight", model.eps), head, "lm_head");
   const logits = headOf(gatherRows(hT, "head_row", "R"));
   graphs.push({ name: "head", region: "outer", block: "step", roots: [logits], homes: [{ value: logits, name: "logits" }] });
-  graphs.push({ name: "forward", region: "layer", block: "step", roots: [fwd.out], homes: [{ value: fwd.out, name: "h" }] });
+  // With adapters to train, their forward serves requests too: its saves are skipped where no row is trained.
+  if (!train.includes("lora")) graphs.push({ name: "forward", region: "layer", block: "step", roots: [fwd.out], homes: [{ value: fwd.out, name: "h" }] });
   const sites = fwd.b.sites;
 
   const saved: Partial<Record<TrainClass, { fields: SavedField[]; bytes: SavedBytes }>> = {};

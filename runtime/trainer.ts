@@ -124,6 +124,7 @@ export class Job implements Feed {
   private resolveMicro: ((last: boolean) => void) | null = null;
   private rejectMicro: ((e: unknown) => void) | null = null;
   private pending: { start: number; items: readonly Item[]; last: boolean } | null = null;
+  private inFlight = false;
   private added: { seq: number; base: number; item: Item }[] = [];
   private content: AdapterContent | null = null;
   private slot = 0;
@@ -364,6 +365,7 @@ export class Job implements Feed {
     }
     if (!this.added.length) return;
     this.pending = null;
+    this.inFlight = true;
     exports.jobStart(this.index, p.last && this.added.length === p.items.length ? 1 : 0);
   }
   private nll = new Float32Array(0);
@@ -371,6 +373,9 @@ export class Job implements Feed {
     return Promise.resolve(this.nll);
   }
   async microDone(): Promise<void> {
+    // The last word of a job that was dropped while its step ran is not for its successor.
+    if (!this.inFlight) return;
+    this.inFlight = false;
     const { device, manifest } = this.engine;
     this.nll = new Float32Array(await device.read({ cls: "arena", group: 0, offset: device.plan.homes.nll, words: manifest.capacities.savedRows }));
     this.resolveMicro?.(true);

@@ -212,7 +212,9 @@ const commands: Readonly<Record<Command, (positional: readonly string[], f: Flag
         console.log(`  ${cls.padEnd(9)} ${kb(w.layer * 4).padStart(10)} a layer, ${kb((w.layer * m.model.layers + w.outer) * 4).padStart(10)} in all`);
       for (const p of plan.programs) {
         const always = p.launches.filter((l) => l.sites === 0).length;
-        console.log(`  ${p.name.padEnd(24)} ${String(p.launches.length).padStart(2)} launches (${always} without adapters)${p.region === "layer" ? " a layer" : ""}`);
+        console.log(
+          `  ${p.name.padEnd(24)} ${String(p.launches.length).padStart(2)} launches (${always} when nothing is adapted or trained)${p.region === "layer" ? " a layer" : ""}`,
+        );
         if (f.kernels) for (const l of p.launches) console.log(`      ${l.kernel}`);
       }
     }

@@ -80,7 +80,7 @@ export function grant(seq: i32, n: i32): i32 {
       bump(C_HEAD, 1);
     }
   }
-  set(META, H_SITE_MASK, get(META, H_SITE_MASK) | get(SLOT_SITES, slot) | (kind == TRAIN && get(DROP_KEY, seq) != 0 ? DROPOUT : 0));
+  set(META, H_SITE_MASK, get(META, H_SITE_MASK) | get(SLOT_SITES, slot) | (kind == TRAIN ? TRAINED | (get(DROP_KEY, seq) != 0 ? DROPOUT : 0) : 0));
   if (kind == TRAIN) bump(C_TRAIN_ROWS, n);
   bump(C_ROWS, n);
   set(DONE, seq, done + n);
@@ -88,6 +88,8 @@ export function grant(seq: i32, n: i32): i32 {
 }
 /** Bit of the site mask that says some row has dropout. */
 export const DROPOUT: i32 = 1 << 30;
+/** Bit of the site mask that says some row is being trained. */
+const TRAINED: i32 = 1 << 29;
 /** Key of a row's dropout draws: 0 means none. */
 export function dropKey(key: i32, pos: i32): i32 {
   if (key == 0) return 0;
