@@ -93,8 +93,7 @@ export async function main(args: string[]): Promise<void> {
     return [l.filter((x) => x.sites === 0).length, l.length];
   };
   const launches = {
-    forward: perLayer("forward"),
-    trainForward: perLayer("forward.lora"),
+    forward: perLayer("forward.lora"),
     backward: perLayer("backward.lora.all"),
     boundary: perLayer("backward.lora.boundary"),
     kernels: Object.keys(plan.kernels).length,

@@ -3,7 +3,7 @@ import { spawn } from "node:child_process";
 import { readFileSync, statSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import * as assert from "uvu/assert";
-import { capacities, encodeRows, makeInitial, recipe, trainingRows } from "../examples/model/train.ts";
+import { capacities, encodeRows, makeInitial, recipe, training, trainingRows } from "../examples/model/train.ts";
 import { encodeRow, parseJsonl } from "../sdk/data.ts";
 import { compile, load, type Message } from "../sdk/index.ts";
 import { Text } from "../sdk/text.ts";
@@ -30,18 +30,8 @@ test("its first 20 steps of training replay to the log", async () => {
   const controller = new AbortController();
   const losses: number[] = [];
   const job = await engine.finetune({
-    name: "story",
-    method: "full",
+    ...training,
     data,
-    steps: recipe.steps,
-    batchSize: recipe.batch,
-    learningRate: recipe.learningRate,
-    schedule: "cosine",
-    warmupSteps: recipe.warmup,
-    weightDecay: 0.01,
-    betas: [0.9, 0.98],
-    maxGradNorm: 1,
-    shuffle: false,
     signal: controller.signal,
     onEvent: (e) => {
       if (e.type === "step" && losses.push(e.loss) === 20) controller.abort();

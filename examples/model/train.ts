@@ -119,6 +119,21 @@ export function encodeRows(texts: readonly (readonly string[])[], encode: (s: st
   return texts.map((docs) => ({ input_ids: docs.flatMap((t) => [...encode(t), 1]) }));
 }
 
+/** The recipe as options of a job. */
+export const training = {
+  name: "story",
+  method: "full",
+  steps: recipe.steps,
+  batchSize: recipe.batch,
+  learningRate: recipe.learningRate,
+  schedule: "cosine",
+  warmupSteps: recipe.warmup,
+  weightDecay: 0.01,
+  betas: [0.9, 0.98],
+  maxGradNorm: 1,
+  shuffle: false,
+} as const;
+
 async function main(): Promise<void> {
   const init = join(work, "init");
   const checkpoint = join(work, "checkpoint");
@@ -135,18 +150,8 @@ async function main(): Promise<void> {
   console.error(`entropy ${entropy.toFixed(4)} nats a token, ${learned} tokens, ${engine.manifest.model.parameters} parameters`);
   const t0 = performance.now();
   const job = await engine.finetune({
-    name: "story",
-    method: "full",
+    ...training,
     data,
-    steps: recipe.steps,
-    batchSize: recipe.batch,
-    learningRate: recipe.learningRate,
-    schedule: "cosine",
-    warmupSteps: recipe.warmup,
-    weightDecay: 0.01,
-    betas: [0.9, 0.98],
-    maxGradNorm: 1,
-    shuffle: false,
     ...(existsSync(checkpoint) && { resume: checkpoint }),
     onEvent: (e) => {
       if (e.type !== "step") return;
