@@ -132,7 +132,7 @@ async function main(): Promise<number> {
   say(
     `  ${manifest.model.parameters} parameters, ${manifest.model.layers} layers, ${layerLaunches} launches a layer, ${Object.keys(manifest.targets[target]!.kernels).length} kernels, ${((performance.now() - t0) / 1000).toFixed(1)} s`,
   );
-  await using engine = await load(bundle, { device, budget: slow ? 160 : 20 });
+  await using engine = await load(bundle, { device, budget: slow ? 160 : 28 });
   say(`  running on ${engine.device.name}`);
 
   const taught = args.teach ? [parseTeach(args.teach)] : [];
@@ -166,7 +166,7 @@ async function main(): Promise<number> {
     warmupSteps: 4,
     seed: Number(args.seed),
     maxGradNorm: 1,
-    publishEvery: 8,
+    publishEvery: slow ? 8 : 5,
     data: facts.flatMap((f) => f.taught.map((prompt) => ({ prompt, completion: answer(f[which]) }))),
   });
 
