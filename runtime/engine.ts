@@ -47,9 +47,11 @@ export interface Score {
 }
 export interface StepTrace {
   readonly rows: { readonly generate: number; readonly score: number; readonly train: number };
+  /** Requests, and jobs, with rows in this forward: more rows than requests means that a prompt chunk was among them. */
+  readonly requests: number;
+  readonly jobs: number;
   readonly units: number;
   readonly commands: number;
-  /** Training sequences' jobs with rows in this forward. */
   readonly ms: number;
 }
 export interface EngineOptions {
@@ -141,8 +143,9 @@ export class Engine {
   get info(): DeviceInfo {
     return this.device.info;
   }
+  /** Row-equivalents of a step with requests. A unit's cost is counted in arithmetic; on WebGPU it is mostly launches, so the default is smaller there. */
   get budget(): number {
-    return this.options.budget ?? 23;
+    return this.options.budget ?? (this.info.target === "wasm" ? 23 : 14);
   }
 
   /** Stream tokens of one request. Leaving the loop early, or aborting, frees its cache. */
@@ -353,13 +356,17 @@ export class Engine {
     if (trace) this.options.onStep!({ ...trace, units: host.counter(COUNTER.units), commands: count, ms: performance.now() - t0 });
     return true;
   }
-  private traceRows(): Pick<StepTrace, "rows"> {
+  private traceRows(): Pick<StepTrace, "rows" | "requests" | "jobs"> {
     const rows = { generate: 0, score: 0, train: 0 };
+    const requests = new Set<number>();
+    const jobs = new Set<number>();
     for (const s of this.host.rowSequences()) {
       const kind = this.live.get(s)?.kind ?? "train";
       rows[kind]++;
+      if (kind === "train") jobs.add(this.host.exports.jobOf(s));
+      else requests.add(s);
     }
-    return { rows };
+    return { rows, requests: requests.size, jobs: jobs.size };
   }
 
   private async handle(events: Int32Array, logits: Float32Array): Promise<void> {

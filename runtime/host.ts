@@ -17,6 +17,7 @@ export interface HostExports {
   freeBlocks(): number;
   blocksTotal(): number;
   kindOf(seq: number): number;
+  jobOf(seq: number): number;
   doneOf(seq: number): number;
   saveBase(seq: number): number;
   jobPhase(job: number): number;

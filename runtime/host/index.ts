@@ -29,6 +29,7 @@ export function addrRowSeq(): usize { return ROW_SEQ; }
 export function addrStops(seq: i32): usize { return STOPS + ((<usize>(seq * STOPS_PER_SEQUENCE)) << 2); }
 export function freeBlocks(): i32 { return counter(C_FREE); }
 export function kindOf(seq: i32): i32 { return get(KIND, seq); }
+export function jobOf(seq: i32): i32 { return get(JOB, seq); }
 export function doneOf(seq: i32): i32 { return get(DONE, seq); }
 export function saveBase(seq: i32): i32 { return get(SAVE_BASE, seq); }
 export function jobPhase(j: i32): i32 { return get(JOB_PHASE, j); }
