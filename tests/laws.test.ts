@@ -215,7 +215,7 @@ for (const target of targets)
     assert.ok(held >= needed && held <= needed + 64 * lora!.fields.length, `${held} words held, ${needed} planned`);
   });
 
-test("law 6: pruned backward = full backward: LoRA gradients are the same beside trained base weights", async () => {
+test("law 6: the pruned backward builds the 14 factor gradients of a layer and no gradient of a base weight", async () => {
   // The lora program never builds gradients of frozen weights; its adapters' gradients equal torch's full backward (reference.test.ts), and its
   // graph holds no outer product with a base weight.
   const { graphs } = await compile(writeModel(configs.even), { targets: ["wasm"], capacities: small });

@@ -240,7 +240,7 @@ function nt1_f32(x: usize, w: usize, K: i32, out: usize): void {
   v128.store(out, a0);
   v128.store(out, a1, 16);
 }
-/** Widen a panel of halves once per tile; `w16` is scratch for 8 columns of up to K rows is not needed: rows are widened as they are read. */
+// The same tile over packed halves: each panel row is widened as it is read.
 function nt4_f16(x0: usize, x1: usize, x2: usize, x3: usize, w: usize, K: i32, out: usize): void {
   let a0: v128 = f32x4.splat(0), a1: v128 = a0, b0: v128 = a0, b1: v128 = a0, c0: v128 = a0, c1: v128 = a0, d0: v128 = a0, d1: v128 = a0;
   const end: usize = x0 + ((<usize>K) << 2);
