@@ -76,7 +76,21 @@ export async function main(args: string[]): Promise<void> {
     await compile(folder, out, {
       targets: [target],
       train: [train],
-      capacities: { context: 256, tokens: 256, headRows: 32, savedRows: 1024, keptRows: 1024, unitRows: 32, units: 32, slots: 4, jobs: 2, rank: 16, blocks: 256, sequences: 48 },
+      capacities: {
+        context: 256,
+        tokens: 256,
+        headRows: 32,
+        savedRows: 1024,
+        keptRows: 1024,
+        quantum: 32,
+        unitRows: 128,
+        units: 32,
+        slots: 4,
+        jobs: 2,
+        rank: 16,
+        blocks: 256,
+        sequences: 48,
+      },
     });
     return load(out, { device });
   };
@@ -144,7 +158,7 @@ export async function main(args: string[]): Promise<void> {
     const stream = async (i: number): Promise<void> => {
       for (let k = 0; on; k++) {
         let last = 0;
-        for await (const _p of engine.core.generate({ prompt: ids(16, i + k * 31, vocab), maxTokens: 150 })) {
+        for await (const _p of engine.core.generate({ prompt: ids(16, i + k * 31, vocab), maxTokens: streamTokens })) {
           const now = performance.now();
           if (last) gaps.push(now - last);
           last = now;

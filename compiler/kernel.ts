@@ -49,6 +49,8 @@ export interface KernelEnv {
   /** Words from the arena's start: gradient norms [jobs][groups + 2]. */
   readonly norms: number;
 }
+/** Metadata arrays that say where each segment of a unit begins, and how many rows it has, in a domain. */
+export const SEGMENT_ROWS: Readonly<Partial<Record<Domain, readonly [string, string]>>> = { W: ["seg_row", "seg_rows"], R: ["seg_head", "seg_heads"] };
 export const ROWS_HEADER: Readonly<Record<Domain, string>> = { T: "n_rows", W: "n_rows", R: "n_head" };
 
 /** Update kernels have no graph: they run over a region's parameters. */

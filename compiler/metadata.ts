@@ -7,9 +7,9 @@ export const headerWords = [
   "n_head",
   "job",
   "slot",
-  "save_base",
   "n_keys",
-  "dkv_first",
+  "n_segments",
+  "table_words",
   "site_mask",
   "zero",
   "lr",
@@ -31,6 +31,15 @@ export interface BlockLayout {
 }
 export type BlockKind = "step" | "unit" | "update";
 
+/** Segments of a unit: whole quanta of sequences, summed one after another, so that packing several into one launch never changes a bit. */
+export const segmentsOf = (c: Capacities): number => Math.min(c.unitRows, 32);
+/** Words of a unit's block tables: one whole context, or many short sequences. */
+export const unitTableWords = (c: Capacities): number => Math.ceil(c.context / 32) + c.unitRows;
+/**
+ * Of each segment: its rows, its label rows, where its sequence's saved rows begin, whether it is the sequence's last quantum (its key gradients
+ * start from zero), and the keys it is the first in this unit to touch (0 for a further quantum of the same sequence).
+ */
+const segmentArrays = ["seg_row", "seg_rows", "seg_head", "seg_heads", "seg_base", "seg_fresh", "seg_keys"];
 const rowArrays = ["ids", "pos", "slot", "table", "save_row", "ext_row", "drop_key", "drop_p"];
 
 export function blockLayouts(c: Capacities): Readonly<Record<BlockKind, BlockLayout>> {
@@ -52,7 +61,8 @@ export function blockLayouts(c: Capacities): Readonly<Record<BlockKind, BlockLay
       ["head_dst", c.headRows],
       ["label", c.headRows],
       ["weight", c.headRows],
-      ["tables", blocksPerSequence],
+      ...segmentArrays.map((n) => [n, segmentsOf(c)] as const),
+      ["tables", unitTableWords(c)],
     ]),
     update: build("update", []),
   };

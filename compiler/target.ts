@@ -22,7 +22,9 @@ export interface Capacities {
   readonly savedRows: number;
   /** Rows whose full kept set fits as well; a micro-batch beyond that recomputes inside its units. */
   readonly keptRows: number;
-  /** Rows of one backward unit: the quantum in which gradients are summed. */
+  /** Rows in which gradients are summed: a sequence's backward goes quantum by quantum. */
+  readonly quantum: number;
+  /** Most rows of one backward unit: as many quanta as fit and as a step may carry. */
   readonly unitRows: number;
   /** Backward and head units that one step can carry. */
   readonly units: number;
@@ -54,7 +56,8 @@ export function defaultCapacities(context: number): Capacities {
     rank: 16,
     savedRows: 1024,
     keptRows: 1024,
-    unitRows: 32,
+    quantum: 32,
+    unitRows: 128,
     units: 16,
   };
 }
@@ -71,6 +74,6 @@ export function checkCapacities(c: Capacities): Capacities {
       expected: `at least ${Math.ceil(c.context / 32)} blocks to hold one context`,
       found: String(c.blocks),
     });
-  if (c.unitRows > c.tokens) throw new WeftError({ code: "WEFT_CAPACITY", where: "capacities.unitRows", expected: `at most tokens (${c.tokens})`, found: String(c.unitRows) });
+  if (c.quantum > c.unitRows) throw new WeftError({ code: "WEFT_CAPACITY", where: "capacities.quantum", expected: `at most unitRows (${c.unitRows})`, found: String(c.quantum) });
   return c;
 }

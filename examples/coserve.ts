@@ -126,7 +126,21 @@ async function main(): Promise<number> {
   const manifest = await compile(model, bundle, {
     targets: [target],
     train: ["lora"],
-    capacities: { context: 192, tokens: 128, headRows: 16, savedRows: 1024, keptRows: 1024, unitRows: 32, units: 24, slots: 6, jobs: 2, rank: 8, blocks: 256, sequences: 64 },
+    capacities: {
+      context: 192,
+      tokens: 128,
+      headRows: 16,
+      savedRows: 1024,
+      keptRows: 1024,
+      quantum: 32,
+      unitRows: 128,
+      units: 24,
+      slots: 6,
+      jobs: 2,
+      rank: 8,
+      blocks: 256,
+      sequences: 64,
+    },
   });
   const layerLaunches = manifest.targets[target]!.programs.find((p) => p.name === "forward.lora")!.launches.length;
   say(

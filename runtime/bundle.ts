@@ -87,6 +87,7 @@ export interface CapacityEntry {
   readonly rank: number;
   readonly savedRows: number;
   readonly keptRows: number;
+  readonly quantum: number;
   readonly unitRows: number;
   readonly units: number;
 }

@@ -43,7 +43,10 @@ test("its first 20 steps of training replay to the log", async () => {
 
 test("text: a story in, a story out; streamed pieces join to the decoded ids; stops end it", async () => {
   const out = `${scratch()}/story.weft`;
-  await compile(story, out, { targets: ["wasm"], capacities: { context: 192, tokens: 64, blocks: 64, savedRows: 64, keptRows: 64, unitRows: 32, slots: 2, jobs: 1, rank: 4 } });
+  await compile(story, out, {
+    targets: ["wasm"],
+    capacities: { context: 192, tokens: 64, blocks: 64, savedRows: 64, keptRows: 64, quantum: 32, unitRows: 64, slots: 2, jobs: 1, rank: 4 },
+  });
   await using engine = await load(out);
   const prompt = "Tom has a pet frog. Tom was very happy.\nQuestion: What pet does Tom have?\nAnswer:";
   let text = "";

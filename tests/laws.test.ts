@@ -23,7 +23,7 @@ const train = async (engine: Engine, o: Partial<FinetuneOptions> = {}): Promise<
 const requests = (i: number) => ({ prompt: idsOf(`request${i}`, 3 + ((i * 13) % 60), vocab), maxTokens: 8 + (i % 5), temperature: i % 2 ? 0.9 : 0, seed: i });
 
 for (const target of targets)
-  test(`law 3 on ${target}: forward windows and kept sets never change a bit of training; other quanta agree within tolerance`, async () => {
+  test(`law 3 on ${target}: forward windows, kept sets and the packing of units never change a bit of training; other quanta agree within tolerance`, async () => {
     const steps = target === "wasm" ? 3 : 1;
     const runs: { losses: readonly number[]; content: string }[] = [];
     for (const [budget, keep] of [
@@ -36,8 +36,11 @@ for (const target of targets)
       await using engine = await engineOf(configs.even, { targets: [target], load: { budget, idleBudget: budget } });
       runs.push(await train(engine, { keep, steps }));
     }
+    // Units of one quantum each: how quanta are packed into launches changes no sum either.
+    await using single = await engineOf(configs.even, { targets: [target], capacities: { unitRows: 32 } });
+    runs.push(await train(single, { steps }));
     for (const r of runs.slice(1)) assert.equal(r, runs[0]);
-    await using fine = await engineOf(configs.even, { targets: [target], capacities: { unitRows: 5, headRows: 3 } });
+    await using fine = await engineOf(configs.even, { targets: [target], capacities: { quantum: 5, headRows: 3 } });
     const b = await train(fine, { steps });
     runs[0]!.losses.forEach((x, i) => assert.ok(Math.abs(x - b.losses[i]!) < 1e-5, `step ${i}: ${x} and ${b.losses[i]}`));
   });

@@ -156,7 +156,11 @@ function checkGradients(name: string, y: Value, cot: Value, wanted: readonly Val
 /** One sequence from position 0, all of one adapter: what a backward unit sees. */
 function unitBatch(n: number): Batch {
   const b = batch("attention", n, 3, "unit");
-  return { ...b, arrays: { ...b.arrays, pos: Array.from({ length: n }, (_, r) => r), save_row: Array.from({ length: n }, (_, r) => r) }, header: { ...b.header, n_keys: n } };
+  return {
+    ...b,
+    arrays: { ...b.arrays, pos: Array.from({ length: n }, (_, r) => r), save_row: Array.from({ length: n }, (_, r) => r), seg_keys: [n] },
+    header: { ...b.header, n_keys: n },
+  };
 }
 function attention(scopeName: string, heads: number, kvHeads: number, hd: number) {
   const q = input(scopeName, "q", rows(heads * hd, "W"));

@@ -2,7 +2,7 @@
 import { readFileSync } from "node:fs";
 import { type Domain, type Expr, type Ix, ixUsesCol, KV_BLOCK, optimizers, pairsOf, sameValue, type Type, type Value } from "../../ops/index.ts";
 import { type Body, DROPOUT_BIT, type Operand, type Store } from "../fuse.ts";
-import { type AnyBody, isUpdate, type KernelEnv, memoryClasses, type ParamAddress, ROWS_HEADER, SLOT_TABLE, type UpdateBody } from "../kernel.ts";
+import { type AnyBody, isUpdate, type KernelEnv, memoryClasses, type ParamAddress, ROWS_HEADER, SEGMENT_ROWS, SLOT_TABLE, type UpdateBody } from "../kernel.ts";
 import { headerWords } from "../metadata.ts";
 import { type Dialect, Printer, usesCol } from "./printer.ts";
 
@@ -254,6 +254,19 @@ function wrap(name: string, lines: readonly string[], extra = ""): string {
 const count = (domain: Domain): string => header(ROWS_HEADER[domain]);
 const siteGuard = (site: number | null): string[] => (site === null ? [] : [`  if (!((${header("site_mask")} >> ${site}) & 1)) return;`]);
 
+/** A loop over the unit's segments, each of `n` rows from row `r0`: a segment is summed on its own, then added. */
+function overSegments(domain: Domain, env: KernelEnv, each: readonly string[]): string[] {
+  const [first, rows] = SEGMENT_ROWS[domain]!;
+  return [
+    `  for (let s: i32 = 0; s < ${header("n_segments")}; s++) {`,
+    `    const r0: i32 = load<i32>(meta + ((<usize>s) << 2), ${env.layout.arrays[first]! * 4});`,
+    `    const n: i32 = load<i32>(meta + ((<usize>s) << 2), ${env.layout.arrays[rows]! * 4});`,
+    "    if (n == 0) continue;",
+    ...indent(each, 4),
+    "  }",
+  ];
+}
+
 /** Pointer to row `r` of an operand. */
 function rowPtr(o: Operand, env: KernelEnv, r: string): string {
   const ad = env.address(o.value);
@@ -434,10 +447,9 @@ function emitBody(name: string, b: Body, env: KernelEnv): string {
     case "outer": {
       const [a, c, param] = b.operands as [Operand, Operand, Operand];
       const pa = env.param(String(b.node!.attrs.of));
-      const n = `  const n: i32 = ${count(b.domain)};`;
       const base = (o: Operand): string => {
         if (o.index !== null && o.index !== "save_row" && o.index !== "ext_row") throw new Error(`outer needs contiguous rows, not ${o.index}`);
-        return rowPtr(o, env, "0");
+        return rowPtr(o, env, "r0");
       };
       const out = `accum + ((<usize>(${header("job")} * ${env.jobWords} + ${pa.accum})) << 2)`;
       const weight = param.value.type.kind === "weight";
@@ -451,35 +463,36 @@ function emitBody(name: string, b: Body, env: KernelEnv): string {
       const full = Math.floor(nLanes / P);
       return wrap(name, [
         ...siteGuard(b.site),
-        n,
-        "  if (n == 0) return;",
-        `  const lp: usize = ${base(lanes)};`,
-        `  const dp: usize = ${base(down)};`,
         `  const out: usize = ${out};`,
-        `  for (let p: i32 = 0; p < ${full}; p++) {`,
-        `    const o: usize = out + <usize>p * ${outPanel};`,
-        "    let k: i32 = 0;",
-        `    for (; k + 4 <= ${nDown}; k += 4) outer4(dp + ((<usize>k) << 2), ${stride(down, env) * 4}, lp + <usize>p * ${P * 4}, ${stride(lanes, env) * 4}, n, o + <usize>k * ${outRow}, ${outRow});`,
-        `    for (; k < ${nDown}; k++) outer1(dp + ((<usize>k) << 2), ${stride(down, env) * 4}, lp + <usize>p * ${P * 4}, ${stride(lanes, env) * 4}, n, o + <usize>k * ${outRow}, ${P});`,
-        "  }",
-        ...(nLanes % P
-          ? [
-              `  for (let k: i32 = 0; k < ${nDown}; k++) outer1(dp + ((<usize>k) << 2), ${stride(down, env) * 4}, lp + ${full * P * 4}, ${stride(lanes, env) * 4}, n, out + ${full * outPanel} + <usize>k * ${outRow}, ${nLanes % P});`,
-            ]
-          : []),
+        ...overSegments(b.domain, env, [
+          `const lp: usize = ${base(lanes)};`,
+          `const dp: usize = ${base(down)};`,
+          `for (let p: i32 = 0; p < ${full}; p++) {`,
+          `  const o: usize = out + <usize>p * ${outPanel};`,
+          "  let k: i32 = 0;",
+          `  for (; k + 4 <= ${nDown}; k += 4) outer4(dp + ((<usize>k) << 2), ${stride(down, env) * 4}, lp + <usize>p * ${P * 4}, ${stride(lanes, env) * 4}, n, o + <usize>k * ${outRow}, ${outRow});`,
+          `  for (; k < ${nDown}; k++) outer1(dp + ((<usize>k) << 2), ${stride(down, env) * 4}, lp + <usize>p * ${P * 4}, ${stride(lanes, env) * 4}, n, o + <usize>k * ${outRow}, ${P});`,
+          "}",
+          ...(nLanes % P
+            ? [
+                `for (let k: i32 = 0; k < ${nDown}; k++) outer1(dp + ((<usize>k) << 2), ${stride(down, env) * 4}, lp + ${full * P * 4}, ${stride(lanes, env) * 4}, n, out + ${full * outPanel} + <usize>k * ${outRow}, ${nLanes % P});`,
+              ]
+            : []),
+        ]),
       ]);
     }
     case "col_sum": {
       const [x] = b.operands as [Operand];
       const pa = env.param(String(b.node!.attrs.of));
       return wrap(name, [
-        `  const n: i32 = ${count(b.domain)};`,
         `  const out: usize = accum + ((<usize>(${header("job")} * ${env.jobWords} + ${pa.accum})) << 2);`,
-        `  for (let c: i32 = 0; c < ${b.cols}; c++) {`,
-        "    let sum: f32 = 0;",
-        `    for (let r: i32 = 0; r < n; r++) sum += load<f32>(${rowPtr(x, env, "r")} + ((<usize>c) << 2));`,
-        "    store<f32>(out + ((<usize>c) << 2), load<f32>(out + ((<usize>c) << 2)) + sum);",
-        "  }",
+        ...overSegments(b.domain, env, [
+          `for (let c: i32 = 0; c < ${b.cols}; c++) {`,
+          "  let sum: f32 = 0;",
+          `  for (let r: i32 = r0; r < r0 + n; r++) sum += load<f32>(${rowPtr(x, env, "r")} + ((<usize>c) << 2));`,
+          "  store<f32>(out + ((<usize>c) << 2), load<f32>(out + ((<usize>c) << 2)) + sum);",
+          "}",
+        ]),
       ]);
     }
     case "scatter_rows": {
@@ -634,17 +647,13 @@ function emitAttention(name: string, b: Body, env: KernelEnv): string {
     ]);
   }
 
-  // dkv: each (key, kv head) is owned once; query rows and their heads fold in order. Rows of one unit belong to one sequence, positions ascending.
+  // dkv: each (key, kv head) is owned once; its sequence's segments fold one after another, in each the query rows and their heads in order.
   const d = env.address({ node, index: 0, type: node.outs[0]! });
   const width = 2 * kv.heads * hd;
+  const seg = (array: string, at: string): string => `load<i32>(meta + ((<usize>(${at})) << 2), ${env.layout.arrays[array]! * 4})`;
+  const half = (width / 2) * 4;
   return wrap(name, [
     n,
-    "  if (n == 0) return;",
-    `  const keys: i32 = ${header("n_keys")};`,
-    `  const base: i32 = ${header("save_base")};`,
-    `  const fresh: i32 = ${header("dkv_first")};`,
-    `  const pos0: i32 = load<i32>(meta, ${env.layout.arrays.pos! * 4});`,
-    `  const table: i32 = load<i32>(meta, ${env.layout.arrays.table! * 4});`,
     // D = rowsum(dO · O) of each (row, head), once.
     "  const D: usize = arena;",
     "  for (let row: i32 = 0; row < n; row++)",
@@ -654,16 +663,23 @@ function emitAttention(name: string, b: Body, env: KernelEnv): string {
     ...indent(dsum, 6),
     `      store<f32>(D + ((<usize>(row * ${heads} + h)) << 2), dsum);`,
     "    }",
-    "  for (let key: i32 = 0; key < keys; key++) {",
-    "    const t: i32 = key >> 5;",
-    `    for (let kh: i32 = 0; kh < ${kv.heads}; kh++) {`,
-    `      const kp: usize = ${block(0, "kh")} + <usize>(key & 31) * ${headBytes};`,
-    `      const vp: usize = ${block(1, "kh")} + <usize>(key & 31) * ${headBytes};`,
-    ...indent([...load("k", "kp"), ...load("v", "vp"), ...zero("dk"), ...zero("dv")], 6),
-    "      for (let row: i32 = max(0, key - pos0); row < n; row++)",
-    `        for (let h: i32 = kh * ${group}; h < (kh + 1) * ${group}; h++) {`,
-    `          const qp: usize = ${ptrOf(q!, "row")} + <usize>h * ${headBytes};`,
-    `          const gp: usize = ${ptrOf(dout!, "row")} + <usize>h * ${headBytes};`,
+    `  for (let s: i32 = 0; s < ${header("n_segments")}; s++) {`,
+    `    const base: i32 = ${seg("seg_base", "s")};`,
+    `    const fresh: i32 = ${seg("seg_fresh", "s")};`,
+    `    const r0: i32 = ${seg("seg_row", "s")};`,
+    `    const end: i32 = r0 + ${seg("seg_rows", "s")};`,
+    `    const pos0: i32 = ${seg("pos", "r0")};`,
+    `    const table: i32 = ${seg("table", "r0")};`,
+    "    for (let key: i32 = 0; key < pos0 + end - r0; key++) {",
+    "      const t: i32 = key >> 5;",
+    `      for (let kh: i32 = 0; kh < ${kv.heads}; kh++) {`,
+    `        const kp: usize = ${block(0, "kh")} + <usize>(key & 31) * ${headBytes};`,
+    `        const vp: usize = ${block(1, "kh")} + <usize>(key & 31) * ${headBytes};`,
+    ...indent([...load("k", "kp"), ...load("v", "vp"), ...zero("dk"), ...zero("dv")], 8),
+    "        for (let row: i32 = r0 + max(0, key - pos0); row < end; row++)",
+    `          for (let h: i32 = kh * ${group}; h < (kh + 1) * ${group}; h++) {`,
+    `            const qp: usize = ${ptrOf(q!, "row")} + <usize>h * ${headBytes};`,
+    `            const gp: usize = ${ptrOf(dout!, "row")} + <usize>h * ${headBytes};`,
     ...indent(
       [
         ...dot("a", "k", "qp"),
@@ -673,32 +689,30 @@ function emitAttention(name: string, b: Body, env: KernelEnv): string {
         ...axpy("dk", "ds", "qp"),
         ...axpy("dv", "pr", "gp"),
       ],
-      10,
+      12,
     ),
-    "        }",
-    `      const out: usize = ${d.cls} + ((<usize>((base + key) * ${width} + kh * ${hd})) << 2) + ${d.offset * 4};`,
-    "      if (fresh) {",
+    "          }",
+    `        const out: usize = ${d.cls} + ((<usize>((base + key) * ${width} + kh * ${hd})) << 2) + ${d.offset * 4};`,
+    "        if (fresh) {",
     ...indent(
       [
-        ...vs.flatMap((i) => [`v128.store(out, dk${i}, ${i * 16});`, `v128.store(out, dv${i}, ${(width / 2) * 4 + i * 16});`]),
-        ...rest.flatMap((e) => [`store<f32>(out, dks${e}, ${e * 4});`, `store<f32>(out, dvs${e}, ${(width / 2 + e) * 4});`]),
+        ...vs.flatMap((i) => [`v128.store(out, dk${i}, ${i * 16});`, `v128.store(out, dv${i}, ${half + i * 16});`]),
+        ...rest.flatMap((e) => [`store<f32>(out, dks${e}, ${e * 4});`, `store<f32>(out, dvs${e}, ${half + e * 4});`]),
       ],
-      8,
+      10,
     ),
-    "      } else {",
+    "        } else {",
     ...indent(
       [
         ...vs.flatMap((i) => [
           `v128.store(out, f32x4.add(v128.load(out, ${i * 16}), dk${i}), ${i * 16});`,
-          `v128.store(out, f32x4.add(v128.load(out, ${(width / 2) * 4 + i * 16}), dv${i}), ${(width / 2) * 4 + i * 16});`,
+          `v128.store(out, f32x4.add(v128.load(out, ${half + i * 16}), dv${i}), ${half + i * 16});`,
         ]),
-        ...rest.flatMap((e) => [
-          `store<f32>(out, load<f32>(out, ${e * 4}) + dks${e}, ${e * 4});`,
-          `store<f32>(out, load<f32>(out, ${(width / 2 + e) * 4}) + dvs${e}, ${(width / 2 + e) * 4});`,
-        ]),
+        ...rest.flatMap((e) => [`store<f32>(out, load<f32>(out, ${e * 4}) + dks${e}, ${e * 4});`, `store<f32>(out, load<f32>(out, ${half + e * 4}) + dvs${e}, ${half + e * 4});`]),
       ],
-      8,
+      10,
     ),
+    "        }",
     "      }",
     "    }",
     "  }",

@@ -1,7 +1,7 @@
 /** host.wasm: the scheduler's AssemblyScript with this bundle's capacities, offsets and program tables compiled in. */
 import { readdirSync, readFileSync } from "node:fs";
 import type { BlockEntry, CapacityEntry, GridDim, ProgramEntry } from "../../runtime/bundle.ts";
-import { HEADER, headerWords } from "../metadata.ts";
+import { HEADER, headerWords, segmentsOf, unitTableWords } from "../metadata.ts";
 import { compileAssembly } from "./asc.ts";
 
 const hostFolder = new URL("../../runtime/host/", import.meta.url);
@@ -44,11 +44,10 @@ export interface HostInput {
   readonly headParameters: number;
 }
 
-/** The generated config module. A unit's cost in forward-row equivalents: a row runs every layer once, a backward unit one layer twice. */
+/** The generated config module. Cost of a unit's row in 1024ths of a forward row: that one runs every layer once, a backward row one layer twice. */
 export function hostConfig(h: HostInput): string {
   const c = h.capacities;
   const rowCost = h.layers * h.parametersPerLayer + h.headParameters / 8;
-  const unitCost = Math.max(1, Math.round((2 * c.unitRows * h.parametersPerLayer) / rowCost));
   const constants: Record<string, number> = {
     TOKENS_PER_STEP: c.tokens,
     SEQUENCES: c.sequences,
@@ -59,12 +58,15 @@ export function hostConfig(h: HostInput): string {
     JOBS: c.jobs,
     SAVED_ROWS: c.savedRows,
     KEPT_ROWS: c.keptRows,
+    QUANTUM: c.quantum,
     UNIT_ROWS: c.unitRows,
+    UNIT_TABLE_WORDS: unitTableWords(c),
+    SEGMENTS: segmentsOf(c),
     UNITS: c.units,
     BLOCKS_PER_SEQUENCE: Math.ceil(c.context / 32),
     LAYERS: h.layers,
     VOCAB: h.vocab,
-    COST_UNIT: unitCost,
+    UNIT_ROW_COST: Math.max(1, Math.round((1024 * 2 * h.parametersPerLayer) / rowCost)),
     HEADER_WORDS: HEADER,
     STEP_WORDS: h.blocks.step.words,
     UNIT_WORDS: h.blocks.unit.words,

@@ -5,7 +5,7 @@
 import { type Domain, type Expr, type Ix, ixUsesCol, KV_BLOCK, optimizers, pairsOf, type Type, type Value } from "../../ops/index.ts";
 import type { GridDim } from "../../runtime/bundle.ts";
 import { type Body, DROPOUT_BIT, type Operand, type Store } from "../fuse.ts";
-import { type AnyBody, isUpdate, type KernelEnv, memoryClasses, type ParamAddress, ROWS_HEADER, SLOT_TABLE, type UpdateBody } from "../kernel.ts";
+import { type AnyBody, isUpdate, type KernelEnv, memoryClasses, type ParamAddress, ROWS_HEADER, SEGMENT_ROWS, SLOT_TABLE, type UpdateBody } from "../kernel.ts";
 import { headerWords } from "../metadata.ts";
 import type { Target } from "../target.ts";
 import { type Dialect, Printer, usesCol } from "./printer.ts";
@@ -154,6 +154,22 @@ function stores(p: Printer, list: readonly Store[], env: KernelEnv, cols: number
 
 const count = (domain: Domain): string => header(ROWS_HEADER[domain]);
 const siteGuard = (site: number | null): string[] => (site === null ? [] : [`  if (((${header("site_mask")} >> ${site}u) & 1) == 0) { return; }`]);
+
+/** A loop over the unit's segments, and inside it over the segment's rows `r`: each segment is summed on its own. */
+function overSegments(domain: Domain, env: KernelEnv, before: readonly string[], each: readonly string[], after: readonly string[]): string[] {
+  const [first, count] = SEGMENT_ROWS[domain]!;
+  return [
+    `  for (var s = 0; s < ${header("n_segments")}; s++) {`,
+    `    let r0 = batch[${env.layout.arrays[first]} + s];`,
+    `    let r1 = r0 + batch[${env.layout.arrays[count]} + s];`,
+    ...indent(before, 4),
+    "    for (var r = r0; r < r1; r++) {",
+    ...indent(each, 6),
+    "    }",
+    ...indent(after, 4),
+    "  }",
+  ];
+}
 
 /** First word of row `r` of an operand, and the buffer it is in. */
 function rowAt(o: Operand, env: KernelEnv, r: string): { cls: string; at: string } {
@@ -396,34 +412,60 @@ function emitBody(name: string, b: Body, env: KernelEnv, target: Target): string
       const pa = env.param(String(b.node!.attrs.of));
       const ra = rowAt(a, env, "r");
       const rc = rowAt(c, env, "r");
-      const n = count(b.domain);
+      // A lane owns four columns of four rows of the gradient: eight loads for sixteen products, each element one ascending chain.
       const base = `${header("job")} * ${env.jobWords} + ${pa.accum}`;
-      if (param.value.type.kind !== "weight")
+      const four = [0, 1, 2, 3];
+      const sums = four.map((i) => `var sum${i} = vec4<f32>();`);
+      const add = four.map((i) => `total${i} = total${i} + sum${i};`);
+      if (param.value.type.kind !== "weight") {
+        const wide = pa.k % 4 === 0;
+        const at = (i: number, c: number): string => `accum[o + ${i * pa.k + c}]`;
+        const inside = (c: number): string => (wide ? "" : `if (col + ${c} < ${pa.k}) `);
         return fn(name, [
           ...siteGuard(b.site),
-          `  let col = wg.x * ${WG} + lane;`,
-          "  let k = wg.y;",
+          `  let col = (wg.x * ${WG} + lane) * 4;`,
+          "  let k = wg.y * 4;",
           `  if (col >= ${pa.k} || k >= ${pa.n}) { return; }`,
-          "  var sum = 0.0f;",
-          `  for (var r = 0; r < ${n}; r++) { sum = fma(${ra.cls}[${ra.at} + k], ${rc.cls}[${rc.at} + col], sum); }`,
           `  let o = ${base} + k * ${pa.k} + col;`,
-          "  accum[o] = accum[o] + sum;",
+          ...four.map((i) => `  var total${i} = vec4<f32>(${four.map((c) => at(i, c)).join(", ")});`),
+          ...overSegments(
+            b.domain,
+            env,
+            sums,
+            [
+              `let xp = ${rc.at} + col;`,
+              `let x = vec4<f32>(${four.map((c) => `${rc.cls}[xp + ${c}]`).join(", ")});`,
+              `let up = ${ra.at} + k;`,
+              ...four.map((i) => `sum${i} = fma(vec4<f32>(${ra.cls}[up + ${i}]), x, sum${i});`),
+            ],
+            add,
+          ),
+          ...four.flatMap((i) => four.map((c) => `  ${inside(c)}{ ${at(i, c)} = total${i}.${"xyzw"[c]}; }`)),
         ]);
+      }
       const lane = (j: number): string => (pa.n % 16 ? `select(0.0f, ${ra.cls}[min(y + ${j}, y0 + ${pa.n - 1})], j + ${j} < ${pa.n})` : `${ra.cls}[y + ${j}]`);
       return fn(name, [
         `  let at = wg.x * ${WG} + lane;`,
-        "  let k = at / 4;",
+        "  let k = (at / 4) * 4;",
         `  if (k >= ${pa.k}) { return; }`,
         "  let j = wg.y * 16 + (at % 4) * 4;",
         `  if (wg.y >= ${Math.ceil(pa.n / 16)}) { return; }`,
-        "  var sum = vec4<f32>();",
-        `  for (var r = 0; r < ${n}; r++) {`,
-        `    let y0 = ${ra.at};`,
-        "    let y = y0 + j;",
-        `    sum = fma(vec4<f32>(${rc.cls}[${rc.at} + k]), vec4<f32>(${[0, 1, 2, 3].map(lane).join(", ")}), sum);`,
-        "  }",
         `  let o = ${base} + (wg.y * ${pa.k} + k) * 16 + (at % 4) * 4;`,
-        ...["x", "y", "z", "w"].map((q, i) => `  accum[o + ${i}] = accum[o + ${i}] + sum.${q};`),
+        ...four.map((i) => `  var total${i} = vec4<f32>(${four.map((c) => `accum[o + ${i * 16 + c}]`).join(", ")});`),
+        ...overSegments(
+          b.domain,
+          env,
+          sums,
+          [
+            `let y0 = ${ra.at};`,
+            "let y = y0 + j;",
+            `let d = vec4<f32>(${four.map(lane).join(", ")});`,
+            `let xp = ${rc.at} + k;`,
+            ...four.map((i) => `sum${i} = fma(vec4<f32>(${rc.cls}[xp + ${i}]), d, sum${i});`),
+          ],
+          add,
+        ),
+        ...four.map((i) => `  ${pa.k % 4 ? `if (k + ${i} < ${pa.k}) ` : ""}{ ${four.map((c) => `accum[o + ${i * 16 + c}] = total${i}.${"xyzw"[c]};`).join(" ")} }`),
       ]);
     }
     case "col_sum": {
@@ -433,10 +475,10 @@ function emitBody(name: string, b: Body, env: KernelEnv, target: Target): string
       return fn(name, [
         `  let col = wg.x * ${WG} + lane;`,
         `  if (col >= ${b.cols}) { return; }`,
-        "  var sum = 0.0f;",
-        `  for (var r = 0; r < ${count(b.domain)}; r++) { sum = sum + ${at.cls}[${at.at} + col]; }`,
         `  let o = ${header("job")} * ${env.jobWords} + ${pa.accum} + col;`,
-        "  accum[o] = accum[o] + sum;",
+        "  var total = accum[o];",
+        ...overSegments(b.domain, env, ["var sum = 0.0f;"], [`sum = sum + ${at.cls}[${at.at} + col];`], ["total = total + sum;"]),
+        "  accum[o] = total;",
       ]);
     }
     case "scatter_rows": {
@@ -577,58 +619,74 @@ function emitAttention(name: string, b: Body, env: KernelEnv): string {
   const d = outAddr(0);
   const width = 2 * kvt.heads * hd;
   const [qAt, gAt, oAt, lAt] = [operand(q!, "row"), operand(dout!, "row"), operand(oIn!, "row"), operand(lseIn!, "row")];
+  const seg = (array: string, at: string): string => `batch[${env.layout.arrays[array]} + ${at}]`;
   return fn(name, [
-    "  let key = wg.x;",
+    "  var key = wg.x;",
+    "  var s = 0;",
+    // The sequence this key belongs to: its segments follow one another, and only the first counts keys.
+    `  while (key >= ${seg("seg_keys", "s")}) { key = key - ${seg("seg_keys", "s")}; s = s + 1; }`,
     "  let kh = wg.y;",
-    `  let n = ${count(b.domain)};`,
-    `  let table = batch[${env.layout.arrays.table}];`,
-    `  let first = max(0, key - batch[${env.layout.arrays.pos}]);`,
+    `  let table = batch[${env.layout.arrays.table} + ${seg("seg_row", "s")}];`,
     `  let kp = ${kAt(0, "key", "kh")};`,
     `  let vp = ${kAt(1, "key", "kh")};`,
+    `  let out = ${d.offset} + (${seg("seg_base", "s")} + key) * ${width} + kh * ${hd};`,
     `  for (var d = lane; d < ${hd}; d += ${WG}) { shared_q[d] = kv[kp + d]; shared_g[d] = kv[vp + d]; }`,
-    ...indent([...init("dk"), ...init("dv")], 2),
+    ...indent(
+      [
+        ...init("tk"),
+        ...init("tv"),
+        `if (${seg("seg_fresh", "s")} == 0) {`,
+        ...dims((i, x) => `tk${i} = ${d.cls}[out + ${x}]; tv${i} = ${d.cls}[out + ${width / 2} + ${x}];`),
+        "}",
+      ],
+      2,
+    ),
     "  workgroupBarrier();",
-    `  for (var h = kh * ${group}; h < (kh + 1) * ${group}; h++) {`,
-    "    for (var t = first; t < n; t += 32) {",
-    "      let c = min(32, n - t);",
-    "      if (lane < c) {",
-    "        let row = t + lane;",
-    `        let qp = ${qAt.at} + h * ${hd};`,
-    `        let gp = ${gAt.at} + h * ${hd};`,
-    `        let op = ${oAt.at} + h * ${hd};`,
-    "        var dot = 0.0f;",
-    "        var dp = 0.0f;",
-    "        var dsum = 0.0f;",
-    `        for (var d = 0; d < ${hd}; d++) {`,
-    `          let g = ${gAt.cls}[gp + d];`,
-    `          dot = fma(${qAt.cls}[qp + d], shared_q[d], dot);`,
-    "          dp = fma(g, shared_g[d], dp);",
-    `          dsum = fma(g, ${oAt.cls}[op + d], dsum);`,
+    "  loop {",
+    `    let r0 = ${seg("seg_row", "s")};`,
+    `    let n = r0 + ${seg("seg_rows", "s")};`,
+    `    let first = r0 + max(0, key - batch[${env.layout.arrays.pos} + r0]);`,
+    ...indent([...init("dk"), ...init("dv")], 4),
+    `    for (var h = kh * ${group}; h < (kh + 1) * ${group}; h++) {`,
+    "      for (var t = first; t < n; t += 32) {",
+    "        let c = min(32, n - t);",
+    "        if (lane < c) {",
+    "          let row = t + lane;",
+    `          let qp = ${qAt.at} + h * ${hd};`,
+    `          let gp = ${gAt.at} + h * ${hd};`,
+    `          let op = ${oAt.at} + h * ${hd};`,
+    "          var dot = 0.0f;",
+    "          var dp = 0.0f;",
+    "          var dsum = 0.0f;",
+    `          for (var d = 0; d < ${hd}; d++) {`,
+    `            let g = ${gAt.cls}[gp + d];`,
+    `            dot = fma(${qAt.cls}[qp + d], shared_q[d], dot);`,
+    "            dp = fma(g, shared_g[d], dp);",
+    `            dsum = fma(g, ${oAt.cls}[op + d], dsum);`,
+    "          }",
+    `          let p = exp(dot * ${scale} - ${lAt.cls}[${lAt.at} + h]);`,
+    "          part[lane] = p;",
+    `          part[lane + 32] = p * (dp - dsum) * ${scale};`,
     "        }",
-    `        let p = exp(dot * ${scale} - ${lAt.cls}[${lAt.at} + h]);`,
-    "        part[lane] = p;",
-    `        part[lane + 32] = p * (dp - dsum) * ${scale};`,
-    "      }",
-    "      workgroupBarrier();",
-    "      for (var j = 0; j < c; j++) {",
-    "        let row = t + j;",
-    `        let qp = ${qAt.at} + h * ${hd};`,
-    `        let gp = ${gAt.at} + h * ${hd};`,
+    "        workgroupBarrier();",
+    "        for (var j = 0; j < c; j++) {",
+    "          let row = t + j;",
+    `          let qp = ${qAt.at} + h * ${hd};`,
+    `          let gp = ${gAt.at} + h * ${hd};`,
     ...indent(
       dims((i, x) => `dk${i} = fma(part[j + 32], ${qAt.cls}[qp + ${x}], dk${i}); dv${i} = fma(part[j], ${gAt.cls}[gp + ${x}], dv${i});`),
-      8,
+      10,
     ),
+    "        }",
+    "        workgroupBarrier();",
     "      }",
-    "      workgroupBarrier();",
     "    }",
+    `    if (first < n) { ${Array.from({ length: own }, (_, i) => `tk${i} = tk${i} + dk${i}; tv${i} = tv${i} + dv${i};`).join(" ")} }`,
+    "    s = s + 1;",
+    `    if (s >= ${header("n_segments")} || ${seg("seg_keys", "s")} > 0) { break; }`,
     "  }",
-    `  let out = ${d.offset} + (${header("save_base")} + key) * ${width} + kh * ${hd};`,
-    `  let fresh = ${header("dkv_first")} != 0;`,
     ...indent(
-      dims(
-        (i, x) =>
-          `${d.cls}[out + ${x}] = select(${d.cls}[out + ${x}], 0.0f, fresh) + dk${i}; ${d.cls}[out + ${width / 2} + ${x}] = select(${d.cls}[out + ${width / 2} + ${x}], 0.0f, fresh) + dv${i};`,
-      ),
+      dims((i, x) => `${d.cls}[out + ${x}] = tk${i}; ${d.cls}[out + ${width / 2} + ${x}] = tv${i};`),
       2,
     ),
   ]);
@@ -690,7 +748,8 @@ function optimizerBody(name: string, b: UpdateBody, p: ParamAddress, env: Kernel
     "  }",
   ]);
 }
-const optimizerGroups = (b: UpdateBody): number => Math.min(MAX_GROUPS, Math.ceil(Math.max(...b.params.map((p) => p.words)) / WG));
+/** Each lane steps through at least eight elements: a workgroup costs more than a few of them. */
+const optimizerGroups = (b: UpdateBody): number => Math.min(MAX_GROUPS, Math.ceil(Math.max(...b.params.map((p) => p.words)) / (WG * 8)));
 
 const one: GridDim = { count: "one", mul: 1, div: 1 };
 const fixed = (n: number): GridDim => ({ count: "one", mul: n, div: 1 });
@@ -717,7 +776,7 @@ export function gridOf(bodies: readonly AnyBody[], env: KernelEnv, _target: Targ
     case "outer": {
       const shape = list.map((b) => {
         const p = env.param(String(b.node!.attrs.of));
-        return p.kind === "weight" ? [p.k * 4, Math.ceil(p.n / 16)] : [p.k, p.n];
+        return p.kind === "weight" ? [Math.ceil(p.k / 4) * 4, Math.ceil(p.n / 16)] : [Math.ceil(p.k / 4), Math.ceil(p.n / 4)];
       });
       return [fixed(Math.max(...shape.map((s) => Math.ceil(s[0]! / WG)))), fixed(Math.max(...shape.map((s) => s[1]!))), z];
     }

@@ -25,6 +25,8 @@ export const FORWARD: i32 = 1;
 export const HEAD: i32 = 2;
 export const BACKWARD: i32 = 3;
 export const UPDATE: i32 = 4;
+/** All units of a micro-batch that does not end an optimizer step have run. */
+export const OVER: i32 = 5;
 // events: [type, a, b, c]
 export const TOKEN: i32 = 1;
 export const FINISHED: i32 = 2;

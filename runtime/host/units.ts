@@ -1,26 +1,29 @@
 /**
- * The units of a job: head chunks, backward of one layer over one quantum, the update. Their order is fixed (head; layers down → sequences →
- * quanta last to first), so load never changes a sum.
+ * The units of a job: head chunks, backward of one layer over some quanta, the update. Their order is fixed (head; layers down → sequences →
+ * quanta last to first) and every quantum is a segment that kernels sum on its own, so load and packing never change a sum.
  */
 import {
-  A_UNIT_DROP_KEY, A_UNIT_DROP_P, A_UNIT_EXT_ROW, A_UNIT_HEAD_DST, A_UNIT_HEAD_ROW, A_UNIT_IDS, A_UNIT_LABEL, A_UNIT_POS, A_UNIT_SAVE_ROW, A_UNIT_SLOT, A_UNIT_TABLE, A_UNIT_TABLES, A_UNIT_WEIGHT,
-  BLOCKS_PER_SEQUENCE, CONTEXT, H_DKV_FIRST, H_JOB, H_LR, H_N_HEAD, H_N_KEYS, H_N_ROWS, H_SAVE_BASE, H_SITE_MASK, H_SLOT, HEAD_ROWS, HEADER_WORDS, LAYERS, P_BACKWARD_ALL, P_BACKWARD_BOUNDARY, P_BACKWARD_FULL_ALL, P_BACKWARD_FULL_BOUNDARY, P_CLIP, P_EMBED_BACKWARD,
+  A_UNIT_DROP_KEY, A_UNIT_DROP_P, A_UNIT_EXT_ROW, A_UNIT_HEAD_DST, A_UNIT_HEAD_ROW, A_UNIT_IDS, A_UNIT_LABEL, A_UNIT_POS, A_UNIT_SAVE_ROW, A_UNIT_SEG_BASE, A_UNIT_SEG_FRESH, A_UNIT_SEG_HEAD, A_UNIT_SEG_HEADS,
+  A_UNIT_SEG_KEYS, A_UNIT_SEG_ROW, A_UNIT_SEG_ROWS, A_UNIT_SLOT, A_UNIT_TABLE, A_UNIT_TABLES, A_UNIT_WEIGHT,
+  BLOCKS_PER_SEQUENCE, CONTEXT, H_JOB, H_LR, H_N_HEAD, H_N_KEYS, H_N_ROWS, H_N_SEGMENTS, H_SITE_MASK, H_SLOT, H_TABLE_WORDS, HEAD_ROWS, HEADER_WORDS, LAYERS, P_BACKWARD_ALL, P_BACKWARD_BOUNDARY, P_BACKWARD_FULL_ALL, P_BACKWARD_FULL_BOUNDARY, P_CLIP, P_EMBED_BACKWARD,
   P_HEAD_TRAIN, P_HEAD_TRAIN_FULL, P_STEP_ADAMW, P_STEP_FULL_ADAMW, P_STEP_FULL_OUTER_ADAMW, P_STEP_FULL_OUTER_SGD, P_STEP_FULL_SGD, P_STEP_SGD, P_SUMSQ, P_SUMSQ_FULL, P_SUMSQ_FULL_OUTER,
-  STEP_WORDS, UNIT_ROWS, UNIT_WORDS, UNITS, UPDATE_WORDS,
+  QUANTUM, SEGMENTS, SEQUENCES, STEP_WORDS, UNIT_ROW_COST, UNIT_ROWS, UNIT_TABLE_WORDS, UNIT_WORDS, UNITS, UPDATE_WORDS,
 } from "./config";
 import { DROPOUT, dropKey, emitProgram } from "./batch";
 import { release } from "./blocks";
 import {
   BACKWARD, bump, C_UNITS, counter, CUR_CHUNK, CUR_LAYER, CUR_QUANTUM, CUR_SEQ, DONE, DROP_KEY, DROP_P, emitEvent, EXT_BASE, FORWARD, FREE, get, getf, HEAD, HYPER, HYPERS, IDLE, IGNORE, JOB_FULL, JOB_LAST,
-  JOB_PHASE, JOB_SEQ, JOB_SEQS, JOB_SGD, JOB_SITES, JOB_SLOT, KIND, LABELS, LENGTH_OF, META, MICRO_DONE, NONE, NUM_BLOCKS, ROW_WEIGHT, SAVE_BASE, set, setf, TABLE, TOKENS, UPDATE,
+  JOB_PHASE, JOB_SEQ, JOB_SEQS, JOB_SGD, JOB_SITES, JOB_SLOT, KIND, LABELS, LENGTH_OF, META, MICRO_DONE, NONE, OVER, ROW_WEIGHT, SAVE_BASE, set, setf, TABLE, TOKENS, UPDATE,
 } from "./state";
-import { SEQUENCES } from "./config";
 
 function seqOf(j: i32): i32 {
   return get(JOB_SEQ, j * SEQUENCES + get(CUR_SEQ, j));
 }
 function lastQuantum(seq: i32): i32 {
-  return (get(LENGTH_OF, seq) - 1) / UNIT_ROWS;
+  return (get(LENGTH_OF, seq) - 1) / QUANTUM;
+}
+function rowsOf(seq: i32, q: i32): i32 {
+  return min(QUANTUM, get(LENGTH_OF, seq) - q * QUANTUM);
 }
 
 /** Have all rows of the micro-batch gone through the forward? Called before units are granted, after the forward's rows are committed. */
@@ -39,111 +42,173 @@ export function hasUnit(j: i32): bool {
   return get(JOB_PHASE, j) >= HEAD && counter(C_UNITS) < UNITS;
 }
 
-/** Fill the unit's metadata block for rows [row0, row0 + n) of a sequence; returns its word offset. */
-function openUnit(j: i32, seq: i32, row0: i32, n: i32): i32 {
+/** An empty unit of a job; returns its block's word offset. */
+function openUnit(j: i32): i32 {
   const b: i32 = STEP_WORDS + counter(C_UNITS) * UNIT_WORDS;
   bump(C_UNITS, 1);
   memory.fill(META + ((<usize>b) << 2), 0, HEADER_WORDS * 4);
-  set(META, b + H_N_ROWS, n);
   set(META, b + H_JOB, get(JOB_FULL, j) != 0 ? 0 : j);
   set(META, b + H_SLOT, get(JOB_SLOT, j));
-  set(META, b + H_SITE_MASK, get(JOB_SITES, j) | (get(DROP_KEY, seq) != 0 ? DROPOUT : 0));
-  set(META, b + H_SAVE_BASE, get(SAVE_BASE, seq));
-  set(META, b + H_N_KEYS, row0 + n);
-  for (let i: i32 = 0; i < n; i++) {
-    const pos: i32 = row0 + i;
-    set(META, b + A_UNIT_IDS + i, get(TOKENS, seq * CONTEXT + pos));
-    set(META, b + A_UNIT_POS + i, pos);
-    set(META, b + A_UNIT_SLOT + i, get(JOB_SLOT, j));
-    set(META, b + A_UNIT_TABLE + i, A_UNIT_TABLES);
-    set(META, b + A_UNIT_SAVE_ROW + i, get(SAVE_BASE, seq) + pos);
-    set(META, b + A_UNIT_EXT_ROW + i, get(EXT_BASE, seq) == NONE ? NONE : get(EXT_BASE, seq) + pos);
-    set(META, b + A_UNIT_DROP_KEY + i, dropKey(get(DROP_KEY, seq), pos));
-    set(META, b + A_UNIT_DROP_P + i, get(DROP_P, seq));
-  }
-  memory.copy(META + ((<usize>(b + A_UNIT_TABLES)) << 2), TABLE + ((<usize>(seq * BLOCKS_PER_SEQUENCE)) << 2), (<usize>get(NUM_BLOCKS, seq)) << 2);
+  set(META, b + H_SITE_MASK, get(JOB_SITES, j));
   return b;
 }
-
-/** Run the job's next unit: emits its commands and moves the cursor. Returns its kind, or 0 when there is none. */
-export function grantUnit(j: i32): i32 {
-  const phase: i32 = get(JOB_PHASE, j);
-  const full: bool = get(JOB_FULL, j) != 0;
-  if (phase == HEAD) {
-    const seq: i32 = seqOf(j);
-    const q: i32 = get(CUR_QUANTUM, j);
-    const row0: i32 = q * UNIT_ROWS;
-    const n: i32 = min(UNIT_ROWS, get(LENGTH_OF, seq) - row0);
-    const b: i32 = openUnit(j, seq, row0, n);
-    const skip: i32 = get(CUR_CHUNK, j) * HEAD_ROWS;
-    let seen: i32 = 0;
-    let heads: i32 = 0;
-    for (let i: i32 = 0; i < n; i++) {
-      const label: i32 = get(LABELS, seq * CONTEXT + row0 + i);
-      if (label == IGNORE) continue;
-      if (seen++ < skip) continue;
-      if (heads < HEAD_ROWS) {
-        set(META, b + A_UNIT_HEAD_ROW + heads, get(SAVE_BASE, seq) + row0 + i);
-        set(META, b + A_UNIT_HEAD_DST + heads, get(SAVE_BASE, seq) + row0 + i);
-        set(META, b + A_UNIT_LABEL + heads, label);
-        setf(META, b + A_UNIT_WEIGHT + heads, getf(ROW_WEIGHT, seq));
-      }
-      heads++;
-    }
-    set(META, b + H_N_HEAD, min(heads, HEAD_ROWS));
-    // dh of the quantum is cleared by its first chunk only.
-    if (skip > 0) set(META, b + H_N_ROWS, 0);
-    emitProgram(full ? P_HEAD_TRAIN_FULL : P_HEAD_TRAIN, LAYERS, b);
-    if (heads > HEAD_ROWS) set(CUR_CHUNK, j, get(CUR_CHUNK, j) + 1);
-    else {
-      set(CUR_CHUNK, j, 0);
-      advance(j, BACKWARD);
-    }
-    return HEAD;
+/** Is the unit's last segment of this sequence? Then its block table is there already. */
+function continues(b: i32, seq: i32): bool {
+  const s: i32 = get(META, b + H_N_SEGMENTS);
+  return s > 0 && get(META, b + A_UNIT_SEG_BASE + s - 1) == get(SAVE_BASE, seq);
+}
+function tableWords(seq: i32, q: i32): i32 {
+  return (q * QUANTUM + rowsOf(seq, q) + 31) / 32;
+}
+/** Does quantum `q` of a sequence fit a unit of at most `rows` rows? The first always does. */
+function fits(b: i32, seq: i32, q: i32, rows: i32): bool {
+  if (get(META, b + H_N_SEGMENTS) == 0) return true;
+  if (get(META, b + H_N_SEGMENTS) == SEGMENTS || get(META, b + H_N_ROWS) + rowsOf(seq, q) > rows) return false;
+  return continues(b, seq) || get(META, b + H_TABLE_WORDS) + tableWords(seq, q) <= UNIT_TABLE_WORDS;
+}
+/** Append quantum `q` of a sequence to the unit. */
+function addSegment(j: i32, b: i32, seq: i32, q: i32): void {
+  const s: i32 = get(META, b + H_N_SEGMENTS);
+  const r0: i32 = get(META, b + H_N_ROWS);
+  const row0: i32 = q * QUANTUM;
+  const n: i32 = rowsOf(seq, q);
+  const further: bool = continues(b, seq);
+  const words: i32 = get(META, b + H_TABLE_WORDS);
+  let table: i32 = A_UNIT_TABLES + words;
+  if (further) table = get(META, b + A_UNIT_TABLE + r0 - 1);
+  else {
+    memory.copy(META + ((<usize>(b + table)) << 2), TABLE + ((<usize>(seq * BLOCKS_PER_SEQUENCE)) << 2), (<usize>tableWords(seq, q)) << 2);
+    set(META, b + H_TABLE_WORDS, words + tableWords(seq, q));
   }
-  if (phase == BACKWARD) {
-    const seq: i32 = seqOf(j);
-    const q: i32 = get(CUR_QUANTUM, j);
-    const layer: i32 = get(CUR_LAYER, j);
-    const row0: i32 = q * UNIT_ROWS;
-    const b: i32 = openUnit(j, seq, row0, min(UNIT_ROWS, get(LENGTH_OF, seq) - row0));
-    set(META, b + H_DKV_FIRST, q == lastQuantum(seq) ? 1 : 0);
-    const kept: bool = get(EXT_BASE, seq) != NONE;
-    emitProgram(full ? (kept ? P_BACKWARD_FULL_ALL : P_BACKWARD_FULL_BOUNDARY) : kept ? P_BACKWARD_ALL : P_BACKWARD_BOUNDARY, layer, b);
-    if (full && layer == 0) emitProgram(P_EMBED_BACKWARD, LAYERS, b);
-    advance(j, UPDATE);
-    return BACKWARD;
+  const keys: i32 = further ? 0 : row0 + n;
+  set(META, b + A_UNIT_SEG_ROW + s, r0);
+  set(META, b + A_UNIT_SEG_ROWS + s, n);
+  set(META, b + A_UNIT_SEG_HEAD + s, get(META, b + H_N_HEAD));
+  set(META, b + A_UNIT_SEG_HEADS + s, 0);
+  set(META, b + A_UNIT_SEG_BASE + s, get(SAVE_BASE, seq));
+  set(META, b + A_UNIT_SEG_FRESH + s, q == lastQuantum(seq) ? 1 : 0);
+  set(META, b + A_UNIT_SEG_KEYS + s, keys);
+  set(META, b + H_N_KEYS, get(META, b + H_N_KEYS) + keys);
+  if (get(DROP_KEY, seq) != 0) set(META, b + H_SITE_MASK, get(META, b + H_SITE_MASK) | DROPOUT);
+  for (let i: i32 = 0; i < n; i++) {
+    const pos: i32 = row0 + i;
+    const r: i32 = r0 + i;
+    set(META, b + A_UNIT_IDS + r, get(TOKENS, seq * CONTEXT + pos));
+    set(META, b + A_UNIT_POS + r, pos);
+    set(META, b + A_UNIT_SLOT + r, get(JOB_SLOT, j));
+    set(META, b + A_UNIT_TABLE + r, table);
+    set(META, b + A_UNIT_SAVE_ROW + r, get(SAVE_BASE, seq) + pos);
+    set(META, b + A_UNIT_EXT_ROW + r, get(EXT_BASE, seq) == NONE ? NONE : get(EXT_BASE, seq) + pos);
+    set(META, b + A_UNIT_DROP_KEY + r, dropKey(get(DROP_KEY, seq), pos));
+    set(META, b + A_UNIT_DROP_P + r, get(DROP_P, seq));
   }
-  if (phase == UPDATE) {
-    const b: i32 = STEP_WORDS + UNITS * UNIT_WORDS + j * UPDATE_WORDS;
-    memory.fill(META + ((<usize>b) << 2), 0, HEADER_WORDS * 4);
-    set(META, b + H_JOB, full ? 0 : j);
-    set(META, b + H_SLOT, get(JOB_SLOT, j));
-    set(META, b + H_SITE_MASK, get(JOB_SITES, j));
-    for (let i: i32 = 0; i < HYPERS; i++) setf(META, b + H_LR + i, getf(HYPER, j * HYPERS + i));
-    const sgd: bool = get(JOB_SGD, j) != 0;
-    for (let l: i32 = 0; l < LAYERS; l++) emitProgram(full ? P_SUMSQ_FULL : P_SUMSQ, l, b);
-    if (full) emitProgram(P_SUMSQ_FULL_OUTER, LAYERS, b);
-    emitProgram(P_CLIP, LAYERS, b);
-    for (let l: i32 = 0; l < LAYERS; l++) emitProgram(full ? (sgd ? P_STEP_FULL_SGD : P_STEP_FULL_ADAMW) : sgd ? P_STEP_SGD : P_STEP_ADAMW, l, b);
-    if (full) emitProgram(sgd ? P_STEP_FULL_OUTER_SGD : P_STEP_FULL_OUTER_ADAMW, LAYERS, b);
-    finish(j);
-    return UPDATE;
+  set(META, b + H_N_SEGMENTS, s + 1);
+  set(META, b + H_N_ROWS, r0 + n);
+}
+function labelsOf(seq: i32, q: i32): i32 {
+  let n: i32 = 0;
+  for (let i: i32 = 0; i < rowsOf(seq, q); i++) if (get(LABELS, seq * CONTEXT + q * QUANTUM + i) != IGNORE) n++;
+  return n;
+}
+/** Label rows of the unit's last segment, from its `skip`-th: as many as there is room for. */
+function addLabels(b: i32, seq: i32, q: i32, skip: i32): void {
+  const s: i32 = get(META, b + H_N_SEGMENTS) - 1;
+  let h: i32 = get(META, b + H_N_HEAD);
+  let seen: i32 = 0;
+  for (let i: i32 = 0; i < rowsOf(seq, q); i++) {
+    const row: i32 = q * QUANTUM + i;
+    const label: i32 = get(LABELS, seq * CONTEXT + row);
+    if (label == IGNORE || seen++ < skip || h == HEAD_ROWS) continue;
+    set(META, b + A_UNIT_HEAD_ROW + h, get(SAVE_BASE, seq) + row);
+    set(META, b + A_UNIT_HEAD_DST + h, get(SAVE_BASE, seq) + row);
+    set(META, b + A_UNIT_LABEL + h, label);
+    setf(META, b + A_UNIT_WEIGHT + h, getf(ROW_WEIGHT, seq));
+    h++;
   }
-  return 0;
+  set(META, b + A_UNIT_SEG_HEADS + s, h - get(META, b + H_N_HEAD));
+  set(META, b + H_N_HEAD, h);
 }
 
-/** Next quantum of the phase; after the last one, the next layer or phase. */
-function advance(j: i32, next: i32): void {
+/** Run the job's next unit, of about as many rows as `budget` pays for: emits its commands and moves the cursor. Returns what it costs. */
+export function grantUnit(j: i32, budget: i32): i32 {
+  const phase: i32 = get(JOB_PHASE, j);
+  const full: bool = get(JOB_FULL, j) != 0;
+  const rows: i32 = min(UNIT_ROWS, max(0, budget) * 1024 / UNIT_ROW_COST);
+  if (phase == UPDATE) {
+    update(j, full);
+    return max(1, QUANTUM * UNIT_ROW_COST / 1024);
+  }
+  const b: i32 = openUnit(j);
+  if (phase == HEAD) {
+    // A quantum with more labels than a chunk holds has units of its own; others share one.
+    const skip: i32 = get(CUR_CHUNK, j) * HEAD_ROWS;
+    while (get(JOB_PHASE, j) == HEAD) {
+      const seq: i32 = seqOf(j);
+      const q: i32 = get(CUR_QUANTUM, j);
+      const labels: i32 = labelsOf(seq, q);
+      if (!fits(b, seq, q, rows) || (get(META, b + H_N_SEGMENTS) > 0 && get(META, b + H_N_HEAD) + labels > HEAD_ROWS)) break;
+      addSegment(j, b, seq, q);
+      addLabels(b, seq, q, skip);
+      if (labels > skip + HEAD_ROWS) {
+        set(CUR_CHUNK, j, get(CUR_CHUNK, j) + 1);
+        break;
+      }
+      set(CUR_CHUNK, j, 0);
+      advance(j, BACKWARD);
+      if (labels > HEAD_ROWS) break;
+    }
+    const n: i32 = get(META, b + H_N_ROWS);
+    // dh of a quantum is cleared by its first chunk only.
+    if (skip > 0) set(META, b + H_N_ROWS, 0);
+    emitProgram(full ? P_HEAD_TRAIN_FULL : P_HEAD_TRAIN, LAYERS, b);
+    return cost(n);
+  }
+  const layer: i32 = get(CUR_LAYER, j);
+  const kept: bool = get(EXT_BASE, seqOf(j)) != NONE;
+  while (get(JOB_PHASE, j) == BACKWARD && get(CUR_LAYER, j) == layer) {
+    const seq: i32 = seqOf(j);
+    const q: i32 = get(CUR_QUANTUM, j);
+    if (!fits(b, seq, q, rows) || (get(EXT_BASE, seq) != NONE) != kept) break;
+    addSegment(j, b, seq, q);
+    if (advance(j, UPDATE)) break;
+  }
+  emitProgram(full ? (kept ? P_BACKWARD_FULL_ALL : P_BACKWARD_FULL_BOUNDARY) : kept ? P_BACKWARD_ALL : P_BACKWARD_BOUNDARY, layer, b);
+  if (full && layer == 0) emitProgram(P_EMBED_BACKWARD, LAYERS, b);
+  const n: i32 = get(META, b + H_N_ROWS);
+  if (get(JOB_PHASE, j) == OVER) finish(j);
+  return cost(n);
+}
+function cost(rows: i32): i32 {
+  return max(1, rows * UNIT_ROW_COST / 1024);
+}
+
+function update(j: i32, full: bool): void {
+  const b: i32 = STEP_WORDS + UNITS * UNIT_WORDS + j * UPDATE_WORDS;
+  memory.fill(META + ((<usize>b) << 2), 0, HEADER_WORDS * 4);
+  set(META, b + H_JOB, full ? 0 : j);
+  set(META, b + H_SLOT, get(JOB_SLOT, j));
+  set(META, b + H_SITE_MASK, get(JOB_SITES, j));
+  for (let i: i32 = 0; i < HYPERS; i++) setf(META, b + H_LR + i, getf(HYPER, j * HYPERS + i));
+  const sgd: bool = get(JOB_SGD, j) != 0;
+  for (let l: i32 = 0; l < LAYERS; l++) emitProgram(full ? P_SUMSQ_FULL : P_SUMSQ, l, b);
+  if (full) emitProgram(P_SUMSQ_FULL_OUTER, LAYERS, b);
+  emitProgram(P_CLIP, LAYERS, b);
+  for (let l: i32 = 0; l < LAYERS; l++) emitProgram(full ? (sgd ? P_STEP_FULL_SGD : P_STEP_FULL_ADAMW) : sgd ? P_STEP_SGD : P_STEP_ADAMW, l, b);
+  if (full) emitProgram(sgd ? P_STEP_FULL_OUTER_SGD : P_STEP_FULL_OUTER_ADAMW, LAYERS, b);
+  finish(j);
+}
+
+/** Next quantum of the phase; after the last one, the next layer or phase. True when a layer's last quantum was passed. */
+function advance(j: i32, next: i32): bool {
   const q: i32 = get(CUR_QUANTUM, j);
   if (q > 0) {
     set(CUR_QUANTUM, j, q - 1);
-    return;
+    return false;
   }
   if (get(CUR_SEQ, j) + 1 < get(JOB_SEQS, j)) {
     set(CUR_SEQ, j, get(CUR_SEQ, j) + 1);
     set(CUR_QUANTUM, j, lastQuantum(seqOf(j)));
-    return;
+    return false;
   }
   set(CUR_SEQ, j, 0);
   set(CUR_QUANTUM, j, lastQuantum(seqOf(j)));
@@ -151,8 +216,8 @@ function advance(j: i32, next: i32): void {
     set(JOB_PHASE, j, BACKWARD);
     set(CUR_LAYER, j, LAYERS - 1);
   } else if (get(CUR_LAYER, j) > 0) set(CUR_LAYER, j, get(CUR_LAYER, j) - 1);
-  else if (get(JOB_LAST, j) != 0) set(JOB_PHASE, j, UPDATE);
-  else finish(j);
+  else set(JOB_PHASE, j, get(JOB_LAST, j) != 0 ? UPDATE : OVER);
+  return true;
 }
 
 /** The micro-batch is done: its event carries where its losses lie, its sequences are released. */

@@ -2,7 +2,7 @@
  * Inference first; fine-tuning fills the rest of the budget. Units that finish a started optimizer step come before new windows. While a job
  * runs it is owed a minimum share of every step (a twentieth): what a step cannot give is carried over. Alone, it has the whole (idle) budget.
  */
-import { COST_UNIT, JOBS } from "../config";
+import { JOBS } from "../config";
 import { grant, rowsLeft } from "../batch";
 import { bump, C_CREDIT, C_STEPS, counter } from "../state";
 import { grantUnit, hasUnit, settleForward } from "../units";
@@ -12,7 +12,9 @@ export function coserve(budget: i32, idle: i32): void {
   let used: i32 = 0;
   // Decode rows (one token left) before prompt chunks.
   for (let s: i32 = nextInference(-1); s >= 0; s = nextInference(s)) if (remaining(s) == 1) used += grant(s, 1);
-  for (let s: i32 = nextInference(-1); s >= 0 && used < budget; s = nextInference(s)) if (remaining(s) > 1) used += grant(s, min(budget - used, remaining(s)));
+  // However many decode, prompts go on by half a budget a step.
+  const prefill: i32 = used + max(budget - used, budget / 2);
+  for (let s: i32 = nextInference(-1); s >= 0 && used < prefill; s = nextInference(s)) if (remaining(s) > 1) used += grant(s, min(prefill - used, remaining(s)));
 
   let waiting: bool = nextTraining(-1) >= 0;
   for (let j: i32 = 0; j < JOBS; j++) {
@@ -37,8 +39,7 @@ export function coserve(budget: i32, idle: i32): void {
     for (let i: i32 = 0; i < JOBS && left > 0; i++) {
       const j: i32 = (i + counter(C_STEPS)) % JOBS;
       if (hasUnit(j)) {
-        grantUnit(j);
-        left -= COST_UNIT;
+        left -= grantUnit(j, left);
         any = true;
       }
     }

@@ -1,5 +1,5 @@
 /** First come, first served: running requests decode, waiting ones prefill in arrival order; fine-tuning runs only while no request does. */
-import { COST_UNIT, JOBS } from "../config";
+import { JOBS } from "../config";
 import { grant, rowsLeft } from "../batch";
 import { grantUnit, hasUnit, settleForward } from "../units";
 import { nextInference, nextTraining, remaining } from "../queue";
@@ -15,10 +15,7 @@ export function fcfs(budget: i32, idle: i32): void {
   left = idle;
   for (let j: i32 = 0; j < JOBS; j++) {
     settleForward(j);
-    while (left > 0 && hasUnit(j)) {
-      grantUnit(j);
-      left -= COST_UNIT;
-    }
+    while (left > 0 && hasUnit(j)) left -= grantUnit(j, left);
   }
   for (let s: i32 = nextTraining(-1); s >= 0 && left > 0 && rowsLeft() > 0; s = nextTraining(s)) left -= grant(s, min(left, remaining(s)));
 }
