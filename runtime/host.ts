@@ -15,6 +15,7 @@ export interface HostExports {
   addrStops(seq: number): number;
   addrRowSeq(): number;
   freeBlocks(): number;
+  addrFreeBlocks(): number;
   blocksTotal(): number;
   kindOf(seq: number): number;
   jobOf(seq: number): number;
@@ -85,6 +86,10 @@ export class Host {
   }
   stops(seq: number): Int32Array {
     return new Int32Array(this.buffer, this.exports.addrStops(seq), 16);
+  }
+  /** Ids of the cache blocks that no sequence holds. */
+  freeBlockIds(): Int32Array {
+    return new Int32Array(this.buffer, this.exports.addrFreeBlocks(), this.exports.freeBlocks());
   }
   /** Sequence of each row of the last step. */
   rowSequences(): Int32Array {

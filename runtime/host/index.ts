@@ -5,7 +5,7 @@ import { beginStep, emitForward } from "./batch";
 import { allocate, canAllocate, findKeptRun, findSavedRun, release, resetBlocks } from "./blocks";
 import { sample } from "./sampler";
 import {
-  ARRIVAL, bump, C_ARRIVAL, C_COMMANDS, C_EVENTS, C_FREE, C_HEAD, C_META, C_ROWS, C_STEPS, C_TRAIN_ROWS, COMMANDS, counter, COUNTERS, DONE, DROP_KEY, DROP_P, emitEvent, EVENTS, EXT_BASE, FINISHED, FORWARD, FREE,
+  ARRIVAL, bump, C_ARRIVAL, C_COMMANDS, C_EVENTS, C_FREE, C_HEAD, C_META, C_ROWS, C_STEPS, C_TRAIN_ROWS, COMMANDS, counter, COUNTERS, DONE, DROP_KEY, DROP_P, emitEvent, EVENTS, EXT_BASE, FINISHED, FORWARD, FREE, FREE_BLOCKS,
   GENERATE, get, HEAD_POS, HEAD_SEQ, HYPER, IDLE, JOB, JOB_FULL, JOB_LAST, JOB_PHASE, JOB_SEQ, JOB_SEQS, JOB_SGD, JOB_SITES, JOB_SLOT, KIND, LABELS, LENGTH, LENGTH_OF, LIMIT, LOGITS, META, MIN_P,
   NONE, NUM_STOPS, PENALTY, PROMPT, ROW_SEQ, ROW_WEIGHT, RUNNING, SAVE_BASE, SCORE, SCORED, SEED, set, setf, SLOT, SLOT_SITES, STATUS, STOP, STOPS, STOPS_PER_SEQUENCE, TEMPERATURE, TOKEN, TOKENS, TOP_K, TOP_P, TRAIN,
 } from "./state";
@@ -28,6 +28,7 @@ export function addrHyper(job: i32): usize { return HYPER + <usize>job * 32; }
 export function addrRowSeq(): usize { return ROW_SEQ; }
 export function addrStops(seq: i32): usize { return STOPS + ((<usize>(seq * STOPS_PER_SEQUENCE)) << 2); }
 export function freeBlocks(): i32 { return counter(C_FREE); }
+export function addrFreeBlocks(): usize { return FREE_BLOCKS; }
 export function kindOf(seq: i32): i32 { return get(KIND, seq); }
 export function jobOf(seq: i32): i32 { return get(JOB, seq); }
 export function doneOf(seq: i32): i32 { return get(DONE, seq); }

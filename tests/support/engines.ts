@@ -44,6 +44,9 @@ export const batchOf = (vocab: number): { input_ids: number[]; labels: number[] 
     return { input_ids: ids, labels: ids.map((t, k) => (k < skip ? -100 : t)) };
   });
 
+/** The smallest device a bundle may meet: 1 MiB bindings and 128 invocations; 8 storage buffers and 16 KiB are WebGPU's own minimum. */
+export const tiny = { bindingBytes: 2 ** 20, workgroupInvocations: 128 } as const;
+
 interface Reference {
   readonly loss: number;
   readonly grads: Readonly<Record<string, readonly number[]>>;
@@ -63,7 +66,9 @@ export function referenceTensor(name: string): Float32Array {
 const bundles = new Map<string, Promise<string>>();
 /** A bundle of a tiny model, compiled once a test process. */
 export function bundle(config: Config, options: CompileOptions = {}): Promise<string> {
-  const full: CompileOptions = { targets: ["wasm"], train: ["lora"], ...options, capacities: { ...small, ...options.capacities } };
+  // On WebGPU every law is tested under the limits of the smallest devices.
+  const limits = options.targets?.includes("webgpu") ? tiny : {};
+  const full: CompileOptions = { targets: ["wasm"], train: ["lora"], limits, ...options, capacities: { ...small, ...options.capacities } };
   const key = JSON.stringify([config, full]);
   let made = bundles.get(key);
   if (!made) {
