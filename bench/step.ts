@@ -104,10 +104,10 @@ export async function main(args: string[]): Promise<void> {
   const plan = engine.manifest.targets[target]!;
   const perLayer = (name: string): [number, number] => {
     const l = plan.programs.find((p) => p.name === name)!.launches;
-    return [l.filter((x) => x.sites === 0).length, l.length];
+    return [l.filter((x) => x.bits.length === 0).length, l.length];
   };
   const launches = {
-    forward: perLayer("forward.lora"),
+    forward: perLayer("forward"),
     backward: perLayer("backward.lora.all"),
     boundary: perLayer("backward.lora.boundary"),
     kernels: Object.keys(plan.kernels).length,

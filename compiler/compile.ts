@@ -19,9 +19,9 @@ import { emitLaunchAs, prelude } from "./emit/assemblyscript.ts";
 import { emitHost, policies } from "./emit/host.ts";
 import { emitLaunchWgsl, gridOf } from "./emit/wgsl.ts";
 import { exists, readText, sha256, writeFolder } from "./files.ts";
-import { fuse, type Launch, TRAIN_BIT } from "./fuse.ts";
+import { fuse, type Launch } from "./fuse.ts";
 import { type AnyBody, isUpdate, type KernelEnv, type UpdateBody } from "./kernel.ts";
-import { type BlockKind, blockLayouts, headerWords } from "./metadata.ts";
+import { type BlockKind, blockLayouts, headerWords, TRAIN_BIT } from "./metadata.ts";
 import { models } from "./models/index.ts";
 import { addresser, align, checkLimits, type Layout, layoutOf, placeValues } from "./plan.ts";
 import { buildPrograms, type GraphProgram, type Programs, type TrainClass } from "./programs.ts";
@@ -31,7 +31,10 @@ import { openWeights, toHalf } from "./weights.ts";
 
 export interface CompileOptions {
   readonly targets?: readonly ("wasm" | "webgpu")[];
+  /** What jobs can train: adapter methods, `full`. Default: lora. */
   readonly train?: readonly TrainClass[];
+  /** Adapter methods that requests can use, beside those that are trained. Default: lora. */
+  readonly methods?: readonly string[];
   readonly format?: "f32" | "f16";
   readonly policy?: string;
   readonly capacities?: Partial<Capacities>;
@@ -68,7 +71,9 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
   for (const t of wanted) if (!targets[t]) throw new WeftError({ code: "WEFT_OPTION", where: "target", expected: Object.keys(targets).join(", "), found: String(t) });
 
   // Regions → programs (forward, pruned backward, head, update), verified; then launches.
-  const methods = train.includes("lora") ? Object.values(adapterMethods) : [];
+  const names = [...new Set([...(options.methods ?? (train.includes("full") && train.length === 1 ? [] : ["lora"])), ...train.filter((t) => t !== "full")])];
+  for (const n of names) if (!adapterMethods[n]) throw new WeftError({ code: "WEFT_OPTION", where: "adapter method", expected: Object.keys(adapterMethods).join(", "), found: n });
+  const methods = names.map((n) => adapterMethods[n]!);
   const programs = buildPrograms(model, capacities, { format, methods, train, scope: `m${++scopes}` });
   for (const g of programs.graphs) verify(g);
   const launches = new Map(programs.graphs.map((g) => [g.name, fuse(g.roots, { fuse: options.fuse ?? true, homes: g.homes })]));
@@ -91,7 +96,7 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
     } else for (const s of emitted.sources) files.set(`kernels/${s.name}.wgsl`, text(s.text));
   }
 
-  const blocks = blockLayouts(capacities);
+  const blocks = blockLayouts(capacities, train);
   const perLayer = programs.layerParams.reduce((n, p) => n + p.n * p.k, 0);
   const hostModule = await emitHost({
     capacities,
@@ -99,6 +104,7 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
     vocab: model.vocab,
     policy,
     blocks,
+    train,
     programs: host!.programs,
     kernels: host!.kernels,
     parametersPerLayer: perLayer,
@@ -160,6 +166,8 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
     train,
     capacities,
     sites: programs.sites,
+    methods: Object.fromEntries(methods.map(({ name, peftType, scale, rank, lowRank, config, fixed }) => [name, { name, peftType, scale, rank, lowRank, config, fixed }])),
+    branches: programs.branches.map((b) => ({ index: b.index, method: b.method.name, site: b.site.index, capacity: b.capacity, tensors: b.tensors })),
     saved: Object.fromEntries(train.map((cls) => [cls, { fields: fieldsOf(cls), bytes: programs.saved[cls]!.bytes }])),
     checkpoint,
     tensors,
@@ -206,7 +214,7 @@ function emitTarget(
   layout: Layout,
   train: readonly TrainClass[],
 ): Emitted {
-  const blocks = blockLayouts(c);
+  const blocks = blockLayouts(c, train);
   const sources: { name: string; text: string }[] = [];
   const entries: ProgramEntry[] = [];
   let arenaWords = layout.persistent;
@@ -215,7 +223,7 @@ function emitTarget(
     capacities: c,
     layout: blocks[block],
     panel: target.panel,
-    sites: programs.sites.length,
+    branches: programs.branches.length,
     slotWords: layout.slotWords,
     jobWords: layout.jobWords,
     groups: layers + 1,
@@ -229,14 +237,13 @@ function emitTarget(
       const kernel = `${program.name}.${name}`.replace(/[^a-zA-Z0-9]+/g, "_");
       const unique = sources.some((s) => s.name === kernel) ? `${kernel}_${sources.length}` : kernel;
       sources.push({ name: unique, text: target.name === "wasm" ? emitLaunchAs(unique, bodies, env) : emitLaunchWgsl(unique, bodies, env, target) });
-      // The adapter sites (or other conditions) without which a body has nothing to do; a launch is skipped when none of its bodies has.
+      // The mask bits without which a body has nothing to do; a launch is skipped when none of its bodies has.
       const bits = bodies.map((b): number | null => {
         if (isUpdate(b)) return null;
         const onlySaves = program.block === "step" && program.region === "layer" && b.skeleton === "map" && b.stores.every((s) => s.to === "field");
-        return onlySaves ? TRAIN_BIT : b.site;
+        return onlySaves ? TRAIN_BIT : b.bit;
       });
-      const sites = bits.includes(null) ? 0 : bits.reduce<number>((m, bit) => m | (1 << bit!), 0);
-      return { kernel: unique, grid: gridOf(bodies, env, target), sites };
+      return { kernel: unique, grid: gridOf(bodies, env, target), bits: bits.includes(null) ? [] : [...new Set(bits as number[])].sort((a, b) => a - b) };
     });
     entries.push({ ...program, launches: out });
   };
@@ -258,7 +265,7 @@ function emitTarget(
             ["layer", layout.params.layer],
             ["outer", layout.params.outer],
           ] as const)
-        : ([["layer", layout.params.factors]] as const);
+        : ([["layer", layout.params.factors.filter((p) => p.accum >= 0 && programs.branches[p.branch!]!.method.name === cls)]] as const);
     for (const [region, list] of sets) {
       update(`sumsq.${cls}.${region}`, region, { skeleton: "sumsq", params: list, optimizer: null });
       for (const optimizer of ["adamw", "sgd"] as const) update(`${optimizer}.${cls}.${region}`, region, { skeleton: "optimizer", params: list, optimizer });

@@ -5,6 +5,8 @@
  */
 import { type Domain, type Expr, inputName, isInput, type Node, opOf, readAt, type Type, toposort, type Value, valueKey } from "../ops/index.ts";
 
+import { DROPOUT_BIT } from "./metadata.ts";
+
 type Rows = Type & { kind: "rows" };
 
 export type Store =
@@ -22,10 +24,6 @@ export interface Operand {
   /** Read instead of `value` in steps where no row drops anything: then the masked copy is never made. */
   readonly undropped: Value | null;
 }
-/** Bit of `site_mask` that says some row of the block has dropout. */
-export const DROPOUT_BIT = 30;
-/** Bit of `site_mask` that says some row of the step is being trained: what only saves activations runs then. */
-export const TRAIN_BIT = 29;
 export interface Stat {
   readonly id: number;
   readonly reduce: "sum" | "max";
@@ -41,8 +39,8 @@ export interface Body {
   readonly operands: readonly Operand[];
   readonly stats: readonly Stat[];
   readonly stores: readonly Store[];
-  /** Adapter site (or DROPOUT_BIT) without which this body has nothing to do. */
-  readonly site: number | null;
+  /** Mask bit (an adapter branch, or a flag) without which this body has nothing to do. */
+  readonly bit: number | null;
   /** Values read, in arena terms (for liveness) and inputs (for hazards). */
   readonly reads: readonly Value[];
 }
@@ -191,6 +189,12 @@ export function fuse(roots: readonly Value[], options: { fuse: boolean; homes?: 
         join(g, node, deps);
         continue;
       }
+      if (op.conditional) {
+        const g = open("map", null, t.domain, t.cols, deps);
+        g.condition = Number(node.attrs.branch);
+        join(g, node, deps);
+        continue;
+      }
       const dropped = uses.some((u) => u.op === "dropout" && (users.get(`${u.id}.0`) ?? []).some(feedsHeavy));
       const shapeFits = (g: Group): boolean =>
         g.condition === null && epilogueSkeletons.has(g.skeleton) && g.domain === t.domain && (g.cols === t.cols || (g.skeleton === "row" && t.cols === 1));
@@ -275,7 +279,7 @@ export function fuse(roots: readonly Value[], options: { fuse: boolean; homes?: 
       operands,
       stats,
       stores: [...stores, ...effects],
-      site: factor ? (factor.type as Type & { kind: "factor" }).site : g.condition,
+      bit: factor ? (factor.type as Type & { kind: "factor" }).branch : g.condition,
       reads: [...reads.values()],
     });
   }

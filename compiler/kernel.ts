@@ -23,7 +23,9 @@ export interface ParamAddress {
   /** weight: n × k, packed in panels; vector: n; factor: rank × k at a slot. */
   readonly n: number;
   readonly k: number;
-  readonly site: number | null;
+  /** Adapter branch of a slot tensor. */
+  readonly branch: number | null;
+  readonly rows: "rank" | "one";
   /** Words from the chamber's start (weights), or from the slot's start (adapters). */
   readonly offset: number;
   /** Words of the tensor as stored, padding included. */
@@ -37,7 +39,7 @@ export interface KernelEnv {
   readonly capacities: Capacities;
   readonly layout: BlockLayout;
   readonly panel: number;
-  readonly sites: number;
+  readonly branches: number;
   /** Words of one slot in `adapters`, of one job in `accum`. */
   readonly slotWords: number;
   readonly jobWords: number;
@@ -63,7 +65,7 @@ export interface UpdateBody {
 export type AnyBody = Body | UpdateBody;
 export const isUpdate = (b: AnyBody): b is UpdateBody => b.skeleton === "sumsq" || b.skeleton === "clip" || b.skeleton === "optimizer";
 
-/** The slot table of a group: word 0 = group index; from word 64, [slot][site] (rank u32, scale f32). */
+/** The slot table of a group: word 0 = group index; from word 64, [slot][branch] (rank u32, scale f32). */
 export const SLOT_TABLE = 64;
 export const panelWords = (n: number, k: number, panel: number): number => Math.ceil(n / panel) * panel * k;
 export const colsOf = (t: Type): number =>

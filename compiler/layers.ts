@@ -1,5 +1,6 @@
 /** What model files share: named parameters, adapter sites, attention. A site declares itself while the model is being built. */
-import { add, attend, type Domain, type Format, input, kvWrite, linear, rmsNorm, rope, type Type, type Value } from "../ops/index.ts";
+import { add, attend, type Domain, type Format, input, kvWrite, linear, rmsNorm, rope, type Type, type Value, valueKey } from "../ops/index.ts";
+import type { BranchTensor } from "../runtime/bundle.ts";
 import type { AdapterMethod } from "./adapters/adapter.ts";
 
 export interface ParamSpec {
@@ -9,24 +10,46 @@ export interface ParamSpec {
   readonly n: number;
   readonly k: number;
 }
+/**
+ * Channels that several matrices share, so that one order serves all (S2FT §3.1): the rows of gate and up and the columns of down; the rows of v
+ * and the columns of o. `unit` channels belong together (a head, or 1); `shared`: several query heads read one key head.
+ */
+export interface Coupling {
+  readonly group: "ffn" | "heads";
+  readonly axis: "in" | "out";
+  readonly unit: number;
+  readonly shared: boolean;
+}
 export interface SiteSpec {
   readonly index: number;
   /** Module path inside the layer: `self_attn.q_proj`. */
   readonly module: string;
   readonly inFeatures: number;
   readonly outFeatures: number;
+  readonly coupling: Coupling | null;
 }
+/** One adapter method at one site. */
+export interface BranchSpec {
+  readonly index: number;
+  readonly method: AdapterMethod;
+  readonly site: SiteSpec;
+  /** Most rows of its tensors. */
+  readonly capacity: number;
+  readonly tensors: readonly BranchTensor[];
+}
+export const tensorName = (b: BranchSpec, tensor: string): string => `${b.site.module}.${b.method.name}.${tensor}`;
 
 /** Builds one region on one row domain; two builds of the same region make the same nodes in the same order. */
 export class RegionBuilder {
   readonly params: ParamSpec[] = [];
   readonly sites: SiteSpec[] = [];
+  /** What a branch made of a value: for rows whose slot lacks the branch the two are equal, bit for bit. */
+  readonly wrapped = new Map<string, { readonly before: Value; readonly method: string }>();
   constructor(
     readonly region: string,
     readonly domain: Domain,
     readonly format: Format,
-    readonly rank: number,
-    private readonly methods: readonly AdapterMethod[],
+    private readonly branches: readonly BranchSpec[],
   ) {}
 
   vector(name: string, n: number): Value {
@@ -40,16 +63,25 @@ export class RegionBuilder {
   norm(x: Value, name: string, eps: number): Value {
     return rmsNorm(x, this.vector(name, (x.type as Type & { kind: "rows" }).cols), eps);
   }
-  /** A linear layer and its adapter site: y = x·Wᵀ (+ bias), then each adapter method in turn. */
-  linear(x: Value, module: string, outFeatures: number, bias: boolean): Value {
+  /** A linear layer and its adapter site: y = x·Wᵀ (+ bias), between the branches that change its input and those that change its output. */
+  linear(x: Value, module: string, outFeatures: number, bias: boolean, coupling: Coupling | null = null): Value {
     const inFeatures = (x.type as Type & { kind: "rows" }).cols;
-    const site: SiteSpec = { index: this.sites.length, module, inFeatures, outFeatures };
-    this.sites.push(site);
-    let y = linear(x, this.weight(`${module}.weight`, outFeatures, inFeatures), module);
+    this.sites.push({ index: this.sites.length, module, inFeatures, outFeatures, coupling });
+    const here = this.branches.filter((b) => b.site.module === module);
+    const through = (b: BranchSpec, before: Value, change: (c: Parameters<NonNullable<AdapterMethod["input"]>>[1]) => Value): Value => {
+      const tensor = (name: string): Value => {
+        const t = b.tensors.find((s) => s.name === name)!;
+        return input(this.region, tensorName(b, name), { kind: "factor", rows: t.rows === "rank" ? b.capacity : 1, cols: t.cols, branch: b.index });
+      };
+      const after = change({ branch: b.index, site: b.site, tensor });
+      this.wrapped.set(valueKey(after), { before, method: b.method.name });
+      return after;
+    };
+    let entry = x;
+    for (const b of here) if (b.method.input) entry = through(b, entry, (c) => b.method.input!(entry, c));
+    let y = linear(entry, this.weight(`${module}.weight`, outFeatures, inFeatures), module);
     if (bias) y = add(y, this.vector(`${module}.bias`, outFeatures));
-    for (const method of this.methods) {
-      y = method.apply({ x, y, site, rank: this.rank, factor: (side, cols) => input(this.region, `${module}.${side}`, { kind: "factor", cols, site: site.index, side }) });
-    }
+    for (const b of here) if (b.method.output) y = through(b, y, (c) => b.method.output!(x, y, c));
     return y;
   }
   /** Causal attention of q over the paged cache after appending k and v. */

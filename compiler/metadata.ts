@@ -10,7 +10,11 @@ export const headerWords = [
   "n_keys",
   "n_segments",
   "table_words",
-  "site_mask",
+  "mask_0",
+  "mask_1",
+  "mask_2",
+  "mask_3",
+  "mask_4",
   "zero",
   "lr",
   "lr_c1",
@@ -22,6 +26,16 @@ export const headerWords = [
   "max_norm",
 ] as const;
 export const HEADER = 32;
+/**
+ * Bits of the mask words: an adapter branch each, set when some row of the block has it; the last word holds flags. A body whose bit is not set has
+ * nothing to do; a launch none of whose bits is set is skipped.
+ */
+export const MASK_WORDS = 5;
+export const MAX_BRANCHES = 128;
+/** Some row of the block has dropout. */
+export const DROPOUT_BIT = 128;
+/** Some row of the step is being trained: what only saves activations runs then. */
+export const TRAIN_BIT = 129;
 
 export interface BlockLayout {
   readonly kind: BlockKind;
@@ -40,9 +54,11 @@ export const unitTableWords = (c: Capacities): number => Math.ceil(c.context / 3
  * start from zero), and the keys it is the first in this unit to touch (0 for a further quantum of the same sequence).
  */
 const segmentArrays = ["seg_row", "seg_rows", "seg_head", "seg_heads", "seg_base", "seg_fresh", "seg_keys"];
-const rowArrays = ["ids", "pos", "slot", "table", "save_row", "ext_row", "drop_key", "drop_p"];
+const rowArrays = ["ids", "pos", "slot", "table", "save_row", "drop_key", "drop_p"];
+/** In a step, rows of several training classes meet: each class has its own index of what only it keeps. */
+export const extArray = (cls: string): string => `ext_${cls}`;
 
-export function blockLayouts(c: Capacities): Readonly<Record<BlockKind, BlockLayout>> {
+export function blockLayouts(c: Capacities, train: readonly string[]): Readonly<Record<BlockKind, BlockLayout>> {
   const blocksPerSequence = Math.ceil(c.context / 32);
   const build = (kind: BlockKind, arrays: readonly (readonly [string, number])[]): BlockLayout => {
     const at: Record<string, number> = {};
@@ -54,9 +70,9 @@ export function blockLayouts(c: Capacities): Readonly<Record<BlockKind, BlockLay
     return { kind, arrays: at, words: Math.ceil(words / 64) * 64 };
   };
   return {
-    step: build("step", [...rowArrays.map((n) => [n, c.tokens] as const), ["head_row", c.headRows], ["tables", c.sequences * blocksPerSequence]]),
+    step: build("step", [...[...rowArrays, ...train.map(extArray)].map((n) => [n, c.tokens] as const), ["head_row", c.headRows], ["tables", c.sequences * blocksPerSequence]]),
     unit: build("unit", [
-      ...rowArrays.map((n) => [n, c.unitRows] as const),
+      ...[...rowArrays, "ext_row"].map((n) => [n, c.unitRows] as const),
       ["head_row", c.headRows],
       ["head_dst", c.headRows],
       ["label", c.headRows],

@@ -3,7 +3,7 @@ import { inputName, isInput, type Type, type Value, valueKey } from "../ops/inde
 import { type ParamEntry, type TargetPlan, WeftError } from "../runtime/bundle.ts";
 import type { Launch } from "./fuse.ts";
 import { type Address, panelWords } from "./kernel.ts";
-import type { ParamSpec } from "./layers.ts";
+import { type ParamSpec, tensorName } from "./layers.ts";
 import type { Model } from "./models/model.ts";
 import type { GraphProgram, Programs, TrainClass } from "./programs.ts";
 import type { Capacities, Target } from "./target.ts";
@@ -17,7 +17,7 @@ function placeParams(specs: readonly ParamSpec[], panel: number, format: "f32" |
   const params = specs.map((s): ParamEntry => {
     const full = s.kind === "weight" ? panelWords(s.n, s.k, panel) : align(s.n, 8);
     const words = s.kind === "weight" && format === "f16" ? full / 2 : full;
-    const entry: ParamEntry = { name: s.name, kind: s.kind, n: s.n, k: s.k, site: null, offset, words: align(full, 4), accum };
+    const entry: ParamEntry = { name: s.name, kind: s.kind, n: s.n, k: s.k, branch: null, rows: "one", offset, words: align(full, 4), accum };
     offset += align(words);
     accum += 3 * align(full, 4);
     return entry;
@@ -41,35 +41,57 @@ export interface Layout {
 export function layoutOf(model: Model, programs: Programs, c: Capacities, target: Target, format: "f32" | "f16", train: readonly TrainClass[]): Layout {
   const layer = placeParams(programs.layerParams, target.panel, format);
   const outer = placeParams(programs.outerParams, target.panel, format);
-  let slot = 0;
-  let accum = 0;
-  const factors = programs.sites.flatMap((s) =>
-    (["a", "b"] as const).map((side): ParamEntry => {
-      const cols = side === "a" ? s.inFeatures : s.outFeatures;
-      const words = align(c.rank * cols, 4);
-      const entry: ParamEntry = { name: `${s.module}.${side}`, kind: "factor", n: c.rank, k: cols, site: s.index, offset: slot, words, accum };
-      slot += words;
-      accum += 3 * words;
-      return entry;
-    }),
-  );
-  const slotWords = align(slot);
-  const loraWords = train.includes("lora") ? align(accum) : 0;
+  // A slot holds one adapter and a job trains one method, so methods share the words.
+  let slotWords = 0;
+  let jobWords = 0;
+  const factors = [...new Set(programs.branches.map((b) => b.method.name))].flatMap((method) => {
+    let slot = 0;
+    let accum = 0;
+    const entries = programs.branches
+      .filter((b) => b.method.name === method)
+      .flatMap((b) =>
+        b.tensors.map((t): ParamEntry => {
+          const n = t.rows === "rank" ? b.capacity : 1;
+          const words = align(n * t.cols, 4);
+          const entry: ParamEntry = {
+            name: tensorName(b, t.name),
+            kind: "factor",
+            n,
+            k: t.cols,
+            branch: b.index,
+            rows: t.rows,
+            offset: slot,
+            words,
+            accum: t.trained ? accum : -1,
+          };
+          slot += words;
+          if (t.trained) accum += 3 * words;
+          return entry;
+        }),
+      );
+    slotWords = Math.max(slotWords, align(slot));
+    if (train.includes(method)) jobWords = Math.max(jobWords, align(accum));
+    return entries;
+  });
   const full = train.includes("full");
-  // Saved fields: classes never run together, so they share the chamber.
+  // Saved fields: adapters in training share what every method keeps, and have fields of their own; full training runs alone, over the same words.
   const fieldOffsets = new Map<string, number>([["hidden", 0]]);
   let savedLayer = 0;
+  let adapters = 0;
   for (const cls of train) {
-    let at = 0;
+    let at = cls === "full" ? 0 : adapters;
     for (const f of programs.saved[cls]!.fields) {
+      if (fieldOffsets.has(f.name)) continue;
       fieldOffsets.set(f.name, at);
       at += align(f.cols * (f.index === "save_row" ? c.savedRows : c.keptRows));
     }
+    if (cls !== "full") adapters = at;
     savedLayer = Math.max(savedLayer, at);
   }
   const d = model.hiddenSize;
   const kvDim = model.kvHeads * model.headDim;
-  const scratch = align(Math.max(1024, c.unitRows * model.heads + 64, c.rank + 64));
+  const widest = Math.max(0, ...programs.branches.map((b) => b.capacity));
+  const scratch = align(Math.max(2048, c.unitRows * model.heads + 64, 4 * (widest + 4)));
   let at = scratch;
   const home = (words: number): number => {
     const offset = at;
@@ -94,14 +116,14 @@ export function layoutOf(model: Model, programs: Programs, c: Capacities, target
       kv: { layer: c.blocks * 2 * kvDim * 32, outer: 64 },
       saved: { layer: Math.max(64, savedLayer), outer: Math.max(64, training * align(c.savedRows * d)) },
       adapters: { layer: Math.max(64, slots * slotWords), outer: 64 },
-      accum: { layer: Math.max(64, full ? layer.accumWords : 0, c.jobs * loraWords), outer: Math.max(64, full ? outer.accumWords : 0) },
-      tables: { layer: align(64 + slots * programs.sites.length * 2), outer: 128 },
+      accum: { layer: Math.max(64, full ? layer.accumWords : 0, c.jobs * jobWords), outer: Math.max(64, full ? outer.accumWords : 0) },
+      tables: { layer: align(64 + slots * programs.branches.length * 2), outer: 128 },
     },
     homes,
     persistent: at,
     scratch,
     slotWords,
-    jobWords: loraWords,
+    jobWords,
     fieldOffsets,
   };
 }

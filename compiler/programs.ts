@@ -8,6 +8,7 @@ import {
   embed,
   gatherRows,
   input,
+  inputName,
   linear,
   make,
   type Node,
@@ -23,20 +24,20 @@ import {
 import { WeftError } from "../runtime/bundle.ts";
 import type { AdapterMethod } from "./adapters/adapter.ts";
 import { vjp } from "./autodiff.ts";
-import { type ParamSpec, RegionBuilder, type SiteSpec } from "./layers.ts";
-import type { BlockKind } from "./metadata.ts";
+import { type BranchSpec, type ParamSpec, RegionBuilder, type SiteSpec, tensorName } from "./layers.ts";
+import { type BlockKind, extArray, MAX_BRANCHES } from "./metadata.ts";
 import type { Model } from "./models/model.ts";
 import type { Capacities } from "./target.ts";
 
 type Rows = Type & { kind: "rows" };
-/** What a bundle can train: adapter factors, or every base tensor (exclusive). */
-export type TrainClass = "lora" | "full";
+/** What a bundle can train: an adapter method by name, or `full` for every base tensor (exclusive). */
+export type TrainClass = string;
 export type RegionName = "layer" | "outer";
 
 export interface SavedField {
   readonly name: string;
   readonly cols: number;
-  /** `save_row`: kept in both modes; `ext_row`: kept only in mode `all`. */
+  /** `save_row`: kept in both modes, one field for all adapter methods; `ext_row`: kept only in mode `all`, a field of the class's own. */
   readonly index: "save_row" | "ext_row";
 }
 export interface GraphProgram {
@@ -56,6 +57,7 @@ export interface Programs {
   readonly layerParams: readonly ParamSpec[];
   readonly outerParams: readonly ParamSpec[];
   readonly sites: readonly SiteSpec[];
+  readonly branches: readonly BranchSpec[];
   readonly graphs: readonly GraphProgram[];
   /** Saved fields of a layer per class, and bytes a token a layer. */
   readonly saved: Readonly<Partial<Record<TrainClass, { fields: readonly SavedField[]; bytes: SavedBytes }>>>;
@@ -98,6 +100,28 @@ function keptSet(forward: ReadonlySet<Node>, roots: readonly Value[]): Value[] {
   return [...read].filter(([key]) => keep.has(key)).map(([, v]) => v);
 }
 
+/**
+ * Where each value of `part` (a region with the branches of some methods) is in `whole` (the same region with more of them). What other methods'
+ * branches made of a value counts as that value: for rows without those branches it is the same number.
+ */
+function correspond(part: Value, whole: Value, unwrap: (v: Value) => Value | null): (v: Value) => Value {
+  const values = new Map<string, Value>();
+  const nodes = new Map<Node, Node>();
+  const walk = (p: Value, outer: Value): void => {
+    if (values.has(valueKey(p))) return;
+    let w = outer;
+    for (let inner = unwrap(w); inner; inner = unwrap(w)) w = inner;
+    if (p.node.op !== w.node.op || p.node.ins.length !== w.node.ins.length) throw new Error(`${p.node.op} (${p.node.label}) has no counterpart: found ${w.node.op}`);
+    values.set(valueKey(p), outer);
+    nodes.set(p.node, w.node);
+    p.node.ins.forEach((v, i) => {
+      walk(v, w.node.ins[i]!);
+    });
+  };
+  walk(part, whole);
+  return (v) => values.get(valueKey(v)) ?? { node: nodes.get(v.node)!, index: v.index, type: v.type };
+}
+
 export function buildPrograms(
   model: Model,
   c: Capacities,
@@ -109,15 +133,31 @@ export function buildPrograms(
   const region = `${scope}/layer`;
   const d = model.hiddenSize;
   const rows = (domain: Domain): Type => ({ kind: "rows", domain, cols: d });
-  const build = (domain: Domain, apply: readonly AdapterMethod[]) => {
-    const b = new RegionBuilder(region, domain, format, c.rank, apply);
+  const build = (domain: Domain, apply: readonly BranchSpec[]) => {
+    const b = new RegionBuilder(region, domain, format, apply);
     const h = input(`${region}/${domain}`, "h", rows(domain));
     return { b, h, out: model.layer(b, h, c.context) };
   };
-  const fwd = build("T", methods);
+  // A first build declares the sites; methods then say where they have branches.
+  const { sites } = build("T", []).b;
+  const branches: BranchSpec[] = [];
+  for (const method of methods)
+    for (const site of sites) {
+      const capacity = method.capacity(site, sites, c);
+      if (capacity > 0) branches.push({ index: branches.length, method, site, capacity, tensors: method.tensors(site, capacity) });
+    }
+  if (branches.length > MAX_BRANCHES)
+    throw new WeftError({
+      code: "WEFT_CAPACITY",
+      where: "adapter methods",
+      expected: `at most ${MAX_BRANCHES} method × site pairs`,
+      found: String(branches.length),
+      hint: "compile fewer methods",
+    });
+  const fwd = build("T", branches);
   const graphs: GraphProgram[] = [];
 
-  const outer = new RegionBuilder(`${scope}/outer`, "T", format, c.rank, []);
+  const outer = new RegionBuilder(`${scope}/outer`, "T", format, []);
   const table = outer.weight("embed_tokens.weight", model.vocab, d);
   const headWeight = model.tied ? "embed_tokens.weight" : "lm_head.weight";
   const head = outer.weight(headWeight, model.vocab, d);
@@ -131,20 +171,21 @@ export function buildPrograms(
   const headOf = (x: Value): Value => linear(outer.norm(x, "norm.weight", model.eps), head, "lm_head");
   const logits = headOf(gatherRows(hT, "head_row", "R"));
   graphs.push({ name: "head", region: "outer", block: "step", roots: [logits], homes: [{ value: logits, name: "logits" }] });
-  // With adapters to train, their forward serves requests too: its saves are skipped where no row is trained.
-  if (!train.includes("lora")) graphs.push({ name: "forward", region: "layer", block: "step", roots: [fwd.out], homes: [{ value: fwd.out, name: "h" }] });
-  const sites = fwd.b.sites;
-
+  // One forward serves requests and every class of adapters in training: its saves are skipped where no row is trained.
+  const shared = new Map<string, Value>();
+  const own: Value[] = [];
   const saved: Partial<Record<TrainClass, { fields: SavedField[]; bytes: SavedBytes }>> = {};
   for (const cls of train) {
-    // Full training is exclusive: no row has an adapter, so its graph has no sites.
-    const fwd = build("T", cls === "full" ? [] : methods);
-    const unit = build("W", cls === "full" ? [] : methods);
-    const orderT = toposort([fwd.out]);
+    // Rows of a unit have one method's branches; full training is exclusive, and its rows have none.
+    const ofClass = branches.filter((b) => b.method.name === cls);
+    const part = build("T", ofClass);
+    const unit = build("W", ofClass);
+    const orderT = toposort([part.out]);
     const orderW = toposort([unit.out]);
     const forwardNodes = new Set(orderW);
     const inputs = orderW.filter((n) => n.op === "input").map((node): Value => ({ node, index: 0, type: node.outs[0]! }));
-    const trainable = inputs.filter((v) => (cls === "full" ? v.type.kind === "weight" || v.type.kind === "vector" : v.type.kind === "factor"));
+    const trained = new Set(ofClass.flatMap((b) => b.tensors.filter((t) => t.trained).map((t) => tensorName(b, t.name))));
+    const trainable = inputs.filter((v) => (cls === "full" ? v.type.kind === "weight" || v.type.kind === "vector" : trained.has(inputName(v))));
     const dout = gatherRows(dh, "save_row", "W");
     const grads = vjp([[unit.out, dout]], [unit.h, ...trainable]);
     const dIn = grads.get(valueKey(unit.h))!;
@@ -157,18 +198,32 @@ export function buildPrograms(
     const boundary = [unit.h, { node: attendNode, index: 0, type: attendNode.outs[0]! }, { node: attendNode, index: 1, type: attendNode.outs[1]! }];
     const boundaryKeys = new Set(boundary.map(valueKey));
     const extra = keptSet(forwardNodes, roots).filter((v) => !boundaryKeys.has(valueKey(v)));
+    const full = cls === "full";
     const fieldFor = (v: Value): SavedField => {
-      const name = `${cls}.${v === boundary[0] ? "h_in" : v.node.label}${v.index ? `_${v.index}` : ""}_${orderW.indexOf(v.node)}`;
-      return { name, cols: (v.type as Rows).cols, index: boundaryKeys.has(valueKey(v)) ? "save_row" : "ext_row" };
+      const edge = boundaryKeys.has(valueKey(v));
+      const label = `${v === boundary[0] ? "h_in" : v.node.label}${v.index ? `_${v.index}` : ""}`;
+      const name = edge ? `${full ? "full" : "adapter"}.${label}` : `${cls}.${label}_${orderW.indexOf(v.node)}`;
+      return { name, cols: (v.type as Rows).cols, index: edge ? "save_row" : "ext_row" };
     };
+    const inWhole = full
+      ? (v: Value): Value => v
+      : correspond(part.out, fwd.out, (v) => {
+          const w = fwd.b.wrapped.get(valueKey(v));
+          return w && w.method !== cls ? w.before : null;
+        });
     const toT = (v: Value): Value => {
       const node = orderT[orderW.indexOf(v.node)]!;
-      return { node, index: v.index, type: node.outs[v.index]! };
+      return inWhole({ node, index: v.index, type: node.outs[v.index]! });
     };
     const kept = [...boundary, ...extra];
     const fields = kept.map(fieldFor);
-    const stores = kept.map((v, i) => storeRows(field(fields[i]!.name, fields[i]!.cols), toT(v), fields[i]!.index));
-    graphs.push({ name: `forward.${cls}`, region: "layer", block: "step", roots: [...stores, fwd.out], homes: [{ value: fwd.out, name: "h" }] });
+    const stores = kept.map((v, i) => storeRows(field(fields[i]!.name, fields[i]!.cols), toT(v), fields[i]!.index === "save_row" ? "save_row" : extArray(cls)));
+    if (full) graphs.push({ name: "forward.full", region: "layer", block: "step", roots: [...stores, part.out], homes: [{ value: part.out, name: "h" }] });
+    else
+      stores.forEach((s, i) => {
+        if (fields[i]!.index === "ext_row") own.push(s);
+        else if (!shared.has(fields[i]!.name)) shared.set(fields[i]!.name, s);
+      });
 
     for (const mode of ["all", "boundary"] as const) {
       const use = mode === "all" ? kept : boundary;
@@ -181,9 +236,11 @@ export function buildPrograms(
       graphs.push({ name: `backward.${cls}.${mode}`, region: "layer", block: "unit", roots: [...out.slice(0, -1), back], homes: [] });
     }
     const bytes = (vs: readonly Value[]): number => vs.reduce((n, v) => n + 4 * (v.type as Rows).cols, 0);
-    const everything = orderT.filter((n) => n.op !== "input").flatMap((node) => node.outs.flatMap((type, index) => (type.kind === "rows" ? [{ node, index, type }] : [])));
+    const everything = orderW.filter((n) => n.op !== "input").flatMap((node) => node.outs.flatMap((type, index) => (type.kind === "rows" ? [{ node, index, type }] : [])));
     saved[cls] = { fields, bytes: { naive: bytes(everything), all: bytes(kept), boundary: bytes(boundary) } };
 
+    // Adapters leave the head alone: one program computes its loss and gradient for all of them.
+    if (!full && graphs.some((g) => g.name === "head_train")) continue;
     const x = input(`${scope}/head`, "hidden_rows", rows("R"));
     const trainLogits = headOf(x);
     const { nll, dlogits } = crossEntropy(trainLogits);
@@ -194,7 +251,7 @@ export function buildPrograms(
     const told = storeRows(field("nll", 1), nll, "head_dst");
     const headRoots = [dx, told, ...outerTrainable.map((v) => headGrads.get(valueKey(v))!)];
     graphs.push({
-      name: `head_train.${cls}`,
+      name: full ? "head_train.full" : "head_train",
       region: "outer",
       block: "unit",
       roots: substitute(headRoots, new Map([[valueKey(x), gatherRows(hidden, "head_row", "R")]])),
@@ -202,5 +259,6 @@ export function buildPrograms(
     });
     if (cls === "full") graphs.push({ name: "embed_backward.full", region: "outer", block: "unit", roots: [scatterRows(gatherRows(dh, "save_row", "W"), table)], homes: [] });
   }
-  return { layerParams: fwd.b.params, outerParams: outer.params, sites, graphs, saved, headWeight };
+  graphs.push({ name: "forward", region: "layer", block: "step", roots: [...shared.values(), ...own, fwd.out], homes: [{ value: fwd.out, name: "h" }] });
+  return { layerParams: fwd.b.params, outerParams: outer.params, sites, branches, graphs, saved, headWeight };
 }

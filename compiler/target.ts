@@ -28,6 +28,8 @@ export interface Capacities {
   readonly unitRows: number;
   /** Backward and head units that one step can carry. */
   readonly units: number;
+  /** Sites whose channels S2FT adapters may choose, and their parameters a layer; null: the paper's sites, parameters as LoRA of `rank`. */
+  readonly s2ft: { readonly sites: readonly string[]; readonly parameters?: number } | null;
 }
 export interface Target {
   readonly name: "wasm" | "webgpu";
@@ -59,11 +61,13 @@ export function defaultCapacities(context: number): Capacities {
     quantum: 32,
     unitRows: 128,
     units: 16,
+    s2ft: null,
   };
 }
 
 export function checkCapacities(c: Capacities): Capacities {
   for (const [name, v] of Object.entries(c)) {
+    if (name === "s2ft") continue;
     if (!Number.isInteger(v) || v < 1) throw new WeftError({ code: "WEFT_CAPACITY", where: `capacities.${name}`, expected: "a positive integer", found: String(v) });
   }
   if (c.rank % 4) throw new WeftError({ code: "WEFT_CAPACITY", where: "capacities.rank", expected: "a multiple of 4", found: String(c.rank) });

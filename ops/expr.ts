@@ -11,7 +11,11 @@ export type Ix =
   | { readonly ix: "int"; readonly v: number }
   /** word `name[at]` of the batch metadata block; `at: null` reads a header word; `raw` indexes the block itself. */
   | { readonly ix: "meta"; readonly name: string; readonly at: Ix | null }
-  | { readonly ix: "bin"; readonly op: IxOp; readonly a: Ix; readonly b: Ix };
+  | { readonly ix: "bin"; readonly op: IxOp; readonly a: Ix; readonly b: Ix }
+  /** Rows in use of the row's slot at an adapter branch; 0 where the slot lacks it. */
+  | { readonly ix: "rank"; readonly branch: number; readonly row: Ix }
+  /** Element `at` of a slot tensor with one row, an integer kept as an exact f32. */
+  | { readonly ix: "slot"; readonly tensor: Value; readonly row: Ix; readonly at: Ix };
 export type IxOp = "add" | "sub" | "mul" | "div" | "mod" | "lt" | "xor";
 
 /** Scalar functions that every target implements. Products that feed a sum are `fma`, so that no driver may contract them differently. */
@@ -45,8 +49,8 @@ export type Expr =
   | { readonly e: "metaf"; readonly name: string; readonly at: Ix | null }
   /** Σ_r u[row, r] · factor[slot[row]][r][col] over the rank of the row's slot; exactly 0 for rank 0. */
   | { readonly e: "expand"; readonly u: Value; readonly factor: Value; readonly row: Ix; readonly col: Ix }
-  /** A field of the slot table: scale of a (slot, site), 0 where the slot lacks the site. */
-  | { readonly e: "scale"; readonly site: number; readonly row: Ix }
+  /** A field of the slot table: scale of a (slot, branch), 0 where the slot lacks the branch. */
+  | { readonly e: "scale"; readonly branch: number; readonly row: Ix }
   /** Uniform number in [0, 1) from (key, salt of layer and site, column): counter-based, so any order of evaluation gives the same bits. */
   | { readonly e: "rand"; readonly key: Ix; readonly site: number; readonly col: Ix }
   /** The result of the heavy part of the kernel this expression is an epilogue of: output `out` of its root, or reduction `stat`. */
@@ -68,10 +72,18 @@ export const load = (value: Value, r: Ix = row, c: Ix = col): Expr => ({ e: "loa
 export function ixUsesCol(ix: Ix): boolean {
   if (ix.ix === "col") return true;
   if (ix.ix === "meta") return ix.at !== null && ixUsesCol(ix.at);
+  if (ix.ix === "slot") return ixUsesCol(ix.at);
   return ix.ix === "bin" && (ixUsesCol(ix.a) || ixUsesCol(ix.b));
 }
 
-export function evalIx(ix: Ix, at: { row: number; col: number; meta: (name: string, i: number | null) => number }): number {
+export interface IxEnv {
+  readonly row: number;
+  readonly col: number;
+  readonly meta: (name: string, i: number | null) => number;
+  readonly rank: (branch: number, row: number) => number;
+  readonly slot: (tensor: Value, row: number, at: number) => number;
+}
+export function evalIx(ix: Ix, at: IxEnv): number {
   switch (ix.ix) {
     case "row":
       return at.row;
@@ -86,6 +98,10 @@ export function evalIx(ix: Ix, at: { row: number; col: number; meta: (name: stri
       const b = evalIx(ix.b, at);
       return ixFns[ix.op](a, b);
     }
+    case "rank":
+      return at.rank(ix.branch, evalIx(ix.row, at));
+    case "slot":
+      return at.slot(ix.tensor, evalIx(ix.row, at), evalIx(ix.at, at));
   }
 }
 const ixFns: Record<IxOp, (a: number, b: number) => number> = {

@@ -12,8 +12,8 @@ export type Type =
   | { readonly kind: "weight"; readonly n: number; readonly k: number; readonly format: Format }
   /** A base vector [n], f32. */
   | { readonly kind: "vector"; readonly n: number }
-  /** One low-rank factor of an adapter site, slot-indexed: [slot][rank][cols]. */
-  | { readonly kind: "factor"; readonly cols: number; readonly site: number; readonly side: "a" | "b" }
+  /** A tensor of an adapter branch (one method at one site), slot-indexed: [slot][rows][cols]; `rows` is the most a slot can have. */
+  | { readonly kind: "factor"; readonly rows: number; readonly cols: number; readonly branch: number }
   /** Rows addressed by an explicit index (saved activations, dh): f32 [capacity, cols]. */
   | { readonly kind: "field"; readonly cols: number }
   /** Paged keys and values: [block][k|v][kv head][32][head_dim]. */
@@ -58,6 +58,8 @@ export interface Op {
   readonly point?: (ctx: PointCtx) => Expr;
   /** For `point`: reads some operand away from (row, col), so that operand must be materialised. */
   readonly remote?: boolean;
+  /** For `point`: `attrs.branch` names the adapter branch without which it has nothing to compute. */
+  readonly conditional?: boolean;
   /** For `reduce`: how two partial results combine, and the neutral element. */
   readonly reduce?: "sum" | "max";
   /** For `kernel` and `effect`: the meaning in f64. */
@@ -73,8 +75,7 @@ export interface EvalCtx {
   readonly rows: (domain: Domain) => number;
   readonly meta: (name: string, i: number | null) => number;
   readonly metaf: (name: string, i: number | null) => number;
-  readonly slot: (s: number, site: number) => { rank: number; scale: number };
-  readonly maxRank: number;
+  readonly slot: (s: number, branch: number) => { rank: number; scale: number };
   readonly layer: number;
 }
 
@@ -167,7 +168,7 @@ export function showType(t: Type): string {
     case "vector":
       return `f32[${t.n}]`;
     case "factor":
-      return `factor_${t.side}${t.site}[r,${t.cols}]`;
+      return `slot${t.branch}[${t.rows},${t.cols}]`;
     case "field":
       return `field×${t.cols}`;
     case "kv":

@@ -23,7 +23,15 @@ const colsOf = (t: Type): number => {
 
 /** One element of a pointwise value; `env` holds every value it loads. */
 export function evalExpr(e: Expr, env: Env, ctx: EvalCtx, row: number, col: number, args: Readonly<Record<string, number>> = {}): number {
-  const ix = (i: Ix): number => evalIx(i, { row, col, meta: ctx.meta });
+  const slotRow = (v: Value, r: number): number => ctx.meta("slot", r) * (v.type as Type & { kind: "factor" }).rows;
+  const ix = (i: Ix): number =>
+    evalIx(i, {
+      row,
+      col,
+      meta: ctx.meta,
+      rank: (branch, r) => ctx.slot(ctx.meta("slot", r), branch).rank,
+      slot: (v, r, k) => env.get(valueKey(v))![slotRow(v, r) * colsOf(v.type) + k]!,
+    });
   const go = (x: Expr): number => {
     switch (x.e) {
       case "const":
@@ -31,7 +39,8 @@ export function evalExpr(e: Expr, env: Env, ctx: EvalCtx, row: number, col: numb
       case "load": {
         const data = env.get(valueKey(x.value));
         if (!data) throw new Error(`interpreter: ${x.value.node.label} was not computed`);
-        return data[ix(x.row) * colsOf(x.value.type) + ix(x.col)]!;
+        const r = x.value.type.kind === "factor" ? slotRow(x.value, ix(x.row)) : ix(x.row);
+        return data[r * colsOf(x.value.type) + ix(x.col)]!;
       }
       case "call":
         return (scalarFns[x.fn] as (...a: number[]) => number)(...x.args.map(go));
@@ -42,7 +51,7 @@ export function evalExpr(e: Expr, env: Env, ctx: EvalCtx, row: number, col: numb
       case "metaf":
         return ctx.metaf(x.name, x.at === null ? null : ix(x.at));
       case "scale":
-        return ctx.slot(ctx.meta("slot", ix(x.row)), x.site).scale;
+        return ctx.slot(ctx.meta("slot", ix(x.row)), x.branch).scale;
       case "rand":
         return rand01(ix(x.key), ctx.layer * 64 + x.site, ix(x.col));
       case "expand": {
@@ -50,7 +59,7 @@ export function evalExpr(e: Expr, env: Env, ctx: EvalCtx, row: number, col: numb
         const t = x.factor.type as Type & { kind: "factor" };
         const s = ctx.meta("slot", ix(x.row));
         let acc = 0;
-        for (let r = 0; r < ctx.slot(s, t.site).rank; r++) acc += u[ix(x.row) * ctx.maxRank + r]! * f[(s * ctx.maxRank + r) * t.cols + ix(x.col)]!;
+        for (let r = 0; r < ctx.slot(s, t.branch).rank; r++) acc += u[ix(x.row) * t.rows + r]! * f[(s * t.rows + r) * t.cols + ix(x.col)]!;
         return acc;
       }
       case "arg": {
@@ -113,7 +122,7 @@ function evalNode(node: Node, env: Env, ctx: EvalCtx): Float64Array[] {
 
 /**
  * Evaluate `roots` in f64. `inputs` are the region's named inputs: row tensors [rows, cols], weights [n, k] row-major, factors
- * [slot][maxRank][cols], fields and caches in their own layout. Throws on a missing input.
+ * [slot][rows][cols], fields and caches in their own layout. Throws on a missing input.
  */
 export function interpret(roots: readonly Value[], inputs: Readonly<Record<string, Float64Array>>, ctx: EvalCtx): Float64Array[] {
   const env: Env = new Map();

@@ -1,9 +1,12 @@
-/** Slot-indexed low-rank products: every row finds its own adapter (S-LoRA, Punica SGMV). Rank 0 contributes exactly nothing. */
+/**
+ * Slot-indexed parts of adapter branches: every row finds its own adapter (S-LoRA, Punica SGMV). Dense factors (`shrink`, `expand`), selections
+ * of channels (`select`, `place`), vectors (`slotVector`). A slot that lacks the branch contributes exactly nothing.
+ */
 
 import { mul } from "./elementwise.ts";
-import { call, type Expr, konst, meta, row } from "./expr.ts";
+import { call, type Expr, type Ix, int, ixBin, konst, load, meta, row } from "./expr.ts";
 import { type Domain, defineOp, make1, type Type, type Value } from "./graph.ts";
-import { outer } from "./linear.ts";
+import { colSum, outer } from "./linear.ts";
 
 type Rows = Type & { kind: "rows" };
 type Factor = Type & { kind: "factor" };
@@ -11,19 +14,19 @@ type Factor = Type & { kind: "factor" };
 const shrinkOp = defineOp({
   name: "shrink",
   kind: "kernel",
-  infer: ([x, f], a) => {
+  infer: ([x, f]) => {
     if ((x as Rows).cols !== (f as Factor).cols) throw new Error(`shrink: ${(x as Rows).cols} columns, factor has ${(f as Factor).cols}`);
-    return [{ kind: "rows", domain: (x as Rows).domain, cols: Number(a.rank) }];
+    return [{ kind: "rows", domain: (x as Rows).domain, cols: (f as Factor).rows }];
   },
   grad: (node, [du]) => [() => expand(du!, node.ins[1]!), () => outer(du!, node.ins[0]!, node.ins[1]!)],
   eval: (node, [x, f], ctx) => {
-    const { cols, site } = node.ins[1]!.type as Factor;
-    const { domain, cols: maxRank } = node.outs[0] as Rows;
+    const { cols, branch, rows: maxRank } = node.ins[1]!.type as Factor;
+    const { domain } = node.outs[0] as Rows;
     const rows = ctx.rows(domain);
     const u = new Float64Array(rows * maxRank);
     for (let t = 0; t < rows; t++) {
       const s = ctx.meta("slot", t);
-      for (let r = 0; r < ctx.slot(s, site).rank; r++) {
+      for (let r = 0; r < ctx.slot(s, branch).rank; r++) {
         let acc = 0;
         for (let c = 0; c < cols; c++) acc += x![t * cols + c]! * f![(s * maxRank + r) * cols + c]!;
         u[t * maxRank + r] = acc;
@@ -35,14 +38,13 @@ const shrinkOp = defineOp({
     {
       ins: [
         { kind: "rows", domain: "T", cols: 37 },
-        { kind: "factor", cols: 37, site: 0, side: "a" },
+        { kind: "factor", rows: 8, cols: 37, branch: 0 },
       ],
-      attrs: { rank: 8 },
     },
   ],
 });
-/** u [rows, maxRank]: u[t, r] = x[t] · F[slot[t]][r]; 0 beyond the slot's rank. */
-export const shrink = (x: Value, factor: Value, rank: number): Value => make1(shrinkOp, [x, factor], { rank }, `shrink_${factor.node.label}`);
+/** u [rows, factor rows]: u[t, r] = x[t] · F[slot[t]][r]; 0 beyond the slot's rank. */
+export const shrink = (x: Value, factor: Value): Value => make1(shrinkOp, [x, factor], {}, `shrink_${factor.node.label}`);
 
 const expandOp = defineOp({
   name: "expand",
@@ -50,12 +52,12 @@ const expandOp = defineOp({
   remote: true,
   infer: ([u, f]) => [{ kind: "rows", domain: (u as Rows).domain, cols: (f as Factor).cols }],
   point: ({ ins }) => ({ e: "expand", u: ins[0]!, factor: ins[1]!, row, col: { ix: "col" } }),
-  grad: (node, [dy]) => [() => shrink(dy!, node.ins[1]!, (node.ins[0]!.type as Rows).cols), () => outer(node.ins[0]!, dy!, node.ins[1]!)],
+  grad: (node, [dy]) => [() => shrink(dy!, node.ins[1]!), () => outer(node.ins[0]!, dy!, node.ins[1]!)],
   samples: [
     {
       ins: [
         { kind: "rows", domain: "T", cols: 8 },
-        { kind: "factor", cols: 37, site: 0, side: "b" },
+        { kind: "factor", rows: 8, cols: 37, branch: 0 },
       ],
     },
   ],
@@ -67,10 +69,64 @@ const scaleOp = defineOp({
   name: "slot_scale",
   kind: "point",
   infer: (_, a) => [{ kind: "rows", domain: a.domain as Domain, cols: 1 }],
-  point: ({ attrs }) => ({ e: "scale", site: Number(attrs.site), row }),
+  point: ({ attrs }) => ({ e: "scale", branch: Number(attrs.branch), row }),
 });
-/** u scaled by the row's adapter scale at this site (alpha/r, or alpha/√r for rsLoRA). */
-export const scaleBySlot = (u: Value, site: number): Value => mul(u, make1(scaleOp, [], { site, domain: (u.type as Rows).domain }));
+/** u scaled by the row's adapter scale at this branch (alpha/r, or alpha/√r for rsLoRA). */
+export const scaleBySlot = (u: Value, branch: number): Value => mul(u, make1(scaleOp, [], { branch, domain: (u.type as Rows).domain }));
+
+/** `yes` for rows whose slot has the branch, else `no`. */
+const where = (branch: number, yes: Expr, no: Expr): Expr => ({ e: "if", test: "nonzero", ix: { ix: "rank", branch, row }, yes, no });
+const col: Ix = { ix: "col" };
+/** Columns of a selection tensor: the chosen channels in order, then for each channel its place in that order plus one, 0 where it is not chosen. */
+export const selectionCols = (rank: number, channels: number): number => rank + channels;
+
+const selectOp = defineOp({
+  name: "select",
+  kind: "point",
+  remote: true,
+  conditional: true,
+  infer: ([x], a) => [{ kind: "rows", domain: (x as Rows).domain, cols: Number(a.rank) }],
+  point: ({ ins: [x, index], attrs }) => {
+    const branch = Number(attrs.branch);
+    const chosen = load(x!, row, { ix: "slot", tensor: index!, row, at: col });
+    return where(branch, { e: "if", test: "nonzero", ix: ixBin("lt", col, { ix: "rank", branch, row }), yes: chosen, no: konst(0) }, konst(0));
+  },
+  grad: (node, [du]) => [() => place(du!, node.ins[1]!, (node.ins[0]!.type as Rows).cols), null],
+});
+/** u[t, r] = x[t, index[slot[t]][r]]: the chosen channels of x; 0 beyond the slot's rank. */
+export const select = (x: Value, index: Value): Value => {
+  const f = index.type as Factor;
+  const rank = f.cols - (x.type as Rows).cols;
+  return make1(selectOp, [x, index], { branch: f.branch, rank }, `select_${index.node.label}`);
+};
+
+const placeOp = defineOp({
+  name: "place",
+  kind: "point",
+  remote: true,
+  infer: ([u], a) => [{ kind: "rows", domain: (u as Rows).domain, cols: Number(a.cols) }],
+  point: ({ ins: [u, index], attrs }) => {
+    const at: Ix = { ix: "slot", tensor: index!, row, at: ixBin("add", col, Number(attrs.rank)) };
+    return where(Number(attrs.branch), { e: "if", test: "nonzero", ix: at, yes: load(u!, row, ixBin("sub", at, int(1))), no: konst(0) }, konst(0));
+  },
+  grad: (node, [dy]) => [() => select(dy!, node.ins[1]!), null],
+});
+/** y [rows, cols]: y[t, index[slot[t]][r]] = u[t, r], 0 elsewhere: the transpose of `select`. */
+export const place = (u: Value, index: Value, cols: number): Value => {
+  const f = index.type as Factor;
+  return make1(placeOp, [u, index], { branch: f.branch, rank: f.cols - cols, cols }, `place_${index.node.label}`);
+};
+
+const slotVectorOp = defineOp({
+  name: "slot_vector",
+  kind: "point",
+  remote: true,
+  infer: ([v], a) => [{ kind: "rows", domain: a.domain as Domain, cols: (v as Factor).cols }],
+  point: ({ ins: [v], attrs }) => where((v!.type as Factor).branch, load(v!, row, col), konst(Number(attrs.absent))),
+  grad: (node, [dy]) => [() => colSum(dy!, node.ins[0]!)],
+});
+/** The row's own vector [cols] of a branch; `absent` for rows whose slot lacks it (1 for gains, 0 for offsets). */
+export const slotVector = (v: Value, domain: Domain, absent: number): Value => make1(slotVectorOp, [v], { domain, absent }, v.node.label);
 
 const dropoutOp = defineOp({
   name: "dropout",

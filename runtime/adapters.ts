@@ -2,33 +2,11 @@
  * Adapters and their generations. Content lives on the host; slots on the device are a cache. A generation is immutable: training writes its own
  * slot, `publish` copies it out, requests finish on the generation they were admitted with.
  */
-import { type Manifest, type ParamEntry, type SiteEntry, WeftError } from "./bundle.ts";
+import { type Manifest, WeftError } from "./bundle.ts";
+import type { AdapterConfig, AdapterContent } from "./content.ts";
 import type { Device } from "./device.ts";
 import type { Host } from "./host.ts";
 
-/** Rank and scale of one site in one layer; rank 0 where the adapter has nothing. */
-export interface SiteState {
-  readonly rank: number;
-  readonly alpha: number;
-  readonly scale: number;
-}
-export interface AdapterConfig {
-  readonly rank: number;
-  readonly alpha: number;
-  readonly rslora: boolean;
-  readonly dropout: number;
-  /** As given: module suffixes, a regular expression, or `all-linear`. */
-  readonly targetModules: readonly string[] | string;
-  readonly rankPattern: Readonly<Record<string, number>>;
-  readonly alphaPattern: Readonly<Record<string, number>>;
-}
-/** All factors of all layers in slot layout: [layers][slotWords]. */
-export interface AdapterContent {
-  readonly config: AdapterConfig;
-  /** [layer][site]. */
-  readonly sites: readonly (readonly SiteState[])[];
-  readonly factors: readonly Float32Array[];
-}
 export interface Generation {
   readonly name: string;
   readonly number: number;
@@ -39,53 +17,6 @@ export interface Generation {
 }
 /** Generations kept by name before the oldest unpinned one is dropped. */
 const KEPT_GENERATIONS = 4;
-
-/** Which sites of which layers a config names, as PEFT matches them. */
-export function resolveSites(manifest: Manifest, config: AdapterConfig): SiteState[][] {
-  const { targetModules } = config;
-  const path = (l: number, s: SiteEntry): string => `model.layers.${l}.${s.module}`;
-  let regex: RegExp | null = null;
-  if (typeof targetModules === "string" && targetModules !== "all-linear") {
-    try {
-      regex = new RegExp(`^(?:${targetModules})$`);
-    } catch (cause) {
-      throw new WeftError({ code: "WEFT_ADAPTER", where: "target_modules", expected: "a regular expression", found: targetModules, cause });
-    }
-  }
-  const matches = (p: string): boolean =>
-    targetModules === "all-linear" || (regex ? regex.test(p) : (targetModules as readonly string[]).some((t) => p === t || p.endsWith(`.${t}`)));
-  const pattern = (map: Readonly<Record<string, number>>, p: string, fallback: number): number => {
-    for (const [key, v] of Object.entries(map)) if (new RegExp(`^(?:.*\\.)?(?:${key})$`).test(p)) return v;
-    return fallback;
-  };
-  const found = Array.from({ length: manifest.model.layers }, (_, l) =>
-    manifest.sites.map((s): SiteState => {
-      const p = path(l, s);
-      if (!matches(p)) return { rank: 0, alpha: 0, scale: 0 };
-      const rank = pattern(config.rankPattern, p, config.rank);
-      const alpha = pattern(config.alphaPattern, p, config.alpha);
-      if (!Number.isInteger(rank) || rank < 1 || rank > manifest.capacities.rank)
-        throw new WeftError({
-          code: "WEFT_ADAPTER_MISMATCH",
-          where: p,
-          expected: `a rank from 1 to ${manifest.capacities.rank}, the largest this bundle's adapter class holds`,
-          found: String(rank),
-          hint: "compile the bundle with a larger rank",
-        });
-      return { rank, alpha, scale: alpha / (config.rslora ? Math.sqrt(rank) : rank) };
-    }),
-  );
-  if (Array.isArray(targetModules))
-    for (const t of targetModules) {
-      if (!found.some((_, l) => manifest.sites.some((s) => path(l, s) === t || path(l, s).endsWith(`.${t}`))))
-        throw new WeftError({ code: "WEFT_ADAPTER_MISMATCH", where: "target_modules", expected: manifest.sites.map((s) => s.module.split(".").pop()).join(", "), found: t });
-    }
-  if (!found.some((layer) => layer.some((s) => s.rank > 0)))
-    throw new WeftError({ code: "WEFT_ADAPTER_MISMATCH", where: "target_modules", expected: "at least one linear layer", found: JSON.stringify(targetModules) });
-  return found;
-}
-export const siteMask = (sites: readonly (readonly SiteState[])[]): number => sites.reduce((m, layer) => layer.reduce((k, s, i) => (s.rank ? k | (1 << i) : k), m), 0);
-export const factorOf = (factors: readonly ParamEntry[], site: number, side: "a" | "b"): ParamEntry => factors.find((f) => f.site === site && f.name.endsWith(`.${side}`))!;
 
 export class AdapterStore {
   private readonly byName = new Map<string, Generation[]>();
@@ -186,25 +117,27 @@ export class AdapterStore {
   }
   private upload(slot: number, content: AdapterContent): void {
     const { plan } = this.device;
-    const sites = this.manifest.sites.length;
-    content.factors.forEach((data, l) => {
+    const n = this.manifest.branches.length;
+    const masks = new Map<number, number>();
+    content.tensors.forEach((data, l) => {
       this.device.write({ cls: "adapters", group: l, offset: slot * plan.slotWords }, data);
-      const table = new Uint32Array(sites * 2);
+      const table = new Uint32Array(n * 2);
       const scales = new Float32Array(table.buffer);
-      content.sites[l]!.forEach((s, i) => {
+      content.branches[l]!.forEach((s, i) => {
         table[i * 2] = s.rank;
         scales[i * 2 + 1] = s.scale;
+        masks.set(i >> 5, (masks.get(i >> 5) ?? 0) | (s.rank ? 1 << (i & 31) : 0));
       });
-      this.device.write({ cls: "tables", group: l, offset: 64 + slot * sites * 2 }, table);
+      this.device.write({ cls: "tables", group: l, offset: 64 + slot * n * 2 }, table);
     });
-    this.host.exports.setSites(slot, siteMask(content.sites));
+    for (const [word, bits] of masks) this.host.exports.setMask(slot, word, bits);
   }
   /** Copy a training slot out. */
   async download(slot: number, like: AdapterContent): Promise<AdapterContent> {
     const { plan } = this.device;
-    const factors: Float32Array[] = [];
-    for (let l = 0; l < this.manifest.model.layers; l++) factors.push(await this.device.read({ cls: "adapters", group: l, offset: slot * plan.slotWords, words: plan.slotWords }));
-    return { ...like, factors };
+    const tensors: Float32Array[] = [];
+    for (let l = 0; l < this.manifest.model.layers; l++) tensors.push(await this.device.read({ cls: "adapters", group: l, offset: slot * plan.slotWords, words: plan.slotWords }));
+    return { ...like, tensors };
   }
   slotsInUse(): number {
     return this.slots.filter((s) => s !== null && (s === "training" || s.pins > 0)).length;

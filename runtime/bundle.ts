@@ -23,9 +23,12 @@ export interface ParamEntry {
   readonly kind: "weight" | "vector" | "factor";
   readonly n: number;
   readonly k: number;
-  readonly site: number | null;
+  /** Of a slot tensor: the branch it belongs to, and whether one row or as many as the adapter's rank are in use. */
+  readonly branch: number | null;
+  readonly rows: "rank" | "one";
   readonly offset: number;
   readonly words: number;
+  /** Offset of its gradient in the accumulators; -1 for a tensor that is not trained. */
   readonly accum: number;
 }
 export interface SiteEntry {
@@ -33,6 +36,44 @@ export interface SiteEntry {
   readonly module: string;
   readonly inFeatures: number;
   readonly outFeatures: number;
+  readonly coupling: { readonly group: string; readonly axis: "in" | "out"; readonly unit: number; readonly shared: boolean } | null;
+}
+/** A tensor of a branch: [rows in use, cols] in a slot. */
+export interface BranchTensor {
+  readonly name: string;
+  /** As many rows as the adapter's rank, or one. */
+  readonly rows: "rank" | "one";
+  readonly cols: number;
+  readonly trained: boolean;
+  /** `uniform`: ±1/√cols (Kaiming with a = √5, as PEFT). `selection`: channels drawn when a job starts. */
+  readonly init: "zeros" | "ones" | "uniform" | "selection";
+  /** Its key in a PEFT file, after the module path. */
+  readonly key: string;
+  /** How the file has it: as in the slot, transposed, or the chosen channels alone (int32). */
+  readonly shape: "rows" | "columns" | "selection";
+}
+/** One adapter method at one site of a layer. */
+export interface BranchEntry {
+  readonly index: number;
+  readonly method: string;
+  readonly site: number;
+  readonly capacity: number;
+  readonly tensors: readonly BranchTensor[];
+}
+/** What the runtime must know about an adapter method beside its kernels. */
+export interface MethodEntry {
+  readonly name: string;
+  /** `peft_type` of its folders. */
+  readonly peftType: string;
+  readonly scale: "alpha/rank" | "one";
+  /** Rank when none is asked for; null: all that the bundle has room for. */
+  readonly rank: number | null;
+  /** What its branch adds to a matrix, exactly: B·A of tensors `a` and `b`; the `delta` of the channels in `index`; null when it is not linear. */
+  readonly lowRank: "factors" | "selection" | null;
+  /** Keys of its adapter_config.json, and the field of AdapterConfig that each holds. */
+  readonly config: Readonly<Record<string, string>>;
+  /** Keys that are always written as they are. */
+  readonly fixed: Readonly<Record<string, unknown>>;
 }
 /** How many workgroups a launch takes in one dimension: ceil(count · mul / div), `count` a header word or 1. */
 export interface GridDim {
@@ -43,8 +84,8 @@ export interface GridDim {
 export interface LaunchEntry {
   readonly kernel: string;
   readonly grid: readonly [GridDim, GridDim, GridDim];
-  /** Bits of the adapter sites of its bodies; 0 when it always runs. */
-  readonly sites: number;
+  /** Mask bits (adapter branches, flags) of its bodies; empty when it always runs. */
+  readonly bits: readonly number[];
 }
 export interface ProgramEntry {
   readonly name: string;
@@ -90,6 +131,7 @@ export interface CapacityEntry {
   readonly quantum: number;
   readonly unitRows: number;
   readonly units: number;
+  readonly s2ft: { readonly sites: readonly string[]; readonly parameters?: number } | null;
 }
 export interface Manifest {
   readonly format: typeof BUNDLE_FORMAT;
@@ -113,9 +155,12 @@ export interface Manifest {
     readonly parameters: number;
   };
   readonly policy: string;
-  readonly train: readonly ("lora" | "full")[];
+  /** What jobs can train: adapter methods, or `full` for every base tensor (exclusive). */
+  readonly train: readonly string[];
   readonly capacities: CapacityEntry;
   readonly sites: readonly SiteEntry[];
+  readonly methods: Readonly<Record<string, MethodEntry>>;
+  readonly branches: readonly BranchEntry[];
   /** Saved activations: fields and bytes a token a layer per training class. */
   readonly saved: Readonly<
     Record<

@@ -1,5 +1,5 @@
 /** What plays a bundle's command list: chambers of memory, and kernels over them. One file a target implements it. */
-import type { Manifest, ParamEntry, TargetPlan } from "./bundle.ts";
+import { halfToFloat, type Manifest, type ParamEntry, type TargetPlan } from "./bundle.ts";
 
 /** In the order of the bind record and of the storage bindings. */
 export const memoryClasses = ["weights", "meta", "arena", "kv", "saved", "adapters", "accum", "tables"] as const;
@@ -67,6 +67,16 @@ export function packHalves(values: Uint16Array, n: number, k: number, panel: num
     for (let i = 0; i < k; i++) out[base + i * panel] = values[j * k + i]!;
   }
   return new Uint32Array(out.buffer);
+}
+
+export function unpackHalfPanels(packed: Float32Array, n: number, k: number, panel: number): Float32Array {
+  const halves = new Uint16Array(packed.buffer, packed.byteOffset, packed.length * 2);
+  const out = new Float32Array(n * k);
+  for (let j = 0; j < n; j++) {
+    const base = Math.floor(j / panel) * k * panel + (j % panel);
+    for (let i = 0; i < k; i++) out[j * k + i] = halfToFloat(halves[base + i * panel]!);
+  }
+  return out;
 }
 
 /** Rotary table [positions][half cosines | half sines], from f64. */

@@ -89,6 +89,8 @@ export class Engine {
   private readonly live = new Map<number, Request>();
   private readonly jobs = new Map<number, Feed>();
   private running = false;
+  /** Something may have come since the loop last looked for work. */
+  private kicked = false;
   private dead: WeftError | null = null;
   private idleWaiters: (() => void)[] = [];
   /** Base weights are being trained: nothing else may run. */
@@ -320,6 +322,7 @@ export class Engine {
 
   /** Start the loop if it sleeps. */
   kick(): void {
+    this.kicked = true;
     if (this.running || this.dead) return;
     this.running = true;
     queueMicrotask(() => void this.loop());
@@ -327,9 +330,10 @@ export class Engine {
   private async loop(): Promise<void> {
     try {
       while (!this.dead) {
+        this.kicked = false;
         this.admit();
         for (const feed of this.jobs.values()) feed.feed();
-        if (!(await this.step())) break;
+        if (!(await this.step()) && !this.kicked) break;
         // Consumers and timers run between steps.
         await new Promise<void>((resolve) => setImmediateLike(resolve));
       }

@@ -22,11 +22,11 @@ export interface HostExports {
   doneOf(seq: number): number;
   saveBase(seq: number): number;
   jobPhase(job: number): number;
-  setSites(slot: number, mask: number): void;
+  setMask(slot: number, word: number, mask: number): void;
   addRequest(kind: number, length: number, limit: number, slot: number): number;
   setSampling(seq: number, temperature: number, topK: number, topP: number, minP: number, penalty: number, seed: number, stops: number): void;
   cancel(seq: number): void;
-  jobOpen(job: number, slot: number, sites: number, full: number, sgd: number): void;
+  jobOpen(job: number, slot: number, cls: number, sgd: number): void;
   jobAdd(job: number, length: number, weight: number, dropKey: number, dropP: number, keep: number): number;
   jobStart(job: number, last: number): void;
   jobDrop(job: number): void;

@@ -2,11 +2,13 @@
  * Fine-tuning jobs: rows → optimizer steps → micro-batches that the host co-serves. What a job computes depends on its options and data alone,
  * never on load: batches come from seeds, sums from a fixed order.
  */
-import { type AdapterConfig, type AdapterContent, factorOf, resolveSites, siteMask } from "./adapters.ts";
 import { type Manifest, WeftError } from "./bundle.ts";
+import { type AdapterConfig, type AdapterContent, defaultConfig, initialContent, trainableCount } from "./content.ts";
 import { unpackPanels } from "./device.ts";
 import type { Engine, Feed } from "./engine.ts";
 import { NONE } from "./host.ts";
+import { mix, shuffled } from "./random.ts";
+import { weightScores } from "./scores.ts";
 
 /** One training sequence; labels[i] is the id to predict at position i of input_ids (Hugging Face convention: the same index, shifted inside), -100 ignored. */
 export interface Row {
@@ -15,7 +17,8 @@ export interface Row {
 }
 export interface TrainOptions {
   readonly name: string;
-  readonly method: "lora" | "full";
+  /** An adapter method that the bundle trains, or `full`. */
+  readonly method: string;
   readonly rows: readonly Row[];
   readonly evalRows?: readonly Row[] | undefined;
   readonly adapter?: Partial<AdapterConfig> | undefined;
@@ -84,39 +87,6 @@ export interface TrainResult {
 }
 
 const IGNORE = -100;
-/** A 32-bit mix of two numbers; seeds of shuffles, inits and dropout are drawn from it. */
-export function mix(a: number, b: number): number {
-  let h = (a ^ Math.imul(b + 1, 0x9e3779b9)) >>> 0;
-  h = Math.imul(h ^ (h >>> 16), 0x7feb352d) >>> 0;
-  h = Math.imul(h ^ (h >>> 15), 0x846ca68b) >>> 0;
-  return (h ^ (h >>> 16)) >>> 0;
-}
-function shuffled(n: number, seed: number): number[] {
-  const out = Array.from({ length: n }, (_, i) => i);
-  for (let i = n - 1; i > 0; i--) {
-    const j = mix(seed, i) % (i + 1);
-    [out[i], out[j]] = [out[j]!, out[i]!];
-  }
-  return out;
-}
-
-/** A fresh adapter: A uniform in ±1/√in (Kaiming with a = √5, as PEFT), B zero, so that it starts as the base. */
-export function initialAdapter(engine: Engine, config: AdapterConfig, seed: number): AdapterContent {
-  const { manifest, device } = engine;
-  const sites = resolveSites(manifest, config);
-  const factors = sites.map((layer, l) => {
-    const data = new Float32Array(device.plan.slotWords);
-    layer.forEach((s, i) => {
-      if (!s.rank) return;
-      const a = factorOf(device.plan.factors, i, "a");
-      const bound = 1 / Math.sqrt(a.k);
-      for (let x = 0; x < s.rank * a.k; x++) data[a.offset + x] = ((mix(mix(seed, l * 64 + i), x) >>> 8) / 8388608 - 1) * bound;
-    });
-    return data;
-  });
-  return { config, sites, factors };
-}
-
 export class Job implements Feed {
   readonly done: Promise<TrainResult>;
   readonly name: string;
@@ -219,23 +189,12 @@ export class Job implements Feed {
     const { items, skippedRows } = this.data;
 
     const seed = o.seed ?? 0;
-    const config: AdapterConfig = {
-      rank: 8,
-      alpha: 16,
-      rslora: false,
-      dropout: 0,
-      targetModules: "all-linear",
-      rankPattern: {},
-      alphaPattern: {},
-      ...(o.from?.config ?? {}),
-      ...o.adapter,
-    };
+    const config: AdapterConfig = { ...defaultConfig(manifest, o.method), ...(o.from?.config ?? {}), ...o.adapter };
     if (!(config.dropout >= 0 && config.dropout < 1))
       throw new WeftError({ code: "WEFT_OPTION", where: "dropout", expected: "a number from 0 up to, not including, 1", found: String(config.dropout) });
-    let sites = 0;
     if (!full) {
-      this.content = o.resume?.adapter ?? (o.from ? o.from : initialAdapter(engine, config, mix(seed, 1)));
-      sites = siteMask(this.content.sites);
+      const { factors, slotWords } = device.plan;
+      this.content = o.resume?.adapter ?? o.from ?? (await initialContent(manifest, factors, slotWords, config, mix(seed, 1), weightScores(engine)));
       const slot = engine.adapters.acquireTraining(this.content);
       if (slot === null) throw new WeftError({ code: "WEFT_CAPACITY", where: "slots", expected: "a free adapter slot for training", found: "all in use", retryable: true });
       this.slot = slot;
@@ -250,14 +209,12 @@ export class Job implements Feed {
         if (full && o.resume?.weights[g]) device.write({ cls: "weights", group: g, offset: 0 }, o.resume.weights[g]!);
       }
       if (o.resume) this.state = { step: o.resume.step, losses: [...o.resume.losses], updates: o.resume.updates, best: o.resume.best };
-      host.exports.jobOpen(this.index, this.slot, sites, full ? 1 : 0, o.optimizer === "sgd" ? 1 : 0);
+      host.exports.jobOpen(this.index, this.slot, manifest.train.indexOf(o.method), o.optimizer === "sgd" ? 1 : 0);
 
       const batchSize = o.batchSize ?? 8;
       const perEpoch = Math.ceil(items.length / batchSize);
       const steps = o.steps ?? (o.epochs ?? 1) * perEpoch;
-      const trainable = full
-        ? manifest.model.parameters
-        : this.content!.sites.reduce((n, layer) => n + layer.reduce((m, s, i) => m + s.rank * (manifest.sites[i]!.inFeatures + manifest.sites[i]!.outFeatures), 0), 0);
+      const trainable = full ? manifest.model.parameters : trainableCount(manifest, this.content!.branches);
       o.onEvent?.({ type: "start", steps, trainable, rows: items.length, skippedRows, labelTokens: items.reduce((n, x) => n + x.labels, 0) });
       let bad = 0;
       while (this.state.step < steps) {
@@ -403,7 +360,7 @@ export class Job implements Feed {
   }
   private async restoreBest(): Promise<void> {
     const { adapter } = this.state.best!;
-    adapter!.factors.forEach((data, l) => this.engine.device.write({ cls: "adapters", group: l, offset: this.slot * this.engine.device.plan.slotWords }, data));
+    adapter!.tensors.forEach((data, l) => this.engine.device.write({ cls: "adapters", group: l, offset: this.slot * this.engine.device.plan.slotWords }, data));
   }
 }
 

@@ -1,7 +1,7 @@
 /** Job checkpoints: everything a job needs to go on bit for bit, as one folder of safetensors and JSON. */
 
-import type { AdapterConfig, AdapterContent, SiteState } from "../runtime/adapters.ts";
 import { decode, encode, parseHeader, type TensorData, WeftError } from "../runtime/bundle.ts";
+import type { AdapterConfig, AdapterContent, BranchState } from "../runtime/content.ts";
 import type { TrainState } from "../runtime/trainer.ts";
 import { parseJson, readFileOr, writeFolder } from "./files.ts";
 
@@ -14,7 +14,7 @@ interface Saved {
   readonly updates: number;
   readonly losses: readonly number[];
   readonly config: AdapterConfig | null;
-  readonly sites: readonly (readonly SiteState[])[] | null;
+  readonly branches: readonly (readonly BranchState[])[] | null;
   readonly best: { readonly step: number; readonly loss: number } | null;
 }
 /** `options` are what results depend on; resuming with others is refused. */
@@ -24,8 +24,8 @@ export async function saveCheckpoint(dir: string, state: TrainState, base: strin
     list?.forEach((data, i) => tensors.push({ name: `${name}.${i}`, shape: [data.length], dtype: "F32", data }));
   put("accum", state.accum);
   put("weights", state.weights);
-  put("adapter", state.adapter?.factors);
-  put("best", state.best?.adapter?.factors);
+  put("adapter", state.adapter?.tensors);
+  put("best", state.best?.adapter?.tensors);
   const json: Saved = {
     version: 1,
     base,
@@ -35,7 +35,7 @@ export async function saveCheckpoint(dir: string, state: TrainState, base: strin
     updates: state.updates,
     losses: state.losses,
     config: state.adapter?.config ?? null,
-    sites: state.adapter?.sites ?? null,
+    branches: state.adapter?.branches ?? null,
     best: state.best ? { step: state.best.step, loss: state.best.loss } : null,
   };
   await writeFolder(dir, { "trainer_state.json": JSON.stringify(json), "trainer_state.safetensors": encode(tensors, { format: "weft" }) });
@@ -58,7 +58,7 @@ export async function loadCheckpoint(dir: string, base: string, target: string, 
       .filter((t) => t.name.startsWith(`${name}.`))
       .sort((a, b) => Number(a.name.slice(name.length + 1)) - Number(b.name.slice(name.length + 1)))
       .map((t) => decode(bytes.subarray(t.start, t.end), t.dtype, `${where}: ${t.name}`));
-  const adapter = (factors: Float32Array[]): AdapterContent | null => (json.config && factors.length ? { config: json.config, sites: json.sites!, factors } : null);
+  const adapter = (tensors: Float32Array[]): AdapterContent | null => (json.config && tensors.length ? { config: json.config, branches: json.branches!, tensors } : null);
   return {
     step: json.step,
     updates: json.updates,

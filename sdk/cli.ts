@@ -150,7 +150,7 @@ const commands: Readonly<Record<Command, (positional: readonly string[], f: Flag
   finetune: async ([bundle], f, json) => {
     const out = string(f, "out");
     await using engine = await load(bundle ?? fail("finetune", "a bundle", "nothing"), { device: (f.device ?? "auto") as DeviceChoice });
-    const method = (f.method ?? "lora") as "lora" | "full";
+    const method = f.method ? string(f, "method") : (engine.manifest.train[0] ?? "lora");
     const o: FinetuneOptions = {
       name: string(f, "name"),
       data: string(f, "data"),
@@ -213,7 +213,7 @@ const commands: Readonly<Record<Command, (positional: readonly string[], f: Flag
       for (const [cls, w] of Object.entries(plan.classes))
         console.log(`  ${cls.padEnd(9)} ${kb(w.layer * 4).padStart(10)} a layer, ${kb((w.layer * m.model.layers + w.outer) * 4).padStart(10)} in all`);
       for (const p of plan.programs) {
-        const always = p.launches.filter((l) => l.sites === 0).length;
+        const always = p.launches.filter((l) => l.bits.length === 0).length;
         console.log(
           `  ${p.name.padEnd(24)} ${String(p.launches.length).padStart(2)} launches (${always} when nothing is adapted or trained)${p.region === "layer" ? " a layer" : ""}`,
         );

@@ -1,6 +1,6 @@
 /** The thin door: text in, text out, over the runtime's engine of ids. */
-import { type AdapterConfig, resolveSites } from "../runtime/adapters.ts";
 import { encode, type Manifest, WeftError } from "../runtime/bundle.ts";
+import { type AdapterConfig, defaultConfig, resolveBranches, type Selector } from "../runtime/content.ts";
 import { Engine as Core, type EngineOptions, type Sampling, type Score, type TokenEvent } from "../runtime/engine.ts";
 import type { LoadProgress } from "../runtime/load.ts";
 import { readVerified } from "../runtime/load.ts";
@@ -10,7 +10,7 @@ import { type Job as CoreJob, type Row, readWeights, startJob, type TrainEvent, 
 import { loadCheckpoint, saveCheckpoint } from "./checkpoint.ts";
 import { type DataRow, encodeRow, parseJsonl } from "./data.ts";
 import { decodeText, parseJson, readFileOr, writeFolder } from "./files.ts";
-import { readAdapter, writeAdapter } from "./peft.ts";
+import { readAdapter, writeAdapter, writeAsLora } from "./peft.ts";
 import { type Message, Text } from "./text.ts";
 
 export interface LoadOptions {
@@ -40,7 +40,8 @@ export interface Piece extends TokenEvent {
 }
 export interface FinetuneOptions {
   readonly name: string;
-  readonly method?: "lora" | "full";
+  /** An adapter method that the bundle was compiled to train (`lora`, `s2ft`, …), or `full`. Default: the first of the bundle. */
+  readonly method?: string;
   /** A JSONL file, or rows. */
   readonly data: string | readonly DataRow[];
   readonly evalData?: string | readonly DataRow[];
@@ -51,6 +52,8 @@ export interface FinetuneOptions {
   readonly targetModules?: readonly string[] | string;
   readonly rankPattern?: Readonly<Record<string, number>>;
   readonly alphaPattern?: Readonly<Record<string, number>>;
+  /** How S2FT chooses channels. */
+  readonly selector?: Selector;
   /** Go on from an adapter that is loaded, instead of a fresh one. */
   readonly from?: string;
   readonly epochs?: number;
@@ -136,10 +139,10 @@ export class AdapterHandle {
     private readonly engine: Engine,
     readonly ref: string,
   ) {}
-  /** Write a folder that Hugging Face peft loads. */
-  async save(dir: string): Promise<void> {
+  /** Write a folder that Hugging Face peft loads; `as: "lora"` turns an S2FT adapter into the LoRA that is exactly the same. */
+  async save(dir: string, o: { as?: "lora" } = {}): Promise<void> {
     const { content } = this.engine.core.adapters.find(this.ref);
-    const { config, weights } = writeAdapter(content, this.engine.manifest, this.engine.core.device.plan);
+    const { config, weights } = (o.as === "lora" ? writeAsLora : writeAdapter)(content, this.engine.manifest, this.engine.core.device.plan);
     await writeFolder(dir, { "adapter_config.json": config, "adapter_model.safetensors": weights });
   }
   get generation(): number {
@@ -235,11 +238,11 @@ export class Engine {
   async finetune(o: FinetuneOptions): Promise<Job> {
     if (!/^[\w.-]+$/.test(o.name ?? ""))
       throw new WeftError({ code: "WEFT_OPTION", where: "name", expected: "letters, digits, dots, dashes or underscores", found: String(o.name) });
-    const method = o.method ?? "lora";
+    const method = o.method ?? this.manifest.train[0] ?? "lora";
     const rows = await this.rows(o.data, "data");
     const evalRows = o.evalData ? await this.rows(o.evalData, "evalData") : undefined;
     const adapter: Partial<Record<keyof AdapterConfig, unknown>> = {};
-    for (const key of ["rank", "alpha", "rslora", "dropout", "targetModules", "rankPattern", "alphaPattern"] as const) if (o[key] !== undefined) adapter[key] = o[key];
+    for (const key of ["rank", "alpha", "rslora", "dropout", "targetModules", "rankPattern", "alphaPattern", "selector"] as const) if (o[key] !== undefined) adapter[key] = o[key];
     for (const [key, ok] of Object.entries({
       learningRate: (v: number) => v > 0,
       batchSize: Number.isInteger,
@@ -251,19 +254,12 @@ export class Engine {
       const v = (o as unknown as Record<string, number | undefined>)[key];
       if (v !== undefined && !(typeof v === "number" && ok(v) && v >= 0)) throw new WeftError({ code: "WEFT_OPTION", where: key, expected: "a positive number", found: String(v) });
     }
-    if (!["lora", "full"].includes(method)) throw new WeftError({ code: "WEFT_OPTION", where: "method", expected: "lora, full", found: method });
     // What results depend on: a checkpoint is only good for the same.
     const { onEvent: _e, signal: _s, resume: _r, data: _d, evalData: _v, publishEvery: _p, microBatch: _m, keep: _k, ...identity } = o;
     const key = { ...identity, method, rows: rows.length };
-    if (method === "lora")
-      resolveSites(this.manifest, {
-        rank: 8,
-        alpha: 16,
-        rslora: false,
-        dropout: 0,
-        targetModules: "all-linear",
-        rankPattern: {},
-        alphaPattern: {},
+    if (this.manifest.methods[method])
+      resolveBranches(this.manifest, {
+        ...defaultConfig(this.manifest, method),
         ...(o.from ? this.core.adapters.find(o.from).content.config : {}),
         ...(adapter as Partial<AdapterConfig>),
       });

@@ -1,6 +1,33 @@
-/** Hugging Face PEFT folders, in and out: adapter_config.json + adapter_model.safetensors. LoRA, with rank and alpha patterns and rsLoRA. */
-import { type AdapterConfig, type AdapterContent, factorOf, resolveSites } from "../runtime/adapters.ts";
-import { decode, encode, headerEnd, type Manifest, parseHeader, type TargetPlan, type TensorData, WeftError } from "../runtime/bundle.ts";
+/**
+ * Hugging Face PEFT folders, in and out: adapter_config.json + adapter_model.safetensors. Each method of the bundle says how its tensors and config
+ * keys are called; S2FT, which PEFT has not, is kept in the same two files (`peft_type: "S2FT"`).
+ */
+import {
+  type BranchTensor,
+  decode,
+  encode,
+  headerEnd,
+  type Manifest,
+  type MethodEntry,
+  parseHeader,
+  type TargetPlan,
+  type TensorData,
+  type TensorInfo,
+  WeftError,
+} from "../runtime/bundle.ts";
+import {
+  type AdapterConfig,
+  type AdapterContent,
+  defaultConfig,
+  modulePath,
+  placeOf,
+  readSelection,
+  resolveBranches,
+  rowsInUse,
+  siteOf,
+  writeSelection,
+} from "../runtime/content.ts";
+import { asLowRank } from "../runtime/lowrank.ts";
 
 const PREFIX = "base_model.model.";
 type Json = Readonly<Record<string, unknown>>;
@@ -27,38 +54,60 @@ const fail = (where: string, expected: string, found: string, code: "WEFT_ADAPTE
   throw new WeftError({ code, where, expected, found, ...(hint && { hint }) });
 };
 
-/** Check a PEFT config; throws WEFT_ADAPTER for another method or a feature that is not supported. */
-export function readConfig(json: Json, where: string): AdapterConfig & { layers: readonly number[] | null; exclude: readonly string[] | string | null } {
-  if (json.peft_type !== "LORA") fail(`${where}: peft_type`, "LORA", String(json.peft_type));
+interface Read {
+  readonly config: AdapterConfig;
+  readonly method: MethodEntry;
+  readonly layers: readonly number[] | null;
+  readonly exclude: readonly string[] | string | null;
+}
+/** Check a PEFT config; throws WEFT_ADAPTER for a method the bundle has not, or a feature that is not supported. */
+function readConfig(json: Json, manifest: Manifest, where: string): Read {
+  const known = Object.values(manifest.methods);
+  const method = known.find((m) => m.peftType === json.peft_type);
+  if (!method)
+    return fail(
+      `${where}: peft_type`,
+      known.map((m) => m.peftType).join(", ") || "a bundle compiled for adapters",
+      String(json.peft_type),
+      "WEFT_ADAPTER",
+      "compile the bundle with this method",
+    );
   for (const [key, isOn] of Object.entries(refused)) if (isOn(json[key])) fail(`${where}: ${key}`, "a feature this build supports", JSON.stringify(json[key]));
   const init = json.init_lora_weights;
   if (typeof init === "string" && /^(pissa|olora|corda|lora_ga|loftq)/.test(init))
     fail(`${where}: init_lora_weights`, "an adapter of the original base", init, "WEFT_ADAPTER", "convert it to an ordinary LoRA with peft first");
-  const number = (key: string, fallback: number): number => {
-    const v = json[key] ?? fallback;
-    return typeof v === "number" ? v : fail(`${where}: ${key}`, "a number", JSON.stringify(v));
-  };
-  const patterns = (key: string): Record<string, number> => (json[key] ?? {}) as Record<string, number>;
   const target = json.target_modules;
   if (typeof target !== "string" && !Array.isArray(target)) fail(`${where}: target_modules`, "a list of modules, a regular expression or all-linear", JSON.stringify(target));
+  // PEFT's own defaults where they differ from weft's.
+  const config: Record<string, unknown> = { ...defaultConfig(manifest, method.name), alpha: 8, targetModules: target };
+  for (const [key, field] of Object.entries(method.config)) {
+    const v = json[key];
+    if (v === undefined || v === null) continue;
+    const fallback = config[field];
+    if (typeof v !== typeof fallback && !(fallback === null && typeof v === "number")) fail(`${where}: ${key}`, `a ${typeof fallback}`, JSON.stringify(v));
+    config[field] = v;
+  }
   const layers = json.layers_to_transform;
   return {
-    rank: number("r", 8),
-    alpha: number("lora_alpha", 8),
-    rslora: json.use_rslora === true,
-    dropout: number("lora_dropout", 0),
-    targetModules: target as string | string[],
-    rankPattern: patterns("rank_pattern"),
-    alphaPattern: patterns("alpha_pattern"),
+    config: config as unknown as AdapterConfig,
+    method,
     layers: typeof layers === "number" ? [layers] : Array.isArray(layers) ? (layers as number[]) : null,
     exclude: (json.exclude_modules ?? null) as string | string[] | null,
   };
 }
 
+/** [rows, cols] ↔ [cols, rows]. */
+function transpose(values: Float32Array, rows: number, cols: number): Float32Array {
+  const out = new Float32Array(rows * cols);
+  for (let r = 0; r < rows; r++) for (let c = 0; c < cols; c++) out[c * rows + r] = values[r * cols + c]!;
+  return out;
+}
+const shapeOf = (t: BranchTensor, rank: number, rows: number): number[] => (t.shape === "selection" ? [rank] : t.shape === "rows" ? [rows, t.cols] : [t.cols, rows]);
+
 /** PEFT files → adapter content in slot layout. Every tensor must belong to this base and class. */
-export function readAdapter(config: Json, file: Uint8Array, manifest: Manifest, plan: TargetPlan, where: string): AdapterContent {
-  const { layers, exclude, ...c } = readConfig(config, `${where}/adapter_config.json`);
-  const recorded = config.weft_base;
+export function readAdapter(json: Json, file: Uint8Array, manifest: Manifest, plan: TargetPlan, where: string): AdapterContent {
+  const { config, method, layers, exclude } = readConfig(json, manifest, `${where}/adapter_config.json`);
+  const recorded = json.weft_base;
   if (typeof recorded === "string" && recorded !== manifest.base)
     fail(
       `${where}/adapter_config.json`,
@@ -69,28 +118,39 @@ export function readAdapter(config: Json, file: Uint8Array, manifest: Manifest, 
     );
   const name = `${where}/adapter_model.safetensors`;
   headerEnd(file, file.length, name);
-  const { tensors } = parseHeader(file, file.length, name);
-  const byName = new Map(tensors.map((t) => [t.name, t]));
+  const byName = new Map(parseHeader(file, file.length, name).tensors.map((t): [string, TensorInfo] => [t.name, t]));
   const excluded = (p: string): boolean => (typeof exclude === "string" ? new RegExp(`^(?:${exclude})$`).test(p) : (exclude ?? []).some((t) => p === t || p.endsWith(`.${t}`)));
-  const all = resolveSites(manifest, c);
-  const sites = all.map((layer, l) =>
-    layer.map((s, i) => ((layers && !layers.includes(l)) || excluded(`model.layers.${l}.${manifest.sites[i]!.module}`) ? { rank: 0, alpha: 0, scale: 0 } : s)),
+  // Methods without a rank of their own keep as many rows as the file has.
+  const selection = method.lowRank === "selection";
+  const fromFile = (path: string): number | null => byName.get(`${PREFIX}${path}.s2ft_index`)?.shape[0] ?? null;
+  const all = resolveBranches(manifest, config, selection ? fromFile : undefined);
+  const branches = all.map((layer, l) =>
+    layer.map((s, i) => ((layers && !layers.includes(l)) || excluded(modulePath(l, siteOf(manifest, manifest.branches[i]!))) ? { rank: 0, alpha: 0, scale: 0 } : s)),
   );
-  const factors = sites.map((layer, l) => {
+  const tensors = branches.map((layer, l) => {
     const data = new Float32Array(plan.slotWords);
     layer.forEach((s, i) => {
       if (!s.rank) return;
-      const site = manifest.sites[i]!;
-      for (const side of ["a", "b"] as const) {
-        const key = `${PREFIX}model.layers.${l}.${site.module}.lora_${side.toUpperCase()}.weight`;
-        const t = byName.get(key) ?? fail(name, `a tensor ${key}`, "none of that name", "WEFT_ADAPTER_MISMATCH");
-        const f = factorOf(plan.factors, i, side);
-        const shape = side === "a" ? [s.rank, site.inFeatures] : [site.outFeatures, s.rank];
-        if (JSON.stringify(t.shape) !== JSON.stringify(shape))
-          fail(`${name}: ${key}`, JSON.stringify(shape), JSON.stringify(t.shape), "WEFT_ADAPTER_MISMATCH", "the adapter belongs to another base");
-        const values = decode(file.subarray(t.start, t.end), t.dtype, `${name}: ${key}`);
-        if (side === "a") data.set(values, f.offset);
-        else for (let o = 0; o < site.outFeatures; o++) for (let r = 0; r < s.rank; r++) data[f.offset + r * f.k + o] = values[o * s.rank + r]!;
+      const b = manifest.branches[i]!;
+      for (const t of b.tensors) {
+        const key = `${PREFIX}${modulePath(l, siteOf(manifest, b))}.${t.key}`;
+        const info = byName.get(key) ?? fail(name, `a tensor ${key}`, "none of that name", "WEFT_ADAPTER_MISMATCH");
+        const shape = shapeOf(t, s.rank, rowsInUse(t, s));
+        if (JSON.stringify(info.shape) !== JSON.stringify(shape))
+          fail(`${name}: ${key}`, JSON.stringify(shape), JSON.stringify(info.shape), "WEFT_ADAPTER_MISMATCH", "the adapter belongs to another base");
+        const at = placeOf(plan.factors, i, t.name);
+        const raw = file.subarray(info.start, info.end);
+        if (t.shape === "selection") {
+          if (info.dtype !== "I32") fail(`${name}: ${key}`, "int32 channels", info.dtype);
+          const channels = [...new Int32Array(raw.slice().buffer)];
+          const limit = t.cols - b.capacity;
+          const wrong = channels.findIndex((c, r) => c < 0 || c >= limit || channels.indexOf(c) !== r);
+          if (wrong >= 0) fail(`${name}: ${key}[${wrong}]`, `distinct channels below ${limit}`, String(channels[wrong]), "WEFT_ADAPTER_MISMATCH");
+          writeSelection(data, at, b.capacity, channels);
+        } else {
+          const values = decode(raw, info.dtype, `${name}: ${key}`);
+          data.set(t.shape === "rows" ? values : transpose(values, t.cols, rowsInUse(t, s)), at.offset);
+        }
         byName.delete(key);
       }
     });
@@ -98,44 +158,69 @@ export function readAdapter(config: Json, file: Uint8Array, manifest: Manifest, 
   });
   for (const key of byName.keys())
     fail(name, "tensors of this base's linear layers", key, "WEFT_ADAPTER_MISMATCH", "the adapter belongs to another base, or uses a feature that is not supported");
-  return { config: c, sites, factors };
+  return { config, branches, tensors };
 }
+
+const files = (config: Json, tensors: readonly TensorData[], manifest: Manifest): { config: string; weights: Uint8Array } => ({
+  config: `${JSON.stringify({ task_type: "CAUSAL_LM", base_model_name_or_path: null, inference_mode: true, ...config, weft_base: manifest.base }, null, 2)}\n`,
+  weights: encode(tensors),
+});
 
 /** Adapter content → the two files of a PEFT folder. */
 export function writeAdapter(content: AdapterContent, manifest: Manifest, plan: TargetPlan): { config: string; weights: Uint8Array } {
-  const { config: c } = content;
+  const method = manifest.methods[content.config.method]!;
   const tensors: TensorData[] = [];
-  content.sites.forEach((layer, l) => {
+  content.branches.forEach((layer, l) => {
     layer.forEach((s, i) => {
       if (!s.rank) return;
-      const site = manifest.sites[i]!;
-      const data = content.factors[l]!;
-      const key = `${PREFIX}model.layers.${l}.${site.module}.lora_`;
-      const [a, b] = [factorOf(plan.factors, i, "a"), factorOf(plan.factors, i, "b")];
-      tensors.push({ name: `${key}A.weight`, shape: [s.rank, site.inFeatures], dtype: "F32", data: data.slice(a.offset, a.offset + s.rank * a.k) });
-      const out = new Float32Array(site.outFeatures * s.rank);
-      for (let o = 0; o < site.outFeatures; o++) for (let r = 0; r < s.rank; r++) out[o * s.rank + r] = data[b.offset + r * b.k + o]!;
-      tensors.push({ name: `${key}B.weight`, shape: [site.outFeatures, s.rank], dtype: "F32", data: out });
+      const b = manifest.branches[i]!;
+      const data = content.tensors[l]!;
+      for (const t of b.tensors) {
+        const name = `${PREFIX}${modulePath(l, siteOf(manifest, b))}.${t.key}`;
+        const at = placeOf(plan.factors, i, t.name);
+        const rows = rowsInUse(t, s);
+        const shape = shapeOf(t, s.rank, rows);
+        const values = data.slice(at.offset, at.offset + rows * t.cols);
+        if (t.shape === "selection") tensors.push({ name, shape, dtype: "I32", data: Int32Array.from(readSelection(data, at, s.rank)) });
+        else tensors.push({ name, shape, dtype: "F32", data: t.shape === "rows" ? values : transpose(values, rows, t.cols) });
+      }
     });
   });
+  const own = Object.fromEntries(Object.entries(method.config).map(([key, field]) => [key, content.config[field as keyof AdapterConfig]]));
+  return files({ peft_type: method.peftType, ...method.fixed, ...own, target_modules: content.config.targetModules }, tensors, manifest);
+}
+
+/** The same change of the base as a LoRA that any peft loads: exact for what is low-rank or a selection of channels. Throws WEFT_ADAPTER otherwise. */
+export function writeAsLora(content: AdapterContent, manifest: Manifest, plan: TargetPlan): { config: string; weights: Uint8Array } {
+  const tensors: TensorData[] = [];
+  const ranks: Record<string, number> = {};
+  const modules = new Set<string>();
+  content.branches.forEach((layer, l) => {
+    layer.forEach((s, i) => {
+      if (!s.rank) return;
+      const site = siteOf(manifest, manifest.branches[i]!);
+      const { rank, a, b } = asLowRank(manifest, plan, content, l, i);
+      const path = modulePath(l, site);
+      tensors.push({ name: `${PREFIX}${path}.lora_A.weight`, shape: [rank, site.inFeatures], dtype: "F32", data: a });
+      tensors.push({ name: `${PREFIX}${path}.lora_B.weight`, shape: [site.outFeatures, rank], dtype: "F32", data: transpose(b, rank, site.outFeatures) });
+      ranks[path.replaceAll(".", "\\.")] = rank;
+      modules.add(site.module.split(".").pop()!);
+    });
+  });
+  // The scale is folded into B: alpha equals the rank everywhere.
+  const r = Math.max(...Object.values(ranks));
+  const pattern = Object.fromEntries(Object.entries(ranks).filter(([, v]) => v !== r));
   const config = {
-    peft_type: "LORA",
-    task_type: "CAUSAL_LM",
-    base_model_name_or_path: null,
-    inference_mode: true,
-    r: c.rank,
-    lora_alpha: c.alpha,
-    lora_dropout: c.dropout,
-    use_rslora: c.rslora,
+    r,
+    lora_alpha: r,
+    lora_dropout: 0,
+    use_rslora: false,
+    rank_pattern: pattern,
+    alpha_pattern: pattern,
     bias: "none",
     fan_in_fan_out: false,
-    target_modules: c.targetModules,
-    rank_pattern: c.rankPattern,
-    alpha_pattern: c.alphaPattern,
     init_lora_weights: true,
     modules_to_save: null,
-    layers_to_transform: null,
-    weft_base: manifest.base,
   };
-  return { config: `${JSON.stringify(config, null, 2)}\n`, weights: encode(tensors) };
+  return files({ peft_type: "LORA", ...config, target_modules: [...modules] }, tensors, manifest);
 }

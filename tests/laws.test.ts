@@ -157,18 +157,18 @@ test("law 5: merged = unmerged", async () => {
   const { load } = await import("../sdk/index.ts");
   await using engine = await engineOf(configs.even);
   await engine.adapters.load("peft", `${fixtures}peft-even`);
-  const { sites, factors } = engine.core.adapters.find("peft").content;
+  const { branches, tensors } = engine.core.adapters.find("peft").content;
   const { plan } = engine.core.device;
   const merged = tensorsOf(configs.even).map((t) => {
     const m = /^model\.layers\.(\d+)\.(.*)\.weight$/.exec(t.name);
     const site = m && engine.manifest.sites.find((s) => s.module === m[2]);
     if (!m || !site) return t;
-    const [l, s] = [Number(m[1]), sites[Number(m[1])]![site.index]!];
-    const at = (side: "a" | "b") => plan.factors.find((f) => f.site === site.index && f.name.endsWith(`.${side}`))!;
+    const [l, s] = [Number(m[1]), branches[Number(m[1])]![site.index]!];
+    const at = (side: "a" | "b") => plan.factors.find((f) => f.branch === site.index && f.name.endsWith(`.${side}`))!;
     const data = Float32Array.from(t.data as Float32Array, (w, i) => {
       const [o, k] = [Math.floor(i / site.inFeatures), i % site.inFeatures];
       let d = 0;
-      for (let r = 0; r < s.rank; r++) d += factors[l]![at("b").offset + r * at("b").k + o]! * factors[l]![at("a").offset + r * at("a").k + k]!;
+      for (let r = 0; r < s.rank; r++) d += tensors[l]![at("b").offset + r * at("b").k + o]! * tensors[l]![at("a").offset + r * at("a").k + k]!;
       return w + s.scale * d;
     });
     return { ...t, data };
@@ -226,7 +226,18 @@ test("law 6: the pruned backward of a layer = the full one, bit for bit", async 
   const { input, toposort } = await import("../ops/index.ts");
   const { batch, inputData, runOn } = await import("./support/graphs.ts");
   const model = llama(configs.odd);
-  const b = new RegionBuilder("pruning", "W", "f32", 8, Object.values(adapterMethods));
+  const { sites } = (() => {
+    const plain = new RegionBuilder("pruning", "W", "f32", []);
+    model.layer(plain, input("pruning", "h", { kind: "rows", domain: "W", cols: model.hiddenSize }), 96);
+    return plain;
+  })();
+  const method = adapterMethods.lora!;
+  const b = new RegionBuilder(
+    "pruning",
+    "W",
+    "f32",
+    sites.map((site, index) => ({ index, method, site, capacity: 8, tensors: method.tensors(site, 8) })),
+  );
   const h = input("pruning", "h", { kind: "rows", domain: "W", cols: model.hiddenSize });
   const out = model.layer(b, h, 96);
   const cot = input("pruning", "cot", out.type);

@@ -26,13 +26,16 @@ import {
   neg,
   type Op,
   outer,
+  place,
   rmsNorm,
   rope,
   rowMax,
   rowSum,
   scaleBySlot,
+  select,
   shrink,
   silu,
+  slotVector,
   sub,
   type Type,
   type Value,
@@ -84,6 +87,9 @@ const together = new Set([
   "scatter_rows",
   "slot_scale",
   "dropout",
+  "select",
+  "place",
+  "slot_vector",
   "label_logit",
   "cross_entropy_grad",
   "spread",
@@ -198,9 +204,9 @@ test("rows, embedding, dropout and adapters: every op that needs its surrounding
   const b = batch("together", 17, 6, "step", 11);
   const x = input(name, "x", rows(12));
   const w = input(name, "table", { kind: "weight", n: 11, k: 12, format: "f32" });
-  const fa = input(name, "fa", { kind: "factor", cols: 12, site: 2, side: "a" });
-  const fb = input(name, "fb", { kind: "factor", cols: 9, site: 2, side: "b" });
-  const u = scaleBySlot(shrink(dropout(x, 2), fa, capacities.rank), 2);
+  const fa = input(name, "fa", { kind: "factor", rows: 8, cols: 12, branch: 2 });
+  const fb = input(name, "fb", { kind: "factor", rows: 8, cols: 9, branch: 2 });
+  const u = scaleBySlot(shrink(dropout(x, 2), fa), 2);
   const roots = [expand(u, fb), dropout(x, 5), add(x, embed(w, "T")), gatherRows(x, "head_row", "R")];
   const data = inputData(roots, b, "together");
   const want = interpret(roots, data, context(b));
@@ -209,6 +215,38 @@ test("rows, embedding, dropout and adapters: every op that needs its surrounding
       const { outputs } = await runOn(target, roots, data, b, { fuse });
       outputs.forEach((out, i) => close(out, want[i]!, `root ${i} on ${target}, fuse ${fuse}`));
     }
+});
+
+test("selections and slot vectors: gathered, scattered and broadcast by each row's slot, on both targets", async () => {
+  const name = `selection${scope++}`;
+  const b = batch("selection", 19, 6, "step", 11);
+  const [channels, rank] = [21, 8];
+  const x = input(name, "x", rows(channels));
+  const index = input(name, "index", { kind: "factor", rows: 1, cols: rank + channels, branch: 3 });
+  const gain = input(name, "gain", { kind: "factor", rows: 1, cols: channels, branch: 3 });
+  const u = select(x, index);
+  const roots = [u, place(u, index, channels), mul(x, slotVector(gain, "T", 1))];
+  const data = inputData(roots, b, "selection");
+  // Each slot has its own channels: as many as its rank.
+  const words = rank + channels;
+  const at = data.index!.fill(0);
+  for (let s = 0; s < 4; s++)
+    for (let r = 0; r < b.ranks[s]!; r++) {
+      const c = (5 * r + 3 * s) % channels;
+      at[s * words + r] = c;
+      at[s * words + rank + c] = r + 1;
+    }
+  const want = interpret(roots, data, context(b));
+  assert.ok(want[1]!.some((v) => v !== 0) && want[1]!.some((v) => v === 0));
+  for (const target of targets)
+    for (const fuse of [true, false]) {
+      const { outputs } = await runOn(target, roots, data, b, { fuse });
+      outputs.forEach((out, i) => close(out, want[i]!, `root ${i} on ${target}, fuse ${fuse}`));
+    }
+  // Transposes of one another: their gradients are each other.
+  const cot = input(name, "cot", rows(channels));
+  const few = { ...data, ...inputData([cot], b, "cot") };
+  checkGradients("place of select", roots[1]!, cot, [x], vjp([[roots[1]!, cot]], [x]), few, b);
 });
 
 test("cross-entropy: loss and gradient of a chunk of logits, on both targets", async () => {
@@ -290,7 +328,7 @@ test("outer products of factors and matrices fold rows in order, whatever the ro
     const name = `outer${scope++}`;
     const a = input(name, "a", rows(8, "W"));
     const x = input(name, "x", rows(19, "W"));
-    const f = input(name, "f", { kind: "factor", cols: 19, site: 1, side: "a" });
+    const f = input(name, "f", { kind: "factor", rows: 8, cols: 19, branch: 1 });
     const b = unitBatch(n);
     const root = outer(a, x, f);
     const data = inputData([root], b, "outer");

@@ -1,9 +1,25 @@
-/** An adapter method says what it computes and how its tensors are called in files; batching, gradients and slots follow from the graph. */
+/**
+ * An adapter method in one file: what it computes at a site, which tensors it has there, how they start and how files call them. Batching,
+ * gradients, slots, checkpoints and PEFT folders follow from that.
+ */
 import type { Value } from "../../ops/index.ts";
+import type { BranchTensor, MethodEntry } from "../../runtime/bundle.ts";
 import type { SiteSpec } from "../layers.ts";
+import type { Capacities } from "../target.ts";
 
-export interface AdapterMethod {
-  readonly name: string;
-  /** The site's new output, from its input x and output so far y. `factor` names a slot-indexed trainable [rank, cols]. */
-  readonly apply: (c: { x: Value; y: Value; site: SiteSpec; rank: number; factor: (side: "a" | "b", cols: number) => Value }) => Value;
+/** What a method sees at a site. `tensor` names one of its slot tensors there. */
+export interface BranchContext {
+  /** Index of the branch: this method at this site. */
+  readonly branch: number;
+  readonly site: SiteSpec;
+  readonly tensor: (name: string) => Value;
+}
+export interface AdapterMethod extends MethodEntry {
+  /** Most rows its tensors can have at a site; 0 where it has no branch. `sites` are all linear sites of a layer. */
+  readonly capacity: (site: SiteSpec, sites: readonly SiteSpec[], c: Capacities) => number;
+  readonly tensors: (site: SiteSpec, capacity: number) => readonly BranchTensor[];
+  /** The site's new input, for methods that change it. */
+  readonly input?: (x: Value, c: BranchContext) => Value;
+  /** The site's new output from its input x and output so far y. */
+  readonly output?: (x: Value, y: Value, c: BranchContext) => Value;
 }

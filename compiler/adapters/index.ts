@@ -1,5 +1,6 @@
 /** Adapter methods by name. */
 import type { AdapterMethod } from "./adapter.ts";
 import { lora } from "./lora.ts";
+import { s2ft } from "./s2ft.ts";
 
-export const adapterMethods = { lora } as const satisfies Record<string, AdapterMethod>;
+export const adapterMethods: Readonly<Record<string, AdapterMethod>> = { lora, s2ft };

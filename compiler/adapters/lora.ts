@@ -4,8 +4,19 @@ import type { AdapterMethod } from "./adapter.ts";
 
 export const lora: AdapterMethod = {
   name: "lora",
-  apply: ({ x, y, site, rank, factor }) => {
-    const u = scaleBySlot(shrink(dropout(x, site.index), factor("a", site.inFeatures), rank), site.index);
-    return add(expand(u, factor("b", site.outFeatures)), y);
+  peftType: "LORA",
+  scale: "alpha/rank",
+  rank: 8,
+  lowRank: "factors",
+  config: { r: "rank", lora_alpha: "alpha", lora_dropout: "dropout", use_rslora: "rslora", rank_pattern: "rankPattern", alpha_pattern: "alphaPattern" },
+  fixed: { bias: "none", fan_in_fan_out: false, init_lora_weights: true, modules_to_save: null, layers_to_transform: null },
+  capacity: (_, __, c) => c.rank,
+  tensors: (site) => [
+    { name: "a", rows: "rank", cols: site.inFeatures, trained: true, init: "uniform", key: "lora_A.weight", shape: "rows" },
+    { name: "b", rows: "rank", cols: site.outFeatures, trained: true, init: "zeros", key: "lora_B.weight", shape: "columns" },
+  ],
+  output: (x, y, { branch, site, tensor }) => {
+    const u = scaleBySlot(shrink(dropout(x, site.index), tensor("a")), branch);
+    return add(expand(u, tensor("b")), y);
   },
 };

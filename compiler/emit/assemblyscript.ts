@@ -1,9 +1,9 @@
 /** Prints kernels as AssemblyScript: SIMD bodies with scalar tails, over addresses the compiler assigned. One exported function a launch. */
 import { readFileSync } from "node:fs";
 import { type Domain, type Expr, type Ix, ixUsesCol, KV_BLOCK, optimizers, pairsOf, sameValue, type Type, type Value } from "../../ops/index.ts";
-import { type Body, DROPOUT_BIT, type Operand, type Store } from "../fuse.ts";
+import type { Body, Operand, Store } from "../fuse.ts";
 import { type AnyBody, isUpdate, type KernelEnv, memoryClasses, type ParamAddress, ROWS_HEADER, SEGMENT_ROWS, SLOT_TABLE, type UpdateBody } from "../kernel.ts";
-import { headerWords } from "../metadata.ts";
+import { DROPOUT_BIT, headerWords } from "../metadata.ts";
 import { type Dialect, Printer, usesCol } from "./printer.ts";
 
 type Kv = Type & { kind: "kv" };
@@ -31,7 +31,7 @@ function fillDeltas(b: Body, env: KernelEnv, r: string, rows: number, c0: string
   return deltasOf(b).map((e, i) => {
     const t = e.factor.type as Type & { kind: "factor" };
     const [u, f] = [env.address(e.u), env.address(e.factor)];
-    return `delta(${u.cls} + ((<usize>((${r}) * ${u.stride})) << 2) + ${u.offset * 4}, ${u.stride * 4}, ${rows}, meta + ((<usize>(${r})) << 2) + ${env.layout.arrays.slot! * 4}, tables + ${(SLOT_TABLE + t.site * 2) * 4}, ${env.sites * 8}, ${f.cls} + ${f.offset * 4} + ((<usize>(${c0})) << 2), ${env.slotWords * 4}, ${t.cols * 4}, ${columns === 8 ? 1 : 0}, arena + ${DELTA_AT + i * DELTA_BYTES});`;
+    return `delta(${u.cls} + ((<usize>((${r}) * ${u.stride})) << 2) + ${u.offset * 4}, ${u.stride * 4}, ${rows}, meta + ((<usize>(${r})) << 2) + ${env.layout.arrays.slot! * 4}, tables + ${(SLOT_TABLE + t.branch * 2) * 4}, ${env.branches * 8}, ${f.cls} + ${f.offset * 4} + ((<usize>(${c0})) << 2), ${env.slotWords * 4}, ${t.cols * 4}, ${columns === 8 ? 1 : 0}, arena + ${DELTA_AT + i * DELTA_BYTES});`;
   });
 }
 
@@ -71,7 +71,17 @@ function dialect(env: KernelEnv, deltas: readonly Expand[] = []): Dialect {
         const op = { add: "+", sub: "-", mul: "*", div: "/", mod: "%", lt: "<", xor: "^" }[ix.op];
         return ix.op === "lt" ? `<i32>(${a} < ${b})` : `(${a} ${op} ${b})`;
       }
+      case "rank":
+        return `load<i32>(tables + ((<usize>(${p.ix({ ix: "meta", name: "slot", at: ix.row })} * ${env.branches * 2})) << 2), ${(SLOT_TABLE + ix.branch * 2) * 4})`;
+      case "slot":
+        return `<i32>load<f32>(${slotPtr(ix.tensor, ix.row, p)} + ((<usize>${p.ix(ix.at, lane)}) << 2))`;
     }
+  };
+  /** First word of a slot tensor of the row's slot. */
+  const slotPtr = (v: Value, row: Ix, p: Printer): string => {
+    const f = env.address(v);
+    const text = `${f.cls} + ((<usize>(${p.ix({ ix: "meta", name: "slot", at: row })} * ${env.slotWords})) << 2) + ${f.offset * 4}`;
+    return p.hoist(text, (name) => `const ${name}: usize = ${text};`, "p");
   };
   const lanesOf = (one: (lane: number) => string): string => [1, 2, 3].reduce((v, lane) => `f32x4.replace_lane(${v}, ${lane}, ${one(lane)})`, `f32x4.splat(${one(0)})`);
   const d: Dialect = {
@@ -117,7 +127,12 @@ function dialect(env: KernelEnv, deltas: readonly Expand[] = []): Dialect {
         return lanes === 4 ? lanesOf(one) : one(0);
       }
       const row = p.ix(e.row);
-      const base = ad.stride === 0 || t.kind === "vector" ? `${ad.cls} + ${ad.offset * 4}` : `${ad.cls} + ((<usize>(${row} * ${ad.stride})) << 2) + ${ad.offset * 4}`;
+      const base =
+        t.kind === "factor"
+          ? slotPtr(e.value, e.row, p)
+          : ad.stride === 0 || t.kind === "vector"
+            ? `${ad.cls} + ${ad.offset * 4}`
+            : `${ad.cls} + ((<usize>(${row} * ${ad.stride})) << 2) + ${ad.offset * 4}`;
       const ptr = p.hoist(base, (name) => `const ${name}: usize = ${base};`, "p");
       if (!ixUsesCol(e.col)) return `load<f32>(${ptr} + ((<usize>${p.ix(e.col)}) << 2))`;
       const contiguous = e.col.ix === "col" || (e.col.ix === "bin" && e.col.op === "add" && e.col.a.ix === "col" && !ixUsesCol(e.col.b));
@@ -130,7 +145,7 @@ function dialect(env: KernelEnv, deltas: readonly Expand[] = []): Dialect {
         case "metaf":
           return e.at === null ? headerF(e.name) : `load<f32>(meta + ((<usize>${p.ix(e.at)}) << 2), ${env.layout.arrays[e.name]! * 4})`;
         case "scale":
-          return `load<f32>(tables + ((<usize>(${p.ix({ ix: "meta", name: "slot", at: e.row })} * ${env.sites * 2})) << 2), ${(SLOT_TABLE + e.site * 2 + 1) * 4})`;
+          return `load<f32>(tables + ((<usize>(${p.ix({ ix: "meta", name: "slot", at: e.row })} * ${env.branches * 2})) << 2), ${(SLOT_TABLE + e.branch * 2 + 1) * 4})`;
         case "rand": {
           const key = p.ix(e.key);
           const salt = p.hoist(`load<i32>(tables) * 64 + ${e.site}`, (name) => `const ${name}: i32 = load<i32>(tables) * 64 + ${e.site};`, "i");
@@ -143,7 +158,7 @@ function dialect(env: KernelEnv, deltas: readonly Expand[] = []): Dialect {
           const u = env.address(e.u);
           const f = env.address(e.factor);
           const slot = p.ix({ ix: "meta", name: "slot", at: e.row });
-          const rank = `load<i32>(tables + ((<usize>(${slot} * ${env.sites * 2})) << 2), ${(SLOT_TABLE + t.site * 2) * 4})`;
+          const rank = `load<i32>(tables + ((<usize>(${slot} * ${env.branches * 2})) << 2), ${(SLOT_TABLE + t.branch * 2) * 4})`;
           const r = p.hoist(rank, (name) => `const ${name}: i32 = ${rank};`, "i");
           const up = `${u.cls} + ((<usize>(${p.ix(e.row)} * ${u.stride})) << 2) + ${u.offset * 4}`;
           const fp = `${f.cls} + ((<usize>(${slot} * ${env.slotWords})) << 2) + ${f.offset * 4}`;
@@ -252,7 +267,13 @@ function wrap(name: string, lines: readonly string[], extra = ""): string {
   return `function ${name}(${signature}${extra}): void {\n${bases(text)}\n${text}\n}\n`;
 }
 const count = (domain: Domain): string => header(ROWS_HEADER[domain]);
-const siteGuard = (site: number | null): string[] => (site === null ? [] : [`  if (!((${header("site_mask")} >> ${site}) & 1)) return;`]);
+/** 1 when a mask bit is set in the block's header. */
+const maskBit = (bit: number): string => `(${header(`mask_${bit >> 5}`)} >> ${bit & 31} & 1)`;
+const guard = (bit: number | null): string[] => (bit === null ? [] : [`  if (!${maskBit(bit)}) return;`]);
+/** Words of a slot tensor that the job's slot uses: what lies beyond its rank is zero. */
+const wordsInUse = (p: ParamAddress, env: KernelEnv): string =>
+  p.kind !== "factor" || p.rows === "one" ? String(p.words) : `min(${p.words}, (${jobRank(p.branch!, env)} * ${p.k} + 3) & ~3)`;
+const jobRank = (branch: number, env: KernelEnv): string => `load<i32>(tables + ((<usize>(${header("slot")} * ${env.branches * 2})) << 2), ${(SLOT_TABLE + branch * 2) * 4})`;
 
 /** A loop over the unit's segments, each of `n` rows from row `r0`: a segment is summed on its own, then added. */
 function overSegments(domain: Domain, env: KernelEnv, each: readonly string[]): string[] {
@@ -272,7 +293,7 @@ function rowPtr(o: Operand, env: KernelEnv, r: string): string {
   const ad = env.address(o.value);
   if (o.undropped) {
     const plain = env.address(o.undropped);
-    return `${ad.cls} + ((<usize>((${r}) * ${ad.stride})) << 2) + (${header("site_mask")} >> ${DROPOUT_BIT} & 1 ? ${ad.offset * 4} : ${plain.offset * 4})`;
+    return `${ad.cls} + ((<usize>((${r}) * ${ad.stride})) << 2) + (${maskBit(DROPOUT_BIT)} ? ${ad.offset * 4} : ${plain.offset * 4})`;
   }
   const at = o.index === null ? r : `load<i32>(meta + ((<usize>(${r})) << 2), ${env.layout.arrays[o.index]! * 4})`;
   return `${ad.cls} + ((<usize>((${at}) * ${ad.stride})) << 2) + ${ad.offset * 4}`;
@@ -291,14 +312,7 @@ function emitBody(name: string, b: Body, env: KernelEnv): string {
     case "map": {
       const p = new Printer(dialect(env), 1);
       const loops = storeLoops(p, b.stores, env, b.cols, "0", String(b.cols));
-      return wrap(name, [
-        ...siteGuard(b.site),
-        `  const n: i32 = ${count(b.domain)};`,
-        "  for (let row: i32 = 0; row < n; row++) {",
-        ...indent(p.row, 4),
-        ...indent(loops, 4),
-        "  }",
-      ]);
+      return wrap(name, [...guard(b.bit), `  const n: i32 = ${count(b.domain)};`, "  for (let row: i32 = 0; row < n; row++) {", ...indent(p.row, 4), ...indent(loops, 4), "  }"]);
     }
     case "row": {
       const p = new Printer(dialect(env), 1);
@@ -417,16 +431,16 @@ function emitBody(name: string, b: Body, env: KernelEnv): string {
       const t = f.value.type as Type & { kind: "factor" };
       const fa = env.address(f.value);
       const outStride = Math.ceil(b.cols / 4) * 16;
-      const info = `tables + ((<usize>(slot * ${env.sites * 2})) << 2)`;
+      const info = `tables + ((<usize>(slot * ${env.branches * 2})) << 2)`;
       return `${epilogue(`${name}_e`, b, env, b.cols)}${wrap(name, [
-        ...siteGuard(b.site),
+        ...guard(b.bit),
         `  const n: i32 = ${count(b.domain)};`,
         "  const acc: usize = arena;",
         "  let row: i32 = 0;",
         "  while (row < n) {",
         `    const slots: usize = meta + ((<usize>row) << 2) + ${env.layout.arrays.slot! * 4};`,
         "    const slot: i32 = load<i32>(slots);",
-        `    const rank: i32 = load<i32>(${info}, ${(SLOT_TABLE + t.site * 2) * 4});`,
+        `    const rank: i32 = load<i32>(${info}, ${(SLOT_TABLE + t.branch * 2) * 4});`,
         `    const f: usize = ${fa.cls} + ((<usize>(slot * ${env.slotWords})) << 2) + ${fa.offset * 4};`,
         // Four rows of one slot share the factor's loads; each dot is the same chain either way.
         "    const four: bool = row + 4 <= n && load<i32>(slots, 4) == slot && load<i32>(slots, 8) == slot && load<i32>(slots, 12) == slot;",
@@ -458,24 +472,27 @@ function emitBody(name: string, b: Body, env: KernelEnv): string {
       const down = weight ? c : a;
       const nLanes = weight ? pa.n : pa.k;
       const nDown = weight ? pa.k : pa.n;
+      // Rows of u beyond the slot's rank are zero, and so is their gradient.
+      const down4 = weight ? String(nDown) : "down";
       const outRow = weight ? P * 4 : pa.k * 4;
       const outPanel = weight ? pa.k * P * 4 : P * 4;
       const full = Math.floor(nLanes / P);
       return wrap(name, [
-        ...siteGuard(b.site),
+        ...guard(b.bit),
         `  const out: usize = ${out};`,
+        ...(weight ? [] : [`  const down: i32 = min(${nDown}, (${jobRank(pa.branch!, env)} + 3) & ~3);`]),
         ...overSegments(b.domain, env, [
           `const lp: usize = ${base(lanes)};`,
           `const dp: usize = ${base(down)};`,
           `for (let p: i32 = 0; p < ${full}; p++) {`,
           `  const o: usize = out + <usize>p * ${outPanel};`,
           "  let k: i32 = 0;",
-          `  for (; k + 4 <= ${nDown}; k += 4) outer4(dp + ((<usize>k) << 2), ${stride(down, env) * 4}, lp + <usize>p * ${P * 4}, ${stride(lanes, env) * 4}, n, o + <usize>k * ${outRow}, ${outRow});`,
-          `  for (; k < ${nDown}; k++) outer1(dp + ((<usize>k) << 2), ${stride(down, env) * 4}, lp + <usize>p * ${P * 4}, ${stride(lanes, env) * 4}, n, o + <usize>k * ${outRow}, ${P});`,
+          `  for (; k + 4 <= ${down4}; k += 4) outer4(dp + ((<usize>k) << 2), ${stride(down, env) * 4}, lp + <usize>p * ${P * 4}, ${stride(lanes, env) * 4}, n, o + <usize>k * ${outRow}, ${outRow});`,
+          `  for (; k < ${down4}; k++) outer1(dp + ((<usize>k) << 2), ${stride(down, env) * 4}, lp + <usize>p * ${P * 4}, ${stride(lanes, env) * 4}, n, o + <usize>k * ${outRow}, ${P});`,
           "}",
           ...(nLanes % P
             ? [
-                `for (let k: i32 = 0; k < ${nDown}; k++) outer1(dp + ((<usize>k) << 2), ${stride(down, env) * 4}, lp + ${full * P * 4}, ${stride(lanes, env) * 4}, n, out + ${full * outPanel} + <usize>k * ${outRow}, ${nLanes % P});`,
+                `for (let k: i32 = 0; k < ${down4}; k++) outer1(dp + ((<usize>k) << 2), ${stride(down, env) * 4}, lp + ${full * P * 4}, ${stride(lanes, env) * 4}, n, out + ${full * outPanel} + <usize>k * ${outRow}, ${nLanes % P});`,
               ]
             : []),
         ]),
@@ -485,6 +502,7 @@ function emitBody(name: string, b: Body, env: KernelEnv): string {
       const [x] = b.operands as [Operand];
       const pa = env.param(String(b.node!.attrs.of));
       return wrap(name, [
+        ...guard(b.bit),
         `  const out: usize = accum + ((<usize>(${header("job")} * ${env.jobWords} + ${pa.accum})) << 2);`,
         ...overSegments(b.domain, env, [
           `for (let c: i32 = 0; c < ${b.cols}; c++) {`,
@@ -727,7 +745,7 @@ function emitUpdate(name: string, b: UpdateBody, env: KernelEnv): string {
     return wrap(name, [
       `  const g: usize = ${accum};`,
       "  let sum: f32 = 0;",
-      ...b.params.map((p) => `  ${p.site === null ? "" : `if ((${header("site_mask")} >> ${p.site}) & 1) `}sum += sumsq(g + ${p.accum * 4}, ${p.words});`),
+      ...b.params.map((p) => `  ${p.branch === null ? "" : `if ${maskBit(p.branch)} `}sum += sumsq(g + ${p.accum * 4}, ${wordsInUse(p, env)});`),
       `  store<f32>(${norms} + ((<usize>load<i32>(tables)) << 2), sum);`,
     ]);
   if (b.skeleton === "clip")
@@ -747,16 +765,17 @@ function emitUpdate(name: string, b: UpdateBody, env: KernelEnv): string {
   for (const p of b.params) {
     const base = p.kind === "factor" ? `adapters + ((<usize>(${header("slot")} * ${env.slotWords})) << 2) + ${p.offset * 4}` : `weights + ${p.offset * 4}`;
     lines.push(
-      `  ${p.site === null ? "" : `if ((${header("site_mask")} >> ${p.site}) & 1) `}{`,
+      `  ${p.branch === null ? "" : `if ${maskBit(p.branch)} `}{`,
+      `    const bytes: usize = (<usize>(${wordsInUse(p, env)})) << 2;`,
       `    const param_: usize = ${base};`,
       `    const grad_: usize = g + ${p.accum * 4};`,
       ...rule.states.map((s, i) => `    const ${s}_: usize = grad_ + ${(i + 1) * p.words * 4};`),
       // A non-finite norm (clip < 0) leaves everything but the gradient, which is always cleared.
-      `    if (clip >= 0) for (let i: usize = 0; i < ${p.words * 4}; i += 16) v128.store(grad_ + i, f32x4.mul(v128.load(grad_ + i), cv));`,
-      `    if (clip >= 0) for (let i: usize = 0; i < ${p.words * 4}; i += 16) {`,
+      `    if (clip >= 0) for (let i: usize = 0; i < bytes; i += 16) v128.store(grad_ + i, f32x4.mul(v128.load(grad_ + i), cv));`,
+      `    if (clip >= 0) for (let i: usize = 0; i < bytes; i += 16) {`,
       ...optimizerStep(rule, p, env),
       "    }",
-      `    memory.fill(grad_, 0, ${p.words * 4});`,
+      "    memory.fill(grad_, 0, bytes);",
       "  }",
     );
   }
@@ -765,7 +784,7 @@ function emitUpdate(name: string, b: UpdateBody, env: KernelEnv): string {
 
 function optimizerStep(rule: (typeof optimizers)[keyof typeof optimizers], p: ParamAddress, env: KernelEnv): string[] {
   const printer = new Printer(dialect(env), 4);
-  const decay: Expr = p.kind === "vector" ? { e: "const", v: 0 } : { e: "metaf", name: "decay", at: null };
+  const decay: Expr = p.kind === "vector" || (p.kind === "factor" && p.rows === "one") ? { e: "const", v: 0 } : { e: "metaf", name: "decay", at: null };
   const next = rule.update({ decay });
   const texts = Object.entries(next).map(([key, e]) => [key, printer.at(e)] as const);
   return indent([...printer.row, ...printer.col, ...texts.map(([key, t]) => `v128.store(${key}_ + i, ${t});`)], 6);

@@ -1,35 +1,24 @@
 /** host.wasm: the scheduler's AssemblyScript with this bundle's capacities, offsets and program tables compiled in. */
 import { readdirSync, readFileSync } from "node:fs";
 import type { BlockEntry, CapacityEntry, GridDim, ProgramEntry } from "../../runtime/bundle.ts";
-import { HEADER, headerWords, segmentsOf, unitTableWords } from "../metadata.ts";
+import { extArray, HEADER, headerWords, MASK_WORDS, segmentsOf, unitTableWords } from "../metadata.ts";
 import { compileAssembly } from "./asc.ts";
 
 const hostFolder = new URL("../../runtime/host/", import.meta.url);
 const gridCode: Readonly<Record<GridDim["count"], number>> = { one: 0, n_rows: 1, n_head: 2, n_keys: 3 };
-/** Programs the host refers to by name; -1 where the bundle has none. */
-const programNames: Readonly<Record<string, readonly string[]>> = {
-  P_EMBED: ["embed"],
-  P_FORWARD: ["forward.lora", "forward"],
-  P_FORWARD_FULL: ["forward.full"],
-  P_STASH: ["stash"],
-  P_HEAD: ["head"],
-  P_HEAD_TRAIN: ["head_train.lora"],
-  P_HEAD_TRAIN_FULL: ["head_train.full"],
-  P_BACKWARD_ALL: ["backward.lora.all"],
-  P_BACKWARD_BOUNDARY: ["backward.lora.boundary"],
-  P_BACKWARD_FULL_ALL: ["backward.full.all"],
-  P_BACKWARD_FULL_BOUNDARY: ["backward.full.boundary"],
-  P_EMBED_BACKWARD: ["embed_backward.full"],
-  P_SUMSQ: ["sumsq.lora.layer"],
-  P_SUMSQ_FULL: ["sumsq.full.layer"],
-  P_SUMSQ_FULL_OUTER: ["sumsq.full.outer"],
-  P_CLIP: ["clip"],
-  P_STEP_ADAMW: ["adamw.lora.layer"],
-  P_STEP_SGD: ["sgd.lora.layer"],
-  P_STEP_FULL_ADAMW: ["adamw.full.layer"],
-  P_STEP_FULL_SGD: ["sgd.full.layer"],
-  P_STEP_FULL_OUTER_ADAMW: ["adamw.full.outer"],
-  P_STEP_FULL_OUTER_SGD: ["sgd.full.outer"],
+/** Programs the host refers to by name, and those of each training class; -1 where the bundle has none. */
+const programNames: Readonly<Record<string, string>> = { P_EMBED: "embed", P_FORWARD: "forward", P_FORWARD_FULL: "forward.full", P_STASH: "stash", P_HEAD: "head", P_CLIP: "clip" };
+const classPrograms: Readonly<Record<string, (cls: string) => string>> = {
+  CLASS_HEAD: (cls) => (cls === "full" ? "head_train.full" : "head_train"),
+  CLASS_BACKWARD_ALL: (cls) => `backward.${cls}.all`,
+  CLASS_BACKWARD_BOUNDARY: (cls) => `backward.${cls}.boundary`,
+  CLASS_EMBED_BACKWARD: (cls) => `embed_backward.${cls}`,
+  CLASS_SUMSQ: (cls) => `sumsq.${cls}.layer`,
+  CLASS_SUMSQ_OUTER: (cls) => `sumsq.${cls}.outer`,
+  CLASS_ADAMW: (cls) => `adamw.${cls}.layer`,
+  CLASS_ADAMW_OUTER: (cls) => `adamw.${cls}.outer`,
+  CLASS_SGD: (cls) => `sgd.${cls}.layer`,
+  CLASS_SGD_OUTER: (cls) => `sgd.${cls}.outer`,
 };
 
 export interface HostInput {
@@ -37,6 +26,7 @@ export interface HostInput {
   readonly layers: number;
   readonly vocab: number;
   readonly policy: string;
+  readonly train: readonly string[];
   readonly blocks: Readonly<Record<"step" | "unit" | "update", BlockEntry>>;
   readonly programs: readonly ProgramEntry[];
   readonly kernels: readonly string[];
@@ -77,19 +67,28 @@ export function hostConfig(h: HostInput): string {
     constants[`H_${name.toUpperCase()}`] = i;
   });
   for (const kind of ["step", "unit"] as const) for (const [name, at] of Object.entries(h.blocks[kind].arrays)) constants[`A_${kind.toUpperCase()}_${name.toUpperCase()}`] = at;
-  for (const [name, options] of Object.entries(programNames)) constants[name] = options.map((o) => h.programs.findIndex((p) => p.name === o)).find((i) => i >= 0) ?? -1;
+  const programOf = (name: string): number => h.programs.findIndex((p) => p.name === name);
+  for (const [name, program] of Object.entries(programNames)) constants[name] = programOf(program);
+  constants.CLASSES = h.train.length;
+  constants.MASK_WORDS = MASK_WORDS;
+  const arrays: Record<string, number[]> = { CLASS_FULL: h.train.map((cls) => (cls === "full" ? 1 : 0)), CLASS_EXT: h.train.map((cls) => h.blocks.step.arrays[extArray(cls)]!) };
+  for (const [name, program] of Object.entries(classPrograms)) arrays[name] = h.train.map((cls) => programOf(program(cls)));
   const starts = [0];
   const launches: number[] = [];
   for (const p of h.programs) {
-    for (const l of p.launches) launches.push(h.kernels.indexOf(l.kernel), l.sites, ...l.grid.flatMap((g) => [gridCode[g.count], g.mul, g.div]));
-    starts.push(launches.length / 11);
+    for (const l of p.launches) {
+      const mask = Array.from({ length: MASK_WORDS }, (_, w) => l.bits.reduce((m, bit) => (bit >> 5 === w ? m | (1 << (bit & 31)) : m), 0));
+      launches.push(h.kernels.indexOf(l.kernel), ...mask, ...l.grid.flatMap((g) => [gridCode[g.count], g.mul, g.div]));
+    }
+    starts.push(launches.length / (10 + MASK_WORDS));
   }
   return [
     "// Generated from the bundle's capacities and programs.",
     ...Object.entries(constants).map(([k, v]) => `export const ${k}: i32 = ${v};`),
+    ...Object.entries(arrays).map(([k, v]) => `export const ${k}: StaticArray<i32> = [${v.length ? v.join(", ") : "-1"}];`),
     "/** First launch of each program, and one past the last. */",
     `export const PROGRAM_START: StaticArray<i32> = [${starts.join(", ")}];`,
-    "/** kernel, adapter sites, then (count, mul, div) of x, y, z. */",
+    "/** kernel, mask words, then (count, mul, div) of x, y, z. */",
     `export const LAUNCHES: StaticArray<i32> = [${launches.join(", ")}];`,
     "",
   ].join("\n");

@@ -4,9 +4,9 @@
  */
 import { type Domain, type Expr, type Ix, ixUsesCol, KV_BLOCK, optimizers, pairsOf, type Type, type Value } from "../../ops/index.ts";
 import type { GridDim } from "../../runtime/bundle.ts";
-import { type Body, DROPOUT_BIT, type Operand, type Store } from "../fuse.ts";
+import type { Body, Operand, Store } from "../fuse.ts";
 import { type AnyBody, isUpdate, type KernelEnv, memoryClasses, type ParamAddress, ROWS_HEADER, SEGMENT_ROWS, SLOT_TABLE, type UpdateBody } from "../kernel.ts";
-import { headerWords } from "../metadata.ts";
+import { DROPOUT_BIT, headerWords } from "../metadata.ts";
 import type { Target } from "../target.ts";
 import { type Dialect, Printer, usesCol } from "./printer.ts";
 
@@ -46,7 +46,16 @@ function dialect(env: KernelEnv): Dialect {
         const op = { add: "+", sub: "-", mul: "*", div: "/", mod: "%", lt: "<", xor: "^" }[ix.op];
         return ix.op === "lt" ? `select(0, 1, ${a} < ${b})` : `(${a} ${op} ${b})`;
       }
+      case "rank":
+        return `tables[${SLOT_TABLE + ix.branch * 2} + ${p.ix({ ix: "meta", name: "slot", at: ix.row })} * ${env.branches * 2}]`;
+      case "slot":
+        return `i32(${slotAt(ix.tensor, ix.row, p)} + ${p.ix(ix.at)}])`;
     }
+  };
+  /** An element of a slot tensor of the row's slot, up to its column. */
+  const slotAt = (v: Value, row: Ix, p: Printer): string => {
+    const f = env.address(v);
+    return `${f.cls}[${f.offset} + ${p.ix({ ix: "meta", name: "slot", at: row })} * ${env.slotWords}`;
   };
   const d: Dialect = {
     type: () => "f32",
@@ -77,6 +86,7 @@ function dialect(env: KernelEnv): Dialect {
       const t = e.value.type;
       const ad = env.address(e.value);
       if (t.kind === "weight") return `weight_${t.format}(${ad.offset}, ${p.ix(e.row)}, ${p.ix(e.col)}, ${t.k})`;
+      if (t.kind === "factor") return `${slotAt(e.value, e.row, p)} + ${p.ix(e.col)}]`;
       const at = ad.stride === 0 || t.kind === "vector" ? `${ad.offset} + ${p.ix(e.col)}` : `${ad.offset} + ${p.ix(e.row)} * ${ad.stride} + ${p.ix(e.col)}`;
       return ad.cls === "weights" ? `vector_at(${at})` : `${ad.cls}[${at}]`;
     },
@@ -85,7 +95,7 @@ function dialect(env: KernelEnv): Dialect {
         case "metaf":
           return e.at === null ? headerF(e.name) : `bitcast<f32>(batch[${env.layout.arrays[e.name]} + ${p.ix(e.at)}])`;
         case "scale":
-          return `bitcast<f32>(tables[${SLOT_TABLE + e.site * 2 + 1} + ${p.ix({ ix: "meta", name: "slot", at: e.row })} * ${env.sites * 2}])`;
+          return `bitcast<f32>(tables[${SLOT_TABLE + e.branch * 2 + 1} + ${p.ix({ ix: "meta", name: "slot", at: e.row })} * ${env.branches * 2}])`;
         case "rand":
           return `rand(${p.ix(e.key)}, tables[0] * 64 + ${e.site}, ${p.ix(e.col)})`;
         case "expand": {
@@ -93,7 +103,7 @@ function dialect(env: KernelEnv): Dialect {
           const u = env.address(e.u);
           const f = env.address(e.factor);
           const slot = p.ix({ ix: "meta", name: "slot", at: e.row });
-          return `expand(${u.offset} + ${p.ix(e.row)} * ${u.stride}, ${f.offset} + ${slot} * ${env.slotWords} + col, tables[${SLOT_TABLE + t.site * 2} + ${slot} * ${env.sites * 2}], ${t.cols})`;
+          return `expand(${u.offset} + ${p.ix(e.row)} * ${u.stride}, ${f.offset} + ${slot} * ${env.slotWords} + col, tables[${SLOT_TABLE + t.branch * 2} + ${slot} * ${env.branches * 2}], ${t.cols})`;
         }
         case "acc":
           return "acc";
@@ -153,7 +163,13 @@ function stores(p: Printer, list: readonly Store[], env: KernelEnv, cols: number
 }
 
 const count = (domain: Domain): string => header(ROWS_HEADER[domain]);
-const siteGuard = (site: number | null): string[] => (site === null ? [] : [`  if (((${header("site_mask")} >> ${site}u) & 1) == 0) { return; }`]);
+/** Is a mask bit set in the block's header? */
+const maskBit = (bit: number): string => `((${header(`mask_${bit >> 5}`)} >> ${bit & 31}u) & 1) == 1`;
+const guard = (bit: number | null): string[] => (bit === null ? [] : [`  if (!(${maskBit(bit)})) { return; }`]);
+const jobRank = (branch: number, env: KernelEnv): string => `tables[${SLOT_TABLE + branch * 2} + ${header("slot")} * ${env.branches * 2}]`;
+/** Words of a slot tensor that the job's slot uses: what lies beyond its rank is zero. */
+const wordsInUse = (p: ParamAddress, env: KernelEnv): string =>
+  p.kind !== "factor" || p.rows === "one" ? String(p.words) : `min(${p.words}, ${jobRank(p.branch!, env)} * ${p.k})`;
 
 /** A loop over the unit's segments, and inside it over the segment's rows `r`: each segment is summed on its own. */
 function overSegments(domain: Domain, env: KernelEnv, before: readonly string[], each: readonly string[], after: readonly string[]): string[] {
@@ -174,8 +190,7 @@ function overSegments(domain: Domain, env: KernelEnv, before: readonly string[],
 /** First word of row `r` of an operand, and the buffer it is in. */
 function rowAt(o: Operand, env: KernelEnv, r: string): { cls: string; at: string } {
   const ad = env.address(o.value);
-  if (o.undropped)
-    return { cls: ad.cls, at: `select(${env.address(o.undropped).offset}, ${ad.offset}, ((${header("site_mask")} >> ${DROPOUT_BIT}u) & 1) == 1) + (${r}) * ${ad.stride}` };
+  if (o.undropped) return { cls: ad.cls, at: `select(${env.address(o.undropped).offset}, ${ad.offset}, ${maskBit(DROPOUT_BIT)}) + (${r}) * ${ad.stride}` };
   const row = o.index === null ? `(${r})` : `batch[${env.layout.arrays[o.index]} + ${r}]`;
   return { cls: ad.cls, at: `${ad.offset} + ${row} * ${ad.stride}` };
 }
@@ -278,7 +293,7 @@ function emitBody(name: string, b: Body, env: KernelEnv, target: Target): string
       const p = new Printer(dialect(env), 1);
       const tail = stores(p, b.stores, env, b.cols, "col == 0");
       return fn(name, [
-        ...siteGuard(b.site),
+        ...guard(b.bit),
         "  let row = wg.y;",
         `  let col = wg.x * ${WG} + lane;`,
         `  if (row >= ${count(b.domain)} || col >= ${b.cols}) { return; }`,
@@ -392,10 +407,10 @@ function emitBody(name: string, b: Body, env: KernelEnv, target: Target): string
       const t = f.value.type as Type & { kind: "factor" };
       const at = rowAt(x, env, "row");
       return `${epilogue(`${name}_e`, b, env)}\n${fn(name, [
-        ...siteGuard(b.site),
+        ...guard(b.bit),
         "  let row = wg.x;",
         `  let slot = batch[${env.layout.arrays.slot} + row];`,
-        `  let rank = tables[${SLOT_TABLE + t.site * 2} + slot * ${env.sites * 2}];`,
+        `  let rank = tables[${SLOT_TABLE + t.branch * 2} + slot * ${env.branches * 2}];`,
         `  let x = ${at.at};`,
         `  for (var r = lane; r < ${b.cols}; r += ${WG}) {`,
         "    var sum = 0.0f;",
@@ -422,10 +437,11 @@ function emitBody(name: string, b: Body, env: KernelEnv, target: Target): string
         const at = (i: number, c: number): string => `accum[o + ${i * pa.k + c}]`;
         const inside = (c: number): string => (wide ? "" : `if (col + ${c} < ${pa.k}) `);
         return fn(name, [
-          ...siteGuard(b.site),
+          ...guard(b.bit),
           `  let col = (wg.x * ${WG} + lane) * 4;`,
           "  let k = wg.y * 4;",
-          `  if (col >= ${pa.k} || k >= ${pa.n}) { return; }`,
+          // Rows of u beyond the slot's rank are zero, and so is their gradient.
+          `  if (col >= ${pa.k} || k >= ${jobRank(pa.branch!, env)}) { return; }`,
           `  let o = ${base} + k * ${pa.k} + col;`,
           ...four.map((i) => `  var total${i} = vec4<f32>(${four.map((c) => at(i, c)).join(", ")});`),
           ...overSegments(
@@ -473,6 +489,7 @@ function emitBody(name: string, b: Body, env: KernelEnv, target: Target): string
       const pa = env.param(String(b.node!.attrs.of));
       const at = rowAt(x, env, "r");
       return fn(name, [
+        ...guard(b.bit),
         `  let col = wg.x * ${WG} + lane;`,
         `  if (col >= ${b.cols}) { return; }`,
         `  let o = ${header("job")} * ${env.jobWords} + ${pa.accum} + col;`,
@@ -700,8 +717,8 @@ function emitUpdate(name: string, b: UpdateBody, env: KernelEnv): string {
       `  let g = ${header("job")} * ${env.jobWords};`,
       "  var total = 0.0f;",
       ...b.params.flatMap((p) => [
-        `  ${p.site === null ? "" : `if (((${header("site_mask")} >> ${p.site}u) & 1) == 1) `}{`,
-        `    for (var i = lane; i < ${p.words}; i += ${WG}) { let x = accum[g + ${p.accum} + i]; total = fma(x, x, total); }`,
+        `  ${p.branch === null ? "" : `if (${maskBit(p.branch)}) `}{`,
+        `    for (var i = lane; i < ${wordsInUse(p, env)}; i += ${WG}) { let x = accum[g + ${p.accum} + i]; total = fma(x, x, total); }`,
         "  }",
       ]),
       "  let sum = fold_sum(total, lane);",
@@ -727,17 +744,17 @@ function emitUpdate(name: string, b: UpdateBody, env: KernelEnv): string {
 function optimizerBody(name: string, b: UpdateBody, p: ParamAddress, env: KernelEnv, norms: string): string {
   const rule = optimizers[b.optimizer!];
   const printer = new Printer(dialect(env), 1);
-  const decay: Expr = p.kind === "vector" ? { e: "const", v: 0 } : { e: "metaf", name: "decay", at: null };
+  const decay: Expr = p.kind === "vector" || (p.kind === "factor" && p.rows === "one") ? { e: "const", v: 0 } : { e: "metaf", name: "decay", at: null };
   const next = Object.entries(rule.update({ decay })).map(([key, e]) => [key, printer.at(e)] as const);
   const where: Record<string, string> = { param: p.kind === "factor" ? `adapters[${p.offset} + ${header("slot")} * ${env.slotWords} + i]` : `weights[${p.offset} + i]` };
   rule.states.forEach((s, i) => {
     where[s] = `accum[g + ${(i + 1) * p.words} + i]`;
   });
   return fn(name, [
-    ...siteGuard(p.site),
+    ...guard(p.branch),
     `  let g = ${header("job")} * ${env.jobWords} + ${p.accum};`,
     `  let clip = arena[${norms} + ${env.groups}];`,
-    `  for (var i = wg.x * ${WG} + lane; i < ${p.words}; i += ${optimizerGroups(b) * WG}) {`,
+    `  for (var i = wg.x * ${WG} + lane; i < ${wordsInUse(p, env)}; i += ${optimizerGroups(b) * WG}) {`,
     "    if (clip >= 0.0f) {",
     "      let grad_ = accum[g + i] * clip;",
     ...Object.entries(where).map(([key, at]) => `      let ${key}_ = ${at};`),

@@ -137,16 +137,17 @@ export function llama(config: Json): Model {
     eps,
     inverseFrequencies: inverseFrequencies(config, headDim),
     layer: (b: RegionBuilder, h, positions) => {
+      const shared = heads !== kvHeads;
       const x = b.norm(h, "input_layernorm.weight", eps);
       const q = b.linear(x, "self_attn.q_proj", heads * headDim, attentionBias);
       const k = b.linear(x, "self_attn.k_proj", kvHeads * headDim, attentionBias);
-      const v = b.linear(x, "self_attn.v_proj", kvHeads * headDim, attentionBias);
+      const v = b.linear(x, "self_attn.v_proj", kvHeads * headDim, attentionBias, { group: "heads", axis: "out", unit: headDim, shared });
       const o = b.attention(q, k, v, { heads, kvHeads, headDim, positions });
-      const h2 = add(h, b.linear(o, "self_attn.o_proj", hiddenSize, attentionBias));
+      const h2 = add(h, b.linear(o, "self_attn.o_proj", hiddenSize, attentionBias, { group: "heads", axis: "in", unit: headDim, shared }));
       const x2 = b.norm(h2, "post_attention_layernorm.weight", eps);
-      const gate = b.linear(x2, "mlp.gate_proj", ffn, mlpBias);
-      const up = b.linear(x2, "mlp.up_proj", ffn, mlpBias);
-      return add(h2, b.linear(mul(silu(gate), up), "mlp.down_proj", hiddenSize, mlpBias));
+      const gate = b.linear(x2, "mlp.gate_proj", ffn, mlpBias, { group: "ffn", axis: "out", unit: 1, shared: false });
+      const up = b.linear(x2, "mlp.up_proj", ffn, mlpBias, { group: "ffn", axis: "out", unit: 1, shared: false });
+      return add(h2, b.linear(mul(silu(gate), up), "mlp.down_proj", hiddenSize, mlpBias, { group: "ffn", axis: "in", unit: 1, shared: false }));
     },
     checkpointName: (name, l) => (l !== null ? `model.layers.${l}.${name}` : name === "lm_head.weight" ? name : `model.${name}`),
   };

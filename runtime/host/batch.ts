@@ -1,28 +1,33 @@
 /** Packs what the policy granted into the step's metadata block, and turns programs into commands. */
 import {
-  A_STEP_DROP_KEY, A_STEP_DROP_P, A_STEP_EXT_ROW, A_STEP_HEAD_ROW, A_STEP_IDS, A_STEP_POS, A_STEP_SAVE_ROW, A_STEP_SLOT, A_STEP_TABLE, A_STEP_TABLES,
-  BLOCKS_PER_SEQUENCE, CONTEXT, H_N_HEAD, H_N_KEYS, H_N_ROWS, H_SITE_MASK, HEAD_ROWS, HEADER_WORDS, LAUNCHES, LAYERS, P_EMBED, P_FORWARD, P_FORWARD_FULL, P_HEAD, P_STASH, PROGRAM_START, SEQUENCES,
+  A_STEP_DROP_KEY, A_STEP_DROP_P, A_STEP_HEAD_ROW, A_STEP_IDS, A_STEP_POS, A_STEP_SAVE_ROW, A_STEP_SLOT, A_STEP_TABLE, A_STEP_TABLES,
+  BLOCKS_PER_SEQUENCE, CLASS_EXT, CLASS_FULL, CLASSES, CONTEXT, H_N_HEAD, H_N_KEYS, H_N_ROWS, H_MASK_0, H_MASK_4, HEAD_ROWS, HEADER_WORDS, LAUNCHES, LAYERS, MASK_WORDS, P_EMBED, P_FORWARD, P_FORWARD_FULL, P_HEAD, P_STASH, PROGRAM_START, SEQUENCES,
   TOKENS_PER_STEP,
 } from "./config";
 import {
-  bump, C_COMMANDS, C_HEAD, C_ROWS, C_TRAIN_ROWS, COMMANDS, counter, DONE, DROP_KEY, DROP_P, EXT_BASE, GENERATE, get, HEAD_POS, HEAD_SEQ, JOB, JOB_FULL, KIND, LENGTH_OF, META, NONE,
-  NUM_BLOCKS, ROW_SEQ, SAVE_BASE, SCORE, set, SLOT, SLOT_SITES, TABLE, TOKENS, TRAIN,
+  bump, C_COMMANDS, C_HEAD, C_ROWS, C_TRAIN_ROWS, COMMANDS, counter, DONE, DROP_KEY, DROP_P, EXT_BASE, GENERATE, get, HEAD_POS, HEAD_SEQ, JOB, JOB_CLASS, KIND, LENGTH_OF, META, NONE,
+  NUM_BLOCKS, ROW_SEQ, SAVE_BASE, SCORE, set, SLOT, SLOT_MASK, TABLE, TOKENS, TRAIN,
 } from "./state";
 
 /** Emit a program's launches for `group` over the metadata block at word `block`. Grids are ceil(count · mul / div). */
 export function emitProgram(program: i32, group: i32, block: i32): void {
   if (program < 0) return;
-  const mask: i32 = get(META, block + H_SITE_MASK);
   for (let i: i32 = PROGRAM_START[program]; i < PROGRAM_START[program + 1]; i++) {
-    const at: i32 = i * 11;
-    const sites: i32 = LAUNCHES[at + 1];
-    if (sites != 0 && (sites & mask) == 0) continue;
+    const at: i32 = i * (10 + MASK_WORDS);
+    let wanted: i32 = 0;
+    let there: i32 = 0;
+    for (let w: i32 = 0; w < MASK_WORDS; w++) {
+      wanted |= LAUNCHES[at + 1 + w];
+      there |= LAUNCHES[at + 1 + w] & get(META, block + H_MASK_0 + w);
+    }
+    if (wanted != 0 && there == 0) continue;
+    const grid: i32 = at + 1 + MASK_WORDS;
     let empty: bool = false;
     const c: i32 = counter(C_COMMANDS) * 6;
     for (let d: i32 = 0; d < 3; d++) {
-      const code: i32 = LAUNCHES[at + 2 + d * 3];
+      const code: i32 = LAUNCHES[grid + d * 3];
       const count: i32 = code == 0 ? 1 : code == 1 ? get(META, block + H_N_ROWS) : code == 2 ? get(META, block + H_N_HEAD) : get(META, block + H_N_KEYS);
-      const n: i32 = (count * LAUNCHES[at + 3 + d * 3] + LAUNCHES[at + 4 + d * 3] - 1) / LAUNCHES[at + 4 + d * 3];
+      const n: i32 = (count * LAUNCHES[grid + 1 + d * 3] + LAUNCHES[grid + 2 + d * 3] - 1) / LAUNCHES[grid + 2 + d * 3];
       if (n == 0) empty = true;
       set(COMMANDS, c + 3 + d, n);
     }
@@ -68,7 +73,7 @@ export function grant(seq: i32, n: i32): i32 {
     set(META, A_STEP_TABLE + r, table);
     const train: bool = kind == TRAIN;
     set(META, A_STEP_SAVE_ROW + r, train ? get(SAVE_BASE, seq) + pos : NONE);
-    set(META, A_STEP_EXT_ROW + r, train && get(EXT_BASE, seq) != NONE ? get(EXT_BASE, seq) + pos : NONE);
+    for (let c: i32 = 0; c < CLASSES; c++) set(META, CLASS_EXT[c] + r, train && get(JOB_CLASS, get(JOB, seq)) == c && get(EXT_BASE, seq) != NONE ? get(EXT_BASE, seq) + pos : NONE);
     set(META, A_STEP_DROP_KEY + r, train ? dropKey(get(DROP_KEY, seq), pos) : 0);
     set(META, A_STEP_DROP_P + r, train ? get(DROP_P, seq) : 0);
     set(ROW_SEQ, r, seq);
@@ -80,16 +85,16 @@ export function grant(seq: i32, n: i32): i32 {
       bump(C_HEAD, 1);
     }
   }
-  set(META, H_SITE_MASK, get(META, H_SITE_MASK) | get(SLOT_SITES, slot) | (kind == TRAIN ? TRAINED | (get(DROP_KEY, seq) != 0 ? DROPOUT : 0) : 0));
+  for (let w: i32 = 0; w < MASK_WORDS - 1; w++) set(META, H_MASK_0 + w, get(META, H_MASK_0 + w) | get(SLOT_MASK, slot * MASK_WORDS + w));
+  if (kind == TRAIN) set(META, H_MASK_4, get(META, H_MASK_4) | TRAINED | (get(DROP_KEY, seq) != 0 ? DROPOUT : 0));
   if (kind == TRAIN) bump(C_TRAIN_ROWS, n);
   bump(C_ROWS, n);
   set(DONE, seq, done + n);
   return n;
 }
-/** Bit of the site mask that says some row has dropout. */
-export const DROPOUT: i32 = 1 << 30;
-/** Bit of the site mask that says some row is being trained. */
-const TRAINED: i32 = 1 << 29;
+/** Flags of the last mask word: some row has dropout; some row is being trained. */
+export const DROPOUT: i32 = 1;
+const TRAINED: i32 = 2;
 /** Key of a row's dropout draws: 0 means none. */
 export function dropKey(key: i32, pos: i32): i32 {
   if (key == 0) return 0;
@@ -102,7 +107,7 @@ export function emitForward(): void {
   const rows: i32 = counter(C_ROWS);
   if (rows == 0) return;
   let full: bool = false;
-  for (let s: i32 = 0; s < SEQUENCES; s++) if (get(KIND, s) == TRAIN && get(JOB_FULL, get(JOB, s)) != 0) full = true;
+  for (let s: i32 = 0; s < SEQUENCES; s++) if (get(KIND, s) == TRAIN && CLASS_FULL[get(JOB_CLASS, get(JOB, s))] != 0) full = true;
   set(META, H_N_ROWS, rows);
   set(META, H_N_HEAD, counter(C_HEAD));
   const outer: i32 = LAYERS;

@@ -1,13 +1,13 @@
 /** The host: two calls a step. `schedule` grants rows and units and writes the batch; `commit` appends, stops, frees and reports. */
-import { BLOCKS, CONTEXT, JOBS, META_WORDS, SEQUENCES } from "./config";
+import { BLOCKS, CONTEXT, JOBS, MASK_WORDS, META_WORDS, SEQUENCES } from "./config";
 import { policy } from "./policy";
 import { beginStep, emitForward } from "./batch";
 import { allocate, canAllocate, findKeptRun, findSavedRun, release, resetBlocks } from "./blocks";
 import { sample } from "./sampler";
 import {
   ARRIVAL, bump, C_ARRIVAL, C_COMMANDS, C_EVENTS, C_FREE, C_HEAD, C_META, C_ROWS, C_STEPS, C_TRAIN_ROWS, COMMANDS, counter, COUNTERS, DONE, DROP_KEY, DROP_P, emitEvent, EVENTS, EXT_BASE, FINISHED, FORWARD, FREE, FREE_BLOCKS,
-  GENERATE, get, HEAD_POS, HEAD_SEQ, HYPER, IDLE, JOB, JOB_FULL, JOB_LAST, JOB_PHASE, JOB_SEQ, JOB_SEQS, JOB_SGD, JOB_SITES, JOB_SLOT, KIND, LABELS, LENGTH, LENGTH_OF, LIMIT, LOGITS, META, MIN_P,
-  NONE, NUM_STOPS, PENALTY, PROMPT, ROW_SEQ, ROW_WEIGHT, RUNNING, SAVE_BASE, SCORE, SCORED, SEED, set, setf, SLOT, SLOT_SITES, STATUS, STOP, STOPS, STOPS_PER_SEQUENCE, TEMPERATURE, TOKEN, TOKENS, TOP_K, TOP_P, TRAIN,
+  GENERATE, get, HEAD_POS, HEAD_SEQ, HYPER, IDLE, JOB, JOB_CLASS, JOB_LAST, JOB_PHASE, JOB_SEQ, JOB_SEQS, JOB_SGD, JOB_SLOT, KIND, LABELS, LENGTH, LENGTH_OF, LIMIT, LOGITS, META, MIN_P,
+  NONE, NUM_STOPS, PENALTY, PROMPT, ROW_SEQ, ROW_WEIGHT, RUNNING, SAVE_BASE, SCORE, SCORED, SEED, set, setf, SLOT, SLOT_MASK, STATUS, STOP, STOPS, STOPS_PER_SEQUENCE, TEMPERATURE, TOKEN, TOKENS, TOP_K, TOP_P, TRAIN,
 } from "./state";
 import { dropMicro } from "./units";
 
@@ -34,7 +34,7 @@ export function jobOf(seq: i32): i32 { return get(JOB, seq); }
 export function doneOf(seq: i32): i32 { return get(DONE, seq); }
 export function saveBase(seq: i32): i32 { return get(SAVE_BASE, seq); }
 export function jobPhase(j: i32): i32 { return get(JOB_PHASE, j); }
-export function setSites(slot: i32, mask: i32): void { set(SLOT_SITES, slot, mask); }
+export function setMask(slot: i32, word: i32, mask: i32): void { set(SLOT_MASK, slot * MASK_WORDS + word, mask); }
 
 /** Requests take rows of the table from the front, training from the back; a quarter of it is never training's. */
 function freeForRequest(): i32 {
@@ -83,10 +83,9 @@ export function cancel(seq: i32): void {
   set(KIND, seq, FREE);
 }
 
-export function jobOpen(j: i32, slot: i32, sites: i32, full: i32, sgd: i32): void {
+export function jobOpen(j: i32, slot: i32, cls: i32, sgd: i32): void {
   set(JOB_SLOT, j, slot);
-  set(JOB_SITES, j, sites);
-  set(JOB_FULL, j, full);
+  set(JOB_CLASS, j, cls);
   set(JOB_SGD, j, sgd);
   set(JOB_PHASE, j, IDLE);
   set(JOB_SEQS, j, 0);

@@ -7,7 +7,7 @@
  *                TABLE   [s][BLOCKS_PER_SEQUENCE]  cache block ids
  *   job j:       phase, cursor of its units, hyper-parameters
  */
-import { BLOCKS, BLOCKS_PER_SEQUENCE, CONTEXT, HEAD_ROWS, JOBS, META_WORDS, SEQUENCES, SLOTS, TOKENS_PER_STEP, UNITS, VOCAB, LAYERS } from "./config";
+import { BLOCKS, BLOCKS_PER_SEQUENCE, CONTEXT, HEAD_ROWS, JOBS, MASK_WORDS, META_WORDS, SEQUENCES, SLOTS, TOKENS_PER_STEP, UNITS, VOCAB, LAYERS } from "./config";
 
 export const NONE: i32 = -1;
 export const IGNORE: i32 = -100;
@@ -90,8 +90,8 @@ export const JOB_SEQ: usize = memory.data(JOBS * SEQUENCES * 4);
 export const JOB_SEQS: usize = memory.data(JOBS * 4);
 export const JOB_PHASE: usize = memory.data(JOBS * 4);
 export const JOB_SLOT: usize = memory.data(JOBS * 4);
-export const JOB_FULL: usize = memory.data(JOBS * 4);
-export const JOB_SITES: usize = memory.data(JOBS * 4);
+/** Index of the training class: what the job trains. */
+export const JOB_CLASS: usize = memory.data(JOBS * 4);
 /** 1 when this micro-batch ends an optimizer step. */
 export const JOB_LAST: usize = memory.data(JOBS * 4);
 export const JOB_SGD: usize = memory.data(JOBS * 4);
@@ -104,7 +104,8 @@ export const CUR_CHUNK: usize = memory.data(JOBS * 4);
 export const HYPERS: i32 = 8;
 export const HYPER: usize = memory.data(JOBS * 8 * 4);
 
-export const SLOT_SITES: usize = memory.data((SLOTS + 1) * 4);
+/** Mask words of each slot: the adapter branches it has. */
+export const SLOT_MASK: usize = memory.data((SLOTS + 1) * MASK_WORDS * 4);
 export const FREE_BLOCKS: usize = memory.data(BLOCKS * 4);
 /** [free blocks, next arrival, steps, rows granted this step, head rows, units, commands, events, meta bytes used] */
 export const COUNTERS: usize = memory.data(64);

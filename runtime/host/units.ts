@@ -5,15 +5,15 @@
 import {
   A_UNIT_DROP_KEY, A_UNIT_DROP_P, A_UNIT_EXT_ROW, A_UNIT_HEAD_DST, A_UNIT_HEAD_ROW, A_UNIT_IDS, A_UNIT_LABEL, A_UNIT_POS, A_UNIT_SAVE_ROW, A_UNIT_SEG_BASE, A_UNIT_SEG_FRESH, A_UNIT_SEG_HEAD, A_UNIT_SEG_HEADS,
   A_UNIT_SEG_KEYS, A_UNIT_SEG_ROW, A_UNIT_SEG_ROWS, A_UNIT_SLOT, A_UNIT_TABLE, A_UNIT_TABLES, A_UNIT_WEIGHT,
-  BLOCKS_PER_SEQUENCE, CONTEXT, H_JOB, H_LR, H_N_HEAD, H_N_KEYS, H_N_ROWS, H_N_SEGMENTS, H_SITE_MASK, H_SLOT, H_TABLE_WORDS, HEAD_ROWS, HEADER_WORDS, LAYERS, P_BACKWARD_ALL, P_BACKWARD_BOUNDARY, P_BACKWARD_FULL_ALL, P_BACKWARD_FULL_BOUNDARY, P_CLIP, P_EMBED_BACKWARD,
-  P_HEAD_TRAIN, P_HEAD_TRAIN_FULL, P_STEP_ADAMW, P_STEP_FULL_ADAMW, P_STEP_FULL_OUTER_ADAMW, P_STEP_FULL_OUTER_SGD, P_STEP_FULL_SGD, P_STEP_SGD, P_SUMSQ, P_SUMSQ_FULL, P_SUMSQ_FULL_OUTER,
+  BLOCKS_PER_SEQUENCE, CLASS_ADAMW, CLASS_ADAMW_OUTER, CLASS_BACKWARD_ALL, CLASS_BACKWARD_BOUNDARY, CLASS_EMBED_BACKWARD, CLASS_FULL, CLASS_HEAD, CLASS_SGD, CLASS_SGD_OUTER, CLASS_SUMSQ, CLASS_SUMSQ_OUTER, CONTEXT,
+  H_JOB, H_LR, H_MASK_0, H_MASK_4, H_N_HEAD, H_N_KEYS, H_N_ROWS, H_N_SEGMENTS, H_SLOT, H_TABLE_WORDS, HEAD_ROWS, HEADER_WORDS, LAYERS, MASK_WORDS, P_CLIP,
   QUANTUM, SEGMENTS, SEQUENCES, STEP_WORDS, UNIT_ROW_COST, UNIT_ROWS, UNIT_TABLE_WORDS, UNIT_WORDS, UNITS, UPDATE_WORDS,
 } from "./config";
 import { DROPOUT, dropKey, emitProgram } from "./batch";
 import { release } from "./blocks";
 import {
-  BACKWARD, bump, C_UNITS, counter, CUR_CHUNK, CUR_LAYER, CUR_QUANTUM, CUR_SEQ, DONE, DROP_KEY, DROP_P, emitEvent, EXT_BASE, FORWARD, FREE, get, getf, HEAD, HYPER, HYPERS, IDLE, IGNORE, JOB_FULL, JOB_LAST,
-  JOB_PHASE, JOB_SEQ, JOB_SEQS, JOB_SGD, JOB_SITES, JOB_SLOT, KIND, LABELS, LENGTH_OF, META, MICRO_DONE, NONE, OVER, ROW_WEIGHT, SAVE_BASE, set, setf, TABLE, TOKENS, UPDATE,
+  BACKWARD, bump, C_UNITS, counter, CUR_CHUNK, CUR_LAYER, CUR_QUANTUM, CUR_SEQ, DONE, DROP_KEY, DROP_P, emitEvent, EXT_BASE, FORWARD, FREE, get, getf, HEAD, HYPER, HYPERS, IDLE, IGNORE, JOB_CLASS, JOB_LAST,
+  JOB_PHASE, JOB_SEQ, JOB_SEQS, JOB_SGD, JOB_SLOT, KIND, LABELS, LENGTH_OF, META, MICRO_DONE, NONE, OVER, ROW_WEIGHT, SAVE_BASE, set, setf, SLOT_MASK, TABLE, TOKENS, UPDATE,
 } from "./state";
 
 function seqOf(j: i32): i32 {
@@ -42,14 +42,19 @@ export function hasUnit(j: i32): bool {
   return get(JOB_PHASE, j) >= HEAD && counter(C_UNITS) < UNITS;
 }
 
+/** Whose accumulators, slot and branches a unit or update works on. */
+function openHeader(j: i32, b: i32): void {
+  const slot: i32 = get(JOB_SLOT, j);
+  set(META, b + H_JOB, CLASS_FULL[get(JOB_CLASS, j)] != 0 ? 0 : j);
+  set(META, b + H_SLOT, slot);
+  for (let w: i32 = 0; w < MASK_WORDS; w++) set(META, b + H_MASK_0 + w, get(SLOT_MASK, slot * MASK_WORDS + w));
+}
 /** An empty unit of a job; returns its block's word offset. */
 function openUnit(j: i32): i32 {
   const b: i32 = STEP_WORDS + counter(C_UNITS) * UNIT_WORDS;
   bump(C_UNITS, 1);
   memory.fill(META + ((<usize>b) << 2), 0, HEADER_WORDS * 4);
-  set(META, b + H_JOB, get(JOB_FULL, j) != 0 ? 0 : j);
-  set(META, b + H_SLOT, get(JOB_SLOT, j));
-  set(META, b + H_SITE_MASK, get(JOB_SITES, j));
+  openHeader(j, b);
   return b;
 }
 /** Is the unit's last segment of this sequence? Then its block table is there already. */
@@ -89,7 +94,7 @@ function addSegment(j: i32, b: i32, seq: i32, q: i32): void {
   set(META, b + A_UNIT_SEG_FRESH + s, q == lastQuantum(seq) ? 1 : 0);
   set(META, b + A_UNIT_SEG_KEYS + s, keys);
   set(META, b + H_N_KEYS, get(META, b + H_N_KEYS) + keys);
-  if (get(DROP_KEY, seq) != 0) set(META, b + H_SITE_MASK, get(META, b + H_SITE_MASK) | DROPOUT);
+  if (get(DROP_KEY, seq) != 0) set(META, b + H_MASK_4, get(META, b + H_MASK_4) | DROPOUT);
   for (let i: i32 = 0; i < n; i++) {
     const pos: i32 = row0 + i;
     const r: i32 = r0 + i;
@@ -132,10 +137,10 @@ function addLabels(b: i32, seq: i32, q: i32, skip: i32): void {
 /** Run the job's next unit, of about as many rows as `budget` pays for: emits its commands and moves the cursor. Returns what it costs. */
 export function grantUnit(j: i32, budget: i32): i32 {
   const phase: i32 = get(JOB_PHASE, j);
-  const full: bool = get(JOB_FULL, j) != 0;
+  const cls: i32 = get(JOB_CLASS, j);
   const rows: i32 = min(UNIT_ROWS, max(0, budget) * 1024 / UNIT_ROW_COST);
   if (phase == UPDATE) {
-    update(j, full);
+    update(j, cls);
     return max(1, QUANTUM * UNIT_ROW_COST / 1024);
   }
   const b: i32 = openUnit(j);
@@ -160,7 +165,7 @@ export function grantUnit(j: i32, budget: i32): i32 {
     const n: i32 = get(META, b + H_N_ROWS);
     // dh of a quantum is cleared by its first chunk only.
     if (skip > 0) set(META, b + H_N_ROWS, 0);
-    emitProgram(full ? P_HEAD_TRAIN_FULL : P_HEAD_TRAIN, LAYERS, b);
+    emitProgram(CLASS_HEAD[cls], LAYERS, b);
     return cost(n);
   }
   const layer: i32 = get(CUR_LAYER, j);
@@ -172,8 +177,8 @@ export function grantUnit(j: i32, budget: i32): i32 {
     addSegment(j, b, seq, q);
     if (advance(j, UPDATE)) break;
   }
-  emitProgram(full ? (kept ? P_BACKWARD_FULL_ALL : P_BACKWARD_FULL_BOUNDARY) : kept ? P_BACKWARD_ALL : P_BACKWARD_BOUNDARY, layer, b);
-  if (full && layer == 0) emitProgram(P_EMBED_BACKWARD, LAYERS, b);
+  emitProgram(kept ? CLASS_BACKWARD_ALL[cls] : CLASS_BACKWARD_BOUNDARY[cls], layer, b);
+  if (layer == 0) emitProgram(CLASS_EMBED_BACKWARD[cls], LAYERS, b);
   const n: i32 = get(META, b + H_N_ROWS);
   if (get(JOB_PHASE, j) == OVER) finish(j);
   return cost(n);
@@ -182,19 +187,17 @@ function cost(rows: i32): i32 {
   return max(1, rows * UNIT_ROW_COST / 1024);
 }
 
-function update(j: i32, full: bool): void {
+function update(j: i32, cls: i32): void {
   const b: i32 = STEP_WORDS + UNITS * UNIT_WORDS + j * UPDATE_WORDS;
   memory.fill(META + ((<usize>b) << 2), 0, HEADER_WORDS * 4);
-  set(META, b + H_JOB, full ? 0 : j);
-  set(META, b + H_SLOT, get(JOB_SLOT, j));
-  set(META, b + H_SITE_MASK, get(JOB_SITES, j));
+  openHeader(j, b);
   for (let i: i32 = 0; i < HYPERS; i++) setf(META, b + H_LR + i, getf(HYPER, j * HYPERS + i));
   const sgd: bool = get(JOB_SGD, j) != 0;
-  for (let l: i32 = 0; l < LAYERS; l++) emitProgram(full ? P_SUMSQ_FULL : P_SUMSQ, l, b);
-  if (full) emitProgram(P_SUMSQ_FULL_OUTER, LAYERS, b);
+  for (let l: i32 = 0; l < LAYERS; l++) emitProgram(CLASS_SUMSQ[cls], l, b);
+  emitProgram(CLASS_SUMSQ_OUTER[cls], LAYERS, b);
   emitProgram(P_CLIP, LAYERS, b);
-  for (let l: i32 = 0; l < LAYERS; l++) emitProgram(full ? (sgd ? P_STEP_FULL_SGD : P_STEP_FULL_ADAMW) : sgd ? P_STEP_SGD : P_STEP_ADAMW, l, b);
-  if (full) emitProgram(sgd ? P_STEP_FULL_OUTER_SGD : P_STEP_FULL_OUTER_ADAMW, LAYERS, b);
+  for (let l: i32 = 0; l < LAYERS; l++) emitProgram(sgd ? CLASS_SGD[cls] : CLASS_ADAMW[cls], l, b);
+  emitProgram(sgd ? CLASS_SGD_OUTER[cls] : CLASS_ADAMW_OUTER[cls], LAYERS, b);
   finish(j);
 }
 

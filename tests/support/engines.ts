@@ -25,6 +25,8 @@ export const small: Partial<Capacities> = {
   blocks: 64,
   jobs: 2,
 };
+/** Room for S2FT on every site of the odd model: 40 channels each (two heads of 20). */
+export const s2ftOdd = { sites: ["o_proj", "v_proj", "gate_proj", "up_proj", "down_proj"], parameters: 5 * 40 * 96 } as const;
 export const idsOf = (name: string, n: number, vocab: number): number[] => {
   const next = generator(name);
   return Array.from({ length: n }, () => next() % vocab);
@@ -54,8 +56,16 @@ interface Reference {
   readonly lora_loss: number;
   readonly lora_grads: Readonly<Record<string, readonly number[]>>;
   readonly lora: readonly number[];
+  readonly s2ft_loss: number;
+  readonly s2ft_grads: Readonly<Record<string, readonly number[]>>;
+  readonly s2ft: readonly number[];
 }
-export const reference = JSON.parse(readFileSync(`${fixtures}reference.json`, "utf8")) as { odd: Reference; even: Reference; weft_adapter_sha256?: string };
+export const reference = JSON.parse(readFileSync(`${fixtures}reference.json`, "utf8")) as {
+  odd: Reference;
+  even: Reference;
+  weft_adapter_sha256?: string;
+  weft_s2ft_as_lora_sha256?: string;
+};
 const bytes = readFileSync(`${fixtures}reference.safetensors`);
 const tensors = parseHeader(bytes, bytes.length, "reference").tensors;
 export function referenceTensor(name: string): Float32Array {
@@ -92,4 +102,4 @@ export async function collect(engine: Engine, o: Parameters<Engine["generate"]>[
   return out;
 }
 export const bits = (a: Float32Array): string => Buffer.from(a.buffer, a.byteOffset, a.byteLength).toString("base64");
-export const contentBits = (engine: Engine, ref: string): string => engine.core.adapters.find(ref).content.factors.map(bits).join();
+export const contentBits = (engine: Engine, ref: string): string => engine.core.adapters.find(ref).content.tensors.map(bits).join();

@@ -28,8 +28,9 @@ export const capacities: Capacities = {
   quantum: 32,
   unitRows: 32,
   units: 2,
+  s2ft: null,
 };
-const SITES = 7;
+const BRANCHES = 7;
 export interface Batch {
   readonly rows: number;
   readonly heads: number;
@@ -46,7 +47,7 @@ export function batch(seed: string, rows: number, heads: number, kind: "step" | 
   const u = uniform(`batch ${seed}`, 4096);
   const pick = (i: number, n: number): number => Math.floor(((u[i]! + 1) / 2) * n);
   const pos0 = 5 + pick(0, 20);
-  const layout = blockLayouts(capacities)[kind];
+  const layout = blockLayouts(capacities, [])[kind];
   const at = layout.arrays.tables!;
   const perSequence = Math.ceil(capacities.context / 32);
   const two = kind === "step" ? Math.floor(rows / 2) : 0;
@@ -76,7 +77,7 @@ export function batch(seed: string, rows: number, heads: number, kind: "step" | 
       seg_keys: [pos0 + rows],
       tables: [3, 0, 5, 7, 2, 9],
     },
-    header: { n_rows: rows, n_head: heads, site_mask: 0x7fffffff, n_keys: kind === "unit" ? pos0 + rows : 0, n_segments: 1 },
+    header: { n_rows: rows, n_head: heads, mask_0: 0x7fffffff, mask_4: 3, slot: kind === "unit" ? 2 : 0, n_keys: kind === "unit" ? pos0 + rows : 0, n_segments: 1 },
     ranks: [0, 4, 8, 3],
     scales: [0, 0.5, 2, 1.25],
   };
@@ -84,14 +85,13 @@ export function batch(seed: string, rows: number, heads: number, kind: "step" | 
 
 const rowsOf = (b: Batch, t: Type & { kind: "rows" }): number => (t.domain === "R" ? b.heads : b.rows);
 export function context(b: Batch): EvalCtx {
-  const layout = blockLayouts(capacities);
+  const layout = blockLayouts(capacities, []);
   const raw = (i: number): number => b.arrays.tables![i - (b.header.n_keys ? layout.unit : layout.step).arrays.tables!]!;
   return {
     rows: (d) => (d === "R" ? b.heads : b.rows),
     meta: (name, i) => (name === "raw" ? raw(i!) : i === null ? (b.header[name] ?? 0) : b.arrays[name]![i]!),
     metaf: (name, i) => (i === null ? (b.header[name] ?? 0) : Math.fround(b.arrays[name]![i]!)),
     slot: (s) => ({ rank: b.ranks[s]!, scale: b.scales[s]! }),
-    maxRank: capacities.rank,
     layer: 3,
   };
 }
@@ -107,17 +107,16 @@ export function inputData(roots: readonly Value[], b: Batch, seed: string): Reco
       rows: () => rowsOf(b, t as never) * (t as { cols: number }).cols,
       weight: () => (t as { n: number; k: number }).n * (t as { k: number }).k,
       vector: () => (t as { n: number }).n,
-      factor: () => 4 * capacities.rank * (t as { cols: number }).cols,
+      factor: () => 4 * (t as { rows: number }).rows * (t as { cols: number }).cols,
       field: () => capacities.savedRows * (t as { cols: number }).cols,
       kv: () => capacities.blocks * 64 * (t as { heads: number; headDim: number }).heads * (t as { headDim: number }).headDim,
       table: () => capacities.context * (t as { cols: number }).cols,
       grad: () => 0,
     }[t.kind]();
     out[name] = Float64Array.from(uniform(`${seed} ${name}`, size));
-    if (t.kind === "factor") {
+    if (t.kind === "factor" && t.rows > 1) {
       // Rows beyond a slot's rank are zero, as in a real slot.
-      const cols = t.cols;
-      for (let s = 0; s < 4; s++) out[name]!.fill(0, (s * capacities.rank + b.ranks[s]!) * cols, (s + 1) * capacities.rank * cols);
+      for (let s = 0; s < 4; s++) out[name]!.fill(0, (s * t.rows + b.ranks[s]!) * t.cols, (s + 1) * t.rows * t.cols);
     }
   }
   return out;
@@ -133,7 +132,7 @@ export async function runOn(
 ): Promise<{ outputs: Float32Array[]; launches: number }> {
   const t: Target = targets[target];
   const launches = fuse(roots, { fuse: options.fuse ?? true });
-  const blocks = blockLayouts(capacities);
+  const blocks = blockLayouts(capacities, []);
   const kind = b.header.n_keys ? "unit" : "step";
   const inputNodes = toposort(roots)
     .map((node): Value => ({ node, index: 0, type: node.outs[0]! }))
@@ -152,13 +151,13 @@ export async function runOn(
     if (ty.kind === "weight" || ty.kind === "vector") {
       const words = align(ty.kind === "weight" ? Math.ceil(ty.n / t.panel) * t.panel * ty.k : ty.n);
       fixed.set(name, { cls: "weights", offset: weights, stride: 0 });
-      params.set(name, { name, kind: ty.kind, n: ty.n, k: ty.kind === "weight" ? ty.k : 1, site: null, offset: weights, words, accum });
+      params.set(name, { name, kind: ty.kind, n: ty.n, k: ty.kind === "weight" ? ty.k : 1, branch: null, rows: "one", offset: weights, words, accum });
       weights += words;
       accum += words;
     } else if (ty.kind === "factor") {
-      const words = capacities.rank * ty.cols;
+      const words = align(ty.rows * ty.cols, 4);
       fixed.set(name, { cls: "adapters", offset: slot, stride: ty.cols });
-      params.set(name, { name, kind: "factor", n: capacities.rank, k: ty.cols, site: ty.site, offset: slot, words, accum });
+      params.set(name, { name, kind: "factor", n: ty.rows, k: ty.cols, branch: ty.branch, rows: ty.rows > 1 ? "rank" : "one", offset: slot, words, accum });
       slot += words;
       accum += align(words);
     } else if (ty.kind === "kv") {
@@ -184,7 +183,7 @@ export async function runOn(
     capacities,
     layout: blocks[kind],
     panel: t.panel,
-    sites: SITES,
+    branches: BRANCHES,
     slotWords,
     jobWords: 0,
     groups: 2,
@@ -221,7 +220,7 @@ export async function runOn(
     jobWords: 0,
     blocks: { [kind]: blocks[kind] },
     kernels,
-    classes: { weights: chamber(weights), kv: chamber(kv), saved: chamber(64), adapters: chamber(4 * slotWords), accum: chamber(accum), tables: chamber(64 + 4 * SITES * 2) },
+    classes: { weights: chamber(weights), kv: chamber(kv), saved: chamber(64), adapters: chamber(4 * slotWords), accum: chamber(accum), tables: chamber(64 + 4 * BRANCHES * 2) },
   } as unknown as TargetPlan;
   const manifest = { model: { layers: 1 }, targets: { [target]: plan } } as unknown as Manifest;
   let device: Device;
@@ -245,16 +244,16 @@ export async function runOn(
     const data = Float32Array.from(inputs[name]!);
     if (v.type.kind === "factor")
       for (let s = 0; s < 4; s++)
-        device.write({ cls: "adapters", group: 0, offset: s * slotWords + f.offset }, data.slice(s * capacities.rank * v.type.cols, (s + 1) * capacities.rank * v.type.cols));
+        device.write({ cls: "adapters", group: 0, offset: s * slotWords + f.offset }, data.slice(s * v.type.rows * v.type.cols, (s + 1) * v.type.rows * v.type.cols));
     else device.write({ cls: f.cls, group: 0, offset: f.offset }, v.type.kind === "weight" ? packPanels(data, v.type.n, v.type.k, t.panel) : data);
   }
-  const tables = new Uint32Array(64 + 4 * SITES * 2);
+  const tables = new Uint32Array(64 + 4 * BRANCHES * 2);
   const scales = new Float32Array(tables.buffer);
   tables[0] = 3;
   for (let s = 0; s < 4; s++)
-    for (let i = 0; i < SITES; i++) {
-      tables[64 + (s * SITES + i) * 2] = b.ranks[s]!;
-      scales[64 + (s * SITES + i) * 2 + 1] = b.scales[s]!;
+    for (let i = 0; i < BRANCHES; i++) {
+      tables[64 + (s * BRANCHES + i) * 2] = b.ranks[s]!;
+      scales[64 + (s * BRANCHES + i) * 2 + 1] = b.scales[s]!;
     }
   device.write({ cls: "tables", group: 0, offset: 0 }, tables);
   const meta = new Uint32Array(blocks[kind].words);

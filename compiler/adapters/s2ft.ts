@@ -1,0 +1,48 @@
+/**
+ * S2FT (Yang et al. 2024, §3), class `indexed`: the base stays as it is; an adapter chooses channels of a site and trains those columns (o, down) or
+ * rows (v, up, gate) of its matrix as a dense delta. Input side: y += Δ·x[chosen], keeping only x[chosen]; output side: y[chosen] += Δ·x.
+ */
+import { add, expand, place, select, shrink } from "../../ops/index.ts";
+import type { SiteSpec } from "../layers.ts";
+import type { Capacities } from "../target.ts";
+import type { AdapterMethod } from "./adapter.ts";
+
+const parameters = (s: SiteSpec): number => s.inFeatures + s.outFeatures;
+/** Length of a chosen channel's row or column. */
+const length = (s: SiteSpec): number => (s.coupling!.axis === "in" ? s.outFeatures : s.inFeatures);
+
+/** Sites that train when nothing else is asked for: down; and o where every query head has keys of its own (paper §5.4). */
+function defaultSites(sites: readonly SiteSpec[]): readonly SiteSpec[] {
+  return sites.filter((s) => s.coupling?.axis === "in" && (s.coupling.group === "ffn" || !s.coupling.shared));
+}
+function capacity(site: SiteSpec, sites: readonly SiteSpec[], c: Capacities): number {
+  const { coupling } = site;
+  if (!coupling) return 0;
+  const chosen = c.s2ft === null ? defaultSites(sites) : sites.filter((s) => s.coupling && c.s2ft!.sites.some((name) => s.module.endsWith(name)));
+  if (!chosen.includes(site)) return 0;
+  // As many parameters as LoRA of the bundle's rank on every site, split evenly.
+  const budget = c.s2ft?.parameters ?? c.rank * sites.reduce((n, s) => n + parameters(s), 0);
+  const channels = coupling.axis === "in" ? site.inFeatures : site.outFeatures;
+  const units = Math.max(1, Math.round(budget / chosen.length / length(site) / coupling.unit));
+  return Math.min(channels, units * coupling.unit);
+}
+
+export const s2ft: AdapterMethod = {
+  name: "s2ft",
+  peftType: "S2FT",
+  scale: "one",
+  rank: null,
+  lowRank: "selection",
+  config: { selector: "selector" },
+  fixed: { class: "indexed" },
+  capacity,
+  tensors: (site, rank) => {
+    const inner = site.coupling!.axis === "in";
+    return [
+      { name: "index", rows: "one", cols: rank + (inner ? site.inFeatures : site.outFeatures), trained: false, init: "selection", key: "s2ft_index", shape: "selection" },
+      { name: "delta", rows: "rank", cols: length(site), trained: true, init: "zeros", key: "s2ft_delta", shape: inner ? "columns" : "rows" },
+    ];
+  },
+  output: (x, y, { site, tensor }) =>
+    site.coupling!.axis === "in" ? add(expand(select(x, tensor("index")), tensor("delta")), y) : add(place(shrink(x, tensor("delta")), tensor("index"), site.outFeatures), y),
+};

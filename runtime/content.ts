@@ -1,0 +1,187 @@
+/** What an adapter is on the host: its configuration, which branches it has in each layer, and its tensors in slot layout. */
+import { type BranchEntry, type BranchTensor, type Manifest, type ParamEntry, type SiteEntry, WeftError } from "./bundle.ts";
+import { mix, shuffled } from "./random.ts";
+
+/** One branch in one layer: rows in use and scale; rank 0 where the adapter has nothing. */
+export interface BranchState {
+  readonly rank: number;
+  readonly alpha: number;
+  readonly scale: number;
+}
+/** How S2FT chooses channels (paper §3.2): at random, or by a score of each unit, the largest or the smallest. */
+export type Selector = "random" | "weight-large" | "weight-small";
+export interface AdapterConfig {
+  readonly method: string;
+  /** Rows of its tensors (LoRA's rank, S2FT's channels); null: all that the bundle has room for. */
+  readonly rank: number | null;
+  readonly alpha: number;
+  readonly rslora: boolean;
+  readonly dropout: number;
+  /** As given: module suffixes, a regular expression, or `all-linear`. */
+  readonly targetModules: readonly string[] | string;
+  readonly rankPattern: Readonly<Record<string, number>>;
+  readonly alphaPattern: Readonly<Record<string, number>>;
+  readonly selector: Selector;
+}
+export const defaultConfig = (manifest: Manifest, method: string): AdapterConfig => ({
+  method,
+  rank: manifest.methods[method]?.rank ?? null,
+  alpha: 16,
+  rslora: false,
+  dropout: 0,
+  targetModules: "all-linear",
+  rankPattern: {},
+  alphaPattern: {},
+  selector: "random",
+});
+export interface AdapterContent {
+  readonly config: AdapterConfig;
+  /** [layer][branch of the bundle]. */
+  readonly branches: readonly (readonly BranchState[])[];
+  /** [layer]: one slot's words. */
+  readonly tensors: readonly Float32Array[];
+}
+const absent: BranchState = { rank: 0, alpha: 0, scale: 0 };
+
+export const modulePath = (layer: number, site: SiteEntry): string => `model.layers.${layer}.${site.module}`;
+export const siteOf = (manifest: Manifest, b: BranchEntry): SiteEntry => manifest.sites[b.site]!;
+/** Where a branch's tensor lies in a slot. */
+export const placeOf = (tensors: readonly ParamEntry[], branch: number, name: string): ParamEntry => tensors.find((f) => f.branch === branch && f.name.endsWith(`.${name}`))!;
+export const rowsInUse = (t: BranchTensor, state: BranchState): number => (t.rows === "rank" ? state.rank : 1);
+
+/**
+ * Which branches of which layers a config names, as PEFT matches modules. `rankOf` overrides the rank where a file decides it. Throws
+ * WEFT_ADAPTER_MISMATCH for a module or rank that the bundle has no room for.
+ */
+export function resolveBranches(manifest: Manifest, config: AdapterConfig, rankOf?: (path: string, b: BranchEntry) => number | null): BranchState[][] {
+  const { targetModules } = config;
+  const method = manifest.methods[config.method];
+  if (!method)
+    throw new WeftError({
+      code: "WEFT_ADAPTER_MISMATCH",
+      where: "method",
+      expected: Object.keys(manifest.methods).join(", ") || "a bundle compiled for adapters",
+      found: config.method,
+      hint: `compile with --method ${config.method}`,
+    });
+  let regex: RegExp | null = null;
+  if (typeof targetModules === "string" && targetModules !== "all-linear") {
+    try {
+      regex = new RegExp(`^(?:${targetModules})$`);
+    } catch (cause) {
+      throw new WeftError({ code: "WEFT_ADAPTER", where: "target_modules", expected: "a regular expression", found: targetModules, cause });
+    }
+  }
+  const matches = (p: string): boolean =>
+    targetModules === "all-linear" || (regex ? regex.test(p) : (targetModules as readonly string[]).some((t) => p === t || p.endsWith(`.${t}`)));
+  const pattern = (map: Readonly<Record<string, number>>, p: string): number | undefined => {
+    for (const [key, v] of Object.entries(map)) if (new RegExp(`^(?:.*\\.)?(?:${key})$`).test(p)) return v;
+    return undefined;
+  };
+  const ours = manifest.branches.filter((b) => b.method === config.method);
+  const paths = Array.from({ length: manifest.model.layers }, (_, l) => ours.map((b) => modulePath(l, siteOf(manifest, b)))).flat();
+  if (Array.isArray(targetModules))
+    for (const t of targetModules)
+      if (!paths.some((p) => p === t || p.endsWith(`.${t}`)))
+        throw new WeftError({
+          code: "WEFT_ADAPTER_MISMATCH",
+          where: "target_modules",
+          expected: ours.map((b) => siteOf(manifest, b).module.split(".").pop()).join(", "),
+          found: t,
+        });
+  const found = Array.from({ length: manifest.model.layers }, (_, l) =>
+    manifest.branches.map((b): BranchState => {
+      if (b.method !== config.method) return absent;
+      const site = siteOf(manifest, b);
+      const p = modulePath(l, site);
+      if (!matches(p)) return absent;
+      const rank = rankOf ? rankOf(p, b) : (pattern(config.rankPattern, p) ?? config.rank ?? b.capacity);
+      if (rank === null) return absent;
+      const alpha = pattern(config.alphaPattern, p) ?? config.alpha;
+      if (!Number.isInteger(rank) || rank < 1 || rank > b.capacity)
+        throw new WeftError({
+          code: "WEFT_ADAPTER_MISMATCH",
+          where: p,
+          expected: `a rank from 1 to ${b.capacity}, the largest this bundle's adapter class holds`,
+          found: String(rank),
+          hint: "compile the bundle with a larger rank",
+        });
+      return { rank, alpha, scale: method.scale === "one" ? 1 : alpha / (config.rslora ? Math.sqrt(rank) : rank) };
+    }),
+  );
+  if (!found.some((layer) => layer.some((s) => s.rank > 0)))
+    throw new WeftError({ code: "WEFT_ADAPTER_MISMATCH", where: "target_modules", expected: "at least one linear layer", found: JSON.stringify(targetModules) });
+  return found;
+}
+/** Numbers that training moves. */
+export const trainableCount = (manifest: Manifest, branches: readonly (readonly BranchState[])[]): number =>
+  branches.reduce(
+    (n, layer) => n + layer.reduce((m, s, i) => m + (s.rank ? manifest.branches[i]!.tensors.reduce((k, t) => k + (t.trained ? rowsInUse(t, s) * t.cols : 0), 0) : 0), 0),
+    0,
+  );
+
+/** Write a selection into a slot: the chosen channels, then each channel's place among them plus one (0: not chosen), as exact floats. */
+export function writeSelection(slot: Float32Array, at: ParamEntry, capacity: number, channels: readonly number[]): void {
+  slot.fill(0, at.offset, at.offset + at.k);
+  channels.forEach((c, r) => {
+    slot[at.offset + r] = c;
+    slot[at.offset + capacity + c] = r + 1;
+  });
+}
+export const readSelection = (slot: Float32Array, at: ParamEntry, rank: number): number[] => Array.from(slot.subarray(at.offset, at.offset + rank));
+
+/** Scores of a coupled group's units in a layer, for selectors that look at the model: [units]. */
+export type UnitScores = (layer: number, group: string, units: number) => Promise<Float64Array>;
+
+/**
+ * Channels of a site: the first of one ranking that all matrices of its coupled group share, so that an adapter's rows of gate and up and columns of
+ * down are the same channels. Ascending.
+ */
+async function chooseChannels(site: SiteEntry, layer: number, rank: number, selector: Selector, seed: number, scores: UnitScores): Promise<number[]> {
+  const { group, axis, unit } = site.coupling!;
+  const channels = axis === "in" ? site.inFeatures : site.outFeatures;
+  // A count that is no whole number of heads chooses single channels.
+  const size = rank % unit ? 1 : unit;
+  const units = channels / size;
+  let order: number[];
+  if (selector === "random") order = shuffled(units, mix(mix(seed, layer), group === "ffn" ? 0 : 1));
+  else {
+    const score = await scores(layer, group, units);
+    const sign = selector.endsWith("large") ? -1 : 1;
+    order = Array.from({ length: units }, (_, i) => i).sort((a, b) => sign * (score[a]! - score[b]!) || a - b);
+  }
+  return order
+    .slice(0, rank / size)
+    .flatMap((u) => Array.from({ length: size }, (_, i) => u * size + i))
+    .sort((a, b) => a - b);
+}
+
+/** A fresh adapter, which starts as the base: tensors as their method says, from the seed. */
+export async function initialContent(
+  manifest: Manifest,
+  places: readonly ParamEntry[],
+  slotWords: number,
+  config: AdapterConfig,
+  seed: number,
+  scores: UnitScores,
+): Promise<AdapterContent> {
+  const branches = resolveBranches(manifest, config);
+  const tensors: Float32Array[] = [];
+  for (const [l, layer] of branches.entries()) {
+    const data = new Float32Array(slotWords);
+    for (const [i, state] of layer.entries()) {
+      if (!state.rank) continue;
+      const b = manifest.branches[i]!;
+      const site = siteOf(manifest, b);
+      for (const t of b.tensors) {
+        const at = placeOf(places, i, t.name);
+        const words = rowsInUse(t, state) * t.cols;
+        if (t.init === "ones") data.fill(1, at.offset, at.offset + words);
+        if (t.init === "uniform") for (let x = 0; x < words; x++) data[at.offset + x] = ((mix(mix(seed, l * 64 + site.index), x) >>> 8) / 8388608 - 1) / Math.sqrt(t.cols);
+        if (t.init === "selection") writeSelection(data, at, b.capacity, await chooseChannels(site, l, state.rank, config.selector, mix(seed, 7), scores));
+      }
+    }
+    tensors.push(data);
+  }
+  return { config, branches, tensors };
+}
