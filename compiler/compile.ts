@@ -166,7 +166,7 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
     train,
     capacities,
     sites: programs.sites,
-    methods: Object.fromEntries(methods.map(({ name, peftType, scale, rank, lowRank, config, fixed }) => [name, { name, peftType, scale, rank, lowRank, config, fixed }])),
+    methods: Object.fromEntries(methods.map(({ capacity: _c, tensors: _t, input: _i, output: _o, ...entry }) => [entry.name, entry])),
     branches: programs.branches.map((b) => ({ index: b.index, method: b.method.name, site: b.site.index, capacity: b.capacity, tensors: b.tensors })),
     saved: Object.fromEntries(train.map((cls) => [cls, { fields: fieldsOf(cls), bytes: programs.saved[cls]!.bytes }])),
     checkpoint,
@@ -234,7 +234,8 @@ function emitTarget(
   });
   const add = (program: { name: string; region: "layer" | "outer"; block: BlockKind }, list: readonly { name: string; bodies: readonly AnyBody[] }[], env: KernelEnv): void => {
     const out: LaunchEntry[] = list.map(({ name, bodies }) => {
-      const kernel = `${program.name}.${name}`.replace(/[^a-zA-Z0-9]+/g, "_");
+      // Kernel names are file names too.
+      const kernel = `${program.name}.${name}`.replace(/[^a-zA-Z0-9]+/g, "_").slice(0, 100);
       const unique = sources.some((s) => s.name === kernel) ? `${kernel}_${sources.length}` : kernel;
       sources.push({ name: unique, text: target.name === "wasm" ? emitLaunchAs(unique, bodies, env) : emitLaunchWgsl(unique, bodies, env, target) });
       // The mask bits without which a body has nothing to do; a launch is skipped when none of its bodies has.

@@ -1,5 +1,5 @@
 /** What model files share: named parameters, adapter sites, attention. A site declares itself while the model is being built. */
-import { add, attend, type Domain, type Format, input, kvWrite, linear, rmsNorm, rope, type Type, type Value, valueKey } from "../ops/index.ts";
+import { add, attend, type Domain, type Format, input, kvWrite, linear, rmsNorm, rope, sameValue, type Type, type Value, valueKey } from "../ops/index.ts";
 import type { BranchTensor } from "../runtime/bundle.ts";
 import type { AdapterMethod } from "./adapters/adapter.ts";
 
@@ -74,7 +74,7 @@ export class RegionBuilder {
         return input(this.region, tensorName(b, name), { kind: "factor", rows: t.rows === "rank" ? b.capacity : 1, cols: t.cols, branch: b.index });
       };
       const after = change({ branch: b.index, site: b.site, tensor });
-      this.wrapped.set(valueKey(after), { before, method: b.method.name });
+      if (!sameValue(after, before)) this.wrapped.set(valueKey(after), { before, method: b.method.name });
       return after;
     };
     let entry = x;

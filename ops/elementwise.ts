@@ -71,6 +71,7 @@ export const affine = elementwise("affine", {
   attrs: { scale: 0.5, shift: 0.25 },
 });
 export const exp = elementwise("exp", { arity: 1, expr: ([x]) => call("exp", x!), grad: ({ out, dout }) => [() => mul(dout, out)] });
+export const tanh = elementwise("tanh", { arity: 1, expr: ([x]) => call("tanh", x!), grad: ({ out, dout }) => [() => mul(dout, affine(mul(out, out), { scale: -1, shift: 1 }))] });
 /** Natural logarithm; the argument is clamped to the smallest normal f32. */
 export const log = elementwise("log", {
   arity: 1,

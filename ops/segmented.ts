@@ -120,7 +120,6 @@ export const place = (u: Value, index: Value, cols: number): Value => {
 const slotVectorOp = defineOp({
   name: "slot_vector",
   kind: "point",
-  remote: true,
   infer: ([v], a) => [{ kind: "rows", domain: a.domain as Domain, cols: (v as Factor).cols }],
   point: ({ ins: [v], attrs }) => where((v!.type as Factor).branch, load(v!, row, col), konst(Number(attrs.absent))),
   grad: (node, [dy]) => [() => colSum(dy!, node.ins[0]!)],

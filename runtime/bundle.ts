@@ -65,7 +65,11 @@ export interface MethodEntry {
   readonly name: string;
   /** `peft_type` of its folders. */
   readonly peftType: string;
+  /** What its adapter_config.json says beside `peft_type`, where several methods share one: missing counts as false. */
+  readonly when: Readonly<Record<string, unknown>>;
   readonly scale: "alpha/rank" | "one";
+  /** Modules that a job adapts when it names none. */
+  readonly targets: readonly string[] | "all-linear";
   /** Rank when none is asked for; null: all that the bundle has room for. */
   readonly rank: number | null;
   /** What its branch adds to a matrix, exactly: B·A of tensors `a` and `b`; the `delta` of the channels in `index`; null when it is not linear. */

@@ -29,7 +29,7 @@ export const defaultConfig = (manifest: Manifest, method: string): AdapterConfig
   alpha: 16,
   rslora: false,
   dropout: 0,
-  targetModules: "all-linear",
+  targetModules: manifest.methods[method]?.targets ?? "all-linear",
   rankPattern: {},
   alphaPattern: {},
   selector: "random",

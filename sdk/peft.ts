@@ -33,7 +33,6 @@ const PREFIX = "base_model.model.";
 type Json = Readonly<Record<string, unknown>>;
 /** Features that change the maths and are not supported: refused by name rather than ignored. */
 const refused: Readonly<Record<string, (v: unknown) => boolean>> = {
-  use_dora: Boolean,
   lora_bias: Boolean,
   bias: (v) => v !== undefined && v !== null && v !== "none",
   modules_to_save: (v) => Array.isArray(v) && v.length > 0,
@@ -50,6 +49,8 @@ const refused: Readonly<Record<string, (v: unknown) => boolean>> = {
   monteclora_config: (v) => v !== null && v !== undefined,
   velora_config: (v) => v !== null && v !== undefined,
 };
+/** Keys that say what is computed: a file that differs from what the method writes is refused. */
+const meaning: Readonly<Record<string, true>> = { non_linearity: true, use_adapterp: true, scaling: true, feedforward_modules: true };
 const fail = (where: string, expected: string, found: string, code: "WEFT_ADAPTER" | "WEFT_ADAPTER_MISMATCH" = "WEFT_ADAPTER", hint?: string): never => {
   throw new WeftError({ code, where, expected, found, ...(hint && { hint }) });
 };
@@ -63,7 +64,7 @@ interface Read {
 /** Check a PEFT config; throws WEFT_ADAPTER for a method the bundle has not, or a feature that is not supported. */
 function readConfig(json: Json, manifest: Manifest, where: string): Read {
   const known = Object.values(manifest.methods);
-  const method = known.find((m) => m.peftType === json.peft_type);
+  const method = known.find((m) => m.peftType === json.peft_type && Object.entries(m.when).every(([key, v]) => (json[key] ?? false) === v));
   if (!method)
     return fail(
       `${where}: peft_type`,
@@ -78,6 +79,9 @@ function readConfig(json: Json, manifest: Manifest, where: string): Read {
     fail(`${where}: init_lora_weights`, "an adapter of the original base", init, "WEFT_ADAPTER", "convert it to an ordinary LoRA with peft first");
   const target = json.target_modules;
   if (typeof target !== "string" && !Array.isArray(target)) fail(`${where}: target_modules`, "a list of modules, a regular expression or all-linear", JSON.stringify(target));
+  // What a method's files always say is what it computes.
+  for (const [key, v] of Object.entries(method.fixed))
+    if (key in json && key in meaning && JSON.stringify(json[key]) !== JSON.stringify(v)) fail(`${where}: ${key}`, JSON.stringify(v), JSON.stringify(json[key]));
   // PEFT's own defaults where they differ from weft's.
   const config: Record<string, unknown> = { ...defaultConfig(manifest, method.name), alpha: 8, targetModules: target };
   for (const [key, field] of Object.entries(method.config)) {

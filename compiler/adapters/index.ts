@@ -1,6 +1,8 @@
 /** Adapter methods by name. */
 import type { AdapterMethod } from "./adapter.ts";
+import { parallel, series } from "./bottleneck.ts";
+import { ia3 } from "./ia3.ts";
 import { lora } from "./lora.ts";
 import { s2ft } from "./s2ft.ts";
 
-export const adapterMethods: Readonly<Record<string, AdapterMethod>> = { lora, s2ft };
+export const adapterMethods: Readonly<Record<string, AdapterMethod>> = { lora, s2ft, ia3, parallel, series };

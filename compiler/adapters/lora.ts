@@ -5,7 +5,9 @@ import type { AdapterMethod } from "./adapter.ts";
 export const lora: AdapterMethod = {
   name: "lora",
   peftType: "LORA",
+  when: { use_dora: false },
   scale: "alpha/rank",
+  targets: "all-linear",
   rank: 8,
   lowRank: "factors",
   config: { r: "rank", lora_alpha: "alpha", lora_dropout: "dropout", use_rslora: "rslora", rank_pattern: "rankPattern", alpha_pattern: "alphaPattern" },

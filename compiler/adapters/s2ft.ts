@@ -30,7 +30,9 @@ function capacity(site: SiteSpec, sites: readonly SiteSpec[], c: Capacities): nu
 export const s2ft: AdapterMethod = {
   name: "s2ft",
   peftType: "S2FT",
+  when: { class: "indexed" },
   scale: "one",
+  targets: "all-linear",
   rank: null,
   lowRank: "selection",
   config: { selector: "selector" },

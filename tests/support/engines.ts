@@ -1,11 +1,12 @@
 /** Engines on tiny models, with the reference values of torch + transformers + peft. */
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
+import * as assert from "uvu/assert";
 import { type CompileOptions, compileTo } from "../../compiler/compile.ts";
 import type { Capacities } from "../../compiler/target.ts";
 import { decode, parseHeader } from "../../runtime/bundle.ts";
 import { type Engine, type LoadOptions, load } from "../../sdk/index.ts";
-import { generator } from "./random.ts";
+import { generator, uniform } from "./random.ts";
 import { type Config, even, odd, scratch, writeModel } from "./tiny.ts";
 
 export const fixtures = fileURLToPath(new URL("../fixtures/", import.meta.url));
@@ -63,6 +64,7 @@ interface Reference {
 export const reference = JSON.parse(readFileSync(`${fixtures}reference.json`, "utf8")) as {
   odd: Reference;
   even: Reference;
+  methods: Readonly<Record<string, { loss: number; grads: Readonly<Record<string, readonly number[]>>; losses: readonly number[] }>>;
   weft_adapter_sha256?: string;
   weft_s2ft_as_lora_sha256?: string;
 };
@@ -103,3 +105,24 @@ export async function collect(engine: Engine, o: Parameters<Engine["generate"]>[
 }
 export const bits = (a: Float32Array): string => Buffer.from(a.buffer, a.byteOffset, a.byteLength).toString("base64");
 export const contentBits = (engine: Engine, ref: string): string => engine.core.adapters.find(ref).content.tensors.map(bits).join();
+
+/** Logits of the reference prompt against torch's. */
+export async function checkLogits(engine: Engine, name: string, vocab: number, adapter?: string): Promise<void> {
+  const { logits } = await engine.score(idsOf("prompt", 70, vocab), { logits: true, ...(adapter && { adapter }) });
+  const want = referenceTensor(name);
+  let max = 0;
+  let error = 0;
+  logits!.forEach((row, i) => {
+    row.forEach((x, j) => {
+      max = Math.max(max, Math.abs(want[i * vocab + j]!));
+      error = Math.max(error, Math.abs(x - want[i * vocab + j]!));
+    });
+  });
+  assert.ok(error <= 1e-4 * max, `${name}: largest error ${error}, logits up to ${max}`);
+}
+/** Gradient of a tensor from one plain SGD step, against norm and projections of torch's. */
+export function checkGradient(name: string, before: Float32Array, after: Float32Array, lr: number, want: readonly number[]): void {
+  const g = Float64Array.from(before, (x, i) => (x - after[i]!) / lr);
+  const got = [Math.sqrt(g.reduce((s, x) => s + x * x, 0)), ...[0, 1, 2, 3].map((k) => uniform(`projection${k}`, g.length).reduce((s, u, i) => s + u * g[i]!, 0))];
+  got.forEach((x, i) => assert.ok(Math.abs(x - want[i]!) <= 2e-4 * (want[0]! + 1e-3), `${name}: projection ${i} is ${x}, torch says ${want[i]}`));
+}

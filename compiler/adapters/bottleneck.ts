@@ -1,0 +1,26 @@
+/**
+ * Bottleneck adapters (Houlsby et al. 2019; He et al. 2022) in the shape LLM-Adapters gives them: tanh between a down and an up projection, no
+ * biases. Parallel: y += U·tanh(D·x). Series: y += U·tanh(D·y), on the output of the site. Up starts at zero, so that they start as the base.
+ */
+import { add, expand, shrink, tanh, type Value } from "../../ops/index.ts";
+import type { AdapterMethod } from "./adapter.ts";
+
+const bottleneck = (name: string, parallel: boolean): AdapterMethod => ({
+  name,
+  peftType: "BOTTLENECK",
+  when: { use_parallel_adapter: parallel },
+  scale: "one",
+  targets: ["o_proj", "down_proj"],
+  rank: 8,
+  lowRank: null,
+  config: { bottleneck_size: "rank" },
+  fixed: { non_linearity: "tanh", use_parallel_adapter: parallel, use_adapterp: false, scaling: 1, bias: "none", init_weights: "mam_adapter" },
+  capacity: (_, __, c) => c.rank,
+  tensors: (site) => [
+    { name: "down", rows: "rank", cols: parallel ? site.inFeatures : site.outFeatures, trained: true, init: "uniform", key: "adapter_down.weight", shape: "rows" },
+    { name: "up", rows: "rank", cols: site.outFeatures, trained: true, init: "zeros", key: "adapter_up.weight", shape: "columns" },
+  ],
+  output: (x: Value, y: Value, { tensor }) => add(expand(tanh(shrink(parallel ? x : y, tensor("down"))), tensor("up")), y),
+});
+export const parallel = bottleneck("parallel", true);
+export const series = bottleneck("series", false);

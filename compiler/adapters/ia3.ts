@@ -1,0 +1,30 @@
+/**
+ * IA3 (Liu et al. 2022): one learned gain per channel. y ⊙ l on the outputs of ordinary sites; (x ⊙ l)·Wᵀ on the input of the feed-forward's last
+ * matrix, PEFT's `feedforward_modules`. Gains start at 1, so that it starts as the base.
+ */
+import { mul, slotVector, type Type } from "../../ops/index.ts";
+import type { SiteSpec } from "../layers.ts";
+import type { AdapterMethod } from "./adapter.ts";
+
+const feedForward = (s: SiteSpec): boolean => s.coupling?.group === "ffn" && s.coupling.axis === "in";
+type Rows = Type & { kind: "rows" };
+
+export const ia3: AdapterMethod = {
+  name: "ia3",
+  peftType: "IA3",
+  when: {},
+  scale: "one",
+  targets: ["k_proj", "v_proj", "down_proj"],
+  rank: 1,
+  lowRank: null,
+  config: {},
+  fixed: { feedforward_modules: ["down_proj"], init_ia3_weights: true, fan_in_fan_out: false, modules_to_save: null },
+  capacity: () => 1,
+  tensors: (site) => [
+    feedForward(site)
+      ? { name: "l", rows: "one", cols: site.inFeatures, trained: true, init: "ones", key: "ia3_l", shape: "rows" }
+      : { name: "l", rows: "one", cols: site.outFeatures, trained: true, init: "ones", key: "ia3_l", shape: "columns" },
+  ],
+  input: (x, { site, tensor }) => (feedForward(site) ? mul(x, slotVector(tensor("l"), (x.type as Rows).domain, 1)) : x),
+  output: (_, y, { site, tensor }) => (feedForward(site) ? y : mul(y, slotVector(tensor("l"), (y.type as Rows).domain, 1))),
+};
