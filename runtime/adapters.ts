@@ -3,13 +3,18 @@
  * slot, `publish` copies it out, requests finish on the generation they were admitted with.
  */
 import { type Manifest, WeftError } from "./bundle.ts";
+import { combine } from "./combine.ts";
 import type { AdapterConfig, AdapterContent } from "./content.ts";
 import type { Device } from "./device.ts";
 import type { Host } from "./host.ts";
 
+/** `notes` (its latest generation), `notes@3`, or a weighted sum `{ blue: 0.5, green: 0.5 }` of such names. */
+export type AdapterRef = string | Readonly<Record<string, number>>;
 export interface Generation {
   readonly name: string;
   readonly number: number;
+  /** What a response says answered it: `notes@3`. */
+  readonly ref: string;
   readonly content: AdapterContent;
   slot: number | null;
   pins: number;
@@ -17,10 +22,14 @@ export interface Generation {
 }
 /** Generations kept by name before the oldest unpinned one is dropped. */
 const KEPT_GENERATIONS = 4;
+/** Weighted sums kept ready. */
+const KEPT_SUMS = 32;
 
 export class AdapterStore {
   private readonly byName = new Map<string, Generation[]>();
   private readonly latest = new Map<string, number>();
+  /** Weighted sums that requests asked for, by what they are sums of; the least recently asked for first. */
+  private readonly sums = new Map<string, Generation>();
   /** What each slot holds: a generation, a job's training slot, or nothing. Slot 0 is the base. */
   private readonly slots: (Generation | "training" | null)[];
   private clock = 0;
@@ -38,8 +47,35 @@ export class AdapterStore {
   has(name: string): boolean {
     return this.byName.has(name);
   }
-  /** `notes` → its latest generation; `notes@3` → that one. Throws WEFT_NOT_FOUND. */
-  find(ref: string): Generation {
+  /** The generation a reference means now; a weighted sum is made when it is first asked for. Throws WEFT_NOT_FOUND, or WEFT_ADAPTER for what does not add up. */
+  find(ref: AdapterRef): Generation {
+    return typeof ref === "string" ? this.named(ref) : this.sum(ref);
+  }
+  private sum(weights: Readonly<Record<string, number>>): Generation {
+    const parts = Object.entries(weights)
+      .map(([name, weight]) => ({ g: this.named(name), weight }))
+      .sort((a, b) => (a.g.ref < b.g.ref ? -1 : 1));
+    const ref = parts.map(({ g, weight }) => `${weight}*${g.ref}`).join("+");
+    const known = this.sums.get(ref);
+    const content =
+      known?.content ??
+      combine(
+        this.manifest,
+        this.device.plan,
+        parts.map(({ g, weight }) => ({ content: g.content, weight })),
+      );
+    const made = known ?? { name: ref, number: 1, ref, content, slot: null, pins: 0, used: 0 };
+    this.sums.delete(ref);
+    this.sums.set(ref, made);
+    for (const [key, old] of this.sums) {
+      if (this.sums.size <= KEPT_SUMS) break;
+      if (old.pins || old === made) continue;
+      this.drop(old);
+      this.sums.delete(key);
+    }
+    return made;
+  }
+  private named(ref: string): Generation {
     const [name, n] = ref.includes("@") ? [ref.slice(0, ref.lastIndexOf("@")), Number(ref.slice(ref.lastIndexOf("@") + 1))] : [ref, null];
     const list = this.byName.get(name);
     const g = n === null ? list?.[list.length - 1] : list?.find((x) => x.number === n);
@@ -56,7 +92,7 @@ export class AdapterStore {
   publish(name: string, content: AdapterContent): Generation {
     const number = (this.latest.get(name) ?? 0) + 1;
     this.latest.set(name, number);
-    const g: Generation = { name, number, content, slot: null, pins: 0, used: 0 };
+    const g: Generation = { name, number, ref: `${name}@${number}`, content, slot: null, pins: 0, used: 0 };
     const list = [...(this.byName.get(name) ?? []), g];
     for (let i = 0; i < list.length - 1 && list.length > KEPT_GENERATIONS; ) {
       if (list[i]!.pins === 0) this.drop(list.splice(i, 1)[0]!);
@@ -92,7 +128,7 @@ export class AdapterStore {
   }
   release(g: Generation): void {
     g.pins--;
-    if (g.pins === 0 && !this.byName.get(g.name)?.includes(g)) this.drop(g);
+    if (g.pins === 0 && !this.byName.get(g.name)?.includes(g) && this.sums.get(g.ref) !== g) this.drop(g);
   }
   private freeSlot(): number | null {
     let best: number | null = null;

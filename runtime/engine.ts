@@ -2,11 +2,12 @@
  * The step loop: schedule → upload → run → commit, over requests and jobs of any adapters. It knows token ids only; text, files and servers are
  * the SDK's.
  */
-import { AdapterStore, type Generation } from "./adapters.ts";
+import { type AdapterRef, AdapterStore, type Generation } from "./adapters.ts";
 import { type Manifest, WeftError } from "./bundle.ts";
 import type { Device, DeviceInfo, Range } from "./device.ts";
 import { COUNTER, EVENT, Host, KIND, NONE } from "./host.ts";
 import { type LoadProgress, readManifest, readVerified, uploadWeights } from "./load.ts";
+import { addDeltas, asLowRank, type LowRank } from "./lowrank.ts";
 import type { BundleReader } from "./reader.ts";
 
 export interface Sampling {
@@ -20,8 +21,8 @@ export interface Sampling {
 }
 export interface GenerateIds extends Sampling {
   readonly prompt: readonly number[];
-  /** `name` for its latest generation, `name@n` for a pinned one; none for the base. */
-  readonly adapter?: string | undefined;
+  /** `name` for its latest generation, `name@n` for a pinned one, weights by name for a sum; none for the base. */
+  readonly adapter?: AdapterRef | undefined;
   readonly maxTokens?: number | undefined;
   readonly stopIds?: readonly number[];
   /** Number of alternatives to report a token; 0 reports the chosen one only. */
@@ -95,12 +96,15 @@ export class Engine {
   private idleWaiters: (() => void)[] = [];
   /** Base weights are being trained: nothing else may run. */
   exclusive = false;
+  /** The adapter that is part of the base weights now. */
+  merged: string | null = null;
 
   private constructor(
     readonly manifest: Manifest,
     readonly device: Device,
     readonly host: Host,
     private readonly options: EngineOptions,
+    private readonly reader: BundleReader,
   ) {
     this.adapters = new AdapterStore(manifest, device, host);
   }
@@ -116,7 +120,7 @@ export class Engine {
       options.signal?.throwIfAborted();
       const host = await Host.open(manifest, device.plan.metaWords, (await readVerified(reader, manifest, "host.wasm")) as BufferSource);
       await uploadWeights(reader, manifest, device, progress);
-      const engine = new Engine(manifest, device, host, options);
+      const engine = new Engine(manifest, device, host, options, reader);
       progress({ phase: "check", done: 0, total: 1 });
       engine.invariance = await engine.checkInvariance();
       progress({ phase: "ready", done: 1, total: 1 });
@@ -204,7 +208,7 @@ export class Engine {
   }
 
   /** Loss and log-probabilities of given ids under an adapter (or a slot being trained). */
-  async score(ids: readonly number[], o: { adapter?: string | undefined; slot?: number; logits?: boolean; signal?: AbortSignal | undefined } = {}): Promise<Score> {
+  async score(ids: readonly number[], o: { adapter?: AdapterRef | undefined; slot?: number; logits?: boolean; signal?: AbortSignal | undefined } = {}): Promise<Score> {
     this.check(ids, 0);
     const logprobs = new Float64Array(Math.max(0, ids.length - 1));
     const logits: Float32Array[] | null = o.logits ? [] : null;
@@ -250,6 +254,8 @@ export class Engine {
     if (this.dead) throw this.dead;
     if (this.exclusive && r.fixedSlot === null)
       throw new WeftError({ code: "WEFT_CONFLICT", where: r.kind, expected: "no full training in progress", found: "a job that owns the base weights", retryable: true });
+    if (this.merged && r.generation)
+      throw new WeftError({ code: "WEFT_CONFLICT", where: r.kind, expected: "a base without a merged adapter", found: `${this.merged} merged into it`, hint: "merge(null) first" });
     const request: Request = { ...r, seq: NONE, slot: 0, done: false };
     // An admitted request finishes on the generation it asked for, even while it waits for a slot.
     if (request.generation) request.generation.pins++;
@@ -302,6 +308,41 @@ export class Engine {
       this.live.set(seq, r);
       this.waiting.shift();
     }
+  }
+
+  /**
+   * Make an adapter part of the base weights, or (null) take them from the bundle again: nothing is ever subtracted. The engine must be at rest.
+   * Returns how long the switch took. Throws WEFT_CONFLICT while anything runs, WEFT_ADAPTER for a method that cannot merge.
+   */
+  async merge(ref: AdapterRef | null): Promise<{ ms: number }> {
+    if (this.dead) throw this.dead;
+    if (this.exclusive || this.jobs.size || this.live.size || this.waiting.length)
+      throw new WeftError({ code: "WEFT_CONFLICT", where: "merge", expected: "an engine at rest", found: "requests or jobs in flight", retryable: true });
+    const t0 = performance.now();
+    const generation = ref === null ? null : this.adapters.find(ref);
+    const { manifest, device } = this;
+    // All deltas first: a method that cannot merge is refused before anything changes.
+    const deltas = new Map<string, LowRank[]>();
+    for (const [l, layer] of (generation?.content.branches ?? []).entries())
+      for (const [i, state] of layer.entries()) {
+        if (!state.rank) continue;
+        const key = `${l} ${manifest.sites[manifest.branches[i]!.site]!.module}.weight`;
+        deltas.set(key, [...(deltas.get(key) ?? []), asLowRank(manifest, device.plan, generation!.content, l, i)]);
+      }
+    this.exclusive = true;
+    try {
+      await uploadWeights(
+        this.reader,
+        manifest,
+        device,
+        () => {},
+        (layer, name, values) => addDeltas(values, deltas.get(`${layer} ${name}`) ?? []),
+      );
+      this.merged = generation?.ref ?? null;
+    } finally {
+      this.exclusive = false;
+    }
+    return { ms: performance.now() - t0 };
   }
 
   /** Attach a job's feed under an index the host knows. */
@@ -390,7 +431,7 @@ export class Engine {
         const lse = logSumExp(row);
         pending.push({
           r,
-          e: { id: b, logprob: row[b]! - lse, top: topOf(row, r.options.logprobs ?? 0, lse), adapter: r.generation ? `${r.generation.name}@${r.generation.number}` : "base" },
+          e: { id: b, logprob: row[b]! - lse, top: topOf(row, r.options.logprobs ?? 0, lse), adapter: r.generation?.ref ?? this.merged ?? "base" },
         });
       } else if (type === EVENT.scored) {
         const r = this.live.get(a);

@@ -1,5 +1,5 @@
 /** Bundle → verified manifest → device with weights in place. Nothing is allocated before version, paths, sizes and hashes are checked. */
-import { BUNDLE_FORMAT, BUNDLE_VERSION, decode, type Manifest, type TensorEntry, WeftError } from "./bundle.ts";
+import { BUNDLE_FORMAT, BUNDLE_VERSION, decode, floatToHalf, type Manifest, type TensorEntry, WeftError } from "./bundle.ts";
 import { type Device, packHalves, packPanels, paramNamed, rotaryTable } from "./device.ts";
 import { type BundleReader, checkName, sha256 } from "./reader.ts";
 
@@ -53,8 +53,14 @@ export async function readVerified(reader: BundleReader, m: Manifest, name: stri
   return bytes;
 }
 
-/** Copy every weight into its chamber, in the layout of the device's target. */
-export async function uploadWeights(reader: BundleReader, m: Manifest, device: Device, onProgress: (p: LoadProgress) => void): Promise<void> {
+/** Copy every weight into its chamber, in the layout of the device's target; `change` may move a layer's matrices [n, k] on the way. */
+export async function uploadWeights(
+  reader: BundleReader,
+  m: Manifest,
+  device: Device,
+  onProgress: (p: LoadProgress) => void,
+  change?: (layer: number, name: string, values: Float32Array) => void,
+): Promise<void> {
   const { plan } = device;
   const layers = m.model.layers;
   const where = new Map<string, { group: number; name: string; outer: boolean }>();
@@ -71,8 +77,9 @@ export async function uploadWeights(reader: BundleReader, m: Manifest, device: D
       const p = paramNamed(to.outer ? plan.outerParams : plan.layerParams, to.name);
       const raw = bytes.subarray(t.start, t.start + t.bytes);
       const values = decode(raw, t.dtype, `${reader.where}: ${t.name}`);
-      const data =
-        p.kind === "vector" ? values : t.dtype === "F16" ? packHalves(new Uint16Array(raw.slice().buffer), p.n, p.k, plan.panel) : packPanels(values, p.n, p.k, plan.panel);
+      if (!to.outer && p.kind === "weight") change?.(to.group, to.name, values);
+      const halves = (): Uint16Array => (change ? Uint16Array.from(values, floatToHalf) : new Uint16Array(raw.slice().buffer));
+      const data = p.kind === "vector" ? values : t.dtype === "F16" ? packHalves(halves(), p.n, p.k, plan.panel) : packPanels(values, p.n, p.k, plan.panel);
       device.write({ cls: "weights", group: to.group, offset: p.offset }, data);
       where.delete(t.name);
       done += t.bytes;

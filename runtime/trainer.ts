@@ -158,7 +158,7 @@ export class Job implements Feed {
     if (!this.content) throw new WeftError({ code: "WEFT_OPTION", where: "publish", expected: "an adapter job", found: "full training" });
     this.content = await this.engine.adapters.download(this.slot, this.content);
     const g = this.engine.adapters.publish(this.name, this.content);
-    this.lastGeneration = `${g.name}@${g.number}`;
+    this.lastGeneration = g.ref;
     this.o.onEvent?.({ type: "publish", step: this.state.step, generation: this.lastGeneration });
     return this.lastGeneration;
   }
@@ -432,6 +432,14 @@ export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>
   for (const j of running)
     if (!j.finished && j.name === o.name)
       throw new WeftError({ code: "WEFT_CONFLICT", where: `job ${o.name}`, expected: "a name no running job has", found: "one that is running" });
+  if (engine.merged)
+    throw new WeftError({
+      code: "WEFT_CONFLICT",
+      where: `job ${o.name}`,
+      expected: "a base without a merged adapter",
+      found: `${engine.merged} merged into it`,
+      hint: "merge(null) first",
+    });
   if (engine.exclusive || (o.method === "full" && engine.jobsRunning > 0))
     throw new WeftError({ code: "WEFT_CONFLICT", where: `job ${o.name}`, expected: "exclusive use of the base weights for full training", found: "another job", retryable: true });
   const data = prepareAll(manifest, o.rows);

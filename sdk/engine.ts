@@ -1,4 +1,6 @@
 /** The thin door: text in, text out, over the runtime's engine of ids. */
+
+import type { AdapterRef } from "../runtime/adapters.ts";
 import { encode, type Manifest, WeftError } from "../runtime/bundle.ts";
 import { type AdapterConfig, defaultConfig, resolveBranches, type Selector } from "../runtime/content.ts";
 import { Engine as Core, type EngineOptions, type Sampling, type Score, type TokenEvent } from "../runtime/engine.ts";
@@ -26,7 +28,8 @@ export interface GenerateOptions extends Sampling {
   /** Text, or token ids. */
   readonly prompt?: string | readonly number[];
   readonly messages?: readonly Message[];
-  readonly adapter?: string;
+  /** `notes`, `notes@3`, or a weighted sum `{ blue: 0.5, green: 0.5 }`. */
+  readonly adapter?: AdapterRef;
   readonly maxTokens?: number;
   /** Texts that end the answer; they are not part of it. */
   readonly stop?: readonly string[];
@@ -230,7 +233,7 @@ export class Engine {
     return out;
   }
   /** Loss and log-probabilities of a text or ids; on request all logits [position][vocab]. */
-  score(input: string | readonly number[], o: { adapter?: string; logits?: boolean; signal?: AbortSignal } = {}): Promise<Score> {
+  score(input: string | readonly number[], o: { adapter?: AdapterRef; logits?: boolean; signal?: AbortSignal } = {}): Promise<Score> {
     return this.core.score(typeof input === "string" ? this.encode(input) : input, o);
   }
 
@@ -293,6 +296,11 @@ export class Engine {
       this.core.adapters.publish(name, readAdapter(config, file, this.manifest, this.core.device.plan, dir));
       return new AdapterHandle(this, name);
     },
+    /** A new adapter that is the weighted sum of others: exact, as a LoRA of all their rows or a selection of all their channels. */
+    combine: (name: string, weights: Readonly<Record<string, number>>): AdapterHandle => {
+      this.core.adapters.publish(name, this.core.adapters.find(weights).content);
+      return new AdapterHandle(this, name);
+    },
     get: (ref: string): AdapterHandle => {
       this.core.adapters.find(ref);
       return new AdapterHandle(this, ref);
@@ -301,7 +309,15 @@ export class Engine {
     remove: (name: string): void => this.core.adapters.remove(name),
   };
 
-  /** After full training: a Hugging Face folder with the base as it is now. */
+  /**
+   * Make an adapter (or a weighted sum) part of the base weights; `null` restores the bundle's. Requests then cost what the base costs, and cannot
+   * name adapters. Resolves with the time the switch took. Throws WEFT_CONFLICT unless the engine is at rest, WEFT_ADAPTER for what cannot merge.
+   */
+  merge(adapter: AdapterRef | null): Promise<{ ms: number }> {
+    return this.core.merge(adapter);
+  }
+
+  /** After full training, or with an adapter merged: a Hugging Face folder with the base as it is now. */
   async saveModel(dir: string): Promise<void> {
     const files: Record<string, Uint8Array | string> = {
       "config.json": JSON.stringify(this.modelConfig, null, 2),

@@ -2,10 +2,16 @@
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import * as assert from "uvu/assert";
+import type { AdapterRef } from "../runtime/adapters.ts";
 import { decode, parseHeader } from "../runtime/bundle.ts";
+import { placeOf, readSelection } from "../runtime/content.ts";
+import { addDeltas, asLowRank } from "../runtime/lowrank.ts";
+import { readWeights } from "../runtime/trainer.ts";
+import type { FinetuneOptions, WeftError } from "../sdk/index.ts";
 import { writeAdapter, writeAsLora } from "../sdk/peft.ts";
-import { batchOf, checkGradient, checkLogits, configs, engineOf, fixtures, reference, s2ftOdd } from "./support/engines.ts";
+import { batchOf, bits, checkGradient, checkLogits, collect, configs, contentBits, engineOf, fixtures, idsOf, reference, s2ftOdd } from "./support/engines.ts";
 import { suite } from "./support/suite.ts";
+import { scratch } from "./support/tiny.ts";
 
 const test = suite("methods");
 
@@ -81,4 +87,199 @@ for (const method of Object.keys(reference.methods))
       (await job.done).losses.forEach((x, i) => assert.ok(Math.abs(x - ref.losses[i]!) <= 1e-4, `step ${i + 1}: loss ${x}, torch says ${ref.losses[i]}`));
     });
 
+const every = ["lora", "s2ft", "ia3", "parallel", "series"] as const;
+const vocab = 128;
+/** A bundle that serves and trains every method; S2FT on all its sites. */
+const all = (target: "wasm" | "webgpu") => ({
+  targets: [target],
+  train: [...every],
+  capacities: { savedRows: 96, keptRows: 48, unitRows: 64, slots: 6, s2ft: { sites: ["o_proj", "v_proj", "gate_proj", "up_proj", "down_proj"], parameters: 5 * 16 * 64 } },
+});
+const rows = batchOf(vocab);
+const short = rows.filter((r) => r.input_ids.length < 40);
+const jobOf = (method: string): FinetuneOptions => ({
+  name: method,
+  method,
+  data: short,
+  steps: 2,
+  batchSize: 3,
+  learningRate: 0.02,
+  seed: 4,
+  ...(method === "lora" && { dropout: 0.1 }),
+});
+
+for (const target of ["wasm", "webgpu"] as const)
+  test(`law 5 on ${target}: one batch that mixes all methods equals single runs; jobs of different methods train side by side as alone; fresh = base`, async () => {
+    await using engine = await engineOf(configs.even, all(target));
+    const o = { prompt: idsOf("mixed methods", 17, vocab), maxTokens: 5 };
+    const base = await collect(engine, o);
+    const single = new Map<string, unknown>([["base", base]]);
+    const losses = new Map<string, readonly number[]>();
+    const content = new Map<string, string>();
+    for (const method of every) {
+      const fresh = await engine.finetune({ ...jobOf(method), name: "fresh", steps: 1, learningRate: 1e-30 });
+      await fresh.done;
+      assert.equal(await collect(engine, { ...o, adapter: "fresh" }), base, `a fresh ${method} adapter is the base`);
+      engine.adapters.remove("fresh");
+      losses.set(method, (await (await engine.finetune(jobOf(method))).done).losses);
+      content.set(method, contentBits(engine, method));
+      single.set(method, await collect(engine, { ...o, adapter: method }));
+      assert.is.not(JSON.stringify(single.get(method)), JSON.stringify(base), `${method} has learned something`);
+    }
+    const order = ["s2ft", "base", "ia3", "lora", "series", "parallel", "base"];
+    const mixed = await Promise.all(order.map((name) => collect(engine, { ...o, ...(name !== "base" && { adapter: name }) })));
+    order.forEach((name, i) => assert.equal(mixed[i], single.get(name), name));
+    // Two jobs of different methods at once, beside requests of a third.
+    for (const [a, b, other] of [
+      ["lora", "s2ft", "ia3"],
+      ["series", "ia3", "parallel"],
+    ] as const) {
+      const jobs = await Promise.all([a, b].map((m) => engine.finetune({ ...jobOf(m), name: `${m}-again` })));
+      const said = collect(engine, { ...o, adapter: other });
+      const results = await Promise.all(jobs.map((j) => j.done));
+      assert.equal(await said, single.get(other));
+      [a, b].forEach((m, i) => {
+        assert.equal(results[i]!.losses, losses.get(m), `${m} beside another job`);
+        assert.is(contentBits(engine, `${m}-again`), content.get(m), `${m} beside another job`);
+      });
+    }
+  });
+
+test("saved = loaded, bit for bit; base and other slots stay as they were; trainable numbers follow the formula", async () => {
+  await using engine = await engineOf(configs.even, all("wasm"));
+  const prompt = idsOf("saved methods", 30, vocab);
+  const logits = async (adapter?: string): Promise<string[]> => (await engine.score(prompt, { logits: true, ...(adapter && { adapter }) })).logits!.map(bits);
+  const base = await logits();
+  const hd = 16;
+  const [d, ffn, q, kv] = [64, 128, 4 * hd, 2 * hd];
+  // [in, out] of q, k, v, o, gate, up, down.
+  const shapes: [number, number][] = [
+    [d, q],
+    [d, kv],
+    [d, kv],
+    [q, d],
+    [d, ffn],
+    [d, ffn],
+    [ffn, d],
+  ];
+  const formula: Record<string, number> = {
+    lora: 2 * shapes.reduce((n, [i, o]) => n + 8 * (i + o), 0),
+    s2ft: 2 * 5 * 16 * d,
+    ia3: 2 * (kv + kv + ffn),
+    parallel: 2 * 8 * (q + d + ffn + d),
+    series: 2 * 8 * (d + d + d + d),
+  };
+  for (const method of every) {
+    let trainable = 0;
+    const job = await engine.finetune({ ...jobOf(method), onEvent: (e) => e.type === "start" && (trainable = e.trainable) });
+    await job.done;
+    assert.is(trainable, formula[method], method);
+    const dir = `${scratch()}/${method}`;
+    await engine.adapters.get(method).save(dir);
+    await engine.adapters.load(`${method}-copy`, dir);
+    assert.equal(await logits(`${method}-copy`), await logits(method), method);
+    assert.is.not((await logits(method))[5], base[5]);
+  }
+  assert.equal(await logits(), base);
+});
+
+test("S2FT selects what a brute-force ranking selects, one ranking a coupled group; seeds repeat", async () => {
+  await using engine = await engineOf(configs.even, all("wasm"));
+  const { plan } = engine.core.device;
+  const weights = new Map((await readWeights(engine.core)).map((t) => [t.name, t]));
+  const chosen = (name: string, layer: number, module: string): number[] => {
+    const b = engine.manifest.branches.find((x) => x.method === "s2ft" && engine.manifest.sites[x.site]!.module.endsWith(module))!;
+    const { content } = engine.core.adapters.find(name);
+    return readSelection(content.tensors[layer]!, placeOf(plan.factors, b.index, "index"), content.branches[layer]![b.index]!.rank);
+  };
+  const run = async (o: Partial<FinetuneOptions>): Promise<void> => void (await (await engine.finetune({ ...jobOf("s2ft"), steps: 1, ...o })).done);
+  for (const selector of ["weight-large", "weight-small"] as const) {
+    await run({ name: selector, selector, rank: 12 });
+    for (const layer of [0, 1]) {
+      const norm = Array.from({ length: 128 }, (_, c) => {
+        let s = 0;
+        for (const m of ["gate_proj", "up_proj"]) for (let i = 0; i < 64; i++) s += weights.get(`model.layers.${layer}.mlp.${m}.weight`)!.data[c * 64 + i]! ** 2;
+        for (let o = 0; o < 64; o++) s += weights.get(`model.layers.${layer}.mlp.down_proj.weight`)!.data[o * 128 + c]! ** 2;
+        return s;
+      });
+      const sign = selector === "weight-large" ? -1 : 1;
+      const want = [...norm.keys()]
+        .sort((a, b) => sign * (norm[a]! - norm[b]!))
+        .slice(0, 12)
+        .sort((a, b) => a - b);
+      for (const m of ["gate_proj", "up_proj", "down_proj"]) assert.equal(chosen(selector, layer, m), want, `${selector}, layer ${layer}, ${m}`);
+    }
+  }
+  await run({ name: "one", seed: 1 });
+  await run({ name: "same", seed: 1 });
+  await run({ name: "two", seed: 2 });
+  assert.equal(chosen("one", 0, "down_proj"), chosen("same", 0, "down_proj"));
+  assert.is.not(chosen("one", 0, "down_proj").join(), chosen("two", 0, "down_proj").join());
+  assert.is.not(chosen("one", 0, "down_proj").join(), chosen("one", 1, "down_proj").join());
+  // A whole head: 16 channels of one head of 16.
+  const head = chosen("one", 0, "o_proj");
+  assert.equal(
+    head.map((c) => c - head[0]!),
+    Array.from({ length: 16 }, (_, i) => i),
+  );
+  assert.is(head[0]! % 16, 0);
+});
+
+test("a weighted sum is the sum of the deltas; combined, merged and exported it is the same; what cannot merge says so", async () => {
+  await using engine = await engineOf(configs.even, {
+    ...all("wasm"),
+    capacities: { ...all("wasm").capacities, rank: 24, s2ft: { sites: ["down_proj", "up_proj"], parameters: 2 * 32 * 64 } },
+  });
+  for (const [name, method, seed] of [
+    ["blue", "lora", 1],
+    ["green", "lora", 2],
+    ["wave", "s2ft", 3],
+    ["tide", "s2ft", 4],
+    ["gain", "ia3", 5],
+  ] as const)
+    await (await engine.finetune({ ...jobOf(method), name, seed, rank: method === "ia3" ? 1 : 12 - seed })).done;
+  const { plan } = engine.core.device;
+  const prompt = idsOf("sums", 25, vocab);
+  const logits = async (adapter?: AdapterRef): Promise<number[]> => (await engine.score(prompt, { logits: true, ...(adapter && { adapter }) })).logits!.flatMap((r) => [...r]);
+  const near = (a: readonly number[], b: readonly number[], tolerance: number, where: string): void => {
+    const max = Math.max(...b.map(Math.abs));
+    const worst = a.reduce((m, x, i) => Math.max(m, Math.abs(x - b[i]!)), 0);
+    assert.ok(worst <= tolerance * max, `${where}: off by ${worst} of ${max}`);
+  };
+  for (const weights of [
+    { blue: 0.5, green: 0.5 },
+    { wave: 0.75, tide: -0.5 },
+  ]) {
+    // The combination's matrices are the weighted sum, entry by entry.
+    const sum = engine.core.adapters.find(weights).content;
+    for (const [l, layer] of sum.branches.entries())
+      for (const [i, state] of layer.entries()) {
+        if (!state.rank) continue;
+        const site = engine.manifest.sites[engine.manifest.branches[i]!.site]!;
+        const want = new Float32Array(site.inFeatures * site.outFeatures);
+        for (const [name, w] of Object.entries(weights)) {
+          const part = asLowRank(engine.manifest, plan, engine.core.adapters.find(name).content, l, i);
+          addDeltas(want, [{ ...part, b: part.b.map((x) => x * w) }]);
+        }
+        const got = new Float32Array(want.length);
+        addDeltas(got, [asLowRank(engine.manifest, plan, sum, l, i)]);
+        near([...got], [...want], 1e-6, `${JSON.stringify(weights)}, ${site.module}`);
+      }
+    const said = await logits(weights);
+    engine.adapters.combine("both", weights);
+    assert.equal(await logits("both"), said, "adapters.combine");
+    const { ms } = await engine.merge(weights);
+    assert.ok(ms > 0);
+    near(await logits(), said, 1e-5, "merged");
+    assert.is((await engine.score(prompt, { adapter: "blue" }).catch((e: WeftError) => e.code)) as unknown, "WEFT_CONFLICT");
+    await engine.merge(null);
+  }
+  const before = await logits();
+  assert.is(await engine.merge("gain").catch((e: WeftError) => e.code), "WEFT_ADAPTER");
+  assert.is(await logits({ gain: 0.5, blue: 0.5 }).catch((e: WeftError) => e.code), "WEFT_ADAPTER");
+  assert.equal(await logits(), before, "a refused merge changes nothing, an undone one restores every bit");
+  assert.is(await logits({ blue: 1, nobody: 1 }).catch((e: WeftError) => e.code), "WEFT_NOT_FOUND");
+  const parts = await Promise.all([logits({ blue: 0.5, green: 0.5 }), logits("blue"), logits({ wave: 0.75, tide: -0.5 })]);
+  assert.equal(parts[0], await logits({ blue: 0.5, green: 0.5 }), "sums in one batch with single adapters");
+});
 test.run();

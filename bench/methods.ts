@@ -1,0 +1,110 @@
+/**
+ * A fine-tuning step by method at equal trainable parameters (as LoRA of rank 16 on all seven linears, where a method can have as many): time, saved,
+ * gradient and optimizer bytes, beside full training, interleaved in one run on a random model of 30 M parameters.
+ *
+ *   npm run -s bench -- methods [--device wasm|software|webgpu] [--repeats 3] [--small]
+ */
+import { existsSync, mkdirSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { parseArgs } from "node:util";
+import { compile, type DeviceChoice, type Engine, encodeSafetensors, load } from "../sdk/index.ts";
+import { tensorsOf } from "../tests/support/tiny.ts";
+import { median, spread, table, timed } from "./measure.ts";
+
+const shape = (small: boolean) =>
+  ({
+    model_type: "llama",
+    hidden_size: small ? 128 : 512,
+    num_hidden_layers: small ? 3 : 8,
+    num_attention_heads: 8,
+    num_key_value_heads: small ? 4 : 4,
+    intermediate_size: small ? 344 : 1376,
+    vocab_size: 4096,
+    max_position_embeddings: 512,
+    rms_norm_eps: 1e-5,
+    rope_theta: 10000,
+    tie_word_embeddings: true,
+    attention_bias: false,
+    mlp_bias: false,
+    hidden_act: "silu",
+  }) as const;
+const methods = ["lora", "s2ft", "ia3", "parallel", "series", "full"] as const;
+
+export async function main(args: string[]): Promise<void> {
+  const { values } = parseArgs({
+    args,
+    options: { device: { type: "string", default: "wasm" }, repeats: { type: "string", default: "3" }, small: { type: "boolean", default: false } },
+  });
+  const device = values.device as DeviceChoice;
+  const target = device === "wasm" ? "wasm" : "webgpu";
+  const config = shape(values.small);
+  const dir = join(tmpdir(), `weft-bench-methods-${config.hidden_size}`);
+  if (!existsSync(join(dir, "model.safetensors"))) {
+    mkdirSync(dir, { recursive: true });
+    writeFileSync(join(dir, "config.json"), JSON.stringify(config));
+    writeFileSync(join(dir, "model.safetensors"), encodeSafetensors(tensorsOf(config)));
+  }
+  const tokens = 128;
+  const sequences = 2;
+  const ids = (n: number, seed: number): number[] => Array.from({ length: n }, (_, i) => (i * 7919 + seed * 104729 + 13) % config.vocab_size);
+  const data = Array.from({ length: sequences }, (_, i) => ({ input_ids: ids(tokens + 1, i) }));
+  const engines = new Map<string, Engine>();
+  for (const method of methods) {
+    const out = join(tmpdir(), `weft-bench-methods-${config.hidden_size}-${method}-${target}.weft`);
+    await compile(dir, out, {
+      targets: [target],
+      train: [method],
+      methods: [],
+      capacities: { context: 256, tokens: 256, headRows: 64, savedRows: 256, keptRows: 256, quantum: 32, unitRows: 128, units: 16, slots: 2, jobs: 1, rank: 16, blocks: 64, sequences: 8 },
+    });
+    engines.set(method, await load(out, { device }));
+  }
+  const trainable: Record<string, number> = {};
+  const step = async (method: string, n: number): Promise<number> => {
+    const engine = engines.get(method)!;
+    const [ms] = await timed(async () => {
+      const job = await engine.finetune({
+        name: "bench",
+        method,
+        data,
+        batchSize: sequences,
+        steps: n,
+        learningRate: 1e-4,
+        shuffle: false,
+        ...(["lora", "parallel", "series"].includes(method) && { rank: 16, targetModules: "all-linear" }),
+        onEvent: (e) => {
+          if (e.type === "start") trainable[method] = e.trainable;
+        },
+      });
+      await job.done;
+    });
+    return ms;
+  };
+  // One step warms up; a step's time is the difference of a long and a short job, so that starting one does not count.
+  for (const method of methods) await step(method, 1);
+  const times = new Map<string, number[]>(methods.map((m) => [m, []]));
+  for (let r = 0; r < Number(values.repeats); r++) for (const method of methods) times.get(method)!.push((await step(method, 4)) / 4);
+  const first = engines.get("lora")!;
+  console.log(`${first.manifest.model.parameters} parameters, ${config.num_hidden_layers} layers × ${config.hidden_size}, ${sequences} × ${tokens} tokens, on ${first.device.name}`);
+  const rows: string[][] = [["", "ms a step (min–max)", "trainable", "saved, B/token/layer", "boundary", "saved MB", "grad + Adam MB", "sum MB"]];
+  const result: Record<string, { ms: number; trainable: number; savedBytes: number; stateBytes: number }> = {};
+  for (const method of methods) {
+    const bytes = engines.get(method)!.manifest.saved[method]!.bytes;
+    const savedBytes = bytes.all * sequences * tokens * config.num_hidden_layers;
+    const stateBytes = 12 * trainable[method]!;
+    result[method] = { ms: median(times.get(method)!), trainable: trainable[method]!, savedBytes, stateBytes };
+    const mb = (n: number): string => (n / 1e6).toFixed(2);
+    rows.push([method, spread(times.get(method)!, 1), String(trainable[method]), String(bytes.all), String(bytes.boundary), mb(savedBytes), mb(stateBytes), mb(savedBytes + stateBytes)]);
+  }
+  table(rows);
+  for (const e of engines.values()) await e.dispose();
+  const total = (m: string): number => result[m]!.savedBytes + result[m]!.stateBytes;
+  const ratios = {
+    s2ftTime: result.s2ft!.ms / result.lora!.ms,
+    s2ftMemory: total("s2ft") / total("lora"),
+    fullTime: result.full!.ms / result.s2ft!.ms,
+    fullMemory: total("full") / total("s2ft"),
+  };
+  console.log(JSON.stringify({ bench: "methods", device, ok: ratios.s2ftTime <= 1 && ratios.s2ftMemory <= 0.9 && ratios.fullTime >= 1.5 && ratios.fullMemory >= 2, ratios, methods: result }));
+}
