@@ -56,7 +56,21 @@ export async function main(args: string[]): Promise<void> {
       targets: [target],
       train: [method],
       methods: [],
-      capacities: { context: 256, tokens: 256, headRows: 64, savedRows: 256, keptRows: 256, quantum: 32, unitRows: 128, units: 16, slots: 2, jobs: 1, rank: 16, blocks: 64, sequences: 8 },
+      capacities: {
+        context: 256,
+        tokens: 256,
+        headRows: 64,
+        savedRows: 256,
+        keptRows: 256,
+        quantum: 32,
+        unitRows: 128,
+        units: 16,
+        slots: 2,
+        jobs: 1,
+        rank: 16,
+        blocks: 64,
+        sequences: 8,
+      },
     });
     engines.set(method, await load(out, { device }));
   }
@@ -86,7 +100,9 @@ export async function main(args: string[]): Promise<void> {
   const times = new Map<string, number[]>(methods.map((m) => [m, []]));
   for (let r = 0; r < Number(values.repeats); r++) for (const method of methods) times.get(method)!.push((await step(method, 4)) / 4);
   const first = engines.get("lora")!;
-  console.log(`${first.manifest.model.parameters} parameters, ${config.num_hidden_layers} layers × ${config.hidden_size}, ${sequences} × ${tokens} tokens, on ${first.device.name}`);
+  console.log(
+    `${first.manifest.model.parameters} parameters, ${config.num_hidden_layers} layers × ${config.hidden_size}, ${sequences} × ${tokens} tokens, on ${first.device.name}`,
+  );
   const rows: string[][] = [["", "ms a step (min–max)", "trainable", "saved, B/token/layer", "boundary", "saved MB", "grad + Adam MB", "sum MB"]];
   const result: Record<string, { ms: number; trainable: number; savedBytes: number; stateBytes: number }> = {};
   for (const method of methods) {
@@ -95,7 +111,16 @@ export async function main(args: string[]): Promise<void> {
     const stateBytes = 12 * trainable[method]!;
     result[method] = { ms: median(times.get(method)!), trainable: trainable[method]!, savedBytes, stateBytes };
     const mb = (n: number): string => (n / 1e6).toFixed(2);
-    rows.push([method, spread(times.get(method)!, 1), String(trainable[method]), String(bytes.all), String(bytes.boundary), mb(savedBytes), mb(stateBytes), mb(savedBytes + stateBytes)]);
+    rows.push([
+      method,
+      spread(times.get(method)!, 1),
+      String(trainable[method]),
+      String(bytes.all),
+      String(bytes.boundary),
+      mb(savedBytes),
+      mb(stateBytes),
+      mb(savedBytes + stateBytes),
+    ]);
   }
   table(rows);
   for (const e of engines.values()) await e.dispose();
@@ -106,5 +131,7 @@ export async function main(args: string[]): Promise<void> {
     fullTime: result.full!.ms / result.s2ft!.ms,
     fullMemory: total("full") / total("s2ft"),
   };
-  console.log(JSON.stringify({ bench: "methods", device, ok: ratios.s2ftTime <= 1 && ratios.s2ftMemory <= 0.9 && ratios.fullTime >= 1.5 && ratios.fullMemory >= 2, ratios, methods: result }));
+  console.log(
+    JSON.stringify({ bench: "methods", device, ok: ratios.s2ftTime <= 1 && ratios.s2ftMemory <= 0.9 && ratios.fullTime >= 1.5 && ratios.fullMemory >= 2, ratios, methods: result }),
+  );
 }

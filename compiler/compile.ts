@@ -218,7 +218,7 @@ function emitTarget(
   const sources: { name: string; text: string }[] = [];
   const entries: ProgramEntry[] = [];
   let arenaWords = layout.persistent;
-  const params = new Map([...layout.params.layer, ...layout.params.outer, ...layout.params.factors].map((p) => [p.name, p]));
+  const params = new Map([...layout.params.layer, ...layout.params.outer, ...layout.params.factors, ...layout.params.statistics].map((p) => [p.name, p]));
   const envFor = (block: BlockKind, address: KernelEnv["address"]): KernelEnv => ({
     capacities: c,
     layout: blocks[block],
@@ -284,6 +284,7 @@ function emitTarget(
     layerParams: layout.params.layer,
     outerParams: layout.params.outer,
     factors: layout.params.factors,
+    statistics: layout.params.statistics,
     blocks,
     header: headerWords,
     programs: entries,

@@ -43,6 +43,8 @@ export const tensorName = (b: BranchSpec, tensor: string): string => `${b.site.m
 export class RegionBuilder {
   readonly params: ParamSpec[] = [];
   readonly sites: SiteSpec[] = [];
+  /** What enters each site's matrix. */
+  readonly entries = new Map<string, Value>();
   /** What a branch made of a value: for rows whose slot lacks the branch the two are equal, bit for bit. */
   readonly wrapped = new Map<string, { readonly before: Value; readonly method: string }>();
   constructor(
@@ -79,6 +81,7 @@ export class RegionBuilder {
     };
     let entry = x;
     for (const b of here) if (b.method.input) entry = through(b, entry, (c) => b.method.input!(entry, c));
+    this.entries.set(module, entry);
     let y = linear(entry, this.weight(`${module}.weight`, outFeatures, inFeatures), module);
     if (bias) y = add(y, this.vector(`${module}.bias`, outFeatures));
     for (const b of here) if (b.method.output) y = through(b, y, (c) => b.method.output!(x, y, c));

@@ -27,7 +27,12 @@ function placeParams(specs: readonly ParamSpec[], panel: number, format: "f32" |
 }
 
 export interface Layout {
-  readonly params: { readonly layer: readonly ParamEntry[]; readonly outer: readonly ParamEntry[]; readonly factors: readonly ParamEntry[] };
+  readonly params: {
+    readonly layer: readonly ParamEntry[];
+    readonly outer: readonly ParamEntry[];
+    readonly factors: readonly ParamEntry[];
+    readonly statistics: readonly ParamEntry[];
+  };
   readonly classes: TargetPlan["classes"];
   readonly homes: TargetPlan["homes"];
   readonly persistent: number;
@@ -73,6 +78,13 @@ export function layoutOf(model: Model, programs: Programs, c: Capacities, target
     if (train.includes(method)) jobWords = Math.max(jobWords, align(accum));
     return entries;
   });
+  let statAt = 0;
+  const statistics = programs.statistics.map((s): ParamEntry => {
+    const words = align(s.channels, 4);
+    statAt += words;
+    return { name: s.name, kind: "vector", n: s.channels, k: 1, branch: null, rows: "one", offset: 0, words, accum: statAt - words };
+  });
+  jobWords = Math.max(jobWords, align(statAt));
   const full = train.includes("full");
   // Saved fields: adapters in training share what every method keeps, and have fields of their own; full training runs alone, over the same words.
   const fieldOffsets = new Map<string, number>([["hidden", 0]]);
@@ -110,7 +122,7 @@ export function layoutOf(model: Model, programs: Programs, c: Capacities, target
   };
   const slots = c.slots + 1;
   return {
-    params: { layer: layer.params, outer: outer.params, factors },
+    params: { layer: layer.params, outer: outer.params, factors, statistics },
     classes: {
       weights: { layer: layer.words, outer: outer.words },
       kv: { layer: c.blocks * 2 * kvDim * 32, outer: 64 },

@@ -3,6 +3,7 @@
  * entry runs: the forward, the pruned backward in its two kept sets, the training head, the update.
  */
 import {
+  colSum,
   crossEntropy,
   type Domain,
   embed,
@@ -11,6 +12,7 @@ import {
   inputName,
   linear,
   make,
+  mul,
   type Node,
   opOf,
   scatterRows,
@@ -32,6 +34,8 @@ import type { Capacities } from "./target.ts";
 type Rows = Type & { kind: "rows" };
 /** What a bundle can train: an adapter method by name, or `full` for every base tensor (exclusive). */
 export type TrainClass = string;
+/** The class of jobs that only look: statistics of activations, no loss and no update. */
+export const CALIBRATE = "calibrate";
 export type RegionName = "layer" | "outer";
 
 export interface SavedField {
@@ -58,6 +62,8 @@ export interface Programs {
   readonly outerParams: readonly ParamSpec[];
   readonly sites: readonly SiteSpec[];
   readonly branches: readonly BranchSpec[];
+  /** Σ x² of the channels of each coupled group, over the rows of a calibration: what selectors look at. */
+  readonly statistics: readonly { readonly name: string; readonly group: string; readonly channels: number }[];
   readonly graphs: readonly GraphProgram[];
   /** Saved fields of a layer per class, and bytes a token a layer. */
   readonly saved: Readonly<Partial<Record<TrainClass, { fields: readonly SavedField[]; bytes: SavedBytes }>>>;
@@ -259,6 +265,26 @@ export function buildPrograms(
     });
     if (cls === "full") graphs.push({ name: "embed_backward.full", region: "outer", block: "unit", roots: [scatterRows(gatherRows(dh, "save_row", "W"), table)], homes: [] });
   }
+  const statistics = train.includes("s2ft")
+    ? sites.filter((s) => s.coupling?.axis === "in").map((s) => ({ name: `calibrate.${s.coupling!.group}`, group: s.coupling!.group, channels: s.inFeatures, module: s.module }))
+    : [];
+  if (statistics.length) {
+    const unit = build("W", []);
+    const order = toposort([unit.out]);
+    const attendNode = order.find((n) => n.op === "attend")!;
+    const kv = attendNode.ins[1]!;
+    const stats = statistics.map((s) => {
+      const x = unit.b.entries.get(s.module)!;
+      return colSum(mul(x, x), input(region, s.name, { kind: "vector", n: s.channels }));
+    });
+    const replace = new Map<string, Value>([[valueKey(kv), kv.node.ins[0]!]]);
+    const edges: [Value, string][] = [
+      [unit.h, "h_in"],
+      [{ node: attendNode, index: 0, type: attendNode.outs[0]! }, attendNode.label],
+    ];
+    for (const [v, label] of edges) replace.set(valueKey(v), gatherRows(field(`adapter.${label}`, (v.type as Rows).cols), "save_row", "W"));
+    graphs.push({ name: `backward.${CALIBRATE}.boundary`, region: "layer", block: "unit", roots: substitute(stats, replace), homes: [] });
+  }
   graphs.push({ name: "forward", region: "layer", block: "step", roots: [...shared.values(), ...own, fwd.out], homes: [{ value: fwd.out, name: "h" }] });
-  return { layerParams: fwd.b.params, outerParams: outer.params, sites, branches, graphs, saved, headWeight };
+  return { layerParams: fwd.b.params, outerParams: outer.params, sites, branches, statistics, graphs, saved, headWeight };
 }

@@ -116,6 +116,8 @@ export interface TargetPlan {
   readonly layerParams: readonly ParamEntry[];
   readonly outerParams: readonly ParamEntry[];
   readonly factors: readonly ParamEntry[];
+  /** Sums of squares of activations that a calibration leaves in a job's accumulators. */
+  readonly statistics: readonly ParamEntry[];
   readonly blocks: Readonly<Record<"step" | "unit" | "update", BlockEntry>>;
   readonly header: readonly string[];
   readonly programs: readonly ProgramEntry[];

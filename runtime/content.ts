@@ -8,8 +8,12 @@ export interface BranchState {
   readonly alpha: number;
   readonly scale: number;
 }
-/** How S2FT chooses channels (paper §3.2): at random, or by a score of each unit, the largest or the smallest. */
-export type Selector = "random" | "weight-large" | "weight-small";
+/**
+ * How S2FT chooses channels (paper §3.2): at random, or by a score of each unit, the largest or the smallest. ‖W‖₂ of its rows and columns, ‖A‖₂ of its
+ * activations over the first thousand tokens of the data (or more, by whole rows), or their product.
+ */
+export const selectors = ["random", "weight-large", "weight-small", "activation-large", "activation-small", "product-large", "product-small"] as const;
+export type Selector = (typeof selectors)[number];
 export interface AdapterConfig {
   readonly method: string;
   /** Rows of its tensors (LoRA's rank, S2FT's channels); null: all that the bundle has room for. */
@@ -130,14 +134,14 @@ export function writeSelection(slot: Float32Array, at: ParamEntry, capacity: num
 }
 export const readSelection = (slot: Float32Array, at: ParamEntry, rank: number): number[] => Array.from(slot.subarray(at.offset, at.offset + rank));
 
-/** Scores of a coupled group's units in a layer, for selectors that look at the model: [units]. */
-export type UnitScores = (layer: number, group: string, units: number) => Promise<Float64Array>;
+/** Σ of squares behind a score, of each channel of a site in a layer: of its weights, or of its activations. */
+export type ChannelScores = (what: "weight" | "activation", layer: number, site: SiteEntry) => Promise<Float64Array>;
 
 /**
  * Channels of a site: the first of one ranking that all matrices of its coupled group share, so that an adapter's rows of gate and up and columns of
  * down are the same channels. Ascending.
  */
-async function chooseChannels(site: SiteEntry, layer: number, rank: number, selector: Selector, seed: number, scores: UnitScores): Promise<number[]> {
+async function chooseChannels(site: SiteEntry, layer: number, rank: number, selector: Selector, seed: number, scores: ChannelScores): Promise<number[]> {
   const { group, axis, unit } = site.coupling!;
   const channels = axis === "in" ? site.inFeatures : site.outFeatures;
   // A count that is no whole number of heads chooses single channels.
@@ -146,8 +150,17 @@ async function chooseChannels(site: SiteEntry, layer: number, rank: number, sele
   let order: number[];
   if (selector === "random") order = shuffled(units, mix(mix(seed, layer), group === "ffn" ? 0 : 1));
   else {
-    const score = await scores(layer, group, units);
-    const sign = selector.endsWith("large") ? -1 : 1;
+    const [what, end] = selector.split("-") as ["weight" | "activation" | "product", "large" | "small"];
+    const norms = async (kind: "weight" | "activation"): Promise<Float64Array> => {
+      const squares = await scores(kind, layer, site);
+      return Float64Array.from({ length: units }, (_, u) => Math.sqrt(squares.subarray(u * size, (u + 1) * size).reduce((a, b) => a + b, 0)));
+    };
+    let score = await norms(what === "activation" ? "activation" : "weight");
+    if (what === "product") {
+      const a = await norms("activation");
+      score = score.map((w, u) => w * a[u]!);
+    }
+    const sign = end === "large" ? -1 : 1;
     order = Array.from({ length: units }, (_, i) => i).sort((a, b) => sign * (score[a]! - score[b]!) || a - b);
   }
   return order
@@ -163,8 +176,9 @@ export async function initialContent(
   slotWords: number,
   config: AdapterConfig,
   seed: number,
-  scores: UnitScores,
+  scores: ChannelScores,
 ): Promise<AdapterContent> {
+  if (!selectors.includes(config.selector)) throw new WeftError({ code: "WEFT_OPTION", where: "selector", expected: selectors.join(", "), found: String(config.selector) });
   const branches = resolveBranches(manifest, config);
   const tensors: Float32Array[] = [];
   for (const [l, layer] of branches.entries()) {

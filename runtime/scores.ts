@@ -1,30 +1,38 @@
-/** Scores of the units of a coupled group, from which S2FT selects (paper §3.2). */
-import type { UnitScores } from "./content.ts";
+/** What S2FT's selectors look at (paper §3.2): weights and activations of the channels that matrices share. */
+import type { SiteEntry } from "./bundle.ts";
 import { paramNamed, unpackHalfPanels, unpackPanels } from "./device.ts";
 import type { Engine } from "./engine.ts";
 
-/** ‖W‖₂ of a unit over the matrices of its group: its rows of gate, up, v and its columns of down, o. */
-export function weightScores(engine: Engine): UnitScores {
+const channelsOf = (s: SiteEntry): number => (s.coupling!.axis === "in" ? s.inFeatures : s.outFeatures);
+
+/** Σ w² of each channel of a site, over the matrices that share its channels: rows of gate, up and v, columns of down and o. */
+export async function weightSquares(engine: Engine, layer: number, of: SiteEntry): Promise<Float64Array> {
   const { manifest, device } = engine;
   const { plan } = device;
-  return async (layer, group, units) => {
-    const squares = new Float64Array(units);
-    for (const site of manifest.sites) {
-      if (site.coupling?.group !== group) continue;
-      const inner = site.coupling.axis === "in";
-      const channels = inner ? site.inFeatures : site.outFeatures;
-      // Matrices whose channels are cut into other units (keys and values of several query heads) have no say.
-      if (site.coupling.shared && channels % units) continue;
-      const p = paramNamed(plan.layerParams, `${site.module}.weight`);
-      const raw = await device.read({ cls: "weights", group: layer, offset: p.offset, words: manifest.model.format === "f16" ? p.words / 2 : p.words });
-      const w = manifest.model.format === "f16" ? unpackHalfPanels(raw, p.n, p.k, plan.panel) : unpackPanels(raw, p.n, p.k, plan.panel);
-      const size = channels / units;
-      for (let o = 0; o < p.n; o++)
-        for (let i = 0; i < p.k; i++) {
-          const u = Math.floor((inner ? i : o) / size);
-          squares[u] = squares[u]! + w[o * p.k + i]! ** 2;
-        }
-    }
-    return squares.map(Math.sqrt);
-  };
+  const squares = new Float64Array(channelsOf(of));
+  for (const site of manifest.sites) {
+    // Under grouped queries a head of v belongs to several of o: each counts its own matrix.
+    if (site.coupling?.group !== of.coupling!.group || channelsOf(site) !== squares.length) continue;
+    const p = paramNamed(plan.layerParams, `${site.module}.weight`);
+    const half = manifest.model.format === "f16";
+    const raw = await device.read({ cls: "weights", group: layer, offset: p.offset, words: half ? p.words / 2 : p.words });
+    const w = (half ? unpackHalfPanels : unpackPanels)(raw, p.n, p.k, plan.panel);
+    for (let o = 0; o < p.n; o++)
+      for (let i = 0; i < p.k; i++) {
+        const c = site.coupling.axis === "in" ? i : o;
+        squares[c] = squares[c]! + w[o * p.k + i]! ** 2;
+      }
+  }
+  return squares;
+}
+
+/** Σ a² of each channel of a site from its group's statistics; a channel of v stands for all query heads that read it. */
+export function activationSquares(engine: Engine, statistics: Float32Array, of: SiteEntry): Float64Array {
+  const { heads, kvHeads, headDim } = engine.manifest.model;
+  const out = new Float64Array(channelsOf(of));
+  statistics.forEach((x, c) => {
+    const to = out.length === statistics.length ? c : Math.floor(Math.floor(c / headDim) / (heads / kvHeads)) * headDim + (c % headDim);
+    out[to] = out[to]! + x;
+  });
+  return out;
 }

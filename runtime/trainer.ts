@@ -3,12 +3,12 @@
  * never on load: batches come from seeds, sums from a fixed order.
  */
 import { type Manifest, WeftError } from "./bundle.ts";
-import { type AdapterConfig, type AdapterContent, defaultConfig, initialContent, trainableCount } from "./content.ts";
+import { type AdapterConfig, type AdapterContent, type ChannelScores, defaultConfig, initialContent, trainableCount } from "./content.ts";
 import { unpackPanels } from "./device.ts";
 import type { Engine, Feed } from "./engine.ts";
 import { NONE } from "./host.ts";
 import { mix, shuffled } from "./random.ts";
-import { weightScores } from "./scores.ts";
+import { activationSquares, weightSquares } from "./scores.ts";
 
 /** One training sequence; labels[i] is the id to predict at position i of input_ids (Hugging Face convention: the same index, shifted inside), -100 ignored. */
 export interface Row {
@@ -87,6 +87,7 @@ export interface TrainResult {
 }
 
 const IGNORE = -100;
+const CALIBRATION_TOKENS = 1000;
 export class Job implements Feed {
   readonly done: Promise<TrainResult>;
   readonly name: string;
@@ -192,14 +193,20 @@ export class Job implements Feed {
     const config: AdapterConfig = { ...defaultConfig(manifest, o.method), ...(o.from?.config ?? {}), ...o.adapter };
     if (!(config.dropout >= 0 && config.dropout < 1))
       throw new WeftError({ code: "WEFT_OPTION", where: "dropout", expected: "a number from 0 up to, not including, 1", found: String(config.dropout) });
-    if (!full) {
-      const { factors, slotWords } = device.plan;
-      this.content = o.resume?.adapter ?? o.from ?? (await initialContent(manifest, factors, slotWords, config, mix(seed, 1), weightScores(engine)));
-      const slot = engine.adapters.acquireTraining(this.content);
-      if (slot === null) throw new WeftError({ code: "WEFT_CAPACITY", where: "slots", expected: "a free adapter slot for training", found: "all in use", retryable: true });
-      this.slot = slot;
-    }
     try {
+      if (!full) {
+        const { factors, slotWords } = device.plan;
+        const scores: ChannelScores = async (what, layer, site) => {
+          if (what === "weight") return weightSquares(engine, layer, site);
+          this.statistics ??= await this.calibrate();
+          const i = device.plan.statistics.findIndex((s) => s.name.endsWith(`.${site.coupling!.group}`));
+          return activationSquares(engine, this.statistics[layer]![i]!, site);
+        };
+        this.content = o.resume?.adapter ?? o.from ?? (await initialContent(manifest, factors, slotWords, config, mix(seed, 1), scores));
+        const slot = engine.adapters.acquireTraining(this.content);
+        if (slot === null) throw new WeftError({ code: "WEFT_CAPACITY", where: "slots", expected: "a free adapter slot for training", found: "all in use", retryable: true });
+        this.slot = slot;
+      }
       const layers = manifest.model.layers;
       for (let g = 0; g <= layers; g++) {
         const words = full ? device.plan.classes.accum[g === layers ? "outer" : "layer"] : g === layers ? 0 : device.plan.jobWords;
@@ -263,6 +270,34 @@ export class Job implements Feed {
     }
   }
 
+  /** [layer][group of coupled channels]: Σ x² over the first rows of the data. */
+  private statistics: Float32Array[][] | null = null;
+  /** Run rows of the data (a thousand tokens, or all) through the layers and read what their channels carry. */
+  private async calibrate(): Promise<Float32Array[][]> {
+    const { device, manifest, host } = this.engine;
+    const { plan } = device;
+    const at = (group: number) => ({ cls: "accum" as const, group, offset: this.index * plan.jobWords });
+    const { layers } = manifest.model;
+    for (let l = 0; l < layers; l++) device.clear({ ...at(l), words: plan.jobWords });
+    // The class after the trained ones has no loss and no update, and keeps only what bounds a layer.
+    host.exports.jobOpen(this.index, 0, manifest.train.length, 0);
+    this.keeping = false;
+    const rows: Item[] = [];
+    for (let i = 0, tokens = 0; i < this.data.items.length && tokens < CALIBRATION_TOKENS; i++) {
+      rows.push(this.data.items[i]!);
+      tokens += this.data.items[i]!.ids.length;
+    }
+    for (let start = 0; start < rows.length; ) start += await this.micro(rows.slice(start), false);
+    this.keeping = true;
+    const out: Float32Array[][] = [];
+    for (let l = 0; l < layers; l++) {
+      const all = await device.read({ ...at(l), words: plan.jobWords });
+      out.push(plan.statistics.map((s) => all.slice(s.accum, s.accum + s.n)));
+    }
+    return out;
+  }
+  private keeping = true;
+
   private learningRate(step: number, steps: number): number {
     const { learningRate: lr = this.o.method === "full" ? 1e-3 : 2e-3, warmupSteps = 0, schedule = "constant" } = this.o;
     if (step < warmupSteps) return (lr * (step + 1)) / warmupSteps;
@@ -313,7 +348,7 @@ export class Job implements Feed {
     const { exports } = this.engine.host;
     this.added = [];
     for (const item of p.items) {
-      const keep = this.o.keep !== "boundary" ? 1 : 0;
+      const keep = this.keeping && this.o.keep !== "boundary" ? 1 : 0;
       const seq = exports.jobAdd(this.index, item.ids.length, item.weight, item.dropKey, item.dropP, keep);
       if (seq === NONE) break;
       this.engine.host.tokens(seq).set(item.ids);

@@ -183,6 +183,55 @@ test("saved = loaded, bit for bit; base and other slots stay as they were; train
   assert.equal(await logits(), base);
 });
 
+/** Σ over all tokens of (silu(gate) · up)², [layer][channel], by a plain f64 forward of the even model: an oracle that shares no code with the engine. */
+function mlpSquares(weights: ReadonlyMap<string, { readonly data: Float32Array }>, sequences: readonly (readonly number[])[]): Float64Array[] {
+  const [d, heads, kvHeads, hd, ffn] = [64, 4, 2, 16, 128];
+  const w = (name: string): Float32Array => weights.get(name)!.data;
+  const apply = (m: Float32Array, x: Float64Array, n: number): Float64Array => Float64Array.from({ length: n }, (_, o) => x.reduce((s, v, i) => s + v * m[o * x.length + i]!, 0));
+  const norm = (x: Float64Array, g: Float32Array): Float64Array => {
+    const r = 1 / Math.sqrt(x.reduce((s, v) => s + v * v, 0) / x.length + 1e-5);
+    return x.map((v, i) => v * r * g[i]!);
+  };
+  const rotate = (x: Float64Array, pos: number): Float64Array =>
+    x.map((v, c) => {
+      const [h, i] = [Math.floor(c / hd) * hd, c % hd];
+      const half = hd / 2;
+      const angle = pos * 10000 ** ((-2 * (i % half)) / hd);
+      return v * Math.cos(angle) + (i < half ? -x[h + i + half]! : x[h + i - half]!) * Math.sin(angle);
+    });
+  const out = [new Float64Array(ffn), new Float64Array(ffn)];
+  for (const ids of sequences) {
+    let h = ids.map((id) => Float64Array.from(w("model.embed_tokens.weight").subarray(id * d, (id + 1) * d)));
+    for (const layer of [0, 1]) {
+      const p = `model.layers.${layer}.`;
+      const x = h.map((v) => norm(v, w(`${p}input_layernorm.weight`)));
+      const q = x.map((v, t) => rotate(apply(w(`${p}self_attn.q_proj.weight`), v, heads * hd), t));
+      const k = x.map((v, t) => rotate(apply(w(`${p}self_attn.k_proj.weight`), v, kvHeads * hd), t));
+      const vs = x.map((v) => apply(w(`${p}self_attn.v_proj.weight`), v, kvHeads * hd));
+      h = h.map((v, t) => {
+        const o = new Float64Array(heads * hd);
+        for (let a = 0; a < heads; a++) {
+          const g = Math.floor(a / (heads / kvHeads)) * hd;
+          const s = Array.from({ length: t + 1 }, (_, j) => q[t]!.subarray(a * hd, (a + 1) * hd).reduce((n, y, i) => n + y * k[j]![g + i]!, 0) / Math.sqrt(hd));
+          const max = Math.max(...s);
+          const e = s.map((y) => Math.exp(y - max));
+          const sum = e.reduce((m, y) => m + y, 0);
+          e.forEach((y, j) => {
+            for (let i = 0; i < hd; i++) o[a * hd + i] = o[a * hd + i]! + (y / sum) * vs[j]![g + i]!;
+          });
+        }
+        const h2 = apply(w(`${p}self_attn.o_proj.weight`), o, d).map((y, i) => y + v[i]!);
+        const x2 = norm(h2, w(`${p}post_attention_layernorm.weight`));
+        const gate = apply(w(`${p}mlp.gate_proj.weight`), x2, ffn);
+        const inner = apply(w(`${p}mlp.up_proj.weight`), x2, ffn).map((u, i) => (u * gate[i]!) / (1 + Math.exp(-gate[i]!)));
+        inner.forEach((y, i) => (out[layer]![i] = out[layer]![i]! + y * y));
+        return apply(w(`${p}mlp.down_proj.weight`), inner, d).map((y, i) => y + h2[i]!);
+      });
+    }
+  }
+  return out;
+}
+
 test("S2FT selects what a brute-force ranking selects, one ranking a coupled group; seeds repeat", async () => {
   await using engine = await engineOf(configs.even, all("wasm"));
   const { plan } = engine.core.device;
@@ -209,6 +258,25 @@ test("S2FT selects what a brute-force ranking selects, one ranking a coupled gro
         .sort((a, b) => a - b);
       for (const m of ["gate_proj", "up_proj", "down_proj"]) assert.equal(chosen(selector, layer, m), want, `${selector}, layer ${layer}, ${m}`);
     }
+  }
+  // Activations: Σ x² of what enters down, from the model's own logits path in f64: the hidden rows of every token of the data.
+  const tokens = short.reduce((n, r) => n + r.input_ids.length - 1, 0);
+  assert.ok(tokens > 30);
+  await run({ name: "activation", selector: "activation-small", rank: 16 });
+  await run({ name: "product", selector: "product-large", rank: 16 });
+  const squares = mlpSquares(
+    weights,
+    short.map((r) => r.input_ids.slice(0, -1)),
+  );
+  for (const layer of [0, 1]) {
+    const a = squares[layer]!;
+    const order = [...a.keys()].sort((x, y) => a[x]! - a[y]!);
+    assert.equal(
+      chosen("activation", layer, "down_proj"),
+      order.slice(0, 16).sort((x, y) => x - y),
+      `activations of layer ${layer}`,
+    );
+    assert.is.not(chosen("product", layer, "down_proj").join(), chosen("activation", layer, "down_proj").join());
   }
   await run({ name: "one", seed: 1 });
   await run({ name: "same", seed: 1 });

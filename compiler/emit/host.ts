@@ -2,6 +2,7 @@
 import { readdirSync, readFileSync } from "node:fs";
 import type { BlockEntry, CapacityEntry, GridDim, ProgramEntry } from "../../runtime/bundle.ts";
 import { extArray, HEADER, headerWords, MASK_WORDS, segmentsOf, unitTableWords } from "../metadata.ts";
+import { CALIBRATE } from "../programs.ts";
 import { compileAssembly } from "./asc.ts";
 
 const hostFolder = new URL("../../runtime/host/", import.meta.url);
@@ -9,7 +10,7 @@ const gridCode: Readonly<Record<GridDim["count"], number>> = { one: 0, n_rows: 1
 /** Programs the host refers to by name, and those of each training class; -1 where the bundle has none. */
 const programNames: Readonly<Record<string, string>> = { P_EMBED: "embed", P_FORWARD: "forward", P_FORWARD_FULL: "forward.full", P_STASH: "stash", P_HEAD: "head", P_CLIP: "clip" };
 const classPrograms: Readonly<Record<string, (cls: string) => string>> = {
-  CLASS_HEAD: (cls) => (cls === "full" ? "head_train.full" : "head_train"),
+  CLASS_HEAD: (cls) => (cls === "full" ? "head_train.full" : cls === CALIBRATE ? "" : "head_train"),
   CLASS_BACKWARD_ALL: (cls) => `backward.${cls}.all`,
   CLASS_BACKWARD_BOUNDARY: (cls) => `backward.${cls}.boundary`,
   CLASS_EMBED_BACKWARD: (cls) => `embed_backward.${cls}`,
@@ -71,8 +72,9 @@ export function hostConfig(h: HostInput): string {
   for (const [name, program] of Object.entries(programNames)) constants[name] = programOf(program);
   constants.CLASSES = h.train.length;
   constants.MASK_WORDS = MASK_WORDS;
-  const arrays: Record<string, number[]> = { CLASS_FULL: h.train.map((cls) => (cls === "full" ? 1 : 0)), CLASS_EXT: h.train.map((cls) => h.blocks.step.arrays[extArray(cls)]!) };
-  for (const [name, program] of Object.entries(classPrograms)) arrays[name] = h.train.map((cls) => programOf(program(cls)));
+  const classes = [...h.train, CALIBRATE];
+  const arrays: Record<string, number[]> = { CLASS_FULL: classes.map((cls) => (cls === "full" ? 1 : 0)), CLASS_EXT: h.train.map((cls) => h.blocks.step.arrays[extArray(cls)]!) };
+  for (const [name, program] of Object.entries(classPrograms)) arrays[name] = classes.map((cls) => programOf(program(cls)));
   const starts = [0];
   const launches: number[] = [];
   for (const p of h.programs) {

@@ -33,7 +33,9 @@ export function settleForward(j: i32): void {
     const s: i32 = get(JOB_SEQ, j * SEQUENCES + i);
     if (get(DONE, s) < get(LENGTH_OF, s)) return;
   }
-  set(JOB_PHASE, j, HEAD);
+  // What has no loss begins with the layers.
+  set(JOB_PHASE, j, CLASS_HEAD[get(JOB_CLASS, j)] < 0 ? BACKWARD : HEAD);
+  set(CUR_LAYER, j, LAYERS - 1);
   set(CUR_SEQ, j, 0);
   set(CUR_CHUNK, j, 0);
   set(CUR_QUANTUM, j, lastQuantum(seqOf(j)));
