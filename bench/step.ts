@@ -4,43 +4,13 @@
  *
  *   npm run -s bench -- step [--device wasm|software|webgpu] [--model random|story] [--repeats 3]
  */
-import { existsSync, mkdirSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { compile, type DeviceChoice, type Engine, encodeSafetensors, load } from "../sdk/index.ts";
-import { tensorsOf } from "../tests/support/tiny.ts";
+import { compile, type DeviceChoice, type Engine, load } from "../sdk/index.ts";
 import { median, quantile, spread, table, timed } from "./measure.ts";
-
-const random = {
-  model_type: "llama",
-  hidden_size: 256,
-  num_hidden_layers: 6,
-  num_attention_heads: 4,
-  num_key_value_heads: 2,
-  head_dim: 64,
-  intermediate_size: 688,
-  vocab_size: 2048,
-  max_position_embeddings: 512,
-  rms_norm_eps: 1e-5,
-  rope_theta: 10000,
-  tie_word_embeddings: true,
-  attention_bias: false,
-  mlp_bias: false,
-  hidden_act: "silu",
-} as const;
-
-function randomModel(): string {
-  const dir = join(tmpdir(), "weft-bench-6x256");
-  if (!existsSync(join(dir, "model.safetensors"))) {
-    mkdirSync(dir, { recursive: true });
-    writeFileSync(join(dir, "config.json"), JSON.stringify(random));
-    writeFileSync(join(dir, "model.safetensors"), encodeSafetensors(tensorsOf(random)));
-  }
-  return dir;
-}
-const ids = (n: number, seed: number, vocab: number): number[] => Array.from({ length: n }, (_, i) => (i * 7919 + seed * 104729 + 13) % vocab);
+import { ids, randomModel } from "./model.ts";
 
 /** `batch` streams of `tokens` tokens each, after a prompt of 16: inter-token gaps and the whole time. */
 async function decode(engine: Engine, batch: number, tokens: number): Promise<{ ms: number; gaps: number[] }> {

@@ -20,7 +20,8 @@ import { emitHost, policies } from "./emit/host.ts";
 import { emitLaunchWgsl, gridOf } from "./emit/wgsl.ts";
 import { exists, readText, sha256, writeFolder } from "./files.ts";
 import { fuse, type Launch } from "./fuse.ts";
-import { type AnyBody, isUpdate, type KernelEnv, type UpdateBody } from "./kernel.ts";
+import { type AnyBody, isUpdate, type KernelEnv, type RowNorms, type UpdateBody } from "./kernel.ts";
+import { tensorName } from "./layers.ts";
 import { type BlockKind, blockLayouts, headerWords, TRAIN_BIT } from "./metadata.ts";
 import { models } from "./models/index.ts";
 import { addresser, align, checkLimits, type Layout, layoutOf, placeValues } from "./plan.ts";
@@ -85,7 +86,7 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
     progress({ phase: `emit ${name}`, done: 0, total: 1 });
     const target: Target = { ...targets[name], ...options.limits };
     const layout = layoutOf(model, programs, capacities, target, format, train);
-    const emitted = emitTarget(target, model.layers, capacities, programs, launches, layout, train);
+    const emitted = emitTarget(target, model.layers, capacities, programs, launches, layout, train, format);
     checkLimits(layout, emitted.arenaWords, target);
     plans[name] = emitted.plan;
     host = { programs: emitted.plan.programs, kernels: emitted.kernels };
@@ -166,7 +167,7 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
     train,
     capacities,
     sites: programs.sites,
-    methods: Object.fromEntries(methods.map(({ capacity: _c, tensors: _t, input: _i, output: _o, ...entry }) => [entry.name, entry])),
+    methods: Object.fromEntries(methods.map(({ capacity: _c, tensors: _t, input: _i, output: _o, rowNorms: _r, ...entry }) => [entry.name, entry])),
     branches: programs.branches.map((b) => ({ index: b.index, method: b.method.name, site: b.site.index, capacity: b.capacity, tensors: b.tensors })),
     saved: Object.fromEntries(train.map((cls) => [cls, { fields: fieldsOf(cls), bytes: programs.saved[cls]!.bytes }])),
     checkpoint,
@@ -213,6 +214,7 @@ function emitTarget(
   launches: ReadonlyMap<string, readonly Launch[]>,
   layout: Layout,
   train: readonly TrainClass[],
+  format: "f32" | "f16",
 ): Emitted {
   const blocks = blockLayouts(c, train);
   const sources: { name: string; text: string }[] = [];
@@ -239,8 +241,8 @@ function emitTarget(
       const unique = sources.some((s) => s.name === kernel) ? `${kernel}_${sources.length}` : kernel;
       sources.push({ name: unique, text: target.name === "wasm" ? emitLaunchAs(unique, bodies, env) : emitLaunchWgsl(unique, bodies, env, target) });
       // The mask bits without which a body has nothing to do; a launch is skipped when none of its bodies has.
-      const bits = bodies.map((b): number | null => {
-        if (isUpdate(b)) return null;
+      const bits = bodies.flatMap((b): (number | null)[] | number | null => {
+        if (isUpdate(b)) return b.norms ? b.norms.map((n) => n.branch) : null;
         const onlySaves = program.block === "step" && program.region === "layer" && b.skeleton === "map" && b.stores.every((s) => s.to === "field");
         return onlySaves ? TRAIN_BIT : b.bit;
       });
@@ -272,12 +274,19 @@ function emitTarget(
       for (const optimizer of ["adamw", "sgd"] as const) update(`${optimizer}.${cls}.${region}`, region, { skeleton: "optimizer", params: list, optimizer });
     }
   }
+  const norms = programs.branches.flatMap((b): RowNorms[] => {
+    const { rowNorms } = b.method;
+    if (!rowNorms) return [];
+    const of = (name: string) => params.get(tensorName(b, name))!;
+    return [{ branch: b.index, weight: params.get(`${b.site.module}.weight`)!, format, a: of(rowNorms.a), b: of(rowNorms.b), out: of(rowNorms.out) }];
+  });
+  if (norms.length) update("row_norms", "layer", { skeleton: "row_norms", params: [], optimizer: null, norms });
   if (train.length) update("clip", "outer", { skeleton: "clip", params: [], optimizer: null });
   const plan: TargetPlan = {
     panel: target.panel,
     classes: layout.classes,
     arenaWords: align(arenaWords + 256),
-    metaWords: blocks.step.words + c.units * blocks.unit.words + c.jobs * blocks.update.words,
+    metaWords: blocks.step.words + c.units * blocks.unit.words + (c.jobs + c.slots) * blocks.update.words,
     homes: layout.homes,
     slotWords: layout.slotWords,
     jobWords: layout.jobWords,

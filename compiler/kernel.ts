@@ -58,12 +58,22 @@ export const ROWS_HEADER: Readonly<Record<Domain, string>> = { T: "n_rows", W: "
 /** Update kernels have no graph: they run over a region's parameters. */
 export interface UpdateBody {
   readonly name: string;
-  readonly skeleton: "sumsq" | "clip" | "optimizer";
+  readonly skeleton: "sumsq" | "clip" | "optimizer" | "row_norms";
   readonly params: readonly ParamAddress[];
   readonly optimizer: "adamw" | "sgd" | null;
+  readonly norms?: readonly RowNorms[];
+}
+/** out[o] = 1 / ‖W[o] + s·Σ_r b[r][o]·a[r]‖₂ in the slot of the block. */
+export interface RowNorms {
+  readonly branch: number;
+  readonly weight: ParamAddress;
+  readonly format: "f32" | "f16";
+  readonly a: ParamAddress;
+  readonly b: ParamAddress;
+  readonly out: ParamAddress;
 }
 export type AnyBody = Body | UpdateBody;
-export const isUpdate = (b: AnyBody): b is UpdateBody => b.skeleton === "sumsq" || b.skeleton === "clip" || b.skeleton === "optimizer";
+export const isUpdate = (b: AnyBody): b is UpdateBody => ["sumsq", "clip", "optimizer", "row_norms"].includes(b.skeleton);
 
 /** The slot table of a group: word 0 = group index; from word 64, [slot][branch] (rank u32, scale f32). */
 export const SLOT_TABLE = 64;

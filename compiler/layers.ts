@@ -75,15 +75,17 @@ export class RegionBuilder {
         const t = b.tensors.find((s) => s.name === name)!;
         return input(this.region, tensorName(b, name), { kind: "factor", rows: t.rows === "rank" ? b.capacity : 1, cols: t.cols, branch: b.index });
       };
-      const after = change({ branch: b.index, site: b.site, tensor });
+      const after = change({ branch: b.index, site: b.site, tensor, bias: offset });
       if (!sameValue(after, before)) this.wrapped.set(valueKey(after), { before, method: b.method.name });
       return after;
     };
+    const weight = this.weight(`${module}.weight`, outFeatures, inFeatures);
+    const offset = bias ? this.vector(`${module}.bias`, outFeatures) : null;
     let entry = x;
     for (const b of here) if (b.method.input) entry = through(b, entry, (c) => b.method.input!(entry, c));
     this.entries.set(module, entry);
-    let y = linear(entry, this.weight(`${module}.weight`, outFeatures, inFeatures), module);
-    if (bias) y = add(y, this.vector(`${module}.bias`, outFeatures));
+    let y = linear(entry, weight, module);
+    if (offset) y = add(y, offset);
     for (const b of here) if (b.method.output) y = through(b, y, (c) => b.method.output!(x, y, c));
     return y;
   }

@@ -53,7 +53,10 @@ export interface GraphProgram {
   readonly homes: readonly { readonly value: Value; readonly name: string }[];
 }
 export interface SavedBytes {
+  /** Every value of the forward. */
   readonly naive: number;
+  /** What the pruned backward reads, when nothing is recomputed. */
+  readonly read: number;
   readonly all: number;
   readonly boundary: number;
 }
@@ -86,7 +89,7 @@ export function substitute(roots: readonly Value[], replace: ReadonlyMap<string,
 }
 
 /** Values of the forward that the backward reads, fewest first kept: what is pointwise in kept values is recomputed, never stored. */
-function keptSet(forward: ReadonlySet<Node>, roots: readonly Value[]): Value[] {
+function keptSet(forward: ReadonlySet<Node>, roots: readonly Value[]): { read: Value[]; kept: Value[] } {
   const read = new Map<string, Value>();
   const order = toposort(roots);
   for (const node of order) if (!forward.has(node)) for (const v of node.ins) if (forward.has(v.node) && v.type.kind === "rows") read.set(valueKey(v), v);
@@ -103,7 +106,7 @@ function keptSet(forward: ReadonlySet<Node>, roots: readonly Value[]): Value[] {
         keep.delete(key);
         if (!recomputable(v)) keep.add(key);
       }
-  return [...read].filter(([key]) => keep.has(key)).map(([, v]) => v);
+  return { read: [...read.values()], kept: [...read].filter(([key]) => keep.has(key)).map(([, v]) => v) };
 }
 
 /**
@@ -203,7 +206,9 @@ export function buildPrograms(
     const written = attendNode.ins[1]!;
     const boundary = [unit.h, { node: attendNode, index: 0, type: attendNode.outs[0]! }, { node: attendNode, index: 1, type: attendNode.outs[1]! }];
     const boundaryKeys = new Set(boundary.map(valueKey));
-    const extra = keptSet(forwardNodes, roots).filter((v) => !boundaryKeys.has(valueKey(v)));
+    const sets = keptSet(forwardNodes, roots);
+    const extra = sets.kept.filter((v) => !boundaryKeys.has(valueKey(v)));
+    const readToo = sets.read.filter((v) => !boundaryKeys.has(valueKey(v)));
     const full = cls === "full";
     const fieldFor = (v: Value): SavedField => {
       const edge = boundaryKeys.has(valueKey(v));
@@ -243,7 +248,7 @@ export function buildPrograms(
     }
     const bytes = (vs: readonly Value[]): number => vs.reduce((n, v) => n + 4 * (v.type as Rows).cols, 0);
     const everything = orderW.filter((n) => n.op !== "input").flatMap((node) => node.outs.flatMap((type, index) => (type.kind === "rows" ? [{ node, index, type }] : [])));
-    saved[cls] = { fields, bytes: { naive: bytes(everything), all: bytes(kept), boundary: bytes(boundary) } };
+    saved[cls] = { fields, bytes: { naive: bytes(everything), read: bytes([...boundary, ...readToo]), all: bytes(kept), boundary: bytes(boundary) } };
 
     // Adapters leave the head alone: one program computes its loss and gradient for all of them.
     if (!full && graphs.some((g) => g.name === "head_train")) continue;

@@ -45,12 +45,12 @@ export interface BranchTensor {
   readonly rows: "rank" | "one";
   readonly cols: number;
   readonly trained: boolean;
-  /** `uniform`: ±1/√cols (Kaiming with a = √5, as PEFT). `selection`: channels drawn when a job starts. */
-  readonly init: "zeros" | "ones" | "uniform" | "selection";
-  /** Its key in a PEFT file, after the module path. */
-  readonly key: string;
-  /** How the file has it: as in the slot, transposed, or the chosen channels alone (int32). */
-  readonly shape: "rows" | "columns" | "selection";
+  /** `uniform`: ±1/√cols (Kaiming with a = √5, as PEFT). `selection`: channels drawn when a job starts. `norm`: ‖rows of the site's matrix‖₂. */
+  readonly init: "zeros" | "ones" | "uniform" | "selection" | "norm";
+  /** Its key in a PEFT file, after the module path; null for what follows from the others. */
+  readonly key: string | null;
+  /** How the file has it: as in the slot, transposed, without the one row, or the chosen channels alone (int32). */
+  readonly shape: "rows" | "columns" | "vector" | "selection";
 }
 /** One adapter method at one site of a layer. */
 export interface BranchEntry {
@@ -74,6 +74,8 @@ export interface MethodEntry {
   readonly rank: number | null;
   /** What its branch adds to a matrix, exactly: B·A of tensors `a` and `b`; the `delta` of the channels in `index`; null when it is not linear. */
   readonly lowRank: "factors" | "selection" | null;
+  /** Does training drop inputs of its branches? */
+  readonly dropout: boolean;
   /** Keys of its adapter_config.json, and the field of AdapterConfig that each holds. */
   readonly config: Readonly<Record<string, string>>;
   /** Keys that are always written as they are. */
@@ -173,7 +175,7 @@ export interface Manifest {
       string,
       {
         readonly fields: readonly { readonly name: string; readonly cols: number; readonly index: string; readonly offset: number }[];
-        readonly bytes: { readonly naive: number; readonly all: number; readonly boundary: number };
+        readonly bytes: { readonly naive: number; readonly read: number; readonly all: number; readonly boundary: number };
       }
     >
   >;

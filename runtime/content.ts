@@ -134,8 +134,8 @@ export function writeSelection(slot: Float32Array, at: ParamEntry, capacity: num
 }
 export const readSelection = (slot: Float32Array, at: ParamEntry, rank: number): number[] => Array.from(slot.subarray(at.offset, at.offset + rank));
 
-/** Σ of squares behind a score, of each channel of a site in a layer: of its weights, or of its activations. */
-export type ChannelScores = (what: "weight" | "activation", layer: number, site: SiteEntry) => Promise<Float64Array>;
+/** Σ of squares behind a score, of each channel of a site in a layer: of its weights, or of its activations; `row`: of each row of its matrix. */
+export type ChannelScores = (what: "weight" | "activation" | "row", layer: number, site: SiteEntry) => Promise<Float64Array>;
 
 /**
  * Channels of a site: the first of one ranking that all matrices of its coupled group share, so that an adapter's rows of gate and up and columns of
@@ -192,6 +192,7 @@ export async function initialContent(
         const words = rowsInUse(t, state) * t.cols;
         if (t.init === "ones") data.fill(1, at.offset, at.offset + words);
         if (t.init === "uniform") for (let x = 0; x < words; x++) data[at.offset + x] = ((mix(mix(seed, l * 64 + site.index), x) >>> 8) / 8388608 - 1) / Math.sqrt(t.cols);
+        if (t.init === "norm") data.set((await scores("row", l, site)).map(Math.sqrt), at.offset);
         if (t.init === "selection") writeSelection(data, at, b.capacity, await chooseChannels(site, l, state.rank, config.selector, mix(seed, 7), scores));
       }
     }

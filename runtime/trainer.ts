@@ -8,7 +8,7 @@ import { unpackPanels } from "./device.ts";
 import type { Engine, Feed } from "./engine.ts";
 import { NONE } from "./host.ts";
 import { mix, shuffled } from "./random.ts";
-import { activationSquares, weightSquares } from "./scores.ts";
+import { activationSquares, rowSquares, weightSquares } from "./scores.ts";
 
 /** One training sequence; labels[i] is the id to predict at position i of input_ids (Hugging Face convention: the same index, shifted inside), -100 ignored. */
 export interface Row {
@@ -191,12 +191,15 @@ export class Job implements Feed {
 
     const seed = o.seed ?? 0;
     const config: AdapterConfig = { ...defaultConfig(manifest, o.method), ...(o.from?.config ?? {}), ...o.adapter };
+    if (config.dropout > 0 && manifest.methods[o.method] && !manifest.methods[o.method]!.dropout)
+      throw new WeftError({ code: "WEFT_OPTION", where: "dropout", expected: `0: ${o.method} has none`, found: String(config.dropout) });
     if (!(config.dropout >= 0 && config.dropout < 1))
       throw new WeftError({ code: "WEFT_OPTION", where: "dropout", expected: "a number from 0 up to, not including, 1", found: String(config.dropout) });
     try {
       if (!full) {
         const { factors, slotWords } = device.plan;
         const scores: ChannelScores = async (what, layer, site) => {
+          if (what === "row") return rowSquares(engine, layer, site);
           if (what === "weight") return weightSquares(engine, layer, site);
           this.statistics ??= await this.calibrate();
           const i = device.plan.statistics.findIndex((s) => s.name.endsWith(`.${site.coupling!.group}`));

@@ -6,16 +6,18 @@ import { openGpu } from "../runtime/dawn.ts";
 import { readManifest } from "../runtime/load.ts";
 import type { DeviceChoice } from "../runtime/open.ts";
 import { openReader } from "../runtime/reader.ts";
-import { compile, type FinetuneOptions, load } from "./index.ts";
+import { parseJson, readFileOr } from "./files.ts";
+import { compile, type FinetuneOptions, load, planMemory } from "./index.ts";
 
 const usage = `weft: serve and fine-tune one base model from one process
 
-  weft compile MODEL -o BUNDLE [--target wasm,webgpu] [--train lora,full] [--format f32|f16] [--policy coserve|fcfs] [--context N] [--tokens N]
+  weft compile MODEL -o BUNDLE [--target wasm,webgpu] [--train lora,s2ft,ia3,parallel,series,full] [--methods lora,…] [--format f32|f16] [--policy coserve|fcfs] [--context N] [--tokens N]
                [--slots N] [--jobs N] [--rank N] [--blocks N] [--saved-rows N] [--kept-rows N] [--head-rows N] [--unit-rows N] [--no-fuse]
   weft generate BUNDLE --prompt TEXT | --ids 1,2,3  [--adapter DIR] [--max-tokens N] [--temperature X] [--top-k N] [--top-p X] [--min-p X] [--seed N] [--device D]
-  weft finetune BUNDLE --data FILE.jsonl --name NAME --out DIR  [--method lora|full] [--rank N] [--alpha X] [--epochs N] [--steps N] [--batch-size N]
+  weft finetune BUNDLE --data FILE.jsonl --name NAME --out DIR  [--method lora|s2ft|…|full] [--selector random|activation-small|…] [--rank N] [--alpha X] [--epochs N] [--steps N] [--batch-size N]
                [--learning-rate X] [--schedule constant|linear|cosine] [--warmup-steps N] [--eval-data FILE] [--seed N] [--checkpoint DIR] [--resume DIR] [--device D]
   weft inspect BUNDLE [--kernels] [--graph PROGRAM]
+  weft inspect --memory [--model FOLDER | llama-2-7b | llama-3-8b] [--tokens N] [--rank N]     what each method takes, from a shape alone
   weft doctor
 
   Every command takes --json. Devices: auto (WebGPU on hardware, else Wasm), wasm, webgpu, software.`;
@@ -30,6 +32,7 @@ const options = {
     output: { ...text, short: "o" },
     target: text,
     train: text,
+    methods: text,
     format: text,
     policy: text,
     context: text,
@@ -52,6 +55,7 @@ const options = {
     name: text,
     out: text,
     method: text,
+    selector: text,
     rank: text,
     alpha: text,
     epochs: text,
@@ -67,7 +71,7 @@ const options = {
     "weight-decay": text,
     dropout: text,
   },
-  inspect: { kernels: flag, graph: text },
+  inspect: { kernels: flag, graph: text, memory: flag, model: text, tokens: text, rank: text },
   doctor: {},
 } as const;
 type Command = keyof typeof options;
@@ -85,13 +89,42 @@ const progress = (line: string): void => void (process.stderr.isTTY ? process.st
 const endLine = (): void => void (process.stderr.isTTY && process.stderr.write("\n"));
 const kb = (n: number): string => (n > 1e9 ? `${(n / 1e9).toFixed(2)} GB` : n > 1e6 ? `${(n / 1e6).toFixed(1)} MB` : `${(n / 1e3).toFixed(1)} kB`);
 
+/** Memory by method for a shape: a model folder's, or a preset's. */
+async function inspectMemory(f: Flags, json: boolean): Promise<void> {
+  const model = f.model ? string(f, "model") : "llama-2-7b";
+  const tokens = number(f, "tokens") ?? 512;
+  const rank = number(f, "rank") ?? 16;
+  const folder = /[\\/.]/.test(model);
+  const rows = await planMemory(folder ? parseJson(await readFileOr(`${model}/config.json`, "WEFT_IO"), `${model}/config.json`) : model, { tokens, rank });
+  if (json) return console.log(JSON.stringify({ model, tokens, rank, methods: rows }));
+  const gb = (n: number): string => (n / 1e9).toFixed(2);
+  console.log(`${model}, ${tokens} tokens a step, rank ${rank}; GB. Weights f16 where frozen, f32 for full; kept: all · recomputing inside a layer · recomputing nothing`);
+  const table = [
+    ["method", "trainable", "weights", "kept", "boundary", "no recompute", "grad + Adam", "sum"],
+    ...rows.map((r) => [
+      r.method,
+      r.trainable.toLocaleString("en"),
+      ...[r.weightBytes, r.savedBytes, r.boundaryBytes, r.readBytes, r.stateBytes, r.weightBytes + r.savedBytes + r.stateBytes].map(gb),
+    ]),
+  ];
+  const widths = table[0]!.map((_, i) => Math.max(...table.map((r) => r[i]!.length)));
+  for (const r of table) console.log(r.map((c, i) => (i ? c.padStart(widths[i]!) : c.padEnd(widths[0]!))).join("  "));
+}
+
 const commands: Readonly<Record<Command, (positional: readonly string[], f: Flags, json: boolean) => Promise<void>>> = {
   compile: async ([model], f, json) => {
     const list = (name: string): string[] | undefined => (typeof f[name] === "string" ? (f[name] as string).split(",").filter((x) => x && x !== "none") : undefined);
     const out = string(f, "output");
     const t0 = performance.now();
     const manifest = await compile(model ?? fail("compile", "a model folder", "nothing"), out, {
-      ...given({ targets: list("target") as never, train: list("train") as never, format: f.format as never, policy: f.policy as never, fuse: f["no-fuse"] ? false : undefined }),
+      ...given({
+        targets: list("target") as never,
+        train: list("train") as never,
+        methods: list("methods") as never,
+        format: f.format as never,
+        policy: f.policy as never,
+        fuse: f["no-fuse"] ? false : undefined,
+      }),
       capacities: given({
         context: number(f, "context"),
         tokens: number(f, "tokens"),
@@ -157,6 +190,7 @@ const commands: Readonly<Record<Command, (positional: readonly string[], f: Flag
       method,
       ...given({
         evalData: f["eval-data"] as string | undefined,
+        selector: f.selector as FinetuneOptions["selector"],
         rank: number(f, "rank"),
         alpha: number(f, "alpha"),
         epochs: number(f, "epochs"),
@@ -189,6 +223,7 @@ const commands: Readonly<Record<Command, (positional: readonly string[], f: Flag
     console.log(json ? JSON.stringify({ ...result, out }) : `${out}: ${result.steps} steps, loss ${result.losses[0]?.toFixed(4)} → ${result.losses.at(-1)?.toFixed(4)}`);
   },
   inspect: async ([bundle], f, json) => {
+    if (f.memory) return inspectMemory(f, json);
     const m = await readManifest(await openReader(bundle ?? fail("inspect", "a bundle", "nothing")));
     if (json) return console.log(JSON.stringify(m));
     if (f.graph) {

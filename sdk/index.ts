@@ -1,16 +1,28 @@
 /** weft: serve and fine-tune one base model from one process. */
 import type { CompileOptions } from "../compiler/compile.ts";
-import type { Manifest } from "../runtime/bundle.ts";
+import type { MethodMemory } from "../compiler/planner.ts";
+import { type Manifest, WeftError } from "../runtime/bundle.ts";
 
 export { type ErrorCode, encode as encodeSafetensors, type Manifest, WeftError } from "../runtime/bundle.ts";
 export type { TokenEvent } from "../runtime/engine.ts";
 export type { LoadProgress } from "../runtime/load.ts";
 export type { DeviceChoice } from "../runtime/open.ts";
 export * from "./engine.ts";
-export type { CompileOptions };
+export type { CompileOptions, MethodMemory };
 
 /** Compile a Hugging Face model folder into a bundle folder. The compiler is only loaded when this is called. */
 export async function compile(folder: string, out: string, options: CompileOptions = {}): Promise<Manifest> {
   const { compileTo } = await import("../compiler/compile.ts");
   return compileTo(folder, out, options);
+}
+
+/**
+ * What fine-tuning takes by each method (weights, saved activations, gradients and moments, in bytes), from a model's shape alone: a config.json as an
+ * object, or a preset (`llama-2-7b`, `llama-3-8b`). `tokens` of one optimizer step; `rank` for methods that have one. Throws WEFT_OPTION or WEFT_CONFIG.
+ */
+export async function planMemory(model: string | Readonly<Record<string, unknown>>, o: { tokens?: number; rank?: number } = {}): Promise<MethodMemory[]> {
+  const planner = await import("../compiler/planner.ts");
+  const config = typeof model === "string" ? planner.shapes[model] : model;
+  if (!config) throw new WeftError({ code: "WEFT_OPTION", where: "model", expected: `a config or ${Object.keys(planner.shapes).join(", ")}`, found: String(model) });
+  return planner.planMemory(config, o.tokens ?? 512, o.rank ?? 16);
 }

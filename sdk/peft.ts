@@ -65,14 +65,18 @@ interface Read {
 function readConfig(json: Json, manifest: Manifest, where: string): Read {
   const known = Object.values(manifest.methods);
   const method = known.find((m) => m.peftType === json.peft_type && Object.entries(m.when).every(([key, v]) => (json[key] ?? false) === v));
-  if (!method)
+  if (!method) {
+    // A method of that type which differs in a key: the key is what is missing here.
+    const near = known.find((m) => m.peftType === json.peft_type);
+    const key = near && Object.keys(near.when).find((k) => (json[k] ?? false) !== near.when[k]);
     return fail(
-      `${where}: peft_type`,
-      known.map((m) => m.peftType).join(", ") || "a bundle compiled for adapters",
-      String(json.peft_type),
+      `${where}: ${key ?? "peft_type"}`,
+      key ? JSON.stringify(near.when[key]) : known.map((m) => m.peftType).join(", ") || "a bundle compiled for adapters",
+      JSON.stringify(json[key ?? "peft_type"]) ?? "nothing",
       "WEFT_ADAPTER",
       "compile the bundle with this method",
     );
+  }
   for (const [key, isOn] of Object.entries(refused)) if (isOn(json[key])) fail(`${where}: ${key}`, "a feature this build supports", JSON.stringify(json[key]));
   const init = json.init_lora_weights;
   if (typeof init === "string" && /^(pissa|olora|corda|lora_ga|loftq)/.test(init))
@@ -106,7 +110,8 @@ function transpose(values: Float32Array, rows: number, cols: number): Float32Arr
   for (let r = 0; r < rows; r++) for (let c = 0; c < cols; c++) out[c * rows + r] = values[r * cols + c]!;
   return out;
 }
-const shapeOf = (t: BranchTensor, rank: number, rows: number): number[] => (t.shape === "selection" ? [rank] : t.shape === "rows" ? [rows, t.cols] : [t.cols, rows]);
+const shapeOf = (t: BranchTensor, rank: number, rows: number): number[] =>
+  t.shape === "selection" ? [rank] : t.shape === "vector" ? [t.cols] : t.shape === "rows" ? [rows, t.cols] : [t.cols, rows];
 
 /** PEFT files → adapter content in slot layout. Every tensor must belong to this base and class. */
 export function readAdapter(json: Json, file: Uint8Array, manifest: Manifest, plan: TargetPlan, where: string): AdapterContent {
@@ -137,6 +142,7 @@ export function readAdapter(json: Json, file: Uint8Array, manifest: Manifest, pl
       if (!s.rank) return;
       const b = manifest.branches[i]!;
       for (const t of b.tensors) {
+        if (t.key === null) continue;
         const key = `${PREFIX}${modulePath(l, siteOf(manifest, b))}.${t.key}`;
         const info = byName.get(key) ?? fail(name, `a tensor ${key}`, "none of that name", "WEFT_ADAPTER_MISMATCH");
         const shape = shapeOf(t, s.rank, rowsInUse(t, s));
@@ -153,7 +159,7 @@ export function readAdapter(json: Json, file: Uint8Array, manifest: Manifest, pl
           writeSelection(data, at, b.capacity, channels);
         } else {
           const values = decode(raw, info.dtype, `${name}: ${key}`);
-          data.set(t.shape === "rows" ? values : transpose(values, t.cols, rowsInUse(t, s)), at.offset);
+          data.set(t.shape !== "columns" ? values : transpose(values, t.cols, rowsInUse(t, s)), at.offset);
         }
         byName.delete(key);
       }
@@ -180,13 +186,14 @@ export function writeAdapter(content: AdapterContent, manifest: Manifest, plan: 
       const b = manifest.branches[i]!;
       const data = content.tensors[l]!;
       for (const t of b.tensors) {
+        if (t.key === null) continue;
         const name = `${PREFIX}${modulePath(l, siteOf(manifest, b))}.${t.key}`;
         const at = placeOf(plan.factors, i, t.name);
         const rows = rowsInUse(t, s);
         const shape = shapeOf(t, s.rank, rows);
         const values = data.slice(at.offset, at.offset + rows * t.cols);
         if (t.shape === "selection") tensors.push({ name, shape, dtype: "I32", data: Int32Array.from(readSelection(data, at, s.rank)) });
-        else tensors.push({ name, shape, dtype: "F32", data: t.shape === "rows" ? values : transpose(values, rows, t.cols) });
+        else tensors.push({ name, shape, dtype: "F32", data: t.shape !== "columns" ? values : transpose(values, rows, t.cols) });
       }
     });
   });

@@ -2,16 +2,17 @@
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import * as assert from "uvu/assert";
+import { compile } from "../compiler/compile.ts";
 import type { AdapterRef } from "../runtime/adapters.ts";
 import { decode, parseHeader } from "../runtime/bundle.ts";
 import { placeOf, readSelection } from "../runtime/content.ts";
 import { addDeltas, asLowRank } from "../runtime/lowrank.ts";
 import { readWeights } from "../runtime/trainer.ts";
-import type { FinetuneOptions, WeftError } from "../sdk/index.ts";
+import { type FinetuneOptions, type MethodMemory, planMemory, type WeftError } from "../sdk/index.ts";
 import { writeAdapter, writeAsLora } from "../sdk/peft.ts";
-import { batchOf, bits, checkGradient, checkLogits, collect, configs, contentBits, engineOf, fixtures, idsOf, reference, s2ftOdd } from "./support/engines.ts";
+import { batchOf, bits, checkGradient, checkLogits, collect, configs, contentBits, engineOf, fixtures, idsOf, reference, s2ftOdd, small } from "./support/engines.ts";
 import { suite } from "./support/suite.ts";
-import { scratch } from "./support/tiny.ts";
+import { scratch, writeModel } from "./support/tiny.ts";
 
 const test = suite("methods");
 
@@ -62,7 +63,7 @@ for (const method of Object.keys(reference.methods))
   for (const target of ["wasm", "webgpu"] as const)
     test(`${method} on ${target}: logits, gradients and AdamW steps of torch; files written as they were read`, async () => {
       const ref = reference.methods[method]!;
-      await using engine = await engineOf(configs.odd, { targets: [target], train: [method], methods: [], capacities: { savedRows: 160, keptRows: 96 } });
+      await using engine = await engineOf(configs.odd, { targets: [target], train: [method], methods: [], capacities: { savedRows: 160, keptRows: 96, unitRows: 40 } });
       const folder = `${fixtures}${method}-odd`;
       await engine.adapters.load("given", folder);
       await checkLogits(engine, `${method}.logits`, 259, "given");
@@ -87,7 +88,7 @@ for (const method of Object.keys(reference.methods))
       (await job.done).losses.forEach((x, i) => assert.ok(Math.abs(x - ref.losses[i]!) <= 1e-4, `step ${i + 1}: loss ${x}, torch says ${ref.losses[i]}`));
     });
 
-const every = ["lora", "s2ft", "ia3", "parallel", "series"] as const;
+const every = ["lora", "dora", "s2ft", "ia3", "parallel", "series"] as const;
 const vocab = 128;
 /** A bundle that serves and trains every method; S2FT on all its sites. */
 const all = (target: "wasm" | "webgpu") => ({
@@ -119,14 +120,17 @@ for (const target of ["wasm", "webgpu"] as const)
     for (const method of every) {
       const fresh = await engine.finetune({ ...jobOf(method), name: "fresh", steps: 1, learningRate: 1e-30 });
       await fresh.done;
-      assert.equal(await collect(engine, { ...o, adapter: "fresh" }), base, `a fresh ${method} adapter is the base`);
+      const said = await collect(engine, { ...o, adapter: "fresh" });
+      // DoRA divides by the norms that its magnitudes start as: one rounding away from the base.
+      if (method === "dora") said.logprobs.forEach((x, i) => assert.ok(Math.abs(x - base.logprobs[i]!) < 1e-5, `${x} and ${base.logprobs[i]}`));
+      else assert.equal(said, base, `a fresh ${method} adapter is the base`);
       engine.adapters.remove("fresh");
       losses.set(method, (await (await engine.finetune(jobOf(method))).done).losses);
       content.set(method, contentBits(engine, method));
       single.set(method, await collect(engine, { ...o, adapter: method }));
       assert.is.not(JSON.stringify(single.get(method)), JSON.stringify(base), `${method} has learned something`);
     }
-    const order = ["s2ft", "base", "ia3", "lora", "series", "parallel", "base"];
+    const order = ["s2ft", "dora", "base", "ia3", "lora", "series", "parallel", "base"];
     const mixed = await Promise.all(order.map((name) => collect(engine, { ...o, ...(name !== "base" && { adapter: name }) })));
     order.forEach((name, i) => assert.equal(mixed[i], single.get(name), name));
     // Two jobs of different methods at once, beside requests of a third.
@@ -164,6 +168,7 @@ test("saved = loaded, bit for bit; base and other slots stay as they were; train
   ];
   const formula: Record<string, number> = {
     lora: 2 * shapes.reduce((n, [i, o]) => n + 8 * (i + o), 0),
+    dora: 2 * shapes.reduce((n, [i, o]) => n + 8 * (i + o) + o, 0),
     s2ft: 2 * 5 * 16 * d,
     ia3: 2 * (kv + kv + ffn),
     parallel: 2 * 8 * (q + d + ffn + d),
@@ -349,5 +354,30 @@ test("a weighted sum is the sum of the deltas; combined, merged and exported it 
   assert.is(await logits({ blue: 1, nobody: 1 }).catch((e: WeftError) => e.code), "WEFT_NOT_FOUND");
   const parts = await Promise.all([logits({ blue: 0.5, green: 0.5 }), logits("blue"), logits({ wave: 0.75, tide: -0.5 })]);
   assert.equal(parts[0], await logits({ blue: 0.5, green: 0.5 }), "sums in one batch with single adapters");
+});
+test("the planner counts what the compiler builds: published shapes, and a bundle's own numbers", async () => {
+  const of = (list: readonly MethodMemory[], method: string): MethodMemory => list.find((m) => m.method === method)!;
+  const seven = await planMemory("llama-2-7b", { tokens: 512, rank: 16 });
+  const eight = await planMemory("llama-3-8b", { tokens: 512, rank: 16 });
+  // Parameters of the published checkpoints.
+  assert.is(of(seven, "full").trainable, 6_738_415_616);
+  assert.is(of(eight, "full").trainable, 8_030_261_248);
+  // LoRA r = 16: 16 · Σ (in + out) · layers.
+  assert.is(of(seven, "lora").trainable, 16 * 32 * (4 * 8192 + 3 * (4096 + 11008)));
+  // S2FT: as many parameters, to within a unit a site; o and down where heads are not shared, down alone where they are (paper §5.4).
+  for (const plan of [seven, eight]) assert.ok(Math.abs(of(plan, "s2ft").trainable / of(plan, "lora").trainable - 1) < 0.1);
+  for (const m of [...seven, ...eight]) {
+    assert.ok(m.boundaryBytes < m.savedBytes && m.savedBytes < m.readBytes, m.method);
+    assert.is(m.stateBytes, 12 * m.trainable);
+  }
+  // Against LoRA that keeps its inputs, S2FT keeps and moves at most 0.9 (in the paper 18 of 20 GB with weights and all).
+  for (const plan of [seven, eight]) assert.ok((of(plan, "s2ft").savedBytes + of(plan, "s2ft").stateBytes) / (of(plan, "lora").readBytes + of(plan, "lora").stateBytes) < 0.9);
+  assert.is(await planMemory("llama-9").catch((e: WeftError) => e.code), "WEFT_OPTION");
+  const { manifest } = await compile(writeModel(configs.even), { targets: ["wasm"], train: ["lora", "s2ft"], capacities: small });
+  const planned = await planMemory(configs.even, { tokens: 10, rank: small.rank! });
+  for (const method of ["lora", "s2ft"]) {
+    assert.is(of(planned, method).savedBytes, 10 * 2 * manifest.saved[method]!.bytes.all, method);
+    assert.is(of(planned, method).boundaryBytes, 10 * 2 * manifest.saved[method]!.bytes.boundary, method);
+  }
 });
 test.run();

@@ -13,11 +13,15 @@ export interface BranchContext {
   readonly branch: number;
   readonly site: SiteSpec;
   readonly tensor: (name: string) => Value;
+  /** The site's bias, which y holds already. */
+  readonly bias: Value | null;
 }
 export interface AdapterMethod extends MethodEntry {
   /** Most rows its tensors can have at a site; 0 where it has no branch. `sites` are all linear sites of a layer. */
   readonly capacity: (site: SiteSpec, sites: readonly SiteSpec[], c: Capacities) => number;
   readonly tensors: (site: SiteSpec, capacity: number) => readonly BranchTensor[];
+  /** Tensors of this branch from which a kernel makes `out` = 1 / ‖row of (W + s·Bᵀ·A)‖₂ whenever they change. */
+  readonly rowNorms?: { readonly a: string; readonly b: string; readonly out: string };
   /** The site's new input, for methods that change it. */
   readonly input?: (x: Value, c: BranchContext) => Value;
   /** The site's new output from its input x and output so far y. */

@@ -13,6 +13,7 @@ const bottleneck = (name: string, parallel: boolean): AdapterMethod => ({
   targets: ["o_proj", "down_proj"],
   rank: 8,
   lowRank: null,
+  dropout: false,
   config: { bottleneck_size: "rank" },
   fixed: { non_linearity: "tanh", use_parallel_adapter: parallel, use_adapterp: false, scaling: 1, bias: "none", init_weights: "mam_adapter" },
   capacity: (_, __, c) => c.rank,

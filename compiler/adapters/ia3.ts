@@ -17,6 +17,7 @@ export const ia3: AdapterMethod = {
   targets: ["k_proj", "v_proj", "down_proj"],
   rank: 1,
   lowRank: null,
+  dropout: false,
   config: {},
   fixed: { feedforward_modules: ["down_proj"], init_ia3_weights: true, fan_in_fan_out: false, modules_to_save: null },
   capacity: () => 1,

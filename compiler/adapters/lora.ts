@@ -10,6 +10,7 @@ export const lora: AdapterMethod = {
   targets: "all-linear",
   rank: 8,
   lowRank: "factors",
+  dropout: true,
   config: { r: "rank", lora_alpha: "alpha", lora_dropout: "dropout", use_rslora: "rslora", rank_pattern: "rankPattern", alpha_pattern: "alphaPattern" },
   fixed: { bias: "none", fan_in_fan_out: false, init_lora_weights: true, modules_to_save: null, layers_to_transform: null },
   capacity: (_, __, c) => c.rank,

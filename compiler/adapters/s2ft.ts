@@ -35,6 +35,7 @@ export const s2ft: AdapterMethod = {
   targets: "all-linear",
   rank: null,
   lowRank: "selection",
+  dropout: false,
   config: { selector: "selector" },
   fixed: { class: "indexed" },
   capacity,

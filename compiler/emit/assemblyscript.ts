@@ -760,6 +760,16 @@ function emitUpdate(name: string, b: UpdateBody, env: KernelEnv): string {
       `  store<f32>(at, scale, ${env.groups * 4});`,
       `  store<f32>(at, norm, ${(env.groups + 1) * 4});`,
     ]);
+  if (b.skeleton === "row_norms") {
+    const slot = (p: ParamAddress): string => `adapters + ((<usize>(${header("slot")} * ${env.slotWords})) << 2) + ${p.offset * 4}`;
+    return wrap(
+      name,
+      b.norms!.map(
+        (r) =>
+          `  if ${maskBit(r.branch)} rowNorms_${r.format}(weights + ${r.weight.offset * 4}, ${r.weight.n}, ${r.weight.k}, ${slot(r.a)}, ${slot(r.b)}, ${jobRank(r.branch, env)}, load<f32>(tables + ((<usize>(${header("slot")} * ${env.branches * 2})) << 2), ${(SLOT_TABLE + r.branch * 2 + 1) * 4}), ${slot(r.out)}, arena);`,
+      ),
+    );
+  }
   const rule = optimizers[b.optimizer!];
   const lines: string[] = [`  const clip: f32 = load<f32>(${norms}, ${env.groups * 4});`, `  const g: usize = ${accum};`, "  const cv: v128 = f32x4.splat(clip);"];
   for (const p of b.params) {

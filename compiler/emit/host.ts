@@ -8,7 +8,15 @@ import { compileAssembly } from "./asc.ts";
 const hostFolder = new URL("../../runtime/host/", import.meta.url);
 const gridCode: Readonly<Record<GridDim["count"], number>> = { one: 0, n_rows: 1, n_head: 2, n_keys: 3 };
 /** Programs the host refers to by name, and those of each training class; -1 where the bundle has none. */
-const programNames: Readonly<Record<string, string>> = { P_EMBED: "embed", P_FORWARD: "forward", P_FORWARD_FULL: "forward.full", P_STASH: "stash", P_HEAD: "head", P_CLIP: "clip" };
+const programNames: Readonly<Record<string, string>> = {
+  P_EMBED: "embed",
+  P_FORWARD: "forward",
+  P_FORWARD_FULL: "forward.full",
+  P_STASH: "stash",
+  P_HEAD: "head",
+  P_CLIP: "clip",
+  P_ROW_NORMS: "row_norms",
+};
 const classPrograms: Readonly<Record<string, (cls: string) => string>> = {
   CLASS_HEAD: (cls) => (cls === "full" ? "head_train.full" : cls === CALIBRATE ? "" : "head_train"),
   CLASS_BACKWARD_ALL: (cls) => `backward.${cls}.all`,
@@ -62,7 +70,7 @@ export function hostConfig(h: HostInput): string {
     STEP_WORDS: h.blocks.step.words,
     UNIT_WORDS: h.blocks.unit.words,
     UPDATE_WORDS: h.blocks.update.words,
-    META_WORDS: h.blocks.step.words + c.units * h.blocks.unit.words + c.jobs * h.blocks.update.words,
+    META_WORDS: h.blocks.step.words + c.units * h.blocks.unit.words + (c.jobs + c.slots) * h.blocks.update.words,
   };
   headerWords.forEach((name, i) => {
     constants[`H_${name.toUpperCase()}`] = i;

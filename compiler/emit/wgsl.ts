@@ -206,6 +206,7 @@ export function emitLaunchWgsl(name: string, bodies: readonly AnyBody[], env: Ke
     cases.push(`    case ${i}: { body_${i}(wg, lane); }`);
   });
   const [only] = bodies;
+  if (only && isUpdate(only) && only.norms) cases = only.norms.map((_, i) => `    case ${i}: { body_0_${i}(wg, lane); }`);
   if (only && isUpdate(only) && only.skeleton === "optimizer") cases = only.params.map((_, i) => `    case ${i}: { body_0_${i}(wg, lane); }`);
   const text = parts.join("\n");
   const writesWeights = bodies.some((b) => isUpdate(b) && b.skeleton === "optimizer" && b.params.some((p) => p.kind !== "factor"));
@@ -738,6 +739,32 @@ function emitUpdate(name: string, b: UpdateBody, env: KernelEnv): string {
       `  arena[at + ${env.groups}] = scale;`,
       `  arena[at + ${env.groups + 1}] = norm;`,
     ]);
+  if (b.skeleton === "row_norms") {
+    const slot = (p: ParamAddress): string => `${p.offset} + ${header("slot")} * ${env.slotWords}`;
+    return b
+      .norms!.map(({ branch, weight, format, a, b: up, out }, i) =>
+        fn(`${name}_${i}`, [
+          ...guard(branch),
+          `  let col = (wg.x * ${WG} + lane) * 4;`,
+          `  if (col >= ${weight.n}) { return; }`,
+          `  let scale = bitcast<f32>(tables[${SLOT_TABLE + branch * 2 + 1} + ${header("slot")} * ${env.branches * 2}]);`,
+          `  let rank = ${jobRank(branch, env)};`,
+          `  let wp = ${weight.offset * (format === "f16" ? 2 : 1)} + (col / 16) * ${weight.k * 16} + col % 16;`,
+          "  var sum = vec4<f32>();",
+          `  for (var k = 0; k < ${weight.k}; k++) {`,
+          "    var d = vec4<f32>();",
+          "    for (var r = 0; r < rank; r++) {",
+          `      let p = ${slot(up)} + r * ${weight.n} + col;`,
+          `      d = fma(vec4<f32>(adapters[${slot(a)} + r * ${weight.k} + k]), vec4<f32>(adapters[p], adapters[p + 1], adapters[p + 2], adapters[p + 3]), d);`,
+          "    }",
+          `    let x = fma(vec4<f32>(scale), d, panel_${format}(wp + k * 16));`,
+          "    sum = fma(x, x, sum);",
+          "  }",
+          `  for (var c = 0; c < min(4, ${weight.n} - col); c++) { adapters[${slot(out)} + col + c] = 1.0f / sqrt(sum[c]); }`,
+        ]),
+      )
+      .join("\n");
+  }
   return b.params.map((p, i) => optimizerBody(`${name}_${i}`, b, p, env, norms)).join("\n");
 }
 
@@ -774,6 +801,7 @@ const fixed = (n: number): GridDim => ({ count: "one", mul: n, div: 1 });
 /** Workgroups of a launch: x and y cover the largest body, z picks the body. */
 export function gridOf(bodies: readonly AnyBody[], env: KernelEnv, _target: Target): readonly [GridDim, GridDim, GridDim] {
   const first = bodies[0]!;
+  if (isUpdate(first) && first.norms) return [fixed(Math.max(...first.norms.map((r) => Math.ceil(r.weight.n / 4 / WG)))), one, fixed(first.norms.length)];
   if (isUpdate(first)) return first.skeleton === "optimizer" ? [fixed(optimizerGroups(first)), one, fixed(first.params.length)] : [one, one, one];
   const list = bodies as readonly Body[];
   const rows = (div = 1): GridDim => ({ count: first.domain === "R" ? "n_head" : "n_rows", mul: 1, div });

@@ -7,9 +7,9 @@ import { sample } from "./sampler";
 import {
   ARRIVAL, bump, C_ARRIVAL, C_COMMANDS, C_EVENTS, C_FREE, C_HEAD, C_META, C_ROWS, C_STEPS, C_TRAIN_ROWS, COMMANDS, counter, COUNTERS, DONE, DROP_KEY, DROP_P, emitEvent, EVENTS, EXT_BASE, FINISHED, FORWARD, FREE, FREE_BLOCKS,
   GENERATE, get, HEAD_POS, HEAD_SEQ, HYPER, IDLE, JOB, JOB_CLASS, JOB_LAST, JOB_PHASE, JOB_SEQ, JOB_SEQS, JOB_SGD, JOB_SLOT, KIND, LABELS, LENGTH, LENGTH_OF, LIMIT, LOGITS, META, MIN_P,
-  NONE, NUM_STOPS, PENALTY, PROMPT, ROW_SEQ, ROW_WEIGHT, RUNNING, SAVE_BASE, SCORE, SCORED, SEED, set, setf, SLOT, SLOT_MASK, STATUS, STOP, STOPS, STOPS_PER_SEQUENCE, TEMPERATURE, TOKEN, TOKENS, TOP_K, TOP_P, TRAIN,
+  NONE, NUM_STOPS, PENALTY, PROMPT, ROW_SEQ, ROW_WEIGHT, RUNNING, SAVE_BASE, SCORE, SCORED, SEED, set, setf, SLOT, SLOT_FRESH, SLOT_MASK, STATUS, STOP, STOPS, STOPS_PER_SEQUENCE, TEMPERATURE, TOKEN, TOKENS, TOP_K, TOP_P, TRAIN,
 } from "./state";
-import { dropMicro } from "./units";
+import { dropMicro, refreshSlots } from "./units";
 
 export function init(): void {
   for (let s: i32 = 0; s < SEQUENCES; s++) set(KIND, s, FREE);
@@ -34,7 +34,7 @@ export function jobOf(seq: i32): i32 { return get(JOB, seq); }
 export function doneOf(seq: i32): i32 { return get(DONE, seq); }
 export function saveBase(seq: i32): i32 { return get(SAVE_BASE, seq); }
 export function jobPhase(j: i32): i32 { return get(JOB_PHASE, j); }
-export function setMask(slot: i32, word: i32, mask: i32): void { set(SLOT_MASK, slot * MASK_WORDS + word, mask); }
+export function setMask(slot: i32, word: i32, mask: i32): void { set(SLOT_MASK, slot * MASK_WORDS + word, mask); set(SLOT_FRESH, slot, 1); }
 
 /** Requests take rows of the table from the front, training from the back; a quarter of it is never training's. */
 function freeForRequest(): i32 {
@@ -125,6 +125,7 @@ export function schedule(budget: i32, idle: i32): i32 {
   beginStep();
   // Units are packed by the policy into their own blocks; the forward's commands come first in the list only if rows were granted before them,
   // and units never read what this step's forward writes: a job is in its unit phases only once its whole forward was committed.
+  refreshSlots();
   policy(budget, idle);
   emitForward();
   set(COUNTERS, C_META, META_WORDS);

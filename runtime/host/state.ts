@@ -106,14 +106,16 @@ export const HYPER: usize = memory.data(JOBS * 8 * 4);
 
 /** Mask words of each slot: the adapter branches it has. */
 export const SLOT_MASK: usize = memory.data((SLOTS + 1) * MASK_WORDS * 4);
+/** 1 for a slot that was filled since the last step. */
+export const SLOT_FRESH: usize = memory.data((SLOTS + 1) * 4);
 export const FREE_BLOCKS: usize = memory.data(BLOCKS * 4);
 /** [free blocks, next arrival, steps, rows granted this step, head rows, units, commands, events, meta bytes used] */
 export const COUNTERS: usize = memory.data(64);
 
 export const META: usize = memory.data(META_WORDS * 4);
 /** Commands of six words: kernel, group, byte offset of the metadata block, x, y, z. */
-export const MAX_COMMANDS: i32 = 32 + LAYERS * 48 + UNITS * 96 + JOBS * (LAYERS + 2) * 8;
-export const COMMANDS: usize = memory.data((32 + LAYERS * 48 + UNITS * 96 + JOBS * (LAYERS + 2) * 8) * 24);
+export const MAX_COMMANDS: i32 = 32 + LAYERS * 48 + UNITS * 96 + JOBS * (LAYERS + 2) * 8 + SLOTS * LAYERS;
+export const COMMANDS: usize = memory.data((32 + LAYERS * 48 + UNITS * 96 + JOBS * (LAYERS + 2) * 8 + SLOTS * LAYERS) * 24);
 export const MAX_EVENTS: i32 = SEQUENCES * 2 + HEAD_ROWS + JOBS;
 export const EVENTS: usize = memory.data((SEQUENCES * 2 + HEAD_ROWS + JOBS) * 16);
 export const HEAD_SEQ: usize = memory.data(HEAD_ROWS * 4);

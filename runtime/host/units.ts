@@ -6,14 +6,14 @@ import {
   A_UNIT_DROP_KEY, A_UNIT_DROP_P, A_UNIT_EXT_ROW, A_UNIT_HEAD_DST, A_UNIT_HEAD_ROW, A_UNIT_IDS, A_UNIT_LABEL, A_UNIT_POS, A_UNIT_SAVE_ROW, A_UNIT_SEG_BASE, A_UNIT_SEG_FRESH, A_UNIT_SEG_HEAD, A_UNIT_SEG_HEADS,
   A_UNIT_SEG_KEYS, A_UNIT_SEG_ROW, A_UNIT_SEG_ROWS, A_UNIT_SLOT, A_UNIT_TABLE, A_UNIT_TABLES, A_UNIT_WEIGHT,
   BLOCKS_PER_SEQUENCE, CLASS_ADAMW, CLASS_ADAMW_OUTER, CLASS_BACKWARD_ALL, CLASS_BACKWARD_BOUNDARY, CLASS_EMBED_BACKWARD, CLASS_FULL, CLASS_HEAD, CLASS_SGD, CLASS_SGD_OUTER, CLASS_SUMSQ, CLASS_SUMSQ_OUTER, CONTEXT,
-  H_JOB, H_LR, H_MASK_0, H_MASK_4, H_N_HEAD, H_N_KEYS, H_N_ROWS, H_N_SEGMENTS, H_SLOT, H_TABLE_WORDS, HEAD_ROWS, HEADER_WORDS, LAYERS, MASK_WORDS, P_CLIP,
-  QUANTUM, SEGMENTS, SEQUENCES, STEP_WORDS, UNIT_ROW_COST, UNIT_ROWS, UNIT_TABLE_WORDS, UNIT_WORDS, UNITS, UPDATE_WORDS,
+  H_JOB, H_LR, H_MASK_0, H_MASK_4, H_N_HEAD, H_N_KEYS, H_N_ROWS, H_N_SEGMENTS, H_SLOT, H_TABLE_WORDS, HEAD_ROWS, HEADER_WORDS, JOBS, LAYERS, MASK_WORDS, P_CLIP, P_ROW_NORMS,
+  QUANTUM, SEGMENTS, SEQUENCES, SLOTS, STEP_WORDS, UNIT_ROW_COST, UNIT_ROWS, UNIT_TABLE_WORDS, UNIT_WORDS, UNITS, UPDATE_WORDS,
 } from "./config";
 import { DROPOUT, dropKey, emitProgram } from "./batch";
 import { release } from "./blocks";
 import {
   BACKWARD, bump, C_UNITS, counter, CUR_CHUNK, CUR_LAYER, CUR_QUANTUM, CUR_SEQ, DONE, DROP_KEY, DROP_P, emitEvent, EXT_BASE, FORWARD, FREE, get, getf, HEAD, HYPER, HYPERS, IDLE, IGNORE, JOB_CLASS, JOB_LAST,
-  JOB_PHASE, JOB_SEQ, JOB_SEQS, JOB_SGD, JOB_SLOT, KIND, LABELS, LENGTH_OF, META, MICRO_DONE, NONE, OVER, ROW_WEIGHT, SAVE_BASE, set, setf, SLOT_MASK, TABLE, TOKENS, UPDATE,
+  JOB_PHASE, JOB_SEQ, JOB_SEQS, JOB_SGD, JOB_SLOT, KIND, LABELS, LENGTH_OF, META, MICRO_DONE, NONE, OVER, ROW_WEIGHT, SAVE_BASE, set, setf, SLOT_FRESH, SLOT_MASK, TABLE, TOKENS, UPDATE,
 } from "./state";
 
 function seqOf(j: i32): i32 {
@@ -200,7 +200,20 @@ function update(j: i32, cls: i32): void {
   emitProgram(P_CLIP, LAYERS, b);
   for (let l: i32 = 0; l < LAYERS; l++) emitProgram(sgd ? CLASS_SGD[cls] : CLASS_ADAMW[cls], l, b);
   emitProgram(sgd ? CLASS_SGD_OUTER[cls] : CLASS_ADAMW_OUTER[cls], LAYERS, b);
+  for (let l: i32 = 0; l < LAYERS; l++) emitProgram(P_ROW_NORMS, l, b);
   finish(j);
+}
+/** What follows from the tensors of slots that were filled since the last step, before anything reads them. */
+export function refreshSlots(): void {
+  for (let s: i32 = 1; s <= SLOTS; s++) {
+    if (get(SLOT_FRESH, s) == 0) continue;
+    set(SLOT_FRESH, s, 0);
+    const b: i32 = STEP_WORDS + UNITS * UNIT_WORDS + (JOBS + s - 1) * UPDATE_WORDS;
+    memory.fill(META + ((<usize>b) << 2), 0, HEADER_WORDS * 4);
+    set(META, b + H_SLOT, s);
+    for (let w: i32 = 0; w < MASK_WORDS; w++) set(META, b + H_MASK_0 + w, get(SLOT_MASK, s * MASK_WORDS + w));
+    for (let l: i32 = 0; l < LAYERS; l++) emitProgram(P_ROW_NORMS, l, b);
+  }
 }
 
 /** Next quantum of the phase; after the last one, the next layer or phase. True when a layer's last quantum was passed. */

@@ -522,3 +522,37 @@ function sumsq(g: usize, words: i32): f32 {
   }
   return total;
 }
+/** out[o] = 1 / ‖W[o] + scale · Σ_r b[r][o]·a[r]‖₂, k ascending in every lane; `acc` is scratch. */
+function rowNorms_f32(w: usize, n: i32, K: i32, a: usize, b: usize, rank: i32, scale: f32, out: usize, acc: usize): void {
+  for (let o: i32 = 0; o < n; o += 4) {
+    let sum: v128 = f32x4.splat(0);
+    const panel: usize = w + <usize>(o >> 3) * <usize>K * 32 + <usize>(o & 7) * 4;
+    for (let k: i32 = 0; k < K; k++) sum = rowNormStep(v128.load(panel + <usize>k * 32), k, o, n, K, a, b, rank, scale, sum);
+    rowNormsOut(sum, o, n, out, acc);
+  }
+}
+function rowNorms_f16(w: usize, n: i32, K: i32, a: usize, b: usize, rank: i32, scale: f32, out: usize, acc: usize): void {
+  for (let o: i32 = 0; o < n; o += 4) {
+    let sum: v128 = f32x4.splat(0);
+    const panel: usize = w + <usize>(o >> 3) * <usize>K * 16 + <usize>(o & 7) * 2;
+    for (let k: i32 = 0; k < K; k++) sum = rowNormStep(half4(panel + <usize>k * 16), k, o, n, K, a, b, rank, scale, sum);
+    rowNormsOut(sum, o, n, out, acc);
+  }
+}
+// @ts-ignore: decorator
+@inline function rowNormStep(w: v128, k: i32, o: i32, n: i32, K: i32, a: usize, b: usize, rank: i32, scale: f32, sum: v128): v128 {
+  let d: v128 = f32x4.splat(0);
+  let ap: usize = a + ((<usize>k) << 2);
+  let bp: usize = b + ((<usize>o) << 2);
+  for (let r: i32 = 0; r < rank; r++) {
+    d = f32x4.add(d, f32x4.mul(v128.load_splat<f32>(ap), v128.load(bp)));
+    ap += (<usize>K) << 2;
+    bp += (<usize>n) << 2;
+  }
+  const x: v128 = f32x4.add(w, f32x4.mul(f32x4.splat(scale), d));
+  return f32x4.add(sum, f32x4.mul(x, x));
+}
+function rowNormsOut(sum: v128, o: i32, n: i32, out: usize, acc: usize): void {
+  v128.store(acc, f32x4.div(f32x4.splat(1), f32x4.sqrt(sum)));
+  for (let i: i32 = 0; i < min(4, n - o); i++) store<f32>(out + ((<usize>(o + i)) << 2), load<f32>(acc + ((<usize>i) << 2)));
+}
