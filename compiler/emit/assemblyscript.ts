@@ -12,6 +12,8 @@ type Expand = Expr & { e: "expand" };
 /** Scratch of one low-rank delta of a product's tile: 4 rows of 8 columns; the first lies past the accumulators. */
 const DELTA_BYTES = 128;
 const DELTA_AT = 1024;
+/** Where a transposed product draws together four rows of every panel. */
+const PACK_AT = 4096;
 /** The distinct low-rank deltas that a body's epilogue adds. */
 function deltasOf(b: Body): Expand[] {
   const out: Expand[] = [];
@@ -383,21 +385,31 @@ function emitBody(name: string, b: Body, env: KernelEnv): string {
     case "linear_t": {
       const k = b.cols;
       const segments = pairsOf(b.operands);
+      // Panels lie K rows apart, often a power of two, where they would share cache lines: four rows of each are drawn together for a block of rows.
+      const panelsOf = (w: Operand): number => Math.ceil((w.value.type as Type & { kind: "weight" }).n / P);
+      const packs = segments.map((_, s) => PACK_AT + segments.slice(0, s).reduce((n, [, v]) => n + panelsOf(v) * 4 * P * 4, 0));
+      const source = (w: Operand): string => {
+        const t = w.value.type as Type & { kind: "weight" };
+        return `weights + ${env.address(w.value).offset * 4} + <usize>k0 * ${P * (t.format === "f16" ? 2 : 4)}`;
+      };
+      const pack = segments.map(([, w], s) => {
+        const t = w.value.type as Type & { kind: "weight" };
+        return `pack4_${t.format}(${source(w)}, ${t.k}, ${panelsOf(w)}, arena + ${packs[s]});`;
+      });
       // acc: 16 lane accumulators (256 bytes), then the 4 × 4 results, then padded tails of 4 rows.
       const step = (rows: 1 | 4): string[] =>
-        segments.flatMap(([dy, w]) => {
+        segments.flatMap(([dy, w], s) => {
           const t = w.value.type as Type & { kind: "weight" };
-          const bytes = t.format === "f16" ? 2 : 4;
           const full = Math.floor(t.n / P);
           const tail = t.n % P;
-          const wp = `weights + ${env.address(w.value).offset * 4} + <usize>k0 * ${P * bytes}`;
+          const wp = `arena + ${packs[s]}`;
           const ptrs = Array.from({ length: rows }, (_, i) => rowPtr(dy, env, rows === 1 ? "r" : `r + ${i}`));
-          const out = [`nn${rows}_${t.format}(${ptrs.join(", ")}, ${wp}, ${t.k}, ${full}, acc);`];
+          const out = [`nn${rows}(${ptrs.join(", ")}, ${wp}, ${full}, acc);`];
           if (tail) {
             ptrs.forEach((ptr, i) => {
               out.push(`pad8(${ptr} + ${full * P * 4}, ${tail}, acc + ${512 + i * 32});`);
             });
-            out.push(`nn${rows}_${t.format}(${ptrs.map((_, i) => `acc + ${512 + i * 32}`).join(", ")}, ${wp} + ${full * t.k * P * bytes}, ${t.k}, 1, acc);`);
+            out.push(`nn${rows}(${ptrs.map((_, i) => `acc + ${512 + i * 32}`).join(", ")}, ${wp} + ${full * 4 * P * 4}, 1, acc);`);
           }
           return out;
         });
@@ -408,6 +420,7 @@ function emitBody(name: string, b: Body, env: KernelEnv): string {
         "    const re: i32 = min(rb + 32, n);",
         "    const r4: i32 = rb + ((re - rb) & ~3);",
         `    for (let k0: i32 = 0; k0 < ${k}; k0 += 4) {`,
+        ...indent(pack, 6),
         "      for (let r: i32 = rb; r < r4; r += 4) {",
         "        memory.fill(acc, 0, 256);",
         ...indent(step(4), 8),

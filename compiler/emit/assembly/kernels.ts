@@ -291,8 +291,23 @@ function nt1x4_f16(x: usize, w: usize, K: i32, out: usize): void {
   for (let i: usize = 0; i < 4; i++) nt1_f16(x, w + i * (<usize>K) * 16, K, out + i * 32);
 }
 
-// dx lanes: acc[row][k] (a vector over 8 columns folded to 4 lanes) += dy panel · w rows k0..k0+3, panels ascending.
-function nn4_f32(y0: usize, y1: usize, y2: usize, y3: usize, w: usize, K: i32, panels: i32, acc: usize): void {
+/** Four rows of every panel, one panel after the other: [panel][4][8], widened to f32. */
+function pack4_f32(w: usize, K: i32, panels: i32, out: usize): void {
+  for (let p: i32 = 0; p < panels; p++) {
+    for (let i: usize = 0; i < 128; i += 16) v128.store(out + i, v128.load(w + i));
+    out += 128;
+    w += <usize>K * 32;
+  }
+}
+function pack4_f16(w: usize, K: i32, panels: i32, out: usize): void {
+  for (let p: i32 = 0; p < panels; p++) {
+    for (let i: usize = 0; i < 128; i += 16) v128.store(out + i, half4(w + (i >> 1)));
+    out += 128;
+    w += <usize>K * 16;
+  }
+}
+// dx lanes: acc[row][k] (a vector over 8 columns folded to 4 lanes) += dy panel · four packed rows of w, panels ascending.
+function nn4(y0: usize, y1: usize, y2: usize, y3: usize, w: usize, panels: i32, acc: usize): void {
   for (let half: usize = 0; half < 4; half += 2) {
     let a0: v128 = v128.load(acc + half * 16), a1: v128 = v128.load(acc + half * 16, 16);
     let b0: v128 = v128.load(acc + half * 16, 64), b1: v128 = v128.load(acc + half * 16, 80);
@@ -318,7 +333,7 @@ function nn4_f32(y0: usize, y1: usize, y2: usize, y3: usize, w: usize, K: i32, p
         d1 = f32x4.add(d1, f32x4.mul(y, w1));
       }
       o += 32;
-      wp += <usize>K * 32;
+      wp += 128;
     }
     v128.store(acc + half * 16, a0);
     v128.store(acc + half * 16, a1, 16);
@@ -330,7 +345,7 @@ function nn4_f32(y0: usize, y1: usize, y2: usize, y3: usize, w: usize, K: i32, p
     v128.store(acc + half * 16, d1, 208);
   }
 }
-function nn1_f32(y: usize, w: usize, K: i32, panels: i32, acc: usize): void {
+function nn1(y: usize, w: usize, panels: i32, acc: usize): void {
   let a0: v128 = v128.load(acc), a1: v128 = v128.load(acc, 16), a2: v128 = v128.load(acc, 32), a3: v128 = v128.load(acc, 48);
   for (let p: i32 = 0; p < panels; p++) {
     for (let h: usize = 0; h < 32; h += 16) {
@@ -341,36 +356,12 @@ function nn1_f32(y: usize, w: usize, K: i32, panels: i32, acc: usize): void {
       a3 = f32x4.add(a3, f32x4.mul(v, v128.load(w + h, 96)));
     }
     y += 32;
-    w += <usize>K * 32;
+    w += 128;
   }
   v128.store(acc, a0);
   v128.store(acc, a1, 16);
   v128.store(acc, a2, 32);
   v128.store(acc, a3, 48);
-}
-function nn1_f16(y: usize, w: usize, K: i32, panels: i32, acc: usize): void {
-  let a0: v128 = v128.load(acc), a1: v128 = v128.load(acc, 16), a2: v128 = v128.load(acc, 32), a3: v128 = v128.load(acc, 48);
-  for (let p: i32 = 0; p < panels; p++) {
-    for (let h: usize = 0; h < 2; h++) {
-      const v: v128 = v128.load(y + h * 16);
-      a0 = f32x4.add(a0, f32x4.mul(v, half4(w + h * 8)));
-      a1 = f32x4.add(a1, f32x4.mul(v, half4(w + h * 8 + 16)));
-      a2 = f32x4.add(a2, f32x4.mul(v, half4(w + h * 8 + 32)));
-      a3 = f32x4.add(a3, f32x4.mul(v, half4(w + h * 8 + 48)));
-    }
-    y += 32;
-    w += <usize>K * 16;
-  }
-  v128.store(acc, a0);
-  v128.store(acc, a1, 16);
-  v128.store(acc, a2, 32);
-  v128.store(acc, a3, 48);
-}
-function nn4_f16(y0: usize, y1: usize, y2: usize, y3: usize, w: usize, K: i32, panels: i32, acc: usize): void {
-  nn1_f16(y0, w, K, panels, acc);
-  nn1_f16(y1, w, K, panels, acc + 64);
-  nn1_f16(y2, w, K, panels, acc + 128);
-  nn1_f16(y3, w, K, panels, acc + 192);
 }
 /** Lane sums of [rows][4] accumulators, to acc + 256 as [rows][4]. */
 function fold4(acc: usize, rows: i32): void {
