@@ -13,6 +13,7 @@ import { loadCheckpoint, saveCheckpoint } from "./checkpoint.ts";
 import { type DataRow, encodeRow, parseJsonl } from "./data.ts";
 import { decodeText, parseJson, readFileOr, writeFolder } from "./files.ts";
 import { readAdapter, writeAdapter, writeAsLora } from "./peft.ts";
+import { compressTernary, expandTernary } from "./ternary.ts";
 import { type Message, Text } from "./text.ts";
 
 export interface LoadOptions {
@@ -147,6 +148,17 @@ export class AdapterHandle {
     const { content } = this.engine.core.adapters.find(this.ref);
     const { config, weights } = (o.as === "lora" ? writeAsLora : writeAdapter)(content, this.engine.manifest, this.engine.core.device.plan);
     await writeFolder(dir, { "adapter_config.json": config, "adapter_model.safetensors": weights });
+  }
+  /**
+   * Write the adapter as signs of its largest numbers with one common magnitude (ComPEFT): a fraction of the bytes, and not quite the same adapter. Tells
+   * how many times smaller the file is, and the relative error of its numbers.
+   */
+  async compress(dir: string, o: { density?: number } = {}): Promise<{ bytes: number; ratio: number; error: number }> {
+    const { content } = this.engine.core.adapters.find(this.ref);
+    const { config, weights } = writeAdapter(content, this.engine.manifest, this.engine.core.device.plan);
+    const { bytes, ratio, error } = compressTernary(weights, o.density ?? 0.1);
+    await writeFolder(dir, { "adapter_config.json": JSON.stringify({ ...(JSON.parse(config) as object), weft_ternary: true }, null, 2), "adapter_model.ternary": bytes });
+    return { bytes: bytes.length, ratio, error };
   }
   get generation(): number {
     return this.engine.core.adapters.find(this.ref).number;
@@ -289,10 +301,12 @@ export class Engine {
 
   /** Adapters on this engine: PEFT folders in, names out. */
   readonly adapters = {
-    /** Read a Hugging Face PEFT folder; returns its first generation. */
+    /** Read a Hugging Face PEFT folder, or one that `compress` wrote; returns its first generation. */
     load: async (name: string, dir: string): Promise<AdapterHandle> => {
       const config = parseJson(await readFileOr(`${dir}/adapter_config.json`, "WEFT_ADAPTER"), `${dir}/adapter_config.json`);
-      const file = await readFileOr(`${dir}/adapter_model.safetensors`, "WEFT_ADAPTER");
+      const ternary = `${dir}/adapter_model.ternary`;
+      const file =
+        config.weft_ternary === true ? expandTernary(await readFileOr(ternary, "WEFT_ADAPTER"), ternary) : await readFileOr(`${dir}/adapter_model.safetensors`, "WEFT_ADAPTER");
       this.core.adapters.publish(name, readAdapter(config, file, this.manifest, this.core.device.plan, dir));
       return new AdapterHandle(this, name);
     },

@@ -1,6 +1,6 @@
 /** Adapter methods: each equals real torch (+ peft where peft has it), and the laws hold for mixtures of them. */
 import { createHash } from "node:crypto";
-import { readFileSync } from "node:fs";
+import { readFileSync, statSync, writeFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import { compile } from "../compiler/compile.ts";
 import type { AdapterRef } from "../runtime/adapters.ts";
@@ -88,7 +88,7 @@ for (const method of Object.keys(reference.methods))
       (await job.done).losses.forEach((x, i) => assert.ok(Math.abs(x - ref.losses[i]!) <= 1e-4, `step ${i + 1}: loss ${x}, torch says ${ref.losses[i]}`));
     });
 
-const every = ["lora", "dora", "s2ft", "ia3", "parallel", "series"] as const;
+const every = ["lora", "dora", "s2ft", "ia3", "parallel", "series", "hydra"] as const;
 const vocab = 128;
 /** A bundle that serves and trains every method; S2FT on all its sites. */
 const all = (target: "wasm" | "webgpu") => ({
@@ -130,7 +130,7 @@ for (const target of ["wasm", "webgpu"] as const)
       single.set(method, await collect(engine, { ...o, adapter: method }));
       assert.is.not(JSON.stringify(single.get(method)), JSON.stringify(base), `${method} has learned something`);
     }
-    const order = ["s2ft", "dora", "base", "ia3", "lora", "series", "parallel", "base"];
+    const order = ["s2ft", "hydra", "dora", "base", "ia3", "lora", "series", "parallel", "base"];
     const mixed = await Promise.all(order.map((name) => collect(engine, { ...o, ...(name !== "base" && { adapter: name }) })));
     order.forEach((name, i) => assert.equal(mixed[i], single.get(name), name));
     // Two jobs of different methods at once, beside requests of a third.
@@ -173,6 +173,7 @@ test("saved = loaded, bit for bit; base and other slots stay as they were; train
     ia3: 2 * (kv + kv + ffn),
     parallel: 2 * 8 * (q + d + ffn + d),
     series: 2 * 8 * (d + d + d + d),
+    hydra: 2 * 8 * (q + 3 * d + ffn + 3 * d),
   };
   for (const method of every) {
     let trainable = 0;
@@ -378,6 +379,56 @@ test("the planner counts what the compiler builds: published shapes, and a bundl
   for (const method of ["lora", "s2ft"]) {
     assert.is(of(planned, method).savedBytes, 10 * 2 * manifest.saved[method]!.bytes.all, method);
     assert.is(of(planned, method).boundaryBytes, 10 * 2 * manifest.saved[method]!.bytes.boundary, method);
+  }
+});
+test("ternary files: as many signs as asked for, one magnitude, exact there and back, a tenth of the bytes; a cut file is refused", async () => {
+  await using engine = await engineOf(configs.even, all("wasm"));
+  const prompt = idsOf("ternary", 30, vocab);
+  const logits = async (adapter?: string): Promise<number[]> => (await engine.score(prompt, { logits: true, ...(adapter && { adapter }) })).logits!.flatMap((r) => [...r]);
+  for (const method of ["lora", "s2ft"]) {
+    await (await engine.finetune({ ...jobOf(method), steps: 4 })).done;
+    const dir = scratch();
+    const errors: number[] = [];
+    for (const density of [0.05, 0.2, 1]) {
+      const told = await engine.adapters.get(method).compress(`${dir}/${density}`, { density });
+      errors.push(told.error);
+      assert.is(statSync(`${dir}/${density}/adapter_model.ternary`).size, told.bytes);
+      await engine.adapters.load(`t${density}`, `${dir}/${density}`);
+      const of = (name: string) => engine.core.adapters.find(name).content;
+      const dense = (name: string): number[] => {
+        const { weights } = writeAdapter(of(name), engine.manifest, engine.core.device.plan);
+        return parseHeader(weights, weights.length, "x").tensors.flatMap((t) => (t.dtype === "F32" ? [...decode(weights.subarray(t.start, t.end), "F32", t.name)] : []));
+      };
+      const [was, is] = [dense(method), dense(`t${density}`)];
+      const nonzero = is.filter((x) => x !== 0);
+      assert.is(nonzero.length, Math.round(density * was.length), "numbers kept");
+      assert.is(new Set(nonzero.map(Math.abs)).size, 1, "one magnitude");
+      const least = Math.min(...was.filter((_, i) => is[i] !== 0).map(Math.abs));
+      was.forEach((x, i) => {
+        if (is[i] === 0) assert.ok(Math.abs(x) <= least, "the largest are kept");
+        else if (x !== 0) assert.is(Math.sign(x), Math.sign(is[i]!), "signs are kept");
+      });
+      const difference = Math.sqrt(was.reduce((n, x, i) => n + (x - is[i]!) ** 2, 0) / was.reduce((n, x) => n + x * x, 0));
+      assert.ok(Math.abs(difference - told.error) < 1e-5, `told ${told.error}, is ${difference}`);
+      if (density === 0.05) assert.ok(told.ratio > 8, `ratio ${told.ratio}`);
+      // Once more changes nothing.
+      await engine.adapters.get(`t${density}`).compress(`${dir}/again`, { density });
+      assert.equal(readFileSync(`${dir}/again/adapter_model.ternary`), readFileSync(`${dir}/${density}/adapter_model.ternary`));
+      engine.adapters.remove(`t${density}`);
+    }
+    assert.ok(errors[1]! < errors[0]!, "more numbers, less error");
+    const path = `${dir}/0.2/adapter_model.ternary`;
+    writeFileSync(path, readFileSync(path).subarray(0, -20));
+    const base = await logits();
+    assert.is(await engine.adapters.load("cut", `${dir}/0.2`).catch((e: WeftError) => e.code), "WEFT_ADAPTER");
+    assert.is(
+      await engine.adapters
+        .get(method)
+        .compress(dir, { density: 0 })
+        .catch((e: WeftError) => e.code),
+      "WEFT_OPTION",
+    );
+    assert.equal(await logits(), base);
   }
 });
 test.run();
