@@ -17,7 +17,7 @@ for (const name of ["odd", "even"] as const)
     const ref = reference[name];
     const rows = batchOf(vocab);
     const common = { data: rows, batchSize: 5, shuffle: false, weightDecay: 0.01, learningRate: 1e-3, maxGradNorm: 1 } as const;
-    const steps = 20;
+    const steps = target === "wasm" || name === "even" ? 20 : 4;
 
     test(`${name} on ${target}: logits, LoRA gradients and ${steps} AdamW steps`, async () => {
       await using engine = await engineOf(config, { targets: [target] });
