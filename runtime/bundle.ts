@@ -3,7 +3,7 @@ export { type ErrorCode, type ErrorFields, WeftError } from "./errors.ts";
 export * from "./safetensors.ts";
 
 export const BUNDLE_FORMAT = "weft-bundle";
-export const BUNDLE_VERSION = 1;
+export const BUNDLE_VERSION = 2;
 
 export interface FileEntry {
   readonly bytes: number;

@@ -6,7 +6,7 @@ import type { TrainState } from "../runtime/trainer.ts";
 import { parseJson, readFileOr, writeFolder } from "./files.ts";
 
 interface Saved {
-  readonly version: 1;
+  readonly version: 2;
   readonly base: string;
   readonly target: string;
   readonly options: unknown;
@@ -27,7 +27,7 @@ export async function saveCheckpoint(dir: string, state: TrainState, base: strin
   put("adapter", state.adapter?.tensors);
   put("best", state.best?.adapter?.tensors);
   const json: Saved = {
-    version: 1,
+    version: 2,
     base,
     target,
     options,
@@ -46,7 +46,7 @@ export async function loadCheckpoint(dir: string, base: string, target: string, 
   const refuse = (what: string, expected: string, found: string): never => {
     throw new WeftError({ code: "WEFT_CONFLICT", where: `${dir}: ${what}`, expected, found, hint: "resume with the bundle, device and options of the checkpoint" });
   };
-  if (json.version !== 1) refuse("version", "1", String(json.version));
+  if (json.version !== 2) refuse("version", "2", String(json.version));
   if (json.base !== base) refuse("base", base.slice(0, 12), String(json.base).slice(0, 12));
   if (json.target !== target) refuse("target", target, json.target);
   if (JSON.stringify(json.options) !== JSON.stringify(options)) refuse("options", JSON.stringify(json.options), JSON.stringify(options));
