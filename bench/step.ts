@@ -110,7 +110,7 @@ export async function main(args: string[]): Promise<void> {
 
   // Co-serving: the same inference and the same fine-tuning alone, then together.
   const load16 = 8;
-  const streamTokens = software ? 16 : 150;
+  const streamTokens = 150;
   const coSteps = software ? 1 : 6;
   const gains: number[] = [];
   const p50: number[] = [];

@@ -12,8 +12,8 @@ export function coserve(budget: i32, idle: i32): void {
   let used: i32 = 0;
   // Decode rows (one token left) before prompt chunks.
   for (let s: i32 = nextInference(-1); s >= 0; s = nextInference(s)) if (remaining(s) == 1) used += grant(s, 1);
-  // However many decode, prompts go on by half a budget a step.
-  const prefill: i32 = used + max(budget - used, budget / 2);
+  // However many decode, prompts go on by half a budget a step; where none does, nobody waits for the next token and a step may be as long as an idle one.
+  const prefill: i32 = used > 0 ? used + max(budget - used, budget / 2) : max(budget, idle);
   for (let s: i32 = nextInference(-1); s >= 0 && used < prefill; s = nextInference(s)) if (remaining(s) > 1) used += grant(s, min(prefill - used, remaining(s)));
 
   let waiting: bool = nextTraining(-1) >= 0;
