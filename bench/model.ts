@@ -3,24 +3,17 @@ import { existsSync, mkdirSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { encodeSafetensors } from "../sdk/index.ts";
-import { type Config, tensorsOf } from "../tests/support/tiny.ts";
+import { type Config, even, tensorsOf } from "../tests/support/tiny.ts";
 
 export const random: Config = {
-  model_type: "llama",
+  ...even,
   hidden_size: 256,
   num_hidden_layers: 6,
-  num_attention_heads: 4,
-  num_key_value_heads: 2,
   head_dim: 64,
   intermediate_size: 688,
   vocab_size: 2048,
   max_position_embeddings: 512,
-  rms_norm_eps: 1e-5,
-  rope_theta: 10000,
-  tie_word_embeddings: true,
-  attention_bias: false,
-  mlp_bias: false,
-  hidden_act: "silu",
+  eos_token_id: null,
 };
 /** A folder with random weights of a shape (by default 6 × 256), written once. */
 export function randomModel(config: Config = random): string {

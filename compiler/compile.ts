@@ -167,7 +167,7 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
     train,
     capacities,
     sites: programs.sites,
-    methods: Object.fromEntries(methods.map(({ capacity: _c, tensors: _t, input: _i, output: _o, rowNorms: _r, ...entry }) => [entry.name, entry])),
+    methods: Object.fromEntries(methods.map(({ capacity: _c, tensors: _t, input: _i, output: _o, rowNorms: _r, calibrates: _s, ...entry }) => [entry.name, entry])),
     branches: programs.branches.map((b) => ({ index: b.index, method: b.method.name, site: b.site.index, capacity: b.capacity, tensors: b.tensors })),
     saved: Object.fromEntries(train.map((cls) => [cls, { fields: fieldsOf(cls), bytes: programs.saved[cls]!.bytes }])),
     checkpoint,

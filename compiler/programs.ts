@@ -131,6 +131,18 @@ function correspond(part: Value, whole: Value, unwrap: (v: Value) => Value | nul
   return (v) => values.get(valueKey(v)) ?? { node: nodes.get(v.node)!, index: v.index, type: v.type };
 }
 
+/** The unit that only looks: `sums` over a layer rebuilt from what every adapter in training keeps of it, h_in and the attention's output. */
+function calibration(sums: readonly Value[], h: Value, out: Value, kept: (name: string, cols: number) => Value): GraphProgram {
+  const attend = toposort([out]).find((n) => n.op === "attend")!;
+  const replace = new Map([[valueKey(attend.ins[1]!), attend.ins[1]!.node.ins[0]!]]);
+  const edges: [Value, string][] = [
+    [h, "h_in"],
+    [{ node: attend, index: 0, type: attend.outs[0]! }, attend.label],
+  ];
+  for (const [v, name] of edges) replace.set(valueKey(v), gatherRows(kept(name, (v.type as Rows).cols), "save_row", "W"));
+  return { name: `backward.${CALIBRATE}.boundary`, region: "layer", block: "unit", roots: substitute(sums, replace), homes: [] };
+}
+
 export function buildPrograms(
   model: Model,
   c: Capacities,
@@ -270,25 +282,16 @@ export function buildPrograms(
     });
     if (cls === "full") graphs.push({ name: "embed_backward.full", region: "outer", block: "unit", roots: [scatterRows(gatherRows(dh, "save_row", "W"), table)], homes: [] });
   }
-  const statistics = train.includes("s2ft")
+  const statistics = methods.some((m) => m.calibrates && train.includes(m.name))
     ? sites.filter((s) => s.coupling?.axis === "in").map((s) => ({ name: `calibrate.${s.coupling!.group}`, group: s.coupling!.group, channels: s.inFeatures, module: s.module }))
     : [];
   if (statistics.length) {
-    const unit = build("W", []);
-    const order = toposort([unit.out]);
-    const attendNode = order.find((n) => n.op === "attend")!;
-    const kv = attendNode.ins[1]!;
-    const stats = statistics.map((s) => {
-      const x = unit.b.entries.get(s.module)!;
+    const { b, h, out } = build("W", []);
+    const sums = statistics.map((s) => {
+      const x = b.entries.get(s.module)!;
       return colSum(mul(x, x), input(region, s.name, { kind: "vector", n: s.channels }));
     });
-    const replace = new Map<string, Value>([[valueKey(kv), kv.node.ins[0]!]]);
-    const edges: [Value, string][] = [
-      [unit.h, "h_in"],
-      [{ node: attendNode, index: 0, type: attendNode.outs[0]! }, attendNode.label],
-    ];
-    for (const [v, label] of edges) replace.set(valueKey(v), gatherRows(field(`adapter.${label}`, (v.type as Rows).cols), "save_row", "W"));
-    graphs.push({ name: `backward.${CALIBRATE}.boundary`, region: "layer", block: "unit", roots: substitute(stats, replace), homes: [] });
+    graphs.push(calibration(sums, h, out, (name, cols) => field(`adapter.${name}`, cols)));
   }
   graphs.push({ name: "forward", region: "layer", block: "step", roots: [...shared.values(), ...own, fwd.out], homes: [{ value: fwd.out, name: "h" }] });
   return { layerParams: fwd.b.params, outerParams: outer.params, sites, branches, statistics, graphs, saved, headWeight };

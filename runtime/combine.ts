@@ -1,4 +1,4 @@
-/** Weighted sums of adapters as one adapter, exactly: factors are concatenated, selections are united (S-LoRA's batch, S2FT §3.4). */
+/** Weighted sums of adapters as one adapter, exactly: factors are concatenated, selections are united. */
 import { type Manifest, type TargetPlan, WeftError } from "./bundle.ts";
 import { type AdapterContent, type BranchState, defaultConfig, placeOf, readSelection, writeSelection } from "./content.ts";
 import { asLowRank } from "./lowrank.ts";

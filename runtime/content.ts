@@ -66,7 +66,7 @@ export function resolveBranches(manifest: Manifest, config: AdapterConfig, rankO
       where: "method",
       expected: Object.keys(manifest.methods).join(", ") || "a bundle compiled for adapters",
       found: config.method,
-      hint: `compile with --method ${config.method}`,
+      hint: `compile with --methods ${config.method}`,
     });
   let regex: RegExp | null = null;
   if (typeof targetModules === "string" && targetModules !== "all-linear") {
@@ -139,7 +139,7 @@ export type ChannelScores = (what: "weight" | "activation" | "row", layer: numbe
 
 /**
  * Channels of a site: the first of one ranking that all matrices of its coupled group share, so that an adapter's rows of gate and up and columns of
- * down are the same channels. Ascending.
+ * down are the same channels (under grouped queries v, which has fewer heads than o, has a ranking of its own). Ascending.
  */
 async function chooseChannels(site: SiteEntry, layer: number, rank: number, selector: Selector, seed: number, scores: ChannelScores): Promise<number[]> {
   const { group, axis, unit } = site.coupling!;

@@ -339,6 +339,10 @@ export class Engine {
         (layer, name, values) => addDeltas(values, deltas.get(`${layer} ${name}`) ?? []),
       );
       this.merged = generation?.ref ?? null;
+    } catch (e) {
+      // Some weights may be new and some old: nothing right could be computed with them.
+      this.fail(e);
+      throw e;
     } finally {
       this.exclusive = false;
     }

@@ -470,6 +470,8 @@ export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>
   for (const j of running)
     if (!j.finished && j.name === o.name)
       throw new WeftError({ code: "WEFT_CONFLICT", where: `job ${o.name}`, expected: "a name no running job has", found: "one that is running" });
+  if (o.from && o.from.config.method !== o.method)
+    throw new WeftError({ code: "WEFT_OPTION", where: "from", expected: `an adapter of method ${o.method}`, found: `one of method ${o.from.config.method}` });
   if (engine.merged)
     throw new WeftError({
       code: "WEFT_CONFLICT",

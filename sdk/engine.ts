@@ -44,7 +44,7 @@ export interface Piece extends TokenEvent {
 }
 export interface FinetuneOptions {
   readonly name: string;
-  /** An adapter method that the bundle was compiled to train (`lora`, `s2ft`, …), or `full`. Default: the first of the bundle. */
+  /** An adapter method that the bundle was compiled to train (`lora`, `s2ft`, …), or `full`. Default: that of `from`, else the first of the bundle. */
   readonly method?: string;
   /** A JSONL file, or rows. */
   readonly data: string | readonly DataRow[];
@@ -253,7 +253,7 @@ export class Engine {
   async finetune(o: FinetuneOptions): Promise<Job> {
     if (!/^[\w.-]+$/.test(o.name ?? ""))
       throw new WeftError({ code: "WEFT_OPTION", where: "name", expected: "letters, digits, dots, dashes or underscores", found: String(o.name) });
-    const method = o.method ?? this.manifest.train[0] ?? "lora";
+    const method = o.method ?? (o.from ? this.core.adapters.find(o.from).content.config.method : (this.manifest.train[0] ?? "lora"));
     const rows = await this.rows(o.data, "data");
     const evalRows = o.evalData ? await this.rows(o.evalData, "evalData") : undefined;
     const adapter: Partial<Record<keyof AdapterConfig, unknown>> = {};

@@ -3,6 +3,7 @@
  * keys are called; S2FT, which PEFT has not, is kept in the same two files (`peft_type: "S2FT"`).
  */
 import {
+  type BranchEntry,
   type BranchTensor,
   decode,
   encode,
@@ -83,9 +84,12 @@ function readConfig(json: Json, manifest: Manifest, where: string): Read {
     fail(`${where}: init_lora_weights`, "an adapter of the original base", init, "WEFT_ADAPTER", "convert it to an ordinary LoRA with peft first");
   const target = json.target_modules;
   if (typeof target !== "string" && !Array.isArray(target)) fail(`${where}: target_modules`, "a list of modules, a regular expression or all-linear", JSON.stringify(target));
+  // Lists of modules matter as far as they are adapted.
+  const targeted = (v: unknown): unknown => (Array.isArray(v) && Array.isArray(target) ? v.filter((m) => target.includes(m)).sort() : v);
   // What a method's files always say is what it computes.
   for (const [key, v] of Object.entries(method.fixed))
-    if (key in json && key in meaning && JSON.stringify(json[key]) !== JSON.stringify(v)) fail(`${where}: ${key}`, JSON.stringify(v), JSON.stringify(json[key]));
+    if (key in json && key in meaning && JSON.stringify(targeted(json[key])) !== JSON.stringify(targeted(v)))
+      fail(`${where}: ${key}`, JSON.stringify(v), JSON.stringify(json[key]));
   // PEFT's own defaults where they differ from weft's.
   const config: Record<string, unknown> = { ...defaultConfig(manifest, method.name), alpha: 8, targetModules: target };
   for (const [key, field] of Object.entries(method.config)) {
@@ -130,9 +134,11 @@ export function readAdapter(json: Json, file: Uint8Array, manifest: Manifest, pl
   const byName = new Map(parseHeader(file, file.length, name).tensors.map((t): [string, TensorInfo] => [t.name, t]));
   const excluded = (p: string): boolean => (typeof exclude === "string" ? new RegExp(`^(?:${exclude})$`).test(p) : (exclude ?? []).some((t) => p === t || p.endsWith(`.${t}`)));
   // Methods without a rank of their own keep as many rows as the file has.
-  const selection = method.lowRank === "selection";
-  const fromFile = (path: string): number | null => byName.get(`${PREFIX}${path}.s2ft_index`)?.shape[0] ?? null;
-  const all = resolveBranches(manifest, config, selection ? fromFile : undefined);
+  const fromFile = (path: string, b: BranchEntry): number | null => {
+    const chosen = b.tensors.find((t) => t.shape === "selection")!;
+    return byName.get(`${PREFIX}${path}.${chosen.key}`)?.shape[0] ?? null;
+  };
+  const all = resolveBranches(manifest, config, method.lowRank === "selection" ? fromFile : undefined);
   const branches = all.map((layer, l) =>
     layer.map((s, i) => ((layers && !layers.includes(l)) || excluded(modulePath(l, siteOf(manifest, manifest.branches[i]!))) ? { rank: 0, alpha: 0, scale: 0 } : s)),
   );

@@ -1,5 +1,5 @@
 /**
- * Ternary adapters (ComPEFT, Yadav et al. 2023, §2): of all trained numbers the largest by magnitude are kept as signs with one common magnitude; their
+ * Ternary adapters (ComPEFT, Yadav et al. 2023): of all trained numbers the largest by magnitude are kept as signs with one common magnitude; their
  * places are gaps in Rice code (Golomb's with a power of two). Selections of channels are kept as they are.
  *
  *   file: "WEFT3" · u32 length of the JSON header · header · bit stream (gap: unary quotient, b low bits; then the sign), most significant bit first

@@ -186,6 +186,14 @@ test("saved = loaded, bit for bit; base and other slots stay as they were; train
     await engine.adapters.load(`${method}-copy`, dir);
     assert.equal(await logits(`${method}-copy`), await logits(method), method);
     assert.is.not((await logits(method))[5], base[5]);
+    const other = method === "lora" ? "s2ft" : "lora";
+    assert.is(
+      await engine.finetune({ ...jobOf(other), name: "wrong", dropout: 0, from: method }).catch((e: WeftError) => `${e.code} ${e.where}`),
+      "WEFT_OPTION from",
+      "an adapter of another method",
+    );
+    if (method !== "lora")
+      assert.is(await (await engine.finetune({ ...jobOf(method), name: "drop", dropout: 0.5 })).done.catch((e: WeftError) => `${e.code} ${e.where}`), "WEFT_OPTION dropout");
   }
   assert.equal(await logits(), base);
 });

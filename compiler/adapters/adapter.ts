@@ -20,6 +20,8 @@ export interface AdapterMethod extends MethodEntry {
   /** Most rows its tensors can have at a site; 0 where it has no branch. `sites` are all linear sites of a layer. */
   readonly capacity: (site: SiteSpec, sites: readonly SiteSpec[], c: Capacities) => number;
   readonly tensors: (site: SiteSpec, capacity: number) => readonly BranchTensor[];
+  /** Do its jobs look at activations before they start? */
+  readonly calibrates?: true;
   /** Tensors of this branch from which a kernel makes `out` = 1 / ‖row of (W + s·Bᵀ·A)‖₂ whenever they change. */
   readonly rowNorms?: { readonly a: string; readonly b: string; readonly out: string };
   /** The site's new input, for methods that change it. */

@@ -36,6 +36,7 @@ export const s2ft: AdapterMethod = {
   rank: null,
   lowRank: "selection",
   dropout: false,
+  calibrates: true,
   config: { selector: "selector" },
   fixed: { class: "indexed" },
   capacity,
