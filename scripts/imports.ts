@@ -2,6 +2,7 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { dirname, join, relative, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
+import ts from "typescript";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
 /** folder → what it may import, as path prefixes. */
@@ -42,9 +43,8 @@ export function violations(): string[] {
   for (const [folder, may] of Object.entries(allowed))
     for (const path of sources(folder)) {
       const text = readFileSync(join(root, path), "utf8");
-      for (const m of text.matchAll(/(?:from|import)\s*\(?\s*"([^"]+)"/g)) {
-        const spec = m[1]!;
-        const dynamic = m[0].startsWith("import") && m[0].includes("(");
+      for (const { fileName: spec } of ts.preProcessFile(text, true, true).importedFiles) {
+        const dynamic = text.includes(`import("${spec}")`);
         if (spec.startsWith("node:")) {
           if (folder !== "examples" && !nodeFiles.has(path)) out.push(`${path}: imports ${spec}`);
           continue;
