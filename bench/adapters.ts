@@ -25,8 +25,12 @@ async function publish(engine: Engine, n: number): Promise<void> {
   const { factors, slotWords } = core.device.plan;
   for (let i = 0; i < n; i++) {
     const kind = kinds[i % kinds.length]!;
-    const content = await initialContent(manifest, factors, slotWords, { ...defaultConfig(manifest, kind.method!), ...kind }, i, () => {
-      throw new Error("random selections need no scores");
+    const content = await initialContent(manifest, factors, slotWords, { ...defaultConfig(manifest, kind.method!), ...kind }, i, {
+      scores: () => Promise.reject(new Error("random selections need no scores")),
+      matrix: () => Promise.reject(new Error("random selections need no weights")),
+      tuned: null,
+      taken: () => new Set(),
+      embedding: () => Promise.reject(new Error("no tokens of their own")),
     });
     // Zero tensors are moved off zero, so that nothing is skipped for being nothing.
     for (const f of factors) {
@@ -111,7 +115,7 @@ export async function main(args: string[]): Promise<void> {
   rows.push(["16 adapters, one batch per adapter", ((n * newTokens * 1000) / perAdapter).toFixed(0), ((n * newTokens * 1000) / perAdapter / one).toFixed(2), "", ""]);
   let switches = 0;
   let swapping = 0;
-  const mergeable = [...groups].filter(([a]) => engine.manifest.methods[engine.core.adapters.find(a).content.config.method]!.lowRank !== null);
+  const mergeable = [...groups].filter(([a]) => engine.manifest.methods[engine.core.adapters.find(a).content.config.method]!.form !== null);
   const served = mergeable.reduce((k, [, g]) => k + g.length, 0);
   const [merged] = await timed(async () => {
     for (const [a, g] of mergeable) {

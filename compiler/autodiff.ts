@@ -4,7 +4,7 @@
  */
 import { add, colSum, isInput, linearT, type Node, opOf, pairsOf, rowSum, type Type, toposort, type Value, valueKey } from "../ops/index.ts";
 
-/** Cotangents of `wanted` (inputs of the region) given cotangents `seeds` of some of its values. */
+/** Cotangents of `wanted` (inputs of the region, or values inside it) given cotangents `seeds` of some of its values. */
 export function vjp(seeds: readonly (readonly [Value, Value])[], wanted: readonly Value[]): Map<string, Value> {
   const roots = seeds.map(([y]) => y);
   const order = toposort(roots);
@@ -33,10 +33,10 @@ export function vjp(seeds: readonly (readonly [Value, Value])[], wanted: readonl
       return list ? sum(list, type) : null;
     });
     if (douts.every((d) => d === null)) continue;
-    if (isInput({ node, index: 0, type: node.outs[0]! })) {
-      if (wantedKeys.has(`${node.id}.0`)) grads.set(`${node.id}.0`, douts[0]!);
-      continue;
-    }
+    douts.forEach((d, i) => {
+      if (d && wantedKeys.has(`${node.id}.${i}`)) grads.set(`${node.id}.${i}`, d);
+    });
+    if (isInput({ node, index: 0, type: node.outs[0]! })) continue;
     const op = opOf(node.op);
     if (!op.grad) throw new Error(`${node.op} (${node.label}) has no gradient`);
     op.grad(node, douts).forEach((thunk, k) => {

@@ -7,23 +7,27 @@ import {
   encode,
   type LaunchEntry,
   type Manifest,
+  type MethodEntry,
   type ProgramEntry,
   type TargetPlan,
   type TensorData,
   type TensorEntry,
   WeftError,
 } from "../runtime/bundle.ts";
+import { writeFolder } from "../runtime/folder.ts";
+import type { AdapterMethod } from "./adapters/adapter.ts";
 import { adapterMethods } from "./adapters/index.ts";
 import { compileAssembly } from "./emit/asc.ts";
 import { emitLaunchAs, prelude } from "./emit/assemblyscript.ts";
 import { emitHost, policies } from "./emit/host.ts";
 import { emitLaunchWgsl, gridOf } from "./emit/wgsl.ts";
-import { exists, readText, sha256, writeFolder } from "./files.ts";
+import { exists, readText, sha256 } from "./files.ts";
 import { fuse, type Launch } from "./fuse.ts";
 import { type AnyBody, isUpdate, type KernelEnv, type RowNorms, type UpdateBody } from "./kernel.ts";
 import { tensorName } from "./layers.ts";
 import { type BlockKind, blockLayouts, headerWords, TRAIN_BIT } from "./metadata.ts";
 import { models } from "./models/index.ts";
+import type { Model } from "./models/model.ts";
 import { addresser, align, checkLimits, type Layout, layoutOf, placeValues } from "./plan.ts";
 import { buildPrograms, type GraphProgram, type Programs, type TrainClass } from "./programs.ts";
 import { type Capacities, checkCapacities, defaultCapacities, type Target, targets } from "./target.ts";
@@ -38,6 +42,8 @@ export interface CompileOptions {
   readonly methods?: readonly string[];
   readonly format?: "f32" | "f16";
   readonly policy?: string;
+  /** S2FT's class `permuted`: the channels that its adapters train, which the device then keeps first (`weft compile --calibrate` chooses them). */
+  readonly selection?: NonNullable<Manifest["selection"]>;
   readonly capacities?: Partial<Capacities>;
   /** Off: every node is a kernel of its own. Same bits, more launches. */
   readonly fuse?: boolean;
@@ -75,6 +81,7 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
   const names = [...new Set([...(options.methods ?? (train.includes("full") && train.length === 1 ? [] : ["lora"])), ...train.filter((t) => t !== "full")])];
   for (const n of names) if (!adapterMethods[n]) throw new WeftError({ code: "WEFT_OPTION", where: "adapter method", expected: Object.keys(adapterMethods).join(", "), found: n });
   const methods = names.map((n) => adapterMethods[n]!);
+  const selection = checkSelection(options.selection ?? null, model, names);
   const programs = buildPrograms(model, capacities, { format, methods, train, scope: `m${++scopes}` });
   for (const g of programs.graphs) verify(g);
   const launches = new Map(programs.graphs.map((g) => [g.name, fuse(g.roots, { fuse: options.fuse ?? true, homes: g.homes })]));
@@ -154,6 +161,7 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
       heads: model.heads,
       kvHeads: model.kvHeads,
       headDim: model.headDim,
+      ffn: model.ffn,
       vocab: model.vocab,
       context: model.context,
       tied: model.tied,
@@ -163,11 +171,12 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
       inverseFrequencies: model.inverseFrequencies,
       parameters: model.layers * perLayer + programs.outerParams.reduce((n, p) => n + p.n * p.k, 0),
     },
+    selection,
     policy,
     train,
     capacities,
     sites: programs.sites,
-    methods: Object.fromEntries(methods.map(({ capacity: _c, tensors: _t, input: _i, output: _o, rowNorms: _r, calibrates: _s, ...entry }) => [entry.name, entry])),
+    methods: Object.fromEntries(methods.map((m) => [m.name, methodEntry(m, model)])),
     branches: programs.branches.map((b) => ({ index: b.index, method: b.method.name, site: b.site.index, capacity: b.capacity, tensors: b.tensors })),
     saved: Object.fromEntries(train.map((cls) => [cls, { fields: fieldsOf(cls), bytes: programs.saved[cls]!.bytes }])),
     checkpoint,
@@ -183,11 +192,39 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
   return { manifest, files, graphs: programs };
 }
 let scopes = 0;
+/** A selection names distinct channels of every layer, and is there when a method needs it. */
+function checkSelection(selection: Manifest["selection"], model: Model, methods: readonly string[]): Manifest["selection"] {
+  const permuted = methods.includes("s2ft_permuted");
+  if (permuted !== (selection !== null))
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "selection",
+      expected: permuted ? "the channels that s2ft_permuted trains" : "the method s2ft_permuted, which trains them",
+      found: permuted ? "none" : methods.join(", "),
+      hint: "weft compile --calibrate DATA chooses them",
+    });
+  if (!selection) return null;
+  if (selection.layers.length !== model.layers)
+    throw new WeftError({ code: "WEFT_OPTION", where: "selection", expected: `${model.layers} layers`, found: String(selection.layers.length) });
+  selection.layers.forEach((layer, l) => {
+    for (const [name, list, all] of [
+      ["ffn", layer.ffn, model.ffn],
+      ["groups", layer.groups, model.kvHeads],
+    ] as const)
+      if (new Set(list).size < list.length || list.some((c) => !Number.isInteger(c) || c < 0 || c >= all))
+        throw new WeftError({ code: "WEFT_OPTION", where: `selection, layer ${l}: ${name}`, expected: `distinct numbers below ${all}`, found: JSON.stringify(list) });
+  });
+  return selection;
+}
+function methodEntry(m: AdapterMethod, model: Model): MethodEntry {
+  const { at: _a, capacity: _c, tensors: _t, input: _i, output: _o, cache: _k, rowNorms: _r, calibrates: _s, fixed, ...entry } = m;
+  return { ...entry, fixed: typeof fixed === "function" ? fixed(model) : fixed };
+}
 
 /** Compile and write a bundle folder; the old one, if any, is replaced as a whole. */
 export async function compileTo(folder: string, out: string, options: CompileOptions = {}): Promise<Manifest> {
   const { manifest, files } = await compile(folder, options);
-  writeFolder(out, files);
+  await writeFolder(out, files);
   return manifest;
 }
 

@@ -29,7 +29,7 @@ export interface Stat {
   readonly reduce: "sum" | "max";
   readonly expr: Expr;
 }
-export type Skeleton = "map" | "row" | "linear" | "linear_t" | "shrink" | "outer" | "col_sum" | "scatter_rows" | "attend" | "attend_dq" | "attend_dkv";
+export type Skeleton = "map" | "row" | "linear" | "linear_t" | "shrink" | "outer" | "col_sum" | "sampled" | "scatter_rows" | "attend" | "attend_dq" | "attend_dkv";
 export interface Body {
   readonly name: string;
   readonly skeleton: Skeleton;
@@ -222,8 +222,8 @@ export function fuse(roots: readonly Value[], options: { fuse: boolean; homes?: 
     const memo = new Map<string, Expr>();
     const reads = new Map<string, Value>();
     const touch = (e: Expr): void => {
-      if (e.e === "load" || e.e === "expand") {
-        const vs = e.e === "load" ? [e.value] : [e.u, e.factor];
+      if (e.e === "load" || e.e === "expand" || e.e === "sparse") {
+        const vs = e.e === "load" ? [e.value] : e.e === "expand" ? [e.u, e.factor] : [e.x, e.values, e.index];
         for (const v of vs) {
           reads.set(valueKey(v), v);
           if (!isInput(v)) needed.add(valueKey(v));

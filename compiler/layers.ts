@@ -1,7 +1,7 @@
 /** What model files share: named parameters, adapter sites, attention. A site declares itself while the model is being built. */
 import { add, attend, type Domain, type Format, input, kvWrite, linear, rmsNorm, rope, sameValue, type Type, type Value, valueKey } from "../ops/index.ts";
-import type { BranchTensor } from "../runtime/bundle.ts";
-import type { AdapterMethod } from "./adapters/adapter.ts";
+import type { BranchTensor, ChannelAxis } from "../runtime/bundle.ts";
+import type { AdapterMethod, BranchContext } from "./adapters/adapter.ts";
 
 export interface ParamSpec {
   /** Name inside its region: `self_attn.q_proj.weight`. */
@@ -22,12 +22,22 @@ export interface Coupling {
 }
 export interface SiteSpec {
   readonly index: number;
+  /** A linear layer; what enters the layer; the keys and values that enter the cache. */
+  readonly kind: SiteKind;
   /** Module path inside the layer: `self_attn.q_proj`. */
   readonly module: string;
   readonly inFeatures: number;
   readonly outFeatures: number;
+  readonly axes: { readonly in: ChannelAxis | null; readonly out: ChannelAxis | null };
   readonly coupling: Coupling | null;
 }
+/** What a linear layer's channels are: the axes they run over, and who shares them. */
+export interface SiteRole {
+  readonly in?: ChannelAxis;
+  readonly out?: ChannelAxis;
+  readonly coupling?: Coupling;
+}
+export type SiteKind = "linear" | "entry" | "cache";
 /** One adapter method at one site. */
 export interface BranchSpec {
   readonly index: number;
@@ -43,8 +53,9 @@ export const tensorName = (b: BranchSpec, tensor: string): string => `${b.site.m
 export class RegionBuilder {
   readonly params: ParamSpec[] = [];
   readonly sites: SiteSpec[] = [];
-  /** What enters each site's matrix. */
+  /** What enters and what leaves each linear site's matrix. */
   readonly entries = new Map<string, Value>();
+  readonly exits = new Map<string, Value>();
   /** What a branch made of a value: for rows whose slot lacks the branch the two are equal, bit for bit. */
   readonly wrapped = new Map<string, { readonly before: Value; readonly method: string }>();
   constructor(
@@ -65,35 +76,58 @@ export class RegionBuilder {
   norm(x: Value, name: string, eps: number): Value {
     return rmsNorm(x, this.vector(name, (x.type as Type & { kind: "rows" }).cols), eps);
   }
+  /** Declare an adapter site; its branches in this build, each able to change a value. */
+  private site(kind: SiteKind, module: string, inFeatures: number, outFeatures: number, role: SiteRole, bias: Value | null = null) {
+    this.sites.push({ index: this.sites.length, kind, module, inFeatures, outFeatures, axes: { in: role.in ?? null, out: role.out ?? null }, coupling: role.coupling ?? null });
+    return this.branches
+      .filter((b) => b.site.module === module)
+      .map((b) => ({
+        method: b.method,
+        through: (before: Value, change: (c: BranchContext) => Value): Value => {
+          const tensor = (name: string): Value => {
+            const t = b.tensors.find((s) => s.name === name)!;
+            return input(this.region, tensorName(b, name), { kind: "factor", rows: t.rows === "rank" ? b.capacity : 1, cols: t.cols, branch: b.index });
+          };
+          const after = change({ branch: b.index, site: b.site, tensor, bias });
+          if (!sameValue(after, before)) this.wrapped.set(valueKey(after), { before, method: b.method.name });
+          return after;
+        },
+      }));
+  }
+  /** What enters the layer, as the branches there leave it. */
+  entry(h: Value): Value {
+    const { cols } = h.type as Type & { kind: "rows" };
+    let x = h;
+    for (const b of this.site("entry", "hidden", cols, cols, {})) x = b.through(x, (c) => b.method.input!(x, c));
+    return x;
+  }
   /** A linear layer and its adapter site: y = x·Wᵀ (+ bias), between the branches that change its input and those that change its output. */
-  linear(x: Value, module: string, outFeatures: number, bias: boolean, coupling: Coupling | null = null): Value {
+  linear(x: Value, module: string, outFeatures: number, bias: boolean, role: SiteRole = {}): Value {
     const inFeatures = (x.type as Type & { kind: "rows" }).cols;
-    this.sites.push({ index: this.sites.length, module, inFeatures, outFeatures, coupling });
-    const here = this.branches.filter((b) => b.site.module === module);
-    const through = (b: BranchSpec, before: Value, change: (c: Parameters<NonNullable<AdapterMethod["input"]>>[1]) => Value): Value => {
-      const tensor = (name: string): Value => {
-        const t = b.tensors.find((s) => s.name === name)!;
-        return input(this.region, tensorName(b, name), { kind: "factor", rows: t.rows === "rank" ? b.capacity : 1, cols: t.cols, branch: b.index });
-      };
-      const after = change({ branch: b.index, site: b.site, tensor, bias: offset });
-      if (!sameValue(after, before)) this.wrapped.set(valueKey(after), { before, method: b.method.name });
-      return after;
-    };
     const weight = this.weight(`${module}.weight`, outFeatures, inFeatures);
     const offset = bias ? this.vector(`${module}.bias`, outFeatures) : null;
+    const here = this.site("linear", module, inFeatures, outFeatures, role, offset);
     let entry = x;
-    for (const b of here) if (b.method.input) entry = through(b, entry, (c) => b.method.input!(entry, c));
+    for (const b of here) if (b.method.input) entry = b.through(entry, (c) => b.method.input!(entry, c));
     this.entries.set(module, entry);
     let y = linear(entry, weight, module);
+    this.exits.set(module, y);
     if (offset) y = add(y, offset);
-    for (const b of here) if (b.method.output) y = through(b, y, (c) => b.method.output!(x, y, c));
+    for (const b of here) if (b.method.output) y = b.through(y, (c) => b.method.output!(x, y, c));
     return y;
   }
   /** Causal attention of q over the paged cache after appending k and v. */
   attention(q: Value, k: Value, v: Value, shape: { heads: number; kvHeads: number; headDim: number; positions: number }): Value {
     const table = input(this.region, "rotary", { kind: "table", rows: shape.positions, cols: shape.headDim });
     const kv = input(this.region, "kv", { kind: "kv", heads: shape.kvHeads, headDim: shape.headDim });
-    const written = kvWrite(kv, rope(k, table, shape.headDim), v);
+    const width = shape.kvHeads * shape.headDim;
+    let keys = rope(k, table, shape.headDim);
+    let values = v;
+    for (const b of this.site("cache", "self_attn", width, width, { in: "kvHeads", out: "kvHeads" })) {
+      keys = b.through(keys, (c) => b.method.cache!("k", keys, c));
+      values = b.through(values, (c) => b.method.cache!("v", values, c));
+    }
+    const written = kvWrite(kv, keys, values);
     return attend(rope(q, table, shape.headDim), written, shape.heads).o;
   }
 }

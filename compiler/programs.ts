@@ -15,6 +15,7 @@ import {
   mul,
   type Node,
   opOf,
+  rowSum,
   scatterRows,
   storeRows,
   type Type,
@@ -34,8 +35,9 @@ import type { Capacities } from "./target.ts";
 type Rows = Type & { kind: "rows" };
 /** What a bundle can train: an adapter method by name, or `full` for every base tensor (exclusive). */
 export type TrainClass = string;
-/** The class of jobs that only look: statistics of activations, no loss and no update. */
+/** Classes of jobs that only look, and update nothing: statistics of activations; with the loss and its backward, of gradients. */
 export const CALIBRATE = "calibrate";
+export const CALIBRATE_GRADIENT = "calibrate_gradient";
 export type RegionName = "layer" | "outer";
 
 export interface SavedField {
@@ -65,7 +67,7 @@ export interface Programs {
   readonly outerParams: readonly ParamSpec[];
   readonly sites: readonly SiteSpec[];
   readonly branches: readonly BranchSpec[];
-  /** Σ x² of the channels of each coupled group, over the rows of a calibration: what selectors look at. */
+  /** Of the channels of each coupled group, sums over the rows of a calibration: x², or the squared norm of a row's gradient. What selectors look at. */
   readonly statistics: readonly { readonly name: string; readonly group: string; readonly channels: number }[];
   readonly graphs: readonly GraphProgram[];
   /** Saved fields of a layer per class, and bytes a token a layer. */
@@ -131,16 +133,16 @@ function correspond(part: Value, whole: Value, unwrap: (v: Value) => Value | nul
   return (v) => values.get(valueKey(v)) ?? { node: nodes.get(v.node)!, index: v.index, type: v.type };
 }
 
-/** The unit that only looks: `sums` over a layer rebuilt from what every adapter in training keeps of it, h_in and the attention's output. */
-function calibration(sums: readonly Value[], h: Value, out: Value, kept: (name: string, cols: number) => Value): GraphProgram {
+/** A unit that only looks: `roots` over a layer rebuilt from what every adapter in training keeps of it, what bounds the recomputed part. */
+function calibration(cls: string, roots: readonly Value[], h: Value, out: Value, kept: (name: string, cols: number) => Value): GraphProgram {
   const attend = toposort([out]).find((n) => n.op === "attend")!;
   const replace = new Map([[valueKey(attend.ins[1]!), attend.ins[1]!.node.ins[0]!]]);
   const edges: [Value, string][] = [
     [h, "h_in"],
-    [{ node: attend, index: 0, type: attend.outs[0]! }, attend.label],
+    ...attend.outs.map((type, index): [Value, string] => [{ node: attend, index, type }, `${attend.label}${index ? `_${index}` : ""}`]),
   ];
   for (const [v, name] of edges) replace.set(valueKey(v), gatherRows(kept(name, (v.type as Rows).cols), "save_row", "W"));
-  return { name: `backward.${CALIBRATE}.boundary`, region: "layer", block: "unit", roots: substitute(sums, replace), homes: [] };
+  return { name: `backward.${cls}.boundary`, region: "layer", block: "unit", roots: substitute(roots, replace), homes: [] };
 }
 
 export function buildPrograms(
@@ -162,11 +164,13 @@ export function buildPrograms(
   // A first build declares the sites; methods then say where they have branches.
   const { sites } = build("T", []).b;
   const branches: BranchSpec[] = [];
-  for (const method of methods)
-    for (const site of sites) {
-      const capacity = method.capacity(site, sites, c);
+  for (const method of methods) {
+    const own = sites.filter((s) => s.kind === (method.at ?? "linear"));
+    for (const site of own) {
+      const capacity = method.capacity(site, own, c);
       if (capacity > 0) branches.push({ index: branches.length, method, site, capacity, tensors: method.tensors(site, capacity) });
     }
+  }
   if (branches.length > MAX_BRANCHES)
     throw new WeftError({
       code: "WEFT_CAPACITY",
@@ -287,11 +291,15 @@ export function buildPrograms(
     : [];
   if (statistics.length) {
     const { b, h, out } = build("W", []);
-    const sums = statistics.map((s) => {
-      const x = b.entries.get(s.module)!;
-      return colSum(mul(x, x), input(region, s.name, { kind: "vector", n: s.channels }));
-    });
-    graphs.push(calibration(sums, h, out, (name, cols) => field(`adapter.${name}`, cols)));
+    const kept = (name: string, cols: number): Value => field(`adapter.${name}`, cols);
+    const square = (v: Value): Value => mul(v, v);
+    const over = (each: (x: Value, module: string) => Value): Value[] =>
+      statistics.map((s) => colSum(each(b.entries.get(s.module)!, s.module), input(region, s.name, { kind: "vector", n: s.channels })));
+    graphs.push(calibration(CALIBRATE, over(square), h, out, kept));
+    // ‖∂ loss of a token / ∂ column c of W‖² is x[c]² · ‖∂ loss / ∂ W·x‖².
+    const grads = vjp([[out, gatherRows(dh, "save_row", "W")]], [h, ...statistics.map((s) => b.exits.get(s.module)!)]);
+    const sums = over((x, module) => mul(square(x), rowSum(square(grads.get(valueKey(b.exits.get(module)!))!))));
+    graphs.push(calibration(CALIBRATE_GRADIENT, [...sums, storeRows(dh, grads.get(valueKey(h))!, "save_row")], h, out, kept));
   }
   graphs.push({ name: "forward", region: "layer", block: "step", roots: [...shared.values(), ...own, fwd.out], homes: [{ value: fwd.out, name: "h" }] });
   return { layerParams: fwd.b.params, outerParams: outer.params, sites, branches, statistics, graphs, saved, headWeight };

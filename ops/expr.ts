@@ -49,6 +49,20 @@ export type Expr =
   | { readonly e: "metaf"; readonly name: string; readonly at: Ix | null }
   /** Σ_r u[row, r] · factor[slot[row]][r][col] over the rank of the row's slot; exactly 0 for rank 0. */
   | { readonly e: "expand"; readonly u: Value; readonly factor: Value; readonly row: Ix; readonly col: Ix }
+  /**
+   * Σ over entries k from index[start + col] to index[start + col + 1] of values[e] · x[row, index[at + e]], e = k, or index[order + k] where there is an order;
+   * values and index of the row's slot.
+   */
+  | {
+      readonly e: "sparse";
+      readonly x: Value;
+      readonly values: Value;
+      readonly index: Value;
+      readonly row: Ix;
+      readonly start: number;
+      readonly order: number | null;
+      readonly at: number;
+    }
   /** A field of the slot table: scale of a (slot, branch), 0 where the slot lacks the branch. */
   | { readonly e: "scale"; readonly branch: number; readonly row: Ix }
   /** Uniform number in [0, 1) from (key, salt of layer and site, column): counter-based, so any order of evaluation gives the same bits. */

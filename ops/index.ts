@@ -11,3 +11,4 @@ export * from "./reduce.ts";
 export * from "./rope.ts";
 export * from "./rows.ts";
 export * from "./segmented.ts";
+export * from "./sparse.ts";

@@ -62,6 +62,21 @@ export function evalExpr(e: Expr, env: Env, ctx: EvalCtx, row: number, col: numb
         for (let r = 0; r < ctx.slot(s, t.branch).rank; r++) acc += u[ix(x.row) * t.rows + r]! * f[(s * t.rows + r) * t.cols + ix(x.col)]!;
         return acc;
       }
+      case "sparse": {
+        const part = (v: Value): ((i: number) => number) => {
+          const data = env.get(valueKey(v))!;
+          const base = slotRow(v, ix(x.row)) * colsOf(v.type);
+          return (i) => data[base + i]!;
+        };
+        const [values, index, data] = [part(x.values), part(x.index), env.get(valueKey(x.x))!];
+        const from = ix(x.row) * colsOf(x.x.type);
+        let acc = 0;
+        for (let k = index(x.start + col); k < index(x.start + col + 1); k++) {
+          const e = x.order === null ? k : index(x.order + k);
+          acc += values(e) * data[from + index(x.at + e)]!;
+        }
+        return acc;
+      }
       case "arg": {
         const v = args[x.name];
         if (v === undefined) throw new Error(`interpreter: no operand named ${x.name}`);

@@ -1,6 +1,6 @@
 /**
  * Slot-indexed parts of adapter branches: every row finds its own adapter (S-LoRA, Punica SGMV). Dense factors (`shrink`, `expand`), selections
- * of channels (`select`, `place`), vectors (`slotVector`). A slot that lacks the branch contributes exactly nothing.
+ * of channels (`select`, `place`; of the first ones, `leading`, `widen`), vectors (`slotVector`), tokens of an adapter's own (`overlay`). A slot that lacks the branch contributes exactly nothing.
  */
 
 import { mul } from "./elementwise.ts";
@@ -117,6 +117,34 @@ export const place = (u: Value, index: Value, cols: number): Value => {
   return make1(placeOp, [u, index], { branch: f.branch, rank: f.cols - cols, cols }, `place_${index.node.label}`);
 };
 
+const leadingOp = defineOp({
+  name: "leading",
+  kind: "point",
+  remote: true,
+  conditional: true,
+  infer: ([x], a) => [{ kind: "rows", domain: (x as Rows).domain, cols: Number(a.cols) }],
+  point: ({ ins: [x], attrs }) => where(Number(attrs.branch), load(x!, row, col), konst(0)),
+  grad: (node, [du]) => [() => make1(widenOp, [du!], { branch: Number(node.attrs.branch), cols: (node.ins[0]!.type as Rows).cols })],
+});
+/** The first columns of x, as many as the factor has rows; 0 for rows whose slot lacks its branch. */
+export const leading = (x: Value, factor: Value): Value => {
+  const f = factor.type as Factor;
+  return make1(leadingOp, [x], { branch: f.branch, cols: f.rows }, `leading_${factor.node.label}`);
+};
+const widenOp = defineOp({
+  name: "widen",
+  kind: "point",
+  remote: true,
+  infer: ([u], a) => [{ kind: "rows", domain: (u as Rows).domain, cols: Number(a.cols) }],
+  point: ({ ins: [u], attrs }) => {
+    const inside = { e: "if", test: "nonzero", ix: ixBin("lt", col, (u!.type as Rows).cols), yes: load(u!, row, col), no: konst(0) } as const;
+    return where(Number(attrs.branch), inside, konst(0));
+  },
+  grad: (node, [dy]) => [() => make1(leadingOp, [dy!], { branch: Number(node.attrs.branch), cols: (node.ins[0]!.type as Rows).cols })],
+});
+/** u followed by zeros, `cols` columns in all: the transpose of `leading`. */
+export const widen = (u: Value, branch: number, cols: number): Value => make1(widenOp, [u], { branch, cols }, `widen_${u.node.label}`);
+
 const slotVectorOp = defineOp({
   name: "slot_vector",
   kind: "point",
@@ -126,6 +154,46 @@ const slotVectorOp = defineOp({
 });
 /** The row's own vector [cols] of a branch; `absent` for rows whose slot lacks it (1 for gains, 0 for offsets). */
 export const slotVector = (v: Value, domain: Domain, absent: number): Value => make1(slotVectorOp, [v], { domain, absent }, v.node.label);
+
+/** `yes` for the rows that stand for an adapter's own tokens: the first positions of the sequence, as many as the slot's rank; else `no`. */
+const whereVirtual = (branch: number, yes: Expr, no: Expr): Expr => ({ e: "if", test: "nonzero", ix: ixBin("lt", meta("pos", row), { ix: "rank", branch, row }), yes, no });
+const overlayOp = defineOp({
+  name: "overlay",
+  kind: "point",
+  infer: ([x]) => [x!],
+  point: ({ ins: [, f], at }) => {
+    const { branch, cols } = f!.type as Factor;
+    return whereVirtual(branch, load(f!, row, ixBin("add", col, ixBin("mul", meta("pos", row), cols))), at(0));
+  },
+  grad: (node, [dy]) => {
+    const f = node.ins[1]!;
+    return [() => make1(behindOp, [dy!], { branch: (f.type as Factor).branch }), () => outer(oneHot((dy!.type as Rows).domain, f.type as Factor), dy!, f)];
+  },
+});
+/** x with the rows of virtual tokens replaced: y[t] = F[slot[t]][pos[t]] where pos[t] is below the slot's rank, else x[t]. */
+export const overlay = (x: Value, factor: Value): Value => make1(overlayOp, [x, factor], {}, `overlay_${factor.node.label}`);
+
+/** 0 in the rows of virtual tokens: what the rest of the model hears of x. */
+const behindOp = defineOp({
+  name: "behind",
+  kind: "point",
+  infer: ([x]) => [x!],
+  point: ({ at, attrs }) => whereVirtual(Number(attrs.branch), konst(0), at(0)),
+  grad: (node, [dy]) => [() => make1(behindOp, [dy!], node.attrs)],
+});
+const oneHotOp = defineOp({
+  name: "one_hot",
+  kind: "point",
+  conditional: true,
+  infer: (_, a) => [{ kind: "rows", domain: a.domain as Domain, cols: Number(a.cols) }],
+  point: ({ attrs }) => {
+    const less = ixBin("lt", meta("pos", row), col);
+    const notMore = ixBin("lt", meta("pos", row), ixBin("add", col, 1));
+    return whereVirtual(Number(attrs.branch), { e: "if", test: "nonzero", ix: ixBin("sub", notMore, less), yes: konst(1), no: konst(0) }, konst(0));
+  },
+});
+/** [rows, factor rows]: 1 where the column is the position of a virtual token's row. */
+const oneHot = (domain: Domain, f: Factor): Value => make1(oneHotOp, [], { domain, cols: f.rows, branch: f.branch }, "one_hot");
 
 const dropoutOp = defineOp({
   name: "dropout",

@@ -4,9 +4,10 @@
  */
 import { type Manifest, WeftError } from "./bundle.ts";
 import { combine } from "./combine.ts";
-import type { AdapterConfig, AdapterContent } from "./content.ts";
+import type { AdapterConfig, AdapterContent, BranchState } from "./content.ts";
 import type { Device } from "./device.ts";
 import type { Host } from "./host.ts";
+import { reorderSlot } from "./order.ts";
 
 /** `notes` (its latest generation), `notes@3`, or a weighted sum `{ blue: 0.5, green: 0.5 }` of such names. */
 export type AdapterRef = string | Readonly<Record<string, number>>;
@@ -17,7 +18,10 @@ export interface Generation {
   readonly ref: string;
   readonly content: AdapterContent;
   slot: number | null;
+  /** Requests that asked for it, waiting or running: it is kept. */
   pins: number;
+  /** Requests that run on its slot: the slot stays its own. */
+  running: number;
   used: number;
 }
 /** Generations kept by name before the oldest unpinned one is dropped. */
@@ -64,7 +68,7 @@ export class AdapterStore {
         this.device.plan,
         parts.map(({ g, weight }) => ({ content: g.content, weight })),
       );
-    const made = known ?? { name: ref, number: 1, ref, content, slot: null, pins: 0, used: 0 };
+    const made = known ?? { name: ref, number: 1, ref, content, slot: null, pins: 0, running: 0, used: 0 };
     this.sums.delete(ref);
     this.sums.set(ref, made);
     for (const [key, old] of this.sums) {
@@ -92,7 +96,7 @@ export class AdapterStore {
   publish(name: string, content: AdapterContent): Generation {
     const number = (this.latest.get(name) ?? 0) + 1;
     this.latest.set(name, number);
-    const g: Generation = { name, number, ref: `${name}@${number}`, content, slot: null, pins: 0, used: 0 };
+    const g: Generation = { name, number, ref: `${name}@${number}`, content, slot: null, pins: 0, running: 0, used: 0 };
     const list = [...(this.byName.get(name) ?? []), g];
     for (let i = 0; i < list.length - 1 && list.length > KEPT_GENERATIONS; ) {
       if (list[i]!.pins === 0) this.drop(list.splice(i, 1)[0]!);
@@ -113,7 +117,15 @@ export class AdapterStore {
     if (g.slot !== null) this.slots[g.slot] = null;
     g.slot = null;
   }
-  /** Pin a generation into a slot, loading it if need be; null when every slot is in use: the request waits. */
+  /** Keep a generation for a request; `unpin` when it has ended. */
+  pin(g: Generation): void {
+    g.pins++;
+  }
+  unpin(g: Generation): void {
+    g.pins--;
+    if (g.pins === 0 && !this.byName.get(g.name)?.includes(g) && this.sums.get(g.ref) !== g) this.drop(g);
+  }
+  /** A slot for a request that begins to run, loaded if need be; null when every slot has running requests: it waits. `release` when it stops. */
   acquire(g: Generation): number | null {
     if (g.slot === null) {
       const slot = this.freeSlot();
@@ -122,20 +134,19 @@ export class AdapterStore {
       this.slots[slot] = g;
       g.slot = slot;
     }
-    g.pins++;
+    g.running++;
     g.used = ++this.clock;
     return g.slot;
   }
   release(g: Generation): void {
-    g.pins--;
-    if (g.pins === 0 && !this.byName.get(g.name)?.includes(g) && this.sums.get(g.ref) !== g) this.drop(g);
+    g.running--;
   }
   private freeSlot(): number | null {
     let best: number | null = null;
     for (let i = 1; i < this.slots.length; i++) {
       const s = this.slots[i]!;
       if (s === null) return i;
-      if (s !== "training" && s.pins === 0 && (best === null || s.used < (this.slots[best] as Generation).used)) best = i;
+      if (s !== "training" && s.running === 0 && (best === null || s.used < (this.slots[best] as Generation).used)) best = i;
     }
     if (best !== null) this.drop(this.slots[best] as Generation);
     return best;
@@ -152,11 +163,10 @@ export class AdapterStore {
     this.slots[slot] = null;
   }
   private upload(slot: number, content: AdapterContent): void {
-    const { plan } = this.device;
     const n = this.manifest.branches.length;
     const masks = new Map<number, number>();
     content.tensors.forEach((data, l) => {
-      this.device.write({ cls: "adapters", group: l, offset: slot * plan.slotWords }, data);
+      this.write(slot, l, content.branches[l]!, data);
       const table = new Uint32Array(n * 2);
       const scales = new Float32Array(table.buffer);
       content.branches[l]!.forEach((s, i) => {
@@ -168,14 +178,26 @@ export class AdapterStore {
     });
     for (const [word, bits] of masks) this.host.exports.setMask(slot, word, bits);
   }
+  /** Put a layer's tensors into a slot. */
+  private write(slot: number, layer: number, branches: readonly BranchState[], data: Float32Array): void {
+    const { plan } = this.device;
+    this.device.write({ cls: "adapters", group: layer, offset: slot * plan.slotWords }, reorderSlot(this.manifest, plan.factors, layer, branches, data));
+  }
+  /** Put content of the same shape into a training slot. */
+  restore(slot: number, content: AdapterContent): void {
+    content.tensors.forEach((data, l) => this.write(slot, l, content.branches[l]!, data));
+  }
   /** Copy a training slot out. */
   async download(slot: number, like: AdapterContent): Promise<AdapterContent> {
     const { plan } = this.device;
     const tensors: Float32Array[] = [];
-    for (let l = 0; l < this.manifest.model.layers; l++) tensors.push(await this.device.read({ cls: "adapters", group: l, offset: slot * plan.slotWords, words: plan.slotWords }));
+    for (let l = 0; l < this.manifest.model.layers; l++) {
+      const data = await this.device.read({ cls: "adapters", group: l, offset: slot * plan.slotWords, words: plan.slotWords });
+      tensors.push(reorderSlot(this.manifest, plan.factors, l, like.branches[l]!, data, true));
+    }
     return { ...like, tensors };
   }
   slotsInUse(): number {
-    return this.slots.filter((s) => s !== null && (s === "training" || s.pins > 0)).length;
+    return this.slots.filter((s) => s !== null && (s === "training" || s.running > 0)).length;
   }
 }

@@ -31,11 +31,16 @@ export interface ParamEntry {
   /** Offset of its gradient in the accumulators; -1 for a tensor that is not trained. */
   readonly accum: number;
 }
+/** Channels that a bundle may keep in an order of its own; `heads` are query heads, in the groups that share a key head. */
+export type ChannelAxis = "ffn" | "heads" | "kvHeads";
 export interface SiteEntry {
   readonly index: number;
+  readonly kind: "linear" | "entry" | "cache";
   readonly module: string;
   readonly inFeatures: number;
   readonly outFeatures: number;
+  /** What its inputs and outputs run over. */
+  readonly axes: { readonly in: ChannelAxis | null; readonly out: ChannelAxis | null };
   readonly coupling: { readonly group: string; readonly axis: "in" | "out"; readonly unit: number; readonly shared: boolean } | null;
 }
 /** A tensor of a branch: [rows in use, cols] in a slot. */
@@ -44,13 +49,18 @@ export interface BranchTensor {
   /** As many rows as the adapter's rank, or one. */
   readonly rows: "rank" | "one";
   readonly cols: number;
+  /** Which of the site's axes the columns run over, if either. */
+  readonly axis?: "in" | "out";
   readonly trained: boolean;
-  /** `uniform`: ±1/√cols (Kaiming with a = √5, as PEFT). `selection`: channels drawn when a job starts. `norm`: ‖rows of the site's matrix‖₂. */
-  readonly init: "zeros" | "ones" | "uniform" | "selection" | "norm";
+  /** `uniform`: ±1/√cols (Kaiming with a = √5, as PEFT). `selection`: channels drawn when a job starts. `norm`: ‖rows of the site's matrix‖₂. `tokens`: embeddings of random tokens. `entries`: places in the matrix. `leading`: the bundle's own selection. */
+  readonly init: "zeros" | "ones" | "uniform" | "selection" | "norm" | "tokens" | "entries" | "leading";
   /** Its key in a PEFT file, after the module path; null for what follows from the others. */
   readonly key: string | null;
-  /** How the file has it: as in the slot, transposed, without the one row, or the chosen channels alone (int32). */
-  readonly shape: "rows" | "columns" | "vector" | "selection";
+  /**
+   * How the file has it: as in the slot, transposed, without the one row, or the chosen channels alone (int32); `beside`: the method's tensors of all
+   * layers side by side in one, whose name is the key alone; `entries`, `places`: numbers of single entries, and their rows and columns (int32).
+   */
+  readonly shape: "rows" | "columns" | "vector" | "selection" | "beside" | "entries" | "places";
 }
 /** One adapter method at one site of a layer. */
 export interface BranchEntry {
@@ -68,12 +78,21 @@ export interface MethodEntry {
   /** What its adapter_config.json says beside `peft_type`, where several methods share one: missing counts as false. */
   readonly when: Readonly<Record<string, unknown>>;
   readonly scale: "alpha/rank" | "one";
+  /** What the rank of a branch counts, where it is not rows: as many entries as LoRA of the configured rank has numbers. */
+  readonly counts?: "entries";
+  /** Its rank counts tokens of its own, which every sequence begins with. */
+  readonly virtual?: true;
+  /** Does it adapt every layer, or only the first? */
+  readonly layers?: "first";
   /** Modules that a job adapts when it names none. */
   readonly targets: readonly string[] | "all-linear";
   /** Rank when none is asked for; null: all that the bundle has room for. */
   readonly rank: number | null;
-  /** What its branch adds to a matrix, exactly: B·A of tensors `a` and `b`; the `delta` of the channels in `index`; null when it is not linear. */
-  readonly lowRank: "factors" | "selection" | null;
+  /**
+   * What its branch does to a matrix, which is how it merges: B·A of tensors `a` and `b`; the `delta` of the channels in `index`; the `values` of single
+   * entries; rows of W + B·A scaled to magnitudes; gains; B·A beside one of W itself. Null: it is not linear and cannot merge.
+   */
+  readonly form: "factors" | "selection" | "entries" | "magnitudes" | "gains" | "sequential" | null;
   /** Does training drop inputs of its branches? */
   readonly dropout: boolean;
   /** Keys of its adapter_config.json, and the field of AdapterConfig that each holds. */
@@ -153,6 +172,7 @@ export interface Manifest {
     readonly heads: number;
     readonly kvHeads: number;
     readonly headDim: number;
+    readonly ffn: number;
     readonly vocab: number;
     readonly context: number;
     readonly tied: boolean;
@@ -162,6 +182,8 @@ export interface Manifest {
     readonly inverseFrequencies: readonly number[];
     readonly parameters: number;
   };
+  /** S2FT's channels of the class `permuted`, by layer, in the order of the device: feed-forward channels, and key heads with what belongs to them. */
+  readonly selection: { readonly layers: readonly { readonly ffn: readonly number[]; readonly groups: readonly number[] }[]; readonly selector: string } | null;
   readonly policy: string;
   /** What jobs can train: adapter methods, or `full` for every base tensor (exclusive). */
   readonly train: readonly string[];

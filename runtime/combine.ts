@@ -25,12 +25,12 @@ export function combine(manifest: Manifest, plan: TargetPlan, parts: readonly Pa
     if (!Number.isFinite(weight)) throw new WeftError({ code: "WEFT_OPTION", where: "combination", expected: "finite weights", found: String(weight) });
   const methods = new Set(parts.map((p) => p.content.config.method));
   const [only] = methods;
-  return methods.size === 1 && manifest.methods[only!]!.lowRank === "selection" ? unite(manifest, plan, parts, only!) : concatenate(manifest, plan, parts);
+  return methods.size === 1 && manifest.methods[only!]!.form === "selection" ? unite(manifest, plan, parts, only!) : concatenate(manifest, plan, parts);
 }
 
 /** One LoRA whose factors are those of all parts, one below the other; weights and scales go into B. */
 function concatenate(manifest: Manifest, plan: TargetPlan, parts: readonly Part[]): AdapterContent {
-  const target = Object.values(manifest.methods).find((m) => m.lowRank === "factors");
+  const target = Object.values(manifest.methods).find((m) => m.form === "factors");
   if (!target) throw new WeftError({ code: "WEFT_ADAPTER", where: "combination", expected: "a bundle with the lora method", found: Object.keys(manifest.methods).join(", ") });
   const tensors: Float32Array[] = [];
   const branches = Array.from({ length: manifest.model.layers }, (_, l) => {

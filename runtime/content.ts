@@ -1,5 +1,6 @@
 /** What an adapter is on the host: its configuration, which branches it has in each layer, and its tensors in slot layout. */
 import { type BranchEntry, type BranchTensor, type Manifest, type ParamEntry, type SiteEntry, WeftError } from "./bundle.ts";
+import { channelOrder } from "./order.ts";
 import { mix, shuffled } from "./random.ts";
 
 /** One branch in one layer: rows in use and scale; rank 0 where the adapter has nothing. */
@@ -10,9 +11,22 @@ export interface BranchState {
 }
 /**
  * How S2FT chooses channels (paper §3.2): at random, or by a score of each unit, the largest or the smallest. ‖W‖₂ of its rows and columns, ‖A‖₂ of its
- * activations over the first thousand tokens of the data (or more, by whole rows), or their product.
+ * activations over the first thousand tokens of the data (or more, by whole rows), their product, or the norm of the loss's gradient: √Σ ‖gradient of a
+ * token's part‖². Single entries of sparse adapters are chosen by their
+ * weight, or by what a full fine-tuning made of them (`difference`).
  */
-export const selectors = ["random", "weight-large", "weight-small", "activation-large", "activation-small", "product-large", "product-small"] as const;
+export const selectors = [
+  "random",
+  "weight-large",
+  "weight-small",
+  "activation-large",
+  "activation-small",
+  "product-large",
+  "product-small",
+  "gradient-large",
+  "gradient-small",
+  "difference",
+] as const;
 export type Selector = (typeof selectors)[number];
 export interface AdapterConfig {
   readonly method: string;
@@ -45,6 +59,9 @@ export interface AdapterContent {
   /** [layer]: one slot's words. */
   readonly tensors: readonly Float32Array[];
 }
+/** Tokens of its own that an adapter puts before every sequence. */
+export const virtualTokens = (manifest: Manifest, content: AdapterContent | null): number =>
+  content && manifest.methods[content.config.method]!.virtual ? Math.max(...content.branches.flat().map((s) => s.rank)) : 0;
 const absent: BranchState = { rank: 0, alpha: 0, scale: 0 };
 
 export const modulePath = (layer: number, site: SiteEntry): string => `model.layers.${layer}.${site.module}`;
@@ -95,11 +112,13 @@ export function resolveBranches(manifest: Manifest, config: AdapterConfig, rankO
         });
   const found = Array.from({ length: manifest.model.layers }, (_, l) =>
     manifest.branches.map((b): BranchState => {
-      if (b.method !== config.method) return absent;
+      if (b.method !== config.method || (l > 0 && method.layers === "first")) return absent;
       const site = siteOf(manifest, b);
       const p = modulePath(l, site);
       if (!matches(p)) return absent;
-      const rank = rankOf ? rankOf(p, b) : (pattern(config.rankPattern, p) ?? config.rank ?? b.capacity);
+      const asked = pattern(config.rankPattern, p) ?? config.rank;
+      const own = asked === null ? b.capacity : method.counts === "entries" ? Math.min(asked * (site.inFeatures + site.outFeatures), site.inFeatures * site.outFeatures) : asked;
+      const rank = rankOf ? rankOf(p, b) : own;
       if (rank === null) return absent;
       const alpha = pattern(config.alphaPattern, p) ?? config.alpha;
       if (!Number.isInteger(rank) || rank < 1 || rank > b.capacity)
@@ -134,28 +153,66 @@ export function writeSelection(slot: Float32Array, at: ParamEntry, capacity: num
 }
 export const readSelection = (slot: Float32Array, at: ParamEntry, rank: number): number[] => Array.from(slot.subarray(at.offset, at.offset + rank));
 
-/** Σ of squares behind a score, of each channel of a site in a layer: of its weights, or of its activations; `row`: of each row of its matrix. */
-export type ChannelScores = (what: "weight" | "activation" | "row", layer: number, site: SiteEntry) => Promise<Float64Array>;
+/**
+ * Write chosen entries (flat, row-major, ascending) of a matrix [outs, ins] into a slot, as exact floats: their rows, their columns, where each row
+ * begins, their order by columns, where each column begins (`sparseIndex` of the compiler's ops/sparse.ts).
+ */
+export function writeEntries(slot: Float32Array, at: ParamEntry, capacity: number, outs: number, ins: number, entries: readonly number[]): void {
+  const index = slot.subarray(at.offset, at.offset + at.k).fill(0);
+  const starts = (from: number, n: number, of: (e: number) => number): void => {
+    for (const e of entries) index[from + of(e) + 1] = index[from + of(e) + 1]! + 1;
+    for (let i = 0; i < n; i++) index[from + i + 1] = index[from + i + 1]! + index[from + i]!;
+  };
+  const [rowStart, byColumn] = [2 * capacity, 2 * capacity + outs + 1];
+  entries.forEach((e, k) => {
+    index[k] = Math.floor(e / ins);
+    index[capacity + k] = e % ins;
+  });
+  starts(rowStart, outs, (e) => Math.floor(e / ins));
+  [...entries.keys()]
+    .sort((a, b) => (entries[a]! % ins) - (entries[b]! % ins) || a - b)
+    .forEach((k, i) => {
+      index[byColumn + i] = k;
+    });
+  starts(byColumn + capacity, ins, (e) => e % ins);
+}
+export const readEntries = (slot: Float32Array, at: ParamEntry, capacity: number, ins: number, rank: number): number[] =>
+  Array.from({ length: rank }, (_, k) => slot[at.offset + k]! * ins + slot[at.offset + capacity + k]!);
+
+/** What a fresh adapter takes from the model it begins on. */
+export interface ModelView {
+  /** Σ of squares behind a score, of each channel of a site in a layer: of its weights, activations or gradients; `row`: of each row of its matrix. */
+  readonly scores: (what: "weight" | "activation" | "gradient" | "row", layer: number, site: SiteEntry) => Promise<Float64Array>;
+  /** Channels of a site's coupled group that other adapters have, and this one may not. */
+  readonly taken: (layer: number, site: SiteEntry) => ReadonlySet<number>;
+  /** A site's matrix [out, in]. */
+  readonly matrix: (layer: number, site: SiteEntry) => Promise<Float32Array>;
+  /** The same of a model that was fine-tuned in full from this one; null where none was given. */
+  readonly tuned: ((layer: number, site: SiteEntry) => Promise<Float32Array>) | null;
+  /** A token's embedding [hidden]. */
+  readonly embedding: (id: number) => Promise<Float32Array>;
+}
 
 /**
  * Channels of a site: the first of one ranking that all matrices of its coupled group share, so that an adapter's rows of gate and up and columns of
  * down are the same channels (under grouped queries v, which has fewer heads than o, has a ranking of its own). Ascending.
  */
-async function chooseChannels(site: SiteEntry, layer: number, rank: number, selector: Selector, seed: number, scores: ChannelScores): Promise<number[]> {
+async function chooseChannels(site: SiteEntry, layer: number, rank: number, selector: Selector, seed: number, model: ModelView): Promise<number[]> {
   const { group, axis, unit } = site.coupling!;
   const channels = axis === "in" ? site.inFeatures : site.outFeatures;
   // A count that is no whole number of heads chooses single channels.
   const size = rank % unit ? 1 : unit;
   const units = channels / size;
   let order: number[];
+  if (selector === "difference") throw new WeftError({ code: "WEFT_OPTION", where: "selector", expected: "a selector of channels", found: selector });
   if (selector === "random") order = shuffled(units, mix(mix(seed, layer), group === "ffn" ? 0 : 1));
   else {
-    const [what, end] = selector.split("-") as ["weight" | "activation" | "product", "large" | "small"];
-    const norms = async (kind: "weight" | "activation"): Promise<Float64Array> => {
-      const squares = await scores(kind, layer, site);
+    const [what, end] = selector.split("-") as ["weight" | "activation" | "product" | "gradient", "large" | "small"];
+    const norms = async (kind: "weight" | "activation" | "gradient"): Promise<Float64Array> => {
+      const squares = await model.scores(kind, layer, site);
       return Float64Array.from({ length: units }, (_, u) => Math.sqrt(squares.subarray(u * size, (u + 1) * size).reduce((a, b) => a + b, 0)));
     };
-    let score = await norms(what === "activation" ? "activation" : "weight");
+    let score = await norms(what === "product" ? "weight" : what);
     if (what === "product") {
       const a = await norms("activation");
       score = score.map((w, u) => w * a[u]!);
@@ -163,10 +220,39 @@ async function chooseChannels(site: SiteEntry, layer: number, rank: number, sele
     const sign = end === "large" ? -1 : 1;
     order = Array.from({ length: units }, (_, i) => i).sort((a, b) => sign * (score[a]! - score[b]!) || a - b);
   }
-  return order
+  const taken = model.taken(layer, site);
+  const free = order.filter((u) => !Array.from({ length: size }, (_, i) => u * size + i).some((c) => taken.has(c)));
+  if (free.length < rank / size)
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "disjointFrom",
+      expected: `${rank} channels of ${site.module} that no other adapter has`,
+      found: String(free.length * size),
+    });
+  return free
     .slice(0, rank / size)
     .flatMap((u) => Array.from({ length: size }, (_, i) => u * size + i))
     .sort((a, b) => a - b);
+}
+
+/** `rank` entries of a site's matrix, flat and ascending: at random, or those whose weight, or change in a full fine-tuning, is largest or smallest. */
+async function chooseEntries(site: SiteEntry, layer: number, rank: number, selector: Selector, seed: number, model: ModelView): Promise<number[]> {
+  const all = site.inFeatures * site.outFeatures;
+  let order: Uint32Array | readonly number[];
+  if (selector === "random") order = shuffled(all, mix(mix(seed, layer), site.index));
+  else {
+    const score = (await model.matrix(layer, site)).slice();
+    if (selector === "difference") {
+      if (!model.tuned)
+        throw new WeftError({ code: "WEFT_OPTION", where: "selector", expected: "a fine-tuned model to compare with", found: "none", hint: "give `tuned`, a model folder" });
+      const moved = await model.tuned(layer, site);
+      for (let i = 0; i < all; i++) score[i] = moved[i]! - score[i]!;
+    } else if (!selector.startsWith("weight-"))
+      throw new WeftError({ code: "WEFT_OPTION", where: "selector", expected: "random, weight-large, weight-small or difference for single entries", found: selector });
+    const sign = selector === "weight-small" ? 1 : -1;
+    order = Uint32Array.from(score, (_, i) => i).sort((a, b) => sign * (Math.abs(score[a]!) - Math.abs(score[b]!)) || a - b);
+  }
+  return [...order.slice(0, rank)].sort((a, b) => a - b);
 }
 
 /** A fresh adapter, which starts as the base: tensors as their method says, from the seed. */
@@ -176,7 +262,7 @@ export async function initialContent(
   slotWords: number,
   config: AdapterConfig,
   seed: number,
-  scores: ChannelScores,
+  model: ModelView,
 ): Promise<AdapterContent> {
   if (!selectors.includes(config.selector)) throw new WeftError({ code: "WEFT_OPTION", where: "selector", expected: selectors.join(", "), found: String(config.selector) });
   const branches = resolveBranches(manifest, config);
@@ -192,8 +278,12 @@ export async function initialContent(
         const words = rowsInUse(t, state) * t.cols;
         if (t.init === "ones") data.fill(1, at.offset, at.offset + words);
         if (t.init === "uniform") for (let x = 0; x < words; x++) data[at.offset + x] = ((mix(mix(seed, l * 64 + site.index), x) >>> 8) / 8388608 - 1) / Math.sqrt(t.cols);
-        if (t.init === "norm") data.set((await scores("row", l, site)).map(Math.sqrt), at.offset);
-        if (t.init === "selection") writeSelection(data, at, b.capacity, await chooseChannels(site, l, state.rank, config.selector, mix(seed, 7), scores));
+        if (t.init === "norm") data.set((await model.scores("row", l, site)).map(Math.sqrt), at.offset);
+        if (t.init === "tokens") for (let r = 0; r < state.rank; r++) data.set(await model.embedding(mix(mix(seed, 8), r) % manifest.model.vocab), at.offset + r * t.cols);
+        if (t.init === "entries")
+          writeEntries(data, at, b.capacity, site.outFeatures, site.inFeatures, await chooseEntries(site, l, state.rank, config.selector, mix(seed, 9), model));
+        if (t.init === "leading") writeSelection(data, at, b.capacity, channelOrder(manifest, l, site.axes[site.coupling!.axis])!.slice(0, state.rank));
+        if (t.init === "selection") writeSelection(data, at, b.capacity, await chooseChannels(site, l, state.rank, config.selector, mix(seed, 7), model));
       }
     }
     tensors.push(data);

@@ -4,10 +4,11 @@
  */
 import { type AdapterRef, AdapterStore, type Generation } from "./adapters.ts";
 import { type Manifest, WeftError } from "./bundle.ts";
+import { virtualTokens } from "./content.ts";
 import type { Device, DeviceInfo, Range } from "./device.ts";
 import { COUNTER, EVENT, Host, KIND, NONE } from "./host.ts";
 import { type LoadProgress, readManifest, readVerified, uploadWeights } from "./load.ts";
-import { addDeltas, asLowRank, type LowRank } from "./lowrank.ts";
+import { type Change, mergeChanges } from "./merge.ts";
 import type { BundleReader } from "./reader.ts";
 
 export interface Sampling {
@@ -75,6 +76,8 @@ interface Request {
   readonly kind: "generate" | "score";
   readonly options: GenerateIds;
   readonly generation: Generation | null;
+  /** Tokens of the adapter's own before the prompt. */
+  readonly virtual: number;
   readonly fixedSlot: number | null;
   seq: number;
   slot: number;
@@ -156,8 +159,9 @@ export class Engine {
 
   /** Stream tokens of one request. Leaving the loop early, or aborting, frees its cache. */
   generate(options: GenerateIds): AsyncGenerator<TokenEvent, void, void> {
-    this.check(options.prompt, (options.maxTokens ?? 1) + 0);
-    const generation = options.adapter ? this.adapters.find(options.adapter) : null;
+    const generation = this.named(options.adapter);
+    const virtual = virtualTokens(this.manifest, generation?.content ?? null);
+    this.check(options.prompt, options.maxTokens ?? 1, virtual);
     const queue: TokenEvent[] = [];
     let wake: (() => void) | null = null;
     let ended = false;
@@ -166,6 +170,7 @@ export class Engine {
       kind: "generate",
       options,
       generation,
+      virtual,
       fixedSlot: null,
       push: (e) => {
         queue.push(e);
@@ -208,16 +213,22 @@ export class Engine {
   }
 
   /** Loss and log-probabilities of given ids under an adapter (or a slot being trained). */
-  async score(ids: readonly number[], o: { adapter?: AdapterRef | undefined; slot?: number; logits?: boolean; signal?: AbortSignal | undefined } = {}): Promise<Score> {
-    this.check(ids, 0);
+  async score(
+    ids: readonly number[],
+    o: { adapter?: AdapterRef | undefined; slot?: { readonly index: number; readonly virtual: number }; logits?: boolean; signal?: AbortSignal | undefined } = {},
+  ): Promise<Score> {
+    const generation = this.named(o.adapter);
+    const virtual = o.slot?.virtual ?? virtualTokens(this.manifest, generation?.content ?? null);
+    this.check(ids, 0, virtual);
     const logprobs = new Float64Array(Math.max(0, ids.length - 1));
     const logits: Float32Array[] | null = o.logits ? [] : null;
     await new Promise<void>((resolve, reject) => {
       const request = this.enqueue({
         kind: "score",
         options: { prompt: ids, maxTokens: 0 },
-        generation: o.adapter ? this.adapters.find(o.adapter) : null,
-        fixedSlot: o.slot ?? null,
+        generation,
+        virtual,
+        fixedSlot: o.slot?.index ?? null,
         push: () => {},
         scored: (position, row) => {
           if (logits) logits[position] = row.slice();
@@ -232,20 +243,23 @@ export class Engine {
     return { loss: logprobs.length ? -logprobs.reduce((a, b) => a + b, 0) / logprobs.length : 0, logprobs, logits };
   }
 
-  private check(ids: readonly number[], more: number): void {
+  private named(ref: AdapterRef | undefined): Generation | null {
     if (this.dead) throw this.dead;
+    return ref ? this.adapters.find(ref) : null;
+  }
+  private check(ids: readonly number[], more: number, virtual: number): void {
     const { vocab } = this.manifest.model;
     const { context, blocks } = this.manifest.capacities;
     if (!ids.length) throw new WeftError({ code: "WEFT_OPTION", where: "prompt", expected: "at least one token", found: "none" });
     const wrong = ids.findIndex((id) => !Number.isInteger(id) || id < 0 || id >= vocab);
     if (wrong >= 0) throw new WeftError({ code: "WEFT_OPTION", where: `prompt[${wrong}]`, expected: `a token id below ${vocab}`, found: String(ids[wrong]) });
     if (!Number.isInteger(more) || more < 0) throw new WeftError({ code: "WEFT_OPTION", where: "maxTokens", expected: "a positive integer", found: String(more) });
-    if (ids.length + more > Math.min(context, blocks * 32))
+    if (virtual + ids.length + more > Math.min(context, blocks * 32))
       throw new WeftError({
         code: "WEFT_CONTEXT_OVERFLOW",
         where: "prompt",
         expected: `prompt + maxTokens of at most ${context} tokens`,
-        found: `${ids.length} + ${more}`,
+        found: `${virtual ? `${virtual} of the adapter's own + ` : ""}${ids.length} + ${more}`,
         hint: "shorten the prompt or maxTokens, or compile with a larger context",
       });
   }
@@ -258,7 +272,7 @@ export class Engine {
       throw new WeftError({ code: "WEFT_CONFLICT", where: r.kind, expected: "a base without a merged adapter", found: `${this.merged} merged into it`, hint: "merge(null) first" });
     const request: Request = { ...r, seq: NONE, slot: 0, done: false };
     // An admitted request finishes on the generation it asked for, even while it waits for a slot.
-    if (request.generation) request.generation.pins++;
+    if (request.generation) this.adapters.pin(request.generation);
     this.waiting.push(request);
     this.kick();
     return request;
@@ -270,7 +284,7 @@ export class Engine {
       this.live.delete(r.seq);
       if (r.generation) this.adapters.release(r.generation);
     } else this.waiting.splice(this.waiting.indexOf(r), 1);
-    if (r.generation) this.adapters.release(r.generation);
+    if (r.generation) this.adapters.unpin(r.generation);
     r.end(error);
   }
   private cancel(r: Request, error: unknown = null): void {
@@ -290,13 +304,15 @@ export class Engine {
         if (got === null) return;
         slot = got;
       }
-      const limit = prompt.length + (r.kind === "generate" ? maxTokens : 0);
-      const seq = this.host.exports.addRequest(KIND[r.kind], prompt.length, limit, slot);
+      const length = r.virtual + prompt.length;
+      const limit = length + (r.kind === "generate" ? maxTokens : 0);
+      const seq = this.host.exports.addRequest(KIND[r.kind], length, limit, slot, r.virtual);
       if (seq === NONE) {
         if (r.generation) this.adapters.release(r.generation);
         return;
       }
-      this.host.tokens(seq).set(prompt);
+      this.host.tokens(seq).fill(0, 0, r.virtual);
+      this.host.tokens(seq).set(prompt, r.virtual);
       if (r.kind === "generate") {
         const o = r.options;
         const stops = (o.stopIds ?? []).slice(0, 16);
@@ -321,14 +337,8 @@ export class Engine {
     const t0 = performance.now();
     const generation = ref === null ? null : this.adapters.find(ref);
     const { manifest, device } = this;
-    // All deltas first: a method that cannot merge is refused before anything changes.
-    const deltas = new Map<string, LowRank[]>();
-    for (const [l, layer] of (generation?.content.branches ?? []).entries())
-      for (const [i, state] of layer.entries()) {
-        if (!state.rank) continue;
-        const key = `${l} ${manifest.sites[manifest.branches[i]!.site]!.module}.weight`;
-        deltas.set(key, [...(deltas.get(key) ?? []), asLowRank(manifest, device.plan, generation!.content, l, i)]);
-      }
+    // A method that cannot merge is refused before anything changes.
+    const changes = generation ? mergeChanges(manifest, device.plan, generation.content) : new Map<string, Change>();
     this.exclusive = true;
     try {
       await uploadWeights(
@@ -336,7 +346,7 @@ export class Engine {
         manifest,
         device,
         () => {},
-        (layer, name, values) => addDeltas(values, deltas.get(`${layer} ${name}`) ?? []),
+        (layer, name, values) => changes.get(`${layer} ${name}`)?.(values),
       );
       this.merged = generation?.ref ?? null;
     } catch (e) {
@@ -439,7 +449,7 @@ export class Engine {
         });
       } else if (type === EVENT.scored) {
         const r = this.live.get(a);
-        if (r && !r.done) r.scored(b, rowOf(c));
+        if (r && !r.done && b >= r.virtual) r.scored(b - r.virtual, rowOf(c));
       } else if (type === EVENT.finished) {
         const r = this.live.get(a);
         const last = pending.findIndex((p) => p.r === r);

@@ -23,7 +23,7 @@ export interface HostExports {
   saveBase(seq: number): number;
   jobPhase(job: number): number;
   setMask(slot: number, word: number, mask: number): void;
-  addRequest(kind: number, length: number, limit: number, slot: number): number;
+  addRequest(kind: number, length: number, limit: number, slot: number, virtual: number): number;
   setSampling(seq: number, temperature: number, topK: number, topP: number, minP: number, penalty: number, seed: number, stops: number): void;
   cancel(seq: number): void;
   jobOpen(job: number, slot: number, cls: number, sgd: number): void;

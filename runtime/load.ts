@@ -1,6 +1,7 @@
 /** Bundle → verified manifest → device with weights in place. Nothing is allocated before version, paths, sizes and hashes are checked. */
 import { BUNDLE_FORMAT, BUNDLE_VERSION, decode, floatToHalf, type Manifest, type TensorEntry, WeftError } from "./bundle.ts";
 import { type Device, packHalves, packPanels, paramNamed, rotaryTable } from "./device.ts";
+import { reorder, siteOfParam } from "./order.ts";
 import { type BundleReader, checkName, sha256 } from "./reader.ts";
 
 export interface LoadProgress {
@@ -53,7 +54,7 @@ export async function readVerified(reader: BundleReader, m: Manifest, name: stri
   return bytes;
 }
 
-/** Copy every weight into its chamber, in the layout of the device's target; `change` may move a layer's matrices [n, k] on the way. */
+/** Copy every weight into its chamber, in the layout of the device's target; `change` may move a layer's matrices [n, k] and vectors on the way. */
 export async function uploadWeights(
   reader: BundleReader,
   m: Manifest,
@@ -77,8 +78,10 @@ export async function uploadWeights(
       const p = paramNamed(to.outer ? plan.outerParams : plan.layerParams, to.name);
       const raw = bytes.subarray(t.start, t.start + t.bytes);
       const values = decode(raw, t.dtype, `${reader.where}: ${t.name}`);
-      if (!to.outer && p.kind === "weight") change?.(to.group, to.name, values);
-      const halves = (): Uint16Array => (change ? Uint16Array.from(values, floatToHalf) : new Uint16Array(raw.slice().buffer));
+      if (!to.outer) change?.(to.group, to.name, values);
+      const site = to.outer || !m.selection ? undefined : siteOfParam(m, to.name);
+      if (site) reorder(m, to.group, site, values);
+      const halves = (): Uint16Array => (change || site ? Uint16Array.from(values, floatToHalf) : new Uint16Array(raw.slice().buffer));
       const data = p.kind === "vector" ? values : t.dtype === "F16" ? packHalves(halves(), p.n, p.k, plan.panel) : packPanels(values, p.n, p.k, plan.panel);
       device.write({ cls: "weights", group: to.group, offset: p.offset }, data);
       where.delete(t.name);

@@ -21,7 +21,7 @@ export function addDeltas(w: Float32Array, deltas: readonly LowRank[]): void {
       }
   }
 }
-/** A branch of one layer as an exact product. Throws WEFT_ADAPTER for methods that are not linear in their input. */
+/** A branch of one layer as an exact product. Throws WEFT_ADAPTER for methods that are no sum of products. */
 export function asLowRank(manifest: Manifest, plan: TargetPlan, content: AdapterContent, layer: number, branch: number): LowRank {
   const b = manifest.branches[branch]!;
   const site = siteOf(manifest, b);
@@ -31,14 +31,14 @@ export function asLowRank(manifest: Manifest, plan: TargetPlan, content: Adapter
     const at = placeOf(plan.factors, branch, name);
     return slot.slice(at.offset, at.offset + rank * at.k);
   };
-  const form = manifest.methods[b.method]!.lowRank;
+  const form = manifest.methods[b.method]!.form;
   if (form === "factors") return { rank, a: rows("a"), b: rows("b").map((x) => Math.fround(x * scale)) };
   if (form !== "selection")
     throw new WeftError({
       code: "WEFT_ADAPTER",
       where: `method ${b.method}`,
       expected: "a method that adds a low-rank or indexed delta to weights",
-      found: "one that does not: it cannot merge",
+      found: "one that does not",
     });
   const channels = readSelection(slot, placeOf(plan.factors, branch, "index"), rank);
   const inner = site.coupling!.axis === "in";

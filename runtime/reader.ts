@@ -1,5 +1,6 @@
 /** Where a bundle is read from: a folder or an HTTP(S) address. The runtime's only door to files. */
 import { WeftError } from "./bundle.ts";
+import { readFromFolder } from "./folder.ts";
 
 export interface BundleReader {
   readonly where: string;
@@ -29,7 +30,6 @@ export async function openReader(location: string | URL): Promise<BundleReader> 
       },
     };
   }
-  const { readFile } = await import("node:fs/promises");
   const { join } = await import("node:path");
   const { fileURLToPath } = await import("node:url");
   const folder = text.startsWith("file:") ? fileURLToPath(text) : text;
@@ -38,7 +38,7 @@ export async function openReader(location: string | URL): Promise<BundleReader> 
     read: async (name) => {
       checkName(name);
       try {
-        return new Uint8Array(await readFile(join(folder, name)));
+        return await readFromFolder(join(folder, name));
       } catch (cause) {
         throw new WeftError({
           code: "WEFT_BUNDLE",

@@ -1,7 +1,9 @@
 /** What S2FT's selectors look at (paper §3.2): weights and activations of the channels that matrices share. */
-import type { SiteEntry } from "./bundle.ts";
+import type { Manifest, ParamEntry, SiteEntry } from "./bundle.ts";
+import { type AdapterContent, placeOf, readSelection } from "./content.ts";
 import { paramNamed, unpackHalfPanels, unpackPanels } from "./device.ts";
 import type { Engine } from "./engine.ts";
+import { channelOrder, reorder } from "./order.ts";
 
 const channelsOf = (s: SiteEntry): number => (s.coupling!.axis === "in" ? s.inFeatures : s.outFeatures);
 
@@ -22,14 +24,29 @@ export async function weightSquares(engine: Engine, layer: number, of: SiteEntry
   return squares;
 }
 
-/** A site's matrix [out, in], as the device has it. */
-async function matrix(engine: Engine, layer: number, site: SiteEntry): Promise<Float32Array> {
+/** Row `id` of the embedding table, as the device has it. */
+export async function embeddingRow(engine: Engine, id: number): Promise<Float32Array> {
+  const { manifest, device } = engine;
+  const { plan } = device;
+  const p = paramNamed(plan.outerParams, "embed_tokens.weight");
+  const panel = Math.floor(id / plan.panel);
+  const half = manifest.model.format === "f16";
+  const words = (plan.panel * p.k) / (half ? 2 : 1);
+  const raw = await device.read({ cls: "weights", group: manifest.model.layers, offset: p.offset + panel * words, words });
+  const at = id - panel * plan.panel;
+  return (half ? unpackHalfPanels : unpackPanels)(raw, plan.panel, p.k, plan.panel).slice(at * p.k, (at + 1) * p.k);
+}
+
+/** A site's matrix [out, in], as the device has it now, in the model's order. */
+export async function matrix(engine: Engine, layer: number, site: SiteEntry): Promise<Float32Array> {
   const { manifest, device } = engine;
   const { plan } = device;
   const p = paramNamed(plan.layerParams, `${site.module}.weight`);
   const half = manifest.model.format === "f16";
   const raw = await device.read({ cls: "weights", group: layer, offset: p.offset, words: half ? p.words / 2 : p.words });
-  return (half ? unpackHalfPanels : unpackPanels)(raw, p.n, p.k, plan.panel);
+  const values = (half ? unpackHalfPanels : unpackPanels)(raw, p.n, p.k, plan.panel);
+  reorder(manifest, layer, site, values, true);
+  return values;
 }
 /** Σ w² of each row of a site's matrix. */
 export async function rowSquares(engine: Engine, layer: number, site: SiteEntry): Promise<Float64Array> {
@@ -37,13 +54,28 @@ export async function rowSquares(engine: Engine, layer: number, site: SiteEntry)
   return Float64Array.from({ length: site.outFeatures }, (_, o) => w.subarray(o * site.inFeatures, (o + 1) * site.inFeatures).reduce((s, x) => s + x * x, 0));
 }
 
-/** Σ a² of each channel of a site from its group's statistics; a channel of v stands for all query heads that read it. */
-export function activationSquares(engine: Engine, statistics: Float32Array, of: SiteEntry): Float64Array {
+/** The sum of each channel of a site from its group's statistics; a channel of v stands for all query heads that read it. */
+export function statisticOf(engine: Engine, layer: number, statistics: Float32Array, of: SiteEntry): Float64Array {
   const { heads, kvHeads, headDim } = engine.manifest.model;
   const out = new Float64Array(channelsOf(of));
-  statistics.forEach((x, c) => {
+  const order = channelOrder(engine.manifest, layer, of.coupling!.group === "ffn" ? "ffn" : "heads");
+  statistics.forEach((x, at) => {
+    const c = order ? order[at]! : at;
     const to = out.length === statistics.length ? c : Math.floor(Math.floor(c / headDim) / (heads / kvHeads)) * headDim + (c % headDim);
     out[to] = out[to]! + x;
   });
   return out;
+}
+
+/** Channels that `others` chose in a site's coupled group (a channel of v and one of o are different things under grouped queries). */
+export function channelsTaken(manifest: Manifest, factors: readonly ParamEntry[], others: readonly AdapterContent[], layer: number, of: SiteEntry): ReadonlySet<number> {
+  const taken = new Set<number>();
+  for (const { branches, tensors } of others)
+    branches[layer]!.forEach(({ rank }, i) => {
+      const b = manifest.branches[i]!;
+      const site = manifest.sites[b.site]!;
+      if (!rank || manifest.methods[b.method]!.form !== "selection" || site.coupling!.group !== of.coupling!.group || channelsOf(site) !== channelsOf(of)) return;
+      for (const c of readSelection(tensors[layer]!, placeOf(factors, i, "index"), rank)) taken.add(c);
+    });
+  return taken;
 }

@@ -3,12 +3,13 @@
  * never on load: batches come from seeds, sums from a fixed order.
  */
 import { type Manifest, WeftError } from "./bundle.ts";
-import { type AdapterConfig, type AdapterContent, type ChannelScores, defaultConfig, initialContent, trainableCount } from "./content.ts";
+import { type AdapterConfig, type AdapterContent, defaultConfig, initialContent, type ModelView, trainableCount, virtualTokens } from "./content.ts";
 import { unpackPanels } from "./device.ts";
 import type { Engine, Feed } from "./engine.ts";
 import { NONE } from "./host.ts";
+import { reorder, siteOfParam } from "./order.ts";
 import { mix, shuffled } from "./random.ts";
-import { activationSquares, rowSquares, weightSquares } from "./scores.ts";
+import { channelsTaken, embeddingRow, matrix, rowSquares, statisticOf, weightSquares } from "./scores.ts";
 
 /** One training sequence; labels[i] is the id to predict at position i of input_ids (Hugging Face convention: the same index, shifted inside), -100 ignored. */
 export interface Row {
@@ -22,6 +23,10 @@ export interface TrainOptions {
   readonly rows: readonly Row[];
   readonly evalRows?: readonly Row[] | undefined;
   readonly adapter?: Partial<AdapterConfig> | undefined;
+  /** Adapters whose chosen channels this one may not choose. */
+  readonly disjointFrom?: readonly AdapterContent[] | undefined;
+  /** Matrices [out, in] of a model that was fine-tuned in full from this one: what the selector `difference` compares with. */
+  readonly tuned?: ModelView["tuned"] | undefined;
   /** Start from this adapter's content instead of a fresh one. */
   readonly from?: AdapterContent | undefined;
   readonly epochs?: number | undefined;
@@ -190,7 +195,7 @@ export class Job implements Feed {
     const { items, skippedRows } = this.data;
 
     const seed = o.seed ?? 0;
-    const config: AdapterConfig = { ...defaultConfig(manifest, o.method), ...(o.from?.config ?? {}), ...o.adapter };
+    const config = configOf(manifest, o);
     if (config.dropout > 0 && manifest.methods[o.method] && !manifest.methods[o.method]!.dropout)
       throw new WeftError({ code: "WEFT_OPTION", where: "dropout", expected: `0: ${o.method} has none`, found: String(config.dropout) });
     if (!(config.dropout >= 0 && config.dropout < 1))
@@ -198,14 +203,20 @@ export class Job implements Feed {
     try {
       if (!full) {
         const { factors, slotWords } = device.plan;
-        const scores: ChannelScores = async (what, layer, site) => {
-          if (what === "row") return rowSquares(engine, layer, site);
-          if (what === "weight") return weightSquares(engine, layer, site);
-          this.statistics ??= await this.calibrate();
-          const i = device.plan.statistics.findIndex((s) => s.name.endsWith(`.${site.coupling!.group}`));
-          return activationSquares(engine, this.statistics[layer]![i]!, site);
+        const model: ModelView = {
+          embedding: (id) => embeddingRow(engine, id),
+          matrix: (layer, site) => matrix(engine, layer, site),
+          tuned: o.tuned ?? null,
+          taken: (layer, site) => channelsTaken(manifest, factors, o.disjointFrom ?? [], layer, site),
+          scores: async (what, layer, site) => {
+            if (what === "row") return rowSquares(engine, layer, site);
+            if (what === "weight") return weightSquares(engine, layer, site);
+            this.statistics[what] ??= await this.calibrate(what === "gradient");
+            const i = device.plan.statistics.findIndex((s) => s.name.endsWith(`.${site.coupling!.group}`));
+            return statisticOf(engine, layer, this.statistics[what][layer]![i]!, site);
+          },
         };
-        this.content = o.resume?.adapter ?? o.from ?? (await initialContent(manifest, factors, slotWords, config, mix(seed, 1), scores));
+        this.content = o.resume?.adapter ?? o.from ?? (await initialContent(manifest, factors, slotWords, config, mix(seed, 1), model));
         const slot = engine.adapters.acquireTraining(this.content);
         if (slot === null) throw new WeftError({ code: "WEFT_CAPACITY", where: "slots", expected: "a free adapter slot for training", found: "all in use", retryable: true });
         this.slot = slot;
@@ -273,24 +284,27 @@ export class Job implements Feed {
     }
   }
 
-  /** [layer][group of coupled channels]: Σ x² over the first rows of the data. */
-  private statistics: Float32Array[][] | null = null;
-  /** Run rows of the data (a thousand tokens, or all) through the layers and read what their channels carry. */
-  private async calibrate(): Promise<Float32Array[][]> {
+  /** [layer][group of coupled channels]: sums of squares over the first rows of the data. */
+  private statistics: Partial<Record<"activation" | "gradient", Float32Array[][]>> = {};
+  /** Run rows of the data (a thousand tokens, or all) through the layers, and back where gradients are asked for, and read what their channels carry. */
+  private async calibrate(gradients: boolean): Promise<Float32Array[][]> {
     const { device, manifest, host } = this.engine;
     const { plan } = device;
     const at = (group: number) => ({ cls: "accum" as const, group, offset: this.index * plan.jobWords });
     const { layers } = manifest.model;
     for (let l = 0; l < layers; l++) device.clear({ ...at(l), words: plan.jobWords });
-    // The class after the trained ones has no loss and no update, and keeps only what bounds a layer.
-    host.exports.jobOpen(this.index, 0, manifest.train.length, 0);
+    // The classes after the trained ones have no update, and keep only what bounds a layer; the first of them has no loss either.
+    host.exports.jobOpen(this.index, 0, manifest.train.length + (gradients ? 1 : 0), 0);
     this.keeping = false;
     const rows: Item[] = [];
     for (let i = 0, tokens = 0; i < this.data.items.length && tokens < CALIBRATION_TOKENS; i++) {
       rows.push(this.data.items[i]!);
       tokens += this.data.items[i]!.ids.length;
     }
-    for (let start = 0; start < rows.length; ) start += await this.micro(rows.slice(start), false);
+    // Losses are means over all the labels that are looked at.
+    const labels = rows.reduce((n, x) => n + x.labels, 0);
+    const weighted = rows.map((x): Item => ({ ...x, weight: 1 / labels }));
+    for (let start = 0; start < rows.length; ) start += await this.micro(weighted.slice(start), false);
     this.keeping = true;
     const out: Float32Array[][] = [];
     for (let l = 0; l < layers; l++) {
@@ -383,7 +397,10 @@ export class Job implements Feed {
     let n = 0;
     for (const [i, row] of this.o.evalRows!.entries()) {
       const item = prepare(row, i, this.engine.manifest.capacities.context, this.engine.manifest.model.vocab);
-      const { logprobs } = await this.engine.score(row.input_ids, { slot: this.slot, signal: this.controller.signal });
+      const { logprobs } = await this.engine.score(row.input_ids, {
+        slot: { index: this.slot, virtual: virtualTokens(this.engine.manifest, this.content) },
+        signal: this.controller.signal,
+      });
       item.next.forEach((id, k) => {
         if (id !== IGNORE) {
           sum -= logprobs[k]!;
@@ -398,7 +415,7 @@ export class Job implements Feed {
   }
   private async restoreBest(): Promise<void> {
     const { adapter } = this.state.best!;
-    adapter!.tensors.forEach((data, l) => this.engine.device.write({ cls: "adapters", group: l, offset: this.slot * this.engine.device.plan.slotWords }, data));
+    this.engine.adapters.restore(this.slot, adapter!);
   }
 }
 
@@ -437,10 +454,19 @@ function prepare(row: Row, index: number, context: number, vocab: number): Item 
   return { index, ids: ids.slice(0, end), next: next.slice(0, end), labels: next.filter((x) => x !== IGNORE).length, weight: 0, dropKey: 0, dropP: 0 };
 }
 
-/** Rows checked and shifted; throws for the first that cannot be trained on. */
-function prepareAll(manifest: Manifest, rows: readonly Row[]): { items: Item[]; skippedRows: number } {
+/** Tokens of its own that the job's adapter puts before every row. */
+function virtualOf(manifest: Manifest, o: TrainOptions): number {
+  if (!manifest.methods[o.method]?.virtual) return 0;
+  return configOf(manifest, o).rank ?? Math.max(...manifest.branches.map((b) => (b.method === o.method ? b.capacity : 0)));
+}
+const configOf = (manifest: Manifest, o: TrainOptions): AdapterConfig => ({ ...defaultConfig(manifest, o.method), ...(o.from?.config ?? {}), ...o.adapter });
+
+/** Rows checked, shifted and put behind `virtual` tokens of the adapter's own; throws for the first that cannot be trained on. */
+function prepareAll(manifest: Manifest, rows: readonly Row[], virtual: number): { items: Item[]; skippedRows: number } {
   const { capacities, model } = manifest;
-  const items = rows.map((row, i) => prepare(row, i, capacities.context, model.vocab));
+  const items = rows
+    .map((row, i) => prepare(row, i, capacities.context - virtual, model.vocab))
+    .map((x): Item => ({ ...x, ids: [...Array<number>(virtual).fill(0), ...x.ids], next: [...Array<number>(virtual).fill(IGNORE), ...x.next] }));
   const learned = items.filter((x) => x.labels > 0);
   if (!learned.length) throw new WeftError({ code: "WEFT_DATA", where: "data", expected: "rows with at least one token to learn", found: `${rows.length} rows, none with labels` });
   const longest = Math.min(capacities.savedRows, capacities.blocks * 32);
@@ -482,7 +508,7 @@ export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>
     });
   if (engine.exclusive || (o.method === "full" && engine.jobsRunning > 0))
     throw new WeftError({ code: "WEFT_CONFLICT", where: `job ${o.name}`, expected: "exclusive use of the base weights for full training", found: "another job", retryable: true });
-  const data = prepareAll(manifest, o.rows);
+  const data = prepareAll(manifest, o.rows, virtualOf(manifest, o));
   const index = engine.freeJob();
   if (index === null)
     throw new WeftError({ code: "WEFT_CAPACITY", where: "jobs", expected: `at most ${manifest.capacities.jobs} jobs at once`, found: "one more", retryable: true });
@@ -500,7 +526,9 @@ export async function readWeights(engine: Engine): Promise<{ name: string; shape
   const region = async (params: typeof plan.layerParams, group: number, nameOf: (name: string) => string): Promise<void> => {
     for (const p of params) {
       const data = await device.read({ cls: "weights", group, offset: p.offset, words: p.kind === "vector" ? p.n : p.words });
-      out.push(p.kind === "vector" ? { name: nameOf(p.name), shape: [p.n], data } : { name: nameOf(p.name), shape: [p.n, p.k], data: unpackPanels(data, p.n, p.k, plan.panel) });
+      const values = p.kind === "vector" ? data : unpackPanels(data, p.n, p.k, plan.panel);
+      if (group < manifest.model.layers) reorder(manifest, group, siteOfParam(manifest, p.name), values, true);
+      out.push({ name: nameOf(p.name), shape: p.kind === "vector" ? [p.n] : [p.n, p.k], data: values });
     }
   };
   await region(plan.outerParams, manifest.model.layers, (n) => manifest.checkpoint.outer[n]!);

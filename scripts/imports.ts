@@ -8,7 +8,7 @@ const root = fileURLToPath(new URL("..", import.meta.url));
 /** folder → what it may import, as path prefixes. */
 const allowed: Readonly<Record<string, readonly string[]>> = {
   ops: ["ops/"],
-  compiler: ["compiler/", "ops/", "runtime/bundle.ts", "assemblyscript"],
+  compiler: ["compiler/", "ops/", "runtime/bundle.ts", "runtime/folder.ts", "assemblyscript"],
   runtime: ["runtime/"],
   sdk: ["sdk/", "runtime/", "@huggingface/"],
   examples: ["examples/", "sdk/index.ts"],
@@ -21,8 +21,8 @@ const nodeFiles = new Set([
   "compiler/emit/host.ts",
   "compiler/emit/assemblyscript.ts",
   "runtime/dawn.ts",
+  "runtime/folder.ts",
   "runtime/reader.ts",
-  "sdk/files.ts",
   "sdk/cli.ts",
 ]);
 /** Files that may name GPU objects. */

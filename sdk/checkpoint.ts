@@ -2,8 +2,9 @@
 
 import { decode, encode, parseHeader, type TensorData, WeftError } from "../runtime/bundle.ts";
 import type { AdapterConfig, AdapterContent, BranchState } from "../runtime/content.ts";
+import { writeFolder } from "../runtime/folder.ts";
 import type { TrainState } from "../runtime/trainer.ts";
-import { parseJson, readFileOr, writeFolder } from "./files.ts";
+import { parseJson, readFileOr } from "./files.ts";
 
 interface Saved {
   readonly version: 2;
@@ -38,7 +39,7 @@ export async function saveCheckpoint(dir: string, state: TrainState, base: strin
     branches: state.adapter?.branches ?? null,
     best: state.best ? { step: state.best.step, loss: state.best.loss } : null,
   };
-  await writeFolder(dir, { "trainer_state.json": JSON.stringify(json), "trainer_state.safetensors": encode(tensors, { format: "weft" }) });
+  await writeFolder(dir, Object.entries({ "trainer_state.json": JSON.stringify(json), "trainer_state.safetensors": encode(tensors, { format: "weft" }) }));
 }
 
 export async function loadCheckpoint(dir: string, base: string, target: string, options: unknown): Promise<TrainState> {

@@ -12,9 +12,10 @@ import { compile, type FinetuneOptions, load, planMemory } from "./index.ts";
 const usage = `weft: serve and fine-tune one base model from one process
 
   weft compile MODEL -o BUNDLE [--target wasm,webgpu] [--train lora,s2ft,ia3,parallel,series,full] [--methods lora,…] [--format f32|f16] [--policy coserve|fcfs] [--context N] [--tokens N]
-               [--slots N] [--jobs N] [--rank N] [--blocks N] [--saved-rows N] [--kept-rows N] [--head-rows N] [--unit-rows N] [--no-fuse]
+               [--slots N] [--jobs N] [--rank N] [--blocks N] [--saved-rows N] [--kept-rows N] [--head-rows N] [--unit-rows N] [--no-fuse] [--s2ft-sites o_proj,down_proj]
+               [--calibrate FILE.jsonl [--selector activation-small|…] [--seed N]]     S2FT on channels chosen now (class permuted)
   weft generate BUNDLE --prompt TEXT | --ids 1,2,3  [--adapter DIR] [--max-tokens N] [--temperature X] [--top-k N] [--top-p X] [--min-p X] [--seed N] [--device D]
-  weft finetune BUNDLE --data FILE.jsonl --name NAME --out DIR  [--method lora|s2ft|…|full] [--selector random|activation-small|…] [--rank N] [--alpha X] [--epochs N] [--steps N] [--batch-size N]
+  weft finetune BUNDLE --data FILE.jsonl --name NAME --out DIR  [--method lora|s2ft|…|full] [--selector random|activation-small|…] [--tuned MODEL] [--rank N] [--alpha X] [--epochs N] [--steps N] [--batch-size N]
                [--learning-rate X] [--schedule constant|linear|cosine] [--warmup-steps N] [--eval-data FILE] [--seed N] [--checkpoint DIR] [--resume DIR] [--device D]
   weft inspect BUNDLE [--kernels] [--graph PROGRAM]
   weft inspect --memory [--model FOLDER | llama-2-7b | llama-3-8b] [--tokens N] [--rank N]     what each method takes, from a shape alone
@@ -47,6 +48,10 @@ const options = {
     quantum: text,
     "unit-rows": text,
     "no-fuse": flag,
+    "s2ft-sites": text,
+    calibrate: text,
+    selector: text,
+    seed: text,
   },
   generate: { prompt: text, ids: text, adapter: text, "max-tokens": text, temperature: text, "top-k": text, "top-p": text, "min-p": text, seed: text, device: text, stop: text },
   finetune: {
@@ -56,6 +61,7 @@ const options = {
     out: text,
     method: text,
     selector: text,
+    tuned: text,
     rank: text,
     alpha: text,
     epochs: text,
@@ -124,6 +130,7 @@ const commands: Readonly<Record<Command, (positional: readonly string[], f: Flag
         format: f.format as never,
         policy: f.policy as never,
         fuse: f["no-fuse"] ? false : undefined,
+        calibrate: f.calibrate ? { data: string(f, "calibrate"), ...given({ selector: f.selector as FinetuneOptions["selector"], seed: number(f, "seed") }) } : undefined,
       }),
       capacities: given({
         context: number(f, "context"),
@@ -137,6 +144,7 @@ const commands: Readonly<Record<Command, (positional: readonly string[], f: Flag
         headRows: number(f, "head-rows"),
         quantum: number(f, "quantum"),
         unitRows: number(f, "unit-rows"),
+        s2ft: f["s2ft-sites"] ? { sites: list("s2ft-sites") ?? [] } : undefined,
       }),
       onProgress: (p) => progress(`${p.phase} ${p.done}/${p.total}`),
     });
@@ -191,6 +199,7 @@ const commands: Readonly<Record<Command, (positional: readonly string[], f: Flag
       ...given({
         evalData: f["eval-data"] as string | undefined,
         selector: f.selector as FinetuneOptions["selector"],
+        tuned: f.tuned as string | undefined,
         rank: number(f, "rank"),
         alpha: number(f, "alpha"),
         epochs: number(f, "epochs"),

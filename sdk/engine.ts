@@ -4,6 +4,7 @@ import type { AdapterRef } from "../runtime/adapters.ts";
 import { encode, type Manifest, WeftError } from "../runtime/bundle.ts";
 import { type AdapterConfig, defaultConfig, resolveBranches, type Selector } from "../runtime/content.ts";
 import { Engine as Core, type EngineOptions, type Sampling, type Score, type TokenEvent } from "../runtime/engine.ts";
+import { writeFolder } from "../runtime/folder.ts";
 import type { LoadProgress } from "../runtime/load.ts";
 import { readVerified } from "../runtime/load.ts";
 import { type DeviceChoice, openDevice } from "../runtime/open.ts";
@@ -11,7 +12,8 @@ import { openReader } from "../runtime/reader.ts";
 import { type Job as CoreJob, type Row, readWeights, startJob, type TrainEvent, type TrainOptions, type TrainResult } from "../runtime/trainer.ts";
 import { loadCheckpoint, saveCheckpoint } from "./checkpoint.ts";
 import { type DataRow, encodeRow, parseJsonl } from "./data.ts";
-import { decodeText, parseJson, readFileOr, writeFolder } from "./files.ts";
+import { decodeText, parseJson, readFileOr } from "./files.ts";
+import { openMatrices } from "./model.ts";
 import { readAdapter, writeAdapter, writeAsLora } from "./peft.ts";
 import { compressTernary, expandTernary } from "./ternary.ts";
 import { type Message, Text } from "./text.ts";
@@ -58,6 +60,10 @@ export interface FinetuneOptions {
   readonly alphaPattern?: Readonly<Record<string, number>>;
   /** How S2FT chooses channels. */
   readonly selector?: Selector;
+  /** Adapters by name whose channels this S2FT adapter may not choose. */
+  readonly disjointFrom?: readonly string[];
+  /** A folder of the same model, fine-tuned in full: the selector `difference` of sparse adapters takes the entries that moved most (LT-SFT). */
+  readonly tuned?: string;
   /** Go on from an adapter that is loaded, instead of a fresh one. */
   readonly from?: string;
   readonly epochs?: number;
@@ -147,7 +153,7 @@ export class AdapterHandle {
   async save(dir: string, o: { as?: "lora" } = {}): Promise<void> {
     const { content } = this.engine.core.adapters.find(this.ref);
     const { config, weights } = (o.as === "lora" ? writeAsLora : writeAdapter)(content, this.engine.manifest, this.engine.core.device.plan);
-    await writeFolder(dir, { "adapter_config.json": config, "adapter_model.safetensors": weights });
+    await writeFolder(dir, Object.entries({ "adapter_config.json": config, "adapter_model.safetensors": weights }));
   }
   /**
    * Write the adapter as signs of its largest numbers with one common magnitude (ComPEFT): a fraction of the bytes, and not quite the same adapter. Tells
@@ -157,7 +163,10 @@ export class AdapterHandle {
     const { content } = this.engine.core.adapters.find(this.ref);
     const { config, weights } = writeAdapter(content, this.engine.manifest, this.engine.core.device.plan);
     const { bytes, ratio, error } = compressTernary(weights, o.density ?? 0.1);
-    await writeFolder(dir, { "adapter_config.json": JSON.stringify({ ...(JSON.parse(config) as object), weft_ternary: true }, null, 2), "adapter_model.ternary": bytes });
+    await writeFolder(
+      dir,
+      Object.entries({ "adapter_config.json": JSON.stringify({ ...(JSON.parse(config) as object), weft_ternary: true }, null, 2), "adapter_model.ternary": bytes }),
+    );
     return { bytes: bytes.length, ratio, error };
   }
   get generation(): number {
@@ -285,6 +294,8 @@ export class Engine {
       evalRows,
       adapter: adapter as Partial<AdapterConfig>,
       from: o.from ? this.core.adapters.find(o.from).content : undefined,
+      disjointFrom: o.disjointFrom?.map((name) => this.core.adapters.find(name).content),
+      tuned: o.tuned === undefined ? undefined : await openMatrices(o.tuned, this.manifest),
       resume: o.resume ? await loadCheckpoint(o.resume, this.manifest.base, this.core.info.target, key) : undefined,
     };
     const job = startJob(this.core, options, this.jobs);
@@ -339,7 +350,7 @@ export class Engine {
     };
     for (const name of ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
       if (this.manifest.files[name]) files[name] = await readVerified(this.reader, this.manifest, name);
-    await writeFolder(dir, files);
+    await writeFolder(dir, Object.entries(files));
   }
 
   /** Reject what runs, free the device; the process can exit. */

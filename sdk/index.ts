@@ -2,18 +2,27 @@
 import type { CompileOptions } from "../compiler/compile.ts";
 import type { MethodMemory } from "../compiler/planner.ts";
 import { type Manifest, WeftError } from "../runtime/bundle.ts";
+import type { Calibrate } from "./calibrate.ts";
 
 export { type ErrorCode, encode as encodeSafetensors, type Manifest, WeftError } from "../runtime/bundle.ts";
 export type { TokenEvent } from "../runtime/engine.ts";
 export type { LoadProgress } from "../runtime/load.ts";
 export type { DeviceChoice } from "../runtime/open.ts";
+export type { Calibrate } from "./calibrate.ts";
 export * from "./engine.ts";
 export type { CompileOptions, MethodMemory };
 
-/** Compile a Hugging Face model folder into a bundle folder. The compiler is only loaded when this is called. */
-export async function compile(folder: string, out: string, options: CompileOptions = {}): Promise<Manifest> {
+/**
+ * Compile a Hugging Face model folder into a bundle folder. With `calibrate` the bundle also trains S2FT of the class `permuted`, on channels that its
+ * data chooses now. The compiler is only loaded when this is called.
+ */
+export async function compile(folder: string, out: string, o: CompileOptions & { readonly calibrate?: Calibrate } = {}): Promise<Manifest> {
   const { compileTo } = await import("../compiler/compile.ts");
-  return compileTo(folder, out, options);
+  const { calibrate, ...options } = o;
+  if (!calibrate) return compileTo(folder, out, options);
+  const { chooseSelection } = await import("./calibrate.ts");
+  const train = [...new Set([...(options.train ?? ["lora"]), "s2ft_permuted"])];
+  return compileTo(folder, out, { ...options, train, selection: await chooseSelection(folder, calibrate, options) });
 }
 
 /**

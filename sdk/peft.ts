@@ -22,13 +22,16 @@ import {
   defaultConfig,
   modulePath,
   placeOf,
+  readEntries,
   readSelection,
   resolveBranches,
   rowsInUse,
   siteOf,
+  writeEntries,
   writeSelection,
 } from "../runtime/content.ts";
 import { asLowRank } from "../runtime/lowrank.ts";
+import { channelOrder } from "../runtime/order.ts";
 
 const PREFIX = "base_model.model.";
 type Json = Readonly<Record<string, unknown>>;
@@ -51,7 +54,7 @@ const refused: Readonly<Record<string, (v: unknown) => boolean>> = {
   velora_config: (v) => v !== null && v !== undefined,
 };
 /** Keys that say what is computed: a file that differs from what the method writes is refused. */
-const meaning: Readonly<Record<string, true>> = { non_linearity: true, use_adapterp: true, scaling: true, feedforward_modules: true };
+const meaning: Readonly<Record<string, true>> = { non_linearity: true, use_adapterp: true, scaling: true, feedforward_modules: true, prefix_projection: true };
 const fail = (where: string, expected: string, found: string, code: "WEFT_ADAPTER" | "WEFT_ADAPTER_MISMATCH" = "WEFT_ADAPTER", hint?: string): never => {
   throw new WeftError({ code, where, expected, found, ...(hint && { hint }) });
 };
@@ -65,7 +68,9 @@ interface Read {
 /** Check a PEFT config; throws WEFT_ADAPTER for a method the bundle has not, or a feature that is not supported. */
 function readConfig(json: Json, manifest: Manifest, where: string): Read {
   const known = Object.values(manifest.methods);
-  const method = known.find((m) => m.peftType === json.peft_type && Object.entries(m.when).every(([key, v]) => (json[key] ?? false) === v));
+  const fitting = known.filter((m) => m.peftType === json.peft_type && Object.entries(m.when).every(([key, v]) => (json[key] ?? false) === v));
+  // Of several, the one that asks for most.
+  const method = fitting.sort((a, b) => Object.keys(b.when).length - Object.keys(a.when).length)[0];
   if (!method) {
     // A method of that type which differs in a key: the key is what is missing here.
     const near = known.find((m) => m.peftType === json.peft_type);
@@ -82,7 +87,8 @@ function readConfig(json: Json, manifest: Manifest, where: string): Read {
   const init = json.init_lora_weights;
   if (typeof init === "string" && /^(pissa|olora|corda|lora_ga|loftq)/.test(init))
     fail(`${where}: init_lora_weights`, "an adapter of the original base", init, "WEFT_ADAPTER", "convert it to an ordinary LoRA with peft first");
-  const target = json.target_modules;
+  // Tokens of an adapter's own have no modules to name.
+  const target = method.virtual ? "all-linear" : json.target_modules;
   if (typeof target !== "string" && !Array.isArray(target)) fail(`${where}: target_modules`, "a list of modules, a regular expression or all-linear", JSON.stringify(target));
   // Lists of modules matter as far as they are adapted.
   const targeted = (v: unknown): unknown => (Array.isArray(v) && Array.isArray(target) ? v.filter((m) => target.includes(m)).sort() : v);
@@ -115,7 +121,35 @@ function transpose(values: Float32Array, rows: number, cols: number): Float32Arr
   return out;
 }
 const shapeOf = (t: BranchTensor, rank: number, rows: number): number[] =>
-  t.shape === "selection" ? [rank] : t.shape === "vector" ? [t.cols] : t.shape === "rows" ? [rows, t.cols] : [t.cols, rows];
+  t.shape === "selection" || t.shape === "entries"
+    ? [rank]
+    : t.shape === "places"
+      ? [2, rank]
+      : t.shape === "vector"
+        ? [t.cols]
+        : t.shape === "rows"
+          ? [rows, t.cols]
+          : [t.cols, rows];
+
+/** Methods whose tensors lie side by side in one [rows, total]: that tensor's key and width, and the columns at which each part begins. */
+function besideOf(
+  manifest: Manifest,
+  branches: AdapterContent["branches"],
+): { key: string; total: number; parts: { layer: number; branch: number; tensor: BranchTensor; at: number }[] } | null {
+  let key: string | null = null;
+  let total = 0;
+  const parts = branches.flatMap((layer, l) =>
+    layer.flatMap((s, branch) =>
+      manifest.branches[branch]!.tensors.flatMap((tensor) => {
+        if (!s.rank || tensor.shape !== "beside") return [];
+        key = tensor.key;
+        total += tensor.cols;
+        return [{ layer: l, branch, tensor, at: total - tensor.cols }];
+      }),
+    ),
+  );
+  return key === null ? null : { key, total, parts };
+}
 
 /** PEFT files → adapter content in slot layout. Every tensor must belong to this base and class. */
 export function readAdapter(json: Json, file: Uint8Array, manifest: Manifest, plan: TargetPlan, where: string): AdapterContent {
@@ -135,20 +169,23 @@ export function readAdapter(json: Json, file: Uint8Array, manifest: Manifest, pl
   const excluded = (p: string): boolean => (typeof exclude === "string" ? new RegExp(`^(?:${exclude})$`).test(p) : (exclude ?? []).some((t) => p === t || p.endsWith(`.${t}`)));
   // Methods without a rank of their own keep as many rows as the file has.
   const fromFile = (path: string, b: BranchEntry): number | null => {
-    const chosen = b.tensors.find((t) => t.shape === "selection")!;
+    const chosen = b.tensors.find((t) => t.shape === "selection" || t.shape === "entries")!;
     return byName.get(`${PREFIX}${path}.${chosen.key}`)?.shape[0] ?? null;
   };
-  const all = resolveBranches(manifest, config, method.lowRank === "selection" ? fromFile : undefined);
+  const all = resolveBranches(manifest, config, method.form === "selection" || method.form === "entries" ? fromFile : undefined);
   const branches = all.map((layer, l) =>
     layer.map((s, i) => ((layers && !layers.includes(l)) || excluded(modulePath(l, siteOf(manifest, manifest.branches[i]!))) ? { rank: 0, alpha: 0, scale: 0 } : s)),
   );
   const tensors = branches.map((layer, l) => {
     const data = new Float32Array(plan.slotWords);
+    // Chosen entries or channels have any order in a file, and one in a slot: its row r comes from the file's row orders[r].
+    const orders = new Map<number, number[]>();
     layer.forEach((s, i) => {
       if (!s.rank) return;
       const b = manifest.branches[i]!;
+      const site = siteOf(manifest, b);
       for (const t of b.tensors) {
-        if (t.key === null) continue;
+        if (t.key === null || t.shape === "beside") continue;
         const key = `${PREFIX}${modulePath(l, siteOf(manifest, b))}.${t.key}`;
         const info = byName.get(key) ?? fail(name, `a tensor ${key}`, "none of that name", "WEFT_ADAPTER_MISMATCH");
         const shape = shapeOf(t, s.rank, rowsInUse(t, s));
@@ -156,22 +193,81 @@ export function readAdapter(json: Json, file: Uint8Array, manifest: Manifest, pl
           fail(`${name}: ${key}`, JSON.stringify(shape), JSON.stringify(info.shape), "WEFT_ADAPTER_MISMATCH", "the adapter belongs to another base");
         const at = placeOf(plan.factors, i, t.name);
         const raw = file.subarray(info.start, info.end);
-        if (t.shape === "selection") {
+        if (t.shape === "places") {
+          if (info.dtype !== "I32") fail(`${name}: ${key}`, "int32 rows and columns", info.dtype);
+          const { outFeatures: outs, inFeatures: ins } = siteOf(manifest, b);
+          const places = new Int32Array(raw.slice().buffer);
+          const flat = Array.from({ length: s.rank }, (_, e) => places[e]! * ins + places[s.rank + e]!);
+          const wrong = flat.findIndex((f, e) => places[e]! < 0 || places[e]! >= outs || places[s.rank + e]! < 0 || places[s.rank + e]! >= ins || !Number.isInteger(f));
+          if (wrong >= 0 || new Set(flat).size < flat.length)
+            fail(
+              `${name}: ${key}`,
+              `distinct places in a matrix ${outs} × ${ins}`,
+              wrong >= 0 ? `(${places[wrong]}, ${places[s.rank + wrong]})` : "a place twice",
+              "WEFT_ADAPTER_MISMATCH",
+            );
+          orders.set(
+            b.index,
+            [...flat.keys()].sort((x, y) => flat[x]! - flat[y]!),
+          );
+          writeEntries(
+            data,
+            at,
+            b.capacity,
+            outs,
+            ins,
+            [...flat].sort((x, y) => x - y),
+          );
+        } else if (t.shape === "entries") {
+          const values = decode(raw, info.dtype, `${name}: ${key}`);
+          data.set(
+            orders.get(b.index)!.map((e) => values[e]!),
+            at.offset,
+          );
+        } else if (t.shape === "selection") {
           if (info.dtype !== "I32") fail(`${name}: ${key}`, "int32 channels", info.dtype);
           const channels = [...new Int32Array(raw.slice().buffer)];
           const limit = t.cols - b.capacity;
           const wrong = channels.findIndex((c, r) => c < 0 || c >= limit || channels.indexOf(c) !== r);
           if (wrong >= 0) fail(`${name}: ${key}[${wrong}]`, `distinct channels below ${limit}`, String(channels[wrong]), "WEFT_ADAPTER_MISMATCH");
-          writeSelection(data, at, b.capacity, channels);
+          // Where the bundle has chosen, its order is the slot's.
+          const own = t.init === "leading" ? channelOrder(manifest, l, site.axes[site.coupling!.axis])!.slice(0, s.rank) : channels;
+          const rows = own.map((c) => channels.indexOf(c));
+          if (rows.includes(-1))
+            fail(
+              `${name}: ${key}`,
+              `the channels of this bundle's selection, ${own.slice(0, 4).join(", ")} …`,
+              channels.slice(0, 4).join(", "),
+              "WEFT_ADAPTER_MISMATCH",
+              "compile with the method s2ft to read any selection",
+            );
+          writeSelection(data, at, b.capacity, own);
+          orders.set(b.index, rows);
         } else {
           const values = decode(raw, info.dtype, `${name}: ${key}`);
-          data.set(t.shape !== "columns" ? values : transpose(values, t.cols, rowsInUse(t, s)), at.offset);
+          const rows = t.shape !== "columns" ? values : transpose(values, t.cols, rowsInUse(t, s));
+          const order = orders.get(b.index);
+          if (order) order.forEach((from, r) => data.set(rows.subarray(from * t.cols, (from + 1) * t.cols), at.offset + r * t.cols));
+          else data.set(rows, at.offset);
         }
         byName.delete(key);
       }
     });
     return data;
   });
+  const beside = besideOf(manifest, branches);
+  if (beside) {
+    const info = byName.get(beside.key) ?? fail(name, `a tensor ${beside.key}`, "none of that name", "WEFT_ADAPTER_MISMATCH");
+    const rank = Math.max(...branches.flat().map((s) => s.rank));
+    if (JSON.stringify(info.shape) !== JSON.stringify([rank, beside.total]))
+      fail(`${name}: ${beside.key}`, JSON.stringify([rank, beside.total]), JSON.stringify(info.shape), "WEFT_ADAPTER_MISMATCH", "the adapter belongs to another base");
+    const values = decode(file.subarray(info.start, info.end), info.dtype, `${name}: ${beside.key}`);
+    for (const { layer, branch, tensor, at } of beside.parts) {
+      const to = placeOf(plan.factors, branch, tensor.name);
+      for (let r = 0; r < rank; r++) tensors[layer]!.set(values.subarray(r * beside.total + at, r * beside.total + at + tensor.cols), to.offset + r * tensor.cols);
+    }
+    byName.delete(beside.key);
+  }
   for (const key of byName.keys())
     fail(name, "tensors of this base's linear layers", key, "WEFT_ADAPTER_MISMATCH", "the adapter belongs to another base, or uses a feature that is not supported");
   return { config, branches, tensors };
@@ -191,20 +287,43 @@ export function writeAdapter(content: AdapterContent, manifest: Manifest, plan: 
       if (!s.rank) return;
       const b = manifest.branches[i]!;
       const data = content.tensors[l]!;
+      // Files name chosen channels in ascending order, whatever the slot's.
+      let order = Array.from({ length: s.rank }, (_, r) => r);
       for (const t of b.tensors) {
-        if (t.key === null) continue;
+        if (t.key === null || t.shape === "beside") continue;
         const name = `${PREFIX}${modulePath(l, siteOf(manifest, b))}.${t.key}`;
         const at = placeOf(plan.factors, i, t.name);
         const rows = rowsInUse(t, s);
         const shape = shapeOf(t, s.rank, rows);
-        const values = data.slice(at.offset, at.offset + rows * t.cols);
-        if (t.shape === "selection") tensors.push({ name, shape, dtype: "I32", data: Int32Array.from(readSelection(data, at, s.rank)) });
-        else tensors.push({ name, shape, dtype: "F32", data: t.shape !== "columns" ? values : transpose(values, rows, t.cols) });
+        const values = new Float32Array(rows * t.cols);
+        for (let r = 0; r < rows; r++) {
+          const from = at.offset + (t.rows === "rank" ? order[r]! : r) * t.cols;
+          values.set(data.subarray(from, from + t.cols), r * t.cols);
+        }
+        if (t.shape === "places") {
+          const { inFeatures } = siteOf(manifest, b);
+          const flat = readEntries(data, at, b.capacity, inFeatures, s.rank);
+          tensors.push({ name, shape, dtype: "I32", data: Int32Array.from([...flat.map((e) => Math.floor(e / inFeatures)), ...flat.map((e) => e % inFeatures)]) });
+        } else if (t.shape === "selection") {
+          const channels = readSelection(data, at, s.rank);
+          order = order.sort((x, y) => channels[x]! - channels[y]!);
+          tensors.push({ name, shape, dtype: "I32", data: Int32Array.from(order, (r) => channels[r]!) });
+        } else tensors.push({ name, shape, dtype: "F32", data: t.shape !== "columns" ? values : transpose(values, rows, t.cols) });
       }
     });
   });
+  const beside = besideOf(manifest, content.branches);
+  if (beside) {
+    const rank = Math.max(...content.branches.flat().map((s) => s.rank));
+    const data = new Float32Array(rank * beside.total);
+    for (const { layer, branch, tensor, at } of beside.parts) {
+      const { offset } = placeOf(plan.factors, branch, tensor.name);
+      for (let r = 0; r < rank; r++) data.set(content.tensors[layer]!.subarray(offset + r * tensor.cols, offset + (r + 1) * tensor.cols), r * beside.total + at);
+    }
+    tensors.push({ name: beside.key, shape: [rank, beside.total], dtype: "F32", data });
+  }
   const own = Object.fromEntries(Object.entries(method.config).map(([key, field]) => [key, content.config[field as keyof AdapterConfig]]));
-  return files({ peft_type: method.peftType, ...method.fixed, ...own, target_modules: content.config.targetModules }, tensors, manifest);
+  return files({ peft_type: method.peftType, ...method.fixed, ...own, ...(!method.virtual && { target_modules: content.config.targetModules }) }, tensors, manifest);
 }
 
 /** The same change of the base as a LoRA that any peft loads: exact for what is low-rank or a selection of channels. Throws WEFT_ADAPTER otherwise. */

@@ -1,7 +1,7 @@
 /** Bad input through the public door: one clear error, nothing half-written, and the engine serves on. */
 
 import { spawn } from "node:child_process";
-import { cpSync, existsSync, readFileSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, readdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import * as assert from "uvu/assert";
 import { encode } from "../runtime/bundle.ts";
@@ -192,5 +192,17 @@ test("killed while saving: the folder is the old one or the new one, never a mix
     await engine.adapters.load("saved", `${dir}/adapter`);
     await collect(engine, { prompt, maxTokens: 2, adapter: "saved" });
   }
+});
+test("killed between the two renames of a save: the next reader, or writer, puts the new folder in place", async () => {
+  const dir = scratch();
+  await using engine = await engineOf(configs.even);
+  await (await engine.finetune({ name: "a", data: batchOf(128), steps: 1 })).done;
+  await engine.adapters.get("a").save(`${dir}/adapter`);
+  renameSync(`${dir}/adapter`, `${dir}/adapter.new`);
+  await engine.adapters.load("read", `${dir}/adapter`);
+  assert.not(existsSync(`${dir}/adapter.new`));
+  renameSync(`${dir}/adapter`, `${dir}/adapter.new`);
+  await engine.adapters.get("a").save(`${dir}/adapter`);
+  assert.equal(readdirSync(dir), ["adapter"]);
 });
 test.run();

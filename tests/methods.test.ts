@@ -1,33 +1,69 @@
 /** Adapter methods: each equals real torch (+ peft where peft has it), and the laws hold for mixtures of them. */
 import { createHash } from "node:crypto";
-import { readFileSync, statSync, writeFileSync } from "node:fs";
+import { cpSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import { compile } from "../compiler/compile.ts";
 import type { AdapterRef } from "../runtime/adapters.ts";
-import { decode, parseHeader } from "../runtime/bundle.ts";
-import { placeOf, readSelection } from "../runtime/content.ts";
+import { decode, type Manifest, parseHeader } from "../runtime/bundle.ts";
+import { placeOf, readEntries, readSelection } from "../runtime/content.ts";
 import { addDeltas, asLowRank } from "../runtime/lowrank.ts";
 import { readWeights } from "../runtime/trainer.ts";
-import { type FinetuneOptions, type MethodMemory, planMemory, type WeftError } from "../sdk/index.ts";
+import { compile as compileBundle, type FinetuneOptions, load, type MethodMemory, planMemory, type WeftError } from "../sdk/index.ts";
 import { writeAdapter, writeAsLora } from "../sdk/peft.ts";
-import { batchOf, bits, checkGradient, checkLogits, collect, configs, contentBits, engineOf, fixtures, idsOf, reference, s2ftOdd, small } from "./support/engines.ts";
+import { batchOf, bits, checkGradient, checkLogits, collect, configs, contentBits, engineOf, fixtures, idsOf, reference, s2ftAll, s2ftOdd, small } from "./support/engines.ts";
 import { suite } from "./support/suite.ts";
 import { scratch, writeModel } from "./support/tiny.ts";
 
 const test = suite("methods");
 
-for (const name of ["odd", "even"] as const)
+/** A folder of S2FT's fixture as one of the class `permuted`, and the selection that a bundle of that class was compiled with: smaller sites first. */
+function permuted(name: "odd" | "even" | "mha"): { folder: string; selection: NonNullable<Manifest["selection"]> } {
+  const folder = `${scratch()}/s2ft`;
+  cpSync(`${fixtures}s2ft-${name}`, folder, { recursive: true });
+  const config = JSON.parse(readFileSync(`${folder}/adapter_config.json`, "utf8")) as object;
+  writeFileSync(`${folder}/adapter_config.json`, JSON.stringify({ ...config, class: "permuted" }));
+  const file = readFileSync(`${folder}/adapter_model.safetensors`);
+  const { tensors } = parseHeader(file, file.length, folder);
+  const index = (layer: number, module: string): number[] => {
+    const t = tensors.find((x) => x.name.endsWith(`layers.${layer}.${module}.s2ft_index`));
+    return t ? [...new Int32Array(new Uint8Array(file.subarray(t.start, t.end)).buffer)] : [];
+  };
+  const hd = (configs[name].head_dim as number | undefined) ?? 16;
+  const layers = [0, 1].map((l) => ({
+    ffn: [
+      ...new Set(
+        ["mlp.up_proj", "mlp.gate_proj", "mlp.down_proj"]
+          .map((m) => index(l, m))
+          .sort((a, b) => a.length - b.length)
+          .flat(),
+      ),
+    ],
+    groups: [...new Set([...index(l, "self_attn.v_proj"), ...(name === "mha" ? index(l, "self_attn.o_proj") : [])].map((c) => Math.floor(c / hd)))],
+  }));
+  return { folder, selection: { layers, selector: "random" } };
+}
+for (const [name, cls] of [
+  ["odd", "indexed"],
+  ["even", "indexed"],
+  ["mha", "indexed"],
+  ["mqa", "indexed"],
+  ["odd", "permuted"],
+  ["even", "permuted"],
+  ["mha", "permuted"],
+] as const)
   for (const target of ["wasm", "webgpu"] as const)
-    test(`S2FT on ${name}, ${target}: logits, gradients and AdamW steps of torch's masked full fine-tuning`, async () => {
+    test(`S2FT, ${cls}, on ${name}, ${target}: logits, gradients and AdamW steps of torch's masked full fine-tuning`, async () => {
       const steps = target === "wasm" ? 20 : 4;
       const vocab = configs[name].vocab_size;
       const ref = reference[name];
       // The pool of saved rows is small here, so that everything fits 1 MiB: micro-batches never change a result.
-      const capacities = { savedRows: 160, keptRows: 96, ...(name === "odd" && { s2ft: s2ftOdd }) };
-      await using engine = await engineOf(configs[name], { targets: [target], train: ["s2ft"], methods: [], capacities });
-      await engine.adapters.load("s2ft", `${fixtures}s2ft-${name}`);
+      const capacities = { savedRows: 160, keptRows: 96, ...(name === "odd" && { s2ft: s2ftOdd }), ...(name.startsWith("m") && { s2ft: s2ftAll }) };
+      const given = cls === "permuted" ? permuted(name) : null;
+      const method = given ? "s2ft_permuted" : "s2ft";
+      await using engine = await engineOf(configs[name], { targets: [target], train: [method], methods: [], capacities, ...(given && { selection: given.selection }) });
+      await engine.adapters.load("s2ft", given?.folder ?? `${fixtures}s2ft-${name}`);
       await checkLogits(engine, `${name}.s2ft_logits`, vocab, "s2ft");
-      const common = { data: batchOf(vocab), batchSize: 5, shuffle: false, from: "s2ft", method: "s2ft" } as const;
+      const common = { data: batchOf(vocab), batchSize: 5, shuffle: false, from: "s2ft", method } as const;
       const lr = 16;
       const one = await engine.finetune({ ...common, name: "grad", steps: 1, optimizer: "sgd", momentum: 0, learningRate: lr, maxGradNorm: 0 });
       const { losses } = await one.done;
@@ -51,7 +87,7 @@ test("S2FT exported as a LoRA: the file peft read, the logits peft computed, and
   const folder = `${fixtures}weft-s2ft-as-lora`;
   const file = readFileSync(`${folder}/adapter_model.safetensors`);
   assert.is(createHash("sha256").update(file).digest("hex"), reference.weft_s2ft_as_lora_sha256, "run tests/fixtures/save_adapter.ts, then make.py");
-  await using engine = await engineOf(configs.odd, { methods: ["lora", "s2ft"], capacities: { rank: 40, s2ft: s2ftOdd } });
+  await using engine = await engineOf(configs.odd, { methods: ["lora", "s2ft"], capacities: { rank: 60, s2ft: s2ftOdd } });
   await engine.adapters.load("s2ft", `${fixtures}s2ft-odd`);
   const { weights } = writeAsLora(engine.core.adapters.find("s2ft").content, engine.manifest, engine.core.device.plan);
   assert.is(createHash("sha256").update(weights).digest("hex"), reference.weft_s2ft_as_lora_sha256);
@@ -79,7 +115,14 @@ for (const method of Object.keys(reference.methods))
         const t = parseHeader(file, file.length, "adapter").tensors.find((x) => x.name === name)!;
         return decode(file.subarray(t.start, t.end), "F32", name);
       };
-      const names = parseHeader(given!, given!.length, "adapter").tensors.map((t) => t.name);
+      const written = parseHeader(given!, given!.length, "adapter").tensors;
+      const raw = (file: Uint8Array, name: string): Uint8Array => {
+        const t = parseHeader(file, file.length, "adapter").tensors.find((x) => x.name === name)!;
+        return file.subarray(t.start, t.end);
+      };
+      for (const t of written)
+        if (t.dtype === "I32") for (const file of [given!, moved!]) assert.equal([...raw(file, t.name)], [...raw(original, t.name)], `${t.name}: a choice stays`);
+      const names = written.filter((t) => t.dtype === "F32").map((t) => t.name);
       assert.equal([...names].sort(), Object.keys(ref.grads).sort());
       for (const name of names) {
         assert.equal([...value(given!, name)], [...value(original, name)], name);
@@ -89,13 +132,13 @@ for (const method of Object.keys(reference.methods))
       (await job.done).losses.forEach((x, i) => assert.ok(Math.abs(x - ref.losses[i]!) <= 1e-4, `step ${i + 1}: loss ${x}, torch says ${ref.losses[i]}`));
     });
 
-const every = ["lora", "dora", "s2ft", "ia3", "parallel", "series", "hydra"] as const;
+const every = ["lora", "dora", "s2ft", "ia3", "parallel", "series", "hydra", "prefix", "prompt", "sparse"] as const;
 const vocab = 128;
 /** A bundle that serves and trains every method; S2FT on all its sites. */
 const all = (target: "wasm" | "webgpu") => ({
   targets: [target],
   train: [...every],
-  capacities: { savedRows: 96, keptRows: 48, unitRows: 64, slots: 6, s2ft: { sites: ["o_proj", "v_proj", "gate_proj", "up_proj", "down_proj"], parameters: 5 * 16 * 64 } },
+  capacities: { savedRows: 80, keptRows: 40, unitRows: 64, slots: 6, s2ft: { sites: ["o_proj", "v_proj", "gate_proj", "up_proj", "down_proj"], parameters: 5 * 16 * 64 } },
 });
 const rows = batchOf(vocab);
 const short = rows.filter((r) => r.input_ids.length < 40);
@@ -124,20 +167,22 @@ for (const target of ["wasm", "webgpu"] as const)
       const said = await collect(engine, { ...o, adapter: "fresh" });
       // DoRA divides by the norms that its magnitudes start as: one rounding away from the base.
       if (method === "dora") said.logprobs.forEach((x, i) => assert.ok(Math.abs(x - base.logprobs[i]!) < 1e-5, `${x} and ${base.logprobs[i]}`));
-      else assert.equal(said, base, `a fresh ${method} adapter is the base`);
+      // Tokens of an adapter's own are always heard.
+      else if (!engine.manifest.methods[method]!.virtual) assert.equal(said, base, `a fresh ${method} adapter is the base`);
       engine.adapters.remove("fresh");
       losses.set(method, (await (await engine.finetune(jobOf(method))).done).losses);
       content.set(method, contentBits(engine, method));
       single.set(method, await collect(engine, { ...o, adapter: method }));
       assert.is.not(JSON.stringify(single.get(method)), JSON.stringify(base), `${method} has learned something`);
     }
-    const order = ["s2ft", "hydra", "dora", "base", "ia3", "lora", "series", "parallel", "base"];
+    const order = ["s2ft", "prompt", "hydra", "dora", "base", "ia3", "lora", "sparse", "series", "parallel", "prefix", "base"];
     const mixed = await Promise.all(order.map((name) => collect(engine, { ...o, ...(name !== "base" && { adapter: name }) })));
     order.forEach((name, i) => assert.equal(mixed[i], single.get(name), name));
     // Two jobs of different methods at once, beside requests of a third.
     for (const [a, b, other] of [
       ["lora", "s2ft", "ia3"],
       ["series", "ia3", "parallel"],
+      ["prompt", "sparse", "prefix"],
     ] as const) {
       const jobs = await Promise.all([a, b].map((m) => engine.finetune({ ...jobOf(m), name: `${m}-again` })));
       const said = collect(engine, { ...o, adapter: other });
@@ -175,6 +220,9 @@ test("saved = loaded, bit for bit; base and other slots stay as they were; train
     parallel: 2 * 8 * (q + d + ffn + d),
     series: 2 * 8 * (d + d + d + d),
     hydra: 2 * 8 * (q + 3 * d + ffn + 3 * d),
+    prefix: 2 * 8 * 2 * kv,
+    prompt: 8 * d,
+    sparse: 2 * 8 * (d + q + d + kv),
   };
   for (const method of every) {
     let trainable = 0;
@@ -198,55 +246,6 @@ test("saved = loaded, bit for bit; base and other slots stay as they were; train
   assert.equal(await logits(), base);
 });
 
-/** Σ over all tokens of (silu(gate) · up)², [layer][channel], by a plain f64 forward of the even model: an oracle that shares no code with the engine. */
-function mlpSquares(weights: ReadonlyMap<string, { readonly data: Float32Array }>, sequences: readonly (readonly number[])[]): Float64Array[] {
-  const [d, heads, kvHeads, hd, ffn] = [64, 4, 2, 16, 128];
-  const w = (name: string): Float32Array => weights.get(name)!.data;
-  const apply = (m: Float32Array, x: Float64Array, n: number): Float64Array => Float64Array.from({ length: n }, (_, o) => x.reduce((s, v, i) => s + v * m[o * x.length + i]!, 0));
-  const norm = (x: Float64Array, g: Float32Array): Float64Array => {
-    const r = 1 / Math.sqrt(x.reduce((s, v) => s + v * v, 0) / x.length + 1e-5);
-    return x.map((v, i) => v * r * g[i]!);
-  };
-  const rotate = (x: Float64Array, pos: number): Float64Array =>
-    x.map((v, c) => {
-      const [h, i] = [Math.floor(c / hd) * hd, c % hd];
-      const half = hd / 2;
-      const angle = pos * 10000 ** ((-2 * (i % half)) / hd);
-      return v * Math.cos(angle) + (i < half ? -x[h + i + half]! : x[h + i - half]!) * Math.sin(angle);
-    });
-  const out = [new Float64Array(ffn), new Float64Array(ffn)];
-  for (const ids of sequences) {
-    let h = ids.map((id) => Float64Array.from(w("model.embed_tokens.weight").subarray(id * d, (id + 1) * d)));
-    for (const layer of [0, 1]) {
-      const p = `model.layers.${layer}.`;
-      const x = h.map((v) => norm(v, w(`${p}input_layernorm.weight`)));
-      const q = x.map((v, t) => rotate(apply(w(`${p}self_attn.q_proj.weight`), v, heads * hd), t));
-      const k = x.map((v, t) => rotate(apply(w(`${p}self_attn.k_proj.weight`), v, kvHeads * hd), t));
-      const vs = x.map((v) => apply(w(`${p}self_attn.v_proj.weight`), v, kvHeads * hd));
-      h = h.map((v, t) => {
-        const o = new Float64Array(heads * hd);
-        for (let a = 0; a < heads; a++) {
-          const g = Math.floor(a / (heads / kvHeads)) * hd;
-          const s = Array.from({ length: t + 1 }, (_, j) => q[t]!.subarray(a * hd, (a + 1) * hd).reduce((n, y, i) => n + y * k[j]![g + i]!, 0) / Math.sqrt(hd));
-          const max = Math.max(...s);
-          const e = s.map((y) => Math.exp(y - max));
-          const sum = e.reduce((m, y) => m + y, 0);
-          e.forEach((y, j) => {
-            for (let i = 0; i < hd; i++) o[a * hd + i] = o[a * hd + i]! + (y / sum) * vs[j]![g + i]!;
-          });
-        }
-        const h2 = apply(w(`${p}self_attn.o_proj.weight`), o, d).map((y, i) => y + v[i]!);
-        const x2 = norm(h2, w(`${p}post_attention_layernorm.weight`));
-        const gate = apply(w(`${p}mlp.gate_proj.weight`), x2, ffn);
-        const inner = apply(w(`${p}mlp.up_proj.weight`), x2, ffn).map((u, i) => (u * gate[i]!) / (1 + Math.exp(-gate[i]!)));
-        inner.forEach((y, i) => (out[layer]![i] = out[layer]![i]! + y * y));
-        return apply(w(`${p}mlp.down_proj.weight`), inner, d).map((y, i) => y + h2[i]!);
-      });
-    }
-  }
-  return out;
-}
-
 test("S2FT selects what a brute-force ranking selects, one ranking a coupled group; seeds repeat", async () => {
   await using engine = await engineOf(configs.even, all("wasm"));
   const { plan } = engine.core.device;
@@ -257,15 +256,17 @@ test("S2FT selects what a brute-force ranking selects, one ranking a coupled gro
     return readSelection(content.tensors[layer]!, placeOf(plan.factors, b.index, "index"), content.branches[layer]![b.index]!.rank);
   };
   const run = async (o: Partial<FinetuneOptions>): Promise<void> => void (await (await engine.finetune({ ...jobOf("s2ft"), steps: 1, ...o })).done);
+  const ffnSquares = (layer: number): number[] =>
+    Array.from({ length: 128 }, (_, c) => {
+      let s = 0;
+      for (const m of ["gate_proj", "up_proj"]) for (let i = 0; i < 64; i++) s += weights.get(`model.layers.${layer}.mlp.${m}.weight`)!.data[c * 64 + i]! ** 2;
+      for (let o = 0; o < 64; o++) s += weights.get(`model.layers.${layer}.mlp.down_proj.weight`)!.data[o * 128 + c]! ** 2;
+      return s;
+    });
   for (const selector of ["weight-large", "weight-small"] as const) {
     await run({ name: selector, selector, rank: 12 });
     for (const layer of [0, 1]) {
-      const norm = Array.from({ length: 128 }, (_, c) => {
-        let s = 0;
-        for (const m of ["gate_proj", "up_proj"]) for (let i = 0; i < 64; i++) s += weights.get(`model.layers.${layer}.mlp.${m}.weight`)!.data[c * 64 + i]! ** 2;
-        for (let o = 0; o < 64; o++) s += weights.get(`model.layers.${layer}.mlp.down_proj.weight`)!.data[o * 128 + c]! ** 2;
-        return s;
-      });
+      const norm = ffnSquares(layer);
       const sign = selector === "weight-large" ? -1 : 1;
       const want = [...norm.keys()]
         .sort((a, b) => sign * (norm[a]! - norm[b]!))
@@ -274,25 +275,48 @@ test("S2FT selects what a brute-force ranking selects, one ranking a coupled gro
       for (const m of ["gate_proj", "up_proj", "down_proj"]) assert.equal(chosen(selector, layer, m), want, `${selector}, layer ${layer}, ${m}`);
     }
   }
-  // Activations: Σ x² of what enters down, from the model's own logits path in f64: the hidden rows of every token of the data.
-  const tokens = short.reduce((n, r) => n + r.input_ids.length - 1, 0);
-  assert.ok(tokens > 30);
-  await run({ name: "activation", selector: "activation-small", rank: 16 });
+  // Activations and gradients: sums over the tokens of the data, as torch computes them with hooks.
+  const ranked = (of: readonly number[], end: string): number[] => [...of.keys()].sort((x, y) => (end === "large" ? -1 : 1) * (of[x]! - of[y]!));
+  for (const what of ["activation", "gradient"] as const)
+    for (const end of ["large", "small"] as const) {
+      const name = `${what}-${end}` as const;
+      await run({ name, selector: name, rank: 16 });
+      for (const layer of [0, 1]) {
+        const { ffn, heads } = reference.even[`${what}_squares`][layer]!;
+        const channels = ranked(ffn, end)
+          .slice(0, 16)
+          .sort((x, y) => x - y);
+        for (const m of ["gate_proj", "up_proj", "down_proj"]) assert.equal(chosen(name, layer, m), channels, `${name}, layer ${layer}, ${m}`);
+        const byHead = Array.from({ length: 4 }, (_, h) => heads.slice(h * 16, h * 16 + 16).reduce((x, y) => x + y, 0));
+        assert.equal(chosen(name, layer, "o_proj")[0], ranked(byHead, end)[0]! * 16, `${name}, layer ${layer}: a whole head of o`);
+      }
+    }
   await run({ name: "product", selector: "product-large", rank: 16 });
-  const squares = mlpSquares(
-    weights,
-    short.map((r) => r.input_ids.slice(0, -1)),
-  );
   for (const layer of [0, 1]) {
-    const a = squares[layer]!;
-    const order = [...a.keys()].sort((x, y) => a[x]! - a[y]!);
+    const { ffn } = reference.even.activation_squares[layer]!;
+    const both = Array.from({ length: 128 }, (_, c) => Math.sqrt(ffn[c]!) * Math.sqrt(ffnSquares(layer)[c]!));
     assert.equal(
-      chosen("activation", layer, "down_proj"),
-      order.slice(0, 16).sort((x, y) => x - y),
-      `activations of layer ${layer}`,
+      chosen("product", layer, "down_proj"),
+      ranked(both, "large")
+        .slice(0, 16)
+        .sort((x, y) => x - y),
     );
-    assert.is.not(chosen("product", layer, "down_proj").join(), chosen("activation", layer, "down_proj").join());
   }
+  // Adapters that share no channel: their sum is one adapter of all their channels.
+  await run({ name: "apart", selector: "activation-small", rank: 16, disjointFrom: ["activation-small", "product"], targetModules: ["gate_proj", "up_proj", "down_proj"] });
+  for (const layer of [0, 1])
+    for (const m of ["gate_proj", "down_proj"]) {
+      const others = new Set([...chosen("activation-small", layer, m), ...chosen("product", layer, m)]);
+      assert.not(
+        chosen("apart", layer, m).some((c) => others.has(c)),
+        `${m}: no channel twice`,
+      );
+    }
+  const all128 = ["activation-small", "activation-large", "apart", "product", "gradient-large", "gradient-small", "weight-large", "weight-small"];
+  await run({ name: "rest", rank: 16, seed: 9, disjointFrom: ["activation-small", "activation-large"], targetModules: ["o_proj"] });
+  await run({ name: "last", rank: 16, seed: 9, disjointFrom: ["activation-small", "activation-large", "rest"], targetModules: ["o_proj"] });
+  const refused = await engine.finetune({ ...jobOf("s2ft"), steps: 1, name: "none", rank: 16, targetModules: ["o_proj"], disjointFrom: [...all128, "rest", "last"] });
+  assert.is(await refused.done.catch((e: WeftError) => `${e.code} ${e.where}`), "WEFT_OPTION disjointFrom");
   await run({ name: "one", seed: 1 });
   await run({ name: "same", seed: 1 });
   await run({ name: "two", seed: 2 });
@@ -308,7 +332,7 @@ test("S2FT selects what a brute-force ranking selects, one ranking a coupled gro
   assert.is(head[0]! % 16, 0);
 });
 
-test("a weighted sum is the sum of the deltas; combined, merged and exported it is the same; what cannot merge says so", async () => {
+test("a weighted sum is the sum of the deltas; combined, merged and exported it is the same", async () => {
   await using engine = await engineOf(configs.even, {
     ...all("wasm"),
     capacities: { ...all("wasm").capacities, rank: 24, s2ft: { sites: ["down_proj", "up_proj"], parameters: 2 * 32 * 64 } },
@@ -358,12 +382,150 @@ test("a weighted sum is the sum of the deltas; combined, merged and exported it 
     await engine.merge(null);
   }
   const before = await logits();
-  assert.is(await engine.merge("gain").catch((e: WeftError) => e.code), "WEFT_ADAPTER");
   assert.is(await logits({ gain: 0.5, blue: 0.5 }).catch((e: WeftError) => e.code), "WEFT_ADAPTER");
-  assert.equal(await logits(), before, "a refused merge changes nothing, an undone one restores every bit");
+  assert.equal(await logits(), before, "an undone merge restores every bit");
   assert.is(await logits({ blue: 1, nobody: 1 }).catch((e: WeftError) => e.code), "WEFT_NOT_FOUND");
   const parts = await Promise.all([logits({ blue: 0.5, green: 0.5 }), logits("blue"), logits({ wave: 0.75, tide: -0.5 })]);
   assert.equal(parts[0], await logits({ blue: 0.5, green: 0.5 }), "sums in one batch with single adapters");
+});
+test("merged = unmerged for every method that is a change of weights, with biases; the others say that they cannot", async () => {
+  const merges = ["lora", "dora", "s2ft", "ia3", "hydra", "sparse"] as const;
+  await using engine = await engineOf(configs.odd, {
+    targets: ["wasm"],
+    train: ["lora"],
+    methods: [...merges, "parallel", "series", "prefix", "prompt"],
+    capacities: { s2ft: s2ftOdd },
+  });
+  const prompt = idsOf("merges", 40, 259);
+  const logits = async (adapter?: string): Promise<number[]> => (await engine.score(prompt, { logits: true, ...(adapter && { adapter }) })).logits!.flatMap((r) => [...r]);
+  const base = await logits();
+  const max = Math.max(...base.map(Math.abs));
+  for (const method of merges) {
+    await engine.adapters.load(method, method === "lora" ? `${fixtures}peft-odd` : `${fixtures}${method}-odd`);
+    const unmerged = await logits(method);
+    await engine.merge(method);
+    (await logits()).forEach((x, i) => assert.ok(Math.abs(x - unmerged[i]!) <= 2e-5 * max, `${method}: ${x} merged, ${unmerged[i]} unmerged`));
+    await engine.merge(null);
+    assert.ok(
+      unmerged.some((x, i) => Math.abs(x - base[i]!) > 1e-2 * max),
+      `${method} changes the base`,
+    );
+  }
+  assert.equal(await logits(), base);
+  for (const method of ["parallel", "series", "prefix", "prompt"]) {
+    await engine.adapters.load(method, `${fixtures}${method}-odd`);
+    assert.is(await engine.merge(method).then(String, (e: WeftError) => `${e.code} ${e.where}`), `WEFT_ADAPTER method ${method}`);
+  }
+  assert.equal(await logits(), base);
+});
+test("a fresh prompt of real tokens' embeddings equals those tokens before the text, bit for bit", async () => {
+  await using engine = await engineOf(configs.even, { targets: ["wasm"], train: ["prompt"], methods: [] });
+  await (await engine.finetune({ ...jobOf("prompt"), rank: 6, steps: 1, learningRate: 1e-30 })).done;
+  const table = (await readWeights(engine.core)).find((t) => t.name === "model.embed_tokens.weight")!.data;
+  const { tensors } = engine.core.adapters.find("prompt").content;
+  const at = placeOf(engine.core.device.plan.factors, engine.manifest.branches[0]!.index, "tokens").offset;
+  const said = Array.from({ length: 6 }, (_, r) => {
+    const id = Array.from({ length: vocab }, (_, v) => v).findIndex((v) =>
+      Array.from({ length: 64 }, (_, c) => c).every((c) => table[v * 64 + c] === tensors[0]![at + r * 64 + c]),
+    );
+    assert.ok(id >= 0, `row ${r} is a token's embedding`);
+    return id;
+  });
+  const ids = idsOf("behind", 20, vocab);
+  const plain = await engine.score([...said, ...ids], { logits: true });
+  const behind = await engine.score(ids, { logits: true, adapter: "prompt" });
+  assert.equal(behind.logits!.map(bits), plain.logits!.slice(6).map(bits));
+  const o = { maxTokens: 6, repetitionPenalty: 1.3 };
+  const a = await collect(engine, { ...o, prompt: ids, adapter: "prompt" });
+  assert.is(a.ids.length, 6);
+  assert.is(await collect(engine, { prompt: idsOf("long", 120, vocab), maxTokens: 5, adapter: "prompt" }).then(String, (e: WeftError) => e.code), "WEFT_CONTEXT_OVERFLOW");
+});
+test("sparse masks: the entries that moved most in a full fine-tuning, and the largest weights", async () => {
+  const moved = `${scratch()}/moved`;
+  {
+    await using engine = await engineOf(configs.even, { targets: ["wasm"], train: ["full"], methods: [] });
+    await (await engine.finetune({ name: "full", method: "full", data: short, steps: 2, batchSize: 3 })).done;
+    await engine.saveModel(moved);
+  }
+  await using engine = await engineOf(configs.even, { targets: ["wasm"], train: ["sparse"], methods: [] });
+  const before = new Map((await readWeights(engine.core)).map((t) => [t.name, t.data]));
+  const file = readFileSync(`${moved}/model.safetensors`);
+  const after = (name: string): Float32Array => {
+    const t = parseHeader(file, file.length, "moved").tensors.find((x) => x.name === name)!;
+    return decode(file.subarray(t.start, t.end), "F32", name);
+  };
+  for (const [selector, score] of [
+    ["difference", (name: string, e: number) => Math.abs(after(name)[e]! - before.get(name)![e]!)],
+    ["weight-large", (name: string, e: number) => Math.abs(before.get(name)![e]!)],
+  ] as const) {
+    await (await engine.finetune({ ...jobOf("sparse"), name: selector, selector, rank: 2, targetModules: ["v_proj"], tuned: moved })).done;
+    const { content } = engine.core.adapters.find(selector);
+    for (const layer of [0, 1]) {
+      const b = engine.manifest.branches.find((x) => engine.manifest.sites[x.site]!.module.endsWith("v_proj"))!;
+      const { rank } = content.branches[layer]![b.index]!;
+      assert.is(rank, 2 * (64 + 32));
+      const name = `model.layers.${layer}.self_attn.v_proj.weight`;
+      const scores = Float64Array.from({ length: 64 * 32 }, (_, e) => score(name, e));
+      const want = [...scores.keys()].sort((x, y) => scores[y]! - scores[x]! || x - y).slice(0, rank);
+      const got = readEntries(content.tensors[layer]!, placeOf(engine.core.device.plan.factors, b.index, "index"), b.capacity, 64, rank);
+      assert.equal(
+        got,
+        want.sort((x, y) => x - y),
+        `${selector}, layer ${layer}`,
+      );
+    }
+  }
+  const job = await engine.finetune({ ...jobOf("sparse"), name: "no", selector: "difference" });
+  assert.is(await job.done.then(String, (e: WeftError) => `${e.code} ${e.where}`), "WEFT_OPTION selector");
+});
+test("a permuted base says what the base says; every adapter reads and writes the same files on it; full training keeps the model's order", async () => {
+  const { folder, selection } = permuted("odd");
+  const others = ["dora", "ia3", "hydra", "parallel", "series", "prefix", "prompt", "sparse"] as const;
+  const capacities = { s2ft: s2ftOdd, rank: 12, slots: 4 };
+  await using engine = await engineOf(configs.odd, { targets: ["wasm"], train: ["s2ft_permuted", "lora", "full"], methods: ["s2ft", ...others], capacities, selection });
+  await checkLogits(engine, "odd.logits", 259);
+  for (const [name, from, tensor] of [
+    ["lora", `${fixtures}peft-odd`, "odd.lora_logits"],
+    ["s2ft", `${fixtures}s2ft-odd`, "odd.s2ft_logits"],
+    ["permuted", folder, "odd.s2ft_logits"],
+    ...others.map((m) => [m, `${fixtures}${m}-odd`, `${m}.logits`] as const),
+  ] as const) {
+    await engine.adapters.load(name, from);
+    await checkLogits(engine, tensor, 259, name);
+    assert.is(engine.core.adapters.find(name).content.config.method, name === "permuted" ? "s2ft_permuted" : name);
+    // Trained by nothing, read back from the device: what is written is what was read.
+    if (name === "lora" || name === "permuted") {
+      const job = await engine.finetune({ name: `${name}-back`, from: name, method: name === "lora" ? "lora" : "s2ft_permuted", data: batchOf(259), steps: 0 });
+      await job.done;
+      const [a, b] = [name, `${name}-back`].map((x) => writeAdapter(engine.core.adapters.find(x).content, engine.manifest, engine.core.device.plan).weights);
+      assert.equal(b, a, name);
+    }
+  }
+  // Channels of another selection are refused; an indexed bundle reads the class permuted.
+  await using plain = await engineOf(configs.odd, { targets: ["wasm"], train: ["s2ft"], methods: [], capacities });
+  await plain.adapters.load("permuted", folder);
+  await checkLogits(plain, "odd.s2ft_logits", 259, "permuted");
+  const chosen = { layers: selection.layers.map((x) => ({ ffn: x.ffn.map((c) => (c + 1) % 150), groups: x.groups })), selector: "random" };
+  await using other = await engineOf(configs.odd, { targets: ["wasm"], train: ["s2ft_permuted"], methods: [], capacities, selection: chosen });
+  assert.is(await other.adapters.load("permuted", folder).then(String, (e: WeftError) => e.code), "WEFT_ADAPTER_MISMATCH");
+  assert.is(await compile(writeModel(configs.odd), { targets: ["wasm"], train: ["s2ft_permuted"] }).then(String, (e: WeftError) => e.where), "selection");
+
+  const before = new Map((await readWeights(plain.core)).map((t) => [t.name, bits(t.data)]));
+  for (const t of await readWeights(engine.core)) assert.is(bits(t.data), before.get(t.name), t.name);
+  assert.is(engine.manifest.base, plain.manifest.base, "one base, whatever the order it is kept in");
+});
+test("compile with data to calibrate on: the channels an indexed job would choose, then trained as a dense slice", async () => {
+  const model = writeModel(configs.even);
+  const out = `${scratch()}/bundle`;
+  const capacities = { ...small, s2ft: { sites: ["down_proj", "up_proj"], parameters: 2 * 20 * 64 } };
+  await compileBundle(model, out, { targets: ["wasm"], train: ["s2ft"], capacities, calibrate: { data: short, selector: "activation-large" } });
+  await using engine = await load(out, { device: "wasm" });
+  await (await engine.finetune({ ...jobOf("s2ft"), name: "indexed", selector: "activation-large" })).done;
+  await (await engine.finetune({ ...jobOf("s2ft_permuted"), name: "permuted" })).done;
+  const ids = idsOf("both classes", 30, vocab);
+  const [a, b] = await Promise.all(["indexed", "permuted"].map(async (adapter) => (await engine.score(ids, { adapter, logits: true })).logits!.flatMap((r) => [...r])));
+  const max = Math.max(...a!.map(Math.abs));
+  a!.forEach((x, i) => assert.ok(Math.abs(x - b![i]!) <= 1e-4 * max, `${x} indexed, ${b![i]} permuted`));
 });
 test("the planner counts what the compiler builds: published shapes, and a bundle's own numbers", async () => {
   const of = (list: readonly MethodMemory[], method: string): MethodMemory => list.find((m) => m.method === method)!;

@@ -19,6 +19,7 @@ import {
   interpret,
   konst,
   kvWrite,
+  leading,
   linear,
   linearT,
   make,
@@ -26,6 +27,7 @@ import {
   neg,
   type Op,
   outer,
+  overlay,
   place,
   rmsNorm,
   rope,
@@ -36,11 +38,16 @@ import {
   shrink,
   silu,
   slotVector,
+  sparse,
+  sparseIndex,
   sub,
   type Type,
   type Value,
   valueKey,
+  widen,
 } from "../ops/index.ts";
+import type { ParamEntry } from "../runtime/bundle.ts";
+import { writeEntries } from "../runtime/content.ts";
 import { type Batch, batch, capacities, context, inputData, runOn } from "./support/graphs.ts";
 import { generator } from "./support/random.ts";
 import { suite } from "./support/suite.ts";
@@ -90,6 +97,13 @@ const together = new Set([
   "select",
   "place",
   "slot_vector",
+  "leading",
+  "widen",
+  "overlay",
+  "behind",
+  "one_hot",
+  "sparse",
+  "sampled",
   "label_logit",
   "cross_entropy_grad",
   "spread",
@@ -225,7 +239,9 @@ test("selections and slot vectors: gathered, scattered and broadcast by each row
   const index = input(name, "index", { kind: "factor", rows: 1, cols: rank + channels, branch: 3 });
   const gain = input(name, "gain", { kind: "factor", rows: 1, cols: channels, branch: 3 });
   const u = select(x, index);
-  const roots = [u, place(u, index, channels), mul(x, slotVector(gain, "T", 1))];
+  const delta = input(name, "delta", { kind: "factor", rows: rank, cols: 5, branch: 3 });
+  const first = leading(x, delta);
+  const roots = [u, place(u, index, channels), mul(x, slotVector(gain, "T", 1)), first, widen(first, 3, channels)];
   const data = inputData(roots, b, "selection");
   // Each slot has its own channels: as many as its rank.
   const words = rank + channels;
@@ -247,6 +263,59 @@ test("selections and slot vectors: gathered, scattered and broadcast by each row
   const cot = input(name, "cot", rows(channels));
   const few = { ...data, ...inputData([cot], b, "cot") };
   checkGradients("place of select", roots[1]!, cot, [x], vjp([[roots[1]!, cot]], [x]), few, b);
+  checkGradients("widen of leading", roots[4]!, cot, [x], vjp([[roots[4]!, cot]], [x]), few, b);
+});
+
+test("sparse entries and virtual tokens: rows of several slots, gradients of the job's slot, on both targets and by differences", async () => {
+  const name = `sparse${scope++}`;
+  const [outs, ins, entries] = [13, 9, 8];
+  const at = sparseIndex(entries, outs, ins);
+  const graph = (domain: "T" | "W") => {
+    const x = input(`${name}${domain}`, "x", rows(ins, domain));
+    const values = input(`${name}${domain}`, "values", { kind: "factor", rows: entries, cols: 1, branch: 1 });
+    const index = input(`${name}${domain}`, "index", { kind: "factor", rows: 1, cols: at.words, branch: 1 });
+    const tokens = input(`${name}${domain}`, "tokens", { kind: "factor", rows: 8, cols: outs, branch: 4 });
+    const y = overlay(sparse(x, values, index, outs), tokens);
+    const cot = input(`${name}${domain}`, "cot", rows(outs, domain));
+    return { x, values, tokens, y, cot, grads: vjp([[y, cot]], [x, values, tokens]) };
+  };
+  const dataOf = (roots: readonly Value[], b: Batch): Record<string, Float64Array> => {
+    const data = inputData(roots, b, "sparse");
+    for (let s = 0; s < 4; s++) {
+      const slot = new Float32Array(at.words);
+      const places = [...new Set(Array.from({ length: 40 }, (_, i) => (i * 29 + s * 7) % (outs * ins)))].slice(0, b.ranks[s]).sort((p, q) => p - q);
+      writeEntries(slot, { offset: 0, k: at.words } as ParamEntry, entries, outs, ins, places);
+      data.index!.set(slot, s * at.words);
+    }
+    return data;
+  };
+  // Rows at positions below and beyond every slot's rank.
+  const near = (b: Batch): Batch => ({ ...b, arrays: { ...b.arrays, pos: b.arrays.pos!.map((_, r) => r) } });
+  const step = near(batch("sparse", 19, 6, "step", 11));
+  const forward = graph("T");
+  const data = dataOf([forward.y, forward.cot], step);
+  const [want] = interpret([forward.y], data, context(step));
+  for (const target of targets)
+    for (const fuse of [true, false]) close((await runOn(target, [forward.y], data, step, { fuse })).outputs[0]!, want!, `sparse on ${target}, fuse ${fuse}`);
+  checkGradients("sparse", forward.y, forward.cot, [forward.x], forward.grads, data, step);
+
+  const unit = near(batch("sparse unit", 17, 6, "unit", 11));
+  const back = graph("W");
+  const roots = [back.x, back.values, back.tokens].map((v) => back.grads.get(valueKey(v))!);
+  const given = dataOf([back.y, back.cot], unit);
+  const gradients = interpret(roots, given, context(unit));
+  const loss = (d: Record<string, Float64Array>): number => interpret([back.y], d, context(unit))[0]!.reduce((s, v, i) => s + v * d.cot![i]!, 0);
+  const [slot, rank] = [2, unit.ranks[2]!];
+  for (const [key, words, cols, root] of [
+    ["values", entries, 1, 1],
+    ["tokens", 8 * outs, outs, 2],
+  ] as const)
+    for (let i = 0; i < rank * cols; i++) {
+      const moved = (by: number): number => loss({ ...given, [key]: given[key]!.map((v, j) => (j === slot * words + i ? v + by : v)) });
+      const numeric = (moved(1e-5) - moved(-1e-5)) / 2e-5;
+      assert.ok(Math.abs(numeric - gradients[root]![i]!) <= 1e-6 * (1 + Math.abs(numeric)), `d/d${key}[${i}] is ${gradients[root]![i]}, differences say ${numeric}`);
+    }
+  for (const target of targets) (await runOn(target, roots, given, unit)).outputs.forEach((out, i) => close(out, gradients[i]!, `gradient ${i} on ${target}`));
 });
 
 test("cross-entropy: loss and gradient of a chunk of logits, on both targets", async () => {

@@ -4,7 +4,8 @@
  */
 import type { Value } from "../../ops/index.ts";
 import type { BranchTensor, MethodEntry } from "../../runtime/bundle.ts";
-import type { SiteSpec } from "../layers.ts";
+import type { SiteKind, SiteSpec } from "../layers.ts";
+import type { Model } from "../models/model.ts";
 import type { Capacities } from "../target.ts";
 
 /** What a method sees at a site. `tensor` names one of its slot tensors there. */
@@ -16,8 +17,12 @@ export interface BranchContext {
   /** The site's bias, which y holds already. */
   readonly bias: Value | null;
 }
-export interface AdapterMethod extends MethodEntry {
-  /** Most rows its tensors can have at a site; 0 where it has no branch. `sites` are all linear sites of a layer. */
+export interface AdapterMethod extends Omit<MethodEntry, "fixed"> {
+  /** Keys of its adapter_config.json that are always the same, or follow from the model. */
+  readonly fixed: Readonly<Record<string, unknown>> | ((m: Model) => Readonly<Record<string, unknown>>);
+  /** The kind of sites that it can have branches at; `linear` when it does not say. */
+  readonly at?: SiteKind;
+  /** Most rows its tensors can have at a site of that kind; 0 where it has no branch. `sites` are all of them in a layer. */
   readonly capacity: (site: SiteSpec, sites: readonly SiteSpec[], c: Capacities) => number;
   readonly tensors: (site: SiteSpec, capacity: number) => readonly BranchTensor[];
   /** Do its jobs look at activations before they start? */
@@ -26,6 +31,8 @@ export interface AdapterMethod extends MethodEntry {
   readonly rowNorms?: { readonly a: string; readonly b: string; readonly out: string };
   /** The site's new input, for methods that change it. */
   readonly input?: (x: Value, c: BranchContext) => Value;
+  /** The keys (after rotation) or values that enter the cache. */
+  readonly cache?: (part: "k" | "v", x: Value, c: BranchContext) => Value;
   /** The site's new output from its input x and output so far y. */
   readonly output?: (x: Value, y: Value, c: BranchContext) => Value;
 }

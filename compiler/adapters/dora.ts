@@ -10,13 +10,13 @@ export const dora: AdapterMethod = {
   ...lora,
   name: "dora",
   when: { use_dora: true },
-  lowRank: null,
+  form: "magnitudes",
   dropout: false,
   fixed: { ...lora.fixed, use_dora: true },
   tensors: (site, capacity) => [
     ...lora.tensors(site, capacity),
-    { name: "m", rows: "one", cols: site.outFeatures, trained: true, init: "norm", key: "lora_magnitude_vector", shape: "vector" },
-    { name: "n", rows: "one", cols: site.outFeatures, trained: false, init: "zeros", key: null, shape: "vector" },
+    { name: "m", rows: "one", cols: site.outFeatures, axis: "out", trained: true, init: "norm", key: "lora_magnitude_vector", shape: "vector" },
+    { name: "n", rows: "one", cols: site.outFeatures, axis: "out", trained: false, init: "zeros", key: null, shape: "vector" },
   ],
   rowNorms: { a: "a", b: "b", out: "n" },
   output: (x, y, { branch, tensor, bias }) => {

@@ -9,14 +9,14 @@ export const lora: AdapterMethod = {
   scale: "alpha/rank",
   targets: "all-linear",
   rank: 8,
-  lowRank: "factors",
+  form: "factors",
   dropout: true,
   config: { r: "rank", lora_alpha: "alpha", lora_dropout: "dropout", use_rslora: "rslora", rank_pattern: "rankPattern", alpha_pattern: "alphaPattern" },
   fixed: { bias: "none", fan_in_fan_out: false, init_lora_weights: true, modules_to_save: null, layers_to_transform: null },
   capacity: (_, __, c) => c.rank,
   tensors: (site) => [
-    { name: "a", rows: "rank", cols: site.inFeatures, trained: true, init: "uniform", key: "lora_A.weight", shape: "rows" },
-    { name: "b", rows: "rank", cols: site.outFeatures, trained: true, init: "zeros", key: "lora_B.weight", shape: "columns" },
+    { name: "a", rows: "rank", cols: site.inFeatures, axis: "in", trained: true, init: "uniform", key: "lora_A.weight", shape: "rows" },
+    { name: "b", rows: "rank", cols: site.outFeatures, axis: "out", trained: true, init: "zeros", key: "lora_B.weight", shape: "columns" },
   ],
   output: (x, y, { branch, site, tensor }) => {
     const u = scaleBySlot(shrink(dropout(x, site.index), tensor("a")), branch);

@@ -30,11 +30,12 @@ function capacity(site: SiteSpec, sites: readonly SiteSpec[], c: Capacities): nu
 export const s2ft: AdapterMethod = {
   name: "s2ft",
   peftType: "S2FT",
-  when: { class: "indexed" },
+  // Files of the class `permuted` say the same thing, and name its channels too.
+  when: {},
   scale: "one",
   targets: "all-linear",
   rank: null,
-  lowRank: "selection",
+  form: "selection",
   dropout: false,
   calibrates: true,
   config: { selector: "selector" },

@@ -1,6 +1,6 @@
 /** Prints kernels as AssemblyScript: SIMD bodies with scalar tails, over addresses the compiler assigned. One exported function a launch. */
 import { readFileSync } from "node:fs";
-import { type Domain, type Expr, type Ix, ixUsesCol, KV_BLOCK, optimizers, pairsOf, sameValue, type Type, type Value } from "../../ops/index.ts";
+import { type Domain, type Expr, type Ix, ixUsesCol, KV_BLOCK, optimizers, pairsOf, sameValue, sparseIndex, type Type, type Value } from "../../ops/index.ts";
 import type { Body, Operand, Store } from "../fuse.ts";
 import { type AnyBody, isUpdate, type KernelEnv, memoryClasses, type ParamAddress, ROWS_HEADER, SEGMENT_ROWS, SLOT_TABLE, type UpdateBody } from "../kernel.ts";
 import { DROPOUT_BIT, headerWords } from "../metadata.ts";
@@ -167,6 +167,17 @@ function dialect(env: KernelEnv, deltas: readonly Expand[] = []): Dialect {
           const a = p.hoist(up, (name) => `const ${name}: usize = ${up};`, "p");
           const b = p.hoist(fp, (name) => `const ${name}: usize = ${fp};`, "p");
           return `expand${lanes}(${a}, ${b} + ((<usize>col) << 2), ${r}, ${t.cols * 4})`;
+        }
+        case "sparse": {
+          const slot = p.ix({ ix: "meta", name: "slot", at: e.row });
+          const pointer = (text: string): string => p.hoist(text, (name) => `const ${name}: usize = ${text};`, "p");
+          const words = (v: Value): string => pointer(`${env.address(v).cls} + ((<usize>(${slot} * ${env.slotWords})) << 2) + ${env.address(v).offset * 4}`);
+          const a = env.address(e.x);
+          const x = pointer(`${a.cls} + ((<usize>(${p.ix(e.row)} * ${a.stride})) << 2) + ${a.offset * 4}`);
+          const index = words(e.index);
+          const one = (lane: number): string =>
+            `sparse1(${x}, ${words(e.values)}, ${index} + ((<usize>(${e.start + lane} + col)) << 2), ${e.order === null ? "0" : `${index} + ${e.order * 4}`}, ${index} + ${e.at * 4})`;
+          return lanes === 4 ? lanesOf(one) : one(0);
         }
         case "acc":
           return lanes === 4 ? "v128.load(acc + ((<usize>(col - c0)) << 2))" : "load<f32>(acc + ((<usize>(col - c0)) << 2))";
@@ -522,6 +533,27 @@ function emitBody(name: string, b: Body, env: KernelEnv): string {
           "  let sum: f32 = 0;",
           `  for (let r: i32 = r0; r < r0 + n; r++) sum += load<f32>(${rowPtr(x, env, "r")} + ((<usize>c) << 2));`,
           "  store<f32>(out + ((<usize>c) << 2), load<f32>(out + ((<usize>c) << 2)) + sum);",
+          "}",
+        ]),
+      ]);
+    }
+    case "sampled": {
+      const [dy, x] = b.operands as [Operand, Operand];
+      const [values, index] = b.node!.ins.slice(2) as [Value, Value];
+      const pa = env.param(String(b.node!.attrs.of));
+      const at = sparseIndex(pa.n, Number(b.node!.attrs.outs), Number(b.node!.attrs.ins));
+      return wrap(name, [
+        ...guard(b.bit),
+        `  const out: usize = accum + ((<usize>(${header("job")} * ${env.jobWords} + ${pa.accum})) << 2);`,
+        `  const places: usize = adapters + ((<usize>(${header("slot")} * ${env.slotWords})) << 2) + ${env.address(index).offset * 4};`,
+        `  const entries: i32 = ${jobRank((values.type as Type & { kind: "factor" }).branch, env)};`,
+        ...overSegments(b.domain, env, [
+          "for (let e: i32 = 0; e < entries; e++) {",
+          `  const i: usize = (<usize>load<f32>(places + ((<usize>e) << 2), ${at.rowOf * 4})) << 2;`,
+          `  const j: usize = (<usize>load<f32>(places + ((<usize>e) << 2), ${at.colOf * 4})) << 2;`,
+          "  let sum: f32 = 0;",
+          `  for (let r: i32 = r0; r < r0 + n; r++) sum += load<f32>(${rowPtr(dy, env, "r")} + i) * load<f32>(${rowPtr(x, env, "r")} + j);`,
+          "  store<f32>(out + ((<usize>e) << 2), load<f32>(out + ((<usize>e) << 2)) + sum);",
           "}",
         ]),
       ]);

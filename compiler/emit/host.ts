@@ -2,7 +2,7 @@
 import { readdirSync, readFileSync } from "node:fs";
 import type { BlockEntry, CapacityEntry, GridDim, ProgramEntry } from "../../runtime/bundle.ts";
 import { extArray, HEADER, headerWords, MASK_WORDS, segmentsOf, unitTableWords } from "../metadata.ts";
-import { CALIBRATE } from "../programs.ts";
+import { CALIBRATE, CALIBRATE_GRADIENT } from "../programs.ts";
 import { compileAssembly } from "./asc.ts";
 
 const hostFolder = new URL("../../runtime/host/", import.meta.url);
@@ -80,7 +80,7 @@ export function hostConfig(h: HostInput): string {
   for (const [name, program] of Object.entries(programNames)) constants[name] = programOf(program);
   constants.CLASSES = h.train.length;
   constants.MASK_WORDS = MASK_WORDS;
-  const classes = [...h.train, CALIBRATE];
+  const classes = [...h.train, CALIBRATE, CALIBRATE_GRADIENT];
   const arrays: Record<string, number[]> = { CLASS_FULL: classes.map((cls) => (cls === "full" ? 1 : 0)), CLASS_EXT: h.train.map((cls) => h.blocks.step.arrays[extArray(cls)]!) };
   for (const [name, program] of Object.entries(classPrograms)) arrays[name] = classes.map((cls) => programOf(program(cls)));
   const starts = [0];

@@ -37,6 +37,7 @@ export function usesCol(e: Expr): boolean {
       return ixUsesCol(e.ix) || usesCol(e.yes) || usesCol(e.no);
     case "acc":
     case "expand":
+    case "sparse":
     case "rand":
     case "arg":
       return true;

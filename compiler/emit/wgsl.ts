@@ -2,7 +2,7 @@
  * Prints kernels as WGSL: one entry point a launch, its bodies selected by workgroup_id.z. Eight storage bindings, one a memory class, serve every
  * kernel. Order is a number: each output is one ascending chain of fma over k, in the tile path and in the row path alike.
  */
-import { type Domain, type Expr, type Ix, ixUsesCol, KV_BLOCK, optimizers, pairsOf, type Type, type Value } from "../../ops/index.ts";
+import { type Domain, type Expr, type Ix, ixUsesCol, KV_BLOCK, optimizers, pairsOf, sparseIndex, type Type, type Value } from "../../ops/index.ts";
 import type { GridDim } from "../../runtime/bundle.ts";
 import type { Body, Operand, Store } from "../fuse.ts";
 import { type AnyBody, isUpdate, type KernelEnv, memoryClasses, type ParamAddress, ROWS_HEADER, SEGMENT_ROWS, SLOT_TABLE, type UpdateBody } from "../kernel.ts";
@@ -104,6 +104,12 @@ function dialect(env: KernelEnv): Dialect {
           const f = env.address(e.factor);
           const slot = p.ix({ ix: "meta", name: "slot", at: e.row });
           return `expand(${u.offset} + ${p.ix(e.row)} * ${u.stride}, ${f.offset} + ${slot} * ${env.slotWords} + col, tables[${SLOT_TABLE + t.branch * 2} + ${slot} * ${env.branches * 2}], ${t.cols})`;
+        }
+        case "sparse": {
+          const x = env.address(e.x);
+          const slot = `${p.ix({ ix: "meta", name: "slot", at: e.row })} * ${env.slotWords}`;
+          const index = `${env.address(e.index).offset} + ${slot}`;
+          return `sparse(${x.offset} + ${p.ix(e.row)} * ${x.stride}, ${env.address(e.values).offset} + ${slot}, ${index} + ${e.start} + col, ${e.order === null ? -1 : `${index} + ${e.order}`}, ${index} + ${e.at})`;
         }
         case "acc":
           return "acc";
@@ -258,6 +264,8 @@ function helpers(text: string): string {
       "fn weight_f16(base: i32, n: i32, k: i32, K: i32) -> f32 {\n  let i = ((n / PANEL) * K + k) * PANEL + n % PANEL;\n  let word = base + i / 2;\n  let v = unpack2x16float(weights[word / 4][word % 4]);\n  return select(v.x, v.y, (i & 1) == 1);\n}",
     expand:
       "fn expand(u: i32, f: i32, rank: i32, cols: i32) -> f32 {\n  var sum = 0.0f;\n  for (var r = 0; r < rank; r++) {\n    sum = fma(arena[u + r], adapters[f + r * cols], sum);\n  }\n  return sum;\n}",
+    sparse:
+      "// order < 0: entries are in the order wanted.\nfn sparse(x: i32, values: i32, start: i32, order: i32, at: i32) -> f32 {\n  var sum = 0.0f;\n  let end = i32(adapters[start + 1]);\n  for (var k = i32(adapters[start]); k < end; k++) {\n    var e = k;\n    if (order >= 0) { e = i32(adapters[order + k]); }\n    sum = fma(adapters[values + e], arena[x + i32(adapters[at + e])], sum);\n  }\n  return sum;\n}",
     rand: "fn rand(key: i32, salt: i32, col: i32) -> f32 {\n  var h = u32(key) ^ (u32(salt + 1) * 0x9e3779b9u) ^ (u32(col + 1) * 0x85ebca6bu);\n  h = (h ^ (h >> 16u)) * 0x7feb352du;\n  h = (h ^ (h >> 15u)) * 0x846ca68bu;\n  h = h ^ (h >> 16u);\n  return f32(h >> 8u) * 5.9604644775390625e-8f;\n}",
     kv_index: `fn kv_index(table: i32, pos: i32, half: i32, head: i32, heads: i32, hd: i32) -> i32 {\n  return (((batch[table + pos / ${KV_BLOCK}] * 2 + half) * heads + head) * ${KV_BLOCK} + pos % ${KV_BLOCK}) * hd;\n}`,
     fold_sum: `// Lanes in ascending order: the same tree whatever the batch.\nfn fold_sum(v: f32, lane: i32) -> f32 {\n  part[lane] = v;\n  workgroupBarrier();\n  if (lane == 0) {\n    var s = 0.0f;\n    for (var i = 0; i < ${WG}; i++) { s = s + part[i]; }\n    part[0] = s;\n  }\n  workgroupBarrier();\n  let s = part[0];\n  workgroupBarrier();\n  return s;\n}`,
@@ -496,6 +504,25 @@ function emitBody(name: string, b: Body, env: KernelEnv, target: Target): string
         `  let o = ${header("job")} * ${env.jobWords} + ${pa.accum} + col;`,
         "  var total = accum[o];",
         ...overSegments(b.domain, env, ["var sum = 0.0f;"], [`sum = sum + ${at.cls}[${at.at} + col];`], ["total = total + sum;"]),
+        "  accum[o] = total;",
+      ]);
+    }
+    case "sampled": {
+      const [dy, x] = b.operands as [Operand, Operand];
+      const [values, index] = b.node!.ins.slice(2) as [Value, Value];
+      const pa = env.param(String(b.node!.attrs.of));
+      const at = sparseIndex(pa.n, Number(b.node!.attrs.outs), Number(b.node!.attrs.ins));
+      const [rd, rx] = [rowAt(dy, env, "r"), rowAt(x, env, "r")];
+      const places = `${env.address(index).offset} + ${header("slot")} * ${env.slotWords} + e`;
+      return fn(name, [
+        ...guard(b.bit),
+        `  let e = wg.x * ${WG} + lane;`,
+        `  if (e >= ${jobRank((values.type as Type & { kind: "factor" }).branch, env)}) { return; }`,
+        `  let i = i32(adapters[${places} + ${at.rowOf}]);`,
+        `  let j = i32(adapters[${places} + ${at.colOf}]);`,
+        `  let o = ${header("job")} * ${env.jobWords} + ${pa.accum} + e;`,
+        "  var total = accum[o];",
+        ...overSegments(b.domain, env, ["var sum = 0.0f;"], [`sum = fma(${rd.cls}[${rd.at} + i], ${rx.cls}[${rx.at} + j], sum);`], ["total = total + sum;"]),
         "  accum[o] = total;",
       ]);
     }
@@ -827,6 +854,8 @@ export function gridOf(bodies: readonly AnyBody[], env: KernelEnv, _target: Targ
     }
     case "col_sum":
       return [cols((b) => b.cols), one, z];
+    case "sampled":
+      return [cols((b) => env.param(String(b.node!.attrs.of)).n), one, z];
     case "scatter_rows":
       return [cols((b) => env.param(String(b.node!.attrs.of)).k), one, z];
     case "attend":

@@ -131,23 +131,25 @@ export function llama(config: Json): Model {
     heads,
     kvHeads,
     headDim,
+    ffn,
     vocab: count(config, "vocab_size"),
     context: count(config, "max_position_embeddings", 2048),
     tied: config.tie_word_embeddings === true,
     eps,
     inverseFrequencies: inverseFrequencies(config, headDim),
-    layer: (b: RegionBuilder, h, positions) => {
+    layer: (b: RegionBuilder, entering, positions) => {
       const shared = heads !== kvHeads;
+      const h = b.entry(entering);
       const x = b.norm(h, "input_layernorm.weight", eps);
-      const q = b.linear(x, "self_attn.q_proj", heads * headDim, attentionBias);
-      const k = b.linear(x, "self_attn.k_proj", kvHeads * headDim, attentionBias);
-      const v = b.linear(x, "self_attn.v_proj", kvHeads * headDim, attentionBias, { group: "heads", axis: "out", unit: headDim, shared });
+      const q = b.linear(x, "self_attn.q_proj", heads * headDim, attentionBias, { out: "heads" });
+      const k = b.linear(x, "self_attn.k_proj", kvHeads * headDim, attentionBias, { out: "kvHeads" });
+      const v = b.linear(x, "self_attn.v_proj", kvHeads * headDim, attentionBias, { out: "kvHeads", coupling: { group: "heads", axis: "out", unit: headDim, shared } });
       const o = b.attention(q, k, v, { heads, kvHeads, headDim, positions });
-      const h2 = add(h, b.linear(o, "self_attn.o_proj", hiddenSize, attentionBias, { group: "heads", axis: "in", unit: headDim, shared }));
+      const h2 = add(h, b.linear(o, "self_attn.o_proj", hiddenSize, attentionBias, { in: "heads", coupling: { group: "heads", axis: "in", unit: headDim, shared } }));
       const x2 = b.norm(h2, "post_attention_layernorm.weight", eps);
-      const gate = b.linear(x2, "mlp.gate_proj", ffn, mlpBias, { group: "ffn", axis: "out", unit: 1, shared: false });
-      const up = b.linear(x2, "mlp.up_proj", ffn, mlpBias, { group: "ffn", axis: "out", unit: 1, shared: false });
-      return add(h2, b.linear(mul(silu(gate), up), "mlp.down_proj", hiddenSize, mlpBias, { group: "ffn", axis: "in", unit: 1, shared: false }));
+      const gate = b.linear(x2, "mlp.gate_proj", ffn, mlpBias, { out: "ffn", coupling: { group: "ffn", axis: "out", unit: 1, shared: false } });
+      const up = b.linear(x2, "mlp.up_proj", ffn, mlpBias, { out: "ffn", coupling: { group: "ffn", axis: "out", unit: 1, shared: false } });
+      return add(h2, b.linear(mul(silu(gate), up), "mlp.down_proj", hiddenSize, mlpBias, { in: "ffn", coupling: { group: "ffn", axis: "in", unit: 1, shared: false } }));
     },
     checkpointName: (name, l) => (l !== null ? `model.layers.${l}.${name}` : name === "lm_head.weight" ? name : `model.${name}`),
   };

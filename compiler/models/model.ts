@@ -9,6 +9,7 @@ export interface Model {
   readonly heads: number;
   readonly kvHeads: number;
   readonly headDim: number;
+  readonly ffn: number;
   readonly vocab: number;
   readonly context: number;
   readonly tied: boolean;

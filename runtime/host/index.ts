@@ -5,7 +5,7 @@ import { beginStep, emitForward } from "./batch";
 import { allocate, canAllocate, findKeptRun, findSavedRun, release, resetBlocks } from "./blocks";
 import { sample } from "./sampler";
 import {
-  ARRIVAL, bump, C_ARRIVAL, C_COMMANDS, C_EVENTS, C_FREE, C_HEAD, C_META, C_ROWS, C_STEPS, C_TRAIN_ROWS, COMMANDS, counter, COUNTERS, DONE, DROP_KEY, DROP_P, emitEvent, EVENTS, EXT_BASE, FINISHED, FORWARD, FREE, FREE_BLOCKS,
+  ARRIVAL, bump, C_ARRIVAL, C_COMMANDS, C_EVENTS, C_FREE, C_HEAD, C_META, C_ROWS, C_STEPS, C_TRAIN_ROWS, COMMANDS, counter, COUNTERS, DONE, DROP_KEY, DROP_P, emitEvent, EVENTS, EXT_BASE, FINISHED, FIRST, FORWARD, FREE, FREE_BLOCKS,
   GENERATE, get, HEAD_POS, HEAD_SEQ, HYPER, IDLE, JOB, JOB_CLASS, JOB_LAST, JOB_PHASE, JOB_SEQ, JOB_SEQS, JOB_SGD, JOB_SLOT, KIND, LABELS, LENGTH, LENGTH_OF, LIMIT, LOGITS, META, MIN_P,
   NONE, NUM_STOPS, PENALTY, PROMPT, ROW_SEQ, ROW_WEIGHT, RUNNING, SAVE_BASE, SCORE, SCORED, SEED, set, setf, SLOT, SLOT_FRESH, SLOT_MASK, STATUS, STOP, STOPS, STOPS_PER_SEQUENCE, TEMPERATURE, TOKEN, TOKENS, TOP_K, TOP_P, TRAIN,
 } from "./state";
@@ -60,11 +60,12 @@ function open(seq: i32, kind: i32, length: i32, limit: i32, slot: i32): void {
   allocate(seq, limit);
 }
 
-/** Admit a request of `length` tokens that may grow to `limit`; its tokens are then written at addrTokens. NONE: no room now. */
-export function addRequest(kind: i32, length: i32, limit: i32, slot: i32): i32 {
+/** Admit a request of `length` tokens, the first `virtual` an adapter's own, that may grow to `limit`; its tokens are then written at addrTokens. NONE: no room now. */
+export function addRequest(kind: i32, length: i32, limit: i32, slot: i32, virtual: i32): i32 {
   const seq: i32 = freeForRequest();
   if (seq == NONE || !canAllocate(limit)) return NONE;
   open(seq, kind, length, limit, slot);
+  set(FIRST, seq, virtual);
   setSampling(seq, 0, 0, 1, 0, 1, 0, 0);
   return seq;
 }

@@ -1,6 +1,6 @@
 /** The sampler: greedy, or temperature → top-k → top-p → min-p over logits of one row, in the order transformers applies them. */
 import { CONTEXT, VOCAB } from "./config";
-import { get, getf, HEAP, LENGTH_OF, LOGITS, MIN_P, PENALTY, SEED, set, setf, TEMPERATURE, TOKENS, TOP_K, TOP_P } from "./state";
+import { FIRST, get, getf, HEAP, LENGTH_OF, LOGITS, MIN_P, PENALTY, SEED, set, setf, TEMPERATURE, TOKENS, TOP_K, TOP_P } from "./state";
 
 /** Draw in [0, 1) from (seed, position): any order of evaluation gives the same. */
 function draw(seed: i32, pos: i32): f64 {
@@ -36,10 +36,11 @@ export function sample(seq: i32, h: i32): i32 {
   const penalty: f32 = getf(PENALTY, seq);
   if (penalty != 1) {
     const n: i32 = get(LENGTH_OF, seq);
-    for (let i: i32 = 0; i < n; i++) {
+    const from: i32 = get(FIRST, seq);
+    for (let i: i32 = from; i < n; i++) {
       const id: i32 = get(TOKENS, seq * CONTEXT + i);
       let first: bool = true;
-      for (let k: i32 = 0; k < i && first; k++) if (get(TOKENS, seq * CONTEXT + k) == id) first = false;
+      for (let k: i32 = from; k < i && first; k++) if (get(TOKENS, seq * CONTEXT + k) == id) first = false;
       if (!first) continue;
       const x: f32 = getf(row, id);
       setf(row, id, x > 0 ? x / penalty : x * penalty);

@@ -61,6 +61,8 @@ export const DONE: usize = memory.data(SEQUENCES * 4);
 /** Length at which generation ends. */
 export const LIMIT: usize = memory.data(SEQUENCES * 4);
 export const PROMPT: usize = memory.data(SEQUENCES * 4);
+/** Position of the first token that has a meaning: those before it are an adapter's own. */
+export const FIRST: usize = memory.data(SEQUENCES * 4);
 export const SLOT: usize = memory.data(SEQUENCES * 4);
 /** Arrival order: policies serve the smallest first. */
 export const ARRIVAL: usize = memory.data(SEQUENCES * 4);

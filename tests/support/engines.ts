@@ -7,10 +7,10 @@ import type { Capacities } from "../../compiler/target.ts";
 import { decode, parseHeader } from "../../runtime/bundle.ts";
 import { type Engine, type LoadOptions, load } from "../../sdk/index.ts";
 import { generator, uniform } from "./random.ts";
-import { type Config, even, odd, scratch, writeModel } from "./tiny.ts";
+import { type Config, even, mha, mqa, odd, scratch, writeModel } from "./tiny.ts";
 
 export const fixtures = fileURLToPath(new URL("../fixtures/", import.meta.url));
-export const configs = { odd, even } as const;
+export const configs = { odd, even, mha, mqa } as const;
 export const small: Partial<Capacities> = {
   context: 128,
   tokens: 48,
@@ -26,8 +26,9 @@ export const small: Partial<Capacities> = {
   blocks: 64,
   jobs: 2,
 };
-/** Room for S2FT on every site of the odd model: 40 channels each (two heads of 20). */
-export const s2ftOdd = { sites: ["o_proj", "v_proj", "gate_proj", "up_proj", "down_proj"], parameters: 5 * 40 * 96 } as const;
+/** Room for S2FT on every site: 32 channels each; of the odd model, 60 (a key head's three query heads of 20). */
+export const s2ftAll = { sites: ["o_proj", "v_proj", "gate_proj", "up_proj", "down_proj"], parameters: 5 * 32 * 64 } as const;
+export const s2ftOdd = { sites: ["o_proj", "v_proj", "gate_proj", "up_proj", "down_proj"], parameters: 5 * 60 * 96 } as const;
 export const idsOf = (name: string, n: number, vocab: number): number[] => {
   const next = generator(name);
   return Array.from({ length: n }, () => next() % vocab);
@@ -50,20 +51,24 @@ export const batchOf = (vocab: number): { input_ids: number[]; labels: number[] 
 /** The smallest device a bundle may meet: 1 MiB bindings and 128 invocations; 8 storage buffers and 16 KiB are WebGPU's own minimum. */
 export const tiny = { bindingBytes: 2 ** 20, workgroupInvocations: 128 } as const;
 
-interface Reference {
+interface S2ftReference {
+  readonly s2ft_loss: number;
+  readonly s2ft_grads: Readonly<Record<string, readonly number[]>>;
+  readonly s2ft: readonly number[];
+}
+interface Reference extends S2ftReference {
   readonly loss: number;
   readonly grads: Readonly<Record<string, readonly number[]>>;
   readonly full: readonly number[];
   readonly lora_loss: number;
   readonly lora_grads: Readonly<Record<string, readonly number[]>>;
   readonly lora: readonly number[];
-  readonly s2ft_loss: number;
-  readonly s2ft_grads: Readonly<Record<string, readonly number[]>>;
-  readonly s2ft: readonly number[];
 }
 export const reference = JSON.parse(readFileSync(`${fixtures}reference.json`, "utf8")) as {
   odd: Reference;
-  even: Reference;
+  even: Reference & Readonly<Record<"activation_squares" | "gradient_squares", readonly Readonly<Record<"ffn" | "heads", readonly number[]>>[]>>;
+  mha: S2ftReference;
+  mqa: S2ftReference;
   methods: Readonly<Record<string, { loss: number; grads: Readonly<Record<string, readonly number[]>>; losses: readonly number[] }>>;
   weft_adapter_sha256?: string;
   weft_s2ft_as_lora_sha256?: string;

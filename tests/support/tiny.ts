@@ -55,6 +55,10 @@ export const even: Config = {
   eos_token_id: 2,
 };
 
+/** Heads with keys of their own, with biases; and one key head for all. */
+export const mha: Config = { ...even, num_key_value_heads: 4, attention_bias: true, mlp_bias: true };
+export const mqa: Config = { ...even, num_key_value_heads: 1 };
+
 export function tensorsOf(c: Config, seed = 0): TensorData[] {
   const hd = (c.head_dim as number | undefined) ?? c.hidden_size / c.num_attention_heads;
   const out: TensorData[] = [];

@@ -153,6 +153,16 @@ function delta(u: usize, uStride: i32, rows: i32, slots: usize, ranks: usize, sl
     for (let h: i32 = 0; h <= half; h++) v128.store(out + <usize>i * 32 + <usize>h * 16, expand4(u + <usize>(i * uStride), fp + <usize>h * 16, rank, colBytes));
   }
 }
+/** Σ of a sparse matrix's row (or, through `order`, column) with a vector: values[e] · x[at[e]], entries from *start to *(start + 1). */
+function sparse1(x: usize, values: usize, start: usize, order: usize, at: usize): f32 {
+  let sum: f32 = 0;
+  const end: i32 = <i32>load<f32>(start, 4);
+  for (let k: i32 = <i32>load<f32>(start); k < end; k++) {
+    const e: usize = order == 0 ? (<usize>k) << 2 : (<usize>load<f32>(order + ((<usize>k) << 2))) << 2;
+    sum += load<f32>(values + e) * load<f32>(x + ((<usize>load<f32>(at + e)) << 2));
+  }
+  return sum;
+}
 function expand1(u: usize, f: usize, rank: i32, stride: i32): f32 {
   let acc: f32 = 0;
   for (let r: i32 = 0; r < rank; r++) {

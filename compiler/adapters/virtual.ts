@@ -1,0 +1,47 @@
+/**
+ * Tokens of an adapter's own before every sequence. Prefix tuning (Li & Liang 2021): in every layer their keys and values are trained, and enter the
+ * cache as they are, after rotation. Prompt tuning (Lester et al. 2021): their embeddings are. They take the sequence's first positions; text begins
+ * after them, as in PEFT.
+ */
+import { overlay } from "../../ops/index.ts";
+import type { AdapterMethod } from "./adapter.ts";
+
+const common = {
+  when: {},
+  scale: "one",
+  targets: "all-linear",
+  rank: null,
+  form: null,
+  dropout: false,
+  virtual: true,
+  config: { num_virtual_tokens: "rank" },
+  capacity: (_, __, c) => c.rank,
+} as const satisfies Partial<AdapterMethod>;
+
+export const prefix: AdapterMethod = {
+  ...common,
+  name: "prefix",
+  peftType: "PREFIX_TUNING",
+  at: "cache",
+  fixed: (m) => ({
+    num_layers: m.layers,
+    num_attention_heads: m.kvHeads,
+    token_dim: m.kvHeads * m.headDim,
+    num_transformer_submodules: 1,
+    encoder_hidden_size: m.kvHeads * m.headDim,
+    prefix_projection: false,
+  }),
+  tensors: (site) =>
+    (["k", "v"] as const).map((name) => ({ name, rows: "rank", cols: site.inFeatures, axis: "in", trained: true, init: "uniform", key: "prompt_embeddings", shape: "beside" })),
+  cache: (part, x, { tensor }) => overlay(x, tensor(part)),
+};
+export const prompt: AdapterMethod = {
+  ...common,
+  name: "prompt",
+  peftType: "PROMPT_TUNING",
+  at: "entry",
+  layers: "first",
+  fixed: (m) => ({ num_layers: m.layers, num_attention_heads: m.heads, token_dim: m.hiddenSize, num_transformer_submodules: 1, prompt_tuning_init: "RANDOM" }),
+  tensors: (site) => [{ name: "tokens", rows: "rank", cols: site.inFeatures, trained: true, init: "tokens", key: "prompt_embeddings", shape: "beside" }],
+  input: (x, { tensor }) => overlay(x, tensor("tokens")),
+};
