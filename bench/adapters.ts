@@ -27,6 +27,7 @@ async function publish(engine: Engine, n: number): Promise<void> {
     const kind = kinds[i % kinds.length]!;
     const content = await initialContent(manifest, factors, slotWords, { ...defaultConfig(manifest, kind.method!), ...kind }, i, {
       scores: () => Promise.reject(new Error("random selections need no scores")),
+      bias: () => Promise.reject(new Error("no biases")),
       matrix: () => Promise.reject(new Error("random selections need no weights")),
       tuned: null,
       taken: () => new Set(),

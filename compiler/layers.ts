@@ -28,6 +28,7 @@ export interface SiteSpec {
   readonly module: string;
   readonly inFeatures: number;
   readonly outFeatures: number;
+  readonly bias: boolean;
   readonly axes: { readonly in: ChannelAxis | null; readonly out: ChannelAxis | null };
   readonly coupling: Coupling | null;
 }
@@ -78,7 +79,16 @@ export class RegionBuilder {
   }
   /** Declare an adapter site; its branches in this build, each able to change a value. */
   private site(kind: SiteKind, module: string, inFeatures: number, outFeatures: number, role: SiteRole, bias: Value | null = null) {
-    this.sites.push({ index: this.sites.length, kind, module, inFeatures, outFeatures, axes: { in: role.in ?? null, out: role.out ?? null }, coupling: role.coupling ?? null });
+    this.sites.push({
+      index: this.sites.length,
+      kind,
+      module,
+      inFeatures,
+      outFeatures,
+      bias: bias !== null,
+      axes: { in: role.in ?? null, out: role.out ?? null },
+      coupling: role.coupling ?? null,
+    });
     return this.branches
       .filter((b) => b.site.module === module)
       .map((b) => ({

@@ -117,6 +117,16 @@ export const place = (u: Value, index: Value, cols: number): Value => {
   return make1(placeOp, [u, index], { branch: f.branch, rank: f.cols - cols, cols }, `place_${index.node.label}`);
 };
 
+const rebiasOp = defineOp({
+  name: "rebias",
+  kind: "point",
+  infer: ([y]) => [y!],
+  point: ({ ins: [, v], at }) => where((v!.type as Factor).branch, call("add", at(0), call("sub", load(v!, row, col), at(2))), at(0)),
+  grad: (node, [dy]) => [() => dy!, () => colSum(dy!, node.ins[1]!), null],
+});
+/** y, which holds the bias b, with the slot's own bias v in its place; y itself for rows whose slot has none. */
+export const rebias = (y: Value, v: Value, b: Value): Value => make1(rebiasOp, [y, v, b], {}, `rebias_${v.node.label}`);
+
 const leadingOp = defineOp({
   name: "leading",
   kind: "point",

@@ -39,6 +39,7 @@ export interface SiteEntry {
   readonly module: string;
   readonly inFeatures: number;
   readonly outFeatures: number;
+  readonly bias: boolean;
   /** What its inputs and outputs run over. */
   readonly axes: { readonly in: ChannelAxis | null; readonly out: ChannelAxis | null };
   readonly coupling: { readonly group: string; readonly axis: "in" | "out"; readonly unit: number; readonly shared: boolean } | null;
@@ -52,8 +53,8 @@ export interface BranchTensor {
   /** Which of the site's axes the columns run over, if either. */
   readonly axis?: "in" | "out";
   readonly trained: boolean;
-  /** `uniform`: ±1/√cols (Kaiming with a = √5, as PEFT). `selection`: channels drawn when a job starts. `norm`: ‖rows of the site's matrix‖₂. `tokens`: embeddings of random tokens. `entries`: places in the matrix. `leading`: the bundle's own selection. */
-  readonly init: "zeros" | "ones" | "uniform" | "selection" | "norm" | "tokens" | "entries" | "leading";
+  /** `uniform`: ±1/√cols (Kaiming with a = √5, as PEFT). `selection`: channels drawn when a job starts. `norm`: ‖rows of the site's matrix‖₂. `tokens`: embeddings of random tokens. `entries`: places in the matrix. `leading`: the bundle's own selection. `bias`: the site's bias. */
+  readonly init: "zeros" | "ones" | "uniform" | "selection" | "norm" | "tokens" | "entries" | "leading" | "bias";
   /** Its key in a PEFT file, after the module path; null for what follows from the others. */
   readonly key: string | null;
   /**
@@ -90,9 +91,9 @@ export interface MethodEntry {
   readonly rank: number | null;
   /**
    * What its branch does to a matrix, which is how it merges: B·A of tensors `a` and `b`; the `delta` of the channels in `index`; the `values` of single
-   * entries; rows of W + B·A scaled to magnitudes; gains; B·A beside one of W itself. Null: it is not linear and cannot merge.
+   * entries; rows of W + B·A scaled to magnitudes; gains; B·A beside one of W itself; B·A and another bias. Null: it is not linear and cannot merge.
    */
-  readonly form: "factors" | "selection" | "entries" | "magnitudes" | "gains" | "sequential" | null;
+  readonly form: "factors" | "selection" | "entries" | "magnitudes" | "gains" | "sequential" | "biased" | null;
   /** Does training drop inputs of its branches? */
   readonly dropout: boolean;
   /** Keys of its adapter_config.json, and the field of AdapterConfig that each holds. */

@@ -1,6 +1,6 @@
 /** Weighted sums of adapters as one adapter, exactly: factors are concatenated, selections are united. */
 import { type Manifest, type TargetPlan, WeftError } from "./bundle.ts";
-import { type AdapterContent, type BranchState, defaultConfig, placeOf, readSelection, writeSelection } from "./content.ts";
+import { type AdapterContent, type BranchState, defaultConfig, placeOf, readEntries, readSelection, writeEntries, writeSelection } from "./content.ts";
 import { asLowRank } from "./lowrank.ts";
 
 export interface Part {
@@ -18,14 +18,17 @@ function tooLarge(where: string, room: number, need: number): never {
   });
 }
 
-/** Σ weight · adapter. Adapters that all select channels stay a selection; all others become one LoRA. Throws WEFT_ADAPTER for what does not add up. */
+/** Σ weight · adapter. Adapters that all select channels, or all single entries, stay what they are; all others become one LoRA. Throws WEFT_ADAPTER for what does not add up. */
 export function combine(manifest: Manifest, plan: TargetPlan, parts: readonly Part[]): AdapterContent {
   if (!parts.length) throw new WeftError({ code: "WEFT_OPTION", where: "combination", expected: "at least one adapter", found: "none" });
   for (const { weight } of parts)
     if (!Number.isFinite(weight)) throw new WeftError({ code: "WEFT_OPTION", where: "combination", expected: "finite weights", found: String(weight) });
+  for (const { content } of parts)
+    if (content.replaces) throw new WeftError({ code: "WEFT_ADAPTER", where: "combination", expected: "adapters that share the base", found: "one with modules of its own" });
   const methods = new Set(parts.map((p) => p.content.config.method));
   const [only] = methods;
-  return methods.size === 1 && manifest.methods[only!]!.form === "selection" ? unite(manifest, plan, parts, only!) : concatenate(manifest, plan, parts);
+  const { form } = manifest.methods[only!]!;
+  return methods.size === 1 && (form === "selection" || form === "entries") ? unite(manifest, plan, parts, only!) : concatenate(manifest, plan, parts);
 }
 
 /** One LoRA whose factors are those of all parts, one below the other; weights and scales go into B. */
@@ -62,8 +65,9 @@ const modulesOf = (manifest: Manifest, branches: readonly (readonly BranchState[
   ...new Set(manifest.branches.filter((b) => branches.some((layer) => layer[b.index]!.rank)).map((b) => manifest.sites[b.site]!.module.split(".").pop()!)),
 ];
 
-/** Selections of one method: the union of the channels; where parts share a channel their deltas add. */
+/** Selections, or sparse entries, of one method: the union of the chosen; where parts share one their deltas add. */
 function unite(manifest: Manifest, plan: TargetPlan, parts: readonly Part[], method: string): AdapterContent {
+  const sparse = manifest.methods[method]!.form === "entries";
   const tensors: Float32Array[] = [];
   const branches = Array.from({ length: manifest.model.layers }, (_, l) => {
     const slot = new Float32Array(plan.slotWords);
@@ -71,14 +75,22 @@ function unite(manifest: Manifest, plan: TargetPlan, parts: readonly Part[], met
     return manifest.branches.map((b): BranchState => {
       const here = parts.filter((p) => p.content.branches[l]![b.index]!.rank);
       if (b.method !== method || !here.length) return absent;
-      const [index, delta] = [placeOf(plan.factors, b.index, "index"), placeOf(plan.factors, b.index, "delta")];
-      const chosen = here.map((p) => readSelection(p.content.tensors[l]!, index, p.content.branches[l]![b.index]!.rank));
-      const union = [...new Set(chosen.flat())].sort((x, y) => x - y);
+      const { inFeatures: ins, outFeatures: outs } = manifest.sites[b.site]!;
+      const [index, delta] = [placeOf(plan.factors, b.index, "index"), placeOf(plan.factors, b.index, sparse ? "values" : "delta")];
+      const chosen = here.map((p) => {
+        const { rank } = p.content.branches[l]![b.index]!;
+        return sparse ? readEntries(p.content.tensors[l]!, index, b.capacity, ins, rank) : readSelection(p.content.tensors[l]!, index, rank);
+      });
+      // A selection of the bundle's own has its order, and adapters take its beginning.
+      const leading = b.tensors.some((t) => t.init === "leading");
+      const union = leading ? chosen.reduce((x, y) => (y.length > x.length ? y : x)) : [...new Set(chosen.flat())].sort((x, y) => x - y);
       if (union.length > b.capacity) tooLarge(`layer ${l}, ${manifest.sites[b.site]!.module}`, b.capacity, union.length);
-      writeSelection(slot, index, b.capacity, union);
+      if (sparse) writeEntries(slot, index, b.capacity, outs, ins, union);
+      else writeSelection(slot, index, b.capacity, union);
+      const place = new Map(union.map((x, r) => [x, r]));
       here.forEach((p, i) => {
-        chosen[i]!.forEach((channel, r) => {
-          const to = delta.offset + union.indexOf(channel) * delta.k;
+        chosen[i]!.forEach((x, r) => {
+          const to = delta.offset + place.get(x)! * delta.k;
           const from = delta.offset + r * delta.k;
           for (let c = 0; c < delta.k; c++) slot[to + c] = slot[to + c]! + p.weight * p.content.tensors[l]![from + c]!;
         });

@@ -58,6 +58,8 @@ export interface AdapterContent {
   readonly branches: readonly (readonly BranchState[])[];
   /** [layer]: one slot's words. */
   readonly tensors: readonly Float32Array[];
+  /** Base tensors that the adapter replaces as a whole (PEFT's `modules_to_save`), by checkpoint name: it is served merged, on a base of its own. */
+  readonly replaces?: ReadonlyMap<string, Float32Array>;
 }
 /** Tokens of its own that an adapter puts before every sequence. */
 export const virtualTokens = (manifest: Manifest, content: AdapterContent | null): number =>
@@ -187,7 +189,9 @@ export interface ModelView {
   readonly taken: (layer: number, site: SiteEntry) => ReadonlySet<number>;
   /** A site's matrix [out, in]. */
   readonly matrix: (layer: number, site: SiteEntry) => Promise<Float32Array>;
-  /** The same of a model that was fine-tuned in full from this one; null where none was given. */
+  /** A site's bias [out]. */
+  readonly bias: (layer: number, site: SiteEntry) => Promise<Float32Array>;
+  /** The matrix of a model that was fine-tuned in full from this one; null where none was given. */
   readonly tuned: ((layer: number, site: SiteEntry) => Promise<Float32Array>) | null;
   /** A token's embedding [hidden]. */
   readonly embedding: (id: number) => Promise<Float32Array>;
@@ -282,6 +286,7 @@ export async function initialContent(
         if (t.init === "tokens") for (let r = 0; r < state.rank; r++) data.set(await model.embedding(mix(mix(seed, 8), r) % manifest.model.vocab), at.offset + r * t.cols);
         if (t.init === "entries")
           writeEntries(data, at, b.capacity, site.outFeatures, site.inFeatures, await chooseEntries(site, l, state.rank, config.selector, mix(seed, 9), model));
+        if (t.init === "bias") data.set(await model.bias(l, site), at.offset);
         if (t.init === "leading") writeSelection(data, at, b.capacity, channelOrder(manifest, l, site.axes[site.coupling!.axis])!.slice(0, state.rank));
         if (t.init === "selection") writeSelection(data, at, b.capacity, await chooseChannels(site, l, state.rank, config.selector, mix(seed, 7), model));
       }

@@ -245,7 +245,16 @@ export class Engine {
 
   private named(ref: AdapterRef | undefined): Generation | null {
     if (this.dead) throw this.dead;
-    return ref ? this.adapters.find(ref) : null;
+    const generation = ref ? this.adapters.find(ref) : null;
+    if (generation?.content.replaces)
+      throw new WeftError({
+        code: "WEFT_ADAPTER",
+        where: `adapter ${generation.name}`,
+        expected: "an adapter that shares the base",
+        found: `one with modules of its own (${[...generation.content.replaces.keys()].join(", ")})`,
+        hint: "engine.merge(name) serves it on the base alone",
+      });
+    return generation;
   }
   private check(ids: readonly number[], more: number, virtual: number): void {
     const { vocab } = this.manifest.model;

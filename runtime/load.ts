@@ -54,7 +54,7 @@ export async function readVerified(reader: BundleReader, m: Manifest, name: stri
   return bytes;
 }
 
-/** Copy every weight into its chamber, in the layout of the device's target; `change` may move a layer's matrices [n, k] and vectors on the way. */
+/** Copy every weight into its chamber, in the layout of the device's target; `change` may move any of them on the way, in the model's own order. */
 export async function uploadWeights(
   reader: BundleReader,
   m: Manifest,
@@ -78,7 +78,7 @@ export async function uploadWeights(
       const p = paramNamed(to.outer ? plan.outerParams : plan.layerParams, to.name);
       const raw = bytes.subarray(t.start, t.start + t.bytes);
       const values = decode(raw, t.dtype, `${reader.where}: ${t.name}`);
-      if (!to.outer) change?.(to.group, to.name, values);
+      change?.(to.group, to.name, values);
       const site = to.outer || !m.selection ? undefined : siteOfParam(m, to.name);
       if (site) reorder(m, to.group, site, values);
       const halves = (): Uint16Array => (change || site ? Uint16Array.from(values, floatToHalf) : new Uint16Array(raw.slice().buffer));

@@ -11,9 +11,17 @@ const rows =
     for (let o = 0; o * ins < w.length; o++) row(o, w.subarray(o * ins, (o + 1) * ins));
   };
 
-/** `layer tensor` → its change, for every base tensor that the adapter moves. Throws WEFT_ADAPTER for a method that is not linear in its input. */
+/** `layer tensor` (the outer region's layer is the number of layers) → its change, for every base tensor that the adapter moves. Throws WEFT_ADAPTER for a method that is not linear in its input. */
 export function mergeChanges(manifest: Manifest, plan: TargetPlan, content: AdapterContent): Map<string, Change> {
   const out = new Map<string, Change>();
+  const { layers } = manifest.model;
+  const params = [
+    ...Object.entries(manifest.checkpoint.outer).map(([name, path]) => ({ key: `${layers} ${name}`, path })),
+    ...Object.entries(manifest.checkpoint.layer).flatMap(([name, path]) =>
+      Array.from({ length: layers }, (_, l) => ({ key: `${l} ${name}`, path: path.replace("{l}", String(l)) })),
+    ),
+  ];
+  for (const [path, values] of content.replaces ?? []) out.set(params.find((p) => p.path === path)!.key, (v) => v.set(values));
   for (const [l, layer] of content.branches.entries())
     for (const [i, { rank, scale }] of layer.entries()) {
       if (!rank) continue;
@@ -39,6 +47,15 @@ export function mergeChanges(manifest: Manifest, plan: TargetPlan, content: Adap
         case "selection": {
           const low = asLowRank(manifest, plan, content, l, i);
           weight((w) => addDeltas(w, [low]));
+          break;
+        }
+        case "biased": {
+          const low = delta("a", "b");
+          weight((w) => addDeltas(w, [low]));
+          if (site.bias) {
+            const other = tensor("bias");
+            bias((v) => v.set(other));
+          }
           break;
         }
         case "entries": {

@@ -48,6 +48,13 @@ export async function matrix(engine: Engine, layer: number, site: SiteEntry): Pr
   reorder(manifest, layer, site, values, true);
   return values;
 }
+/** A site's bias [out], as the device has it now, in the model's order. */
+export async function biasOf(engine: Engine, layer: number, site: SiteEntry): Promise<Float32Array> {
+  const p = paramNamed(engine.device.plan.layerParams, `${site.module}.bias`);
+  const values = await engine.device.read({ cls: "weights", group: layer, offset: p.offset, words: p.n });
+  reorder(engine.manifest, layer, site, values, true);
+  return values;
+}
 /** Σ w² of each row of a site's matrix. */
 export async function rowSquares(engine: Engine, layer: number, site: SiteEntry): Promise<Float64Array> {
   const w = await matrix(engine, layer, site);

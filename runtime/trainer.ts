@@ -9,7 +9,7 @@ import type { Engine, Feed } from "./engine.ts";
 import { NONE } from "./host.ts";
 import { reorder, siteOfParam } from "./order.ts";
 import { mix, shuffled } from "./random.ts";
-import { channelsTaken, embeddingRow, matrix, rowSquares, statisticOf, weightSquares } from "./scores.ts";
+import { biasOf, channelsTaken, embeddingRow, matrix, rowSquares, statisticOf, weightSquares } from "./scores.ts";
 
 /** One training sequence; labels[i] is the id to predict at position i of input_ids (Hugging Face convention: the same index, shifted inside), -100 ignored. */
 export interface Row {
@@ -205,6 +205,7 @@ export class Job implements Feed {
         const { factors, slotWords } = device.plan;
         const model: ModelView = {
           embedding: (id) => embeddingRow(engine, id),
+          bias: (layer, site) => biasOf(engine, layer, site),
           matrix: (layer, site) => matrix(engine, layer, site),
           tuned: o.tuned ?? null,
           taken: (layer, site) => channelsTaken(manifest, factors, o.disjointFrom ?? [], layer, site),
@@ -498,6 +499,14 @@ export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>
       throw new WeftError({ code: "WEFT_CONFLICT", where: `job ${o.name}`, expected: "a name no running job has", found: "one that is running" });
   if (o.from && o.from.config.method !== o.method)
     throw new WeftError({ code: "WEFT_OPTION", where: "from", expected: `an adapter of method ${o.method}`, found: `one of method ${o.from.config.method}` });
+  if (o.from?.replaces)
+    throw new WeftError({
+      code: "WEFT_ADAPTER",
+      where: "from",
+      expected: "an adapter that shares the base",
+      found: `one with modules of its own (${[...o.from.replaces.keys()][0]}, …)`,
+      hint: "merge it and save the model to go on from it",
+    });
   if (engine.merged)
     throw new WeftError({
       code: "WEFT_CONFLICT",

@@ -39,7 +39,6 @@ type Json = Readonly<Record<string, unknown>>;
 const refused: Readonly<Record<string, (v: unknown) => boolean>> = {
   lora_bias: Boolean,
   bias: (v) => v !== undefined && v !== null && v !== "none",
-  modules_to_save: (v) => Array.isArray(v) && v.length > 0,
   trainable_token_indices: (v) => v !== null && v !== undefined,
   target_parameters: (v) => Array.isArray(v) && v.length > 0,
   layer_replication: (v) => v !== null && v !== undefined,
@@ -83,7 +82,8 @@ function readConfig(json: Json, manifest: Manifest, where: string): Read {
       "compile the bundle with this method",
     );
   }
-  for (const [key, isOn] of Object.entries(refused)) if (isOn(json[key])) fail(`${where}: ${key}`, "a feature this build supports", JSON.stringify(json[key]));
+  for (const [key, isOn] of Object.entries(refused))
+    if (isOn(json[key]) && method.when[key] !== json[key]) fail(`${where}: ${key}`, "a feature this build supports", JSON.stringify(json[key]));
   const init = json.init_lora_weights;
   if (typeof init === "string" && /^(pissa|olora|corda|lora_ga|loftq)/.test(init))
     fail(`${where}: init_lora_weights`, "an adapter of the original base", init, "WEFT_ADAPTER", "convert it to an ordinary LoRA with peft first");
@@ -268,9 +268,19 @@ export function readAdapter(json: Json, file: Uint8Array, manifest: Manifest, pl
     }
     byName.delete(beside.key);
   }
+  // Modules whose path ends in a name of modules_to_save, as PEFT matches them.
+  const replaces = new Map<string, Float32Array>();
+  for (const [key, info] of byName) {
+    const tensor = key.startsWith(PREFIX) ? manifest.tensors.find((t) => t.name === key.slice(PREFIX.length)) : undefined;
+    const saved = Array.isArray(json.modules_to_save) && (json.modules_to_save as string[]).some((m) => key.slice(0, key.lastIndexOf(".")).endsWith(m));
+    if (!saved || !tensor) continue;
+    if (JSON.stringify(info.shape) !== JSON.stringify(tensor.shape)) fail(`${name}: ${key}`, JSON.stringify(tensor.shape), JSON.stringify(info.shape), "WEFT_ADAPTER_MISMATCH");
+    replaces.set(tensor.name, decode(file.subarray(info.start, info.end), info.dtype, `${name}: ${key}`));
+    byName.delete(key);
+  }
   for (const key of byName.keys())
     fail(name, "tensors of this base's linear layers", key, "WEFT_ADAPTER_MISMATCH", "the adapter belongs to another base, or uses a feature that is not supported");
-  return { config, branches, tensors };
+  return { config, branches, tensors, ...(replaces.size && { replaces }) };
 }
 
 const files = (config: Json, tensors: readonly TensorData[], manifest: Manifest): { config: string; weights: Uint8Array } => ({
@@ -322,12 +332,16 @@ export function writeAdapter(content: AdapterContent, manifest: Manifest, plan: 
     }
     tensors.push({ name: beside.key, shape: [rank, beside.total], dtype: "F32", data });
   }
+  for (const [path, values] of content.replaces ?? [])
+    tensors.push({ name: `${PREFIX}${path}`, shape: manifest.tensors.find((t) => t.name === path)!.shape, dtype: "F32", data: values });
+  const replaced = content.replaces && { modules_to_save: [...new Set([...content.replaces.keys()].map((path) => path.split(".").slice(-2)[0]!))] };
   const own = Object.fromEntries(Object.entries(method.config).map(([key, field]) => [key, content.config[field as keyof AdapterConfig]]));
-  return files({ peft_type: method.peftType, ...method.fixed, ...own, ...(!method.virtual && { target_modules: content.config.targetModules }) }, tensors, manifest);
+  return files({ peft_type: method.peftType, ...method.fixed, ...replaced, ...own, ...(!method.virtual && { target_modules: content.config.targetModules }) }, tensors, manifest);
 }
 
 /** The same change of the base as a LoRA that any peft loads: exact for what is low-rank or a selection of channels. Throws WEFT_ADAPTER otherwise. */
 export function writeAsLora(content: AdapterContent, manifest: Manifest, plan: TargetPlan): { config: string; weights: Uint8Array } {
+  if (content.replaces) fail("save as lora", "an adapter that shares the base", "one with modules of its own");
   const tensors: TensorData[] = [];
   const ranks: Record<string, number> = {};
   const modules = new Set<string>();

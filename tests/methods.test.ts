@@ -381,6 +381,35 @@ test("a weighted sum is the sum of the deltas; combined, merged and exported it 
     assert.is((await engine.score(prompt, { adapter: "blue" }).catch((e: WeftError) => e.code)) as unknown, "WEFT_CONFLICT");
     await engine.merge(null);
   }
+  for (const [name, seed] of [
+    ["dust", 6],
+    ["sand", 7],
+  ] as const)
+    await (await engine.finetune({ ...jobOf("sparse"), name, seed, rank: 4, learningRate: 0.1 })).done;
+  const both = { dust: 0.5, sand: -0.25 };
+  const entries = (ref: AdapterRef): Map<string, number> => {
+    const { content } = engine.core.adapters.find(ref);
+    const out = new Map<string, number>();
+    content.branches.forEach((layer, l) => {
+      layer.forEach(({ rank }, i) => {
+        if (!rank) return;
+        const b = engine.manifest.branches[i]!;
+        const { inFeatures } = engine.manifest.sites[b.site]!;
+        const values = placeOf(plan.factors, i, "values").offset;
+        readEntries(content.tensors[l]!, placeOf(plan.factors, i, "index"), b.capacity, inFeatures, rank).forEach((e, k) =>
+          out.set(`${l} ${i} ${e}`, content.tensors[l]![values + k]!),
+        );
+      });
+    });
+    return out;
+  };
+  const [dust, sand, sum] = [entries("dust"), entries("sand"), entries(both)];
+  assert.is(sum.size, new Set([...dust.keys(), ...sand.keys()]).size);
+  for (const [e, v] of sum) assert.ok(Math.abs(v - (0.5 * (dust.get(e) ?? 0) - 0.25 * (sand.get(e) ?? 0))) < 1e-6, e);
+  const said = await logits(both);
+  await engine.merge(both);
+  near(await logits(), said, 1e-5, "merged sparse sum");
+  await engine.merge(null);
   const before = await logits();
   assert.is(await logits({ gain: 0.5, blue: 0.5 }).catch((e: WeftError) => e.code), "WEFT_ADAPTER");
   assert.equal(await logits(), before, "an undone merge restores every bit");
@@ -389,7 +418,7 @@ test("a weighted sum is the sum of the deltas; combined, merged and exported it 
   assert.equal(parts[0], await logits({ blue: 0.5, green: 0.5 }), "sums in one batch with single adapters");
 });
 test("merged = unmerged for every method that is a change of weights, with biases; the others say that they cannot", async () => {
-  const merges = ["lora", "dora", "s2ft", "ia3", "hydra", "sparse"] as const;
+  const merges = ["lora", "dora", "s2ft", "ia3", "hydra", "sparse", "lora_bias"] as const;
   await using engine = await engineOf(configs.odd, {
     targets: ["wasm"],
     train: ["lora"],
@@ -417,6 +446,24 @@ test("merged = unmerged for every method that is a change of weights, with biase
     assert.is(await engine.merge(method).then(String, (e: WeftError) => `${e.code} ${e.where}`), `WEFT_ADAPTER method ${method}`);
   }
   assert.equal(await logits(), base);
+});
+test("an adapter with modules of its own (peft's modules_to_save) is served merged, as peft computes it, and by no batch", async () => {
+  await using engine = await engineOf(configs.odd);
+  await engine.adapters.load("own", `${fixtures}lora_replacing-odd`);
+  const prompt = { prompt: idsOf("own", 10, 259), maxTokens: 3 };
+  assert.is(await collect(engine, { ...prompt, adapter: "own" }).then(String, (e: WeftError) => e.code), "WEFT_ADAPTER");
+  assert.is(await collect(engine, { ...prompt, adapter: { own: 1 } }).then(String, (e: WeftError) => e.code), "WEFT_ADAPTER");
+  assert.is(await engine.finetune({ name: "on", from: "own", data: batchOf(259), steps: 1 }).then(String, (e: WeftError) => `${e.code} ${e.where}`), "WEFT_ADAPTER from");
+  const before = await collect(engine, prompt);
+  await engine.merge("own");
+  await checkLogits(engine, "lora_replacing.logits", 259);
+  await engine.merge(null);
+  assert.equal(await collect(engine, prompt), before);
+  const dir = `${scratch()}/own`;
+  await engine.adapters.get("own").save(dir);
+  await engine.adapters.load("copy", dir);
+  await engine.merge("copy");
+  await checkLogits(engine, "lora_replacing.logits", 259);
 });
 test("a fresh prompt of real tokens' embeddings equals those tokens before the text, bit for bit", async () => {
   await using engine = await engineOf(configs.even, { targets: ["wasm"], train: ["prompt"], methods: [] });
@@ -501,6 +548,8 @@ test("a permuted base says what the base says; every adapter reads and writes th
       assert.equal(b, a, name);
     }
   }
+  engine.adapters.combine("half", { permuted: 0.5, "permuted-back": 0.5 });
+  await checkLogits(engine, "odd.s2ft_logits", 259, "half");
   // Channels of another selection are refused; an indexed bundle reads the class permuted.
   await using plain = await engineOf(configs.odd, { targets: ["wasm"], train: ["s2ft"], methods: [], capacities });
   await plain.adapters.load("permuted", folder);

@@ -97,6 +97,7 @@ const together = new Set([
   "select",
   "place",
   "slot_vector",
+  "rebias",
   "leading",
   "widen",
   "overlay",
