@@ -19,6 +19,7 @@ interface Row {
 const variants: readonly { readonly name: string; readonly options: Partial<FinetuneOptions>; readonly rates: readonly number[] }[] = [
   { name: "full", options: { method: "full" }, rates: [1e-4, 3e-4, 1e-3] },
   { name: "lora", options: { method: "lora", rank: 8, alpha: 8 }, rates: [1e-3, 3e-3, 1e-2] },
+  { name: "dora", options: { method: "dora", rank: 8, alpha: 8 }, rates: [1e-3, 3e-3, 1e-2] },
   { name: "s2ft random", options: { method: "s2ft", selector: "random" }, rates: [1e-3, 3e-3, 1e-2] },
   { name: "s2ft activation-small", options: { method: "s2ft", selector: "activation-small" }, rates: [1e-3, 3e-3, 1e-2] },
   { name: "s2ft activation-large", options: { method: "s2ft", selector: "activation-large" }, rates: [1e-3, 3e-3, 1e-2] },
