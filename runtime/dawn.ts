@@ -40,6 +40,25 @@ export async function openGpu(kind: "hardware" | "software"): Promise<Gpu | null
   return gpu.gpu;
 }
 
+const still = new Int32Array(new SharedArrayBuffer(4));
+/**
+ * Wait for the device. Dawn in Node asks whether work has finished on every turn of the event loop, with garbage and a finalizer each time: that takes a
+ * core from a software driver, and collections of half a second. So turns are slowed down, by a twentieth of the time waited and at most a millisecond.
+ */
+export async function settled<T>(work: Promise<T>): Promise<T> {
+  if (!gpu) return work;
+  let pending = true;
+  const end = (): void => {
+    pending = false;
+  };
+  work.then(end, end);
+  for (const t0 = performance.now(); pending; ) {
+    Atomics.wait(still, 0, 0, Math.min(1, (performance.now() - t0) / 20));
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  return work;
+}
+
 /** Unpack the driver once into a cache folder; null where the package or the platform does not have it. */
 async function softwareDriver(): Promise<string | null> {
   if (process.platform !== "linux" || process.arch !== "x64") return null;

@@ -1,6 +1,6 @@
 /** The WebGPU target: one bind group a group of chambers, one compute pass a step, metadata by dynamic offset. */
 import { type Manifest, WeftError } from "./bundle.ts";
-import { openGpu } from "./dawn.ts";
+import { openGpu, settled } from "./dawn.ts";
 import { chamberWords, type Device, isShared, type MemoryClass, memoryClasses, type Range } from "./device.ts";
 
 const READ_ONLY: readonly MemoryClass[] = ["weights", "meta", "tables"];
@@ -75,7 +75,7 @@ export async function openWebGpu(manifest: Manifest, file: (name: string) => Pro
   const writable = names.map((n) => /^(adamw|sgd)_full/.test(n));
   // Kernels with the same text share a pipeline.
   const cache = new Map<string, Promise<GPUComputePipeline>>();
-  const pipelines = await Promise.all(
+  const compiled = Promise.all(
     names.map(async (name, i) => {
       const code = new TextDecoder().decode(await file(plan.kernels[name]!.file));
       const key = `${writable[i]}${code.slice(code.indexOf("\n"))}`;
@@ -94,6 +94,7 @@ export async function openWebGpu(manifest: Manifest, file: (name: string) => Pro
       return p;
     }),
   );
+  const pipelines = await settled(compiled);
   const invalid = await device.popErrorScope();
   const memoryError = await device.popErrorScope();
   if (invalid || memoryError) {
@@ -132,11 +133,11 @@ export async function openWebGpu(manifest: Manifest, file: (name: string) => Pro
     }
     device.queue.submit([encoder.finish()]);
     if (!total) {
-      await device.queue.onSubmittedWorkDone();
+      await settled(device.queue.onSubmittedWorkDone());
       check();
       return [];
     }
-    await staging.mapAsync(GPUMapMode.READ, 0, total).catch((cause: Error) => {
+    await settled(staging.mapAsync(GPUMapMode.READ, 0, total)).catch((cause: Error) => {
       check();
       throw new WeftError({ code: "WEFT_DEVICE_LOST", where: "read back", expected: "a mapped buffer", found: cause.message, retryable: true, cause });
     });
