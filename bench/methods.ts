@@ -26,7 +26,10 @@ const methods = ["lora", "dora", "s2ft", "s2ft_permuted", "sparse", "ia3", "para
 
 /** Which channels are trained makes no difference here. */
 const anySelection = (config: Config) => ({
-  layers: Array.from({ length: config.num_hidden_layers }, (_, l) => ({ ffn: Array.from({ length: config.intermediate_size }, (_, i) => (i + 31 * l) % config.intermediate_size), groups: [] })),
+  layers: Array.from({ length: config.num_hidden_layers }, (_, l) => ({
+    ffn: Array.from({ length: config.intermediate_size }, (_, i) => (i + 31 * l) % config.intermediate_size),
+    groups: [],
+  })),
   selector: "none",
 });
 

@@ -23,7 +23,7 @@ import { emitHost, policies } from "./emit/host.ts";
 import { emitLaunchWgsl, gridOf } from "./emit/wgsl.ts";
 import { exists, readText, sha256 } from "./files.ts";
 import { fuse, type Launch } from "./fuse.ts";
-import { type AnyBody, isUpdate, type KernelEnv, type RowNorms, type UpdateBody } from "./kernel.ts";
+import { type AnyBody, isUpdate, type KernelEnv, type RowNorms, type UpdateBody, type Variant, variantsOf } from "./kernel.ts";
 import { tensorName } from "./layers.ts";
 import { type BlockKind, blockLayouts, headerWords, TRAIN_BIT } from "./metadata.ts";
 import { models } from "./models/index.ts";
@@ -272,20 +272,24 @@ function emitTarget(
     norms: layout.homes.norms,
   });
   const add = (program: { name: string; region: "layer" | "outer"; block: BlockKind }, list: readonly { name: string; bodies: readonly AnyBody[] }[], env: KernelEnv): void => {
-    const out: LaunchEntry[] = list.map(({ name, bodies }) => {
+    const out: LaunchEntry[] = list.flatMap(({ name, bodies }) => variantsOf(bodies).map((variant) => launch(variant === "any" ? name : `${name}.${variant}`, bodies, variant)));
+    entries.push({ ...program, launches: out });
+    function launch(name: string, bodies: readonly AnyBody[], variant: Variant): LaunchEntry {
       // Kernel names are file names too.
       const kernel = `${program.name}.${name}`.replace(/[^a-zA-Z0-9]+/g, "_").slice(0, 100);
       const unique = sources.some((s) => s.name === kernel) ? `${kernel}_${sources.length}` : kernel;
-      sources.push({ name: unique, text: target.name === "wasm" ? emitLaunchAs(unique, bodies, env) : emitLaunchWgsl(unique, bodies, env, target) });
+      // On a CPU one kernel serves few rows and many.
+      const wasm = (): string =>
+        variant === "many" ? `export function ${unique}(bind: usize, meta: usize): void {\n  ${sources.at(-1)!.name}(bind, meta);\n}\n` : emitLaunchAs(unique, bodies, env);
+      sources.push({ name: unique, text: target.name === "wasm" ? wasm() : emitLaunchWgsl(unique, bodies, env, target, variant) });
       // The mask bits without which a body has nothing to do; a launch is skipped when none of its bodies has.
       const bits = bodies.flatMap((b): (number | null)[] | number | null => {
         if (isUpdate(b)) return b.norms ? b.norms.map((n) => n.branch) : null;
         const onlySaves = program.block === "step" && program.region === "layer" && b.skeleton === "map" && b.stores.every((s) => s.to === "field");
         return onlySaves ? TRAIN_BIT : b.bit;
       });
-      return { kernel: unique, grid: gridOf(bodies, env, target), bits: bits.includes(null) ? [] : [...new Set(bits as number[])].sort((a, b) => a - b) };
-    });
-    entries.push({ ...program, launches: out });
+      return { kernel: unique, grid: gridOf(bodies, env, variant), bits: bits.includes(null) ? [] : [...new Set(bits as number[])].sort((a, b) => a - b) };
+    }
   };
   for (const g of programs.graphs) {
     const list = launches.get(g.name)!;

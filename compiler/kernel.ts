@@ -72,6 +72,9 @@ export interface RowNorms {
   readonly b: ParamAddress;
   readonly out: ParamAddress;
 }
+/** Kernels of one launch for steps of few rows and of many, where they differ; `any` otherwise. */
+export type Variant = "any" | "few" | "many";
+export const variantsOf = (bodies: readonly AnyBody[]): readonly Variant[] => (bodies[0]!.skeleton === "attend" ? ["few", "many"] : ["any"]);
 export type AnyBody = Body | UpdateBody;
 export const isUpdate = (b: AnyBody): b is UpdateBody => ["sumsq", "clip", "optimizer", "row_norms"].includes(b.skeleton);
 

@@ -142,7 +142,7 @@ async function main(): Promise<number> {
       sequences: 64,
     },
   });
-  const layerLaunches = manifest.targets[target]!.programs.find((p) => p.name === "forward")!.launches.length;
+  const layerLaunches = manifest.targets[target]!.programs.find((p) => p.name === "forward")!.launches.filter((l) => l.grid[0].count !== "few_rows").length;
   say(
     `  ${manifest.model.parameters} parameters, ${manifest.model.layers} layers, ${layerLaunches} launches a layer, ${Object.keys(manifest.targets[target]!.kernels).length} kernels, ${((performance.now() - t0) / 1000).toFixed(1)} s`,
   );

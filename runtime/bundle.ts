@@ -101,9 +101,12 @@ export interface MethodEntry {
   /** Keys that are always written as they are. */
   readonly fixed: Readonly<Record<string, unknown>>;
 }
-/** How many workgroups a launch takes in one dimension: ceil(count · mul / div), `count` a header word or 1. */
+/**
+ * How many workgroups a launch takes in one dimension: ceil(count · mul / div), `count` a header word or 1. `few_rows` is n_rows in a step of few rows
+ * and 0 in one of many, `many_rows` the other way round: of two kernels for the same thing one runs. How many is many is the device's to say.
+ */
 export interface GridDim {
-  readonly count: "one" | "n_rows" | "n_head" | "n_keys";
+  readonly count: "one" | "n_rows" | "n_head" | "n_keys" | "few_rows" | "many_rows";
   readonly mul: number;
   readonly div: number;
 }

@@ -22,6 +22,8 @@ export interface Range {
 export interface Device {
   readonly info: DeviceInfo;
   readonly plan: TargetPlan;
+  /** Rows from which a step takes the kernels for many rows, where there are two. */
+  readonly manyRows: number;
   /** Bytes held, by memory class. */
   readonly memory: Readonly<Record<string, number>>;
   /** Since the device was opened: kernels launched, and milliseconds spent turning commands into launches (none on Wasm, where a launch is a call). */

@@ -121,7 +121,7 @@ export class Engine {
     const device = await open(manifest, (name) => readVerified(reader, manifest, name));
     try {
       options.signal?.throwIfAborted();
-      const host = await Host.open(manifest, device.plan.metaWords, (await readVerified(reader, manifest, "host.wasm")) as BufferSource);
+      const host = await Host.open(manifest, device.plan.metaWords, device.manyRows, (await readVerified(reader, manifest, "host.wasm")) as BufferSource);
       await uploadWeights(reader, manifest, device, progress);
       const engine = new Engine(manifest, device, host, options, reader);
       progress({ phase: "check", done: 0, total: 1 });
@@ -145,6 +145,17 @@ export class Engine {
       if (k < 1) continue;
       const part = await this.score(ids.slice(0, k), { logits: true });
       for (let i = 0; i < k; i++) if (whole.logits![i]!.some((x, j) => !Object.is(x, part.logits![i]![j]!))) return "off";
+    }
+    // Where steps of few and of many rows take other kernels: a prompt in one step says what the same prompt in chunks says.
+    const { context, tokens, headRows } = this.manifest.capacities;
+    const many = this.device.manyRows;
+    if (many > headRows && many < Math.min(context, tokens)) {
+      const prompt = Array.from({ length: many + 1 }, (_, i) => (i * 31 + 7) % this.manifest.model.vocab);
+      for await (const e of this.generate({ prompt, maxTokens: 1 })) {
+        const { logits } = await this.score(prompt, { logits: true });
+        const last = logits![prompt.length - 1]!;
+        if (e.logprob !== last[e.id]! - logSumExp(last)) return "off";
+      }
     }
     return "verified";
   }

@@ -3,7 +3,7 @@ import type { Manifest } from "./bundle.ts";
 
 export interface HostExports {
   readonly memory: WebAssembly.Memory;
-  init(): void;
+  init(many: number): void;
   addrMeta(): number;
   addrCommands(): number;
   addrEvents(): number;
@@ -44,7 +44,8 @@ export class Host {
     private readonly manifest: Manifest,
     private readonly metaWords: number,
   ) {}
-  static async open(manifest: Manifest, metaWords: number, module: BufferSource): Promise<Host> {
+  /** `manyRows` as the device says. */
+  static async open(manifest: Manifest, metaWords: number, manyRows: number, module: BufferSource): Promise<Host> {
     const { instance } = (await WebAssembly.instantiate(module, {
       env: {
         abort: (_message: number, _file: number, line: number) => {
@@ -53,7 +54,7 @@ export class Host {
       },
     })) as unknown as { instance: WebAssembly.Instance };
     const exports = instance.exports as unknown as HostExports;
-    exports.init();
+    exports.init(manyRows);
     return new Host(exports, manifest, metaWords);
   }
   private get buffer(): ArrayBuffer {

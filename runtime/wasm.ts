@@ -48,6 +48,7 @@ export async function openWasm(manifest: Manifest, module: BufferSource): Promis
     stats,
     info: { target: "wasm", name: "CPU (SIMD WebAssembly, 1 thread)", software: false },
     plan,
+    manyRows: 2 ** 30,
     memory: bytes,
     write: (where, data) => {
       words.set(new Uint32Array(data.buffer, data.byteOffset, data.length), addressOf(where.cls, where.group) / 4 + where.offset);

@@ -83,7 +83,11 @@ export async function openWebGpu(manifest: Manifest, file: (name: string) => Pro
       if (!p) {
         const module = device.createShaderModule({ label: name, code });
         p = device
-          .createComputePipelineAsync({ label: name, layout: pipelineLayouts[writable[i] ? 1 : 0]!, compute: { module, entryPoint: "main" } })
+          .createComputePipelineAsync({
+            label: name,
+            layout: pipelineLayouts[writable[i] ? 1 : 0]!,
+            compute: { module, entryPoint: "main" },
+          })
           .catch(async (cause: Error) => {
             const { messages } = await module.getCompilationInfo();
             const found = messages.map((m) => `line ${m.lineNum}: ${m.message}`).join("; ") || cause.message;
@@ -161,6 +165,8 @@ export async function openWebGpu(manifest: Manifest, file: (name: string) => Pro
     stats,
     info: { target: "webgpu", name: info.description || info.device || info.vendor || "WebGPU adapter", software },
     plan,
+    // A CPU behind WebGPU has few lanes and pays for every barrier: kernels without them, however few the rows.
+    manyRows: software ? 1 : 64,
     memory: bytes,
     write: (to, data) => {
       device.queue.writeBuffer(bufferOf(to.cls, to.group), to.offset * 4, data.buffer as ArrayBuffer, data.byteOffset, data.byteLength);

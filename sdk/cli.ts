@@ -257,9 +257,11 @@ const commands: Readonly<Record<Command, (positional: readonly string[], f: Flag
       for (const [cls, w] of Object.entries(plan.classes))
         console.log(`  ${cls.padEnd(9)} ${kb(w.layer * 4).padStart(10)} a layer, ${kb((w.layer * m.model.layers + w.outer) * 4).padStart(10)} in all`);
       for (const p of plan.programs) {
-        const always = p.launches.filter((l) => l.bits.length === 0).length;
+        // Of two kernels for few rows and for many, a step launches one.
+        const launches = p.launches.filter((l) => l.grid[0].count !== "few_rows");
+        const always = launches.filter((l) => l.bits.length === 0).length;
         console.log(
-          `  ${p.name.padEnd(24)} ${String(p.launches.length).padStart(2)} launches (${always} when nothing is adapted or trained)${p.region === "layer" ? " a layer" : ""}`,
+          `  ${p.name.padEnd(24)} ${String(launches.length).padStart(2)} launches (${always} when nothing is adapted or trained)${p.region === "layer" ? " a layer" : ""}`,
         );
         if (f.kernels) for (const l of p.launches) console.log(`      ${l.kernel}`);
       }

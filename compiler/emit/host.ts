@@ -6,7 +6,7 @@ import { CALIBRATE, CALIBRATE_GRADIENT } from "../programs.ts";
 import { compileAssembly } from "./asc.ts";
 
 const hostFolder = new URL("../../runtime/host/", import.meta.url);
-const gridCode: Readonly<Record<GridDim["count"], number>> = { one: 0, n_rows: 1, n_head: 2, n_keys: 3 };
+const gridCode: Readonly<Record<GridDim["count"], number>> = { one: 0, n_rows: 1, n_head: 2, n_keys: 3, few_rows: 4, many_rows: 5 };
 /** Programs the host refers to by name, and those of each training class; -1 where the bundle has none. */
 const programNames: Readonly<Record<string, string>> = {
   P_EMBED: "embed",

@@ -5,25 +5,19 @@
 import { type Domain, type Expr, type Ix, ixUsesCol, KV_BLOCK, optimizers, pairsOf, sparseIndex, type Type, type Value } from "../../ops/index.ts";
 import type { GridDim } from "../../runtime/bundle.ts";
 import type { Body, Operand, Store } from "../fuse.ts";
-import { type AnyBody, isUpdate, type KernelEnv, memoryClasses, type ParamAddress, ROWS_HEADER, SEGMENT_ROWS, SLOT_TABLE, type UpdateBody } from "../kernel.ts";
-import { DROPOUT_BIT, headerWords } from "../metadata.ts";
+import { type AnyBody, isUpdate, type KernelEnv, memoryClasses, type ParamAddress, ROWS_HEADER, SEGMENT_ROWS, SLOT_TABLE, type UpdateBody, type Variant } from "../kernel.ts";
 import type { Target } from "../target.ts";
 import { type Dialect, Printer, usesCol } from "./printer.ts";
+import { emitAttention } from "./wgsl_attention.ts";
+import { f32, fn, header, indent, maskBit, rowAt, WG } from "./wgsl_parts.ts";
 
 type Kv = Type & { kind: "kv" };
 type Weight = Type & { kind: "weight" };
-/** Lanes of a workgroup; rows of a product's register tile. */
-const WG = 64;
+/** Rows of a product's register tile. */
 const TILE = 8;
 const MAX_GROUPS = 1024;
 
-const f32 = (v: number): string => {
-  const s = String(Math.fround(v));
-  return /[.e]/.test(s) ? `${s}f` : `${s}.0f`;
-};
-const header = (name: string): string => `batch[${headerWords.indexOf(name as (typeof headerWords)[number])}]`;
 const headerF = (name: string): string => `bitcast<f32>(${header(name)})`;
-const indent = (lines: readonly string[], n: number): string[] => lines.map((l) => " ".repeat(n) + l);
 
 function dialect(env: KernelEnv): Dialect {
   const ixText = (ix: Ix, p: Printer): string => {
@@ -169,8 +163,6 @@ function stores(p: Printer, list: readonly Store[], env: KernelEnv, cols: number
 }
 
 const count = (domain: Domain): string => header(ROWS_HEADER[domain]);
-/** Is a mask bit set in the block's header? */
-const maskBit = (bit: number): string => `((${header(`mask_${bit >> 5}`)} >> ${bit & 31}u) & 1) == 1`;
 const guard = (bit: number | null): string[] => (bit === null ? [] : [`  if (!(${maskBit(bit)})) { return; }`]);
 const jobRank = (branch: number, env: KernelEnv): string => `tables[${SLOT_TABLE + branch * 2} + ${header("slot")} * ${env.branches * 2}]`;
 /** Words of a slot tensor that the job's slot uses: what lies beyond its rank is zero. */
@@ -193,22 +185,12 @@ function overSegments(domain: Domain, env: KernelEnv, before: readonly string[],
   ];
 }
 
-/** First word of row `r` of an operand, and the buffer it is in. */
-function rowAt(o: Operand, env: KernelEnv, r: string): { cls: string; at: string } {
-  const ad = env.address(o.value);
-  if (o.undropped) return { cls: ad.cls, at: `select(${env.address(o.undropped).offset}, ${ad.offset}, ${maskBit(DROPOUT_BIT)}) + (${r}) * ${ad.stride}` };
-  const row = o.index === null ? `(${r})` : `batch[${env.layout.arrays[o.index]} + ${r}]`;
-  return { cls: ad.cls, at: `${ad.offset} + ${row} * ${ad.stride}` };
-}
-
-const signature = "wg: vec3<i32>, lane: i32";
-
 /** WGSL of one launch. */
-export function emitLaunchWgsl(name: string, bodies: readonly AnyBody[], env: KernelEnv, target: Target): string {
+export function emitLaunchWgsl(name: string, bodies: readonly AnyBody[], env: KernelEnv, target: Target, variant: Variant = "any"): string {
   const parts: string[] = [];
   let cases: string[] = [];
   bodies.forEach((b, i) => {
-    parts.push(isUpdate(b) ? emitUpdate(`body_${i}`, b, env) : emitBody(`body_${i}`, b, env, target));
+    parts.push(isUpdate(b) ? emitUpdate(`body_${i}`, b, env) : emitBody(`body_${i}`, b, env, target, variant));
     cases.push(`    case ${i}: { body_${i}(wg, lane); }`);
   });
   const [only] = bodies;
@@ -232,7 +214,6 @@ export function emitLaunchWgsl(name: string, bodies: readonly AnyBody[], env: Ke
     ...declare,
     /\bpart\[/.test(text + helpers(text)) ? `var<workgroup> part: array<f32, ${WG}>;` : "",
     /\bshared_q\[/.test(text) ? `var<workgroup> shared_q: array<f32, ${sharedWords(bodies)}>;` : "",
-    /\bshared_g\[/.test(text) ? `var<workgroup> shared_g: array<f32, ${sharedWords(bodies)}>;` : "",
     helpers(text),
     text,
     `@compute @workgroup_size(${WG})`,
@@ -286,8 +267,6 @@ function helpers(text: string): string {
     .join("\n");
 }
 
-const fn = (name: string, lines: readonly string[], params = signature): string => `fn ${name}(${params}) {\n${lines.join("\n")}\n}`;
-
 /** One element of a product's epilogue. */
 function epilogue(name: string, b: Body, env: KernelEnv): string {
   const p = new Printer(dialect(env), 1);
@@ -295,7 +274,7 @@ function epilogue(name: string, b: Body, env: KernelEnv): string {
   return fn(name, [...indent(p.row, 2), ...indent(p.col, 2), ...indent(tail, 2)], "row: i32, col: i32, acc: f32");
 }
 
-function emitBody(name: string, b: Body, env: KernelEnv, target: Target): string {
+function emitBody(name: string, b: Body, env: KernelEnv, target: Target, variant: Variant): string {
   void target;
   switch (b.skeleton) {
     case "map": {
@@ -543,198 +522,8 @@ function emitBody(name: string, b: Body, env: KernelEnv, target: Target): string
     case "attend":
     case "attend_dq":
     case "attend_dkv":
-      return emitAttention(name, b, env);
+      return emitAttention(name, b, env, variant);
   }
-}
-
-/** Attention: a workgroup a (row, head) or (key, kv head). Lanes 0…31 own the keys (rows) of a tile, then every lane owns dims of the sums. */
-function emitAttention(name: string, b: Body, env: KernelEnv): string {
-  const node = b.node!;
-  const kvt = node.ins[1]!.type as Kv;
-  const heads = Number(node.attrs.heads);
-  const group = heads / kvt.heads;
-  const hd = kvt.headDim;
-  const scale = f32(Number(node.attrs.scale));
-  const kvOff = env.address(node.ins[1]!).offset;
-  const own = Math.ceil(hd / WG);
-  const [q, , oIn, lseIn, dout] = node.ins;
-  const operand = (v: Value, r: string): { cls: string; at: string } => rowAt(b.operands[node.ins.indexOf(v)]!, env, r);
-  const outAddr = (index: number) => env.address({ node, index, type: node.outs[index]! });
-  const rowPos = `batch[${env.layout.arrays.pos} + row]`;
-  const rowTable = `batch[${env.layout.arrays.table} + row]`;
-  const dims = (body: (i: number, d: string) => string): string[] => Array.from({ length: own }, (_, i) => `{ let d = lane + ${i * WG}; if (d < ${hd}) { ${body(i, "d")} } }`);
-  const init = (prefix: string): string[] => Array.from({ length: own }, (_, i) => `var ${prefix}${i} = 0.0f;`);
-  const stage = (array: string, v: Value, r: string, h: string): string[] => {
-    const at = operand(v, r);
-    return [`for (var d = lane; d < ${hd}; d += ${WG}) { ${array}[d] = ${at.cls}[${at.at} + ${h} * ${hd} + d]; }`];
-  };
-  const kAt = (part: number, p: string, kh: string): string => `${kvOff} + kv_index(table, ${p}, ${part}, ${kh}, ${kvt.heads}, ${hd})`;
-
-  if (b.skeleton === "attend") {
-    const [o, l] = [outAddr(0), outAddr(1)];
-    return fn(name, [
-      "  let row = wg.x;",
-      "  let h = wg.y;",
-      `  let kh = h / ${group};`,
-      `  let keys = ${rowPos} + 1;`,
-      `  let table = ${rowTable};`,
-      ...indent(stage("shared_q", q!, "row", "h"), 2),
-      ...indent(init("o"), 2),
-      "  var m = -1.0e30f;",
-      "  var l = 0.0f;",
-      "  workgroupBarrier();",
-      "  for (var t = 0; t < keys; t += 32) {",
-      "    let c = min(32, keys - t);",
-      "    if (lane < 32) {",
-      "      var s = -1.0e30f;",
-      "      if (lane < c) {",
-      `        let k = ${kAt(0, "t + lane", "kh")};`,
-      "        var dot = 0.0f;",
-      `        for (var d = 0; d < ${hd}; d++) { dot = fma(shared_q[d], kv[k + d], dot); }`,
-      `        s = dot * ${scale};`,
-      "      }",
-      "      part[lane] = s;",
-      "    }",
-      "    workgroupBarrier();",
-      "    var mt = m;",
-      "    for (var j = 0; j < 32; j++) { mt = max(mt, part[j]); }",
-      "    let corr = exp(m - mt);",
-      "    m = mt;",
-      "    workgroupBarrier();",
-      "    if (lane < 32) { part[lane] = select(0.0f, exp(part[lane] - m), lane < c); }",
-      "    workgroupBarrier();",
-      "    var lt = 0.0f;",
-      "    for (var j = 0; j < 32; j++) { lt = lt + part[j]; }",
-      "    l = fma(l, corr, lt);",
-      `    let v = ${kAt(1, "t", "kh")};`,
-      ...indent(
-        dims((i, d) => `o${i} = o${i} * corr; for (var j = 0; j < c; j++) { o${i} = fma(part[j], kv[v + j * ${hd} + ${d}], o${i}); }`),
-        4,
-      ),
-      "    workgroupBarrier();",
-      "  }",
-      "  let inv = 1.0f / l;",
-      ...indent(
-        dims((i, d) => `${o.cls}[${o.offset} + row * ${o.stride} + h * ${hd} + ${d}] = o${i} * inv;`),
-        2,
-      ),
-      `  if (lane == 0) { ${l.cls}[${l.offset} + row * ${l.stride} + h] = m + log(l); }`,
-    ]);
-  }
-  if (b.skeleton === "attend_dq") {
-    const d = outAddr(0);
-    const oAt = operand(oIn!, "row");
-    const lAt = operand(lseIn!, "row");
-    return fn(name, [
-      "  let row = wg.x;",
-      "  let h = wg.y;",
-      `  let kh = h / ${group};`,
-      `  let keys = ${rowPos} + 1;`,
-      `  let table = ${rowTable};`,
-      ...indent([...stage("shared_q", q!, "row", "h"), ...stage("shared_g", dout!, "row", "h"), ...init("dq")], 2),
-      "  workgroupBarrier();",
-      "  var dsum = 0.0f;",
-      `  let o = ${oAt.at} + h * ${hd};`,
-      `  for (var d = 0; d < ${hd}; d++) { dsum = fma(shared_g[d], ${oAt.cls}[o + d], dsum); }`,
-      `  let lse = ${lAt.cls}[${lAt.at} + h];`,
-      "  for (var t = 0; t < keys; t += 32) {",
-      "    let c = min(32, keys - t);",
-      "    if (lane < c) {",
-      `      let k = ${kAt(0, "t + lane", "kh")};`,
-      `      let v = ${kAt(1, "t + lane", "kh")};`,
-      "      var dot = 0.0f;",
-      "      var dp = 0.0f;",
-      `      for (var d = 0; d < ${hd}; d++) { dot = fma(shared_q[d], kv[k + d], dot); dp = fma(shared_g[d], kv[v + d], dp); }`,
-      `      part[lane] = exp(dot * ${scale} - lse) * (dp - dsum) * ${scale};`,
-      "    }",
-      "    workgroupBarrier();",
-      `    let k = ${kAt(0, "t", "kh")};`,
-      ...indent(
-        dims((i, x) => `for (var j = 0; j < c; j++) { dq${i} = fma(part[j], kv[k + j * ${hd} + ${x}], dq${i}); }`),
-        4,
-      ),
-      "    workgroupBarrier();",
-      "  }",
-      ...indent(
-        dims((i, x) => `${d.cls}[${d.offset} + row * ${d.stride} + h * ${hd} + ${x}] = dq${i};`),
-        2,
-      ),
-    ]);
-  }
-  const d = outAddr(0);
-  const width = 2 * kvt.heads * hd;
-  const [qAt, gAt, oAt, lAt] = [operand(q!, "row"), operand(dout!, "row"), operand(oIn!, "row"), operand(lseIn!, "row")];
-  const seg = (array: string, at: string): string => `batch[${env.layout.arrays[array]} + ${at}]`;
-  return fn(name, [
-    "  var key = wg.x;",
-    "  var s = 0;",
-    // The sequence this key belongs to: its segments follow one another, and only the first counts keys.
-    `  while (key >= ${seg("seg_keys", "s")}) { key = key - ${seg("seg_keys", "s")}; s = s + 1; }`,
-    "  let kh = wg.y;",
-    `  let table = batch[${env.layout.arrays.table} + ${seg("seg_row", "s")}];`,
-    `  let kp = ${kAt(0, "key", "kh")};`,
-    `  let vp = ${kAt(1, "key", "kh")};`,
-    `  let out = ${d.offset} + (${seg("seg_base", "s")} + key) * ${width} + kh * ${hd};`,
-    `  for (var d = lane; d < ${hd}; d += ${WG}) { shared_q[d] = kv[kp + d]; shared_g[d] = kv[vp + d]; }`,
-    ...indent(
-      [
-        ...init("tk"),
-        ...init("tv"),
-        `if (${seg("seg_fresh", "s")} == 0) {`,
-        ...dims((i, x) => `tk${i} = ${d.cls}[out + ${x}]; tv${i} = ${d.cls}[out + ${width / 2} + ${x}];`),
-        "}",
-      ],
-      2,
-    ),
-    "  workgroupBarrier();",
-    "  loop {",
-    `    let r0 = ${seg("seg_row", "s")};`,
-    `    let n = r0 + ${seg("seg_rows", "s")};`,
-    `    let first = r0 + max(0, key - batch[${env.layout.arrays.pos} + r0]);`,
-    ...indent([...init("dk"), ...init("dv")], 4),
-    `    for (var h = kh * ${group}; h < (kh + 1) * ${group}; h++) {`,
-    "      for (var t = first; t < n; t += 32) {",
-    "        let c = min(32, n - t);",
-    "        if (lane < c) {",
-    "          let row = t + lane;",
-    `          let qp = ${qAt.at} + h * ${hd};`,
-    `          let gp = ${gAt.at} + h * ${hd};`,
-    `          let op = ${oAt.at} + h * ${hd};`,
-    "          var dot = 0.0f;",
-    "          var dp = 0.0f;",
-    "          var dsum = 0.0f;",
-    `          for (var d = 0; d < ${hd}; d++) {`,
-    `            let g = ${gAt.cls}[gp + d];`,
-    `            dot = fma(${qAt.cls}[qp + d], shared_q[d], dot);`,
-    "            dp = fma(g, shared_g[d], dp);",
-    `            dsum = fma(g, ${oAt.cls}[op + d], dsum);`,
-    "          }",
-    `          let p = exp(dot * ${scale} - ${lAt.cls}[${lAt.at} + h]);`,
-    "          part[lane] = p;",
-    `          part[lane + 32] = p * (dp - dsum) * ${scale};`,
-    "        }",
-    "        workgroupBarrier();",
-    "        for (var j = 0; j < c; j++) {",
-    "          let row = t + j;",
-    `          let qp = ${qAt.at} + h * ${hd};`,
-    `          let gp = ${gAt.at} + h * ${hd};`,
-    ...indent(
-      dims((i, x) => `dk${i} = fma(part[j + 32], ${qAt.cls}[qp + ${x}], dk${i}); dv${i} = fma(part[j], ${gAt.cls}[gp + ${x}], dv${i});`),
-      10,
-    ),
-    "        }",
-    "        workgroupBarrier();",
-    "      }",
-    "    }",
-    `    if (first < n) { ${Array.from({ length: own }, (_, i) => `tk${i} = tk${i} + dk${i}; tv${i} = tv${i} + dv${i};`).join(" ")} }`,
-    "    s = s + 1;",
-    `    if (s >= ${header("n_segments")} || ${seg("seg_keys", "s")} > 0) { break; }`,
-    "  }",
-    ...indent(
-      dims((i, x) => `${d.cls}[out + ${x}] = tk${i}; ${d.cls}[out + ${width / 2} + ${x}] = tv${i};`),
-      2,
-    ),
-  ]);
 }
 
 /** Gradient norm, clip factor, optimizer step; the same layout of norms as the Wasm target. */
@@ -826,7 +615,7 @@ const one: GridDim = { count: "one", mul: 1, div: 1 };
 const fixed = (n: number): GridDim => ({ count: "one", mul: n, div: 1 });
 
 /** Workgroups of a launch: x and y cover the largest body, z picks the body. */
-export function gridOf(bodies: readonly AnyBody[], env: KernelEnv, _target: Target): readonly [GridDim, GridDim, GridDim] {
+export function gridOf(bodies: readonly AnyBody[], env: KernelEnv, variant: Variant = "any"): readonly [GridDim, GridDim, GridDim] {
   const first = bodies[0]!;
   if (isUpdate(first) && first.norms) return [fixed(Math.max(...first.norms.map((r) => Math.ceil(r.weight.n / 4 / WG)))), one, fixed(first.norms.length)];
   if (isUpdate(first)) return first.skeleton === "optimizer" ? [fixed(optimizerGroups(first)), one, fixed(first.params.length)] : [one, one, one];
@@ -859,9 +648,10 @@ export function gridOf(bodies: readonly AnyBody[], env: KernelEnv, _target: Targ
     case "scatter_rows":
       return [cols((b) => env.param(String(b.node!.attrs.of)).k), one, z];
     case "attend":
+      return [variant === "few" ? { count: "few_rows", mul: 1, div: 1 } : { count: "many_rows", mul: 1, div: WG }, fixed(Math.max(...list.map(heads))), z];
     case "attend_dq":
-      return [rows(), fixed(Math.max(...list.map(heads))), z];
+      return [rows(WG), fixed(Math.max(...list.map(heads))), z];
     case "attend_dkv":
-      return [{ count: "n_keys", mul: 1, div: 1 }, fixed((first.node!.ins[1]!.type as Kv).heads), z];
+      return [{ count: "n_keys", mul: 1, div: WG }, fixed((first.node!.ins[1]!.type as Kv).heads), z];
   }
 }

@@ -5,7 +5,7 @@ import {
   TOKENS_PER_STEP,
 } from "./config";
 import {
-  bump, C_COMMANDS, C_HEAD, C_ROWS, C_TRAIN_ROWS, COMMANDS, counter, DONE, DROP_KEY, DROP_P, EXT_BASE, GENERATE, get, HEAD_POS, HEAD_SEQ, JOB, JOB_CLASS, KIND, LENGTH_OF, META, NONE,
+  bump, C_COMMANDS, C_HEAD, C_MANY, C_ROWS, C_TRAIN_ROWS, COMMANDS, counter, DONE, DROP_KEY, DROP_P, EXT_BASE, GENERATE, get, HEAD_POS, HEAD_SEQ, JOB, JOB_CLASS, KIND, LENGTH_OF, META, NONE,
   NUM_BLOCKS, ROW_SEQ, SAVE_BASE, SCORE, set, SLOT, SLOT_MASK, TABLE, TOKENS, TRAIN,
 } from "./state";
 
@@ -26,7 +26,13 @@ export function emitProgram(program: i32, group: i32, block: i32): void {
     const c: i32 = counter(C_COMMANDS) * 6;
     for (let d: i32 = 0; d < 3; d++) {
       const code: i32 = LAUNCHES[grid + d * 3];
-      const count: i32 = code == 0 ? 1 : code == 1 ? get(META, block + H_N_ROWS) : code == 2 ? get(META, block + H_N_HEAD) : get(META, block + H_N_KEYS);
+      const rows: i32 = get(META, block + H_N_ROWS);
+      let count: i32 = 1;
+      if (code == 1) count = rows;
+      else if (code == 2) count = get(META, block + H_N_HEAD);
+      else if (code == 3) count = get(META, block + H_N_KEYS);
+      else if (code == 4) count = rows < counter(C_MANY) ? rows : 0;
+      else if (code == 5) count = rows < counter(C_MANY) ? 0 : rows;
       const n: i32 = (count * LAUNCHES[grid + 1 + d * 3] + LAUNCHES[grid + 2 + d * 3] - 1) / LAUNCHES[grid + 2 + d * 3];
       if (n == 0) empty = true;
       set(COMMANDS, c + 3 + d, n);

@@ -5,13 +5,15 @@ import { beginStep, emitForward } from "./batch";
 import { allocate, canAllocate, findKeptRun, findSavedRun, release, resetBlocks } from "./blocks";
 import { sample } from "./sampler";
 import {
-  ARRIVAL, bump, C_ARRIVAL, C_COMMANDS, C_EVENTS, C_FREE, C_HEAD, C_META, C_ROWS, C_STEPS, C_TRAIN_ROWS, COMMANDS, counter, COUNTERS, DONE, DROP_KEY, DROP_P, emitEvent, EVENTS, EXT_BASE, FINISHED, FIRST, FORWARD, FREE, FREE_BLOCKS,
+  ARRIVAL, bump, C_ARRIVAL, C_COMMANDS, C_EVENTS, C_FREE, C_HEAD, C_MANY, C_META, C_ROWS, C_STEPS, C_TRAIN_ROWS, COMMANDS, counter, COUNTERS, DONE, DROP_KEY, DROP_P, emitEvent, EVENTS, EXT_BASE, FINISHED, FIRST, FORWARD, FREE, FREE_BLOCKS,
   GENERATE, get, HEAD_POS, HEAD_SEQ, HYPER, IDLE, JOB, JOB_CLASS, JOB_LAST, JOB_PHASE, JOB_SEQ, JOB_SEQS, JOB_SGD, JOB_SLOT, KIND, LABELS, LENGTH, LENGTH_OF, LIMIT, LOGITS, META, MIN_P,
   NONE, NUM_STOPS, PENALTY, PROMPT, ROW_SEQ, ROW_WEIGHT, RUNNING, SAVE_BASE, SCORE, SCORED, SEED, set, setf, SLOT, SLOT_FRESH, SLOT_MASK, STATUS, STOP, STOPS, STOPS_PER_SEQUENCE, TEMPERATURE, TOKEN, TOKENS, TOP_K, TOP_P, TRAIN,
 } from "./state";
 import { dropMicro, refreshSlots } from "./units";
 
-export function init(): void {
+/** `many`: rows from which a step takes the kernels for many. */
+export function init(many: i32): void {
+  set(COUNTERS, C_MANY, many);
   for (let s: i32 = 0; s < SEQUENCES; s++) set(KIND, s, FREE);
   for (let j: i32 = 0; j < JOBS; j++) set(JOB_PHASE, j, IDLE);
   resetBlocks();

@@ -146,6 +146,8 @@ export const C_META: i32 = 8;
 export const C_TRAIN_ROWS: i32 = 9;
 /** Row-equivalents that fine-tuning may still use; negative after a unit that was larger. */
 export const C_CREDIT: i32 = 10;
+/** Rows from which a step has many, for the device that runs it. */
+export const C_MANY: i32 = 11;
 
 export function emitEvent(type: i32, a: i32, b: i32, c: i32): void {
   const at: i32 = counter(C_EVENTS) * 4;

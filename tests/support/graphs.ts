@@ -3,7 +3,7 @@ import { compileAssembly } from "../../compiler/emit/asc.ts";
 import { emitLaunchAs, prelude } from "../../compiler/emit/assemblyscript.ts";
 import { emitLaunchWgsl, gridOf } from "../../compiler/emit/wgsl.ts";
 import { fuse } from "../../compiler/fuse.ts";
-import type { KernelEnv, ParamAddress } from "../../compiler/kernel.ts";
+import { type KernelEnv, type ParamAddress, variantsOf } from "../../compiler/kernel.ts";
 import { blockLayouts, headerWords } from "../../compiler/metadata.ts";
 import { align, type Layout, placeValues } from "../../compiler/plan.ts";
 import { type Capacities, type Target, targets } from "../../compiler/target.ts";
@@ -128,7 +128,7 @@ export async function runOn(
   roots: readonly Value[],
   inputs: Readonly<Record<string, Float64Array>>,
   b: Batch,
-  options: { fuse?: boolean; mutate?: (source: string) => string } = {},
+  options: { fuse?: boolean; variant?: "few" | "many"; mutate?: (source: string) => string } = {},
 ): Promise<{ outputs: Float32Array[]; launches: number }> {
   const t: Target = targets[target];
   const launches = fuse(roots, { fuse: options.fuse ?? true });
@@ -206,9 +206,11 @@ export async function runOn(
   launches.forEach((l, i) => {
     const name = `k${i}`;
     kernels[name] = { workgroup: 64, file: name };
-    const text = target === "wasm" ? emitLaunchAs(name, l.bodies, env) : emitLaunchWgsl(name, l.bodies, env, t);
+    const variant = variantsOf(l.bodies).length > 1 ? (options.variant ?? "many") : "any";
+    const text = target === "wasm" ? emitLaunchAs(name, l.bodies, env) : emitLaunchWgsl(name, l.bodies, env, t, variant);
     sources.push(options.mutate ? options.mutate(text) : text);
-    const grid = gridOf(l.bodies, env, t).map((g) => Math.ceil(((g.count === "one" ? 1 : (b.header[g.count] ?? 0)) * g.mul) / g.div));
+    const countOf = (c: string): number => (c === "one" ? 1 : (b.header[c.endsWith("_rows") ? "n_rows" : c] ?? 0));
+    const grid = gridOf(l.bodies, env, variant).map((g) => Math.ceil((countOf(g.count) * g.mul) / g.div));
     commands.push(i, 0, 0, ...grid);
   });
   const chamber = (layer: number): { layer: number; outer: number } => ({ layer: align(Math.max(64, layer) + 256), outer: 64 });
