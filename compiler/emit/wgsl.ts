@@ -13,8 +13,11 @@ import { f32, fn, header, indent, maskBit, rowAt, WG } from "./wgsl_parts.ts";
 
 type Kv = Type & { kind: "kv" };
 type Weight = Type & { kind: "weight" };
-/** Rows of a product's register tile. */
+/** Rows of a product's register tile; a tail of at least so many takes a tile too, its missing rows being the last one again. */
 const TILE = 8;
+const TILE_FROM = 3;
+/** Rows that a workgroup of a pointwise kernel, or of a shrink, goes through: a group costs more than a few elements. */
+const ROWS = 4;
 const MAX_GROUPS = 1024;
 
 const headerF = (name: string): string => `bitcast<f32>(${header(name)})`;
@@ -282,10 +285,11 @@ function emitBody(name: string, b: Body, env: KernelEnv, target: Target, variant
       const tail = stores(p, b.stores, env, b.cols, "col == 0");
       return fn(name, [
         ...guard(b.bit),
-        "  let row = wg.y;",
         `  let col = wg.x * ${WG} + lane;`,
-        `  if (row >= ${count(b.domain)} || col >= ${b.cols}) { return; }`,
-        ...indent([...p.row, ...p.col, ...tail], 2),
+        `  if (col >= ${b.cols}) { return; }`,
+        `  for (var row = wg.y * ${ROWS}; row < min(${count(b.domain)}, (wg.y + 1) * ${ROWS}); row++) {`,
+        ...indent([...p.row, ...p.col, ...tail], 4),
+        "  }",
       ]);
     }
     case "row": {
@@ -313,7 +317,7 @@ function emitBody(name: string, b: Body, env: KernelEnv, target: Target, variant
       const base = env.address(w.value).offset * (t.format === "f16" ? 2 : 1);
       const rows = (n: number): string[] => {
         const is = Array.from({ length: n }, (_, i) => i);
-        const at = is.map((i) => rowAt(x, env, n === 1 ? "r" : `r0 + ${i}`));
+        const at = is.map((i) => rowAt(x, env, n === 1 ? "r" : `min(r0 + ${i}, n - 1)`));
         return [
           ...is.map((i) => `let x${i} = ${at[i]!.at};`),
           ...is.map((i) => `var a${i} = vec4<f32>();`),
@@ -323,7 +327,7 @@ function emitBody(name: string, b: Body, env: KernelEnv, target: Target, variant
           "}",
           // One copy of the epilogue, whatever the tile: it is the larger part of the text.
           `var out = array<vec4<f32>, ${n}>(${is.map((i) => `a${i}`).join(", ")});`,
-          `for (var i = 0; i < ${n}; i++) {`,
+          `for (var i = 0; i < ${n === 1 ? 1 : `min(${n}, n - r0)`}; i++) {`,
           `  for (var c = 0; c < ${t.n % 4 ? `min(4, ${t.n} - col)` : 4}; c++) { ${name}_e(${n === 1 ? "r" : "r0 + i"}, col + c, out[i][c]); }`,
           "}",
         ];
@@ -334,7 +338,7 @@ function emitBody(name: string, b: Body, env: KernelEnv, target: Target, variant
         `  let col = (wg.x * ${WG} + lane) * 4;`,
         `  if (col >= ${t.n}) { return; }`,
         `  let wp = ${base} + (col / 16) * ${t.k * 16} + col % 16;`,
-        `  if (r0 + ${TILE} <= n) {`,
+        `  if (n - r0 >= ${TILE_FROM}) {`,
         ...indent(rows(TILE), 4),
         "  } else {",
         "    for (var r = r0; r < n; r++) {",
@@ -348,40 +352,41 @@ function emitBody(name: string, b: Body, env: KernelEnv, target: Target, variant
       const segments = pairsOf(b.operands);
       const rows = (n: number): string[] => {
         const is = Array.from({ length: n }, (_, i) => i);
+        // A lane owns four columns: twelve loads for 32 products at eight rows and one n.
+        const four = [0, 1, 2, 3];
         return [
-          ...is.map((i) => `var a${i} = 0.0f;`),
+          ...is.map((i) => `var a${i} = vec4<f32>();`),
           ...segments.flatMap(([dy, w], s) => {
             const t = w.value.type as Weight;
             const base = env.address(w.value).offset * (t.format === "f16" ? 2 : 1);
-            const at = is.map((i) => rowAt(dy, env, n === 1 ? "r" : `r0 + ${i}`));
+            const at = is.map((i) => rowAt(dy, env, n === 1 ? "r" : `min(r0 + ${i}, n - 1)`));
             const full = t.n - (t.n % 4);
-            const chain = (i: number, c: string, j: number): string => `a${i} = fma(${at[i]!.cls}[y${s}_${i} + j${j ? ` + ${j}` : ""}], w.${c}, a${i});`;
-            const comps = ["x", "y", "z", "w"];
+            const columns = four.map((c) => `let w${c} = panel_${t.format}(${base} + ((j / 16) * ${k} + col + ${c}) * 16 + j % 16);`);
+            const chains = (n: number): string[] =>
+              four.slice(0, n).flatMap((j) => {
+                const w = `let n${j} = vec4<f32>(${four.map((c) => `w${c}.${"xyzw"[j]}`).join(", ")});`;
+                return [w, ...is.map((i) => `a${i} = fma(vec4<f32>(${at[i]!.cls}[y${s}_${i} + j + ${j}]), n${j}, a${i});`)];
+              });
             return [
               ...is.map((i) => `let y${s}_${i} = ${at[i]!.at};`),
               `for (var j = 0; j < ${full}; j += 4) {`,
-              `  let w = panel_${t.format}(${base} + ((j / 16) * ${k} + col) * 16 + j % 16);`,
-              ...is.flatMap((i) => comps.map((c, j) => `  ${chain(i, c, j)}`)),
+              ...indent([...columns, ...chains(4)], 2),
               "}",
-              ...(t.n % 4
-                ? [
-                    `{ let j = ${full}; let w = panel_${t.format}(${base} + ((j / 16) * ${k} + col) * 16 + j % 16);`,
-                    ...is.flatMap((i) => comps.slice(0, t.n % 4).map((c, j) => `  ${chain(i, c, j)}`)),
-                    "}",
-                  ]
-                : []),
+              ...(t.n % 4 ? [`{ let j = ${full};`, ...indent([...columns, ...chains(t.n % 4)], 2), "}"] : []),
             ];
           }),
-          `var out = array<f32, ${n}>(${is.map((i) => `a${i}`).join(", ")});`,
-          `for (var i = 0; i < ${n}; i++) { ${name}_e(${n === 1 ? "r" : "r0 + i"}, col, out[i]); }`,
+          `var out = array<vec4<f32>, ${n}>(${is.map((i) => `a${i}`).join(", ")});`,
+          `for (var i = 0; i < ${n === 1 ? 1 : `min(${n}, n - r0)`}; i++) {`,
+          `  for (var c = 0; c < ${k % 4 ? `min(4, ${k} - col)` : 4}; c++) { ${name}_e(${n === 1 ? "r" : "r0 + i"}, col + c, out[i][c]); }`,
+          "}",
         ];
       };
       return `${epilogue(`${name}_e`, b, env)}\n${fn(name, [
         `  let n = ${count(b.domain)};`,
         `  let r0 = wg.y * ${TILE};`,
-        `  let col = wg.x * ${WG} + lane;`,
+        `  let col = (wg.x * ${WG} + lane) * 4;`,
         `  if (col >= ${k}) { return; }`,
-        `  if (r0 + ${TILE} <= n) {`,
+        `  if (n - r0 >= ${TILE_FROM}) {`,
         ...indent(rows(TILE), 4),
         "  } else {",
         "    for (var r = r0; r < n; r++) {",
@@ -396,11 +401,12 @@ function emitBody(name: string, b: Body, env: KernelEnv, target: Target, variant
       const at = rowAt(x, env, "row");
       return `${epilogue(`${name}_e`, b, env)}\n${fn(name, [
         ...guard(b.bit),
-        "  let row = wg.x;",
+        `  let row = wg.x * ${ROWS} + lane / ${WG / ROWS};`,
+        `  if (row >= ${count(b.domain)}) { return; }`,
         `  let slot = batch[${env.layout.arrays.slot} + row];`,
         `  let rank = tables[${SLOT_TABLE + t.branch * 2} + slot * ${env.branches * 2}];`,
         `  let x = ${at.at};`,
-        `  for (var r = lane; r < ${b.cols}; r += ${WG}) {`,
+        `  for (var r = lane % ${WG / ROWS}; r < ${b.cols}; r += ${WG / ROWS}) {`,
         "    var sum = 0.0f;",
         "    if (r < rank) {",
         `      let f = ${env.address(f.value).offset} + slot * ${env.slotWords} + r * ${t.cols};`,
@@ -626,14 +632,14 @@ export function gridOf(bodies: readonly AnyBody[], env: KernelEnv, variant: Vari
   const heads = (b: Body): number => Number(b.node!.attrs.heads);
   switch (first.skeleton) {
     case "map":
-      return [cols((b) => b.cols), rows(), z];
+      return [cols((b) => b.cols), rows(ROWS), z];
     case "row":
-    case "shrink":
       return [rows(), one, z];
+    case "shrink":
+      return [rows(ROWS), one, z];
     case "linear":
-      return [cols((b) => Math.ceil(b.cols / 4)), rows(TILE), z];
     case "linear_t":
-      return [cols((b) => b.cols), rows(TILE), z];
+      return [cols((b) => Math.ceil(b.cols / 4)), rows(TILE), z];
     case "outer": {
       const shape = list.map((b) => {
         const p = env.param(String(b.node!.attrs.of));
