@@ -146,7 +146,7 @@ async function main(): Promise<number> {
   say(
     `  ${manifest.model.parameters} parameters, ${manifest.model.layers} layers, ${layerLaunches} launches a layer, ${Object.keys(manifest.targets[target]!.kernels).length} kernels, ${((performance.now() - t0) / 1000).toFixed(1)} s`,
   );
-  await using engine = await load(bundle, { device, budget: slow ? 160 : 28 });
+  await using engine = await load(bundle, { device, budget: slow ? 40 : 28 });
   say(`  running on ${engine.device.name}`);
 
   const taught = args.teach ? [parseTeach(args.teach)] : [];
