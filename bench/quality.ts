@@ -54,7 +54,7 @@ export async function main(args: string[]): Promise<void> {
     await compile(folder, out, { targets: ["wasm"], train, capacities });
     return load(out, { device: "wasm" });
   };
-  const adapters = await open(["lora", "s2ft", "ia3", "parallel"]);
+  const adapters = await open(["lora", "dora", "s2ft", "ia3", "parallel"]);
   const unrelated = Array.from({ length: 24 }, (_, i) => document(new Draws(900000 + i)));
 
   const task = (seed: number): { taught: Row[]; heldOut: Row[] } => {

@@ -421,6 +421,13 @@ test("a permuted base says what the base says; every adapter reads and writes th
   const capacities = { s2ft: s2ftOdd, rank: 12, slots: 4 };
   await using engine = await engineOf(configs.odd, { targets: ["wasm"], train: ["s2ft_permuted", "lora", "full"], methods: ["s2ft", ...others], capacities, selection });
   await checkLogits(engine, "odd.logits", 259);
+  const one = idsOf("one base", 50, 259);
+  {
+    await using plain = await engineOf(configs.odd);
+    const [a, b] = await Promise.all([plain, engine].map(async (e) => (await e.score(one, { logits: true })).logits!.flatMap((r) => [...r])));
+    const max = Math.max(...a!.map(Math.abs));
+    a!.forEach((x, i) => assert.ok(Math.abs(x - b![i]!) <= 1e-5 * max, `${x} in the model's order, ${b![i]} permuted`));
+  }
   for (const [name, from, tensor] of [
     ["lora", `${fixtures}peft-odd`, "odd.lora_logits"],
     ["s2ft", `${fixtures}s2ft-odd`, "odd.s2ft_logits"],
@@ -484,9 +491,9 @@ test("the planner counts what the compiler builds: published shapes, and a bundl
   // Against LoRA that keeps its inputs, S2FT keeps and moves at most 0.9 (in the paper 18 of 20 GB with weights and all).
   for (const plan of [seven, eight]) assert.ok((of(plan, "s2ft").savedBytes + of(plan, "s2ft").stateBytes) / (of(plan, "lora").readBytes + of(plan, "lora").stateBytes) < 0.9);
   assert.is(await planMemory("llama-9").catch((e: WeftError) => e.code), "WEFT_OPTION");
-  const { manifest } = await compile(writeModel(configs.even), { targets: ["wasm"], train: ["lora", "s2ft"], capacities: small });
+  const { manifest } = await compile(writeModel(configs.even), { targets: ["wasm"], train: [...every], selection, capacities: small });
   const planned = await planMemory(configs.even, { tokens: 10, rank: small.rank! });
-  for (const method of ["lora", "s2ft"]) {
+  for (const method of every) {
     assert.is(of(planned, method).savedBytes, 10 * 2 * manifest.saved[method]!.bytes.all, method);
     assert.is(of(planned, method).boundaryBytes, 10 * 2 * manifest.saved[method]!.bytes.boundary, method);
   }

@@ -2,6 +2,7 @@
 import { createHash } from "node:crypto";
 import * as assert from "uvu/assert";
 import { compile } from "../compiler/compile.ts";
+import type { ParamEntry } from "../runtime/bundle.ts";
 import type { StepTrace } from "../runtime/engine.ts";
 import { readWeights } from "../runtime/trainer.ts";
 import type { Engine, FinetuneOptions, WeftError } from "../sdk/index.ts";
@@ -246,50 +247,71 @@ for (const target of targets)
     assert.ok(held >= needed && held <= needed + 64 * lora!.fields.length, `${held} words held, ${needed} planned`);
   });
 
-test("law 6: the pruned backward of a layer = the full one, bit for bit", async () => {
+test("law 6: the pruned backward of a layer = the full one, bit for bit, for every method", async () => {
   const { vjp } = await import("../compiler/autodiff.ts");
-  const { RegionBuilder } = await import("../compiler/layers.ts");
+  const { RegionBuilder, tensorName } = await import("../compiler/layers.ts");
   const { adapterMethods } = await import("../compiler/adapters/index.ts");
   const { llama } = await import("../compiler/models/llama.ts");
-  const { input, toposort } = await import("../ops/index.ts");
+  const { input, inputName, toposort } = await import("../ops/index.ts");
   const { batch, inputData, runOn } = await import("./support/graphs.ts");
+  const { writeEntries, writeSelection } = await import("../runtime/content.ts");
   const model = llama(configs.odd);
-  const { sites } = (() => {
-    const plain = new RegionBuilder("pruning", "W", "f32", []);
-    model.layer(plain, input("pruning", "h", { kind: "rows", domain: "W", cols: model.hiddenSize }), 96);
-    return plain;
-  })();
-  const method = adapterMethods.lora!;
-  const b = new RegionBuilder(
-    "pruning",
-    "W",
-    "f32",
-    sites.filter((s) => s.kind === "linear").map((site, index) => ({ index, method, site, capacity: 8, tensors: method.tensors(site, 8) })),
-  );
-  const h = input("pruning", "h", { kind: "rows", domain: "W", cols: model.hiddenSize });
-  const out = model.layer(b, h, 96);
-  const cot = input("pruning", "cot", out.type);
-  const inputs = toposort([out]).flatMap((node): import("../ops/index.ts").Value[] => (node.op === "input" ? [{ node, index: 0, type: node.outs[0]! }] : []));
-  const factors = inputs.filter((v) => v.type.kind === "factor");
-  const base = inputs.filter((v) => v.type.kind === "weight" || v.type.kind === "vector");
-  const key = (v: (typeof inputs)[number]): string => `${v.node.id}.${v.index}`;
   const unit = { ...batch("pruning", 21, 3, "unit"), ranks: [8, 8, 8, 8] };
   const n = 21;
   Object.assign(unit.arrays, { pos: Array.from({ length: n }, (_, r) => r), save_row: Array.from({ length: n }, (_, r) => r), seg_keys: [n] });
   Object.assign(unit.header, { n_keys: n });
-  for (const target of targets) {
-    const results: string[][] = [];
-    let outputs = 0;
-    for (const wanted of [factors, [...factors, ...base]]) {
-      const grads = vjp([[out, cot]], [h, ...wanted]);
-      const roots = [grads.get(key(h))!, ...wanted.map((v) => grads.get(key(v))!)];
-      const r = await runOn(target, roots, inputData([out, ...roots], unit, "pruning"), unit);
-      outputs = r.outputs.length;
-      results.push(r.outputs.slice(0, 1 + factors.length).map(bits));
+  for (const method of Object.values(adapterMethods)) {
+    const scope = `pruning ${method.name}`;
+    const { sites } = (() => {
+      const plain = new RegionBuilder(scope, "W", "f32", []);
+      model.layer(plain, input(scope, "h", { kind: "rows", domain: "W", cols: model.hiddenSize }), 96);
+      return plain;
+    })();
+    // Every site the method can have: all of its kind, for S2FT those that share channels.
+    const own = sites.filter((s) => s.kind === (method.at ?? "linear") && (method.form !== "selection" || s.coupling));
+    const branches = own.map((site, index) => ({ index, method, site, capacity: 8, tensors: method.tensors(site, 8) }));
+    const b = new RegionBuilder(scope, "W", "f32", branches);
+    const h = input(scope, "h", { kind: "rows", domain: "W", cols: model.hiddenSize });
+    const out = model.layer(b, h, 96);
+    const cot = input(scope, "cot", out.type);
+    const inputs = toposort([out]).flatMap((node): import("../ops/index.ts").Value[] => (node.op === "input" ? [{ node, index: 0, type: node.outs[0]! }] : []));
+    const trained = new Set(branches.flatMap((x) => x.tensors.filter((t) => t.trained).map((t) => tensorName(x, t.name))));
+    const factors = inputs.filter((v) => trained.has(inputName(v)));
+    // A bias that a method reads beside its layer has two users in a region; it is never trained with one.
+    const base = inputs.filter((v) => v.type.kind === "weight" || (v.type.kind === "vector" && !inputName(v).endsWith(".bias")));
+    assert.is(factors.length, trained.size, method.name);
+    const key = (v: (typeof inputs)[number]): string => `${v.node.id}.${v.index}`;
+    for (const target of method.name === "lora" ? targets : (["wasm"] as const)) {
+      const results: string[][] = [];
+      let outputs = 0;
+      for (const wanted of [factors, [...factors, ...base]]) {
+        const grads = vjp([[out, cot]], [h, ...wanted]);
+        const roots = [grads.get(key(h))!, ...wanted.map((v) => grads.get(key(v))!)];
+        const data = inputData([out, ...roots], unit, "pruning");
+        // Chosen channels and entries are numbers of channels and entries.
+        for (const x of branches)
+          for (const t of x.tensors.filter((t) => t.name === "index" && data[tensorName(x, "index")])) {
+            const slot = new Float32Array(t.cols);
+            const at = { offset: 0, k: t.cols } as ParamEntry;
+            const chosen = Array.from({ length: 8 }, (_, i) => i * 7);
+            if (method.form === "entries") writeEntries(slot, at, 8, x.site.outFeatures, x.site.inFeatures, chosen);
+            else
+              writeSelection(
+                slot,
+                at,
+                8,
+                chosen.map((c) => c % (t.cols - 8)),
+              );
+            for (let s = 0; s < 4; s++) data[tensorName(x, "index")]!.set(slot, s * t.cols);
+          }
+        const r = await runOn(target, roots, data, unit);
+        outputs = r.outputs.length;
+        results.push(r.outputs.slice(0, 1 + factors.length).map(bits));
+      }
+      assert.is(outputs, 1 + factors.length + base.length);
+      assert.ok(results[0]!.every((x) => x.length > 0));
+      assert.equal(results[0], results[1], `${method.name} on ${target}`);
     }
-    assert.is(outputs, 1 + factors.length + base.length);
-    assert.ok(results[0]!.every((x) => x.length > 0));
-    assert.equal(results[0], results[1], target);
   }
 });
 
