@@ -1,5 +1,4 @@
 /** The compiler on one page: model folder + adapter classes → bundle. */
-import { join } from "node:path";
 import { print } from "../ops/index.ts";
 import {
   BUNDLE_FORMAT,
@@ -21,7 +20,7 @@ import { compileAssembly } from "./emit/asc.ts";
 import { emitLaunchAs, prelude } from "./emit/assemblyscript.ts";
 import { emitHost, policies } from "./emit/host.ts";
 import { emitLaunchWgsl, gridOf } from "./emit/wgsl.ts";
-import { exists, readText, sha256 } from "./files.ts";
+import { sha256 } from "./files.ts";
 import { fuse, type Launch } from "./fuse.ts";
 import { type AnyBody, isUpdate, type KernelEnv, type RowNorms, type UpdateBody, type Variant, variantsOf } from "./kernel.ts";
 import { tensorName } from "./layers.ts";
@@ -30,9 +29,10 @@ import { models } from "./models/index.ts";
 import type { Model } from "./models/model.ts";
 import { addresser, align, checkLimits, type Layout, layoutOf, placeValues } from "./plan.ts";
 import { buildPrograms, type GraphProgram, type Programs, type TrainClass } from "./programs.ts";
+import { type ModelSource, openModel } from "./source.ts";
 import { type Capacities, checkCapacities, defaultCapacities, type Target, targets } from "./target.ts";
 import { verify } from "./verify.ts";
-import { openWeights, toHalf } from "./weights.ts";
+import { toHalf } from "./weights.ts";
 
 export interface CompileOptions {
   readonly targets?: readonly ("wasm" | "webgpu")[];
@@ -60,10 +60,11 @@ export interface Compiled {
 const SHARD_BYTES = 256 * 2 ** 20;
 const text = (s: string): Uint8Array => new TextEncoder().encode(s);
 
-/** Compile a Hugging Face model folder in memory. Throws WeftError at the earliest pass that can know. */
+/** Compile a Hugging Face model folder, or a GGUF file, in memory. Throws WeftError at the earliest pass that can know. */
 export async function compile(folder: string, options: CompileOptions = {}): Promise<Compiled> {
   const progress = options.onProgress ?? (() => {});
-  const config = readJson(join(folder, "config.json"));
+  const source = await openModel(folder);
+  const { config } = source;
   const family = models[String(config.model_type)];
   if (!family) throw new WeftError({ code: "WEFT_CONFIG", where: "config.json: model_type", expected: Object.keys(models).join(", "), found: String(config.model_type) });
   const model = family(config);
@@ -126,19 +127,10 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
     layer: Object.fromEntries(programs.layerParams.map((p) => [p.name, model.checkpointName(p.name, 0).replace(".0.", ".{l}.")])),
     outer: Object.fromEntries(programs.outerParams.map((p) => [p.name, model.checkpointName(p.name, null)])),
   };
-  const tensors = packWeights(folder, programs, model.layers, format, checkpoint, files, (done) => progress({ phase: "weights", done, total: model.layers }));
-  const tokenizer = exists(join(folder, "tokenizer.json"));
-  let chatTemplate = false;
-  if (tokenizer) {
-    files.set("tokenizer.json", text(readText(join(folder, "tokenizer.json"))));
-    const tokenizerConfig = exists(join(folder, "tokenizer_config.json")) ? readJson(join(folder, "tokenizer_config.json")) : {};
-    files.set("tokenizer_config.json", text(JSON.stringify(tokenizerConfig)));
-    const template = exists(join(folder, "chat_template.jinja")) ? readText(join(folder, "chat_template.jinja")) : tokenizerConfig.chat_template;
-    if (typeof template === "string") {
-      files.set("chat_template.jinja", text(template));
-      chatTemplate = true;
-    }
-  }
+  const tensors = packWeights(source, programs, model.layers, format, checkpoint, files, (done) => progress({ phase: "weights", done, total: model.layers }));
+  for (const [name, content] of source.files) files.set(name, text(content));
+  const tokenizer = source.files.has("tokenizer.json");
+  const chatTemplate = source.files.has("chat_template.jinja");
   const ids = (v: unknown): number[] => (Array.isArray(v) ? v.filter((x) => typeof x === "number") : typeof v === "number" ? [v] : []);
   const fieldsOf = (cls: TrainClass) => {
     const offsets = layoutOf(model, programs, capacities, targets[wanted[0]!], format, train).fieldOffsets;
@@ -226,15 +218,6 @@ export async function compileTo(folder: string, out: string, options: CompileOpt
   const { manifest, files } = await compile(folder, options);
   await writeFolder(out, files);
   return manifest;
-}
-
-function readJson(path: string): Record<string, unknown> {
-  const source = readText(path);
-  try {
-    return JSON.parse(source) as Record<string, unknown>;
-  } catch (cause) {
-    throw new WeftError({ code: "WEFT_CONFIG", where: path, expected: "JSON", found: (cause as Error).message, cause });
-  }
 }
 
 interface Emitted {
@@ -346,7 +329,7 @@ const graphEntry = (g: GraphProgram): { name: string; region: "layer" | "outer";
 
 /** Weights in checkpoint order and layout, stored once for all targets in shards of at most 256 MiB. */
 function packWeights(
-  folder: string,
+  { where, weights }: ModelSource,
   programs: Programs,
   layers: number,
   format: "f32" | "f16",
@@ -354,7 +337,6 @@ function packWeights(
   files: Map<string, Uint8Array>,
   onLayer: (done: number) => void,
 ): TensorEntry[] {
-  const source = openWeights(folder);
   const entries: TensorEntry[] = [];
   let shard: TensorData[] = [];
   let bytes = 0;
@@ -374,8 +356,8 @@ function packWeights(
   };
   const put = (name: string, kind: "weight" | "vector", n: number, k: number): void => {
     const shape = kind === "weight" ? [n, k] : [n];
-    const values = source.read(name, shape);
-    const data = kind === "weight" && format === "f16" ? toHalf(values, `${folder}: ${name}`) : values;
+    const values = weights.read(name, shape);
+    const data = kind === "weight" && format === "f16" ? toHalf(values, `${where}: ${name}`) : values;
     if (bytes + data.byteLength > SHARD_BYTES) flush();
     shard.push({ name, shape, dtype: data instanceof Uint16Array ? "F16" : "F32", data });
     bytes += data.byteLength;

@@ -4,7 +4,6 @@ import { decode, floatToHalf, headerEnd, parseHeader, type TensorInfo, WeftError
 import { exists, readRange, readText, sizeOf } from "./files.ts";
 
 export interface WeightSource {
-  readonly names: readonly string[];
   readonly has: (name: string) => boolean;
   /** f32 values [shape], checked finite. */
   readonly read: (name: string, shape: readonly number[]) => Float32Array;
@@ -31,7 +30,6 @@ export function openWeights(folder: string): WeightSource {
     for (const info of parseHeader(readRange(path, 0, end), size, path).tensors) table.set(info.name, { file: path, info });
   }
   return {
-    names: [...table.keys()],
     has: (name) => table.has(name),
     read: (name, shape) => {
       const t = table.get(name);

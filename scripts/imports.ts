@@ -8,7 +8,7 @@ const root = fileURLToPath(new URL("..", import.meta.url));
 /** folder → what it may import, as path prefixes. */
 const allowed: Readonly<Record<string, readonly string[]>> = {
   ops: ["ops/"],
-  compiler: ["compiler/", "ops/", "runtime/bundle.ts", "runtime/folder.ts", "assemblyscript"],
+  compiler: ["compiler/", "ops/", "runtime/bundle.ts", "runtime/folder.ts", "assemblyscript", "@huggingface/gguf"],
   runtime: ["runtime/"],
   sdk: ["sdk/", "runtime/", "@huggingface/"],
   examples: ["examples/", "sdk/index.ts"],
@@ -17,12 +17,13 @@ const allowed: Readonly<Record<string, readonly string[]>> = {
 const nodeFiles = new Set([
   "compiler/files.ts",
   "compiler/weights.ts",
-  "compiler/compile.ts",
+  "compiler/source.ts",
   "compiler/emit/host.ts",
   "compiler/emit/assemblyscript.ts",
   "runtime/dawn.ts",
   "runtime/folder.ts",
   "runtime/reader.ts",
+  "sdk/files.ts",
   "sdk/cli.ts",
 ]);
 /** Files that may name GPU objects. */

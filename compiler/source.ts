@@ -1,0 +1,42 @@
+/** Where a model comes from: a Hugging Face folder, or a GGUF file. */
+import { dirname, join } from "node:path";
+import { WeftError } from "../runtime/bundle.ts";
+import { exists, readText } from "./files.ts";
+import { openGguf } from "./gguf.ts";
+import { openWeights, type WeightSource } from "./weights.ts";
+
+export interface ModelSource {
+  /** Path, for messages. */
+  readonly where: string;
+  /** config.json, or what it would say. */
+  readonly config: Readonly<Record<string, unknown>>;
+  readonly weights: WeightSource;
+  /** tokenizer.json, tokenizer_config.json and chat_template.jinja, as far as there are any. */
+  readonly files: ReadonlyMap<string, string>;
+}
+
+export async function openModel(path: string): Promise<ModelSource> {
+  if (path.endsWith(".gguf")) {
+    const beside = tokenizerBeside(dirname(path));
+    return beside.size ? { ...(await openGguf(path)), files: beside } : openGguf(path);
+  }
+  return { where: path, config: readJson(join(path, "config.json")), weights: openWeights(path), files: tokenizerBeside(path) };
+}
+function tokenizerBeside(folder: string): ReadonlyMap<string, string> {
+  const files = new Map<string, string>();
+  if (!exists(join(folder, "tokenizer.json"))) return files;
+  files.set("tokenizer.json", readText(join(folder, "tokenizer.json")));
+  const config = exists(join(folder, "tokenizer_config.json")) ? readJson(join(folder, "tokenizer_config.json")) : {};
+  files.set("tokenizer_config.json", JSON.stringify(config));
+  const template = exists(join(folder, "chat_template.jinja")) ? readText(join(folder, "chat_template.jinja")) : config.chat_template;
+  if (typeof template === "string") files.set("chat_template.jinja", template);
+  return files;
+}
+function readJson(path: string): Record<string, unknown> {
+  const source = readText(path);
+  try {
+    return JSON.parse(source) as Record<string, unknown>;
+  } catch (cause) {
+    throw new WeftError({ code: "WEFT_CONFIG", where: path, expected: "JSON", found: (cause as Error).message, cause });
+  }
+}
