@@ -108,6 +108,16 @@ export async function openGguf(path: string): Promise<ModelSource> {
     throw new WeftError({ code: "WEFT_WEIGHTS", where: path, expected: "a GGUF file", found: cause.message, cause });
   });
   const meta = parsed.metadata as unknown as Readonly<Record<string, unknown>>;
+  const named = new Set(parsed.tensorInfos.map((t) => t.name)).size;
+  const listed = Number(meta.tensor_count);
+  if (!listed || named !== listed)
+    throw new WeftError({
+      code: "WEFT_WEIGHTS",
+      where: path,
+      expected: "a GGUF header with tensors",
+      found: `names of ${named} of ${listed || "no"} tensors`,
+      hint: "the file is truncated",
+    });
   const refuse = (key: string, expected: string, found: unknown): never => {
     throw new WeftError({ code: "WEFT_CONFIG", where: `${path}: ${key}`, expected, found: String(found) });
   };

@@ -1,0 +1,240 @@
+/** GGUF in: a tiny model written as GGUF by the format's own description says what its Hugging Face folder says; block formats against plain f64. */
+import { mkdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
+import * as assert from "uvu/assert";
+import { encode, floatToHalf, halfToFloat } from "../runtime/safetensors.ts";
+import { compile, load, type WeftError } from "../sdk/index.ts";
+import { configs, idsOf, small } from "./support/engines.ts";
+import { suite } from "./support/suite.ts";
+import { scratch, tensorsOf, writeModel } from "./support/tiny.ts";
+
+const test = suite("gguf");
+type Meta = Readonly<Record<string, string | number | boolean | readonly string[] | readonly number[]>>;
+
+/** A GGUF 3 file: header, metadata, tensor table, tensors at multiples of 32. */
+function writeGguf(meta: Meta, tensors: readonly { name: string; shape: readonly number[]; type: number; data: Uint8Array }[]): Uint8Array {
+  const parts: Uint8Array[] = [];
+  const put = (n: number, f: (v: DataView) => void): void => {
+    const b = new Uint8Array(n);
+    f(new DataView(b.buffer));
+    parts.push(b);
+  };
+  const u32 = (x: number) => put(4, (v) => v.setUint32(0, x, true));
+  const u64 = (x: number) => put(8, (v) => v.setBigUint64(0, BigInt(x), true));
+  const text = (s: string) => {
+    const b = new TextEncoder().encode(s);
+    u64(b.length);
+    parts.push(b);
+  };
+  const number = (x: number) => (Number.isInteger(x) ? u32(x) : put(4, (v) => v.setFloat32(0, x, true)));
+  parts.push(new TextEncoder().encode("GGUF"));
+  u32(3);
+  u64(tensors.length);
+  u64(Object.keys(meta).length);
+  for (const [key, value] of Object.entries(meta)) {
+    text(key);
+    if (typeof value === "string") {
+      u32(8);
+      text(value);
+    } else if (typeof value === "boolean") {
+      u32(7);
+      put(1, (v) => v.setUint8(0, value ? 1 : 0));
+    } else if (typeof value === "number") {
+      u32(Number.isInteger(value) ? 4 : 6);
+      number(value);
+    } else {
+      u32(9);
+      u32(typeof value[0] === "string" ? 8 : 4);
+      u64(value.length);
+      for (const x of value) typeof x === "string" ? text(x) : u32(x);
+    }
+  }
+  let at = 0;
+  for (const t of tensors) {
+    text(t.name);
+    u32(t.shape.length);
+    for (const n of [...t.shape].reverse()) u64(n);
+    u32(t.type);
+    u64(at);
+    at += Math.ceil(t.data.length / 32) * 32;
+  }
+  const pad = (n: number) => put(n, () => {});
+  pad((32 - (parts.reduce((n, p) => n + p.length, 0) % 32)) % 32);
+  for (const t of tensors) {
+    parts.push(t.data);
+    pad((32 - (t.data.length % 32)) % 32);
+  }
+  const out = new Uint8Array(parts.reduce((n, p) => n + p.length, 0));
+  let o = 0;
+  for (const p of parts) {
+    out.set(p, o);
+    o += p.length;
+  }
+  return out;
+}
+/** What llama.cpp's converter does to rows of q and k. */
+function interleaved(values: Float32Array, rows: number, heads: number): Float32Array {
+  const [width, per] = [values.length / rows, rows / heads];
+  const out = new Float32Array(values.length);
+  for (let r = 0; r < rows; r++) {
+    const [h, i] = [Math.floor(r / per) * per, r % per];
+    const to = h + (i % (per / 2)) * 2 + Math.floor(i / (per / 2));
+    out.set(values.subarray(r * width, (r + 1) * width), to * width);
+  }
+  return out;
+}
+type Format = "F32" | "F16" | "BF16" | "Q8_0" | "Q4_0" | "Q4_1";
+const types: Readonly<Record<Format, number>> = { F32: 0, F16: 1, Q4_0: 2, Q4_1: 3, Q8_0: 8, BF16: 30 };
+const halfBytes = (x: number): [number, number] => {
+  const h = floatToHalf(x);
+  return [h & 255, h >> 8];
+};
+/** Values in a format, and what they are after it: blocks of 32 with a scale, written and read from the format's description. */
+function encodeAs(values: Float32Array, format: Format): { data: Uint8Array; exact: Float32Array } {
+  if (format === "F32") return { data: new Uint8Array(values.slice().buffer), exact: values };
+  if (format === "F16") {
+    const halves = Uint16Array.from(values, floatToHalf);
+    return { data: new Uint8Array(halves.buffer), exact: Float32Array.from(halves, halfToFloat) };
+  }
+  if (format === "BF16") {
+    const words = Uint16Array.from(new Uint32Array(values.slice().buffer), (w) => w >>> 16);
+    return { data: new Uint8Array(words.buffer), exact: new Float32Array(Uint32Array.from(words, (w) => w << 16).buffer) };
+  }
+  const data: number[] = [];
+  const exact = new Float32Array(values.length);
+  for (let b = 0; b < values.length; b += 32) {
+    const block = values.subarray(b, b + 32);
+    const max = Math.max(...block.map(Math.abs));
+    if (format === "Q8_0") {
+      const d = halfToFloat(floatToHalf(max / 127 || 1));
+      data.push(...halfBytes(d));
+      block.forEach((x, i) => {
+        const q = Math.max(-127, Math.min(127, Math.round(x / d)));
+        data.push(q & 255);
+        exact[b + i] = d * q;
+      });
+      continue;
+    }
+    const low = Math.min(...block);
+    const d = halfToFloat(floatToHalf((format === "Q4_0" ? max / 7 : (Math.max(...block) - low) / 15) || 1));
+    const m = format === "Q4_0" ? -8 * d : halfToFloat(floatToHalf(low));
+    const q = Array.from(block, (x) => Math.max(0, Math.min(15, Math.round((x - m) / d))));
+    data.push(...halfBytes(d), ...(format === "Q4_1" ? halfBytes(m) : []));
+    for (let i = 0; i < 16; i++) data.push(q[i]! | (q[i + 16]! << 4));
+    q.forEach((x, i) => {
+      exact[b + i] = format === "Q4_0" ? d * (x - 8) : Math.fround(d * x) + m;
+    });
+  }
+  return { data: Uint8Array.from(data), exact };
+}
+const names: readonly (readonly [RegExp, string])[] = [
+  [/^model\.embed_tokens/, "token_embd"],
+  [/^model\.norm/, "output_norm"],
+  [/input_layernorm/, "attn_norm"],
+  [/self_attn\.([qkv])_proj/, "attn_$1"],
+  [/self_attn\.o_proj/, "attn_output"],
+  [/post_attention_layernorm/, "ffn_norm"],
+  [/mlp\.(gate|up|down)_proj/, "ffn_$1"],
+  [/^model\.layers\.(\d+)\./, "blk.$1."],
+];
+const c = configs.even;
+const meta: Meta = {
+  "general.architecture": "llama",
+  "llama.block_count": c.num_hidden_layers,
+  "llama.context_length": 256,
+  "llama.embedding_length": c.hidden_size,
+  "llama.feed_forward_length": c.intermediate_size,
+  "llama.attention.head_count": c.num_attention_heads,
+  "llama.attention.head_count_kv": c.num_key_value_heads,
+  "llama.attention.layer_norm_rms_epsilon": 1e-5,
+  "llama.rope.freq_base": 10000,
+  "llama.rope.dimension_count": 16,
+};
+/** The even model with its matrices in a format, as GGUF and as the folder of what that format leaves of them. */
+function model(format: Format, more: Meta = {}): { gguf: string; folder: string } {
+  const exact: ReturnType<typeof tensorsOf> = [];
+  const tensors = tensorsOf(c).map((t) => {
+    const matrix = t.shape.length === 2;
+    const values = t.data as Float32Array;
+    const heads = t.name.includes("q_proj") ? c.num_attention_heads : t.name.includes("k_proj") ? c.num_key_value_heads : 0;
+    // Blocks run along a row, so they are the same whatever the order of rows.
+    const coded = encodeAs(values, matrix ? format : "F32");
+    exact.push({ ...t, data: coded.exact });
+    const rowBytes = coded.data.length / t.shape[0]!;
+    const order = heads
+      ? interleaved(
+          Float32Array.from({ length: t.shape[0]! }, (_, r) => r),
+          t.shape[0]!,
+          heads,
+        )
+      : null;
+    const data = new Uint8Array(coded.data.length);
+    for (let r = 0; r < t.shape[0]!; r++) data.set(coded.data.subarray((order ? order[r]! : r) * rowBytes, ((order ? order[r]! : r) + 1) * rowBytes), r * rowBytes);
+    return { name: names.reduce((n, [from, to]) => n.replace(from, to), t.name), shape: t.shape, type: types[matrix ? format : "F32"], data };
+  });
+  const dir = scratch();
+  mkdirSync(dir, { recursive: true });
+  const folder = writeModel(c);
+  writeFileSync(`${folder}/model.safetensors`, encode(exact));
+  writeFileSync(`${dir}/model.gguf`, writeGguf({ ...meta, ...more }, tensors));
+  return { gguf: `${dir}/model.gguf`, folder };
+}
+const options = { targets: ["wasm"] as const, train: ["lora"], capacities: small };
+const logitsOf = async (path: string): Promise<number[]> => {
+  const out = `${scratch()}/bundle`;
+  await compile(path, out, { ...options });
+  await using engine = await load(out, { device: "wasm" });
+  return (await engine.score(idsOf("gguf", 40, 128), { logits: true })).logits!.flatMap((r) => [...r]);
+};
+
+for (const format of Object.keys(types) as Format[])
+  test(`${format}: the file says what a folder of the same numbers says, bit for bit`, async () => {
+    const { gguf, folder } = model(format);
+    assert.equal(await logitsOf(gguf), await logitsOf(folder));
+  });
+
+test("a byte-level BPE vocabulary inside the file becomes the tokenizer, its template the chat", async () => {
+  const letters = [..."abcdefghijklmnopqrstuvwxyz"];
+  const tokens = ["<s>", "</s>", "<|user|>", "Ġ", ...letters, "he", "ll", "hell", "hello", "Ġhello"];
+  const filled = [...tokens, ...Array.from({ length: c.vocab_size - tokens.length }, (_, i) => `<unused${i}>`)];
+  const { gguf } = model("F32", {
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "smollm",
+    "tokenizer.ggml.tokens": filled,
+    "tokenizer.ggml.token_type": filled.map((_, i) => (i < 3 ? 3 : 1)),
+    "tokenizer.ggml.merges": ["h e", "l l", "he ll", "hell o", "Ġ hello"],
+    "tokenizer.ggml.bos_token_id": 0,
+    "tokenizer.ggml.eos_token_id": 1,
+    "tokenizer.ggml.add_bos_token": true,
+    "tokenizer.chat_template": "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}",
+  });
+  const out = `${scratch()}/bundle`;
+  await compile(gguf, out, { ...options });
+  await using engine = await load(out, { device: "wasm" });
+  const id = (t: string): number => filled.indexOf(t);
+  assert.equal(engine.encode("hello helloa"), [0, id("hello"), id("Ġhello"), id("a")]);
+  assert.is(engine.text!.decode([id("hello"), id("Ġhello"), 1]), "hello hello");
+  assert.equal(engine.text!.encode(engine.text!.chat([{ role: "user", content: "hello" }], true), false), [2, id("hello")]);
+  assert.equal(engine.manifest.model.eos, [1]);
+});
+
+test("files that cannot be right, or are not supported, are refused by name", async () => {
+  const code = async (path: string, want: RegExp): Promise<void> => {
+    const said = await compile(path, `${scratch()}/bundle`, { ...options }).then(
+      () => "compiled",
+      (e: WeftError) => `${e.code} ${e.message}`,
+    );
+    assert.match(said, want);
+  };
+  const { gguf } = model("Q8_0");
+  const bytes = readFileSync(gguf);
+  const other = `${scratch()}/other.gguf`;
+  writeFileSync(other, bytes);
+  truncateSync(other, bytes.length - 4000);
+  await code(other, /WEFT_WEIGHTS .*truncated/);
+  writeFileSync(other, bytes.subarray(0, 20));
+  await code(other, /WEFT_WEIGHTS .*truncated/);
+  await code(model("F32", { "general.architecture": "gpt2" }).gguf, /WEFT_CONFIG .*general\.architecture/);
+  await code(model("F32", { "llama.rope.scaling.type": "linear" }).gguf, /WEFT_CONFIG .*rope\.scaling/);
+  await code(model("F32", { "tokenizer.ggml.model": "llama" }).gguf, /WEFT_TOKENIZER .*beside/);
+});
+test.run();
