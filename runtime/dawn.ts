@@ -40,13 +40,13 @@ export async function openGpu(kind: "hardware" | "software"): Promise<Gpu | null
   return gpu.gpu;
 }
 
-const still = new Int32Array(new SharedArrayBuffer(4));
 /**
  * Wait for the device. Dawn in Node asks whether work has finished on every turn of the event loop, with garbage and a finalizer each time: that takes a
  * core from a software driver, and collections of half a second. So turns are slowed down, by a twentieth of the time waited and at most a millisecond.
  */
 export async function settled<T>(work: Promise<T>): Promise<T> {
   if (!gpu) return work;
+  const still = new Int32Array(new SharedArrayBuffer(4));
   let pending = true;
   const end = (): void => {
     pending = false;

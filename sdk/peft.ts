@@ -270,9 +270,12 @@ export function readAdapter(json: Json, file: Uint8Array, manifest: Manifest, pl
   }
   // Modules whose path ends in a name of modules_to_save, as PEFT matches them.
   const replaces = new Map<string, Float32Array>();
+  const replaced = (json.modules_to_save ?? []) as string[];
+  for (const m of replaced)
+    if (![...byName.keys()].some((key) => key.slice(0, key.lastIndexOf(".")).endsWith(m))) fail(`${name}: modules_to_save`, `tensors of ${m}`, "none", "WEFT_ADAPTER_MISMATCH");
   for (const [key, info] of byName) {
     const tensor = key.startsWith(PREFIX) ? manifest.tensors.find((t) => t.name === key.slice(PREFIX.length)) : undefined;
-    const saved = Array.isArray(json.modules_to_save) && (json.modules_to_save as string[]).some((m) => key.slice(0, key.lastIndexOf(".")).endsWith(m));
+    const saved = replaced.some((m) => key.slice(0, key.lastIndexOf(".")).endsWith(m));
     if (!saved || !tensor) continue;
     if (JSON.stringify(info.shape) !== JSON.stringify(tensor.shape)) fail(`${name}: ${key}`, JSON.stringify(tensor.shape), JSON.stringify(info.shape), "WEFT_ADAPTER_MISMATCH");
     replaces.set(tensor.name, decode(file.subarray(info.start, info.end), info.dtype, `${name}: ${key}`));

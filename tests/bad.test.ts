@@ -115,12 +115,16 @@ test("adapters: of another base, over the class's rank, with features that chang
     return dir;
   };
   await code("WEFT_ADAPTER", () => engine.adapters.load("a", copy({ use_dora: true })), /use_dora/);
-  await code("WEFT_ADAPTER", () => engine.adapters.load("a", copy({ modules_to_save: ["lm_head"] })), /modules_to_save/);
+  await code("WEFT_ADAPTER", () => engine.adapters.load("a", copy({ trainable_token_indices: [1, 2] })), /trainable_token_indices/);
+  await code("WEFT_ADAPTER", () => engine.adapters.load("a", copy({ bias: "all" })), /bias/);
   await code("WEFT_ADAPTER", () => engine.adapters.load("a", copy({ peft_type: "VERA" })), /LORA.*VERA/);
   await code("WEFT_ADAPTER", () => engine.adapters.load("a", copy({ init_lora_weights: "pissa" })), /pissa/);
   await code("WEFT_ADAPTER_MISMATCH", () => engine.adapters.load("a", copy({ weft_base: "0".repeat(64) })), /another model/);
   await code("WEFT_ADAPTER", () => engine.adapters.load("a", "/nowhere"));
   await alive(engine);
+  await using wide = await engineOf(configs.even);
+  await code("WEFT_ADAPTER_MISMATCH", () => wide.adapters.load("a", copy({ modules_to_save: ["lm_head"] })), /modules_to_save.*lm_head/);
+  await alive(wide);
 });
 
 test("jobs: empty data, a row that is not JSON, two on one name, bad options, exclusive full training", async () => {
