@@ -233,6 +233,7 @@ export class Engine {
     this.check(ids, 0, virtual);
     const logprobs = new Float64Array(Math.max(0, ids.length - 1));
     const logits: Float32Array[] | null = o.logits ? [] : null;
+    let forget = (): void => {};
     await new Promise<void>((resolve, reject) => {
       const request = this.enqueue({
         kind: "score",
@@ -250,7 +251,8 @@ export class Engine {
       const stop = (): void => this.cancel(request, o.signal!.reason);
       if (o.signal?.aborted) stop();
       else o.signal?.addEventListener("abort", stop, { once: true });
-    });
+      forget = () => o.signal?.removeEventListener("abort", stop);
+    }).finally(() => forget());
     return { loss: logprobs.length ? -logprobs.reduce((a, b) => a + b, 0) / logprobs.length : 0, logprobs, logits };
   }
 

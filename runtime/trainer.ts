@@ -116,14 +116,16 @@ export class Job implements Feed {
     private readonly data: { readonly items: readonly Item[]; readonly skippedRows: number },
   ) {
     this.name = o.name;
+    const abort = (): void => this.cancel(o.signal!.reason);
     this.done = this.run().finally(() => {
       this.finished = true;
+      o.signal?.removeEventListener("abort", abort);
       engine.detach(this.index);
       if (o.method === "full") engine.exclusive = false;
       engine.kick();
     });
     this.done.catch(() => {});
-    o.signal?.addEventListener("abort", () => this.cancel(o.signal!.reason), { once: true });
+    o.signal?.addEventListener("abort", abort, { once: true });
   }
 
   get step(): number {
