@@ -11,7 +11,7 @@ import { compile, type FinetuneOptions, load, planMemory } from "./index.ts";
 
 const usage = `weft: serve and fine-tune one base model from one process
 
-  weft compile MODEL -o BUNDLE [--target wasm,webgpu] [--train lora,s2ft,ia3,parallel,series,full] [--methods lora,…] [--format f32|f16] [--policy coserve|fcfs] [--context N] [--tokens N]
+  weft compile MODEL -o BUNDLE [--target wasm,webgpu] [--train lora,s2ft,prefix,…,full] [--methods lora,…] [--format f32|f16] [--policy coserve|fcfs] [--context N] [--tokens N]
                [--slots N] [--jobs N] [--rank N] [--blocks N] [--saved-rows N] [--kept-rows N] [--head-rows N] [--unit-rows N] [--no-fuse] [--s2ft-sites o_proj,down_proj]
                [--calibrate FILE.jsonl [--selector activation-small|…] [--seed N]]     S2FT on channels chosen now (class permuted)
   weft generate BUNDLE --prompt TEXT | --ids 1,2,3  [--adapter DIR] [--max-tokens N] [--temperature X] [--top-k N] [--top-p X] [--min-p X] [--seed N] [--device D]
@@ -21,7 +21,7 @@ const usage = `weft: serve and fine-tune one base model from one process
   weft inspect --memory [--model FOLDER | llama-2-7b | llama-3-8b] [--tokens N] [--rank N]     what each method takes, from a shape alone
   weft doctor
 
-  Every command takes --json. Devices: auto (WebGPU on hardware, else Wasm), wasm, webgpu, software.`;
+  MODEL is a Hugging Face folder or a .gguf file. Every command takes --json. Devices: auto (WebGPU on hardware, else Wasm), wasm, webgpu, software.`;
 
 const fail = (where: string, expected: string, found: string): never => {
   throw new WeftError({ code: "WEFT_CLI", where, expected, found, hint: "weft --help" });
@@ -122,7 +122,7 @@ const commands: Readonly<Record<Command, (positional: readonly string[], f: Flag
     const list = (name: string): string[] | undefined => (typeof f[name] === "string" ? (f[name] as string).split(",").filter((x) => x && x !== "none") : undefined);
     const out = string(f, "output");
     const t0 = performance.now();
-    const manifest = await compile(model ?? fail("compile", "a model folder", "nothing"), out, {
+    const manifest = await compile(model ?? fail("compile", "a model folder or .gguf file", "nothing"), out, {
       ...given({
         targets: list("target") as never,
         train: list("train") as never,

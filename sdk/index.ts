@@ -13,7 +13,7 @@ export * from "./engine.ts";
 export type { CompileOptions, MethodMemory };
 
 /**
- * Compile a Hugging Face model folder into a bundle folder. With `calibrate` the bundle also trains S2FT of the class `permuted`, on channels that its
+ * Compile a Hugging Face model folder, or a GGUF file, into a bundle folder. With `calibrate` the bundle also trains S2FT of the class `permuted`, on channels that its
  * data chooses now. The compiler is only loaded when this is called.
  */
 export async function compile(folder: string, out: string, o: CompileOptions & { readonly calibrate?: Calibrate } = {}): Promise<Manifest> {
