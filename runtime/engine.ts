@@ -165,7 +165,7 @@ export class Engine {
   }
   /** Row-equivalents of a step with requests. A unit's cost is counted in arithmetic; on WebGPU it is mostly launches, so the default is smaller there. */
   get budget(): number {
-    return this.options.budget ?? (this.info.target === "wasm" ? 23 : 18);
+    return this.options.budget ?? (this.info.target === "wasm" ? 21 : 18);
   }
 
   /** Stream tokens of one request. Leaving the loop early, or aborting, frees its cache. */
