@@ -84,6 +84,15 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
   const methods = names.map((n) => adapterMethods[n]!);
   const selection = checkSelection(options.selection ?? null, model, names);
   const programs = buildPrograms(model, capacities, { format, methods, train, scope: `m${++scopes}` });
+  for (const { method, site } of programs.branches)
+    if (method.name === "s2ft_permuted" && selection!.layers.some((layer) => !layer[site.coupling!.group === "ffn" ? "ffn" : "groups"].length))
+      throw new WeftError({
+        code: "WEFT_OPTION",
+        where: "selection",
+        expected: `channels of ${site.module} in every layer`,
+        found: "none",
+        hint: "name fewer sites in capacities.s2ft",
+      });
   for (const g of programs.graphs) verify(g);
   const launches = new Map(programs.graphs.map((g) => [g.name, fuse(g.roots, { fuse: options.fuse ?? true, homes: g.homes })]));
 

@@ -12,8 +12,7 @@ export interface BranchState {
 /**
  * How S2FT chooses channels (paper §3.2): at random, or by a score of each unit, the largest or the smallest. ‖W‖₂ of its rows and columns, ‖A‖₂ of its
  * activations over the first thousand tokens of the data (or more, by whole rows), their product, or the norm of the loss's gradient: √Σ ‖gradient of a
- * token's part‖². Single entries of sparse adapters are chosen by their
- * weight, or by what a full fine-tuning made of them (`difference`).
+ * token's part‖². Single entries of sparse adapters are chosen by their weight, or by what a full fine-tuning made of them (`difference`).
  */
 export const selectors = [
   "random",

@@ -456,6 +456,10 @@ test("a permuted base says what the base says; every adapter reads and writes th
   assert.is(await other.adapters.load("permuted", folder).then(String, (e: WeftError) => e.code), "WEFT_ADAPTER_MISMATCH");
   assert.is(await compile(writeModel(configs.odd), { targets: ["wasm"], train: ["s2ft_permuted"] }).then(String, (e: WeftError) => e.where), "selection");
 
+  const headless = { layers: selection.layers.map((x) => ({ ...x, groups: [] })), selector: "random" };
+  const refused = compile(writeModel(configs.odd), { targets: ["wasm"], train: ["s2ft_permuted"], capacities: { ...small, ...capacities }, selection: headless });
+  assert.is(await refused.then(String, (e: WeftError) => `${e.code} ${e.where}`), "WEFT_OPTION selection");
+
   const before = new Map((await readWeights(plain.core)).map((t) => [t.name, bits(t.data)]));
   for (const t of await readWeights(engine.core)) assert.is(bits(t.data), before.get(t.name), t.name);
   assert.is(engine.manifest.base, plain.manifest.base, "one base, whatever the order it is kept in");
