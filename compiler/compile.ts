@@ -16,8 +16,8 @@ import {
 import { writeFolder } from "../runtime/folder.ts";
 import type { AdapterMethod } from "./adapters/adapter.ts";
 import { adapterMethods } from "./adapters/index.ts";
-import { compileAssembly } from "./emit/asc.ts";
-import { emitLaunchAs, prelude } from "./emit/assemblyscript.ts";
+import { compileKernels } from "./emit/asc.ts";
+import { emitAlias, emitLaunchAs, prelude, scratchBytes } from "./emit/assemblyscript.ts";
 import { emitHost, policies } from "./emit/host.ts";
 import { emitLaunchWgsl, gridOf } from "./emit/wgsl.ts";
 import { sha256 } from "./files.ts";
@@ -110,7 +110,7 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
     if (name === "wasm") {
       const source = `${prelude()}\n${emitted.sources.map((s) => s.text).join("\n")}`;
       files.set("kernels.as.ts", text(source));
-      files.set("kernels.wasm", await compileAssembly({ "kernels.ts": source }, "kernels.ts", ["--importMemory", "--noExportMemory", "--memoryBase", "0"]));
+      files.set("kernels.wasm", await compileKernels(source));
     } else for (const s of emitted.sources) files.set(`kernels/${s.name}.wgsl`, text(s.text));
   }
 
@@ -249,6 +249,7 @@ function emitTarget(
   const sources: { name: string; text: string }[] = [];
   const entries: ProgramEntry[] = [];
   let arenaWords = layout.persistent;
+  let scratch = 0;
   const params = new Map([...layout.params.layer, ...layout.params.outer, ...layout.params.factors, ...layout.params.statistics].map((p) => [p.name, p]));
   const envFor = (block: BlockKind, address: KernelEnv["address"]): KernelEnv => ({
     capacities: c,
@@ -260,19 +261,18 @@ function emitTarget(
     groups: layers + 1,
     address,
     param: (name) => params.get(name)!,
-    scratch: layout.scratch,
     norms: layout.homes.norms,
   });
   const add = (program: { name: string; region: "layer" | "outer"; block: BlockKind }, list: readonly { name: string; bodies: readonly AnyBody[] }[], env: KernelEnv): void => {
     const out: LaunchEntry[] = list.flatMap(({ name, bodies }) => variantsOf(bodies).map((variant) => launch(variant === "any" ? name : `${name}.${variant}`, bodies, variant)));
     entries.push({ ...program, launches: out });
     function launch(name: string, bodies: readonly AnyBody[], variant: Variant): LaunchEntry {
+      for (const b of bodies) scratch = Math.max(scratch, scratchBytes(b, c));
       // Kernel names are file names too.
       const kernel = `${program.name}.${name}`.replace(/[^a-zA-Z0-9]+/g, "_").slice(0, 100);
       const unique = sources.some((s) => s.name === kernel) ? `${kernel}_${sources.length}` : kernel;
       // On a CPU one kernel serves few rows and many.
-      const wasm = (): string =>
-        variant === "many" ? `export function ${unique}(bind: usize, meta: usize): void {\n  ${sources.at(-1)!.name}(bind, meta);\n}\n` : emitLaunchAs(unique, bodies, env);
+      const wasm = (): string => (variant === "many" ? emitAlias(unique, sources.at(-1)!.name) : emitLaunchAs(unique, bodies, env));
       sources.push({ name: unique, text: target.name === "wasm" ? wasm() : emitLaunchWgsl(unique, bodies, env, target, variant) });
       // The mask bits without which a body has nothing to do; a launch is skipped when none of its bodies has.
       const bits = bodies.flatMap((b): (number | null)[] | number | null => {
@@ -320,6 +320,7 @@ function emitTarget(
     classes: layout.classes,
     arenaWords: align(arenaWords + 256),
     metaWords: blocks.step.words + c.units * blocks.unit.words + (c.jobs + c.slots) * blocks.update.words,
+    scratchWords: target.name === "wasm" ? align(scratch / 4) : 0,
     homes: layout.homes,
     slotWords: layout.slotWords,
     jobWords: layout.jobWords,

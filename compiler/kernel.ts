@@ -46,8 +46,6 @@ export interface KernelEnv {
   readonly groups: number;
   readonly address: (v: Value) => Address;
   readonly param: (name: string) => ParamAddress;
-  /** Scratch words at the start of the arena that a kernel may use between barriers of its own. */
-  readonly scratch: number;
   /** Words from the arena's start: gradient norms [jobs][groups + 2]. */
   readonly norms: number;
 }

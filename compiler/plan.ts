@@ -36,7 +36,6 @@ export interface Layout {
   readonly classes: TargetPlan["classes"];
   readonly homes: TargetPlan["homes"];
   readonly persistent: number;
-  readonly scratch: number;
   readonly slotWords: number;
   readonly jobWords: number;
   readonly fieldOffsets: ReadonlyMap<string, number>;
@@ -102,15 +101,7 @@ export function layoutOf(model: Model, programs: Programs, c: Capacities, target
   }
   const d = model.hiddenSize;
   const kvDim = model.kvHeads * model.headDim;
-  const widest = Math.max(0, ...programs.branches.map((b) => b.capacity));
-  // On Wasm a transposed product draws four rows of all its panels together (after 1024 words of accumulators).
-  const widestProduct = Math.max(
-    model.vocab,
-    programs.layerParams.reduce((n, p) => n + (p.kind === "weight" ? p.n + target.panel : 0), 0),
-  );
-  const packed = target.name === "wasm" ? 1024 + 4 * (widestProduct + target.panel) : 0;
-  const scratch = align(Math.max(2048, c.unitRows * model.heads + 64, 4 * (widest + 4), packed));
-  let at = scratch;
+  let at = 0;
   const home = (words: number): number => {
     const offset = at;
     at += align(words);
@@ -139,7 +130,6 @@ export function layoutOf(model: Model, programs: Programs, c: Capacities, target
     },
     homes,
     persistent: at,
-    scratch,
     slotWords,
     jobWords,
     fieldOffsets,

@@ -3,7 +3,7 @@ export { type ErrorCode, type ErrorFields, WeftError } from "./errors.ts";
 export * from "./safetensors.ts";
 
 export const BUNDLE_FORMAT = "weft-bundle";
-export const BUNDLE_VERSION = 2;
+export const BUNDLE_VERSION = 3;
 
 export interface FileEntry {
   readonly bytes: number;
@@ -134,6 +134,8 @@ export interface TargetPlan {
   readonly classes: ClassWords;
   readonly arenaWords: number;
   readonly metaWords: number;
+  /** Memory of its own that each thread of the Wasm target needs; none on WebGPU. */
+  readonly scratchWords: number;
   /** Words from the arena's start of what outlives a program. */
   readonly homes: Readonly<Record<"h" | "logits" | "dh" | "dkv" | "nll" | "rotary" | "norms", number>>;
   readonly slotWords: number;

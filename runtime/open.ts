@@ -1,15 +1,15 @@
 /** Which device plays a bundle: WebGPU on a hardware adapter, else Wasm; a software adapter only when asked for by name. */
 import { type Manifest, WeftError } from "./bundle.ts";
 import type { Device } from "./device.ts";
-import { openWasm } from "./wasm.ts";
+import { openWasm, type WasmOptions } from "./wasm.ts";
 import { openWebGpu } from "./webgpu.ts";
 
 export type DeviceChoice = "auto" | "wasm" | "webgpu" | "software";
 export const deviceChoices: readonly DeviceChoice[] = ["auto", "wasm", "webgpu", "software"];
 
-export async function openDevice(choice: DeviceChoice, manifest: Manifest, file: (name: string) => Promise<Uint8Array>): Promise<Device> {
+export async function openDevice(choice: DeviceChoice, manifest: Manifest, file: (name: string) => Promise<Uint8Array>, options: WasmOptions = {}): Promise<Device> {
   if (!deviceChoices.includes(choice)) throw new WeftError({ code: "WEFT_OPTION", where: "device", expected: deviceChoices.join(", "), found: String(choice) });
-  const wasm = async (): Promise<Device> => openWasm(manifest, (await file("kernels.wasm")) as BufferSource);
+  const wasm = async (): Promise<Device> => openWasm(manifest, await file("kernels.wasm"), options);
   if (choice === "wasm") return wasm();
   if (choice === "auto") {
     const device = manifest.targets.webgpu ? await openWebGpu(manifest, file, "hardware") : null;

@@ -1,68 +1,176 @@
-/** The Wasm target: every chamber in one linear memory, kernels called one after another. */
+/** The Wasm target: every chamber in one linear memory of fixed size; kernels called one after another, by one thread or by a crew of them. */
 import { type Manifest, WeftError } from "./bundle.ts";
+import { CREW_BYTES, openCrew, threadsHere } from "./crew.ts";
 import { chamberWords, type Device, isShared, type MemoryClass, memoryClasses, type Range } from "./device.ts";
 
-type Kernel = (bind: number, meta: number) => void;
+type Kernel = (bind: number, meta: number, scratch: number, part: number, parts: number) => void;
 const PAGE = 65536;
+const MAX_THREADS = 64;
+/** Without threads of its own a device lets the event loop run this often, milliseconds. */
+const SLICE_MS = 8;
 
-/** Start a device for the bundle's `wasm` plan. Throws WEFT_CAPACITY when the memory plan passes 4 GiB. */
-export async function openWasm(manifest: Manifest, module: BufferSource): Promise<Device> {
-  const plan = manifest.targets.wasm;
-  if (!plan) throw new WeftError({ code: "WEFT_DEVICE", where: "target", expected: "a bundle compiled for wasm", found: Object.keys(manifest.targets).join(", ") });
+export interface WasmOptions {
+  /** Threads that compute; 1 computes where the engine is. Default: as many as the machine has cores. Results are the same bits for any number. */
+  readonly threads?: number | undefined;
+}
+
+/** Where everything lies in memory, bytes. */
+function planMemory(manifest: Manifest, threads: number): { base: ReadonlyMap<string, number>; bytes: Readonly<Record<string, number>>; pages: number } {
+  const plan = manifest.targets.wasm!;
   const layers = manifest.model.layers;
-  // [bind records, one of eight words a group][shared chambers][chambers of each group]
-  let at = Math.ceil(((layers + 1) * 32) / 256) * 256;
   const base = new Map<string, number>();
   const bytes: Record<string, number> = {};
-  const place = (cls: MemoryClass, group: number): void => {
-    const size = chamberWords(plan, layers, cls, group) * 4;
-    base.set(`${cls}.${group}`, at);
+  let at = 0;
+  const place = (name: string, cls: string, size: number): void => {
+    base.set(name, at);
     bytes[cls] = (bytes[cls] ?? 0) + size;
     at += Math.ceil(size / 256) * 256;
   };
-  for (const cls of memoryClasses) if (isShared(cls)) place(cls, 0);
-  for (let g = 0; g <= layers; g++) for (const cls of memoryClasses) if (!isShared(cls)) place(cls, g);
-  const pages = Math.ceil(at / PAGE) + 1;
-  if (pages > 65536)
-    throw new WeftError({ code: "WEFT_CAPACITY", where: "wasm memory", expected: "at most 4 GiB", found: `${at} bytes`, hint: "compile with --format f16 or smaller capacities" });
+  // Bind records first, one of eight words a group.
+  place("bind", "tables", (layers + 1) * 32);
+  place("control", "tables", CREW_BYTES);
+  place("scratch", "scratch", threads * plan.scratchWords * 4);
+  for (const cls of memoryClasses) if (isShared(cls)) place(`${cls}.0`, cls, chamberWords(plan, layers, cls, 0) * 4);
+  for (let g = 0; g <= layers; g++) for (const cls of memoryClasses) if (!isShared(cls)) place(`${cls}.${g}`, cls, chamberWords(plan, layers, cls, g) * 4);
+  return { base, bytes, pages: Math.ceil(at / PAGE) + 1 };
+}
+
+/** The module with its memory import declared unshared, for places where memory cannot be shared: the limits' flag is 3 (a maximum, shared) or 1. */
+function unshared(module: Uint8Array): Uint8Array {
+  const out = module.slice();
+  let at = 8;
+  const number = (): number => {
+    let n = 0;
+    for (let shift = 0; ; shift += 7) {
+      const b = out[at++]!;
+      n |= (b & 127) << shift;
+      if (b < 128) return n;
+    }
+  };
+  while (at < out.length) {
+    const section = out[at++];
+    const size = number();
+    if (section === 2 && number() === 1) {
+      at += number();
+      at += number();
+      if (out[at] === 2 && out[at + 1] === 3) {
+        out[at + 1] = 1;
+        return out;
+      }
+    }
+    at += size;
+  }
+  throw new WeftError({ code: "WEFT_BUNDLE", where: "kernels.wasm", expected: "one import, a shared memory", found: "none" });
+}
+
+/** Start a device for the bundle's `wasm` plan. Throws WEFT_CAPACITY when the memory plan passes 4 GiB. */
+export async function openWasm(manifest: Manifest, bytesOfModule: Uint8Array, options: WasmOptions = {}): Promise<Device> {
+  const plan = manifest.targets.wasm;
+  if (!plan) throw new WeftError({ code: "WEFT_DEVICE", where: "target", expected: "a bundle compiled for wasm", found: Object.keys(manifest.targets).join(", ") });
+  const here = await threadsHere();
+  const threads = options.threads ?? Math.min(here, MAX_THREADS);
+  if (!Number.isInteger(threads) || threads < 1 || threads > MAX_THREADS)
+    throw new WeftError({ code: "WEFT_OPTION", where: "threads", expected: `an integer from 1 to ${MAX_THREADS}`, found: String(threads) });
+  const shared = typeof SharedArrayBuffer === "function";
+  if (threads > 1 && (!shared || (here === 1 && typeof process === "undefined")))
+    throw new WeftError({
+      code: "WEFT_DEVICE",
+      where: "threads",
+      expected: "memory that threads can share",
+      found: "a page that is not cross-origin isolated",
+      hint: "serve it with Cross-Origin-Opener-Policy: same-origin and Cross-Origin-Embedder-Policy: require-corp, or leave threads out",
+    });
+  const layers = manifest.model.layers;
+  const { base, bytes, pages } = planMemory(manifest, threads);
+  if (pages > 65536) {
+    const list = Object.entries(bytes).sort(([, a], [, b]) => b - a);
+    throw new WeftError({
+      code: "WEFT_CAPACITY",
+      where: "wasm memory",
+      expected: "at most 4 GiB",
+      found: `${(pages / 16384).toFixed(2)} GiB (${list.map(([cls, n]) => `${cls} ${(n / 2 ** 20).toFixed(0)} MiB`).join(", ")})`,
+      hint: "compile with --format int8 or f16, or with smaller capacities",
+    });
+  }
   let memory: WebAssembly.Memory;
   try {
-    memory = new WebAssembly.Memory({ initial: pages, maximum: pages });
+    memory = new WebAssembly.Memory({ initial: pages, maximum: pages, shared });
   } catch (cause) {
     throw new WeftError({ code: "WEFT_DEVICE", where: "wasm memory", expected: `${pages * PAGE} bytes`, found: (cause as Error).message, cause });
   }
-  const { instance } = (await WebAssembly.instantiate(module, { env: { memory } })) as unknown as { instance: WebAssembly.Instance };
+  const module = await WebAssembly.compile((shared ? bytesOfModule : unshared(bytesOfModule)) as BufferSource);
   const names = Object.keys(plan.kernels);
-  const kernels = names.map((n) => instance.exports[n] as Kernel);
-  const missing = names.filter((_, i) => typeof kernels[i] !== "function");
+  const exported = new Set(WebAssembly.Module.exports(module).map((e) => e.name));
+  const missing = names.filter((n) => !exported.has(n));
   if (missing.length) throw new WeftError({ code: "WEFT_BUNDLE", where: "kernels.wasm", expected: `exports ${missing.join(", ")}`, found: "none" });
   const words = new Uint32Array(memory.buffer);
   const floats = new Float32Array(memory.buffer);
   const addressOf = (cls: MemoryClass, group: number): number => base.get(`${cls}.${isShared(cls) ? 0 : group}`)!;
   for (let g = 0; g <= layers; g++) for (const [i, cls] of memoryClasses.entries()) words[g * 8 + i] = addressOf(cls, g);
-  const metaBase = addressOf("meta", 0);
-  const slice = (r: Range): Float32Array => floats.slice(addressOf(r.cls, r.group) / 4 + r.offset, addressOf(r.cls, r.group) / 4 + r.offset + r.words);
+  const meta = addressOf("meta", 0);
+  const scratch = base.get("scratch")!;
 
+  let play: (commands: Int32Array) => Promise<void>;
+  let dispose = (): void => {};
+  if (threads > 1) {
+    const crew = await openCrew({ module, memory, kernels: names, control: base.get("control")!, meta, scratch, scratchBytes: plan.scratchWords * 4, parts: threads });
+    play = crew.play;
+    dispose = crew.dispose;
+  } else {
+    const { exports } = await WebAssembly.instantiate(module, { env: { memory } });
+    const kernels = names.map((n) => exports[n] as Kernel);
+    play = async (commands) => {
+      let since = performance.now();
+      for (let i = 0; i < commands.length; i += 6) {
+        kernels[commands[i]!]!(commands[i + 1]! * 32, meta + commands[i + 2]!, scratch, 0, 1);
+        if (performance.now() - since < SLICE_MS) continue;
+        await new Promise((resolve) => setTimeout(resolve));
+        since = performance.now();
+      }
+    };
+  }
+  // What is written, cleared or read while a list is played waits for its end, as on any queue.
+  let busy: Promise<unknown> | null = null;
+  let later: (() => void)[] = [];
+  const settled = (): void => {
+    busy = null;
+    for (const f of later.splice(0)) f();
+  };
+  const inOrder = (f: () => void): void => {
+    if (busy) later.push(f);
+    else f();
+  };
+  const wordAt = (cls: MemoryClass, group: number, offset: number): number => addressOf(cls, group) / 4 + offset;
+  const slice = (r: Range): Float32Array => floats.slice(wordAt(r.cls, r.group, r.offset), wordAt(r.cls, r.group, r.offset) + r.words);
   const stats = { launches: 0, encodeMs: 0 };
   return {
     stats,
-    info: { target: "wasm", name: "CPU (SIMD WebAssembly, 1 thread)", software: false },
+    info: { target: "wasm", name: `CPU (SIMD WebAssembly, ${threads} thread${threads > 1 ? "s" : ""})`, software: false },
     plan,
     manyRows: 2 ** 30,
     memory: bytes,
     write: (where, data) => {
-      words.set(new Uint32Array(data.buffer, data.byteOffset, data.length), addressOf(where.cls, where.group) / 4 + where.offset);
+      const copy = busy ? data.slice() : data;
+      inOrder(() => words.set(new Uint32Array(copy.buffer, copy.byteOffset, copy.length), wordAt(where.cls, where.group, where.offset)));
     },
-    clear: (r) => {
-      words.fill(0, addressOf(r.cls, r.group) / 4 + r.offset, addressOf(r.cls, r.group) / 4 + r.offset + r.words);
-    },
-    run: async (commands, meta, reads) => {
+    clear: (r) => inOrder(() => void words.fill(0, wordAt(r.cls, r.group, r.offset), wordAt(r.cls, r.group, r.offset) + r.words)),
+    run: async (commands, block, reads) => {
+      while (busy) await busy;
       stats.launches += commands.length / 6;
-      words.set(meta, metaBase / 4);
-      for (let i = 0; i < commands.length; i += 6) kernels[commands[i]!]!(commands[i + 1]! * 32, metaBase + commands[i + 2]!);
+      words.set(block, meta / 4);
+      const played = play(commands).finally(settled);
+      busy = played;
+      // A list that is done before anybody could look is not waited for.
+      await played;
       return reads.map(slice);
     },
-    read: async (r) => slice(r),
-    dispose: () => {},
+    read: async (r) => {
+      while (busy) await busy;
+      return slice(r);
+    },
+    dispose: () => {
+      later = [];
+      dispose();
+    },
   };
 }

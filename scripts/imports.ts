@@ -20,6 +20,7 @@ const nodeFiles = new Set([
   "compiler/source.ts",
   "compiler/emit/host.ts",
   "compiler/emit/assemblyscript.ts",
+  "runtime/crew.ts",
   "runtime/dawn.ts",
   "runtime/folder.ts",
   "runtime/reader.ts",

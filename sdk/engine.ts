@@ -21,6 +21,8 @@ import { type Message, Text } from "./text.ts";
 export interface LoadOptions {
   /** `auto`: WebGPU on a hardware adapter, else Wasm. A software adapter only by name. */
   readonly device?: DeviceChoice;
+  /** Threads of the Wasm target; default: as many as the machine has cores (in a page: if it is cross-origin isolated). Never changes a result. */
+  readonly threads?: number;
   readonly budget?: number;
   readonly idleBudget?: number;
   readonly onProgress?: (p: LoadProgress) => void;
@@ -94,7 +96,7 @@ export type { DataRow, Message, Row, Score, TrainEvent, TrainResult };
 /** Load a bundle folder or address. Throws WeftError before anything is allocated if the bundle is not what its manifest says. */
 export async function load(location: string | URL, options: LoadOptions = {}): Promise<Engine> {
   const reader = await openReader(location);
-  const core = await Core.open(reader, (m, file) => openDevice(options.device ?? "auto", m, file), options);
+  const core = await Core.open(reader, (m, file) => openDevice(options.device ?? "auto", m, file, options), options);
   try {
     let text: Text | null = null;
     if (core.manifest.tokenizer) {

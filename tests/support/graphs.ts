@@ -1,5 +1,5 @@
 /** Runs a graph of ops on a target, alone: compiles it as one program and plays it on a device, beside the f64 interpreter. */
-import { compileAssembly } from "../../compiler/emit/asc.ts";
+import { compileKernels } from "../../compiler/emit/asc.ts";
 import { emitLaunchAs, prelude } from "../../compiler/emit/assemblyscript.ts";
 import { emitLaunchWgsl, gridOf } from "../../compiler/emit/wgsl.ts";
 import { fuse } from "../../compiler/fuse.ts";
@@ -128,7 +128,7 @@ export async function runOn(
   roots: readonly Value[],
   inputs: Readonly<Record<string, Float64Array>>,
   b: Batch,
-  options: { fuse?: boolean; variant?: "few" | "many"; mutate?: (source: string) => string } = {},
+  options: { fuse?: boolean; threads?: number; variant?: "few" | "many"; mutate?: (source: string) => string } = {},
 ): Promise<{ outputs: Float32Array[]; launches: number }> {
   const t: Target = targets[target];
   const launches = fuse(roots, { fuse: options.fuse ?? true });
@@ -187,7 +187,6 @@ export async function runOn(
     slotWords,
     jobWords: 0,
     groups: 2,
-    scratch: 2048,
     norms: 1024,
     param: (n) => params.get(n)!,
     address: (v) => {
@@ -218,6 +217,7 @@ export async function runOn(
     panel: t.panel,
     arenaWords: align(end + 1024),
     metaWords: blocks[kind].words,
+    scratchWords: 1 << 16,
     slotWords,
     jobWords: 0,
     blocks: { [kind]: blocks[kind] },
@@ -228,10 +228,7 @@ export async function runOn(
   let device: Device;
   if (target === "wasm") {
     const source = options.mutate ? options.mutate(prelude()) : prelude();
-    device = await openWasm(
-      manifest,
-      (await compileAssembly({ "kernels.ts": `${source}\n${sources.join("\n")}` }, "kernels.ts", ["--importMemory", "--noExportMemory", "--memoryBase", "0"])) as BufferSource,
-    );
+    device = await openWasm(manifest, await compileKernels(`${source}\n${sources.join("\n")}`), { threads: options.threads });
   } else {
     const d = await openWebGpu(manifest, async (name) => new TextEncoder().encode(sources[Number(name.slice(1))]!), "software");
     if (!d) throw new Error("no software WebGPU adapter: install the dev dependencies");

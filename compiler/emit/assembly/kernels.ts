@@ -72,6 +72,11 @@ function hmax(v: v128): f32 {
   const y: f32 = c < d ? d : c;
   return x < y ? y : x;
 }
+/** a · b + c, the inner step of every product. */
+// @ts-ignore: decorator
+@inline function madd(a: v128, b: v128, c: v128): v128 {
+  return f32x4.add(f32x4.mul(a, b), c);
+}
 function rand1(key: i32, salt: i32, col: i32): f32 {
   let h: u32 = <u32>key ^ (<u32>(salt + 1) * 0x9e3779b9) ^ (<u32>(col + 1) * 0x85ebca6b);
   h = (h ^ (h >> 16)) * 0x7feb352d;
@@ -110,47 +115,67 @@ function kvRow(kv: usize, meta: usize, table: i32, pos: i32, part: i32, heads: i
 function expand4(u: usize, f: usize, rank: i32, stride: i32): v128 {
   let acc: v128 = f32x4.splat(0);
   for (let r: i32 = 0; r < rank; r++) {
-    acc = f32x4.add(acc, f32x4.mul(v128.load_splat<f32>(u), v128.load(f)));
+    acc = madd(v128.load_splat<f32>(u), v128.load(f), acc);
     u += 4;
     f += stride;
   }
   return acc;
 }
 /**
- * Low-rank deltas of up to 4 rows × 8 columns, for a product's epilogue: out[row] = Σ_r u[row][r] · F[slot[row]][r], r ascending as in expand4. Rows of
- * one slot share the factor's loads. `half` is 1 for 8 columns, 0 for 4.
+ * Low-rank deltas for a product's epilogue: out[row][panels × 8] = Σ_r u[row][r] · F[slot[row]][r], r ascending as in expand4. Four rows of one slot
+ * share the factor's loads.
  */
-function delta(u: usize, uStride: i32, rows: i32, slots: usize, ranks: usize, slotEntry: i32, f: usize, slotBytes: i32, colBytes: i32, half: i32, out: usize): void {
-  const s0: i32 = load<i32>(slots);
-  if (rows == 4 && load<i32>(slots, 4) == s0 && load<i32>(slots, 8) == s0 && load<i32>(slots, 12) == s0) {
-    const rank: i32 = load<i32>(ranks + <usize>(s0 * slotEntry));
-    for (let h: i32 = 0; h <= half; h++) {
-      let a: v128 = f32x4.splat(0), b: v128 = a, c: v128 = a, d: v128 = a;
-      let fp: usize = f + <usize>(s0 * slotBytes) + <usize>h * 16;
-      let up: usize = u;
-      const u1: usize = <usize>uStride;
-      for (let r: i32 = 0; r < rank; r++) {
-        const w: v128 = v128.load(fp);
-        a = f32x4.add(a, f32x4.mul(v128.load_splat<f32>(up), w));
-        b = f32x4.add(b, f32x4.mul(v128.load_splat<f32>(up + u1), w));
-        c = f32x4.add(c, f32x4.mul(v128.load_splat<f32>(up + 2 * u1), w));
-        d = f32x4.add(d, f32x4.mul(v128.load_splat<f32>(up + 3 * u1), w));
-        up += 4;
-        fp += <usize>colBytes;
-      }
-      const o: usize = out + <usize>h * 16;
-      v128.store(o, a);
-      v128.store(o, b, 32);
-      v128.store(o, c, 64);
-      v128.store(o, d, 96);
-    }
-    return;
-  }
-  for (let i: i32 = 0; i < rows; i++) {
-    const s: i32 = load<i32>(slots + ((<usize>i) << 2));
+function delta(u: usize, uStride: i32, rows: i32, slots: usize, ranks: usize, slotEntry: i32, f: usize, slotBytes: i32, colBytes: i32, panels: i32, out: usize): void {
+  const u1: usize = <usize>uStride;
+  let i: i32 = 0;
+  while (i < rows) {
+    const s: i32 = load<i32>(slots);
     const rank: i32 = load<i32>(ranks + <usize>(s * slotEntry));
-    const fp: usize = f + <usize>(s * slotBytes);
-    for (let h: i32 = 0; h <= half; h++) v128.store(out + <usize>i * 32 + <usize>h * 16, expand4(u + <usize>(i * uStride), fp + <usize>h * 16, rank, colBytes));
+    const factor: usize = f + <usize>(s * slotBytes);
+    if (i + 4 <= rows && load<i32>(slots, 4) == s && load<i32>(slots, 8) == s && load<i32>(slots, 12) == s) {
+      for (let p: i32 = 0; p < panels; p++) {
+        let a0: v128 = f32x4.splat(0), a1: v128 = a0, b0: v128 = a0, b1: v128 = a0, c0: v128 = a0, c1: v128 = a0, d0: v128 = a0, d1: v128 = a0;
+        let fp: usize = factor + <usize>p * 32;
+        let up: usize = u;
+        for (let r: i32 = 0; r < rank; r++) {
+          const w0: v128 = v128.load(fp);
+          const w1: v128 = v128.load(fp, 16);
+          let x: v128 = v128.load_splat<f32>(up);
+          a0 = madd(x, w0, a0);
+          a1 = madd(x, w1, a1);
+          x = v128.load_splat<f32>(up + u1);
+          b0 = madd(x, w0, b0);
+          b1 = madd(x, w1, b1);
+          x = v128.load_splat<f32>(up + 2 * u1);
+          c0 = madd(x, w0, c0);
+          c1 = madd(x, w1, c1);
+          x = v128.load_splat<f32>(up + 3 * u1);
+          d0 = madd(x, w0, d0);
+          d1 = madd(x, w1, d1);
+          up += 4;
+          fp += <usize>colBytes;
+        }
+        const o: usize = out + <usize>p * 32;
+        v128.store(o, a0);
+        v128.store(o, a1, 16);
+        v128.store(o, b0, 256);
+        v128.store(o, b1, 272);
+        v128.store(o, c0, 512);
+        v128.store(o, c1, 528);
+        v128.store(o, d0, 768);
+        v128.store(o, d1, 784);
+      }
+      i += 4;
+      u += 4 * u1;
+      slots += 16;
+      out += 1024;
+    } else {
+      for (let h: i32 = 0; h < panels * 2; h++) v128.store(out + <usize>h * 16, expand4(u, factor + <usize>h * 16, rank, colBytes));
+      i++;
+      u += u1;
+      slots += 4;
+      out += 256;
+    }
   }
 }
 /** Σ of a sparse matrix's row (or, through `order`, column) with a vector: values[e] · x[at[e]], entries from *start to *(start + 1). */
@@ -173,213 +198,52 @@ function expand1(u: usize, f: usize, rank: i32, stride: i32): f32 {
   return acc;
 }
 
-// y tile [4 rows][8] = x · panelᵀ, k ascending in every lane.
-function nt4_f32(x0: usize, x1: usize, x2: usize, x3: usize, w: usize, K: i32, out: usize): void {
-  let a0: v128 = f32x4.splat(0), a1: v128 = a0, b0: v128 = a0, b1: v128 = a0, c0: v128 = a0, c1: v128 = a0, d0: v128 = a0, d1: v128 = a0;
-  const end: usize = x0 + ((<usize>K) << 2);
-  while (x0 < end) {
-    const w0: v128 = v128.load(w);
-    const w1: v128 = v128.load(w, 16);
-    let x: v128 = v128.load_splat<f32>(x0);
-    a0 = f32x4.add(a0, f32x4.mul(x, w0));
-    a1 = f32x4.add(a1, f32x4.mul(x, w1));
-    x = v128.load_splat<f32>(x1);
-    b0 = f32x4.add(b0, f32x4.mul(x, w0));
-    b1 = f32x4.add(b1, f32x4.mul(x, w1));
-    x = v128.load_splat<f32>(x2);
-    c0 = f32x4.add(c0, f32x4.mul(x, w0));
-    c1 = f32x4.add(c1, f32x4.mul(x, w1));
-    x = v128.load_splat<f32>(x3);
-    d0 = f32x4.add(d0, f32x4.mul(x, w0));
-    d1 = f32x4.add(d1, f32x4.mul(x, w1));
-    x0 += 4;
-    x1 += 4;
-    x2 += 4;
-    x3 += 4;
-    w += 32;
-  }
-  v128.store(out, a0);
-  v128.store(out, a1, 16);
-  v128.store(out, b0, 32);
-  v128.store(out, b1, 48);
-  v128.store(out, c0, 64);
-  v128.store(out, c1, 80);
-  v128.store(out, d0, 96);
-  v128.store(out, d1, 112);
+/** One thread's share of `total` pieces begins here; the next thread's begins where it ends. */
+// @ts-ignore: decorator
+@inline function share(total: i32, part: i32, parts: i32): i32 {
+  return total * part / parts;
 }
-// y [1 row][4 panels × 8]: four panels at once hide the latency of one running sum.
-function nt1x4_f32(x: usize, w: usize, K: i32, out: usize): void {
-  let a0: v128 = f32x4.splat(0), a1: v128 = a0, b0: v128 = a0, b1: v128 = a0, c0: v128 = a0, c1: v128 = a0, d0: v128 = a0, d1: v128 = a0;
-  const end: usize = x + ((<usize>K) << 2);
-  const p1: usize = w + <usize>K * 32;
-  const p2: usize = p1 + <usize>K * 32;
-  const p3: usize = p2 + <usize>K * 32;
-  let o: usize = 0;
-  while (x < end) {
-    const s: v128 = v128.load_splat<f32>(x);
-    a0 = f32x4.add(a0, f32x4.mul(s, v128.load(w + o)));
-    a1 = f32x4.add(a1, f32x4.mul(s, v128.load(w + o, 16)));
-    b0 = f32x4.add(b0, f32x4.mul(s, v128.load(p1 + o)));
-    b1 = f32x4.add(b1, f32x4.mul(s, v128.load(p1 + o, 16)));
-    c0 = f32x4.add(c0, f32x4.mul(s, v128.load(p2 + o)));
-    c1 = f32x4.add(c1, f32x4.mul(s, v128.load(p2 + o, 16)));
-    d0 = f32x4.add(d0, f32x4.mul(s, v128.load(p3 + o)));
-    d1 = f32x4.add(d1, f32x4.mul(s, v128.load(p3 + o, 16)));
-    x += 4;
-    o += 32;
-  }
-  v128.store(out, a0);
-  v128.store(out, a1, 16);
-  v128.store(out, b0, 32);
-  v128.store(out, b1, 48);
-  v128.store(out, c0, 64);
-  v128.store(out, c1, 80);
-  v128.store(out, d0, 96);
-  v128.store(out, d1, 112);
-}
-function nt1_f32(x: usize, w: usize, K: i32, out: usize): void {
-  let a0: v128 = f32x4.splat(0), a1: v128 = a0;
-  const end: usize = x + ((<usize>K) << 2);
-  while (x < end) {
-    const s: v128 = v128.load_splat<f32>(x);
-    a0 = f32x4.add(a0, f32x4.mul(s, v128.load(w)));
-    a1 = f32x4.add(a1, f32x4.mul(s, v128.load(w, 16)));
-    x += 4;
-    w += 32;
-  }
-  v128.store(out, a0);
-  v128.store(out, a1, 16);
-}
-// The same tile over packed halves: each panel row is widened as it is read.
-function nt4_f16(x0: usize, x1: usize, x2: usize, x3: usize, w: usize, K: i32, out: usize): void {
-  let a0: v128 = f32x4.splat(0), a1: v128 = a0, b0: v128 = a0, b1: v128 = a0, c0: v128 = a0, c1: v128 = a0, d0: v128 = a0, d1: v128 = a0;
-  const end: usize = x0 + ((<usize>K) << 2);
-  while (x0 < end) {
-    const w0: v128 = half4(w);
-    const w1: v128 = half4(w + 8);
-    let x: v128 = v128.load_splat<f32>(x0);
-    a0 = f32x4.add(a0, f32x4.mul(x, w0));
-    a1 = f32x4.add(a1, f32x4.mul(x, w1));
-    x = v128.load_splat<f32>(x1);
-    b0 = f32x4.add(b0, f32x4.mul(x, w0));
-    b1 = f32x4.add(b1, f32x4.mul(x, w1));
-    x = v128.load_splat<f32>(x2);
-    c0 = f32x4.add(c0, f32x4.mul(x, w0));
-    c1 = f32x4.add(c1, f32x4.mul(x, w1));
-    x = v128.load_splat<f32>(x3);
-    d0 = f32x4.add(d0, f32x4.mul(x, w0));
-    d1 = f32x4.add(d1, f32x4.mul(x, w1));
-    x0 += 4;
-    x1 += 4;
-    x2 += 4;
-    x3 += 4;
-    w += 16;
-  }
-  v128.store(out, a0);
-  v128.store(out, a1, 16);
-  v128.store(out, b0, 32);
-  v128.store(out, b1, 48);
-  v128.store(out, c0, 64);
-  v128.store(out, c1, 80);
-  v128.store(out, d0, 96);
-  v128.store(out, d1, 112);
-}
-function nt1_f16(x: usize, w: usize, K: i32, out: usize): void {
-  let a0: v128 = f32x4.splat(0), a1: v128 = a0;
-  const end: usize = x + ((<usize>K) << 2);
-  while (x < end) {
-    const s: v128 = v128.load_splat<f32>(x);
-    a0 = f32x4.add(a0, f32x4.mul(s, half4(w)));
-    a1 = f32x4.add(a1, f32x4.mul(s, half4(w + 8)));
-    x += 4;
-    w += 16;
-  }
-  v128.store(out, a0);
-  v128.store(out, a1, 16);
-}
-function nt1x4_f16(x: usize, w: usize, K: i32, out: usize): void {
-  for (let i: usize = 0; i < 4; i++) nt1_f16(x, w + i * (<usize>K) * 16, K, out + i * 32);
-}
-
-/** Four rows of every panel, one panel after the other: [panel][4][8], widened to f32. */
-function pack4_f32(w: usize, K: i32, panels: i32, out: usize): void {
-  for (let p: i32 = 0; p < panels; p++) {
-    for (let i: usize = 0; i < 128; i += 16) v128.store(out + i, v128.load(w + i));
-    out += 128;
-    w += <usize>K * 32;
+function clear(at: usize, bytes: i32): void {
+  const end: usize = at + <usize>bytes;
+  for (; at < end; at += 32) {
+    v128.store(at, f32x4.splat(0));
+    v128.store(at, f32x4.splat(0), 16);
   }
 }
-function pack4_f16(w: usize, K: i32, panels: i32, out: usize): void {
-  for (let p: i32 = 0; p < panels; p++) {
-    for (let i: usize = 0; i < 128; i += 16) v128.store(out + i, half4(w + (i >> 1)));
-    out += 128;
-    w += <usize>K * 16;
+/** `count` rows of a panel from row k, widened to f32: [count][8]. */
+function unpack_f16(panel: usize, k: i32, count: i32, out: usize): void {
+  panel += <usize>k * 16;
+  const end: usize = out + <usize>count * 32;
+  for (; out < end; out += 32) {
+    v128.store(out, half4(panel));
+    v128.store(out, half4(panel + 8), 16);
+    panel += 16;
   }
 }
-// dx lanes: acc[row][k] (a vector over 8 columns folded to 4 lanes) += dy panel · four packed rows of w, panels ascending.
-function nn4(y0: usize, y1: usize, y2: usize, y3: usize, w: usize, panels: i32, acc: usize): void {
-  for (let half: usize = 0; half < 4; half += 2) {
-    let a0: v128 = v128.load(acc + half * 16), a1: v128 = v128.load(acc + half * 16, 16);
-    let b0: v128 = v128.load(acc + half * 16, 64), b1: v128 = v128.load(acc + half * 16, 80);
-    let c0: v128 = v128.load(acc + half * 16, 128), c1: v128 = v128.load(acc + half * 16, 144);
-    let d0: v128 = v128.load(acc + half * 16, 192), d1: v128 = v128.load(acc + half * 16, 208);
-    let wp: usize = w + half * 32;
-    let o: usize = 0;
-    for (let p: i32 = 0; p < panels; p++) {
-      for (let h: usize = 0; h < 32; h += 16) {
-        const w0: v128 = v128.load(wp + h);
-        const w1: v128 = v128.load(wp + h, 32);
-        let y: v128 = v128.load(y0 + o + h);
-        a0 = f32x4.add(a0, f32x4.mul(y, w0));
-        a1 = f32x4.add(a1, f32x4.mul(y, w1));
-        y = v128.load(y1 + o + h);
-        b0 = f32x4.add(b0, f32x4.mul(y, w0));
-        b1 = f32x4.add(b1, f32x4.mul(y, w1));
-        y = v128.load(y2 + o + h);
-        c0 = f32x4.add(c0, f32x4.mul(y, w0));
-        c1 = f32x4.add(c1, f32x4.mul(y, w1));
-        y = v128.load(y3 + o + h);
-        d0 = f32x4.add(d0, f32x4.mul(y, w0));
-        d1 = f32x4.add(d1, f32x4.mul(y, w1));
-      }
-      o += 32;
-      wp += 128;
+// Lanes a0 a1 a2 a3 of four vectors as columns of the other three.
+// @ts-ignore: decorator
+@inline function turn4(a: v128, b: v128, c: v128, d: v128, out: usize): void {
+  const ab: v128 = i32x4.shuffle(a, b, 0, 4, 1, 5);
+  const cd: v128 = i32x4.shuffle(c, d, 0, 4, 1, 5);
+  const AB: v128 = i32x4.shuffle(a, b, 2, 6, 3, 7);
+  const CD: v128 = i32x4.shuffle(c, d, 2, 6, 3, 7);
+  v128.store(out, i64x2.shuffle(ab, cd, 0, 2));
+  v128.store(out, i64x2.shuffle(ab, cd, 1, 3), 32);
+  v128.store(out, i64x2.shuffle(AB, CD, 0, 2), 64);
+  v128.store(out, i64x2.shuffle(AB, CD, 1, 3), 96);
+}
+/** `count` blocks of [8 k][8 n] below one another, each turned to [8 n][8 k] at a place of its own, `apart` bytes apart. */
+function turn(w: usize, count: i32, out: usize, apart: usize): void {
+  for (let i: i32 = 0; i < count; i++) {
+    for (let half: usize = 0; half < 32; half += 16) {
+      const p: usize = w + half;
+      const o: usize = out + half * 8;
+      turn4(v128.load(p), v128.load(p, 32), v128.load(p, 64), v128.load(p, 96), o);
+      turn4(v128.load(p, 128), v128.load(p, 160), v128.load(p, 192), v128.load(p, 224), o + 16);
     }
-    v128.store(acc + half * 16, a0);
-    v128.store(acc + half * 16, a1, 16);
-    v128.store(acc + half * 16, b0, 64);
-    v128.store(acc + half * 16, b1, 80);
-    v128.store(acc + half * 16, c0, 128);
-    v128.store(acc + half * 16, c1, 144);
-    v128.store(acc + half * 16, d0, 192);
-    v128.store(acc + half * 16, d1, 208);
+    w += 256;
+    out += apart;
   }
-}
-function nn1(y: usize, w: usize, panels: i32, acc: usize): void {
-  let a0: v128 = v128.load(acc), a1: v128 = v128.load(acc, 16), a2: v128 = v128.load(acc, 32), a3: v128 = v128.load(acc, 48);
-  for (let p: i32 = 0; p < panels; p++) {
-    for (let h: usize = 0; h < 32; h += 16) {
-      const v: v128 = v128.load(y + h);
-      a0 = f32x4.add(a0, f32x4.mul(v, v128.load(w + h)));
-      a1 = f32x4.add(a1, f32x4.mul(v, v128.load(w + h, 32)));
-      a2 = f32x4.add(a2, f32x4.mul(v, v128.load(w + h, 64)));
-      a3 = f32x4.add(a3, f32x4.mul(v, v128.load(w + h, 96)));
-    }
-    y += 32;
-    w += 128;
-  }
-  v128.store(acc, a0);
-  v128.store(acc, a1, 16);
-  v128.store(acc, a2, 32);
-  v128.store(acc, a3, 48);
-}
-/** Lane sums of [rows][4] accumulators, to acc + 256 as [rows][4]. */
-function fold4(acc: usize, rows: i32): void {
-  for (let i: usize = 0; i < <usize>rows * 4; i++) store<f32>(acc + 256 + i * 4, hsum(v128.load(acc + i * 16)));
-}
-/** The last columns of a row, zero-padded to a panel. */
-function pad8(src: usize, count: i32, dst: usize): void {
-  for (let i: i32 = 0; i < 8; i++) store<f32>(dst + ((<usize>i) << 2), i < count ? load<f32>(src + ((<usize>i) << 2)) : <f32>0);
 }
 /** u[0..4) = x · rows of a factor. */
 function shrink4(x: usize, f: usize, cols: i32, out: usize): void {
@@ -391,10 +255,10 @@ function shrink4(x: usize, f: usize, cols: i32, out: usize): void {
   for (; c + 4 <= cols; c += 4) {
     const o: usize = (<usize>c) << 2;
     const v: v128 = v128.load(x + o);
-    a0 = f32x4.add(a0, f32x4.mul(v, v128.load(f + o)));
-    a1 = f32x4.add(a1, f32x4.mul(v, v128.load(f1 + o)));
-    a2 = f32x4.add(a2, f32x4.mul(v, v128.load(f2 + o)));
-    a3 = f32x4.add(a3, f32x4.mul(v, v128.load(f3 + o)));
+    a0 = madd(v, v128.load(f + o), a0);
+    a1 = madd(v, v128.load(f1 + o), a1);
+    a2 = madd(v, v128.load(f2 + o), a2);
+    a3 = madd(v, v128.load(f3 + o), a3);
   }
   let s0: f32 = hsum(a0), s1: f32 = hsum(a1), s2: f32 = hsum(a2), s3: f32 = hsum(a3);
   for (; c < cols; c++) {
@@ -423,17 +287,17 @@ function shrink4x4(x0: usize, x1: usize, x2: usize, x3: usize, f: usize, cols: i
       const w0: v128 = v128.load(fa + o);
       const w1: v128 = v128.load(fb + o);
       let x: v128 = v128.load(x0 + o);
-      a0 = f32x4.add(a0, f32x4.mul(x, w0));
-      a1 = f32x4.add(a1, f32x4.mul(x, w1));
+      a0 = madd(x, w0, a0);
+      a1 = madd(x, w1, a1);
       x = v128.load(x1 + o);
-      b0 = f32x4.add(b0, f32x4.mul(x, w0));
-      b1 = f32x4.add(b1, f32x4.mul(x, w1));
+      b0 = madd(x, w0, b0);
+      b1 = madd(x, w1, b1);
       x = v128.load(x2 + o);
-      c0 = f32x4.add(c0, f32x4.mul(x, w0));
-      c1 = f32x4.add(c1, f32x4.mul(x, w1));
+      c0 = madd(x, w0, c0);
+      c1 = madd(x, w1, c1);
       x = v128.load(x3 + o);
-      d0 = f32x4.add(d0, f32x4.mul(x, w0));
-      d1 = f32x4.add(d1, f32x4.mul(x, w1));
+      d0 = madd(x, w0, d0);
+      d1 = madd(x, w1, d1);
     }
     let sa0: f32 = hsum(a0), sa1: f32 = hsum(a1), sb0: f32 = hsum(b0), sb1: f32 = hsum(b1), sc0: f32 = hsum(c0), sc1: f32 = hsum(c1), sd0: f32 = hsum(d0), sd1: f32 = hsum(d1);
     for (; c < cols; c++) {
@@ -461,39 +325,6 @@ function shrink4x4(x0: usize, x1: usize, x2: usize, x3: usize, f: usize, cols: i
     store<f32>(o + 3 * os, sd1, 4);
   }
 }
-/** out[i][0..8) += Σ_rows down[row][i] · lanes[row][0..8), i < 4: summed from zero in row order, then added once. */
-function outer4(down: usize, downStride: i32, lanes: usize, lanesStride: i32, rows: i32, out: usize, outRow: i32): void {
-  let a0: v128 = f32x4.splat(0), a1: v128 = a0, b0: v128 = a0, b1: v128 = a0, c0: v128 = a0, c1: v128 = a0, d0: v128 = a0, d1: v128 = a0;
-  for (let t: i32 = 0; t < rows; t++) {
-    const l0: v128 = v128.load(lanes);
-    const l1: v128 = v128.load(lanes, 16);
-    let x: v128 = v128.load_splat<f32>(down);
-    a0 = f32x4.add(a0, f32x4.mul(x, l0));
-    a1 = f32x4.add(a1, f32x4.mul(x, l1));
-    x = v128.load_splat<f32>(down, 4);
-    b0 = f32x4.add(b0, f32x4.mul(x, l0));
-    b1 = f32x4.add(b1, f32x4.mul(x, l1));
-    x = v128.load_splat<f32>(down, 8);
-    c0 = f32x4.add(c0, f32x4.mul(x, l0));
-    c1 = f32x4.add(c1, f32x4.mul(x, l1));
-    x = v128.load_splat<f32>(down, 12);
-    d0 = f32x4.add(d0, f32x4.mul(x, l0));
-    d1 = f32x4.add(d1, f32x4.mul(x, l1));
-    down += <usize>downStride;
-    lanes += <usize>lanesStride;
-  }
-  const o1: usize = out + <usize>outRow;
-  const o2: usize = o1 + <usize>outRow;
-  const o3: usize = o2 + <usize>outRow;
-  v128.store(out, f32x4.add(v128.load(out), a0));
-  v128.store(out, f32x4.add(v128.load(out, 16), a1), 16);
-  v128.store(o1, f32x4.add(v128.load(o1), b0));
-  v128.store(o1, f32x4.add(v128.load(o1, 16), b1), 16);
-  v128.store(o2, f32x4.add(v128.load(o2), c0));
-  v128.store(o2, f32x4.add(v128.load(o2, 16), c1), 16);
-  v128.store(o3, f32x4.add(v128.load(o3), d0));
-  v128.store(o3, f32x4.add(v128.load(o3, 16), d1), 16);
-}
 /** One row of out, `count` columns (up to 8). */
 function outer1(down: usize, downStride: i32, lanes: usize, lanesStride: i32, rows: i32, out: usize, count: i32): void {
   for (let j: i32 = 0; j < count; j++) {
@@ -517,23 +348,25 @@ function sumsq(g: usize, words: i32): f32 {
     const end: i32 = min(at + 4096, words);
     for (let i: i32 = at; i < end; i += 4) {
       const x: v128 = v128.load(g + ((<usize>i) << 2));
-      v = f32x4.add(v, f32x4.mul(x, x));
+      v = madd(x, x, v);
     }
     total += hsum(v);
   }
   return total;
 }
 /** out[o] = 1 / ‖W[o] + scale · Σ_r b[r][o]·a[r]‖₂, k ascending in every lane; `acc` is scratch. */
-function rowNorms_f32(w: usize, n: i32, K: i32, a: usize, b: usize, rank: i32, scale: f32, out: usize, acc: usize): void {
-  for (let o: i32 = 0; o < n; o += 4) {
+function rowNorms_f32(w: usize, n: i32, K: i32, a: usize, b: usize, rank: i32, scale: f32, out: usize, acc: usize, part: i32, parts: i32): void {
+  const quads: i32 = (n + 3) >> 2;
+  for (let o: i32 = share(quads, part, parts) << 2; o < share(quads, part + 1, parts) << 2; o += 4) {
     let sum: v128 = f32x4.splat(0);
     const panel: usize = w + <usize>(o >> 3) * <usize>K * 32 + <usize>(o & 7) * 4;
     for (let k: i32 = 0; k < K; k++) sum = rowNormStep(v128.load(panel + <usize>k * 32), k, o, n, K, a, b, rank, scale, sum);
     rowNormsOut(sum, o, n, out, acc);
   }
 }
-function rowNorms_f16(w: usize, n: i32, K: i32, a: usize, b: usize, rank: i32, scale: f32, out: usize, acc: usize): void {
-  for (let o: i32 = 0; o < n; o += 4) {
+function rowNorms_f16(w: usize, n: i32, K: i32, a: usize, b: usize, rank: i32, scale: f32, out: usize, acc: usize, part: i32, parts: i32): void {
+  const quads: i32 = (n + 3) >> 2;
+  for (let o: i32 = share(quads, part, parts) << 2; o < share(quads, part + 1, parts) << 2; o += 4) {
     let sum: v128 = f32x4.splat(0);
     const panel: usize = w + <usize>(o >> 3) * <usize>K * 16 + <usize>(o & 7) * 2;
     for (let k: i32 = 0; k < K; k++) sum = rowNormStep(half4(panel + <usize>k * 16), k, o, n, K, a, b, rank, scale, sum);
@@ -546,7 +379,7 @@ function rowNorms_f16(w: usize, n: i32, K: i32, a: usize, b: usize, rank: i32, s
   let ap: usize = a + ((<usize>k) << 2);
   let bp: usize = b + ((<usize>o) << 2);
   for (let r: i32 = 0; r < rank; r++) {
-    d = f32x4.add(d, f32x4.mul(v128.load_splat<f32>(ap), v128.load(bp)));
+    d = madd(v128.load_splat<f32>(ap), v128.load(bp), d);
     ap += (<usize>K) << 2;
     bp += (<usize>n) << 2;
   }
