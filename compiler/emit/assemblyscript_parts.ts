@@ -11,8 +11,10 @@ export const BLOCK_ROWS = 64;
 export const BLOCK_COLS = 64;
 /** Bytes of one row of such a block. */
 export const BLOCK_STRIDE = BLOCK_COLS * 4;
-/** Terms that are summed before the next panel's turn: what of four panels stays in the first-level cache. */
+/** Terms that are summed before the next panels' turn, where panels are unpacked or turned: what of four panels stays in the first-level cache. */
 export const K_CHUNK = 256;
+/** The same where panels are read as they are: of eight, what stays in the second-level cache. */
+export const K_DIRECT = 2048;
 /**
  * A thread's scratch, bytes: a block of sums at 0; four panels of a chunk, unpacked or turned; pointers of a block's rows for every operand; blocks of
  * low-rank deltas.

@@ -19,6 +19,7 @@ import {
   indent,
   jobRank,
   K_CHUNK,
+  K_DIRECT,
   MAX_SEGMENTS,
   overSegments,
   P,
@@ -188,56 +189,57 @@ export function emitOuter(name: string, b: Body, env: KernelEnv): string {
 }
 
 const each = (n: number): number[] => Array.from({ length: n }, (_, i) => i);
-/** acc[rows][panels × 8] += x[rows][K] · panels, K ascending, four terms an iteration. Panels lie `apart` bytes apart. */
-function tile(rows: number, panels: number): string {
+/** acc[rows][8] += x[rows][K] · panel, K ascending, `terms` of them an iteration: K is a multiple of that. */
+function tile(rows: number, terms: number): string {
   const xs = each(rows);
-  const vs = each(panels * 2);
-  const at = (v: number): string => `w${v >> 1}`;
   const term = (u: number): string[] => [
-    ...vs.map((v) => `const b${u}_${v}: v128 = v128.load(${at(v)}, ${u * P * 4 + (v & 1) * 16});`),
-    ...xs.flatMap((i) => [`const s${u}_${i}: v128 = v128.load_splat<f32>(x${i}, ${u * 4});`, ...vs.map((v) => `c${i}_${v} = madd(s${u}_${i}, b${u}_${v}, c${i}_${v});`)]),
+    `const b${u}: v128 = v128.load(w, ${u * P * 4});`,
+    `const d${u}: v128 = v128.load(w, ${u * P * 4 + 16});`,
+    ...xs.flatMap((i) => [`const s${u}_${i}: v128 = v128.load_splat<f32>(x${i}, ${u * 4});`, `p${i} = madd(s${u}_${i}, b${u}, p${i});`, `q${i} = madd(s${u}_${i}, d${u}, q${i});`]),
   ];
-  const advance = (terms: number): string => [...xs.map((i) => `x${i} += ${terms * 4};`), ...each(panels).map((p) => `w${p} += ${terms * P * 4};`)].join(" ");
   return [
-    `function tile${rows}x${panels}(${xs.map((i) => `x${i}: usize, `).join("")}w0: usize, apart: usize, K: i32, acc: usize): void {`,
-    ...each(panels - 1).map((p) => `  let w${p + 1}: usize = w${p} + apart;`),
-    ...xs.flatMap((i) => vs.map((v) => `  let c${i}_${v}: v128 = v128.load(acc, ${i * BLOCK_STRIDE + v * 16});`)),
-    "  let k: i32 = K;",
-    "  for (; k >= 4; k -= 4) {",
-    ...indent(each(4).flatMap(term), 4),
-    `    ${advance(4)}`,
+    `function tile${rows}_${terms}(${xs.map((i) => `x${i}: usize, `).join("")}w: usize, K: i32, acc: usize): void {`,
+    ...xs.map((i) => `  let p${i}: v128 = v128.load(acc, ${i * BLOCK_STRIDE}), q${i}: v128 = v128.load(acc, ${i * BLOCK_STRIDE + 16});`),
+    `  const end: usize = w + (<usize>K) * ${P * 4};`,
+    "  while (w < end) {",
+    ...indent(each(terms).flatMap(term), 4),
+    `    ${xs.map((i) => `x${i} += ${terms * 4};`).join(" ")} w += ${terms * P * 4};`,
     "  }",
-    "  for (; k > 0; k--) {",
-    ...indent(term(0), 4),
-    `    ${advance(1)}`,
-    "  }",
-    ...xs.flatMap((i) => vs.map((v) => `  v128.store(acc, c${i}_${v}, ${i * BLOCK_STRIDE + v * 16});`)),
+    ...xs.map((i) => `  v128.store(acc, p${i}, ${i * BLOCK_STRIDE}); v128.store(acc, q${i}, ${i * BLOCK_STRIDE + 16});`),
     "}",
   ].join("\n");
 }
-/** Rows in eights, fours, a pair and one; shapes that keep sixteen sums in registers. */
+/**
+ * The first rows to meet the panels wait for memory, which a few rows do best: what is left over from eights goes first, or else two fours. Panels lie
+ * one after the other in memory, so they are read as one long run before other rows find them in the cache.
+ */
 function tiles(): string {
-  const widths: Readonly<Record<number, readonly number[]>> = { 8: [1], 4: [2, 1], 2: [4, 1], 1: [4, 1] };
-  const rows = (r: number): string[] => [
-    `const at: usize = xs + ((<usize>r) << 2);`,
-    ...each(r).map((i) => `const x${i}: usize = <usize>load<u32>(at, ${i * 4}) + from;`),
-    "let p: i32 = 0;",
-    ...widths[r]!.map(
-      (w) =>
-        `for (; p + ${w} <= panels; p += ${w}) tile${r}x${w}(${each(r)
-          .map((i) => `x${i}, `)
-          .join("")}w + <usize>p * apart, apart, K, acc + <usize>(r * ${BLOCK_STRIDE} + p * ${P * 4}));`,
-    ),
+  const pass = (rows: number): string[] => [
+    "const at: usize = xs + ((<usize>r) << 2);",
+    ...each(rows).map((i) => `const x${i}: usize = <usize>load<u32>(at, ${i * 4}) + from;`),
+    "for (let p: i32 = 0; p < panels; p++) {",
+    "  const panel: usize = w + <usize>p * apart;",
+    `  const sums: usize = acc + <usize>(r * ${BLOCK_STRIDE} + p * ${P * 4});`,
+    `  tile${rows}_4(${each(rows)
+      .map((i) => `x${i}, `)
+      .join("")}panel, K4, sums);`,
+    `  if (K & 3) tile${rows}_1(${each(rows)
+      .map((i) => `x${i} + ((<usize>K4) << 2), `)
+      .join("")}panel + (<usize>K4) * ${P * 4}, K & 3, sums);`,
+    "}",
+    `r += ${rows};`,
   ];
   return [
-    ...Object.entries(widths).flatMap(([r, ws]) => ws.map((w) => tile(Number(r), w))),
-    "/** acc[rows][panels × 8] += the terms of rows at `xs` (pointers) from byte `from` · panels. */",
+    ...[8, 4, 2, 1].flatMap((rows) => [4, 1].map((terms) => tile(rows, terms))),
+    "/** acc[rows][panels × 8] += the K terms of rows at `xs` (pointers) from byte `from` · panels `apart` bytes apart. */",
     "function tiles(xs: usize, from: usize, rows: i32, w: usize, apart: usize, panels: i32, K: i32, acc: usize): void {",
+    "  const K4: i32 = K & ~3;",
+    "  const first: i32 = rows & 7 ? rows & 7 : 8;",
     "  let r: i32 = 0;",
-    "  for (; r + 8 <= rows; r += 8) {",
-    ...indent(rows(8), 4),
+    ...[4, 2, 1].flatMap((n) => [`  ${n === 4 ? "while" : "if"} (first - r >= ${n}) {`, ...indent(pass(n), 4), "  }"]),
+    "  while (r < rows) {",
+    ...indent(pass(8), 4),
     "  }",
-    ...[4, 2, 1].flatMap((n) => [`  if (rows - r >= ${n}) {`, ...indent(rows(n), 4), `    r += ${n};`, "  }"]),
     "}",
   ].join("\n");
 }
@@ -250,10 +252,10 @@ function productsOf(format: Weight["format"]): string {
   return [
     `function product_${format}(xs: usize, rows: i32, w: usize, K: i32, p0: i32, p1: i32, acc: usize, pack: usize): void {`,
     `  const panel: usize = ${panelBytes[format]};`,
-    `  for (let k: i32 = 0; k < K; k += ${K_CHUNK}) {`,
-    `    const terms: i32 = min(${K_CHUNK}, K - k);`,
-    "    for (let p: i32 = p0; p < p1; p += 4) {",
-    "      const q: i32 = min(4, p1 - p);",
+    `  for (let k: i32 = 0; k < K; k += ${direct ? K_DIRECT : K_CHUNK}) {`,
+    `    const terms: i32 = min(${direct ? K_DIRECT : K_CHUNK}, K - k);`,
+    `    for (let p: i32 = p0; p < p1; p += ${direct ? 8 : 4}) {`,
+    `      const q: i32 = min(${direct ? 8 : 4}, p1 - p);`,
     ...(direct ? [] : [`      for (let j: i32 = 0; j < q; j++) unpack_${format}(w + <usize>(p + j) * panel, k, terms, pack + <usize>j * ${CHUNK_BYTES});`]),
     `      tiles(xs, (<usize>k) << 2, rows, ${direct ? "w + <usize>p * panel + <usize>k * 32, panel" : `pack, ${CHUNK_BYTES}`}, q, terms, acc + <usize>(p - p0) * ${P * 4});`,
     "    }",
