@@ -4,10 +4,14 @@ import {
   BUNDLE_FORMAT,
   BUNDLE_VERSION,
   encode,
+  type Format,
+  formats,
+  INT8_BLOCK,
   type LaunchEntry,
   type Manifest,
   type MethodEntry,
   type ProgramEntry,
+  store,
   type TargetPlan,
   type TensorData,
   type TensorEntry,
@@ -32,7 +36,6 @@ import { buildPrograms, type GraphProgram, type Programs, type TrainClass } from
 import { type ModelSource, openModel } from "./source.ts";
 import { type Capacities, checkCapacities, defaultCapacities, type Target, targets } from "./target.ts";
 import { verify } from "./verify.ts";
-import { toHalf } from "./weights.ts";
 
 export interface CompileOptions {
   readonly targets?: readonly ("wasm" | "webgpu")[];
@@ -40,7 +43,7 @@ export interface CompileOptions {
   readonly train?: readonly TrainClass[];
   /** Adapter methods that requests can use, beside those that are trained. Default: lora. */
   readonly methods?: readonly string[];
-  readonly format?: "f32" | "f16";
+  readonly format?: Format;
   readonly policy?: string;
   /** S2FT's class `permuted`: the channels that its adapters train, which the device then keeps first (`weft compile --calibrate` chooses them). */
   readonly selection?: NonNullable<Manifest["selection"]>;
@@ -83,6 +86,15 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
   for (const n of names) if (!adapterMethods[n]) throw new WeftError({ code: "WEFT_OPTION", where: "adapter method", expected: Object.keys(adapterMethods).join(", "), found: n });
   const methods = names.map((n) => adapterMethods[n]!);
   const selection = checkSelection(options.selection ?? null, model, names);
+  if (!formats.includes(format)) throw new WeftError({ code: "WEFT_OPTION", where: "format", expected: formats.join(", "), found: String(format) });
+  if (selection && format === "int8")
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "format",
+      expected: "f32 or f16 with a selection, which reorders channels",
+      found: "int8, whose blocks are runs of channels",
+      hint: "train the method s2ft, which leaves them in place",
+    });
   const programs = buildPrograms(model, capacities, { format, methods, train, scope: `m${++scopes}` });
   for (const { method, site } of programs.branches)
     if (method.name === "s2ft_permuted" && selection!.layers.some((layer) => !layer[site.coupling!.group === "ffn" ? "ffn" : "groups"].length))
@@ -243,7 +255,7 @@ function emitTarget(
   launches: ReadonlyMap<string, readonly Launch[]>,
   layout: Layout,
   train: readonly TrainClass[],
-  format: "f32" | "f16",
+  format: Format,
 ): Emitted {
   const blocks = blockLayouts(c, train);
   const sources: { name: string; text: string }[] = [];
@@ -342,35 +354,44 @@ function packWeights(
   { where, weights }: ModelSource,
   programs: Programs,
   layers: number,
-  format: "f32" | "f16",
+  format: Format,
   names: Manifest["checkpoint"],
   files: Map<string, Uint8Array>,
   onLayer: (done: number) => void,
 ): TensorEntry[] {
   const entries: TensorEntry[] = [];
-  let shard: TensorData[] = [];
+  let shard: { name: string; shape: number[]; format: Format; bytes: Uint8Array }[] = [];
   let bytes = 0;
   let index = 0;
   const flush = (): void => {
     if (!shard.length) return;
     const file = `weights/model-${String(index++).padStart(5, "0")}.safetensors`;
-    const encoded = encode(shard);
+    const encoded = encode(
+      shard.flatMap(({ name, shape, format, bytes }): TensorData[] => {
+        if (format !== "int8") return [{ name, shape, dtype: format === "f16" ? "F16" : "F32", data: bytes }];
+        const [n, k] = shape as [number, number];
+        return [
+          { name, shape, dtype: "I8", data: bytes.subarray(0, n * k) },
+          { name: `${name}.scales`, shape: [n, Math.ceil(k / INT8_BLOCK)], dtype: "F16", data: bytes.subarray(n * k) },
+        ];
+      }),
+    );
     files.set(file, encoded);
     let at = encoded.length - bytes;
     for (const t of shard) {
-      entries.push({ name: t.name, shape: t.shape, dtype: t.dtype as "F32" | "F16", shard: file, start: at, bytes: t.data.byteLength });
-      at += t.data.byteLength;
+      entries.push({ name: t.name, shape: t.shape, format: t.format, shard: file, start: at, bytes: t.bytes.length });
+      at += t.bytes.length;
     }
     shard = [];
     bytes = 0;
   };
   const put = (name: string, kind: "weight" | "vector", n: number, k: number): void => {
     const shape = kind === "weight" ? [n, k] : [n];
-    const values = weights.read(name, shape);
-    const data = kind === "weight" && format === "f16" ? toHalf(values, `${where}: ${name}`) : values;
-    if (bytes + data.byteLength > SHARD_BYTES) flush();
-    shard.push({ name, shape, dtype: data instanceof Uint16Array ? "F16" : "F32", data });
-    bytes += data.byteLength;
+    const own = kind === "weight" ? format : "f32";
+    const data = store(own, weights.read(name, shape), n, kind === "weight" ? k : 1, `${where}: ${name}`);
+    if (bytes + data.length > SHARD_BYTES) flush();
+    shard.push({ name, shape, format: own, bytes: data });
+    bytes += data.length;
   };
   for (const p of programs.outerParams) put(names.outer[p.name]!, p.kind, p.n, p.k);
   for (let l = 0; l < layers; l++) {

@@ -1,5 +1,5 @@
 /** Kernels as the emitters see them: launches whose every value has an address. */
-import type { Domain, Type, Value } from "../ops/index.ts";
+import type { Domain, Format, Type, Value } from "../ops/index.ts";
 import type { Body } from "./fuse.ts";
 import type { BlockLayout } from "./metadata.ts";
 import type { Capacities } from "./target.ts";
@@ -65,7 +65,7 @@ export interface UpdateBody {
 export interface RowNorms {
   readonly branch: number;
   readonly weight: ParamAddress;
-  readonly format: "f32" | "f16";
+  readonly format: Format;
   readonly a: ParamAddress;
   readonly b: ParamAddress;
   readonly out: ParamAddress;
@@ -78,6 +78,5 @@ export const isUpdate = (b: AnyBody): b is UpdateBody => ["sumsq", "clip", "opti
 
 /** The slot table of a group: word 0 = group index; from word 64, [slot][branch] (rank u32, scale f32). */
 export const SLOT_TABLE = 64;
-export const panelWords = (n: number, k: number, panel: number): number => Math.ceil(n / panel) * panel * k;
 export const colsOf = (t: Type): number =>
   t.kind === "rows" || t.kind === "field" || t.kind === "factor" || t.kind === "table" ? t.cols : t.kind === "weight" ? t.k : t.kind === "vector" ? t.n : 0;

@@ -1,8 +1,8 @@
 /** Memory planning: a chamber offset for every parameter and saved field, an arena offset for every step value. Pure arithmetic over lifetimes. */
 import { inputName, isInput, type Type, type Value, valueKey } from "../ops/index.ts";
-import { type ParamEntry, type TargetPlan, WeftError } from "../runtime/bundle.ts";
+import { type Format, type ParamEntry, packedWords, type TargetPlan, WeftError } from "../runtime/bundle.ts";
 import type { Launch } from "./fuse.ts";
-import { type Address, panelWords } from "./kernel.ts";
+import type { Address } from "./kernel.ts";
 import { type ParamSpec, tensorName } from "./layers.ts";
 import type { Model } from "./models/model.ts";
 import type { GraphProgram, Programs, TrainClass } from "./programs.ts";
@@ -11,12 +11,12 @@ import type { Capacities, Target } from "./target.ts";
 /** 256-byte alignment, in words. */
 export const align = (words: number, to = 64): number => Math.ceil(words / to) * to;
 
-function placeParams(specs: readonly ParamSpec[], panel: number, format: "f32" | "f16"): { params: ParamEntry[]; words: number; accumWords: number } {
+function placeParams(specs: readonly ParamSpec[], panel: number, format: Format): { params: ParamEntry[]; words: number; accumWords: number } {
   let offset = 0;
   let accum = 0;
   const params = specs.map((s): ParamEntry => {
-    const full = s.kind === "weight" ? panelWords(s.n, s.k, panel) : align(s.n, 8);
-    const words = s.kind === "weight" && format === "f16" ? full / 2 : full;
+    const full = s.kind === "weight" ? packedWords("f32", s.n, s.k, panel) : align(s.n, 8);
+    const words = s.kind === "weight" ? packedWords(format, s.n, s.k, panel) : full;
     const entry: ParamEntry = { name: s.name, kind: s.kind, n: s.n, k: s.k, branch: null, rows: "one", offset, words: align(full, 4), accum };
     offset += align(words);
     accum += 3 * align(full, 4);
@@ -42,7 +42,7 @@ export interface Layout {
 }
 
 /** Offsets of everything that outlives one program, for one target. */
-export function layoutOf(model: Model, programs: Programs, c: Capacities, target: Target, format: "f32" | "f16", train: readonly TrainClass[]): Layout {
+export function layoutOf(model: Model, programs: Programs, c: Capacities, target: Target, format: Format, train: readonly TrainClass[]): Layout {
   const layer = placeParams(programs.layerParams, target.panel, format);
   const outer = placeParams(programs.outerParams, target.panel, format);
   // A slot holds one adapter and a job trains one method, so methods share the words.

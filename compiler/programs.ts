@@ -24,7 +24,7 @@ import {
   valueKey,
   zeros,
 } from "../ops/index.ts";
-import { WeftError } from "../runtime/bundle.ts";
+import { type Format, WeftError } from "../runtime/bundle.ts";
 import type { AdapterMethod } from "./adapters/adapter.ts";
 import { vjp } from "./autodiff.ts";
 import { type BranchSpec, type ParamSpec, RegionBuilder, type SiteSpec, tensorName } from "./layers.ts";
@@ -145,11 +145,7 @@ function calibration(cls: string, roots: readonly Value[], h: Value, out: Value,
   return { name: `backward.${cls}.boundary`, region: "layer", block: "unit", roots: substitute(roots, replace), homes: [] };
 }
 
-export function buildPrograms(
-  model: Model,
-  c: Capacities,
-  options: { format: "f32" | "f16"; methods: readonly AdapterMethod[]; train: readonly TrainClass[]; scope: string },
-): Programs {
+export function buildPrograms(model: Model, c: Capacities, options: { format: Format; methods: readonly AdapterMethod[]; train: readonly TrainClass[]; scope: string }): Programs {
   const { format, methods, train, scope } = options;
   if (train.includes("full") && format !== "f32")
     throw new WeftError({ code: "WEFT_OPTION", where: "train: full", expected: "weights stored as f32", found: format, hint: "compile with --format f32" });

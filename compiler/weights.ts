@@ -1,6 +1,6 @@
 /** Hugging Face folder → tensor table: one or sharded safetensors. Headers first; bytes move once, tensor by tensor. */
 import { join } from "node:path";
-import { decode, floatToHalf, headerEnd, parseHeader, type TensorInfo, WeftError } from "../runtime/bundle.ts";
+import { decode, headerEnd, parseHeader, type TensorInfo, WeftError } from "../runtime/bundle.ts";
 import { exists, readRange, readText, sizeOf } from "./files.ts";
 
 export interface WeightSource {
@@ -39,16 +39,4 @@ export function openWeights(folder: string): WeightSource {
       return decode(readRange(t.file, t.info.start, t.info.end), t.info.dtype, `${folder}: ${name}`);
     },
   };
-}
-
-/** f32 → packed halves; a value beyond the range of f16 is an error that names the tensor. */
-export function toHalf(values: Float32Array, where: string): Uint16Array {
-  const out = new Uint16Array(values.length);
-  for (let i = 0; i < values.length; i++) {
-    const h = floatToHalf(values[i]!);
-    if ((h & 0x7c00) === 0x7c00)
-      throw new WeftError({ code: "WEFT_WEIGHTS", where, expected: "values within the range of f16", found: `${values[i]} at element ${i}`, hint: "compile with --format f32" });
-    out[i] = h;
-  }
-  return out;
 }

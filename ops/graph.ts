@@ -3,7 +3,8 @@ import { col as colIx, type Expr, type Ix, load, row as rowIx } from "./expr.ts"
 
 /** Row domains are named, equal by name and never by size: forward tokens `T`, logits rows `R`, rows of a backward unit `W`. */
 export type Domain = "T" | "R" | "W";
-export type Format = "f32" | "f16";
+/** How a frozen matrix is stored; it means the same numbers in every kernel. */
+export type Format = "f32" | "f16" | "int8";
 
 export type Type =
   /** f32 [domain, cols], a step value. */

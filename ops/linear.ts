@@ -38,6 +38,18 @@ const linearOp = defineOp({
         { kind: "weight", n: 48, k: 32, format: "f32" },
       ],
     },
+    {
+      ins: [
+        { kind: "rows", domain: "T", cols: 70 },
+        { kind: "weight", n: 9, k: 70, format: "f16" },
+      ],
+    },
+    {
+      ins: [
+        { kind: "rows", domain: "T", cols: 300 },
+        { kind: "weight", n: 17, k: 300, format: "int8" },
+      ],
+    },
   ],
 });
 /** y [rows, n] = x [rows, k] · Wᵀ. */
@@ -72,6 +84,14 @@ const linearTOp = defineOp({
         { kind: "weight", n: 5, k: 7, format: "f32" },
         { kind: "rows", domain: "T", cols: 9 },
         { kind: "weight", n: 9, k: 7, format: "f32" },
+      ],
+    },
+    {
+      ins: [
+        { kind: "rows", domain: "T", cols: 300 },
+        { kind: "weight", n: 300, k: 45, format: "int8" },
+        { kind: "rows", domain: "T", cols: 17 },
+        { kind: "weight", n: 17, k: 45, format: "f16" },
       ],
     },
   ],

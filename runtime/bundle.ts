@@ -1,6 +1,9 @@
 /** The bundle format: the one contract that compiler and runtime share. A directory, also served over HTTP as it is. */
 export { type ErrorCode, type ErrorFields, WeftError } from "./errors.ts";
+export * from "./formats.ts";
 export * from "./safetensors.ts";
+
+import type { Format } from "./formats.ts";
 
 export const BUNDLE_FORMAT = "weft-bundle";
 export const BUNDLE_VERSION = 3;
@@ -12,7 +15,8 @@ export interface FileEntry {
 export interface TensorEntry {
   readonly name: string;
   readonly shape: readonly number[];
-  readonly dtype: "F32" | "F16";
+  /** Vectors are f32; matrices have the bundle's format, their scales, if any, right after their values. */
+  readonly format: Format;
   readonly shard: string;
   /** Byte range inside the shard file. */
   readonly start: number;
@@ -182,7 +186,7 @@ export interface Manifest {
     readonly vocab: number;
     readonly context: number;
     readonly tied: boolean;
-    readonly format: "f32" | "f16";
+    readonly format: Format;
     readonly bos: number | null;
     readonly eos: readonly number[];
     readonly inverseFrequencies: readonly number[];

@@ -1,5 +1,5 @@
 /** What plays a bundle's command list: chambers of memory, and kernels over them. One file a target implements it. */
-import { halfToFloat, type Manifest, type ParamEntry, type TargetPlan } from "./bundle.ts";
+import type { Manifest, ParamEntry, TargetPlan } from "./bundle.ts";
 
 /** In the order of the bind record and of the storage bindings. */
 export const memoryClasses = ["weights", "meta", "arena", "kv", "saved", "adapters", "accum", "tables"] as const;
@@ -43,43 +43,6 @@ export function chamberWords(plan: TargetPlan, layers: number, cls: MemoryClass,
   return group === layers ? plan.classes[cls].outer : plan.classes[cls].layer;
 }
 export const isShared = (cls: MemoryClass): boolean => cls === "meta" || cls === "arena";
-
-/** [n, k] row-major → panels [n / panel][k][panel], zero-padded. */
-export function packPanels(values: Float32Array, n: number, k: number, panel: number): Float32Array {
-  const out = new Float32Array(Math.ceil(n / panel) * panel * k);
-  for (let j = 0; j < n; j++) {
-    const base = Math.floor(j / panel) * k * panel + (j % panel);
-    for (let i = 0; i < k; i++) out[base + i * panel] = values[j * k + i]!;
-  }
-  return out;
-}
-export function unpackPanels(packed: Float32Array, n: number, k: number, panel: number): Float32Array {
-  const out = new Float32Array(n * k);
-  for (let j = 0; j < n; j++) {
-    const base = Math.floor(j / panel) * k * panel + (j % panel);
-    for (let i = 0; i < k; i++) out[j * k + i] = packed[base + i * panel]!;
-  }
-  return out;
-}
-/** The same for packed halves, two to a word. */
-export function packHalves(values: Uint16Array, n: number, k: number, panel: number): Uint32Array {
-  const out = new Uint16Array(Math.ceil(n / panel) * panel * k);
-  for (let j = 0; j < n; j++) {
-    const base = Math.floor(j / panel) * k * panel + (j % panel);
-    for (let i = 0; i < k; i++) out[base + i * panel] = values[j * k + i]!;
-  }
-  return new Uint32Array(out.buffer);
-}
-
-export function unpackHalfPanels(packed: Float32Array, n: number, k: number, panel: number): Float32Array {
-  const halves = new Uint16Array(packed.buffer, packed.byteOffset, packed.length * 2);
-  const out = new Float32Array(n * k);
-  for (let j = 0; j < n; j++) {
-    const base = Math.floor(j / panel) * k * panel + (j % panel);
-    for (let i = 0; i < k; i++) out[j * k + i] = halfToFloat(halves[base + i * panel]!);
-  }
-  return out;
-}
 
 /** Rotary table [positions][half cosines | half sines], from f64. */
 export function rotaryTable(m: Manifest): Float32Array {

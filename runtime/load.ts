@@ -1,6 +1,7 @@
 /** Bundle → verified manifest → device with weights in place. Nothing is allocated before version, paths, sizes and hashes are checked. */
-import { BUNDLE_FORMAT, BUNDLE_VERSION, decode, floatToHalf, type Manifest, type TensorEntry, WeftError } from "./bundle.ts";
-import { type Device, packHalves, packPanels, paramNamed, rotaryTable } from "./device.ts";
+import { BUNDLE_FORMAT, BUNDLE_VERSION, formats, type Manifest, type TensorEntry, WeftError } from "./bundle.ts";
+import { type Device, paramNamed, rotaryTable } from "./device.ts";
+import { pack, restore, store, storedBytes } from "./formats.ts";
 import { reorder, siteOfParam } from "./order.ts";
 import { type BundleReader, checkName, sha256 } from "./reader.ts";
 
@@ -38,7 +39,8 @@ export async function readManifest(reader: BundleReader): Promise<Manifest> {
 function checkTensor(m: Manifest, t: TensorEntry): void {
   const file = m.files[t.shard];
   if (!file) throw bad(`tensor ${t.name}`, "a shard that the manifest lists", t.shard);
-  const need = t.shape.reduce((a, b) => a * b, 1) * (t.dtype === "F16" ? 2 : 4);
+  if (!formats.includes(t.format)) throw bad(`tensor ${t.name}`, formats.join(", "), String(t.format));
+  const need = storedBytes(t.format, t.shape[0]!, t.shape[1] ?? 1);
   if (t.bytes !== need || t.start < 0 || t.start + t.bytes > file.bytes)
     throw bad(`tensor ${t.name}`, `${need} bytes inside its shard (${file.bytes} bytes)`, `bytes ${t.start} to ${t.start + t.bytes}`);
 }
@@ -77,12 +79,15 @@ export async function uploadWeights(
       if (!to) throw bad(`tensor ${t.name}`, "a parameter of this model", "one it does not have");
       const p = paramNamed(to.outer ? plan.outerParams : plan.layerParams, to.name);
       const raw = bytes.subarray(t.start, t.start + t.bytes);
-      const values = decode(raw, t.dtype, `${reader.where}: ${t.name}`);
-      change?.(to.group, to.name, values);
       const site = to.outer || !m.selection ? undefined : siteOfParam(m, to.name);
-      if (site) reorder(m, to.group, site, values);
-      const halves = (): Uint16Array => (change || site ? Uint16Array.from(values, floatToHalf) : new Uint16Array(raw.slice().buffer));
-      const data = p.kind === "vector" ? values : t.dtype === "F16" ? packHalves(halves(), p.n, p.k, plan.panel) : packPanels(values, p.n, p.k, plan.panel);
+      let stored = raw;
+      if (change || site) {
+        const values = restore(t.format, raw, p.n, p.k);
+        change?.(to.group, to.name, values);
+        if (site) reorder(m, to.group, site, values);
+        stored = store(t.format, values, p.n, p.k, `${reader.where}: ${t.name}`);
+      }
+      const data = p.kind === "vector" ? restore("f32", stored, p.n, 1) : pack(t.format, stored, p.n, p.k, plan.panel);
       device.write({ cls: "weights", group: to.group, offset: p.offset }, data);
       where.delete(t.name);
       done += t.bytes;

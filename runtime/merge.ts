@@ -13,6 +13,15 @@ const rows =
 
 /** `layer tensor` (the outer region's layer is the number of layers) → its change, for every base tensor that the adapter moves. Throws WEFT_ADAPTER for a method that is not linear in its input. */
 export function mergeChanges(manifest: Manifest, plan: TargetPlan, content: AdapterContent): Map<string, Change> {
+  const { format } = manifest.model;
+  if (format === "int8")
+    throw new WeftError({
+      code: "WEFT_ADAPTER",
+      where: "merge",
+      expected: "a base stored as f32 or f16",
+      found: "int8, whose steps are wider than what an adapter changes",
+      hint: "serve the adapter beside the base, or compile with --format f16",
+    });
   const out = new Map<string, Change>();
   const { layers } = manifest.model;
   const params = [

@@ -1,7 +1,7 @@
 /** The safetensors container: 8-byte little-endian header length, JSON header, bytes. Nothing in a header is trusted. */
 import { WeftError } from "./errors.ts";
 
-export type Dtype = "F32" | "F16" | "BF16" | "I32";
+export type Dtype = "F32" | "F16" | "BF16" | "I32" | "I8";
 export interface TensorInfo {
   readonly name: string;
   readonly dtype: Dtype;
@@ -10,7 +10,7 @@ export interface TensorInfo {
   readonly start: number;
   readonly end: number;
 }
-export const dtypeBytes: Readonly<Record<Dtype, number>> = { F32: 4, F16: 2, BF16: 2, I32: 4 };
+export const dtypeBytes: Readonly<Record<Dtype, number>> = { F32: 4, F16: 2, BF16: 2, I32: 4, I8: 1 };
 const MAX_HEADER = 100 * 2 ** 20;
 
 /** Byte length of header and prefix, from the file's first 8 bytes. */
@@ -107,8 +107,8 @@ export function decode(bytes: Uint8Array, dtype: Dtype, where: string): Float32A
 export interface TensorData {
   readonly name: string;
   readonly shape: readonly number[];
-  readonly dtype: "F32" | "F16" | "I32";
-  readonly data: Float32Array | Uint16Array | Int32Array;
+  readonly dtype: "F32" | "F16" | "I32" | "I8";
+  readonly data: Float32Array | Uint16Array | Int32Array | Uint8Array;
 }
 /** A whole safetensors file; tensors in the order given, header padded to 8 bytes. */
 export function encode(tensors: readonly TensorData[], metadata: Readonly<Record<string, string>> = { format: "pt" }): Uint8Array {

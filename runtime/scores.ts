@@ -1,8 +1,9 @@
 /** What S2FT's selectors look at (paper §3.2): weights and activations of the channels that matrices share. */
 import type { Manifest, ParamEntry, SiteEntry } from "./bundle.ts";
 import { type AdapterContent, placeOf, readSelection } from "./content.ts";
-import { paramNamed, unpackHalfPanels, unpackPanels } from "./device.ts";
+import { paramNamed } from "./device.ts";
 import type { Engine } from "./engine.ts";
+import { packedWords, unpack } from "./formats.ts";
 import { channelOrder, reorder } from "./order.ts";
 
 const channelsOf = (s: SiteEntry): number => (s.coupling!.axis === "in" ? s.inFeatures : s.outFeatures);
@@ -29,12 +30,9 @@ export async function embeddingRow(engine: Engine, id: number): Promise<Float32A
   const { manifest, device } = engine;
   const { plan } = device;
   const p = paramNamed(plan.outerParams, "embed_tokens.weight");
-  const panel = Math.floor(id / plan.panel);
-  const half = manifest.model.format === "f16";
-  const words = (plan.panel * p.k) / (half ? 2 : 1);
-  const raw = await device.read({ cls: "weights", group: manifest.model.layers, offset: p.offset + panel * words, words });
-  const at = id - panel * plan.panel;
-  return (half ? unpackHalfPanels : unpackPanels)(raw, plan.panel, p.k, plan.panel).slice(at * p.k, (at + 1) * p.k);
+  const { format } = manifest.model;
+  const raw = await device.read({ cls: "weights", group: manifest.model.layers, offset: p.offset, words: packedWords(format, p.n, p.k, plan.panel) });
+  return unpack(format, raw, p.n, p.k, plan.panel).slice(id * p.k, (id + 1) * p.k);
 }
 
 /** A site's matrix [out, in], as the device has it now, in the model's order. */
@@ -42,9 +40,9 @@ export async function matrix(engine: Engine, layer: number, site: SiteEntry): Pr
   const { manifest, device } = engine;
   const { plan } = device;
   const p = paramNamed(plan.layerParams, `${site.module}.weight`);
-  const half = manifest.model.format === "f16";
-  const raw = await device.read({ cls: "weights", group: layer, offset: p.offset, words: half ? p.words / 2 : p.words });
-  const values = (half ? unpackHalfPanels : unpackPanels)(raw, p.n, p.k, plan.panel);
+  const { format } = manifest.model;
+  const raw = await device.read({ cls: "weights", group: layer, offset: p.offset, words: packedWords(format, p.n, p.k, plan.panel) });
+  const values = unpack(format, raw, p.n, p.k, plan.panel);
   reorder(manifest, layer, site, values, true);
   return values;
 }

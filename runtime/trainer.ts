@@ -4,8 +4,8 @@
  */
 import { type Manifest, WeftError } from "./bundle.ts";
 import { type AdapterConfig, type AdapterContent, defaultConfig, initialContent, type ModelView, trainableCount, virtualTokens } from "./content.ts";
-import { unpackPanels } from "./device.ts";
 import type { Engine, Feed } from "./engine.ts";
+import { packedWords, unpack } from "./formats.ts";
 import { NONE } from "./host.ts";
 import { reorder, siteOfParam } from "./order.ts";
 import { mix, shuffled } from "./random.ts";
@@ -533,11 +533,12 @@ export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>
 export async function readWeights(engine: Engine): Promise<{ name: string; shape: number[]; data: Float32Array }[]> {
   const { device, manifest } = engine;
   const { plan } = device;
+  const { format } = manifest.model;
   const out: { name: string; shape: number[]; data: Float32Array }[] = [];
   const region = async (params: typeof plan.layerParams, group: number, nameOf: (name: string) => string): Promise<void> => {
     for (const p of params) {
-      const data = await device.read({ cls: "weights", group, offset: p.offset, words: p.kind === "vector" ? p.n : p.words });
-      const values = p.kind === "vector" ? data : unpackPanels(data, p.n, p.k, plan.panel);
+      const data = await device.read({ cls: "weights", group, offset: p.offset, words: p.kind === "vector" ? p.n : packedWords(format, p.n, p.k, plan.panel) });
+      const values = p.kind === "vector" ? data : unpack(format, data, p.n, p.k, plan.panel);
       if (group < manifest.model.layers) reorder(manifest, group, siteOfParam(manifest, p.name), values, true);
       out.push({ name: nameOf(p.name), shape: p.kind === "vector" ? [p.n] : [p.n, p.k], data: values });
     }

@@ -6,7 +6,7 @@ import { type AnyBody, isUpdate, type KernelEnv, type ParamAddress, SLOT_TABLE, 
 import type { Capacities } from "../target.ts";
 import { emitAttention } from "./assemblyscript_attention.ts";
 import { dialect, storeLoops } from "./assemblyscript_dialect.ts";
-import { count, guard, header, headerF, indent, jobRank, maskBit, overSegments, P, passed, rowPtr, shareOf, signature, wordsInUse, wrap } from "./assemblyscript_parts.ts";
+import { count, guard, header, headerF, indent, jobRank, K_CHUNK, maskBit, overSegments, P, passed, rowPtr, shareOf, signature, wordsInUse, wrap } from "./assemblyscript_parts.ts";
 import { emitOuter, emitProduct, emitShrink, productScratch, productText } from "./assemblyscript_products.ts";
 import { Printer } from "./printer.ts";
 
@@ -25,7 +25,7 @@ export const emitAlias = (name: string, of: string): string => `export function 
 
 /** Bytes of scratch that a thread needs for a body. */
 export function scratchBytes(b: AnyBody, c: Capacities): number {
-  if (isUpdate(b)) return b.norms ? 16 : 0;
+  if (isUpdate(b)) return b.norms ? K_CHUNK * P * 4 : 0;
   if (b.skeleton === "attend") return KV_BLOCK * 4;
   if (b.skeleton === "attend_dkv") return c.unitRows * Number(b.node!.attrs.heads) * 4;
   return productScratch(b);

@@ -82,7 +82,8 @@ export function dialect(env: KernelEnv, deltas: readonly Expand[] = []): Dialect
       const t = e.value.type;
       const ad = env.address(e.value);
       if (t.kind === "weight") {
-        const one = (lane: number): string => `weight${t.format}(${ad.cls} + ${ad.offset * 4}, ${p.ix(e.row)}, ${p.ix(e.col, lane)}, ${t.k})`;
+        const one = (lane: number): string =>
+          `weight${t.format}(${ad.cls} + ${ad.offset * 4}, ${p.ix(e.row)}, ${p.ix(e.col, lane)}, ${t.k}${t.format === "int8" ? `, ${t.n}` : ""})`;
         return lanes === 4 ? lanesOf(one) : one(0);
       }
       const row = p.ix(e.row);

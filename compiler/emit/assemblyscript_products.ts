@@ -85,7 +85,7 @@ export function emitProduct(name: string, b: Body, env: KernelEnv): string {
     const at = `weights + ${env.address(w.value).offset * 4}`;
     return turned
       ? `turned_${t.format}(${rowsAt(s)}, rows, ${at}, ${t.n}, ${t.k}, p, pe, scratch, scratch + ${PACK_AT});`
-      : `product_${t.format}(${rowsAt(s)}, rows, ${at}, ${t.k}, p, pe, scratch, scratch + ${PACK_AT});`;
+      : `product_${t.format}(${rowsAt(s)}, rows, ${at}, ${t.n}, ${t.k}, p, pe, scratch, scratch + ${PACK_AT});`;
   });
   return `${epilogue(`${name}_e`, b, env)}${wrap(name, [
     `  const n: i32 = ${count(b.domain)};`,
@@ -244,37 +244,49 @@ function tiles(): string {
   ].join("\n");
 }
 
-/** Bytes of a panel of K rows, as text. */
-const panelBytes: Readonly<Record<Weight["format"], string>> = { f32: "(<usize>K) * 32", f16: "(<usize>K) * 16" };
-/** The two products over one storage format. */
+/** The two products over one storage format: f32 panels are read as they are, others unpacked, four panels of a chunk at a time. */
 function productsOf(format: Weight["format"]): string {
   const direct = format === "f32";
   return [
-    `function product_${format}(xs: usize, rows: i32, w: usize, K: i32, p0: i32, p1: i32, acc: usize, pack: usize): void {`,
-    `  const panel: usize = ${panelBytes[format]};`,
+    `function product_${format}(xs: usize, rows: i32, w: usize, N: i32, K: i32, p0: i32, p1: i32, acc: usize, pack: usize): void {`,
     `  for (let k: i32 = 0; k < K; k += ${direct ? K_DIRECT : K_CHUNK}) {`,
     `    const terms: i32 = min(${direct ? K_DIRECT : K_CHUNK}, K - k);`,
     `    for (let p: i32 = p0; p < p1; p += ${direct ? 8 : 4}) {`,
     `      const q: i32 = min(${direct ? 8 : 4}, p1 - p);`,
-    ...(direct ? [] : [`      for (let j: i32 = 0; j < q; j++) unpack_${format}(w + <usize>(p + j) * panel, k, terms, pack + <usize>j * ${CHUNK_BYTES});`]),
-    `      tiles(xs, (<usize>k) << 2, rows, ${direct ? "w + <usize>p * panel + <usize>k * 32, panel" : `pack, ${CHUNK_BYTES}`}, q, terms, acc + <usize>(p - p0) * ${P * 4});`,
+    ...(direct ? [] : [`      for (let j: i32 = 0; j < q; j++) unpack_${format}(w, N, K, p + j, k, terms, pack + <usize>j * ${CHUNK_BYTES});`]),
+    `      tiles(xs, (<usize>k) << 2, rows, ${direct ? "w + <usize>(p * K + k) * 32, (<usize>K) * 32" : `pack, ${CHUNK_BYTES}`}, q, terms, acc + <usize>(p - p0) * ${P * 4});`,
     "    }",
     "  }",
     "}",
     `function turned_${format}(xs: usize, rows: i32, w: usize, N: i32, K: i32, q0: i32, q1: i32, acc: usize, pack: usize): void {`,
-    `  const panel: usize = ${panelBytes[format]};`,
     `  for (let n: i32 = 0; n < N; n += ${K_CHUNK}) {`,
     `    const terms: i32 = min(${K_CHUNK}, N - n);`,
     "    for (let q: i32 = q0; q < q1; q += 4) {",
     "      const c: i32 = min(4, q1 - q);",
     `      for (let at: i32 = 0; at < terms; at += ${P}) {`,
-    `        const from: usize = w + <usize>((n + at) / ${P}) * panel;`,
     ...(direct
-      ? [`        turn(from + <usize>q * ${P * 32}, c, pack + <usize>at * 32, ${CHUNK_BYTES});`]
-      : [`        unpack_${format}(from, q * ${P}, c * ${P}, pack + ${4 * CHUNK_BYTES});`, `        turn(pack + ${4 * CHUNK_BYTES}, c, pack + <usize>at * 32, ${CHUNK_BYTES});`]),
+      ? [`        turn(w + <usize>((n + at) / ${P} * K + q * ${P}) * 32, c, pack + <usize>at * 32, ${CHUNK_BYTES});`]
+      : [
+          `        unpack_${format}(w, N, K, (n + at) / ${P}, q * ${P}, c * ${P}, pack + ${4 * CHUNK_BYTES});`,
+          `        turn(pack + ${4 * CHUNK_BYTES}, c, pack + <usize>at * 32, ${CHUNK_BYTES});`,
+        ]),
     "      }",
     `      tiles(xs, (<usize>n) << 2, rows, pack, ${CHUNK_BYTES}, c, terms, acc + <usize>(q - q0) * ${P * 4});`,
     "    }",
+    "  }",
+    "}",
+    // DoRA's norms, four outputs at a time: out[o] = 1 / ‖W[o] + scale · Σ_r b[r][o]·a[r]‖₂, k ascending in every lane; `pack` is scratch.
+    `function rowNorms_${format}(w: usize, N: i32, K: i32, a: usize, b: usize, rank: i32, scale: f32, out: usize, pack: usize, part: i32, parts: i32): void {`,
+    "  const quads: i32 = (N + 3) >> 2;",
+    "  for (let o: i32 = share(quads, part, parts) << 2; o < share(quads, part + 1, parts) << 2; o += 4) {",
+    "    let sum: v128 = f32x4.splat(0);",
+    `    for (let k: i32 = 0; k < K; k += ${K_CHUNK}) {`,
+    `      const terms: i32 = min(${K_CHUNK}, K - k);`,
+    direct ? `      const panel: usize = w + <usize>((o >> 3) * K + k) * 32 + <usize>(o & 7) * 4;` : `      const panel: usize = pack + <usize>(o & 7) * 4;`,
+    ...(direct ? [] : [`      unpack_${format}(w, N, K, o >> 3, k, terms, pack);`]),
+    "      for (let i: i32 = 0; i < terms; i++) sum = rowNormStep(v128.load(panel + <usize>i * 32), k + i, o, N, K, a, b, rank, scale, sum);",
+    "    }",
+    "    rowNormsOut(sum, o, N, out, pack);",
     "  }",
     "}",
   ].join("\n");
@@ -301,4 +313,4 @@ function outerTile(rows: number): string {
   ].join("\n");
 }
 /** Text of all tiles and products, which emitted kernels call. */
-export const productText = (): string => [tiles(), ...(Object.keys(panelBytes) as Weight["format"][]).map(productsOf), outerTile(8), outerTile(4)].join("\n");
+export const productText = (): string => [tiles(), ...(["f32", "f16", "int8"] as const).map(productsOf), outerTile(8), outerTile(4)].join("\n");

@@ -3,7 +3,7 @@
  * kernel. Order is a number: each output is one ascending chain of fma over k, in the tile path and in the row path alike.
  */
 import { type Domain, type Expr, type Ix, ixUsesCol, KV_BLOCK, optimizers, pairsOf, sparseIndex, type Type, type Value } from "../../ops/index.ts";
-import type { GridDim } from "../../runtime/bundle.ts";
+import { type Format, type GridDim, INT8_BLOCK } from "../../runtime/bundle.ts";
 import type { Body, Operand, Store } from "../fuse.ts";
 import { type AnyBody, isUpdate, type KernelEnv, memoryClasses, type ParamAddress, ROWS_HEADER, SEGMENT_ROWS, SLOT_TABLE, type UpdateBody, type Variant } from "../kernel.ts";
 import type { Target } from "../target.ts";
@@ -82,7 +82,7 @@ function dialect(env: KernelEnv): Dialect {
     load: (e, p) => {
       const t = e.value.type;
       const ad = env.address(e.value);
-      if (t.kind === "weight") return `weight_${t.format}(${ad.offset}, ${p.ix(e.row)}, ${p.ix(e.col)}, ${t.k})`;
+      if (t.kind === "weight") return `weight_${t.format}(${ad.offset}, ${p.ix(e.row)}, ${p.ix(e.col)}, ${t.k}${t.format === "int8" ? `, ${t.n}` : ""})`;
       if (t.kind === "factor") return `${slotAt(e.value, e.row, p)} + ${p.ix(e.col)}]`;
       const at = ad.stride === 0 || t.kind === "vector" ? `${ad.offset} + ${p.ix(e.col)}` : `${ad.offset} + ${p.ix(e.row)} * ${ad.stride} + ${p.ix(e.col)}`;
       return ad.cls === "weights" ? `vector_at(${at})` : `${ad.cls}[${at}]`;
@@ -230,6 +230,16 @@ export function emitLaunchWgsl(name: string, bodies: readonly AnyBody[], env: Ke
     .filter((l) => l !== "")
     .join("\n");
 }
+/** Text of four neighbouring columns of a matrix in panels of 16, at (panel, k, column in the panel); a place counts words, halves or bytes. */
+function panelReader(format: Format, offset: number, n: number, k: number): (panel: string, k: string, column: string) => string {
+  const base = offset * { f32: 1, f16: 2, int8: 4 }[format];
+  const blocks = Math.ceil(k / INT8_BLOCK);
+  const scales = 2 * offset + (Math.ceil(n / 16) * 16 * k) / 2;
+  return (panel, row, column) => {
+    const at = (from: number, rows: number, row: string): string => `${from} + ((${panel}) * ${rows} + ${row}) * 16 + ${column}`;
+    return format === "int8" ? `panel_int8(${at(base, k, row)}, ${at(scales, blocks, `(${row}) / ${INT8_BLOCK}`)})` : `panel_${format}(${at(base, k, row)})`;
+  };
+}
 const sharedWords = (bodies: readonly AnyBody[]): number =>
   Math.max(...bodies.map((b) => (isUpdate(b) || !b.node || !b.skeleton.startsWith("attend") ? 1 : (b.node.ins[1]!.type as Kv).headDim)));
 
@@ -243,6 +253,10 @@ function helpers(text: string): string {
         /\/\*\*(.*?)\*\//,
         "//$1",
       ),
+    panel_int8:
+      "// Four int8 from byte `at` times four halves from half `scale` (multiples of four): exact.\nfn panel_int8(at: i32, scale: i32) -> vec4<f32> {\n  let q = bitcast<i32>(weights[at / 16][(at / 4) % 4]);\n  return vec4<f32>(f32((q << 24u) >> 24u), f32((q << 16u) >> 24u), f32((q << 8u) >> 24u), f32(q >> 24u)) * panel_f16(scale);\n}",
+    weight_int8:
+      "fn weight_int8(base: i32, n: i32, k: i32, K: i32, N: i32) -> f32 {\n  let columns = (N + PANEL - 1) / PANEL * PANEL;\n  let i = ((n / PANEL) * K + k) * PANEL + n % PANEL;\n  let s = (base * 2 + columns * K / 2) + ((n / PANEL) * ((K + 31) / 32) + k / 32) * PANEL + n % PANEL;\n  let q = panel_int8(base * 4 + i / 4 * 4, s / 4 * 4);\n  return q[n % 4];\n}",
     weight_f32: "fn weight_f32(base: i32, n: i32, k: i32, K: i32) -> f32 {\n  return vector_at(base + ((n / PANEL) * K + k) * PANEL + n % PANEL);\n}",
     weight_f16:
       "fn weight_f16(base: i32, n: i32, k: i32, K: i32) -> f32 {\n  let i = ((n / PANEL) * K + k) * PANEL + n % PANEL;\n  let word = base + i / 2;\n  let v = unpack2x16float(weights[word / 4][word % 4]);\n  return select(v.x, v.y, (i & 1) == 1);\n}",
@@ -313,8 +327,7 @@ function emitBody(name: string, b: Body, env: KernelEnv, target: Target, variant
     case "linear": {
       const [x, w] = b.operands as [Operand, Operand];
       const t = w.value.type as Weight;
-      // f16 offsets count halves.
-      const base = env.address(w.value).offset * (t.format === "f16" ? 2 : 1);
+      const at4 = panelReader(t.format, env.address(w.value).offset, t.n, t.k);
       const rows = (n: number): string[] => {
         const is = Array.from({ length: n }, (_, i) => i);
         const at = is.map((i) => rowAt(x, env, n === 1 ? "r" : `min(r0 + ${i}, n - 1)`));
@@ -322,7 +335,7 @@ function emitBody(name: string, b: Body, env: KernelEnv, target: Target, variant
           ...is.map((i) => `let x${i} = ${at[i]!.at};`),
           ...is.map((i) => `var a${i} = vec4<f32>();`),
           `for (var k = 0; k < ${t.k}; k++) {`,
-          `  let w = panel_${t.format}(wp + k * 16);`,
+          `  let w = ${at4("col / 16", "k", "col % 16")};`,
           ...is.map((i) => `  a${i} = fma(vec4<f32>(${at[i]!.cls}[x${i} + k]), w, a${i});`),
           "}",
           // One copy of the epilogue, whatever the tile: it is the larger part of the text.
@@ -337,7 +350,6 @@ function emitBody(name: string, b: Body, env: KernelEnv, target: Target, variant
         `  let r0 = wg.y * ${TILE};`,
         `  let col = (wg.x * ${WG} + lane) * 4;`,
         `  if (col >= ${t.n}) { return; }`,
-        `  let wp = ${base} + (col / 16) * ${t.k * 16} + col % 16;`,
         `  if (n - r0 >= ${TILE_FROM}) {`,
         ...indent(rows(TILE), 4),
         "  } else {",
@@ -358,10 +370,10 @@ function emitBody(name: string, b: Body, env: KernelEnv, target: Target, variant
           ...is.map((i) => `var a${i} = vec4<f32>();`),
           ...segments.flatMap(([dy, w], s) => {
             const t = w.value.type as Weight;
-            const base = env.address(w.value).offset * (t.format === "f16" ? 2 : 1);
+            const at4 = panelReader(t.format, env.address(w.value).offset, t.n, k);
             const at = is.map((i) => rowAt(dy, env, n === 1 ? "r" : `min(r0 + ${i}, n - 1)`));
             const full = t.n - (t.n % 4);
-            const columns = four.map((c) => `let w${c} = panel_${t.format}(${base} + ((j / 16) * ${k} + col + ${c}) * 16 + j % 16);`);
+            const columns = four.map((c) => `let w${c} = ${at4("j / 16", `col + ${c}`, "j % 16")};`);
             const chains = (n: number): string[] =>
               four.slice(0, n).flatMap((j) => {
                 const w = `let n${j} = vec4<f32>(${four.map((c) => `w${c}.${"xyzw"[j]}`).join(", ")});`;
@@ -571,7 +583,6 @@ function emitUpdate(name: string, b: UpdateBody, env: KernelEnv): string {
           `  if (col >= ${weight.n}) { return; }`,
           `  let scale = bitcast<f32>(tables[${SLOT_TABLE + branch * 2 + 1} + ${header("slot")} * ${env.branches * 2}]);`,
           `  let rank = ${jobRank(branch, env)};`,
-          `  let wp = ${weight.offset * (format === "f16" ? 2 : 1)} + (col / 16) * ${weight.k * 16} + col % 16;`,
           "  var sum = vec4<f32>();",
           `  for (var k = 0; k < ${weight.k}; k++) {`,
           "    var d = vec4<f32>();",
@@ -579,7 +590,7 @@ function emitUpdate(name: string, b: UpdateBody, env: KernelEnv): string {
           `      let p = ${slot(up)} + r * ${weight.n} + col;`,
           `      d = fma(vec4<f32>(adapters[${slot(a)} + r * ${weight.k} + k]), vec4<f32>(adapters[p], adapters[p + 1], adapters[p + 2], adapters[p + 3]), d);`,
           "    }",
-          `    let x = fma(vec4<f32>(scale), d, panel_${format}(wp + k * 16));`,
+          `    let x = fma(vec4<f32>(scale), d, ${panelReader(format, weight.offset, weight.n, weight.k)("col / 16", "k", "col % 16")});`,
           "    sum = fma(x, x, sum);",
           "  }",
           `  for (var c = 0; c < min(4, ${weight.n} - col); c++) { adapters[${slot(out)} + col + c] = 1.0f / sqrt(sum[c]); }`,

@@ -9,7 +9,8 @@ import { align, type Layout, placeValues } from "../../compiler/plan.ts";
 import { type Capacities, type Target, targets } from "../../compiler/target.ts";
 import { type EvalCtx, inputName, isInput, type Type, toposort, type Value, valueKey } from "../../ops/index.ts";
 import type { Manifest, TargetPlan } from "../../runtime/bundle.ts";
-import { type Device, packPanels, unpackPanels } from "../../runtime/device.ts";
+import type { Device } from "../../runtime/device.ts";
+import { pack, restore, store, unpack } from "../../runtime/formats.ts";
 import { openWasm } from "../../runtime/wasm.ts";
 import { openWebGpu } from "../../runtime/webgpu.ts";
 import { uniform } from "./random.ts";
@@ -113,7 +114,9 @@ export function inputData(roots: readonly Value[], b: Batch, seed: string): Reco
       table: () => capacities.context * (t as { cols: number }).cols,
       grad: () => 0,
     }[t.kind]();
-    out[name] = Float64Array.from(uniform(`${seed} ${name}`, size));
+    const values = uniform(`${seed} ${name}`, size);
+    // A matrix has values that its format can hold.
+    out[name] = Float64Array.from(t.kind === "weight" ? restore(t.format, store(t.format, Float32Array.from(values), t.n, t.k, name), t.n, t.k) : values);
     if (t.kind === "factor" && t.rows > 1) {
       // Rows beyond a slot's rank are zero, as in a real slot.
       for (let s = 0; s < 4; s++) out[name]!.fill(0, (s * t.rows + b.ranks[s]!) * t.cols, (s + 1) * t.rows * t.cols);
@@ -244,7 +247,11 @@ export async function runOn(
     if (v.type.kind === "factor")
       for (let s = 0; s < 4; s++)
         device.write({ cls: "adapters", group: 0, offset: s * slotWords + f.offset }, data.slice(s * v.type.rows * v.type.cols, (s + 1) * v.type.rows * v.type.cols));
-    else device.write({ cls: f.cls, group: 0, offset: f.offset }, v.type.kind === "weight" ? packPanels(data, v.type.n, v.type.k, t.panel) : data);
+    else
+      device.write(
+        { cls: f.cls, group: 0, offset: f.offset },
+        v.type.kind === "weight" ? pack(v.type.format, store(v.type.format, data, v.type.n, v.type.k, name), v.type.n, v.type.k, t.panel) : data,
+      );
   }
   const tables = new Uint32Array(64 + 4 * BRANCHES * 2);
   const scales = new Float32Array(tables.buffer);
@@ -269,7 +276,7 @@ export async function runOn(
     else if (r.type.kind === "grad") {
       const p = params.get(r.type.of)!;
       const data = await device.read({ cls: "accum", group: 0, offset: p.accum, words: p.words });
-      outputs.push(p.kind === "weight" ? unpackPanels(data, p.n, p.k, t.panel) : data.slice(0, p.kind === "factor" ? p.n * p.k : p.n));
+      outputs.push(p.kind === "weight" ? unpack("f32", data, p.n, p.k, t.panel) : data.slice(0, p.kind === "factor" ? p.n * p.k : p.n));
     } else outputs.push(await device.read({ cls: "arena", group: 0, offset: dkvAt, words: capacities.savedRows * (r.type as { cols: number }).cols }));
   }
   device.dispose();

@@ -104,8 +104,15 @@ function weightf32(w: usize, n: i32, k: i32, K: i32): f32 {
   return load<f32>(w + ((<usize>(((n >> 3) * K + k) * 8 + (n & 7))) << 2));
 }
 function weightf16(w: usize, n: i32, k: i32, K: i32): f32 {
-  const h: u32 = load<u16>(w + ((<usize>(((n >> 3) * K + k) * 8 + (n & 7))) << 1));
+  return half1(load<u16>(w + ((<usize>(((n >> 3) * K + k) * 8 + (n & 7))) << 1)));
+}
+function half1(h: u32): f32 {
   return reinterpret<f32>(reinterpret<u32>(reinterpret<f32>((h & 0x7fff) << 13) * reinterpret<f32>(0x77800000)) | ((h & 0x8000) << 16));
+}
+function weightint8(w: usize, n: i32, k: i32, K: i32, N: i32): f32 {
+  const at: usize = w + <usize>(((n >> 3) * K + k) * 8 + (n & 7));
+  const scale: usize = w + <usize>(((N + 7) >> 3) * K) * 8 + <usize>((((n >> 3) * ((K + 31) >> 5) + (k >> 5)) * 8 + (n & 7)) * 2);
+  return <f32>load<i8>(at) * half1(load<u16>(scale));
 }
 /** Start of a row's keys or values in the paged cache: [block][k|v][head][32][head_dim]. */
 function kvRow(kv: usize, meta: usize, table: i32, pos: i32, part: i32, heads: i32, hd: i32): usize {
@@ -210,14 +217,35 @@ function clear(at: usize, bytes: i32): void {
     v128.store(at, f32x4.splat(0), 16);
   }
 }
-/** `count` rows of a panel from row k, widened to f32: [count][8]. */
-function unpack_f16(panel: usize, k: i32, count: i32, out: usize): void {
-  panel += <usize>k * 16;
+/** `count` rows of panel p from row k, widened to f32: [count][8]. */
+function unpack_f16(w: usize, N: i32, K: i32, p: i32, k: i32, count: i32, out: usize): void {
+  let at: usize = w + <usize>(p * K + k) * 16;
   const end: usize = out + <usize>count * 32;
   for (; out < end; out += 32) {
-    v128.store(out, half4(panel));
-    v128.store(out, half4(panel + 8), 16);
-    panel += 16;
+    v128.store(out, half4(at));
+    v128.store(out, half4(at + 8), 16);
+    at += 16;
+  }
+}
+/** The same of int8: q · scale, exactly; k is a multiple of 8. Scales lie after all panels, [panel][block of 32 rows][8]. */
+function unpack_int8(w: usize, N: i32, K: i32, p: i32, k: i32, count: i32, out: usize): void {
+  let at: usize = w + <usize>(p * K + k) * 8;
+  const scales: usize = w + <usize>(((N + 7) >> 3) * K) * 8 + <usize>(p * ((K + 31) >> 5)) * 16;
+  const last: i32 = k + count;
+  while (k < last) {
+    const scale: usize = scales + <usize>(k >> 5) * 16;
+    const s0: v128 = half4(scale);
+    const s1: v128 = half4(scale + 8);
+    const stop: i32 = min(last, (k | 31) + 1);
+    const end: usize = out + <usize>(stop - k) * 32;
+    while (out < end) {
+      const q: v128 = i16x8.extend_low_i8x16_s(v128.load64_zero(at));
+      v128.store(out, f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(q)), s0));
+      v128.store(out, f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_s(q)), s1), 16);
+      at += 8;
+      out += 32;
+    }
+    k = stop;
   }
 }
 // Lanes a0 a1 a2 a3 of four vectors as columns of the other three.
@@ -353,25 +381,6 @@ function sumsq(g: usize, words: i32): f32 {
     total += hsum(v);
   }
   return total;
-}
-/** out[o] = 1 / ‖W[o] + scale · Σ_r b[r][o]·a[r]‖₂, k ascending in every lane; `acc` is scratch. */
-function rowNorms_f32(w: usize, n: i32, K: i32, a: usize, b: usize, rank: i32, scale: f32, out: usize, acc: usize, part: i32, parts: i32): void {
-  const quads: i32 = (n + 3) >> 2;
-  for (let o: i32 = share(quads, part, parts) << 2; o < share(quads, part + 1, parts) << 2; o += 4) {
-    let sum: v128 = f32x4.splat(0);
-    const panel: usize = w + <usize>(o >> 3) * <usize>K * 32 + <usize>(o & 7) * 4;
-    for (let k: i32 = 0; k < K; k++) sum = rowNormStep(v128.load(panel + <usize>k * 32), k, o, n, K, a, b, rank, scale, sum);
-    rowNormsOut(sum, o, n, out, acc);
-  }
-}
-function rowNorms_f16(w: usize, n: i32, K: i32, a: usize, b: usize, rank: i32, scale: f32, out: usize, acc: usize, part: i32, parts: i32): void {
-  const quads: i32 = (n + 3) >> 2;
-  for (let o: i32 = share(quads, part, parts) << 2; o < share(quads, part + 1, parts) << 2; o += 4) {
-    let sum: v128 = f32x4.splat(0);
-    const panel: usize = w + <usize>(o >> 3) * <usize>K * 16 + <usize>(o & 7) * 2;
-    for (let k: i32 = 0; k < K; k++) sum = rowNormStep(half4(panel + <usize>k * 16), k, o, n, K, a, b, rank, scale, sum);
-    rowNormsOut(sum, o, n, out, acc);
-  }
 }
 // @ts-ignore: decorator
 @inline function rowNormStep(w: v128, k: i32, o: i32, n: i32, K: i32, a: usize, b: usize, rank: i32, scale: f32, sum: v128): v128 {
