@@ -86,8 +86,8 @@ test("law 4 can fail: a perturbed kernel family turns it red", async () => {
   const source = new TextDecoder().decode(files.get("kernels.as.ts")!);
   const wrong = source
     .replace(
-      "function tile1x4(x0: usize, w0: usize, apart: usize, K: i32, acc: usize): void {",
-      "function tile1x4(x0: usize, w0: usize, apart: usize, K: i32, acc: usize): void {\n  for (let q: usize = 0; q < 4; q++) backwards(x0, w0 + q * apart, K, acc + q * 32);\n  if (K > 0) return;",
+      "function tile1_f32_4(x0: usize, w: usize, K: i32, acc: usize): void {",
+      "function tile1_f32_4(x0: usize, w: usize, K: i32, acc: usize): void {\n  backwards(x0, w, K, acc);\n  if (K > 0) return;",
     )
     .concat(`
 function backwards(x: usize, w: usize, K: i32, out: usize): void {

@@ -189,21 +189,57 @@ export function emitOuter(name: string, b: Body, env: KernelEnv): string {
 }
 
 const each = (n: number): number[] => Array.from({ length: n }, (_, i) => i);
-/** acc[rows][8] += x[rows][K] · panel, K ascending, `terms` of them an iteration: K is a multiple of that. */
-function tile(rows: number, terms: number): string {
+interface Storage {
+  /** Bytes of a term (eight columns) of a panel. */
+  readonly bytes: number;
+  /** Terms of an iteration: those of int8 share their scales. */
+  readonly terms: number;
+  /** Statements that make columns 0 to 3 and 4 to 7 of term `u`, as `b` and `d`. */
+  readonly load: (u: number) => string[];
+}
+const storage: Readonly<Record<Weight["format"], Storage>> = {
+  f32: { bytes: 32, terms: 4, load: (u) => [`const b${u}: v128 = v128.load(w, ${u * 32});`, `const d${u}: v128 = v128.load(w, ${u * 32 + 16});`] },
+  f16: {
+    bytes: 16,
+    terms: 4,
+    load: (u) => [
+      `const h${u}: v128 = v128.load(w, ${u * 16});`,
+      `const b${u}: v128 = widen(i32x4.extend_low_i16x8_s(h${u}));`,
+      `const d${u}: v128 = widen(i32x4.extend_high_i16x8_s(h${u}));`,
+    ],
+  },
+  int8: {
+    bytes: 8,
+    terms: 32,
+    load: (u) => [
+      `const e${u}: v128 = v128.load_ext<i8>(w, ${u * 8});`,
+      `const b${u}: v128 = f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(e${u})), s0);`,
+      `const d${u}: v128 = f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_s(e${u})), s1);`,
+    ],
+  },
+};
+/**
+ * acc[rows][8] += x[rows][K] · panel, K ascending, `terms` of them an iteration: K is a multiple of that (for one: within a block of int8). One loop and
+ * one panel, on purpose: a second loop over the same sums, or a second run of memory, costs a third of the speed.
+ */
+function tile(rows: number, format: Weight["format"], terms: number): string {
   const xs = each(rows);
+  const { bytes, load } = storage[format];
   const term = (u: number): string[] => [
-    `const b${u}: v128 = v128.load(w, ${u * P * 4});`,
-    `const d${u}: v128 = v128.load(w, ${u * P * 4 + 16});`,
-    ...xs.flatMap((i) => [`const s${u}_${i}: v128 = v128.load_splat<f32>(x${i}, ${u * 4});`, `p${i} = madd(s${u}_${i}, b${u}, p${i});`, `q${i} = madd(s${u}_${i}, d${u}, q${i});`]),
+    ...load(u),
+    ...xs.flatMap((i) => [`const t${u}_${i}: v128 = v128.load_splat<f32>(x${i}, ${u * 4});`, `p${i} = madd(t${u}_${i}, b${u}, p${i});`, `q${i} = madd(t${u}_${i}, d${u}, q${i});`]),
   ];
+  const scaled = format === "int8";
+  const scales = "const s0: v128 = half4(scales), s1: v128 = half4(scales + 8);";
   return [
-    `function tile${rows}_${terms}(${xs.map((i) => `x${i}: usize, `).join("")}w: usize, K: i32, acc: usize): void {`,
+    `function tile${rows}_${format}_${terms}(${xs.map((i) => `x${i}: usize, `).join("")}w: usize, ${scaled ? "scales: usize, " : ""}K: i32, acc: usize): void {`,
     ...xs.map((i) => `  let p${i}: v128 = v128.load(acc, ${i * BLOCK_STRIDE}), q${i}: v128 = v128.load(acc, ${i * BLOCK_STRIDE + 16});`),
-    `  const end: usize = w + (<usize>K) * ${P * 4};`,
+    ...(scaled && terms === 1 ? [`  ${scales}`] : []),
+    `  const end: usize = w + (<usize>K) * ${bytes};`,
     "  while (w < end) {",
+    ...(scaled && terms > 1 ? [`    ${scales}`, "    scales += 16;"] : []),
     ...indent(each(terms).flatMap(term), 4),
-    `    ${xs.map((i) => `x${i} += ${terms * 4};`).join(" ")} w += ${terms * P * 4};`,
+    `    ${xs.map((i) => `x${i} += ${terms * 4};`).join(" ")} w += ${terms * bytes};`,
     "  }",
     ...xs.map((i) => `  v128.store(acc, p${i}, ${i * BLOCK_STRIDE}); v128.store(acc, q${i}, ${i * BLOCK_STRIDE + 16});`),
     "}",
@@ -211,52 +247,74 @@ function tile(rows: number, terms: number): string {
 }
 /**
  * The first rows to meet the panels wait for memory, which a few rows do best: what is left over from eights goes first, or else two fours. Panels lie
- * one after the other in memory, so they are read as one long run before other rows find them in the cache.
+ * one after the other in memory, so they are read as one long run before other rows find them in the cache. Eights are for panels in f32: what so many
+ * rows read is unpacked once before.
  */
-function tiles(): string {
+function tiles(format: Weight["format"]): string {
+  const { bytes, terms } = storage[format];
+  const scaled = format === "int8";
   const pass = (rows: number): string[] => [
     "const at: usize = xs + ((<usize>r) << 2);",
     ...each(rows).map((i) => `const x${i}: usize = <usize>load<u32>(at, ${i * 4}) + from;`),
     "for (let p: i32 = 0; p < panels; p++) {",
     "  const panel: usize = w + <usize>p * apart;",
+    ...(scaled ? ["  const scale: usize = scales + <usize>p * scalesApart;"] : []),
     `  const sums: usize = acc + <usize>(r * ${BLOCK_STRIDE} + p * ${P * 4});`,
-    `  tile${rows}_4(${each(rows)
+    `  if (whole) tile${rows}_${format}_${terms}(${each(rows)
       .map((i) => `x${i}, `)
-      .join("")}panel, K4, sums);`,
-    `  if (K & 3) tile${rows}_1(${each(rows)
-      .map((i) => `x${i} + ((<usize>K4) << 2), `)
-      .join("")}panel + (<usize>K4) * ${P * 4}, K & 3, sums);`,
+      .join("")}panel, ${scaled ? "scale, " : ""}whole, sums);`,
+    `  if (rest) tile${rows}_${format}_1(${each(rows)
+      .map((i) => `x${i} + ((<usize>whole) << 2), `)
+      .join("")}panel + (<usize>whole) * ${bytes}, ${scaled ? "scale + (<usize>whole >> 1), " : ""}rest, sums);`,
     "}",
     `r += ${rows};`,
   ];
+  const eights = format === "f32";
   return [
-    ...[8, 4, 2, 1].flatMap((rows) => [4, 1].map((terms) => tile(rows, terms))),
+    ...(eights ? [8, 4, 2, 1] : [4, 2, 1]).flatMap((rows) => [terms, 1].map((n) => tile(rows, format, n))),
     "/** acc[rows][panels × 8] += the K terms of rows at `xs` (pointers) from byte `from` · panels `apart` bytes apart. */",
-    "function tiles(xs: usize, from: usize, rows: i32, w: usize, apart: usize, panels: i32, K: i32, acc: usize): void {",
-    "  const K4: i32 = K & ~3;",
-    "  const first: i32 = rows & 7 ? rows & 7 : 8;",
+    `function tiles_${format}(xs: usize, from: usize, rows: i32, w: usize, apart: usize, ${scaled ? "scales: usize, scalesApart: usize, " : ""}panels: i32, K: i32, acc: usize): void {`,
+    `  const rest: i32 = K & ${terms - 1};`,
+    "  const whole: i32 = K - rest;",
+    `  const first: i32 = ${eights ? "rows & 7 ? rows & 7 : 8" : "rows"};`,
     "  let r: i32 = 0;",
     ...[4, 2, 1].flatMap((n) => [`  ${n === 4 ? "while" : "if"} (first - r >= ${n}) {`, ...indent(pass(n), 4), "  }"]),
-    "  while (r < rows) {",
-    ...indent(pass(8), 4),
-    "  }",
+    ...(eights ? ["  while (r < rows) {", ...indent(pass(8), 4), "  }"] : []),
     "}",
   ].join("\n");
 }
 
-/** The two products over one storage format: f32 panels are read as they are, others unpacked, four panels of a chunk at a time. */
+/** The two products over one storage format. For eight rows and more, and turned, packed panels are unpacked before: four panels of a chunk at a time. */
 function productsOf(format: Weight["format"]): string {
   const direct = format === "f32";
+  const scaled = format === "int8";
+  const { bytes } = storage[format];
+  // As they are: long runs of eight panels.
+  const asTheyAre = [
+    `for (let k: i32 = 0; k < K; k += ${K_DIRECT}) {`,
+    `  const terms: i32 = min(${K_DIRECT}, K - k);`,
+    ...(scaled ? [`  const scales: usize = w + <usize>(((N + 7) >> 3) * K) * ${bytes} + <usize>(p0 * ((K + 31) >> 5) + (k >> 5)) * 16;`] : []),
+    `  tiles_${format}(xs, (<usize>k) << 2, rows, w + <usize>(p0 * K + k) * ${bytes}, (<usize>K) * ${bytes}, ${scaled ? "scales, <usize>((K + 31) >> 5) * 16, " : ""}p1 - p0, terms, acc);`,
+    "}",
+  ];
   return [
     `function product_${format}(xs: usize, rows: i32, w: usize, N: i32, K: i32, p0: i32, p1: i32, acc: usize, pack: usize): void {`,
-    `  for (let k: i32 = 0; k < K; k += ${direct ? K_DIRECT : K_CHUNK}) {`,
-    `    const terms: i32 = min(${direct ? K_DIRECT : K_CHUNK}, K - k);`,
-    `    for (let p: i32 = p0; p < p1; p += ${direct ? 8 : 4}) {`,
-    `      const q: i32 = min(${direct ? 8 : 4}, p1 - p);`,
-    ...(direct ? [] : [`      for (let j: i32 = 0; j < q; j++) unpack_${format}(w, N, K, p + j, k, terms, pack + <usize>j * ${CHUNK_BYTES});`]),
-    `      tiles(xs, (<usize>k) << 2, rows, ${direct ? "w + <usize>(p * K + k) * 32, (<usize>K) * 32" : `pack, ${CHUNK_BYTES}`}, q, terms, acc + <usize>(p - p0) * ${P * 4});`,
-    "    }",
-    "  }",
+    ...(direct
+      ? indent(asTheyAre, 2)
+      : [
+          "  if (rows < 8) {",
+          ...indent(asTheyAre, 4),
+          "    return;",
+          "  }",
+          `  for (let k: i32 = 0; k < K; k += ${K_CHUNK}) {`,
+          `    const terms: i32 = min(${K_CHUNK}, K - k);`,
+          "    for (let p: i32 = p0; p < p1; p += 4) {",
+          "      const q: i32 = min(4, p1 - p);",
+          `      for (let j: i32 = 0; j < q; j++) unpack_${format}(w, N, K, p + j, k, terms, pack + <usize>j * ${CHUNK_BYTES});`,
+          `      tiles_f32(xs, (<usize>k) << 2, rows, pack, ${CHUNK_BYTES}, q, terms, acc + <usize>(p - p0) * ${P * 4});`,
+          "    }",
+          "  }",
+        ]),
     "}",
     `function turned_${format}(xs: usize, rows: i32, w: usize, N: i32, K: i32, q0: i32, q1: i32, acc: usize, pack: usize): void {`,
     `  for (let n: i32 = 0; n < N; n += ${K_CHUNK}) {`,
@@ -271,7 +329,7 @@ function productsOf(format: Weight["format"]): string {
           `        turn(pack + ${4 * CHUNK_BYTES}, c, pack + <usize>at * 32, ${CHUNK_BYTES});`,
         ]),
     "      }",
-    `      tiles(xs, (<usize>n) << 2, rows, pack, ${CHUNK_BYTES}, c, terms, acc + <usize>(q - q0) * ${P * 4});`,
+    `      tiles_f32(xs, (<usize>n) << 2, rows, pack, ${CHUNK_BYTES}, c, terms, acc + <usize>(q - q0) * ${P * 4});`,
     "    }",
     "  }",
     "}",
@@ -313,4 +371,4 @@ function outerTile(rows: number): string {
   ].join("\n");
 }
 /** Text of all tiles and products, which emitted kernels call. */
-export const productText = (): string => [tiles(), ...(["f32", "f16", "int8"] as const).map(productsOf), outerTile(8), outerTile(4)].join("\n");
+export const productText = (): string => [...(["f32", "f16", "int8"] as const).flatMap((f) => [tiles(f), productsOf(f)]), outerTile(8), outerTile(4)].join("\n");

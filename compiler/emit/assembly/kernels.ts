@@ -93,12 +93,15 @@ function rand4(key: i32, salt: i32, col: i32): v128 {
   return f32x4.mul(f32x4.convert_i32x4_s(i32x4.shr_u(h, 8)), f32x4.splat(5.9604644775390625e-8));
 }
 
-/** Four packed halves to f32: exact for every finite value, subnormals included. */
+/** Halves, sign-extended to 32 bits, to f32: exact for every finite value, subnormals included. */
+// @ts-ignore: decorator
+@inline function widen(h: v128): v128 {
+  return f32x4.mul(v128.and(i32x4.shl(h, 13), i32x4.splat(0x8fffe000)), f32x4.splat(reinterpret<f32>(0x77800000)));
+}
+/** Four packed halves to f32. */
 // @ts-ignore: decorator
 @inline function half4(p: usize): v128 {
-  const h: v128 = i32x4.extend_low_i16x8_u(v128.load64_zero(p));
-  const mag: v128 = f32x4.mul(i32x4.shl(v128.and(h, i32x4.splat(0x7fff)), 13), f32x4.splat(reinterpret<f32>(0x77800000)));
-  return v128.or(mag, i32x4.shl(v128.and(h, i32x4.splat(0x8000)), 16));
+  return widen(i32x4.extend_low_i16x8_s(v128.load64_zero(p)));
 }
 function weightf32(w: usize, n: i32, k: i32, K: i32): f32 {
   return load<f32>(w + ((<usize>(((n >> 3) * K + k) * 8 + (n & 7))) << 2));
