@@ -20,7 +20,7 @@ import {
 import { writeFolder } from "../runtime/folder.ts";
 import type { AdapterMethod } from "./adapters/adapter.ts";
 import { adapterMethods } from "./adapters/index.ts";
-import { compileKernels } from "./emit/asc.ts";
+import { compileKernels, compileRelaxed } from "./emit/asc.ts";
 import { emitAlias, emitLaunchAs, prelude, scratchBytes } from "./emit/assemblyscript.ts";
 import { emitHost, policies } from "./emit/host.ts";
 import { emitLaunchWgsl, gridOf } from "./emit/wgsl.ts";
@@ -44,6 +44,8 @@ export interface CompileOptions {
   /** Adapter methods that requests can use, beside those that are trained. Default: lora. */
   readonly methods?: readonly string[];
   readonly format?: Format;
+  /** Also emit the Wasm kernels with fused multiply-adds, which machines with relaxed SIMD take: faster, and a class of numerics of its own. */
+  readonly relaxed?: boolean;
   readonly policy?: string;
   /** S2FT's class `permuted`: the channels that its adapters train, which the device then keeps first (`weft compile --calibrate` chooses them). */
   readonly selection?: NonNullable<Manifest["selection"]>;
@@ -123,6 +125,7 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
       const source = `${prelude()}\n${emitted.sources.map((s) => s.text).join("\n")}`;
       files.set("kernels.as.ts", text(source));
       files.set("kernels.wasm", await compileKernels(source));
+      if (options.relaxed) files.set("kernels.relaxed.wasm", await compileRelaxed(source));
     } else for (const s of emitted.sources) files.set(`kernels/${s.name}.wgsl`, text(s.text));
   }
 

@@ -7,6 +7,8 @@ export type MemoryClass = (typeof memoryClasses)[number];
 
 export interface DeviceInfo {
   readonly target: "wasm" | "webgpu";
+  /** Results are the same bits within a class (on one machine), and close across classes. */
+  readonly numerics: "wasm" | "wasm relaxed" | "webgpu";
   /** What computes: adapter name, or the CPU. */
   readonly name: string;
   readonly software: boolean;

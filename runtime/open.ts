@@ -1,7 +1,7 @@
 /** Which device plays a bundle: WebGPU on a hardware adapter, else Wasm; a software adapter only when asked for by name. */
 import { type Manifest, WeftError } from "./bundle.ts";
 import type { Device } from "./device.ts";
-import { openWasm, type WasmOptions } from "./wasm.ts";
+import { hasRelaxed, openWasm, type WasmOptions } from "./wasm.ts";
 import { openWebGpu } from "./webgpu.ts";
 
 export type DeviceChoice = "auto" | "wasm" | "webgpu" | "software";
@@ -9,7 +9,20 @@ export const deviceChoices: readonly DeviceChoice[] = ["auto", "wasm", "webgpu",
 
 export async function openDevice(choice: DeviceChoice, manifest: Manifest, file: (name: string) => Promise<Uint8Array>, options: WasmOptions = {}): Promise<Device> {
   if (!deviceChoices.includes(choice)) throw new WeftError({ code: "WEFT_OPTION", where: "device", expected: deviceChoices.join(", "), found: String(choice) });
-  const wasm = async (): Promise<Device> => openWasm(manifest, await file("kernels.wasm"), options);
+  const wasm = async (): Promise<Device> => {
+    const name = "kernels.relaxed.wasm";
+    const can = name in manifest.files && hasRelaxed();
+    const relaxed = options.relaxed ?? can;
+    if (relaxed && !can)
+      throw new WeftError({
+        code: "WEFT_DEVICE",
+        where: "relaxed",
+        expected: name in manifest.files ? "an engine with relaxed SIMD" : `a bundle with ${name}`,
+        found: name in manifest.files ? "one without" : "none",
+        hint: name in manifest.files ? "Node 20 has it behind --experimental-wasm-relaxed-simd" : "compile with --relaxed",
+      });
+    return openWasm(manifest, await file(relaxed ? name : "kernels.wasm"), { ...options, relaxed });
+  };
   if (choice === "wasm") return wasm();
   if (choice === "auto") {
     const device = manifest.targets.webgpu ? await openWebGpu(manifest, file, "hardware") : null;

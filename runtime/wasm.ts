@@ -12,7 +12,21 @@ const SLICE_MS = 8;
 export interface WasmOptions {
   /** Threads that compute; 1 computes where the engine is. Default: as many as the machine has cores. Results are the same bits for any number. */
   readonly threads?: number | undefined;
+  /** Kernels with fused multiply-adds, a class of numerics of its own. Default: where the bundle has them and the machine can. */
+  readonly relaxed?: boolean | undefined;
 }
+
+/** Can this engine run relaxed SIMD? A function of one relaxed multiply-add. */
+export const hasRelaxed = (): boolean =>
+  WebAssembly.validate(
+    // biome-ignore format: one section a line
+    Uint8Array.of(
+      0, 0x61, 0x73, 0x6d, 1, 0, 0, 0,
+      1, 5, 1, 0x60, 0, 1, 0x7b,
+      3, 2, 1, 0,
+      10, 19, 1, 17, 0, 0x41, 0, 0xfd, 15, 0x41, 0, 0xfd, 15, 0x41, 0, 0xfd, 15, 0xfd, 0x85, 2, 11,
+    ),
+  );
 
 /** Where everything lies in memory, bytes. */
 function planMemory(manifest: Manifest, threads: number): { base: ReadonlyMap<string, number>; bytes: Readonly<Record<string, number>>; pages: number } {
@@ -145,7 +159,12 @@ export async function openWasm(manifest: Manifest, bytesOfModule: Uint8Array, op
   const stats = { launches: 0, encodeMs: 0 };
   return {
     stats,
-    info: { target: "wasm", name: `CPU (SIMD WebAssembly, ${threads} thread${threads > 1 ? "s" : ""})`, software: false },
+    info: {
+      target: "wasm",
+      numerics: options.relaxed ? "wasm relaxed" : "wasm",
+      name: `CPU (${options.relaxed ? "relaxed " : ""}SIMD WebAssembly, ${threads} thread${threads > 1 ? "s" : ""})`,
+      software: false,
+    },
     plan,
     manyRows: 2 ** 30,
     memory: bytes,

@@ -163,7 +163,7 @@ export async function openWebGpu(manifest: Manifest, file: (name: string) => Pro
   const stats = { launches: 0, encodeMs: 0 };
   return {
     stats,
-    info: { target: "webgpu", name: info.description || info.device || info.vendor || "WebGPU adapter", software },
+    info: { target: "webgpu", numerics: "webgpu", name: info.description || info.device || info.vendor || "WebGPU adapter", software },
     plan,
     // A CPU behind WebGPU has few lanes and pays for every barrier: kernels without them, however few the rows.
     manyRows: software ? 1 : 64,

@@ -7,9 +7,9 @@ import type { TrainState } from "../runtime/trainer.ts";
 import { parseJson, readFileOr } from "./files.ts";
 
 interface Saved {
-  readonly version: 2;
+  readonly version: 3;
   readonly base: string;
-  readonly target: string;
+  readonly numerics: string;
   readonly options: unknown;
   readonly step: number;
   readonly updates: number;
@@ -19,7 +19,7 @@ interface Saved {
   readonly best: { readonly step: number; readonly loss: number } | null;
 }
 /** `options` are what results depend on; resuming with others is refused. */
-export async function saveCheckpoint(dir: string, state: TrainState, base: string, target: string, options: unknown): Promise<void> {
+export async function saveCheckpoint(dir: string, state: TrainState, base: string, numerics: string, options: unknown): Promise<void> {
   const tensors: TensorData[] = [];
   const put = (name: string, list: readonly Float32Array[] | undefined): void =>
     list?.forEach((data, i) => tensors.push({ name: `${name}.${i}`, shape: [data.length], dtype: "F32", data }));
@@ -28,9 +28,9 @@ export async function saveCheckpoint(dir: string, state: TrainState, base: strin
   put("adapter", state.adapter?.tensors);
   put("best", state.best?.adapter?.tensors);
   const json: Saved = {
-    version: 2,
+    version: 3,
     base,
-    target,
+    numerics,
     options,
     step: state.step,
     updates: state.updates,
@@ -42,14 +42,14 @@ export async function saveCheckpoint(dir: string, state: TrainState, base: strin
   await writeFolder(dir, Object.entries({ "trainer_state.json": JSON.stringify(json), "trainer_state.safetensors": encode(tensors, { format: "weft" }) }));
 }
 
-export async function loadCheckpoint(dir: string, base: string, target: string, options: unknown): Promise<TrainState> {
+export async function loadCheckpoint(dir: string, base: string, numerics: string, options: unknown): Promise<TrainState> {
   const json = parseJson(await readFileOr(`${dir}/trainer_state.json`, "WEFT_IO"), `${dir}/trainer_state.json`) as unknown as Saved;
   const refuse = (what: string, expected: string, found: string): never => {
     throw new WeftError({ code: "WEFT_CONFLICT", where: `${dir}: ${what}`, expected, found, hint: "resume with the bundle, device and options of the checkpoint" });
   };
-  if (json.version !== 2) refuse("version", "2", String(json.version));
+  if (json.version !== 3) refuse("version", "3", String(json.version));
   if (json.base !== base) refuse("base", base.slice(0, 12), String(json.base).slice(0, 12));
-  if (json.target !== target) refuse("target", target, json.target);
+  if (json.numerics !== numerics) refuse("numerics", numerics, json.numerics);
   if (JSON.stringify(json.options) !== JSON.stringify(options)) refuse("options", JSON.stringify(json.options), JSON.stringify(options));
   const where = `${dir}/trainer_state.safetensors`;
   const bytes = await readFileOr(where, "WEFT_IO");

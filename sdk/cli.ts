@@ -11,7 +11,7 @@ import { compile, type FinetuneOptions, load, planMemory } from "./index.ts";
 
 const usage = `weft: serve and fine-tune one base model from one process
 
-  weft compile MODEL -o BUNDLE [--target wasm,webgpu] [--train lora,s2ft,prefix,…,full] [--methods lora,…] [--format f32|f16] [--policy coserve|fcfs] [--context N] [--tokens N]
+  weft compile MODEL -o BUNDLE [--target wasm,webgpu] [--train lora,s2ft,prefix,…,full] [--methods lora,…] [--format f32|f16|int8] [--relaxed] [--policy coserve|fcfs] [--context N] [--tokens N]
                [--slots N] [--jobs N] [--rank N] [--blocks N] [--saved-rows N] [--kept-rows N] [--head-rows N] [--unit-rows N] [--no-fuse] [--s2ft-sites o_proj,down_proj]
                [--calibrate FILE.jsonl [--selector activation-small|…] [--seed N]]     S2FT on channels chosen now (class permuted)
   weft generate BUNDLE --prompt TEXT | --ids 1,2,3  [--adapter DIR] [--max-tokens N] [--temperature X] [--top-k N] [--top-p X] [--min-p X] [--seed N] [--device D]
@@ -48,6 +48,7 @@ const options = {
     quantum: text,
     "unit-rows": text,
     "no-fuse": flag,
+    relaxed: flag,
     "s2ft-sites": text,
     calibrate: text,
     selector: text,
@@ -130,6 +131,7 @@ const commands: Readonly<Record<Command, (positional: readonly string[], f: Flag
         format: f.format as never,
         policy: f.policy as never,
         fuse: f["no-fuse"] ? false : undefined,
+        relaxed: f.relaxed ? true : undefined,
         calibrate: f.calibrate ? { data: string(f, "calibrate"), ...given({ selector: f.selector as FinetuneOptions["selector"], seed: number(f, "seed") }) } : undefined,
       }),
       capacities: given({

@@ -23,6 +23,8 @@ export interface LoadOptions {
   readonly device?: DeviceChoice;
   /** Threads of the Wasm target; default: as many as the machine has cores (in a page: if it is cross-origin isolated). Never changes a result. */
   readonly threads?: number;
+  /** Take the bundle's kernels with fused multiply-adds (`compile --relaxed`); default: where the machine can. A class of numerics of its own. */
+  readonly relaxed?: boolean;
   readonly budget?: number;
   readonly idleBudget?: number;
   readonly onProgress?: (p: LoadProgress) => void;
@@ -141,7 +143,7 @@ export class Job {
   }
   /** Write a folder that `finetune({ resume })` goes on from, bit for bit on the same device and bundle. */
   async checkpoint(dir: string): Promise<void> {
-    await saveCheckpoint(dir, await this.core.checkpoint(), this.engine.manifest.base, this.engine.core.info.target, this.options);
+    await saveCheckpoint(dir, await this.core.checkpoint(), this.engine.manifest.base, this.engine.core.info.numerics, this.options);
   }
 }
 
@@ -298,7 +300,7 @@ export class Engine {
       from: o.from ? this.core.adapters.find(o.from).content : undefined,
       disjointFrom: o.disjointFrom?.map((name) => this.core.adapters.find(name).content),
       tuned: o.tuned === undefined ? undefined : await openMatrices(o.tuned, this.manifest),
-      resume: o.resume ? await loadCheckpoint(o.resume, this.manifest.base, this.core.info.target, key) : undefined,
+      resume: o.resume ? await loadCheckpoint(o.resume, this.manifest.base, this.core.info.numerics, key) : undefined,
     };
     const job = startJob(this.core, options, this.jobs);
     this.jobs.add(job);

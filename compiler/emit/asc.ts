@@ -2,8 +2,9 @@
 import asc from "assemblyscript/asc";
 
 /** Kernels: one module that any number of threads instantiate on one memory, which must be shared and of at most 4 GiB. */
-export const compileKernels = (source: string): Promise<Uint8Array> =>
+export const compileKernels = (source: string, flags: readonly string[] = []): Promise<Uint8Array> =>
   compileAssembly({ "kernels.ts": source }, "kernels.ts", [
+    ...flags,
     "--importMemory",
     "--noExportMemory",
     "--memoryBase",
@@ -16,6 +17,16 @@ export const compileKernels = (source: string): Promise<Uint8Array> =>
     "--enable",
     "threads",
   ]);
+
+/**
+ * The same kernels with fused multiply-adds, where a machine has them: relaxed SIMD leaves it to the machine whether a product is rounded before it is
+ * added, so this is a class of numerics of its own.
+ */
+export function compileRelaxed(source: string): Promise<Uint8Array> {
+  const exact = "return f32x4.add(f32x4.mul(a, b), c);";
+  if (source.split(exact).length !== 2) throw new Error("the kernels have one multiply-add");
+  return compileKernels(source.replace(exact, "return f32x4.relaxed_madd(a, b, c);"), ["--enable", "relaxed-simd"]);
+}
 
 /** Compile `entry` of `sources` (path → text). Throws with the compiler's own diagnostics: generated text that does not compile is a bug of ours. */
 export async function compileAssembly(sources: Readonly<Record<string, string>>, entry: string, flags: readonly string[]): Promise<Uint8Array> {

@@ -31,13 +31,13 @@ export function emitAttention(name: string, b: Body, env: KernelEnv): string {
   /** `let name = prefix · row at ptr`: lanes over dims, folded once. */
   const dot = (out: string, prefix: string, ptr: string): string[] => [
     `let ${out}v: v128 = f32x4.splat(0);`,
-    ...vs.map((i) => `${out}v = f32x4.add(${out}v, f32x4.mul(${prefix}${i}, v128.load(${ptr}, ${i * 16})));`),
+    ...vs.map((i) => `${out}v = madd(${prefix}${i}, v128.load(${ptr}, ${i * 16}), ${out}v);`),
     `let ${out}: f32 = hsum(${out}v);`,
     ...rest.map((d) => `${out} += ${prefix}s${d} * load<f32>(${ptr}, ${d * 4});`),
   ];
   const axpy = (prefix: string, s: string, ptr: string): string[] => [
     `const ${s}_: v128 = f32x4.splat(${s});`,
-    ...vs.map((i) => `${prefix}${i} = f32x4.add(${prefix}${i}, f32x4.mul(${s}_, v128.load(${ptr}, ${i * 16})));`),
+    ...vs.map((i) => `${prefix}${i} = madd(${s}_, v128.load(${ptr}, ${i * 16}), ${prefix}${i});`),
     ...rest.map((d) => `${prefix}s${d} += ${s} * load<f32>(${ptr}, ${d * 4});`),
   ];
   const posAt = `load<i32>(meta + ((<usize>row) << 2), ${env.layout.arrays.pos! * 4})`;
