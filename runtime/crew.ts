@@ -102,6 +102,7 @@ async function thread(hear: (message: string) => void): Promise<Thread> {
 
 /** How many threads this machine and page give: 1 where memory cannot be shared; in Node, WEFT_THREADS says otherwise. */
 export async function threadsHere(): Promise<number> {
+  if (typeof SharedArrayBuffer !== "function") return 1;
   const asked = isNode ? Number(process.env.WEFT_THREADS) : 0;
   return asked || cores();
 }

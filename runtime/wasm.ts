@@ -61,18 +61,25 @@ function unshared(module: Uint8Array): Uint8Array {
       if (b < 128) return n;
     }
   };
+  const skip = (): void => {
+    const n = number();
+    at += n;
+  };
   while (at < out.length) {
-    const section = out[at++];
-    const size = number();
-    if (section === 2 && number() === 1) {
-      at += number();
-      at += number();
+    if (out[at++] !== 2) {
+      skip();
+      continue;
+    }
+    number();
+    if (number() === 1) {
+      skip();
+      skip();
       if (out[at] === 2 && out[at + 1] === 3) {
         out[at + 1] = 1;
         return out;
       }
     }
-    at += size;
+    break;
   }
   throw new WeftError({ code: "WEFT_BUNDLE", where: "kernels.wasm", expected: "one import, a shared memory", found: "none" });
 }
@@ -177,11 +184,11 @@ export async function openWasm(manifest: Manifest, bytesOfModule: Uint8Array, op
       while (busy) await busy;
       stats.launches += commands.length / 6;
       words.set(block, meta / 4);
-      const played = play(commands).finally(settled);
-      busy = played;
-      // A list that is done before anybody could look is not waited for.
-      await played;
-      return reads.map(slice);
+      const played = play(commands)
+        .then(() => reads.map(slice))
+        .finally(settled);
+      busy = played.catch(() => {});
+      return played;
     },
     read: async (r) => {
       while (busy) await busy;

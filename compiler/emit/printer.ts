@@ -67,7 +67,8 @@ export class Printer {
     }
   }
   fresh(prefix: string): string {
-    return `${prefix}${this.names.n++}`;
+    // With a mark between them: i32 and f16 are types.
+    return `${prefix}_${this.names.n++}`;
   }
   /** An i32 expression; row-level metadata reads are hoisted. */
   ix(ix: Ix, lane = 0): string {

@@ -21,33 +21,28 @@ function exp4(x: v128): v128 {
 function exp1(x: f32): f32 {
   return f32x4.extract_lane(exp4(f32x4.splat(x)), 0);
 }
-// log: Cephes logf; relative error below 2e-7 for normal positive inputs.
-function log1(x: f32): f32 {
-  const bits: i32 = reinterpret<i32>(x);
-  let e: f32 = <f32>((bits >> 23) - 126);
-  let m: f32 = reinterpret<f32>((bits & 0x007fffff) | 0x3f000000);
-  if (m < 0.707106781186547524) {
-    e -= 1;
-    m = m + m - 1;
-  } else m -= 1;
-  const z: f32 = m * m;
-  let y: f32 = <f32>7.0376836292e-2;
-  y = y * m + <f32>-1.1514610310e-1;
-  y = y * m + <f32>1.1676998740e-1;
-  y = y * m + <f32>-1.2420140846e-1;
-  y = y * m + <f32>1.4249322787e-1;
-  y = y * m + <f32>-1.6668057665e-1;
-  y = y * m + <f32>2.0000714765e-1;
-  y = y * m + <f32>-2.4999993993e-1;
-  y = y * m + <f32>3.3333331174e-1;
-  y = y * m * z + e * <f32>-2.12194440e-4 - <f32>0.5 * z;
-  return m + y + e * <f32>0.693359375;
-}
+// log: Cephes logf; error below 2e-7 of the larger of 1 and |log x|, for normal positive inputs.
 function log4(x: v128): v128 {
-  let y: v128 = f32x4.splat(log1(f32x4.extract_lane(x, 0)));
-  y = f32x4.replace_lane(y, 1, log1(f32x4.extract_lane(x, 1)));
-  y = f32x4.replace_lane(y, 2, log1(f32x4.extract_lane(x, 2)));
-  return f32x4.replace_lane(y, 3, log1(f32x4.extract_lane(x, 3)));
+  let e: v128 = f32x4.convert_i32x4_s(i32x4.sub(i32x4.shr_s(x, 23), i32x4.splat(126)));
+  let m: v128 = v128.or(v128.and(x, i32x4.splat(0x007fffff)), i32x4.splat(0x3f000000));
+  const low: v128 = f32x4.lt(m, f32x4.splat(0.707106781186547524));
+  e = f32x4.sub(e, v128.and(low, f32x4.splat(1)));
+  m = f32x4.add(f32x4.sub(m, f32x4.splat(1)), v128.and(low, m));
+  const z: v128 = f32x4.mul(m, m);
+  let y: v128 = f32x4.splat(7.0376836292e-2);
+  y = f32x4.add(f32x4.mul(y, m), f32x4.splat(-1.1514610310e-1));
+  y = f32x4.add(f32x4.mul(y, m), f32x4.splat(1.1676998740e-1));
+  y = f32x4.add(f32x4.mul(y, m), f32x4.splat(-1.2420140846e-1));
+  y = f32x4.add(f32x4.mul(y, m), f32x4.splat(1.4249322787e-1));
+  y = f32x4.add(f32x4.mul(y, m), f32x4.splat(-1.6668057665e-1));
+  y = f32x4.add(f32x4.mul(y, m), f32x4.splat(2.0000714765e-1));
+  y = f32x4.add(f32x4.mul(y, m), f32x4.splat(-2.4999993993e-1));
+  y = f32x4.add(f32x4.mul(y, m), f32x4.splat(3.3333331174e-1));
+  y = f32x4.sub(f32x4.sub(f32x4.mul(f32x4.mul(y, m), z), f32x4.mul(e, f32x4.splat(2.12194440e-4))), f32x4.mul(f32x4.splat(0.5), z));
+  return f32x4.add(f32x4.add(m, y), f32x4.mul(e, f32x4.splat(0.693359375)));
+}
+function log1(x: f32): f32 {
+  return f32x4.extract_lane(log4(f32x4.splat(x)), 0);
 }
 // tanh(x) = 1 - 2 / (exp(2x) + 1): absolute error below 2e-7.
 function tanh4(x: v128): v128 {
