@@ -3,6 +3,7 @@ import { existsSync, mkdirSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { encodeSafetensors } from "../sdk/index.ts";
+import { ggufName, interleaved, writeGguf } from "../tests/support/gguf.ts";
 import { type Config, even, tensorsOf } from "../tests/support/tiny.ts";
 
 export const random: Config = {
@@ -24,5 +25,53 @@ export function randomModel(config: Config = random): string {
     writeFileSync(join(dir, "model.safetensors"), encodeSafetensors(tensorsOf(config)));
   }
   return dir;
+}
+/** The shape of SmolLM2-135M. */
+export const smol: Config = {
+  ...even,
+  hidden_size: 576,
+  num_hidden_layers: 30,
+  num_attention_heads: 9,
+  num_key_value_heads: 3,
+  head_dim: 64,
+  intermediate_size: 1536,
+  vocab_size: 49152,
+  max_position_embeddings: 2048,
+  rope_theta: 100000,
+  eos_token_id: null,
+};
+/** The same random weights as a GGUF file in F32, for llama.cpp; its vocabulary is made up. */
+export function randomGguf(config: Config): string {
+  const path = join(randomModel(config), "model.gguf");
+  if (existsSync(path)) return path;
+  const vocab = Array.from({ length: config.vocab_size }, (_, i) => `t${i}`);
+  const meta = {
+    "general.architecture": "llama",
+    "llama.vocab_size": config.vocab_size,
+    "llama.block_count": config.num_hidden_layers,
+    "llama.context_length": Number(config.max_position_embeddings),
+    "llama.embedding_length": config.hidden_size,
+    "llama.feed_forward_length": config.intermediate_size,
+    "llama.attention.head_count": config.num_attention_heads,
+    "llama.attention.head_count_kv": config.num_key_value_heads,
+    "llama.attention.layer_norm_rms_epsilon": Float32Array.of(1e-5),
+    "llama.rope.freq_base": Float32Array.of(Number(config.rope_theta)),
+    "llama.rope.dimension_count": Number(config.head_dim),
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "default",
+    "tokenizer.ggml.tokens": vocab,
+    "tokenizer.ggml.token_type": vocab.map(() => 1),
+    "tokenizer.ggml.merges": ["t 1"],
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2,
+  };
+  const tensors = tensorsOf(config).map((t) => {
+    const values = t.data as Float32Array;
+    const heads = t.name.includes("q_proj") ? config.num_attention_heads : t.name.includes("k_proj") ? config.num_key_value_heads : 0;
+    const data = heads ? interleaved(values, t.shape[0]!, heads) : values;
+    return { name: `${ggufName(t.name)}`, shape: t.shape, type: 0, data: new Uint8Array(data.buffer, data.byteOffset, data.byteLength) };
+  });
+  writeFileSync(path, writeGguf(meta, tensors));
+  return path;
 }
 export const ids = (n: number, seed: number, vocab: number): number[] => Array.from({ length: n }, (_, i) => (i * 7919 + seed * 104729 + 13) % vocab);

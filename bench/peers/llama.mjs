@@ -1,0 +1,46 @@
+/** llama.cpp on a GGUF file, through node-llama-cpp, two threads: node llama.mjs FILE */
+import { getLlama } from "node-llama-cpp";
+import { prompt, serve, timed } from "./serve.mjs";
+
+const llama = await getLlama({ gpu: false, build: "never", logLevel: "error", maxThreads: 2, progressLogs: false });
+const model = await llama.loadModel({ modelPath: process.argv[2], gpuLayers: 0 });
+const context = (sequences) => model.createContext({ contextSize: 1024, batchSize: 512, threads: 2, sequences });
+
+await serve({
+  greedy: async ({ ids, count }) => {
+    const c = await context(1);
+    const out = [];
+    for await (const t of c.getSequence().evaluate(ids, { temperature: 0, yieldEogToken: true })) if (out.push(t) >= count) break;
+    await c.dispose();
+    return { ids: out };
+  },
+  prefill: async ({ n }) => {
+    const c = await context(1);
+    const s = c.getSequence();
+    let seed = 0;
+    const ms = await timed(async () => {
+      await s.clearHistory();
+      await s.evaluateWithoutGeneratingNewTokens(prompt(n, seed++));
+    });
+    await c.dispose();
+    return { ms };
+  },
+  /** Milliseconds a step of `batch` sequences. */
+  decode: async ({ batch, tokens }) => {
+    const c = await context(batch);
+    const all = Array.from({ length: batch }, () => c.getSequence());
+    for (const [i, s] of all.entries()) await s.evaluateWithoutGeneratingNewTokens(prompt(31, i));
+    const stamps = [];
+    await Promise.all(
+      all.map(async (s, i) => {
+        let n = 0;
+        for await (const _ of s.evaluate([500 + i], { temperature: 0, yieldEogToken: true })) {
+          if (!i) stamps.push(performance.now());
+          if (++n >= tokens) break;
+        }
+      }),
+    );
+    await c.dispose();
+    return { ms: (stamps.at(-1) - stamps[2]) / (stamps.length - 3) };
+  },
+});
