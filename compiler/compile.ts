@@ -62,7 +62,8 @@ export interface Compiled {
   readonly graphs: Programs;
 }
 
-const SHARD_BYTES = 256 * 2 ** 20;
+/** A shard is read and verified as a whole at load: what that takes beside the memory plan. */
+const SHARD_BYTES = 64 * 2 ** 20;
 const text = (s: string): Uint8Array => new TextEncoder().encode(s);
 
 /** Compile a Hugging Face model folder, or a GGUF file, in memory. Throws WeftError at the earliest pass that can know. */
@@ -352,7 +353,7 @@ function emitTarget(
 }
 const graphEntry = (g: GraphProgram): { name: string; region: "layer" | "outer"; block: BlockKind } => ({ name: g.name, region: g.region, block: g.block });
 
-/** Weights in checkpoint order and layout, stored once for all targets in shards of at most 256 MiB. */
+/** Weights in checkpoint order and layout, stored once for all targets in shards of 64 MiB, or of one tensor that is larger. */
 function packWeights(
   { where, weights }: ModelSource,
   programs: Programs,

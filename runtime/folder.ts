@@ -3,6 +3,7 @@
  * place in two renames; who finds neither old nor new between them (the writer was killed) finishes the second.
  */
 import { WeftError } from "./bundle.ts";
+import type { RangeFile } from "./reader.ts";
 
 /** Replace `dir` by these files. At any moment a reader finds all of the old folder or all of the new one. Throws WEFT_IO; the old one is kept then. */
 export async function writeFolder(dir: string, files: Iterable<readonly [string, Uint8Array | string]>): Promise<void> {
@@ -55,10 +56,41 @@ async function settle(dir: string): Promise<void> {
 export async function readFromFolder(path: string): Promise<Uint8Array> {
   const { readFile } = await import("node:fs/promises");
   const { dirname } = await import("node:path");
-  const read = async (): Promise<Uint8Array> => new Uint8Array(await readFile(path));
+  // The same memory, without what Buffer adds.
+  const read = async (): Promise<Uint8Array> => {
+    const { buffer, byteOffset, byteLength } = await readFile(path);
+    return new Uint8Array(buffer, byteOffset, byteLength);
+  };
   return read().catch(async (e: NodeJS.ErrnoException) => {
     if (e.code !== "ENOENT") throw e;
     await settle(dirname(path));
     return read();
   });
+}
+
+const PIECE = 8 * 2 ** 20;
+/** A file of such a folder, read through once for its hash and then by ranges: never as a whole in memory. */
+export async function openInFolder(path: string): Promise<RangeFile> {
+  const { open } = await import("node:fs/promises");
+  const { createHash } = await import("node:crypto");
+  const file = await open(path, "r");
+  try {
+    const { size } = await file.stat();
+    const range = async (from: number, to: number, into = new Uint8Array(to - from)): Promise<Uint8Array> => {
+      let at = 0;
+      while (at < to - from) {
+        const { bytesRead } = await file.read(into, at, to - from - at, from + at);
+        if (!bytesRead) throw new Error(`the file ends at byte ${from + at}`);
+        at += bytesRead;
+      }
+      return into.subarray(0, to - from);
+    };
+    const hash = createHash("sha256");
+    const piece = new Uint8Array(PIECE);
+    for (let at = 0; at < size; at += PIECE) hash.update(await range(at, Math.min(size, at + PIECE), piece));
+    return { bytes: size, sha256: hash.digest("hex"), range: (from, to) => range(from, to), close: () => file.close() };
+  } catch (e) {
+    await file.close();
+    throw e;
+  }
 }

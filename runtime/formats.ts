@@ -83,6 +83,16 @@ function outOfPanels<A extends Words>(from: A, n: number, k: number, panel: numb
   }
   return to;
 }
+const PIECE_BYTES = 4 * 2 ** 20;
+/** Pieces of a stored matrix of a few MiB: bytes, rows, and the word where they go on a device. int8 is one piece: its scales lie after all values. */
+export function* piecesOf(format: Format, n: number, k: number, panel: number): Generator<{ from: number; to: number; rows: number; at: number }> {
+  if (format === "int8") return yield { from: 0, to: storedBytes(format, n, k), rows: n, at: 0 };
+  const step = Math.max(1, Math.floor(PIECE_BYTES / storedBytes(format, panel, k))) * panel;
+  for (let row = 0; row < n; row += step) {
+    const rows = Math.min(step, n - row);
+    yield { from: storedBytes(format, row, k), to: storedBytes(format, row + rows, k), rows, at: packedWords(format, row, k, panel) };
+  }
+}
 /** Stored bytes → the words a device holds. */
 export function pack(format: Format, raw: Uint8Array, n: number, k: number, panel: number): Uint32Array {
   const columns = Math.ceil(n / panel) * panel;

@@ -1,9 +1,9 @@
 /** Bundle → verified manifest → device with weights in place. Nothing is allocated before version, paths, sizes and hashes are checked. */
 import { BUNDLE_FORMAT, BUNDLE_VERSION, formats, type Manifest, type TensorEntry, WeftError } from "./bundle.ts";
 import { type Device, paramNamed, rotaryTable } from "./device.ts";
-import { pack, restore, store, storedBytes } from "./formats.ts";
+import { pack, piecesOf, restore, store, storedBytes } from "./formats.ts";
 import { reorder, siteOfParam } from "./order.ts";
-import { type BundleReader, checkName, sha256 } from "./reader.ts";
+import { type BundleReader, checkName, type RangeFile, sha256 } from "./reader.ts";
 
 export interface LoadProgress {
   readonly phase: "fetch" | "verify" | "compile" | "upload" | "check" | "ready";
@@ -50,10 +50,29 @@ export async function readVerified(reader: BundleReader, m: Manifest, name: stri
   const entry = m.files[name];
   if (!entry) throw bad(`manifest`, `an entry for ${name}`, "none");
   const bytes = await reader.read(name);
-  if (bytes.length !== entry.bytes) throw bad(`${reader.where}: ${name}`, `${entry.bytes} bytes`, `${bytes.length} bytes`, "the file is truncated or was changed");
-  const hash = await sha256(bytes);
-  if (hash !== entry.sha256) throw bad(`${reader.where}: ${name}`, `sha-256 ${entry.sha256}`, hash, "the file was changed after it was compiled");
+  await checkFile(reader, m, name, bytes.length, () => sha256(bytes));
   return bytes;
+}
+async function checkFile(reader: BundleReader, m: Manifest, name: string, bytes: number, hash: () => Promise<string>): Promise<void> {
+  const entry = m.files[name]!;
+  if (bytes !== entry.bytes) throw bad(`${reader.where}: ${name}`, `${entry.bytes} bytes`, `${bytes} bytes`, "the file is truncated or was changed");
+  const found = await hash();
+  if (found !== entry.sha256) throw bad(`${reader.where}: ${name}`, `sha-256 ${entry.sha256}`, found, "the file was changed after it was compiled");
+}
+/** A verified file by ranges: in memory as a whole only where it has no reader for pieces. */
+async function openVerified(reader: BundleReader, m: Manifest, name: string): Promise<Pick<RangeFile, "range" | "close">> {
+  if (!reader.open) {
+    const bytes = await readVerified(reader, m, name);
+    return { range: async (from, to) => bytes.subarray(from, to), close: async () => {} };
+  }
+  const file = await reader.open(name);
+  try {
+    await checkFile(reader, m, name, file.bytes, async () => file.sha256);
+    return file;
+  } catch (e) {
+    await file.close();
+    throw e;
+  }
 }
 
 /** Copy every weight into its chamber, in the layout of the device's target; `change` may move any of them on the way, in the model's own order. */
@@ -72,26 +91,33 @@ export async function uploadWeights(
   const total = m.tensors.reduce((n, t) => n + t.bytes, 0);
   let done = 0;
   for (const shard of new Set(m.tensors.map((t) => t.shard))) {
-    const bytes = await readVerified(reader, m, shard);
-    for (const t of m.tensors) {
-      if (t.shard !== shard) continue;
-      const to = where.get(t.name);
-      if (!to) throw bad(`tensor ${t.name}`, "a parameter of this model", "one it does not have");
-      const p = paramNamed(to.outer ? plan.outerParams : plan.layerParams, to.name);
-      const raw = bytes.subarray(t.start, t.start + t.bytes);
-      const site = to.outer || !m.selection ? undefined : siteOfParam(m, to.name);
-      let stored = raw;
-      if (change || site) {
-        const values = restore(t.format, raw, p.n, p.k);
-        change?.(to.group, to.name, values);
-        if (site) reorder(m, to.group, site, values);
-        stored = store(t.format, values, p.n, p.k, `${reader.where}: ${t.name}`);
+    const file = await openVerified(reader, m, shard);
+    try {
+      for (const t of m.tensors) {
+        if (t.shard !== shard) continue;
+        const to = where.get(t.name);
+        if (!to) throw bad(`tensor ${t.name}`, "a parameter of this model", "one it does not have");
+        const p = paramNamed(to.outer ? plan.outerParams : plan.layerParams, to.name);
+        const site = to.outer || !m.selection ? undefined : siteOfParam(m, to.name);
+        let range = (from: number, to: number): Promise<Uint8Array> => file.range(t.start + from, t.start + to);
+        if (change || site) {
+          const values = restore(t.format, await range(0, t.bytes), p.n, p.k);
+          change?.(to.group, to.name, values);
+          if (site) reorder(m, to.group, site, values);
+          const stored = store(t.format, values, p.n, p.k, `${reader.where}: ${t.name}`);
+          range = async (from, to) => stored.subarray(from, to);
+        }
+        const at = { cls: "weights", group: to.group } as const;
+        if (p.kind === "vector") device.write({ ...at, offset: p.offset }, restore("f32", await range(0, t.bytes), p.n, 1));
+        else
+          for (const piece of piecesOf(t.format, p.n, p.k, plan.panel))
+            device.write({ ...at, offset: p.offset + piece.at }, pack(t.format, await range(piece.from, piece.to), piece.rows, p.k, plan.panel));
+        where.delete(t.name);
+        done += t.bytes;
+        onProgress({ phase: "upload", done, total });
       }
-      const data = p.kind === "vector" ? restore("f32", stored, p.n, 1) : pack(t.format, stored, p.n, p.k, plan.panel);
-      device.write({ cls: "weights", group: to.group, offset: p.offset }, data);
-      where.delete(t.name);
-      done += t.bytes;
-      onProgress({ phase: "upload", done, total });
+    } finally {
+      await file.close();
     }
   }
   if (where.size) throw bad("manifest tensors", `${[...where.keys()][0]}`, "no such tensor");

@@ -1,11 +1,19 @@
 /** Where a bundle is read from: a folder or an HTTP(S) address. The runtime's only door to files. */
 import { WeftError } from "./bundle.ts";
-import { readFromFolder } from "./folder.ts";
+import { openInFolder, readFromFolder } from "./folder.ts";
 
 export interface BundleReader {
   readonly where: string;
   /** A whole file of the bundle. */
   readonly read: (name: string) => Promise<Uint8Array>;
+  /** A large file in pieces, where that can be: its size and SHA-256, read through once, and any range of it. */
+  readonly open?: (name: string) => Promise<RangeFile>;
+}
+export interface RangeFile {
+  readonly bytes: number;
+  readonly sha256: string;
+  readonly range: (from: number, to: number) => Promise<Uint8Array>;
+  readonly close: () => Promise<void>;
 }
 
 /** Names inside a bundle stay inside it. */
@@ -33,22 +41,25 @@ export async function openReader(location: string | URL): Promise<BundleReader> 
   const { join } = await import("node:path");
   const { fileURLToPath } = await import("node:url");
   const folder = text.startsWith("file:") ? fileURLToPath(text) : text;
+  const missing = (name: string) => (cause: Error) => {
+    throw new WeftError({
+      code: "WEFT_BUNDLE",
+      where: join(folder, name),
+      expected: "a file of the bundle",
+      found: cause.message,
+      hint: "compile the model with `weft compile`",
+      cause,
+    });
+  };
   return {
     where: folder,
     read: async (name) => {
       checkName(name);
-      try {
-        return await readFromFolder(join(folder, name));
-      } catch (cause) {
-        throw new WeftError({
-          code: "WEFT_BUNDLE",
-          where: join(folder, name),
-          expected: "a file of the bundle",
-          found: (cause as Error).message,
-          hint: "compile the model with `weft compile`",
-          cause,
-        });
-      }
+      return readFromFolder(join(folder, name)).catch(missing(name));
+    },
+    open: async (name) => {
+      checkName(name);
+      return openInFolder(join(folder, name)).catch(missing(name));
     },
   };
 }
