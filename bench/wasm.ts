@@ -9,81 +9,11 @@ import { existsSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
-import { compileKernels, compileRelaxed } from "../compiler/emit/asc.ts";
-import { prelude } from "../compiler/emit/assemblyscript.ts";
-import { BLOCK_ROWS, PACK_AT, ROWS_AT } from "../compiler/emit/assemblyscript_parts.ts";
-import { openCrew } from "../runtime/crew.ts";
 import { hasRelaxed } from "../runtime/wasm.ts";
 import { compile } from "../sdk/index.ts";
 import { type Contender, contender, peerFolder, peerScript } from "./contender.ts";
 import { median, spread, table } from "./measure.ts";
 import { randomGguf, randomModel, smol } from "./model.ts";
-
-const THREADS = 2;
-/** Products as the emitted kernels make them (rows read where they lie, columns packed once), and a plain sum over memory for its bandwidth. */
-const source = `${prelude()}
-export function gemm(bind: usize, meta: usize, scratch: usize, part: i32, parts: i32): void {
-  const M: i32 = load<i32>(bind), K: i32 = load<i32>(bind, 4), N: i32 = load<i32>(bind, 8);
-  const x: usize = load<u32>(bind, 12), w: usize = load<u32>(bind, 16), y: usize = load<u32>(bind, 20);
-  const panels: i32 = (N + 7) / 8;
-  const lo: i32 = share(panels, part, parts), hi: i32 = share(panels, part + 1, parts);
-  for (let rb: i32 = 0; rb < M; rb += ${BLOCK_ROWS}) {
-    const rows: i32 = min(${BLOCK_ROWS}, M - rb);
-    for (let i: i32 = 0; i < rows; i++) store<u32>(scratch + ${ROWS_AT} + ((<usize>i) << 2), x + <usize>((rb + i) * K * 4));
-    for (let p: i32 = lo; p < hi; p += 8) {
-      const pe: i32 = min(p + 8, hi);
-      clear(scratch, rows * 256);
-      product_f32(scratch + ${ROWS_AT}, rows, w, N, K, p, pe, scratch, scratch + ${PACK_AT});
-      for (let i: i32 = 0; i < rows; i++)
-        for (let c: i32 = 0; c < min(64, N - p * 8); c += 4) v128.store(y + <usize>(((rb + i) * N + p * 8 + c) * 4), v128.load(scratch + <usize>(i * 256 + c * 4)));
-    }
-  }
-}
-export function read(bind: usize, meta: usize, scratch: usize, part: i32, parts: i32): void {
-  const words: i32 = load<i32>(bind), from: usize = load<u32>(bind, 4);
-  let a: v128 = f32x4.splat(0), b: v128 = a, c: v128 = a, d: v128 = a;
-  const end: usize = from + ((<usize>share(words / 16, part + 1, parts)) << 6);
-  for (let at: usize = from + ((<usize>share(words / 16, part, parts)) << 6); at < end; at += 64) {
-    a = f32x4.add(a, v128.load(at));
-    b = f32x4.add(b, v128.load(at, 16));
-    c = f32x4.add(c, v128.load(at, 32));
-    d = f32x4.add(d, v128.load(at, 48));
-  }
-  v128.store(scratch, f32x4.add(f32x4.add(a, b), f32x4.add(c, d)));
-}`;
-async function machine(relaxed: boolean): Promise<{ gemm: (m: number, k: number, n: number) => Promise<number>; bandwidth: () => Promise<number>; end: () => void }> {
-  const module = await WebAssembly.compile((relaxed ? await compileRelaxed(source) : await compileKernels(source)) as BufferSource);
-  const memory = new WebAssembly.Memory({ initial: 6400, maximum: 6400, shared: true });
-  const [bind, scratch, data] = [1024, 2 ** 20, 2 ** 22];
-  const scratchBytes = 2 ** 19;
-  const crew = await openCrew({ module, memory, kernels: ["gemm", "read"], control: 2 ** 17, meta: 0, scratch, scratchBytes, parts: THREADS });
-  const words = new Int32Array(memory.buffer);
-  new Float32Array(memory.buffer, data).fill(0.01);
-  const time = async (kernel: number, times: number): Promise<number> => {
-    const list = Int32Array.from(Array.from({ length: times }, () => [kernel, bind / 32, 0, 1, 1, 1]).flat());
-    for (let i = 0; i < 3; i++) await crew.play(list);
-    const ms: number[] = [];
-    for (let i = 0; i < 5; i++) {
-      const t0 = performance.now();
-      await crew.play(list);
-      ms.push((performance.now() - t0) / times);
-    }
-    return median(ms);
-  };
-  return {
-    gemm: (m, k, n) => {
-      const w = data + m * k * 4;
-      words.set([m, k, n, data, w, w + k * Math.ceil(n / 8) * 32], bind / 4);
-      return time(0, 4);
-    },
-    bandwidth: async () => {
-      const bytes = 384 * 2 ** 20;
-      words.set([bytes / 4, data], bind / 4);
-      return bytes / 1e6 / (await time(1, 1));
-    },
-    end: crew.dispose,
-  };
-}
 
 export async function main(args: string[]): Promise<void> {
   const { values } = parseArgs({ args, options: { repeats: { type: "string", default: "3" }, python: { type: "string", default: "python3" } } });
@@ -119,8 +49,6 @@ export async function main(args: string[]): Promise<void> {
   const tfjs = await peer("tfjs wasm (1 thread)", "tfjs.mjs");
   const jax = await peer("jax-js wasm (1 thread)", "jax.mjs");
   const torch = await python();
-  const own = await machine(false);
-  const ownRelaxed = hasRelaxed() ? await machine(true) : null;
 
   const found: Record<string, Record<string, number[]>> = {};
   const put = (row: string, who: string, x: number): void => {
@@ -138,11 +66,9 @@ export async function main(args: string[]): Promise<void> {
     for (const [m, k, n] of products) {
       const row = `${m} × ${k} × ${n}, GFLOP/s`;
       const rate = (ms: number): number => (2 * m * k * n) / ms / 1e6;
-      put(row, us.name, rate(await own.gemm(m, k, n)));
-      if (ownRelaxed) put(row, "weft f32 relaxed", rate(await ownRelaxed.gemm(m, k, n)));
-      for (const c of [ort, tfjs, jax]) await ask(row, c, "matmul", { m, k, n }, rate);
+      for (const c of [us, relaxed, ort, tfjs, jax]) await ask(row, c, "matmul", { m, k, n }, rate);
     }
-    put("read bandwidth, GB/s", us.name, await own.bandwidth());
+    put("read bandwidth, GB/s", us.name, (await us.ask<{ rate: number }>("bandwidth")).rate);
     for (const batch of [1, 4])
       for (const c of [us, relaxed, f16, int8, llama]) await ask(`decode batch ${batch}, tokens/s`, c, "decode", { batch, tokens: 32 }, (ms) => (batch * 1000) / ms);
     for (const n of [128, 512]) for (const c of [us, relaxed, f16, int8, llama]) await ask(`prefill ${n}, tokens/s`, c, "prefill", { n }, (ms) => (n * 1000) / ms);
@@ -175,8 +101,6 @@ export async function main(args: string[]): Promise<void> {
     rss[c.name] = (await c.ask<{ mib: number }>("rss")).mib;
     c.end();
   }
-  own.end();
-  ownRelaxed?.end();
 
   const who = [...new Set(Object.values(found).flatMap((r) => Object.keys(r)))];
   console.log();

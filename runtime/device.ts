@@ -63,3 +63,15 @@ export const paramNamed = (params: readonly ParamEntry[], name: string): ParamEn
   if (!p) throw new Error(`no parameter ${name}`);
   return p;
 };
+
+/** Progress of loading: what is done of what is to do, in units of the phase's own. */
+export interface LoadProgress {
+  readonly phase: "fetch" | "plan" | "upload" | "check" | "ready";
+  readonly done: number;
+  readonly total: number;
+  /** With `plan`, before anything is allocated: bytes by memory class; `total` is their sum. */
+  readonly bytes?: Readonly<Record<string, number>>;
+}
+export function planProgress(bytes: Readonly<Record<string, number>>): LoadProgress {
+  return { phase: "plan", done: 0, total: Object.values(bytes).reduce((a, b) => a + b, 0), bytes };
+}

@@ -5,9 +5,9 @@
 import { type AdapterRef, AdapterStore, type Generation } from "./adapters.ts";
 import { type Manifest, WeftError } from "./bundle.ts";
 import { virtualTokens } from "./content.ts";
-import type { Device, DeviceInfo, Range } from "./device.ts";
+import type { Device, DeviceInfo, LoadProgress, Range } from "./device.ts";
 import { COUNTER, EVENT, Host, KIND, NONE } from "./host.ts";
-import { type LoadProgress, readManifest, readVerified, uploadWeights } from "./load.ts";
+import { readManifest, readVerified, uploadWeights } from "./load.ts";
 import { type Change, mergeChanges } from "./merge.ts";
 import type { BundleReader } from "./reader.ts";
 

@@ -1,15 +1,10 @@
 /** Bundle → verified manifest → device with weights in place. Nothing is allocated before version, paths, sizes and hashes are checked. */
 import { BUNDLE_FORMAT, BUNDLE_VERSION, formats, type Manifest, type TensorEntry, WeftError } from "./bundle.ts";
-import { type Device, paramNamed, rotaryTable } from "./device.ts";
+import { type Device, type LoadProgress, paramNamed, rotaryTable } from "./device.ts";
 import { pack, piecesOf, restore, store, storedBytes } from "./formats.ts";
 import { reorder, siteOfParam } from "./order.ts";
 import { type BundleReader, checkName, type RangeFile, sha256 } from "./reader.ts";
 
-export interface LoadProgress {
-  readonly phase: "fetch" | "verify" | "compile" | "upload" | "check" | "ready";
-  readonly done: number;
-  readonly total: number;
-}
 const bad = (where: string, expected: string, found: string, hint?: string): WeftError => new WeftError({ code: "WEFT_BUNDLE", where, expected, found, ...(hint && { hint }) });
 
 export async function readManifest(reader: BundleReader): Promise<Manifest> {

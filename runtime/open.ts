@@ -25,10 +25,10 @@ export async function openDevice(choice: DeviceChoice, manifest: Manifest, file:
   };
   if (choice === "wasm") return wasm();
   if (choice === "auto") {
-    const device = manifest.targets.webgpu ? await openWebGpu(manifest, file, "hardware") : null;
+    const device = manifest.targets.webgpu ? await openWebGpu(manifest, file, "hardware", options.onProgress) : null;
     return device ?? wasm();
   }
-  const device = await openWebGpu(manifest, file, choice === "webgpu" ? "hardware" : "software");
+  const device = await openWebGpu(manifest, file, choice === "webgpu" ? "hardware" : "software", options.onProgress);
   if (!device)
     throw new WeftError({
       code: "WEFT_DEVICE",

@@ -1,7 +1,7 @@
 /** The Wasm target: every chamber in one linear memory of fixed size; kernels called one after another, by one thread or by a crew of them. */
 import { type Manifest, WeftError } from "./bundle.ts";
 import { CREW_BYTES, openCrew, threadsHere } from "./crew.ts";
-import { chamberWords, type Device, isShared, type MemoryClass, memoryClasses, type Range } from "./device.ts";
+import { chamberWords, type Device, isShared, type LoadProgress, type MemoryClass, memoryClasses, planProgress, type Range } from "./device.ts";
 
 type Kernel = (bind: number, meta: number, scratch: number, part: number, parts: number) => void;
 const PAGE = 65536;
@@ -14,6 +14,8 @@ export interface WasmOptions {
   readonly threads?: number | undefined;
   /** Kernels with fused multiply-adds, a class of numerics of its own. Default: where the bundle has them and the machine can. */
   readonly relaxed?: boolean | undefined;
+  /** Hears the memory plan before memory is taken. */
+  readonly onProgress?: ((p: LoadProgress) => void) | undefined;
 }
 
 /** Can this engine run relaxed SIMD? A function of one relaxed multiply-add. */
@@ -113,6 +115,7 @@ export async function openWasm(manifest: Manifest, bytesOfModule: Uint8Array, op
       hint: "compile with --format int8 or f16, or with smaller capacities",
     });
   }
+  options.onProgress?.(planProgress(bytes));
   let memory: WebAssembly.Memory;
   try {
     memory = new WebAssembly.Memory({ initial: pages, maximum: pages, shared });

@@ -1,12 +1,17 @@
 /** The WebGPU target: one bind group a group of chambers, one compute pass a step, metadata by dynamic offset. */
 import { type Manifest, WeftError } from "./bundle.ts";
 import { openGpu, settled } from "./dawn.ts";
-import { chamberWords, type Device, isShared, type MemoryClass, memoryClasses, type Range } from "./device.ts";
+import { chamberWords, type Device, isShared, type LoadProgress, type MemoryClass, memoryClasses, planProgress, type Range } from "./device.ts";
 
 const READ_ONLY: readonly MemoryClass[] = ["weights", "meta", "tables"];
 
 /** Open the bundle's `webgpu` plan; null when there is no adapter of the wanted kind. Throws when the adapter cannot hold the plan. */
-export async function openWebGpu(manifest: Manifest, file: (name: string) => Promise<Uint8Array>, kind: "hardware" | "software"): Promise<Device | null> {
+export async function openWebGpu(
+  manifest: Manifest,
+  file: (name: string) => Promise<Uint8Array>,
+  kind: "hardware" | "software",
+  onProgress?: (p: LoadProgress) => void,
+): Promise<Device | null> {
   const plan = manifest.targets.webgpu;
   if (!plan) throw new WeftError({ code: "WEFT_DEVICE", where: "target", expected: "a bundle compiled for webgpu", found: Object.keys(manifest.targets).join(", ") });
   const gpu = await openGpu(kind);
@@ -37,13 +42,14 @@ export async function openWebGpu(manifest: Manifest, file: (name: string) => Pro
     lost = new WeftError({ code: "WEFT_DEVICE_LOST", where: "webgpu device", expected: "a device", found: reason.message || reason.reason, retryable: true });
   });
 
+  const bytes: Record<string, number> = {};
+  for (const cls of memoryClasses) for (let g = 0; g <= (isShared(cls) ? 0 : layers); g++) bytes[cls] = (bytes[cls] ?? 0) + chamberWords(plan, layers, cls, g) * 4;
+  onProgress?.(planProgress(bytes));
   device.pushErrorScope("out-of-memory");
   device.pushErrorScope("validation");
   const buffers = new Map<string, GPUBuffer>();
-  const bytes: Record<string, number> = {};
   const make = (cls: MemoryClass, group: number): void => {
     const size = chamberWords(plan, layers, cls, group) * 4;
-    bytes[cls] = (bytes[cls] ?? 0) + size;
     buffers.set(`${cls}.${group}`, device.createBuffer({ label: `${cls}.${group}`, size, usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_DST | GPUBufferUsage.COPY_SRC }));
   };
   for (const cls of memoryClasses) if (isShared(cls)) make(cls, 0);

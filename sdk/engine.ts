@@ -3,9 +3,9 @@
 import type { AdapterRef } from "../runtime/adapters.ts";
 import { encode, type Manifest, WeftError } from "../runtime/bundle.ts";
 import { type AdapterConfig, defaultConfig, resolveBranches, type Selector } from "../runtime/content.ts";
+import type { LoadProgress } from "../runtime/device.ts";
 import { Engine as Core, type EngineOptions, type Sampling, type Score, type TokenEvent } from "../runtime/engine.ts";
 import { writeFolder } from "../runtime/folder.ts";
-import type { LoadProgress } from "../runtime/load.ts";
 import { readVerified } from "../runtime/load.ts";
 import { type DeviceChoice, openDevice } from "../runtime/open.ts";
 import { openReader } from "../runtime/reader.ts";

@@ -5,8 +5,8 @@ import { type Manifest, WeftError } from "../runtime/bundle.ts";
 import type { Calibrate } from "./calibrate.ts";
 
 export { type ErrorCode, encode as encodeSafetensors, type Manifest, WeftError } from "../runtime/bundle.ts";
+export type { LoadProgress } from "../runtime/device.ts";
 export type { TokenEvent } from "../runtime/engine.ts";
-export type { LoadProgress } from "../runtime/load.ts";
 export type { DeviceChoice } from "../runtime/open.ts";
 export type { Calibrate } from "./calibrate.ts";
 export * from "./engine.ts";

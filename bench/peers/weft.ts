@@ -1,5 +1,6 @@
 /** weft as a contender in a process of its own: node --import tsx weft.ts BUNDLE [relaxed] [threads] */
 import { type Engine, load } from "../../sdk/index.ts";
+import { machine } from "../machine.ts";
 import { ids } from "../model.ts";
 import { median, prompt, serve, timed } from "./serve.mjs";
 
@@ -44,6 +45,18 @@ async function decode(batch: number, tokens: number): Promise<number> {
 }
 let seed = 0;
 await serve({
+  matmul: async ({ m, k, n }: Record<"m" | "k" | "n", number>) => {
+    const here = await machine(relaxed === "relaxed", Number(threads ?? 2));
+    const ms = await here.gemm(m, k, n);
+    here.end();
+    return { ms };
+  },
+  bandwidth: async () => {
+    const here = await machine(false, Number(threads ?? 2));
+    const rate = await here.bandwidth();
+    here.end();
+    return { rate };
+  },
   greedy: async (q: { ids: number[]; count: number }) => {
     const out: number[] = [];
     for await (const e of core.generate({ prompt: q.ids, maxTokens: q.count })) out.push(e.id);

@@ -1,0 +1,107 @@
+/**
+ * One way of sharing the machine between streams and jobs, in a process: node --import tsx coserve.ts BUNDLE THREADS [sliced]. `sliced`: two engines that
+ * have the machine in turns.
+ */
+import { type Engine, load } from "../../sdk/index.ts";
+import { ids } from "../model.ts";
+import { serve } from "./serve.mjs";
+
+const [bundle, threads, mode] = process.argv.slice(2);
+const options = { device: "wasm", threads: Number(threads) } as const;
+const streaming: Engine = await load(bundle!, options);
+const training: Engine = mode === "sliced" ? await load(bundle!, options) : streaming;
+const { vocab } = streaming.manifest.model;
+
+// Turns: an engine keeps the machine for a slice, if it has something to run, and gives it away between two steps.
+let slice = 100;
+if (mode === "sliced") {
+  let owner: Engine = streaming;
+  let since = performance.now();
+  const waiting = new Set<Engine>();
+  const idle = (e: Engine): boolean => (e === streaming ? !on : !busy);
+  for (const engine of [streaming, training]) {
+    const other = engine === streaming ? training : streaming;
+    const { device } = engine.core;
+    const run = device.run.bind(device);
+    const pass = (to: Engine): void => {
+      owner = to;
+      since = performance.now();
+    };
+    (device as { run: typeof run }).run = async (...args) => {
+      waiting.add(engine);
+      // Who does not want its turn loses it.
+      while (owner !== engine) {
+        if (idle(owner)) pass(engine);
+        else await new Promise((resolve) => setTimeout(resolve, 1));
+      }
+      waiting.delete(engine);
+      const out = await run(...args);
+      if (performance.now() - since > slice && waiting.has(other)) pass(other);
+      return out;
+    };
+  }
+}
+let on = false;
+let busy = false;
+let served = 0;
+let gaps: number[] = [];
+let started = 0;
+let streams: Promise<unknown> = Promise.resolve();
+async function stream(i: number): Promise<void> {
+  for (let k = 0; on; k++) {
+    let last = 0;
+    for await (const _ of streaming.core.generate({ prompt: ids(16, i + k * 31, vocab), maxTokens: 200 })) {
+      const now = performance.now();
+      if (last) gaps.push(now - last);
+      last = now;
+      served++;
+      if (!on) break;
+    }
+  }
+}
+let jobs = 0;
+await serve({
+  slice: async (q: { ms: number }) => {
+    slice = q.ms;
+    return {};
+  },
+  start: async (q: { batch: number }) => {
+    on = true;
+    served = 0;
+    gaps = [];
+    started = performance.now();
+    streams = Promise.all(Array.from({ length: q.batch }, (_, i) => stream(i)));
+    return {};
+  },
+  stop: async () => {
+    const ms = performance.now() - started;
+    const out = { ms, served, gaps };
+    on = false;
+    await streams;
+    return out;
+  },
+  wait: async (q: { ms: number }) => {
+    await new Promise((resolve) => setTimeout(resolve, q.ms));
+    return {};
+  },
+  /** A LoRA and an S2FT job side by side, each `steps` steps of one row of 128 tokens. */
+  jobs: async (q: { steps: number }) => {
+    const t0 = performance.now();
+    busy = true;
+    const all = await Promise.all(
+      ["lora", "s2ft"].map((method) =>
+        training.finetune({
+          name: `${method}${jobs++}`,
+          method,
+          data: Array.from({ length: q.steps }, (_, s) => ({ input_ids: ids(128, s, vocab), labels: ids(128, s, vocab) })),
+          steps: q.steps,
+          batchSize: 1,
+        }),
+      ),
+    );
+    await Promise.all(all.map((j) => j.done));
+    busy = false;
+    for (let j = jobs - 2; j < jobs; j++) training.adapters.remove(`${j % 2 ? "s2ft" : "lora"}${j}`);
+    return { ms: performance.now() - t0 };
+  },
+});
