@@ -40,10 +40,14 @@ export const smol: Config = {
   rope_theta: 100000,
   eos_token_id: null,
 };
-/** The same random weights as a GGUF file in F32, for llama.cpp; its vocabulary is made up. */
+/** The same random weights as a GGUF file in F32, for llama.cpp. */
 export function randomGguf(config: Config): string {
   const path = join(randomModel(config), "model.gguf");
-  if (existsSync(path)) return path;
+  if (!existsSync(path)) writeGgufF32(path, config, tensorsOf(config));
+  return path;
+}
+/** A Llama model as a GGUF file in F32; its vocabulary is made up: who reads it is asked in ids. */
+export function writeGgufF32(path: string, config: Config, tensors: readonly { readonly name: string; readonly shape: readonly number[]; readonly data: unknown }[]): void {
   const vocab = Array.from({ length: config.vocab_size }, (_, i) => `t${i}`);
   const meta = {
     "general.architecture": "llama",
@@ -54,9 +58,9 @@ export function randomGguf(config: Config): string {
     "llama.feed_forward_length": config.intermediate_size,
     "llama.attention.head_count": config.num_attention_heads,
     "llama.attention.head_count_kv": config.num_key_value_heads,
-    "llama.attention.layer_norm_rms_epsilon": Float32Array.of(1e-5),
+    "llama.attention.layer_norm_rms_epsilon": Float32Array.of(Number(config.rms_norm_eps)),
     "llama.rope.freq_base": Float32Array.of(Number(config.rope_theta)),
-    "llama.rope.dimension_count": Number(config.head_dim),
+    "llama.rope.dimension_count": Number(config.head_dim ?? config.hidden_size / config.num_attention_heads),
     "tokenizer.ggml.model": "gpt2",
     "tokenizer.ggml.pre": "default",
     "tokenizer.ggml.tokens": vocab,
@@ -65,13 +69,12 @@ export function randomGguf(config: Config): string {
     "tokenizer.ggml.bos_token_id": 1,
     "tokenizer.ggml.eos_token_id": 2,
   };
-  const tensors = tensorsOf(config).map((t) => {
+  const converted = tensors.map((t) => {
     const values = t.data as Float32Array;
     const heads = t.name.includes("q_proj") ? config.num_attention_heads : t.name.includes("k_proj") ? config.num_key_value_heads : 0;
     const data = heads ? interleaved(values, t.shape[0]!, heads) : values;
     return { name: `${ggufName(t.name)}`, shape: t.shape, type: 0, data: new Uint8Array(data.buffer, data.byteOffset, data.byteLength) };
   });
-  writeFileSync(path, writeGguf(meta, tensors));
-  return path;
+  writeFileSync(path, writeGguf(meta, converted));
 }
 export const ids = (n: number, seed: number, vocab: number): number[] => Array.from({ length: n }, (_, i) => (i * 7919 + seed * 104729 + 13) % vocab);

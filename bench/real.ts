@@ -8,9 +8,13 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
+import { openModel } from "../compiler/source.ts";
 import { encodeRow } from "../sdk/data.ts";
 import { compile, type DataRow, type Engine, load } from "../sdk/index.ts";
+import { type Config, tensorShapes } from "../tests/support/tiny.ts";
+import { contender, peerFolder } from "./contender.ts";
 import { table, timed } from "./measure.ts";
+import { writeGgufF32 } from "./model.ts";
 
 const prompts = [
   "The capital of France is",
@@ -82,6 +86,7 @@ export async function main(args: string[]): Promise<void> {
       return { prompt, input: engine.encode(prompt), ids };
     }),
   );
+  const sameAsLlama = await besideLlama(values.model, engine, greedy);
   const chat = await engine.complete({ messages: [{ role: "user", content: "What is the capital of France?" }], maxTokens: 24 });
   console.log(`asked for the capital of France: ${chat.text.trim()}`);
 
@@ -125,10 +130,41 @@ export async function main(args: string[]): Promise<void> {
     JSON.stringify({
       bench: "real",
       ok: Object.values(result as Record<string, { before: number; after: number }>).every((r) => r.after < r.before),
+      greedyEqualToLlama: sameAsLlama,
       jobs: result,
       out: values.out,
     }),
   );
+}
+/** Greedy ids of llama.cpp on the decoded weights in F32: how many prompts are equal, or differ first where the two best tokens are as good as equal. */
+async function besideLlama(model: string, engine: Engine, greedy: readonly { readonly input: readonly number[]; readonly ids: readonly number[] }[]) {
+  const dir = peerFolder();
+  const { config, weights } = await openModel(model);
+  const c = config as unknown as Config;
+  const shapes = tensorShapes(c);
+  const gguf = join(tmpdir(), "weft-bench-real-f32.gguf");
+  writeGgufF32(
+    gguf,
+    c,
+    shapes.map(({ name, shape }) => ({ name, shape, data: weights.read(name, shape) })),
+  );
+  const llama = dir ? await contender("llama.cpp", process.execPath, ["llama.mjs", gguf], dir) : null;
+  if (!llama) return null;
+  let [same, close] = [0, 0];
+  for (const { input, ids } of greedy) {
+    const said = (await llama.ask<{ ids: number[] }>("greedy", { ids: input, count: ids.length })).ids;
+    const at = ids.findIndex((id, i) => said[i] !== id);
+    if (at < 0) same++;
+    else {
+      const { logits } = await engine.score([...input, ...ids.slice(0, at)], { logits: true });
+      const [first, second] = [...logits!.at(-1)!].sort((a, b) => b - a) as [number, number];
+      if (first - second < 1e-3) close++;
+      console.log(`  llama.cpp differs at token ${at}: the two best are ${(first - second).toExponential(1)} apart`);
+    }
+  }
+  llama.end();
+  console.log(`greedy ids beside llama.cpp on the decoded F32 weights: ${same} of ${greedy.length} equal${close ? `, ${close} differ at a tie` : ""}`);
+  return { prompts: greedy.length, same, close };
 }
 /** A LoRA that starts where a saved one does, four rows a step in order: what another trainer needs to do the same. */
 async function lossCurve(engine: Engine, data: readonly DataRow[], steps: number, out: string) {

@@ -17,26 +17,30 @@ interface Result {
   readonly ids: number[];
   readonly losses: number[];
   readonly logits: number[];
+  readonly ticks: number;
   readonly error?: string;
 }
 const prompt = idsOf("browser", 12, 128);
-const page = (device: string): string => `
+const page = (device: string, isolated: boolean): string => `
 import { load } from "/sdk.js";
 const send = (r) => fetch("/result", { method: "POST", body: JSON.stringify(r) });
 try {
-  const engine = await load(new URL("/model.weft", location.href), { device: ${JSON.stringify(device)} });
+  const engine = await load(new URL("/model.weft", location.href), { device: ${JSON.stringify(device)}, ${isolated ? "threads: 2" : ""} });
+  let ticks = 0;
+  const timer = setInterval(() => ticks++, 1);
   const ids = [];
   for await (const p of engine.generate({ prompt: ${JSON.stringify(prompt)}, maxTokens: 6 })) ids.push(p.id);
   const job = await engine.finetune({ name: "j", data: ${JSON.stringify(batchOf(128))}, steps: 2, batchSize: 5, shuffle: false, rank: 4 });
   const { losses } = await job.done;
   const { logits } = await engine.score(${JSON.stringify(prompt)}, { adapter: "j", logits: true });
-  await send({ device: engine.device.target + " " + engine.device.name, invariance: engine.core.invariance, ids, losses, logits: [...logits.at(-1)] });
+  clearInterval(timer);
+  await send({ device: engine.device.target + " " + engine.device.name, ticks, invariance: engine.core.invariance, ids, losses, logits: [...logits.at(-1)] });
   await engine.dispose();
 } catch (e) {
   await send({ error: String(e && e.stack || e) });
 }`;
 
-async function inBrowser(folder: string, device: string): Promise<Result> {
+async function inBrowser(folder: string, device: string, isolated: boolean): Promise<Result> {
   const { build } = await import("esbuild");
   const sdk = await build({
     entryPoints: [fileURLToPath(new URL("../sdk/index.ts", import.meta.url))],
@@ -53,6 +57,10 @@ async function inBrowser(folder: string, device: string): Promise<Result> {
   let resolve: (r: Result) => void = () => {};
   const result = new Promise<Result>((r) => (resolve = r));
   const server = createServer((req, res) => {
+    if (isolated) {
+      res.setHeader("cross-origin-opener-policy", "same-origin");
+      res.setHeader("cross-origin-embedder-policy", "require-corp");
+    }
     const url = req.url ?? "/";
     if (url === "/result") {
       let body = "";
@@ -62,7 +70,7 @@ async function inBrowser(folder: string, device: string): Promise<Result> {
         resolve(JSON.parse(body) as Result);
       });
     } else if (url.startsWith("/model.weft/")) res.end(readFileSync(join(folder, url.slice("/model.weft/".length))));
-    else if (url === "/sdk.js" || url === "/page.js") res.writeHead(200, { "content-type": "text/javascript" }).end(url === "/sdk.js" ? code : page(device));
+    else if (url === "/sdk.js" || url === "/page.js") res.writeHead(200, { "content-type": "text/javascript" }).end(url === "/sdk.js" ? code : page(device, isolated));
     else res.writeHead(200, { "content-type": "text/html" }).end('<!doctype html><script type="module" src="/page.js"></script>');
   });
   await new Promise<void>((r) => server.listen(0, "localhost", r));
@@ -92,16 +100,19 @@ async function inBrowser(folder: string, device: string): Promise<Result> {
   }
 }
 
-for (const [device, here] of [
-  ["wasm", "wasm"],
-  ["software", "software"],
+for (const [device, isolated] of [
+  ["wasm", true],
+  ["wasm", false],
+  ["software", false],
 ] as const)
-  test(`a page on ${device} answers and learns as Node does`, async () => {
+  test(`a page ${isolated ? "with shared memory " : ""}on ${device} answers and learns as Node does, and stays awake`, async () => {
     const folder = await bundle(configs.even, { targets: ["wasm", "webgpu"] });
-    const there = await inBrowser(folder, device);
+    const there = await inBrowser(folder, device, isolated);
     assert.is(there.error, undefined, there.error);
     assert.is(there.invariance, "verified");
-    await using engine = await load(folder, { device: here });
+    if (device === "wasm") assert.match(there.device, isolated ? /2 threads/ : /1 thread/);
+    assert.ok(there.ticks > 0, "timers of the page run while it computes");
+    await using engine = await load(folder, { device });
     const { ids } = await collect(engine, { prompt, maxTokens: 6 });
     const job = await engine.finetune({ name: "j", data: batchOf(128), steps: 2, batchSize: 5, shuffle: false, rank: 4 });
     const { losses } = await job.done;

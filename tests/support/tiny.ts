@@ -59,11 +59,12 @@ export const even: Config = {
 export const mha: Config = { ...even, num_key_value_heads: 4, attention_bias: true, mlp_bias: true };
 export const mqa: Config = { ...even, num_key_value_heads: 1 };
 
-export function tensorsOf(c: Config, seed = 0): TensorData[] {
+/** Names and shapes of a Llama folder's tensors. */
+export function tensorShapes(c: Config): { name: string; shape: number[] }[] {
   const hd = (c.head_dim as number | undefined) ?? c.hidden_size / c.num_attention_heads;
-  const out: TensorData[] = [];
+  const out: { name: string; shape: number[] }[] = [];
   const put = (name: string, shape: number[]): void => {
-    out.push({ name, shape, dtype: "F32", data: tensor(name, shape, seed) });
+    out.push({ name, shape });
   };
   put("model.embed_tokens.weight", [c.vocab_size, c.hidden_size]);
   for (let l = 0; l < c.num_hidden_layers; l++) {
@@ -86,6 +87,7 @@ export function tensorsOf(c: Config, seed = 0): TensorData[] {
   if (!c.tie_word_embeddings) put("lm_head.weight", [c.vocab_size, c.hidden_size]);
   return out;
 }
+export const tensorsOf = (c: Config, seed = 0): TensorData[] => tensorShapes(c).map(({ name, shape }) => ({ name, shape, dtype: "F32", data: tensor(name, shape, seed) }));
 export function scratch(prefix = "weft-test-"): string {
   return mkdtempSync(join(tmpdir(), prefix));
 }
