@@ -1,6 +1,5 @@
 /** weft as a contender in a process of its own: node --import tsx weft.ts BUNDLE [relaxed] [threads] */
 import { type Engine, load } from "../../sdk/index.ts";
-import { machine } from "../machine.ts";
 import { ids } from "../model.ts";
 import { median, prompt, serve, timed } from "./serve.mjs";
 
@@ -44,15 +43,17 @@ async function decode(batch: number, tokens: number): Promise<number> {
   return (stamps.at(-1)! - stamps[2]!) / (stamps.length - 3);
 }
 let seed = 0;
+/** The compiler comes only when it is asked for: it takes more memory than a model. */
+const machine = async (relaxed: boolean) => (await import("../machine.ts")).machine(relaxed, Number(threads ?? 2));
 await serve({
   matmul: async ({ m, k, n }: Record<"m" | "k" | "n", number>) => {
-    const here = await machine(relaxed === "relaxed", Number(threads ?? 2));
+    const here = await machine(relaxed === "relaxed");
     const ms = await here.gemm(m, k, n);
     here.end();
     return { ms };
   },
   bandwidth: async () => {
-    const here = await machine(false, Number(threads ?? 2));
+    const here = await machine(false);
     const rate = await here.bandwidth();
     here.end();
     return { rate };
