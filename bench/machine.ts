@@ -48,16 +48,16 @@ export async function machine(relaxed: boolean, threads: number): Promise<Machin
   const memory = new WebAssembly.Memory({ initial: 6400, maximum: 6400, shared: true });
   const [bind, scratch, data] = [1024, 2 ** 20, 2 ** 22];
   const scratchBytes = 2 ** 19;
-  const crew = await openCrew({ module, memory, kernels: ["gemm", "read"], control: 2 ** 17, meta: 0, scratch, scratchBytes, parts: threads });
+  const crew = await openCrew({ module, memory, kernels: ["gemm", "read"], control: 2 ** 17, lanes: [{ bind, meta: 0 }], scratch, scratchBytes, threads });
   const words = new Int32Array(memory.buffer);
   new Float32Array(memory.buffer, data).fill(0.01);
   const time = async (kernel: number, times: number): Promise<number> => {
-    const list = Int32Array.from(Array.from({ length: times }, () => [kernel, bind / 32, 0, 1, 1, 1]).flat());
-    for (let i = 0; i < 3; i++) await crew.play(list);
+    const list = Int32Array.from(Array.from({ length: times }, () => [kernel, 0, 0, 1, 1, 1]).flat());
+    for (let i = 0; i < 3; i++) await crew.play(0, list);
     const ms: number[] = [];
     for (let i = 0; i < 5; i++) {
       const t0 = performance.now();
-      await crew.play(list);
+      await crew.play(0, list);
       ms.push((performance.now() - t0) / times);
     }
     return median(ms);

@@ -130,7 +130,7 @@ export class AdapterStore {
     if (g.slot === null) {
       const slot = this.freeSlot();
       if (slot === null) return null;
-      this.upload(slot, g.content);
+      this.upload(slot, g.content, 0);
       this.slots[slot] = g;
       g.slot = slot;
     }
@@ -156,17 +156,20 @@ export class AdapterStore {
     const slot = this.freeSlot();
     if (slot === null) return null;
     this.slots[slot] = "training";
-    this.upload(slot, content);
+    this.upload(slot, content, this.jobLane);
     return slot;
   }
   releaseTraining(slot: number): void {
     this.slots[slot] = null;
   }
-  private upload(slot: number, content: AdapterContent): void {
+  private get jobLane(): number {
+    return this.device.lanes - 1;
+  }
+  private upload(slot: number, content: AdapterContent, lane: number): void {
     const n = this.manifest.branches.length;
     const masks = new Map<number, number>();
     content.tensors.forEach((data, l) => {
-      this.write(slot, l, content.branches[l]!, data);
+      this.write(slot, l, content.branches[l]!, data, lane);
       const table = new Uint32Array(n * 2);
       const scales = new Float32Array(table.buffer);
       content.branches[l]!.forEach((s, i) => {
@@ -174,25 +177,25 @@ export class AdapterStore {
         scales[i * 2 + 1] = s.scale;
         masks.set(i >> 5, (masks.get(i >> 5) ?? 0) | (s.rank ? 1 << (i & 31) : 0));
       });
-      this.device.write({ cls: "tables", group: l, offset: 64 + slot * n * 2 }, table);
+      this.device.write({ cls: "tables", group: l, offset: 64 + slot * n * 2, lane }, table);
     });
     for (const [word, bits] of masks) this.host.exports.setMask(slot, word, bits);
   }
   /** Put a layer's tensors into a slot. */
-  private write(slot: number, layer: number, branches: readonly BranchState[], data: Float32Array): void {
+  private write(slot: number, layer: number, branches: readonly BranchState[], data: Float32Array, lane: number): void {
     const { plan } = this.device;
-    this.device.write({ cls: "adapters", group: layer, offset: slot * plan.slotWords }, reorderSlot(this.manifest, plan.factors, layer, branches, data));
+    this.device.write({ cls: "adapters", group: layer, offset: slot * plan.slotWords, lane }, reorderSlot(this.manifest, plan.factors, layer, branches, data));
   }
   /** Put content of the same shape into a training slot. */
   restore(slot: number, content: AdapterContent): void {
-    content.tensors.forEach((data, l) => this.write(slot, l, content.branches[l]!, data));
+    content.tensors.forEach((data, l) => this.write(slot, l, content.branches[l]!, data, this.jobLane));
   }
   /** Copy a training slot out. */
   async download(slot: number, like: AdapterContent): Promise<AdapterContent> {
     const { plan } = this.device;
     const tensors: Float32Array[] = [];
     for (let l = 0; l < this.manifest.model.layers; l++) {
-      const data = await this.device.read({ cls: "adapters", group: l, offset: slot * plan.slotWords, words: plan.slotWords });
+      const data = await this.device.read({ cls: "adapters", group: l, offset: slot * plan.slotWords, words: plan.slotWords, lane: this.jobLane });
       tensors.push(reorderSlot(this.manifest, plan.factors, l, like.branches[l]!, data, true));
     }
     return { ...like, tensors };

@@ -1,72 +1,84 @@
 /**
- * Threads that play a command list together. Each walks the whole list over one shared memory and does its share of every kernel; between two kernels
- * they meet at a barrier: spin, then wait. Nothing is posted but the end of a list.
+ * Threads that play command lists over one shared memory. The members of a list walk all of it together and do their share of every kernel; between
+ * two kernels they meet at a barrier: spin, then wait. Two lanes may each play a list on members of their own. A list that stops at a barrier goes on
+ * with other members, so a lane has all threads while the other rests and gives some back within a kernel: results are the same bits for any number.
  */
 import { WeftError } from "./bundle.ts";
 
-/** Words of the control block: lists begun, arrivals at barriers, barriers passed, commands of this list (negative: go home). */
-const CONTROL_WORDS = 16;
+/** Words a lane: arrivals at the barrier, barriers passed, asked to stop, where the list ends, members who left. */
+const LANE = { arrived: 0, passed: 1, stop: 2, end: 3, left: 4, words: 8 } as const;
+/** Words a thread: lists begun, then what the last one is: lane, this member, members, first word. A lane below 0: go home. */
+const POST = { begun: 0, lane: 1, part: 2, parts: 3, from: 4, words: 8 } as const;
 const MAX_COMMANDS = 4096;
-/** Bytes of shared memory that a crew needs: the control block, and a command table that longer lists pass through in pieces. */
-export const CREW_BYTES = CONTROL_WORDS * 4 + MAX_COMMANDS * 24;
+const TABLE_WORDS = MAX_COMMANDS * 6;
+/** Bytes of shared memory that a crew needs: control words, and a command table a lane that longer lists pass through in pieces. */
+export const crewBytes = (threads: number, lanes: number): number => 4 * (lanes * (LANE.words + TABLE_WORDS) + threads * POST.words);
 
-export interface Post {
+export interface CrewOptions {
   readonly module: WebAssembly.Module;
   readonly memory: WebAssembly.Memory;
   readonly kernels: readonly string[];
-  /** Byte addresses: control block, metadata, scratch of the first thread, and bytes of scratch a thread. */
+  readonly threads: number;
+  /** Byte addresses: control words; scratch of the first thread, and its bytes a thread; bind records and metadata of each lane. */
   readonly control: number;
-  readonly meta: number;
   readonly scratch: number;
   readonly scratchBytes: number;
-  readonly parts: number;
+  readonly lanes: readonly { readonly bind: number; readonly meta: number }[];
 }
 export interface Crew {
-  /** Play a list of commands, six words each. */
-  play(commands: Int32Array): Promise<void>;
+  /** Play a list of commands, six words each. A lane plays one at a time. */
+  play(lane: number, commands: Int32Array): Promise<void>;
+  /** The lane's members may help the other until it plays again. */
+  rest(lane: number): void;
   dispose(): void;
 }
 
 /**
- * A worker's program, as text: so it starts from sources, from a package and from a bundled page alike. The last to arrive at a barrier opens it; the
- * first thread tells when a list is done, and everybody who fails says why.
+ * A worker's program, as text: so it starts from sources, from a package and from a bundled page alike. The last to arrive at a barrier opens it, and
+ * ends the list there if the lane was asked to stop; the last to leave tells. Everybody who fails says why.
  */
 const program = `
 const node = typeof require === "function";
 const port = node ? require("node:worker_threads").parentPort : self;
-const begin = async ({ module, memory, kernels, control: at, meta, scratch, scratchBytes, parts, part, spins }) => {
+const begin = async ({ module, memory, kernels, control, lanes, scratch, thread, spins }) => {
   try {
     const { exports } = await WebAssembly.instantiate(module, { env: { memory } });
     const launch = kernels.map((name) => exports[name]);
-    const control = new Int32Array(memory.buffer, at, ${CONTROL_WORDS});
-    const commands = new Int32Array(memory.buffer, at + ${CONTROL_WORDS * 4}, ${MAX_COMMANDS * 6});
-    const own = scratch + part * scratchBytes;
-    let barrier = 0;
-    const meet = () => {
-      barrier = (barrier + 1) | 0;
-      if (Atomics.add(control, 1, 1) + 1 === parts) {
-        Atomics.store(control, 1, 0);
-        Atomics.store(control, 2, barrier);
-        Atomics.notify(control, 2);
+    const words = (at, n) => new Int32Array(memory.buffer, at, n);
+    const states = lanes.map((_, l) => words(control + l * ${LANE.words * 4}, ${LANE.words}));
+    const posts = control + lanes.length * ${LANE.words * 4};
+    const post = words(posts + thread * ${POST.words * 4}, ${POST.words});
+    const tables = lanes.map((lane) => words(lane.table, ${TABLE_WORDS}));
+    const meet = (state, parts, barrier, next) => {
+      if (Atomics.add(state, ${LANE.arrived}, 1) + 1 === parts) {
+        Atomics.store(state, ${LANE.arrived}, 0);
+        if (Atomics.load(state, ${LANE.stop})) Atomics.store(state, ${LANE.end}, next);
+        Atomics.store(state, ${LANE.passed}, barrier);
+        Atomics.notify(state, ${LANE.passed});
         return;
       }
-      for (let i = 0; i < spins; i++) if (Atomics.load(control, 2) === barrier) return;
-      for (let seen = Atomics.load(control, 2); seen !== barrier; seen = Atomics.load(control, 2)) Atomics.wait(control, 2, seen);
+      for (let i = 0; i < spins; i++) if (Atomics.load(state, ${LANE.passed}) === barrier) return;
+      for (let seen = Atomics.load(state, ${LANE.passed}); seen !== barrier; seen = Atomics.load(state, ${LANE.passed})) Atomics.wait(state, ${LANE.passed}, seen);
     };
     port.postMessage("ready");
     for (let list = 0; ; ) {
-      Atomics.wait(control, 0, list);
-      list = Atomics.load(control, 0);
-      const words = control[3];
-      if (words < 0) break;
-      for (let i = 0; i < words; i += 6) {
-        launch[commands[i]](commands[i + 1] * 32, meta + commands[i + 2], own, part, parts);
-        meet();
+      Atomics.wait(post, ${POST.begun}, list);
+      list = Atomics.load(post, ${POST.begun});
+      const [, lane, part, parts, from] = post;
+      if (lane < 0) break;
+      const state = states[lane];
+      const commands = tables[lane];
+      const { bind, meta } = lanes[lane];
+      let barrier = Atomics.load(state, ${LANE.passed});
+      for (let i = from; i < Atomics.load(state, ${LANE.end}); i += 6) {
+        launch[commands[i]](bind + commands[i + 1] * 32, meta + commands[i + 2], scratch, part, parts);
+        barrier = (barrier + 1) | 0;
+        meet(state, parts, barrier, i + 6);
       }
-      if (part === 0) port.postMessage("done");
+      if (Atomics.add(state, ${LANE.left}, 1) + 1 === parts) port.postMessage(lane);
     }
   } catch (e) {
-    port.postMessage("thread " + part + ": " + (e && e.message || e));
+    port.postMessage("thread " + thread + ": " + (e && e.message || e));
   }
   if (node) port.close();
   else close();
@@ -82,7 +94,7 @@ interface Thread {
 }
 const isNode = typeof process !== "undefined" && Boolean(process.versions?.node);
 
-async function thread(hear: (message: string) => void): Promise<Thread> {
+async function thread(hear: (message: string | number) => void): Promise<Thread> {
   if (isNode) {
     const { Worker: NodeWorker } = await import("node:worker_threads");
     const w = new NodeWorker(program, { eval: true });
@@ -95,7 +107,7 @@ async function thread(hear: (message: string) => void): Promise<Thread> {
   const url = URL.createObjectURL(new Blob([program], { type: "text/javascript" }));
   const w = new Worker(url);
   URL.revokeObjectURL(url);
-  w.onmessage = (e: MessageEvent<string>) => hear(e.data);
+  w.onmessage = (e: MessageEvent<string | number>) => hear(e.data);
   w.onerror = (e) => hear(e.message || "a worker that does not start (does a content security policy forbid blob: workers?)");
   return { post: (m) => w.postMessage(m), hold: () => {}, end: () => w.terminate() };
 }
@@ -111,63 +123,121 @@ async function cores(): Promise<number> {
   return (globalThis as { crossOriginIsolated?: boolean }).crossOriginIsolated && typeof Worker === "function" ? navigator.hardwareConcurrency : 1;
 }
 
-/** Start `post.parts` threads. Throws WEFT_DEVICE when one does not start. */
-export async function openCrew(post: Post): Promise<Crew> {
-  const control = new Int32Array(post.memory.buffer, post.control, CONTROL_WORDS);
-  const table = new Int32Array(post.memory.buffer, post.control + CONTROL_WORDS * 4, MAX_COMMANDS * 6);
+/** A list on its way: its piece in the lane's table, from word `from` on; who plays it now, or null between two starts. */
+interface Playing {
+  readonly words: number;
+  from: number;
+  members: readonly number[] | null;
+  readonly resolve: () => void;
+  readonly reject: (e: WeftError) => void;
+}
+
+/** Start a crew of threads. Throws WEFT_DEVICE when one does not start. */
+export async function openCrew(o: CrewOptions): Promise<Crew> {
+  const words = (at: number, n: number): Int32Array => new Int32Array(o.memory.buffer, at, n);
+  const states = o.lanes.map((_, l) => words(o.control + l * LANE.words * 4, LANE.words));
+  const postsAt = o.control + o.lanes.length * LANE.words * 4;
+  const tablesAt = postsAt + o.threads * POST.words * 4;
+  const posts = Array.from({ length: o.threads }, (_, t) => words(postsAt + t * POST.words * 4, POST.words));
+  const lanes = o.lanes.map((lane, l) => ({ ...lane, table: tablesAt + l * TABLE_WORDS * 4 }));
+  const tables = lanes.map((lane) => words(lane.table, TABLE_WORDS));
   // A barrier's partner may share this thread's core: then spinning only keeps it from arriving.
-  const spins = post.parts <= (await cores()) ? 20_000 : 0;
-  let waiting: { resolve: () => void; reject: (e: WeftError) => void } | null = null;
+  const spins = o.threads <= (await cores()) ? 20_000 : 0;
+  const all = Array.from({ length: o.threads }, (_, t) => t);
+  const half = Math.max(1, o.threads >> 1);
+  const playing: (Playing | null)[] = lanes.map(() => null);
+  const active = lanes.map(() => false);
   let failed: WeftError | null = null;
   let ready = 0;
+  let starting: { resolve: () => void; reject: (e: WeftError) => void } | null = null;
   const threads: Thread[] = [];
-  const end = (): void => {
+
+  /** The threads that a lane should have now: all, or its side while both have something to play. */
+  const shareOf = (lane: number): readonly number[] => (!active.every(Boolean) || lanes.length === 1 ? all : lane === 0 ? all.slice(0, half) : all.slice(half));
+  const begin = (p: Playing, lane: number, members: readonly number[]): void => {
+    p.members = members;
+    const state = states[lane]!;
+    state[LANE.arrived] = 0;
+    state[LANE.stop] = 0;
+    state[LANE.end] = p.words;
+    state[LANE.left] = 0;
+    members.forEach((t, part) => {
+      const post = posts[t]!;
+      post.set([lane, part, members.length, p.from], POST.lane);
+      Atomics.add(post, POST.begun, 1);
+      Atomics.notify(post, POST.begun);
+    });
+  };
+  /** Lists on members that are not their lane's share stop at the next barrier; lists that wait begin once their members are free. */
+  const balance = (): void => {
+    threads[0]?.hold(playing.some(Boolean));
+    playing.forEach((p, lane) => {
+      if (p?.members && String(p.members) !== String(shareOf(lane))) Atomics.store(states[lane]!, LANE.stop, 1);
+    });
+    playing.forEach((p, lane) => {
+      if (!p || p.members) return;
+      const share = shareOf(lane);
+      if (share.every((t) => !playing.some((q) => q?.members?.includes(t)))) begin(p, lane, share);
+    });
+  };
+  const fail = (found: string): void => {
+    failed ??= new WeftError({ code: "WEFT_DEVICE", where: "wasm", expected: "kernels that run on every thread", found });
+    // The others wait at a barrier for one who never comes.
     for (const t of threads) t.end();
-  };
-  const settle = (error: WeftError | null): void => {
-    const w = waiting;
-    waiting = null;
+    starting?.reject(failed);
+    for (const p of playing.splice(0, playing.length, ...lanes.map(() => null))) p?.reject(failed);
     threads[0]?.hold(false);
-    if (error) w?.reject(error);
-    else w?.resolve();
   };
-  const hear = (message: string): void => {
+  const hear = (message: string | number): void => {
+    if (failed) return;
     if (message === "ready") {
-      if (++ready === post.parts) settle(null);
-    } else if (message === "done") settle(null);
-    else if (!failed) {
-      failed = new WeftError({ code: "WEFT_DEVICE", where: "wasm", expected: "kernels that run on every thread", found: message });
-      // The others wait at a barrier for one who never comes.
-      end();
-      settle(failed);
+      if (++ready === o.threads) starting!.resolve();
+    } else if (typeof message === "string") fail(message);
+    else {
+      const p = playing[message]!;
+      p.members = null;
+      p.from = states[message]![LANE.end]!;
+      if (p.from >= p.words) {
+        playing[message] = null;
+        p.resolve();
+      }
+      balance();
     }
   };
-  const answer = (start: () => void): Promise<void> =>
-    new Promise((resolve, reject) => {
-      waiting = { resolve, reject };
-      threads[0]!.hold(true);
-      start();
+  for (const _ of all) threads.push(await thread(hear));
+  await new Promise<void>((resolve, reject) => {
+    starting = { resolve, reject };
+    if (failed) reject(failed);
+    threads.forEach((t, i) => {
+      t.hold(true);
+      t.post({ module: o.module, memory: o.memory, kernels: o.kernels, control: o.control, lanes, scratch: o.scratch + i * o.scratchBytes, thread: i, spins });
     });
-  for (let part = 0; part < post.parts; part++) threads.push(await thread(hear));
-  await answer(() => threads.forEach((t, part) => t.post({ ...post, part, spins })));
+  });
+  for (const t of threads) t.hold(false);
   return {
-    play: async (commands) => {
-      for (let at = 0; at < commands.length; at += MAX_COMMANDS * 6) {
+    play: async (lane, commands) => {
+      for (let at = 0; at < commands.length; at += TABLE_WORDS) {
         if (failed) throw failed;
-        const piece = commands.subarray(at, at + MAX_COMMANDS * 6);
-        table.set(piece);
-        control[3] = piece.length;
-        await answer(() => {
-          Atomics.add(control, 0, 1);
-          Atomics.notify(control, 0);
+        const piece = commands.subarray(at, at + TABLE_WORDS);
+        tables[lane]!.set(piece);
+        active[lane] = true;
+        await new Promise<void>((resolve, reject) => {
+          playing[lane] = { words: piece.length, from: 0, members: null, resolve, reject };
+          balance();
         });
       }
     },
+    rest: (lane) => {
+      active[lane] = false;
+      if (!failed) balance();
+    },
     dispose: () => {
-      control[3] = -1;
-      Atomics.add(control, 0, 1);
-      Atomics.notify(control, 0);
-      end();
+      for (const post of posts) {
+        post[POST.lane] = -1;
+        Atomics.add(post, POST.begun, 1);
+        Atomics.notify(post, POST.begun);
+      }
+      for (const t of threads) t.end();
     },
   };
 }

@@ -20,12 +20,19 @@ export interface Range {
   readonly group: number;
   readonly offset: number;
   readonly words: number;
+  /** Whose arena it is, and whose lists it comes after; 0 when left out. */
+  readonly lane?: number;
 }
+/**
+ * A lane plays command lists one after another, with an arena and metadata of its own. A device with two plays two lists at once, on threads of
+ * their own: requests have the first lane, jobs the last. What the lists of both may touch is the caller's to keep apart.
+ */
 export interface Device {
   readonly info: DeviceInfo;
   readonly plan: TargetPlan;
   /** Rows from which a step takes the kernels for many rows, where there are two. */
   readonly manyRows: number;
+  readonly lanes: number;
   /** Bytes held, by memory class. */
   readonly memory: Readonly<Record<string, number>>;
   /** Since the device was opened: kernels launched, and milliseconds spent turning commands into launches (none on Wasm, where a launch is a call). */
@@ -33,7 +40,9 @@ export interface Device {
   write(at: Omit<Range, "words">, data: Float32Array | Uint32Array | Int32Array): void;
   clear(range: Range): void;
   /** Run commands (six words each) over the metadata, then read ranges back in order. */
-  run(commands: Int32Array, meta: Uint32Array, reads: readonly Range[]): Promise<Float32Array[]>;
+  run(lane: number, commands: Int32Array, meta: Uint32Array, reads: readonly Range[]): Promise<Float32Array[]>;
+  /** A lane has nothing to run for now: the other may have its threads. */
+  rest(lane: number): void;
   read(range: Range): Promise<Float32Array>;
   dispose(): void;
 }

@@ -1,6 +1,7 @@
 /**
- * The step loop: schedule → upload → run → commit, over requests and jobs of any adapters. It knows token ids only; text, files and servers are
- * the SDK's.
+ * The step loop: schedule → upload → run → commit, over requests and jobs of any adapters; one loop a lane of the device. What a list on its way may
+ * touch (blocks, slots, accumulators) is given back after its commit, so what two lanes touch is always apart. The engine knows token ids only; text,
+ * files and servers are the SDK's.
  */
 import { type AdapterRef, AdapterStore, type Generation } from "./adapters.ts";
 import { type Manifest, WeftError } from "./bundle.ts";
@@ -48,6 +49,8 @@ export interface Score {
   readonly logits: Float32Array[] | null;
 }
 export interface StepTrace {
+  /** Whose list it was: requests have lane 0, jobs the device's last. */
+  readonly lane: number;
   readonly rows: { readonly generate: number; readonly score: number; readonly train: number };
   /** Requests, and jobs, with rows in this forward: more rows than requests means that a prompt chunk was among them. */
   readonly requests: number;
@@ -68,7 +71,7 @@ export interface EngineOptions {
 export interface Feed {
   /** Give the host work if it can take some; called before every step. */
   feed(): void;
-  microDone(last: boolean): Promise<void>;
+  microDone(): Promise<void>;
   fail(error: unknown): void;
 }
 
@@ -92,9 +95,10 @@ export class Engine {
   private readonly waiting: Request[] = [];
   private readonly live = new Map<number, Request>();
   private readonly jobs = new Map<number, Feed>();
-  private running = false;
-  /** Something may have come since the loop last looked for work. */
-  private kicked = false;
+  /** Of each lane: does its loop run, may something have come since it last looked for work, and the step on its way. */
+  private readonly lanes: { running: boolean; kicked: boolean; step: Promise<boolean> | null }[];
+  /** What requests leave behind that the list on its way may still touch. */
+  private leaving: (() => void)[] = [];
   private dead: WeftError | null = null;
   private idleWaiters: (() => void)[] = [];
   /** Base weights are being trained: nothing else may run. */
@@ -109,6 +113,7 @@ export class Engine {
     private readonly options: EngineOptions,
     private readonly reader: BundleReader,
   ) {
+    this.lanes = Array.from({ length: device.lanes }, () => ({ running: false, kicked: false, step: null }));
     this.adapters = new AdapterStore(manifest, device, host);
   }
 
@@ -121,7 +126,7 @@ export class Engine {
     const device = await open(manifest, (name) => readVerified(reader, manifest, name));
     try {
       options.signal?.throwIfAborted();
-      const host = await Host.open(manifest, device.plan.metaWords, device.manyRows, (await readVerified(reader, manifest, "host.wasm")) as BufferSource);
+      const host = await Host.open(manifest, device.plan.metaWords, device, (await readVerified(reader, manifest, "host.wasm")) as BufferSource);
       await uploadWeights(reader, manifest, device, progress);
       const engine = new Engine(manifest, device, host, options, reader);
       progress({ phase: "check", done: 0, total: 1 });
@@ -304,15 +309,31 @@ export class Engine {
     r.done = true;
     if (r.seq !== NONE) {
       this.live.delete(r.seq);
-      if (r.generation) this.adapters.release(r.generation);
+      this.whenServed(() => {
+        if (r.generation) this.adapters.release(r.generation);
+        // Jobs may have waited for its blocks.
+        this.kick();
+      });
     } else this.waiting.splice(this.waiting.indexOf(r), 1);
     if (r.generation) this.adapters.unpin(r.generation);
     r.end(error);
   }
   private cancel(r: Request, error: unknown = null): void {
     if (r.done) return;
-    if (r.seq !== NONE) this.host.exports.cancel(r.seq);
+    if (r.seq !== NONE) this.whenServed(() => this.host.exports.cancel(r.seq));
     this.finish(r, error);
+  }
+  /** Run `f` once no list of requests is on its way. */
+  private whenServed(f: () => void): void {
+    if (this.lanes[0]!.step) this.leaving.push(f);
+    else f();
+  }
+  /** The lane of jobs, and the end of the list that it has on its way. */
+  get jobLane(): number {
+    return this.device.lanes - 1;
+  }
+  async jobsAtRest(): Promise<void> {
+    await this.lanes[this.jobLane]!.step?.catch(() => {});
   }
 
   /** Admit waiting requests in order; one that finds no room or slot lets none overtake it. */
@@ -397,51 +418,61 @@ export class Engine {
     return this.jobs.size;
   }
 
-  /** Start the loop if it sleeps. */
+  /** Start the loops that sleep. */
   kick(): void {
-    this.kicked = true;
-    if (this.running || this.dead) return;
-    this.running = true;
-    queueMicrotask(() => void this.loop());
+    for (const [i, lane] of this.lanes.entries()) {
+      lane.kicked = true;
+      if (lane.running || this.dead) continue;
+      lane.running = true;
+      queueMicrotask(() => void this.loop(i));
+    }
   }
-  private async loop(): Promise<void> {
+  private async loop(index: number): Promise<void> {
+    const lane = this.lanes[index]!;
     try {
       while (!this.dead) {
-        this.kicked = false;
-        this.admit();
-        for (const feed of this.jobs.values()) feed.feed();
-        if (!(await this.step()) && !this.kicked) break;
+        lane.kicked = false;
+        if (index === 0) this.admit();
+        if (index === this.jobLane) for (const feed of this.jobs.values()) feed.feed();
+        lane.step = this.step(index);
+        const worked = await lane.step.finally(() => {
+          lane.step = null;
+          if (index === 0) for (const f of this.leaving.splice(0)) f();
+        });
+        if (!worked && !lane.kicked) break;
         // Consumers and timers run between steps.
         await new Promise<void>((resolve) => setImmediateLike(resolve));
       }
     } catch (e) {
       this.fail(e);
     } finally {
-      this.running = false;
-      for (const w of this.idleWaiters.splice(0)) w();
+      lane.running = false;
+      this.device.rest(index);
+      if (!this.lanes.some((l) => l.running)) for (const w of this.idleWaiters.splice(0)) w();
     }
   }
 
-  private async step(): Promise<boolean> {
+  private async step(lane: number): Promise<boolean> {
     const t0 = performance.now();
     const { host, device, manifest } = this;
-    const count = host.exports.schedule(this.budget, this.options.idleBudget ?? manifest.capacities.tokens);
-    const heads = host.counter(COUNTER.head);
-    if (count === 0 && host.counter(COUNTER.events) === 0) return false;
-    const reads: Range[] = heads ? [{ cls: "arena", group: 0, offset: device.plan.homes.logits, words: heads * manifest.model.vocab }] : [];
-    const [logits] = await device.run(host.commands(count), host.meta(), reads);
+    const count = host.exports.schedule(lane, this.budget, this.options.idleBudget ?? manifest.capacities.tokens);
+    const heads = host.exports.counterOf(lane, COUNTER.head);
+    const units = host.exports.counterOf(lane, COUNTER.units);
+    if (count === 0 && units === 0) return false;
+    const reads: Range[] = heads ? [{ cls: "arena", group: 0, offset: device.plan.homes.logits, words: heads * manifest.model.vocab, lane }] : [];
+    const [logits] = await device.run(lane, host.commands(lane, count), host.meta(lane), reads);
     if (logits) host.logits().set(logits);
-    const trace = this.options.onStep && this.traceRows();
-    const events = host.events(host.exports.commit()).slice();
+    const trace = this.options.onStep && this.traceRows(lane);
+    const events = host.events(lane, host.exports.commit(lane)).slice();
     await this.handle(events, logits ?? new Float32Array(0));
-    if (trace) this.options.onStep!({ ...trace, units: host.counter(COUNTER.units), commands: count, ms: performance.now() - t0 });
+    if (trace) this.options.onStep!({ lane, ...trace, units, commands: count, ms: performance.now() - t0 });
     return true;
   }
-  private traceRows(): Pick<StepTrace, "rows" | "requests" | "jobs"> {
+  private traceRows(lane: number): Pick<StepTrace, "rows" | "requests" | "jobs"> {
     const rows = { generate: 0, score: 0, train: 0 };
     const requests = new Set<number>();
     const jobs = new Set<number>();
-    for (const s of this.host.rowSequences()) {
+    for (const s of this.host.rowSequences(lane)) {
       const kind = this.live.get(s)?.kind ?? "train";
       rows[kind]++;
       if (kind === "train") jobs.add(this.host.exports.jobOf(s));
@@ -477,7 +508,11 @@ export class Engine {
         const last = pending.findIndex((p) => p.r === r);
         if (last >= 0) r!.push({ ...pending.splice(last, 1)[0]!.e, finish: b === 1 ? "stop" : "length" });
         if (r) this.finish(r, null);
-      } else if (type === EVENT.microDone) await this.jobs.get(a)?.microDone(b === 1);
+      } else if (type === EVENT.microDone) {
+        await this.jobs.get(a)?.microDone();
+        // Requests may have waited for its blocks.
+        this.kick();
+      }
     }
     flush();
   }
@@ -505,9 +540,10 @@ export class Engine {
   }
   /** Reject what runs, let the current step finish, release the device. */
   async dispose(): Promise<void> {
-    if (!this.dead || this.running) {
+    const running = (): boolean => this.lanes.some((l) => l.running);
+    if (!this.dead || running()) {
       this.fail(new WeftError({ code: "WEFT_DISPOSED", where: "engine", expected: "an engine in use", found: "dispose() was called" }));
-      if (this.running) await new Promise<void>((resolve) => this.idleWaiters.push(resolve));
+      if (running()) await new Promise<void>((resolve) => this.idleWaiters.push(resolve));
     }
     this.device.dispose();
   }

@@ -3,17 +3,17 @@ import type { Manifest } from "./bundle.ts";
 
 export interface HostExports {
   readonly memory: WebAssembly.Memory;
-  init(many: number): void;
-  addrMeta(): number;
-  addrCommands(): number;
-  addrEvents(): number;
+  init(many: number, lanes: number): void;
+  addrMeta(lane: number): number;
+  addrCommands(lane: number): number;
+  addrEvents(lane: number): number;
   addrLogits(): number;
-  addrCounters(): number;
   addrTokens(seq: number): number;
   addrLabels(seq: number): number;
   addrHyper(job: number): number;
   addrStops(seq: number): number;
-  addrRowSeq(): number;
+  addrRowSeq(lane: number): number;
+  counterOf(lane: number, i: number): number;
   freeBlocks(): number;
   addrFreeBlocks(): number;
   blocksTotal(): number;
@@ -29,13 +29,13 @@ export interface HostExports {
   jobOpen(job: number, slot: number, cls: number, sgd: number): void;
   jobAdd(job: number, length: number, weight: number, dropKey: number, dropP: number, keep: number): number;
   jobStart(job: number, last: number): void;
-  jobDrop(job: number): void;
-  schedule(budget: number, idle: number): number;
-  commit(): number;
+  jobClose(job: number): void;
+  schedule(lane: number, budget: number, idle: number): number;
+  commit(lane: number): number;
 }
 export const KIND = { generate: 1, score: 2, train: 3 } as const;
 export const EVENT = { token: 1, finished: 2, scored: 3, microDone: 4 } as const;
-export const COUNTER = { rows: 3, head: 4, units: 5, commands: 6, events: 7, trainRows: 9 } as const;
+export const COUNTER = { rows: 16, head: 17, units: 18 } as const;
 export const NONE = -1;
 
 export class Host {
@@ -44,8 +44,8 @@ export class Host {
     private readonly manifest: Manifest,
     private readonly metaWords: number,
   ) {}
-  /** `manyRows` as the device says. */
-  static async open(manifest: Manifest, metaWords: number, manyRows: number, module: BufferSource): Promise<Host> {
+  /** `manyRows` and `lanes` as the device says. */
+  static async open(manifest: Manifest, metaWords: number, { manyRows, lanes }: { readonly manyRows: number; readonly lanes: number }, module: BufferSource): Promise<Host> {
     const { instance } = (await WebAssembly.instantiate(module, {
       env: {
         abort: (_message: number, _file: number, line: number) => {
@@ -54,27 +54,24 @@ export class Host {
       },
     })) as unknown as { instance: WebAssembly.Instance };
     const exports = instance.exports as unknown as HostExports;
-    exports.init(manyRows);
+    exports.init(manyRows, lanes);
     return new Host(exports, manifest, metaWords);
   }
   private get buffer(): ArrayBuffer {
     return this.exports.memory.buffer;
   }
-  meta(): Uint32Array {
-    return new Uint32Array(this.buffer, this.exports.addrMeta(), this.metaWords);
+  meta(lane: number): Uint32Array {
+    return new Uint32Array(this.buffer, this.exports.addrMeta(lane), this.metaWords);
   }
-  commands(count: number): Int32Array {
-    return new Int32Array(this.buffer, this.exports.addrCommands(), count * 6);
+  commands(lane: number, count: number): Int32Array {
+    return new Int32Array(this.buffer, this.exports.addrCommands(lane), count * 6);
   }
   /** [type, a, b, c] of each event. */
-  events(count: number): Int32Array {
-    return new Int32Array(this.buffer, this.exports.addrEvents(), count * 4);
+  events(lane: number, count: number): Int32Array {
+    return new Int32Array(this.buffer, this.exports.addrEvents(lane), count * 4);
   }
   logits(): Float32Array {
     return new Float32Array(this.buffer, this.exports.addrLogits(), this.manifest.capacities.headRows * this.manifest.model.vocab);
-  }
-  counter(i: number): number {
-    return new Int32Array(this.buffer, this.exports.addrCounters(), 16)[i]!;
   }
   tokens(seq: number): Int32Array {
     return new Int32Array(this.buffer, this.exports.addrTokens(seq), this.manifest.capacities.context);
@@ -92,8 +89,8 @@ export class Host {
   freeBlockIds(): Int32Array {
     return new Int32Array(this.buffer, this.exports.addrFreeBlocks(), this.exports.freeBlocks());
   }
-  /** Sequence of each row of the last step. */
-  rowSequences(): Int32Array {
-    return new Int32Array(this.buffer, this.exports.addrRowSeq(), this.counter(COUNTER.rows));
+  /** Sequence of each row of a lane's last step. */
+  rowSequences(lane: number): Int32Array {
+    return new Int32Array(this.buffer, this.exports.addrRowSeq(lane), this.exports.counterOf(lane, COUNTER.rows));
   }
 }

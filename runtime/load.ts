@@ -116,6 +116,6 @@ export async function uploadWeights(
     }
   }
   if (where.size) throw bad("manifest tensors", `${[...where.keys()][0]}`, "no such tensor");
-  device.write({ cls: "arena", group: 0, offset: plan.homes.rotary }, rotaryTable(m));
+  for (let lane = 0; lane < device.lanes; lane++) device.write({ cls: "arena", group: 0, offset: plan.homes.rotary, lane }, rotaryTable(m));
   for (let g = 0; g <= layers; g++) device.write({ cls: "tables", group: g, offset: 0 }, Uint32Array.of(g));
 }

@@ -175,15 +175,15 @@ export class Job implements Feed {
     return this.atRest(() => this.snapshot());
   }
   private async snapshot(): Promise<TrainState> {
-    const { device, manifest } = this.engine;
+    const { device, manifest, jobLane: lane } = this.engine;
     const layers = manifest.model.layers;
     const full = this.o.method === "full";
     const accum: Float32Array[] = [];
     const weights: Float32Array[] = [];
     for (let g = 0; g <= (full ? layers : layers - 1); g++) {
       const words = full ? device.plan.classes.accum[g === layers ? "outer" : "layer"] : device.plan.jobWords;
-      accum.push(await device.read({ cls: "accum", group: g, offset: full ? 0 : this.index * device.plan.jobWords, words }));
-      if (full) weights.push(await device.read({ cls: "weights", group: g, offset: 0, words: device.plan.classes.weights[g === layers ? "outer" : "layer"] }));
+      accum.push(await device.read({ cls: "accum", group: g, offset: full ? 0 : this.index * device.plan.jobWords, words, lane }));
+      if (full) weights.push(await device.read({ cls: "weights", group: g, offset: 0, words: device.plan.classes.weights[g === layers ? "outer" : "layer"], lane }));
     }
     const adapter = this.content ? await this.engine.adapters.download(this.slot, this.content) : null;
     return { step: this.state.step, losses: [...this.state.losses], adapter, accum, weights, updates: this.state.updates, best: this.state.best };
@@ -191,7 +191,7 @@ export class Job implements Feed {
 
   private async run(): Promise<TrainResult> {
     const { engine, o } = this;
-    const { host, device, manifest } = engine;
+    const { host, device, manifest, jobLane: lane } = engine;
     await null;
     const full = o.method === "full";
     const { items, skippedRows } = this.data;
@@ -227,10 +227,10 @@ export class Job implements Feed {
       const layers = manifest.model.layers;
       for (let g = 0; g <= layers; g++) {
         const words = full ? device.plan.classes.accum[g === layers ? "outer" : "layer"] : g === layers ? 0 : device.plan.jobWords;
-        const at = { cls: "accum" as const, group: g, offset: full ? 0 : this.index * device.plan.jobWords };
+        const at = { cls: "accum" as const, group: g, offset: full ? 0 : this.index * device.plan.jobWords, lane };
         if (words && o.resume?.accum[g]) device.write(at, o.resume.accum[g]!);
         else if (words) device.clear({ ...at, words });
-        if (full && o.resume?.weights[g]) device.write({ cls: "weights", group: g, offset: 0 }, o.resume.weights[g]!);
+        if (full && o.resume?.weights[g]) device.write({ cls: "weights", group: g, offset: 0, lane }, o.resume.weights[g]!);
       }
       if (o.resume) this.state = { step: o.resume.step, losses: [...o.resume.losses], updates: o.resume.updates, best: o.resume.best };
       host.exports.jobOpen(this.index, this.slot, manifest.train.indexOf(o.method), o.optimizer === "sgd" ? 1 : 0);
@@ -280,7 +280,9 @@ export class Job implements Feed {
       o.onEvent?.({ type: "done", step: this.state.step, loss: this.state.losses.at(-1) ?? 0 });
       return { steps: this.state.step, losses: this.state.losses, generation: this.lastGeneration, bestLoss: this.state.best?.loss ?? null };
     } finally {
-      if (!engine.disposed) host.exports.jobDrop(this.index);
+      // What its list on the way may touch is given back after it.
+      await engine.jobsAtRest();
+      if (!engine.disposed) host.exports.jobClose(this.index);
       if (!full && this.slot) engine.adapters.releaseTraining(this.slot);
       const error = new DOMException("the job ended", "AbortError");
       for (const task of this.tasks.splice(0)) void task().catch(() => error);
@@ -293,7 +295,7 @@ export class Job implements Feed {
   private async calibrate(gradients: boolean): Promise<Float32Array[][]> {
     const { device, manifest, host } = this.engine;
     const { plan } = device;
-    const at = (group: number) => ({ cls: "accum" as const, group, offset: this.index * plan.jobWords });
+    const at = (group: number) => ({ cls: "accum" as const, group, offset: this.index * plan.jobWords, lane: this.engine.jobLane });
     const { layers } = manifest.model;
     for (let l = 0; l < layers; l++) device.clear({ ...at(l), words: plan.jobWords });
     // The classes after the trained ones have no update, and keep only what bounds a layer; the first of them has no loss either.
@@ -343,14 +345,12 @@ export class Job implements Feed {
         .slice(start, start + (o.microBatch ?? batch.length))
         .map((x, i): Item => ({ ...x, weight: 1 / labels, dropKey: dropout > 0 ? mix(mix(o.seed ?? 0, 3), mix(step, start + i)) | 1 : 0, dropP: dropout }));
       const taken = await this.micro(items, start + items.length >= batch.length);
-      const nll = await this.losses();
+      const nll = this.said.nll;
       for (const { base, item } of this.added) for (let i = 0; i < item.ids.length; i++) if (item.next[i] !== IGNORE) loss += nll[base + i]! / labels;
       start += taken;
     }
-    const { plan } = engine.device;
-    const groups = engine.manifest.model.layers + 1;
-    const norms = await engine.device.read({ cls: "arena", group: 0, offset: plan.homes.norms + (o.method === "full" ? 0 : this.index) * (groups + 2) + groups, words: 2 });
-    return { loss, gradNorm: norms[1]!, skipped: norms[0]! < 0 };
+    const [scale, norm] = this.said.norms;
+    return { loss, gradNorm: norm!, skipped: scale! < 0 };
   }
   /** Hand sequences to the host and wait until their backward (and, for the last of a step, the update) ran. Returns how many it took. */
   private micro(items: readonly Item[], last: boolean): Promise<number> {
@@ -380,16 +380,21 @@ export class Job implements Feed {
     this.inFlight = true;
     exports.jobStart(this.index, p.last && this.added.length === p.items.length ? 1 : 0);
   }
-  private nll = new Float32Array(0);
-  private losses(): Promise<Float32Array> {
-    return Promise.resolve(this.nll);
-  }
+  /** What the last micro-batch left: loss of each saved row; scale and norm of the gradient after an update. */
+  private said = { nll: new Float32Array(0), norms: new Float32Array(2) };
   async microDone(): Promise<void> {
     // The last word of a job that was dropped while its step ran is not for its successor.
     if (!this.inFlight) return;
     this.inFlight = false;
-    const { device, manifest } = this.engine;
-    this.nll = new Float32Array(await device.read({ cls: "arena", group: 0, offset: device.plan.homes.nll, words: manifest.capacities.savedRows }));
+    const { device, manifest, jobLane: lane } = this.engine;
+    const { homes } = device.plan;
+    const groups = manifest.model.layers + 1;
+    const at = { cls: "arena", group: 0, lane } as const;
+    const norms = homes.norms + (this.o.method === "full" ? 0 : this.index) * (groups + 2) + groups;
+    this.said = {
+      nll: new Float32Array(await device.read({ ...at, offset: homes.nll, words: manifest.capacities.savedRows })),
+      norms: new Float32Array(await device.read({ ...at, offset: norms, words: 2 })),
+    };
     this.resolveMicro?.(true);
     this.resolveMicro = null;
     this.rejectMicro = null;
@@ -531,13 +536,14 @@ export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>
 
 /** Every base tensor as it is now, under its checkpoint name. */
 export async function readWeights(engine: Engine): Promise<{ name: string; shape: number[]; data: Float32Array }[]> {
-  const { device, manifest } = engine;
+  const { device, manifest, jobLane: lane } = engine;
   const { plan } = device;
   const { format } = manifest.model;
   const out: { name: string; shape: number[]; data: Float32Array }[] = [];
   const region = async (params: typeof plan.layerParams, group: number, nameOf: (name: string) => string): Promise<void> => {
     for (const p of params) {
-      const data = await device.read({ cls: "weights", group, offset: p.offset, words: p.kind === "vector" ? p.n : packedWords(format, p.n, p.k, plan.panel) });
+      const words = p.kind === "vector" ? p.n : packedWords(format, p.n, p.k, plan.panel);
+      const data = await device.read({ cls: "weights", group, offset: p.offset, words, lane });
       const values = p.kind === "vector" ? data : unpack(format, data, p.n, p.k, plan.panel);
       if (group < manifest.model.layers) reorder(manifest, group, siteOfParam(manifest, p.name), values, true);
       out.push({ name: nameOf(p.name), shape: p.kind === "vector" ? [p.n] : [p.n, p.k], data: values });

@@ -1,6 +1,6 @@
 /** The Wasm target: every chamber in one linear memory of fixed size; kernels called one after another, by one thread or by a crew of them. */
 import { type Manifest, WeftError } from "./bundle.ts";
-import { CREW_BYTES, openCrew, threadsHere } from "./crew.ts";
+import { crewBytes, openCrew, threadsHere } from "./crew.ts";
 import { chamberWords, type Device, isShared, type LoadProgress, type MemoryClass, memoryClasses, planProgress, type Range } from "./device.ts";
 
 type Kernel = (bind: number, meta: number, scratch: number, part: number, parts: number) => void;
@@ -12,6 +12,8 @@ const SLICE_MS = 8;
 export interface WasmOptions {
   /** Threads that compute; 1 computes where the engine is. Default: as many as the machine has cores. Results are the same bits for any number. */
   readonly threads?: number | undefined;
+  /** Command lists that run side by side: 2 (the default from two threads on) gives jobs a list of their own beside the requests', 1 puts both in one. Results are the same bits. */
+  readonly lanes?: number | undefined;
   /** Kernels with fused multiply-adds, a class of numerics of its own. Default: where the bundle has them and the machine can. */
   readonly relaxed?: boolean | undefined;
   /** Hears the memory plan before memory is taken. */
@@ -31,7 +33,7 @@ export const hasRelaxed = (): boolean =>
   );
 
 /** Where everything lies in memory, bytes. */
-function planMemory(manifest: Manifest, threads: number): { base: ReadonlyMap<string, number>; bytes: Readonly<Record<string, number>>; pages: number } {
+function planMemory(manifest: Manifest, threads: number, lanes: number): { base: ReadonlyMap<string, number>; bytes: Readonly<Record<string, number>>; pages: number } {
   const plan = manifest.targets.wasm!;
   const layers = manifest.model.layers;
   const base = new Map<string, number>();
@@ -42,11 +44,11 @@ function planMemory(manifest: Manifest, threads: number): { base: ReadonlyMap<st
     bytes[cls] = (bytes[cls] ?? 0) + size;
     at += Math.ceil(size / 256) * 256;
   };
-  // Bind records first, one of eight words a group.
-  place("bind", "tables", (layers + 1) * 32);
-  place("control", "tables", CREW_BYTES);
+  // Bind records, one of eight words a group: where its chambers are, and the lane's own.
+  for (let lane = 0; lane < lanes; lane++) place(`bind.${lane}`, "tables", (layers + 1) * 32);
+  place("control", "tables", crewBytes(threads, lanes));
   place("scratch", "scratch", threads * plan.scratchWords * 4);
-  for (const cls of memoryClasses) if (isShared(cls)) place(`${cls}.0`, cls, chamberWords(plan, layers, cls, 0) * 4);
+  for (let lane = 0; lane < lanes; lane++) for (const cls of memoryClasses) if (isShared(cls)) place(`${cls}.${lane}`, cls, chamberWords(plan, layers, cls, 0) * 4);
   for (let g = 0; g <= layers; g++) for (const cls of memoryClasses) if (!isShared(cls)) place(`${cls}.${g}`, cls, chamberWords(plan, layers, cls, g) * 4);
   return { base, bytes, pages: Math.ceil(at / PAGE) + 1 };
 }
@@ -103,8 +105,19 @@ export async function openWasm(manifest: Manifest, bytesOfModule: Uint8Array, op
       found: "a page that is not cross-origin isolated",
       hint: "serve it with Cross-Origin-Opener-Policy: same-origin and Cross-Origin-Embedder-Policy: require-corp, or leave threads out",
     });
+  const most = threads > 1 && manifest.train.length ? 2 : 1;
+  const lanes = options.lanes ?? most;
+  if (!Number.isInteger(lanes) || lanes < 1 || lanes > 2) throw new WeftError({ code: "WEFT_OPTION", where: "lanes", expected: "1 or 2", found: String(lanes) });
+  if (lanes > most)
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "lanes",
+      expected: "1: what one list runs needs no other",
+      found: String(lanes),
+      hint: threads > 1 ? "compile with --train" : "a second list needs a second thread",
+    });
   const layers = manifest.model.layers;
-  const { base, bytes, pages } = planMemory(manifest, threads);
+  const { base, bytes, pages } = planMemory(manifest, threads, lanes);
   if (pages > 65536) {
     const list = Object.entries(bytes).sort(([, a], [, b]) => b - a);
     throw new WeftError({
@@ -129,43 +142,42 @@ export async function openWasm(manifest: Manifest, bytesOfModule: Uint8Array, op
   if (missing.length) throw new WeftError({ code: "WEFT_BUNDLE", where: "kernels.wasm", expected: `exports ${missing.join(", ")}`, found: "none" });
   const words = new Uint32Array(memory.buffer);
   const floats = new Float32Array(memory.buffer);
-  const addressOf = (cls: MemoryClass, group: number): number => base.get(`${cls}.${isShared(cls) ? 0 : group}`)!;
-  for (let g = 0; g <= layers; g++) for (const [i, cls] of memoryClasses.entries()) words[g * 8 + i] = addressOf(cls, g);
-  const meta = addressOf("meta", 0);
+  const addressOf = (cls: MemoryClass, group: number, lane: number): number => base.get(`${cls}.${isShared(cls) ? lane : group}`)!;
+  const places = Array.from({ length: lanes }, (_, lane) => ({ bind: base.get(`bind.${lane}`)!, meta: addressOf("meta", 0, lane) }));
+  for (const [lane, { bind }] of places.entries())
+    for (let g = 0; g <= layers; g++) for (const [i, cls] of memoryClasses.entries()) words[bind / 4 + g * 8 + i] = addressOf(cls, g, lane);
   const scratch = base.get("scratch")!;
 
-  let play: (commands: Int32Array) => Promise<void>;
+  let play: (lane: number, commands: Int32Array) => Promise<void>;
+  let rest = (_lane: number): void => {};
   let dispose = (): void => {};
   if (threads > 1) {
-    const crew = await openCrew({ module, memory, kernels: names, control: base.get("control")!, meta, scratch, scratchBytes: plan.scratchWords * 4, parts: threads });
-    play = crew.play;
-    dispose = crew.dispose;
+    const crew = await openCrew({ module, memory, kernels: names, control: base.get("control")!, lanes: places, scratch, scratchBytes: plan.scratchWords * 4, threads });
+    ({ play, rest, dispose } = crew);
   } else {
     const { exports } = await WebAssembly.instantiate(module, { env: { memory } });
     const kernels = names.map((n) => exports[n] as Kernel);
-    play = async (commands) => {
+    const { bind, meta } = places[0]!;
+    play = async (_lane, commands) => {
       let since = performance.now();
       for (let i = 0; i < commands.length; i += 6) {
-        kernels[commands[i]!]!(commands[i + 1]! * 32, meta + commands[i + 2]!, scratch, 0, 1);
+        kernels[commands[i]!]!(bind + commands[i + 1]! * 32, meta + commands[i + 2]!, scratch, 0, 1);
         if (performance.now() - since < SLICE_MS) continue;
         await new Promise((resolve) => setTimeout(resolve));
         since = performance.now();
       }
     };
   }
-  // What is written, cleared or read while a list is played waits for its end, as on any queue.
-  let busy: Promise<unknown> | null = null;
-  let later: (() => void)[] = [];
-  const settled = (): void => {
-    busy = null;
-    for (const f of later.splice(0)) f();
-  };
-  const inOrder = (f: () => void): void => {
+  // What is written, cleared or read while a lane plays a list waits for its end, as on any queue.
+  const queues = places.map(() => ({ busy: null as Promise<unknown> | null, later: [] as (() => void)[] }));
+  const queueOf = (lane = 0): (typeof queues)[number] => queues[lane]!;
+  const inOrder = (lane: number | undefined, f: () => void): void => {
+    const { busy, later } = queueOf(lane);
     if (busy) later.push(f);
     else f();
   };
-  const wordAt = (cls: MemoryClass, group: number, offset: number): number => addressOf(cls, group) / 4 + offset;
-  const slice = (r: Range): Float32Array => floats.slice(wordAt(r.cls, r.group, r.offset), wordAt(r.cls, r.group, r.offset) + r.words);
+  const wordAt = (r: Omit<Range, "words">): number => addressOf(r.cls, r.group, r.lane ?? 0) / 4 + r.offset;
+  const slice = (r: Range): Float32Array => floats.slice(wordAt(r), wordAt(r) + r.words);
   const stats = { launches: 0, encodeMs: 0 };
   return {
     stats,
@@ -177,28 +189,35 @@ export async function openWasm(manifest: Manifest, bytesOfModule: Uint8Array, op
     },
     plan,
     manyRows: 2 ** 30,
+    lanes,
     memory: bytes,
     write: (where, data) => {
-      const copy = busy ? data.slice() : data;
-      inOrder(() => words.set(new Uint32Array(copy.buffer, copy.byteOffset, copy.length), wordAt(where.cls, where.group, where.offset)));
+      const copy = queueOf(where.lane).busy ? data.slice() : data;
+      inOrder(where.lane, () => words.set(new Uint32Array(copy.buffer, copy.byteOffset, copy.length), wordAt(where)));
     },
-    clear: (r) => inOrder(() => void words.fill(0, wordAt(r.cls, r.group, r.offset), wordAt(r.cls, r.group, r.offset) + r.words)),
-    run: async (commands, block, reads) => {
-      while (busy) await busy;
+    clear: (r) => inOrder(r.lane, () => void words.fill(0, wordAt(r), wordAt(r) + r.words)),
+    run: async (lane, commands, block, reads) => {
+      const queue = queueOf(lane);
+      while (queue.busy) await queue.busy;
       stats.launches += commands.length / 6;
-      words.set(block, meta / 4);
-      const played = play(commands)
+      words.set(block, places[lane]!.meta / 4);
+      const played = play(lane, commands)
         .then(() => reads.map(slice))
-        .finally(settled);
-      busy = played.catch(() => {});
+        .finally(() => {
+          queue.busy = null;
+          for (const f of queue.later.splice(0)) f();
+        });
+      queue.busy = played.catch(() => {});
       return played;
     },
+    rest,
     read: async (r) => {
-      while (busy) await busy;
+      const queue = queueOf(r.lane);
+      while (queue.busy) await queue.busy;
       return slice(r);
     },
     dispose: () => {
-      later = [];
+      for (const q of queues) q.later = [];
       dispose();
     },
   };

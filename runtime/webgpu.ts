@@ -173,6 +173,7 @@ export async function openWebGpu(
     plan,
     // A CPU behind WebGPU has few lanes and pays for every barrier: kernels without them, however few the rows.
     manyRows: software ? 1 : 64,
+    lanes: 1,
     memory: bytes,
     write: (to, data) => {
       device.queue.writeBuffer(bufferOf(to.cls, to.group), to.offset * 4, data.buffer as ArrayBuffer, data.byteOffset, data.byteLength);
@@ -182,7 +183,7 @@ export async function openWebGpu(
       encoder.clearBuffer(bufferOf(r.cls, r.group), r.offset * 4, r.words * 4);
       device.queue.submit([encoder.finish()]);
     },
-    run: (commands, meta, reads) =>
+    run: (_lane, commands, meta, reads) =>
       fetchAll(reads, () => {
         check();
         const t0 = performance.now();
@@ -210,6 +211,7 @@ export async function openWebGpu(
         return encoder;
       }),
     read: async (r) => (await fetchAll([r], () => device.createCommandEncoder()))[0]!,
+    rest: () => {},
     dispose: () => {
       for (const b of buffers.values()) b.destroy();
       metaBuffer.destroy();

@@ -23,6 +23,8 @@ export interface LoadOptions {
   readonly device?: DeviceChoice;
   /** Threads of the Wasm target; default: as many as the machine has cores (in a page: if it is cross-origin isolated). Never changes a result. */
   readonly threads?: number;
+  /** Command lists that run side by side: 2 (the default of the Wasm target from two threads on) gives jobs a list beside the requests', 1 puts both in one. Never changes a result. */
+  readonly lanes?: 1 | 2;
   /** Take the bundle's kernels with fused multiply-adds (`compile --relaxed`); default: where the machine can. A class of numerics of its own. */
   readonly relaxed?: boolean;
   readonly budget?: number;

@@ -188,7 +188,7 @@ test("threads: bad numbers, a kernel that traps, and what is written while a lis
     const device = await openWasm(manifest, files.get("kernels.wasm")!, { threads });
     const at = { cls: "saved", group: 0, offset: 0 } as const;
     device.write(at, Float32Array.of(1, 2));
-    const list = device.run(new Int32Array(0), new Uint32Array(1), [{ ...at, words: 2 }]);
+    const list = device.run(0, new Int32Array(0), new Uint32Array(1), [{ ...at, words: 2 }]);
     const data = Float32Array.of(3, 4);
     device.write(at, data);
     data.fill(9);
@@ -197,8 +197,8 @@ test("threads: bad numbers, a kernel that traps, and what is written while a lis
     device.dispose();
   }
   const broken = await openWasm(manifest, files.get("kernels.wasm")!, { threads: 2 });
-  await code("WEFT_DEVICE", () => broken.run(Int32Array.of(99999, 0, 0, 1, 1, 1), new Uint32Array(1), []), /thread 0|thread 1/);
-  await code("WEFT_DEVICE", () => broken.run(Int32Array.of(0, 0, 0, 1, 1, 1), new Uint32Array(1), []), /thread/);
+  await code("WEFT_DEVICE", () => broken.run(0, Int32Array.of(99999, 0, 0, 1, 1, 1), new Uint32Array(1), []), /thread 0|thread 1/);
+  await code("WEFT_DEVICE", () => broken.run(0, Int32Array.of(0, 0, 0, 1, 1, 1), new Uint32Array(1), []), /thread/);
   broken.dispose();
 });
 

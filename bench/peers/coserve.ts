@@ -1,13 +1,13 @@
 /**
- * One way of sharing the machine between streams and jobs, in a process: node --import tsx coserve.ts BUNDLE THREADS [sliced]. `sliced`: two engines that
- * have the machine in turns.
+ * One way of sharing the machine between streams and jobs, in a process: node --import tsx coserve.ts BUNDLE THREADS LANES [sliced]. `sliced`: two
+ * engines that have the machine in turns.
  */
 import { type Engine, load } from "../../sdk/index.ts";
 import { ids } from "../model.ts";
 import { serve } from "./serve.mjs";
 
-const [bundle, threads, mode] = process.argv.slice(2);
-const options = { device: "wasm", threads: Number(threads) } as const;
+const [bundle, threads, lanes, mode] = process.argv.slice(2);
+const options = { device: "wasm", threads: Number(threads), lanes: Number(lanes) as 1 | 2 } as const;
 const streaming: Engine = await load(bundle!, options);
 const training: Engine = mode === "sliced" ? await load(bundle!, options) : streaming;
 const { vocab } = streaming.manifest.model;

@@ -71,9 +71,9 @@ await serve({
     const { device } = core;
     const run = device.run.bind(device);
     const lists: Parameters<Run>[] = [];
-    (device as { run: Run }).run = (commands, meta, reads) => {
-      lists.push([commands.slice(), meta.slice(), reads]);
-      return run(commands, meta, reads);
+    (device as { run: Run }).run = (lane, commands, meta, reads) => {
+      lists.push([lane, commands.slice(), meta.slice(), reads]);
+      return run(lane, commands, meta, reads);
     };
     if (q.of === "decode") await decode(1, 4);
     else if (q.of === "prefill") await prefill(128, 1);
@@ -82,7 +82,7 @@ await serve({
     const chosen = q.of === "decode" ? [lists.at(-1)!] : q.of === "prefill" ? [lists[0]!] : lists;
     const names = Object.keys(device.plan.kernels);
     const out: Record<string, number> = {};
-    for (const [commands, meta] of chosen) {
+    for (const [lane, commands, meta] of chosen) {
       const kinds = new Map<number, number[]>();
       for (let i = 0; i < commands.length; i += 6) kinds.set(commands[i]!, [...(kinds.get(commands[i]!) ?? []), ...commands.slice(i, i + 6)]);
       for (const [k, list] of kinds) {
@@ -90,7 +90,7 @@ await serve({
         const ms: number[] = [];
         for (let i = 0; i < (q.of === "lora" ? 1 : 5); i++) {
           const t0 = performance.now();
-          await run(words, meta, []);
+          await run(lane, words, meta, []);
           ms.push(performance.now() - t0);
         }
         out[names[k]!] = (out[names[k]!] ?? 0) + median(ms);

@@ -5,29 +5,30 @@ import { beginStep, emitForward } from "./batch";
 import { allocate, canAllocate, findKeptRun, findSavedRun, release, resetBlocks } from "./blocks";
 import { sample } from "./sampler";
 import {
-  ARRIVAL, bump, C_ARRIVAL, C_COMMANDS, C_EVENTS, C_FREE, C_HEAD, C_MANY, C_META, C_ROWS, C_STEPS, C_TRAIN_ROWS, COMMANDS, counter, COUNTERS, DONE, DROP_KEY, DROP_P, emitEvent, EVENTS, EXT_BASE, FINISHED, FIRST, FORWARD, FREE, FREE_BLOCKS,
+  ARRIVAL, bump, C_ARRIVAL, C_COMMANDS, C_EVENTS, C_FREE, C_HEAD, C_LANES, C_MANY, C_META, C_ROWS, C_STEPS, C_TRAIN_ROWS, COMMANDS, counter, COUNTERS, DONE, DROP_KEY, DROP_P, emitEvent, enter, EVENTS, EXT_BASE, FINISHED, FIRST, FORWARD, FREE, FREE_BLOCKS,
   GENERATE, get, HEAD_POS, HEAD_SEQ, HYPER, IDLE, JOB, JOB_CLASS, JOB_LAST, JOB_PHASE, JOB_SEQ, JOB_SEQS, JOB_SGD, JOB_SLOT, KIND, LABELS, LENGTH, LENGTH_OF, LIMIT, LOGITS, META, MIN_P,
-  NONE, NUM_STOPS, PENALTY, PROMPT, ROW_SEQ, ROW_WEIGHT, RUNNING, SAVE_BASE, SCORE, SCORED, SEED, set, setf, SLOT, SLOT_FRESH, SLOT_MASK, STATUS, STOP, STOPS, STOPS_PER_SEQUENCE, TEMPERATURE, TOKEN, TOKENS, TOP_K, TOP_P, TRAIN,
+  NONE, NUM_STOPS, PENALTY, PROMPT, ROW_SEQ, ROW_WEIGHT, RUNNING, SAVE_BASE, SCORE, SCORED, SEED, serves, set, setf, SLOT, SLOT_FRESH, SLOT_MASK, STATUS, STOP, STOPS, STOPS_PER_SEQUENCE, TEMPERATURE, TOKEN, TOKENS, TOP_K, TOP_P, TRAIN,
 } from "./state";
-import { dropMicro, refreshSlots } from "./units";
+import { dropMicro, finishMicros, refreshSlots } from "./units";
 
-/** `many`: rows from which a step takes the kernels for many. */
-export function init(many: i32): void {
+/** `many`: rows from which a step takes the kernels for many. `lanes`: command lists that may be on their way at once. */
+export function init(many: i32, lanes: i32): void {
   set(COUNTERS, C_MANY, many);
+  set(COUNTERS, C_LANES, lanes);
   for (let s: i32 = 0; s < SEQUENCES; s++) set(KIND, s, FREE);
   for (let j: i32 = 0; j < JOBS; j++) set(JOB_PHASE, j, IDLE);
   resetBlocks();
 }
 // Addresses of what the engine reads and writes.
-export function addrMeta(): usize { return META; }
-export function addrCommands(): usize { return COMMANDS; }
-export function addrEvents(): usize { return EVENTS; }
+export function addrMeta(lane: i32): usize { enter(lane); return META; }
+export function addrCommands(lane: i32): usize { enter(lane); return COMMANDS; }
+export function addrEvents(lane: i32): usize { enter(lane); return EVENTS; }
+export function addrRowSeq(lane: i32): usize { enter(lane); return ROW_SEQ; }
 export function addrLogits(): usize { return LOGITS; }
-export function addrCounters(): usize { return COUNTERS; }
+export function counterOf(lane: i32, i: i32): i32 { enter(lane); return counter(i); }
 export function addrTokens(seq: i32): usize { return TOKENS + ((<usize>(seq * CONTEXT)) << 2); }
 export function addrLabels(seq: i32): usize { return LABELS + ((<usize>(seq * CONTEXT)) << 2); }
 export function addrHyper(job: i32): usize { return HYPER + <usize>job * 32; }
-export function addrRowSeq(): usize { return ROW_SEQ; }
 export function addrStops(seq: i32): usize { return STOPS + ((<usize>(seq * STOPS_PER_SEQUENCE)) << 2); }
 export function freeBlocks(): i32 { return counter(C_FREE); }
 export function addrFreeBlocks(): usize { return FREE_BLOCKS; }
@@ -80,7 +81,7 @@ export function setSampling(seq: i32, temperature: f32, topK: i32, topP: f32, mi
   set(SEED, seq, seed);
   set(NUM_STOPS, seq, stops);
 }
-/** Forget a request; its blocks are free from the next step on. */
+/** Forget a request, between two lists of its lane; its blocks are free. */
 export function cancel(seq: i32): void {
   release(seq);
   set(KIND, seq, FREE);
@@ -115,15 +116,16 @@ export function jobStart(j: i32, last: i32): void {
   set(JOB_LAST, j, last);
   set(JOB_PHASE, j, FORWARD);
 }
-/** Drop the job's micro-batch, whatever its phase. */
-export function jobDrop(j: i32): void {
+/** End a job, between two lists of its lane: its micro-batch is dropped, whatever its phase. */
+export function jobClose(j: i32): void {
   dropMicro(j);
+  set(JOB_SLOT, j, 0);
 }
 
-/** Grant and pack one step. Returns the number of commands; 0 when there is nothing to do. */
-export function schedule(budget: i32, idle: i32): i32 {
-  for (let i: i32 = C_ROWS; i <= C_META; i++) bump(i, -counter(i));
-  bump(C_TRAIN_ROWS, -counter(C_TRAIN_ROWS));
+/** Grant and pack one step of a lane. Returns the number of commands; when it is 0 and no unit was granted, there is nothing to do. */
+export function schedule(lane: i32, budget: i32, idle: i32): i32 {
+  enter(lane);
+  for (let i: i32 = C_ROWS; i <= C_TRAIN_ROWS; i++) bump(i, -counter(i));
   bump(C_STEPS, 1);
   beginStep();
   // Units are packed by the policy into their own blocks; the forward's commands come first in the list only if rows were granted before them,
@@ -131,12 +133,14 @@ export function schedule(budget: i32, idle: i32): i32 {
   refreshSlots();
   policy(budget, idle);
   emitForward();
-  set(COUNTERS, C_META, META_WORDS);
+  bump(C_META, META_WORDS);
   return counter(C_COMMANDS);
 }
 
-/** After the step ran and logits rows were copied to addrLogits: append sampled tokens, finish, free, report. Returns the number of events. */
-export function commit(): i32 {
+/** After a lane's step ran and logits rows were copied to addrLogits: append sampled tokens, finish, free, report. Returns the number of events. */
+export function commit(lane: i32): i32 {
+  enter(lane);
+  finishMicros();
   for (let h: i32 = 0; h < counter(C_HEAD); h++) {
     const seq: i32 = get(HEAD_SEQ, h);
     const kind: i32 = get(KIND, seq);

@@ -6,6 +6,7 @@
  *                LABELS  [s][CONTEXT]   training only: label of each row, -100 for none
  *                TABLE   [s][BLOCKS_PER_SEQUENCE]  cache block ids
  *   job j:       phase, cursor of its units, hyper-parameters
+ *   lane:        metadata, commands, events and counters of one command list; two lists may be on their way at once
  */
 import { BLOCKS, BLOCKS_PER_SEQUENCE, CONTEXT, HEAD_ROWS, JOBS, MASK_WORDS, META_WORDS, SEQUENCES, SLOTS, TOKENS_PER_STEP, UNITS, VOCAB, LAYERS } from "./config";
 
@@ -25,7 +26,7 @@ export const FORWARD: i32 = 1;
 export const HEAD: i32 = 2;
 export const BACKWARD: i32 = 3;
 export const UPDATE: i32 = 4;
-/** All units of a micro-batch that does not end an optimizer step have run. */
+/** All units of a micro-batch are granted; with the commit of their step it is done. */
 export const OVER: i32 = 5;
 // events: [type, a, b, c]
 export const TOKEN: i32 = 1;
@@ -111,43 +112,74 @@ export const SLOT_MASK: usize = memory.data((SLOTS + 1) * MASK_WORDS * 4);
 /** 1 for a slot that was filled since the last step. */
 export const SLOT_FRESH: usize = memory.data((SLOTS + 1) * 4);
 export const FREE_BLOCKS: usize = memory.data(BLOCKS * 4);
-/** [free blocks, next arrival, steps, rows granted this step, head rows, units, commands, events, meta bytes used] */
-export const COUNTERS: usize = memory.data(64);
 
-export const META: usize = memory.data(META_WORDS * 4);
+/**
+ * A lane is a queue of command lists: requests have the first, jobs the last. A device that plays one list at a time has one lane for both. Everything
+ * below is a lane's own, and these names mean the lane that was entered.
+ */
+const MAX_LANES: i32 = 2;
+/** Counters of all lanes, then those of each. */
+export const COUNTERS: usize = memory.data(64 + 2 * 64);
+const METAS: usize = memory.data(2 * META_WORDS * 4);
+export let META: usize = METAS;
 /** Commands of six words: kernel, group, byte offset of the metadata block, x, y, z. */
 export const MAX_COMMANDS: i32 = 32 + LAYERS * 48 + UNITS * 96 + JOBS * (LAYERS + 2) * 8 + SLOTS * LAYERS;
-export const COMMANDS: usize = memory.data((32 + LAYERS * 48 + UNITS * 96 + JOBS * (LAYERS + 2) * 8 + SLOTS * LAYERS) * 24);
+const COMMAND_LISTS: usize = memory.data(2 * (32 + LAYERS * 48 + UNITS * 96 + JOBS * (LAYERS + 2) * 8 + SLOTS * LAYERS) * 24);
+export let COMMANDS: usize = COMMAND_LISTS;
 export const MAX_EVENTS: i32 = SEQUENCES * 2 + HEAD_ROWS + JOBS;
-export const EVENTS: usize = memory.data((SEQUENCES * 2 + HEAD_ROWS + JOBS) * 16);
+const EVENT_LISTS: usize = memory.data(2 * (SEQUENCES * 2 + HEAD_ROWS + JOBS) * 16);
+export let EVENTS: usize = EVENT_LISTS;
+/** Sequence and position of each logits row; only requests have some. */
 export const HEAD_SEQ: usize = memory.data(HEAD_ROWS * 4);
 export const HEAD_POS: usize = memory.data(HEAD_ROWS * 4);
 export const LOGITS: usize = memory.data(HEAD_ROWS * VOCAB * 4);
 export const HEAP: usize = memory.data(VOCAB * 4);
-export const ROW_SEQ: usize = memory.data(TOKENS_PER_STEP * 4);
+const ROW_SEQS: usize = memory.data(2 * TOKENS_PER_STEP * 4);
+export let ROW_SEQ: usize = ROW_SEQS;
+let lane: i32 = 0;
+
+export function enter(l: i32): void {
+  assert(l >= 0 && l < MAX_LANES);
+  lane = l;
+  META = METAS + <usize>l * META_WORDS * 4;
+  COMMANDS = COMMAND_LISTS + <usize>l * MAX_COMMANDS * 24;
+  EVENTS = EVENT_LISTS + <usize>l * MAX_EVENTS * 16;
+  ROW_SEQ = ROW_SEQS + <usize>l * TOKENS_PER_STEP * 4;
+}
+/** Has the entered lane requests; has it jobs? */
+export function serves(): bool {
+  return lane == 0;
+}
+export function trains(): bool {
+  return lane == counter(C_LANES) - 1;
+}
 
 // @ts-ignore: decorator
-@inline export function counter(i: i32): i32 {
-  return get(COUNTERS, i);
+@inline function counterAt(i: i32): usize {
+  return COUNTERS + ((<usize>(i < C_ROWS ? i : i + lane * 16)) << 2);
 }
-// @ts-ignore: decorator
-@inline export function bump(i: i32, by: i32): void {
-  set(COUNTERS, i, get(COUNTERS, i) + by);
+export function counter(i: i32): i32 {
+  return get(counterAt(i), 0);
+}
+export function bump(i: i32, by: i32): void {
+  set(counterAt(i), 0, counter(i) + by);
 }
 export const C_FREE: i32 = 0;
 export const C_ARRIVAL: i32 = 1;
-export const C_STEPS: i32 = 2;
-export const C_ROWS: i32 = 3;
-export const C_HEAD: i32 = 4;
-export const C_UNITS: i32 = 5;
-export const C_COMMANDS: i32 = 6;
-export const C_EVENTS: i32 = 7;
-export const C_META: i32 = 8;
-export const C_TRAIN_ROWS: i32 = 9;
-/** Row-equivalents that fine-tuning may still use; negative after a unit that was larger. */
-export const C_CREDIT: i32 = 10;
 /** Rows from which a step has many, for the device that runs it. */
-export const C_MANY: i32 = 11;
+export const C_MANY: i32 = 2;
+export const C_LANES: i32 = 3;
+/** Of the step: rows granted, logits rows, units, commands, events, words of metadata, rows in training. */
+export const C_ROWS: i32 = 16;
+export const C_HEAD: i32 = 17;
+export const C_UNITS: i32 = 18;
+export const C_COMMANDS: i32 = 19;
+export const C_EVENTS: i32 = 20;
+export const C_META: i32 = 21;
+export const C_TRAIN_ROWS: i32 = 22;
+export const C_STEPS: i32 = 23;
+/** Row-equivalents that fine-tuning may still use; negative after a unit that was larger. */
+export const C_CREDIT: i32 = 24;
 
 export function emitEvent(type: i32, a: i32, b: i32, c: i32): void {
   const at: i32 = counter(C_EVENTS) * 4;

@@ -13,7 +13,7 @@ import { DROPOUT, dropKey, emitProgram } from "./batch";
 import { release } from "./blocks";
 import {
   BACKWARD, bump, C_UNITS, counter, CUR_CHUNK, CUR_LAYER, CUR_QUANTUM, CUR_SEQ, DONE, DROP_KEY, DROP_P, emitEvent, EXT_BASE, FORWARD, FREE, get, getf, HEAD, HYPER, HYPERS, IDLE, IGNORE, JOB_CLASS, JOB_LAST,
-  JOB_PHASE, JOB_SEQ, JOB_SEQS, JOB_SGD, JOB_SLOT, KIND, LABELS, LENGTH_OF, META, MICRO_DONE, NONE, OVER, ROW_WEIGHT, SAVE_BASE, set, setf, SLOT_FRESH, SLOT_MASK, TABLE, TOKENS, UPDATE,
+  JOB_PHASE, JOB_SEQ, JOB_SEQS, JOB_SGD, JOB_SLOT, KIND, LABELS, LENGTH_OF, META, MICRO_DONE, NONE, OVER, ROW_WEIGHT, SAVE_BASE, serves, set, setf, SLOT_FRESH, SLOT_MASK, TABLE, TOKENS, trains, UPDATE,
 } from "./state";
 
 function seqOf(j: i32): i32 {
@@ -28,7 +28,7 @@ function rowsOf(seq: i32, q: i32): i32 {
 
 /** Have all rows of the micro-batch gone through the forward? Called before units are granted, after the forward's rows are committed. */
 export function settleForward(j: i32): void {
-  if (get(JOB_PHASE, j) != FORWARD) return;
+  if (!trains() || get(JOB_PHASE, j) != FORWARD) return;
   for (let i: i32 = 0; i < get(JOB_SEQS, j); i++) {
     const s: i32 = get(JOB_SEQ, j * SEQUENCES + i);
     if (get(DONE, s) < get(LENGTH_OF, s)) return;
@@ -41,7 +41,7 @@ export function settleForward(j: i32): void {
   set(CUR_QUANTUM, j, lastQuantum(seqOf(j)));
 }
 export function hasUnit(j: i32): bool {
-  return get(JOB_PHASE, j) >= HEAD && counter(C_UNITS) < UNITS;
+  return trains() && get(JOB_PHASE, j) >= HEAD && get(JOB_PHASE, j) != OVER && counter(C_UNITS) < UNITS;
 }
 
 /** Whose accumulators, slot and branches a unit or update works on. */
@@ -182,7 +182,6 @@ export function grantUnit(j: i32, budget: i32): i32 {
   emitProgram(kept ? CLASS_BACKWARD_ALL[cls] : CLASS_BACKWARD_BOUNDARY[cls], layer, b);
   if (layer == 0) emitProgram(CLASS_EMBED_BACKWARD[cls], LAYERS, b);
   const n: i32 = get(META, b + H_N_ROWS);
-  if (get(JOB_PHASE, j) == OVER) finish(j);
   return cost(n);
 }
 function cost(rows: i32): i32 {
@@ -201,12 +200,18 @@ function update(j: i32, cls: i32): void {
   for (let l: i32 = 0; l < LAYERS; l++) emitProgram(sgd ? CLASS_SGD[cls] : CLASS_ADAMW[cls], l, b);
   emitProgram(sgd ? CLASS_SGD_OUTER[cls] : CLASS_ADAMW_OUTER[cls], LAYERS, b);
   for (let l: i32 = 0; l < LAYERS; l++) emitProgram(P_ROW_NORMS, l, b);
-  finish(j);
+  set(JOB_PHASE, j, OVER);
+}
+/** Is a slot of this lane's: a job's own, or a request's? */
+function here(slot: i32): bool {
+  let job: bool = false;
+  for (let j: i32 = 0; j < JOBS; j++) if (get(JOB_SLOT, j) == slot) job = true;
+  return job ? trains() : serves();
 }
 /** What follows from the tensors of slots that were filled since the last step, before anything reads them. */
 export function refreshSlots(): void {
   for (let s: i32 = 1; s <= SLOTS; s++) {
-    if (get(SLOT_FRESH, s) == 0) continue;
+    if (get(SLOT_FRESH, s) == 0 || !here(s)) continue;
     set(SLOT_FRESH, s, 0);
     const b: i32 = STEP_WORDS + UNITS * UNIT_WORDS + (JOBS + s - 1) * UPDATE_WORDS;
     memory.fill(META + ((<usize>b) << 2), 0, HEADER_WORDS * 4);
@@ -238,10 +243,13 @@ function advance(j: i32, next: i32): bool {
   return true;
 }
 
-/** The micro-batch is done: its event carries where its losses lie, its sequences are released. */
-function finish(j: i32): void {
-  emitEvent(MICRO_DONE, j, get(JOB_LAST, j), 0);
-  dropMicro(j);
+/** Micro-batches whose last units ran with the lane's step: told, and their sequences released. */
+export function finishMicros(): void {
+  for (let j: i32 = 0; j < JOBS; j++) {
+    if (!trains() || get(JOB_PHASE, j) != OVER) continue;
+    emitEvent(MICRO_DONE, j, get(JOB_LAST, j), 0);
+    dropMicro(j);
+  }
 }
 export function dropMicro(j: i32): void {
   for (let i: i32 = 0; i < get(JOB_SEQS, j); i++) {

@@ -227,7 +227,7 @@ export async function runOn(
     kernels,
     classes: { weights: chamber(weights), kv: chamber(kv), saved: chamber(64), adapters: chamber(4 * slotWords), accum: chamber(accum), tables: chamber(64 + 4 * BRANCHES * 2) },
   } as unknown as TargetPlan;
-  const manifest = { model: { layers: 1 }, targets: { [target]: plan } } as unknown as Manifest;
+  const manifest = { model: { layers: 1 }, train: [], targets: { [target]: plan } } as unknown as Manifest;
   let device: Device;
   if (target === "wasm") {
     const source = options.mutate ? options.mutate(prelude()) : prelude();
@@ -269,7 +269,7 @@ export async function runOn(
     const at = blocks[kind].arrays[name];
     if (at !== undefined) list.forEach((v, i) => (isFloat(name) ? (metaF[at + i] = v) : (meta[at + i] = v)));
   }
-  await device.run(Int32Array.from(commands), meta, []);
+  await device.run(0, Int32Array.from(commands), meta, []);
   const outputs: Float32Array[] = [];
   for (const r of roots) {
     if (r.type.kind === "rows") outputs.push(await device.read({ cls: "arena", group: 0, offset: homes[`out${rowRoots.indexOf(r)}`]!, words: rowsOf(b, r.type) * r.type.cols }));

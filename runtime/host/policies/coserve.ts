@@ -1,6 +1,7 @@
 /**
  * Inference first; fine-tuning fills the rest of the budget. Units that finish a started optimizer step come before new windows. While a job
- * runs it is owed a minimum share of every step (a twentieth): what a step cannot give is carried over. Alone, it has the whole (idle) budget.
+ * runs it is owed a minimum share of every step (a twentieth): what a step cannot give is carried over. Alone, it has the whole (idle) budget; so it
+ * has in a lane of its own, where no request waits for it.
  */
 import { JOBS } from "../config";
 import { grant, rowsLeft } from "../batch";

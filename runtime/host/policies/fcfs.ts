@@ -2,16 +2,12 @@
 import { JOBS } from "../config";
 import { grant, rowsLeft } from "../batch";
 import { grantUnit, hasUnit, settleForward } from "../units";
-import { nextInference, nextTraining, remaining } from "../queue";
+import { anyRequest, nextInference, nextTraining, remaining } from "../queue";
 
 export function fcfs(budget: i32, idle: i32): void {
   let left: i32 = budget;
-  let served: bool = false;
-  for (let s: i32 = nextInference(-1); s >= 0 && left > 0; s = nextInference(s)) {
-    left -= grant(s, min(left, remaining(s)));
-    served = true;
-  }
-  if (served) return;
+  for (let s: i32 = nextInference(-1); s >= 0 && left > 0; s = nextInference(s)) left -= grant(s, min(left, remaining(s)));
+  if (anyRequest()) return;
   left = idle;
   for (let j: i32 = 0; j < JOBS; j++) {
     settleForward(j);
