@@ -62,8 +62,9 @@ const begin = async ({ module, memory, kernels, control, lanes, scratch, thread,
     };
     port.postMessage("ready");
     for (let list = 0; ; ) {
-      Atomics.wait(post, ${POST.begun}, list);
-      list = Atomics.load(post, ${POST.begun});
+      // A call to wake may come after the list that it was for.
+      while (Atomics.load(post, ${POST.begun}) === list) Atomics.wait(post, ${POST.begun}, list);
+      list = (list + 1) | 0;
       const [, lane, part, parts, from] = post;
       if (lane < 0) break;
       const state = states[lane];

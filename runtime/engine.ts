@@ -97,8 +97,9 @@ export class Engine {
   private readonly jobs = new Map<number, Feed>();
   /** Of each lane: does its loop run, may something have come since it last looked for work, and the step on its way. */
   private readonly lanes: { running: boolean; kicked: boolean; step: Promise<boolean> | null }[];
-  /** What requests leave behind that the list on its way may still touch. */
-  private leaving: (() => void)[] = [];
+  /** A list of requests is on its way, and what they leave behind that it may still touch. */
+  private serving = false;
+  private readonly leaving: (() => void)[] = [];
   private dead: WeftError | null = null;
   private idleWaiters: (() => void)[] = [];
   /** Base weights are being trained: nothing else may run. */
@@ -310,12 +311,17 @@ export class Engine {
     if (r.seq !== NONE) {
       this.live.delete(r.seq);
       this.whenServed(() => {
-        if (r.generation) this.adapters.release(r.generation);
+        if (r.generation) {
+          this.adapters.release(r.generation);
+          this.adapters.unpin(r.generation);
+        }
         // Jobs may have waited for its blocks.
         this.kick();
       });
-    } else this.waiting.splice(this.waiting.indexOf(r), 1);
-    if (r.generation) this.adapters.unpin(r.generation);
+    } else {
+      this.waiting.splice(this.waiting.indexOf(r), 1);
+      if (r.generation) this.adapters.unpin(r.generation);
+    }
     r.end(error);
   }
   private cancel(r: Request, error: unknown = null): void {
@@ -325,7 +331,7 @@ export class Engine {
   }
   /** Run `f` once no list of requests is on its way. */
   private whenServed(f: () => void): void {
-    if (this.lanes[0]!.step) this.leaving.push(f);
+    if (this.serving) this.leaving.push(f);
     else f();
   }
   /** The lane of jobs, and the end of the list that it has on its way. */
@@ -437,7 +443,6 @@ export class Engine {
         lane.step = this.step(index);
         const worked = await lane.step.finally(() => {
           lane.step = null;
-          if (index === 0) for (const f of this.leaving.splice(0)) f();
         });
         if (!worked && !lane.kicked) break;
         // Consumers and timers run between steps.
@@ -460,10 +465,15 @@ export class Engine {
     const units = host.exports.counterOf(lane, COUNTER.units);
     if (count === 0 && units === 0) return false;
     const reads: Range[] = heads ? [{ cls: "arena", group: 0, offset: device.plan.homes.logits, words: heads * manifest.model.vocab, lane }] : [];
+    if (lane === 0) this.serving = true;
     const [logits] = await device.run(lane, host.commands(lane, count), host.meta(lane), reads);
     if (logits) host.logits().set(logits);
     const trace = this.options.onStep && this.traceRows(lane);
     const events = host.events(lane, host.exports.commit(lane)).slice();
+    if (lane === 0) {
+      this.serving = false;
+      for (const f of this.leaving.splice(0)) f();
+    }
     await this.handle(events, logits ?? new Float32Array(0));
     if (trace) this.options.onStep!({ lane, ...trace, units, commands: count, ms: performance.now() - t0 });
     return true;
