@@ -188,7 +188,7 @@ function watch(engine: Engine): { readonly wrong: string[]; lists: number } {
 }
 
 test("jobs and requests that are dropped in the middle of a list leave nothing behind, and nothing of theirs is given away before its end", async () => {
-  await using engine = await engineOf(configs.even, { ...compile, capacities: { slots: 3, blocks: 24 }, load: { threads: 2 } });
+  await using engine = await engineOf(configs.even, { ...compile, capacities: { slots: 3, blocks: 18 }, load: { threads: 2 } });
   const free = engine.memory();
   const ask = { prompt: idsOf("kept", 20, vocab), maxTokens: 12 };
   const first = await engine.finetune({ ...job, name: "first", method: "sparse", steps: 2 });
@@ -199,10 +199,10 @@ test("jobs and requests that are dropped in the middle of a list leave nothing b
   for (let i = 0; i < 12; i++) {
     // Few blocks and slots: whoever comes takes what somebody has just left.
     const leaving = await engine.finetune({ ...job, name: `leaving${i}`, method: methods[i % 4]!, steps: 50 });
-    const others = [0, 1].map((k) => {
+    const others = [0, 1, 2, 3, 4, 5].map((k) => {
       const c = new AbortController();
       setTimeout(() => c.abort(), next() % 25);
-      return collect(engine, { prompt: idsOf(`gone${i}.${k}`, 9 + k * 30, vocab), maxTokens: 30, adapter: "first@1", signal: c.signal }).catch((e: Error) =>
+      return collect(engine, { prompt: idsOf(`gone${i}.${k}`, 9 + k * 15, vocab), maxTokens: 30, adapter: "first@1", signal: c.signal }).catch((e: Error) =>
         assert.is(e.name, "AbortError"),
       );
     });
