@@ -223,6 +223,32 @@ test("jobs and requests that are dropped in the middle of a list leave nothing b
   assert.equal(engine.memory(), free);
 });
 
+test("a request that is aborted under its list keeps its blocks, slot and generation until the list has ended", async () => {
+  await using engine = await engineOf(configs.even, { load: { threads: 2 } });
+  await (await engine.finetune({ ...job, name: "first", method: "lora", steps: 1 })).done;
+  const { device } = engine.core;
+  const run = device.run.bind(device);
+  const free = engine.memory();
+  const c = new AbortController();
+  let held: ReturnType<Engine["memory"]> | null = null;
+  (device as { run: typeof run }).run = async (lane, ...rest) => {
+    if (!held) {
+      c.abort();
+      await pause(5);
+      held = engine.memory();
+      assert.throws(() => engine.adapters.remove("first"), /requests in flight/);
+    }
+    return run(lane, ...rest);
+  };
+  const said = collect(engine, { prompt: idsOf("aborted", 40, vocab), maxTokens: 40, adapter: "first", signal: c.signal });
+  assert.is(await said.catch((e: Error) => e.name), "AbortError");
+  for (let i = 0; i < 100 && engine.memory().blocks.free < free.blocks.free; i++) await pause(5);
+  assert.is(held!.blocks.free, free.blocks.free - 3, "80 tokens have three blocks");
+  assert.is(held!.slots.used, 1);
+  assert.equal(engine.memory(), free);
+  engine.adapters.remove("first");
+});
+
 test("lanes: one or two, and two only where there are threads and jobs for them", async () => {
   const trains = await bundle(configs.even, {});
   const serves = await bundle(configs.even, { train: [] });
