@@ -85,7 +85,7 @@ interface Request {
   seq: number;
   slot: number;
   readonly push: (e: TokenEvent) => void;
-  readonly scored: (position: number, logits: Float32Array) => void;
+  readonly scored: (position: number, logits: Float32Array, logSum: number) => void;
   readonly end: (error: unknown) => void;
   done: boolean;
 }
@@ -155,12 +155,11 @@ export class Engine {
     // Where steps of few and of many rows take other kernels: a prompt in one step says what the same prompt in chunks says.
     const { context, tokens, headRows } = this.manifest.capacities;
     const many = this.device.manyRows;
-    if (many > headRows && many < Math.min(context, tokens)) {
+    if (many > headRows && many + 1 < Math.min(context, tokens)) {
       const prompt = Array.from({ length: many + 1 }, (_, i) => (i * 31 + 7) % this.manifest.model.vocab);
       for await (const e of this.generate({ prompt, maxTokens: 1 })) {
-        const { logits } = await this.score(prompt, { logits: true });
-        const last = logits![prompt.length - 1]!;
-        if (e.logprob !== last[e.id]! - logSumExp(last)) return "off";
+        const { logprobs } = await this.score([...prompt, e.id]);
+        if (e.logprob !== logprobs.at(-1)) return "off";
       }
     }
     return "verified";
@@ -248,9 +247,9 @@ export class Engine {
         virtual,
         fixedSlot: o.slot?.index ?? null,
         push: () => {},
-        scored: (position, row) => {
+        scored: (position, row, logSum) => {
           if (logits) logits[position] = row.slice();
-          if (position + 1 < ids.length) logprobs[position] = row[ids[position + 1]!]! - logSumExp(row);
+          if (position + 1 < ids.length) logprobs[position] = row[ids[position + 1]!]! - logSum;
         },
         end: (error) => (error ? reject(error) : resolve()),
       });
@@ -494,6 +493,7 @@ export class Engine {
   private async handle(events: Int32Array, logits: Float32Array): Promise<void> {
     const { vocab } = this.manifest.model;
     const rowOf = (h: number): Float32Array => logits.subarray(h * vocab, (h + 1) * vocab);
+    const logSums = this.host.logSums();
     const pending: { r: Request; e: Omit<TokenEvent, "finish"> }[] = [];
     const flush = (): void => {
       for (const { r, e } of pending.splice(0)) r.push({ ...e, finish: null });
@@ -505,14 +505,14 @@ export class Engine {
         const r = this.live.get(a);
         if (!r || r.done) continue;
         const row = rowOf(c);
-        const lse = logSumExp(row);
+        const logSum = logSums[c]!;
         pending.push({
           r,
-          e: { id: b, logprob: row[b]! - lse, top: topOf(row, r.options.logprobs ?? 0, lse), adapter: r.generation?.ref ?? this.merged ?? "base" },
+          e: { id: b, logprob: row[b]! - logSum, top: topOf(row, r.options.logprobs ?? 0, logSum), adapter: r.generation?.ref ?? this.merged ?? "base" },
         });
       } else if (type === EVENT.scored) {
         const r = this.live.get(a);
-        if (r && !r.done && b >= r.virtual) r.scored(b - r.virtual, rowOf(c));
+        if (r && !r.done && b >= r.virtual) r.scored(b - r.virtual, rowOf(c), logSums[c]!);
       } else if (type === EVENT.finished) {
         const r = this.live.get(a);
         const last = pending.findIndex((p) => p.r === r);
@@ -572,20 +572,14 @@ const setImmediateLike: (f: () => void) => void =
         };
       })();
 
-export function logSumExp(row: Float32Array): number {
-  let max = Number.NEGATIVE_INFINITY;
-  for (let i = 0; i < row.length; i++) if (row[i]! > max) max = row[i]!;
-  let sum = 0;
-  for (let i = 0; i < row.length; i++) sum += Math.exp(row[i]! - max);
-  return max + Math.log(sum);
-}
-function topOf(row: Float32Array, n: number, lse: number): { id: number; logprob: number }[] {
-  const out: { id: number; logprob: number }[] = [];
-  for (let k = 0; k < n; k++) {
-    let best = -1;
-    for (let i = 0; i < row.length; i++) if (!out.some((o) => o.id === i) && (best < 0 || row[i]! > row[best]!)) best = i;
-    if (best < 0) break;
-    out.push({ id: best, logprob: row[best]! - lse });
+/** The `n` largest of a row, the lower id first where two are equal. */
+function topOf(row: Float32Array, n: number, logSum: number): { id: number; logprob: number }[] {
+  const ids: number[] = [];
+  for (let i = 0; n > 0 && i < row.length; i++) {
+    if (ids.length === n && !(row[i]! > row[ids[n - 1]!]!)) continue;
+    const at = ids.findIndex((id) => row[i]! > row[id]!);
+    ids.splice(at < 0 ? ids.length : at, 0, i);
+    if (ids.length > n) ids.pop();
   }
-  return out;
+  return ids.map((id) => ({ id, logprob: row[id]! - logSum }));
 }

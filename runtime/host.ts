@@ -8,6 +8,7 @@ export interface HostExports {
   addrCommands(lane: number): number;
   addrEvents(lane: number): number;
   addrLogits(): number;
+  addrLogSums(): number;
   addrTokens(seq: number): number;
   addrLabels(seq: number): number;
   addrHyper(job: number): number;
@@ -72,6 +73,10 @@ export class Host {
   }
   logits(): Float32Array {
     return new Float32Array(this.buffer, this.exports.addrLogits(), this.manifest.capacities.headRows * this.manifest.model.vocab);
+  }
+  /** ln Σ exp of each logits row, after a commit. */
+  logSums(): Float64Array {
+    return new Float64Array(this.buffer, this.exports.addrLogSums(), this.manifest.capacities.headRows);
   }
   tokens(seq: number): Int32Array {
     return new Int32Array(this.buffer, this.exports.addrTokens(seq), this.manifest.capacities.context);

@@ -11,7 +11,8 @@ import { emitOuter, emitProduct, emitShrink, productScratch, productText } from 
 import { Printer } from "./printer.ts";
 
 /** What emitted kernels call: hand-written inner loops, and the tiles of products. */
-export const prelude = (): string => `${readFileSync(new URL("./assembly/kernels.ts", import.meta.url), "utf8")}\n${productText()}`;
+const assembly = (name: string): string => readFileSync(new URL(`./assembly/${name}`, import.meta.url), "utf8");
+export const prelude = (): string => `${assembly("exp.ts").replace("export ", "")}\n${assembly("kernels.ts")}\n${productText()}`;
 
 /** One function for a launch: its bodies in turn. */
 export function emitLaunchAs(name: string, bodies: readonly AnyBody[], env: KernelEnv): string {

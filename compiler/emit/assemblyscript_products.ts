@@ -190,18 +190,17 @@ export function emitOuter(name: string, b: Body, env: KernelEnv): string {
 
 const each = (n: number): number[] => Array.from({ length: n }, (_, i) => i);
 interface Storage {
-  /** Bytes of a term (eight columns) of a panel. */
+  /** Bytes of a term (eight columns) of a panel, and terms that share scales. */
   readonly bytes: number;
-  /** Terms of an iteration: those of int8 share their scales. */
-  readonly terms: number;
+  readonly scaled: number;
   /** Statements that make columns 0 to 3 and 4 to 7 of term `u`, as `b` and `d`. */
   readonly load: (u: number) => string[];
 }
 const storage: Readonly<Record<Weight["format"], Storage>> = {
-  f32: { bytes: 32, terms: 4, load: (u) => [`const b${u}: v128 = v128.load(w, ${u * 32});`, `const d${u}: v128 = v128.load(w, ${u * 32 + 16});`] },
+  f32: { bytes: 32, scaled: 0, load: (u) => [`const b${u}: v128 = v128.load(w, ${u * 32});`, `const d${u}: v128 = v128.load(w, ${u * 32 + 16});`] },
   f16: {
     bytes: 16,
-    terms: 4,
+    scaled: 0,
     load: (u) => [
       `const h${u}: v128 = v128.load(w, ${u * 16});`,
       `const b${u}: v128 = widen(i32x4.extend_low_i16x8_s(h${u}));`,
@@ -210,7 +209,7 @@ const storage: Readonly<Record<Weight["format"], Storage>> = {
   },
   int8: {
     bytes: 8,
-    terms: 32,
+    scaled: 32,
     load: (u) => [
       `const e${u}: v128 = v128.load_ext<i8>(w, ${u * 8});`,
       `const b${u}: v128 = f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(e${u})), s0);`,
@@ -218,68 +217,76 @@ const storage: Readonly<Record<Weight["format"], Storage>> = {
     ],
   },
 };
+const TILE_ROWS = [4, 2, 1] as const;
 /**
- * acc[rows][8] += x[rows][K] · panel, K ascending, `terms` of them an iteration: K is a multiple of that (for one: within a block of int8). One loop and
- * one panel, on purpose: a second loop over the same sums, or a second run of memory, costs a third of the speed.
+ * acc[rows][8] += x[rows][K] · panel, K ascending. Loops are short on purpose: engines keep the sums of one or two terms an iteration in registers and
+ * those of more not always (V8 of Node 20 to 24: 4 × 8 in f32 runs at 65 GFLOP/s with one term and 40 to 55 with more, 2 × 8 at twice the speed with two
+ * as with four). One panel, on purpose: a second run of memory costs a third of the speed.
  */
-function tile(rows: number, format: Weight["format"], terms: number): string {
+function tile(rows: number, format: Weight["format"]): string {
   const xs = each(rows);
-  const { bytes, load } = storage[format];
-  const term = (u: number): string[] => [
-    ...load(u),
-    ...xs.flatMap((i) => [`const t${u}_${i}: v128 = v128.load_splat<f32>(x${i}, ${u * 4});`, `p${i} = madd(t${u}_${i}, b${u}, p${i});`, `q${i} = madd(t${u}_${i}, d${u}, q${i});`]),
+  const { bytes, scaled, load } = storage[format];
+  const terms = (n: number): string[] => [
+    ...each(n).flatMap((u) => [
+      ...load(u),
+      ...xs.flatMap((i) => [
+        `const t${u}_${i}: v128 = v128.load_splat<f32>(x${i}, ${u * 4});`,
+        `p${i} = madd(t${u}_${i}, b${u}, p${i});`,
+        `q${i} = madd(t${u}_${i}, d${u}, q${i});`,
+      ]),
+    ]),
+    `${xs.map((i) => `x${i} += ${n * 4};`).join(" ")} w += ${n * bytes};`,
   ];
-  const scaled = format === "int8";
-  const scales = "const s0: v128 = half4(scales), s1: v128 = half4(scales + 8);";
+  const few = format === "f32" && rows === 4 ? 1 : 2;
+  const over = (end: string): string[] => [
+    ...(few > 1
+      ? [`const pairs: usize = ${end} - ((${end} - w) & ${bytes});`, "while (w < pairs) {", ...indent(terms(few), 2), "}", `if (w < ${end}) {`]
+      : [`while (w < ${end}) {`]),
+    ...indent(terms(1), 2),
+    "}",
+  ];
   return [
-    `function tile${rows}_${format}_${terms}(${xs.map((i) => `x${i}: usize, `).join("")}w: usize, ${scaled ? "scales: usize, " : ""}K: i32, acc: usize): void {`,
+    `function tile${rows}_${format}(${xs.map((i) => `x${i}: usize, `).join("")}w: usize, ${scaled ? "scales: usize, " : ""}K: i32, acc: usize): void {`,
     ...xs.map((i) => `  let p${i}: v128 = v128.load(acc, ${i * BLOCK_STRIDE}), q${i}: v128 = v128.load(acc, ${i * BLOCK_STRIDE + 16});`),
-    ...(scaled && terms === 1 ? [`  ${scales}`] : []),
     `  const end: usize = w + (<usize>K) * ${bytes};`,
-    "  while (w < end) {",
-    ...(scaled && terms > 1 ? [`    ${scales}`, "    scales += 16;"] : []),
-    ...indent(each(terms).flatMap(term), 4),
-    `    ${xs.map((i) => `x${i} += ${terms * 4};`).join(" ")} w += ${terms * bytes};`,
-    "  }",
+    ...(scaled
+      ? [
+          "  while (w < end) {",
+          "    const s0: v128 = half4(scales), s1: v128 = half4(scales + 8);",
+          `    const block: usize = w + ${scaled * bytes} < end ? w + ${scaled * bytes} : end;`,
+          ...indent(over("block"), 4),
+          "    scales += 16;",
+          "  }",
+        ]
+      : indent(over("end"), 2)),
     ...xs.map((i) => `  v128.store(acc, p${i}, ${i * BLOCK_STRIDE}); v128.store(acc, q${i}, ${i * BLOCK_STRIDE + 16});`),
     "}",
   ].join("\n");
 }
-/**
- * The first rows to meet the panels wait for memory, which a few rows do best: what is left over from eights goes first, or else two fours. Panels lie
- * one after the other in memory, so they are read as one long run before other rows find them in the cache. Eights are for panels in f32: what so many
- * rows read is unpacked once before.
- */
+/** Terms of four rows and a panel that a first-level cache holds; past it, four rows that also wait for memory take longer than two and two. */
+const K_NEAR = 768;
+/** Panels lie one after the other in memory: the first rows read them as one long run, and the next find them in the cache. */
 function tiles(format: Weight["format"]): string {
-  const { bytes, terms } = storage[format];
-  const scaled = format === "int8";
+  const scaled = storage[format].scaled;
   const pass = (rows: number): string[] => [
     "const at: usize = xs + ((<usize>r) << 2);",
     ...each(rows).map((i) => `const x${i}: usize = <usize>load<u32>(at, ${i * 4}) + from;`),
     "for (let p: i32 = 0; p < panels; p++) {",
-    "  const panel: usize = w + <usize>p * apart;",
-    ...(scaled ? ["  const scale: usize = scales + <usize>p * scalesApart;"] : []),
-    `  const sums: usize = acc + <usize>(r * ${BLOCK_STRIDE} + p * ${P * 4});`,
-    `  if (whole) tile${rows}_${format}_${terms}(${each(rows)
+    `  tile${rows}_${format}(${each(rows)
       .map((i) => `x${i}, `)
-      .join("")}panel, ${scaled ? "scale, " : ""}whole, sums);`,
-    `  if (rest) tile${rows}_${format}_1(${each(rows)
-      .map((i) => `x${i} + ((<usize>whole) << 2), `)
-      .join("")}panel + (<usize>whole) * ${bytes}, ${scaled ? "scale + (<usize>whole >> 1), " : ""}rest, sums);`,
+      .join("")}w + <usize>p * apart, ${scaled ? "scales + <usize>p * scalesApart, " : ""}K, acc + <usize>(r * ${BLOCK_STRIDE} + p * ${P * 4}));`,
     "}",
     `r += ${rows};`,
   ];
-  const eights = format === "f32";
   return [
-    ...(eights ? [8, 4, 2, 1] : [4, 2, 1]).flatMap((rows) => [terms, 1].map((n) => tile(rows, format, n))),
+    ...TILE_ROWS.map((rows) => tile(rows, format)),
     "/** acc[rows][panels × 8] += the K terms of rows at `xs` (pointers) from byte `from` · panels `apart` bytes apart. */",
     `function tiles_${format}(xs: usize, from: usize, rows: i32, w: usize, apart: usize, ${scaled ? "scales: usize, scalesApart: usize, " : ""}panels: i32, K: i32, acc: usize): void {`,
-    `  const rest: i32 = K & ${terms - 1};`,
-    "  const whole: i32 = K - rest;",
-    `  const first: i32 = ${eights ? "rows & 7 ? rows & 7 : 8" : "rows"};`,
     "  let r: i32 = 0;",
-    ...[4, 2, 1].flatMap((n) => [`  ${n === 4 ? "while" : "if"} (first - r >= ${n}) {`, ...indent(pass(n), 4), "  }"]),
-    ...(eights ? ["  while (r < rows) {", ...indent(pass(8), 4), "  }"] : []),
+    "  while (r < rows) {",
+    `    const n: i32 = r == 0 && K > ${K_NEAR} ? min(rows, 2) : rows - r;`,
+    ...TILE_ROWS.flatMap((n, i) => [`    ${i ? "else " : ""}${n > 1 ? `if (n >= ${n}) ` : ""}{`, ...indent(pass(n), 6), "    }"]),
+    "  }",
     "}",
   ].join("\n");
 }
@@ -287,8 +294,7 @@ function tiles(format: Weight["format"]): string {
 /** The two products over one storage format. For eight rows and more, and turned, packed panels are unpacked before: four panels of a chunk at a time. */
 function productsOf(format: Weight["format"]): string {
   const direct = format === "f32";
-  const scaled = format === "int8";
-  const { bytes } = storage[format];
+  const { bytes, scaled } = storage[format];
   // As they are: long runs of eight panels.
   const asTheyAre = [
     `for (let k: i32 = 0; k < K; k += ${K_DIRECT}) {`,

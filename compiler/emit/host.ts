@@ -108,7 +108,8 @@ export const policies = (): string[] => [...readFileSync(new URL("policies/index
 
 export async function emitHost(h: HostInput): Promise<{ wasm: Uint8Array; config: string }> {
   const config = hostConfig(h);
-  const sources: Record<string, string> = { "config.ts": config, "policy.ts": `export { ${h.policy} as policy } from "./policies/index";\n` };
+  const exp = readFileSync(new URL("./assembly/exp.ts", import.meta.url), "utf8");
+  const sources: Record<string, string> = { "exp.ts": exp, "config.ts": config, "policy.ts": `export { ${h.policy} as policy } from "./policies/index";\n` };
   for (const dir of ["", "policies/"])
     for (const f of readdirSync(new URL(dir || ".", hostFolder))) if (f.endsWith(".ts")) sources[dir + f] = readFileSync(new URL(dir + f, hostFolder), "utf8");
   return { wasm: await compileAssembly(sources, "index.ts", []), config };

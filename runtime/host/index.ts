@@ -3,10 +3,10 @@ import { BLOCKS, CONTEXT, JOBS, MASK_WORDS, META_WORDS, SEQUENCES } from "./conf
 import { policy } from "./policy";
 import { beginStep, emitForward } from "./batch";
 import { allocate, canAllocate, findKeptRun, findSavedRun, release, resetBlocks } from "./blocks";
-import { sample } from "./sampler";
+import { logSumExp, sample } from "./sampler";
 import {
   ARRIVAL, bump, C_ARRIVAL, C_COMMANDS, C_EVENTS, C_FREE, C_HEAD, C_LANES, C_MANY, C_META, C_ROWS, C_STEPS, C_TRAIN_ROWS, COMMANDS, counter, COUNTERS, DONE, DROP_KEY, DROP_P, emitEvent, enter, EVENTS, EXT_BASE, FINISHED, FIRST, FORWARD, FREE, FREE_BLOCKS,
-  GENERATE, get, HEAD_POS, HEAD_SEQ, HYPER, IDLE, JOB, JOB_CLASS, JOB_LAST, JOB_PHASE, JOB_SEQ, JOB_SEQS, JOB_SGD, JOB_SLOT, KIND, LABELS, LENGTH, LENGTH_OF, LIMIT, LOGITS, META, MIN_P,
+  GENERATE, get, HEAD_POS, HEAD_SEQ, HYPER, IDLE, JOB, JOB_CLASS, JOB_LAST, JOB_PHASE, JOB_SEQ, JOB_SEQS, JOB_SGD, JOB_SLOT, KIND, LABELS, LENGTH, LENGTH_OF, LIMIT, LOG_SUMS, LOGITS, META, MIN_P,
   NONE, NUM_STOPS, PENALTY, PROMPT, ROW_SEQ, ROW_WEIGHT, RUNNING, SAVE_BASE, SCORE, SCORED, SEED, serves, set, setf, SLOT, SLOT_FRESH, SLOT_MASK, STATUS, STOP, STOPS, STOPS_PER_SEQUENCE, TEMPERATURE, TOKEN, TOKENS, TOP_K, TOP_P, TRAIN,
 } from "./state";
 import { dropMicro, finishMicros, refreshSlots } from "./units";
@@ -25,6 +25,7 @@ export function addrCommands(lane: i32): usize { enter(lane); return COMMANDS; }
 export function addrEvents(lane: i32): usize { enter(lane); return EVENTS; }
 export function addrRowSeq(lane: i32): usize { enter(lane); return ROW_SEQ; }
 export function addrLogits(): usize { return LOGITS; }
+export function addrLogSums(): usize { return LOG_SUMS; }
 export function counterOf(lane: i32, i: i32): i32 { enter(lane); return counter(i); }
 export function addrTokens(seq: i32): usize { return TOKENS + ((<usize>(seq * CONTEXT)) << 2); }
 export function addrLabels(seq: i32): usize { return LABELS + ((<usize>(seq * CONTEXT)) << 2); }
@@ -144,6 +145,7 @@ export function commit(lane: i32): i32 {
   for (let h: i32 = 0; h < counter(C_HEAD); h++) {
     const seq: i32 = get(HEAD_SEQ, h);
     const kind: i32 = get(KIND, seq);
+    store<f64>(LOG_SUMS + ((<usize>h) << 3), logSumExp(h));
     if (kind == SCORE) {
       emitEvent(SCORED, seq, get(HEAD_POS, h), h);
       if (get(HEAD_POS, h) == get(LENGTH_OF, seq) - 1) {

@@ -1,5 +1,6 @@
 /** The sampler: greedy, or temperature → top-k → top-p → min-p over logits of one row, in the order transformers applies them. */
 import { CONTEXT, VOCAB } from "./config";
+import { exp4 } from "./exp";
 import { FIRST, get, getf, HEAP, LENGTH_OF, LOGITS, MIN_P, PENALTY, SEED, set, setf, TEMPERATURE, TOKENS, TOP_K, TOP_P } from "./state";
 
 /** Draw in [0, 1) from (seed, position): any order of evaluation gives the same. */
@@ -30,9 +31,46 @@ function sift(row: usize, i: i32, n: i32): void {
   set(HEAP, i, id);
 }
 
+function rowAt(h: i32): usize {
+  return LOGITS + ((<usize>(h * VOCAB)) << 2);
+}
+function largest(row: usize): f32 {
+  let m: v128 = f32x4.splat(-Infinity);
+  let i: i32 = 0;
+  for (; i + 4 <= VOCAB; i += 4) m = f32x4.pmax(m, v128.load(row + ((<usize>i) << 2)));
+  let max: f32 = -Infinity;
+  for (; i < VOCAB; i++) if (getf(row, i) > max) max = getf(row, i);
+  m = f32x4.pmax(m, i32x4.shuffle(m, m, 2, 3, 0, 1));
+  m = f32x4.pmax(m, i32x4.shuffle(m, m, 1, 0, 3, 2));
+  const x: f32 = f32x4.extract_lane(m, 0);
+  return x > max ? x : max;
+}
+/** Σ exp((x - max) / temperature) over a row; relative error below 1e-6. */
+function sumOfExp(row: usize, max: f32, temperature: f64): f64 {
+  const top: v128 = f32x4.splat(max);
+  const scale: v128 = f32x4.splat(<f32>(1 / temperature));
+  let low: v128 = f64x2.splat(0);
+  let high: v128 = low;
+  let i: i32 = 0;
+  for (; i + 4 <= VOCAB; i += 4) {
+    const e: v128 = exp4(f32x4.mul(f32x4.sub(v128.load(row + ((<usize>i) << 2)), top), scale));
+    low = f64x2.add(low, f64x2.promote_low_f32x4(e));
+    high = f64x2.add(high, f64x2.promote_low_f32x4(i32x4.shuffle(e, e, 2, 3, 2, 3)));
+  }
+  low = f64x2.add(low, high);
+  let sum: f64 = f64x2.extract_lane(low, 0) + f64x2.extract_lane(low, 1);
+  for (; i < VOCAB; i++) sum += Math.exp(<f64>(getf(row, i) - max) / temperature);
+  return sum;
+}
+/** ln Σ exp of logits row `h`; error below 1e-6. */
+export function logSumExp(h: i32): f64 {
+  const max: f32 = largest(rowAt(h));
+  return <f64>max + Math.log(sumOfExp(rowAt(h), max, 1));
+}
+
 /** Sample the next token of `seq` from logits row `h`. Penalised logits are written back to the row. */
 export function sample(seq: i32, h: i32): i32 {
-  const row: usize = LOGITS + ((<usize>(h * VOCAB)) << 2);
+  const row: usize = rowAt(h);
   const penalty: f32 = getf(PENALTY, seq);
   if (penalty != 1) {
     const n: i32 = get(LENGTH_OF, seq);
@@ -46,24 +84,27 @@ export function sample(seq: i32, h: i32): i32 {
       setf(row, id, x > 0 ? x / penalty : x * penalty);
     }
   }
-  let best: i32 = 0;
-  for (let i: i32 = 1; i < VOCAB; i++) if (getf(row, i) > getf(row, best)) best = i;
+  const max: f64 = <f64>largest(row);
   const temperature: f64 = <f64>getf(TEMPERATURE, seq);
-  if (temperature <= 0) return best;
+  if (temperature <= 0) {
+    let best: i32 = 0;
+    while (best < VOCAB - 1 && getf(row, best) != <f32>max) best++;
+    return best;
+  }
 
   for (let i: i32 = 0; i < VOCAB; i++) set(HEAP, i, i);
   for (let i: i32 = VOCAB / 2 - 1; i >= 0; i--) sift(row, i, VOCAB);
-  const max: f64 = <f64>getf(row, best);
   const topK: i32 = get(TOP_K, seq) > 0 ? min(get(TOP_K, seq), VOCAB) : VOCAB;
   const topP: f64 = <f64>getf(TOP_P, seq);
   const minP: f64 = <f64>getf(MIN_P, seq);
   // Ids leave the heap in descending order to the heap's tail: the k-th largest lies at HEAP[VOCAB - k].
   let n: i32 = VOCAB;
-  let total: f64 = 0;
-  if (topK == VOCAB) for (let i: i32 = 0; i < VOCAB; i++) total += Math.exp((<f64>getf(row, i) - max) / temperature);
   let kept: i32 = 0;
   let mass: f64 = 0;
-  if (topK < VOCAB) {
+  let total: f64 = topK < VOCAB ? 0 : sumOfExp(row, <f32>max, temperature);
+  const everybody: bool = topK == VOCAB && topP >= 1 && minP <= 0;
+  if (everybody) mass = total;
+  else if (topK < VOCAB) {
     while (kept < topK) {
       pop(row, n);
       n--;
@@ -89,7 +130,13 @@ export function sample(seq: i32, h: i32): i32 {
     }
   }
   let u: f64 = draw(get(SEED, seq), get(LENGTH_OF, seq)) * mass;
-  for (let i: i32 = 0; i < kept; i++) {
+  for (let i: i32 = 0; i < kept || (everybody && n > 0); i++) {
+    // Where everybody is a candidate, they leave the heap until one is drawn.
+    if (i == kept) {
+      pop(row, n);
+      n--;
+      kept++;
+    }
     const id: i32 = get(HEAP, VOCAB - 1 - i);
     u -= Math.exp((<f64>getf(row, id) - max) / temperature);
     if (u < 0) return id;

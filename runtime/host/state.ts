@@ -133,6 +133,8 @@ export let EVENTS: usize = EVENT_LISTS;
 export const HEAD_SEQ: usize = memory.data(HEAD_ROWS * 4);
 export const HEAD_POS: usize = memory.data(HEAD_ROWS * 4);
 export const LOGITS: usize = memory.data(HEAD_ROWS * VOCAB * 4);
+/** ln Σ exp of each logits row, f64. */
+export const LOG_SUMS: usize = memory.data(HEAD_ROWS * 8);
 export const HEAP: usize = memory.data(VOCAB * 4);
 const ROW_SEQS: usize = memory.data(2 * TOKENS_PER_STEP * 4);
 export let ROW_SEQ: usize = ROW_SEQS;
