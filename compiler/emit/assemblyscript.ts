@@ -1,10 +1,10 @@
 /** Prints kernels as AssemblyScript: SIMD bodies with scalar tails, over addresses the compiler assigned. One exported function a launch. */
 import { readFileSync } from "node:fs";
-import { type Expr, KV_BLOCK, optimizers, sparseIndex, type Type, type Value } from "../../ops/index.ts";
+import { type Expr, optimizers, sparseIndex, type Type, type Value } from "../../ops/index.ts";
 import type { Body, Operand } from "../fuse.ts";
 import { type AnyBody, isUpdate, type KernelEnv, type ParamAddress, SLOT_TABLE, type UpdateBody } from "../kernel.ts";
 import type { Capacities } from "../target.ts";
-import { emitAttention } from "./assemblyscript_attention.ts";
+import { attentionScratch, emitAttention } from "./assemblyscript_attention.ts";
 import { dialect, storeLoops } from "./assemblyscript_dialect.ts";
 import { count, guard, header, headerF, indent, jobRank, K_CHUNK, maskBit, overSegments, P, passed, rowPtr, shareOf, signature, wordsInUse, wrap } from "./assemblyscript_parts.ts";
 import { emitOuter, emitProduct, emitShrink, productScratch, productText } from "./assemblyscript_products.ts";
@@ -27,8 +27,7 @@ export const emitAlias = (name: string, of: string): string => `export function 
 /** Bytes of scratch that a thread needs for a body. */
 export function scratchBytes(b: AnyBody, c: Capacities): number {
   if (isUpdate(b)) return b.norms ? K_CHUNK * P * 4 : 0;
-  if (b.skeleton === "attend") return KV_BLOCK * 4;
-  if (b.skeleton === "attend_dkv") return c.unitRows * Number(b.node!.attrs.heads) * 4;
+  if (b.skeleton === "attend" || b.skeleton === "attend_dq" || b.skeleton === "attend_dkv") return attentionScratch(b, c.unitRows);
   return productScratch(b);
 }
 

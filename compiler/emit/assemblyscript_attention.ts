@@ -5,6 +5,14 @@ import type { KernelEnv } from "../kernel.ts";
 import { count, f32, header, indent, rowPtr, wrap } from "./assemblyscript_parts.ts";
 
 type Kv = Type & { kind: "kv" };
+/** Query rows that meet a key in one go: what is read of them stays in the first-level cache. */
+const DKV_ROWS = 16;
+/** Bytes of a thread's scratch that an attention body needs. */
+export function attentionScratch(b: Body, unitRows: number): number {
+  const heads = Number(b.node!.attrs.heads);
+  if (b.skeleton === "attend_dkv") return 3 * DKV_ROWS * (heads / (b.node!.ins[1]!.type as Kv).heads) * 4 + unitRows * heads * 4;
+  return (b.skeleton === "attend_dq" ? 2 : 1) * KV_BLOCK * 4;
+}
 
 export function emitAttention(name: string, b: Body, env: KernelEnv): string {
   const node = b.node!;
@@ -109,8 +117,17 @@ export function emitAttention(name: string, b: Body, env: KernelEnv): string {
   const lse = `load<f32>(${ptrOf(lseIn!, "row")} + ((<usize>h) << 2))`;
   if (b.skeleton === "attend_dq") {
     const d = outAddr(0);
+    /** Dots of the tile's rows at `from` with `prefix`, to `to`. */
+    const scores = (prefix: string, from: string, to: string): string[] => [
+      "for (let j: i32 = 0; j < c; j++) {",
+      `  const p: usize = ${from} + <usize>j * ${headBytes};`,
+      ...indent(dot("a", prefix, "p"), 2),
+      `  store<f32>(${to} + ((<usize>j) << 2), a);`,
+      "}",
+    ];
     return wrap(name, [
       n,
+      "  const s: usize = scratch;",
       "  for (let row: i32 = 0; row < n; row++) {",
       `    const keys: i32 = ${posAt} + 1;`,
       `    const table: i32 = ${tableAt};`,
@@ -123,13 +140,25 @@ export function emitAttention(name: string, b: Body, env: KernelEnv): string {
       ...indent([...load("q", "qp"), ...dsum, `const lse: f32 = ${lse};`, ...zero("d")], 6),
       "      for (let t: i32 = 0; t * 32 < keys; t++) {",
       "        const c: i32 = min(32, keys - t * 32);",
-      `        let kp: usize = ${block(0, "kh")};`,
-      `        let vp: usize = ${block(1, "kh")};`,
-      "        for (let j: i32 = 0; j < c; j++) {",
-      ...indent([...dot("a", "q", "kp"), ...dot("dp", "g", "vp"), `const ds: f32 = exp1(a * ${scale} - lse) * (dp - dsum) * ${scale};`, ...axpy("d", "ds", "kp")], 10),
-      `          kp += ${headBytes};`,
-      `          vp += ${headBytes};`,
-      "        }",
+      `        const k0: usize = ${block(0, "kh")};`,
+      `        const v0: usize = ${block(1, "kh")};`,
+      ...indent(
+        [
+          ...scores("q", "k0", "s"),
+          ...scores("g", "v0", `s + ${KV_BLOCK * 4}`),
+          "for (let j: i32 = 0; j < c; j += 4) {",
+          "  const at: usize = s + ((<usize>j) << 2);",
+          `  const p: v128 = exp4(f32x4.sub(f32x4.mul(v128.load(at), f32x4.splat(${scale})), f32x4.splat(lse)));`,
+          `  v128.store(at, f32x4.mul(f32x4.mul(p, f32x4.sub(v128.load(at, ${KV_BLOCK * 4}), f32x4.splat(dsum))), f32x4.splat(${scale})));`,
+          "}",
+          "for (let j: i32 = 0; j < c; j++) {",
+          `  const kp: usize = k0 + <usize>j * ${headBytes};`,
+          "  const ds: f32 = load<f32>(s + ((<usize>j) << 2));",
+          ...indent(axpy("d", "ds", "kp"), 2),
+          "}",
+        ],
+        8,
+      ),
       "      }",
       `      const out: usize = ${d.cls} + ((<usize>(row * ${d.stride} + h * ${hd})) << 2) + ${d.offset * 4};`,
       ...indent([...vs.map((i) => `v128.store(out, d${i}, ${i * 16});`), ...rest.map((e) => `store<f32>(out, ds${e}, ${e * 4});`)], 6),
@@ -143,10 +172,20 @@ export function emitAttention(name: string, b: Body, env: KernelEnv): string {
   const width = 2 * kv.heads * hd;
   const seg = (array: string, at: string): string => `load<i32>(meta + ((<usize>(${at})) << 2), ${env.layout.arrays[array]! * 4})`;
   const half = (width / 2) * 4;
+  // Pairs of a block of query rows and the key head's heads, in order: dots first, then all exponentials, then sums, each with one row in registers.
+  const pairBytes = DKV_ROWS * group * 4;
+  const pairs = (ptr: string, of: Value, lines: readonly string[]): string[] => [
+    "for (let row: i32 = rb, at: usize = S; row < re; row++)",
+    `  for (let h: i32 = kh * ${group}; h < (kh + 1) * ${group}; h++, at += 4) {`,
+    `    const ${ptr}: usize = ${ptrOf(of, "row")} + <usize>h * ${headBytes};`,
+    ...indent(lines, 4),
+    "  }",
+  ];
   return wrap(name, [
     n,
     // D = rowsum(dO · O) of each (row, head); every thread makes its own.
-    "  const D: usize = scratch;",
+    `  const S: usize = scratch;`,
+    `  const D: usize = scratch + ${3 * pairBytes};`,
     "  for (let row: i32 = 0; row < n; row++)",
     `    for (let h: i32 = 0; h < ${heads}; h++) {`,
     `      const op: usize = ${ptrOf(oIn!, "row")} + <usize>h * ${headBytes};`,
@@ -168,22 +207,23 @@ export function emitAttention(name: string, b: Body, env: KernelEnv): string {
     `        const kp: usize = ${block(0, "kh")} + <usize>(key & 31) * ${headBytes};`,
     `        const vp: usize = ${block(1, "kh")} + <usize>(key & 31) * ${headBytes};`,
     ...indent([...load("k", "kp"), ...load("v", "vp"), ...zero("dk"), ...zero("dv")], 8),
-    "        for (let row: i32 = r0 + max(0, key - pos0); row < end; row++)",
-    `          for (let h: i32 = kh * ${group}; h < (kh + 1) * ${group}; h++) {`,
-    `            const qp: usize = ${ptrOf(q!, "row")} + <usize>h * ${headBytes};`,
-    `            const gp: usize = ${ptrOf(dout!, "row")} + <usize>h * ${headBytes};`,
+    `        for (let rb: i32 = r0 + max(0, key - pos0); rb < end; rb += ${DKV_ROWS}) {`,
+    `          const re: i32 = min(end, rb + ${DKV_ROWS});`,
     ...indent(
       [
-        ...dot("a", "k", "qp"),
-        ...dot("dp", "v", "gp"),
-        `const pr: f32 = exp1(a * ${scale} - ${lse});`,
-        `const ds: f32 = pr * (dp - load<f32>(D + ((<usize>(row * ${heads} + h)) << 2))) * ${scale};`,
-        ...axpy("dk", "ds", "qp"),
-        ...axpy("dv", "pr", "gp"),
+        ...pairs("qp", q!, [...dot("a", "k", "qp"), "store<f32>(at, a);", `store<f32>(at, ${lse}, ${2 * pairBytes});`]),
+        ...pairs("gp", dout!, [...dot("dp", "v", "gp"), `store<f32>(at, dp - load<f32>(D + ((<usize>(row * ${heads} + h)) << 2)), ${pairBytes});`]),
+        `for (let at: usize = S; at < S + ((<usize>((re - rb) * ${group})) << 2); at += 16) {`,
+        `  const p: v128 = exp4(f32x4.sub(f32x4.mul(v128.load(at), f32x4.splat(${scale})), v128.load(at, ${2 * pairBytes})));`,
+        "  v128.store(at, p);",
+        `  v128.store(at, f32x4.mul(f32x4.mul(p, v128.load(at, ${pairBytes})), f32x4.splat(${scale})), ${pairBytes});`,
+        "}",
+        ...pairs("qp", q!, [`const ds: f32 = load<f32>(at, ${pairBytes});`, ...axpy("dk", "ds", "qp")]),
+        ...pairs("gp", dout!, ["const p: f32 = load<f32>(at);", ...axpy("dv", "p", "gp")]),
       ],
-      12,
+      10,
     ),
-    "          }",
+    "        }",
     `        const out: usize = ${d.cls} + ((<usize>((base + key) * ${width} + kh * ${hd})) << 2) + ${d.offset * 4};`,
     "        if (fresh) {",
     ...indent(
