@@ -11,6 +11,7 @@ import { COUNTER, EVENT, Host, KIND, NONE } from "./host.ts";
 import { readManifest, readVerified, uploadWeights } from "./load.ts";
 import { type Change, mergeChanges } from "./merge.ts";
 import type { BundleReader } from "./reader.ts";
+import { turn } from "./turn.ts";
 
 export interface Sampling {
   /** 0 is greedy. */
@@ -445,7 +446,7 @@ export class Engine {
         });
         if (!worked && !lane.kicked) break;
         // Consumers and timers run between steps.
-        await new Promise<void>((resolve) => setImmediateLike(resolve));
+        await turn();
       }
     } catch (e) {
       this.fail(e);
@@ -558,19 +559,6 @@ export class Engine {
     this.device.dispose();
   }
 }
-
-const setImmediateLike: (f: () => void) => void =
-  typeof setImmediate === "function"
-    ? (f) => void setImmediate(f)
-    : (() => {
-        const channel = new MessageChannel();
-        const queue: (() => void)[] = [];
-        channel.port1.onmessage = () => queue.shift()?.();
-        return (f) => {
-          queue.push(f);
-          channel.port2.postMessage(0);
-        };
-      })();
 
 /** The `n` largest of a row, the lower id first where two are equal. */
 function topOf(row: Float32Array, n: number, logSum: number): { id: number; logprob: number }[] {

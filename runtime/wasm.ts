@@ -2,6 +2,7 @@
 import { type Manifest, WeftError } from "./bundle.ts";
 import { crewBytes, openCrew, threadsHere } from "./crew.ts";
 import { chamberWords, type Device, isShared, type LoadProgress, type MemoryClass, memoryClasses, planProgress, type Range } from "./device.ts";
+import { turn } from "./turn.ts";
 
 type Kernel = (bind: number, meta: number, scratch: number, part: number, parts: number) => void;
 const PAGE = 65536;
@@ -163,7 +164,7 @@ export async function openWasm(manifest: Manifest, bytesOfModule: Uint8Array, op
       for (let i = 0; i < commands.length; i += 6) {
         kernels[commands[i]!]!(bind + commands[i + 1]! * 32, meta + commands[i + 2]!, scratch, 0, 1);
         if (performance.now() - since < SLICE_MS) continue;
-        await new Promise((resolve) => setTimeout(resolve));
+        await turn();
         since = performance.now();
       }
     };
