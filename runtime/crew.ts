@@ -73,8 +73,8 @@ const begin = async ({ module, memory, kernels, control, lanes, scratch, thread,
       let barrier = Atomics.load(state, ${LANE.passed});
       for (let i = from; i < Atomics.load(state, ${LANE.end}); i += 6) {
         launch[commands[i]](bind + commands[i + 1] * 32, meta + commands[i + 2], scratch, part, parts);
-        barrier = (barrier + 1) | 0;
-        meet(state, parts, barrier, i + 6);
+        if (parts > 1) meet(state, parts, (barrier = (barrier + 1) | 0), i + 6);
+        else if (Atomics.load(state, ${LANE.stop})) Atomics.store(state, ${LANE.end}, i + 6);
       }
       if (Atomics.add(state, ${LANE.left}, 1) + 1 === parts) port.postMessage(lane);
     }
