@@ -211,7 +211,7 @@ async function main(): Promise<number> {
       if (e.type === "step") {
         tokensTrained += e.tokens;
         progress[which] = `${which} step ${e.step} loss ${e.loss.toFixed(3)}`;
-        status(`  ${progress.blue} · ${progress.green} · ${Math.round((tokensTrained / (performance.now() - tTogether)) * 1000)} fine-tuning tokens/s`);
+        status(`  ${[progress.blue, progress.green].filter(Boolean).join(" · ")} · ${Math.round((tokensTrained / (performance.now() - tTogether)) * 1000)} fine-tuning tokens/s`);
       } else if (e.type === "publish") void flip(e.generation);
     };
   const seen = new Set<string>();
