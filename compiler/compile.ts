@@ -11,6 +11,7 @@ import {
   type Manifest,
   type MethodEntry,
   type ProgramEntry,
+  STORED_PANEL,
   store,
   type TargetPlan,
   type TensorData,
@@ -353,7 +354,7 @@ function emitTarget(
 }
 const graphEntry = (g: GraphProgram): { name: string; region: "layer" | "outer"; block: BlockKind } => ({ name: g.name, region: g.region, block: g.block });
 
-/** Weights in checkpoint order and layout, stored once for all targets in shards of 64 MiB, or of one tensor that is larger. */
+/** Weights in checkpoint order, packed in panels once for all targets, in shards of 64 MiB, or of one tensor that is larger. */
 function packWeights(
   { where, weights }: ModelSource,
   programs: Programs,
@@ -372,11 +373,14 @@ function packWeights(
     const file = `weights/model-${String(index++).padStart(5, "0")}.safetensors`;
     const encoded = encode(
       shard.flatMap(({ name, shape, format, bytes }): TensorData[] => {
-        if (format !== "int8") return [{ name, shape, dtype: format === "f16" ? "F16" : "F32", data: bytes }];
+        if (shape.length === 1) return [{ name, shape, dtype: "F32", data: bytes }];
         const [n, k] = shape as [number, number];
+        const panels = (k: number): number[] => [Math.ceil(n / STORED_PANEL), k, STORED_PANEL];
+        if (format !== "int8") return [{ name, shape: panels(k), dtype: format === "f16" ? "F16" : "F32", data: bytes }];
+        const values = Math.ceil(n / STORED_PANEL) * k * STORED_PANEL;
         return [
-          { name, shape, dtype: "I8", data: bytes.subarray(0, n * k) },
-          { name: `${name}.scales`, shape: [n, Math.ceil(k / INT8_BLOCK)], dtype: "F16", data: bytes.subarray(n * k) },
+          { name, shape: panels(k), dtype: "I8", data: bytes.subarray(0, values) },
+          { name: `${name}.scales`, shape: panels(Math.ceil(k / INT8_BLOCK)), dtype: "F16", data: bytes.subarray(values) },
         ];
       }),
     );
@@ -392,7 +396,8 @@ function packWeights(
   const put = (name: string, kind: "weight" | "vector", n: number, k: number): void => {
     const shape = kind === "weight" ? [n, k] : [n];
     const own = kind === "weight" ? format : "f32";
-    const data = store(own, weights.read(name, shape), n, kind === "weight" ? k : 1, `${where}: ${name}`);
+    const values = weights.read(name, shape);
+    const data = kind === "weight" ? store(own, values, n, k, `${where}: ${name}`) : new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
     if (bytes + data.length > SHARD_BYTES) flush();
     shard.push({ name, shape, format: own, bytes: data });
     bytes += data.length;

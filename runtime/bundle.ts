@@ -6,7 +6,7 @@ export * from "./safetensors.ts";
 import type { Format } from "./formats.ts";
 
 export const BUNDLE_FORMAT = "weft-bundle";
-export const BUNDLE_VERSION = 3;
+export const BUNDLE_VERSION = 4;
 
 export interface FileEntry {
   readonly bytes: number;

@@ -35,7 +35,8 @@ function checkTensor(m: Manifest, t: TensorEntry): void {
   const file = m.files[t.shard];
   if (!file) throw bad(`tensor ${t.name}`, "a shard that the manifest lists", t.shard);
   if (!formats.includes(t.format)) throw bad(`tensor ${t.name}`, formats.join(", "), String(t.format));
-  const need = storedBytes(t.format, t.shape[0]!, t.shape[1] ?? 1);
+  const [n, k] = t.shape;
+  const need = k === undefined ? 4 * n! : storedBytes(t.format, n!, k);
   if (t.bytes !== need || t.start < 0 || t.start + t.bytes > file.bytes)
     throw bad(`tensor ${t.name}`, `${need} bytes inside its shard (${file.bytes} bytes)`, `bytes ${t.start} to ${t.start + t.bytes}`);
 }
@@ -70,7 +71,7 @@ async function openVerified(reader: BundleReader, m: Manifest, name: string): Pr
   }
 }
 
-/** Copy every weight into its chamber, in the layout of the device's target; `change` may move any of them on the way, in the model's own order. */
+/** Copy every weight into its chamber, in the panels of the device's target; `change` may move any of them on the way, in the model's own order. */
 export async function uploadWeights(
   reader: BundleReader,
   m: Manifest,
@@ -94,19 +95,24 @@ export async function uploadWeights(
         if (!to) throw bad(`tensor ${t.name}`, "a parameter of this model", "one it does not have");
         const p = paramNamed(to.outer ? plan.outerParams : plan.layerParams, to.name);
         const site = to.outer || !m.selection ? undefined : siteOfParam(m, to.name);
+        const at = { cls: "weights", group: to.group } as const;
         let range = (from: number, to: number): Promise<Uint8Array> => file.range(t.start + from, t.start + to);
-        if (change || site) {
-          const values = restore(t.format, await range(0, t.bytes), p.n, p.k);
+        if (p.kind === "vector") {
+          const values = new Float32Array((await range(0, t.bytes)).slice().buffer);
           change?.(to.group, to.name, values);
           if (site) reorder(m, to.group, site, values);
-          const stored = store(t.format, values, p.n, p.k, `${reader.where}: ${t.name}`);
-          range = async (from, to) => stored.subarray(from, to);
-        }
-        const at = { cls: "weights", group: to.group } as const;
-        if (p.kind === "vector") device.write({ ...at, offset: p.offset }, restore("f32", await range(0, t.bytes), p.n, 1));
-        else
+          device.write({ ...at, offset: p.offset }, values);
+        } else {
+          if (change || site) {
+            const values = restore(t.format, await range(0, t.bytes), p.n, p.k);
+            change?.(to.group, to.name, values);
+            if (site) reorder(m, to.group, site, values);
+            const stored = store(t.format, values, p.n, p.k, `${reader.where}: ${t.name}`);
+            range = async (from, to) => stored.subarray(from, to);
+          }
           for (const piece of piecesOf(t.format, p.n, p.k, plan.panel))
             device.write({ ...at, offset: p.offset + piece.at }, pack(t.format, await range(piece.from, piece.to), piece.rows, p.k, plan.panel));
+        }
         where.delete(t.name);
         done += t.bytes;
         onProgress({ phase: "upload", done, total });

@@ -1,13 +1,13 @@
 /** The Wasm target: threads, its module's shape, storage formats, relaxed SIMD, limits. */
 import { spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import * as assert from "uvu/assert";
 import { compile, compileTo } from "../compiler/compile.ts";
 import { compileKernels } from "../compiler/emit/asc.ts";
 import { prelude } from "../compiler/emit/assemblyscript.ts";
-import { restore, store } from "../runtime/formats.ts";
+import { formats, pack, restore, store, unpack } from "../runtime/formats.ts";
 import { encode } from "../runtime/safetensors.ts";
 import { hasRelaxed, openWasm } from "../runtime/wasm.ts";
 import { type Engine, type FinetuneOptions, load, WeftError } from "../sdk/index.ts";
@@ -238,6 +238,37 @@ for (const target of ["wasm", "webgpu"] as const)
       assert.equal(said[0], said[1]);
       assert.ok(sizes[0]! < sizes[1]! * (format === "int8" ? 0.28 : 0.51), `${sizes}`);
     });
+
+test("matrices are packed when a bundle is compiled: a CPU holds the bytes of its files; wider panels hold the same values", async () => {
+  for (const format of formats) {
+    const out = `${scratch()}/b.weft`;
+    const m = await compileTo(writeModel(configs.odd), out, { targets: ["wasm"], format, capacities: small });
+    await using engine = await load(out, { device: "wasm" });
+    const { device } = engine.core;
+    for (const [name, path] of Object.entries(m.checkpoint.layer)) {
+      const p = device.plan.layerParams.find((p) => p.name === name)!;
+      const t = m.tensors.find((t) => t.name === path.replace("{l}", "1"))!;
+      const words = await device.read({ cls: "weights", group: 1, offset: p.offset, words: t.bytes / 4 });
+      const file = readFileSync(`${out}/${t.shard}`).subarray(t.start, t.start + t.bytes);
+      assert.ok(Buffer.from(words.buffer).equals(file), `${format} ${name}`);
+    }
+    for (const [n, k] of [
+      [5, 77],
+      [8, 32],
+      [41, 33],
+    ] as const) {
+      const values = Float32Array.from(idsOf(`panels ${n}`, n * k, 1000), (x) => x / 500 - 1);
+      const stored = store(format, values, n, k, "t");
+      const wide = pack(format, stored, n, k, 16);
+      assert.equal(unpack(format, new Float32Array(wide.buffer), n, k, 16), restore(format, stored, n, k), `${format} ${n} × ${k}`);
+      // From an address that is no multiple of four.
+      const moved = new Uint8Array(stored.length + 1);
+      moved.set(stored, 1);
+      assert.equal(pack(format, moved.subarray(1), n, k, 16), wide);
+      if (format === "f32") assert.equal(restore(format, stored, n, k), values);
+    }
+  }
+});
 
 test("int8: rounding to the nearest of 127 steps, scales upwards; what needs the values themselves is refused by name", async () => {
   const [n, k] = [5, 77];
