@@ -153,7 +153,7 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
     layer: Object.fromEntries(programs.layerParams.map((p) => [p.name, model.checkpointName(p.name, 0).replace(".0.", ".{l}.")])),
     outer: Object.fromEntries(programs.outerParams.map((p) => [p.name, model.checkpointName(p.name, null)])),
   };
-  const tensors = packWeights(source, programs, model.layers, format, checkpoint, files, (done) => progress({ phase: "weights", done, total: model.layers }));
+  const { tensors, values } = packWeights(source, programs, model.layers, format, checkpoint, files, (done) => progress({ phase: "weights", done, total: model.layers }));
   for (const [name, content] of source.files) files.set(name, text(content));
   const tokenizer = source.files.has("tokenizer.json");
   const chatTemplate = source.files.has("chat_template.jinja");
@@ -162,12 +162,7 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
     const offsets = layoutOf(model, programs, capacities, targets[wanted[0]!], format, train).fieldOffsets;
     return programs.saved[cls]!.fields.map((f) => ({ ...f, offset: offsets.get(f.name)! }));
   };
-  const base = sha256(
-    [...files]
-      .filter(([n]) => n.startsWith("weights/"))
-      .map(([n, b]) => `${n} ${sha256(b)}`)
-      .join("\n") + JSON.stringify(config),
-  );
+  const base = sha256(values.join("\n") + JSON.stringify(config));
   const manifest: Manifest = {
     format: BUNDLE_FORMAT,
     version: BUNDLE_VERSION,
@@ -354,7 +349,10 @@ function emitTarget(
 }
 const graphEntry = (g: GraphProgram): { name: string; region: "layer" | "outer"; block: BlockKind } => ({ name: g.name, region: g.region, block: g.block });
 
-/** Weights in checkpoint order, packed in panels once for all targets, in shards of 64 MiB, or of one tensor that is larger. */
+/**
+ * Weights in checkpoint order, packed in panels once for all targets, in shards of 64 MiB, or of one tensor that is larger; and a line a tensor that tells
+ * its values from others, however they are packed.
+ */
 function packWeights(
   { where, weights }: ModelSource,
   programs: Programs,
@@ -363,8 +361,9 @@ function packWeights(
   names: Manifest["checkpoint"],
   files: Map<string, Uint8Array>,
   onLayer: (done: number) => void,
-): TensorEntry[] {
-  const entries: TensorEntry[] = [];
+): { tensors: TensorEntry[]; values: string[] } {
+  const tensors: TensorEntry[] = [];
+  const lines: string[] = [];
   let shard: { name: string; shape: number[]; format: Format; bytes: Uint8Array }[] = [];
   let bytes = 0;
   let index = 0;
@@ -387,7 +386,7 @@ function packWeights(
     files.set(file, encoded);
     let at = encoded.length - bytes;
     for (const t of shard) {
-      entries.push({ name: t.name, shape: t.shape, format: t.format, shard: file, start: at, bytes: t.bytes.length });
+      tensors.push({ name: t.name, shape: t.shape, format: t.format, shard: file, start: at, bytes: t.bytes.length });
       at += t.bytes.length;
     }
     shard = [];
@@ -397,7 +396,9 @@ function packWeights(
     const shape = kind === "weight" ? [n, k] : [n];
     const own = kind === "weight" ? format : "f32";
     const values = weights.read(name, shape);
-    const data = kind === "weight" ? store(own, values, n, k, `${where}: ${name}`) : new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+    const plain = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+    const data = kind === "weight" ? store(own, values, n, k, `${where}: ${name}`) : plain;
+    lines.push(`${name} ${own} ${sha256(plain)}`);
     if (bytes + data.length > SHARD_BYTES) flush();
     shard.push({ name, shape, format: own, bytes: data });
     bytes += data.length;
@@ -408,5 +409,5 @@ function packWeights(
     onLayer(l + 1);
   }
   flush();
-  return entries;
+  return { tensors, values: lines };
 }

@@ -1,5 +1,5 @@
 /** A target: limits and capacities, plain data. Capacities are baked into the bundle; nothing on the hot path allocates. */
-import { WeftError } from "../runtime/bundle.ts";
+import { STORED_PANEL, WeftError } from "../runtime/bundle.ts";
 
 export interface Capacities {
   /** Rows of one step's forward. */
@@ -41,7 +41,7 @@ export interface Target {
 }
 
 export const targets: Readonly<Record<Target["name"], Target>> = {
-  wasm: { name: "wasm", bindingBytes: 2 ** 31, workgroupInvocations: 1, panel: 8 },
+  wasm: { name: "wasm", bindingBytes: 2 ** 31, workgroupInvocations: 1, panel: STORED_PANEL },
   webgpu: { name: "webgpu", bindingBytes: 128 * 2 ** 20, workgroupInvocations: 256, panel: 16 },
 };
 

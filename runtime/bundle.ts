@@ -173,7 +173,7 @@ export interface CapacityEntry {
 export interface Manifest {
   readonly format: typeof BUNDLE_FORMAT;
   readonly version: number;
-  /** Hash of config and weights: what an adapter is trained on. */
+  /** Hash of config and weights, however they are packed: what an adapter is trained on. */
   readonly base: string;
   readonly model: {
     readonly family: string;
