@@ -285,7 +285,7 @@ function emitTarget(
       const unique = sources.some((s) => s.name === kernel) ? `${kernel}_${sources.length}` : kernel;
       // On a CPU one kernel serves few rows and many.
       const wasm = (): string => (variant === "many" ? emitAlias(unique, sources.at(-1)!.name) : emitLaunchAs(unique, bodies, env));
-      sources.push({ name: unique, text: target.name === "wasm" ? wasm() : emitLaunchWgsl(unique, bodies, env, target, variant) });
+      sources.push({ name: unique, text: target.name === "wasm" ? wasm() : emitLaunchWgsl(unique, bodies, env, variant) });
       // The mask bits without which a body has nothing to do; a launch is skipped when none of its bodies has.
       const bits = bodies.flatMap((b): (number | null)[] | number | null => {
         if (isUpdate(b)) return b.norms ? b.norms.map((n) => n.branch) : null;

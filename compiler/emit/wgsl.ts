@@ -1,199 +1,26 @@
 /**
- * Prints kernels as WGSL: one entry point a launch, its bodies selected by workgroup_id.z. Eight storage bindings, one a memory class, serve every
- * kernel. Order is a number: each output is one ascending chain of fma over k, in the tile path and in the row path alike.
+ * Prints kernels as WGSL: one entry point a launch, its bodies selected by workgroup_id.z. Eight storage bindings, one a memory class, serve every kernel.
  */
-import { type Domain, type Expr, type Ix, ixUsesCol, KV_BLOCK, optimizers, pairsOf, sparseIndex, type Type, type Value } from "../../ops/index.ts";
-import { type Format, type GridDim, INT8_BLOCK } from "../../runtime/bundle.ts";
-import type { Body, Operand, Store } from "../fuse.ts";
-import { type AnyBody, isUpdate, type KernelEnv, memoryClasses, type ParamAddress, ROWS_HEADER, SEGMENT_ROWS, SLOT_TABLE, type UpdateBody, type Variant } from "../kernel.ts";
-import type { Target } from "../target.ts";
-import { type Dialect, Printer, usesCol } from "./printer.ts";
+import { type Expr, KV_BLOCK, optimizers, sparseIndex, type Type, type Value } from "../../ops/index.ts";
+import type { GridDim } from "../../runtime/bundle.ts";
+import type { Body, Operand } from "../fuse.ts";
+import { type AnyBody, isUpdate, type KernelEnv, memoryClasses, type ParamAddress, SLOT_TABLE, type UpdateBody, type Variant } from "../kernel.ts";
+import { Printer } from "./printer.ts";
 import { emitAttention } from "./wgsl_attention.ts";
-import { f32, fn, header, indent, maskBit, rowAt, WG } from "./wgsl_parts.ts";
+import { dialect, stores } from "./wgsl_dialect.ts";
+import { count, fn, guard, header, headerF, indent, jobRank, maskBit, overSegments, panelReader, ROWS, rowAt, WG, wordsInUse } from "./wgsl_parts.ts";
+import { emitLinear, emitLinearT, emitOuter, emitShrink, TILE } from "./wgsl_products.ts";
 
 type Kv = Type & { kind: "kv" };
-type Weight = Type & { kind: "weight" };
-/** Rows of a product's register tile; a tail of at least so many takes a tile too, its missing rows being the last one again. */
-const TILE = 8;
-const TILE_FROM = 3;
-/** Rows that a workgroup of a pointwise kernel, or of a shrink, goes through: a group costs more than a few elements. */
-const ROWS = 4;
+/** Workgroups of an optimizer kernel, at most. */
 const MAX_GROUPS = 1024;
 
-const headerF = (name: string): string => `bitcast<f32>(${header(name)})`;
-
-function dialect(env: KernelEnv): Dialect {
-  const ixText = (ix: Ix, p: Printer): string => {
-    switch (ix.ix) {
-      case "row":
-        return "row";
-      case "col":
-        return "col";
-      case "int":
-        return String(ix.v);
-      case "meta": {
-        if (ix.name === "raw") return `batch[${p.ix(ix.at!)}]`;
-        if (ix.at === null) return header(ix.name);
-        const off = env.layout.arrays[ix.name];
-        if (off === undefined) throw new Error(`no metadata array ${ix.name} in a ${env.layout.kind} block`);
-        return `batch[${off} + ${p.ix(ix.at)}]`;
-      }
-      case "bin": {
-        const [a, b] = [ixUsesCol(ix.a) ? ixText(ix.a, p) : p.ix(ix.a), ixUsesCol(ix.b) ? ixText(ix.b, p) : p.ix(ix.b)];
-        const op = { add: "+", sub: "-", mul: "*", div: "/", mod: "%", lt: "<", xor: "^" }[ix.op];
-        return ix.op === "lt" ? `select(0, 1, ${a} < ${b})` : `(${a} ${op} ${b})`;
-      }
-      case "rank":
-        return `tables[${SLOT_TABLE + ix.branch * 2} + ${p.ix({ ix: "meta", name: "slot", at: ix.row })} * ${env.branches * 2}]`;
-      case "slot":
-        return `i32(${slotAt(ix.tensor, ix.row, p)} + ${p.ix(ix.at)}])`;
-    }
-  };
-  /** An element of a slot tensor of the row's slot, up to its column. */
-  const slotAt = (v: Value, row: Ix, p: Printer): string => {
-    const f = env.address(v);
-    return `${f.cls}[${f.offset} + ${p.ix({ ix: "meta", name: "slot", at: row })} * ${env.slotWords}`;
-  };
-  const d: Dialect = {
-    type: () => "f32",
-    constant: (v) => f32(v),
-    splat: (t) => t,
-    declare: (name, _type, text) => `let ${name} = ${text};`,
-    declareInt: (name, text) => `let ${name} = ${text};`,
-    call: (fn, a) => {
-      switch (fn) {
-        case "add":
-        case "sub":
-        case "mul":
-        case "div":
-          return `(${a[0]} ${{ add: "+", sub: "-", mul: "*", div: "/" }[fn]} ${a[1]})`;
-        case "neg":
-          return `(-${a[0]})`;
-        case "rsqrt":
-          return `(1.0f / sqrt(${a[0]}))`;
-        case "pin":
-          // A run-time zero that the driver cannot see through: the product inside is rounded here, in every kernel.
-          return `bitcast<f32>(bitcast<u32>(${a[0]}) ^ u32(${header("zero")}))`;
-        default:
-          return `${fn}(${a.join(", ")})`;
-      }
-    },
-    ix: ixText,
-    load: (e, p) => {
-      const t = e.value.type;
-      const ad = env.address(e.value);
-      if (t.kind === "weight") return `weight_${t.format}(${ad.offset}, ${p.ix(e.row)}, ${p.ix(e.col)}, ${t.k}${t.format === "int8" ? `, ${t.n}` : ""})`;
-      if (t.kind === "factor") return `${slotAt(e.value, e.row, p)} + ${p.ix(e.col)}]`;
-      const at = ad.stride === 0 || t.kind === "vector" ? `${ad.offset} + ${p.ix(e.col)}` : `${ad.offset} + ${p.ix(e.row)} * ${ad.stride} + ${p.ix(e.col)}`;
-      return ad.cls === "weights" ? `vector_at(${at})` : `${ad.cls}[${at}]`;
-    },
-    leaf: (e, p) => {
-      switch (e.e) {
-        case "metaf":
-          return e.at === null ? headerF(e.name) : `bitcast<f32>(batch[${env.layout.arrays[e.name]} + ${p.ix(e.at)}])`;
-        case "scale":
-          return `bitcast<f32>(tables[${SLOT_TABLE + e.branch * 2 + 1} + ${p.ix({ ix: "meta", name: "slot", at: e.row })} * ${env.branches * 2}])`;
-        case "rand":
-          return `rand(${p.ix(e.key)}, tables[0] * 64 + ${e.site}, ${p.ix(e.col)})`;
-        case "expand": {
-          const t = e.factor.type as Type & { kind: "factor" };
-          const u = env.address(e.u);
-          const f = env.address(e.factor);
-          const slot = p.ix({ ix: "meta", name: "slot", at: e.row });
-          return `expand(${u.offset} + ${p.ix(e.row)} * ${u.stride}, ${f.offset} + ${slot} * ${env.slotWords} + col, tables[${SLOT_TABLE + t.branch * 2} + ${slot} * ${env.branches * 2}], ${t.cols})`;
-        }
-        case "sparse": {
-          const x = env.address(e.x);
-          const slot = `${p.ix({ ix: "meta", name: "slot", at: e.row })} * ${env.slotWords}`;
-          const index = `${env.address(e.index).offset} + ${slot}`;
-          return `sparse(${x.offset} + ${p.ix(e.row)} * ${x.stride}, ${env.address(e.values).offset} + ${slot}, ${index} + ${e.start} + col, ${e.order === null ? -1 : `${index} + ${e.order}`}, ${index} + ${e.at})`;
-        }
-        case "acc":
-          return "acc";
-        case "stat":
-          return `stat${e.id}`;
-        case "arg":
-          return `${e.name}_`;
-        default:
-          throw new Error(`cannot print ${e.e}`);
-      }
-    },
-    test: (e, ix) => (e.test === "nonneg" ? `${ix} >= 0` : `${ix} != 0`),
-    branch: (name, type, test, a, b) => [
-      `var ${name}: ${type};`,
-      `if (${test}) {`,
-      ...a.lines.map((l) => `  ${l}`),
-      `  ${name} = ${a.text};`,
-      "} else {",
-      ...b.lines.map((l) => `  ${l}`),
-      `  ${name} = ${b.text};`,
-      "}",
-    ],
-    choose: (e, a, b, p) => `select(${b}, ${a}, ${d.test(e, p.ix(e.ix))})`,
-  };
-  return d;
-}
-
-/** Statements that store a body's outputs at (row, col); `narrow` ones (one column) only where `first` holds. */
-function stores(p: Printer, list: readonly Store[], env: KernelEnv, cols: number, first: string): string[] {
-  const out: string[] = [];
-  const target = (s: Store): { at: string; guard: string | null } => {
-    const col = s.cols === 1 ? "0" : "col";
-    if (s.to === "rows") {
-      const ad = env.address(s.value);
-      return { at: `${ad.cls}[${ad.offset} + row * ${ad.stride} + ${col}]`, guard: null };
-    }
-    if (s.to === "field") {
-      const ad = env.address(s.field);
-      const ix = p.ix({ ix: "meta", name: s.index, at: { ix: "row" } });
-      return { at: `${ad.cls}[${ad.offset} + ${ix} * ${ad.stride} + ${col}]`, guard: `${ix} >= 0` };
-    }
-    const kv = s.kv.type as Kv;
-    const ad = env.address(s.kv);
-    const pos = p.ix({ ix: "meta", name: "pos", at: { ix: "row" } });
-    const table = p.ix({ ix: "meta", name: "table", at: { ix: "row" } });
-    return { at: `${ad.cls}[${ad.offset} + kv_index(${table}, ${pos}, ${s.part}, col / ${kv.headDim}, ${kv.heads}, ${kv.headDim}) + col % ${kv.headDim}]`, guard: null };
-  };
-  for (const s of list) {
-    const narrow = s.cols === 1 && cols !== 1;
-    if (narrow && usesCol(s.expr)) throw new Error("a one-column store depends on the column");
-    const value = narrow ? p.scalar(s.expr) : p.at(s.expr);
-    const t = target(s);
-    const guards = [...(narrow ? [first] : []), ...(t.guard ? [t.guard] : [])];
-    out.push(guards.length ? `if (${guards.join(" && ")}) { ${t.at} = ${value}; }` : `${t.at} = ${value};`);
-  }
-  return out;
-}
-
-const count = (domain: Domain): string => header(ROWS_HEADER[domain]);
-const guard = (bit: number | null): string[] => (bit === null ? [] : [`  if (!(${maskBit(bit)})) { return; }`]);
-const jobRank = (branch: number, env: KernelEnv): string => `tables[${SLOT_TABLE + branch * 2} + ${header("slot")} * ${env.branches * 2}]`;
-/** Words of a slot tensor that the job's slot uses: what lies beyond its rank is zero. */
-const wordsInUse = (p: ParamAddress, env: KernelEnv): string =>
-  p.kind !== "factor" || p.rows === "one" ? String(p.words) : `min(${p.words}, ${jobRank(p.branch!, env)} * ${p.k})`;
-
-/** A loop over the unit's segments, and inside it over the segment's rows `r`: each segment is summed on its own. */
-function overSegments(domain: Domain, env: KernelEnv, before: readonly string[], each: readonly string[], after: readonly string[]): string[] {
-  const [first, count] = SEGMENT_ROWS[domain]!;
-  return [
-    `  for (var s = 0; s < ${header("n_segments")}; s++) {`,
-    `    let r0 = batch[${env.layout.arrays[first]} + s];`,
-    `    let r1 = r0 + batch[${env.layout.arrays[count]} + s];`,
-    ...indent(before, 4),
-    "    for (var r = r0; r < r1; r++) {",
-    ...indent(each, 6),
-    "    }",
-    ...indent(after, 4),
-    "  }",
-  ];
-}
-
 /** WGSL of one launch. */
-export function emitLaunchWgsl(name: string, bodies: readonly AnyBody[], env: KernelEnv, target: Target, variant: Variant = "any"): string {
+export function emitLaunchWgsl(name: string, bodies: readonly AnyBody[], env: KernelEnv, variant: Variant = "any"): string {
   const parts: string[] = [];
   let cases: string[] = [];
   bodies.forEach((b, i) => {
-    parts.push(isUpdate(b) ? emitUpdate(`body_${i}`, b, env) : emitBody(`body_${i}`, b, env, target, variant));
+    parts.push(isUpdate(b) ? emitUpdate(`body_${i}`, b, env) : emitBody(`body_${i}`, b, env, variant));
     cases.push(`    case ${i}: { body_${i}(wg, lane); }`);
   });
   const [only] = bodies;
@@ -230,16 +57,7 @@ export function emitLaunchWgsl(name: string, bodies: readonly AnyBody[], env: Ke
     .filter((l) => l !== "")
     .join("\n");
 }
-/** Text of four neighbouring columns of a matrix in panels of 16, at (panel, k, column in the panel); a place counts words, halves or bytes. */
-function panelReader(format: Format, offset: number, n: number, k: number): (panel: string, k: string, column: string) => string {
-  const base = offset * { f32: 1, f16: 2, int8: 4 }[format];
-  const blocks = Math.ceil(k / INT8_BLOCK);
-  const scales = 2 * offset + (Math.ceil(n / 16) * 16 * k) / 2;
-  return (panel, row, column) => {
-    const at = (from: number, rows: number, row: string): string => `${from} + ((${panel}) * ${rows} + ${row}) * 16 + ${column}`;
-    return format === "int8" ? `panel_int8(${at(base, k, row)}, ${at(scales, blocks, `(${row}) / ${INT8_BLOCK}`)})` : `panel_${format}(${at(base, k, row)})`;
-  };
-}
+
 const sharedWords = (bodies: readonly AnyBody[]): number =>
   Math.max(...bodies.map((b) => (isUpdate(b) || !b.node || !b.skeleton.startsWith("attend") ? 1 : (b.node.ins[1]!.type as Kv).headDim)));
 
@@ -249,10 +67,7 @@ function helpers(text: string): string {
     vector_at: "fn vector_at(i: i32) -> f32 {\n  return bitcast<f32>(weights[i / 4][i % 4]);\n}",
     panel_f32: "fn panel_f32(at: i32) -> vec4<f32> {\n  return bitcast<vec4<f32>>(weights[at / 4]);\n}",
     panel_f16:
-      "/** Four halves from half-index `at` (a multiple of four). */\nfn panel_f16(at: i32) -> vec4<f32> {\n  let v = weights[at / 8];\n  let w = select(v.xy, v.zw, (at & 4) != 0);\n  return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y));\n}".replace(
-        /\/\*\*(.*?)\*\//,
-        "//$1",
-      ),
+      "// Four halves from half-index `at` (a multiple of four).\nfn panel_f16(at: i32) -> vec4<f32> {\n  let v = weights[at / 8];\n  let w = select(v.xy, v.zw, (at & 4) != 0);\n  return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y));\n}",
     panel_int8:
       "// Four int8 from byte `at` times four halves from half `scale` (multiples of four): exact.\nfn panel_int8(at: i32, scale: i32) -> vec4<f32> {\n  let q = bitcast<i32>(weights[at / 16][(at / 4) % 4]);\n  return vec4<f32>(f32((q << 24u) >> 24u), f32((q << 16u) >> 24u), f32((q << 8u) >> 24u), f32(q >> 24u)) * panel_f16(scale);\n}",
     weight_int8:
@@ -284,15 +99,7 @@ function helpers(text: string): string {
     .join("\n");
 }
 
-/** One element of a product's epilogue. */
-function epilogue(name: string, b: Body, env: KernelEnv): string {
-  const p = new Printer(dialect(env), 1);
-  const tail = stores(p, b.stores, env, b.cols, "col == 0");
-  return fn(name, [...indent(p.row, 2), ...indent(p.col, 2), ...indent(tail, 2)], "row: i32, col: i32, acc: f32");
-}
-
-function emitBody(name: string, b: Body, env: KernelEnv, target: Target, variant: Variant): string {
-  void target;
+function emitBody(name: string, b: Body, env: KernelEnv, variant: Variant): string {
   switch (b.skeleton) {
     case "map": {
       const p = new Printer(dialect(env), 1);
@@ -324,172 +131,14 @@ function emitBody(name: string, b: Body, env: KernelEnv, target: Target, variant
       const tail = stores(q, b.stores, env, b.cols, "col == 0");
       return fn(name, ["  let row = wg.x;", ...indent(p.row, 2), `  for (var col = lane; col < ${b.cols}; col += ${WG}) {`, ...indent([...q.col, ...tail], 4), "  }"]);
     }
-    case "linear": {
-      const [x, w] = b.operands as [Operand, Operand];
-      const t = w.value.type as Weight;
-      const at4 = panelReader(t.format, env.address(w.value).offset, t.n, t.k);
-      const rows = (n: number): string[] => {
-        const is = Array.from({ length: n }, (_, i) => i);
-        const at = is.map((i) => rowAt(x, env, n === 1 ? "r" : `min(r0 + ${i}, n - 1)`));
-        return [
-          ...is.map((i) => `let x${i} = ${at[i]!.at};`),
-          ...is.map((i) => `var a${i} = vec4<f32>();`),
-          `for (var k = 0; k < ${t.k}; k++) {`,
-          `  let w = ${at4("col / 16", "k", "col % 16")};`,
-          ...is.map((i) => `  a${i} = fma(vec4<f32>(${at[i]!.cls}[x${i} + k]), w, a${i});`),
-          "}",
-          // One copy of the epilogue, whatever the tile: it is the larger part of the text.
-          `var out = array<vec4<f32>, ${n}>(${is.map((i) => `a${i}`).join(", ")});`,
-          `for (var i = 0; i < ${n === 1 ? 1 : `min(${n}, n - r0)`}; i++) {`,
-          `  for (var c = 0; c < ${t.n % 4 ? `min(4, ${t.n} - col)` : 4}; c++) { ${name}_e(${n === 1 ? "r" : "r0 + i"}, col + c, out[i][c]); }`,
-          "}",
-        ];
-      };
-      return `${epilogue(`${name}_e`, b, env)}\n${fn(name, [
-        `  let n = ${count(b.domain)};`,
-        `  let r0 = wg.y * ${TILE};`,
-        `  let col = (wg.x * ${WG} + lane) * 4;`,
-        `  if (col >= ${t.n}) { return; }`,
-        `  if (n - r0 >= ${TILE_FROM}) {`,
-        ...indent(rows(TILE), 4),
-        "  } else {",
-        "    for (var r = r0; r < n; r++) {",
-        ...indent(rows(1), 6),
-        "    }",
-        "  }",
-      ])}`;
-    }
-    case "linear_t": {
-      const k = b.cols;
-      const segments = pairsOf(b.operands);
-      const rows = (n: number): string[] => {
-        const is = Array.from({ length: n }, (_, i) => i);
-        // A lane owns four columns: twelve loads for 32 products at eight rows and one n.
-        const four = [0, 1, 2, 3];
-        return [
-          ...is.map((i) => `var a${i} = vec4<f32>();`),
-          ...segments.flatMap(([dy, w], s) => {
-            const t = w.value.type as Weight;
-            const at4 = panelReader(t.format, env.address(w.value).offset, t.n, k);
-            const at = is.map((i) => rowAt(dy, env, n === 1 ? "r" : `min(r0 + ${i}, n - 1)`));
-            const full = t.n - (t.n % 4);
-            const columns = four.map((c) => `let w${c} = ${at4("j / 16", `col + ${c}`, "j % 16")};`);
-            const chains = (n: number): string[] =>
-              four.slice(0, n).flatMap((j) => {
-                const w = `let n${j} = vec4<f32>(${four.map((c) => `w${c}.${"xyzw"[j]}`).join(", ")});`;
-                return [w, ...is.map((i) => `a${i} = fma(vec4<f32>(${at[i]!.cls}[y${s}_${i} + j + ${j}]), n${j}, a${i});`)];
-              });
-            return [
-              ...is.map((i) => `let y${s}_${i} = ${at[i]!.at};`),
-              `for (var j = 0; j < ${full}; j += 4) {`,
-              ...indent([...columns, ...chains(4)], 2),
-              "}",
-              ...(t.n % 4 ? [`{ let j = ${full};`, ...indent([...columns, ...chains(t.n % 4)], 2), "}"] : []),
-            ];
-          }),
-          `var out = array<vec4<f32>, ${n}>(${is.map((i) => `a${i}`).join(", ")});`,
-          `for (var i = 0; i < ${n === 1 ? 1 : `min(${n}, n - r0)`}; i++) {`,
-          `  for (var c = 0; c < ${k % 4 ? `min(4, ${k} - col)` : 4}; c++) { ${name}_e(${n === 1 ? "r" : "r0 + i"}, col + c, out[i][c]); }`,
-          "}",
-        ];
-      };
-      return `${epilogue(`${name}_e`, b, env)}\n${fn(name, [
-        `  let n = ${count(b.domain)};`,
-        `  let r0 = wg.y * ${TILE};`,
-        `  let col = (wg.x * ${WG} + lane) * 4;`,
-        `  if (col >= ${k}) { return; }`,
-        `  if (n - r0 >= ${TILE_FROM}) {`,
-        ...indent(rows(TILE), 4),
-        "  } else {",
-        "    for (var r = r0; r < n; r++) {",
-        ...indent(rows(1), 6),
-        "    }",
-        "  }",
-      ])}`;
-    }
-    case "shrink": {
-      const [x, f] = b.operands as [Operand, Operand];
-      const t = f.value.type as Type & { kind: "factor" };
-      const at = rowAt(x, env, "row");
-      return `${epilogue(`${name}_e`, b, env)}\n${fn(name, [
-        ...guard(b.bit),
-        `  let row = wg.x * ${ROWS} + lane / ${WG / ROWS};`,
-        `  if (row >= ${count(b.domain)}) { return; }`,
-        `  let slot = batch[${env.layout.arrays.slot} + row];`,
-        `  let rank = tables[${SLOT_TABLE + t.branch * 2} + slot * ${env.branches * 2}];`,
-        `  let x = ${at.at};`,
-        `  for (var r = lane % ${WG / ROWS}; r < ${b.cols}; r += ${WG / ROWS}) {`,
-        "    var sum = 0.0f;",
-        "    if (r < rank) {",
-        `      let f = ${env.address(f.value).offset} + slot * ${env.slotWords} + r * ${t.cols};`,
-        `      for (var c = 0; c < ${t.cols}; c++) { sum = fma(${at.cls}[x + c], adapters[f + c], sum); }`,
-        "    }",
-        `    ${name}_e(row, r, sum);`,
-        "  }",
-      ])}`;
-    }
-    case "outer": {
-      const [a, c, param] = b.operands as [Operand, Operand, Operand];
-      const pa = env.param(String(b.node!.attrs.of));
-      const ra = rowAt(a, env, "r");
-      const rc = rowAt(c, env, "r");
-      // A lane owns four columns of four rows of the gradient: eight loads for sixteen products, each element one ascending chain.
-      const base = `${header("job")} * ${env.jobWords} + ${pa.accum}`;
-      const four = [0, 1, 2, 3];
-      const sums = four.map((i) => `var sum${i} = vec4<f32>();`);
-      const add = four.map((i) => `total${i} = total${i} + sum${i};`);
-      if (param.value.type.kind !== "weight") {
-        const wide = pa.k % 4 === 0;
-        const at = (i: number, c: number): string => `accum[o + ${i * pa.k + c}]`;
-        const inside = (c: number): string => (wide ? "" : `if (col + ${c} < ${pa.k}) `);
-        return fn(name, [
-          ...guard(b.bit),
-          `  let col = (wg.x * ${WG} + lane) * 4;`,
-          "  let k = wg.y * 4;",
-          // Rows of u beyond the slot's rank are zero, and so is their gradient.
-          `  if (col >= ${pa.k} || k >= ${jobRank(pa.branch!, env)}) { return; }`,
-          `  let o = ${base} + k * ${pa.k} + col;`,
-          ...four.map((i) => `  var total${i} = vec4<f32>(${four.map((c) => at(i, c)).join(", ")});`),
-          ...overSegments(
-            b.domain,
-            env,
-            sums,
-            [
-              `let xp = ${rc.at} + col;`,
-              `let x = vec4<f32>(${four.map((c) => `${rc.cls}[xp + ${c}]`).join(", ")});`,
-              `let up = ${ra.at} + k;`,
-              ...four.map((i) => `sum${i} = fma(vec4<f32>(${ra.cls}[up + ${i}]), x, sum${i});`),
-            ],
-            add,
-          ),
-          ...four.flatMap((i) => four.map((c) => `  ${inside(c)}{ ${at(i, c)} = total${i}.${"xyzw"[c]}; }`)),
-        ]);
-      }
-      const lane = (j: number): string => (pa.n % 16 ? `select(0.0f, ${ra.cls}[min(y + ${j}, y0 + ${pa.n - 1})], j + ${j} < ${pa.n})` : `${ra.cls}[y + ${j}]`);
-      return fn(name, [
-        `  let at = wg.x * ${WG} + lane;`,
-        "  let k = (at / 4) * 4;",
-        `  if (k >= ${pa.k}) { return; }`,
-        "  let j = wg.y * 16 + (at % 4) * 4;",
-        `  if (wg.y >= ${Math.ceil(pa.n / 16)}) { return; }`,
-        `  let o = ${base} + (wg.y * ${pa.k} + k) * 16 + (at % 4) * 4;`,
-        ...four.map((i) => `  var total${i} = vec4<f32>(${four.map((c) => `accum[o + ${i * 16 + c}]`).join(", ")});`),
-        ...overSegments(
-          b.domain,
-          env,
-          sums,
-          [
-            `let y0 = ${ra.at};`,
-            "let y = y0 + j;",
-            `let d = vec4<f32>(${four.map(lane).join(", ")});`,
-            `let xp = ${rc.at} + k;`,
-            ...four.map((i) => `sum${i} = fma(vec4<f32>(${rc.cls}[xp + ${i}]), d, sum${i});`),
-          ],
-          add,
-        ),
-        ...four.map((i) => `  ${pa.k % 4 ? `if (k + ${i} < ${pa.k}) ` : ""}{ ${four.map((c) => `accum[o + ${i * 16 + c}] = total${i}.${"xyzw"[c]};`).join(" ")} }`),
-      ]);
-    }
+    case "linear":
+      return emitLinear(name, b, env);
+    case "linear_t":
+      return emitLinearT(name, b, env);
+    case "shrink":
+      return emitShrink(name, b, env);
+    case "outer":
+      return emitOuter(name, b, env);
     case "col_sum": {
       const [x] = b.operands as [Operand];
       const pa = env.param(String(b.node!.attrs.of));
@@ -625,6 +274,7 @@ function optimizerBody(name: string, b: UpdateBody, p: ParamAddress, env: Kernel
     "  }",
   ]);
 }
+
 /** Each lane steps through at least eight elements: a workgroup costs more than a few of them. */
 const optimizerGroups = (b: UpdateBody): number => Math.min(MAX_GROUPS, Math.ceil(Math.max(...b.params.map((p) => p.words)) / (WG * 8)));
 

@@ -209,7 +209,7 @@ export async function runOn(
     const name = `k${i}`;
     kernels[name] = { workgroup: 64, file: name };
     const variant = variantsOf(l.bodies).length > 1 ? (options.variant ?? "many") : "any";
-    const text = target === "wasm" ? emitLaunchAs(name, l.bodies, env) : emitLaunchWgsl(name, l.bodies, env, t, variant);
+    const text = target === "wasm" ? emitLaunchAs(name, l.bodies, env) : emitLaunchWgsl(name, l.bodies, env, variant);
     sources.push(options.mutate ? options.mutate(text) : text);
     const countOf = (c: string): number => (c === "one" ? 1 : (b.header[c.endsWith("_rows") ? "n_rows" : c] ?? 0));
     const grid = gridOf(l.bodies, env, variant).map((g) => Math.ceil((countOf(g.count) * g.mul) / g.div));
