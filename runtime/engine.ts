@@ -11,17 +11,9 @@ import { COUNTER, EVENT, Host, KIND, NONE } from "./host.ts";
 import { readManifest, readVerified, uploadWeights } from "./load.ts";
 import { type Change, mergeChanges } from "./merge.ts";
 import type { BundleReader } from "./reader.ts";
+import { checkSampling, type Sampling } from "./sampling.ts";
 import { turn } from "./turn.ts";
 
-export interface Sampling {
-  /** 0 is greedy. */
-  readonly temperature?: number;
-  readonly topK?: number;
-  readonly topP?: number;
-  readonly minP?: number;
-  readonly repetitionPenalty?: number;
-  readonly seed?: number;
-}
 export interface GenerateIds extends Sampling {
   readonly prompt: readonly number[];
   /** `name` for its latest generation, `name@n` for a pinned one, weights by name for a sum; none for the base. */
@@ -178,6 +170,7 @@ export class Engine {
   generate(options: GenerateIds): AsyncGenerator<TokenEvent, void, void> {
     const generation = this.named(options.adapter);
     const virtual = virtualTokens(this.manifest, generation?.content ?? null);
+    checkSampling(options);
     this.check(options.prompt, options.maxTokens ?? 1, virtual);
     const queue: TokenEvent[] = [];
     let wake: (() => void) | null = null;
@@ -364,7 +357,7 @@ export class Engine {
       this.host.tokens(seq).set(prompt, r.virtual);
       if (r.kind === "generate") {
         const o = r.options;
-        const stops = (o.stopIds ?? []).slice(0, 16);
+        const stops = o.stopIds ?? [];
         this.host.exports.setSampling(seq, o.temperature ?? 0, o.topK ?? 0, o.topP ?? 1, o.minP ?? 0, o.repetitionPenalty ?? 1, (o.seed ?? 0) | 0, stops.length);
         this.host.stops(seq).set(stops);
       }

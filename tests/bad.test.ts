@@ -98,6 +98,21 @@ test("requests: too long, no such adapter, wrong ids; each leaves the engine ser
   await code("WEFT_CONTEXT_OVERFLOW", () => collect(engine, { prompt: idsOf("long", 120, 128), maxTokens: 20 }), /128 tokens/);
   await code("WEFT_OPTION", () => collect(engine, { prompt: [5, 999], maxTokens: 2 }), /prompt\[1\]/);
   await code("WEFT_OPTION", () => collect(engine, { prompt: [], maxTokens: 2 }));
+  for (const wrong of [
+    { temperature: -1 },
+    { temperature: Number.NaN },
+    { temperature: "hot" as never },
+    { topK: 1.5 },
+    { topK: -1 },
+    { topP: 0 },
+    { topP: 1.1 },
+    { minP: 2 },
+    { repetitionPenalty: 0 },
+    { seed: 0.5 },
+  ])
+    await code("WEFT_OPTION", () => collect(engine, { prompt, maxTokens: 2, ...wrong }), new RegExp(Object.keys(wrong)[0]!));
+  await code("WEFT_OPTION", () => collect(engine, { prompt, maxTokens: 2, stopIds: Array.from({ length: 17 }, (_, i) => i) }), /stopIds.*at most 16/);
+  await code("WEFT_OPTION", () => collect(engine, { prompt, maxTokens: 2, stopIds: [3, -1] }), /stopIds\[1\]/);
   await code("WEFT_TOKENIZER", () => collect(engine, { prompt: "text", maxTokens: 2 }), /tokenizer/);
   await code("WEFT_NOT_FOUND", () => collect(engine, { prompt, adapter: "nobody", maxTokens: 2 }), /nobody/);
   await alive(engine);

@@ -86,7 +86,8 @@ export function sample(seq: i32, h: i32): i32 {
   }
   const max: f64 = <f64>largest(row);
   const temperature: f64 = <f64>getf(TEMPERATURE, seq);
-  if (temperature <= 0) {
+  // Below the smallest normal number its reciprocal is infinite in f32.
+  if (temperature < <f64>f32.MIN_NORMAL_VALUE) {
     let best: i32 = 0;
     while (best < VOCAB - 1 && getf(row, best) != <f32>max) best++;
     return best;
