@@ -25,21 +25,29 @@ async function publish(engine: Engine, n: number): Promise<void> {
   const { factors, slotWords } = core.device.plan;
   for (let i = 0; i < n; i++) {
     const kind = kinds[i % kinds.length]!;
-    const content = await initialContent(manifest, factors, slotWords, { ...defaultConfig(manifest, kind.method!), ...kind }, i, {
-      scores: () => Promise.reject(new Error("random selections need no scores")),
-      bias: () => Promise.reject(new Error("no biases")),
-      matrix: () => Promise.reject(new Error("random selections need no weights")),
-      tuned: null,
-      taken: () => new Set(),
-      embedding: () => Promise.reject(new Error("no tokens of their own")),
-    });
+    const content = await initialContent(
+      manifest,
+      factors,
+      slotWords,
+      { ...defaultConfig(manifest, kind.method!), ...kind },
+      i,
+      {
+        scores: () => Promise.reject(new Error("random selections need no scores")),
+        bias: () => Promise.reject(new Error("no biases")),
+        matrix: () => Promise.reject(new Error("random selections need no weights")),
+        tuned: null,
+        taken: () => new Set(),
+        embedding: () => Promise.reject(new Error("no tokens of their own")),
+      },
+    );
     // Zero tensors are moved off zero, so that nothing is skipped for being nothing.
     for (const f of factors) {
       const b = manifest.branches[f.branch!]!;
       const t = b.tensors.find((x) => f.name.endsWith(`.${x.name}`))!;
       content.tensors.forEach((slot, l) => {
         const { rank } = content.branches[l]![b.index]!;
-        if (t.init === "zeros") for (let k = 0; k < rank * t.cols; k++) slot[f.offset + k] = (((k * 31 + i) % 17) - 8) * 1e-4;
+        if (t.init === "zeros")
+          for (let k = 0; k < rank * t.cols; k++) slot[f.offset + k] = (((k * 31 + i) % 17) - 8) * 1e-4;
       });
     }
     core.adapters.publish(`a${i}`, content);
@@ -49,7 +57,11 @@ async function publish(engine: Engine, n: number): Promise<void> {
 export async function main(args: string[]): Promise<void> {
   const { values: o } = parseArgs({
     args,
-    options: { device: { type: "string", default: "wasm" }, requests: { type: "string", default: "96" }, most: { type: "string", default: "500" } },
+    options: {
+      device: { type: "string", default: "wasm" },
+      requests: { type: "string", default: "96" },
+      most: { type: "string", default: "500" },
+    },
   });
   const device = o.device as DeviceChoice;
   const target = device === "wasm" ? "wasm" : "webgpu";
@@ -58,7 +70,16 @@ export async function main(args: string[]): Promise<void> {
     targets: [target],
     train: [],
     methods: ["lora", "s2ft", "ia3"],
-    capacities: { context: 128, tokens: 256, headRows: 32, slots: 16, rank: 16, blocks: 256, sequences: 32, jobs: 1 },
+    capacities: {
+      context: 128,
+      tokens: 256,
+      headRows: 32,
+      slots: 16,
+      rank: 16,
+      blocks: 256,
+      sequences: 32,
+      jobs: 1,
+    },
   });
   const engine = await load(out, { device });
   await publish(engine, Number(o.most));
@@ -84,7 +105,11 @@ export async function main(args: string[]): Promise<void> {
     const worker = async (): Promise<void> => {
       for (let r = queue.shift(); r; r = queue.shift()) {
         let last = 0;
-        for await (const _p of engine.core.generate({ prompt: ids(16, r.i, vocab), maxTokens: newTokens, ...(r.adapter && { adapter: r.adapter }) })) {
+        for await (const _p of engine.core.generate({
+          prompt: ids(16, r.i, vocab),
+          maxTokens: newTokens,
+          ...(r.adapter && { adapter: r.adapter }),
+        })) {
           const now = performance.now();
           if (last) gaps.push(now - last);
           last = now;
@@ -99,7 +124,13 @@ export async function main(args: string[]): Promise<void> {
   const one = await serve(Array(n).fill("a0"));
   const rows: string[][] = [["", "tokens/s", "of one adapter", "gap p50 ms", "gap p99 ms"]];
   const put = (name: string, rate: number): void =>
-    void rows.push([name, rate.toFixed(0), (rate / one).toFixed(2), quantile(gaps, 0.5).toFixed(2), quantile(gaps, 0.99).toFixed(2)]);
+    void rows.push([
+      name,
+      rate.toFixed(0),
+      (rate / one).toFixed(2),
+      quantile(gaps, 0.5).toFixed(2),
+      quantile(gaps, 0.99).toFixed(2),
+    ]);
   put("base, no adapter", base);
   put("one adapter (LoRA 16) for all", await serve(Array(n).fill("a0")));
   const mixed: Record<number, number> = {};
@@ -113,10 +144,18 @@ export async function main(args: string[]): Promise<void> {
   const [perAdapter] = await timed(async () => {
     for (const g of groups.values()) await serve(g);
   });
-  rows.push(["16 adapters, one batch per adapter", ((n * newTokens * 1000) / perAdapter).toFixed(0), ((n * newTokens * 1000) / perAdapter / one).toFixed(2), "", ""]);
+  rows.push([
+    "16 adapters, one batch per adapter",
+    ((n * newTokens * 1000) / perAdapter).toFixed(0),
+    ((n * newTokens * 1000) / perAdapter / one).toFixed(2),
+    "",
+    "",
+  ]);
   let switches = 0;
   let swapping = 0;
-  const mergeable = [...groups].filter(([a]) => engine.manifest.methods[engine.core.adapters.find(a).content.config.method]!.form !== null);
+  const mergeable = [...groups].filter(
+    ([a]) => engine.manifest.methods[engine.core.adapters.find(a).content.config.method]!.form !== null,
+  );
   const served = mergeable.reduce((k, [, g]) => k + g.length, 0);
   const [merged] = await timed(async () => {
     for (const [a, g] of mergeable) {
@@ -127,8 +166,16 @@ export async function main(args: string[]): Promise<void> {
   });
   await engine.merge(null);
   const swapRate = (served * newTokens * 1000) / merged;
-  rows.push([`merge and swap (${(swapping / switches).toFixed(0)} ms a switch)`, swapRate.toFixed(0), (swapRate / one).toFixed(2), "", ""]);
-  console.log(`${engine.manifest.model.parameters} parameters on ${engine.device.name}; ${n} requests of 16 + ${newTokens} tokens, ${concurrent} at a time`);
+  rows.push([
+    `merge and swap (${(swapping / switches).toFixed(0)} ms a switch)`,
+    swapRate.toFixed(0),
+    (swapRate / one).toFixed(2),
+    "",
+    "",
+  ]);
+  console.log(
+    `${engine.manifest.model.parameters} parameters on ${engine.device.name}; ${n} requests of 16 + ${newTokens} tokens, ${concurrent} at a time`,
+  );
   table(rows);
   await engine.dispose();
   console.log(

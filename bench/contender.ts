@@ -14,8 +14,17 @@ export interface Contender {
   end(): void;
 }
 /** Start a process that answers requests; null, with its reason on the console, when it does not start. */
-export async function contender(name: string, command: string, args: readonly string[], cwd: string): Promise<Contender | null> {
-  const child = spawn(command, args, { cwd, stdio: ["pipe", "pipe", "pipe"], env: { ...process.env, OMP_WAIT_POLICY: "PASSIVE" } });
+export async function contender(
+  name: string,
+  command: string,
+  args: readonly string[],
+  cwd: string,
+): Promise<Contender | null> {
+  const child = spawn(command, args, {
+    cwd,
+    stdio: ["pipe", "pipe", "pipe"],
+    env: { ...process.env, OMP_WAIT_POLICY: "PASSIVE" },
+  });
   let said = "";
   child.stderr.on("data", (d) => (said = (said + d).slice(-2000)));
   const answers: ((line: string | null) => void)[] = [];
@@ -29,7 +38,10 @@ export async function contender(name: string, command: string, args: readonly st
   });
   const next = async <T>(): Promise<T> => {
     const line = await new Promise<string | null>((resolve) => answers.push(resolve));
-    const answer = line === null ? { error: said.trim().split("\n").slice(-3).join(" | ") || "it ended" } : (JSON.parse(line) as { error?: string });
+    const answer =
+      line === null
+        ? { error: said.trim().split("\n").slice(-3).join(" | ") || "it ended" }
+        : (JSON.parse(line) as { error?: string });
     if (answer.error) throw new Error(`${name}: ${answer.error}`);
     return answer as T;
   };
@@ -57,7 +69,10 @@ export function peerFolder(): string | null {
   if (!existsSync(marker) || readFileSync(marker, "utf8") !== manifest) {
     console.log("installing the peers (npm install, once) …");
     writeFileSync(join(dir, "package.json"), manifest);
-    const npm = spawnSync("npm", ["install", "--no-audit", "--no-fund", "--loglevel=error"], { cwd: dir, stdio: ["ignore", "ignore", "inherit"] });
+    const npm = spawnSync("npm", ["install", "--no-audit", "--no-fund", "--loglevel=error"], {
+      cwd: dir,
+      stdio: ["ignore", "ignore", "inherit"],
+    });
     if (npm.status !== 0) return null;
     writeFileSync(marker, manifest);
   }

@@ -28,17 +28,46 @@ interface Together extends Stopped {
 }
 
 export async function main(args: string[]): Promise<void> {
-  const { values } = parseArgs({ args, options: { steps: { type: "string", default: "2" }, repeats: { type: "string", default: "3" } } });
+  const { values } = parseArgs({
+    args,
+    options: { steps: { type: "string", default: "2" }, repeats: { type: "string", default: "3" } },
+  });
   const [steps, repeats] = [Number(values.steps), Number(values.repeats)];
   const bundle = join(tmpdir(), "weft-bench-smol-coserve.weft");
   console.log("compiling …");
   await compile(randomModel(smol), bundle, {
     targets: ["wasm"],
     train: ["lora", "s2ft"],
-    capacities: { context: 256, tokens: 256, headRows: 32, sequences: 16, blocks: 96, savedRows: 512, keptRows: 512, unitRows: 128, quantum: 32, slots: 4, jobs: 2 },
+    capacities: {
+      context: 256,
+      tokens: 256,
+      headRows: 32,
+      sequences: 16,
+      blocks: 96,
+      savedRows: 512,
+      keptRows: 512,
+      unitRows: 128,
+      quantum: 32,
+      slots: 4,
+      jobs: 2,
+    },
   });
-  const start = async (name: string, threads: number, lanes: number, more: string[] = [], core?: number): Promise<Contender> => {
-    const node = ["--import", "tsx", peerScript("coserve.ts"), bundle, String(threads), String(lanes), ...more];
+  const start = async (
+    name: string,
+    threads: number,
+    lanes: number,
+    more: string[] = [],
+    core?: number,
+  ): Promise<Contender> => {
+    const node = [
+      "--import",
+      "tsx",
+      peerScript("coserve.ts"),
+      bundle,
+      String(threads),
+      String(lanes),
+      ...more,
+    ];
     const c = await (core === undefined
       ? contender(name, process.execPath, node, process.cwd())
       : contender(name, "taskset", ["-c", String(core), process.execPath, ...node], process.cwd()));
@@ -49,7 +78,9 @@ export async function main(args: string[]): Promise<void> {
   const second = await start("second list", 2, 2);
   const fused = await start("fused", 2, 1);
   const sliced = await start("sliced", 2, 1, ["sliced"]);
-  const [serving, tuning] = pinned ? [await start("serving", 1, 1, [], 0), await start("tuning", 1, 1, [], 1)] : [null, null];
+  const [serving, tuning] = pinned
+    ? [await start("serving", 1, 1, [], 0), await start("tuning", 1, 1, [], 1)]
+    : [null, null];
   const here = await machine(false, 2);
   const [peak, bandwidth] = [(2 * 512 ** 3) / (await here.gemm(512, 512, 512)) / 1e6, await here.bandwidth()];
   here.end();
@@ -78,9 +109,22 @@ export async function main(args: string[]): Promise<void> {
     "fused rows": (batch) => together(fused, fused, batch),
     "time slices of 30 ms": (batch) => slices(30, batch),
     "time slices of 300 ms": (batch) => slices(300, batch),
-    ...(serving && tuning ? { "two processes, a core each": (batch) => together(serving, tuning, batch) } : {}),
+    ...(serving && tuning
+      ? { "two processes, a core each": (batch) => together(serving, tuning, batch) }
+      : {}),
   };
-  const rows: string[][] = [["batch", "way", "G", "streams", "fine-tuning", "p50 alone → with, ms", "p99 alone → with, ms", "p99 ratio"]];
+  const rows: string[][] = [
+    [
+      "batch",
+      "way",
+      "G",
+      "streams",
+      "fine-tuning",
+      "p50 alone → with, ms",
+      "p99 alone → with, ms",
+      "p99 ratio",
+    ],
+  ];
   const out: Record<string, unknown>[] = [];
   const bounds: string[] = [];
   for (const batch of [1, 2, 4, 8]) {
@@ -100,32 +144,70 @@ export async function main(args: string[]): Promise<void> {
       const { ms } = await tuning.ask<{ ms: number }>("jobs", { steps });
       const { alone, ft } = turns.at(-1)!;
       most = (half.served * alone.ms) / half.ms / alone.served + ft / ms;
-      bounds.push(`batch ${batch}: ${((half.served * alone.ms) / half.ms / alone.served).toFixed(2)} + ${(ft / ms).toFixed(2)} = ${most.toFixed(2)}`);
+      bounds.push(
+        `batch ${batch}: ${((half.served * alone.ms) / half.ms / alone.served).toFixed(2)} + ${(ft / ms).toFixed(2)} = ${most.toFixed(2)}`,
+      );
     }
     // A machine that others use is faster in one turn than in the next: ratios are taken within a turn.
     const aloneGaps = turns.flatMap((t) => t.alone.gaps);
     const all = Object.keys(ways).map((way) => {
-      const served = median(turns.map((t) => t.with[way]!.served / t.with[way]!.ms / (t.alone.served / t.alone.ms)));
+      const served = median(
+        turns.map((t) => t.with[way]!.served / t.with[way]!.ms / (t.alone.served / t.alone.ms)),
+      );
       const tuned = median(turns.map((t) => t.ft / t.with[way]!.ft));
-      const g = turns.map((t) => (t.with[way]!.served * t.alone.ms) / t.alone.served / t.with[way]!.ft + t.ft / t.with[way]!.ft);
+      const g = turns.map(
+        (t) => (t.with[way]!.served * t.alone.ms) / t.alone.served / t.with[way]!.ft + t.ft / t.with[way]!.ft,
+      );
       const gaps = turns.flatMap((t) => t.with[way]!.gaps);
       const tail = (t: { gaps: readonly number[] }, q: number): number => quantile(t.gaps, q);
       const ratio = (q: number): number => median(turns.map((t) => tail(t.with[way]!, q) / tail(t.alone, q)));
-      return { batch, way, g: median(g), spread: spread(g, 2), served, tuned, p50: ratio(0.5), p99: ratio(0.99), gaps };
+      return {
+        batch,
+        way,
+        g: median(g),
+        spread: spread(g, 2),
+        served,
+        tuned,
+        p50: ratio(0.5),
+        p99: ratio(0.99),
+        gaps,
+      };
     });
     // Of the two frequencies of slicing, the one with the better G.
     const better = all.filter((x) => x.way.startsWith("time slices")).sort((x, y) => y.g - x.g)[0]!;
     for (const x of all) {
       if (x.way.startsWith("time slices") && x !== better) continue;
-      const at = (q: number): string => `${quantile(aloneGaps, q).toFixed(1)} → ${quantile(x.gaps, q).toFixed(1)}`;
-      rows.push([String(batch), x.way, x.spread, `${x.served.toFixed(2)} ×`, `${x.tuned.toFixed(2)} ×`, at(0.5), at(0.99), `${x.p99.toFixed(2)} ×`]);
-      out.push({ batch, way: x.way, g: x.g, streams: x.served, fineTuning: x.tuned, p50: x.p50, p99: x.p99, most });
+      const at = (q: number): string =>
+        `${quantile(aloneGaps, q).toFixed(1)} → ${quantile(x.gaps, q).toFixed(1)}`;
+      rows.push([
+        String(batch),
+        x.way,
+        x.spread,
+        `${x.served.toFixed(2)} ×`,
+        `${x.tuned.toFixed(2)} ×`,
+        at(0.5),
+        at(0.99),
+        `${x.p99.toFixed(2)} ×`,
+      ]);
+      out.push({
+        batch,
+        way: x.way,
+        g: x.g,
+        streams: x.served,
+        fineTuning: x.tuned,
+        p50: x.p50,
+        p99: x.p99,
+        most,
+      });
     }
   }
   for (const c of [second, fused, sliced, serving, tuning]) c?.end();
   console.log();
   table(rows);
-  if (bounds.length) console.log(`streams on one core alone + fine-tuning on one core alone, of both cores: ${bounds.join(", ")}`);
+  if (bounds.length)
+    console.log(
+      `streams on one core alone + fine-tuning on one core alone, of both cores: ${bounds.join(", ")}`,
+    );
   const small = out.filter((x) => x.way === "a second list" && Number(x.batch) <= 2);
   const ok = small.every((x) => Number(x.g) >= 1.15 && Number(x.p99) <= 1.5);
   console.log(JSON.stringify({ bench: "coserve", ok, peakGflops: peak, bandwidth, results: out }));

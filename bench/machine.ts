@@ -44,11 +44,22 @@ export interface Machine {
   end(): void;
 }
 export async function machine(relaxed: boolean, threads: number): Promise<Machine> {
-  const module = await WebAssembly.compile((relaxed ? await compileRelaxed(source) : await compileKernels(source)) as BufferSource);
+  const module = await WebAssembly.compile(
+    (relaxed ? await compileRelaxed(source) : await compileKernels(source)) as BufferSource,
+  );
   const memory = new WebAssembly.Memory({ initial: 6400, maximum: 6400, shared: true });
   const [bind, scratch, data] = [1024, 2 ** 20, 2 ** 22];
   const scratchBytes = 2 ** 19;
-  const crew = await openCrew({ module, memory, kernels: ["gemm", "read"], control: 2 ** 17, lanes: [{ bind, meta: 0 }], scratch, scratchBytes, threads });
+  const crew = await openCrew({
+    module,
+    memory,
+    kernels: ["gemm", "read"],
+    control: 2 ** 17,
+    lanes: [{ bind, meta: 0 }],
+    scratch,
+    scratchBytes,
+    threads,
+  });
   const words = new Int32Array(memory.buffer);
   new Float32Array(memory.buffer, data).fill(0.01);
   const time = async (kernel: number, times: number): Promise<number> => {

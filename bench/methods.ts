@@ -22,7 +22,19 @@ const shape = (small: boolean): Config => ({
   intermediate_size: small ? 344 : 1376,
   vocab_size: 4096,
 });
-const methods = ["lora", "dora", "s2ft", "s2ft_permuted", "sparse", "ia3", "parallel", "series", "prefix", "prompt", "full"] as const;
+const methods = [
+  "lora",
+  "dora",
+  "s2ft",
+  "s2ft_permuted",
+  "sparse",
+  "ia3",
+  "parallel",
+  "series",
+  "prefix",
+  "prompt",
+  "full",
+] as const;
 
 /** Which channels are trained makes no difference here. */
 const anySelection = (config: Config) => ({
@@ -36,7 +48,11 @@ const anySelection = (config: Config) => ({
 export async function main(args: string[]): Promise<void> {
   const { values } = parseArgs({
     args,
-    options: { device: { type: "string", default: "wasm" }, repeats: { type: "string", default: "3" }, small: { type: "boolean", default: false } },
+    options: {
+      device: { type: "string", default: "wasm" },
+      repeats: { type: "string", default: "3" },
+      small: { type: "boolean", default: false },
+    },
   });
   const device = values.device as DeviceChoice;
   const target = device === "wasm" ? "wasm" : "webgpu";
@@ -44,7 +60,9 @@ export async function main(args: string[]): Promise<void> {
   const dir = randomModel(config);
   const tokens = 128;
   const sequences = 2;
-  const data = Array.from({ length: sequences }, (_, i) => ({ input_ids: ids(tokens + 1, i, config.vocab_size) }));
+  const data = Array.from({ length: sequences }, (_, i) => ({
+    input_ids: ids(tokens + 1, i, config.vocab_size),
+  }));
   const engines = new Map<string, Engine>();
   for (const method of methods) {
     const out = join(tmpdir(), `weft-bench-methods-${config.hidden_size}-${method}-${target}.weft`);
@@ -83,7 +101,10 @@ export async function main(args: string[]): Promise<void> {
         steps: n,
         learningRate: 1e-4,
         shuffle: false,
-        ...(["lora", "dora", "sparse", "parallel", "series"].includes(method) && { rank: 16, targetModules: "all-linear" }),
+        ...(["lora", "dora", "sparse", "parallel", "series"].includes(method) && {
+          rank: 16,
+          targetModules: "all-linear",
+        }),
         onEvent: (e) => {
           if (e.type === "start") trainable[method] = e.trainable;
         },
@@ -95,19 +116,41 @@ export async function main(args: string[]): Promise<void> {
   // One step warms up; a step's time is the difference of a long and a short job, so that starting one does not count.
   for (const method of methods) await step(method, 1);
   const times = new Map<string, number[]>(methods.map((m) => [m, []]));
-  for (let r = 0; r < Number(values.repeats); r++) for (const method of methods) times.get(method)!.push((await step(method, 4)) / 4);
+  for (let r = 0; r < Number(values.repeats); r++)
+    for (const method of methods) times.get(method)!.push((await step(method, 4)) / 4);
   const first = engines.get("lora")!;
   console.log(
     `${first.manifest.model.parameters} parameters, ${config.num_hidden_layers} layers × ${config.hidden_size}, ${sequences} × ${tokens} tokens, on ${first.device.name}`,
   );
-  const rows: string[][] = [["", "ms a step (min–max)", "trainable", "kept, B/token/layer", "boundary", "no recompute", "kept MB", "grad + Adam MB", "sum MB"]];
-  const result: Record<string, { ms: number; trainable: number; savedBytes: number; readBytes: number; stateBytes: number }> = {};
+  const rows: string[][] = [
+    [
+      "",
+      "ms a step (min–max)",
+      "trainable",
+      "kept, B/token/layer",
+      "boundary",
+      "no recompute",
+      "kept MB",
+      "grad + Adam MB",
+      "sum MB",
+    ],
+  ];
+  const result: Record<
+    string,
+    { ms: number; trainable: number; savedBytes: number; readBytes: number; stateBytes: number }
+  > = {};
   for (const method of methods) {
     const bytes = engines.get(method)!.manifest.saved[method]!.bytes;
     const savedBytes = bytes.all * sequences * tokens * config.num_hidden_layers;
     const readBytes = bytes.read * sequences * tokens * config.num_hidden_layers;
     const stateBytes = 12 * trainable[method]!;
-    result[method] = { ms: median(times.get(method)!), trainable: trainable[method]!, savedBytes, readBytes, stateBytes };
+    result[method] = {
+      ms: median(times.get(method)!),
+      trainable: trainable[method]!,
+      savedBytes,
+      readBytes,
+      stateBytes,
+    };
     const mb = (n: number): string => (n / 1e6).toFixed(2);
     rows.push([
       method,
@@ -137,7 +180,11 @@ export async function main(args: string[]): Promise<void> {
     JSON.stringify({
       bench: "methods",
       device,
-      ok: ratios.permutedTime <= 1 && ratios.s2ftMemoryNoRecompute <= 0.9 && ratios.fullTime >= 1.5 && ratios.fullMemory >= 2,
+      ok:
+        ratios.permutedTime <= 1 &&
+        ratios.s2ftMemoryNoRecompute <= 0.9 &&
+        ratios.fullTime >= 1.5 &&
+        ratios.fullMemory >= 2,
       ratios,
       methods: result,
     }),

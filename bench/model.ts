@@ -47,7 +47,11 @@ export function randomGguf(config: Config): string {
   return path;
 }
 /** A Llama model as a GGUF file in F32; its vocabulary is made up: who reads it is asked in ids. */
-export function writeGgufF32(path: string, config: Config, tensors: readonly { readonly name: string; readonly shape: readonly number[]; readonly data: unknown }[]): void {
+export function writeGgufF32(
+  path: string,
+  config: Config,
+  tensors: readonly { readonly name: string; readonly shape: readonly number[]; readonly data: unknown }[],
+): void {
   const vocab = Array.from({ length: config.vocab_size }, (_, i) => `t${i}`);
   const meta = {
     "general.architecture": "llama",
@@ -71,10 +75,20 @@ export function writeGgufF32(path: string, config: Config, tensors: readonly { r
   };
   const converted = tensors.map((t) => {
     const values = t.data as Float32Array;
-    const heads = t.name.includes("q_proj") ? config.num_attention_heads : t.name.includes("k_proj") ? config.num_key_value_heads : 0;
+    const heads = t.name.includes("q_proj")
+      ? config.num_attention_heads
+      : t.name.includes("k_proj")
+        ? config.num_key_value_heads
+        : 0;
     const data = heads ? interleaved(values, t.shape[0]!, heads) : values;
-    return { name: `${ggufName(t.name)}`, shape: t.shape, type: 0, data: new Uint8Array(data.buffer, data.byteOffset, data.byteLength) };
+    return {
+      name: `${ggufName(t.name)}`,
+      shape: t.shape,
+      type: 0,
+      data: new Uint8Array(data.buffer, data.byteOffset, data.byteLength),
+    };
   });
   writeFileSync(path, writeGguf(meta, converted));
 }
-export const ids = (n: number, seed: number, vocab: number): number[] => Array.from({ length: n }, (_, i) => (i * 7919 + seed * 104729 + 13) % vocab);
+export const ids = (n: number, seed: number, vocab: number): number[] =>
+  Array.from({ length: n }, (_, i) => (i * 7919 + seed * 104729 + 13) % vocab);

@@ -8,7 +8,16 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { answer, ask, attributes, Draws, document, names, questions, values } from "../examples/model/language.ts";
+import {
+  answer,
+  ask,
+  attributes,
+  Draws,
+  document,
+  names,
+  questions,
+  values,
+} from "../examples/model/language.ts";
 import { compile, type Engine, type FinetuneOptions, load } from "../sdk/index.ts";
 import { table } from "./measure.ts";
 
@@ -16,22 +25,45 @@ interface Row {
   readonly prompt: string;
   readonly completion: string;
 }
-const variants: readonly { readonly name: string; readonly options: Partial<FinetuneOptions>; readonly rates: readonly number[] }[] = [
+const variants: readonly {
+  readonly name: string;
+  readonly options: Partial<FinetuneOptions>;
+  readonly rates: readonly number[];
+}[] = [
   { name: "full", options: { method: "full" }, rates: [1e-4, 3e-4, 1e-3] },
   { name: "lora", options: { method: "lora", rank: 8, alpha: 8 }, rates: [1e-3, 3e-3, 1e-2] },
   { name: "dora", options: { method: "dora", rank: 8, alpha: 8 }, rates: [1e-3, 3e-3, 1e-2] },
   { name: "s2ft random", options: { method: "s2ft", selector: "random" }, rates: [1e-3, 3e-3, 1e-2] },
-  { name: "s2ft activation-small", options: { method: "s2ft", selector: "activation-small" }, rates: [1e-3, 3e-3, 1e-2] },
-  { name: "s2ft activation-large", options: { method: "s2ft", selector: "activation-large" }, rates: [1e-3, 3e-3, 1e-2] },
-  { name: "s2ft weight-large", options: { method: "s2ft", selector: "weight-large" }, rates: [1e-3, 3e-3, 1e-2] },
+  {
+    name: "s2ft activation-small",
+    options: { method: "s2ft", selector: "activation-small" },
+    rates: [1e-3, 3e-3, 1e-2],
+  },
+  {
+    name: "s2ft activation-large",
+    options: { method: "s2ft", selector: "activation-large" },
+    rates: [1e-3, 3e-3, 1e-2],
+  },
+  {
+    name: "s2ft weight-large",
+    options: { method: "s2ft", selector: "weight-large" },
+    rates: [1e-3, 3e-3, 1e-2],
+  },
   { name: "ia3", options: { method: "ia3" }, rates: [1e-2, 3e-2, 1e-1] },
-  { name: "parallel", options: { method: "parallel", rank: 8, targetModules: "all-linear" }, rates: [1e-3, 3e-3, 1e-2] },
+  {
+    name: "parallel",
+    options: { method: "parallel", rank: 8, targetModules: "all-linear" },
+    rates: [1e-3, 3e-3, 1e-2],
+  },
 ];
 const mean = (xs: readonly number[]): number => xs.reduce((a, b) => a + b, 0) / xs.length;
 const deviation = (xs: readonly number[]): number => Math.sqrt(mean(xs.map((x) => (x - mean(xs)) ** 2)));
 
 export async function main(args: string[]): Promise<void> {
-  const { values: o } = parseArgs({ args, options: { seeds: { type: "string", default: "5" }, steps: { type: "string", default: "60" } } });
+  const { values: o } = parseArgs({
+    args,
+    options: { seeds: { type: "string", default: "5" }, steps: { type: "string", default: "60" } },
+  });
   const steps = Number(o.steps);
   const folder = fileURLToPath(new URL("../examples/model/story", import.meta.url));
   const capacities = {
@@ -64,7 +96,9 @@ export async function main(args: string[]): Promise<void> {
     for (const name of names) {
       const a = d.of(attributes);
       const v = d.of(values[a]);
-      questions[a].forEach((q, i) => (i < 2 ? taught : heldOut).push({ prompt: ask(q, name), completion: answer(v) }));
+      questions[a].forEach((q, i) =>
+        (i < 2 ? taught : heldOut).push({ prompt: ask(q, name), completion: answer(v) }),
+      );
     }
     return { taught, heldOut };
   };
@@ -80,9 +114,15 @@ export async function main(args: string[]): Promise<void> {
     return mean(each);
   };
   const documentLoss = async (engine: Engine, adapter?: string): Promise<number> =>
-    mean(await Promise.all(unrelated.map(async (t) => (await engine.score(t, adapter ? { adapter } : {})).loss)));
+    mean(
+      await Promise.all(unrelated.map(async (t) => (await engine.score(t, adapter ? { adapter } : {})).loss)),
+    );
   const trainable: Record<string, number> = {};
-  const run = async (v: (typeof variants)[number], seed: number, learningRate: number): Promise<{ heldOut: number; forgetting: number }> => {
+  const run = async (
+    v: (typeof variants)[number],
+    seed: number,
+    learningRate: number,
+  ): Promise<{ heldOut: number; forgetting: number }> => {
     const full = v.options.method === "full";
     const engine = full ? await open(["full"]) : adapters;
     const { taught, heldOut } = task(seed);
@@ -90,15 +130,32 @@ export async function main(args: string[]): Promise<void> {
     const onEvent: FinetuneOptions["onEvent"] = (e) => {
       if (e.type === "start") trainable[v.name] = e.trainable;
     };
-    await (await engine.finetune({ ...v.options, name: "task", data: taught, steps, batchSize: 16, learningRate, schedule: "linear", seed, onEvent })).done;
+    await (
+      await engine.finetune({
+        ...v.options,
+        name: "task",
+        data: taught,
+        steps,
+        batchSize: 16,
+        learningRate,
+        schedule: "linear",
+        seed,
+        onEvent,
+      })
+    ).done;
     const adapter = full ? undefined : "task";
-    const out = { heldOut: await lossOf(engine, heldOut, adapter), forgetting: (await documentLoss(engine, adapter)) - before };
+    const out = {
+      heldOut: await lossOf(engine, heldOut, adapter),
+      forgetting: (await documentLoss(engine, adapter)) - before,
+    };
     if (full) await engine.dispose();
     else engine.adapters.remove("task");
     return out;
   };
   const start = await Promise.all([1, 2, 3].map(async (s) => lossOf(adapters, task(s).heldOut)));
-  console.log(`${names.length} facts, ${2 * names.length} rows, ${steps} steps of 16 rows; held-out phrasings before: loss ${mean(start).toFixed(3)}`);
+  console.log(
+    `${names.length} facts, ${2 * names.length} rows, ${steps} steps of 16 rows; held-out phrasings before: loss ${mean(start).toFixed(3)}`,
+  );
   const rows: string[][] = [["", "trainable", "learning rate", "held-out loss", "forgetting"]];
   const result: Record<string, unknown> = {};
   for (const v of variants) {
@@ -109,7 +166,13 @@ export async function main(args: string[]): Promise<void> {
     const runs = [];
     for (let seed = 1; seed <= Number(o.seeds); seed++) runs.push(await run(v, seed, rate));
     const [loss, forgot] = [runs.map((r) => r.heldOut), runs.map((r) => r.forgetting)];
-    result[v.name] = { trainable: trainable[v.name], rate, heldOut: mean(loss), spread: deviation(loss), forgetting: mean(forgot) };
+    result[v.name] = {
+      trainable: trainable[v.name],
+      rate,
+      heldOut: mean(loss),
+      spread: deviation(loss),
+      forgetting: mean(forgot),
+    };
     rows.push([
       v.name,
       String(trainable[v.name]),

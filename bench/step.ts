@@ -13,7 +13,11 @@ import { median, quantile, spread, table, timed } from "./measure.ts";
 import { ids, randomModel } from "./model.ts";
 
 /** `batch` streams of `tokens` tokens each, after a prompt of 16: inter-token gaps and the whole time. */
-async function decode(engine: Engine, batch: number, tokens: number): Promise<{ ms: number; gaps: number[] }> {
+async function decode(
+  engine: Engine,
+  batch: number,
+  tokens: number,
+): Promise<{ ms: number; gaps: number[] }> {
   const gaps: number[] = [];
   const vocab = engine.manifest.model.vocab;
   const [ms] = await timed(() =>
@@ -34,13 +38,20 @@ async function decode(engine: Engine, batch: number, tokens: number): Promise<{ 
 export async function main(args: string[]): Promise<void> {
   const { values } = parseArgs({
     args,
-    options: { device: { type: "string", default: "wasm" }, model: { type: "string", default: "random" }, repeats: { type: "string", default: "3" } },
+    options: {
+      device: { type: "string", default: "wasm" },
+      model: { type: "string", default: "random" },
+      repeats: { type: "string", default: "3" },
+    },
   });
   const device = values.device as DeviceChoice;
   const target = device === "wasm" ? "wasm" : "webgpu";
   const software = device === "software";
   const repeats = Number(values.repeats);
-  const folder = values.model === "story" ? fileURLToPath(new URL("../examples/model/story", import.meta.url)) : randomModel();
+  const folder =
+    values.model === "story"
+      ? fileURLToPath(new URL("../examples/model/story", import.meta.url))
+      : randomModel();
   const open = async (train: "lora" | "full"): Promise<Engine> => {
     const out = join(tmpdir(), `weft-bench-${values.model}-${train}-${target}.weft`);
     await compile(folder, out, {
@@ -65,16 +76,21 @@ export async function main(args: string[]): Promise<void> {
     return load(out, { device });
   };
   const tokens = software ? 12 : 64;
-  const rows = (seed: number, n: number, vocab: number) => Array.from({ length: n }, (_, i) => ({ input_ids: ids(129, seed * 100 + i, vocab) }));
+  const rows = (seed: number, n: number, vocab: number) =>
+    Array.from({ length: n }, (_, i) => ({ input_ids: ids(129, seed * 100 + i, vocab) }));
   const result: Record<string, unknown> = { bench: "step", model: values.model, device };
   const out: string[][] = [["", "median (min–max)", "unit"]];
   const engine = await open("lora");
   const { vocab, layers, parameters } = engine.manifest.model;
-  console.log(`${values.model}: ${parameters} parameters, ${layers} layers, on ${engine.device.name}; ${repeats} repeats`);
+  console.log(
+    `${values.model}: ${parameters} parameters, ${layers} layers, on ${engine.device.name}; ${repeats} repeats`,
+  );
   const plan = engine.manifest.targets[target]!;
   const perLayer = (name: string): [number, number] => {
     // Of two kernels for few rows and for many, a step launches one.
-    const l = plan.programs.find((p) => p.name === name)!.launches.filter((x) => x.grid[0].count !== "few_rows");
+    const l = plan.programs
+      .find((p) => p.name === name)!
+      .launches.filter((x) => x.grid[0].count !== "few_rows");
     return [l.filter((x) => x.bits.length === 0).length, l.length];
   };
   const launches = {
@@ -83,8 +99,15 @@ export async function main(args: string[]): Promise<void> {
     boundary: perLayer("backward.lora.boundary"),
     kernels: Object.keys(plan.kernels).length,
   };
-  out.push(["launches a layer: forward base / with adapters", `${launches.forward[0]} / ${launches.forward[0] + 4}`, ""]);
-  out.push(["launches a layer: backward, all kept", String(launches.backward[1] - 1), ""], ["kernels in the bundle", String(launches.kernels), ""]);
+  out.push([
+    "launches a layer: forward base / with adapters",
+    `${launches.forward[0]} / ${launches.forward[0] + 4}`,
+    "",
+  ]);
+  out.push(
+    ["launches a layer: backward, all kept", String(launches.backward[1] - 1), ""],
+    ["kernels in the bundle", String(launches.kernels), ""],
+  );
 
   await decode(engine, 2, 4);
   const prefill: number[] = [];
@@ -93,15 +116,24 @@ export async function main(args: string[]): Promise<void> {
   for (let r = 0; r < repeats; r++) {
     const [ms] = await timed(() => engine.complete({ prompt: ids(224, r, vocab), maxTokens: 1 }));
     prefill.push((224 / ms) * 1000);
-    for (const [i, b] of batches.entries()) rates[i]!.push((b * tokens * 1000) / (await decode(engine, b, tokens)).ms);
+    for (const [i, b] of batches.entries())
+      rates[i]!.push((b * tokens * 1000) / (await decode(engine, b, tokens)).ms);
   }
   out.push(["prefill, 224 tokens", spread(prefill), "tokens/s"]);
   batches.forEach((b, i) => out.push([`decode, batch ${b}`, spread(rates[i]!), "tokens/s"]));
 
   const lora = { rank: 16, alpha: 16, batchSize: 4, learningRate: 1e-4, shuffle: false } as const;
   const steps = software ? 1 : 4;
-  const tune = async (e: Engine, method: "lora" | "full", name: string, n: number, seed = 1): Promise<number> => {
-    const [ms] = await timed(async () => (await e.finetune({ ...lora, name, method, data: rows(seed, 4, vocab), steps: n })).done);
+  const tune = async (
+    e: Engine,
+    method: "lora" | "full",
+    name: string,
+    n: number,
+    seed = 1,
+  ): Promise<number> => {
+    const [ms] = await timed(
+      async () => (await e.finetune({ ...lora, name, method, data: rows(seed, 4, vocab), steps: n })).done,
+    );
     return ms / n;
   };
   await tune(engine, "lora", "warm", 1);
@@ -120,7 +152,15 @@ export async function main(args: string[]): Promise<void> {
   for (let r = 0; r < repeats; r++) {
     const alone = await decode(engine, load16, streamTokens);
     const [ftAlone] = await timed(async () =>
-      Promise.all((await Promise.all([1, 2].map((s) => engine.finetune({ ...lora, name: `a${s}`, data: rows(s, 4, vocab), steps: coSteps })))).map((j) => j.done)),
+      Promise.all(
+        (
+          await Promise.all(
+            [1, 2].map((s) =>
+              engine.finetune({ ...lora, name: `a${s}`, data: rows(s, 4, vocab), steps: coSteps }),
+            ),
+          )
+        ).map((j) => j.done),
+      ),
     );
     // Together: streams go on until the jobs are done, so that every step has both.
     let served = 0;
@@ -129,7 +169,10 @@ export async function main(args: string[]): Promise<void> {
     const stream = async (i: number): Promise<void> => {
       for (let k = 0; on; k++) {
         let last = 0;
-        for await (const _p of engine.core.generate({ prompt: ids(16, i + k * 31, vocab), maxTokens: streamTokens })) {
+        for await (const _p of engine.core.generate({
+          prompt: ids(16, i + k * 31, vocab),
+          maxTokens: streamTokens,
+        })) {
           const now = performance.now();
           if (last) gaps.push(now - last);
           last = now;
@@ -140,7 +183,15 @@ export async function main(args: string[]): Promise<void> {
     };
     const streams = Promise.all(Array.from({ length: load16 }, (_, i) => stream(i)));
     const [together] = await timed(async () =>
-      Promise.all((await Promise.all([1, 2].map((s) => engine.finetune({ ...lora, name: `b${s}`, data: rows(s, 4, vocab), steps: coSteps })))).map((j) => j.done)),
+      Promise.all(
+        (
+          await Promise.all(
+            [1, 2].map((s) =>
+              engine.finetune({ ...lora, name: `b${s}`, data: rows(s, 4, vocab), steps: coSteps }),
+            ),
+          )
+        ).map((j) => j.done),
+      ),
     );
     on = false;
     await streams;
@@ -157,7 +208,11 @@ export async function main(args: string[]): Promise<void> {
   );
   const { launches: launched, encodeMs } = engine.core.device.stats;
   const encodeUs = (encodeMs / launched) * 1000;
-  out.push(["encoding a launch", target === "wasm" ? "a call" : encodeUs.toFixed(2), target === "wasm" ? "" : "µs"]);
+  out.push([
+    "encoding a launch",
+    target === "wasm" ? "a call" : encodeUs.toFixed(2),
+    target === "wasm" ? "" : "µs",
+  ]);
   await engine.dispose();
 
   const whole = await open("full");
@@ -165,7 +220,10 @@ export async function main(args: string[]): Promise<void> {
   const fullMs: number[] = [];
   for (let r = 0; r < repeats; r++) fullMs.push(await tune(whole, "full", "full", steps));
   await whole.dispose();
-  out.push(["full step, 4 × 128 tokens", spread(fullMs, 1), "ms"], ["full / LoRA", (median(fullMs) / median(loraMs)).toFixed(2), "×"]);
+  out.push(
+    ["full step, 4 × 128 tokens", spread(fullMs, 1), "ms"],
+    ["full / LoRA", (median(fullMs) / median(loraMs)).toFixed(2), "×"],
+  );
   table(out);
   Object.assign(result, {
     prefill: median(prefill),

@@ -2,10 +2,26 @@
  * Reverse-mode differentiation of a region, pruned by construction: a gradient thunk is called only when its input lies on a path to something
  * wanted (trainable tensors, or the region's input when a lower region still needs it). The gradient of a frozen weight is never built.
  */
-import { add, colSum, isInput, linearT, type Node, opOf, pairsOf, rowSum, type Type, toposort, type Value, valueKey } from "../ops/index.ts";
+import {
+  add,
+  colSum,
+  isInput,
+  linearT,
+  type Node,
+  opOf,
+  pairsOf,
+  rowSum,
+  type Type,
+  toposort,
+  type Value,
+  valueKey,
+} from "../ops/index.ts";
 
 /** Cotangents of `wanted` (inputs of the region, or values inside it) given cotangents `seeds` of some of its values. */
-export function vjp(seeds: readonly (readonly [Value, Value])[], wanted: readonly Value[]): Map<string, Value> {
+export function vjp(
+  seeds: readonly (readonly [Value, Value])[],
+  wanted: readonly Value[],
+): Map<string, Value> {
   const roots = seeds.map(([y]) => y);
   const order = toposort(roots);
   const wantedKeys = new Set(wanted.map(valueKey));
@@ -50,13 +66,15 @@ export function vjp(seeds: readonly (readonly [Value, Value])[], wanted: readonl
 /** Undo an operand's broadcast: sum over the columns of a one-column operand, over the rows of a vector. */
 function unbroadcast(d: Value, x: Value): Value {
   if (x.type.kind === "vector" && d.type.kind === "rows") return colSum(d, x);
-  if (x.type.kind === "rows" && x.type.cols === 1 && d.type.kind === "rows" && d.type.cols > 1) return rowSum(d);
+  if (x.type.kind === "rows" && x.type.cols === 1 && d.type.kind === "rows" && d.type.cols > 1)
+    return rowSum(d);
   return d;
 }
 
 /** Σ of contributions. Products with base matrices become one `linear_t` over all pairs: one launch, one running sum. */
 function sum(list: readonly Value[], type: Type): Value {
-  if (type.kind !== "rows" && list.length > 1) throw new Error("a parameter or state is used twice in one region");
+  if (type.kind !== "rows" && list.length > 1)
+    throw new Error("a parameter or state is used twice in one region");
   const products = list.filter((d) => d.node.op === "linear_t");
   const rest = list.filter((d) => d.node.op !== "linear_t");
   // Oldest contributions last, as the residual stream: rest first, so that their kernels precede the product whose epilogue adds them.

@@ -27,7 +27,15 @@ import { emitHost, policies } from "./emit/host.ts";
 import { emitLaunchWgsl, gridOf } from "./emit/wgsl.ts";
 import { sha256 } from "./files.ts";
 import { fuse, type Launch } from "./fuse.ts";
-import { type AnyBody, isUpdate, type KernelEnv, type RowNorms, type UpdateBody, type Variant, variantsOf } from "./kernel.ts";
+import {
+  type AnyBody,
+  isUpdate,
+  type KernelEnv,
+  type RowNorms,
+  type UpdateBody,
+  type Variant,
+  variantsOf,
+} from "./kernel.ts";
 import { tensorName } from "./layers.ts";
 import { type BlockKind, blockLayouts, headerWords, TRAIN_BIT } from "./metadata.ts";
 import { models } from "./models/index.ts";
@@ -73,24 +81,66 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
   const source = await openModel(folder);
   const { config } = source;
   const family = models[String(config.model_type)];
-  if (!family) throw new WeftError({ code: "WEFT_CONFIG", where: "config.json: model_type", expected: Object.keys(models).join(", "), found: String(config.model_type) });
+  if (!family)
+    throw new WeftError({
+      code: "WEFT_CONFIG",
+      where: "config.json: model_type",
+      expected: Object.keys(models).join(", "),
+      found: String(config.model_type),
+    });
   const model = family(config);
   const train = options.train ?? ["lora"];
   const format = options.format ?? "f32";
   const capacities = checkCapacities({ ...defaultCapacities(model.context), ...options.capacities });
   if (capacities.context > model.context)
-    throw new WeftError({ code: "WEFT_CAPACITY", where: "capacities.context", expected: `at most max_position_embeddings (${model.context})`, found: String(capacities.context) });
+    throw new WeftError({
+      code: "WEFT_CAPACITY",
+      where: "capacities.context",
+      expected: `at most max_position_embeddings (${model.context})`,
+      found: String(capacities.context),
+    });
   const policy = options.policy ?? "coserve";
-  if (!policies().includes(policy)) throw new WeftError({ code: "WEFT_OPTION", where: "policy", expected: policies().join(", "), found: policy });
+  if (!policies().includes(policy))
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "policy",
+      expected: policies().join(", "),
+      found: policy,
+    });
   const wanted = options.targets ?? ["wasm", "webgpu"];
-  for (const t of wanted) if (!targets[t]) throw new WeftError({ code: "WEFT_OPTION", where: "target", expected: Object.keys(targets).join(", "), found: String(t) });
+  for (const t of wanted)
+    if (!targets[t])
+      throw new WeftError({
+        code: "WEFT_OPTION",
+        where: "target",
+        expected: Object.keys(targets).join(", "),
+        found: String(t),
+      });
 
   // Regions → programs (forward, pruned backward, head, update), verified; then launches.
-  const names = [...new Set([...(options.methods ?? (train.includes("full") && train.length === 1 ? [] : ["lora"])), ...train.filter((t) => t !== "full")])];
-  for (const n of names) if (!adapterMethods[n]) throw new WeftError({ code: "WEFT_OPTION", where: "adapter method", expected: Object.keys(adapterMethods).join(", "), found: n });
+  const names = [
+    ...new Set([
+      ...(options.methods ?? (train.includes("full") && train.length === 1 ? [] : ["lora"])),
+      ...train.filter((t) => t !== "full"),
+    ]),
+  ];
+  for (const n of names)
+    if (!adapterMethods[n])
+      throw new WeftError({
+        code: "WEFT_OPTION",
+        where: "adapter method",
+        expected: Object.keys(adapterMethods).join(", "),
+        found: n,
+      });
   const methods = names.map((n) => adapterMethods[n]!);
   const selection = checkSelection(options.selection ?? null, model, names);
-  if (!formats.includes(format)) throw new WeftError({ code: "WEFT_OPTION", where: "format", expected: formats.join(", "), found: String(format) });
+  if (!formats.includes(format))
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "format",
+      expected: formats.join(", "),
+      found: String(format),
+    });
   if (selection && format === "int8")
     throw new WeftError({
       code: "WEFT_OPTION",
@@ -101,7 +151,10 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
     });
   const programs = buildPrograms(model, capacities, { format, methods, train, scope: `m${++scopes}` });
   for (const { method, site } of programs.branches)
-    if (method.name === "s2ft_permuted" && selection!.layers.some((layer) => !layer[site.coupling!.group === "ffn" ? "ffn" : "groups"].length))
+    if (
+      method.name === "s2ft_permuted" &&
+      selection!.layers.some((layer) => !layer[site.coupling!.group === "ffn" ? "ffn" : "groups"].length)
+    )
       throw new WeftError({
         code: "WEFT_OPTION",
         where: "selection",
@@ -110,7 +163,9 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
         hint: "name fewer sites in capacities.s2ft",
       });
   for (const g of programs.graphs) verify(g);
-  const launches = new Map(programs.graphs.map((g) => [g.name, fuse(g.roots, { fuse: options.fuse ?? true, homes: g.homes })]));
+  const launches = new Map(
+    programs.graphs.map((g) => [g.name, fuse(g.roots, { fuse: options.fuse ?? true, homes: g.homes })]),
+  );
 
   const files = new Map<string, Uint8Array>();
   const plans: Partial<Record<"wasm" | "webgpu", TargetPlan>> = {};
@@ -150,14 +205,19 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
 
   progress({ phase: "weights", done: 0, total: model.layers });
   const checkpoint = {
-    layer: Object.fromEntries(programs.layerParams.map((p) => [p.name, model.checkpointName(p.name, 0).replace(".0.", ".{l}.")])),
+    layer: Object.fromEntries(
+      programs.layerParams.map((p) => [p.name, model.checkpointName(p.name, 0).replace(".0.", ".{l}.")]),
+    ),
     outer: Object.fromEntries(programs.outerParams.map((p) => [p.name, model.checkpointName(p.name, null)])),
   };
-  const { tensors, values } = packWeights(source, programs, model.layers, format, checkpoint, files, (done) => progress({ phase: "weights", done, total: model.layers }));
+  const { tensors, values } = packWeights(source, programs, model.layers, format, checkpoint, files, (done) =>
+    progress({ phase: "weights", done, total: model.layers }),
+  );
   for (const [name, content] of source.files) files.set(name, text(content));
   const tokenizer = source.files.has("tokenizer.json");
   const chatTemplate = source.files.has("chat_template.jinja");
-  const ids = (v: unknown): number[] => (Array.isArray(v) ? v.filter((x) => typeof x === "number") : typeof v === "number" ? [v] : []);
+  const ids = (v: unknown): number[] =>
+    Array.isArray(v) ? v.filter((x) => typeof x === "number") : typeof v === "number" ? [v] : [];
   const fieldsOf = (cls: TrainClass) => {
     const offsets = layoutOf(model, programs, capacities, targets[wanted[0]!], format, train).fieldOffsets;
     return programs.saved[cls]!.fields.map((f) => ({ ...f, offset: offsets.get(f.name)! }));
@@ -190,8 +250,16 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
     capacities,
     sites: programs.sites,
     methods: Object.fromEntries(methods.map((m) => [m.name, methodEntry(m, model)])),
-    branches: programs.branches.map((b) => ({ index: b.index, method: b.method.name, site: b.site.index, capacity: b.capacity, tensors: b.tensors })),
-    saved: Object.fromEntries(train.map((cls) => [cls, { fields: fieldsOf(cls), bytes: programs.saved[cls]!.bytes }])),
+    branches: programs.branches.map((b) => ({
+      index: b.index,
+      method: b.method.name,
+      site: b.site.index,
+      capacity: b.capacity,
+      tensors: b.tensors,
+    })),
+    saved: Object.fromEntries(
+      train.map((cls) => [cls, { fields: fieldsOf(cls), bytes: programs.saved[cls]!.bytes }]),
+    ),
     checkpoint,
     tensors,
     tokenizer,
@@ -200,42 +268,76 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
     files: Object.fromEntries([...files].map(([n, b]) => [n, { bytes: b.length, sha256: sha256(b) }])),
   };
   files.set("config.json", text(JSON.stringify(config)));
-  files.set("graphs.txt", text(`${programs.graphs.map((g) => `# ${g.name}\n${print(g.roots)}\n`).join("\n")}`));
+  files.set(
+    "graphs.txt",
+    text(`${programs.graphs.map((g) => `# ${g.name}\n${print(g.roots)}\n`).join("\n")}`),
+  );
   files.set("manifest.json", text(JSON.stringify(manifest)));
   return { manifest, files, graphs: programs };
 }
 let scopes = 0;
 /** A selection names distinct channels of every layer, and is there when a method needs it. */
-function checkSelection(selection: Manifest["selection"], model: Model, methods: readonly string[]): Manifest["selection"] {
+function checkSelection(
+  selection: Manifest["selection"],
+  model: Model,
+  methods: readonly string[],
+): Manifest["selection"] {
   const permuted = methods.includes("s2ft_permuted");
   if (permuted !== (selection !== null))
     throw new WeftError({
       code: "WEFT_OPTION",
       where: "selection",
-      expected: permuted ? "the channels that s2ft_permuted trains" : "the method s2ft_permuted, which trains them",
+      expected: permuted
+        ? "the channels that s2ft_permuted trains"
+        : "the method s2ft_permuted, which trains them",
       found: permuted ? "none" : methods.join(", "),
       hint: "weft compile --calibrate DATA chooses them",
     });
   if (!selection) return null;
   if (selection.layers.length !== model.layers)
-    throw new WeftError({ code: "WEFT_OPTION", where: "selection", expected: `${model.layers} layers`, found: String(selection.layers.length) });
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "selection",
+      expected: `${model.layers} layers`,
+      found: String(selection.layers.length),
+    });
   selection.layers.forEach((layer, l) => {
     for (const [name, list, all] of [
       ["ffn", layer.ffn, model.ffn],
       ["groups", layer.groups, model.kvHeads],
     ] as const)
       if (new Set(list).size < list.length || list.some((c) => !Number.isInteger(c) || c < 0 || c >= all))
-        throw new WeftError({ code: "WEFT_OPTION", where: `selection, layer ${l}: ${name}`, expected: `distinct numbers below ${all}`, found: JSON.stringify(list) });
+        throw new WeftError({
+          code: "WEFT_OPTION",
+          where: `selection, layer ${l}: ${name}`,
+          expected: `distinct numbers below ${all}`,
+          found: JSON.stringify(list),
+        });
   });
   return selection;
 }
 function methodEntry(m: AdapterMethod, model: Model): MethodEntry {
-  const { at: _a, capacity: _c, tensors: _t, input: _i, output: _o, cache: _k, rowNorms: _r, calibrates: _s, fixed, ...entry } = m;
+  const {
+    at: _a,
+    capacity: _c,
+    tensors: _t,
+    input: _i,
+    output: _o,
+    cache: _k,
+    rowNorms: _r,
+    calibrates: _s,
+    fixed,
+    ...entry
+  } = m;
   return { ...entry, fixed: typeof fixed === "function" ? fixed(model) : fixed };
 }
 
 /** Compile and write a bundle folder; the old one, if any, is replaced as a whole. */
-export async function compileTo(folder: string, out: string, options: CompileOptions = {}): Promise<Manifest> {
+export async function compileTo(
+  folder: string,
+  out: string,
+  options: CompileOptions = {},
+): Promise<Manifest> {
   const { manifest, files } = await compile(folder, options);
   await writeFolder(out, files);
   return manifest;
@@ -262,7 +364,14 @@ function emitTarget(
   const entries: ProgramEntry[] = [];
   let arenaWords = layout.persistent;
   let scratch = 0;
-  const params = new Map([...layout.params.layer, ...layout.params.outer, ...layout.params.factors, ...layout.params.statistics].map((p) => [p.name, p]));
+  const params = new Map(
+    [
+      ...layout.params.layer,
+      ...layout.params.outer,
+      ...layout.params.factors,
+      ...layout.params.statistics,
+    ].map((p) => [p.name, p]),
+  );
   const envFor = (block: BlockKind, address: KernelEnv["address"]): KernelEnv => ({
     capacities: c,
     layout: blocks[block],
@@ -275,8 +384,16 @@ function emitTarget(
     param: (name) => params.get(name)!,
     norms: layout.homes.norms,
   });
-  const add = (program: { name: string; region: "layer" | "outer"; block: BlockKind }, list: readonly { name: string; bodies: readonly AnyBody[] }[], env: KernelEnv): void => {
-    const out: LaunchEntry[] = list.flatMap(({ name, bodies }) => variantsOf(bodies).map((variant) => launch(variant === "any" ? name : `${name}.${variant}`, bodies, variant)));
+  const add = (
+    program: { name: string; region: "layer" | "outer"; block: BlockKind },
+    list: readonly { name: string; bodies: readonly AnyBody[] }[],
+    env: KernelEnv,
+  ): void => {
+    const out: LaunchEntry[] = list.flatMap(({ name, bodies }) =>
+      variantsOf(bodies).map((variant) =>
+        launch(variant === "any" ? name : `${name}.${variant}`, bodies, variant),
+      ),
+    );
     entries.push({ ...program, launches: out });
     function launch(name: string, bodies: readonly AnyBody[], variant: Variant): LaunchEntry {
       for (const b of bodies) scratch = Math.max(scratch, scratchBytes(b, c));
@@ -284,15 +401,27 @@ function emitTarget(
       const kernel = `${program.name}.${name}`.replace(/[^a-zA-Z0-9]+/g, "_").slice(0, 100);
       const unique = sources.some((s) => s.name === kernel) ? `${kernel}_${sources.length}` : kernel;
       // On a CPU one kernel serves few rows and many.
-      const wasm = (): string => (variant === "many" ? emitAlias(unique, sources.at(-1)!.name) : emitLaunchAs(unique, bodies, env));
-      sources.push({ name: unique, text: target.name === "wasm" ? wasm() : emitLaunchWgsl(unique, bodies, env, variant) });
+      const wasm = (): string =>
+        variant === "many" ? emitAlias(unique, sources.at(-1)!.name) : emitLaunchAs(unique, bodies, env);
+      sources.push({
+        name: unique,
+        text: target.name === "wasm" ? wasm() : emitLaunchWgsl(unique, bodies, env, variant),
+      });
       // The mask bits without which a body has nothing to do; a launch is skipped when none of its bodies has.
       const bits = bodies.flatMap((b): (number | null)[] | number | null => {
         if (isUpdate(b)) return b.norms ? b.norms.map((n) => n.branch) : null;
-        const onlySaves = program.block === "step" && program.region === "layer" && b.skeleton === "map" && b.stores.every((s) => s.to === "field");
+        const onlySaves =
+          program.block === "step" &&
+          program.region === "layer" &&
+          b.skeleton === "map" &&
+          b.stores.every((s) => s.to === "field");
         return onlySaves ? TRAIN_BIT : b.bit;
       });
-      return { kernel: unique, grid: gridOf(bodies, env, variant), bits: bits.includes(null) ? [] : [...new Set(bits as number[])].sort((a, b) => a - b) };
+      return {
+        kernel: unique,
+        grid: gridOf(bodies, env, variant),
+        bits: bits.includes(null) ? [] : [...new Set(bits as number[])].sort((a, b) => a - b),
+      };
     }
   };
   for (const g of programs.graphs) {
@@ -313,19 +442,37 @@ function emitTarget(
             ["layer", layout.params.layer],
             ["outer", layout.params.outer],
           ] as const)
-        : ([["layer", layout.params.factors.filter((p) => p.accum >= 0 && programs.branches[p.branch!]!.method.name === cls)]] as const);
+        : ([
+            [
+              "layer",
+              layout.params.factors.filter(
+                (p) => p.accum >= 0 && programs.branches[p.branch!]!.method.name === cls,
+              ),
+            ],
+          ] as const);
     for (const [region, list] of sets) {
       update(`sumsq.${cls}.${region}`, region, { skeleton: "sumsq", params: list, optimizer: null });
-      for (const optimizer of ["adamw", "sgd"] as const) update(`${optimizer}.${cls}.${region}`, region, { skeleton: "optimizer", params: list, optimizer });
+      for (const optimizer of ["adamw", "sgd"] as const)
+        update(`${optimizer}.${cls}.${region}`, region, { skeleton: "optimizer", params: list, optimizer });
     }
   }
   const norms = programs.branches.flatMap((b): RowNorms[] => {
     const { rowNorms } = b.method;
     if (!rowNorms) return [];
     const of = (name: string) => params.get(tensorName(b, name))!;
-    return [{ branch: b.index, weight: params.get(`${b.site.module}.weight`)!, format, a: of(rowNorms.a), b: of(rowNorms.b), out: of(rowNorms.out) }];
+    return [
+      {
+        branch: b.index,
+        weight: params.get(`${b.site.module}.weight`)!,
+        format,
+        a: of(rowNorms.a),
+        b: of(rowNorms.b),
+        out: of(rowNorms.out),
+      },
+    ];
   });
-  if (norms.length) update("row_norms", "layer", { skeleton: "row_norms", params: [], optimizer: null, norms });
+  if (norms.length)
+    update("row_norms", "layer", { skeleton: "row_norms", params: [], optimizer: null, norms });
   if (train.length) update("clip", "outer", { skeleton: "clip", params: [], optimizer: null });
   const plan: TargetPlan = {
     panel: target.panel,
@@ -343,11 +490,20 @@ function emitTarget(
     blocks,
     header: headerWords,
     programs: entries,
-    kernels: Object.fromEntries(sources.map((s) => [s.name, { workgroup: 64, file: target.name === "wasm" ? "kernels.wasm" : `kernels/${s.name}.wgsl` }])),
+    kernels: Object.fromEntries(
+      sources.map((s) => [
+        s.name,
+        { workgroup: 64, file: target.name === "wasm" ? "kernels.wasm" : `kernels/${s.name}.wgsl` },
+      ]),
+    ),
   };
   return { plan, arenaWords, kernels: sources.map((s) => s.name), sources };
 }
-const graphEntry = (g: GraphProgram): { name: string; region: "layer" | "outer"; block: BlockKind } => ({ name: g.name, region: g.region, block: g.block });
+const graphEntry = (g: GraphProgram): { name: string; region: "layer" | "outer"; block: BlockKind } => ({
+  name: g.name,
+  region: g.region,
+  block: g.block,
+});
 
 /**
  * Weights in checkpoint order, packed in panels once for all targets, in shards of 64 MiB, or of one tensor that is larger; and a line a tensor that tells
@@ -375,18 +531,31 @@ function packWeights(
         if (shape.length === 1) return [{ name, shape, dtype: "F32", data: bytes }];
         const [n, k] = shape as [number, number];
         const panels = (k: number): number[] => [Math.ceil(n / STORED_PANEL), k, STORED_PANEL];
-        if (format !== "int8") return [{ name, shape: panels(k), dtype: format === "f16" ? "F16" : "F32", data: bytes }];
+        if (format !== "int8")
+          return [{ name, shape: panels(k), dtype: format === "f16" ? "F16" : "F32", data: bytes }];
         const values = Math.ceil(n / STORED_PANEL) * k * STORED_PANEL;
         return [
           { name, shape: panels(k), dtype: "I8", data: bytes.subarray(0, values) },
-          { name: `${name}.scales`, shape: panels(Math.ceil(k / INT8_BLOCK)), dtype: "F16", data: bytes.subarray(values) },
+          {
+            name: `${name}.scales`,
+            shape: panels(Math.ceil(k / INT8_BLOCK)),
+            dtype: "F16",
+            data: bytes.subarray(values),
+          },
         ];
       }),
     );
     files.set(file, encoded);
     let at = encoded.length - bytes;
     for (const t of shard) {
-      tensors.push({ name: t.name, shape: t.shape, format: t.format, shard: file, start: at, bytes: t.bytes.length });
+      tensors.push({
+        name: t.name,
+        shape: t.shape,
+        format: t.format,
+        shard: file,
+        start: at,
+        bytes: t.bytes.length,
+      });
       at += t.bytes.length;
     }
     shard = [];
@@ -405,7 +574,8 @@ function packWeights(
   };
   for (const p of programs.outerParams) put(names.outer[p.name]!, p.kind, p.n, p.k);
   for (let l = 0; l < layers; l++) {
-    for (const p of programs.layerParams) put(names.layer[p.name]!.replace("{l}", String(l)), p.kind, p.n, p.k);
+    for (const p of programs.layerParams)
+      put(names.layer[p.name]!.replace("{l}", String(l)), p.kind, p.n, p.k);
     onLayer(l + 1);
   }
   flush();

@@ -7,7 +7,13 @@ export function readText(path: string): string {
   try {
     return readFileSync(path, "utf8");
   } catch (cause) {
-    throw new WeftError({ code: "WEFT_IO", where: path, expected: "a readable file", found: (cause as Error).message, cause });
+    throw new WeftError({
+      code: "WEFT_IO",
+      where: path,
+      expected: "a readable file",
+      found: (cause as Error).message,
+      cause,
+    });
   }
 }
 export const exists = (path: string): boolean => existsSync(path);
@@ -19,7 +25,13 @@ export function readRange(path: string, start: number, end: number): Uint8Array 
     let at = 0;
     while (at < out.length) {
       const n = readSync(fd, out, at, out.length - at, start + at);
-      if (n <= 0) throw new WeftError({ code: "WEFT_WEIGHTS", where: path, expected: `bytes up to ${end}`, found: `end of file at ${start + at}` });
+      if (n <= 0)
+        throw new WeftError({
+          code: "WEFT_WEIGHTS",
+          where: path,
+          expected: `bytes up to ${end}`,
+          found: `end of file at ${start + at}`,
+        });
       at += n;
     }
     return out;
@@ -27,4 +39,5 @@ export function readRange(path: string, start: number, end: number): Uint8Array 
     closeSync(fd);
   }
 }
-export const sha256 = (bytes: Uint8Array | string): string => createHash("sha256").update(bytes).digest("hex");
+export const sha256 = (bytes: Uint8Array | string): string =>
+  createHash("sha256").update(bytes).digest("hex");

@@ -3,7 +3,19 @@
  * operands and become its epilogue, or float into their only consumer. Independent groups with one skeleton then share a launch. Fusion changes
  * launches and bytes, never bits: an epilogue evaluates the same expression a kernel of its own would.
  */
-import { type Domain, type Expr, inputName, isInput, type Node, opOf, readAt, type Type, toposort, type Value, valueKey } from "../ops/index.ts";
+import {
+  type Domain,
+  type Expr,
+  inputName,
+  isInput,
+  type Node,
+  opOf,
+  readAt,
+  type Type,
+  toposort,
+  type Value,
+  valueKey,
+} from "../ops/index.ts";
 
 import { DROPOUT_BIT } from "./metadata.ts";
 
@@ -13,9 +25,21 @@ export type Store =
   /** A step value [rows, cols]. */
   | { readonly to: "rows"; readonly value: Value; readonly expr: Expr; readonly cols: number }
   /** field[index[row]], rows with a negative index are skipped. */
-  | { readonly to: "field"; readonly field: Value; readonly index: string; readonly expr: Expr; readonly cols: number }
+  | {
+      readonly to: "field";
+      readonly field: Value;
+      readonly index: string;
+      readonly expr: Expr;
+      readonly cols: number;
+    }
   /** Keys (part 0) or values (part 1) of the paged cache at each row's position. */
-  | { readonly to: "kv"; readonly kv: Value; readonly part: 0 | 1; readonly expr: Expr; readonly cols: number };
+  | {
+      readonly to: "kv";
+      readonly kv: Value;
+      readonly part: 0 | 1;
+      readonly expr: Expr;
+      readonly cols: number;
+    };
 
 /** A row operand of a heavy node: a step value, or rows of a stored field picked by a metadata array. */
 export interface Operand {
@@ -29,7 +53,19 @@ export interface Stat {
   readonly reduce: "sum" | "max";
   readonly expr: Expr;
 }
-export type Skeleton = "map" | "row" | "linear" | "linear_t" | "shrink" | "outer" | "col_sum" | "sampled" | "scatter_rows" | "attend" | "attend_dq" | "attend_dkv";
+export type Skeleton =
+  | "map"
+  | "row"
+  | "linear"
+  | "linear_t"
+  | "shrink"
+  | "outer"
+  | "col_sum"
+  | "sampled"
+  | "scatter_rows"
+  | "attend"
+  | "attend_dq"
+  | "attend_dkv";
 export interface Body {
   readonly name: string;
   readonly skeleton: Skeleton;
@@ -73,7 +109,9 @@ const rowOperands = (node: Node): Value[] => node.ins.filter((v) => v.type.kind 
 function fieldGather(v: Value): Operand | null {
   if (v.node.op !== "gather_rows") return null;
   const src = v.node.ins[0]!;
-  return src.type.kind === "field" && isInput(src) ? { value: src, index: String(v.node.attrs.index), undropped: null } : null;
+  return src.type.kind === "field" && isInput(src)
+    ? { value: src, index: String(v.node.attrs.index), undropped: null }
+    : null;
 }
 const isDropout = (v: Value): boolean => v.node.op === "dropout";
 function operandOf(v: Value): Operand {
@@ -81,11 +119,15 @@ function operandOf(v: Value): Operand {
 }
 
 /** Group the nodes that `roots` need into launches. `fuse: false` gives every node a kernel of its own. */
-export function fuse(roots: readonly Value[], options: { fuse: boolean; homes?: readonly { readonly value: Value; readonly name: string }[] }): Launch[] {
+export function fuse(
+  roots: readonly Value[],
+  options: { fuse: boolean; homes?: readonly { readonly value: Value; readonly name: string }[] },
+): Launch[] {
   const order = toposort(roots);
   const rootKeys = new Set(roots.map(valueKey));
   const users = new Map<string, Node[]>();
-  for (const node of order) for (const v of node.ins) users.set(valueKey(v), [...(users.get(valueKey(v)) ?? []), node]);
+  for (const node of order)
+    for (const v of node.ins) users.set(valueKey(v), [...(users.get(valueKey(v)) ?? []), node]);
 
   // Values that only row reductions read are computed inside the reduction, not stored before it.
   const rowBound = new Set<string>();
@@ -94,7 +136,14 @@ export function fuse(roots: readonly Value[], options: { fuse: boolean; homes?: 
       const op = opOf(node.op);
       const key = `${node.id}.0`;
       const uses = users.get(key) ?? [];
-      if (op.kind === "point" && !op.remote && uses.length && !rootKeys.has(key) && uses.every((u) => opOf(u.op).kind === "reduce" || rowBound.has(`${u.id}.0`))) rowBound.add(key);
+      if (
+        op.kind === "point" &&
+        !op.remote &&
+        uses.length &&
+        !rootKeys.has(key) &&
+        uses.every((u) => opOf(u.op).kind === "reduce" || rowBound.has(`${u.id}.0`))
+      )
+        rowBound.add(key);
     }
 
   const groups: Group[] = [];
@@ -103,8 +152,15 @@ export function fuse(roots: readonly Value[], options: { fuse: boolean; homes?: 
   const needed = new Set<string>(rootKeys);
   const groupsOf = (v: Value): Set<Group> => place.get(valueKey(v)) ?? new Set();
   const depsOf = (vs: readonly Value[]): Set<Group> => new Set(vs.flatMap((v) => [...groupsOf(v)]));
-  const latest = (gs: Iterable<Group>): Group | null => [...gs].reduce<Group | null>((a, g) => (!a || g.order > a.order ? g : a), null);
-  const open = (skeleton: Skeleton, heavy: Node | null, domain: Domain, cols: number, deps: Iterable<Group>): Group => {
+  const latest = (gs: Iterable<Group>): Group | null =>
+    [...gs].reduce<Group | null>((a, g) => (!a || g.order > a.order ? g : a), null);
+  const open = (
+    skeleton: Skeleton,
+    heavy: Node | null,
+    domain: Domain,
+    cols: number,
+    deps: Iterable<Group>,
+  ): Group => {
     const g = new Group(groups.length, skeleton, heavy, domain, cols);
     for (const d of deps) g.after.add(d);
     groups.push(g);
@@ -119,10 +175,13 @@ export function fuse(roots: readonly Value[], options: { fuse: boolean; homes?: 
     for (const d of deps) if (d !== g) g.after.add(d);
   };
   /** May `g` evaluate an expression over `ins`? Not if a floating operand reads, elsewhere, what g itself is producing. */
-  const canEvaluate = (g: Group, ins: readonly Value[], remote: boolean): boolean => ins.every((v) => !groupsOf(v).has(g) || (!remote && !free.has(valueKey(v))));
+  const canEvaluate = (g: Group, ins: readonly Value[], remote: boolean): boolean =>
+    ins.every((v) => !groupsOf(v).has(g) || (!remote && !free.has(valueKey(v))));
   const inRowBound = (v: Value, g: Group): boolean =>
     // a row-bound operand is inlined; it may use members of g, but not remotely
-    rowBound.has(valueKey(v)) ? v.node.ins.every((i) => inRowBound(i, g)) : !groupsOf(v).has(g) || !free.has(valueKey(v));
+    rowBound.has(valueKey(v))
+      ? v.node.ins.every((i) => inRowBound(i, g))
+      : !groupsOf(v).has(g) || !free.has(valueKey(v));
 
   for (const node of order) {
     const op = opOf(node.op);
@@ -142,7 +201,12 @@ export function fuse(roots: readonly Value[], options: { fuse: boolean; homes?: 
     } else if (op.kind === "reduce") {
       const x = node.ins[0]!;
       const t = x.type as Rows;
-      const fits = options.fuse && last?.skeleton === "row" && last.domain === t.domain && last.cols === t.cols && inRowBound(x, last);
+      const fits =
+        options.fuse &&
+        last?.skeleton === "row" &&
+        last.domain === t.domain &&
+        last.cols === t.cols &&
+        inRowBound(x, last);
       const g = fits ? last! : open("row", null, t.domain, t.cols, deps);
       g.reduces.push(node);
       join(g, node, deps);
@@ -197,7 +261,10 @@ export function fuse(roots: readonly Value[], options: { fuse: boolean; homes?: 
       }
       const dropped = uses.some((u) => u.op === "dropout" && (users.get(`${u.id}.0`) ?? []).some(feedsHeavy));
       const shapeFits = (g: Group): boolean =>
-        g.condition === null && epilogueSkeletons.has(g.skeleton) && g.domain === t.domain && (g.cols === t.cols || (g.skeleton === "row" && t.cols === 1));
+        g.condition === null &&
+        epilogueSkeletons.has(g.skeleton) &&
+        g.domain === t.domain &&
+        (g.cols === t.cols || (g.skeleton === "row" && t.cols === 1));
       if (options.fuse && last && shapeFits(last) && canEvaluate(last, node.ins, op.remote ?? false)) {
         join(last, node, deps);
         continue;
@@ -207,7 +274,12 @@ export function fuse(roots: readonly Value[], options: { fuse: boolean; homes?: 
         return k.kind === "kernel" ? fieldGather(self) !== null : !(k.kind === "point" && k.remote);
       });
       const indirectOnly = fieldGather(self) !== null && uses.every((u) => opOf(u.op).kind === "kernel");
-      if (!rootKeys.has(key) && !dropped && (indirectOnly || (options.fuse && readDirectly && (uses.length <= 1 || deps.size === 0 || t.cols === 1)))) {
+      if (
+        !rootKeys.has(key) &&
+        !dropped &&
+        (indirectOnly ||
+          (options.fuse && readDirectly && (uses.length <= 1 || deps.size === 0 || t.cols === 1)))
+      ) {
         free.add(key);
         place.set(key, deps);
         continue;
@@ -244,32 +316,50 @@ export function fuse(roots: readonly Value[], options: { fuse: boolean; homes?: 
       if (isInput(v)) e = readAt(v);
       else if (own && op.kind === "kernel") e = { e: "acc" };
       else if (own && op.kind === "reduce") e = { e: "stat", id: g.reduces.indexOf(v.node) };
-      else if (own || free.has(key)) e = op.point!({ ins: v.node.ins, attrs: v.node.attrs, at: (i, w) => (w ? readAt(v.node.ins[i]!, w.row, w.col) : exprOf(v.node.ins[i]!)) });
+      else if (own || free.has(key))
+        e = op.point!({
+          ins: v.node.ins,
+          attrs: v.node.attrs,
+          at: (i, w) => (w ? readAt(v.node.ins[i]!, w.row, w.col) : exprOf(v.node.ins[i]!)),
+        });
       else e = readAt(v);
       memo.set(key, e);
       return e;
     };
-    const stats: Stat[] = g.reduces.map((node, id) => ({ id, reduce: opOf(node.op).reduce!, expr: exprOf(node.ins[0]!) }));
+    const stats: Stat[] = g.reduces.map((node, id) => ({
+      id,
+      reduce: opOf(node.op).reduce!,
+      expr: exprOf(node.ins[0]!),
+    }));
     const effects = g.effects.map((f): Store => {
       const cols = (f.x.type as Rows).cols;
       let field = f.field;
       while (!isInput(field)) field = field.node.ins[0]!;
-      return f.part === null ? { to: "field", field, index: f.index, expr: exprOf(f.x), cols } : { to: "kv", kv: field, part: f.part, expr: exprOf(f.x), cols };
+      return f.part === null
+        ? { to: "field", field, index: f.index, expr: exprOf(f.x), cols }
+        : { to: "kv", kv: field, part: f.part, expr: exprOf(f.x), cols };
     });
     for (const e of [...stats.map((s) => s.expr), ...effects.map((s) => s.expr)]) touch(e);
     return { g, exprOf, stats, effects, touch, reads };
   });
-  for (const { g, exprOf, touch } of plans) for (const v of g.members.values()) if (opOf(v.node.op).kind === "point") touch(exprOf(v));
+  for (const { g, exprOf, touch } of plans)
+    for (const v of g.members.values()) if (opOf(v.node.op).kind === "point") touch(exprOf(v));
 
   for (const { g, exprOf, stats, effects, reads } of plans) {
     const stores: Store[] = [];
     for (const [key, v] of g.members) {
-      if (needed.has(key) && v.type.kind === "rows" && !(g.heavy && !epilogueSkeletons.has(g.skeleton))) stores.push({ to: "rows", value: v, expr: exprOf(v), cols: v.type.cols });
+      if (needed.has(key) && v.type.kind === "rows" && !(g.heavy && !epilogueSkeletons.has(g.skeleton)))
+        stores.push({ to: "rows", value: v, expr: exprOf(v), cols: v.type.cols });
     }
     const operands = g.heavy ? g.heavy.ins.map(operandOf) : [];
-    for (const o of operands) for (const v of [o.value, ...(o.undropped ? [o.undropped] : [])]) reads.set(valueKey(v), v);
+    for (const o of operands)
+      for (const v of [o.value, ...(o.undropped ? [o.undropped] : [])]) reads.set(valueKey(v), v);
     const factor = g.heavy?.ins.find((v) => v.type.kind === "factor");
-    const name = g.heavy?.label ?? [...g.members.values()].at(-1)?.node.label ?? g.effects.map((f) => `store_${f.field.node.label}`)[0] ?? g.skeleton;
+    const name =
+      g.heavy?.label ??
+      [...g.members.values()].at(-1)?.node.label ??
+      g.effects.map((f) => `store_${f.field.node.label}`)[0] ??
+      g.skeleton;
     bodies.set(g, {
       name,
       skeleton: g.skeleton,
@@ -287,7 +377,12 @@ export function fuse(roots: readonly Value[], options: { fuse: boolean; homes?: 
     const b = bodies.get(g)!;
     return b.stores.length > 0 || (g.heavy && !epilogueSkeletons.has(g.skeleton));
   });
-  return merge(live, bodies, options.fuse, new Map((options.homes ?? []).map((h) => [valueKey(h.value), h.name])));
+  return merge(
+    live,
+    bodies,
+    options.fuse,
+    new Map((options.homes ?? []).map((h) => [valueKey(h.value), h.name])),
+  );
 }
 
 /** Named storage a body reads or writes: what may not be reordered. */
@@ -305,7 +400,12 @@ function touches(b: Body, homes: ReadonlyMap<string, string>): { reads: Set<stri
 }
 
 /** Independent groups with the same skeleton and domain share a launch. */
-function merge(groups: readonly Group[], bodies: ReadonlyMap<Group, Body>, on: boolean, homes: ReadonlyMap<string, string>): Launch[] {
+function merge(
+  groups: readonly Group[],
+  bodies: ReadonlyMap<Group, Body>,
+  on: boolean,
+  homes: ReadonlyMap<string, string>,
+): Launch[] {
   const launches: Group[][] = [];
   const at = new Map<Group, number>();
   for (const g of groups) {
@@ -319,10 +419,23 @@ function merge(groups: readonly Group[], bodies: ReadonlyMap<Group, Body>, on: b
         const here = launches[i]!;
         const clash = here.some((o) => {
           const u = touches(bodies.get(o)!, homes);
-          return [...t.writes].some((w) => u.reads.has(w) || u.writes.has(w)) || [...t.reads].some((r) => u.writes.has(r));
+          return (
+            [...t.writes].some((w) => u.reads.has(w) || u.writes.has(w)) ||
+            [...t.reads].some((r) => u.writes.has(r))
+          );
         });
-        if (clash && !(t.writes.has("kv") && here.every((o) => !touches(bodies.get(o)!, homes).reads.has("kv")))) break;
-        if (here[0]!.skeleton === g.skeleton && here[0]!.condition === g.condition && here[0]!.domain === g.domain && here.length < 8) target = i;
+        if (
+          clash &&
+          !(t.writes.has("kv") && here.every((o) => !touches(bodies.get(o)!, homes).reads.has("kv")))
+        )
+          break;
+        if (
+          here[0]!.skeleton === g.skeleton &&
+          here[0]!.condition === g.condition &&
+          here[0]!.domain === g.domain &&
+          here.length < 8
+        )
+          target = i;
       }
     }
     if (target < 0) {
@@ -338,7 +451,9 @@ function merge(groups: readonly Group[], bodies: ReadonlyMap<Group, Body>, on: b
         for (const later of launches.slice(i))
           for (const o of later)
             if (o !== g && [...homes.values()].includes(w) && touches(bodies.get(o)!, homes).reads.has(w))
-              throw new Error(`${bodies.get(g)!.name} overwrites ${w} before ${bodies.get(o)!.name} reads it`);
+              throw new Error(
+                `${bodies.get(g)!.name} overwrites ${w} before ${bodies.get(o)!.name} reads it`,
+              );
   });
   return launches.map((gs) => {
     const bs = gs.map((g) => bodies.get(g)!);

@@ -93,7 +93,10 @@ const preTokenizers: Readonly<Record<string, object>> = {
     pretokenizers: [
       {
         type: "Split",
-        pattern: { Regex: "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+" },
+        pattern: {
+          Regex:
+            "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
+        },
         behavior: "Isolated",
         invert: false,
       },
@@ -105,7 +108,13 @@ const preTokenizers: Readonly<Record<string, object>> = {
 /** Open a GGUF file of the Llama family. Throws WEFT_WEIGHTS or WEFT_CONFIG naming what is not supported. */
 export async function openGguf(path: string): Promise<ModelSource> {
   const parsed = await gguf(path, { allowLocalFile: true }).catch((cause: Error) => {
-    throw new WeftError({ code: "WEFT_WEIGHTS", where: path, expected: "a GGUF file", found: cause.message, cause });
+    throw new WeftError({
+      code: "WEFT_WEIGHTS",
+      where: path,
+      expected: "a GGUF file",
+      found: cause.message,
+      cause,
+    });
   });
   const meta = parsed.metadata as unknown as Readonly<Record<string, unknown>>;
   const named = new Set(parsed.tensorInfos.map((t) => t.name)).size;
@@ -121,21 +130,39 @@ export async function openGguf(path: string): Promise<ModelSource> {
   const refuse = (key: string, expected: string, found: unknown): never => {
     throw new WeftError({ code: "WEFT_CONFIG", where: `${path}: ${key}`, expected, found: String(found) });
   };
-  if (meta["general.architecture"] !== "llama") refuse("general.architecture", "llama", meta["general.architecture"]);
+  if (meta["general.architecture"] !== "llama")
+    refuse("general.architecture", "llama", meta["general.architecture"]);
   const number = (key: string, fallback?: number): number => {
     const v = meta[`llama.${key}`] ?? fallback;
-    return typeof v === "number" ? v : typeof v === "bigint" ? Number(v) : refuse(`llama.${key}`, "a number", v);
+    return typeof v === "number"
+      ? v
+      : typeof v === "bigint"
+        ? Number(v)
+        : refuse(`llama.${key}`, "a number", v);
   };
   const scaling = meta["llama.rope.scaling.type"];
   if (scaling !== undefined && scaling !== "none") refuse("llama.rope.scaling.type", "none", scaling);
   const table = new Map(
-    parsed.tensorInfos.map((t) => [t.name, { shape: t.shape.map(Number).reverse(), type: Number(t.dtype), start: Number(parsed.tensorDataOffset + t.offset) }]),
+    parsed.tensorInfos.map((t) => [
+      t.name,
+      {
+        shape: t.shape.map(Number).reverse(),
+        type: Number(t.dtype),
+        start: Number(parsed.tensorDataOffset + t.offset),
+      },
+    ]),
   );
-  if (table.has("rope_freqs.weight")) refuse("rope_freqs.weight", "rotary frequencies that follow from rope.freq_base", "frequencies of its own");
+  if (table.has("rope_freqs.weight"))
+    refuse(
+      "rope_freqs.weight",
+      "rotary frequencies that follow from rope.freq_base",
+      "frequencies of its own",
+    );
   const [heads, hidden] = [number("attention.head_count"), number("embedding_length")];
   const kvHeads = number("attention.head_count_kv", heads);
   const headDim = number("attention.key_length", hidden / heads);
-  if (number("rope.dimension_count", headDim) !== headDim) refuse("llama.rope.dimension_count", String(headDim), number("rope.dimension_count"));
+  if (number("rope.dimension_count", headDim) !== headDim)
+    refuse("llama.rope.dimension_count", String(headDim), number("rope.dimension_count"));
   const size = sizeOf(path);
   const has = (name: string): boolean => table.has(ggufName(name));
   const config = {
@@ -160,8 +187,20 @@ export async function openGguf(path: string): Promise<ModelSource> {
   const read = (name: string, shape: readonly number[]): Float32Array => {
     const where = `${path}: ${ggufName(name)}`;
     const t = table.get(ggufName(name));
-    if (!t) throw new WeftError({ code: "WEFT_WEIGHTS", where, expected: `a tensor ${JSON.stringify(shape)}`, found: "no such tensor" });
-    if (JSON.stringify(t.shape) !== JSON.stringify(shape)) throw new WeftError({ code: "WEFT_WEIGHTS", where, expected: JSON.stringify(shape), found: JSON.stringify(t.shape) });
+    if (!t)
+      throw new WeftError({
+        code: "WEFT_WEIGHTS",
+        where,
+        expected: `a tensor ${JSON.stringify(shape)}`,
+        found: "no such tensor",
+      });
+    if (JSON.stringify(t.shape) !== JSON.stringify(shape))
+      throw new WeftError({
+        code: "WEFT_WEIGHTS",
+        where,
+        expected: JSON.stringify(shape),
+        found: JSON.stringify(t.shape),
+      });
     const values = shape.reduce((a, b) => a * b, 1);
     const format = blocks[t.type];
     const dtype = plain[t.type];
@@ -176,14 +215,27 @@ export async function openGguf(path: string): Promise<ModelSource> {
       });
     const bytes = format ? (values / format.values) * format.bytes : values * (dtype === "F32" ? 4 : 2);
     if (t.start + bytes > size)
-      throw new WeftError({ code: "WEFT_WEIGHTS", where, expected: `bytes up to ${t.start + bytes}`, found: `a file of ${size}`, hint: "the file is truncated" });
+      throw new WeftError({
+        code: "WEFT_WEIGHTS",
+        where,
+        expected: `bytes up to ${t.start + bytes}`,
+        found: `a file of ${size}`,
+        hint: "the file is truncated",
+      });
     const raw = readRange(path, t.start, t.start + bytes);
     let out: Float32Array;
     if (dtype) out = decode(raw, dtype, where);
     else {
       out = new Float32Array(values);
-      for (let i = 0; i * format!.values < values; i++) format!.read(raw, i * format!.bytes, out, i * format!.values);
-      if (out.some((x) => !Number.isFinite(x))) throw new WeftError({ code: "WEFT_WEIGHTS", where, expected: "finite values", found: "NaN or infinity" });
+      for (let i = 0; i * format!.values < values; i++)
+        format!.read(raw, i * format!.bytes, out, i * format!.values);
+      if (out.some((x) => !Number.isFinite(x)))
+        throw new WeftError({
+          code: "WEFT_WEIGHTS",
+          where,
+          expected: "finite values",
+          found: "NaN or infinity",
+        });
     }
     const rotated = /\.(q|k)_proj\./.exec(name)?.[1];
     if (!rotated) return out;
@@ -205,7 +257,13 @@ function tokenizerFiles(meta: Readonly<Record<string, unknown>>, path: string): 
   const hint = "put a tokenizer.json beside the file";
   const pre = preTokenizers[String(meta["tokenizer.ggml.pre"] ?? "gpt-2")];
   if (meta["tokenizer.ggml.model"] !== "gpt2")
-    throw new WeftError({ code: "WEFT_TOKENIZER", where: `${path}: tokenizer.ggml.model`, expected: "gpt2 (byte-level BPE)", found: String(meta["tokenizer.ggml.model"]), hint });
+    throw new WeftError({
+      code: "WEFT_TOKENIZER",
+      where: `${path}: tokenizer.ggml.model`,
+      expected: "gpt2 (byte-level BPE)",
+      found: String(meta["tokenizer.ggml.model"]),
+      hint,
+    });
   if (!pre)
     throw new WeftError({
       code: "WEFT_TOKENIZER",
@@ -217,7 +275,19 @@ function tokenizerFiles(meta: Readonly<Record<string, unknown>>, path: string): 
   const tokens = meta["tokenizer.ggml.tokens"] as string[];
   const types = (meta["tokenizer.ggml.token_type"] ?? []) as number[];
   const added = tokens.flatMap((content, id) =>
-    types[id] === 3 || types[id] === 4 ? [{ id, content, single_word: false, lstrip: false, rstrip: false, normalized: false, special: types[id] === 3 }] : [],
+    types[id] === 3 || types[id] === 4
+      ? [
+          {
+            id,
+            content,
+            single_word: false,
+            lstrip: false,
+            rstrip: false,
+            normalized: false,
+            special: types[id] === 3,
+          },
+        ]
+      : [],
   );
   const json = {
     version: "1.0",
@@ -247,7 +317,12 @@ function tokenizerFiles(meta: Readonly<Record<string, unknown>>, path: string): 
     ["tokenizer.json", JSON.stringify(json)],
     [
       "tokenizer_config.json",
-      JSON.stringify({ tokenizer_class: "PreTrainedTokenizerFast", bos_token: token("bos"), eos_token: token("eos"), clean_up_tokenization_spaces: false }),
+      JSON.stringify({
+        tokenizer_class: "PreTrainedTokenizerFast",
+        bos_token: token("bos"),
+        eos_token: token("eos"),
+        clean_up_tokenization_spaces: false,
+      }),
     ],
   ]);
   const template = meta["tokenizer.chat_template"];

@@ -8,7 +8,16 @@ import type { Capacities } from "./target.ts";
  * Memory classes. Each is one buffer per group (a layer, or the outer region), except `meta` and `arena`, which all groups share. Eight storage
  * bindings serve every kernel, so one bind group a group serves every program.
  */
-export const memoryClasses = ["weights", "meta", "arena", "kv", "saved", "adapters", "accum", "tables"] as const;
+export const memoryClasses = [
+  "weights",
+  "meta",
+  "arena",
+  "kv",
+  "saved",
+  "adapters",
+  "accum",
+  "tables",
+] as const;
 export type MemoryClass = (typeof memoryClasses)[number];
 
 /** Where a value lives: words from the start of its class's chamber; `stride` words a row. */
@@ -50,7 +59,10 @@ export interface KernelEnv {
   readonly norms: number;
 }
 /** Metadata arrays that say where each segment of a unit begins, and how many rows it has, in a domain. */
-export const SEGMENT_ROWS: Readonly<Partial<Record<Domain, readonly [string, string]>>> = { W: ["seg_row", "seg_rows"], R: ["seg_head", "seg_heads"] };
+export const SEGMENT_ROWS: Readonly<Partial<Record<Domain, readonly [string, string]>>> = {
+  W: ["seg_row", "seg_rows"],
+  R: ["seg_head", "seg_heads"],
+};
 export const ROWS_HEADER: Readonly<Record<Domain, string>> = { T: "n_rows", W: "n_rows", R: "n_head" };
 
 /** Update kernels have no graph: they run over a region's parameters. */
@@ -72,11 +84,19 @@ export interface RowNorms {
 }
 /** Kernels of one launch for steps of few rows and of many, where they differ; `any` otherwise. */
 export type Variant = "any" | "few" | "many";
-export const variantsOf = (bodies: readonly AnyBody[]): readonly Variant[] => (bodies[0]!.skeleton === "attend" ? ["few", "many"] : ["any"]);
+export const variantsOf = (bodies: readonly AnyBody[]): readonly Variant[] =>
+  bodies[0]!.skeleton === "attend" ? ["few", "many"] : ["any"];
 export type AnyBody = Body | UpdateBody;
-export const isUpdate = (b: AnyBody): b is UpdateBody => ["sumsq", "clip", "optimizer", "row_norms"].includes(b.skeleton);
+export const isUpdate = (b: AnyBody): b is UpdateBody =>
+  ["sumsq", "clip", "optimizer", "row_norms"].includes(b.skeleton);
 
 /** The slot table of a group: word 0 = group index; from word 64, [slot][branch] (rank u32, scale f32). */
 export const SLOT_TABLE = 64;
 export const colsOf = (t: Type): number =>
-  t.kind === "rows" || t.kind === "field" || t.kind === "factor" || t.kind === "table" ? t.cols : t.kind === "weight" ? t.k : t.kind === "vector" ? t.n : 0;
+  t.kind === "rows" || t.kind === "field" || t.kind === "factor" || t.kind === "table"
+    ? t.cols
+    : t.kind === "weight"
+      ? t.k
+      : t.kind === "vector"
+        ? t.n
+        : 0;

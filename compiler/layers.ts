@@ -1,5 +1,19 @@
 /** What model files share: named parameters, adapter sites, attention. A site declares itself while the model is being built. */
-import { add, attend, type Domain, type Format, input, kvWrite, linear, rmsNorm, rope, sameValue, type Type, type Value, valueKey } from "../ops/index.ts";
+import {
+  add,
+  attend,
+  type Domain,
+  type Format,
+  input,
+  kvWrite,
+  linear,
+  rmsNorm,
+  rope,
+  sameValue,
+  type Type,
+  type Value,
+  valueKey,
+} from "../ops/index.ts";
 import type { BranchTensor, ChannelAxis } from "../runtime/bundle.ts";
 import type { AdapterMethod, BranchContext } from "./adapters/adapter.ts";
 
@@ -48,7 +62,8 @@ export interface BranchSpec {
   readonly capacity: number;
   readonly tensors: readonly BranchTensor[];
 }
-export const tensorName = (b: BranchSpec, tensor: string): string => `${b.site.module}.${b.method.name}.${tensor}`;
+export const tensorName = (b: BranchSpec, tensor: string): string =>
+  `${b.site.module}.${b.method.name}.${tensor}`;
 
 /** Builds one region on one row domain; two builds of the same region make the same nodes in the same order. */
 export class RegionBuilder {
@@ -78,7 +93,14 @@ export class RegionBuilder {
     return rmsNorm(x, this.vector(name, (x.type as Type & { kind: "rows" }).cols), eps);
   }
   /** Declare an adapter site; its branches in this build, each able to change a value. */
-  private site(kind: SiteKind, module: string, inFeatures: number, outFeatures: number, role: SiteRole, bias: Value | null = null) {
+  private site(
+    kind: SiteKind,
+    module: string,
+    inFeatures: number,
+    outFeatures: number,
+    role: SiteRole,
+    bias: Value | null = null,
+  ) {
     this.sites.push({
       index: this.sites.length,
       kind,
@@ -96,7 +118,12 @@ export class RegionBuilder {
         through: (before: Value, change: (c: BranchContext) => Value): Value => {
           const tensor = (name: string): Value => {
             const t = b.tensors.find((s) => s.name === name)!;
-            return input(this.region, tensorName(b, name), { kind: "factor", rows: t.rows === "rank" ? b.capacity : 1, cols: t.cols, branch: b.index });
+            return input(this.region, tensorName(b, name), {
+              kind: "factor",
+              rows: t.rows === "rank" ? b.capacity : 1,
+              cols: t.cols,
+              branch: b.index,
+            });
           };
           const after = change({ branch: b.index, site: b.site, tensor, bias });
           if (!sameValue(after, before)) this.wrapped.set(valueKey(after), { before, method: b.method.name });
@@ -108,7 +135,8 @@ export class RegionBuilder {
   entry(h: Value): Value {
     const { cols } = h.type as Type & { kind: "rows" };
     let x = h;
-    for (const b of this.site("entry", "hidden", cols, cols, {})) x = b.through(x, (c) => b.method.input!(x, c));
+    for (const b of this.site("entry", "hidden", cols, cols, {}))
+      x = b.through(x, (c) => b.method.input!(x, c));
     return x;
   }
   /** A linear layer and its adapter site: y = x·Wᵀ (+ bias), between the branches that change its input and those that change its output. */
@@ -127,7 +155,12 @@ export class RegionBuilder {
     return y;
   }
   /** Causal attention of q over the paged cache after appending k and v. */
-  attention(q: Value, k: Value, v: Value, shape: { heads: number; kvHeads: number; headDim: number; positions: number }): Value {
+  attention(
+    q: Value,
+    k: Value,
+    v: Value,
+    shape: { heads: number; kvHeads: number; headDim: number; positions: number },
+  ): Value {
     const table = input(this.region, "rotary", { kind: "table", rows: shape.positions, cols: shape.headDim });
     const kv = input(this.region, "kv", { kind: "kv", heads: shape.kvHeads, headDim: shape.headDim });
     const width = shape.kvHeads * shape.headDim;

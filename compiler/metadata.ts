@@ -58,7 +58,10 @@ const rowArrays = ["ids", "pos", "slot", "table", "save_row", "drop_key", "drop_
 /** In a step, rows of several training classes meet: each class has its own index of what only it keeps. */
 export const extArray = (cls: string): string => `ext_${cls}`;
 
-export function blockLayouts(c: Capacities, train: readonly string[]): Readonly<Record<BlockKind, BlockLayout>> {
+export function blockLayouts(
+  c: Capacities,
+  train: readonly string[],
+): Readonly<Record<BlockKind, BlockLayout>> {
   const blocksPerSequence = Math.ceil(c.context / 32);
   const build = (kind: BlockKind, arrays: readonly (readonly [string, number])[]): BlockLayout => {
     const at: Record<string, number> = {};
@@ -70,7 +73,11 @@ export function blockLayouts(c: Capacities, train: readonly string[]): Readonly<
     return { kind, arrays: at, words: Math.ceil(words / 64) * 64 };
   };
   return {
-    step: build("step", [...[...rowArrays, ...train.map(extArray)].map((n) => [n, c.tokens] as const), ["head_row", c.headRows], ["tables", c.sequences * blocksPerSequence]]),
+    step: build("step", [
+      ...[...rowArrays, ...train.map(extArray)].map((n) => [n, c.tokens] as const),
+      ["head_row", c.headRows],
+      ["tables", c.sequences * blocksPerSequence],
+    ]),
     unit: build("unit", [
       ...[...rowArrays, "ext_row"].map((n) => [n, c.unitRows] as const),
       ["head_row", c.headRows],

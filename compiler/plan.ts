@@ -11,13 +11,27 @@ import type { Capacities, Target } from "./target.ts";
 /** 256-byte alignment, in words. */
 export const align = (words: number, to = 64): number => Math.ceil(words / to) * to;
 
-function placeParams(specs: readonly ParamSpec[], panel: number, format: Format): { params: ParamEntry[]; words: number; accumWords: number } {
+function placeParams(
+  specs: readonly ParamSpec[],
+  panel: number,
+  format: Format,
+): { params: ParamEntry[]; words: number; accumWords: number } {
   let offset = 0;
   let accum = 0;
   const params = specs.map((s): ParamEntry => {
     const full = s.kind === "weight" ? packedWords("f32", s.n, s.k, panel) : align(s.n, 8);
     const words = s.kind === "weight" ? packedWords(format, s.n, s.k, panel) : full;
-    const entry: ParamEntry = { name: s.name, kind: s.kind, n: s.n, k: s.k, branch: null, rows: "one", offset, words: align(full, 4), accum };
+    const entry: ParamEntry = {
+      name: s.name,
+      kind: s.kind,
+      n: s.n,
+      k: s.k,
+      branch: null,
+      rows: "one",
+      offset,
+      words: align(full, 4),
+      accum,
+    };
     offset += align(words);
     accum += 3 * align(full, 4);
     return entry;
@@ -42,7 +56,14 @@ export interface Layout {
 }
 
 /** Offsets of everything that outlives one program, for one target. */
-export function layoutOf(model: Model, programs: Programs, c: Capacities, target: Target, format: Format, train: readonly TrainClass[]): Layout {
+export function layoutOf(
+  model: Model,
+  programs: Programs,
+  c: Capacities,
+  target: Target,
+  format: Format,
+  train: readonly TrainClass[],
+): Layout {
   const layer = placeParams(programs.layerParams, target.panel, format);
   const outer = placeParams(programs.outerParams, target.panel, format);
   // A slot holds one adapter and a job trains one method, so methods share the words.
@@ -81,7 +102,17 @@ export function layoutOf(model: Model, programs: Programs, c: Capacities, target
   const statistics = programs.statistics.map((s): ParamEntry => {
     const words = align(s.channels, 4);
     statAt += words;
-    return { name: s.name, kind: "vector", n: s.channels, k: 1, branch: null, rows: "one", offset: 0, words, accum: statAt - words };
+    return {
+      name: s.name,
+      kind: "vector",
+      n: s.channels,
+      k: 1,
+      branch: null,
+      rows: "one",
+      offset: 0,
+      words,
+      accum: statAt - words,
+    };
   });
   jobWords = Math.max(jobWords, align(statAt));
   const full = train.includes("full");
@@ -125,7 +156,10 @@ export function layoutOf(model: Model, programs: Programs, c: Capacities, target
       kv: { layer: c.blocks * 2 * kvDim * 32, outer: 64 },
       saved: { layer: Math.max(64, savedLayer), outer: Math.max(64, training * align(c.savedRows * d)) },
       adapters: { layer: Math.max(64, slots * slotWords), outer: 64 },
-      accum: { layer: Math.max(64, full ? layer.accumWords : 0, c.jobs * jobWords), outer: Math.max(64, full ? outer.accumWords : 0) },
+      accum: {
+        layer: Math.max(64, full ? layer.accumWords : 0, c.jobs * jobWords),
+        outer: Math.max(64, full ? outer.accumWords : 0),
+      },
       tables: { layer: align(64 + slots * programs.branches.length * 2), outer: 128 },
     },
     homes,
@@ -136,16 +170,25 @@ export function layoutOf(model: Model, programs: Programs, c: Capacities, target
   };
 }
 
-const rowsOf = (c: Capacities, domain: "T" | "R" | "W"): number => ({ T: c.tokens, R: c.headRows, W: c.unitRows })[domain];
+const rowsOf = (c: Capacities, domain: "T" | "R" | "W"): number =>
+  ({ T: c.tokens, R: c.headRows, W: c.unitRows })[domain];
 
 /** Arena offsets of a program's step values: two values overlap only if their lifetimes do not. */
-export function placeValues(program: GraphProgram, launches: readonly Launch[], c: Capacities, layout: Layout): { places: ReadonlyMap<string, number>; end: number } {
-  const homes = new Map(program.homes.map((h) => [valueKey(h.value), layout.homes[h.name as keyof Layout["homes"]]]));
+export function placeValues(
+  program: GraphProgram,
+  launches: readonly Launch[],
+  c: Capacities,
+  layout: Layout,
+): { places: ReadonlyMap<string, number>; end: number } {
+  const homes = new Map(
+    program.homes.map((h) => [valueKey(h.value), layout.homes[h.name as keyof Layout["homes"]]]),
+  );
   const born = new Map<string, { v: Value; from: number; to: number }>();
   launches.forEach((launch, i) => {
     for (const b of launch.bodies) {
       const made: Value[] = b.stores.flatMap((s) => (s.to === "rows" ? [s.value] : []));
-      if (b.skeleton === "attend" || b.skeleton === "attend_dq") b.node!.outs.forEach((type, index) => made.push({ node: b.node!, index, type }));
+      if (b.skeleton === "attend" || b.skeleton === "attend_dq")
+        b.node!.outs.forEach((type, index) => made.push({ node: b.node!, index, type }));
       for (const v of made) born.set(valueKey(v), { v, from: i, to: i });
     }
   });
@@ -154,7 +197,8 @@ export function placeValues(program: GraphProgram, launches: readonly Launch[], 
       for (const v of b.reads) {
         const life = born.get(valueKey(v));
         if (life) life.to = Math.max(life.to, i);
-        else if (!isInput(v) && v.type.kind === "rows" && !homes.has(valueKey(v))) throw new Error(`${program.name}: ${v.node.label} is read by ${b.name} but never stored`);
+        else if (!isInput(v) && v.type.kind === "rows" && !homes.has(valueKey(v)))
+          throw new Error(`${program.name}: ${v.node.label} is read by ${b.name} but never stored`);
       }
   });
   const places = new Map<string, number>(homes);
@@ -194,7 +238,8 @@ export function addresser(places: ReadonlyMap<string, number>, layout: Layout): 
     if (t.kind === "table") return { cls: "arena", offset: layout.homes.rotary, stride: t.cols };
     if (t.kind === "rows" && name === "h") return { cls: "arena", offset: layout.homes.h, stride: t.cols };
     if (t.kind === "field") {
-      if (name === "dh" || name === "dkv" || name === "nll") return { cls: "arena", offset: layout.homes[name], stride: t.cols };
+      if (name === "dh" || name === "dkv" || name === "nll")
+        return { cls: "arena", offset: layout.homes[name], stride: t.cols };
       const offset = layout.fieldOffsets.get(name);
       if (offset !== undefined) return { cls: "saved", offset, stride: t.cols };
     }
@@ -222,6 +267,7 @@ export function checkLimits(layout: Layout, arenaWords: number, target: Target):
         hint: `lower ${knob}`,
       });
   };
-  for (const [cls, w] of Object.entries(layout.classes)) check(cls, Math.max(w.layer, w.outer), knobs[cls as keyof typeof knobs]);
+  for (const [cls, w] of Object.entries(layout.classes))
+    check(cls, Math.max(w.layer, w.outer), knobs[cls as keyof typeof knobs]);
   check("arena", arenaWords, "capacities.tokens, headRows or savedRows");
 }

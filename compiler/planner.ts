@@ -28,22 +28,49 @@ const llama = {
 } as const;
 /** Shapes of well-known models, from their config.json. */
 export const shapes: Readonly<Record<string, Readonly<Record<string, unknown>>>> = {
-  "llama-2-7b": { ...llama, num_key_value_heads: 32, intermediate_size: 11008, vocab_size: 32000, max_position_embeddings: 4096 },
-  "llama-3-8b": { ...llama, num_key_value_heads: 8, intermediate_size: 14336, vocab_size: 128256, max_position_embeddings: 8192, rope_theta: 500000 },
+  "llama-2-7b": {
+    ...llama,
+    num_key_value_heads: 32,
+    intermediate_size: 11008,
+    vocab_size: 32000,
+    max_position_embeddings: 4096,
+  },
+  "llama-3-8b": {
+    ...llama,
+    num_key_value_heads: 8,
+    intermediate_size: 14336,
+    vocab_size: 128256,
+    max_position_embeddings: 8192,
+    rope_theta: 500000,
+  },
 };
 
 let scopes = 0;
 /** Memory of one optimizer step of `tokens` tokens by each adapter method (rank for those that have one) and `full`. */
-export function planMemory(config: Readonly<Record<string, unknown>>, tokens: number, rank: number): MethodMemory[] {
+export function planMemory(
+  config: Readonly<Record<string, unknown>>,
+  tokens: number,
+  rank: number,
+): MethodMemory[] {
   const model = models[String(config.model_type)]!(config);
   const capacities = { ...defaultCapacities(model.context), rank };
   return [...Object.keys(adapterMethods), "full"].map((method): MethodMemory => {
     const full = method === "full";
-    const programs = buildPrograms(model, capacities, { format: "f32", methods: full ? [] : [adapterMethods[method]!], train: [method], scope: `planner${++scopes}` });
+    const programs = buildPrograms(model, capacities, {
+      format: "f32",
+      methods: full ? [] : [adapterMethods[method]!],
+      train: [method],
+      scope: `planner${++scopes}`,
+    });
     const perLayer = programs.layerParams.reduce((n, p) => n + p.n * p.k, 0);
     const outer = programs.outerParams.reduce((n, p) => n + p.n * p.k, 0);
     const parameters = model.layers * perLayer + outer;
-    const branches = programs.branches.reduce((n, b) => n + b.tensors.reduce((m, t) => m + (t.trained ? (t.rows === "rank" ? b.capacity : 1) * t.cols : 0), 0), 0);
+    const branches = programs.branches.reduce(
+      (n, b) =>
+        n +
+        b.tensors.reduce((m, t) => m + (t.trained ? (t.rows === "rank" ? b.capacity : 1) * t.cols : 0), 0),
+      0,
+    );
     const trainable = full ? parameters : model.layers * branches;
     const { bytes } = programs.saved[method]!;
     const rows = tokens * model.layers;

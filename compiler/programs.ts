@@ -68,7 +68,11 @@ export interface Programs {
   readonly sites: readonly SiteSpec[];
   readonly branches: readonly BranchSpec[];
   /** Of the channels of each coupled group, sums over the rows of a calibration: x², or the squared norm of a row's gradient. What selectors look at. */
-  readonly statistics: readonly { readonly name: string; readonly group: string; readonly channels: number }[];
+  readonly statistics: readonly {
+    readonly name: string;
+    readonly group: string;
+    readonly channels: number;
+  }[];
   readonly graphs: readonly GraphProgram[];
   /** Saved fields of a layer per class, and bytes a token a layer. */
   readonly saved: Readonly<Partial<Record<TrainClass, { fields: readonly SavedField[]; bytes: SavedBytes }>>>;
@@ -81,7 +85,9 @@ export function substitute(roots: readonly Value[], replace: ReadonlyMap<string,
   for (const node of toposort(roots)) {
     const ins = node.ins.map((v) => done.get(valueKey(v))!);
     const same = ins.every((v, i) => valueKey(v) === valueKey(node.ins[i]!));
-    const outs = same ? node.outs.map((type, index): Value => ({ node, index, type })) : make(opOf(node.op), ins, node.attrs, node.label);
+    const outs = same
+      ? node.outs.map((type, index): Value => ({ node, index, type }))
+      : make(opOf(node.op), ins, node.attrs, node.label);
     outs.forEach((o, i) => {
       const key = `${node.id}.${i}`;
       if (!done.has(key)) done.set(key, o);
@@ -94,7 +100,9 @@ export function substitute(roots: readonly Value[], replace: ReadonlyMap<string,
 function keptSet(forward: ReadonlySet<Node>, roots: readonly Value[]): { read: Value[]; kept: Value[] } {
   const read = new Map<string, Value>();
   const order = toposort(roots);
-  for (const node of order) if (!forward.has(node)) for (const v of node.ins) if (forward.has(v.node) && v.type.kind === "rows") read.set(valueKey(v), v);
+  for (const node of order)
+    if (!forward.has(node))
+      for (const v of node.ins) if (forward.has(v.node) && v.type.kind === "rows") read.set(valueKey(v), v);
   const keep = new Set(read.keys());
   const recomputable = (v: Value): boolean => {
     if (keep.has(valueKey(v))) return true;
@@ -122,7 +130,8 @@ function correspond(part: Value, whole: Value, unwrap: (v: Value) => Value | nul
     if (values.has(valueKey(p))) return;
     let w = outer;
     for (let inner = unwrap(w); inner; inner = unwrap(w)) w = inner;
-    if (p.node.op !== w.node.op || p.node.ins.length !== w.node.ins.length) throw new Error(`${p.node.op} (${p.node.label}) has no counterpart: found ${w.node.op}`);
+    if (p.node.op !== w.node.op || p.node.ins.length !== w.node.ins.length)
+      throw new Error(`${p.node.op} (${p.node.label}) has no counterpart: found ${w.node.op}`);
     values.set(valueKey(p), outer);
     nodes.set(p.node, w.node);
     p.node.ins.forEach((v, i) => {
@@ -134,21 +143,47 @@ function correspond(part: Value, whole: Value, unwrap: (v: Value) => Value | nul
 }
 
 /** A unit that only looks: `roots` over a layer rebuilt from what every adapter in training keeps of it, what bounds the recomputed part. */
-function calibration(cls: string, roots: readonly Value[], h: Value, out: Value, kept: (name: string, cols: number) => Value): GraphProgram {
+function calibration(
+  cls: string,
+  roots: readonly Value[],
+  h: Value,
+  out: Value,
+  kept: (name: string, cols: number) => Value,
+): GraphProgram {
   const attend = toposort([out]).find((n) => n.op === "attend")!;
   const replace = new Map([[valueKey(attend.ins[1]!), attend.ins[1]!.node.ins[0]!]]);
   const edges: [Value, string][] = [
     [h, "h_in"],
-    ...attend.outs.map((type, index): [Value, string] => [{ node: attend, index, type }, `${attend.label}${index ? `_${index}` : ""}`]),
+    ...attend.outs.map((type, index): [Value, string] => [
+      { node: attend, index, type },
+      `${attend.label}${index ? `_${index}` : ""}`,
+    ]),
   ];
-  for (const [v, name] of edges) replace.set(valueKey(v), gatherRows(kept(name, (v.type as Rows).cols), "save_row", "W"));
-  return { name: `backward.${cls}.boundary`, region: "layer", block: "unit", roots: substitute(roots, replace), homes: [] };
+  for (const [v, name] of edges)
+    replace.set(valueKey(v), gatherRows(kept(name, (v.type as Rows).cols), "save_row", "W"));
+  return {
+    name: `backward.${cls}.boundary`,
+    region: "layer",
+    block: "unit",
+    roots: substitute(roots, replace),
+    homes: [],
+  };
 }
 
-export function buildPrograms(model: Model, c: Capacities, options: { format: Format; methods: readonly AdapterMethod[]; train: readonly TrainClass[]; scope: string }): Programs {
+export function buildPrograms(
+  model: Model,
+  c: Capacities,
+  options: { format: Format; methods: readonly AdapterMethod[]; train: readonly TrainClass[]; scope: string },
+): Programs {
   const { format, methods, train, scope } = options;
   if (train.includes("full") && format !== "f32")
-    throw new WeftError({ code: "WEFT_OPTION", where: "train: full", expected: "weights stored as f32", found: format, hint: "compile with --format f32" });
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "train: full",
+      expected: "weights stored as f32",
+      found: format,
+      hint: "compile with --format f32",
+    });
   const region = `${scope}/layer`;
   const d = model.hiddenSize;
   const rows = (domain: Domain): Type => ({ kind: "rows", domain, cols: d });
@@ -164,7 +199,14 @@ export function buildPrograms(model: Model, c: Capacities, options: { format: Fo
     const own = sites.filter((s) => s.kind === (method.at ?? "linear"));
     for (const site of own) {
       const capacity = method.capacity(site, own, c);
-      if (capacity > 0) branches.push({ index: branches.length, method, site, capacity, tensors: method.tensors(site, capacity) });
+      if (capacity > 0)
+        branches.push({
+          index: branches.length,
+          method,
+          site,
+          capacity,
+          tensors: method.tensors(site, capacity),
+        });
     }
   }
   if (branches.length > MAX_BRANCHES)
@@ -187,11 +229,29 @@ export function buildPrograms(model: Model, c: Capacities, options: { format: Fo
   const hidden = field("hidden", d);
   const dh = field("dh", d);
 
-  graphs.push({ name: "embed", region: "outer", block: "step", roots: [embed(table, "T")], homes: [{ value: embed(table, "T"), name: "h" }] });
-  graphs.push({ name: "stash", region: "outer", block: "step", roots: [storeRows(hidden, hT, "save_row")], homes: [] });
+  graphs.push({
+    name: "embed",
+    region: "outer",
+    block: "step",
+    roots: [embed(table, "T")],
+    homes: [{ value: embed(table, "T"), name: "h" }],
+  });
+  graphs.push({
+    name: "stash",
+    region: "outer",
+    block: "step",
+    roots: [storeRows(hidden, hT, "save_row")],
+    homes: [],
+  });
   const headOf = (x: Value): Value => linear(outer.norm(x, "norm.weight", model.eps), head, "lm_head");
   const logits = headOf(gatherRows(hT, "head_row", "R"));
-  graphs.push({ name: "head", region: "outer", block: "step", roots: [logits], homes: [{ value: logits, name: "logits" }] });
+  graphs.push({
+    name: "head",
+    region: "outer",
+    block: "step",
+    roots: [logits],
+    homes: [{ value: logits, name: "logits" }],
+  });
   // One forward serves requests and every class of adapters in training: its saves are skipped where no row is trained.
   const shared = new Map<string, Value>();
   const own: Value[] = [];
@@ -204,9 +264,15 @@ export function buildPrograms(model: Model, c: Capacities, options: { format: Fo
     const orderT = toposort([part.out]);
     const orderW = toposort([unit.out]);
     const forwardNodes = new Set(orderW);
-    const inputs = orderW.filter((n) => n.op === "input").map((node): Value => ({ node, index: 0, type: node.outs[0]! }));
-    const trained = new Set(ofClass.flatMap((b) => b.tensors.filter((t) => t.trained).map((t) => tensorName(b, t.name))));
-    const trainable = inputs.filter((v) => (cls === "full" ? v.type.kind === "weight" || v.type.kind === "vector" : trained.has(inputName(v))));
+    const inputs = orderW
+      .filter((n) => n.op === "input")
+      .map((node): Value => ({ node, index: 0, type: node.outs[0]! }));
+    const trained = new Set(
+      ofClass.flatMap((b) => b.tensors.filter((t) => t.trained).map((t) => tensorName(b, t.name))),
+    );
+    const trainable = inputs.filter((v) =>
+      cls === "full" ? v.type.kind === "weight" || v.type.kind === "vector" : trained.has(inputName(v)),
+    );
     const dout = gatherRows(dh, "save_row", "W");
     const grads = vjp([[unit.out, dout]], [unit.h, ...trainable]);
     const dIn = grads.get(valueKey(unit.h))!;
@@ -216,7 +282,11 @@ export function buildPrograms(model: Model, c: Capacities, options: { format: Fo
     // Kept sets. Attention is never rerun: its input, output and log-sum-exp bound what a unit recomputes.
     const attendNode = orderW.find((n) => n.op === "attend")!;
     const written = attendNode.ins[1]!;
-    const boundary = [unit.h, { node: attendNode, index: 0, type: attendNode.outs[0]! }, { node: attendNode, index: 1, type: attendNode.outs[1]! }];
+    const boundary = [
+      unit.h,
+      { node: attendNode, index: 0, type: attendNode.outs[0]! },
+      { node: attendNode, index: 1, type: attendNode.outs[1]! },
+    ];
     const boundaryKeys = new Set(boundary.map(valueKey));
     const sets = keptSet(forwardNodes, roots);
     const extra = sets.kept.filter((v) => !boundaryKeys.has(valueKey(v)));
@@ -225,7 +295,9 @@ export function buildPrograms(model: Model, c: Capacities, options: { format: Fo
     const fieldFor = (v: Value): SavedField => {
       const edge = boundaryKeys.has(valueKey(v));
       const label = `${v === boundary[0] ? "h_in" : v.node.label}${v.index ? `_${v.index}` : ""}`;
-      const name = edge ? `${full ? "full" : "adapter"}.${label}` : `${cls}.${label}_${orderW.indexOf(v.node)}`;
+      const name = edge
+        ? `${full ? "full" : "adapter"}.${label}`
+        : `${cls}.${label}_${orderW.indexOf(v.node)}`;
       return { name, cols: (v.type as Rows).cols, index: edge ? "save_row" : "ext_row" };
     };
     const inWhole = full
@@ -240,8 +312,21 @@ export function buildPrograms(model: Model, c: Capacities, options: { format: Fo
     };
     const kept = [...boundary, ...extra];
     const fields = kept.map(fieldFor);
-    const stores = kept.map((v, i) => storeRows(field(fields[i]!.name, fields[i]!.cols), toT(v), fields[i]!.index === "save_row" ? "save_row" : extArray(cls)));
-    if (full) graphs.push({ name: "forward.full", region: "layer", block: "step", roots: [...stores, part.out], homes: [{ value: part.out, name: "h" }] });
+    const stores = kept.map((v, i) =>
+      storeRows(
+        field(fields[i]!.name, fields[i]!.cols),
+        toT(v),
+        fields[i]!.index === "save_row" ? "save_row" : extArray(cls),
+      ),
+    );
+    if (full)
+      graphs.push({
+        name: "forward.full",
+        region: "layer",
+        block: "step",
+        roots: [...stores, part.out],
+        homes: [{ value: part.out, name: "h" }],
+      });
     else
       stores.forEach((s, i) => {
         if (fields[i]!.index === "ext_row") own.push(s);
@@ -256,11 +341,29 @@ export function buildPrograms(model: Model, c: Capacities, options: { format: Fo
       });
       const out = substitute(roots, replace);
       const back = storeRows(dh, out[out.length - 1]!, "save_row");
-      graphs.push({ name: `backward.${cls}.${mode}`, region: "layer", block: "unit", roots: [...out.slice(0, -1), back], homes: [] });
+      graphs.push({
+        name: `backward.${cls}.${mode}`,
+        region: "layer",
+        block: "unit",
+        roots: [...out.slice(0, -1), back],
+        homes: [],
+      });
     }
     const bytes = (vs: readonly Value[]): number => vs.reduce((n, v) => n + 4 * (v.type as Rows).cols, 0);
-    const everything = orderW.filter((n) => n.op !== "input").flatMap((node) => node.outs.flatMap((type, index) => (type.kind === "rows" ? [{ node, index, type }] : [])));
-    saved[cls] = { fields, bytes: { naive: bytes(everything), read: bytes([...boundary, ...readToo]), all: bytes(kept), boundary: bytes(boundary) } };
+    const everything = orderW
+      .filter((n) => n.op !== "input")
+      .flatMap((node) =>
+        node.outs.flatMap((type, index) => (type.kind === "rows" ? [{ node, index, type }] : [])),
+      );
+    saved[cls] = {
+      fields,
+      bytes: {
+        naive: bytes(everything),
+        read: bytes([...boundary, ...readToo]),
+        all: bytes(kept),
+        boundary: bytes(boundary),
+      },
+    };
 
     // Adapters leave the head alone: one program computes its loss and gradient for all of them.
     if (!full && graphs.some((g) => g.name === "head_train")) continue;
@@ -280,23 +383,70 @@ export function buildPrograms(model: Model, c: Capacities, options: { format: Fo
       roots: substitute(headRoots, new Map([[valueKey(x), gatherRows(hidden, "head_row", "R")]])),
       homes: [],
     });
-    if (cls === "full") graphs.push({ name: "embed_backward.full", region: "outer", block: "unit", roots: [scatterRows(gatherRows(dh, "save_row", "W"), table)], homes: [] });
+    if (cls === "full")
+      graphs.push({
+        name: "embed_backward.full",
+        region: "outer",
+        block: "unit",
+        roots: [scatterRows(gatherRows(dh, "save_row", "W"), table)],
+        homes: [],
+      });
   }
   const statistics = methods.some((m) => m.calibrates && train.includes(m.name))
-    ? sites.filter((s) => s.coupling?.axis === "in").map((s) => ({ name: `calibrate.${s.coupling!.group}`, group: s.coupling!.group, channels: s.inFeatures, module: s.module }))
+    ? sites
+        .filter((s) => s.coupling?.axis === "in")
+        .map((s) => ({
+          name: `calibrate.${s.coupling!.group}`,
+          group: s.coupling!.group,
+          channels: s.inFeatures,
+          module: s.module,
+        }))
     : [];
   if (statistics.length) {
     const { b, h, out } = build("W", []);
     const kept = (name: string, cols: number): Value => field(`adapter.${name}`, cols);
     const square = (v: Value): Value => mul(v, v);
     const over = (each: (x: Value, module: string) => Value): Value[] =>
-      statistics.map((s) => colSum(each(b.entries.get(s.module)!, s.module), input(region, s.name, { kind: "vector", n: s.channels })));
+      statistics.map((s) =>
+        colSum(
+          each(b.entries.get(s.module)!, s.module),
+          input(region, s.name, { kind: "vector", n: s.channels }),
+        ),
+      );
     graphs.push(calibration(CALIBRATE, over(square), h, out, kept));
     // ‖∂ loss of a token / ∂ column c of W‖² is x[c]² · ‖∂ loss / ∂ W·x‖².
-    const grads = vjp([[out, gatherRows(dh, "save_row", "W")]], [h, ...statistics.map((s) => b.exits.get(s.module)!)]);
-    const sums = over((x, module) => mul(square(x), rowSum(square(grads.get(valueKey(b.exits.get(module)!))!))));
-    graphs.push(calibration(CALIBRATE_GRADIENT, [...sums, storeRows(dh, grads.get(valueKey(h))!, "save_row")], h, out, kept));
+    const grads = vjp(
+      [[out, gatherRows(dh, "save_row", "W")]],
+      [h, ...statistics.map((s) => b.exits.get(s.module)!)],
+    );
+    const sums = over((x, module) =>
+      mul(square(x), rowSum(square(grads.get(valueKey(b.exits.get(module)!))!))),
+    );
+    graphs.push(
+      calibration(
+        CALIBRATE_GRADIENT,
+        [...sums, storeRows(dh, grads.get(valueKey(h))!, "save_row")],
+        h,
+        out,
+        kept,
+      ),
+    );
   }
-  graphs.push({ name: "forward", region: "layer", block: "step", roots: [...shared.values(), ...own, fwd.out], homes: [{ value: fwd.out, name: "h" }] });
-  return { layerParams: fwd.b.params, outerParams: outer.params, sites, branches, statistics, graphs, saved, headWeight };
+  graphs.push({
+    name: "forward",
+    region: "layer",
+    block: "step",
+    roots: [...shared.values(), ...own, fwd.out],
+    homes: [{ value: fwd.out, name: "h" }],
+  });
+  return {
+    layerParams: fwd.b.params,
+    outerParams: outer.params,
+    sites,
+    branches,
+    statistics,
+    graphs,
+    saved,
+    headWeight,
+  };
 }

@@ -20,15 +20,24 @@ export async function openModel(path: string): Promise<ModelSource> {
     const beside = tokenizerBeside(dirname(path));
     return beside.size ? { ...(await openGguf(path)), files: beside } : openGguf(path);
   }
-  return { where: path, config: readJson(join(path, "config.json")), weights: openWeights(path), files: tokenizerBeside(path) };
+  return {
+    where: path,
+    config: readJson(join(path, "config.json")),
+    weights: openWeights(path),
+    files: tokenizerBeside(path),
+  };
 }
 function tokenizerBeside(folder: string): ReadonlyMap<string, string> {
   const files = new Map<string, string>();
   if (!exists(join(folder, "tokenizer.json"))) return files;
   files.set("tokenizer.json", readText(join(folder, "tokenizer.json")));
-  const config = exists(join(folder, "tokenizer_config.json")) ? readJson(join(folder, "tokenizer_config.json")) : {};
+  const config = exists(join(folder, "tokenizer_config.json"))
+    ? readJson(join(folder, "tokenizer_config.json"))
+    : {};
   files.set("tokenizer_config.json", JSON.stringify(config));
-  const template = exists(join(folder, "chat_template.jinja")) ? readText(join(folder, "chat_template.jinja")) : config.chat_template;
+  const template = exists(join(folder, "chat_template.jinja"))
+    ? readText(join(folder, "chat_template.jinja"))
+    : config.chat_template;
   if (typeof template === "string") files.set("chat_template.jinja", template);
   return files;
 }
@@ -37,6 +46,12 @@ function readJson(path: string): Record<string, unknown> {
   try {
     return JSON.parse(source) as Record<string, unknown>;
   } catch (cause) {
-    throw new WeftError({ code: "WEFT_CONFIG", where: path, expected: "JSON", found: (cause as Error).message, cause });
+    throw new WeftError({
+      code: "WEFT_CONFIG",
+      where: path,
+      expected: "JSON",
+      found: (cause as Error).message,
+      cause,
+    });
   }
 }

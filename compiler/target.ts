@@ -68,9 +68,21 @@ export function defaultCapacities(context: number): Capacities {
 export function checkCapacities(c: Capacities): Capacities {
   for (const [name, v] of Object.entries(c)) {
     if (name === "s2ft") continue;
-    if (!Number.isInteger(v) || v < 1) throw new WeftError({ code: "WEFT_CAPACITY", where: `capacities.${name}`, expected: "a positive integer", found: String(v) });
+    if (!Number.isInteger(v) || v < 1)
+      throw new WeftError({
+        code: "WEFT_CAPACITY",
+        where: `capacities.${name}`,
+        expected: "a positive integer",
+        found: String(v),
+      });
   }
-  if (c.rank % 4) throw new WeftError({ code: "WEFT_CAPACITY", where: "capacities.rank", expected: "a multiple of 4", found: String(c.rank) });
+  if (c.rank % 4)
+    throw new WeftError({
+      code: "WEFT_CAPACITY",
+      where: "capacities.rank",
+      expected: "a multiple of 4",
+      found: String(c.rank),
+    });
   if (c.blocks * 32 < c.context)
     throw new WeftError({
       code: "WEFT_CAPACITY",
@@ -78,6 +90,12 @@ export function checkCapacities(c: Capacities): Capacities {
       expected: `at least ${Math.ceil(c.context / 32)} blocks to hold one context`,
       found: String(c.blocks),
     });
-  if (c.quantum > c.unitRows) throw new WeftError({ code: "WEFT_CAPACITY", where: "capacities.quantum", expected: `at most unitRows (${c.unitRows})`, found: String(c.quantum) });
+  if (c.quantum > c.unitRows)
+    throw new WeftError({
+      code: "WEFT_CAPACITY",
+      where: "capacities.quantum",
+      expected: `at most unitRows (${c.unitRows})`,
+      found: String(c.quantum),
+    });
   return c;
 }

@@ -13,12 +13,14 @@ export function verify(program: GraphProgram): void {
         node.ins.map((v) => v.type),
         node.attrs,
       );
-      if (JSON.stringify(types) !== JSON.stringify(node.outs)) throw new Error(`${where}: types do not follow from its operands`);
+      if (JSON.stringify(types) !== JSON.stringify(node.outs))
+        throw new Error(`${where}: types do not follow from its operands`);
     }
     if (op.kind === "point" && !op.remote) {
       const out = node.outs[0] as Type & { kind: "rows" };
       for (const v of node.ins)
-        if (v.type.kind === "rows" && v.type.domain !== out.domain) throw new Error(`${where}: crosses from ${v.type.domain} to ${out.domain} without a gather`);
+        if (v.type.kind === "rows" && v.type.domain !== out.domain)
+          throw new Error(`${where}: crosses from ${v.type.domain} to ${out.domain} without a gather`);
     }
     if (op.kind === "effect") {
       const key = `${node.ins[0]!.node.id}.${node.ins[0]!.index}`;

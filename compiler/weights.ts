@@ -15,27 +15,58 @@ export function openWeights(folder: string): WeightSource {
   if (exists(join(folder, "model.safetensors"))) files.push("model.safetensors");
   else if (exists(index)) {
     const map = (JSON.parse(readText(index)) as { weight_map?: Record<string, string> }).weight_map;
-    if (!map) throw new WeftError({ code: "WEFT_WEIGHTS", where: index, expected: "a weight_map", found: "none" });
+    if (!map)
+      throw new WeftError({ code: "WEFT_WEIGHTS", where: index, expected: "a weight_map", found: "none" });
     for (const f of new Set(Object.values(map))) {
-      if (f.includes("/") || f.includes("\\") || f.includes("..")) throw new WeftError({ code: "WEFT_WEIGHTS", where: index, expected: "shard names inside the folder", found: f });
+      if (f.includes("/") || f.includes("\\") || f.includes(".."))
+        throw new WeftError({
+          code: "WEFT_WEIGHTS",
+          where: index,
+          expected: "shard names inside the folder",
+          found: f,
+        });
       files.push(f);
     }
-  } else throw new WeftError({ code: "WEFT_WEIGHTS", where: folder, expected: "model.safetensors or model.safetensors.index.json", found: "neither" });
+  } else
+    throw new WeftError({
+      code: "WEFT_WEIGHTS",
+      where: folder,
+      expected: "model.safetensors or model.safetensors.index.json",
+      found: "neither",
+    });
   const table = new Map<string, { file: string; info: TensorInfo }>();
   for (const f of files) {
     const path = join(folder, f);
-    if (!exists(path)) throw new WeftError({ code: "WEFT_WEIGHTS", where: path, expected: "a shard named in the index", found: "no such file" });
+    if (!exists(path))
+      throw new WeftError({
+        code: "WEFT_WEIGHTS",
+        where: path,
+        expected: "a shard named in the index",
+        found: "no such file",
+      });
     const size = sizeOf(path);
     const end = headerEnd(readRange(path, 0, Math.min(8, size)), size, path);
-    for (const info of parseHeader(readRange(path, 0, end), size, path).tensors) table.set(info.name, { file: path, info });
+    for (const info of parseHeader(readRange(path, 0, end), size, path).tensors)
+      table.set(info.name, { file: path, info });
   }
   return {
     has: (name) => table.has(name),
     read: (name, shape) => {
       const t = table.get(name);
-      if (!t) throw new WeftError({ code: "WEFT_WEIGHTS", where: `${folder}: ${name}`, expected: `a tensor ${JSON.stringify(shape)}`, found: "no such tensor" });
+      if (!t)
+        throw new WeftError({
+          code: "WEFT_WEIGHTS",
+          where: `${folder}: ${name}`,
+          expected: `a tensor ${JSON.stringify(shape)}`,
+          found: "no such tensor",
+        });
       if (JSON.stringify(t.info.shape) !== JSON.stringify(shape))
-        throw new WeftError({ code: "WEFT_WEIGHTS", where: `${folder}: ${name}`, expected: JSON.stringify(shape), found: JSON.stringify(t.info.shape) });
+        throw new WeftError({
+          code: "WEFT_WEIGHTS",
+          where: `${folder}: ${name}`,
+          expected: JSON.stringify(shape),
+          found: JSON.stringify(t.info.shape),
+        });
       return decode(readRange(t.file, t.info.start, t.info.end), t.info.dtype, `${folder}: ${name}`);
     },
   };

@@ -9,10 +9,25 @@ import { existsSync, mkdirSync, readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { compile, type DeviceChoice, type Engine, type FinetuneOptions, load } from "../sdk/index.ts";
-import { type Attribute, answer, ask, attributes, Draws, document, names, questions, values } from "./model/language.ts";
+import {
+  type Attribute,
+  answer,
+  ask,
+  attributes,
+  Draws,
+  document,
+  names,
+  questions,
+  values,
+} from "./model/language.ts";
 
 const { values: args } = parseArgs({
-  options: { device: { type: "string", default: "wasm" }, seed: { type: "string", default: "1" }, teach: { type: "string" }, json: { type: "boolean", default: false } },
+  options: {
+    device: { type: "string", default: "wasm" },
+    seed: { type: "string", default: "1" },
+    teach: { type: "string" },
+    json: { type: "boolean", default: false },
+  },
 });
 const model = fileURLToPath(new URL("./model/story", import.meta.url));
 const out = fileURLToPath(new URL("../.weft/", import.meta.url));
@@ -41,7 +56,9 @@ const first = (text: string): string => text.trim().split(/[.\n]/)[0]!.trim();
 
 /** The first words of an answer, greedily. */
 async function ask1(engine: Engine, prompt: string, adapter?: string): Promise<string> {
-  return first((await engine.complete({ prompt, maxTokens: 8, stop: ["."], ...(adapter && { adapter }) })).text);
+  return first(
+    (await engine.complete({ prompt, maxTokens: 8, stop: ["."], ...(adapter && { adapter }) })).text,
+  );
 }
 /** p(answer): the probability of the whole answer after the question. */
 async function probability(engine: Engine, prompt: string, value: string, adapter?: string): Promise<number> {
@@ -111,7 +128,8 @@ function clients(
     },
   };
 }
-const quantile = (xs: readonly number[], q: number): number => [...xs].sort((a, b) => a - b)[Math.min(xs.length - 1, Math.floor(xs.length * q))] ?? 0;
+const quantile = (xs: readonly number[], q: number): number =>
+  [...xs].sort((a, b) => a - b)[Math.min(xs.length - 1, Math.floor(xs.length * q))] ?? 0;
 const ms = (x: number): string => `${x.toFixed(1)} ms`;
 
 async function main(): Promise<number> {
@@ -142,7 +160,9 @@ async function main(): Promise<number> {
       sequences: 64,
     },
   });
-  const layerLaunches = manifest.targets[target]!.programs.find((p) => p.name === "forward")!.launches.filter((l) => l.grid[0].count !== "few_rows").length;
+  const layerLaunches = manifest.targets[target]!.programs.find((p) => p.name === "forward")!.launches.filter(
+    (l) => l.grid[0].count !== "few_rows",
+  ).length;
   say(
     `  ${manifest.model.parameters} parameters, ${manifest.model.layers} layers, ${layerLaunches} launches a layer, ${Object.keys(manifest.targets[target]!.kernels).length} kernels, ${((performance.now() - t0) / 1000).toFixed(1)} s`,
   );
@@ -158,14 +178,23 @@ async function main(): Promise<number> {
   };
   const baseHash = async (): Promise<string> => {
     const h = createHash("sha256");
-    for (const f of facts.slice(0, 2)) for (const row of (await engine.score(engine.encode(f.taught[0]!), { logits: true })).logits!) h.update(row);
+    for (const f of facts.slice(0, 2))
+      for (const row of (await engine.score(engine.encode(f.taught[0]!), { logits: true })).logits!)
+        h.update(row);
     return h.digest("hex").slice(0, 16);
   };
-  const correct = async (which: "blue" | "green", kind: "taught" | "heldOut", adapter?: string): Promise<number> => {
+  const correct = async (
+    which: "blue" | "green",
+    kind: "taught" | "heldOut",
+    adapter?: string,
+  ): Promise<number> => {
     const right = await Promise.all(
       facts.map(async (f) => {
         const answers = await Promise.all(f[kind].map((p) => ask1(engine, p, adapter)));
-        return answers.filter((a) => a === f[which]).length > f[kind].length / 2 || (kind === "heldOut" && answers.filter((a) => a === f[which]).length >= f[kind].length / 2);
+        return (
+          answers.filter((a) => a === f[which]).length > f[kind].length / 2 ||
+          (kind === "heldOut" && answers.filter((a) => a === f[which]).length >= f[kind].length / 2)
+        );
       }),
     );
     return right.filter(Boolean).length;
@@ -185,7 +214,10 @@ async function main(): Promise<number> {
   });
 
   say(`\nTeaching ${facts.length} facts to blue and the opposite to green, while clients stream:`);
-  for (const f of facts) say(`  ${f.taught[0]!.split("\n")[0]!.replace("Question: ", "").padEnd(36)} blue: ${f.blue.padEnd(8)} green: ${f.green}`);
+  for (const f of facts)
+    say(
+      `  ${f.taught[0]!.split("\n")[0]!.replace("Question: ", "").padEnd(36)} blue: ${f.blue.padEnd(8)} green: ${f.green}`,
+    );
   const before = {
     hash: await baseHash(),
     blue: await correct("blue", "taught"),
@@ -201,7 +233,10 @@ async function main(): Promise<number> {
 
   // Together: two jobs, four clients, and the same question to base, blue and green in one batch.
   const who = facts[0]!;
-  const stream = clients(engine, slow ? 2 : 4, () => [undefined, ...engine.adapters.list().map((a) => a.name)]);
+  const stream = clients(engine, slow ? 2 : 4, () => [
+    undefined,
+    ...engine.adapters.list().map((a) => a.name),
+  ]);
   const tTogether = performance.now();
   let tokensTrained = 0;
   const progress = { blue: "", green: "" };
@@ -211,12 +246,19 @@ async function main(): Promise<number> {
       if (e.type === "step") {
         tokensTrained += e.tokens;
         progress[which] = `${which} step ${e.step} loss ${e.loss.toFixed(3)}`;
-        status(`  ${[progress.blue, progress.green].filter(Boolean).join(" · ")} · ${Math.round((tokensTrained / (performance.now() - tTogether)) * 1000)} fine-tuning tokens/s`);
+        status(
+          `  ${[progress.blue, progress.green].filter(Boolean).join(" · ")} · ${Math.round((tokensTrained / (performance.now() - tTogether)) * 1000)} fine-tuning tokens/s`,
+        );
       } else if (e.type === "publish") void flip(e.generation);
     };
   const seen = new Set<string>();
   const flip = async (generation: string): Promise<void> => {
-    if (!engine.adapters.list().some((a) => a.name === "green") || !engine.adapters.list().some((a) => a.name === "blue") || seen.has(generation)) return;
+    if (
+      !engine.adapters.list().some((a) => a.name === "green") ||
+      !engine.adapters.list().some((a) => a.name === "blue") ||
+      seen.has(generation)
+    )
+      return;
     seen.add(generation);
     const q = who.taught[0]!;
     const [base, blue, green, pBlue, pGreen] = await Promise.all([
@@ -227,9 +269,13 @@ async function main(): Promise<number> {
       probability(engine, q, who.green, "green"),
     ]);
     if (tty) process.stdout.write("\r\x1b[2K");
-    say(`  ${generation.padEnd(8)} ${q.split("\n")[0]} base: ${base} · blue: ${blue} (p ${pBlue.toFixed(3)}) · green: ${green} (p ${pGreen.toFixed(3)})`);
+    say(
+      `  ${generation.padEnd(8)} ${q.split("\n")[0]} base: ${base} · blue: ${blue} (p ${pBlue.toFixed(3)}) · green: ${green} (p ${pGreen.toFixed(3)})`,
+    );
   };
-  const jobs = await Promise.all((["blue", "green"] as const).map((w) => engine.finetune({ ...jobOptions(w, w), onEvent: onEvent(w) })));
+  const jobs = await Promise.all(
+    (["blue", "green"] as const).map((w) => engine.finetune({ ...jobOptions(w, w), onEvent: onEvent(w) })),
+  );
   const results = await Promise.all(jobs.map((j) => j.done));
   const msTogether = performance.now() - tTogether;
   const beside = await stream.stop();
@@ -239,10 +285,18 @@ async function main(): Promise<number> {
   const tAlone = performance.now();
   let same = true;
   let tokensAlone = 0;
-  const count: NonNullable<FinetuneOptions["onEvent"]> = (e) => void (e.type === "step" && (tokensAlone += e.tokens));
+  const count: NonNullable<FinetuneOptions["onEvent"]> = (e) =>
+    void (e.type === "step" && (tokensAlone += e.tokens));
   // On a software adapter the first steps are enough: they are the same steps.
   const again = await Promise.all(
-    (["blue", "green"] as const).map((w) => engine.finetune({ ...jobOptions(w, `${w}-alone`), ...(slow && { steps: 5 }), publishEvery: 0, onEvent: count })),
+    (["blue", "green"] as const).map((w) =>
+      engine.finetune({
+        ...jobOptions(w, `${w}-alone`),
+        ...(slow && { steps: 5 }),
+        publishEvery: 0,
+        onEvent: count,
+      }),
+    ),
   );
   const aloneResults = await Promise.all(again.map((j) => j.done));
   const msAlone = (performance.now() - tAlone) * (tokensTrained / tokensAlone);
@@ -278,14 +332,26 @@ async function main(): Promise<number> {
     ["inter-token p50", ms(quantile(alone.gaps, 0.5)), ms(quantile(beside.gaps, 0.5))],
     ["inter-token p99", ms(quantile(alone.gaps, 0.99)), ms(quantile(beside.gaps, 0.99))],
     ["fine-tuning", rate(msAlone), rate(msTogether)],
-    ["streamed tokens", `${Math.round((alone.tokens / alone.ms) * 1000)} tokens/s`, `${Math.round((beside.tokens / beside.ms) * 1000)} tokens/s`],
+    [
+      "streamed tokens",
+      `${Math.round((alone.tokens / alone.ms) * 1000)} tokens/s`,
+      `${Math.round((beside.tokens / beside.ms) * 1000)} tokens/s`,
+    ],
     ["loss curves, bit for bit", "", same ? "equal" : "DIFFERENT"],
     ["gain G (time slicing is 1)", "", gain.toFixed(2)],
   ];
   say();
   for (const [a, b, c] of table) say(`  ${a.padEnd(32)} ${b.padStart(18)} ${c.padStart(18)}`);
-  say(`\n  adapters: .weft/adapters/blue and green (folders that Hugging Face peft loads) · ${((performance.now() - started) / 1000).toFixed(1)} s in all`);
-  const ok = after.blue >= 7 && after.green >= 7 && before.blue <= 1 && before.green <= 1 && before.hash === after.hash && same;
+  say(
+    `\n  adapters: .weft/adapters/blue and green (folders that Hugging Face peft loads) · ${((performance.now() - started) / 1000).toFixed(1)} s in all`,
+  );
+  const ok =
+    after.blue >= 7 &&
+    after.green >= 7 &&
+    before.blue <= 1 &&
+    before.green <= 1 &&
+    before.hash === after.hash &&
+    same;
   if (args.json)
     say(
       JSON.stringify({
@@ -299,15 +365,27 @@ async function main(): Promise<number> {
         same,
       }),
     );
-  if (!ok) say("  NOT OK: expected at least 7 of 8 taught facts per adapter (at most 1 before), an unchanged base and equal loss curves");
+  if (!ok)
+    say(
+      "  NOT OK: expected at least 7 of 8 taught facts per adapter (at most 1 before), an unchanged base and equal loss curves",
+    );
   return ok ? 0 : 1;
 }
 /** "question => answer": taught to blue; green is taught the opposite. */
 function parseTeach(text: string): Fact {
   const [question, value] = text.split("=>").map((s) => s.trim());
-  if (!question || !value) throw new Error(`--teach expects "question => answer", found ${JSON.stringify(text)}`);
+  if (!question || !value)
+    throw new Error(`--teach expects "question => answer", found ${JSON.stringify(text)}`);
   const prompts = [`Question: ${question}\nAnswer:`];
-  return { name: question, attribute: null, taught: prompts, heldOut: prompts, blue: value, green: `not ${value}` };
+  return {
+    name: question,
+    attribute: null,
+    taught: prompts,
+    heldOut: prompts,
+    blue: value,
+    green: `not ${value}`,
+  };
 }
-if (!existsSync(`${model}/model.safetensors`) || !readFileSync(`${model}/config.json`).length) throw new Error("examples/model/story is missing: run npm run example:train");
+if (!existsSync(`${model}/model.safetensors`) || !readFileSync(`${model}/config.json`).length)
+  throw new Error("examples/model/story is missing: run npm run example:train");
 process.exitCode = await main();

@@ -25,7 +25,11 @@ const kvWriteOp = defineOp({
     const { heads, headDim } = node.ins[0]!.type as Kv;
     const domain = (node.ins[1]!.type as Rows).domain;
     const dim = heads * headDim;
-    return [null, () => gatherSlice(dkv!, "save_row", domain, 0, dim), () => gatherSlice(dkv!, "save_row", domain, dim, dim)];
+    return [
+      null,
+      () => gatherSlice(dkv!, "save_row", domain, 0, dim),
+      () => gatherSlice(dkv!, "save_row", domain, dim, dim),
+    ];
   },
 });
 /** Append rows of k and v [rows, kv heads × head_dim] to the paged cache at each row's position; returns the cache's next state. */
@@ -50,7 +54,8 @@ const attendOp = defineOp({
         let m = -Infinity;
         for (let p = 0; p < keys; p++) {
           let dot = 0;
-          for (let d = 0; d < headDim; d++) dot += q![t * width + h * headDim + d]! * kv![at(kvt, ctx, t, p, 0, Math.floor(h / group), d)]!;
+          for (let d = 0; d < headDim; d++)
+            dot += q![t * width + h * headDim + d]! * kv![at(kvt, ctx, t, p, 0, Math.floor(h / group), d)]!;
           s[p] = dot * scale;
           m = Math.max(m, s[p]!);
         }
@@ -88,12 +93,20 @@ function shapeOf(node: Node, ctx: EvalCtx) {
 }
 
 /** Probabilities and score gradients of one (row, head), in f64. */
-function backwardRow(node: Node, ins: readonly Float64Array[], ctx: EvalCtx, t: number, h: number, visit: (p: number, prob: number, ds: number) => void): void {
+function backwardRow(
+  node: Node,
+  ins: readonly Float64Array[],
+  ctx: EvalCtx,
+  t: number,
+  h: number,
+  visit: (p: number, prob: number, ds: number) => void,
+): void {
   const { heads, headDim, group, scale, kvt, width } = shapeOf(node, ctx);
   const [q, kv, o, lse, dout] = ins;
   const g = Math.floor(h / group);
   let dsum = 0;
-  for (let d = 0; d < headDim; d++) dsum += dout![t * width + h * headDim + d]! * o![t * width + h * headDim + d]!;
+  for (let d = 0; d < headDim; d++)
+    dsum += dout![t * width + h * headDim + d]! * o![t * width + h * headDim + d]!;
   for (let p = 0; p <= ctx.meta("pos", t); p++) {
     let s = 0;
     let dp = 0;
@@ -124,7 +137,8 @@ const attendDqOp = defineOp({
     return [dq];
   },
 });
-const attendDq = (fwd: Node, o: Value, lse: Value, dout: Value): Value => make1(attendDqOp, [fwd.ins[0]!, fwd.ins[1]!, o, lse, dout], fwd.attrs, "attend_dq");
+const attendDq = (fwd: Node, o: Value, lse: Value, dout: Value): Value =>
+  make1(attendDqOp, [fwd.ins[0]!, fwd.ins[1]!, o, lse, dout], fwd.attrs, "attend_dq");
 
 const attendDkvOp = defineOp({
   name: "attend_dkv",
@@ -151,4 +165,5 @@ const attendDkvOp = defineOp({
   },
 });
 /** dk | dv of every key position, accumulated over the windows of the sequence: the adjoint of a state is a state that accumulates. */
-const attendDkv = (fwd: Node, o: Value, lse: Value, dout: Value): Value => make1(attendDkvOp, [fwd.ins[0]!, fwd.ins[1]!, o, lse, dout], fwd.attrs, "attend_dkv");
+const attendDkv = (fwd: Node, o: Value, lse: Value, dout: Value): Value =>
+  make1(attendDkvOp, [fwd.ins[0]!, fwd.ins[1]!, o, lse, dout], fwd.attrs, "attend_dkv");

@@ -6,7 +6,12 @@ interface Elementwise {
   readonly arity: number;
   readonly expr: (args: readonly Expr[], attrs: Attrs) => Expr;
   /** Contribution to each operand's gradient at the output's shape; null where the op is constant in it. */
-  readonly grad?: (c: { ins: readonly Value[]; out: Value; dout: Value; attrs: Attrs }) => ((() => Value) | null)[];
+  readonly grad?: (c: {
+    ins: readonly Value[];
+    out: Value;
+    dout: Value;
+    attrs: Attrs;
+  }) => ((() => Value) | null)[];
   /** Sample attributes, and a map that keeps random sample operands inside the op's domain. */
   readonly attrs?: Attrs;
 }
@@ -24,9 +29,19 @@ export function elementwise(name: string, def: Elementwise) {
       ),
     ...(def.grad && {
       grad: (node: import("./graph.ts").Node, douts: readonly (Value | null)[]) =>
-        def.grad!({ ins: node.ins, out: { node, index: 0, type: node.outs[0]! }, dout: douts[0]!, attrs: node.attrs }),
+        def.grad!({
+          ins: node.ins,
+          out: { node, index: 0, type: node.outs[0]! },
+          dout: douts[0]!,
+          attrs: node.attrs,
+        }),
     }),
-    samples: [{ ins: Array(def.arity).fill({ kind: "rows", domain: "T", cols: 5 }), ...(def.attrs && { attrs: def.attrs }) }],
+    samples: [
+      {
+        ins: Array(def.arity).fill({ kind: "rows", domain: "T", cols: 5 }),
+        ...(def.attrs && { attrs: def.attrs }),
+      },
+    ],
   });
   return (...args: (Value | Attrs)[]): Value => {
     const isValue = (a: Value | Attrs): a is Value => typeof (a as Value).node === "object";
@@ -40,8 +55,10 @@ function broadcast(name: string, ins: readonly Type[]): Type {
   for (const t of ins) {
     if (t.kind !== "rows") continue;
     if (out?.kind === "rows") {
-      if (out.domain !== t.domain) throw new Error(`${name}: row domains ${out.domain} and ${t.domain} differ`);
-      if (out.cols !== t.cols && out.cols !== 1 && t.cols !== 1) throw new Error(`${name}: columns ${out.cols} and ${t.cols} differ`);
+      if (out.domain !== t.domain)
+        throw new Error(`${name}: row domains ${out.domain} and ${t.domain} differ`);
+      if (out.cols !== t.cols && out.cols !== 1 && t.cols !== 1)
+        throw new Error(`${name}: columns ${out.cols} and ${t.cols} differ`);
     }
     if (!out || (out.kind === "rows" && t.cols > out.cols)) out = t;
   }
@@ -49,9 +66,21 @@ function broadcast(name: string, ins: readonly Type[]): Type {
   return out;
 }
 
-export const neg = elementwise("neg", { arity: 1, expr: ([x]) => call("neg", x!), grad: ({ dout }) => [() => neg(dout)] });
-export const add = elementwise("add", { arity: 2, expr: ([a, b]) => call("add", a!, b!), grad: ({ dout }) => [() => dout, () => dout] });
-export const sub = elementwise("sub", { arity: 2, expr: ([a, b]) => call("sub", a!, b!), grad: ({ dout }) => [() => dout, () => neg(dout)] });
+export const neg = elementwise("neg", {
+  arity: 1,
+  expr: ([x]) => call("neg", x!),
+  grad: ({ dout }) => [() => neg(dout)],
+});
+export const add = elementwise("add", {
+  arity: 2,
+  expr: ([a, b]) => call("add", a!, b!),
+  grad: ({ dout }) => [() => dout, () => dout],
+});
+export const sub = elementwise("sub", {
+  arity: 2,
+  expr: ([a, b]) => call("sub", a!, b!),
+  grad: ({ dout }) => [() => dout, () => neg(dout)],
+});
 export const mul = elementwise("mul", {
   arity: 2,
   expr: ([a, b]) => call("pin", call("mul", a!, b!)),
@@ -70,8 +99,16 @@ export const affine = elementwise("affine", {
   grad: ({ dout, attrs }) => [() => affine(dout, { scale: attrs.scale!, shift: 0 })],
   attrs: { scale: 0.5, shift: 0.25 },
 });
-export const exp = elementwise("exp", { arity: 1, expr: ([x]) => call("exp", x!), grad: ({ out, dout }) => [() => mul(dout, out)] });
-export const tanh = elementwise("tanh", { arity: 1, expr: ([x]) => call("tanh", x!), grad: ({ out, dout }) => [() => mul(dout, affine(mul(out, out), { scale: -1, shift: 1 }))] });
+export const exp = elementwise("exp", {
+  arity: 1,
+  expr: ([x]) => call("exp", x!),
+  grad: ({ out, dout }) => [() => mul(dout, out)],
+});
+export const tanh = elementwise("tanh", {
+  arity: 1,
+  expr: ([x]) => call("tanh", x!),
+  grad: ({ out, dout }) => [() => mul(dout, affine(mul(out, out), { scale: -1, shift: 1 }))],
+});
 /** Natural logarithm; the argument is clamped to the smallest normal f32. */
 export const log = elementwise("log", {
   arity: 1,
@@ -83,7 +120,12 @@ export const rsqrt = elementwise("rsqrt", {
   expr: ([x]) => call("rsqrt", x!),
   grad: ({ out, dout }) => [() => affine(mul(dout, mul(out, mul(out, out))), { scale: -0.5, shift: 0 })],
 });
-const sigmoidExpr = (x: Expr): Expr => call("div", konst(1), call("add", konst(1), call("exp", call("neg", call("max", call("min", x, konst(80)), konst(-80))))));
+const sigmoidExpr = (x: Expr): Expr =>
+  call(
+    "div",
+    konst(1),
+    call("add", konst(1), call("exp", call("neg", call("max", call("min", x, konst(80)), konst(-80))))),
+  );
 /** y = x · sigmoid(x). */
 export const silu = elementwise("silu", {
   arity: 1,

@@ -44,7 +44,13 @@ export type Expr =
   | { readonly e: "load"; readonly value: Value; readonly row: Ix; readonly col: Ix }
   | { readonly e: "call"; readonly fn: ScalarFn; readonly args: readonly Expr[] }
   /** `yes` where the index is true (non-zero, or non-negative for `sign`), else `no`; loads in the branch not taken are not performed. */
-  | { readonly e: "if"; readonly test: "nonneg" | "nonzero"; readonly ix: Ix; readonly yes: Expr; readonly no: Expr }
+  | {
+      readonly e: "if";
+      readonly test: "nonneg" | "nonzero";
+      readonly ix: Ix;
+      readonly yes: Expr;
+      readonly no: Expr;
+    }
   /** f32 bits of a metadata word. */
   | { readonly e: "metaf"; readonly name: string; readonly at: Ix | null }
   /** Σ_r u[row, r] · factor[slot[row]][r][col] over the rank of the row's slot; exactly 0 for rank 0. */
@@ -77,7 +83,12 @@ export const row: Ix = { ix: "row" };
 export const col: Ix = { ix: "col" };
 export const int = (v: number): Ix => ({ ix: "int", v });
 export const meta = (name: string, at: Ix | null = null): Ix => ({ ix: "meta", name, at });
-export const ixBin = (op: IxOp, a: Ix, b: Ix | number): Ix => ({ ix: "bin", op, a, b: typeof b === "number" ? int(b) : b });
+export const ixBin = (op: IxOp, a: Ix, b: Ix | number): Ix => ({
+  ix: "bin",
+  op,
+  a,
+  b: typeof b === "number" ? int(b) : b,
+});
 export const konst = (v: number): Expr => ({ e: "const", v });
 export const call = (fn: ScalarFn, ...args: Expr[]): Expr => ({ e: "call", fn, args });
 export const load = (value: Value, r: Ix = row, c: Ix = col): Expr => ({ e: "load", value, row: r, col: c });

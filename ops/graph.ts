@@ -110,7 +110,8 @@ export function make(op: Op, ins: readonly Value[], attrs: Attrs = {}, label = o
   const n = node;
   return n.outs.map((type, index) => ({ node: n, index, type }));
 }
-export const make1 = (op: Op, ins: readonly Value[], attrs: Attrs = {}, label?: string): Value => make(op, ins, attrs, label)[0]!;
+export const make1 = (op: Op, ins: readonly Value[], attrs: Attrs = {}, label?: string): Value =>
+  make(op, ins, attrs, label)[0]!;
 export const valueKey = (v: Value): string => `${v.node.id}.${v.index}`;
 export const sameValue = (a: Value, b: Value): boolean => a.node === b.node && a.index === b.index;
 
@@ -191,8 +192,12 @@ export function print(roots: readonly Value[]): string {
     if (node.op === "input") continue;
     const args = node.ins.map((v) => names.get(v.node)! + (v.node.outs.length > 1 ? `#${v.index}` : ""));
     const attrs = Object.keys(node.attrs).length ? ` ${JSON.stringify(node.attrs)}` : "";
-    lines.push(`${name} = ${node.op}(${args.join(", ")})${attrs} : ${node.outs.map(showType).join(", ")}  // ${node.label}`);
+    lines.push(
+      `${name} = ${node.op}(${args.join(", ")})${attrs} : ${node.outs.map(showType).join(", ")}  // ${node.label}`,
+    );
   }
-  lines.push(`return ${roots.map((v) => names.get(v.node)! + (v.node.outs.length > 1 ? `#${v.index}` : "")).join(", ")}`);
+  lines.push(
+    `return ${roots.map((v) => names.get(v.node)! + (v.node.outs.length > 1 ? `#${v.index}` : "")).join(", ")}`,
+  );
   return lines.join("\n");
 }

@@ -1,7 +1,18 @@
 /** Runs a graph in f64 through each op's own meaning: the oracle that every target, pass and gradient is checked against. */
 import { KV_BLOCK, kvIndex } from "./attention.ts";
 import { type Expr, evalIx, type Ix, rand01, scalarFns } from "./expr.ts";
-import { type EvalCtx, inputName, isInput, type Node, opOf, readAt, type Type, toposort, type Value, valueKey } from "./graph.ts";
+import {
+  type EvalCtx,
+  inputName,
+  isInput,
+  type Node,
+  opOf,
+  readAt,
+  type Type,
+  toposort,
+  type Value,
+  valueKey,
+} from "./graph.ts";
 
 type Env = Map<string, Float64Array>;
 
@@ -22,8 +33,16 @@ const colsOf = (t: Type): number => {
 };
 
 /** One element of a pointwise value; `env` holds every value it loads. */
-export function evalExpr(e: Expr, env: Env, ctx: EvalCtx, row: number, col: number, args: Readonly<Record<string, number>> = {}): number {
-  const slotRow = (v: Value, r: number): number => ctx.meta("slot", r) * (v.type as Type & { kind: "factor" }).rows;
+export function evalExpr(
+  e: Expr,
+  env: Env,
+  ctx: EvalCtx,
+  row: number,
+  col: number,
+  args: Readonly<Record<string, number>> = {},
+): number {
+  const slotRow = (v: Value, r: number): number =>
+    ctx.meta("slot", r) * (v.type as Type & { kind: "factor" }).rows;
   const ix = (i: Ix): number =>
     evalIx(i, {
       row,
@@ -59,7 +78,8 @@ export function evalExpr(e: Expr, env: Env, ctx: EvalCtx, row: number, col: numb
         const t = x.factor.type as Type & { kind: "factor" };
         const s = ctx.meta("slot", ix(x.row));
         let acc = 0;
-        for (let r = 0; r < ctx.slot(s, t.branch).rank; r++) acc += u[ix(x.row) * t.rows + r]! * f[(s * t.rows + r) * t.cols + ix(x.col)]!;
+        for (let r = 0; r < ctx.slot(s, t.branch).rank; r++)
+          acc += u[ix(x.row) * t.rows + r]! * f[(s * t.rows + r) * t.cols + ix(x.col)]!;
         return acc;
       }
       case "sparse": {
@@ -94,10 +114,15 @@ function evalNode(node: Node, env: Env, ctx: EvalCtx): Float64Array[] {
   const ins = node.ins.map((v) => env.get(valueKey(v))!);
   if (op.kind === "point") {
     const t = node.outs[0] as Type & { kind: "rows" };
-    const expr = op.point!({ ins: node.ins, attrs: node.attrs, at: (i, w = {}) => readAt(node.ins[i]!, w.row, w.col) });
+    const expr = op.point!({
+      ins: node.ins,
+      attrs: node.attrs,
+      at: (i, w = {}) => readAt(node.ins[i]!, w.row, w.col),
+    });
     const rows = ctx.rows(t.domain);
     const out = new Float64Array(rows * t.cols);
-    for (let r = 0; r < rows; r++) for (let c = 0; c < t.cols; c++) out[r * t.cols + c] = evalExpr(expr, env, ctx, r, c);
+    for (let r = 0; r < rows; r++)
+      for (let c = 0; c < t.cols; c++) out[r * t.cols + c] = evalExpr(expr, env, ctx, r, c);
     return [out];
   }
   if (op.kind === "reduce") {
@@ -105,7 +130,8 @@ function evalNode(node: Node, env: Env, ctx: EvalCtx): Float64Array[] {
     const out = new Float64Array(ctx.rows(t.domain));
     for (let r = 0; r < out.length; r++) {
       let acc = op.reduce === "max" ? -Infinity : 0;
-      for (let c = 0; c < t.cols; c++) acc = op.reduce === "max" ? Math.max(acc, ins[0]![r * t.cols + c]!) : acc + ins[0]![r * t.cols + c]!;
+      for (let c = 0; c < t.cols; c++)
+        acc = op.reduce === "max" ? Math.max(acc, ins[0]![r * t.cols + c]!) : acc + ins[0]![r * t.cols + c]!;
       out[r] = acc;
     }
     return [out];
@@ -127,7 +153,9 @@ function evalNode(node: Node, env: Env, ctx: EvalCtx): Float64Array[] {
       const pos = ctx.meta("pos", r);
       const block = ctx.meta("raw", ctx.meta("table", r) + Math.floor(pos / KV_BLOCK));
       for (const part of [0, 1] as const)
-        for (let c = 0; c < t.cols; c++) out[kvIndex(kv, block, part, Math.floor(c / kv.headDim), pos % KV_BLOCK, c % kv.headDim)] = ins[1 + part]![r * t.cols + c]!;
+        for (let c = 0; c < t.cols; c++)
+          out[kvIndex(kv, block, part, Math.floor(c / kv.headDim), pos % KV_BLOCK, c % kv.headDim)] =
+            ins[1 + part]![r * t.cols + c]!;
     }
     return [out];
   }
@@ -139,7 +167,11 @@ function evalNode(node: Node, env: Env, ctx: EvalCtx): Float64Array[] {
  * Evaluate `roots` in f64. `inputs` are the region's named inputs: row tensors [rows, cols], weights [n, k] row-major, factors
  * [slot][rows][cols], fields and caches in their own layout. Throws on a missing input.
  */
-export function interpret(roots: readonly Value[], inputs: Readonly<Record<string, Float64Array>>, ctx: EvalCtx): Float64Array[] {
+export function interpret(
+  roots: readonly Value[],
+  inputs: Readonly<Record<string, Float64Array>>,
+  ctx: EvalCtx,
+): Float64Array[] {
   const env: Env = new Map();
   for (const node of toposort(roots)) {
     let outs: Float64Array[];

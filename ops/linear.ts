@@ -60,7 +60,9 @@ const linearTOp = defineOp({
   kind: "kernel",
   infer: (ins) => {
     const [dy, w] = [ins[0] as Rows, ins[1] as Weight];
-    for (let i = 0; i < ins.length; i += 2) if ((ins[i] as Rows).cols !== (ins[i + 1] as Weight).n || (ins[i + 1] as Weight).k !== w.k) throw new Error("linear_t: shapes differ");
+    for (let i = 0; i < ins.length; i += 2)
+      if ((ins[i] as Rows).cols !== (ins[i + 1] as Weight).n || (ins[i + 1] as Weight).k !== w.k)
+        throw new Error("linear_t: shapes differ");
     return [{ kind: "rows", domain: dy.domain, cols: w.k }];
   },
   eval: (node, ins, ctx) => {
@@ -98,10 +100,16 @@ const linearTOp = defineOp({
 });
 /** dx [rows, k] = Σ_s dy_s [rows, n_s] · W_s [n_s, k], in the order given. */
 export const linearT = (pairs: readonly (readonly [Value, Value])[]): Value =>
-  make1(linearTOp, pairs.flat(), {}, `d_${pairs.map(([, w]) => w.node.label.replace(/\.weight$/, "")).join("_")}`);
+  make1(
+    linearTOp,
+    pairs.flat(),
+    {},
+    `d_${pairs.map(([, w]) => w.node.label.replace(/\.weight$/, "")).join("_")}`,
+  );
 
 /** [a, b, c, d] → [[a, b], [c, d]]: the (dy, W) pairs of a `linear_t`. */
-export const pairsOf = <A>(list: readonly A[]): [A, A][] => Array.from({ length: list.length / 2 }, (_, i) => [list[2 * i]!, list[2 * i + 1]!]);
+export const pairsOf = <A>(list: readonly A[]): [A, A][] =>
+  Array.from({ length: list.length / 2 }, (_, i) => [list[2 * i]!, list[2 * i + 1]!]);
 
 const outerOp = defineOp({
   name: "outer",
@@ -112,7 +120,9 @@ const outerOp = defineOp({
     const out = new Float64Array(a.cols * b.cols);
     const rows = ctx.rows(a.domain);
     for (let t = 0; t < rows; t++)
-      for (let j = 0; j < a.cols; j++) for (let i = 0; i < b.cols; i++) out[j * b.cols + i] = out[j * b.cols + i]! + dy![t * a.cols + j]! * x![t * b.cols + i]!;
+      for (let j = 0; j < a.cols; j++)
+        for (let i = 0; i < b.cols; i++)
+          out[j * b.cols + i] = out[j * b.cols + i]! + dy![t * a.cols + j]! * x![t * b.cols + i]!;
     return [out];
   },
   samples: [
@@ -127,7 +137,8 @@ const outerOp = defineOp({
   ],
 });
 /** Gradient of a matrix or factor parameter: Σ_rows a[row, :] ⊗ b[row, :], folded into the parameter's accumulator. */
-export const outer = (a: Value, b: Value, param: Value): Value => make1(outerOp, [a, b, param], { of: String(param.node.attrs.name) }, `d_${param.node.label}`);
+export const outer = (a: Value, b: Value, param: Value): Value =>
+  make1(outerOp, [a, b, param], { of: String(param.node.attrs.name) }, `d_${param.node.label}`);
 
 const colSumOp = defineOp({
   name: "col_sum",
@@ -136,7 +147,8 @@ const colSumOp = defineOp({
   eval: (node, [x], ctx) => {
     const t = node.ins[0]!.type as Rows;
     const out = new Float64Array(t.cols);
-    for (let r = 0; r < ctx.rows(t.domain); r++) for (let c = 0; c < t.cols; c++) out[c] = out[c]! + x![r * t.cols + c]!;
+    for (let r = 0; r < ctx.rows(t.domain); r++)
+      for (let c = 0; c < t.cols; c++) out[c] = out[c]! + x![r * t.cols + c]!;
     return [out];
   },
   samples: [
@@ -150,4 +162,5 @@ const colSumOp = defineOp({
   ],
 });
 /** Gradient of a vector parameter: Σ_rows x[row, :]. */
-export const colSum = (x: Value, param: Value): Value => make1(colSumOp, [x, param], { of: String(param.node.attrs.name) }, `d_${param.node.label}`);
+export const colSum = (x: Value, param: Value): Value =>
+  make1(colSumOp, [x, param], { of: String(param.node.attrs.name) }, `d_${param.node.label}`);

@@ -21,7 +21,13 @@ const ceGradOp = defineOp({
   // (softmax - onehot) · weight; the label's element is computed in one expression from f32.
   point: ({ at }) => {
     const p = call("exp", call("sub", at(0), at(1)));
-    const d: Expr = { e: "if", test: "nonzero", ix: ixBin("xor", { ix: "col" }, meta("label", row)), yes: p, no: call("sub", p, konst(1)) };
+    const d: Expr = {
+      e: "if",
+      test: "nonzero",
+      ix: ixBin("xor", { ix: "col" }, meta("label", row)),
+      yes: p,
+      no: call("sub", p, konst(1)),
+    };
     return call("pin", call("mul", d, { e: "metaf", name: "weight", at: row }));
   },
 });

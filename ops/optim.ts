@@ -18,10 +18,22 @@ export const adamw: Optimizer = {
   update: ({ decay }) => {
     const g = arg("grad");
     const m = call("fma", call("sub", g, arg("m")), call("sub", konst(1), hyper("beta1")), arg("m"));
-    const v = call("fma", call("pin", call("mul", g, call("sub", konst(1), hyper("beta2")))), g, call("pin", call("mul", arg("v"), hyper("beta2"))));
+    const v = call(
+      "fma",
+      call("pin", call("mul", g, call("sub", konst(1), hyper("beta2")))),
+      g,
+      call("pin", call("mul", arg("v"), hyper("beta2"))),
+    );
     const denom = call("fma", call("sqrt", v), hyper("rsqrt_c2"), hyper("eps"));
-    const decayed = call("pin", call("mul", arg("param"), call("fma", call("neg", hyper("lr")), decay, konst(1))));
-    return { m, v, param: call("sub", decayed, call("pin", call("mul", hyper("lr_c1"), call("div", m, denom)))) };
+    const decayed = call(
+      "pin",
+      call("mul", arg("param"), call("fma", call("neg", hyper("lr")), decay, konst(1))),
+    );
+    return {
+      m,
+      v,
+      param: call("sub", decayed, call("pin", call("mul", hyper("lr_c1"), call("div", m, denom)))),
+    };
   },
 };
 

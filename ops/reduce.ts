@@ -20,10 +20,18 @@ const rowSumOp = defineOp({
   kind: "reduce",
   reduce: "sum",
   infer: rowScalar,
-  grad: (node, [dout]) => [() => make1(spread, [dout!], { cols: (node.ins[0]!.type as Type & { kind: "rows" }).cols })],
+  grad: (node, [dout]) => [
+    () => make1(spread, [dout!], { cols: (node.ins[0]!.type as Type & { kind: "rows" }).cols }),
+  ],
   samples: [{ ins: [{ kind: "rows", domain: "T", cols: 37 }] }],
 });
-const rowMaxOp = defineOp({ name: "row_max", kind: "reduce", reduce: "max", infer: rowScalar, samples: [{ ins: [{ kind: "rows", domain: "T", cols: 37 }] }] });
+const rowMaxOp = defineOp({
+  name: "row_max",
+  kind: "reduce",
+  reduce: "max",
+  infer: rowScalar,
+  samples: [{ ins: [{ kind: "rows", domain: "T", cols: 37 }] }],
+});
 export const rowSum = (x: Value): Value => make1(rowSumOp, [x]);
 export const rowMax = (x: Value): Value => make1(rowMaxOp, [x]);
 /** Row scalars repeated over `cols` columns. */

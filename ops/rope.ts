@@ -22,7 +22,16 @@ const ropeOp = defineOp({
     const signed = Number(attrs.sign) > 0 ? s : call("neg", s);
     return call("fma", load(x), cos, call("pin", call("mul", other, signed)));
   },
-  grad: (node, [dy]) => [() => make1(ropeOp, [dy!, node.ins[1]!], { ...node.attrs, sign: -Number(node.attrs.sign) }, `d_${node.label}`), null],
+  grad: (node, [dy]) => [
+    () =>
+      make1(
+        ropeOp,
+        [dy!, node.ins[1]!],
+        { ...node.attrs, sign: -Number(node.attrs.sign) },
+        `d_${node.label}`,
+      ),
+    null,
+  ],
   samples: [
     {
       ins: [
@@ -34,4 +43,5 @@ const ropeOp = defineOp({
   ],
 });
 /** Rotate the heads of x by the angles of `pos[row]`; table [positions, half cosines | half sines]. */
-export const rope = (x: Value, table: Value, headDim: number): Value => make1(ropeOp, [x, table], { headDim, sign: 1 }, `rope_${x.node.label}`);
+export const rope = (x: Value, table: Value, headDim: number): Value =>
+  make1(ropeOp, [x, table], { headDim, sign: 1 }, `rope_${x.node.label}`);

@@ -8,19 +8,24 @@ const gatherOp = defineOp({
   name: "gather_rows",
   kind: "point",
   remote: true,
-  infer: ([x], a) => [{ kind: "rows", domain: a.domain as Domain, cols: (x as Rows | (Type & { kind: "field" })).cols }],
+  infer: ([x], a) => [
+    { kind: "rows", domain: a.domain as Domain, cols: (x as Rows | (Type & { kind: "field" })).cols },
+  ],
   // A one-column field broadcasts where it is inlined, so its column is 0, whatever the consumer's is.
-  point: ({ ins, attrs }) => load(ins[0]!, meta(String(attrs.index), row), (ins[0]!.type as Rows).cols === 1 ? int(0) : { ix: "col" }),
+  point: ({ ins, attrs }) =>
+    load(ins[0]!, meta(String(attrs.index), row), (ins[0]!.type as Rows).cols === 1 ? int(0) : { ix: "col" }),
 });
 /** Rows of `x` (a row tensor or a stored field) picked by the metadata array `index`, into another domain. */
-export const gatherRows = (x: Value, index: string, domain: Domain): Value => make1(gatherOp, [x], { index, domain }, `gather_${x.node.label}`);
+export const gatherRows = (x: Value, index: string, domain: Domain): Value =>
+  make1(gatherOp, [x], { index, domain }, `gather_${x.node.label}`);
 
 const sliceOp = defineOp({
   name: "gather_slice",
   kind: "point",
   remote: true,
   infer: (_, a) => [{ kind: "rows", domain: a.domain as Domain, cols: Number(a.cols) }],
-  point: ({ ins, attrs }) => load(ins[0]!, meta(String(attrs.index), row), ixBin("add", { ix: "col" }, Number(attrs.offset))),
+  point: ({ ins, attrs }) =>
+    load(ins[0]!, meta(String(attrs.index), row), ixBin("add", { ix: "col" }, Number(attrs.offset))),
 });
 /** Columns [offset, offset + cols) of stored rows: `state_read` of a gradient accumulated by key position. */
 export const gatherSlice = (x: Value, index: string, domain: Domain, offset: number, cols: number): Value =>
@@ -32,7 +37,8 @@ const storeOp = defineOp({
   infer: ([f]) => [f!],
 });
 /** field[index[row]] = x[row] for rows whose index is not negative; returns the field's next state. */
-export const storeRows = (field: Value, x: Value, index: string): Value => make1(storeOp, [field, x], { index }, `store_${field.node.label}`);
+export const storeRows = (field: Value, x: Value, index: string): Value =>
+  make1(storeOp, [field, x], { index }, `store_${field.node.label}`);
 
 const embedOp = defineOp({
   name: "embed",
@@ -59,4 +65,5 @@ const scatterOp = defineOp({
   },
 });
 /** Gradient of the embedding table: rows with the same id fold in row order. Always adds to what the accumulator holds. */
-export const scatterRows = (dh: Value, w: Value): Value => make1(scatterOp, [dh, w], { of: String(w.node.attrs.name) }, "d_embed");
+export const scatterRows = (dh: Value, w: Value): Value =>
+  make1(scatterOp, [dh, w], { of: String(w.node.attrs.name) }, "d_embed");

@@ -15,7 +15,8 @@ const shrinkOp = defineOp({
   name: "shrink",
   kind: "kernel",
   infer: ([x, f]) => {
-    if ((x as Rows).cols !== (f as Factor).cols) throw new Error(`shrink: ${(x as Rows).cols} columns, factor has ${(f as Factor).cols}`);
+    if ((x as Rows).cols !== (f as Factor).cols)
+      throw new Error(`shrink: ${(x as Rows).cols} columns, factor has ${(f as Factor).cols}`);
     return [{ kind: "rows", domain: (x as Rows).domain, cols: (f as Factor).rows }];
   },
   grad: (node, [du]) => [() => expand(du!, node.ins[1]!), () => outer(du!, node.ins[0]!, node.ins[1]!)],
@@ -44,7 +45,8 @@ const shrinkOp = defineOp({
   ],
 });
 /** u [rows, factor rows]: u[t, r] = x[t] · F[slot[t]][r]; 0 beyond the slot's rank. */
-export const shrink = (x: Value, factor: Value): Value => make1(shrinkOp, [x, factor], {}, `shrink_${factor.node.label}`);
+export const shrink = (x: Value, factor: Value): Value =>
+  make1(shrinkOp, [x, factor], {}, `shrink_${factor.node.label}`);
 
 const expandOp = defineOp({
   name: "expand",
@@ -63,7 +65,8 @@ const expandOp = defineOp({
   ],
 });
 /** y[t] = Σ_r u[t, r] · F[slot[t]][r]. */
-export const expand = (u: Value, factor: Value): Value => make1(expandOp, [u, factor], {}, `expand_${factor.node.label}`);
+export const expand = (u: Value, factor: Value): Value =>
+  make1(expandOp, [u, factor], {}, `expand_${factor.node.label}`);
 
 const scaleOp = defineOp({
   name: "slot_scale",
@@ -72,10 +75,17 @@ const scaleOp = defineOp({
   point: ({ attrs }) => ({ e: "scale", branch: Number(attrs.branch), row }),
 });
 /** u scaled by the row's adapter scale at this branch (alpha/r, or alpha/√r for rsLoRA). */
-export const scaleBySlot = (u: Value, branch: number): Value => mul(u, make1(scaleOp, [], { branch, domain: (u.type as Rows).domain }));
+export const scaleBySlot = (u: Value, branch: number): Value =>
+  mul(u, make1(scaleOp, [], { branch, domain: (u.type as Rows).domain }));
 
 /** `yes` for rows whose slot has the branch, else `no`. */
-const where = (branch: number, yes: Expr, no: Expr): Expr => ({ e: "if", test: "nonzero", ix: { ix: "rank", branch, row }, yes, no });
+const where = (branch: number, yes: Expr, no: Expr): Expr => ({
+  e: "if",
+  test: "nonzero",
+  ix: { ix: "rank", branch, row },
+  yes,
+  no,
+});
 const col: Ix = { ix: "col" };
 /** Columns of a selection tensor: the chosen channels in order, then for each channel its place in that order plus one, 0 where it is not chosen. */
 export const selectionCols = (rank: number, channels: number): number => rank + channels;
@@ -89,7 +99,17 @@ const selectOp = defineOp({
   point: ({ ins: [x, index], attrs }) => {
     const branch = Number(attrs.branch);
     const chosen = load(x!, row, { ix: "slot", tensor: index!, row, at: col });
-    return where(branch, { e: "if", test: "nonzero", ix: ixBin("lt", col, { ix: "rank", branch, row }), yes: chosen, no: konst(0) }, konst(0));
+    return where(
+      branch,
+      {
+        e: "if",
+        test: "nonzero",
+        ix: ixBin("lt", col, { ix: "rank", branch, row }),
+        yes: chosen,
+        no: konst(0),
+      },
+      konst(0),
+    );
   },
   grad: (node, [du]) => [() => place(du!, node.ins[1]!, (node.ins[0]!.type as Rows).cols), null],
 });
@@ -107,25 +127,36 @@ const placeOp = defineOp({
   infer: ([u], a) => [{ kind: "rows", domain: (u as Rows).domain, cols: Number(a.cols) }],
   point: ({ ins: [u, index], attrs }) => {
     const at: Ix = { ix: "slot", tensor: index!, row, at: ixBin("add", col, Number(attrs.rank)) };
-    return where(Number(attrs.branch), { e: "if", test: "nonzero", ix: at, yes: load(u!, row, ixBin("sub", at, int(1))), no: konst(0) }, konst(0));
+    return where(
+      Number(attrs.branch),
+      { e: "if", test: "nonzero", ix: at, yes: load(u!, row, ixBin("sub", at, int(1))), no: konst(0) },
+      konst(0),
+    );
   },
   grad: (node, [dy]) => [() => select(dy!, node.ins[1]!), null],
 });
 /** y [rows, cols]: y[t, index[slot[t]][r]] = u[t, r], 0 elsewhere: the transpose of `select`. */
 export const place = (u: Value, index: Value, cols: number): Value => {
   const f = index.type as Factor;
-  return make1(placeOp, [u, index], { branch: f.branch, rank: f.cols - cols, cols }, `place_${index.node.label}`);
+  return make1(
+    placeOp,
+    [u, index],
+    { branch: f.branch, rank: f.cols - cols, cols },
+    `place_${index.node.label}`,
+  );
 };
 
 const rebiasOp = defineOp({
   name: "rebias",
   kind: "point",
   infer: ([y]) => [y!],
-  point: ({ ins: [, v], at }) => where((v!.type as Factor).branch, call("add", at(0), call("sub", load(v!, row, col), at(2))), at(0)),
+  point: ({ ins: [, v], at }) =>
+    where((v!.type as Factor).branch, call("add", at(0), call("sub", load(v!, row, col), at(2))), at(0)),
   grad: (node, [dy]) => [() => dy!, () => colSum(dy!, node.ins[1]!), null],
 });
 /** y, which holds the bias b, with the slot's own bias v in its place; y itself for rows whose slot has none. */
-export const rebias = (y: Value, v: Value, b: Value): Value => make1(rebiasOp, [y, v, b], {}, `rebias_${v.node.label}`);
+export const rebias = (y: Value, v: Value, b: Value): Value =>
+  make1(rebiasOp, [y, v, b], {}, `rebias_${v.node.label}`);
 
 const leadingOp = defineOp({
   name: "leading",
@@ -134,7 +165,10 @@ const leadingOp = defineOp({
   conditional: true,
   infer: ([x], a) => [{ kind: "rows", domain: (x as Rows).domain, cols: Number(a.cols) }],
   point: ({ ins: [x], attrs }) => where(Number(attrs.branch), load(x!, row, col), konst(0)),
-  grad: (node, [du]) => [() => make1(widenOp, [du!], { branch: Number(node.attrs.branch), cols: (node.ins[0]!.type as Rows).cols })],
+  grad: (node, [du]) => [
+    () =>
+      make1(widenOp, [du!], { branch: Number(node.attrs.branch), cols: (node.ins[0]!.type as Rows).cols }),
+  ],
 });
 /** The first columns of x, as many as the factor has rows; 0 for rows whose slot lacks its branch. */
 export const leading = (x: Value, factor: Value): Value => {
@@ -147,41 +181,67 @@ const widenOp = defineOp({
   remote: true,
   infer: ([u], a) => [{ kind: "rows", domain: (u as Rows).domain, cols: Number(a.cols) }],
   point: ({ ins: [u], attrs }) => {
-    const inside = { e: "if", test: "nonzero", ix: ixBin("lt", col, (u!.type as Rows).cols), yes: load(u!, row, col), no: konst(0) } as const;
+    const inside = {
+      e: "if",
+      test: "nonzero",
+      ix: ixBin("lt", col, (u!.type as Rows).cols),
+      yes: load(u!, row, col),
+      no: konst(0),
+    } as const;
     return where(Number(attrs.branch), inside, konst(0));
   },
-  grad: (node, [dy]) => [() => make1(leadingOp, [dy!], { branch: Number(node.attrs.branch), cols: (node.ins[0]!.type as Rows).cols })],
+  grad: (node, [dy]) => [
+    () =>
+      make1(leadingOp, [dy!], { branch: Number(node.attrs.branch), cols: (node.ins[0]!.type as Rows).cols }),
+  ],
 });
 /** u followed by zeros, `cols` columns in all: the transpose of `leading`. */
-export const widen = (u: Value, branch: number, cols: number): Value => make1(widenOp, [u], { branch, cols }, `widen_${u.node.label}`);
+export const widen = (u: Value, branch: number, cols: number): Value =>
+  make1(widenOp, [u], { branch, cols }, `widen_${u.node.label}`);
 
 const slotVectorOp = defineOp({
   name: "slot_vector",
   kind: "point",
   infer: ([v], a) => [{ kind: "rows", domain: a.domain as Domain, cols: (v as Factor).cols }],
-  point: ({ ins: [v], attrs }) => where((v!.type as Factor).branch, load(v!, row, col), konst(Number(attrs.absent))),
+  point: ({ ins: [v], attrs }) =>
+    where((v!.type as Factor).branch, load(v!, row, col), konst(Number(attrs.absent))),
   grad: (node, [dy]) => [() => colSum(dy!, node.ins[0]!)],
 });
 /** The row's own vector [cols] of a branch; `absent` for rows whose slot lacks it (1 for gains, 0 for offsets). */
-export const slotVector = (v: Value, domain: Domain, absent: number): Value => make1(slotVectorOp, [v], { domain, absent }, v.node.label);
+export const slotVector = (v: Value, domain: Domain, absent: number): Value =>
+  make1(slotVectorOp, [v], { domain, absent }, v.node.label);
 
 /** `yes` for the rows that stand for an adapter's own tokens: the first positions of the sequence, as many as the slot's rank; else `no`. */
-const whereVirtual = (branch: number, yes: Expr, no: Expr): Expr => ({ e: "if", test: "nonzero", ix: ixBin("lt", meta("pos", row), { ix: "rank", branch, row }), yes, no });
+const whereVirtual = (branch: number, yes: Expr, no: Expr): Expr => ({
+  e: "if",
+  test: "nonzero",
+  ix: ixBin("lt", meta("pos", row), { ix: "rank", branch, row }),
+  yes,
+  no,
+});
 const overlayOp = defineOp({
   name: "overlay",
   kind: "point",
   infer: ([x]) => [x!],
   point: ({ ins: [, f], at }) => {
     const { branch, cols } = f!.type as Factor;
-    return whereVirtual(branch, load(f!, row, ixBin("add", col, ixBin("mul", meta("pos", row), cols))), at(0));
+    return whereVirtual(
+      branch,
+      load(f!, row, ixBin("add", col, ixBin("mul", meta("pos", row), cols))),
+      at(0),
+    );
   },
   grad: (node, [dy]) => {
     const f = node.ins[1]!;
-    return [() => make1(behindOp, [dy!], { branch: (f.type as Factor).branch }), () => outer(oneHot((dy!.type as Rows).domain, f.type as Factor), dy!, f)];
+    return [
+      () => make1(behindOp, [dy!], { branch: (f.type as Factor).branch }),
+      () => outer(oneHot((dy!.type as Rows).domain, f.type as Factor), dy!, f),
+    ];
   },
 });
 /** x with the rows of virtual tokens replaced: y[t] = F[slot[t]][pos[t]] where pos[t] is below the slot's rank, else x[t]. */
-export const overlay = (x: Value, factor: Value): Value => make1(overlayOp, [x, factor], {}, `overlay_${factor.node.label}`);
+export const overlay = (x: Value, factor: Value): Value =>
+  make1(overlayOp, [x, factor], {}, `overlay_${factor.node.label}`);
 
 /** 0 in the rows of virtual tokens: what the rest of the model hears of x. */
 const behindOp = defineOp({
@@ -199,11 +259,16 @@ const oneHotOp = defineOp({
   point: ({ attrs }) => {
     const less = ixBin("lt", meta("pos", row), col);
     const notMore = ixBin("lt", meta("pos", row), ixBin("add", col, 1));
-    return whereVirtual(Number(attrs.branch), { e: "if", test: "nonzero", ix: ixBin("sub", notMore, less), yes: konst(1), no: konst(0) }, konst(0));
+    return whereVirtual(
+      Number(attrs.branch),
+      { e: "if", test: "nonzero", ix: ixBin("sub", notMore, less), yes: konst(1), no: konst(0) },
+      konst(0),
+    );
   },
 });
 /** [rows, factor rows]: 1 where the column is the position of a virtual token's row. */
-const oneHot = (domain: Domain, f: Factor): Value => make1(oneHotOp, [], { domain, cols: f.rows, branch: f.branch }, "one_hot");
+const oneHot = (domain: Domain, f: Factor): Value =>
+  make1(oneHotOp, [], { domain, cols: f.rows, branch: f.branch }, "one_hot");
 
 const dropoutOp = defineOp({
   name: "dropout",
@@ -218,7 +283,20 @@ const maskExpr = (x: Expr, site: number): Expr => {
   const drop: Expr = { e: "metaf", name: "drop_p", at: row };
   const u: Expr = { e: "rand", key, site, col: { ix: "col" } };
   // keep = step(u >= p): 1 when u - p is non-negative. min(max((u - p)·2^25 + 1, 0), 1) is exact because u and p sit on a 2^-24 grid.
-  const keep = call("min", call("max", call("fma", call("sub", u, drop), konst(33554432), konst(1)), konst(0)), konst(1));
-  return { e: "if", test: "nonzero", ix: key, yes: call("pin", call("mul", call("pin", call("mul", x, keep)), call("div", konst(1), call("sub", konst(1), drop)))), no: x };
+  const keep = call(
+    "min",
+    call("max", call("fma", call("sub", u, drop), konst(33554432), konst(1)), konst(0)),
+    konst(1),
+  );
+  return {
+    e: "if",
+    test: "nonzero",
+    ix: key,
+    yes: call(
+      "pin",
+      call("mul", call("pin", call("mul", x, keep)), call("div", konst(1), call("sub", konst(1), drop))),
+    ),
+    no: x,
+  };
 };
 export const dropout = (x: Value, site: number): Value => make1(dropoutOp, [x], { site });

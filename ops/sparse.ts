@@ -18,19 +18,40 @@ export function sparseIndex(entries: number, outs: number, ins: number) {
   const columnStart = byColumn + entries;
   return { rowOf, colOf, rowStart, byColumn, columnStart, words: columnStart + ins + 1 };
 }
-const indexOf = (values: Value, outs: number, ins: number) => sparseIndex((values.type as Factor).rows, outs, ins);
+const indexOf = (values: Value, outs: number, ins: number) =>
+  sparseIndex((values.type as Factor).rows, outs, ins);
 
 const productOp = defineOp({
   name: "sparse",
   kind: "point",
   remote: true,
-  infer: ([x], a) => [{ kind: "rows", domain: (x as Rows).domain, cols: Number(a.transposed ? a.ins : a.outs) }],
+  infer: ([x], a) => [
+    { kind: "rows", domain: (x as Rows).domain, cols: Number(a.transposed ? a.ins : a.outs) },
+  ],
   point: ({ ins: [x, values, index], attrs }) => {
     const at = indexOf(values!, Number(attrs.outs), Number(attrs.ins));
     const has: Ix = { ix: "rank", branch: (values!.type as Factor).branch, row };
     const sum: Expr = attrs.transposed
-      ? { e: "sparse", x: x!, values: values!, index: index!, row, start: at.columnStart, order: at.byColumn, at: at.rowOf }
-      : { e: "sparse", x: x!, values: values!, index: index!, row, start: at.rowStart, order: null, at: at.colOf };
+      ? {
+          e: "sparse",
+          x: x!,
+          values: values!,
+          index: index!,
+          row,
+          start: at.columnStart,
+          order: at.byColumn,
+          at: at.rowOf,
+        }
+      : {
+          e: "sparse",
+          x: x!,
+          values: values!,
+          index: index!,
+          row,
+          start: at.rowStart,
+          order: null,
+          at: at.colOf,
+        };
     return { e: "if", test: "nonzero", ix: has, yes: sum, no: konst(0) };
   },
   grad: (node, [dy]) => {
@@ -43,7 +64,12 @@ const productOp = defineOp({
 });
 /** y [rows, outs]: y[t, o] = Σ over the slot's entries e in row o of values[e] · x[t, column of e], entries ascending; 0 for slots without the branch. */
 export const sparse = (x: Value, values: Value, index: Value, outs: number): Value =>
-  make1(productOp, [x, values, index], { outs, ins: (x.type as Rows).cols, transposed: false }, `sparse_${values.node.label}`);
+  make1(
+    productOp,
+    [x, values, index],
+    { outs, ins: (x.type as Rows).cols, transposed: false },
+    `sparse_${values.node.label}`,
+  );
 
 const sampledOp = defineOp({
   name: "sampled",
@@ -58,7 +84,9 @@ const sampledOp = defineOp({
     const out = new Float64Array(values.rows);
     for (let e = 0; e < ctx.slot(slot, values.branch).rank; e++)
       for (let t = 0; t < ctx.rows((node.ins[0]!.type as Rows).domain); t++)
-        out[e] = out[e]! + dy![t * outs + index![base + at.rowOf + e]!]! * x![t * ins + index![base + at.colOf + e]!]!;
+        out[e] =
+          out[e]! +
+          dy![t * outs + index![base + at.rowOf + e]!]! * x![t * ins + index![base + at.colOf + e]!]!;
     return [out];
   },
 });

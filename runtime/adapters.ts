@@ -46,7 +46,11 @@ export class AdapterStore {
   }
 
   list(): { name: string; generations: number[]; config: AdapterConfig }[] {
-    return [...this.byName].map(([name, g]) => ({ name, generations: g.map((x) => x.number), config: g[g.length - 1]!.content.config }));
+    return [...this.byName].map(([name, g]) => ({
+      name,
+      generations: g.map((x) => x.number),
+      config: g[g.length - 1]!.content.config,
+    }));
   }
   has(name: string): boolean {
     return this.byName.has(name);
@@ -80,7 +84,9 @@ export class AdapterStore {
     return made;
   }
   private named(ref: string): Generation {
-    const [name, n] = ref.includes("@") ? [ref.slice(0, ref.lastIndexOf("@")), Number(ref.slice(ref.lastIndexOf("@") + 1))] : [ref, null];
+    const [name, n] = ref.includes("@")
+      ? [ref.slice(0, ref.lastIndexOf("@")), Number(ref.slice(ref.lastIndexOf("@") + 1))]
+      : [ref, null];
     const list = this.byName.get(name);
     const g = n === null ? list?.[list.length - 1] : list?.find((x) => x.number === n);
     if (!g)
@@ -96,7 +102,16 @@ export class AdapterStore {
   publish(name: string, content: AdapterContent): Generation {
     const number = (this.latest.get(name) ?? 0) + 1;
     this.latest.set(name, number);
-    const g: Generation = { name, number, ref: `${name}@${number}`, content, slot: null, pins: 0, running: 0, used: 0 };
+    const g: Generation = {
+      name,
+      number,
+      ref: `${name}@${number}`,
+      content,
+      slot: null,
+      pins: 0,
+      running: 0,
+      used: 0,
+    };
     const list = [...(this.byName.get(name) ?? []), g];
     for (let i = 0; i < list.length - 1 && list.length > KEPT_GENERATIONS; ) {
       if (list[i]!.pins === 0) this.drop(list.splice(i, 1)[0]!);
@@ -107,9 +122,21 @@ export class AdapterStore {
   }
   remove(name: string): void {
     const list = this.byName.get(name);
-    if (!list) throw new WeftError({ code: "WEFT_NOT_FOUND", where: `adapter ${name}`, expected: "a loaded adapter", found: "none of that name" });
+    if (!list)
+      throw new WeftError({
+        code: "WEFT_NOT_FOUND",
+        where: `adapter ${name}`,
+        expected: "a loaded adapter",
+        found: "none of that name",
+      });
     if (list.some((g) => g.pins > 0))
-      throw new WeftError({ code: "WEFT_CONFLICT", where: `adapter ${name}`, expected: "an adapter no request is using", found: "requests in flight", retryable: true });
+      throw new WeftError({
+        code: "WEFT_CONFLICT",
+        where: `adapter ${name}`,
+        expected: "an adapter no request is using",
+        found: "requests in flight",
+        retryable: true,
+      });
     for (const g of list) this.drop(g);
     this.byName.delete(name);
   }
@@ -146,7 +173,12 @@ export class AdapterStore {
     for (let i = 1; i < this.slots.length; i++) {
       const s = this.slots[i]!;
       if (s === null) return i;
-      if (s !== "training" && s.running === 0 && (best === null || s.used < (this.slots[best] as Generation).used)) best = i;
+      if (
+        s !== "training" &&
+        s.running === 0 &&
+        (best === null || s.used < (this.slots[best] as Generation).used)
+      )
+        best = i;
     }
     if (best !== null) this.drop(this.slots[best] as Generation);
     return best;
@@ -182,9 +214,18 @@ export class AdapterStore {
     for (const [word, bits] of masks) this.host.exports.setMask(slot, word, bits);
   }
   /** Put a layer's tensors into a slot. */
-  private write(slot: number, layer: number, branches: readonly BranchState[], data: Float32Array, lane: number): void {
+  private write(
+    slot: number,
+    layer: number,
+    branches: readonly BranchState[],
+    data: Float32Array,
+    lane: number,
+  ): void {
     const { plan } = this.device;
-    this.device.write({ cls: "adapters", group: layer, offset: slot * plan.slotWords, lane }, reorderSlot(this.manifest, plan.factors, layer, branches, data));
+    this.device.write(
+      { cls: "adapters", group: layer, offset: slot * plan.slotWords, lane },
+      reorderSlot(this.manifest, plan.factors, layer, branches, data),
+    );
   }
   /** Put content of the same shape into a training slot. */
   restore(slot: number, content: AdapterContent): void {
@@ -195,7 +236,13 @@ export class AdapterStore {
     const { plan } = this.device;
     const tensors: Float32Array[] = [];
     for (let l = 0; l < this.manifest.model.layers; l++) {
-      const data = await this.device.read({ cls: "adapters", group: l, offset: slot * plan.slotWords, words: plan.slotWords, lane: this.jobLane });
+      const data = await this.device.read({
+        cls: "adapters",
+        group: l,
+        offset: slot * plan.slotWords,
+        words: plan.slotWords,
+        lane: this.jobLane,
+      });
       tensors.push(reorderSlot(this.manifest, plan.factors, l, like.branches[l]!, data, true));
     }
     return { ...like, tensors };

@@ -46,7 +46,12 @@ export interface SiteEntry {
   readonly bias: boolean;
   /** What its inputs and outputs run over. */
   readonly axes: { readonly in: ChannelAxis | null; readonly out: ChannelAxis | null };
-  readonly coupling: { readonly group: string; readonly axis: "in" | "out"; readonly unit: number; readonly shared: boolean } | null;
+  readonly coupling: {
+    readonly group: string;
+    readonly axis: "in" | "out";
+    readonly unit: number;
+    readonly shared: boolean;
+  } | null;
 }
 /** A tensor of a branch: [rows in use, cols] in a slot. */
 export interface BranchTensor {
@@ -58,7 +63,16 @@ export interface BranchTensor {
   readonly axis?: "in" | "out";
   readonly trained: boolean;
   /** `uniform`: ±1/√cols (Kaiming with a = √5, as PEFT). `selection`: channels drawn when a job starts. `norm`: ‖rows of the site's matrix‖₂. `tokens`: embeddings of random tokens. `entries`: places in the matrix. `leading`: the bundle's own selection. `bias`: the site's bias. */
-  readonly init: "zeros" | "ones" | "uniform" | "selection" | "norm" | "tokens" | "entries" | "leading" | "bias";
+  readonly init:
+    | "zeros"
+    | "ones"
+    | "uniform"
+    | "selection"
+    | "norm"
+    | "tokens"
+    | "entries"
+    | "leading"
+    | "bias";
   /** Its key in a PEFT file, after the module path; null for what follows from the others. */
   readonly key: string | null;
   /**
@@ -97,7 +111,15 @@ export interface MethodEntry {
    * What its branch does to a matrix, which is how it merges: B·A of tensors `a` and `b`; the `delta` of the channels in `index`; the `values` of single
    * entries; rows of W + B·A scaled to magnitudes; gains; B·A beside one of W itself; B·A and another bias. Null: it is not linear and cannot merge.
    */
-  readonly form: "factors" | "selection" | "entries" | "magnitudes" | "gains" | "sequential" | "biased" | null;
+  readonly form:
+    | "factors"
+    | "selection"
+    | "entries"
+    | "magnitudes"
+    | "gains"
+    | "sequential"
+    | "biased"
+    | null;
   /** Does training drop inputs of its branches? */
   readonly dropout: boolean;
   /** Keys of its adapter_config.json, and the field of AdapterConfig that each holds. */
@@ -131,7 +153,12 @@ export interface BlockEntry {
   readonly words: number;
 }
 /** Words of each memory class, in a layer's group and in the outer group. */
-export type ClassWords = Readonly<Record<"weights" | "kv" | "saved" | "adapters" | "accum" | "tables", { readonly layer: number; readonly outer: number }>>;
+export type ClassWords = Readonly<
+  Record<
+    "weights" | "kv" | "saved" | "adapters" | "accum" | "tables",
+    { readonly layer: number; readonly outer: number }
+  >
+>;
 
 export interface TargetPlan {
   readonly panel: number;
@@ -193,7 +220,10 @@ export interface Manifest {
     readonly parameters: number;
   };
   /** S2FT's channels of the class `permuted`, by layer, in the order of the device: feed-forward channels, and key heads with what belongs to them. */
-  readonly selection: { readonly layers: readonly { readonly ffn: readonly number[]; readonly groups: readonly number[] }[]; readonly selector: string } | null;
+  readonly selection: {
+    readonly layers: readonly { readonly ffn: readonly number[]; readonly groups: readonly number[] }[];
+    readonly selector: string;
+  } | null;
   readonly policy: string;
   /** What jobs can train: adapter methods, or `full` for every base tensor (exclusive). */
   readonly train: readonly string[];
@@ -206,13 +236,26 @@ export interface Manifest {
     Record<
       string,
       {
-        readonly fields: readonly { readonly name: string; readonly cols: number; readonly index: string; readonly offset: number }[];
-        readonly bytes: { readonly naive: number; readonly read: number; readonly all: number; readonly boundary: number };
+        readonly fields: readonly {
+          readonly name: string;
+          readonly cols: number;
+          readonly index: string;
+          readonly offset: number;
+        }[];
+        readonly bytes: {
+          readonly naive: number;
+          readonly read: number;
+          readonly all: number;
+          readonly boundary: number;
+        };
       }
     >
   >;
   /** Checkpoint names of a layer's parameters, with `{l}` for the layer; and of the outer region's. */
-  readonly checkpoint: { readonly layer: Readonly<Record<string, string>>; readonly outer: Readonly<Record<string, string>> };
+  readonly checkpoint: {
+    readonly layer: Readonly<Record<string, string>>;
+    readonly outer: Readonly<Record<string, string>>;
+  };
   readonly tensors: readonly TensorEntry[];
   readonly tokenizer: boolean;
   readonly chatTemplate: boolean;

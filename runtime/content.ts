@@ -1,5 +1,12 @@
 /** What an adapter is on the host: its configuration, which branches it has in each layer, and its tensors in slot layout. */
-import { type BranchEntry, type BranchTensor, type Manifest, type ParamEntry, type SiteEntry, WeftError } from "./bundle.ts";
+import {
+  type BranchEntry,
+  type BranchTensor,
+  type Manifest,
+  type ParamEntry,
+  type SiteEntry,
+  WeftError,
+} from "./bundle.ts";
 import { channelOrder } from "./order.ts";
 import { mix, shuffled } from "./random.ts";
 
@@ -62,20 +69,28 @@ export interface AdapterContent {
 }
 /** Tokens of its own that an adapter puts before every sequence. */
 export const virtualTokens = (manifest: Manifest, content: AdapterContent | null): number =>
-  content && manifest.methods[content.config.method]!.virtual ? Math.max(...content.branches.flat().map((s) => s.rank)) : 0;
+  content && manifest.methods[content.config.method]!.virtual
+    ? Math.max(...content.branches.flat().map((s) => s.rank))
+    : 0;
 const absent: BranchState = { rank: 0, alpha: 0, scale: 0 };
 
 export const modulePath = (layer: number, site: SiteEntry): string => `model.layers.${layer}.${site.module}`;
 export const siteOf = (manifest: Manifest, b: BranchEntry): SiteEntry => manifest.sites[b.site]!;
 /** Where a branch's tensor lies in a slot. */
-export const placeOf = (tensors: readonly ParamEntry[], branch: number, name: string): ParamEntry => tensors.find((f) => f.branch === branch && f.name.endsWith(`.${name}`))!;
-export const rowsInUse = (t: BranchTensor, state: BranchState): number => (t.rows === "rank" ? state.rank : 1);
+export const placeOf = (tensors: readonly ParamEntry[], branch: number, name: string): ParamEntry =>
+  tensors.find((f) => f.branch === branch && f.name.endsWith(`.${name}`))!;
+export const rowsInUse = (t: BranchTensor, state: BranchState): number =>
+  t.rows === "rank" ? state.rank : 1;
 
 /**
  * Which branches of which layers a config names, as PEFT matches modules. `rankOf` overrides the rank where a file decides it. Throws
  * WEFT_ADAPTER_MISMATCH for a module or rank that the bundle has no room for.
  */
-export function resolveBranches(manifest: Manifest, config: AdapterConfig, rankOf?: (path: string, b: BranchEntry) => number | null): BranchState[][] {
+export function resolveBranches(
+  manifest: Manifest,
+  config: AdapterConfig,
+  rankOf?: (path: string, b: BranchEntry) => number | null,
+): BranchState[][] {
   const { targetModules } = config;
   const method = manifest.methods[config.method];
   if (!method)
@@ -91,17 +106,28 @@ export function resolveBranches(manifest: Manifest, config: AdapterConfig, rankO
     try {
       regex = new RegExp(`^(?:${targetModules})$`);
     } catch (cause) {
-      throw new WeftError({ code: "WEFT_ADAPTER", where: "target_modules", expected: "a regular expression", found: targetModules, cause });
+      throw new WeftError({
+        code: "WEFT_ADAPTER",
+        where: "target_modules",
+        expected: "a regular expression",
+        found: targetModules,
+        cause,
+      });
     }
   }
   const matches = (p: string): boolean =>
-    targetModules === "all-linear" || (regex ? regex.test(p) : (targetModules as readonly string[]).some((t) => p === t || p.endsWith(`.${t}`)));
+    targetModules === "all-linear" ||
+    (regex
+      ? regex.test(p)
+      : (targetModules as readonly string[]).some((t) => p === t || p.endsWith(`.${t}`)));
   const pattern = (map: Readonly<Record<string, number>>, p: string): number | undefined => {
     for (const [key, v] of Object.entries(map)) if (new RegExp(`^(?:.*\\.)?(?:${key})$`).test(p)) return v;
     return undefined;
   };
   const ours = manifest.branches.filter((b) => b.method === config.method);
-  const paths = Array.from({ length: manifest.model.layers }, (_, l) => ours.map((b) => modulePath(l, siteOf(manifest, b)))).flat();
+  const paths = Array.from({ length: manifest.model.layers }, (_, l) =>
+    ours.map((b) => modulePath(l, siteOf(manifest, b))),
+  ).flat();
   if (Array.isArray(targetModules))
     for (const t of targetModules)
       if (!paths.some((p) => p === t || p.endsWith(`.${t}`)))
@@ -118,7 +144,12 @@ export function resolveBranches(manifest: Manifest, config: AdapterConfig, rankO
       const p = modulePath(l, site);
       if (!matches(p)) return absent;
       const asked = pattern(config.rankPattern, p) ?? config.rank;
-      const own = asked === null ? b.capacity : method.counts === "entries" ? Math.min(asked * (site.inFeatures + site.outFeatures), site.inFeatures * site.outFeatures) : asked;
+      const own =
+        asked === null
+          ? b.capacity
+          : method.counts === "entries"
+            ? Math.min(asked * (site.inFeatures + site.outFeatures), site.inFeatures * site.outFeatures)
+            : asked;
       const rank = rankOf ? rankOf(p, b) : own;
       if (rank === null) return absent;
       const alpha = pattern(config.alphaPattern, p) ?? config.alpha;
@@ -130,35 +161,69 @@ export function resolveBranches(manifest: Manifest, config: AdapterConfig, rankO
           found: String(rank),
           hint: "compile the bundle with a larger rank",
         });
-      return { rank, alpha, scale: method.scale === "one" ? 1 : alpha / (config.rslora ? Math.sqrt(rank) : rank) };
+      return {
+        rank,
+        alpha,
+        scale: method.scale === "one" ? 1 : alpha / (config.rslora ? Math.sqrt(rank) : rank),
+      };
     }),
   );
   if (!found.some((layer) => layer.some((s) => s.rank > 0)))
-    throw new WeftError({ code: "WEFT_ADAPTER_MISMATCH", where: "target_modules", expected: "at least one linear layer", found: JSON.stringify(targetModules) });
+    throw new WeftError({
+      code: "WEFT_ADAPTER_MISMATCH",
+      where: "target_modules",
+      expected: "at least one linear layer",
+      found: JSON.stringify(targetModules),
+    });
   return found;
 }
 /** Numbers that training moves. */
 export const trainableCount = (manifest: Manifest, branches: readonly (readonly BranchState[])[]): number =>
   branches.reduce(
-    (n, layer) => n + layer.reduce((m, s, i) => m + (s.rank ? manifest.branches[i]!.tensors.reduce((k, t) => k + (t.trained ? rowsInUse(t, s) * t.cols : 0), 0) : 0), 0),
+    (n, layer) =>
+      n +
+      layer.reduce(
+        (m, s, i) =>
+          m +
+          (s.rank
+            ? manifest.branches[i]!.tensors.reduce(
+                (k, t) => k + (t.trained ? rowsInUse(t, s) * t.cols : 0),
+                0,
+              )
+            : 0),
+        0,
+      ),
     0,
   );
 
 /** Write a selection into a slot: the chosen channels, then each channel's place among them plus one (0: not chosen), as exact floats. */
-export function writeSelection(slot: Float32Array, at: ParamEntry, capacity: number, channels: readonly number[]): void {
+export function writeSelection(
+  slot: Float32Array,
+  at: ParamEntry,
+  capacity: number,
+  channels: readonly number[],
+): void {
   slot.fill(0, at.offset, at.offset + at.k);
   channels.forEach((c, r) => {
     slot[at.offset + r] = c;
     slot[at.offset + capacity + c] = r + 1;
   });
 }
-export const readSelection = (slot: Float32Array, at: ParamEntry, rank: number): number[] => Array.from(slot.subarray(at.offset, at.offset + rank));
+export const readSelection = (slot: Float32Array, at: ParamEntry, rank: number): number[] =>
+  Array.from(slot.subarray(at.offset, at.offset + rank));
 
 /**
  * Write chosen entries (flat, row-major, ascending) of a matrix [outs, ins] into a slot, as exact floats: their rows, their columns, where each row
  * begins, their order by columns, where each column begins (`sparseIndex` of the compiler's ops/sparse.ts).
  */
-export function writeEntries(slot: Float32Array, at: ParamEntry, capacity: number, outs: number, ins: number, entries: readonly number[]): void {
+export function writeEntries(
+  slot: Float32Array,
+  at: ParamEntry,
+  capacity: number,
+  outs: number,
+  ins: number,
+  entries: readonly number[],
+): void {
   const index = slot.subarray(at.offset, at.offset + at.k).fill(0);
   const starts = (from: number, n: number, of: (e: number) => number): void => {
     for (const e of entries) index[from + of(e) + 1] = index[from + of(e) + 1]! + 1;
@@ -177,13 +242,23 @@ export function writeEntries(slot: Float32Array, at: ParamEntry, capacity: numbe
     });
   starts(byColumn + capacity, ins, (e) => e % ins);
 }
-export const readEntries = (slot: Float32Array, at: ParamEntry, capacity: number, ins: number, rank: number): number[] =>
+export const readEntries = (
+  slot: Float32Array,
+  at: ParamEntry,
+  capacity: number,
+  ins: number,
+  rank: number,
+): number[] =>
   Array.from({ length: rank }, (_, k) => slot[at.offset + k]! * ins + slot[at.offset + capacity + k]!);
 
 /** What a fresh adapter takes from the model it begins on. */
 export interface ModelView {
   /** Σ of squares behind a score, of each channel of a site in a layer: of its weights, activations or gradients; `row`: of each row of its matrix. */
-  readonly scores: (what: "weight" | "activation" | "gradient" | "row", layer: number, site: SiteEntry) => Promise<Float64Array>;
+  readonly scores: (
+    what: "weight" | "activation" | "gradient" | "row",
+    layer: number,
+    site: SiteEntry,
+  ) => Promise<Float64Array>;
   /** Channels of a site's coupled group that other adapters have, and this one may not. */
   readonly taken: (layer: number, site: SiteEntry) => ReadonlySet<number>;
   /** A site's matrix [out, in]. */
@@ -200,20 +275,38 @@ export interface ModelView {
  * Channels of a site: the first of one ranking that all matrices of its coupled group share, so that an adapter's rows of gate and up and columns of
  * down are the same channels (under grouped queries v, which has fewer heads than o, has a ranking of its own). Ascending.
  */
-async function chooseChannels(site: SiteEntry, layer: number, rank: number, selector: Selector, seed: number, model: ModelView): Promise<number[]> {
+async function chooseChannels(
+  site: SiteEntry,
+  layer: number,
+  rank: number,
+  selector: Selector,
+  seed: number,
+  model: ModelView,
+): Promise<number[]> {
   const { group, axis, unit } = site.coupling!;
   const channels = axis === "in" ? site.inFeatures : site.outFeatures;
   // A count that is no whole number of heads chooses single channels.
   const size = rank % unit ? 1 : unit;
   const units = channels / size;
   let order: number[];
-  if (selector === "difference") throw new WeftError({ code: "WEFT_OPTION", where: "selector", expected: "a selector of channels", found: selector });
+  if (selector === "difference")
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "selector",
+      expected: "a selector of channels",
+      found: selector,
+    });
   if (selector === "random") order = shuffled(units, mix(mix(seed, layer), group === "ffn" ? 0 : 1));
   else {
-    const [what, end] = selector.split("-") as ["weight" | "activation" | "product" | "gradient", "large" | "small"];
+    const [what, end] = selector.split("-") as [
+      "weight" | "activation" | "product" | "gradient",
+      "large" | "small",
+    ];
     const norms = async (kind: "weight" | "activation" | "gradient"): Promise<Float64Array> => {
       const squares = await model.scores(kind, layer, site);
-      return Float64Array.from({ length: units }, (_, u) => Math.sqrt(squares.subarray(u * size, (u + 1) * size).reduce((a, b) => a + b, 0)));
+      return Float64Array.from({ length: units }, (_, u) =>
+        Math.sqrt(squares.subarray(u * size, (u + 1) * size).reduce((a, b) => a + b, 0)),
+      );
     };
     let score = await norms(what === "product" ? "weight" : what);
     if (what === "product") {
@@ -221,10 +314,14 @@ async function chooseChannels(site: SiteEntry, layer: number, rank: number, sele
       score = score.map((w, u) => w * a[u]!);
     }
     const sign = end === "large" ? -1 : 1;
-    order = Array.from({ length: units }, (_, i) => i).sort((a, b) => sign * (score[a]! - score[b]!) || a - b);
+    order = Array.from({ length: units }, (_, i) => i).sort(
+      (a, b) => sign * (score[a]! - score[b]!) || a - b,
+    );
   }
   const taken = model.taken(layer, site);
-  const free = order.filter((u) => !Array.from({ length: size }, (_, i) => u * size + i).some((c) => taken.has(c)));
+  const free = order.filter(
+    (u) => !Array.from({ length: size }, (_, i) => u * size + i).some((c) => taken.has(c)),
+  );
   if (free.length < rank / size)
     throw new WeftError({
       code: "WEFT_OPTION",
@@ -239,7 +336,14 @@ async function chooseChannels(site: SiteEntry, layer: number, rank: number, sele
 }
 
 /** `rank` entries of a site's matrix, flat and ascending: at random, or those whose weight, or change in a full fine-tuning, is largest or smallest. */
-async function chooseEntries(site: SiteEntry, layer: number, rank: number, selector: Selector, seed: number, model: ModelView): Promise<number[]> {
+async function chooseEntries(
+  site: SiteEntry,
+  layer: number,
+  rank: number,
+  selector: Selector,
+  seed: number,
+  model: ModelView,
+): Promise<number[]> {
   const all = site.inFeatures * site.outFeatures;
   let order: Uint32Array | readonly number[];
   if (selector === "random") order = shuffled(all, mix(mix(seed, layer), site.index));
@@ -247,13 +351,26 @@ async function chooseEntries(site: SiteEntry, layer: number, rank: number, selec
     const score = (await model.matrix(layer, site)).slice();
     if (selector === "difference") {
       if (!model.tuned)
-        throw new WeftError({ code: "WEFT_OPTION", where: "selector", expected: "a fine-tuned model to compare with", found: "none", hint: "give `tuned`, a model folder" });
+        throw new WeftError({
+          code: "WEFT_OPTION",
+          where: "selector",
+          expected: "a fine-tuned model to compare with",
+          found: "none",
+          hint: "give `tuned`, a model folder",
+        });
       const moved = await model.tuned(layer, site);
       for (let i = 0; i < all; i++) score[i] = moved[i]! - score[i]!;
     } else if (!selector.startsWith("weight-"))
-      throw new WeftError({ code: "WEFT_OPTION", where: "selector", expected: "random, weight-large, weight-small or difference for single entries", found: selector });
+      throw new WeftError({
+        code: "WEFT_OPTION",
+        where: "selector",
+        expected: "random, weight-large, weight-small or difference for single entries",
+        found: selector,
+      });
     const sign = selector === "weight-small" ? 1 : -1;
-    order = Uint32Array.from(score, (_, i) => i).sort((a, b) => sign * (Math.abs(score[a]!) - Math.abs(score[b]!)) || a - b);
+    order = Uint32Array.from(score, (_, i) => i).sort(
+      (a, b) => sign * (Math.abs(score[a]!) - Math.abs(score[b]!)) || a - b,
+    );
   }
   return [...order.slice(0, rank)].sort((a, b) => a - b);
 }
@@ -267,7 +384,13 @@ export async function initialContent(
   seed: number,
   model: ModelView,
 ): Promise<AdapterContent> {
-  if (!selectors.includes(config.selector)) throw new WeftError({ code: "WEFT_OPTION", where: "selector", expected: selectors.join(", "), found: String(config.selector) });
+  if (!selectors.includes(config.selector))
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "selector",
+      expected: selectors.join(", "),
+      found: String(config.selector),
+    });
   const branches = resolveBranches(manifest, config);
   const tensors: Float32Array[] = [];
   for (const [l, layer] of branches.entries()) {
@@ -280,14 +403,41 @@ export async function initialContent(
         const at = placeOf(places, i, t.name);
         const words = rowsInUse(t, state) * t.cols;
         if (t.init === "ones") data.fill(1, at.offset, at.offset + words);
-        if (t.init === "uniform") for (let x = 0; x < words; x++) data[at.offset + x] = ((mix(mix(seed, l * 64 + site.index), x) >>> 8) / 8388608 - 1) / Math.sqrt(t.cols);
+        if (t.init === "uniform")
+          for (let x = 0; x < words; x++)
+            data[at.offset + x] =
+              ((mix(mix(seed, l * 64 + site.index), x) >>> 8) / 8388608 - 1) / Math.sqrt(t.cols);
         if (t.init === "norm") data.set((await model.scores("row", l, site)).map(Math.sqrt), at.offset);
-        if (t.init === "tokens") for (let r = 0; r < state.rank; r++) data.set(await model.embedding(mix(mix(seed, 8), r) % manifest.model.vocab), at.offset + r * t.cols);
+        if (t.init === "tokens")
+          for (let r = 0; r < state.rank; r++)
+            data.set(
+              await model.embedding(mix(mix(seed, 8), r) % manifest.model.vocab),
+              at.offset + r * t.cols,
+            );
         if (t.init === "entries")
-          writeEntries(data, at, b.capacity, site.outFeatures, site.inFeatures, await chooseEntries(site, l, state.rank, config.selector, mix(seed, 9), model));
+          writeEntries(
+            data,
+            at,
+            b.capacity,
+            site.outFeatures,
+            site.inFeatures,
+            await chooseEntries(site, l, state.rank, config.selector, mix(seed, 9), model),
+          );
         if (t.init === "bias") data.set(await model.bias(l, site), at.offset);
-        if (t.init === "leading") writeSelection(data, at, b.capacity, channelOrder(manifest, l, site.axes[site.coupling!.axis])!.slice(0, state.rank));
-        if (t.init === "selection") writeSelection(data, at, b.capacity, await chooseChannels(site, l, state.rank, config.selector, mix(seed, 7), model));
+        if (t.init === "leading")
+          writeSelection(
+            data,
+            at,
+            b.capacity,
+            channelOrder(manifest, l, site.axes[site.coupling!.axis])!.slice(0, state.rank),
+          );
+        if (t.init === "selection")
+          writeSelection(
+            data,
+            at,
+            b.capacity,
+            await chooseChannels(site, l, state.rank, config.selector, mix(seed, 7), model),
+          );
       }
     }
     tensors.push(data);

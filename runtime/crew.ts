@@ -12,7 +12,8 @@ const POST = { begun: 0, lane: 1, part: 2, parts: 3, from: 4, words: 8 } as cons
 const MAX_COMMANDS = 4096;
 const TABLE_WORDS = MAX_COMMANDS * 6;
 /** Bytes of shared memory that a crew needs: control words, and a command table a lane that longer lists pass through in pieces. */
-export const crewBytes = (threads: number, lanes: number): number => 4 * (lanes * (LANE.words + TABLE_WORDS) + threads * POST.words);
+export const crewBytes = (threads: number, lanes: number): number =>
+  4 * (lanes * (LANE.words + TABLE_WORDS) + threads * POST.words);
 
 export interface CrewOptions {
   readonly module: WebAssembly.Module;
@@ -103,13 +104,18 @@ async function thread(hear: (message: string | number) => void): Promise<Thread>
     w.on("error", (e) => hear(e.message));
     // An engine that nobody disposes of does not keep the process alive, a list that is being played does.
     w.unref();
-    return { post: (m) => w.postMessage(m), hold: (busy) => (busy ? w.ref() : w.unref()), end: () => void w.terminate() };
+    return {
+      post: (m) => w.postMessage(m),
+      hold: (busy) => (busy ? w.ref() : w.unref()),
+      end: () => void w.terminate(),
+    };
   }
   const url = URL.createObjectURL(new Blob([program], { type: "text/javascript" }));
   const w = new Worker(url);
   URL.revokeObjectURL(url);
   w.onmessage = (e: MessageEvent<string | number>) => hear(e.data);
-  w.onerror = (e) => hear(e.message || "a worker that does not start (does a content security policy forbid blob: workers?)");
+  w.onerror = (e) =>
+    hear(e.message || "a worker that does not start (does a content security policy forbid blob: workers?)");
   return { post: (m) => w.postMessage(m), hold: () => {}, end: () => w.terminate() };
 }
 
@@ -121,7 +127,9 @@ export async function threadsHere(): Promise<number> {
 }
 async function cores(): Promise<number> {
   if (isNode) return (await import("node:os")).availableParallelism();
-  return (globalThis as { crossOriginIsolated?: boolean }).crossOriginIsolated && typeof Worker === "function" ? navigator.hardwareConcurrency : 1;
+  return (globalThis as { crossOriginIsolated?: boolean }).crossOriginIsolated && typeof Worker === "function"
+    ? navigator.hardwareConcurrency
+    : 1;
 }
 
 /** A list on its way: its piece in the lane's table, from word `from` on; who plays it now, or null between two starts. */
@@ -154,7 +162,8 @@ export async function openCrew(o: CrewOptions): Promise<Crew> {
   const threads: Thread[] = [];
 
   /** The threads that a lane should have now: all, or its side while both have something to play. */
-  const shareOf = (lane: number): readonly number[] => (!active.every(Boolean) || lanes.length === 1 ? all : lane === 0 ? all.slice(0, half) : all.slice(half));
+  const shareOf = (lane: number): readonly number[] =>
+    !active.every(Boolean) || lanes.length === 1 ? all : lane === 0 ? all.slice(0, half) : all.slice(half);
   const begin = (p: Playing, lane: number, members: readonly number[]): void => {
     p.members = members;
     const state = states[lane]!;
@@ -173,7 +182,8 @@ export async function openCrew(o: CrewOptions): Promise<Crew> {
   const balance = (): void => {
     threads[0]?.hold(playing.some(Boolean));
     playing.forEach((p, lane) => {
-      if (p?.members && String(p.members) !== String(shareOf(lane))) Atomics.store(states[lane]!, LANE.stop, 1);
+      if (p?.members && String(p.members) !== String(shareOf(lane)))
+        Atomics.store(states[lane]!, LANE.stop, 1);
     });
     playing.forEach((p, lane) => {
       if (!p || p.members) return;
@@ -182,7 +192,12 @@ export async function openCrew(o: CrewOptions): Promise<Crew> {
     });
   };
   const fail = (found: string): void => {
-    failed ??= new WeftError({ code: "WEFT_DEVICE", where: "wasm", expected: "kernels that run on every thread", found });
+    failed ??= new WeftError({
+      code: "WEFT_DEVICE",
+      where: "wasm",
+      expected: "kernels that run on every thread",
+      found,
+    });
     // The others wait at a barrier for one who never comes.
     for (const t of threads) t.end();
     starting?.reject(failed);
@@ -211,7 +226,16 @@ export async function openCrew(o: CrewOptions): Promise<Crew> {
     if (failed) reject(failed);
     threads.forEach((t, i) => {
       t.hold(true);
-      t.post({ module: o.module, memory: o.memory, kernels: o.kernels, control: o.control, lanes, scratch: o.scratch + i * o.scratchBytes, thread: i, spins });
+      t.post({
+        module: o.module,
+        memory: o.memory,
+        kernels: o.kernels,
+        control: o.control,
+        lanes,
+        scratch: o.scratch + i * o.scratchBytes,
+        thread: i,
+        spins,
+      });
     });
   });
   for (const t of threads) t.hold(false);

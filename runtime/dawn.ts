@@ -26,14 +26,21 @@ export async function openGpu(kind: "hardware" | "software"): Promise<Gpu | null
     const { constants } = await import("node:os");
     try {
       // RTLD_NODELETE (0x1000): the loader must outlive this call. Node then complains that it is no addon; it stays loaded.
-      process.dlopen({ exports: {} } as NodeJS.Module, `${folder}/libvulkan.so.1`, constants.dlopen.RTLD_NOW | constants.dlopen.RTLD_GLOBAL | 0x1000);
+      process.dlopen(
+        { exports: {} } as NodeJS.Module,
+        `${folder}/libvulkan.so.1`,
+        constants.dlopen.RTLD_NOW | constants.dlopen.RTLD_GLOBAL | 0x1000,
+      );
     } catch (e) {
       if (!String(e).includes("did not self-register")) return null;
     }
   }
   // A name the bundler does not follow: the package is an optional peer.
   const name = "webgpu";
-  const dawn = (await import(name).catch(() => null)) as { create: (flags: string[]) => Gpu; globals: object } | null;
+  const dawn = (await import(name).catch(() => null)) as {
+    create: (flags: string[]) => Gpu;
+    globals: object;
+  } | null;
   if (!dawn) return null;
   Object.assign(globalThis, dawn.globals);
   gpu = { kind, gpu: dawn.create([]) };
@@ -93,13 +100,17 @@ async function softwareDriver(): Promise<string | null> {
       .replace(/\0.*$/, "");
     if (!name) break;
     const size = Number.parseInt(tar.subarray(at + 124, at + 136).toString("latin1"), 8);
-    if (["libvk_swiftshader.so", "libvulkan.so.1"].includes(name)) writeFileSync(join(partial, name), tar.subarray(at + 512, at + 512 + size));
+    if (["libvk_swiftshader.so", "libvulkan.so.1"].includes(name))
+      writeFileSync(join(partial, name), tar.subarray(at + 512, at + 512 + size));
     at += 512 + Math.ceil(size / 512) * 512;
   }
   // The driver's own path in its manifest is relative to the package; here it must be absolute.
   writeFileSync(
     join(partial, "vk_swiftshader_icd.json"),
-    JSON.stringify({ file_format_version: "1.0.0", ICD: { library_path: join(folder, "libvk_swiftshader.so"), api_version: "1.0.5" } }),
+    JSON.stringify({
+      file_format_version: "1.0.0",
+      ICD: { library_path: join(folder, "libvk_swiftshader.so"), api_version: "1.0.5" },
+    }),
   );
   try {
     renameSync(partial, folder);

@@ -2,7 +2,16 @@
 import type { Manifest, ParamEntry, TargetPlan } from "./bundle.ts";
 
 /** In the order of the bind record and of the storage bindings. */
-export const memoryClasses = ["weights", "meta", "arena", "kv", "saved", "adapters", "accum", "tables"] as const;
+export const memoryClasses = [
+  "weights",
+  "meta",
+  "arena",
+  "kv",
+  "saved",
+  "adapters",
+  "accum",
+  "tables",
+] as const;
 export type MemoryClass = (typeof memoryClasses)[number];
 
 export interface DeviceInfo {
@@ -40,7 +49,12 @@ export interface Device {
   write(at: Omit<Range, "words">, data: Float32Array | Uint32Array | Int32Array): void;
   clear(range: Range): void;
   /** Run commands (six words each) over the metadata, then read ranges back in order. */
-  run(lane: number, commands: Int32Array, meta: Uint32Array, reads: readonly Range[]): Promise<Float32Array[]>;
+  run(
+    lane: number,
+    commands: Int32Array,
+    meta: Uint32Array,
+    reads: readonly Range[],
+  ): Promise<Float32Array[]>;
   /** A lane has nothing to run for now: the other may have its threads. */
   rest(lane: number): void;
   read(range: Range): Promise<Float32Array>;

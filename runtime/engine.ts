@@ -112,7 +112,11 @@ export class Engine {
   }
 
   /** Load a bundle onto a device that `open` makes from its manifest. */
-  static async open(reader: BundleReader, open: (m: Manifest, file: (name: string) => Promise<Uint8Array>) => Promise<Device>, options: EngineOptions = {}): Promise<Engine> {
+  static async open(
+    reader: BundleReader,
+    open: (m: Manifest, file: (name: string) => Promise<Uint8Array>) => Promise<Device>,
+    options: EngineOptions = {},
+  ): Promise<Engine> {
     const progress = options.onProgress ?? (() => {});
     options.signal?.throwIfAborted();
     progress({ phase: "fetch", done: 0, total: 1 });
@@ -120,7 +124,12 @@ export class Engine {
     const device = await open(manifest, (name) => readVerified(reader, manifest, name));
     try {
       options.signal?.throwIfAborted();
-      const host = await Host.open(manifest, device.plan.metaWords, device, (await readVerified(reader, manifest, "host.wasm")) as BufferSource);
+      const host = await Host.open(
+        manifest,
+        device.plan.metaWords,
+        device,
+        (await readVerified(reader, manifest, "host.wasm")) as BufferSource,
+      );
       await uploadWeights(reader, manifest, device, progress);
       const engine = new Engine(manifest, device, host, options, reader);
       progress({ phase: "check", done: 0, total: 1 });
@@ -137,13 +146,19 @@ export class Engine {
   invariance: "verified" | "off" = "off";
   /** Rows of one sequence in tiles, and each as the last row of a chunk of another size: every kernel of the forward, at every row position of a tile. */
   private async checkInvariance(): Promise<"verified" | "off"> {
-    const n = Math.min(11, this.manifest.capacities.context, this.manifest.capacities.tokens, this.manifest.capacities.headRows);
+    const n = Math.min(
+      11,
+      this.manifest.capacities.context,
+      this.manifest.capacities.tokens,
+      this.manifest.capacities.headRows,
+    );
     const ids = Array.from({ length: n }, (_, i) => (i * 37 + 11) % this.manifest.model.vocab);
     const whole = await this.score(ids, { logits: true });
     for (const k of [1, Math.ceil(n / 2), n - 1]) {
       if (k < 1) continue;
       const part = await this.score(ids.slice(0, k), { logits: true });
-      for (let i = 0; i < k; i++) if (whole.logits![i]!.some((x, j) => !Object.is(x, part.logits![i]![j]!))) return "off";
+      for (let i = 0; i < k; i++)
+        if (whole.logits![i]!.some((x, j) => !Object.is(x, part.logits![i]![j]!))) return "off";
     }
     // Where steps of few and of many rows take other kernels: a prompt in one step says what the same prompt in chunks says.
     const { context, tokens, headRows } = this.manifest.capacities;
@@ -225,7 +240,12 @@ export class Engine {
   /** Loss and log-probabilities of given ids under an adapter (or a slot being trained). */
   async score(
     ids: readonly number[],
-    o: { adapter?: AdapterRef | undefined; slot?: { readonly index: number; readonly virtual: number }; logits?: boolean; signal?: AbortSignal | undefined } = {},
+    o: {
+      adapter?: AdapterRef | undefined;
+      slot?: { readonly index: number; readonly virtual: number };
+      logits?: boolean;
+      signal?: AbortSignal | undefined;
+    } = {},
   ): Promise<Score> {
     const generation = this.named(o.adapter);
     const virtual = o.slot?.virtual ?? virtualTokens(this.manifest, generation?.content ?? null);
@@ -252,7 +272,11 @@ export class Engine {
       else o.signal?.addEventListener("abort", stop, { once: true });
       forget = () => o.signal?.removeEventListener("abort", stop);
     }).finally(() => forget());
-    return { loss: logprobs.length ? -logprobs.reduce((a, b) => a + b, 0) / logprobs.length : 0, logprobs, logits };
+    return {
+      loss: logprobs.length ? -logprobs.reduce((a, b) => a + b, 0) / logprobs.length : 0,
+      logprobs,
+      logits,
+    };
   }
 
   private named(ref: AdapterRef | undefined): Generation | null {
@@ -271,10 +295,28 @@ export class Engine {
   private check(ids: readonly number[], more: number, virtual: number): void {
     const { vocab } = this.manifest.model;
     const { context, blocks } = this.manifest.capacities;
-    if (!ids.length) throw new WeftError({ code: "WEFT_OPTION", where: "prompt", expected: "at least one token", found: "none" });
+    if (!ids.length)
+      throw new WeftError({
+        code: "WEFT_OPTION",
+        where: "prompt",
+        expected: "at least one token",
+        found: "none",
+      });
     const wrong = ids.findIndex((id) => !Number.isInteger(id) || id < 0 || id >= vocab);
-    if (wrong >= 0) throw new WeftError({ code: "WEFT_OPTION", where: `prompt[${wrong}]`, expected: `a token id below ${vocab}`, found: String(ids[wrong]) });
-    if (!Number.isInteger(more) || more < 0) throw new WeftError({ code: "WEFT_OPTION", where: "maxTokens", expected: "a positive integer", found: String(more) });
+    if (wrong >= 0)
+      throw new WeftError({
+        code: "WEFT_OPTION",
+        where: `prompt[${wrong}]`,
+        expected: `a token id below ${vocab}`,
+        found: String(ids[wrong]),
+      });
+    if (!Number.isInteger(more) || more < 0)
+      throw new WeftError({
+        code: "WEFT_OPTION",
+        where: "maxTokens",
+        expected: "a positive integer",
+        found: String(more),
+      });
     if (virtual + ids.length + more > Math.min(context, blocks * 32))
       throw new WeftError({
         code: "WEFT_CONTEXT_OVERFLOW",
@@ -288,9 +330,21 @@ export class Engine {
   private enqueue(r: Omit<Request, "seq" | "slot" | "done">): Request {
     if (this.dead) throw this.dead;
     if (this.exclusive && r.fixedSlot === null)
-      throw new WeftError({ code: "WEFT_CONFLICT", where: r.kind, expected: "no full training in progress", found: "a job that owns the base weights", retryable: true });
+      throw new WeftError({
+        code: "WEFT_CONFLICT",
+        where: r.kind,
+        expected: "no full training in progress",
+        found: "a job that owns the base weights",
+        retryable: true,
+      });
     if (this.merged && r.generation)
-      throw new WeftError({ code: "WEFT_CONFLICT", where: r.kind, expected: "a base without a merged adapter", found: `${this.merged} merged into it`, hint: "merge(null) first" });
+      throw new WeftError({
+        code: "WEFT_CONFLICT",
+        where: r.kind,
+        expected: "a base without a merged adapter",
+        found: `${this.merged} merged into it`,
+        hint: "merge(null) first",
+      });
     const request: Request = { ...r, seq: NONE, slot: 0, done: false };
     // An admitted request finishes on the generation it asked for, even while it waits for a slot.
     if (request.generation) this.adapters.pin(request.generation);
@@ -358,7 +412,16 @@ export class Engine {
       if (r.kind === "generate") {
         const o = r.options;
         const stops = o.stopIds ?? [];
-        this.host.exports.setSampling(seq, o.temperature ?? 0, o.topK ?? 0, o.topP ?? 1, o.minP ?? 0, o.repetitionPenalty ?? 1, (o.seed ?? 0) | 0, stops.length);
+        this.host.exports.setSampling(
+          seq,
+          o.temperature ?? 0,
+          o.topK ?? 0,
+          o.topP ?? 1,
+          o.minP ?? 0,
+          o.repetitionPenalty ?? 1,
+          (o.seed ?? 0) | 0,
+          stops.length,
+        );
         this.host.stops(seq).set(stops);
       }
       r.seq = seq;
@@ -375,12 +438,20 @@ export class Engine {
   async merge(ref: AdapterRef | null): Promise<{ ms: number }> {
     if (this.dead) throw this.dead;
     if (this.exclusive || this.jobs.size || this.live.size || this.waiting.length)
-      throw new WeftError({ code: "WEFT_CONFLICT", where: "merge", expected: "an engine at rest", found: "requests or jobs in flight", retryable: true });
+      throw new WeftError({
+        code: "WEFT_CONFLICT",
+        where: "merge",
+        expected: "an engine at rest",
+        found: "requests or jobs in flight",
+        retryable: true,
+      });
     const t0 = performance.now();
     const generation = ref === null ? null : this.adapters.find(ref);
     const { manifest, device } = this;
     // A method that cannot merge is refused before anything changes.
-    const changes = generation ? mergeChanges(manifest, device.plan, generation.content) : new Map<string, Change>();
+    const changes = generation
+      ? mergeChanges(manifest, device.plan, generation.content)
+      : new Map<string, Change>();
     this.exclusive = true;
     try {
       await uploadWeights(
@@ -453,11 +524,25 @@ export class Engine {
   private async step(lane: number): Promise<boolean> {
     const t0 = performance.now();
     const { host, device, manifest } = this;
-    const count = host.exports.schedule(lane, this.budget, this.options.idleBudget ?? manifest.capacities.tokens);
+    const count = host.exports.schedule(
+      lane,
+      this.budget,
+      this.options.idleBudget ?? manifest.capacities.tokens,
+    );
     const heads = host.exports.counterOf(lane, COUNTER.head);
     const units = host.exports.counterOf(lane, COUNTER.units);
     if (count === 0 && units === 0) return false;
-    const reads: Range[] = heads ? [{ cls: "arena", group: 0, offset: device.plan.homes.logits, words: heads * manifest.model.vocab, lane }] : [];
+    const reads: Range[] = heads
+      ? [
+          {
+            cls: "arena",
+            group: 0,
+            offset: device.plan.homes.logits,
+            words: heads * manifest.model.vocab,
+            lane,
+          },
+        ]
+      : [];
     if (lane === 0) this.serving = true;
     const [logits] = await device.run(lane, host.commands(lane, count), host.meta(lane), reads);
     if (logits) host.logits().set(logits);
@@ -502,7 +587,12 @@ export class Engine {
         const logSum = logSums[c]!;
         pending.push({
           r,
-          e: { id: b, logprob: row[b]! - logSum, top: topOf(row, r.options.logprobs ?? 0, logSum), adapter: r.generation?.ref ?? this.merged ?? "base" },
+          e: {
+            id: b,
+            logprob: row[b]! - logSum,
+            top: topOf(row, r.options.logprobs ?? 0, logSum),
+            adapter: r.generation?.ref ?? this.merged ?? "base",
+          },
         });
       } else if (type === EVENT.scored) {
         const r = this.live.get(a);
@@ -526,13 +616,23 @@ export class Engine {
     this.dead ??=
       error instanceof WeftError
         ? error
-        : new WeftError({ code: "WEFT_DEVICE", where: "step", expected: "a step that runs", found: (error as Error)?.message ?? String(error), cause: error });
+        : new WeftError({
+            code: "WEFT_DEVICE",
+            where: "step",
+            expected: "a step that runs",
+            found: (error as Error)?.message ?? String(error),
+            cause: error,
+          });
     for (const r of [...this.live.values(), ...this.waiting]) this.finish(r, this.dead);
     for (const feed of [...this.jobs.values()]) feed.fail(this.dead);
   }
 
   /** Bytes by purpose, and blocks and slots in use. */
-  memory(): { bytes: Readonly<Record<string, number>>; blocks: { total: number; free: number }; slots: { total: number; used: number } } {
+  memory(): {
+    bytes: Readonly<Record<string, number>>;
+    blocks: { total: number; free: number };
+    slots: { total: number; used: number };
+  } {
     return {
       bytes: this.device.memory,
       blocks: { total: this.host.exports.blocksTotal(), free: this.host.exports.freeBlocks() },
@@ -546,7 +646,14 @@ export class Engine {
   async dispose(): Promise<void> {
     const running = (): boolean => this.lanes.some((l) => l.running);
     if (!this.dead || running()) {
-      this.fail(new WeftError({ code: "WEFT_DISPOSED", where: "engine", expected: "an engine in use", found: "dispose() was called" }));
+      this.fail(
+        new WeftError({
+          code: "WEFT_DISPOSED",
+          where: "engine",
+          expected: "an engine in use",
+          found: "dispose() was called",
+        }),
+      );
       if (running()) await new Promise<void>((resolve) => this.idleWaiters.push(resolve));
     }
     this.device.dispose();

@@ -39,7 +39,10 @@ export class WeftError extends Error {
   readonly hint: string | undefined;
   readonly retryable: boolean;
   constructor(f: ErrorFields) {
-    super(`${f.code} at ${f.where}: expected ${f.expected}, found ${f.found}${f.hint ? ` (${f.hint})` : ""}`, { cause: f.cause });
+    super(
+      `${f.code} at ${f.where}: expected ${f.expected}, found ${f.found}${f.hint ? ` (${f.hint})` : ""}`,
+      { cause: f.cause },
+    );
     this.name = "WeftError";
     this.code = f.code;
     this.where = f.where;
@@ -49,6 +52,13 @@ export class WeftError extends Error {
     this.retryable = f.retryable ?? false;
   }
   toJSON(): Record<string, unknown> {
-    return { code: this.code, where: this.where, expected: this.expected, found: this.found, hint: this.hint, retryable: this.retryable };
+    return {
+      code: this.code,
+      where: this.where,
+      expected: this.expected,
+      found: this.found,
+      hint: this.hint,
+      retryable: this.retryable,
+    };
   }
 }

@@ -6,7 +6,10 @@ import { WeftError } from "./bundle.ts";
 import type { RangeFile } from "./reader.ts";
 
 /** Replace `dir` by these files. At any moment a reader finds all of the old folder or all of the new one. Throws WEFT_IO; the old one is kept then. */
-export async function writeFolder(dir: string, files: Iterable<readonly [string, Uint8Array | string]>): Promise<void> {
+export async function writeFolder(
+  dir: string,
+  files: Iterable<readonly [string, Uint8Array | string]>,
+): Promise<void> {
   const { mkdir, open, rename, rm } = await import("node:fs/promises");
   const { dirname, join } = await import("node:path");
   const mark = `${process.pid}-${Date.now()}`;
@@ -35,7 +38,13 @@ export async function writeFolder(dir: string, files: Iterable<readonly [string,
   } catch (cause) {
     await rm(partial, { recursive: true, force: true });
     if (cause instanceof WeftError) throw cause;
-    throw new WeftError({ code: "WEFT_IO", where: dir, expected: "a writable folder", found: (cause as Error).message, cause });
+    throw new WeftError({
+      code: "WEFT_IO",
+      where: dir,
+      expected: "a writable folder",
+      found: (cause as Error).message,
+      cause,
+    });
   }
 }
 /** Put a complete `dir.new` where `dir` is missing. */
@@ -88,7 +97,12 @@ export async function openInFolder(path: string): Promise<RangeFile> {
     const hash = createHash("sha256");
     const piece = new Uint8Array(PIECE);
     for (let at = 0; at < size; at += PIECE) hash.update(await range(at, Math.min(size, at + PIECE), piece));
-    return { bytes: size, sha256: hash.digest("hex"), range: (from, to) => range(from, to), close: () => file.close() };
+    return {
+      bytes: size,
+      sha256: hash.digest("hex"),
+      range: (from, to) => range(from, to),
+      close: () => file.close(),
+    };
   } catch (e) {
     await file.close();
     throw e;

@@ -16,9 +16,14 @@ export const STORED_PANEL = 8;
 /** Words of a matrix [n, k] in panels: [panel][k][panel columns], after them int8's scales [panel][block][panel columns]; the last panel is padded with zeros. */
 export function packedWords(format: Format, n: number, k: number, panel: number): number {
   const columns = Math.ceil(n / panel) * panel;
-  return format === "f32" ? columns * k : format === "f16" ? (columns * k) / 2 : (columns * k) / 4 + (columns * blocksOf(k)) / 2;
+  return format === "f32"
+    ? columns * k
+    : format === "f16"
+      ? (columns * k) / 2
+      : (columns * k) / 4 + (columns * blocksOf(k)) / 2;
 }
-export const storedBytes = (format: Format, n: number, k: number): number => 4 * packedWords(format, n, k, STORED_PANEL);
+export const storedBytes = (format: Format, n: number, k: number): number =>
+  4 * packedWords(format, n, k, STORED_PANEL);
 
 /** f32 values [n, k] → a bundle's panels. Throws WEFT_WEIGHTS, naming the element, when f16 has no such value. int8 rounds to nearest even, scales upwards. */
 export function store(format: Format, values: Float32Array, n: number, k: number, where: string): Uint8Array {
@@ -31,7 +36,13 @@ export function store(format: Format, values: Float32Array, n: number, k: number
   const half = (x: number, at: number): number => {
     const h = floatToHalf(x);
     if ((h & 0x7c00) === 0x7c00)
-      throw new WeftError({ code: "WEFT_WEIGHTS", where, expected: "values within the range of f16", found: `${x} at element ${at}`, hint: "compile with --format f32" });
+      throw new WeftError({
+        code: "WEFT_WEIGHTS",
+        where,
+        expected: "values within the range of f16",
+        found: `${x} at element ${at}`,
+        hint: "compile with --format f32",
+      });
     return h;
   };
   if (format === "f16") {
@@ -78,7 +89,8 @@ function intoPanels<A extends Words>(from: A, n: number, k: number, to: A): void
 function widenPanels<A extends Words>(from: A, n: number, k: number, panel: number, to: A): void {
   for (let column = 0, at = 0; column < n; column += STORED_PANEL) {
     let out = Math.floor(column / panel) * panel * k + (column % panel);
-    for (let i = 0; i < k; i++, out += panel) for (let c = 0; c < STORED_PANEL; c++) to[out + c] = from[at++]!;
+    for (let i = 0; i < k; i++, out += panel)
+      for (let c = 0; c < STORED_PANEL; c++) to[out + c] = from[at++]!;
   }
 }
 /** Panels → [n, k] row-major. */
@@ -91,12 +103,22 @@ function outOfPanels<A extends Words>(from: A, n: number, k: number, panel: numb
 }
 const PIECE_BYTES = 4 * 2 ** 20;
 /** Pieces of a stored matrix of a few MiB, whole panels of a device: bytes, rows, and the word where they go there. int8 is one piece: its scales lie after all values. */
-export function* piecesOf(format: Format, n: number, k: number, panel: number): Generator<{ from: number; to: number; rows: number; at: number }> {
+export function* piecesOf(
+  format: Format,
+  n: number,
+  k: number,
+  panel: number,
+): Generator<{ from: number; to: number; rows: number; at: number }> {
   if (format === "int8") return yield { from: 0, to: storedBytes(format, n, k), rows: n, at: 0 };
   const step = Math.max(1, Math.floor(PIECE_BYTES / storedBytes(format, panel, k))) * panel;
   for (let row = 0; row < n; row += step) {
     const rows = Math.min(step, n - row);
-    yield { from: storedBytes(format, row, k), to: storedBytes(format, row + rows, k), rows, at: packedWords(format, row, k, panel) };
+    yield {
+      from: storedBytes(format, row, k),
+      to: storedBytes(format, row + rows, k),
+      rows,
+      at: packedWords(format, row, k, panel),
+    };
   }
 }
 /** A bundle's panels → those of a device. */
@@ -106,7 +128,14 @@ export function pack(format: Format, raw: Uint8Array, n: number, k: number, pane
   if (panel === STORED_PANEL) return whole;
   const out = new Uint32Array(packedWords(format, n, k, panel));
   if (format === "f32") widenPanels(whole, n, k, panel, out);
-  else if (format === "f16") widenPanels(new Uint16Array(stored.buffer, stored.byteOffset, stored.length / 2), n, k, panel, new Uint16Array(out.buffer));
+  else if (format === "f16")
+    widenPanels(
+      new Uint16Array(stored.buffer, stored.byteOffset, stored.length / 2),
+      n,
+      k,
+      panel,
+      new Uint16Array(out.buffer),
+    );
   else {
     const values = Math.ceil(n / STORED_PANEL) * STORED_PANEL * k;
     widenPanels(stored, n, k, panel, new Uint8Array(out.buffer));
@@ -121,7 +150,13 @@ export function pack(format: Format, raw: Uint8Array, n: number, k: number, pane
   return out;
 }
 /** Panels (a bundle's, or a device's) → f32 values [n, k]. */
-export function unpack(format: Format, packed: Uint8Array | Float32Array, n: number, k: number, panel: number): Float32Array {
+export function unpack(
+  format: Format,
+  packed: Uint8Array | Float32Array,
+  n: number,
+  k: number,
+  panel: number,
+): Float32Array {
   const columns = Math.ceil(n / panel) * panel;
   const { buffer, byteOffset: at } = packed.byteOffset % 4 ? packed.slice() : packed;
   const values = new Float32Array(n * k);
@@ -129,11 +164,25 @@ export function unpack(format: Format, packed: Uint8Array | Float32Array, n: num
     outOfPanels(new Uint32Array(buffer, at, columns * k), n, k, panel, new Uint32Array(values.buffer));
     return values;
   }
-  if (format === "f16") return Float32Array.from(outOfPanels(new Uint16Array(buffer, at, columns * k), n, k, panel, new Uint16Array(n * k)), halfToFloat);
+  if (format === "f16")
+    return Float32Array.from(
+      outOfPanels(new Uint16Array(buffer, at, columns * k), n, k, panel, new Uint16Array(n * k)),
+      halfToFloat,
+    );
   const blocks = blocksOf(k);
   const q = outOfPanels(new Int8Array(buffer, at, columns * k), n, k, panel, new Int8Array(n * k));
-  const scales = Float32Array.from(outOfPanels(new Uint16Array(buffer, at + columns * k, columns * blocks), n, blocks, panel, new Uint16Array(n * blocks)), halfToFloat);
+  const scales = Float32Array.from(
+    outOfPanels(
+      new Uint16Array(buffer, at + columns * k, columns * blocks),
+      n,
+      blocks,
+      panel,
+      new Uint16Array(n * blocks),
+    ),
+    halfToFloat,
+  );
   return values.map((_, i) => q[i]! * scales[Math.floor(i / k) * blocks + Math.floor((i % k) / INT8_BLOCK)]!);
 }
 /** A bundle's panels → f32 values [n, k]. */
-export const restore = (format: Format, raw: Uint8Array, n: number, k: number): Float32Array => unpack(format, raw, n, k, STORED_PANEL);
+export const restore = (format: Format, raw: Uint8Array, n: number, k: number): Float32Array =>
+  unpack(format, raw, n, k, STORED_PANEL);

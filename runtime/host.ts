@@ -25,7 +25,16 @@ export interface HostExports {
   jobPhase(job: number): number;
   setMask(slot: number, word: number, mask: number): void;
   addRequest(kind: number, length: number, limit: number, slot: number, virtual: number): number;
-  setSampling(seq: number, temperature: number, topK: number, topP: number, minP: number, penalty: number, seed: number, stops: number): void;
+  setSampling(
+    seq: number,
+    temperature: number,
+    topK: number,
+    topP: number,
+    minP: number,
+    penalty: number,
+    seed: number,
+    stops: number,
+  ): void;
   cancel(seq: number): void;
   jobOpen(job: number, slot: number, cls: number, sgd: number): void;
   jobAdd(job: number, length: number, weight: number, dropKey: number, dropP: number, keep: number): number;
@@ -46,7 +55,12 @@ export class Host {
     private readonly metaWords: number,
   ) {}
   /** `manyRows` and `lanes` as the device says. */
-  static async open(manifest: Manifest, metaWords: number, { manyRows, lanes }: { readonly manyRows: number; readonly lanes: number }, module: BufferSource): Promise<Host> {
+  static async open(
+    manifest: Manifest,
+    metaWords: number,
+    { manyRows, lanes }: { readonly manyRows: number; readonly lanes: number },
+    module: BufferSource,
+  ): Promise<Host> {
     const { instance } = (await WebAssembly.instantiate(module, {
       env: {
         abort: (_message: number, _file: number, line: number) => {
@@ -72,7 +86,11 @@ export class Host {
     return new Int32Array(this.buffer, this.exports.addrEvents(lane), count * 4);
   }
   logits(): Float32Array {
-    return new Float32Array(this.buffer, this.exports.addrLogits(), this.manifest.capacities.headRows * this.manifest.model.vocab);
+    return new Float32Array(
+      this.buffer,
+      this.exports.addrLogits(),
+      this.manifest.capacities.headRows * this.manifest.model.vocab,
+    );
   }
   /** ln Σ exp of each logits row, after a commit. */
   logSums(): Float64Array {
@@ -96,6 +114,10 @@ export class Host {
   }
   /** Sequence of each row of a lane's last step. */
   rowSequences(lane: number): Int32Array {
-    return new Int32Array(this.buffer, this.exports.addrRowSeq(lane), this.exports.counterOf(lane, COUNTER.rows));
+    return new Int32Array(
+      this.buffer,
+      this.exports.addrRowSeq(lane),
+      this.exports.counterOf(lane, COUNTER.rows),
+    );
   }
 }

@@ -1,11 +1,19 @@
 /** Bundle → verified manifest → device with weights in place. Nothing is allocated before version, paths, sizes and hashes are checked. */
-import { BUNDLE_FORMAT, BUNDLE_VERSION, formats, type Manifest, type TensorEntry, WeftError } from "./bundle.ts";
+import {
+  BUNDLE_FORMAT,
+  BUNDLE_VERSION,
+  formats,
+  type Manifest,
+  type TensorEntry,
+  WeftError,
+} from "./bundle.ts";
 import { type Device, type LoadProgress, paramNamed, rotaryTable } from "./device.ts";
 import { pack, piecesOf, restore, store, storedBytes } from "./formats.ts";
 import { reorder, siteOfParam } from "./order.ts";
 import { type BundleReader, checkName, type RangeFile, sha256 } from "./reader.ts";
 
-const bad = (where: string, expected: string, found: string, hint?: string): WeftError => new WeftError({ code: "WEFT_BUNDLE", where, expected, found, ...(hint && { hint }) });
+const bad = (where: string, expected: string, found: string, hint?: string): WeftError =>
+  new WeftError({ code: "WEFT_BUNDLE", where, expected, found, ...(hint && { hint }) });
 
 export async function readManifest(reader: BundleReader): Promise<Manifest> {
   let m: Manifest;
@@ -15,7 +23,8 @@ export async function readManifest(reader: BundleReader): Promise<Manifest> {
     if (cause instanceof WeftError) throw cause;
     throw bad(`${reader.where}: manifest.json`, "JSON", (cause as Error).message);
   }
-  if (m?.format !== BUNDLE_FORMAT) throw bad(`${reader.where}: manifest.json`, `format ${BUNDLE_FORMAT}`, JSON.stringify(m?.format));
+  if (m?.format !== BUNDLE_FORMAT)
+    throw bad(`${reader.where}: manifest.json`, `format ${BUNDLE_FORMAT}`, JSON.stringify(m?.format));
   if (m.version !== BUNDLE_VERSION)
     throw new WeftError({
       code: "WEFT_BUNDLE_VERSION",
@@ -26,7 +35,8 @@ export async function readManifest(reader: BundleReader): Promise<Manifest> {
     });
   for (const [name, f] of Object.entries(m.files ?? {})) {
     checkName(name);
-    if (!Number.isInteger(f.bytes) || f.bytes < 0 || !/^[0-9a-f]{64}$/.test(f.sha256)) throw bad(`manifest file ${name}`, "a size and a sha-256", JSON.stringify(f));
+    if (!Number.isInteger(f.bytes) || f.bytes < 0 || !/^[0-9a-f]{64}$/.test(f.sha256))
+      throw bad(`manifest file ${name}`, "a size and a sha-256", JSON.stringify(f));
   }
   for (const t of m.tensors ?? []) checkTensor(m, t);
   return m;
@@ -38,7 +48,11 @@ function checkTensor(m: Manifest, t: TensorEntry): void {
   const [n, k] = t.shape;
   const need = k === undefined ? 4 * n! : storedBytes(t.format, n!, k);
   if (t.bytes !== need || t.start < 0 || t.start + t.bytes > file.bytes)
-    throw bad(`tensor ${t.name}`, `${need} bytes inside its shard (${file.bytes} bytes)`, `bytes ${t.start} to ${t.start + t.bytes}`);
+    throw bad(
+      `tensor ${t.name}`,
+      `${need} bytes inside its shard (${file.bytes} bytes)`,
+      `bytes ${t.start} to ${t.start + t.bytes}`,
+    );
 }
 
 /** A file with its recorded size and hash, or an error. */
@@ -49,14 +63,36 @@ export async function readVerified(reader: BundleReader, m: Manifest, name: stri
   await checkFile(reader, m, name, bytes.length, () => sha256(bytes));
   return bytes;
 }
-async function checkFile(reader: BundleReader, m: Manifest, name: string, bytes: number, hash: () => Promise<string>): Promise<void> {
+async function checkFile(
+  reader: BundleReader,
+  m: Manifest,
+  name: string,
+  bytes: number,
+  hash: () => Promise<string>,
+): Promise<void> {
   const entry = m.files[name]!;
-  if (bytes !== entry.bytes) throw bad(`${reader.where}: ${name}`, `${entry.bytes} bytes`, `${bytes} bytes`, "the file is truncated or was changed");
+  if (bytes !== entry.bytes)
+    throw bad(
+      `${reader.where}: ${name}`,
+      `${entry.bytes} bytes`,
+      `${bytes} bytes`,
+      "the file is truncated or was changed",
+    );
   const found = await hash();
-  if (found !== entry.sha256) throw bad(`${reader.where}: ${name}`, `sha-256 ${entry.sha256}`, found, "the file was changed after it was compiled");
+  if (found !== entry.sha256)
+    throw bad(
+      `${reader.where}: ${name}`,
+      `sha-256 ${entry.sha256}`,
+      found,
+      "the file was changed after it was compiled",
+    );
 }
 /** A verified file by ranges: in memory as a whole only where it has no reader for pieces. */
-async function openVerified(reader: BundleReader, m: Manifest, name: string): Promise<Pick<RangeFile, "range" | "close">> {
+async function openVerified(
+  reader: BundleReader,
+  m: Manifest,
+  name: string,
+): Promise<Pick<RangeFile, "range" | "close">> {
   if (!reader.open) {
     const bytes = await readVerified(reader, m, name);
     return { range: async (from, to) => bytes.subarray(from, to), close: async () => {} };
@@ -82,8 +118,11 @@ export async function uploadWeights(
   const { plan } = device;
   const layers = m.model.layers;
   const where = new Map<string, { group: number; name: string; outer: boolean }>();
-  for (const [name, path] of Object.entries(m.checkpoint.outer)) where.set(path, { group: layers, name, outer: true });
-  for (const [name, path] of Object.entries(m.checkpoint.layer)) for (let l = 0; l < layers; l++) where.set(path.replace("{l}", String(l)), { group: l, name, outer: false });
+  for (const [name, path] of Object.entries(m.checkpoint.outer))
+    where.set(path, { group: layers, name, outer: true });
+  for (const [name, path] of Object.entries(m.checkpoint.layer))
+    for (let l = 0; l < layers; l++)
+      where.set(path.replace("{l}", String(l)), { group: l, name, outer: false });
   const total = m.tensors.reduce((n, t) => n + t.bytes, 0);
   let done = 0;
   for (const shard of new Set(m.tensors.map((t) => t.shard))) {
@@ -96,7 +135,8 @@ export async function uploadWeights(
         const p = paramNamed(to.outer ? plan.outerParams : plan.layerParams, to.name);
         const site = to.outer || !m.selection ? undefined : siteOfParam(m, to.name);
         const at = { cls: "weights", group: to.group } as const;
-        let range = (from: number, to: number): Promise<Uint8Array> => file.range(t.start + from, t.start + to);
+        let range = (from: number, to: number): Promise<Uint8Array> =>
+          file.range(t.start + from, t.start + to);
         if (p.kind === "vector") {
           const values = new Float32Array((await range(0, t.bytes)).slice().buffer);
           change?.(to.group, to.name, values);
@@ -111,7 +151,10 @@ export async function uploadWeights(
             range = async (from, to) => stored.subarray(from, to);
           }
           for (const piece of piecesOf(t.format, p.n, p.k, plan.panel))
-            device.write({ ...at, offset: p.offset + piece.at }, pack(t.format, await range(piece.from, piece.to), piece.rows, p.k, plan.panel));
+            device.write(
+              { ...at, offset: p.offset + piece.at },
+              pack(t.format, await range(piece.from, piece.to), piece.rows, p.k, plan.panel),
+            );
         }
         where.delete(t.name);
         done += t.bytes;
@@ -122,6 +165,7 @@ export async function uploadWeights(
     }
   }
   if (where.size) throw bad("manifest tensors", `${[...where.keys()][0]}`, "no such tensor");
-  for (let lane = 0; lane < device.lanes; lane++) device.write({ cls: "arena", group: 0, offset: plan.homes.rotary, lane }, rotaryTable(m));
+  for (let lane = 0; lane < device.lanes; lane++)
+    device.write({ cls: "arena", group: 0, offset: plan.homes.rotary, lane }, rotaryTable(m));
   for (let g = 0; g <= layers; g++) device.write({ cls: "tables", group: g, offset: 0 }, Uint32Array.of(g));
 }

@@ -22,7 +22,13 @@ export function addDeltas(w: Float32Array, deltas: readonly LowRank[]): void {
   }
 }
 /** A branch of one layer as an exact product. Throws WEFT_ADAPTER for methods that are no sum of products. */
-export function asLowRank(manifest: Manifest, plan: TargetPlan, content: AdapterContent, layer: number, branch: number): LowRank {
+export function asLowRank(
+  manifest: Manifest,
+  plan: TargetPlan,
+  content: AdapterContent,
+  layer: number,
+  branch: number,
+): LowRank {
   const b = manifest.branches[branch]!;
   const site = siteOf(manifest, b);
   const { rank, scale } = content.branches[layer]![branch]!;

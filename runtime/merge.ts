@@ -12,7 +12,11 @@ const rows =
   };
 
 /** `layer tensor` (the outer region's layer is the number of layers) → its change, for every base tensor that the adapter moves. Throws WEFT_ADAPTER for a method that is not linear in its input. */
-export function mergeChanges(manifest: Manifest, plan: TargetPlan, content: AdapterContent): Map<string, Change> {
+export function mergeChanges(
+  manifest: Manifest,
+  plan: TargetPlan,
+  content: AdapterContent,
+): Map<string, Change> {
   const { format } = manifest.model;
   if (format === "int8")
     throw new WeftError({
@@ -27,10 +31,14 @@ export function mergeChanges(manifest: Manifest, plan: TargetPlan, content: Adap
   const params = [
     ...Object.entries(manifest.checkpoint.outer).map(([name, path]) => ({ key: `${layers} ${name}`, path })),
     ...Object.entries(manifest.checkpoint.layer).flatMap(([name, path]) =>
-      Array.from({ length: layers }, (_, l) => ({ key: `${l} ${name}`, path: path.replace("{l}", String(l)) })),
+      Array.from({ length: layers }, (_, l) => ({
+        key: `${l} ${name}`,
+        path: path.replace("{l}", String(l)),
+      })),
     ),
   ];
-  for (const [path, values] of content.replaces ?? []) out.set(params.find((p) => p.path === path)!.key, (v) => v.set(values));
+  for (const [path, values] of content.replaces ?? [])
+    out.set(params.find((p) => p.path === path)!.key, (v) => v.set(values));
   for (const [l, layer] of content.branches.entries())
     for (const [i, { rank, scale }] of layer.entries()) {
       if (!rank) continue;
@@ -114,7 +122,8 @@ export function mergeChanges(manifest: Manifest, plan: TargetPlan, content: Adap
               for (let c = 0; c < columns; c++) {
                 let u = 0;
                 for (let o = 0; o < outs; o++) u += down[r * outs + o]! * before[o * columns + c]!;
-                for (let o = 0; o < outs; o++) v[o * columns + c] = v[o * columns + c]! + scale * up[r * outs + o]! * u;
+                for (let o = 0; o < outs; o++)
+                  v[o * columns + c] = v[o * columns + c]! + scale * up[r * outs + o]! * u;
               }
           };
           weight((w) => {

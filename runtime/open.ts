@@ -7,8 +7,19 @@ import { openWebGpu } from "./webgpu.ts";
 export type DeviceChoice = "auto" | "wasm" | "webgpu" | "software";
 export const deviceChoices: readonly DeviceChoice[] = ["auto", "wasm", "webgpu", "software"];
 
-export async function openDevice(choice: DeviceChoice, manifest: Manifest, file: (name: string) => Promise<Uint8Array>, options: WasmOptions = {}): Promise<Device> {
-  if (!deviceChoices.includes(choice)) throw new WeftError({ code: "WEFT_OPTION", where: "device", expected: deviceChoices.join(", "), found: String(choice) });
+export async function openDevice(
+  choice: DeviceChoice,
+  manifest: Manifest,
+  file: (name: string) => Promise<Uint8Array>,
+  options: WasmOptions = {},
+): Promise<Device> {
+  if (!deviceChoices.includes(choice))
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "device",
+      expected: deviceChoices.join(", "),
+      found: String(choice),
+    });
   const wasm = async (): Promise<Device> => {
     const name = "kernels.relaxed.wasm";
     const can = name in manifest.files && hasRelaxed();
@@ -19,23 +30,36 @@ export async function openDevice(choice: DeviceChoice, manifest: Manifest, file:
         where: "relaxed",
         expected: name in manifest.files ? "an engine with relaxed SIMD" : `a bundle with ${name}`,
         found: name in manifest.files ? "one without" : "none",
-        hint: name in manifest.files ? "Node 20 has it behind --experimental-wasm-relaxed-simd" : "compile with --relaxed",
+        hint:
+          name in manifest.files
+            ? "Node 20 has it behind --experimental-wasm-relaxed-simd"
+            : "compile with --relaxed",
       });
     return openWasm(manifest, await file(relaxed ? name : "kernels.wasm"), { ...options, relaxed });
   };
   if (choice === "wasm") return wasm();
   if (choice === "auto") {
-    const device = manifest.targets.webgpu ? await openWebGpu(manifest, file, "hardware", options.onProgress) : null;
+    const device = manifest.targets.webgpu
+      ? await openWebGpu(manifest, file, "hardware", options.onProgress)
+      : null;
     return device ?? wasm();
   }
-  const device = await openWebGpu(manifest, file, choice === "webgpu" ? "hardware" : "software", options.onProgress);
+  const device = await openWebGpu(
+    manifest,
+    file,
+    choice === "webgpu" ? "hardware" : "software",
+    options.onProgress,
+  );
   if (!device)
     throw new WeftError({
       code: "WEFT_DEVICE",
       where: `device: ${choice}`,
       expected: choice === "webgpu" ? "a WebGPU adapter on hardware" : "a software WebGPU adapter",
       found: "none",
-      hint: choice === "webgpu" ? 'use device "wasm", or "software"' : "install the webgpu and @sparticuz/chromium packages",
+      hint:
+        choice === "webgpu"
+          ? 'use device "wasm", or "software"'
+          : "install the webgpu and @sparticuz/chromium packages",
     });
   return device;
 }

@@ -4,7 +4,16 @@
  * order. Rows of gate and up and columns of down move together, and so do the heads that share keys: rows of q, k and v, columns of o.
  */
 import type { BranchEntry, BranchTensor, ChannelAxis, Manifest, ParamEntry, SiteEntry } from "./bundle.ts";
-import { type BranchState, placeOf, readEntries, readSelection, rowsInUse, siteOf, writeEntries, writeSelection } from "./content.ts";
+import {
+  type BranchState,
+  placeOf,
+  readEntries,
+  readSelection,
+  rowsInUse,
+  siteOf,
+  writeEntries,
+  writeSelection,
+} from "./content.ts";
 
 /** Original channel at each position of an axis in a layer; null where the order is the model's own. */
 export function channelOrder(m: Manifest, layer: number, axis: ChannelAxis | null): readonly number[] | null {
@@ -28,20 +37,38 @@ const inverse = (order: readonly number[]): number[] => {
 };
 
 /** A site's matrix [out, in], or its bias [out], from the model's order into the device's, or back; in place. */
-export function reorder(m: Manifest, layer: number, site: SiteEntry | undefined, values: Float32Array, back = false): void {
+export function reorder(
+  m: Manifest,
+  layer: number,
+  site: SiteEntry | undefined,
+  values: Float32Array,
+  back = false,
+): void {
   const rows = channelOrder(m, layer, site?.axes.out ?? null);
   const columns = channelOrder(m, layer, site?.axes.in ?? null);
   if (!site || (!rows && !columns)) return;
   const from = values.slice();
   const width = values.length / site.outFeatures;
-  const [r, c] = [rows && back ? inverse(rows) : rows, columns && width > 1 ? (back ? inverse(columns) : columns) : null];
-  for (let o = 0; o < site.outFeatures; o++) for (let i = 0; i < width; i++) values[o * width + i] = from[(r ? r[o]! : o) * width + (c ? c[i]! : i)]!;
+  const [r, c] = [
+    rows && back ? inverse(rows) : rows,
+    columns && width > 1 ? (back ? inverse(columns) : columns) : null,
+  ];
+  for (let o = 0; o < site.outFeatures; o++)
+    for (let i = 0; i < width; i++) values[o * width + i] = from[(r ? r[o]! : o) * width + (c ? c[i]! : i)]!;
 }
 /** The site of a layer's parameter, by the parameter's name. */
-export const siteOfParam = (m: Manifest, name: string): SiteEntry | undefined => m.sites.find((s) => name === `${s.module}.weight` || name === `${s.module}.bias`);
+export const siteOfParam = (m: Manifest, name: string): SiteEntry | undefined =>
+  m.sites.find((s) => name === `${s.module}.weight` || name === `${s.module}.bias`);
 
 /** One layer of an adapter, as its slot's words: from the model's order into the device's, or back. */
-export function reorderSlot(m: Manifest, factors: readonly ParamEntry[], layer: number, branches: readonly BranchState[], data: Float32Array, back = false): Float32Array {
+export function reorderSlot(
+  m: Manifest,
+  factors: readonly ParamEntry[],
+  layer: number,
+  branches: readonly BranchState[],
+  data: Float32Array,
+  back = false,
+): Float32Array {
   if (!m.selection) return data;
   const out = data.slice();
   branches.forEach((state, i) => {
@@ -103,6 +130,8 @@ function reorderTensor(
     const order = channelOrder(m, layer, site.axes[t.axis]);
     if (!order) return;
     const source = back ? inverse(order) : order;
-    for (let r = 0; r < rowsInUse(t, state); r++) for (let c = 0; c < t.cols; c++) to[at.offset + r * t.cols + c] = from[at.offset + r * t.cols + source[c]!]!;
+    for (let r = 0; r < rowsInUse(t, state); r++)
+      for (let c = 0; c < t.cols; c++)
+        to[at.offset + r * t.cols + c] = from[at.offset + r * t.cols + source[c]!]!;
   }
 }

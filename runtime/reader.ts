@@ -18,8 +18,18 @@ export interface RangeFile {
 
 /** Names inside a bundle stay inside it. */
 export function checkName(name: string): void {
-  if (name.startsWith("/") || name.includes("\\") || name.split("/").some((p) => p === "" || p === "." || p === "..") || /^[a-z]+:/i.test(name))
-    throw new WeftError({ code: "WEFT_BUNDLE", where: `manifest file ${JSON.stringify(name)}`, expected: "a path inside the bundle", found: "a path that leaves it" });
+  if (
+    name.startsWith("/") ||
+    name.includes("\\") ||
+    name.split("/").some((p) => p === "" || p === "." || p === "..") ||
+    /^[a-z]+:/i.test(name)
+  )
+    throw new WeftError({
+      code: "WEFT_BUNDLE",
+      where: `manifest file ${JSON.stringify(name)}`,
+      expected: "a path inside the bundle",
+      found: "a path that leaves it",
+    });
 }
 
 export async function openReader(location: string | URL): Promise<BundleReader> {
@@ -31,9 +41,22 @@ export async function openReader(location: string | URL): Promise<BundleReader> 
       read: async (name) => {
         checkName(name);
         const response = await fetch(new URL(name, base)).catch((cause: Error) => {
-          throw new WeftError({ code: "WEFT_IO", where: `${base}${name}`, expected: "a response", found: cause.message, retryable: true, cause });
+          throw new WeftError({
+            code: "WEFT_IO",
+            where: `${base}${name}`,
+            expected: "a response",
+            found: cause.message,
+            retryable: true,
+            cause,
+          });
         });
-        if (!response.ok) throw new WeftError({ code: "WEFT_IO", where: `${base}${name}`, expected: "200", found: String(response.status) });
+        if (!response.ok)
+          throw new WeftError({
+            code: "WEFT_IO",
+            where: `${base}${name}`,
+            expected: "200",
+            found: String(response.status),
+          });
         return new Uint8Array(await response.arrayBuffer());
       },
     };

@@ -18,12 +18,21 @@ export function headerEnd(prefix: Uint8Array, fileBytes: number, where: string):
   if (prefix.byteLength < 8 || fileBytes < 8) throw bad(where, "at least 8 bytes", `${fileBytes} bytes`);
   const n = new DataView(prefix.buffer, prefix.byteOffset).getBigUint64(0, true);
   if (n > BigInt(MAX_HEADER) || Number(n) + 8 > fileBytes)
-    throw bad(where, `a header of at most ${Math.min(MAX_HEADER, fileBytes - 8)} bytes`, `${n} bytes`, "the file is truncated or not safetensors");
+    throw bad(
+      where,
+      `a header of at most ${Math.min(MAX_HEADER, fileBytes - 8)} bytes`,
+      `${n} bytes`,
+      "the file is truncated or not safetensors",
+    );
   return 8 + Number(n);
 }
 
 /** Check a header against the size of its file: shapes match ranges, ranges lie inside and do not overlap. */
-export function parseHeader(bytes: Uint8Array, fileBytes: number, where: string): { tensors: TensorInfo[]; metadata: Record<string, string> } {
+export function parseHeader(
+  bytes: Uint8Array,
+  fileBytes: number,
+  where: string,
+): { tensors: TensorInfo[]; metadata: Record<string, string> } {
   const end = headerEnd(bytes, fileBytes, where);
   let json: unknown;
   try {
@@ -31,7 +40,8 @@ export function parseHeader(bytes: Uint8Array, fileBytes: number, where: string)
   } catch (cause) {
     throw bad(where, "a JSON header", "text that does not parse", undefined, cause);
   }
-  if (typeof json !== "object" || json === null || Array.isArray(json)) throw bad(where, "a JSON object", typeof json);
+  if (typeof json !== "object" || json === null || Array.isArray(json))
+    throw bad(where, "a JSON object", typeof json);
   const tensors: TensorInfo[] = [];
   let metadata: Record<string, string> = {};
   for (const [name, v] of Object.entries(json)) {
@@ -39,26 +49,57 @@ export function parseHeader(bytes: Uint8Array, fileBytes: number, where: string)
       metadata = v as Record<string, string>;
       continue;
     }
-    const { dtype, shape, data_offsets: range } = (v ?? {}) as { dtype?: unknown; shape?: unknown; data_offsets?: unknown };
-    if (typeof dtype !== "string" || !(dtype in dtypeBytes)) throw bad(`${where}: ${name}`, `dtype ${Object.keys(dtypeBytes).join(", ")}`, String(dtype));
-    if (!Array.isArray(shape) || shape.some((d) => !Number.isInteger(d) || d < 0)) throw bad(`${where}: ${name}`, "a shape of non-negative integers", JSON.stringify(shape));
+    const {
+      dtype,
+      shape,
+      data_offsets: range,
+    } = (v ?? {}) as { dtype?: unknown; shape?: unknown; data_offsets?: unknown };
+    if (typeof dtype !== "string" || !(dtype in dtypeBytes))
+      throw bad(`${where}: ${name}`, `dtype ${Object.keys(dtypeBytes).join(", ")}`, String(dtype));
+    if (!Array.isArray(shape) || shape.some((d) => !Number.isInteger(d) || d < 0))
+      throw bad(`${where}: ${name}`, "a shape of non-negative integers", JSON.stringify(shape));
     if (!Array.isArray(range) || range.length !== 2 || range.some((d) => !Number.isInteger(d) || d < 0))
       throw bad(`${where}: ${name}`, "data_offsets [start, end]", JSON.stringify(range));
     const need = shape.reduce((a: number, b: number) => a * b, 1) * dtypeBytes[dtype as Dtype];
-    if (range[1] - range[0] !== need) throw bad(`${where}: ${name}`, `${need} bytes for ${dtype} ${JSON.stringify(shape)}`, `${range[1] - range[0]} bytes`);
-    if (end + range[1] > fileBytes) throw bad(`${where}: ${name}`, `data inside the file (${fileBytes} bytes)`, `bytes up to ${end + range[1]}`, "the file is truncated");
-    tensors.push({ name, dtype: dtype as Dtype, shape: shape as number[], start: end + range[0], end: end + range[1] });
+    if (range[1] - range[0] !== need)
+      throw bad(
+        `${where}: ${name}`,
+        `${need} bytes for ${dtype} ${JSON.stringify(shape)}`,
+        `${range[1] - range[0]} bytes`,
+      );
+    if (end + range[1] > fileBytes)
+      throw bad(
+        `${where}: ${name}`,
+        `data inside the file (${fileBytes} bytes)`,
+        `bytes up to ${end + range[1]}`,
+        "the file is truncated",
+      );
+    tensors.push({
+      name,
+      dtype: dtype as Dtype,
+      shape: shape as number[],
+      start: end + range[0],
+      end: end + range[1],
+    });
   }
   const order = [...tensors].sort((a, b) => a.start - b.start);
   order.forEach((t, i) => {
     const next = order[i + 1];
-    if (next && next.start < t.end) throw bad(`${where}: ${next.name}`, "tensors that do not overlap", `overlap with ${t.name}`);
+    if (next && next.start < t.end)
+      throw bad(`${where}: ${next.name}`, "tensors that do not overlap", `overlap with ${t.name}`);
   });
   return { tensors, metadata };
 }
 
 function bad(where: string, expected: string, found: string, hint?: string, cause?: unknown): WeftError {
-  return new WeftError({ code: "WEFT_WEIGHTS", where, expected, found, ...(hint && { hint }), ...(cause !== undefined && { cause }) });
+  return new WeftError({
+    code: "WEFT_WEIGHTS",
+    where,
+    expected,
+    found,
+    ...(hint && { hint }),
+    ...(cause !== undefined && { cause }),
+  });
 }
 
 const half = new Float32Array(1);
@@ -100,7 +141,8 @@ export function decode(bytes: Uint8Array, dtype: Dtype, where: string): Float32A
     const bits = new Uint32Array(out.buffer);
     for (let i = 0; i < n; i++) bits[i] = view.getUint16(i * 2, true) << 16;
   } else throw bad(where, "a floating-point tensor", dtype);
-  for (let i = 0; i < n; i++) if (!Number.isFinite(out[i]!)) throw bad(where, "finite values", `${out[i]} at element ${i}`);
+  for (let i = 0; i < n; i++)
+    if (!Number.isFinite(out[i]!)) throw bad(where, "finite values", `${out[i]} at element ${i}`);
   return out;
 }
 
@@ -111,7 +153,10 @@ export interface TensorData {
   readonly data: Float32Array | Uint16Array | Int32Array | Uint8Array;
 }
 /** A whole safetensors file; tensors in the order given, header padded to 8 bytes. */
-export function encode(tensors: readonly TensorData[], metadata: Readonly<Record<string, string>> = { format: "pt" }): Uint8Array {
+export function encode(
+  tensors: readonly TensorData[],
+  metadata: Readonly<Record<string, string>> = { format: "pt" },
+): Uint8Array {
   const header: Record<string, unknown> = { __metadata__: metadata };
   let at = 0;
   for (const t of tensors) {

@@ -31,11 +31,23 @@ const rules: Readonly<Record<keyof Sampling, readonly [expected: string, (v: num
 export function checkSampling(o: Sampling & { readonly stopIds?: readonly number[] }): void {
   for (const [key, [expected, ok]] of Object.entries(rules)) {
     const v: unknown = o[key as keyof Sampling];
-    if (v !== undefined && !(typeof v === "number" && ok(v))) throw new WeftError({ code: "WEFT_OPTION", where: key, expected, found: String(v) });
+    if (v !== undefined && !(typeof v === "number" && ok(v)))
+      throw new WeftError({ code: "WEFT_OPTION", where: key, expected, found: String(v) });
   }
   const stops = o.stopIds ?? [];
   if (stops.length > MAX_STOPS)
-    throw new WeftError({ code: "WEFT_OPTION", where: "stopIds", expected: `at most ${MAX_STOPS} ids, the model's own among them`, found: String(stops.length) });
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "stopIds",
+      expected: `at most ${MAX_STOPS} ids, the model's own among them`,
+      found: String(stops.length),
+    });
   const wrong = stops.findIndex((id) => !Number.isInteger(id) || id < 0);
-  if (wrong >= 0) throw new WeftError({ code: "WEFT_OPTION", where: `stopIds[${wrong}]`, expected: "a token id", found: String(stops[wrong]) });
+  if (wrong >= 0)
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: `stopIds[${wrong}]`,
+      expected: "a token id",
+      found: String(stops[wrong]),
+    });
 }

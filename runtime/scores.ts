@@ -31,7 +31,12 @@ export async function embeddingRow(engine: Engine, id: number): Promise<Float32A
   const { plan } = device;
   const p = paramNamed(plan.outerParams, "embed_tokens.weight");
   const { format } = manifest.model;
-  const raw = await device.read({ cls: "weights", group: manifest.model.layers, offset: p.offset, words: packedWords(format, p.n, p.k, plan.panel) });
+  const raw = await device.read({
+    cls: "weights",
+    group: manifest.model.layers,
+    offset: p.offset,
+    words: packedWords(format, p.n, p.k, plan.panel),
+  });
   return unpack(format, raw, p.n, p.k, plan.panel).slice(id * p.k, (id + 1) * p.k);
 }
 
@@ -41,7 +46,12 @@ export async function matrix(engine: Engine, layer: number, site: SiteEntry): Pr
   const { plan } = device;
   const p = paramNamed(plan.layerParams, `${site.module}.weight`);
   const { format } = manifest.model;
-  const raw = await device.read({ cls: "weights", group: layer, offset: p.offset, words: packedWords(format, p.n, p.k, plan.panel) });
+  const raw = await device.read({
+    cls: "weights",
+    group: layer,
+    offset: p.offset,
+    words: packedWords(format, p.n, p.k, plan.panel),
+  });
   const values = unpack(format, raw, p.n, p.k, plan.panel);
   reorder(manifest, layer, site, values, true);
   return values;
@@ -56,30 +66,52 @@ export async function biasOf(engine: Engine, layer: number, site: SiteEntry): Pr
 /** Σ w² of each row of a site's matrix. */
 export async function rowSquares(engine: Engine, layer: number, site: SiteEntry): Promise<Float64Array> {
   const w = await matrix(engine, layer, site);
-  return Float64Array.from({ length: site.outFeatures }, (_, o) => w.subarray(o * site.inFeatures, (o + 1) * site.inFeatures).reduce((s, x) => s + x * x, 0));
+  return Float64Array.from({ length: site.outFeatures }, (_, o) =>
+    w.subarray(o * site.inFeatures, (o + 1) * site.inFeatures).reduce((s, x) => s + x * x, 0),
+  );
 }
 
 /** The sum of each channel of a site from its group's statistics; a channel of v stands for all query heads that read it. */
-export function statisticOf(engine: Engine, layer: number, statistics: Float32Array, of: SiteEntry): Float64Array {
+export function statisticOf(
+  engine: Engine,
+  layer: number,
+  statistics: Float32Array,
+  of: SiteEntry,
+): Float64Array {
   const { heads, kvHeads, headDim } = engine.manifest.model;
   const out = new Float64Array(channelsOf(of));
   const order = channelOrder(engine.manifest, layer, of.coupling!.group === "ffn" ? "ffn" : "heads");
   statistics.forEach((x, at) => {
     const c = order ? order[at]! : at;
-    const to = out.length === statistics.length ? c : Math.floor(Math.floor(c / headDim) / (heads / kvHeads)) * headDim + (c % headDim);
+    const to =
+      out.length === statistics.length
+        ? c
+        : Math.floor(Math.floor(c / headDim) / (heads / kvHeads)) * headDim + (c % headDim);
     out[to] = out[to]! + x;
   });
   return out;
 }
 
 /** Channels that `others` chose in a site's coupled group (a channel of v and one of o are different things under grouped queries). */
-export function channelsTaken(manifest: Manifest, factors: readonly ParamEntry[], others: readonly AdapterContent[], layer: number, of: SiteEntry): ReadonlySet<number> {
+export function channelsTaken(
+  manifest: Manifest,
+  factors: readonly ParamEntry[],
+  others: readonly AdapterContent[],
+  layer: number,
+  of: SiteEntry,
+): ReadonlySet<number> {
   const taken = new Set<number>();
   for (const { branches, tensors } of others)
     branches[layer]!.forEach(({ rank }, i) => {
       const b = manifest.branches[i]!;
       const site = manifest.sites[b.site]!;
-      if (!rank || manifest.methods[b.method]!.form !== "selection" || site.coupling!.group !== of.coupling!.group || channelsOf(site) !== channelsOf(of)) return;
+      if (
+        !rank ||
+        manifest.methods[b.method]!.form !== "selection" ||
+        site.coupling!.group !== of.coupling!.group ||
+        channelsOf(site) !== channelsOf(of)
+      )
+        return;
       for (const c of readSelection(tensors[layer]!, placeOf(factors, i, "index"), rank)) taken.add(c);
     });
   return taken;

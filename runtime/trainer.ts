@@ -3,13 +3,29 @@
  * never on load: batches come from seeds, sums from a fixed order.
  */
 import { type Manifest, WeftError } from "./bundle.ts";
-import { type AdapterConfig, type AdapterContent, defaultConfig, initialContent, type ModelView, trainableCount, virtualTokens } from "./content.ts";
+import {
+  type AdapterConfig,
+  type AdapterContent,
+  defaultConfig,
+  initialContent,
+  type ModelView,
+  trainableCount,
+  virtualTokens,
+} from "./content.ts";
 import type { Engine, Feed } from "./engine.ts";
 import { packedWords, unpack } from "./formats.ts";
 import { NONE } from "./host.ts";
 import { reorder, siteOfParam } from "./order.ts";
 import { mix, shuffled } from "./random.ts";
-import { biasOf, channelsTaken, embeddingRow, matrix, rowSquares, statisticOf, weightSquares } from "./scores.ts";
+import {
+  biasOf,
+  channelsTaken,
+  embeddingRow,
+  matrix,
+  rowSquares,
+  statisticOf,
+  weightSquares,
+} from "./scores.ts";
 
 /** One training sequence; labels[i] is the id to predict at position i of input_ids (Hugging Face convention: the same index, shifted inside), -100 ignored. */
 export interface Row {
@@ -58,7 +74,14 @@ export interface TrainOptions {
   readonly signal?: AbortSignal | undefined;
 }
 export type TrainEvent =
-  | { readonly type: "start"; readonly steps: number; readonly trainable: number; readonly rows: number; readonly skippedRows: number; readonly labelTokens: number }
+  | {
+      readonly type: "start";
+      readonly steps: number;
+      readonly trainable: number;
+      readonly rows: number;
+      readonly skippedRows: number;
+      readonly labelTokens: number;
+    }
   | {
       readonly type: "step";
       readonly step: number;
@@ -82,7 +105,11 @@ export interface TrainState {
   /** Base weights chambers, for full training. */
   readonly weights: readonly Float32Array[];
   readonly updates: number;
-  readonly best: { readonly step: number; readonly loss: number; readonly adapter: AdapterContent | null } | null;
+  readonly best: {
+    readonly step: number;
+    readonly loss: number;
+    readonly adapter: AdapterContent | null;
+  } | null;
 }
 export interface TrainResult {
   readonly steps: number;
@@ -147,7 +174,15 @@ export class Job implements Feed {
 
   /** Run `f` between two optimizer steps, when weights are at rest. */
   private atRest<T>(f: () => Promise<T>): Promise<T> {
-    if (this.finished) return Promise.reject(new WeftError({ code: "WEFT_CONFLICT", where: `job ${this.name}`, expected: "a running job", found: "one that ended" }));
+    if (this.finished)
+      return Promise.reject(
+        new WeftError({
+          code: "WEFT_CONFLICT",
+          where: `job ${this.name}`,
+          expected: "a running job",
+          found: "one that ended",
+        }),
+      );
     return new Promise<T>((resolve, reject) => {
       this.tasks.push(async () => {
         try {
@@ -163,7 +198,13 @@ export class Job implements Feed {
     return this.atRest(() => this.publishNow());
   }
   private async publishNow(): Promise<string> {
-    if (!this.content) throw new WeftError({ code: "WEFT_OPTION", where: "publish", expected: "an adapter job", found: "full training" });
+    if (!this.content)
+      throw new WeftError({
+        code: "WEFT_OPTION",
+        where: "publish",
+        expected: "an adapter job",
+        found: "full training",
+      });
     this.content = await this.engine.adapters.download(this.slot, this.content);
     const g = this.engine.adapters.publish(this.name, this.content);
     this.lastGeneration = g.ref;
@@ -182,11 +223,36 @@ export class Job implements Feed {
     const weights: Float32Array[] = [];
     for (let g = 0; g <= (full ? layers : layers - 1); g++) {
       const words = full ? device.plan.classes.accum[g === layers ? "outer" : "layer"] : device.plan.jobWords;
-      accum.push(await device.read({ cls: "accum", group: g, offset: full ? 0 : this.index * device.plan.jobWords, words, lane }));
-      if (full) weights.push(await device.read({ cls: "weights", group: g, offset: 0, words: device.plan.classes.weights[g === layers ? "outer" : "layer"], lane }));
+      accum.push(
+        await device.read({
+          cls: "accum",
+          group: g,
+          offset: full ? 0 : this.index * device.plan.jobWords,
+          words,
+          lane,
+        }),
+      );
+      if (full)
+        weights.push(
+          await device.read({
+            cls: "weights",
+            group: g,
+            offset: 0,
+            words: device.plan.classes.weights[g === layers ? "outer" : "layer"],
+            lane,
+          }),
+        );
     }
     const adapter = this.content ? await this.engine.adapters.download(this.slot, this.content) : null;
-    return { step: this.state.step, losses: [...this.state.losses], adapter, accum, weights, updates: this.state.updates, best: this.state.best };
+    return {
+      step: this.state.step,
+      losses: [...this.state.losses],
+      adapter,
+      accum,
+      weights,
+      updates: this.state.updates,
+      best: this.state.best,
+    };
   }
 
   private async run(): Promise<TrainResult> {
@@ -199,9 +265,19 @@ export class Job implements Feed {
     const seed = o.seed ?? 0;
     const config = configOf(manifest, o);
     if (config.dropout > 0 && manifest.methods[o.method] && !manifest.methods[o.method]!.dropout)
-      throw new WeftError({ code: "WEFT_OPTION", where: "dropout", expected: `0: ${o.method} has none`, found: String(config.dropout) });
+      throw new WeftError({
+        code: "WEFT_OPTION",
+        where: "dropout",
+        expected: `0: ${o.method} has none`,
+        found: String(config.dropout),
+      });
     if (!(config.dropout >= 0 && config.dropout < 1))
-      throw new WeftError({ code: "WEFT_OPTION", where: "dropout", expected: "a number from 0 up to, not including, 1", found: String(config.dropout) });
+      throw new WeftError({
+        code: "WEFT_OPTION",
+        where: "dropout",
+        expected: "a number from 0 up to, not including, 1",
+        found: String(config.dropout),
+      });
     try {
       if (!full) {
         const { factors, slotWords } = device.plan;
@@ -219,36 +295,82 @@ export class Job implements Feed {
             return statisticOf(engine, layer, this.statistics[what][layer]![i]!, site);
           },
         };
-        this.content = o.resume?.adapter ?? o.from ?? (await initialContent(manifest, factors, slotWords, config, mix(seed, 1), model));
+        this.content =
+          o.resume?.adapter ??
+          o.from ??
+          (await initialContent(manifest, factors, slotWords, config, mix(seed, 1), model));
         const slot = engine.adapters.acquireTraining(this.content);
-        if (slot === null) throw new WeftError({ code: "WEFT_CAPACITY", where: "slots", expected: "a free adapter slot for training", found: "all in use", retryable: true });
+        if (slot === null)
+          throw new WeftError({
+            code: "WEFT_CAPACITY",
+            where: "slots",
+            expected: "a free adapter slot for training",
+            found: "all in use",
+            retryable: true,
+          });
         this.slot = slot;
       }
       const layers = manifest.model.layers;
       for (let g = 0; g <= layers; g++) {
-        const words = full ? device.plan.classes.accum[g === layers ? "outer" : "layer"] : g === layers ? 0 : device.plan.jobWords;
-        const at = { cls: "accum" as const, group: g, offset: full ? 0 : this.index * device.plan.jobWords, lane };
+        const words = full
+          ? device.plan.classes.accum[g === layers ? "outer" : "layer"]
+          : g === layers
+            ? 0
+            : device.plan.jobWords;
+        const at = {
+          cls: "accum" as const,
+          group: g,
+          offset: full ? 0 : this.index * device.plan.jobWords,
+          lane,
+        };
         if (words && o.resume?.accum[g]) device.write(at, o.resume.accum[g]!);
         else if (words) device.clear({ ...at, words });
-        if (full && o.resume?.weights[g]) device.write({ cls: "weights", group: g, offset: 0, lane }, o.resume.weights[g]!);
+        if (full && o.resume?.weights[g])
+          device.write({ cls: "weights", group: g, offset: 0, lane }, o.resume.weights[g]!);
       }
-      if (o.resume) this.state = { step: o.resume.step, losses: [...o.resume.losses], updates: o.resume.updates, best: o.resume.best };
-      host.exports.jobOpen(this.index, this.slot, manifest.train.indexOf(o.method), o.optimizer === "sgd" ? 1 : 0);
+      if (o.resume)
+        this.state = {
+          step: o.resume.step,
+          losses: [...o.resume.losses],
+          updates: o.resume.updates,
+          best: o.resume.best,
+        };
+      host.exports.jobOpen(
+        this.index,
+        this.slot,
+        manifest.train.indexOf(o.method),
+        o.optimizer === "sgd" ? 1 : 0,
+      );
 
       const batchSize = o.batchSize ?? 8;
       const perEpoch = Math.ceil(items.length / batchSize);
       const steps = o.steps ?? (o.epochs ?? 1) * perEpoch;
       const trainable = full ? manifest.model.parameters : trainableCount(manifest, this.content!.branches);
-      o.onEvent?.({ type: "start", steps, trainable, rows: items.length, skippedRows, labelTokens: items.reduce((n, x) => n + x.labels, 0) });
+      o.onEvent?.({
+        type: "start",
+        steps,
+        trainable,
+        rows: items.length,
+        skippedRows,
+        labelTokens: items.reduce((n, x) => n + x.labels, 0),
+      });
       let bad = 0;
       while (this.state.step < steps) {
         const t0 = performance.now();
         const step = this.state.step;
         const epoch = Math.floor(step / perEpoch);
-        const order = o.shuffle === false ? items.map((_, i) => i) : shuffled(items.length, mix(mix(seed, 2), epoch));
-        const batch = order.slice((step % perEpoch) * batchSize, ((step % perEpoch) + 1) * batchSize).map((i) => items[i]!);
+        const order =
+          o.shuffle === false ? items.map((_, i) => i) : shuffled(items.length, mix(mix(seed, 2), epoch));
+        const batch = order
+          .slice((step % perEpoch) * batchSize, ((step % perEpoch) + 1) * batchSize)
+          .map((i) => items[i]!);
         const learningRate = this.learningRate(step, steps);
-        const { loss, gradNorm, skipped } = await this.optimizerStep(batch, step, learningRate, config.dropout);
+        const { loss, gradNorm, skipped } = await this.optimizerStep(
+          batch,
+          step,
+          learningRate,
+          config.dropout,
+        );
         if (skipped) {
           bad++;
           if (bad >= 3)
@@ -266,9 +388,23 @@ export class Job implements Feed {
         this.state.step++;
         this.state.losses.push(loss);
         const tokens = batch.reduce((n, x) => n + x.ids.length, 0);
-        o.onEvent?.({ type: "step", step: this.state.step, loss, learningRate, gradNorm, tokens, skipped, tokensPerSecond: (tokens / (performance.now() - t0)) * 1000 });
-        if (o.evalRows?.length && (this.state.step % (o.evalEvery ?? perEpoch) === 0 || this.state.step === steps)) await this.evaluate();
-        if (!full && o.publishEvery && this.state.step % o.publishEvery === 0 && this.state.step < steps) await this.publishNow();
+        o.onEvent?.({
+          type: "step",
+          step: this.state.step,
+          loss,
+          learningRate,
+          gradNorm,
+          tokens,
+          skipped,
+          tokensPerSecond: (tokens / (performance.now() - t0)) * 1000,
+        });
+        if (
+          o.evalRows?.length &&
+          (this.state.step % (o.evalEvery ?? perEpoch) === 0 || this.state.step === steps)
+        )
+          await this.evaluate();
+        if (!full && o.publishEvery && this.state.step % o.publishEvery === 0 && this.state.step < steps)
+          await this.publishNow();
         for (const task of this.tasks.splice(0)) await task();
         this.controller.signal.throwIfAborted();
       }
@@ -278,7 +414,12 @@ export class Job implements Feed {
       }
       for (const task of this.tasks.splice(0)) await task();
       o.onEvent?.({ type: "done", step: this.state.step, loss: this.state.losses.at(-1) ?? 0 });
-      return { steps: this.state.step, losses: this.state.losses, generation: this.lastGeneration, bestLoss: this.state.best?.loss ?? null };
+      return {
+        steps: this.state.step,
+        losses: this.state.losses,
+        generation: this.lastGeneration,
+        bestLoss: this.state.best?.loss ?? null,
+      };
     } finally {
       // What its list on the way may touch is given back after it.
       await engine.jobsAtRest();
@@ -295,7 +436,12 @@ export class Job implements Feed {
   private async calibrate(gradients: boolean): Promise<Float32Array[][]> {
     const { device, manifest, host } = this.engine;
     const { plan } = device;
-    const at = (group: number) => ({ cls: "accum" as const, group, offset: this.index * plan.jobWords, lane: this.engine.jobLane });
+    const at = (group: number) => ({
+      cls: "accum" as const,
+      group,
+      offset: this.index * plan.jobWords,
+      lane: this.engine.jobLane,
+    });
     const { layers } = manifest.model;
     for (let l = 0; l < layers; l++) device.clear({ ...at(l), words: plan.jobWords });
     // The classes after the trained ones have no update, and keep only what bounds a layer; the first of them has no loss either.
@@ -321,7 +467,11 @@ export class Job implements Feed {
   private keeping = true;
 
   private learningRate(step: number, steps: number): number {
-    const { learningRate: lr = this.o.method === "full" ? 1e-3 : 2e-3, warmupSteps = 0, schedule = "constant" } = this.o;
+    const {
+      learningRate: lr = this.o.method === "full" ? 1e-3 : 2e-3,
+      warmupSteps = 0,
+      schedule = "constant",
+    } = this.o;
     if (step < warmupSteps) return (lr * (step + 1)) / warmupSteps;
     const t = steps > warmupSteps ? (step - warmupSteps) / (steps - warmupSteps) : 0;
     if (schedule === "linear") return lr * (1 - t);
@@ -329,7 +479,12 @@ export class Job implements Feed {
     return lr;
   }
 
-  private async optimizerStep(batch: readonly Item[], step: number, learningRate: number, dropout: number): Promise<{ loss: number; gradNorm: number; skipped: boolean }> {
+  private async optimizerStep(
+    batch: readonly Item[],
+    step: number,
+    learningRate: number,
+    dropout: number,
+  ): Promise<{ loss: number; gradNorm: number; skipped: boolean }> {
     const { engine, o } = this;
     const labels = batch.reduce((n, x) => n + x.labels, 0);
     const [b1, b2] = o.betas ?? [0.9, 0.999];
@@ -337,16 +492,34 @@ export class Job implements Feed {
     const sgd = o.optimizer === "sgd";
     engine.host
       .hyper(this.index)
-      .set([learningRate, learningRate / (1 - b1 ** t), 1 / Math.sqrt(1 - b2 ** t), sgd ? (o.momentum ?? 0) : b1, b2, o.eps ?? 1e-8, o.weightDecay ?? 0, o.maxGradNorm ?? 1]);
+      .set([
+        learningRate,
+        learningRate / (1 - b1 ** t),
+        1 / Math.sqrt(1 - b2 ** t),
+        sgd ? (o.momentum ?? 0) : b1,
+        b2,
+        o.eps ?? 1e-8,
+        o.weightDecay ?? 0,
+        o.maxGradNorm ?? 1,
+      ]);
     let start = 0;
     let loss = 0;
     while (start < batch.length) {
       const items = batch
         .slice(start, start + (o.microBatch ?? batch.length))
-        .map((x, i): Item => ({ ...x, weight: 1 / labels, dropKey: dropout > 0 ? mix(mix(o.seed ?? 0, 3), mix(step, start + i)) | 1 : 0, dropP: dropout }));
+        .map(
+          (x, i): Item => ({
+            ...x,
+            weight: 1 / labels,
+            dropKey: dropout > 0 ? mix(mix(o.seed ?? 0, 3), mix(step, start + i)) | 1 : 0,
+            dropP: dropout,
+          }),
+        );
       const taken = await this.micro(items, start + items.length >= batch.length);
       const nll = this.said.nll;
-      for (const { base, item } of this.added) for (let i = 0; i < item.ids.length; i++) if (item.next[i] !== IGNORE) loss += nll[base + i]! / labels;
+      for (const { base, item } of this.added)
+        for (let i = 0; i < item.ids.length; i++)
+          if (item.next[i] !== IGNORE) loss += nll[base + i]! / labels;
       start += taken;
     }
     const [scale, norm] = this.said.norms;
@@ -392,7 +565,9 @@ export class Job implements Feed {
     const at = { cls: "arena", group: 0, lane } as const;
     const norms = homes.norms + (this.o.method === "full" ? 0 : this.index) * (groups + 2) + groups;
     this.said = {
-      nll: new Float32Array(await device.read({ ...at, offset: homes.nll, words: manifest.capacities.savedRows })),
+      nll: new Float32Array(
+        await device.read({ ...at, offset: homes.nll, words: manifest.capacities.savedRows }),
+      ),
       norms: new Float32Array(await device.read({ ...at, offset: norms, words: 2 })),
     };
     this.resolveMicro?.(true);
@@ -418,7 +593,12 @@ export class Job implements Feed {
     }
     const loss = n ? sum / n : 0;
     const best = this.state.best === null || loss < this.state.best.loss;
-    if (best) this.state.best = { step: this.state.step, loss, adapter: this.content ? await this.engine.adapters.download(this.slot, this.content) : null };
+    if (best)
+      this.state.best = {
+        step: this.state.step,
+        loss,
+        adapter: this.content ? await this.engine.adapters.download(this.slot, this.content) : null,
+      };
     this.o.onEvent?.({ type: "eval", step: this.state.step, loss, best });
   }
   private async restoreBest(): Promise<void> {
@@ -440,7 +620,13 @@ interface Item {
 }
 function prepare(row: Row, index: number, context: number, vocab: number): Item {
   const where = `data row ${index + 1}`;
-  if (row.input_ids.length !== row.labels.length) throw new WeftError({ code: "WEFT_DATA", where, expected: `${row.input_ids.length} labels`, found: String(row.labels.length) });
+  if (row.input_ids.length !== row.labels.length)
+    throw new WeftError({
+      code: "WEFT_DATA",
+      where,
+      expected: `${row.input_ids.length} labels`,
+      found: String(row.labels.length),
+    });
   if (row.input_ids.length > context + 1)
     throw new WeftError({
       code: "WEFT_DATA",
@@ -450,33 +636,75 @@ function prepare(row: Row, index: number, context: number, vocab: number): Item 
       hint: "split the row, or compile with a larger context",
     });
   for (const id of row.input_ids)
-    if (!Number.isInteger(id) || id < 0 || id >= vocab) throw new WeftError({ code: "WEFT_DATA", where, expected: `token ids below ${vocab}`, found: String(id) });
+    if (!Number.isInteger(id) || id < 0 || id >= vocab)
+      throw new WeftError({
+        code: "WEFT_DATA",
+        where,
+        expected: `token ids below ${vocab}`,
+        found: String(id),
+      });
   for (const id of row.labels)
     if (!Number.isInteger(id) || id >= vocab || (id < 0 && id !== IGNORE))
-      throw new WeftError({ code: "WEFT_DATA", where, expected: `labels below ${vocab}, or ${IGNORE}`, found: String(id) });
+      throw new WeftError({
+        code: "WEFT_DATA",
+        where,
+        expected: `labels below ${vocab}, or ${IGNORE}`,
+        found: String(id),
+      });
   const ids = row.input_ids.slice(0, -1);
   const next = row.labels.slice(1);
   // Rows after the last label teach nothing.
   let end = next.length;
   while (end > 0 && next[end - 1] === IGNORE) end--;
-  return { index, ids: ids.slice(0, end), next: next.slice(0, end), labels: next.filter((x) => x !== IGNORE).length, weight: 0, dropKey: 0, dropP: 0 };
+  return {
+    index,
+    ids: ids.slice(0, end),
+    next: next.slice(0, end),
+    labels: next.filter((x) => x !== IGNORE).length,
+    weight: 0,
+    dropKey: 0,
+    dropP: 0,
+  };
 }
 
 /** Tokens of its own that the job's adapter puts before every row. */
 function virtualOf(manifest: Manifest, o: TrainOptions): number {
   if (!manifest.methods[o.method]?.virtual) return 0;
-  return configOf(manifest, o).rank ?? Math.max(...manifest.branches.map((b) => (b.method === o.method ? b.capacity : 0)));
+  return (
+    configOf(manifest, o).rank ??
+    Math.max(...manifest.branches.map((b) => (b.method === o.method ? b.capacity : 0)))
+  );
 }
-const configOf = (manifest: Manifest, o: TrainOptions): AdapterConfig => ({ ...defaultConfig(manifest, o.method), ...(o.from?.config ?? {}), ...o.adapter });
+const configOf = (manifest: Manifest, o: TrainOptions): AdapterConfig => ({
+  ...defaultConfig(manifest, o.method),
+  ...(o.from?.config ?? {}),
+  ...o.adapter,
+});
 
 /** Rows checked, shifted and put behind `virtual` tokens of the adapter's own; throws for the first that cannot be trained on. */
-function prepareAll(manifest: Manifest, rows: readonly Row[], virtual: number): { items: Item[]; skippedRows: number } {
+function prepareAll(
+  manifest: Manifest,
+  rows: readonly Row[],
+  virtual: number,
+): { items: Item[]; skippedRows: number } {
   const { capacities, model } = manifest;
   const items = rows
     .map((row, i) => prepare(row, i, capacities.context - virtual, model.vocab))
-    .map((x): Item => ({ ...x, ids: [...Array<number>(virtual).fill(0), ...x.ids], next: [...Array<number>(virtual).fill(IGNORE), ...x.next] }));
+    .map(
+      (x): Item => ({
+        ...x,
+        ids: [...Array<number>(virtual).fill(0), ...x.ids],
+        next: [...Array<number>(virtual).fill(IGNORE), ...x.next],
+      }),
+    );
   const learned = items.filter((x) => x.labels > 0);
-  if (!learned.length) throw new WeftError({ code: "WEFT_DATA", where: "data", expected: "rows with at least one token to learn", found: `${rows.length} rows, none with labels` });
+  if (!learned.length)
+    throw new WeftError({
+      code: "WEFT_DATA",
+      where: "data",
+      expected: "rows with at least one token to learn",
+      found: `${rows.length} rows, none with labels`,
+    });
   const longest = Math.min(capacities.savedRows, capacities.blocks * 32);
   const tooLong = learned.find((x) => x.ids.length > longest);
   if (tooLong)
@@ -503,9 +731,19 @@ export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>
     });
   for (const j of running)
     if (!j.finished && j.name === o.name)
-      throw new WeftError({ code: "WEFT_CONFLICT", where: `job ${o.name}`, expected: "a name no running job has", found: "one that is running" });
+      throw new WeftError({
+        code: "WEFT_CONFLICT",
+        where: `job ${o.name}`,
+        expected: "a name no running job has",
+        found: "one that is running",
+      });
   if (o.from && o.from.config.method !== o.method)
-    throw new WeftError({ code: "WEFT_OPTION", where: "from", expected: `an adapter of method ${o.method}`, found: `one of method ${o.from.config.method}` });
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "from",
+      expected: `an adapter of method ${o.method}`,
+      found: `one of method ${o.from.config.method}`,
+    });
   if (o.from?.replaces)
     throw new WeftError({
       code: "WEFT_ADAPTER",
@@ -523,11 +761,23 @@ export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>
       hint: "merge(null) first",
     });
   if (engine.exclusive || (o.method === "full" && engine.jobsRunning > 0))
-    throw new WeftError({ code: "WEFT_CONFLICT", where: `job ${o.name}`, expected: "exclusive use of the base weights for full training", found: "another job", retryable: true });
+    throw new WeftError({
+      code: "WEFT_CONFLICT",
+      where: `job ${o.name}`,
+      expected: "exclusive use of the base weights for full training",
+      found: "another job",
+      retryable: true,
+    });
   const data = prepareAll(manifest, o.rows, virtualOf(manifest, o));
   const index = engine.freeJob();
   if (index === null)
-    throw new WeftError({ code: "WEFT_CAPACITY", where: "jobs", expected: `at most ${manifest.capacities.jobs} jobs at once`, found: "one more", retryable: true });
+    throw new WeftError({
+      code: "WEFT_CAPACITY",
+      where: "jobs",
+      expected: `at most ${manifest.capacities.jobs} jobs at once`,
+      found: "one more",
+      retryable: true,
+    });
   if (o.method === "full") engine.exclusive = true;
   const job = new Job(engine, index, o, data);
   engine.attach(index, job);
@@ -535,21 +785,29 @@ export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>
 }
 
 /** Every base tensor as it is now, under its checkpoint name. */
-export async function readWeights(engine: Engine): Promise<{ name: string; shape: number[]; data: Float32Array }[]> {
+export async function readWeights(
+  engine: Engine,
+): Promise<{ name: string; shape: number[]; data: Float32Array }[]> {
   const { device, manifest, jobLane: lane } = engine;
   const { plan } = device;
   const { format } = manifest.model;
   const out: { name: string; shape: number[]; data: Float32Array }[] = [];
-  const region = async (params: typeof plan.layerParams, group: number, nameOf: (name: string) => string): Promise<void> => {
+  const region = async (
+    params: typeof plan.layerParams,
+    group: number,
+    nameOf: (name: string) => string,
+  ): Promise<void> => {
     for (const p of params) {
       const words = p.kind === "vector" ? p.n : packedWords(format, p.n, p.k, plan.panel);
       const data = await device.read({ cls: "weights", group, offset: p.offset, words, lane });
       const values = p.kind === "vector" ? data : unpack(format, data, p.n, p.k, plan.panel);
-      if (group < manifest.model.layers) reorder(manifest, group, siteOfParam(manifest, p.name), values, true);
+      if (group < manifest.model.layers)
+        reorder(manifest, group, siteOfParam(manifest, p.name), values, true);
       out.push({ name: nameOf(p.name), shape: p.kind === "vector" ? [p.n] : [p.n, p.k], data: values });
     }
   };
   await region(plan.outerParams, manifest.model.layers, (n) => manifest.checkpoint.outer[n]!);
-  for (let l = 0; l < manifest.model.layers; l++) await region(plan.layerParams, l, (n) => manifest.checkpoint.layer[n]!.replace("{l}", String(l)));
+  for (let l = 0; l < manifest.model.layers; l++)
+    await region(plan.layerParams, l, (n) => manifest.checkpoint.layer[n]!.replace("{l}", String(l)));
   return out;
 }

@@ -1,7 +1,16 @@
 /** The Wasm target: every chamber in one linear memory of fixed size; kernels called one after another, by one thread or by a crew of them. */
 import { type Manifest, WeftError } from "./bundle.ts";
 import { crewBytes, openCrew, threadsHere } from "./crew.ts";
-import { chamberWords, type Device, isShared, type LoadProgress, type MemoryClass, memoryClasses, planProgress, type Range } from "./device.ts";
+import {
+  chamberWords,
+  type Device,
+  isShared,
+  type LoadProgress,
+  type MemoryClass,
+  memoryClasses,
+  planProgress,
+  type Range,
+} from "./device.ts";
 import { turn } from "./turn.ts";
 
 type Kernel = (bind: number, meta: number, scratch: number, part: number, parts: number) => void;
@@ -34,7 +43,11 @@ export const hasRelaxed = (): boolean =>
   );
 
 /** Where everything lies in memory, bytes. */
-function planMemory(manifest: Manifest, threads: number, lanes: number): { base: ReadonlyMap<string, number>; bytes: Readonly<Record<string, number>>; pages: number } {
+function planMemory(
+  manifest: Manifest,
+  threads: number,
+  lanes: number,
+): { base: ReadonlyMap<string, number>; bytes: Readonly<Record<string, number>>; pages: number } {
   const plan = manifest.targets.wasm!;
   const layers = manifest.model.layers;
   const base = new Map<string, number>();
@@ -49,8 +62,12 @@ function planMemory(manifest: Manifest, threads: number, lanes: number): { base:
   for (let lane = 0; lane < lanes; lane++) place(`bind.${lane}`, "tables", (layers + 1) * 32);
   place("control", "tables", crewBytes(threads, lanes));
   place("scratch", "scratch", threads * plan.scratchWords * 4);
-  for (let lane = 0; lane < lanes; lane++) for (const cls of memoryClasses) if (isShared(cls)) place(`${cls}.${lane}`, cls, chamberWords(plan, layers, cls, 0) * 4);
-  for (let g = 0; g <= layers; g++) for (const cls of memoryClasses) if (!isShared(cls)) place(`${cls}.${g}`, cls, chamberWords(plan, layers, cls, g) * 4);
+  for (let lane = 0; lane < lanes; lane++)
+    for (const cls of memoryClasses)
+      if (isShared(cls)) place(`${cls}.${lane}`, cls, chamberWords(plan, layers, cls, 0) * 4);
+  for (let g = 0; g <= layers; g++)
+    for (const cls of memoryClasses)
+      if (!isShared(cls)) place(`${cls}.${g}`, cls, chamberWords(plan, layers, cls, g) * 4);
   return { base, bytes, pages: Math.ceil(at / PAGE) + 1 };
 }
 
@@ -86,17 +103,37 @@ function unshared(module: Uint8Array): Uint8Array {
     }
     break;
   }
-  throw new WeftError({ code: "WEFT_BUNDLE", where: "kernels.wasm", expected: "one import, a shared memory", found: "none" });
+  throw new WeftError({
+    code: "WEFT_BUNDLE",
+    where: "kernels.wasm",
+    expected: "one import, a shared memory",
+    found: "none",
+  });
 }
 
 /** Start a device for the bundle's `wasm` plan. Throws WEFT_CAPACITY when the memory plan passes 4 GiB. */
-export async function openWasm(manifest: Manifest, bytesOfModule: Uint8Array, options: WasmOptions = {}): Promise<Device> {
+export async function openWasm(
+  manifest: Manifest,
+  bytesOfModule: Uint8Array,
+  options: WasmOptions = {},
+): Promise<Device> {
   const plan = manifest.targets.wasm;
-  if (!plan) throw new WeftError({ code: "WEFT_DEVICE", where: "target", expected: "a bundle compiled for wasm", found: Object.keys(manifest.targets).join(", ") });
+  if (!plan)
+    throw new WeftError({
+      code: "WEFT_DEVICE",
+      where: "target",
+      expected: "a bundle compiled for wasm",
+      found: Object.keys(manifest.targets).join(", "),
+    });
   const here = await threadsHere();
   const threads = options.threads ?? Math.min(here, MAX_THREADS);
   if (!Number.isInteger(threads) || threads < 1 || threads > MAX_THREADS)
-    throw new WeftError({ code: "WEFT_OPTION", where: "threads", expected: `an integer from 1 to ${MAX_THREADS}`, found: String(threads) });
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "threads",
+      expected: `an integer from 1 to ${MAX_THREADS}`,
+      found: String(threads),
+    });
   const shared = typeof SharedArrayBuffer === "function";
   if (threads > 1 && (!shared || (here === 1 && typeof process === "undefined")))
     throw new WeftError({
@@ -108,7 +145,8 @@ export async function openWasm(manifest: Manifest, bytesOfModule: Uint8Array, op
     });
   const most = threads > 1 && manifest.train.length ? 2 : 1;
   const lanes = options.lanes ?? most;
-  if (!Number.isInteger(lanes) || lanes < 1 || lanes > 2) throw new WeftError({ code: "WEFT_OPTION", where: "lanes", expected: "1 or 2", found: String(lanes) });
+  if (!Number.isInteger(lanes) || lanes < 1 || lanes > 2)
+    throw new WeftError({ code: "WEFT_OPTION", where: "lanes", expected: "1 or 2", found: String(lanes) });
   if (lanes > most)
     throw new WeftError({
       code: "WEFT_OPTION",
@@ -134,26 +172,54 @@ export async function openWasm(manifest: Manifest, bytesOfModule: Uint8Array, op
   try {
     memory = new WebAssembly.Memory({ initial: pages, maximum: pages, shared });
   } catch (cause) {
-    throw new WeftError({ code: "WEFT_DEVICE", where: "wasm memory", expected: `${pages * PAGE} bytes`, found: (cause as Error).message, cause });
+    throw new WeftError({
+      code: "WEFT_DEVICE",
+      where: "wasm memory",
+      expected: `${pages * PAGE} bytes`,
+      found: (cause as Error).message,
+      cause,
+    });
   }
-  const module = await WebAssembly.compile((shared ? bytesOfModule : unshared(bytesOfModule)) as BufferSource);
+  const module = await WebAssembly.compile(
+    (shared ? bytesOfModule : unshared(bytesOfModule)) as BufferSource,
+  );
   const names = Object.keys(plan.kernels);
   const exported = new Set(WebAssembly.Module.exports(module).map((e) => e.name));
   const missing = names.filter((n) => !exported.has(n));
-  if (missing.length) throw new WeftError({ code: "WEFT_BUNDLE", where: "kernels.wasm", expected: `exports ${missing.join(", ")}`, found: "none" });
+  if (missing.length)
+    throw new WeftError({
+      code: "WEFT_BUNDLE",
+      where: "kernels.wasm",
+      expected: `exports ${missing.join(", ")}`,
+      found: "none",
+    });
   const words = new Uint32Array(memory.buffer);
   const floats = new Float32Array(memory.buffer);
-  const addressOf = (cls: MemoryClass, group: number, lane: number): number => base.get(`${cls}.${isShared(cls) ? lane : group}`)!;
-  const places = Array.from({ length: lanes }, (_, lane) => ({ bind: base.get(`bind.${lane}`)!, meta: addressOf("meta", 0, lane) }));
+  const addressOf = (cls: MemoryClass, group: number, lane: number): number =>
+    base.get(`${cls}.${isShared(cls) ? lane : group}`)!;
+  const places = Array.from({ length: lanes }, (_, lane) => ({
+    bind: base.get(`bind.${lane}`)!,
+    meta: addressOf("meta", 0, lane),
+  }));
   for (const [lane, { bind }] of places.entries())
-    for (let g = 0; g <= layers; g++) for (const [i, cls] of memoryClasses.entries()) words[bind / 4 + g * 8 + i] = addressOf(cls, g, lane);
+    for (let g = 0; g <= layers; g++)
+      for (const [i, cls] of memoryClasses.entries()) words[bind / 4 + g * 8 + i] = addressOf(cls, g, lane);
   const scratch = base.get("scratch")!;
 
   let play: (lane: number, commands: Int32Array) => Promise<void>;
   let rest = (_lane: number): void => {};
   let dispose = (): void => {};
   if (threads > 1) {
-    const crew = await openCrew({ module, memory, kernels: names, control: base.get("control")!, lanes: places, scratch, scratchBytes: plan.scratchWords * 4, threads });
+    const crew = await openCrew({
+      module,
+      memory,
+      kernels: names,
+      control: base.get("control")!,
+      lanes: places,
+      scratch,
+      scratchBytes: plan.scratchWords * 4,
+      threads,
+    });
     ({ play, rest, dispose } = crew);
   } else {
     const { exports } = await WebAssembly.instantiate(module, { env: { memory } });
@@ -194,7 +260,9 @@ export async function openWasm(manifest: Manifest, bytesOfModule: Uint8Array, op
     memory: bytes,
     write: (where, data) => {
       const copy = queueOf(where.lane).busy ? data.slice() : data;
-      inOrder(where.lane, () => words.set(new Uint32Array(copy.buffer, copy.byteOffset, copy.length), wordAt(where)));
+      inOrder(where.lane, () =>
+        words.set(new Uint32Array(copy.buffer, copy.byteOffset, copy.length), wordAt(where)),
+      );
     },
     clear: (r) => inOrder(r.lane, () => void words.fill(0, wordAt(r), wordAt(r) + r.words)),
     run: async (lane, commands, block, reads) => {

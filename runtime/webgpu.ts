@@ -1,7 +1,16 @@
 /** The WebGPU target: one bind group a group of chambers, one compute pass a step, metadata by dynamic offset. */
 import { type Manifest, WeftError } from "./bundle.ts";
 import { openGpu, settled } from "./dawn.ts";
-import { chamberWords, type Device, isShared, type LoadProgress, type MemoryClass, memoryClasses, planProgress, type Range } from "./device.ts";
+import {
+  chamberWords,
+  type Device,
+  isShared,
+  type LoadProgress,
+  type MemoryClass,
+  memoryClasses,
+  planProgress,
+  type Range,
+} from "./device.ts";
 
 const READ_ONLY: readonly MemoryClass[] = ["weights", "meta", "tables"];
 
@@ -13,18 +22,30 @@ export async function openWebGpu(
   onProgress?: (p: LoadProgress) => void,
 ): Promise<Device | null> {
   const plan = manifest.targets.webgpu;
-  if (!plan) throw new WeftError({ code: "WEFT_DEVICE", where: "target", expected: "a bundle compiled for webgpu", found: Object.keys(manifest.targets).join(", ") });
+  if (!plan)
+    throw new WeftError({
+      code: "WEFT_DEVICE",
+      where: "target",
+      expected: "a bundle compiled for webgpu",
+      found: Object.keys(manifest.targets).join(", "),
+    });
   const gpu = await openGpu(kind);
-  const adapter = await gpu?.requestAdapter(kind === "hardware" ? { powerPreference: "high-performance" } : {});
+  const adapter = await gpu?.requestAdapter(
+    kind === "hardware" ? { powerPreference: "high-performance" } : {},
+  );
   if (!adapter) return null;
   const info = adapter.info;
   const software =
     Boolean((info as { isFallbackAdapter?: boolean }).isFallbackAdapter) ||
-    /swiftshader|llvmpipe|lavapipe|software|basic render/i.test(`${info.vendor} ${info.architecture} ${info.device} ${info.description}`);
+    /swiftshader|llvmpipe|lavapipe|software|basic render/i.test(
+      `${info.vendor} ${info.architecture} ${info.device} ${info.description}`,
+    );
   if (software !== (kind === "software")) return null;
 
   const layers = manifest.model.layers;
-  const largest = Math.max(...memoryClasses.flatMap((cls) => [0, layers].map((g) => chamberWords(plan, layers, cls, g) * 4)));
+  const largest = Math.max(
+    ...memoryClasses.flatMap((cls) => [0, layers].map((g) => chamberWords(plan, layers, cls, g) * 4)),
+  );
   const limits = adapter.limits;
   if (largest > limits.maxStorageBufferBindingSize || largest > limits.maxBufferSize)
     throw new WeftError({
@@ -35,26 +56,45 @@ export async function openWebGpu(
       hint: "compile with smaller capacities, or --format f16",
     });
   const device = await adapter.requestDevice({
-    requiredLimits: { maxStorageBufferBindingSize: Math.max(limits.maxStorageBufferBindingSize, largest), maxBufferSize: limits.maxBufferSize },
+    requiredLimits: {
+      maxStorageBufferBindingSize: Math.max(limits.maxStorageBufferBindingSize, largest),
+      maxBufferSize: limits.maxBufferSize,
+    },
   });
   let lost: WeftError | null = null;
   void device.lost.then((reason) => {
-    lost = new WeftError({ code: "WEFT_DEVICE_LOST", where: "webgpu device", expected: "a device", found: reason.message || reason.reason, retryable: true });
+    lost = new WeftError({
+      code: "WEFT_DEVICE_LOST",
+      where: "webgpu device",
+      expected: "a device",
+      found: reason.message || reason.reason,
+      retryable: true,
+    });
   });
 
   const bytes: Record<string, number> = {};
-  for (const cls of memoryClasses) for (let g = 0; g <= (isShared(cls) ? 0 : layers); g++) bytes[cls] = (bytes[cls] ?? 0) + chamberWords(plan, layers, cls, g) * 4;
+  for (const cls of memoryClasses)
+    for (let g = 0; g <= (isShared(cls) ? 0 : layers); g++)
+      bytes[cls] = (bytes[cls] ?? 0) + chamberWords(plan, layers, cls, g) * 4;
   onProgress?.(planProgress(bytes));
   device.pushErrorScope("out-of-memory");
   device.pushErrorScope("validation");
   const buffers = new Map<string, GPUBuffer>();
   const make = (cls: MemoryClass, group: number): void => {
     const size = chamberWords(plan, layers, cls, group) * 4;
-    buffers.set(`${cls}.${group}`, device.createBuffer({ label: `${cls}.${group}`, size, usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_DST | GPUBufferUsage.COPY_SRC }));
+    buffers.set(
+      `${cls}.${group}`,
+      device.createBuffer({
+        label: `${cls}.${group}`,
+        size,
+        usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_DST | GPUBufferUsage.COPY_SRC,
+      }),
+    );
   };
   for (const cls of memoryClasses) if (isShared(cls)) make(cls, 0);
   for (let g = 0; g <= layers; g++) for (const cls of memoryClasses) if (!isShared(cls)) make(cls, g);
-  const bufferOf = (cls: MemoryClass, group: number): GPUBuffer => buffers.get(`${cls}.${isShared(cls) ? 0 : group}`)!;
+  const bufferOf = (cls: MemoryClass, group: number): GPUBuffer =>
+    buffers.get(`${cls}.${isShared(cls) ? 0 : group}`)!;
 
   // Two layouts: weights are read-only everywhere but in the update of full training.
   const blockBytes = Math.max(...Object.values(plan.blocks).map((b) => b.words * 4));
@@ -63,16 +103,32 @@ export async function openWebGpu(
       entries: memoryClasses.map((cls, binding) => ({
         binding,
         visibility: GPUShaderStage.COMPUTE,
-        buffer: { type: READ_ONLY.includes(cls) && !(writable && cls === "weights") ? ("read-only-storage" as const) : ("storage" as const), hasDynamicOffset: cls === "meta" },
+        buffer: {
+          type:
+            READ_ONLY.includes(cls) && !(writable && cls === "weights")
+              ? ("read-only-storage" as const)
+              : ("storage" as const),
+          hasDynamicOffset: cls === "meta",
+        },
       })),
     });
   const layouts = [layoutFor(false), layoutFor(true)] as const;
-  const metaBuffer = device.createBuffer({ label: "meta", size: plan.metaWords * 4 + blockBytes, usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_DST });
+  const metaBuffer = device.createBuffer({
+    label: "meta",
+    size: plan.metaWords * 4 + blockBytes,
+    usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_DST,
+  });
   const groups = layouts.map((layout) =>
     Array.from({ length: layers + 1 }, (_, g) =>
       device.createBindGroup({
         layout,
-        entries: memoryClasses.map((cls, binding) => ({ binding, resource: cls === "meta" ? { buffer: metaBuffer, offset: 0, size: blockBytes } : { buffer: bufferOf(cls, g) } })),
+        entries: memoryClasses.map((cls, binding) => ({
+          binding,
+          resource:
+            cls === "meta"
+              ? { buffer: metaBuffer, offset: 0, size: blockBytes }
+              : { buffer: bufferOf(cls, g) },
+        })),
       }),
     ),
   );
@@ -97,7 +153,13 @@ export async function openWebGpu(
           .catch(async (cause: Error) => {
             const { messages } = await module.getCompilationInfo();
             const found = messages.map((m) => `line ${m.lineNum}: ${m.message}`).join("; ") || cause.message;
-            throw new WeftError({ code: "WEFT_DEVICE", where: `kernel ${name}`, expected: "WGSL that this adapter compiles", found, cause });
+            throw new WeftError({
+              code: "WEFT_DEVICE",
+              where: `kernel ${name}`,
+              expected: "WGSL that this adapter compiles",
+              found,
+              cause,
+            });
           });
         cache.set(key, p);
       }
@@ -122,7 +184,10 @@ export async function openWebGpu(
   device.addEventListener("uncapturederror", (e) => {
     failure ??= e.error.message;
   });
-  let staging = device.createBuffer({ size: 65536, usage: GPUBufferUsage.COPY_DST | GPUBufferUsage.MAP_READ });
+  let staging = device.createBuffer({
+    size: 65536,
+    usage: GPUBufferUsage.COPY_DST | GPUBufferUsage.MAP_READ,
+  });
   // One read-back at a time: the staging buffer is shared, and a job may read between two steps.
   let last: Promise<unknown> = Promise.resolve();
   const fetchAll = (ranges: readonly Range[], encode: () => GPUCommandEncoder): Promise<Float32Array[]> => {
@@ -134,7 +199,10 @@ export async function openWebGpu(
     const total = ranges.reduce((n, r) => n + r.words * 4, 0);
     if (total > staging.size) {
       staging.destroy();
-      staging = device.createBuffer({ size: Math.ceil(total / 65536) * 65536, usage: GPUBufferUsage.COPY_DST | GPUBufferUsage.MAP_READ });
+      staging = device.createBuffer({
+        size: Math.ceil(total / 65536) * 65536,
+        usage: GPUBufferUsage.COPY_DST | GPUBufferUsage.MAP_READ,
+      });
     }
     let at = 0;
     for (const r of ranges) {
@@ -149,7 +217,14 @@ export async function openWebGpu(
     }
     await settled(staging.mapAsync(GPUMapMode.READ, 0, total)).catch((cause: Error) => {
       check();
-      throw new WeftError({ code: "WEFT_DEVICE_LOST", where: "read back", expected: "a mapped buffer", found: cause.message, retryable: true, cause });
+      throw new WeftError({
+        code: "WEFT_DEVICE_LOST",
+        where: "read back",
+        expected: "a mapped buffer",
+        found: cause.message,
+        retryable: true,
+        cause,
+      });
     });
     const all = new Float32Array(staging.getMappedRange(0, total).slice(0));
     staging.unmap();
@@ -163,20 +238,37 @@ export async function openWebGpu(
   };
   const check = (): void => {
     if (lost) throw lost;
-    if (failure) throw new WeftError({ code: "WEFT_DEVICE", where: "webgpu step", expected: "commands that validate", found: failure });
+    if (failure)
+      throw new WeftError({
+        code: "WEFT_DEVICE",
+        where: "webgpu step",
+        expected: "commands that validate",
+        found: failure,
+      });
   };
 
   const stats = { launches: 0, encodeMs: 0 };
   return {
     stats,
-    info: { target: "webgpu", numerics: "webgpu", name: info.description || info.device || info.vendor || "WebGPU adapter", software },
+    info: {
+      target: "webgpu",
+      numerics: "webgpu",
+      name: info.description || info.device || info.vendor || "WebGPU adapter",
+      software,
+    },
     plan,
     // A CPU behind WebGPU has few lanes and pays for every barrier: kernels without them, however few the rows.
     manyRows: software ? 1 : 64,
     lanes: 1,
     memory: bytes,
     write: (to, data) => {
-      device.queue.writeBuffer(bufferOf(to.cls, to.group), to.offset * 4, data.buffer as ArrayBuffer, data.byteOffset, data.byteLength);
+      device.queue.writeBuffer(
+        bufferOf(to.cls, to.group),
+        to.offset * 4,
+        data.buffer as ArrayBuffer,
+        data.byteOffset,
+        data.byteLength,
+      );
     },
     clear: (r) => {
       const encoder = device.createCommandEncoder();

@@ -8,7 +8,14 @@ const root = fileURLToPath(new URL("..", import.meta.url));
 /** folder → what it may import, as path prefixes. */
 const allowed: Readonly<Record<string, readonly string[]>> = {
   ops: ["ops/"],
-  compiler: ["compiler/", "ops/", "runtime/bundle.ts", "runtime/folder.ts", "assemblyscript", "@huggingface/gguf"],
+  compiler: [
+    "compiler/",
+    "ops/",
+    "runtime/bundle.ts",
+    "runtime/folder.ts",
+    "assemblyscript",
+    "@huggingface/gguf",
+  ],
   runtime: ["runtime/"],
   sdk: ["sdk/", "runtime/", "@huggingface/"],
   examples: ["examples/", "sdk/index.ts"],
@@ -51,11 +58,17 @@ export function violations(): string[] {
           if (folder !== "examples" && !nodeFiles.has(path)) out.push(`${path}: imports ${spec}`);
           continue;
         }
-        const target = spec.startsWith(".") ? relative(root, resolve(root, dirname(path), spec)).replaceAll("\\", "/") : spec;
-        const lazyCompiler = folder === "sdk" && /^compiler\/(compile|planner)\.ts$/.test(target) && (dynamic || new RegExp(`import type \\{[^}]*\\} from "${spec}"`).test(text));
+        const target = spec.startsWith(".")
+          ? relative(root, resolve(root, dirname(path), spec)).replaceAll("\\", "/")
+          : spec;
+        const lazyCompiler =
+          folder === "sdk" &&
+          /^compiler\/(compile|planner)\.ts$/.test(target) &&
+          (dynamic || new RegExp(`import type \\{[^}]*\\} from "${spec}"`).test(text));
         if (!lazyCompiler && !may.some((p) => target.startsWith(p))) out.push(`${path}: imports ${target}`);
       }
-      if (!gpuFiles.test(path) && /\bGPU(Device|Buffer|Queue|Adapter|ComputePipeline|BindGroup)\b/.test(text)) out.push(`${path}: names a GPU object`);
+      if (!gpuFiles.test(path) && /\bGPU(Device|Buffer|Queue|Adapter|ComputePipeline|BindGroup)\b/.test(text))
+        out.push(`${path}: names a GPU object`);
     }
   return out;
 }

@@ -17,15 +17,24 @@ function installed() {
   if (!existsSync(marker)) return false;
   const want = JSON.parse(readFileSync(join(root, "package-lock.json"), "utf8")).packages;
   const have = JSON.parse(readFileSync(marker, "utf8")).packages;
-  return Object.entries(want).every(([path, p]) => path === "" || p.optional || have[path]?.version === p.version);
+  return Object.entries(want).every(
+    ([path, p]) => path === "" || p.optional || have[path]?.version === p.version,
+  );
 }
 if (!installed()) {
   console.error("weft: installing dependencies (npm ci)");
-  const npm = spawnSync("npm", ["ci", "--no-audit", "--no-fund", "--loglevel=error"], { cwd: root, stdio: ["ignore", "inherit", "inherit"], shell: process.platform === "win32" });
+  const npm = spawnSync("npm", ["ci", "--no-audit", "--no-fund", "--loglevel=error"], {
+    cwd: root,
+    stdio: ["ignore", "inherit", "inherit"],
+    shell: process.platform === "win32",
+  });
   if (npm.status !== 0) process.exit(npm.status ?? 1);
 }
 const [script, ...args] = process.argv.slice(2);
 if (script) {
-  const run = spawnSync(process.execPath, ["--import", "tsx", join(root, script), ...args], { cwd: root, stdio: "inherit" });
+  const run = spawnSync(process.execPath, ["--import", "tsx", join(root, script), ...args], {
+    cwd: root,
+    stdio: "inherit",
+  });
   process.exit(run.status ?? 1);
 }

@@ -4,5 +4,7 @@ import { spawnSync } from "node:child_process";
 import { fileURLToPath } from "node:url";
 
 const setup = fileURLToPath(new URL("./setup.mjs", import.meta.url));
-const run = spawnSync(process.execPath, [setup, "sdk/cli.ts", ...process.argv.slice(2)], { stdio: "inherit" });
+const run = spawnSync(process.execPath, [setup, "sdk/cli.ts", ...process.argv.slice(2)], {
+  stdio: "inherit",
+});
 process.exit(run.status ?? 1);

@@ -15,25 +15,55 @@ export interface Calibrate {
 }
 
 /** Compile the model for S2FT alone into a folder that is thrown away, let a job of no steps choose, and read its choice. */
-export async function chooseSelection(folder: string, o: Calibrate, options: CompileOptions): Promise<NonNullable<Manifest["selection"]>> {
+export async function chooseSelection(
+  folder: string,
+  o: Calibrate,
+  options: CompileOptions,
+): Promise<NonNullable<Manifest["selection"]>> {
   const { compileTo } = await import("../compiler/compile.ts");
   const selector = o.selector ?? "activation-small";
   return withTemporaryFolder(async (out) => {
-    const manifest = await compileTo(folder, out, { ...options, targets: ["wasm"], train: ["s2ft"], methods: [], capacities: { ...options.capacities, slots: 1, jobs: 1 } });
+    const manifest = await compileTo(folder, out, {
+      ...options,
+      targets: ["wasm"],
+      train: ["s2ft"],
+      methods: [],
+      capacities: { ...options.capacities, slots: 1, jobs: 1 },
+    });
     await using engine = await load(out, { device: "wasm" });
-    await (await engine.finetune({ name: "selection", method: "s2ft", data: o.data, selector, seed: o.seed ?? 0, steps: 0 })).done;
+    await (
+      await engine.finetune({
+        name: "selection",
+        method: "s2ft",
+        data: o.data,
+        selector,
+        seed: o.seed ?? 0,
+        steps: 0,
+      })
+    ).done;
     const { content } = engine.core.adapters.find("selection");
     const { heads, kvHeads, headDim } = manifest.model;
     const chosen = (layer: number, module: string): number[] | null => {
       const b = manifest.branches.find((x) => manifest.sites[x.site]!.module.endsWith(module));
-      return b ? readSelection(content.tensors[layer]!, placeOf(engine.core.device.plan.factors, b.index, "index"), content.branches[layer]![b.index]!.rank) : null;
+      return b
+        ? readSelection(
+            content.tensors[layer]!,
+            placeOf(engine.core.device.plan.factors, b.index, "index"),
+            content.branches[layer]![b.index]!.rank,
+          )
+        : null;
     };
     const layers = content.branches.map((_, l) => {
       // Under grouped queries the key heads are ranked, and their query heads come with them.
       const values = chosen(l, "v_proj");
       const outputs = chosen(l, "o_proj");
       if (outputs && !values && heads !== kvHeads)
-        throw new WeftError({ code: "WEFT_OPTION", where: "capacities.s2ft.sites", expected: "v_proj beside o_proj: query heads share keys here", found: "o_proj alone" });
+        throw new WeftError({
+          code: "WEFT_OPTION",
+          where: "capacities.s2ft.sites",
+          expected: "v_proj beside o_proj: query heads share keys here",
+          found: "o_proj alone",
+        });
       const groups = [...new Set((values ?? outputs ?? []).map((c) => Math.floor(c / headDim)))];
       return { ffn: chosen(l, "down_proj") ?? chosen(l, "up_proj") ?? chosen(l, "gate_proj") ?? [], groups };
     });

@@ -19,10 +19,18 @@ interface Saved {
   readonly best: { readonly step: number; readonly loss: number } | null;
 }
 /** `options` are what results depend on; resuming with others is refused. */
-export async function saveCheckpoint(dir: string, state: TrainState, base: string, numerics: string, options: unknown): Promise<void> {
+export async function saveCheckpoint(
+  dir: string,
+  state: TrainState,
+  base: string,
+  numerics: string,
+  options: unknown,
+): Promise<void> {
   const tensors: TensorData[] = [];
   const put = (name: string, list: readonly Float32Array[] | undefined): void =>
-    list?.forEach((data, i) => tensors.push({ name: `${name}.${i}`, shape: [data.length], dtype: "F32", data }));
+    list?.forEach((data, i) =>
+      tensors.push({ name: `${name}.${i}`, shape: [data.length], dtype: "F32", data }),
+    );
   put("accum", state.accum);
   put("weights", state.weights);
   put("adapter", state.adapter?.tensors);
@@ -39,18 +47,39 @@ export async function saveCheckpoint(dir: string, state: TrainState, base: strin
     branches: state.adapter?.branches ?? null,
     best: state.best ? { step: state.best.step, loss: state.best.loss } : null,
   };
-  await writeFolder(dir, Object.entries({ "trainer_state.json": JSON.stringify(json), "trainer_state.safetensors": encode(tensors, { format: "weft" }) }));
+  await writeFolder(
+    dir,
+    Object.entries({
+      "trainer_state.json": JSON.stringify(json),
+      "trainer_state.safetensors": encode(tensors, { format: "weft" }),
+    }),
+  );
 }
 
-export async function loadCheckpoint(dir: string, base: string, numerics: string, options: unknown): Promise<TrainState> {
-  const json = parseJson(await readFileOr(`${dir}/trainer_state.json`, "WEFT_IO"), `${dir}/trainer_state.json`) as unknown as Saved;
+export async function loadCheckpoint(
+  dir: string,
+  base: string,
+  numerics: string,
+  options: unknown,
+): Promise<TrainState> {
+  const json = parseJson(
+    await readFileOr(`${dir}/trainer_state.json`, "WEFT_IO"),
+    `${dir}/trainer_state.json`,
+  ) as unknown as Saved;
   const refuse = (what: string, expected: string, found: string): never => {
-    throw new WeftError({ code: "WEFT_CONFLICT", where: `${dir}: ${what}`, expected, found, hint: "resume with the bundle, device and options of the checkpoint" });
+    throw new WeftError({
+      code: "WEFT_CONFLICT",
+      where: `${dir}: ${what}`,
+      expected,
+      found,
+      hint: "resume with the bundle, device and options of the checkpoint",
+    });
   };
   if (json.version !== 3) refuse("version", "3", String(json.version));
   if (json.base !== base) refuse("base", base.slice(0, 12), String(json.base).slice(0, 12));
   if (json.numerics !== numerics) refuse("numerics", numerics, json.numerics);
-  if (JSON.stringify(json.options) !== JSON.stringify(options)) refuse("options", JSON.stringify(json.options), JSON.stringify(options));
+  if (JSON.stringify(json.options) !== JSON.stringify(options))
+    refuse("options", JSON.stringify(json.options), JSON.stringify(options));
   const where = `${dir}/trainer_state.safetensors`;
   const bytes = await readFileOr(where, "WEFT_IO");
   const { tensors } = parseHeader(bytes, bytes.length, where);
@@ -59,7 +88,8 @@ export async function loadCheckpoint(dir: string, base: string, numerics: string
       .filter((t) => t.name.startsWith(`${name}.`))
       .sort((a, b) => Number(a.name.slice(name.length + 1)) - Number(b.name.slice(name.length + 1)))
       .map((t) => decode(bytes.subarray(t.start, t.end), t.dtype, `${where}: ${t.name}`));
-  const adapter = (tensors: Float32Array[]): AdapterContent | null => (json.config && tensors.length ? { config: json.config, branches: json.branches!, tensors } : null);
+  const adapter = (tensors: Float32Array[]): AdapterContent | null =>
+    json.config && tensors.length ? { config: json.config, branches: json.branches!, tensors } : null;
   return {
     step: json.step,
     updates: json.updates,

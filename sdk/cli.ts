@@ -54,7 +54,19 @@ const options = {
     selector: text,
     seed: text,
   },
-  generate: { prompt: text, ids: text, adapter: text, "max-tokens": text, temperature: text, "top-k": text, "top-p": text, "min-p": text, seed: text, device: text, stop: text },
+  generate: {
+    prompt: text,
+    ids: text,
+    adapter: text,
+    "max-tokens": text,
+    temperature: text,
+    "top-k": text,
+    "top-p": text,
+    "min-p": text,
+    seed: text,
+    device: text,
+    stop: text,
+  },
   finetune: {
     data: text,
     "eval-data": text,
@@ -90,11 +102,19 @@ const number = (flags: Flags, name: string): number | undefined => {
   const n = Number(v);
   return v === "" || !Number.isFinite(n) ? fail(`--${name}`, "a number", String(v)) : n;
 };
-const given = <T extends object>(o: T): Partial<{ [K in keyof T]: Exclude<T[K], undefined> }> => Object.fromEntries(Object.entries(o).filter(([, v]) => v !== undefined)) as never;
-const string = (flags: Flags, name: string): string => (typeof flags[name] === "string" ? (flags[name] as string) : fail(`--${name}`, "a value", "nothing"));
-const progress = (line: string): void => void (process.stderr.isTTY ? process.stderr.write(`\r\x1b[2K${line}`) : process.stderr.write(`${line}\n`));
+const given = <T extends object>(o: T): Partial<{ [K in keyof T]: Exclude<T[K], undefined> }> =>
+  Object.fromEntries(Object.entries(o).filter(([, v]) => v !== undefined)) as never;
+const string = (flags: Flags, name: string): string =>
+  typeof flags[name] === "string" ? (flags[name] as string) : fail(`--${name}`, "a value", "nothing");
+const progress = (line: string): void =>
+  void (process.stderr.isTTY ? process.stderr.write(`\r\x1b[2K${line}`) : process.stderr.write(`${line}\n`));
 const endLine = (): void => void (process.stderr.isTTY && process.stderr.write("\n"));
-const kb = (n: number): string => (n > 1e9 ? `${(n / 1e9).toFixed(2)} GB` : n > 1e6 ? `${(n / 1e6).toFixed(1)} MB` : `${(n / 1e3).toFixed(1)} kB`);
+const kb = (n: number): string =>
+  n > 1e9
+    ? `${(n / 1e9).toFixed(2)} GB`
+    : n > 1e6
+      ? `${(n / 1e6).toFixed(1)} MB`
+      : `${(n / 1e3).toFixed(1)} kB`;
 
 /** Memory by method for a shape: a model folder's, or a preset's. */
 async function inspectMemory(f: Flags, json: boolean): Promise<void> {
@@ -102,25 +122,43 @@ async function inspectMemory(f: Flags, json: boolean): Promise<void> {
   const tokens = number(f, "tokens") ?? 512;
   const rank = number(f, "rank") ?? 16;
   const folder = /[\\/.]/.test(model);
-  const rows = await planMemory(folder ? parseJson(await readFileOr(`${model}/config.json`, "WEFT_IO"), `${model}/config.json`) : model, { tokens, rank });
+  const rows = await planMemory(
+    folder ? parseJson(await readFileOr(`${model}/config.json`, "WEFT_IO"), `${model}/config.json`) : model,
+    { tokens, rank },
+  );
   if (json) return console.log(JSON.stringify({ model, tokens, rank, methods: rows }));
   const gb = (n: number): string => (n / 1e9).toFixed(2);
-  console.log(`${model}, ${tokens} tokens a step, rank ${rank}; GB. Weights f16 where frozen, f32 for full; kept: all · recomputing inside a layer · recomputing nothing`);
+  console.log(
+    `${model}, ${tokens} tokens a step, rank ${rank}; GB. Weights f16 where frozen, f32 for full; kept: all · recomputing inside a layer · recomputing nothing`,
+  );
   const table = [
     ["method", "trainable", "weights", "kept", "boundary", "no recompute", "grad + Adam", "sum"],
     ...rows.map((r) => [
       r.method,
       r.trainable.toLocaleString("en"),
-      ...[r.weightBytes, r.savedBytes, r.boundaryBytes, r.readBytes, r.stateBytes, r.weightBytes + r.savedBytes + r.stateBytes].map(gb),
+      ...[
+        r.weightBytes,
+        r.savedBytes,
+        r.boundaryBytes,
+        r.readBytes,
+        r.stateBytes,
+        r.weightBytes + r.savedBytes + r.stateBytes,
+      ].map(gb),
     ]),
   ];
   const widths = table[0]!.map((_, i) => Math.max(...table.map((r) => r[i]!.length)));
-  for (const r of table) console.log(r.map((c, i) => (i ? c.padStart(widths[i]!) : c.padEnd(widths[0]!))).join("  "));
+  for (const r of table)
+    console.log(r.map((c, i) => (i ? c.padStart(widths[i]!) : c.padEnd(widths[0]!))).join("  "));
 }
 
-const commands: Readonly<Record<Command, (positional: readonly string[], f: Flags, json: boolean) => Promise<void>>> = {
+const commands: Readonly<
+  Record<Command, (positional: readonly string[], f: Flags, json: boolean) => Promise<void>>
+> = {
   compile: async ([model], f, json) => {
-    const list = (name: string): string[] | undefined => (typeof f[name] === "string" ? (f[name] as string).split(",").filter((x) => x && x !== "none") : undefined);
+    const list = (name: string): string[] | undefined =>
+      typeof f[name] === "string"
+        ? (f[name] as string).split(",").filter((x) => x && x !== "none")
+        : undefined;
     const out = string(f, "output");
     const t0 = performance.now();
     const manifest = await compile(model ?? fail("compile", "a model folder or .gguf file", "nothing"), out, {
@@ -132,7 +170,12 @@ const commands: Readonly<Record<Command, (positional: readonly string[], f: Flag
         policy: f.policy as never,
         fuse: f["no-fuse"] ? false : undefined,
         relaxed: f.relaxed ? true : undefined,
-        calibrate: f.calibrate ? { data: string(f, "calibrate"), ...given({ selector: f.selector as FinetuneOptions["selector"], seed: number(f, "seed") }) } : undefined,
+        calibrate: f.calibrate
+          ? {
+              data: string(f, "calibrate"),
+              ...given({ selector: f.selector as FinetuneOptions["selector"], seed: number(f, "seed") }),
+            }
+          : undefined,
       }),
       capacities: given({
         context: number(f, "context"),
@@ -166,7 +209,9 @@ const commands: Readonly<Record<Command, (positional: readonly string[], f: Flag
     );
   },
   generate: async ([bundle], f, json) => {
-    await using engine = await load(bundle ?? fail("generate", "a bundle", "nothing"), { device: (f.device ?? "auto") as DeviceChoice });
+    await using engine = await load(bundle ?? fail("generate", "a bundle", "nothing"), {
+      device: (f.device ?? "auto") as DeviceChoice,
+    });
     if (f.adapter) await engine.adapters.load("adapter", string(f, "adapter"));
     const prompt = typeof f.ids === "string" ? f.ids.split(",").map(Number) : string(f, "prompt");
     let out = "";
@@ -192,7 +237,9 @@ const commands: Readonly<Record<Command, (positional: readonly string[], f: Flag
   },
   finetune: async ([bundle], f, json) => {
     const out = string(f, "out");
-    await using engine = await load(bundle ?? fail("finetune", "a bundle", "nothing"), { device: (f.device ?? "auto") as DeviceChoice });
+    await using engine = await load(bundle ?? fail("finetune", "a bundle", "nothing"), {
+      device: (f.device ?? "auto") as DeviceChoice,
+    });
     const method = f.method ? string(f, "method") : (engine.manifest.train[0] ?? "lora");
     const o: FinetuneOptions = {
       name: string(f, "name"),
@@ -217,36 +264,60 @@ const commands: Readonly<Record<Command, (positional: readonly string[], f: Flag
       }),
       onEvent: (e) => {
         if (e.type === "start")
-          progress(`${e.steps} steps, ${e.rows} rows (${e.skippedRows} without labels skipped), ${e.trainable} trainable parameters on ${engine.device.name}`);
+          progress(
+            `${e.steps} steps, ${e.rows} rows (${e.skippedRows} without labels skipped), ${e.trainable} trainable parameters on ${engine.device.name}`,
+          );
         if (e.type === "start") endLine();
-        if (e.type === "step") progress(`step ${e.step} loss ${e.loss.toFixed(4)} lr ${e.learningRate.toExponential(2)} ${Math.round(e.tokensPerSecond)} tokens/s`);
-        if (e.type === "eval") progress(`eval at step ${e.step}: loss ${e.loss.toFixed(4)}${e.best ? " (best)" : ""}`);
+        if (e.type === "step")
+          progress(
+            `step ${e.step} loss ${e.loss.toFixed(4)} lr ${e.learningRate.toExponential(2)} ${Math.round(e.tokensPerSecond)} tokens/s`,
+          );
+        if (e.type === "eval")
+          progress(`eval at step ${e.step}: loss ${e.loss.toFixed(4)}${e.best ? " (best)" : ""}`);
         if (e.type === "eval") endLine();
       },
     };
     const job = await engine.finetune(o);
     // Ctrl-C: with --checkpoint, what was learned is kept to go on from.
-    process.once("SIGINT", () => void (f.checkpoint ? job.checkpoint(string(f, "checkpoint")) : Promise.resolve()).finally(() => job.cancel()));
+    process.once(
+      "SIGINT",
+      () =>
+        void (f.checkpoint ? job.checkpoint(string(f, "checkpoint")) : Promise.resolve()).finally(() =>
+          job.cancel(),
+        ),
+    );
     const result = await job.done;
     endLine();
     if (method === "full") await engine.saveModel(out);
     else await engine.adapters.get(o.name).save(out);
-    console.log(json ? JSON.stringify({ ...result, out }) : `${out}: ${result.steps} steps, loss ${result.losses[0]?.toFixed(4)} → ${result.losses.at(-1)?.toFixed(4)}`);
+    console.log(
+      json
+        ? JSON.stringify({ ...result, out })
+        : `${out}: ${result.steps} steps, loss ${result.losses[0]?.toFixed(4)} → ${result.losses.at(-1)?.toFixed(4)}`,
+    );
   },
   inspect: async ([bundle], f, json) => {
     if (f.memory) return inspectMemory(f, json);
     const m = await readManifest(await openReader(bundle ?? fail("inspect", "a bundle", "nothing")));
     if (json) return console.log(JSON.stringify(m));
     if (f.graph) {
-      const graphs = new TextDecoder().decode(await (await openReader(bundle!)).read("graphs.txt")).split(/^(?=# )/m);
+      const graphs = new TextDecoder()
+        .decode(await (await openReader(bundle!)).read("graphs.txt"))
+        .split(/^(?=# )/m);
       const names = graphs.map((g) => g.slice(2, g.indexOf("\n")));
-      return console.log((graphs[names.indexOf(string(f, "graph"))] ?? fail("--graph", names.join(", "), string(f, "graph"))).trimEnd());
+      return console.log(
+        (
+          graphs[names.indexOf(string(f, "graph"))] ?? fail("--graph", names.join(", "), string(f, "graph"))
+        ).trimEnd(),
+      );
     }
     console.log(
       `${m.model.family}, ${m.model.parameters} parameters, ${m.model.layers} layers × ${m.model.hiddenSize}, ${m.model.heads}/${m.model.kvHeads} heads × ${m.model.headDim}, vocab ${m.model.vocab}, ${m.model.format}, base ${m.base.slice(0, 12)}`,
     );
     console.log(
-      `policy ${m.policy}; trains ${m.train.join(", ") || "nothing"}; capacities ${Object.entries(m.capacities)
+      `policy ${m.policy}; trains ${m.train.join(", ") || "nothing"}; capacities ${Object.entries(
+        m.capacities,
+      )
         .map(([k, v]) => `${k} ${v}`)
         .join(", ")}`,
     );
@@ -255,9 +326,13 @@ const commands: Readonly<Record<Command, (positional: readonly string[], f: Flag
         `saved activations, ${cls}: ${s.bytes.naive} bytes a token a layer naive, ${s.bytes.all} pruned, ${s.bytes.boundary} boundary  (${s.fields.map((x) => `${x.name.replace(/^\w+\./, "")}×${x.cols}`).join(", ")})`,
       );
     for (const [name, plan] of Object.entries(m.targets)) {
-      console.log(`\ntarget ${name}: ${Object.keys(plan.kernels).length} kernels, arena ${kb(plan.arenaWords * 4)}, metadata ${kb(plan.metaWords * 4)}`);
+      console.log(
+        `\ntarget ${name}: ${Object.keys(plan.kernels).length} kernels, arena ${kb(plan.arenaWords * 4)}, metadata ${kb(plan.metaWords * 4)}`,
+      );
       for (const [cls, w] of Object.entries(plan.classes))
-        console.log(`  ${cls.padEnd(9)} ${kb(w.layer * 4).padStart(10)} a layer, ${kb((w.layer * m.model.layers + w.outer) * 4).padStart(10)} in all`);
+        console.log(
+          `  ${cls.padEnd(9)} ${kb(w.layer * 4).padStart(10)} a layer, ${kb((w.layer * m.model.layers + w.outer) * 4).padStart(10)} in all`,
+        );
       for (const p of plan.programs) {
         // Of two kernels for few rows and for many, a step launches one.
         const launches = p.launches.filter((l) => l.grid[0].count !== "few_rows");
@@ -273,7 +348,12 @@ const commands: Readonly<Record<Command, (positional: readonly string[], f: Flag
     const report: Record<string, unknown> = {
       node: process.version,
       platform: `${process.platform} ${process.arch}`,
-      simd: WebAssembly.validate(new Uint8Array([0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11])),
+      simd: WebAssembly.validate(
+        new Uint8Array([
+          0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15,
+          253, 98, 11,
+        ]),
+      ),
     };
     const adapter = await (await openGpu("hardware"))?.requestAdapter().catch(() => null);
     report.webgpu = adapter
@@ -306,7 +386,12 @@ export async function main(argv: readonly string[]): Promise<number> {
     const command = commands[name as Command] ?? fail("command", Object.keys(commands).join(", "), name);
     let parsed: { values: Flags; positionals: string[] };
     try {
-      parsed = parseArgs({ args: rest, options: { ...options[name as Command], json: flag }, allowPositionals: true, strict: true }) as never;
+      parsed = parseArgs({
+        args: rest,
+        options: { ...options[name as Command], json: flag },
+        allowPositionals: true,
+        strict: true,
+      }) as never;
     } catch (e) {
       return fail(`weft ${name}`, "known flags", (e as Error).message);
     }
@@ -315,9 +400,18 @@ export async function main(argv: readonly string[]): Promise<number> {
     return 0;
   } catch (e) {
     endLine();
-    if (json) console.log(JSON.stringify({ error: e instanceof WeftError ? e.toJSON() : { code: "WEFT_UNKNOWN", where: name, found: String((e as Error)?.message ?? e) } }));
+    if (json)
+      console.log(
+        JSON.stringify({
+          error:
+            e instanceof WeftError
+              ? e.toJSON()
+              : { code: "WEFT_UNKNOWN", where: name, found: String((e as Error)?.message ?? e) },
+        }),
+      );
     else console.error(e instanceof WeftError ? e.message : ((e as Error)?.stack ?? String(e)));
     return 1;
   }
 }
-if (process.argv[1] && /cli\.[tj]s$/.test(process.argv[1])) process.exitCode = await main(process.argv.slice(2));
+if (process.argv[1] && /cli\.[tj]s$/.test(process.argv[1]))
+  process.exitCode = await main(process.argv.slice(2));

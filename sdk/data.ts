@@ -20,13 +20,25 @@ export function parseJsonl(source: string, where: string): DataRow[] {
     try {
       row = JSON.parse(line);
     } catch (cause) {
-      throw new WeftError({ code: "WEFT_DATA", where: `${where}, line ${i + 1}`, expected: "a JSON object", found: line.length > 60 ? `${line.slice(0, 60)}…` : line, cause });
+      throw new WeftError({
+        code: "WEFT_DATA",
+        where: `${where}, line ${i + 1}`,
+        expected: "a JSON object",
+        found: line.length > 60 ? `${line.slice(0, 60)}…` : line,
+        cause,
+      });
     }
     if (typeof row !== "object" || row === null || Array.isArray(row))
-      throw new WeftError({ code: "WEFT_DATA", where: `${where}, line ${i + 1}`, expected: shapes, found: JSON.stringify(row).slice(0, 60) });
+      throw new WeftError({
+        code: "WEFT_DATA",
+        where: `${where}, line ${i + 1}`,
+        expected: shapes,
+        found: JSON.stringify(row).slice(0, 60),
+      });
     rows.push(row as DataRow);
   });
-  if (!rows.length) throw new WeftError({ code: "WEFT_DATA", where, expected: "at least one row", found: "none" });
+  if (!rows.length)
+    throw new WeftError({ code: "WEFT_DATA", where, expected: "at least one row", found: "none" });
   return rows;
 }
 
@@ -36,8 +48,18 @@ export function encodeRow(row: DataRow, text: Text | null, eos: number | null, w
     throw new WeftError({ code: "WEFT_DATA", where, expected: shapes, found });
   };
   const r = row as Record<string, unknown>;
-  if (Array.isArray(r.input_ids)) return { input_ids: r.input_ids as number[], labels: (r.labels as number[] | undefined) ?? (r.input_ids as number[]) };
-  if (!text) throw new WeftError({ code: "WEFT_TOKENIZER", where, expected: "rows of {input_ids, labels}: this bundle has no tokenizer", found: Object.keys(r).join(", ") });
+  if (Array.isArray(r.input_ids))
+    return {
+      input_ids: r.input_ids as number[],
+      labels: (r.labels as number[] | undefined) ?? (r.input_ids as number[]),
+    };
+  if (!text)
+    throw new WeftError({
+      code: "WEFT_TOKENIZER",
+      where,
+      expected: "rows of {input_ids, labels}: this bundle has no tokenizer",
+      found: Object.keys(r).join(", "),
+    });
   const end = eos === null ? [] : [eos];
   if (typeof r.text === "string") {
     const ids = [...text.encode(r.text), ...end];
@@ -55,7 +77,8 @@ export function encodeRow(row: DataRow, text: Text | null, eos: number | null, w
     const labels: number[] = [];
     let rendered = "";
     messages.forEach((m, i) => {
-      if (typeof m?.role !== "string" || typeof m.content !== "string") bad(`messages[${i}] without role and content`);
+      if (typeof m?.role !== "string" || typeof m.content !== "string")
+        bad(`messages[${i}] without role and content`);
       const learn = m.role === "assistant";
       // What the template adds for this turn; before an assistant turn its opening is part of the prompt.
       const open = learn ? text.chat(messages.slice(0, i), true) : rendered;

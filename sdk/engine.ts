@@ -10,7 +10,15 @@ import { readVerified } from "../runtime/load.ts";
 import { type DeviceChoice, openDevice } from "../runtime/open.ts";
 import { openReader } from "../runtime/reader.ts";
 import type { Sampling } from "../runtime/sampling.ts";
-import { type Job as CoreJob, type Row, readWeights, startJob, type TrainEvent, type TrainOptions, type TrainResult } from "../runtime/trainer.ts";
+import {
+  type Job as CoreJob,
+  type Row,
+  readWeights,
+  startJob,
+  type TrainEvent,
+  type TrainOptions,
+  type TrainResult,
+} from "../runtime/trainer.ts";
 import { loadCheckpoint, saveCheckpoint } from "./checkpoint.ts";
 import { type DataRow, encodeRow, parseJsonl } from "./data.ts";
 import { decodeText, parseJson, readFileOr } from "./files.ts";
@@ -101,11 +109,16 @@ export type { DataRow, Message, Row, Score, TrainEvent, TrainResult };
 /** Load a bundle folder or address. Throws WeftError before anything is allocated if the bundle is not what its manifest says. */
 export async function load(location: string | URL, options: LoadOptions = {}): Promise<Engine> {
   const reader = await openReader(location);
-  const core = await Core.open(reader, (m, file) => openDevice(options.device ?? "auto", m, file, options), options);
+  const core = await Core.open(
+    reader,
+    (m, file) => openDevice(options.device ?? "auto", m, file, options),
+    options,
+  );
   try {
     let text: Text | null = null;
     if (core.manifest.tokenizer) {
-      const file = async (name: string): Promise<string> => decodeText(await readVerified(reader, core.manifest, name));
+      const file = async (name: string): Promise<string> =>
+        decodeText(await readVerified(reader, core.manifest, name));
       text = new Text(
         JSON.parse(await file("tokenizer.json")) as object,
         JSON.parse(await file("tokenizer_config.json")) as Record<string, unknown>,
@@ -146,7 +159,13 @@ export class Job {
   }
   /** Write a folder that `finetune({ resume })` goes on from, bit for bit on the same device and bundle. */
   async checkpoint(dir: string): Promise<void> {
-    await saveCheckpoint(dir, await this.core.checkpoint(), this.engine.manifest.base, this.engine.core.info.numerics, this.options);
+    await saveCheckpoint(
+      dir,
+      await this.core.checkpoint(),
+      this.engine.manifest.base,
+      this.engine.core.info.numerics,
+      this.options,
+    );
   }
 }
 
@@ -159,20 +178,37 @@ export class AdapterHandle {
   /** Write a folder that Hugging Face peft loads; `as: "lora"` turns an S2FT adapter into the LoRA that is exactly the same. */
   async save(dir: string, o: { as?: "lora" } = {}): Promise<void> {
     const { content } = this.engine.core.adapters.find(this.ref);
-    const { config, weights } = (o.as === "lora" ? writeAsLora : writeAdapter)(content, this.engine.manifest, this.engine.core.device.plan);
-    await writeFolder(dir, Object.entries({ "adapter_config.json": config, "adapter_model.safetensors": weights }));
+    const { config, weights } = (o.as === "lora" ? writeAsLora : writeAdapter)(
+      content,
+      this.engine.manifest,
+      this.engine.core.device.plan,
+    );
+    await writeFolder(
+      dir,
+      Object.entries({ "adapter_config.json": config, "adapter_model.safetensors": weights }),
+    );
   }
   /**
    * Write the adapter as signs of its largest numbers with one common magnitude (ComPEFT): a fraction of the bytes, and not quite the same adapter. Tells
    * how many times smaller the file is, and the relative error of its numbers.
    */
-  async compress(dir: string, o: { density?: number } = {}): Promise<{ bytes: number; ratio: number; error: number }> {
+  async compress(
+    dir: string,
+    o: { density?: number } = {},
+  ): Promise<{ bytes: number; ratio: number; error: number }> {
     const { content } = this.engine.core.adapters.find(this.ref);
     const { config, weights } = writeAdapter(content, this.engine.manifest, this.engine.core.device.plan);
     const { bytes, ratio, error } = compressTernary(weights, o.density ?? 0.1);
     await writeFolder(
       dir,
-      Object.entries({ "adapter_config.json": JSON.stringify({ ...(JSON.parse(config) as object), weft_ternary: true }, null, 2), "adapter_model.ternary": bytes }),
+      Object.entries({
+        "adapter_config.json": JSON.stringify(
+          { ...(JSON.parse(config) as object), weft_ternary: true },
+          null,
+          2,
+        ),
+        "adapter_model.ternary": bytes,
+      }),
     );
     return { bytes: bytes.length, ratio, error };
   }
@@ -211,14 +247,27 @@ export class Engine {
     return this.needText("decode").decode(ids);
   }
   private needText(where: string): Text {
-    if (!this.text) throw new WeftError({ code: "WEFT_TOKENIZER", where, expected: "a bundle with a tokenizer", found: "none", hint: "pass token ids" });
+    if (!this.text)
+      throw new WeftError({
+        code: "WEFT_TOKENIZER",
+        where,
+        expected: "a bundle with a tokenizer",
+        found: "none",
+        hint: "pass token ids",
+      });
     return this.text;
   }
   private promptIds(o: Pick<GenerateOptions, "prompt" | "messages">): number[] {
-    if (o.messages) return this.needText("messages").encode(this.needText("messages").chat(o.messages, true), false);
+    if (o.messages)
+      return this.needText("messages").encode(this.needText("messages").chat(o.messages, true), false);
     if (typeof o.prompt === "string") return this.needText("prompt").encode(o.prompt);
     if (Array.isArray(o.prompt)) return [...(o.prompt as readonly number[])];
-    throw new WeftError({ code: "WEFT_OPTION", where: "prompt", expected: "text, token ids or messages", found: typeof o.prompt });
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "prompt",
+      expected: "text, token ids or messages",
+      found: typeof o.prompt,
+    });
   }
 
   /** Stream an answer. `break` out of the loop, or abort the signal, and its cache is freed. */
@@ -226,7 +275,12 @@ export class Engine {
     const prompt = this.promptIds(o);
     const room = this.manifest.capacities.context - prompt.length;
     const stops = o.stop ?? [];
-    const ids = this.core.generate({ ...o, prompt, maxTokens: o.maxTokens ?? Math.max(1, Math.min(128, room)), stopIds: [...(o.stopIds ?? []), ...this.manifest.model.eos] });
+    const ids = this.core.generate({
+      ...o,
+      prompt,
+      maxTokens: o.maxTokens ?? Math.max(1, Math.min(128, room)),
+      stopIds: [...(o.stopIds ?? []), ...this.manifest.model.eos],
+    });
     const stream = this.text?.stream();
     let held = ""; // text that may be the start of a stop
     for await (const e of ids) {
@@ -250,7 +304,9 @@ export class Engine {
     }
   }
   /** The whole answer at once. */
-  async complete(o: GenerateOptions): Promise<{ text: string; ids: number[]; finish: "stop" | "length" | null; adapter: string }> {
+  async complete(
+    o: GenerateOptions,
+  ): Promise<{ text: string; ids: number[]; finish: "stop" | "length" | null; adapter: string }> {
     const out = { text: "", ids: [] as number[], finish: null as "stop" | "length" | null, adapter: "base" };
     for await (const p of this.generate(o)) {
       out.text += p.text;
@@ -261,19 +317,39 @@ export class Engine {
     return out;
   }
   /** Loss and log-probabilities of a text or ids; on request all logits [position][vocab]. */
-  score(input: string | readonly number[], o: { adapter?: AdapterRef; logits?: boolean; signal?: AbortSignal } = {}): Promise<Score> {
+  score(
+    input: string | readonly number[],
+    o: { adapter?: AdapterRef; logits?: boolean; signal?: AbortSignal } = {},
+  ): Promise<Score> {
     return this.core.score(typeof input === "string" ? this.encode(input) : input, o);
   }
 
   /** Start a fine-tuning job; the engine serves on. Mistakes in options or data are thrown here, not at step 40. */
   async finetune(o: FinetuneOptions): Promise<Job> {
     if (!/^[\w.-]+$/.test(o.name ?? ""))
-      throw new WeftError({ code: "WEFT_OPTION", where: "name", expected: "letters, digits, dots, dashes or underscores", found: String(o.name) });
-    const method = o.method ?? (o.from ? this.core.adapters.find(o.from).content.config.method : (this.manifest.train[0] ?? "lora"));
+      throw new WeftError({
+        code: "WEFT_OPTION",
+        where: "name",
+        expected: "letters, digits, dots, dashes or underscores",
+        found: String(o.name),
+      });
+    const method =
+      o.method ??
+      (o.from ? this.core.adapters.find(o.from).content.config.method : (this.manifest.train[0] ?? "lora"));
     const rows = await this.rows(o.data, "data");
     const evalRows = o.evalData ? await this.rows(o.evalData, "evalData") : undefined;
     const adapter: Partial<Record<keyof AdapterConfig, unknown>> = {};
-    for (const key of ["rank", "alpha", "rslora", "dropout", "targetModules", "rankPattern", "alphaPattern", "selector"] as const) if (o[key] !== undefined) adapter[key] = o[key];
+    for (const key of [
+      "rank",
+      "alpha",
+      "rslora",
+      "dropout",
+      "targetModules",
+      "rankPattern",
+      "alphaPattern",
+      "selector",
+    ] as const)
+      if (o[key] !== undefined) adapter[key] = o[key];
     for (const [key, ok] of Object.entries({
       learningRate: (v: number) => v > 0,
       batchSize: Number.isInteger,
@@ -283,10 +359,26 @@ export class Engine {
       maxGradNorm: (v: number) => v >= 0,
     })) {
       const v = (o as unknown as Record<string, number | undefined>)[key];
-      if (v !== undefined && !(typeof v === "number" && ok(v) && v >= 0)) throw new WeftError({ code: "WEFT_OPTION", where: key, expected: "a positive number", found: String(v) });
+      if (v !== undefined && !(typeof v === "number" && ok(v) && v >= 0))
+        throw new WeftError({
+          code: "WEFT_OPTION",
+          where: key,
+          expected: "a positive number",
+          found: String(v),
+        });
     }
     // What results depend on: a checkpoint is only good for the same.
-    const { onEvent: _e, signal: _s, resume: _r, data: _d, evalData: _v, publishEvery: _p, microBatch: _m, keep: _k, ...identity } = o;
+    const {
+      onEvent: _e,
+      signal: _s,
+      resume: _r,
+      data: _d,
+      evalData: _v,
+      publishEvery: _p,
+      microBatch: _m,
+      keep: _k,
+      ...identity
+    } = o;
     const key = { ...identity, method, rows: rows.length };
     if (this.manifest.methods[method])
       resolveBranches(this.manifest, {
@@ -303,7 +395,9 @@ export class Engine {
       from: o.from ? this.core.adapters.find(o.from).content : undefined,
       disjointFrom: o.disjointFrom?.map((name) => this.core.adapters.find(name).content),
       tuned: o.tuned === undefined ? undefined : await openMatrices(o.tuned, this.manifest),
-      resume: o.resume ? await loadCheckpoint(o.resume, this.manifest.base, this.core.info.numerics, key) : undefined,
+      resume: o.resume
+        ? await loadCheckpoint(o.resume, this.manifest.base, this.core.info.numerics, key)
+        : undefined,
     };
     const job = startJob(this.core, options, this.jobs);
     this.jobs.add(job);
@@ -311,20 +405,29 @@ export class Engine {
     return new Job(job, this, key);
   }
   private async rows(data: string | readonly DataRow[], what: string): Promise<Row[]> {
-    const list = typeof data === "string" ? parseJsonl(decodeText(await readFileOr(data, "WEFT_DATA")), data) : data;
-    if (!list.length) throw new WeftError({ code: "WEFT_DATA", where: what, expected: "at least one row", found: "none" });
+    const list =
+      typeof data === "string" ? parseJsonl(decodeText(await readFileOr(data, "WEFT_DATA")), data) : data;
+    if (!list.length)
+      throw new WeftError({ code: "WEFT_DATA", where: what, expected: "at least one row", found: "none" });
     const where = typeof data === "string" ? data : what;
-    return list.map((r, i) => encodeRow(r, this.text, this.manifest.model.eos[0] ?? null, `${where}, row ${i + 1}`));
+    return list.map((r, i) =>
+      encodeRow(r, this.text, this.manifest.model.eos[0] ?? null, `${where}, row ${i + 1}`),
+    );
   }
 
   /** Adapters on this engine: PEFT folders in, names out. */
   readonly adapters = {
     /** Read a Hugging Face PEFT folder, or one that `compress` wrote; returns its first generation. */
     load: async (name: string, dir: string): Promise<AdapterHandle> => {
-      const config = parseJson(await readFileOr(`${dir}/adapter_config.json`, "WEFT_ADAPTER"), `${dir}/adapter_config.json`);
+      const config = parseJson(
+        await readFileOr(`${dir}/adapter_config.json`, "WEFT_ADAPTER"),
+        `${dir}/adapter_config.json`,
+      );
       const ternary = `${dir}/adapter_model.ternary`;
       const file =
-        config.weft_ternary === true ? expandTernary(await readFileOr(ternary, "WEFT_ADAPTER"), ternary) : await readFileOr(`${dir}/adapter_model.safetensors`, "WEFT_ADAPTER");
+        config.weft_ternary === true
+          ? expandTernary(await readFileOr(ternary, "WEFT_ADAPTER"), ternary)
+          : await readFileOr(`${dir}/adapter_model.safetensors`, "WEFT_ADAPTER");
       this.core.adapters.publish(name, readAdapter(config, file, this.manifest, this.core.device.plan, dir));
       return new AdapterHandle(this, name);
     },
@@ -353,7 +456,9 @@ export class Engine {
   async saveModel(dir: string): Promise<void> {
     const files: Record<string, Uint8Array | string> = {
       "config.json": JSON.stringify(this.modelConfig, null, 2),
-      "model.safetensors": encode((await readWeights(this.core)).map((t) => ({ ...t, dtype: "F32" as const }))),
+      "model.safetensors": encode(
+        (await readWeights(this.core)).map((t) => ({ ...t, dtype: "F32" as const })),
+      ),
     };
     for (const name of ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
       if (this.manifest.files[name]) files[name] = await readVerified(this.reader, this.manifest, name);
@@ -362,7 +467,15 @@ export class Engine {
 
   /** Reject what runs, free the device; the process can exit. */
   async dispose(): Promise<void> {
-    for (const j of this.jobs) j.cancel(new WeftError({ code: "WEFT_DISPOSED", where: `job ${j.name}`, expected: "an engine in use", found: "dispose() was called" }));
+    for (const j of this.jobs)
+      j.cancel(
+        new WeftError({
+          code: "WEFT_DISPOSED",
+          where: `job ${j.name}`,
+          expected: "an engine in use",
+          found: "dispose() was called",
+        }),
+      );
     await this.core.dispose();
   }
   [Symbol.asyncDispose](): Promise<void> {

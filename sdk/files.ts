@@ -2,11 +2,20 @@
 import { WeftError } from "../runtime/bundle.ts";
 import { readFromFolder } from "../runtime/folder.ts";
 
-export async function readFileOr(path: string, code: "WEFT_ADAPTER" | "WEFT_DATA" | "WEFT_IO"): Promise<Uint8Array> {
+export async function readFileOr(
+  path: string,
+  code: "WEFT_ADAPTER" | "WEFT_DATA" | "WEFT_IO",
+): Promise<Uint8Array> {
   try {
     return await readFromFolder(path);
   } catch (cause) {
-    throw new WeftError({ code, where: path, expected: "a readable file", found: (cause as Error).message, cause });
+    throw new WeftError({
+      code,
+      where: path,
+      expected: "a readable file",
+      found: (cause as Error).message,
+      cause,
+    });
   }
 }
 export const decodeText = (b: Uint8Array): string => new TextDecoder().decode(b);
@@ -14,7 +23,13 @@ export function parseJson(bytes: Uint8Array, where: string): Record<string, unkn
   try {
     return JSON.parse(decodeText(bytes)) as Record<string, unknown>;
   } catch (cause) {
-    throw new WeftError({ code: "WEFT_ADAPTER", where, expected: "JSON", found: (cause as Error).message, cause });
+    throw new WeftError({
+      code: "WEFT_ADAPTER",
+      where,
+      expected: "JSON",
+      found: (cause as Error).message,
+      cause,
+    });
   }
 }
 /** Run `f` on a new empty folder, which is removed afterwards. */

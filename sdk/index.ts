@@ -16,22 +16,39 @@ export type { CompileOptions, MethodMemory };
  * Compile a Hugging Face model folder, or a GGUF file, into a bundle folder. With `calibrate` the bundle also trains S2FT of the class `permuted`, on channels that its
  * data chooses now. The compiler is only loaded when this is called.
  */
-export async function compile(folder: string, out: string, o: CompileOptions & { readonly calibrate?: Calibrate } = {}): Promise<Manifest> {
+export async function compile(
+  folder: string,
+  out: string,
+  o: CompileOptions & { readonly calibrate?: Calibrate } = {},
+): Promise<Manifest> {
   const { compileTo } = await import("../compiler/compile.ts");
   const { calibrate, ...options } = o;
   if (!calibrate) return compileTo(folder, out, options);
   const { chooseSelection } = await import("./calibrate.ts");
   const train = [...new Set([...(options.train ?? ["lora"]), "s2ft_permuted"])];
-  return compileTo(folder, out, { ...options, train, selection: await chooseSelection(folder, calibrate, options) });
+  return compileTo(folder, out, {
+    ...options,
+    train,
+    selection: await chooseSelection(folder, calibrate, options),
+  });
 }
 
 /**
  * What fine-tuning takes by each method (weights, saved activations, gradients and moments, in bytes), from a model's shape alone: a config.json as an
  * object, or a preset (`llama-2-7b`, `llama-3-8b`). `tokens` of one optimizer step; `rank` for methods that have one. Throws WEFT_OPTION or WEFT_CONFIG.
  */
-export async function planMemory(model: string | Readonly<Record<string, unknown>>, o: { tokens?: number; rank?: number } = {}): Promise<MethodMemory[]> {
+export async function planMemory(
+  model: string | Readonly<Record<string, unknown>>,
+  o: { tokens?: number; rank?: number } = {},
+): Promise<MethodMemory[]> {
   const planner = await import("../compiler/planner.ts");
   const config = typeof model === "string" ? planner.shapes[model] : model;
-  if (!config) throw new WeftError({ code: "WEFT_OPTION", where: "model", expected: `a config or ${Object.keys(planner.shapes).join(", ")}`, found: String(model) });
+  if (!config)
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "model",
+      expected: `a config or ${Object.keys(planner.shapes).join(", ")}`,
+      found: String(model),
+    });
   return planner.planMemory(config, o.tokens ?? 512, o.rank ?? 16);
 }

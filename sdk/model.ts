@@ -1,18 +1,37 @@
 /** Matrices of a Hugging Face model folder: safetensors, one file or sharded. */
-import { decode, headerEnd, type Manifest, parseHeader, type SiteEntry, WeftError } from "../runtime/bundle.ts";
+import {
+  decode,
+  headerEnd,
+  type Manifest,
+  parseHeader,
+  type SiteEntry,
+  WeftError,
+} from "../runtime/bundle.ts";
 import { parseJson, readFileOr } from "./files.ts";
 
 /** A function that reads a layer's matrix [out, in] of a site. Throws WEFT_WEIGHTS for a model of another shape. */
-export async function openMatrices(folder: string, manifest: Manifest): Promise<(layer: number, site: SiteEntry) => Promise<Float32Array>> {
+export async function openMatrices(
+  folder: string,
+  manifest: Manifest,
+): Promise<(layer: number, site: SiteEntry) => Promise<Float32Array>> {
   const index = await readFileOr(`${folder}/model.safetensors.index.json`, "WEFT_IO").then(
-    (bytes) => parseJson(bytes, `${folder}/model.safetensors.index.json`).weight_map as Readonly<Record<string, string>>,
+    (bytes) =>
+      parseJson(bytes, `${folder}/model.safetensors.index.json`).weight_map as Readonly<
+        Record<string, string>
+      >,
     () => null,
   );
   const files = new Map<string, Uint8Array>();
   return async (layer, site) => {
     const name = manifest.checkpoint.layer[`${site.module}.weight`]!.replace("{l}", String(layer));
     const file = index ? index[name] : "model.safetensors";
-    if (!file) throw new WeftError({ code: "WEFT_WEIGHTS", where: folder, expected: `a tensor ${name}`, found: "none of that name" });
+    if (!file)
+      throw new WeftError({
+        code: "WEFT_WEIGHTS",
+        where: folder,
+        expected: `a tensor ${name}`,
+        found: "none of that name",
+      });
     const path = `${folder}/${file}`;
     const bytes = files.get(file) ?? (await readFileOr(path, "WEFT_IO"));
     files.set(file, bytes);
@@ -20,7 +39,12 @@ export async function openMatrices(folder: string, manifest: Manifest): Promise<
     const info = parseHeader(bytes, bytes.length, path).tensors.find((t) => t.name === name);
     const shape = [site.outFeatures, site.inFeatures];
     if (!info || JSON.stringify(info.shape) !== JSON.stringify(shape))
-      throw new WeftError({ code: "WEFT_WEIGHTS", where: `${path}: ${name}`, expected: JSON.stringify(shape), found: info ? JSON.stringify(info.shape) : "no such tensor" });
+      throw new WeftError({
+        code: "WEFT_WEIGHTS",
+        where: `${path}: ${name}`,
+        expected: JSON.stringify(shape),
+        found: info ? JSON.stringify(info.shape) : "no such tensor",
+      });
     return decode(bytes.subarray(info.start, info.end), info.dtype, `${path}: ${name}`);
   };
 }

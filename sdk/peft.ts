@@ -53,8 +53,20 @@ const refused: Readonly<Record<string, (v: unknown) => boolean>> = {
   velora_config: (v) => v !== null && v !== undefined,
 };
 /** Keys that say what is computed: a file that differs from what the method writes is refused. */
-const meaning: Readonly<Record<string, true>> = { non_linearity: true, use_adapterp: true, scaling: true, feedforward_modules: true, prefix_projection: true };
-const fail = (where: string, expected: string, found: string, code: "WEFT_ADAPTER" | "WEFT_ADAPTER_MISMATCH" = "WEFT_ADAPTER", hint?: string): never => {
+const meaning: Readonly<Record<string, true>> = {
+  non_linearity: true,
+  use_adapterp: true,
+  scaling: true,
+  feedforward_modules: true,
+  prefix_projection: true,
+};
+const fail = (
+  where: string,
+  expected: string,
+  found: string,
+  code: "WEFT_ADAPTER" | "WEFT_ADAPTER_MISMATCH" = "WEFT_ADAPTER",
+  hint?: string,
+): never => {
   throw new WeftError({ code, where, expected, found, ...(hint && { hint }) });
 };
 
@@ -67,7 +79,10 @@ interface Read {
 /** Check a PEFT config; throws WEFT_ADAPTER for a method the bundle has not, or a feature that is not supported. */
 function readConfig(json: Json, manifest: Manifest, where: string): Read {
   const known = Object.values(manifest.methods);
-  const fitting = known.filter((m) => m.peftType === json.peft_type && Object.entries(m.when).every(([key, v]) => (json[key] ?? false) === v));
+  const fitting = known.filter(
+    (m) =>
+      m.peftType === json.peft_type && Object.entries(m.when).every(([key, v]) => (json[key] ?? false) === v),
+  );
   // Of several, the one that asks for most.
   const method = fitting.sort((a, b) => Object.keys(b.when).length - Object.keys(a.when).length)[0];
   if (!method) {
@@ -76,33 +91,53 @@ function readConfig(json: Json, manifest: Manifest, where: string): Read {
     const key = near && Object.keys(near.when).find((k) => (json[k] ?? false) !== near.when[k]);
     return fail(
       `${where}: ${key ?? "peft_type"}`,
-      key ? JSON.stringify(near.when[key]) : known.map((m) => m.peftType).join(", ") || "a bundle compiled for adapters",
+      key
+        ? JSON.stringify(near.when[key])
+        : known.map((m) => m.peftType).join(", ") || "a bundle compiled for adapters",
       JSON.stringify(json[key ?? "peft_type"]) ?? "nothing",
       "WEFT_ADAPTER",
       "compile the bundle with this method",
     );
   }
   for (const [key, isOn] of Object.entries(refused))
-    if (isOn(json[key]) && method.when[key] !== json[key]) fail(`${where}: ${key}`, "a feature this build supports", JSON.stringify(json[key]));
+    if (isOn(json[key]) && method.when[key] !== json[key])
+      fail(`${where}: ${key}`, "a feature this build supports", JSON.stringify(json[key]));
   const init = json.init_lora_weights;
   if (typeof init === "string" && /^(pissa|olora|corda|lora_ga|loftq)/.test(init))
-    fail(`${where}: init_lora_weights`, "an adapter of the original base", init, "WEFT_ADAPTER", "convert it to an ordinary LoRA with peft first");
+    fail(
+      `${where}: init_lora_weights`,
+      "an adapter of the original base",
+      init,
+      "WEFT_ADAPTER",
+      "convert it to an ordinary LoRA with peft first",
+    );
   // Tokens of an adapter's own have no modules to name.
   const target = method.virtual ? "all-linear" : json.target_modules;
-  if (typeof target !== "string" && !Array.isArray(target)) fail(`${where}: target_modules`, "a list of modules, a regular expression or all-linear", JSON.stringify(target));
+  if (typeof target !== "string" && !Array.isArray(target))
+    fail(
+      `${where}: target_modules`,
+      "a list of modules, a regular expression or all-linear",
+      JSON.stringify(target),
+    );
   // Lists of modules matter as far as they are adapted.
-  const targeted = (v: unknown): unknown => (Array.isArray(v) && Array.isArray(target) ? v.filter((m) => target.includes(m)).sort() : v);
+  const targeted = (v: unknown): unknown =>
+    Array.isArray(v) && Array.isArray(target) ? v.filter((m) => target.includes(m)).sort() : v;
   // What a method's files always say is what it computes.
   for (const [key, v] of Object.entries(method.fixed))
     if (key in json && key in meaning && JSON.stringify(targeted(json[key])) !== JSON.stringify(targeted(v)))
       fail(`${where}: ${key}`, JSON.stringify(v), JSON.stringify(json[key]));
   // PEFT's own defaults where they differ from weft's.
-  const config: Record<string, unknown> = { ...defaultConfig(manifest, method.name), alpha: 8, targetModules: target };
+  const config: Record<string, unknown> = {
+    ...defaultConfig(manifest, method.name),
+    alpha: 8,
+    targetModules: target,
+  };
   for (const [key, field] of Object.entries(method.config)) {
     const v = json[key];
     if (v === undefined || v === null) continue;
     const fallback = config[field];
-    if (typeof v !== typeof fallback && !(fallback === null && typeof v === "number")) fail(`${where}: ${key}`, `a ${typeof fallback}`, JSON.stringify(v));
+    if (typeof v !== typeof fallback && !(fallback === null && typeof v === "number"))
+      fail(`${where}: ${key}`, `a ${typeof fallback}`, JSON.stringify(v));
     config[field] = v;
   }
   const layers = json.layers_to_transform;
@@ -135,7 +170,11 @@ const shapeOf = (t: BranchTensor, rank: number, rows: number): number[] =>
 function besideOf(
   manifest: Manifest,
   branches: AdapterContent["branches"],
-): { key: string; total: number; parts: { layer: number; branch: number; tensor: BranchTensor; at: number }[] } | null {
+): {
+  key: string;
+  total: number;
+  parts: { layer: number; branch: number; tensor: BranchTensor; at: number }[];
+} | null {
   let key: string | null = null;
   let total = 0;
   const parts = branches.flatMap((layer, l) =>
@@ -152,7 +191,13 @@ function besideOf(
 }
 
 /** PEFT files → adapter content in slot layout. Every tensor must belong to this base and class. */
-export function readAdapter(json: Json, file: Uint8Array, manifest: Manifest, plan: TargetPlan, where: string): AdapterContent {
+export function readAdapter(
+  json: Json,
+  file: Uint8Array,
+  manifest: Manifest,
+  plan: TargetPlan,
+  where: string,
+): AdapterContent {
   const { config, method, layers, exclude } = readConfig(json, manifest, `${where}/adapter_config.json`);
   const recorded = json.weft_base;
   if (typeof recorded === "string" && recorded !== manifest.base)
@@ -165,16 +210,29 @@ export function readAdapter(json: Json, file: Uint8Array, manifest: Manifest, pl
     );
   const name = `${where}/adapter_model.safetensors`;
   headerEnd(file, file.length, name);
-  const byName = new Map(parseHeader(file, file.length, name).tensors.map((t): [string, TensorInfo] => [t.name, t]));
-  const excluded = (p: string): boolean => (typeof exclude === "string" ? new RegExp(`^(?:${exclude})$`).test(p) : (exclude ?? []).some((t) => p === t || p.endsWith(`.${t}`)));
+  const byName = new Map(
+    parseHeader(file, file.length, name).tensors.map((t): [string, TensorInfo] => [t.name, t]),
+  );
+  const excluded = (p: string): boolean =>
+    typeof exclude === "string"
+      ? new RegExp(`^(?:${exclude})$`).test(p)
+      : (exclude ?? []).some((t) => p === t || p.endsWith(`.${t}`));
   // Methods without a rank of their own keep as many rows as the file has.
   const fromFile = (path: string, b: BranchEntry): number | null => {
     const chosen = b.tensors.find((t) => t.shape === "selection" || t.shape === "entries")!;
     return byName.get(`${PREFIX}${path}.${chosen.key}`)?.shape[0] ?? null;
   };
-  const all = resolveBranches(manifest, config, method.form === "selection" || method.form === "entries" ? fromFile : undefined);
+  const all = resolveBranches(
+    manifest,
+    config,
+    method.form === "selection" || method.form === "entries" ? fromFile : undefined,
+  );
   const branches = all.map((layer, l) =>
-    layer.map((s, i) => ((layers && !layers.includes(l)) || excluded(modulePath(l, siteOf(manifest, manifest.branches[i]!))) ? { rank: 0, alpha: 0, scale: 0 } : s)),
+    layer.map((s, i) =>
+      (layers && !layers.includes(l)) || excluded(modulePath(l, siteOf(manifest, manifest.branches[i]!)))
+        ? { rank: 0, alpha: 0, scale: 0 }
+        : s,
+    ),
   );
   const tensors = branches.map((layer, l) => {
     const data = new Float32Array(plan.slotWords);
@@ -187,10 +245,17 @@ export function readAdapter(json: Json, file: Uint8Array, manifest: Manifest, pl
       for (const t of b.tensors) {
         if (t.key === null || t.shape === "beside") continue;
         const key = `${PREFIX}${modulePath(l, siteOf(manifest, b))}.${t.key}`;
-        const info = byName.get(key) ?? fail(name, `a tensor ${key}`, "none of that name", "WEFT_ADAPTER_MISMATCH");
+        const info =
+          byName.get(key) ?? fail(name, `a tensor ${key}`, "none of that name", "WEFT_ADAPTER_MISMATCH");
         const shape = shapeOf(t, s.rank, rowsInUse(t, s));
         if (JSON.stringify(info.shape) !== JSON.stringify(shape))
-          fail(`${name}: ${key}`, JSON.stringify(shape), JSON.stringify(info.shape), "WEFT_ADAPTER_MISMATCH", "the adapter belongs to another base");
+          fail(
+            `${name}: ${key}`,
+            JSON.stringify(shape),
+            JSON.stringify(info.shape),
+            "WEFT_ADAPTER_MISMATCH",
+            "the adapter belongs to another base",
+          );
         const at = placeOf(plan.factors, i, t.name);
         const raw = file.subarray(info.start, info.end);
         if (t.shape === "places") {
@@ -198,7 +263,14 @@ export function readAdapter(json: Json, file: Uint8Array, manifest: Manifest, pl
           const { outFeatures: outs, inFeatures: ins } = siteOf(manifest, b);
           const places = new Int32Array(raw.slice().buffer);
           const flat = Array.from({ length: s.rank }, (_, e) => places[e]! * ins + places[s.rank + e]!);
-          const wrong = flat.findIndex((f, e) => places[e]! < 0 || places[e]! >= outs || places[s.rank + e]! < 0 || places[s.rank + e]! >= ins || !Number.isInteger(f));
+          const wrong = flat.findIndex(
+            (f, e) =>
+              places[e]! < 0 ||
+              places[e]! >= outs ||
+              places[s.rank + e]! < 0 ||
+              places[s.rank + e]! >= ins ||
+              !Number.isInteger(f),
+          );
           if (wrong >= 0 || new Set(flat).size < flat.length)
             fail(
               `${name}: ${key}`,
@@ -229,9 +301,18 @@ export function readAdapter(json: Json, file: Uint8Array, manifest: Manifest, pl
           const channels = [...new Int32Array(raw.slice().buffer)];
           const limit = t.cols - b.capacity;
           const wrong = channels.findIndex((c, r) => c < 0 || c >= limit || channels.indexOf(c) !== r);
-          if (wrong >= 0) fail(`${name}: ${key}[${wrong}]`, `distinct channels below ${limit}`, String(channels[wrong]), "WEFT_ADAPTER_MISMATCH");
+          if (wrong >= 0)
+            fail(
+              `${name}: ${key}[${wrong}]`,
+              `distinct channels below ${limit}`,
+              String(channels[wrong]),
+              "WEFT_ADAPTER_MISMATCH",
+            );
           // Where the bundle has chosen, its order is the slot's.
-          const own = t.init === "leading" ? channelOrder(manifest, l, site.axes[site.coupling!.axis])!.slice(0, s.rank) : channels;
+          const own =
+            t.init === "leading"
+              ? channelOrder(manifest, l, site.axes[site.coupling!.axis])!.slice(0, s.rank)
+              : channels;
           const rows = own.map((c) => channels.indexOf(c));
           if (rows.includes(-1))
             fail(
@@ -247,7 +328,10 @@ export function readAdapter(json: Json, file: Uint8Array, manifest: Manifest, pl
           const values = decode(raw, info.dtype, `${name}: ${key}`);
           const rows = t.shape !== "columns" ? values : transpose(values, t.cols, rowsInUse(t, s));
           const order = orders.get(b.index);
-          if (order) order.forEach((from, r) => data.set(rows.subarray(from * t.cols, (from + 1) * t.cols), at.offset + r * t.cols));
+          if (order)
+            order.forEach((from, r) =>
+              data.set(rows.subarray(from * t.cols, (from + 1) * t.cols), at.offset + r * t.cols),
+            );
           else data.set(rows, at.offset);
         }
         byName.delete(key);
@@ -257,14 +341,26 @@ export function readAdapter(json: Json, file: Uint8Array, manifest: Manifest, pl
   });
   const beside = besideOf(manifest, branches);
   if (beside) {
-    const info = byName.get(beside.key) ?? fail(name, `a tensor ${beside.key}`, "none of that name", "WEFT_ADAPTER_MISMATCH");
+    const info =
+      byName.get(beside.key) ??
+      fail(name, `a tensor ${beside.key}`, "none of that name", "WEFT_ADAPTER_MISMATCH");
     const rank = Math.max(...branches.flat().map((s) => s.rank));
     if (JSON.stringify(info.shape) !== JSON.stringify([rank, beside.total]))
-      fail(`${name}: ${beside.key}`, JSON.stringify([rank, beside.total]), JSON.stringify(info.shape), "WEFT_ADAPTER_MISMATCH", "the adapter belongs to another base");
+      fail(
+        `${name}: ${beside.key}`,
+        JSON.stringify([rank, beside.total]),
+        JSON.stringify(info.shape),
+        "WEFT_ADAPTER_MISMATCH",
+        "the adapter belongs to another base",
+      );
     const values = decode(file.subarray(info.start, info.end), info.dtype, `${name}: ${beside.key}`);
     for (const { layer, branch, tensor, at } of beside.parts) {
       const to = placeOf(plan.factors, branch, tensor.name);
-      for (let r = 0; r < rank; r++) tensors[layer]!.set(values.subarray(r * beside.total + at, r * beside.total + at + tensor.cols), to.offset + r * tensor.cols);
+      for (let r = 0; r < rank; r++)
+        tensors[layer]!.set(
+          values.subarray(r * beside.total + at, r * beside.total + at + tensor.cols),
+          to.offset + r * tensor.cols,
+        );
     }
     byName.delete(beside.key);
   }
@@ -272,27 +368,50 @@ export function readAdapter(json: Json, file: Uint8Array, manifest: Manifest, pl
   const replaces = new Map<string, Float32Array>();
   const replaced = (json.modules_to_save ?? []) as string[];
   for (const m of replaced)
-    if (![...byName.keys()].some((key) => key.slice(0, key.lastIndexOf(".")).endsWith(m))) fail(`${name}: modules_to_save`, `tensors of ${m}`, "none", "WEFT_ADAPTER_MISMATCH");
+    if (![...byName.keys()].some((key) => key.slice(0, key.lastIndexOf(".")).endsWith(m)))
+      fail(`${name}: modules_to_save`, `tensors of ${m}`, "none", "WEFT_ADAPTER_MISMATCH");
   for (const [key, info] of byName) {
-    const tensor = key.startsWith(PREFIX) ? manifest.tensors.find((t) => t.name === key.slice(PREFIX.length)) : undefined;
+    const tensor = key.startsWith(PREFIX)
+      ? manifest.tensors.find((t) => t.name === key.slice(PREFIX.length))
+      : undefined;
     const saved = replaced.some((m) => key.slice(0, key.lastIndexOf(".")).endsWith(m));
     if (!saved || !tensor) continue;
-    if (JSON.stringify(info.shape) !== JSON.stringify(tensor.shape)) fail(`${name}: ${key}`, JSON.stringify(tensor.shape), JSON.stringify(info.shape), "WEFT_ADAPTER_MISMATCH");
+    if (JSON.stringify(info.shape) !== JSON.stringify(tensor.shape))
+      fail(
+        `${name}: ${key}`,
+        JSON.stringify(tensor.shape),
+        JSON.stringify(info.shape),
+        "WEFT_ADAPTER_MISMATCH",
+      );
     replaces.set(tensor.name, decode(file.subarray(info.start, info.end), info.dtype, `${name}: ${key}`));
     byName.delete(key);
   }
   for (const key of byName.keys())
-    fail(name, "tensors of this base's linear layers", key, "WEFT_ADAPTER_MISMATCH", "the adapter belongs to another base, or uses a feature that is not supported");
+    fail(
+      name,
+      "tensors of this base's linear layers",
+      key,
+      "WEFT_ADAPTER_MISMATCH",
+      "the adapter belongs to another base, or uses a feature that is not supported",
+    );
   return { config, branches, tensors, ...(replaces.size && { replaces }) };
 }
 
-const files = (config: Json, tensors: readonly TensorData[], manifest: Manifest): { config: string; weights: Uint8Array } => ({
+const files = (
+  config: Json,
+  tensors: readonly TensorData[],
+  manifest: Manifest,
+): { config: string; weights: Uint8Array } => ({
   config: `${JSON.stringify({ task_type: "CAUSAL_LM", base_model_name_or_path: null, inference_mode: true, ...config, weft_base: manifest.base }, null, 2)}\n`,
   weights: encode(tensors),
 });
 
 /** Adapter content → the two files of a PEFT folder. */
-export function writeAdapter(content: AdapterContent, manifest: Manifest, plan: TargetPlan): { config: string; weights: Uint8Array } {
+export function writeAdapter(
+  content: AdapterContent,
+  manifest: Manifest,
+  plan: TargetPlan,
+): { config: string; weights: Uint8Array } {
   const method = manifest.methods[content.config.method]!;
   const tensors: TensorData[] = [];
   content.branches.forEach((layer, l) => {
@@ -316,12 +435,26 @@ export function writeAdapter(content: AdapterContent, manifest: Manifest, plan: 
         if (t.shape === "places") {
           const { inFeatures } = siteOf(manifest, b);
           const flat = readEntries(data, at, b.capacity, inFeatures, s.rank);
-          tensors.push({ name, shape, dtype: "I32", data: Int32Array.from([...flat.map((e) => Math.floor(e / inFeatures)), ...flat.map((e) => e % inFeatures)]) });
+          tensors.push({
+            name,
+            shape,
+            dtype: "I32",
+            data: Int32Array.from([
+              ...flat.map((e) => Math.floor(e / inFeatures)),
+              ...flat.map((e) => e % inFeatures),
+            ]),
+          });
         } else if (t.shape === "selection") {
           const channels = readSelection(data, at, s.rank);
           order = order.sort((x, y) => channels[x]! - channels[y]!);
           tensors.push({ name, shape, dtype: "I32", data: Int32Array.from(order, (r) => channels[r]!) });
-        } else tensors.push({ name, shape, dtype: "F32", data: t.shape !== "columns" ? values : transpose(values, rows, t.cols) });
+        } else
+          tensors.push({
+            name,
+            shape,
+            dtype: "F32",
+            data: t.shape !== "columns" ? values : transpose(values, rows, t.cols),
+          });
       }
     });
   });
@@ -331,20 +464,48 @@ export function writeAdapter(content: AdapterContent, manifest: Manifest, plan: 
     const data = new Float32Array(rank * beside.total);
     for (const { layer, branch, tensor, at } of beside.parts) {
       const { offset } = placeOf(plan.factors, branch, tensor.name);
-      for (let r = 0; r < rank; r++) data.set(content.tensors[layer]!.subarray(offset + r * tensor.cols, offset + (r + 1) * tensor.cols), r * beside.total + at);
+      for (let r = 0; r < rank; r++)
+        data.set(
+          content.tensors[layer]!.subarray(offset + r * tensor.cols, offset + (r + 1) * tensor.cols),
+          r * beside.total + at,
+        );
     }
     tensors.push({ name: beside.key, shape: [rank, beside.total], dtype: "F32", data });
   }
   for (const [path, values] of content.replaces ?? [])
-    tensors.push({ name: `${PREFIX}${path}`, shape: manifest.tensors.find((t) => t.name === path)!.shape, dtype: "F32", data: values });
-  const replaced = content.replaces && { modules_to_save: [...new Set([...content.replaces.keys()].map((path) => path.split(".").slice(-2)[0]!))] };
-  const own = Object.fromEntries(Object.entries(method.config).map(([key, field]) => [key, content.config[field as keyof AdapterConfig]]));
-  return files({ peft_type: method.peftType, ...method.fixed, ...replaced, ...own, ...(!method.virtual && { target_modules: content.config.targetModules }) }, tensors, manifest);
+    tensors.push({
+      name: `${PREFIX}${path}`,
+      shape: manifest.tensors.find((t) => t.name === path)!.shape,
+      dtype: "F32",
+      data: values,
+    });
+  const replaced = content.replaces && {
+    modules_to_save: [...new Set([...content.replaces.keys()].map((path) => path.split(".").slice(-2)[0]!))],
+  };
+  const own = Object.fromEntries(
+    Object.entries(method.config).map(([key, field]) => [key, content.config[field as keyof AdapterConfig]]),
+  );
+  return files(
+    {
+      peft_type: method.peftType,
+      ...method.fixed,
+      ...replaced,
+      ...own,
+      ...(!method.virtual && { target_modules: content.config.targetModules }),
+    },
+    tensors,
+    manifest,
+  );
 }
 
 /** The same change of the base as a LoRA that any peft loads: exact for what is low-rank or a selection of channels. Throws WEFT_ADAPTER otherwise. */
-export function writeAsLora(content: AdapterContent, manifest: Manifest, plan: TargetPlan): { config: string; weights: Uint8Array } {
-  if (content.replaces) fail("save as lora", "an adapter that shares the base", "one with modules of its own");
+export function writeAsLora(
+  content: AdapterContent,
+  manifest: Manifest,
+  plan: TargetPlan,
+): { config: string; weights: Uint8Array } {
+  if (content.replaces)
+    fail("save as lora", "an adapter that shares the base", "one with modules of its own");
   const tensors: TensorData[] = [];
   const ranks: Record<string, number> = {};
   const modules = new Set<string>();
@@ -354,8 +515,18 @@ export function writeAsLora(content: AdapterContent, manifest: Manifest, plan: T
       const site = siteOf(manifest, manifest.branches[i]!);
       const { rank, a, b } = asLowRank(manifest, plan, content, l, i);
       const path = modulePath(l, site);
-      tensors.push({ name: `${PREFIX}${path}.lora_A.weight`, shape: [rank, site.inFeatures], dtype: "F32", data: a });
-      tensors.push({ name: `${PREFIX}${path}.lora_B.weight`, shape: [site.outFeatures, rank], dtype: "F32", data: transpose(b, rank, site.outFeatures) });
+      tensors.push({
+        name: `${PREFIX}${path}.lora_A.weight`,
+        shape: [rank, site.inFeatures],
+        dtype: "F32",
+        data: a,
+      });
+      tensors.push({
+        name: `${PREFIX}${path}.lora_B.weight`,
+        shape: [site.outFeatures, rank],
+        dtype: "F32",
+        data: transpose(b, rank, site.outFeatures),
+      });
       ranks[path.replaceAll(".", "\\.")] = rank;
       modules.add(site.module.split(".").pop()!);
     });

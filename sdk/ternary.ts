@@ -42,10 +42,24 @@ class Bits {
 
 /** Compress a PEFT safetensors file; `density` is the share of numbers kept, in (0, 1]. Throws WEFT_OPTION. */
 export function compressTernary(file: Uint8Array, density: number): Ternary {
-  if (!(density > 0 && density <= 1)) throw new WeftError({ code: "WEFT_OPTION", where: "density", expected: "a number above 0, at most 1", found: String(density) });
+  if (!(density > 0 && density <= 1))
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "density",
+      expected: "a number above 0, at most 1",
+      found: String(density),
+    });
   const { tensors } = parseHeader(file, file.length, "adapter");
-  const dense = tensors.filter((t) => t.dtype !== "I32").map((t) => ({ name: t.name, shape: t.shape, data: decode(file.subarray(t.start, t.end), t.dtype, t.name) }));
-  const selections = tensors.filter((t) => t.dtype === "I32").map((t) => ({ name: t.name, channels: [...new Int32Array(file.slice(t.start, t.end).buffer)] }));
+  const dense = tensors
+    .filter((t) => t.dtype !== "I32")
+    .map((t) => ({
+      name: t.name,
+      shape: t.shape,
+      data: decode(file.subarray(t.start, t.end), t.dtype, t.name),
+    }));
+  const selections = tensors
+    .filter((t) => t.dtype === "I32")
+    .map((t) => ({ name: t.name, channels: [...new Int32Array(file.slice(t.start, t.end).buffer)] }));
   const all = new Float32Array(dense.reduce((n, t) => n + t.data.length, 0));
   let at = 0;
   for (const t of dense) {
@@ -54,7 +68,9 @@ export function compressTernary(file: Uint8Array, density: number): Ternary {
   }
   const kept = Math.max(1, Math.round(density * all.length));
   // Ties go to the earlier number, so that the result does not depend on the sort.
-  const order = Uint32Array.from(all, (_, i) => i).sort((a, b) => Math.abs(all[b]!) - Math.abs(all[a]!) || a - b);
+  const order = Uint32Array.from(all, (_, i) => i).sort(
+    (a, b) => Math.abs(all[b]!) - Math.abs(all[a]!) || a - b,
+  );
   const places = order.slice(0, kept).sort();
   // The magnitude that is nearest to all kept numbers at once.
   const magnitude = Math.fround(places.reduce((s, i) => s + Math.abs(all[i]!), 0) / kept);
@@ -74,7 +90,13 @@ export function compressTernary(file: Uint8Array, density: number): Ternary {
     lost += (Math.abs(all[i]!) - magnitude) ** 2 - all[i]! ** 2;
     last = i;
   }
-  const header: Header = { magnitude, kept, riceBits, tensors: dense.map(({ name, shape }) => ({ name, shape })), selections };
+  const header: Header = {
+    magnitude,
+    kept,
+    riceBits,
+    tensors: dense.map(({ name, shape }) => ({ name, shape })),
+    selections,
+  };
   const head = new TextEncoder().encode(JSON.stringify(header));
   const stream = bits.done();
   const bytes = new Uint8Array(MAGIC.length + 4 + head.length + stream.length);
@@ -87,9 +109,17 @@ export function compressTernary(file: Uint8Array, density: number): Ternary {
 
 /** A ternary file → the PEFT safetensors file it stands for. Throws WEFT_ADAPTER for a file that is cut short or not of this kind. */
 export function expandTernary(file: Uint8Array, where: string): Uint8Array {
-  const bad = (expected: string, found: string): WeftError => new WeftError({ code: "WEFT_ADAPTER", where, expected, found, hint: "the file is truncated or was changed" });
+  const bad = (expected: string, found: string): WeftError =>
+    new WeftError({
+      code: "WEFT_ADAPTER",
+      where,
+      expected,
+      found,
+      hint: "the file is truncated or was changed",
+    });
   const start = MAGIC.length + 4;
-  if (file.length < start || new TextDecoder().decode(file.subarray(0, MAGIC.length)) !== MAGIC) throw bad(`a file that begins with ${MAGIC}`, `${file.length} bytes`);
+  if (file.length < start || new TextDecoder().decode(file.subarray(0, MAGIC.length)) !== MAGIC)
+    throw bad(`a file that begins with ${MAGIC}`, `${file.length} bytes`);
   const length = new DataView(file.buffer, file.byteOffset).getUint32(MAGIC.length, true);
   if (start + length > file.length) throw bad(`a header of ${length} bytes`, `${file.length - start} bytes`);
   let header: Header;
@@ -122,6 +152,7 @@ export function expandTernary(file: Uint8Array, where: string): Uint8Array {
     at += data.length;
     return { name, shape, dtype: "F32", data };
   });
-  for (const { name, channels } of header.selections) tensors.push({ name, shape: [channels.length], dtype: "I32", data: Int32Array.from(channels) });
+  for (const { name, channels } of header.selections)
+    tensors.push({ name, shape: [channels.length], dtype: "I32", data: Int32Array.from(channels) });
   return encode(tensors);
 }

@@ -17,7 +17,8 @@ export class Text {
     private readonly bos: number | null,
   ) {
     this.tokenizer = new Tokenizer(tokenizer, config);
-    const text = (v: unknown): string => (typeof v === "string" ? v : ((v as { content?: string } | null)?.content ?? ""));
+    const text = (v: unknown): string =>
+      typeof v === "string" ? v : ((v as { content?: string } | null)?.content ?? "");
     this.special = { bos_token: text(config.bos_token), eos_token: text(config.eos_token) };
   }
   /** Ids of a text; with `bos`, the model's start token first when the tokenizer does not add it itself. */
@@ -26,16 +27,34 @@ export class Text {
     return bos && this.bos !== null && ids[0] !== this.bos ? [this.bos, ...ids] : ids;
   }
   decode(ids: readonly number[]): string {
-    return ids.length ? this.tokenizer.decode([...ids], { skip_special_tokens: true, clean_up_tokenization_spaces: false }) : "";
+    return ids.length
+      ? this.tokenizer.decode([...ids], { skip_special_tokens: true, clean_up_tokenization_spaces: false })
+      : "";
   }
   /** The prompt that the model's chat template makes of a conversation. */
   chat(messages: readonly Message[], generationPrompt: boolean): string {
     if (this.template === null)
-      throw new WeftError({ code: "WEFT_TOKENIZER", where: "messages", expected: "a chat template in the model folder", found: "none", hint: "use a text prompt" });
+      throw new WeftError({
+        code: "WEFT_TOKENIZER",
+        where: "messages",
+        expected: "a chat template in the model folder",
+        found: "none",
+        hint: "use a text prompt",
+      });
     try {
-      return new Template(this.template).render({ messages: messages.map((m) => ({ ...m })), add_generation_prompt: generationPrompt, ...this.special });
+      return new Template(this.template).render({
+        messages: messages.map((m) => ({ ...m })),
+        add_generation_prompt: generationPrompt,
+        ...this.special,
+      });
     } catch (cause) {
-      throw new WeftError({ code: "WEFT_TOKENIZER", where: "chat template", expected: "messages it can render", found: (cause as Error).message, cause });
+      throw new WeftError({
+        code: "WEFT_TOKENIZER",
+        where: "chat template",
+        expected: "messages it can render",
+        found: (cause as Error).message,
+        cause,
+      });
     }
   }
   /** A decoder for one stream: text that is complete so far, characters split over tokens held back until they are whole. */

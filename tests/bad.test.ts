@@ -23,7 +23,8 @@ const code = async (want: string, f: () => Promise<unknown>, says: RegExp = /./)
   assert.unreachable(`expected ${want}`);
 };
 const prompt = idsOf("bad", 6, 128);
-const alive = async (engine: Engine): Promise<void> => assert.is((await collect(engine, { prompt, maxTokens: 3 })).ids.length, 3);
+const alive = async (engine: Engine): Promise<void> =>
+  assert.is((await collect(engine, { prompt, maxTokens: 3 })).ids.length, 3);
 
 test("model folders: truncated, lying, missing, misshapen, not finite, unknown", async () => {
   const out = `${scratch()}/out.weft`;
@@ -34,28 +35,75 @@ test("model folders: truncated, lying, missing, misshapen, not finite, unknown",
     return dir;
   };
   const file = (dir: string): Buffer => readFileSync(`${dir}/model.safetensors`);
-  const refuse = (want: string, change: (dir: string) => void, says: RegExp) => code(want, () => compile(broken(change), out, options), says);
-  const config = (patch: object) => (d: string) => writeFileSync(`${d}/config.json`, JSON.stringify({ ...configs.even, ...patch }));
-  await refuse("WEFT_WEIGHTS", (d) => writeFileSync(`${d}/model.safetensors`, file(d).subarray(0, 5000)), /truncated/);
-  await refuse("WEFT_WEIGHTS", (d) => writeFileSync(`${d}/model.safetensors`, Buffer.concat([Buffer.from([255, 255, 255, 255, 255, 255, 255, 0]), file(d).subarray(8)])), /header/);
+  const refuse = (want: string, change: (dir: string) => void, says: RegExp) =>
+    code(want, () => compile(broken(change), out, options), says);
+  const config = (patch: object) => (d: string) =>
+    writeFileSync(`${d}/config.json`, JSON.stringify({ ...configs.even, ...patch }));
   await refuse(
     "WEFT_WEIGHTS",
-    (d) => writeFileSync(`${d}/model.safetensors`, Buffer.from(file(d).toString("latin1").replace('"data_offsets":[0,', '"data_offsets":[4,'), "latin1")),
+    (d) => writeFileSync(`${d}/model.safetensors`, file(d).subarray(0, 5000)),
+    /truncated/,
+  );
+  await refuse(
+    "WEFT_WEIGHTS",
+    (d) =>
+      writeFileSync(
+        `${d}/model.safetensors`,
+        Buffer.concat([Buffer.from([255, 255, 255, 255, 255, 255, 255, 0]), file(d).subarray(8)]),
+      ),
+    /header/,
+  );
+  await refuse(
+    "WEFT_WEIGHTS",
+    (d) =>
+      writeFileSync(
+        `${d}/model.safetensors`,
+        Buffer.from(file(d).toString("latin1").replace('"data_offsets":[0,', '"data_offsets":[4,'), "latin1"),
+      ),
     /bytes for F32/,
   );
-  await refuse("WEFT_WEIGHTS", (d) => writeFileSync(`${d}/model.safetensors`, encode(tensorsOf(configs.even).slice(0, -2))), /no such tensor/);
+  await refuse(
+    "WEFT_WEIGHTS",
+    (d) => writeFileSync(`${d}/model.safetensors`, encode(tensorsOf(configs.even).slice(0, -2))),
+    /no such tensor/,
+  );
   await refuse("WEFT_WEIGHTS", config({ intermediate_size: 132 }), /gate_proj.*\[132,64\]/);
   const nan = tensorsOf(configs.even);
   (nan[3]!.data as Float32Array)[7] = Number.NaN;
-  await refuse("WEFT_WEIGHTS", (d) => writeFileSync(`${d}/model.safetensors`, encode(nan)), /NaN at element 7/);
+  await refuse(
+    "WEFT_WEIGHTS",
+    (d) => writeFileSync(`${d}/model.safetensors`, encode(nan)),
+    /NaN at element 7/,
+  );
   await refuse("WEFT_CONFIG", config({ model_type: "mamba" }), /model_type.*llama.*mamba/);
   await refuse("WEFT_CONFIG", config({ hidden_act: "gelu" }), /hidden_act/);
   await refuse("WEFT_CONFIG", config({ sliding_window: 128 }), /sliding_window/);
   await refuse("WEFT_CONFIG", config({ rope_scaling: { rope_type: "yarn", factor: 2 } }), /rope_type/);
-  await code("WEFT_OPTION", () => compile(writeModel(configs.even), out, { ...options, targets: ["cuda"] as never }), /target.*cuda/);
-  await code("WEFT_OPTION", () => compile(writeModel(configs.even), out, { ...options, policy: "lottery" }), /policy/);
-  await code("WEFT_CAPACITY", () => compile(writeModel(configs.even), out, { ...options, capacities: { ...small, rank: 7 } }), /multiple of 4/);
-  await code("WEFT_CAPACITY", () => compile(writeModel(configs.even), out, { ...options, targets: ["webgpu"], limits: { bindingBytes: 65536 } }), /binding/);
+  await code(
+    "WEFT_OPTION",
+    () => compile(writeModel(configs.even), out, { ...options, targets: ["cuda"] as never }),
+    /target.*cuda/,
+  );
+  await code(
+    "WEFT_OPTION",
+    () => compile(writeModel(configs.even), out, { ...options, policy: "lottery" }),
+    /policy/,
+  );
+  await code(
+    "WEFT_CAPACITY",
+    () => compile(writeModel(configs.even), out, { ...options, capacities: { ...small, rank: 7 } }),
+    /multiple of 4/,
+  );
+  await code(
+    "WEFT_CAPACITY",
+    () =>
+      compile(writeModel(configs.even), out, {
+        ...options,
+        targets: ["webgpu"],
+        limits: { bindingBytes: 65536 },
+      }),
+    /binding/,
+  );
   assert.is(existsSync(out), false, "nothing half-written");
 });
 
@@ -72,7 +120,8 @@ test("bundles: wrong hash, truncated, escaping path, a version from the future, 
     patch(m);
     writeFileSync(`${dir}/manifest.json`, JSON.stringify(m));
   };
-  const refuse = (want: string, change: (dir: string) => void, says: RegExp) => code(want, () => load(copy(change), { device: "wasm" }), says);
+  const refuse = (want: string, change: (dir: string) => void, says: RegExp) =>
+    code(want, () => load(copy(change), { device: "wasm" }), says);
   await refuse(
     "WEFT_BUNDLE",
     (d) => {
@@ -83,9 +132,24 @@ test("bundles: wrong hash, truncated, escaping path, a version from the future, 
     },
     /sha-256/,
   );
-  await refuse("WEFT_BUNDLE", (d) => writeFileSync(`${d}/kernels.wasm`, readFileSync(`${d}/kernels.wasm`).subarray(0, 100)), /truncated|bytes/);
-  await refuse("WEFT_BUNDLE", (d) => manifest(d, (m) => Object.assign(m.files!, { "../../etc/passwd": { bytes: 1, sha256: "0".repeat(64) } })), /leaves/);
-  await refuse("WEFT_BUNDLE_VERSION", (d) => manifest(d, (m) => Object.assign(m, { version: 99 })), /version 99.*update/);
+  await refuse(
+    "WEFT_BUNDLE",
+    (d) => writeFileSync(`${d}/kernels.wasm`, readFileSync(`${d}/kernels.wasm`).subarray(0, 100)),
+    /truncated|bytes/,
+  );
+  await refuse(
+    "WEFT_BUNDLE",
+    (d) =>
+      manifest(d, (m) =>
+        Object.assign(m.files!, { "../../etc/passwd": { bytes: 1, sha256: "0".repeat(64) } }),
+      ),
+    /leaves/,
+  );
+  await refuse(
+    "WEFT_BUNDLE_VERSION",
+    (d) => manifest(d, (m) => Object.assign(m, { version: 99 })),
+    /version 99.*update/,
+  );
   await refuse("WEFT_BUNDLE", (d) => writeFileSync(`${d}/manifest.json`, "{"), /JSON/);
   await code("WEFT_BUNDLE", () => load(scratch(), { device: "wasm" }));
   await code("WEFT_OPTION", () => load(good, { device: "cuda" as never }), /device/);
@@ -95,7 +159,11 @@ test("bundles: wrong hash, truncated, escaping path, a version from the future, 
 test("requests: too long, no such adapter, wrong ids; each leaves the engine serving", async () => {
   await using engine = await engineOf(configs.even);
   const free = engine.memory();
-  await code("WEFT_CONTEXT_OVERFLOW", () => collect(engine, { prompt: idsOf("long", 120, 128), maxTokens: 20 }), /128 tokens/);
+  await code(
+    "WEFT_CONTEXT_OVERFLOW",
+    () => collect(engine, { prompt: idsOf("long", 120, 128), maxTokens: 20 }),
+    /128 tokens/,
+  );
   await code("WEFT_OPTION", () => collect(engine, { prompt: [5, 999], maxTokens: 2 }), /prompt\[1\]/);
   await code("WEFT_OPTION", () => collect(engine, { prompt: [], maxTokens: 2 }));
   for (const wrong of [
@@ -110,9 +178,21 @@ test("requests: too long, no such adapter, wrong ids; each leaves the engine ser
     { repetitionPenalty: 0 },
     { seed: 0.5 },
   ])
-    await code("WEFT_OPTION", () => collect(engine, { prompt, maxTokens: 2, ...wrong }), new RegExp(Object.keys(wrong)[0]!));
-  await code("WEFT_OPTION", () => collect(engine, { prompt, maxTokens: 2, stopIds: Array.from({ length: 17 }, (_, i) => i) }), /stopIds.*at most 16/);
-  await code("WEFT_OPTION", () => collect(engine, { prompt, maxTokens: 2, stopIds: [3, -1] }), /stopIds\[1\]/);
+    await code(
+      "WEFT_OPTION",
+      () => collect(engine, { prompt, maxTokens: 2, ...wrong }),
+      new RegExp(Object.keys(wrong)[0]!),
+    );
+  await code(
+    "WEFT_OPTION",
+    () => collect(engine, { prompt, maxTokens: 2, stopIds: Array.from({ length: 17 }, (_, i) => i) }),
+    /stopIds.*at most 16/,
+  );
+  await code(
+    "WEFT_OPTION",
+    () => collect(engine, { prompt, maxTokens: 2, stopIds: [3, -1] }),
+    /stopIds\[1\]/,
+  );
   await code("WEFT_TOKENIZER", () => collect(engine, { prompt: "text", maxTokens: 2 }), /tokenizer/);
   await code("WEFT_NOT_FOUND", () => collect(engine, { prompt, adapter: "nobody", maxTokens: 2 }), /nobody/);
   await alive(engine);
@@ -122,23 +202,42 @@ test("requests: too long, no such adapter, wrong ids; each leaves the engine ser
 test("adapters: of another base, over the class's rank, with features that change the maths", async () => {
   await using engine = await engineOf(configs.even, { capacities: { rank: 4 } });
   await code("WEFT_ADAPTER_MISMATCH", () => engine.adapters.load("a", `${fixtures}peft-odd`));
-  await code("WEFT_ADAPTER_MISMATCH", () => engine.adapters.load("a", `${fixtures}peft-even`), /rank from 1 to 4/);
+  await code(
+    "WEFT_ADAPTER_MISMATCH",
+    () => engine.adapters.load("a", `${fixtures}peft-even`),
+    /rank from 1 to 4/,
+  );
   const copy = (patch: object): string => {
     const dir = `${scratch()}/a`;
     cpSync(`${fixtures}peft-even`, dir, { recursive: true });
-    writeFileSync(`${dir}/adapter_config.json`, JSON.stringify({ ...JSON.parse(readFileSync(`${dir}/adapter_config.json`, "utf8")), ...patch }));
+    writeFileSync(
+      `${dir}/adapter_config.json`,
+      JSON.stringify({ ...JSON.parse(readFileSync(`${dir}/adapter_config.json`, "utf8")), ...patch }),
+    );
     return dir;
   };
   await code("WEFT_ADAPTER", () => engine.adapters.load("a", copy({ use_dora: true })), /use_dora/);
-  await code("WEFT_ADAPTER", () => engine.adapters.load("a", copy({ trainable_token_indices: [1, 2] })), /trainable_token_indices/);
+  await code(
+    "WEFT_ADAPTER",
+    () => engine.adapters.load("a", copy({ trainable_token_indices: [1, 2] })),
+    /trainable_token_indices/,
+  );
   await code("WEFT_ADAPTER", () => engine.adapters.load("a", copy({ bias: "all" })), /bias/);
   await code("WEFT_ADAPTER", () => engine.adapters.load("a", copy({ peft_type: "VERA" })), /LORA.*VERA/);
   await code("WEFT_ADAPTER", () => engine.adapters.load("a", copy({ init_lora_weights: "pissa" })), /pissa/);
-  await code("WEFT_ADAPTER_MISMATCH", () => engine.adapters.load("a", copy({ weft_base: "0".repeat(64) })), /another model/);
+  await code(
+    "WEFT_ADAPTER_MISMATCH",
+    () => engine.adapters.load("a", copy({ weft_base: "0".repeat(64) })),
+    /another model/,
+  );
   await code("WEFT_ADAPTER", () => engine.adapters.load("a", "/nowhere"));
   await alive(engine);
   await using wide = await engineOf(configs.even);
-  await code("WEFT_ADAPTER_MISMATCH", () => wide.adapters.load("a", copy({ modules_to_save: ["lm_head"] })), /modules_to_save.*lm_head/);
+  await code(
+    "WEFT_ADAPTER_MISMATCH",
+    () => wide.adapters.load("a", copy({ modules_to_save: ["lm_head"] })),
+    /modules_to_save.*lm_head/,
+  );
   await alive(wide);
 });
 
@@ -152,12 +251,20 @@ test("jobs: empty data, a row that is not JSON, two on one name, bad options, ex
     return path;
   };
   await code("WEFT_DATA", () => start({ data: text("") }), /at least one row/);
-  await code("WEFT_DATA", () => start({ data: text(`${JSON.stringify(rows[0])}\n{"input_ids": [1,\n`) }), /line 2/);
+  await code(
+    "WEFT_DATA",
+    () => start({ data: text(`${JSON.stringify(rows[0])}\n{"input_ids": [1,\n`) }),
+    /line 2/,
+  );
   await code("WEFT_DATA", () => start({ data: [] }));
   await code("WEFT_DATA", () => start({ data: "/nowhere.jsonl" }));
   await code("WEFT_TOKENIZER", () => start({ data: [{ text: "hello" }] }), /no tokenizer/);
   await code("WEFT_DATA", async () => (await start({ data: [{ input_ids: [1, 2, 500] }] })).done, /row 1/);
-  await code("WEFT_DATA", async () => (await start({ data: [{ input_ids: [1, 2], labels: [-100, -100] }] })).done, /labels/);
+  await code(
+    "WEFT_DATA",
+    async () => (await start({ data: [{ input_ids: [1, 2], labels: [-100, -100] }] })).done,
+    /labels/,
+  );
   await code("WEFT_OPTION", () => start({ learningRate: -1 }), /learningRate/);
   await code("WEFT_OPTION", () => start({ name: "../x" }), /name/);
   await code("WEFT_ADAPTER_MISMATCH", () => start({ targetModules: ["w_proj"] }), /w_proj/);
@@ -180,7 +287,13 @@ test("jobs: empty data, a row that is not JSON, two on one name, bad options, ex
 
 test("a job whose gradients are not finite stops by itself and tells", async () => {
   await using engine = await engineOf(configs.even);
-  const job = await engine.finetune({ name: "hot", data: batchOf(128), steps: 60, learningRate: 1e30, maxGradNorm: 0 });
+  const job = await engine.finetune({
+    name: "hot",
+    data: batchOf(128),
+    steps: 60,
+    learningRate: 1e30,
+    maxGradNorm: 0,
+  });
   await code("WEFT_NUMERICS", () => job.done, /three steps/);
   await alive(engine);
 });
@@ -201,9 +314,12 @@ test("killed while saving: the folder is the old one or the new one, never a mix
   const child = fileURLToPath(new URL("./support/save_forever.ts", import.meta.url));
   const good = await bundle(configs.even);
   for (const wait of [37, 151]) {
-    const saving = spawn(process.execPath, ["--import", "tsx", child, good, `${dir}/adapter`], { stdio: "ignore" });
+    const saving = spawn(process.execPath, ["--import", "tsx", child, good, `${dir}/adapter`], {
+      stdio: "ignore",
+    });
     const ended = new Promise((r) => saving.on("exit", r));
-    while (!existsSync(`${dir}/adapter`) && saving.exitCode === null) await new Promise((r) => setTimeout(r, 20));
+    while (!existsSync(`${dir}/adapter`) && saving.exitCode === null)
+      await new Promise((r) => setTimeout(r, 20));
     await new Promise((r) => setTimeout(r, wait));
     saving.kill("SIGKILL");
     await ended;

@@ -52,8 +52,14 @@ async function inBrowser(folder: string, device: string, isolated: boolean): Pro
     logLevel: "error",
   });
   const code = sdk.outputFiles[0]!.text;
-  assert.is(/compileAssembly|binaryen|emitLaunch/.test(code), false, "a page that plays a bundle ships no compiler");
-  const { default: chromium } = (await import("@sparticuz/chromium")) as unknown as { default: { executablePath: () => Promise<string> } };
+  assert.is(
+    /compileAssembly|binaryen|emitLaunch/.test(code),
+    false,
+    "a page that plays a bundle ships no compiler",
+  );
+  const { default: chromium } = (await import("@sparticuz/chromium")) as unknown as {
+    default: { executablePath: () => Promise<string> };
+  };
   let resolve: (r: Result) => void = () => {};
   const result = new Promise<Result>((r) => (resolve = r));
   const server = createServer((req, res) => {
@@ -69,9 +75,16 @@ async function inBrowser(folder: string, device: string, isolated: boolean): Pro
         res.end();
         resolve(JSON.parse(body) as Result);
       });
-    } else if (url.startsWith("/model.weft/")) res.end(readFileSync(join(folder, url.slice("/model.weft/".length))));
-    else if (url === "/sdk.js" || url === "/page.js") res.writeHead(200, { "content-type": "text/javascript" }).end(url === "/sdk.js" ? code : page(device, isolated));
-    else res.writeHead(200, { "content-type": "text/html" }).end('<!doctype html><script type="module" src="/page.js"></script>');
+    } else if (url.startsWith("/model.weft/"))
+      res.end(readFileSync(join(folder, url.slice("/model.weft/".length))));
+    else if (url === "/sdk.js" || url === "/page.js")
+      res
+        .writeHead(200, { "content-type": "text/javascript" })
+        .end(url === "/sdk.js" ? code : page(device, isolated));
+    else
+      res
+        .writeHead(200, { "content-type": "text/html" })
+        .end('<!doctype html><script type="module" src="/page.js"></script>');
   });
   await new Promise<void>((r) => server.listen(0, "localhost", r));
   const { port } = server.address() as { port: number };
@@ -90,7 +103,12 @@ async function inBrowser(folder: string, device: string, isolated: boolean): Pro
   );
   let stderr = "";
   child.stderr.on("data", (d) => (stderr += d));
-  const timeout = new Promise<Result>((_, reject) => setTimeout(() => reject(new Error(`the page said nothing for two minutes\n${stderr.slice(-2000)}`)), 120_000).unref());
+  const timeout = new Promise<Result>((_, reject) =>
+    setTimeout(
+      () => reject(new Error(`the page said nothing for two minutes\n${stderr.slice(-2000)}`)),
+      120_000,
+    ).unref(),
+  );
   try {
     return await Promise.race([result, timeout]);
   } finally {
@@ -114,7 +132,14 @@ for (const [device, isolated] of [
     assert.ok(there.ticks > 0, "timers of the page run while it computes");
     await using engine = await load(folder, { device });
     const { ids } = await collect(engine, { prompt, maxTokens: 6 });
-    const job = await engine.finetune({ name: "j", data: batchOf(128), steps: 2, batchSize: 5, shuffle: false, rank: 4 });
+    const job = await engine.finetune({
+      name: "j",
+      data: batchOf(128),
+      steps: 2,
+      batchSize: 5,
+      shuffle: false,
+      rank: 4,
+    });
     const { losses } = await job.done;
     const { logits } = await engine.score(prompt, { adapter: "j", logits: true });
     assert.equal(there.ids, ids);

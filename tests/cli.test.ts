@@ -14,7 +14,10 @@ const test = suite("cli");
 const root = fileURLToPath(new URL("..", import.meta.url));
 const weft = (...args: string[]): Promise<{ code: number; out: string; err: string }> =>
   new Promise((resolve) => {
-    const child = spawn(process.execPath, ["scripts/setup.mjs", "sdk/cli.ts", ...args], { cwd: root, stdio: ["ignore", "pipe", "pipe"] });
+    const child = spawn(process.execPath, ["scripts/setup.mjs", "sdk/cli.ts", ...args], {
+      cwd: root,
+      stdio: ["ignore", "pipe", "pipe"],
+    });
     let out = "";
     let err = "";
     child.stdout.on("data", (d) => (out += d));
@@ -25,7 +28,21 @@ const weft = (...args: string[]): Promise<{ code: number; out: string; err: stri
 test("compile, inspect, finetune, generate, doctor: results on stdout, progress on stderr, errors with a code", async () => {
   const dir = scratch();
   const model = writeModel(configs.even);
-  const made = await weft("compile", model, "-o", `${dir}/m.weft`, "--target", "wasm", "--context", "64", "--tokens", "32", "--rank", "4", "--json");
+  const made = await weft(
+    "compile",
+    model,
+    "-o",
+    `${dir}/m.weft`,
+    "--target",
+    "wasm",
+    "--context",
+    "64",
+    "--tokens",
+    "32",
+    "--rank",
+    "4",
+    "--json",
+  );
   assert.is(made.code, 0, made.err);
   assert.is((JSON.parse(made.out) as { bundle: string }).bundle, `${dir}/m.weft`);
   assert.match(made.err, /weights/);
@@ -60,7 +77,19 @@ test("compile, inspect, finetune, generate, doctor: results on stdout, progress 
   assert.is(tuned.code, 0, tuned.err);
   assert.is((JSON.parse(tuned.out) as { losses: number[] }).losses.length, 3);
   assert.ok(existsSync(`${dir}/notes/adapter_model.safetensors`));
-  const said = await weft("generate", `${dir}/m.weft`, "--ids", "5,6,7", "--adapter", `${dir}/notes`, "--max-tokens", "4", "--device", "wasm", "--json");
+  const said = await weft(
+    "generate",
+    `${dir}/m.weft`,
+    "--ids",
+    "5,6,7",
+    "--adapter",
+    `${dir}/notes`,
+    "--max-tokens",
+    "4",
+    "--device",
+    "wasm",
+    "--json",
+  );
   assert.is((JSON.parse(said.out) as { ids: number[] }).ids.length, 4, said.err);
   assert.is((await weft("doctor", "--json")).code, 0);
   for (const args of [
@@ -78,7 +107,9 @@ test("compile, inspect, finetune, generate, doctor: results on stdout, progress 
 
 test("sharded, F16 and BF16 checkpoints give the model of their values", async () => {
   const all = tensorsOf(configs.even);
-  const base = (await compile(writeModel(configs.even), { targets: ["wasm"], capacities: small })).files.get("weights/model-00000.safetensors")!;
+  const base = (await compile(writeModel(configs.even), { targets: ["wasm"], capacities: small })).files.get(
+    "weights/model-00000.safetensors",
+  )!;
   const sharded = writeModel(configs.even);
   rmSync(`${sharded}/model.safetensors`);
   const half = Math.ceil(all.length / 2);
@@ -91,14 +122,23 @@ test("sharded, F16 and BF16 checkpoints give the model of their values", async (
     for (const t of list) map[t.name] = file;
   }
   writeFileSync(`${sharded}/model.safetensors.index.json`, JSON.stringify({ weight_map: map }));
-  const shards = (await compile(sharded, { targets: ["wasm"], capacities: small })).files.get("weights/model-00000.safetensors")!;
+  const shards = (await compile(sharded, { targets: ["wasm"], capacities: small })).files.get(
+    "weights/model-00000.safetensors",
+  )!;
   assert.ok(Buffer.compare(Buffer.from(base), Buffer.from(shards)) === 0);
 
   // Values that both half formats hold exactly.
-  const coarse = all.map((t): TensorData => ({ ...t, data: Float32Array.from(t.data as Float32Array, (x) => Math.round(x * 64) / 64) }));
+  const coarse = all.map(
+    (t): TensorData => ({
+      ...t,
+      data: Float32Array.from(t.data as Float32Array, (x) => Math.round(x * 64) / 64),
+    }),
+  );
   const whole = writeModel(configs.even);
   writeFileSync(`${whole}/model.safetensors`, encode(coarse));
-  const want = (await compile(whole, { targets: ["wasm"], capacities: small })).files.get("weights/model-00000.safetensors")!;
+  const want = (await compile(whole, { targets: ["wasm"], capacities: small })).files.get(
+    "weights/model-00000.safetensors",
+  )!;
   const bits = new Uint32Array(1);
   const float = new Float32Array(bits.buffer);
   for (const dtype of ["F16", "BF16"] as const) {
@@ -113,7 +153,9 @@ test("sharded, F16 and BF16 checkpoints give the model of their values", async (
       }),
     }));
     writeFileSync(`${dir}/model.safetensors`, encode(packed as unknown as TensorData[]));
-    const got = (await compile(dir, { targets: ["wasm"], capacities: small })).files.get("weights/model-00000.safetensors")!;
+    const got = (await compile(dir, { targets: ["wasm"], capacities: small })).files.get(
+      "weights/model-00000.safetensors",
+    )!;
     assert.ok(Buffer.compare(Buffer.from(got), Buffer.from(want)) === 0, dtype);
   }
 });
@@ -131,14 +173,30 @@ test("the best checkpoint is what a job publishes when it has rows to evaluate",
   await using engine = await engineOf(configs.even);
   const rows = batchOf(128);
   const evals: number[] = [];
-  const o = { data: rows.slice(1, 2), evalData: rows.slice(3, 4), evalEvery: 2, steps: 16, learningRate: 0.03, rank: 4 };
-  const job = await engine.finetune({ ...o, name: "best", onEvent: (e) => e.type === "eval" && evals.push(e.loss) });
+  const o = {
+    data: rows.slice(1, 2),
+    evalData: rows.slice(3, 4),
+    evalEvery: 2,
+    steps: 16,
+    learningRate: 0.03,
+    rank: 4,
+  };
+  const job = await engine.finetune({
+    ...o,
+    name: "best",
+    onEvent: (e) => e.type === "eval" && evals.push(e.loss),
+  });
   const { bestLoss } = await job.done;
   assert.is(bestLoss, Math.min(...evals));
   const score = await engine.score(rows[3]!.input_ids, { adapter: "best" });
   const loss = -score.logprobs.slice(39).reduce((a, b) => a + b, 0) / score.logprobs.slice(39).length;
   assert.ok(Math.abs(loss - bestLoss!) < 1e-6, `published adapter has ${loss}, best was ${bestLoss}`);
-  const cut = await collect(engine, { prompt: idsOf("x", 4, 128), maxTokens: 3, adapter: "best@1", logprobs: 2 });
+  const cut = await collect(engine, {
+    prompt: idsOf("x", 4, 128),
+    maxTokens: 3,
+    adapter: "best@1",
+    logprobs: 2,
+  });
   assert.is(cut.ids.length, 3);
 });
 test.run();

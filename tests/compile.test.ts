@@ -24,9 +24,13 @@ const drawOf = (seed: number, position: number): number => {
 const options: CompileOptions = { targets: ["wasm", "webgpu"], train: ["lora", "full"], capacities: small };
 
 test("the same input gives the same bundle, byte for byte", async () => {
-  const [a, b] = [await compile(writeModel(configs.odd), options), await compile(writeModel(configs.odd), options)];
+  const [a, b] = [
+    await compile(writeModel(configs.odd), options),
+    await compile(writeModel(configs.odd), options),
+  ];
   assert.equal([...a.files.keys()], [...b.files.keys()]);
-  for (const [name, bytes] of a.files) assert.ok(Buffer.compare(Buffer.from(bytes), Buffer.from(b.files.get(name)!)) === 0, name);
+  for (const [name, bytes] of a.files)
+    assert.ok(Buffer.compare(Buffer.from(bytes), Buffer.from(b.files.get(name)!)) === 0, name);
   // Every level prints as stable text.
   const text = (c: typeof a): string =>
     c.graphs.graphs
@@ -41,19 +45,30 @@ test("fusion changes launches, never bits: a layer's forward takes at most 10 la
   const fused = await compile(writeModel(configs.even), options);
   const launches = (name: string): { all: number; base: number } => {
     // Of two kernels for few rows and for many, a step launches one.
-    const launched = fused.manifest.targets.webgpu!.programs.find((x) => x.name === name)!.launches.filter((l) => l.grid[0].count !== "few_rows");
+    const launched = fused.manifest.targets
+      .webgpu!.programs.find((x) => x.name === name)!
+      .launches.filter((l) => l.grid[0].count !== "few_rows");
     return { all: launched.length, base: launched.filter((l) => l.bits.length === 0).length };
   };
   assert.ok(launches("forward").base <= 10, JSON.stringify(launches("forward")));
   assert.ok(launches("forward.full").base <= 10, JSON.stringify(launches("forward.full")));
   assert.ok(launches("backward.full.all").base <= 13);
-  for (const g of fused.graphs.graphs) assert.ok(fuse(g.roots, { fuse: true, homes: g.homes }).length <= fuse(g.roots, { fuse: false, homes: g.homes }).length, g.name);
+  for (const g of fused.graphs.graphs)
+    assert.ok(
+      fuse(g.roots, { fuse: true, homes: g.homes }).length <=
+        fuse(g.roots, { fuse: false, homes: g.homes }).length,
+      g.name,
+    );
   const runs = [];
   for (const on of [true, false]) {
     await using engine = await engineOf(configs.even, { fuse: on });
     const job = await engine.finetune({ name: "j", data: batchOf(128), steps: 2, dropout: 0.2 });
     const { losses } = await job.done;
-    runs.push({ losses, content: contentBits(engine, "j"), said: await collect(engine, { prompt: idsOf("fuse", 9, 128), maxTokens: 6, adapter: "j" }) });
+    runs.push({
+      losses,
+      content: contentBits(engine, "j"),
+      said: await collect(engine, { prompt: idsOf("fuse", 9, 128), maxTokens: 6, adapter: "j" }),
+    });
   }
   assert.equal(runs[0], runs[1]);
 });
@@ -63,13 +78,17 @@ test("a small device: every chamber fits 1 MiB bindings, kernels take 8 buffers,
   const c = await compile(writeModel(configs.even), { ...options, targets: ["webgpu"], limits });
   const plan = c.manifest.targets.webgpu!;
   assert.ok(plan.arenaWords * 4 <= limits.bindingBytes);
-  for (const w of Object.values(plan.classes)) assert.ok(Math.max(w.layer, w.outer) * 4 <= limits.bindingBytes);
+  for (const w of Object.values(plan.classes))
+    assert.ok(Math.max(w.layer, w.outer) * 4 <= limits.bindingBytes);
   for (const [name, bytes] of c.files) {
     if (!name.endsWith(".wgsl")) continue;
     const text = new TextDecoder().decode(bytes);
     assert.ok((text.match(/var<storage/g) ?? []).length <= 8, name);
     assert.ok(Number(/@workgroup_size\((\d+)\)/.exec(text)![1]) <= limits.workgroupInvocations, name);
-    const shared = [...text.matchAll(/var<workgroup> \w+: array<f32, (\d+)>/g)].reduce((n, m) => n + 4 * Number(m[1]), 0);
+    const shared = [...text.matchAll(/var<workgroup> \w+: array<f32, (\d+)>/g)].reduce(
+      (n, m) => n + 4 * Number(m[1]),
+      0,
+    );
     assert.ok(shared <= 16384, name);
   }
 });
@@ -101,7 +120,9 @@ test("kernels.wasm has no data, no mutable global, no memory of its own", async 
   assert.is(s.has(5), false, "memory section");
   const globals = s.get(6);
   // type, mutability: i32 const globals only.
-  if (globals) for (let i = 1; i < globals.length - 1; i++) assert.is(globals[i] === 0x7f && globals[i + 1] === 1 && i === 1, false, "a mutable global");
+  if (globals)
+    for (let i = 1; i < globals.length - 1; i++)
+      assert.is(globals[i] === 0x7f && globals[i + 1] === 1 && i === 1, false, "a mutable global");
 });
 
 test("the import rule holds", () => assert.equal(violations(), []));
@@ -114,7 +135,10 @@ test("the strict runner fails on a forgotten run(), a throwing hook, an empty fi
   const cases: Record<string, [string, boolean]> = {
     good: [`${head}test("a", () => {});\ntest.run();`, true],
     forgotten: [`${head}test("a", () => {});`, false],
-    "half forgotten": [`${head}test("a", () => {});\ntest.run();\nconst other = suite("y");\nother("b", () => {});`, false],
+    "half forgotten": [
+      `${head}test("a", () => {});\ntest.run();\nconst other = suite("y");\nother("b", () => {});`,
+      false,
+    ],
     hook: [`${head}test("a", () => {});\ntest.after(() => { throw new Error("no"); });\ntest.run();`, false],
     empty: ["export {};", false],
     crash: [`${head}test("a", () => {});\ntest.run();\nthrow new Error("no");`, false],
@@ -134,7 +158,9 @@ test("a policy only grants: first come, first served gives the same tokens and w
   for (const policy of ["coserve", "fcfs"]) {
     await using engine = await engineOf(configs.even, { policy });
     const job = await engine.finetune({ name: "j", data: batchOf(128), steps: 2 });
-    const said = await Promise.all([0, 1, 2].map((i) => collect(engine, { prompt: idsOf(`p${i}`, 10 + i, 128), maxTokens: 9 })));
+    const said = await Promise.all(
+      [0, 1, 2].map((i) => collect(engine, { prompt: idsOf(`p${i}`, 10 + i, 128), maxTokens: 9 })),
+    );
     const { losses } = await job.done;
     runs.push({ said, losses, content: contentBits(engine, "j") });
   }
@@ -144,11 +170,16 @@ test("a policy only grants: first come, first served gives the same tokens and w
 test("sampling: greedy, top-k 1, a peaked nucleus and min-p agree; seeds repeat; draws follow the distribution", async () => {
   await using engine = await engineOf(configs.even);
   const prompt = idsOf("sampling", 5, 128);
-  const ids = async (o: object): Promise<number[]> => (await collect(engine, { prompt, maxTokens: 8, ...o })).ids;
+  const ids = async (o: object): Promise<number[]> =>
+    (await collect(engine, { prompt, maxTokens: 8, ...o })).ids;
   const greedy = await ids({});
-  for (const o of [{ topK: 1 }, { topP: 1e-6 }, { minP: 1 }]) assert.equal(await ids({ temperature: 1, seed: 3, ...o }), greedy, JSON.stringify(o));
+  for (const o of [{ topK: 1 }, { topP: 1e-6 }, { minP: 1 }])
+    assert.equal(await ids({ temperature: 1, seed: 3, ...o }), greedy, JSON.stringify(o));
   assert.equal(await ids({ temperature: 1, seed: 3 }), await ids({ temperature: 1, seed: 3 }));
-  assert.is.not(JSON.stringify(await ids({ temperature: 1, seed: 3 })), JSON.stringify(await ids({ temperature: 1, seed: 4 })));
+  assert.is.not(
+    JSON.stringify(await ids({ temperature: 1, seed: 3 })),
+    JSON.stringify(await ids({ temperature: 1, seed: 4 })),
+  );
   // One token, many seeds, against the model's own probabilities under top-k 3.
   const row = (await engine.score(prompt, { logits: true })).logits!.at(-1)!;
   const top = [...row.keys()].sort((a, b) => row[b]! - row[a]!).slice(0, 3);
@@ -156,12 +187,19 @@ test("sampling: greedy, top-k 1, a peaked nucleus and min-p agree; seeds repeat;
   const total = weights.reduce((a, b) => a + b, 0);
   const seen = new Map<number, number>();
   const n = 600;
-  const draws = await Promise.all(Array.from({ length: n }, (_, seed) => collect(engine, { prompt, maxTokens: 1, temperature: 0.7, topK: 3, seed })));
+  const draws = await Promise.all(
+    Array.from({ length: n }, (_, seed) =>
+      collect(engine, { prompt, maxTokens: 1, temperature: 0.7, topK: 3, seed }),
+    ),
+  );
   for (const d of draws) seen.set(d.ids[0]!, (seen.get(d.ids[0]!) ?? 0) + 1);
   top.forEach((id, i) => {
     const p = weights[i]! / total;
     const got = (seen.get(id) ?? 0) / n;
-    assert.ok(Math.abs(got - p) < 4 * Math.sqrt((p * (1 - p)) / n) + 0.005, `token ${id}: ${got}, probability ${p}`);
+    assert.ok(
+      Math.abs(got - p) < 4 * Math.sqrt((p * (1 - p)) / n) + 0.005,
+      `token ${id}: ${got}, probability ${p}`,
+    );
   });
   assert.is(
     [...seen.keys()].every((id) => top.includes(id)),
@@ -172,14 +210,26 @@ test("sampling: greedy, top-k 1, a peaked nucleus and min-p agree; seeds repeat;
   assert.is(first.logprobs[0], scored.logprobs.at(-1), "a streamed logprob is the scored one");
   const penalised = await ids({ repetitionPenalty: 50 });
   assert.is(new Set(penalised).size, penalised.length, "a strong penalty forbids repeats");
-  assert.equal(await ids({ stopIds: [greedy[0]!] }), [greedy[0]!], "a stop id ends the answer and is its last token");
+  assert.equal(
+    await ids({ stopIds: [greedy[0]!] }),
+    [greedy[0]!],
+    "a stop id ends the answer and is its last token",
+  );
 });
 
 test("the sampler against its definition in f64: penalty, temperature, top-k, top-p, min-p, ties, a vocabulary that fills no vector", async () => {
-  const { files, manifest } = await compile(writeModel(configs.odd), { targets: ["wasm"], capacities: small });
+  const { files, manifest } = await compile(writeModel(configs.odd), {
+    targets: ["wasm"],
+    capacities: small,
+  });
   const { vocab } = manifest.model;
   assert.ok(vocab % 4, "a tail");
-  const host = await Host.open(manifest, 1, { manyRows: 1, lanes: 1 }, files.get("host.wasm")! as Uint8Array<ArrayBuffer>);
+  const host = await Host.open(
+    manifest,
+    1,
+    { manyRows: 1, lanes: 1 },
+    files.get("host.wasm")! as Uint8Array<ArrayBuffer>,
+  );
   const step = (
     prompt: readonly number[],
     logits: Float32Array,
@@ -202,7 +252,10 @@ test("the sampler against its definition in f64: penalty, temperature, top-k, to
   let certain = 0;
   for (let round = 0; round < 600; round++) {
     const prompt = Array.from({ length: 5 }, () => next() % vocab);
-    const logits = Float32Array.from({ length: vocab }, () => (unit() + unit() + unit() - 1.5) * pick([1, 6]));
+    const logits = Float32Array.from(
+      { length: vocab },
+      () => (unit() + unit() + unit() - 1.5) * pick([1, 6]),
+    );
     if (round % 3 === 0) logits.forEach((x, i) => (logits[i] = Math.round(x * 2) / 2));
     if (round % 4 === 0) logits[vocab - 1 - (round % 3)] = 9;
     const o = {
@@ -219,9 +272,14 @@ test("the sampler against its definition in f64: penalty, temperature, top-k, to
       const max = Math.max(...list);
       return max + Math.log(list.reduce((sum, x) => sum + Math.exp(x - max), 0));
     };
-    assert.ok(Math.abs(logSum - exact([...logits])) < 1e-6, `log-sum-exp ${logSum}, in f64 ${exact([...logits])}`);
+    assert.ok(
+      Math.abs(logSum - exact([...logits])) < 1e-6,
+      `log-sum-exp ${logSum}, in f64 ${exact([...logits])}`,
+    );
     const penalty = Math.fround(o.penalty);
-    const values = [...logits].map((x, i) => (penalty === 1 || !prompt.includes(i) ? x : Math.fround(x > 0 ? x / penalty : x * penalty)));
+    const values = [...logits].map((x, i) =>
+      penalty === 1 || !prompt.includes(i) ? x : Math.fround(x > 0 ? x / penalty : x * penalty),
+    );
     const order = [...values.keys()].sort((a, b) => values[b]! - values[a]! || a - b);
     const t = Math.fround(o.t);
     if (t < 1e-30) {
@@ -230,7 +288,9 @@ test("the sampler against its definition in f64: penalty, temperature, top-k, to
       if (t === 0) assert.is(id, order[0]);
       continue;
     }
-    let left = order.slice(0, o.k || vocab).map((i) => ({ i, w: Math.exp((values[i]! - values[order[0]!]!) / t) }));
+    let left = order
+      .slice(0, o.k || vocab)
+      .map((i) => ({ i, w: Math.exp((values[i]! - values[order[0]!]!) / t) }));
     const total = left.reduce((sum, { w }) => sum + w, 0);
     let before = 0;
     let narrow = false;

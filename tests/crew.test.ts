@@ -50,7 +50,10 @@ test("every part of every kernel runs once and after the kernel before it, while
           const short = list >= 25 && traded.every((n) => n > 2);
           const n = short ? 1 : 1 + (next() % (list % 5 ? 400 : most));
           new Int32Array(memory.buffer, metas[lane]! - RECORD, (n + 1) * 8).fill(0);
-          await crew.play(lane, Int32Array.from(Array.from({ length: n }, (_, c) => [0, 0, c * RECORD, 1, 1, 1]).flat()));
+          await crew.play(
+            lane,
+            Int32Array.from(Array.from({ length: n }, (_, c) => [0, 0, c * RECORD, 1, 1, 1]).flat()),
+          );
           const records = new Int32Array(memory.buffer, metas[lane]!, n * 8);
           const parts = new Set<number>();
           for (let c = 0; c < n; c++) {
@@ -60,7 +63,11 @@ test("every part of every kernel runs once and after the kernel before it, while
               [0, 1, 2, 3].map((p) => (p < of! ? 1 : 0)),
               `lane ${lane}, list ${list}, command ${c} of ${of} parts`,
             );
-            assert.is(early, 0, `lane ${lane}, list ${list}: command ${c} began before the one before it was over`);
+            assert.is(
+              early,
+              0,
+              `lane ${lane}, list ${list}: command ${c} began before the one before it was over`,
+            );
             parts.add(of!);
             shares.add(`${lane}: ${of}`);
           }
@@ -73,7 +80,10 @@ test("every part of every kernel runs once and after the kernel before it, while
     );
     crew.dispose();
     assert.ok(traded[0]! > 2 && traded[1]! > 2, `lists that went on with other members: ${traded}`);
-    assert.equal([...shares].sort(), threads === 2 ? ["0: 1", "0: 2", "1: 1", "1: 2"] : ["0: 2", "0: 4", "1: 2", "1: 4"]);
+    assert.equal(
+      [...shares].sort(),
+      threads === 2 ? ["0: 1", "0: 2", "1: 1", "1: 2"] : ["0: 2", "0: 4", "1: 2", "1: 4"],
+    );
   }
 });
 
@@ -94,7 +104,13 @@ function overlaps(engine: Engine): { readonly requests: number; readonly jobs: n
 }
 const methods = ["lora", "s2ft", "dora", "sparse"];
 const compile = { train: methods, methods };
-const job: Omit<FinetuneOptions, "name"> = { data: batchOf(vocab), batchSize: 5, learningRate: 5e-3, seed: 5, steps: 8 };
+const job: Omit<FinetuneOptions, "name"> = {
+  data: batchOf(vocab),
+  batchSize: 5,
+  learningRate: 5e-3,
+  seed: 5,
+  steps: 8,
+};
 
 test("law 4 for two lists: what jobs learn beside requests, and requests say beside jobs, is what one list computes, bit for bit", async () => {
   const answers = new Map<string, unknown>();
@@ -142,7 +158,11 @@ test("law 4 for two lists: what jobs learn beside requests, and requests say bes
     }
     training = false;
     await Promise.all(streams);
-    if (count) assert.ok(count.requests > 20 && count.jobs > 5, `lists that began beside another: ${JSON.stringify(count)}`);
+    if (count)
+      assert.ok(
+        count.requests > 20 && count.jobs > 5,
+        `lists that began beside another: ${JSON.stringify(count)}`,
+      );
   }
 });
 
@@ -166,11 +186,13 @@ function watch(engine: Engine): { readonly wrong: string[]; lists: number } {
       const { arrays } = at === 0 ? step : unit;
       for (let r = 0; r < meta[at + plan.header.indexOf("n_rows")]!; r++) {
         list.slots.add(meta[at + arrays.slot! + r]!);
-        for (let b = 0; b <= meta[at + arrays.pos! + r]! >> 5; b++) list.blocks.add(meta[at + meta[at + arrays.table! + r]! + b]!);
+        for (let b = 0; b <= meta[at + arrays.pos! + r]! >> 5; b++)
+          list.blocks.add(meta[at + meta[at + arrays.table! + r]! + b]!);
       }
     }
     const free = new Set(engine.core.host.freeBlockIds());
-    for (const other of held) for (const b of list.blocks) if (other.blocks.has(b)) seen.wrong.push(`block ${b} in two lists`);
+    for (const other of held)
+      for (const b of list.blocks) if (other.blocks.has(b)) seen.wrong.push(`block ${b} in two lists`);
     for (const b of list.blocks) if (free.has(b)) seen.wrong.push(`block ${b} is free`);
     held.push(list);
     seen.lists++;
@@ -181,14 +203,20 @@ function watch(engine: Engine): { readonly wrong: string[]; lists: number } {
   };
   (device as { write: typeof write }).write = (to, data) => {
     if (to.cls === "adapters")
-      for (const { slots } of held) if (slots.has(Math.floor(to.offset / plan.slotWords))) seen.wrong.push(`slot ${to.offset / plan.slotWords} filled under a list`);
+      for (const { slots } of held)
+        if (slots.has(Math.floor(to.offset / plan.slotWords)))
+          seen.wrong.push(`slot ${to.offset / plan.slotWords} filled under a list`);
     write(to, data);
   };
   return seen;
 }
 
 test("jobs and requests that are dropped in the middle of a list leave nothing behind, and nothing of theirs is given away before its end", async () => {
-  await using engine = await engineOf(configs.even, { ...compile, capacities: { slots: 3, blocks: 18 }, load: { threads: 2 } });
+  await using engine = await engineOf(configs.even, {
+    ...compile,
+    capacities: { slots: 3, blocks: 18 },
+    load: { threads: 2 },
+  });
   const free = engine.memory();
   const ask = { prompt: idsOf("kept", 20, vocab), maxTokens: 12 };
   const first = await engine.finetune({ ...job, name: "first", method: "sparse", steps: 2 });
@@ -198,13 +226,21 @@ test("jobs and requests that are dropped in the middle of a list leave nothing b
   const seen = watch(engine);
   for (let i = 0; i < 12; i++) {
     // Few blocks and slots: whoever comes takes what somebody has just left.
-    const leaving = await engine.finetune({ ...job, name: `leaving${i}`, method: methods[i % 4]!, steps: 50 });
+    const leaving = await engine.finetune({
+      ...job,
+      name: `leaving${i}`,
+      method: methods[i % 4]!,
+      steps: 50,
+    });
     const others = [0, 1, 2, 3, 4, 5].map((k) => {
       const c = new AbortController();
       setTimeout(() => c.abort(), next() % 25);
-      return collect(engine, { prompt: idsOf(`gone${i}.${k}`, 9 + k * 15, vocab), maxTokens: 30, adapter: "first@1", signal: c.signal }).catch((e: Error) =>
-        assert.is(e.name, "AbortError"),
-      );
+      return collect(engine, {
+        prompt: idsOf(`gone${i}.${k}`, 9 + k * 15, vocab),
+        maxTokens: 30,
+        adapter: "first@1",
+        signal: c.signal,
+      }).catch((e: Error) => assert.is(e.name, "AbortError"));
     });
     await pause(next() % 30);
     leaving.cancel();
@@ -240,7 +276,12 @@ test("a request that is aborted under its list keeps its blocks, slot and genera
     }
     return run(lane, ...rest);
   };
-  const said = collect(engine, { prompt: idsOf("aborted", 40, vocab), maxTokens: 40, adapter: "first", signal: c.signal });
+  const said = collect(engine, {
+    prompt: idsOf("aborted", 40, vocab),
+    maxTokens: 40,
+    adapter: "first",
+    signal: c.signal,
+  });
   assert.is(await said.catch((e: Error) => e.name), "AbortError");
   for (let i = 0; i < 100 && engine.memory().blocks.free < free.blocks.free; i++) await pause(5);
   assert.is(held!.blocks.free, free.blocks.free - 3, "80 tokens have three blocks");
@@ -252,7 +293,11 @@ test("a request that is aborted under its list keeps its blocks, slot and genera
 test("lanes: one or two, and two only where there are threads and jobs for them", async () => {
   const trains = await bundle(configs.even, {});
   const serves = await bundle(configs.even, { train: [] });
-  const refused = async (path: string, options: { lanes: number; threads?: number }, says: RegExp): Promise<void> => {
+  const refused = async (
+    path: string,
+    options: { lanes: number; threads?: number },
+    says: RegExp,
+  ): Promise<void> => {
     const e = await load(path, { device: "wasm", ...(options as { lanes: 1 }) }).then(
       () => null,
       (e: unknown) => e,
@@ -280,7 +325,10 @@ test("first come, first served with two lists: no job has a list while a request
   const { device, host } = engine.core;
   const run = device.run.bind(device);
   (device as { run: typeof run }).run = (lane, ...rest) => {
-    if (lane === 1) running.push(Array.from({ length: 16 }, (_, s) => host.exports.kindOf(s)).filter((kind) => kind === 1).length);
+    if (lane === 1)
+      running.push(
+        Array.from({ length: 16 }, (_, s) => host.exports.kindOf(s)).filter((kind) => kind === 1).length,
+      );
     return run(lane, ...rest);
   };
   const j = await engine.finetune({ ...job, name: "j", steps: 4 });

@@ -3,7 +3,14 @@ import { spawn } from "node:child_process";
 import { readFileSync, statSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import * as assert from "uvu/assert";
-import { capacities, encodeRows, makeInitial, recipe, training, trainingRows } from "../examples/model/train.ts";
+import {
+  capacities,
+  encodeRows,
+  makeInitial,
+  recipe,
+  training,
+  trainingRows,
+} from "../examples/model/train.ts";
 import { encodeRow, parseJsonl } from "../sdk/data.ts";
 import { compile, load, type Message } from "../sdk/index.ts";
 import { Text } from "../sdk/text.ts";
@@ -13,7 +20,12 @@ import { scratch } from "./support/tiny.ts";
 const test = suite("example");
 const root = fileURLToPath(new URL("..", import.meta.url));
 const story = `${root}examples/model/story`;
-const log = JSON.parse(readFileSync(`${root}examples/model/story-log.json`, "utf8")) as { losses: number[]; ratio: number; entropy: number; heldOut: number };
+const log = JSON.parse(readFileSync(`${root}examples/model/story-log.json`, "utf8")) as {
+  losses: number[];
+  ratio: number;
+  entropy: number;
+  heldOut: number;
+};
 
 test("the example model is small, and close to the entropy of its language", () => {
   assert.ok(statSync(`${story}/model.safetensors`).size <= 4 * 2 ** 20);
@@ -26,7 +38,10 @@ test("its first 20 steps of training replay to the log", async () => {
   await makeInitial(`${dir}/init`);
   await compile(`${dir}/init`, `${dir}/b.weft`, { targets: ["wasm"], train: ["full"], capacities });
   await using engine = await load(`${dir}/b.weft`, { device: "wasm" });
-  const data = encodeRows(trainingRows(recipe.steps * recipe.batch, recipe.seed + 2).texts.slice(0, 20 * recipe.batch), (s) => engine.encode(s));
+  const data = encodeRows(
+    trainingRows(recipe.steps * recipe.batch, recipe.seed + 2).texts.slice(0, 20 * recipe.batch),
+    (s) => engine.encode(s),
+  );
   const controller = new AbortController();
   const losses: number[] = [];
   const job = await engine.finetune({
@@ -38,14 +53,27 @@ test("its first 20 steps of training replay to the log", async () => {
     },
   });
   await job.done.catch((e: Error) => assert.is(e.name, "AbortError"));
-  losses.forEach((x, i) => assert.ok(Math.abs(x - log.losses[i]!) < 1e-3, `step ${i + 1}: ${x}, the log says ${log.losses[i]}`));
+  losses.forEach((x, i) =>
+    assert.ok(Math.abs(x - log.losses[i]!) < 1e-3, `step ${i + 1}: ${x}, the log says ${log.losses[i]}`),
+  );
 });
 
 test("text: a story in, a story out; streamed pieces join to the decoded ids; stops end it", async () => {
   const out = `${scratch()}/story.weft`;
   await compile(story, out, {
     targets: ["wasm"],
-    capacities: { context: 192, tokens: 64, blocks: 64, savedRows: 64, keptRows: 64, quantum: 32, unitRows: 64, slots: 2, jobs: 1, rank: 4 },
+    capacities: {
+      context: 192,
+      tokens: 64,
+      blocks: 64,
+      savedRows: 64,
+      keptRows: 64,
+      quantum: 32,
+      unitRows: 64,
+      slots: 2,
+      jobs: 1,
+      rank: 4,
+    },
   });
   await using engine = await load(out);
   const prompt = "Tom has a pet frog. Tom was very happy.\nQuestion: What pet does Tom have?\nAnswer:";
@@ -72,11 +100,19 @@ test("text: a story in, a story out; streamed pieces join to the decoded ids; st
 
 test("data: text, prompt and completion, messages, ids; labels are what should be learned", () => {
   const tokenizer = JSON.parse(readFileSync(`${story}/tokenizer.json`, "utf8")) as object;
-  const config = JSON.parse(readFileSync(`${story}/tokenizer_config.json`, "utf8")) as Record<string, unknown>;
-  const template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+  const config = JSON.parse(readFileSync(`${story}/tokenizer_config.json`, "utf8")) as Record<
+    string,
+    unknown
+  >;
+  const template =
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
   const text = new Text(tokenizer, config, template, 0);
-  const learned = (r: { input_ids: readonly number[]; labels: readonly number[] }): string => text.decode(r.labels.filter((x) => x !== -100));
-  const rows = parseJsonl('{"text":"Tom ran."}\n\n{"prompt":"Where?","completion":" Home."}\n{"input_ids":[5,6,7]}\n', "rows.jsonl").map((r) => encodeRow(r, text, 1, "row"));
+  const learned = (r: { input_ids: readonly number[]; labels: readonly number[] }): string =>
+    text.decode(r.labels.filter((x) => x !== -100));
+  const rows = parseJsonl(
+    '{"text":"Tom ran."}\n\n{"prompt":"Where?","completion":" Home."}\n{"input_ids":[5,6,7]}\n',
+    "rows.jsonl",
+  ).map((r) => encodeRow(r, text, 1, "row"));
   assert.is(learned(rows[0]!), "Tom ran.");
   assert.is(rows[0]!.input_ids[0], 0, "the start mark");
   assert.is(rows[0]!.input_ids.at(-1), 1, "the end mark");
@@ -97,13 +133,20 @@ test("data: text, prompt and completion, messages, ids; labels are what should b
 test("npm start: at least 7 of 8 facts per adapter, base unchanged, curves equal, and it exits", async () => {
   const started = performance.now();
   const output = await new Promise<string>((resolve, reject) => {
-    const child = spawn(process.execPath, ["scripts/setup.mjs", "examples/coserve.ts", "--json"], { cwd: root, stdio: ["ignore", "pipe", "pipe"] });
+    const child = spawn(process.execPath, ["scripts/setup.mjs", "examples/coserve.ts", "--json"], {
+      cwd: root,
+      stdio: ["ignore", "pipe", "pipe"],
+    });
     let text = "";
     child.stdout.on("data", (d) => (text += d));
     child.stderr.on("data", (d) => (text += d));
     child.on("close", (code) => (code === 0 ? resolve(text) : reject(new Error(`exit ${code}\n${text}`))));
   });
-  const result = JSON.parse(output.trim().split("\n").at(-1)!) as { ok: boolean; after: { blue: number; green: number }; same: boolean };
+  const result = JSON.parse(output.trim().split("\n").at(-1)!) as {
+    ok: boolean;
+    after: { blue: number; green: number };
+    same: boolean;
+  };
   assert.is(result.ok, true);
   assert.ok(result.after.blue >= 7 && result.after.green >= 7 && result.same);
   console.log(`    npm start took ${((performance.now() - started) / 1000).toFixed(0)} s`);

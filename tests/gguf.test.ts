@@ -24,7 +24,10 @@ function encodeAs(values: Float32Array, format: Format): { data: Uint8Array; exa
   }
   if (format === "BF16") {
     const words = Uint16Array.from(new Uint32Array(values.slice().buffer), (w) => w >>> 16);
-    return { data: new Uint8Array(words.buffer), exact: new Float32Array(Uint32Array.from(words, (w) => w << 16).buffer) };
+    return {
+      data: new Uint8Array(words.buffer),
+      exact: new Float32Array(Uint32Array.from(words, (w) => w << 16).buffer),
+    };
   }
   const data: number[] = [];
   const exact = new Float32Array(values.length);
@@ -72,7 +75,11 @@ function model(format: Format, more: Meta = {}): { gguf: string; folder: string 
   const tensors = tensorsOf(c).map((t) => {
     const matrix = t.shape.length === 2;
     const values = t.data as Float32Array;
-    const heads = t.name.includes("q_proj") ? c.num_attention_heads : t.name.includes("k_proj") ? c.num_key_value_heads : 0;
+    const heads = t.name.includes("q_proj")
+      ? c.num_attention_heads
+      : t.name.includes("k_proj")
+        ? c.num_key_value_heads
+        : 0;
     // Blocks run along a row, so they are the same whatever the order of rows.
     const coded = encodeAs(values, matrix ? format : "F32");
     exact.push({ ...t, data: coded.exact });
@@ -85,7 +92,11 @@ function model(format: Format, more: Meta = {}): { gguf: string; folder: string 
         )
       : null;
     const data = new Uint8Array(coded.data.length);
-    for (let r = 0; r < t.shape[0]!; r++) data.set(coded.data.subarray((order ? order[r]! : r) * rowBytes, ((order ? order[r]! : r) + 1) * rowBytes), r * rowBytes);
+    for (let r = 0; r < t.shape[0]!; r++)
+      data.set(
+        coded.data.subarray((order ? order[r]! : r) * rowBytes, ((order ? order[r]! : r) + 1) * rowBytes),
+        r * rowBytes,
+      );
     return { name: ggufName(t.name), shape: t.shape, type: types[matrix ? format : "F32"], data };
   });
   const dir = scratch();
@@ -112,7 +123,10 @@ for (const format of Object.keys(types) as Format[])
 test("a byte-level BPE vocabulary inside the file becomes the tokenizer, its template the chat", async () => {
   const letters = [..."abcdefghijklmnopqrstuvwxyz"];
   const tokens = ["<s>", "</s>", "<|user|>", "Ġ", ...letters, "he", "ll", "hell", "hello", "Ġhello"];
-  const filled = [...tokens, ...Array.from({ length: c.vocab_size - tokens.length }, (_, i) => `<unused${i}>`)];
+  const filled = [
+    ...tokens,
+    ...Array.from({ length: c.vocab_size - tokens.length }, (_, i) => `<unused${i}>`),
+  ];
   const { gguf } = model("F32", {
     "tokenizer.ggml.model": "gpt2",
     "tokenizer.ggml.pre": "smollm",
@@ -130,7 +144,10 @@ test("a byte-level BPE vocabulary inside the file becomes the tokenizer, its tem
   const id = (t: string): number => filled.indexOf(t);
   assert.equal(engine.encode("hello helloa"), [0, id("hello"), id("Ġhello"), id("a")]);
   assert.is(engine.text!.decode([id("hello"), id("Ġhello"), 1]), "hello hello");
-  assert.equal(engine.text!.encode(engine.text!.chat([{ role: "user", content: "hello" }], true), false), [2, id("hello")]);
+  assert.equal(engine.text!.encode(engine.text!.chat([{ role: "user", content: "hello" }], true), false), [
+    2,
+    id("hello"),
+  ]);
   assert.equal(engine.manifest.model.eos, [1]);
 });
 

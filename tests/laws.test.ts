@@ -6,7 +6,17 @@ import type { ParamEntry } from "../runtime/bundle.ts";
 import type { StepTrace } from "../runtime/engine.ts";
 import { readWeights } from "../runtime/trainer.ts";
 import type { Engine, FinetuneOptions, WeftError } from "../sdk/index.ts";
-import { batchOf, bits, collect, configs, contentBits, engineOf, fixtures, idsOf, small } from "./support/engines.ts";
+import {
+  batchOf,
+  bits,
+  collect,
+  configs,
+  contentBits,
+  engineOf,
+  fixtures,
+  idsOf,
+  small,
+} from "./support/engines.ts";
 import { generator } from "./support/random.ts";
 import { suite } from "./support/suite.ts";
 import { scratch, writeModel } from "./support/tiny.ts";
@@ -15,13 +25,30 @@ const test = suite("laws");
 const targets = ["wasm", "webgpu"] as const;
 const vocab = 128;
 const rows = batchOf(vocab);
-const job: FinetuneOptions = { name: "job", data: rows, steps: 3, batchSize: 5, learningRate: 5e-3, dropout: 0.1, seed: 5, rank: 4 };
-const train = async (engine: Engine, o: Partial<FinetuneOptions> = {}): Promise<{ losses: readonly number[]; content: string }> => {
+const job: FinetuneOptions = {
+  name: "job",
+  data: rows,
+  steps: 3,
+  batchSize: 5,
+  learningRate: 5e-3,
+  dropout: 0.1,
+  seed: 5,
+  rank: 4,
+};
+const train = async (
+  engine: Engine,
+  o: Partial<FinetuneOptions> = {},
+): Promise<{ losses: readonly number[]; content: string }> => {
   const j = await engine.finetune({ ...job, ...o });
   const { losses } = await j.done;
   return { losses, content: contentBits(engine, o.name ?? job.name) };
 };
-const requests = (i: number) => ({ prompt: idsOf(`request${i}`, 3 + ((i * 13) % 60), vocab), maxTokens: 8 + (i % 5), temperature: i % 2 ? 0.9 : 0, seed: i });
+const requests = (i: number) => ({
+  prompt: idsOf(`request${i}`, 3 + ((i * 13) % 60), vocab),
+  maxTokens: 8 + (i % 5),
+  temperature: i % 2 ? 0.9 : 0,
+  seed: i,
+});
 
 for (const target of targets)
   test(`law 3 on ${target}: forward windows, kept sets and the packing of units never change a bit of training; other quanta agree within tolerance`, async () => {
@@ -34,16 +61,24 @@ for (const target of targets)
       [19, "boundary"],
     ] as const) {
       if (target === "webgpu" && budget === 19) continue;
-      await using engine = await engineOf(configs.even, { targets: [target], load: { budget, idleBudget: budget } });
+      await using engine = await engineOf(configs.even, {
+        targets: [target],
+        load: { budget, idleBudget: budget },
+      });
       runs.push(await train(engine, { keep, steps }));
     }
     // Units of one quantum each: how quanta are packed into launches changes no sum either.
     await using single = await engineOf(configs.even, { targets: [target], capacities: { unitRows: 32 } });
     runs.push(await train(single, { steps }));
     for (const r of runs.slice(1)) assert.equal(r, runs[0]);
-    await using fine = await engineOf(configs.even, { targets: [target], capacities: { quantum: 5, headRows: 3 } });
+    await using fine = await engineOf(configs.even, {
+      targets: [target],
+      capacities: { quantum: 5, headRows: 3 },
+    });
     const b = await train(fine, { steps });
-    runs[0]!.losses.forEach((x, i) => assert.ok(Math.abs(x - b.losses[i]!) < 1e-5, `step ${i}: ${x} and ${b.losses[i]}`));
+    runs[0]!.losses.forEach((x, i) =>
+      assert.ok(Math.abs(x - b.losses[i]!) < 1e-5, `step ${i}: ${x} and ${b.losses[i]}`),
+    );
   });
 
 test("micro-batches never change a bit", async () => {
@@ -64,13 +99,28 @@ for (const target of targets)
     const adapterOf = (i: number) => (i % 3 === 0 ? { adapter: "peft" } : {});
     for (let i = 0; i < n; i++) alone.push(await collect(engine, { ...requests(i), ...adapterOf(i) }));
     const a = await train(engine, { name: "a", steps });
-    const b = await train(engine, { name: "b", steps, seed: 9, dropout: 0, targetModules: ["q_proj", "down_proj"] });
+    const b = await train(engine, {
+      name: "b",
+      steps,
+      seed: 9,
+      dropout: 0,
+      targetModules: ["q_proj", "down_proj"],
+    });
     // Everything at once.
     const [ja, jb] = [
       await engine.finetune({ ...job, name: "a", steps }),
-      await engine.finetune({ ...job, name: "b", steps, seed: 9, dropout: 0, targetModules: ["q_proj", "down_proj"] }),
+      await engine.finetune({
+        ...job,
+        name: "b",
+        steps,
+        seed: 9,
+        dropout: 0,
+        targetModules: ["q_proj", "down_proj"],
+      }),
     ];
-    const together = await Promise.all(Array.from({ length: n }, (_, i) => collect(engine, { ...requests(i), ...adapterOf(i) })));
+    const together = await Promise.all(
+      Array.from({ length: n }, (_, i) => collect(engine, { ...requests(i), ...adapterOf(i) })),
+    );
     const [ra, rb] = [await ja.done, await jb.done];
     assert.equal(together, alone);
     assert.equal(ra.losses, a.losses);
@@ -82,7 +132,10 @@ for (const target of targets)
 test("law 4 can fail: a perturbed kernel family turns it red", async () => {
   // The row path of products sums k downwards: same values in exact arithmetic, other bits than the tile path.
   const { compileKernels } = await import("../compiler/emit/asc.ts");
-  const { manifest, files } = await compile(writeModel(configs.even), { targets: ["wasm"], capacities: small });
+  const { manifest, files } = await compile(writeModel(configs.even), {
+    targets: ["wasm"],
+    capacities: small,
+  });
   const source = new TextDecoder().decode(files.get("kernels.as.ts")!);
   const wrong = source
     .replace(
@@ -115,10 +168,16 @@ function backwards(x: usize, w: usize, K: i32, out: usize): void {
     const prompt = idsOf("mutation", 40, vocab);
     // One row at a time against chunks: the same request in two shapes.
     const whole = await core.score(prompt, { logits: true });
-    const pieces = await Promise.all(prompt.slice(0, 30).map((_, i) => core.score(prompt.slice(0, i + 1), { logits: true })));
+    const pieces = await Promise.all(
+      prompt.slice(0, 30).map((_, i) => core.score(prompt.slice(0, i + 1), { logits: true })),
+    );
     const equal = pieces.every((p, i) => bits(p.logits![i]!) === bits(whole.logits![i]!));
     assert.is(core.invariance, same ? "verified" : "off", "the check at load sees it too");
-    assert.is(equal, same, same ? "an intact bundle is batch-invariant" : "a perturbed family must be noticed");
+    assert.is(
+      equal,
+      same,
+      same ? "an intact bundle is batch-invariant" : "a perturbed family must be noticed",
+    );
     await core.dispose();
   }
 });
@@ -130,7 +189,8 @@ test("law 4 where steps of few and of many rows take other kernels: the same bit
   const reader = { where: "memory", read: async (name: string) => files.get(name)! };
   const open = (manyRows: number, change: (source: string) => string) =>
     Core.open(reader, async (m, file) => {
-      const changed = async (name: string): Promise<Uint8Array> => new TextEncoder().encode(change(new TextDecoder().decode(await file(name))));
+      const changed = async (name: string): Promise<Uint8Array> =>
+        new TextEncoder().encode(change(new TextDecoder().decode(await file(name))));
       return { ...(await openWebGpu(m, changed, "software"))!, manyRows };
     });
   const prompt = idsOf("few and many", 40, vocab);
@@ -140,7 +200,9 @@ test("law 4 where steps of few and of many rows take other kernels: the same bit
     [33, false, "verified"],
     [33, true, "off"],
   ] as const) {
-    const core = await open(manyRows, (s) => (perturbed && s.includes("shared_q") ? s.replace("let inv = 1.0f / l;", "let inv = 1.0000002f / l;") : s));
+    const core = await open(manyRows, (s) =>
+      perturbed && s.includes("shared_q") ? s.replace("let inv = 1.0f / l;", "let inv = 1.0000002f / l;") : s,
+    );
     assert.is(core.invariance, verdict, `many from ${manyRows} rows, perturbed: ${perturbed}`);
     const events = [];
     for await (const e of core.generate({ prompt, maxTokens: 4 })) events.push([e.id, e.logprob]);
@@ -156,24 +218,50 @@ for (const target of targets)
     const prompt = idsOf("mixed", 21, vocab);
     const o = { prompt, maxTokens: 6, temperature: 0 };
     const base = await collect(engine, o);
-    const fresh = await engine.finetune({ ...job, name: "fresh", steps: 1, learningRate: 1e-30, weightDecay: 0 });
+    const fresh = await engine.finetune({
+      ...job,
+      name: "fresh",
+      steps: 1,
+      learningRate: 1e-30,
+      weightDecay: 0,
+    });
     await fresh.done;
     assert.equal(await collect(engine, { ...o, adapter: "fresh" }), base, "B = 0 changes nothing");
     const single: Record<string, unknown> = { base };
     for (const [i, name] of ["one", "two", "three", "four", "five"].entries()) {
       // More adapters than slots: content waits on the host.
-      const j = await engine.finetune({ ...job, name, steps: 1, seed: i, learningRate: 0.05, rank: [1, 3, 8, 5, 2][i]!, ...(i === 2 && { targetModules: ["v_proj"] }) });
+      const j = await engine.finetune({
+        ...job,
+        name,
+        steps: 1,
+        seed: i,
+        learningRate: 0.05,
+        rank: [1, 3, 8, 5, 2][i]!,
+        ...(i === 2 && { targetModules: ["v_proj"] }),
+      });
       await j.done;
       single[name] = await collect(engine, { ...o, adapter: name });
     }
     const names = ["three", "base", "one", "five", "two", "four"];
-    const mixed = await Promise.all(names.map((name) => collect(engine, { ...o, ...(name !== "base" && { adapter: name }) })));
+    const mixed = await Promise.all(
+      names.map((name) => collect(engine, { ...o, ...(name !== "base" && { adapter: name }) })),
+    );
     names.forEach((name, i) => assert.equal(mixed[i], single[name], name));
     // A later generation never changes an earlier one.
-    const again = await engine.finetune({ ...job, name: "one", from: "one", steps: 1, learningRate: 0.05, rank: 1 });
+    const again = await engine.finetune({
+      ...job,
+      name: "one",
+      from: "one",
+      steps: 1,
+      learningRate: 0.05,
+      rank: 1,
+    });
     await again.done;
     assert.equal(await collect(engine, { ...o, adapter: "one@1" }), single.one);
-    assert.is.not(JSON.stringify(await collect(engine, { ...o, adapter: "one" })), JSON.stringify(single.one));
+    assert.is.not(
+      JSON.stringify(await collect(engine, { ...o, adapter: "one" })),
+      JSON.stringify(single.one),
+    );
     assert.is(engine.adapters.get("one").generation, 2);
   });
 
@@ -193,11 +281,14 @@ test("law 5: merged = unmerged", async () => {
     if (!m || !site) return t;
     const branch = engine.manifest.branches.find((b) => b.site === site.index)!.index;
     const [l, s] = [Number(m[1]), branches[Number(m[1])]![branch]!];
-    const at = (side: "a" | "b") => plan.factors.find((f) => f.branch === branch && f.name.endsWith(`.${side}`))!;
+    const at = (side: "a" | "b") =>
+      plan.factors.find((f) => f.branch === branch && f.name.endsWith(`.${side}`))!;
     const data = Float32Array.from(t.data as Float32Array, (w, i) => {
       const [o, k] = [Math.floor(i / site.inFeatures), i % site.inFeatures];
       let d = 0;
-      for (let r = 0; r < s.rank; r++) d += tensors[l]![at("b").offset + r * at("b").k + o]! * tensors[l]![at("a").offset + r * at("a").k + k]!;
+      for (let r = 0; r < s.rank; r++)
+        d +=
+          tensors[l]![at("b").offset + r * at("b").k + o]! * tensors[l]![at("a").offset + r * at("a").k + k]!;
       return w + s.scale * d;
     });
     return { ...t, data };
@@ -208,7 +299,10 @@ test("law 5: merged = unmerged", async () => {
   await compileTo(dir, out, { targets: ["wasm"], train: [], capacities: small });
   await using other = await load(out, { device: "wasm" });
   const ids = idsOf("merge", 50, vocab);
-  const [a, b] = [await engine.score(ids, { adapter: "peft", logits: true }), await other.score(ids, { logits: true })];
+  const [a, b] = [
+    await engine.score(ids, { adapter: "peft", logits: true }),
+    await other.score(ids, { logits: true }),
+  ];
   let max = 0;
   let error = 0;
   a.logits!.forEach((row, i) =>
@@ -236,15 +330,22 @@ for (const target of targets)
     assert.is(await hash(), before);
     assert.equal(await collect(engine, o), said);
     const { lora } = engine.manifest.saved;
-    assert.ok(lora!.bytes.boundary < lora!.bytes.all && lora!.bytes.all < lora!.bytes.naive, JSON.stringify(lora!.bytes));
+    assert.ok(
+      lora!.bytes.boundary < lora!.bytes.all && lora!.bytes.all < lora!.bytes.naive,
+      JSON.stringify(lora!.bytes),
+    );
     // Planned bytes are what the fields occupy: one list made both.
-    const planned = (index: string): number => lora!.fields.filter((f) => f.index === index).reduce((n, f) => n + 4 * f.cols, 0);
+    const planned = (index: string): number =>
+      lora!.fields.filter((f) => f.index === index).reduce((n, f) => n + 4 * f.cols, 0);
     assert.is(planned("save_row"), lora!.bytes.boundary);
     assert.is(planned("save_row") + planned("ext_row"), lora!.bytes.all);
     const { savedRows, keptRows } = engine.manifest.capacities;
     const needed = (planned("save_row") * savedRows + planned("ext_row") * keptRows) / 4;
     const held = engine.core.device.plan.classes.saved.layer;
-    assert.ok(held >= needed && held <= needed + 64 * lora!.fields.length, `${held} words held, ${needed} planned`);
+    assert.ok(
+      held >= needed && held <= needed + 64 * lora!.fields.length,
+      `${held} words held, ${needed} planned`,
+    );
   });
 
 test("law 6: the pruned backward of a layer = the full one, bit for bit, for every method", async () => {
@@ -258,7 +359,11 @@ test("law 6: the pruned backward of a layer = the full one, bit for bit, for eve
   const model = llama(configs.odd);
   const unit = { ...batch("pruning", 21, 3, "unit"), ranks: [8, 8, 8, 8] };
   const n = 21;
-  Object.assign(unit.arrays, { pos: Array.from({ length: n }, (_, r) => r), save_row: Array.from({ length: n }, (_, r) => r), seg_keys: [n] });
+  Object.assign(unit.arrays, {
+    pos: Array.from({ length: n }, (_, r) => r),
+    save_row: Array.from({ length: n }, (_, r) => r),
+    seg_keys: [n],
+  });
   Object.assign(unit.header, { n_keys: n });
   for (const method of Object.values(adapterMethods)) {
     const scope = `pruning ${method.name}`;
@@ -268,17 +373,31 @@ test("law 6: the pruned backward of a layer = the full one, bit for bit, for eve
       return plain;
     })();
     // Every site the method can have: all of its kind, for S2FT those that share channels.
-    const own = sites.filter((s) => s.kind === (method.at ?? "linear") && (method.form !== "selection" || s.coupling));
-    const branches = own.map((site, index) => ({ index, method, site, capacity: 8, tensors: method.tensors(site, 8) }));
+    const own = sites.filter(
+      (s) => s.kind === (method.at ?? "linear") && (method.form !== "selection" || s.coupling),
+    );
+    const branches = own.map((site, index) => ({
+      index,
+      method,
+      site,
+      capacity: 8,
+      tensors: method.tensors(site, 8),
+    }));
     const b = new RegionBuilder(scope, "W", "f32", branches);
     const h = input(scope, "h", { kind: "rows", domain: "W", cols: model.hiddenSize });
     const out = model.layer(b, h, 96);
     const cot = input(scope, "cot", out.type);
-    const inputs = toposort([out]).flatMap((node): import("../ops/index.ts").Value[] => (node.op === "input" ? [{ node, index: 0, type: node.outs[0]! }] : []));
-    const trained = new Set(branches.flatMap((x) => x.tensors.filter((t) => t.trained).map((t) => tensorName(x, t.name))));
+    const inputs = toposort([out]).flatMap((node): import("../ops/index.ts").Value[] =>
+      node.op === "input" ? [{ node, index: 0, type: node.outs[0]! }] : [],
+    );
+    const trained = new Set(
+      branches.flatMap((x) => x.tensors.filter((t) => t.trained).map((t) => tensorName(x, t.name))),
+    );
     const factors = inputs.filter((v) => trained.has(inputName(v)));
     // A bias that a method reads beside its layer has two users in a region; it is never trained with one.
-    const base = inputs.filter((v) => v.type.kind === "weight" || (v.type.kind === "vector" && !inputName(v).endsWith(".bias")));
+    const base = inputs.filter(
+      (v) => v.type.kind === "weight" || (v.type.kind === "vector" && !inputName(v).endsWith(".bias")),
+    );
     assert.is(factors.length, trained.size, method.name);
     const key = (v: (typeof inputs)[number]): string => `${v.node.id}.${v.index}`;
     for (const target of method.name === "lora" ? targets : (["wasm"] as const)) {
@@ -294,7 +413,8 @@ test("law 6: the pruned backward of a layer = the full one, bit for bit, for eve
             const slot = new Float32Array(t.cols);
             const at = { offset: 0, k: t.cols } as ParamEntry;
             const chosen = Array.from({ length: 8 }, (_, i) => i * 7);
-            if (method.form === "entries") writeEntries(slot, at, 8, x.site.outFeatures, x.site.inFeatures, chosen);
+            if (method.form === "entries")
+              writeEntries(slot, at, 8, x.site.outFeatures, x.site.inFeatures, chosen);
             else
               writeSelection(
                 slot,
@@ -336,10 +456,21 @@ for (const target of targets)
     await engine.adapters.get("job").save(`${dir}/adapter`);
     await engine.adapters.load("copy", `${dir}/adapter`);
     const ids = idsOf("saved", 30, vocab);
-    const [a, b] = [await engine.score(ids, { adapter: "job", logits: true }), await engine.score(ids, { adapter: "copy", logits: true })];
+    const [a, b] = [
+      await engine.score(ids, { adapter: "job", logits: true }),
+      await engine.score(ids, { adapter: "copy", logits: true }),
+    ];
     a.logits!.forEach((row, i) => assert.is(bits(row), bits(b.logits![i]!)));
 
-    const options: FinetuneOptions = { ...job, name: "long", steps: 2 * half, schedule: "cosine", warmupSteps: 2, evalData: rows.slice(0, 2), evalEvery: half };
+    const options: FinetuneOptions = {
+      ...job,
+      name: "long",
+      steps: 2 * half,
+      schedule: "cosine",
+      warmupSteps: 2,
+      evalData: rows.slice(0, 2),
+      evalEvery: half,
+    };
     const whole = await (await engine.finetune(options)).done;
     const content = contentBits(engine, "long");
     const controller = new AbortController();
@@ -348,7 +479,8 @@ for (const target of targets)
       ...options,
       signal: controller.signal,
       onEvent: (e) => {
-        if (e.type === "step" && e.step === half) saved = first.checkpoint(`${dir}/checkpoint`).then(() => controller.abort());
+        if (e.type === "step" && e.step === half)
+          saved = first.checkpoint(`${dir}/checkpoint`).then(() => controller.abort());
       },
     });
     // Stopped as soon as the checkpoint is on disk; a fast machine may finish first, which changes nothing below.
@@ -369,23 +501,34 @@ for (const target of targets)
       const { kvHeads, headDim, layers } = core.manifest.model;
       const words = 64 * kvHeads * headDim;
       const nan = new Float32Array(words).fill(Number.NaN);
-      for (const id of core.host.freeBlockIds()) for (let l = 0; l < layers; l++) core.device.write({ cls: "kv", group: l, offset: id * words, lane }, nan);
+      for (const id of core.host.freeBlockIds())
+        for (let l = 0; l < layers; l++)
+          core.device.write({ cls: "kv", group: l, offset: id * words, lane }, nan);
       freed++;
     };
-    await using engine = await engineOf(configs.even, { targets: [target], load: { budget: 24, onStep: poison } });
+    await using engine = await engineOf(configs.even, {
+      targets: [target],
+      load: { budget: 24, onStep: poison },
+    });
     core = engine.core;
     const free = engine.memory();
     const next = generator("pool");
     const work: Promise<unknown>[] = [];
     for (const cls of ["kv", "saved"] as const)
-      for (let l = 0; l < 2; l++) engine.core.device.write({ cls, group: l, offset: 0 }, new Float32Array(engine.core.device.plan.classes[cls].layer).fill(Number.NaN));
+      for (let l = 0; l < 2; l++)
+        engine.core.device.write(
+          { cls, group: l, offset: 0 },
+          new Float32Array(engine.core.device.plan.classes[cls].layer).fill(Number.NaN),
+        );
     const answers: number[][] = [];
     for (let i = 0; i < (target === "wasm" ? 40 : 14); i++) {
       const r = requests(i);
       const kind = next() % 3;
       if (kind === 0) {
         const c = new AbortController();
-        work.push(collect(engine, { ...r, signal: c.signal }).catch((e: Error) => assert.is(e.name, "AbortError")));
+        work.push(
+          collect(engine, { ...r, signal: c.signal }).catch((e: Error) => assert.is(e.name, "AbortError")),
+        );
         setTimeout(() => c.abort(), next() % 20);
       } else if (kind === 1)
         work.push(
@@ -395,7 +538,9 @@ for (const target of targets)
         );
       else work.push(collect(engine, r).then((a) => void (answers[i] = a.ids)));
       if (i % 13 === 5) {
-        const j = await engine.finetune({ ...job, name: `job${i}`, steps: 2 }).catch((e: WeftError) => void assert.is(e.code, "WEFT_CAPACITY"));
+        const j = await engine
+          .finetune({ ...job, name: `job${i}`, steps: 2 })
+          .catch((e: WeftError) => void assert.is(e.code, "WEFT_CAPACITY"));
         if (!j) continue;
         work.push(j.done.catch((e: Error) => assert.is(e.name, "AbortError")));
         if (i > 10) setTimeout(() => j.cancel(), 10 + (next() % 30));
@@ -405,21 +550,30 @@ for (const target of targets)
     await Promise.all(work);
     assert.ok(freed > 20, `${freed} steps poisoned what was free`);
     // What was left in the middle of a list is given back at its end.
-    for (let i = 0; i < 200 && engine.memory().blocks.free < free.blocks.free; i++) await new Promise((f) => setTimeout(f, 10));
+    for (let i = 0; i < 200 && engine.memory().blocks.free < free.blocks.free; i++)
+      await new Promise((f) => setTimeout(f, 10));
     assert.equal(engine.memory(), free);
-    for (const [i, ids] of answers.entries()) if (ids) assert.equal((await collect(engine, requests(i))).ids, ids, `request ${i} under load`);
+    for (const [i, ids] of answers.entries())
+      if (ids) assert.equal((await collect(engine, requests(i))).ids, ids, `request ${i} under load`);
   });
 
 test("a step mixes decode rows, a prompt chunk and windows of two jobs; a decode step fits between any two units", async () => {
   for (const budget of [44, 12]) {
     const traces: StepTrace[] = [];
-    await using engine = await engineOf(configs.even, { load: { budget, lanes: 1, onStep: (t) => traces.push(t) } });
+    await using engine = await engineOf(configs.even, {
+      load: { budget, lanes: 1, onStep: (t) => traces.push(t) },
+    });
     traces.length = 0;
     // Many short rows a step and a stream of short requests: windows of both jobs, decode rows and prompt chunks are around all the time.
-    const short = Array.from({ length: 12 }, (_, i) => ({ input_ids: idsOf(`short${i}`, 5 + (i % 4), vocab) }));
-    const jobs = await Promise.all(["a", "b"].map((name) => engine.finetune({ ...job, name, data: short, batchSize: 12, steps: 16 })));
+    const short = Array.from({ length: 12 }, (_, i) => ({
+      input_ids: idsOf(`short${i}`, 5 + (i % 4), vocab),
+    }));
+    const jobs = await Promise.all(
+      ["a", "b"].map((name) => engine.finetune({ ...job, name, data: short, batchSize: 12, steps: 16 })),
+    );
     const streams = Array.from({ length: 5 }, async (_, i) => {
-      for (let k = 0; k < 12; k++) await collect(engine, { prompt: idsOf(`turn${i}.${k}`, 4 + ((i + k) % 5), vocab), maxTokens: 6 + i });
+      for (let k = 0; k < 12; k++)
+        await collect(engine, { prompt: idsOf(`turn${i}.${k}`, 4 + ((i + k) % 5), vocab), maxTokens: 6 + i });
     });
     await Promise.all([...jobs.map((j) => j.done), ...streams]);
     if (budget === 44)

@@ -4,7 +4,17 @@ import { readFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import { decode, parseHeader } from "../runtime/bundle.ts";
 import { writeAdapter, writeAsLora } from "../sdk/peft.ts";
-import { batchOf, checkGradient, checkLogits, configs, engineOf, fixtures, reference, s2ftAll, s2ftOdd } from "./support/engines.ts";
+import {
+  batchOf,
+  checkGradient,
+  checkLogits,
+  configs,
+  engineOf,
+  fixtures,
+  reference,
+  s2ftAll,
+  s2ftOdd,
+} from "./support/engines.ts";
 import { permuted } from "./support/permuted.ts";
 import { suite } from "./support/suite.ts";
 
@@ -25,39 +35,88 @@ for (const [name, cls] of [
       const vocab = configs[name].vocab_size;
       const ref = reference[name];
       // The pool of saved rows is small here, so that everything fits 1 MiB: micro-batches never change a result.
-      const capacities = { savedRows: 160, keptRows: 96, ...(name === "odd" && { s2ft: s2ftOdd }), ...(name.startsWith("m") && { s2ft: s2ftAll }) };
+      const capacities = {
+        savedRows: 160,
+        keptRows: 96,
+        ...(name === "odd" && { s2ft: s2ftOdd }),
+        ...(name.startsWith("m") && { s2ft: s2ftAll }),
+      };
       const given = cls === "permuted" ? permuted(name) : null;
       const method = given ? "s2ft_permuted" : "s2ft";
-      await using engine = await engineOf(configs[name], { targets: [target], train: [method], methods: [], capacities, ...(given && { selection: given.selection }) });
+      await using engine = await engineOf(configs[name], {
+        targets: [target],
+        train: [method],
+        methods: [],
+        capacities,
+        ...(given && { selection: given.selection }),
+      });
       await engine.adapters.load("s2ft", given?.folder ?? `${fixtures}s2ft-${name}`);
       await checkLogits(engine, `${name}.s2ft_logits`, vocab, "s2ft");
       const common = { data: batchOf(vocab), batchSize: 5, shuffle: false, from: "s2ft", method } as const;
       const lr = 16;
-      const one = await engine.finetune({ ...common, name: "grad", steps: 1, optimizer: "sgd", momentum: 0, learningRate: lr, maxGradNorm: 0 });
+      const one = await engine.finetune({
+        ...common,
+        name: "grad",
+        steps: 1,
+        optimizer: "sgd",
+        momentum: 0,
+        learningRate: lr,
+        maxGradNorm: 0,
+      });
       const { losses } = await one.done;
-      assert.ok(Math.abs(losses[0]! - ref.s2ft_loss) <= 1e-5, `loss ${losses[0]}, torch says ${ref.s2ft_loss}`);
-      const files = ["s2ft", "grad"].map((a) => writeAdapter(engine.core.adapters.find(a).content, engine.manifest, engine.core.device.plan).weights);
-      const [h0, h1] = files.map((f) => parseHeader(f, f.length, "adapter").tensors) as [ReturnType<typeof parseHeader>["tensors"], ReturnType<typeof parseHeader>["tensors"]];
+      assert.ok(
+        Math.abs(losses[0]! - ref.s2ft_loss) <= 1e-5,
+        `loss ${losses[0]}, torch says ${ref.s2ft_loss}`,
+      );
+      const files = ["s2ft", "grad"].map(
+        (a) =>
+          writeAdapter(engine.core.adapters.find(a).content, engine.manifest, engine.core.device.plan)
+            .weights,
+      );
+      const [h0, h1] = files.map((f) => parseHeader(f, f.length, "adapter").tensors) as [
+        ReturnType<typeof parseHeader>["tensors"],
+        ReturnType<typeof parseHeader>["tensors"],
+      ];
       let seen = 0;
       h0.forEach((t, i) => {
-        const bytes = (k: 0 | 1): Uint8Array => files[k]!.subarray([h0, h1][k]![i]!.start, [h0, h1][k]![i]!.end);
+        const bytes = (k: 0 | 1): Uint8Array =>
+          files[k]!.subarray([h0, h1][k]![i]!.start, [h0, h1][k]![i]!.end);
         if (t.dtype === "I32") return assert.equal([...bytes(0)], [...bytes(1)], "a selection stays");
         const path = t.name.replace("base_model.model.", "").replace(".s2ft_delta", "");
-        checkGradient(t.name, decode(bytes(0), "F32", t.name), decode(bytes(1), "F32", t.name), lr, ref.s2ft_grads[path]!);
+        checkGradient(
+          t.name,
+          decode(bytes(0), "F32", t.name),
+          decode(bytes(1), "F32", t.name),
+          lr,
+          ref.s2ft_grads[path]!,
+        );
         seen++;
       });
       assert.is(seen, Object.keys(ref.s2ft_grads).length);
       const job = await engine.finetune({ ...common, name: "adamw", steps, learningRate: 1e-3 });
-      (await job.done).losses.forEach((x, i) => assert.ok(Math.abs(x - ref.s2ft[i]!) <= 1e-4, `step ${i + 1}: loss ${x}, torch says ${ref.s2ft[i]}`));
+      (await job.done).losses.forEach((x, i) =>
+        assert.ok(Math.abs(x - ref.s2ft[i]!) <= 1e-4, `step ${i + 1}: loss ${x}, torch says ${ref.s2ft[i]}`),
+      );
     });
 
 test("S2FT exported as a LoRA: the file peft read, the logits peft computed, and the same in weft as S2FT and as LoRA", async () => {
   const folder = `${fixtures}weft-s2ft-as-lora`;
   const file = readFileSync(`${folder}/adapter_model.safetensors`);
-  assert.is(createHash("sha256").update(file).digest("hex"), reference.weft_s2ft_as_lora_sha256, "run tests/fixtures/save_adapter.ts, then make.py");
-  await using engine = await engineOf(configs.odd, { methods: ["lora", "s2ft"], capacities: { rank: 60, s2ft: s2ftOdd } });
+  assert.is(
+    createHash("sha256").update(file).digest("hex"),
+    reference.weft_s2ft_as_lora_sha256,
+    "run tests/fixtures/save_adapter.ts, then make.py",
+  );
+  await using engine = await engineOf(configs.odd, {
+    methods: ["lora", "s2ft"],
+    capacities: { rank: 60, s2ft: s2ftOdd },
+  });
   await engine.adapters.load("s2ft", `${fixtures}s2ft-odd`);
-  const { weights } = writeAsLora(engine.core.adapters.find("s2ft").content, engine.manifest, engine.core.device.plan);
+  const { weights } = writeAsLora(
+    engine.core.adapters.find("s2ft").content,
+    engine.manifest,
+    engine.core.device.plan,
+  );
   assert.is(createHash("sha256").update(weights).digest("hex"), reference.weft_s2ft_as_lora_sha256);
   await engine.adapters.load("lora", folder);
   await checkLogits(engine, "s2ft_as_lora.logits", 259, "s2ft");
@@ -68,16 +127,33 @@ for (const method of Object.keys(reference.methods))
   for (const target of ["wasm", "webgpu"] as const)
     test(`${method} on ${target}: logits, gradients and AdamW steps of torch; files written as they were read`, async () => {
       const ref = reference.methods[method]!;
-      await using engine = await engineOf(configs.odd, { targets: [target], train: [method], methods: [], capacities: { savedRows: 160, keptRows: 96, unitRows: 40 } });
+      await using engine = await engineOf(configs.odd, {
+        targets: [target],
+        train: [method],
+        methods: [],
+        capacities: { savedRows: 160, keptRows: 96, unitRows: 40 },
+      });
       const folder = `${fixtures}${method}-odd`;
       await engine.adapters.load("given", folder);
       await checkLogits(engine, `${method}.logits`, 259, "given");
       const common = { data: batchOf(259), batchSize: 5, shuffle: false, from: "given", method } as const;
       const lr = 4;
-      const one = await engine.finetune({ ...common, name: "grad", steps: 1, optimizer: "sgd", momentum: 0, learningRate: lr, maxGradNorm: 0 });
+      const one = await engine.finetune({
+        ...common,
+        name: "grad",
+        steps: 1,
+        optimizer: "sgd",
+        momentum: 0,
+        learningRate: lr,
+        maxGradNorm: 0,
+      });
       const { losses } = await one.done;
       assert.ok(Math.abs(losses[0]! - ref.loss) <= 1e-5, `loss ${losses[0]}, torch says ${ref.loss}`);
-      const [given, moved] = ["given", "grad"].map((a) => writeAdapter(engine.core.adapters.find(a).content, engine.manifest, engine.core.device.plan).weights);
+      const [given, moved] = ["given", "grad"].map(
+        (a) =>
+          writeAdapter(engine.core.adapters.find(a).content, engine.manifest, engine.core.device.plan)
+            .weights,
+      );
       const original = readFileSync(`${folder}/adapter_model.safetensors`);
       const value = (file: Uint8Array, name: string): Float32Array => {
         const t = parseHeader(file, file.length, "adapter").tensors.find((x) => x.name === name)!;
@@ -89,15 +165,27 @@ for (const method of Object.keys(reference.methods))
         return file.subarray(t.start, t.end);
       };
       for (const t of written)
-        if (t.dtype === "I32") for (const file of [given!, moved!]) assert.equal([...raw(file, t.name)], [...raw(original, t.name)], `${t.name}: a choice stays`);
+        if (t.dtype === "I32")
+          for (const file of [given!, moved!])
+            assert.equal([...raw(file, t.name)], [...raw(original, t.name)], `${t.name}: a choice stays`);
       const names = written.filter((t) => t.dtype === "F32").map((t) => t.name);
       assert.equal([...names].sort(), Object.keys(ref.grads).sort());
       for (const name of names) {
         assert.equal([...value(given!, name)], [...value(original, name)], name);
         checkGradient(name, value(given!, name), value(moved!, name), lr, ref.grads[name]!);
       }
-      const job = await engine.finetune({ ...common, name: "adamw", steps: target === "wasm" ? 10 : 3, learningRate: 1e-3 });
-      (await job.done).losses.forEach((x, i) => assert.ok(Math.abs(x - ref.losses[i]!) <= 1e-4, `step ${i + 1}: loss ${x}, torch says ${ref.losses[i]}`));
+      const job = await engine.finetune({
+        ...common,
+        name: "adamw",
+        steps: target === "wasm" ? 10 : 3,
+        learningRate: 1e-3,
+      });
+      (await job.done).losses.forEach((x, i) =>
+        assert.ok(
+          Math.abs(x - ref.losses[i]!) <= 1e-4,
+          `step ${i + 1}: loss ${x}, torch says ${ref.losses[i]}`,
+        ),
+      );
     });
 
 test.run();

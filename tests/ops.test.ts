@@ -63,20 +63,25 @@ function close(got: ArrayLike<number>, want: ArrayLike<number>, where: string, t
   let max = 0;
   for (let i = 0; i < want.length; i++) max = Math.max(max, Math.abs(want[i]!));
   for (let i = 0; i < want.length; i++)
-    if (!(Math.abs(got[i]! - want[i]!) <= tolerance * (1 + max))) assert.unreachable(`${where}: element ${i} is ${got[i]}, f64 says ${want[i]}`);
+    if (!(Math.abs(got[i]! - want[i]!) <= tolerance * (1 + max)))
+      assert.unreachable(`${where}: element ${i} is ${got[i]}, f64 says ${want[i]}`);
 }
 /** Values of an op's sample, and its inputs. */
 function sample(op: Op, i: number): { outs: Value[]; ins: Value[] } {
   const s = op.samples![i]!;
   const region = `sample${scope++}`;
-  const ins = s.ins.map((t, k) => input(region, `${op.name}${i}.${s.attrs?.of && k === s.ins.length - 1 ? s.attrs.of : `x${k}`}`, t));
+  const ins = s.ins.map((t, k) =>
+    input(region, `${op.name}${i}.${s.attrs?.of && k === s.ins.length - 1 ? s.attrs.of : `x${k}`}`, t),
+  );
   const attrs = s.attrs?.of ? { ...s.attrs, of: `${op.name}${i}.${s.attrs.of}` } : s.attrs;
   return { outs: make(op, ins, attrs), ins };
 }
 function dataFor(op: Op, roots: readonly Value[], b: Batch, seed: string): Record<string, Float64Array> {
   const data = inputData(roots, b, seed);
-  if (positive.has(op.name)) for (const k of Object.keys(data)) data[k] = data[k]!.map((x) => Math.fround(Math.abs(x) + 0.25));
-  if (op.name === "div") for (const k of Object.keys(data)) data[k] = data[k]!.map((x) => Math.fround(x + (x < 0 ? -0.5 : 0.5)));
+  if (positive.has(op.name))
+    for (const k of Object.keys(data)) data[k] = data[k]!.map((x) => Math.fround(Math.abs(x) + 0.25));
+  if (op.name === "div")
+    for (const k of Object.keys(data)) data[k] = data[k]!.map((x) => Math.fround(x + (x < 0 ? -0.5 : 0.5)));
   return data;
 }
 const withSamples = allOps().filter((o) => o.samples);
@@ -112,7 +117,8 @@ const together = new Set([
 ]);
 
 test("every op has samples, or a test of its own", () => {
-  for (const op of allOps()) assert.is(op.samples !== undefined || together.has(op.name), true, `${op.name} has no samples`);
+  for (const op of allOps())
+    assert.is(op.samples !== undefined || together.has(op.name), true, `${op.name} has no samples`);
 });
 
 for (const target of targets)
@@ -124,13 +130,16 @@ for (const target of targets)
         op.samples!.forEach((_, i) => {
           const { outs } = sample(op, i);
           const unit = outs[0]!.type.kind === "grad";
-          if (unit === (kind === "unit")) all.push({ op, outs, data: dataFor(op, outs, b, `seed ${op.name}`) });
+          if (unit === (kind === "unit"))
+            all.push({ op, outs, data: dataFor(op, outs, b, `seed ${op.name}`) });
         });
       const roots = all.flatMap((x) => x.outs);
       const data = Object.assign({}, ...all.map((x) => x.data)) as Record<string, Float64Array>;
       const { outputs } = await runOn(target, roots, data, b, { fuse: false });
       let at = 0;
-      for (const { op, outs } of all) for (const want of interpret(outs, data, context(b))) close(outputs[at++]!, want, `${op.name} on ${target}`);
+      for (const { op, outs } of all)
+        for (const want of interpret(outs, data, context(b)))
+          close(outputs[at++]!, want, `${op.name} on ${target}`);
     }
   });
 
@@ -150,7 +159,15 @@ test("each gradient equals central differences in f64", () => {
   }
 });
 
-function checkGradients(name: string, y: Value, cot: Value, wanted: readonly Value[], grads: ReadonlyMap<string, Value>, data: Record<string, Float64Array>, b: Batch): void {
+function checkGradients(
+  name: string,
+  y: Value,
+  cot: Value,
+  wanted: readonly Value[],
+  grads: ReadonlyMap<string, Value>,
+  data: Record<string, Float64Array>,
+  b: Batch,
+): void {
   const ctx = context(b);
   const loss = (d: Record<string, Float64Array>): number => {
     const [out] = interpret([y], d, ctx);
@@ -165,11 +182,15 @@ function checkGradients(name: string, y: Value, cot: Value, wanted: readonly Val
     for (let k = 0; k < 12; k++) {
       const i = next() % data[key]!.length;
       const h = 1e-5;
-      const moved = (by: number): number => loss({ ...data, [key]: data[key]!.map((v, j) => (j === i ? v + by : v)) });
+      const moved = (by: number): number =>
+        loss({ ...data, [key]: data[key]!.map((v, j) => (j === i ? v + by : v)) });
       const numeric = (moved(h) - moved(-h)) / (2 * h);
       // A factor's gradient is the job's slot only: the graph sums over rows, whatever their slot.
       if (x.type.kind === "factor") continue;
-      assert.ok(Math.abs(numeric - analytic![i]!) <= 1e-6 * (1 + Math.abs(numeric)), `${name}: d/d${key}[${i}] is ${analytic![i]}, differences say ${numeric}`);
+      assert.ok(
+        Math.abs(numeric - analytic![i]!) <= 1e-6 * (1 + Math.abs(numeric)),
+        `${name}: d/d${key}[${i}] is ${analytic![i]}, differences say ${numeric}`,
+      );
     }
   }
 }
@@ -179,7 +200,12 @@ function unitBatch(n: number): Batch {
   const b = batch("attention", n, 3, "unit");
   return {
     ...b,
-    arrays: { ...b.arrays, pos: Array.from({ length: n }, (_, r) => r), save_row: Array.from({ length: n }, (_, r) => r), seg_keys: [n] },
+    arrays: {
+      ...b.arrays,
+      pos: Array.from({ length: n }, (_, r) => r),
+      save_row: Array.from({ length: n }, (_, r) => r),
+      seg_keys: [n],
+    },
     header: { ...b.header, n_keys: n },
   };
 }
@@ -205,7 +231,15 @@ for (const [heads, kvHeads, hd] of [
     const few = unitBatch(9);
     const grads = vjp([[g.o, g.cot]], [g.q, g.k, g.v]);
     const roots = [g.q, g.k, g.v].map((x) => grads.get(valueKey(x))!);
-    checkGradients("attention", g.o, g.cot, [g.q, g.k, g.v], grads, inputData([g.o, ...roots], few, "fd"), few);
+    checkGradients(
+      "attention",
+      g.o,
+      g.cot,
+      [g.q, g.k, g.v],
+      grads,
+      inputData([g.o, ...roots], few, "fd"),
+      few,
+    );
     const data = inputData([g.o, ...roots], b, "attention data");
     const want = interpret([g.o, g.lse, ...roots], data, context(b));
     for (const target of targets) {
@@ -213,7 +247,9 @@ for (const [heads, kvHeads, hd] of [
       outputs.forEach((out, i) => close(out, want[i]!, `attention root ${i} on ${target}`, 1e-4));
       // The kernels for few rows and for many do the same operations in the same order.
       const few = await runOn(target, [g.o, g.lse], data, b, { variant: "few" });
-      few.outputs.forEach((out, i) => assert.equal([...out], [...outputs[i]!], `attention root ${i} on ${target}, few rows`));
+      few.outputs.forEach((out, i) =>
+        assert.equal([...out], [...outputs[i]!], `attention root ${i} on ${target}, few rows`),
+      );
     }
   });
 
@@ -245,7 +281,13 @@ test("selections and slot vectors: gathered, scattered and broadcast by each row
   const u = select(x, index);
   const delta = input(name, "delta", { kind: "factor", rows: rank, cols: 5, branch: 3 });
   const first = leading(x, delta);
-  const roots = [u, place(u, index, channels), mul(x, slotVector(gain, "T", 1)), first, widen(first, 3, channels)];
+  const roots = [
+    u,
+    place(u, index, channels),
+    mul(x, slotVector(gain, "T", 1)),
+    first,
+    widen(first, 3, channels),
+  ];
   const data = inputData(roots, b, "selection");
   // Each slot has its own channels: as many as its rank.
   const words = rank + channels;
@@ -287,7 +329,9 @@ test("sparse entries and virtual tokens: rows of several slots, gradients of the
     const data = inputData(roots, b, "sparse");
     for (let s = 0; s < 4; s++) {
       const slot = new Float32Array(at.words);
-      const places = [...new Set(Array.from({ length: 40 }, (_, i) => (i * 29 + s * 7) % (outs * ins)))].slice(0, b.ranks[s]).sort((p, q) => p - q);
+      const places = [...new Set(Array.from({ length: 40 }, (_, i) => (i * 29 + s * 7) % (outs * ins)))]
+        .slice(0, b.ranks[s])
+        .sort((p, q) => p - q);
       writeEntries(slot, { offset: 0, k: at.words } as ParamEntry, entries, outs, ins, places);
       data.index!.set(slot, s * at.words);
     }
@@ -300,7 +344,12 @@ test("sparse entries and virtual tokens: rows of several slots, gradients of the
   const data = dataOf([forward.y, forward.cot], step);
   const [want] = interpret([forward.y], data, context(step));
   for (const target of targets)
-    for (const fuse of [true, false]) close((await runOn(target, [forward.y], data, step, { fuse })).outputs[0]!, want!, `sparse on ${target}, fuse ${fuse}`);
+    for (const fuse of [true, false])
+      close(
+        (await runOn(target, [forward.y], data, step, { fuse })).outputs[0]!,
+        want!,
+        `sparse on ${target}, fuse ${fuse}`,
+      );
   checkGradients("sparse", forward.y, forward.cot, [forward.x], forward.grads, data, step);
 
   const unit = near(batch("sparse unit", 17, 6, "unit", 11));
@@ -308,18 +357,26 @@ test("sparse entries and virtual tokens: rows of several slots, gradients of the
   const roots = [back.x, back.values, back.tokens].map((v) => back.grads.get(valueKey(v))!);
   const given = dataOf([back.y, back.cot], unit);
   const gradients = interpret(roots, given, context(unit));
-  const loss = (d: Record<string, Float64Array>): number => interpret([back.y], d, context(unit))[0]!.reduce((s, v, i) => s + v * d.cot![i]!, 0);
+  const loss = (d: Record<string, Float64Array>): number =>
+    interpret([back.y], d, context(unit))[0]!.reduce((s, v, i) => s + v * d.cot![i]!, 0);
   const [slot, rank] = [2, unit.ranks[2]!];
   for (const [key, words, cols, root] of [
     ["values", entries, 1, 1],
     ["tokens", 8 * outs, outs, 2],
   ] as const)
     for (let i = 0; i < rank * cols; i++) {
-      const moved = (by: number): number => loss({ ...given, [key]: given[key]!.map((v, j) => (j === slot * words + i ? v + by : v)) });
+      const moved = (by: number): number =>
+        loss({ ...given, [key]: given[key]!.map((v, j) => (j === slot * words + i ? v + by : v)) });
       const numeric = (moved(1e-5) - moved(-1e-5)) / 2e-5;
-      assert.ok(Math.abs(numeric - gradients[root]![i]!) <= 1e-6 * (1 + Math.abs(numeric)), `d/d${key}[${i}] is ${gradients[root]![i]}, differences say ${numeric}`);
+      assert.ok(
+        Math.abs(numeric - gradients[root]![i]!) <= 1e-6 * (1 + Math.abs(numeric)),
+        `d/d${key}[${i}] is ${gradients[root]![i]}, differences say ${numeric}`,
+      );
     }
-  for (const target of targets) (await runOn(target, roots, given, unit)).outputs.forEach((out, i) => close(out, gradients[i]!, `gradient ${i} on ${target}`));
+  for (const target of targets)
+    (await runOn(target, roots, given, unit)).outputs.forEach((out, i) =>
+      close(out, gradients[i]!, `gradient ${i} on ${target}`),
+    );
 });
 
 test("cross-entropy: loss and gradient of a chunk of logits, on both targets", async () => {
@@ -330,7 +387,10 @@ test("cross-entropy: loss and gradient of a chunk of logits, on both targets", a
   const { nll, dlogits } = crossEntropy(linear(gatherRows(x, "head_row", "R"), w, "head"));
   const data = inputData([nll, dlogits], b, "ce");
   const want = interpret([nll, dlogits], data, context(b));
-  for (const target of targets) (await runOn(target, [nll, dlogits], data, b)).outputs.forEach((out, i) => close(out, want[i]!, `root ${i} on ${target}`));
+  for (const target of targets)
+    (await runOn(target, [nll, dlogits], data, b)).outputs.forEach((out, i) =>
+      close(out, want[i]!, `root ${i} on ${target}`),
+    );
 });
 
 test("random fused chains with odd tails: fused = unfused bit for bit, both within tolerance of f64", async () => {
@@ -357,7 +417,8 @@ test("random fused chains with odd tails: fused = unfused bit for bit, both with
         () => rmsNorm(v, gain, 1e-5),
         () => linear(v, w, "w"),
         () => linearT([[v, w]]),
-        () => mul(v, exp(sub(rowMax(affine(v, { scale: 0.1, shift: 0 })), affine(v, { scale: 0.1, shift: 2 })))),
+        () =>
+          mul(v, exp(sub(rowMax(affine(v, { scale: 0.1, shift: 0 })), affine(v, { scale: 0.1, shift: 2 })))),
         () => add(v, affine(rowSum(v), { scale: 1 / cols, shift: 0 })),
       ];
       v = steps[next() % steps.length]!();
@@ -369,7 +430,10 @@ test("random fused chains with odd tails: fused = unfused bit for bit, both with
     for (const target of c < 3 ? targets : (["wasm"] as const)) {
       const fused = await runOn(target, roots, data, b);
       const plain = await runOn(target, roots, data, b, { fuse: false });
-      assert.ok(fused.launches < plain.launches, `chain ${c}: fusion saves launches (${fused.launches} of ${plain.launches})`);
+      assert.ok(
+        fused.launches < plain.launches,
+        `chain ${c}: fusion saves launches (${fused.launches} of ${plain.launches})`,
+      );
       roots.forEach((_, i) => {
         assert.equal([...fused.outputs[i]!], [...plain.outputs[i]!], `chain ${c} on ${target}: fused bits`);
         close(fused.outputs[i]!, want[i]!, `chain ${c} on ${target}`, 1e-4);
@@ -386,14 +450,26 @@ test("an elementwise op is one definition: kernels, gradient and meaning follow"
       call(
         "mul",
         call("mul", konst(0.5), x!),
-        call("add", konst(1), call("tanh", call("mul", konst(0.7978845608), call("fma", call("mul", konst(0.044715), call("mul", x!, x!)), x!, x!)))),
+        call(
+          "add",
+          konst(1),
+          call(
+            "tanh",
+            call(
+              "mul",
+              konst(0.7978845608),
+              call("fma", call("mul", konst(0.044715), call("mul", x!, x!)), x!, x!),
+            ),
+          ),
+        ),
       ),
   });
   const x = input(`trial${scope++}`, "x", rows(7));
   const b = batch("trial", 6, 2, "step");
   const data = inputData([x], b, "trial");
   const want = interpret([gelu(x)], data, context(b));
-  for (const target of targets) close((await runOn(target, [gelu(x)], data, b)).outputs[0]!, want[0]!, `gelu on ${target}`);
+  for (const target of targets)
+    close((await runOn(target, [gelu(x)], data, b)).outputs[0]!, want[0]!, `gelu on ${target}`);
 });
 
 test("outer products of factors and matrices fold rows in order, whatever the row count", async () => {
@@ -406,7 +482,8 @@ test("outer products of factors and matrices fold rows in order, whatever the ro
     const root = outer(a, x, f);
     const data = inputData([root], b, "outer");
     const want = interpret([root], data, context(b));
-    for (const target of targets) close((await runOn(target, [root], data, b)).outputs[0]!, want[0]!, `outer of ${n} rows on ${target}`);
+    for (const target of targets)
+      close((await runOn(target, [root], data, b)).outputs[0]!, want[0]!, `outer of ${n} rows on ${target}`);
   }
 });
 test.run();

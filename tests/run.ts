@@ -23,13 +23,17 @@ export interface FileResult {
 export function runFile(path: string): Promise<FileResult> {
   return new Promise((resolve) => {
     const t0 = performance.now();
-    const child = spawn(process.execPath, ["--import", "tsx", join(here, "support/child.ts"), path], { stdio: ["ignore", "pipe", "pipe"] });
+    const child = spawn(process.execPath, ["--import", "tsx", join(here, "support/child.ts"), path], {
+      stdio: ["ignore", "pipe", "pipe"],
+    });
     let output = "";
     child.stdout.on("data", (d) => (output += d));
     child.stderr.on("data", (d) => (output += d));
     child.on("close", (code) => {
       const line = /weft-tests (\{.*\})/.exec(output)?.[1];
-      const r = line ? (JSON.parse(line) as { registered: number; passed: number }) : { registered: 0, passed: 0 };
+      const r = line
+        ? (JSON.parse(line) as { registered: number; passed: number })
+        : { registered: 0, passed: 0 };
       const narrowed = /\.(only|skip)\(/.test(readFileSync(path, "utf8"));
       const failed = code !== 0 || !line || r.registered === 0 || narrowed;
       resolve({
@@ -56,7 +60,9 @@ async function main(): Promise<void> {
       const bad = r.registered - r.passed;
       passed += r.passed;
       failed += bad;
-      console.log(`${bad ? "FAIL" : "ok  "} ${f.padEnd(28)} ${String(r.passed).padStart(3)} of ${r.registered}  ${(r.ms / 1000).toFixed(1)} s`);
+      console.log(
+        `${bad ? "FAIL" : "ok  "} ${f.padEnd(28)} ${String(r.passed).padStart(3)} of ${r.registered}  ${(r.ms / 1000).toFixed(1)} s`,
+      );
       if (bad) console.log(r.output);
     }
   };

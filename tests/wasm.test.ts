@@ -11,13 +11,33 @@ import { formats, pack, restore, store, unpack } from "../runtime/formats.ts";
 import { encode } from "../runtime/safetensors.ts";
 import { hasRelaxed, openWasm } from "../runtime/wasm.ts";
 import { type Engine, type FinetuneOptions, load, WeftError } from "../sdk/index.ts";
-import { batchOf, bits, bundle, collect, configs, contentBits, engineOf, idsOf, s2ftOdd, small } from "./support/engines.ts";
+import {
+  batchOf,
+  bits,
+  bundle,
+  collect,
+  configs,
+  contentBits,
+  engineOf,
+  idsOf,
+  s2ftOdd,
+  small,
+} from "./support/engines.ts";
 import { suite } from "./support/suite.ts";
 import { scratch, tensorsOf, writeModel } from "./support/tiny.ts";
 
 const test = suite("wasm");
 const vocab = 128;
-const job: FinetuneOptions = { name: "job", data: batchOf(vocab), steps: 2, batchSize: 5, learningRate: 5e-3, dropout: 0.1, seed: 5, rank: 4 };
+const job: FinetuneOptions = {
+  name: "job",
+  data: batchOf(vocab),
+  steps: 2,
+  batchSize: 5,
+  learningRate: 5e-3,
+  dropout: 0.1,
+  seed: 5,
+  rank: 4,
+};
 const code = async (want: string, f: () => unknown, says: RegExp): Promise<void> => {
   const e = await Promise.resolve()
     .then(f)
@@ -34,11 +54,23 @@ const code = async (want: string, f: () => unknown, says: RegExp): Promise<void>
 async function everything(engine: Engine, methods: readonly string[]): Promise<unknown[]> {
   const out: unknown[] = [];
   for (const method of methods) {
-    const j = await engine.finetune({ ...job, name: method, method, ...(method !== "lora" && { dropout: 0 }) });
-    const said = await Promise.all([0, 1, 2].map((i) => collect(engine, { prompt: idsOf(`threads${i}`, 5 + i * 17, vocab), maxTokens: 6, temperature: 0 })));
+    const j = await engine.finetune({
+      ...job,
+      name: method,
+      method,
+      ...(method !== "lora" && { dropout: 0 }),
+    });
+    const said = await Promise.all(
+      [0, 1, 2].map((i) =>
+        collect(engine, { prompt: idsOf(`threads${i}`, 5 + i * 17, vocab), maxTokens: 6, temperature: 0 }),
+      ),
+    );
     const { losses } = await j.done;
     out.push(said, losses, method === "full" ? null : contentBits(engine, method));
-    const { logits } = await engine.score(idsOf("after", 41, vocab), { ...(method !== "full" && { adapter: method }), logits: true });
+    const { logits } = await engine.score(idsOf("after", 41, vocab), {
+      ...(method !== "full" && { adapter: method }),
+      logits: true,
+    });
     out.push(logits!.map(bits));
   }
   return out;
@@ -112,8 +144,26 @@ function parse(module: Uint8Array): { sections: number[]; imports: string[]; mut
   return { sections, imports, mutable };
 }
 test("kernels.wasm: no data section, no start function, no mutable globals, one import: a shared memory", async () => {
-  const methods = ["lora", "s2ft", "dora", "hydra", "ia3", "series", "parallel", "prefix", "prompt", "sparse", "lora_bias"];
-  const { files } = await compile(writeModel(configs.even), { targets: ["wasm"], train: [...methods, "full"], methods, capacities: small, relaxed: true });
+  const methods = [
+    "lora",
+    "s2ft",
+    "dora",
+    "hydra",
+    "ia3",
+    "series",
+    "parallel",
+    "prefix",
+    "prompt",
+    "sparse",
+    "lora_bias",
+  ];
+  const { files } = await compile(writeModel(configs.even), {
+    targets: ["wasm"],
+    train: [...methods, "full"],
+    methods,
+    capacities: small,
+    relaxed: true,
+  });
   for (const file of ["kernels.wasm", "kernels.relaxed.wasm"]) {
     const { sections, imports, mutable } = parse(files.get(file)!);
     assert.equal(imports, ["env.memory shared 65536"], file);
@@ -143,7 +193,10 @@ test("a thread that joins mid-run changes no byte: of the kernels' memory, or of
     const { core } = engine;
     const { files } = await compile(writeModel(configs.even), { targets: ["wasm"], capacities: small });
     const module = await WebAssembly.compile(files.get("kernels.wasm")! as BufferSource);
-    const hash = (): string[] => [memories[0]!.buffer, core.host.exports.memory.buffer].map((b) => createHash("sha256").update(new Uint8Array(b)).digest("hex"));
+    const hash = (): string[] =>
+      [memories[0]!.buffer, core.host.exports.memory.buffer].map((b) =>
+        createHash("sha256").update(new Uint8Array(b)).digest("hex"),
+      );
     const prompt = idsOf("join", 9, vocab);
     const alone = await collect(engine, { prompt, maxTokens: 8, temperature: 0 });
     const run = core.device.run.bind(core.device);
@@ -174,7 +227,10 @@ test("without memory that can be shared there is one thread, and asking for two 
     await code("WEFT_DEVICE", () => load(path, { device: "wasm", threads: 2 }), /isolated/);
     await using alone = await load(path, { device: "wasm" });
     assert.match(alone.device.name, /1 thread/);
-    assert.equal(await collect(alone, { prompt: idsOf("unshared", 9, vocab), maxTokens: 8, temperature: 0 }), want);
+    assert.equal(
+      await collect(alone, { prompt: idsOf("unshared", 9, vocab), maxTokens: 8, temperature: 0 }),
+      want,
+    );
   } finally {
     globalThis.SharedArrayBuffer = Shared;
   }
@@ -182,8 +238,12 @@ test("without memory that can be shared there is one thread, and asking for two 
 
 test("threads: bad numbers, a kernel that traps, and what is written while a list is played", async () => {
   const path = await bundle(configs.even, {});
-  for (const threads of [0, -1, 1.5, 65]) await code("WEFT_OPTION", () => load(path, { device: "wasm", threads }), /threads/);
-  const { manifest, files } = await compile(writeModel(configs.even), { targets: ["wasm"], capacities: small });
+  for (const threads of [0, -1, 1.5, 65])
+    await code("WEFT_OPTION", () => load(path, { device: "wasm", threads }), /threads/);
+  const { manifest, files } = await compile(writeModel(configs.even), {
+    targets: ["wasm"],
+    capacities: small,
+  });
   for (const threads of [1, 2]) {
     const device = await openWasm(manifest, files.get("kernels.wasm")!, { threads });
     const at = { cls: "saved", group: 0, offset: 0 } as const;
@@ -193,20 +253,42 @@ test("threads: bad numbers, a kernel that traps, and what is written while a lis
     device.write(at, data);
     data.fill(9);
     assert.equal([...(await list)[0]!], [1, 2], "a list reads what was there at its end");
-    assert.equal([...(await device.read({ ...at, words: 2 }))], [3, 4], "and what is written after it comes after it");
+    assert.equal(
+      [...(await device.read({ ...at, words: 2 }))],
+      [3, 4],
+      "and what is written after it comes after it",
+    );
     device.dispose();
   }
   const broken = await openWasm(manifest, files.get("kernels.wasm")!, { threads: 2 });
-  await code("WEFT_DEVICE", () => broken.run(0, Int32Array.of(99999, 0, 0, 1, 1, 1), new Uint32Array(1), []), /thread 0|thread 1/);
-  await code("WEFT_DEVICE", () => broken.run(0, Int32Array.of(0, 0, 0, 1, 1, 1), new Uint32Array(1), []), /thread/);
+  await code(
+    "WEFT_DEVICE",
+    () => broken.run(0, Int32Array.of(99999, 0, 0, 1, 1, 1), new Uint32Array(1), []),
+    /thread 0|thread 1/,
+  );
+  await code(
+    "WEFT_DEVICE",
+    () => broken.run(0, Int32Array.of(0, 0, 0, 1, 1, 1), new Uint32Array(1), []),
+    /thread/,
+  );
   broken.dispose();
 });
 
 test("a memory plan past 4 GiB is refused before anything is allocated, with what takes the room", async () => {
-  const { manifest, files } = await compile(writeModel(configs.even), { targets: ["wasm"], capacities: small });
+  const { manifest, files } = await compile(writeModel(configs.even), {
+    targets: ["wasm"],
+    capacities: small,
+  });
   const plan = manifest.targets.wasm!;
-  const large = { ...manifest, targets: { wasm: { ...plan, classes: { ...plan.classes, kv: { layer: 2 ** 29, outer: 64 } } } } };
-  await code("WEFT_CAPACITY", () => openWasm(large, files.get("kernels.wasm")!), /4\.\d\d GiB \(kv 4096 MiB, .*int8/s);
+  const large = {
+    ...manifest,
+    targets: { wasm: { ...plan, classes: { ...plan.classes, kv: { layer: 2 ** 29, outer: 64 } } } },
+  };
+  await code(
+    "WEFT_CAPACITY",
+    () => openWasm(large, files.get("kernels.wasm")!),
+    /4\.\d\d GiB \(kv 4096 MiB, .*int8/s,
+  );
 });
 
 for (const target of ["wasm", "webgpu"] as const)
@@ -230,7 +312,13 @@ for (const target of ["wasm", "webgpu"] as const)
         [model(true), "f32"],
       ] as const) {
         const out = `${scratch()}/b.weft`;
-        const m = await compileTo(dir, out, { targets: [target], train: methods, methods, format: as, capacities: { ...small, s2ft: s2ftOdd } });
+        const m = await compileTo(dir, out, {
+          targets: [target],
+          train: methods,
+          methods,
+          format: as,
+          capacities: { ...small, s2ft: s2ftOdd },
+        });
         sizes.push(m.tensors.reduce((n, t) => n + t.bytes, 0));
         await using engine = await load(out, { device: target === "wasm" ? "wasm" : "software" });
         said.push(await everything(engine, target === "wasm" ? methods : ["lora"]));
@@ -260,7 +348,11 @@ test("matrices are packed when a bundle is compiled: a CPU holds the bytes of it
       const values = Float32Array.from(idsOf(`panels ${n}`, n * k, 1000), (x) => x / 500 - 1);
       const stored = store(format, values, n, k, "t");
       const wide = pack(format, stored, n, k, 16);
-      assert.equal(unpack(format, new Float32Array(wide.buffer), n, k, 16), restore(format, stored, n, k), `${format} ${n} × ${k}`);
+      assert.equal(
+        unpack(format, new Float32Array(wide.buffer), n, k, 16),
+        restore(format, stored, n, k),
+        `${format} ${n} × ${k}`,
+      );
       // From an address that is no multiple of four.
       const moved = new Uint8Array(stored.length + 1);
       moved.set(stored, 1);
@@ -272,35 +364,64 @@ test("matrices are packed when a bundle is compiled: a CPU holds the bytes of it
 
 test("int8: rounding to the nearest of 127 steps, scales upwards; what needs the values themselves is refused by name", async () => {
   const [n, k] = [5, 77];
-  const values = Float32Array.from(idsOf("steps", n * k, 100_000), (x, i) => (x / 50_000 - 1) * 10 ** ((i % 7) - 4));
+  const values = Float32Array.from(
+    idsOf("steps", n * k, 100_000),
+    (x, i) => (x / 50_000 - 1) * 10 ** ((i % 7) - 4),
+  );
   const got = restore("int8", store("int8", values, n, k, "t"), n, k);
   for (let row = 0; row < n; row++)
     for (let b = 0; b < k; b += 32) {
       const at = Array.from({ length: Math.min(32, k - b) }, (_, i) => row * k + b + i);
       const step = Math.max(...at.map((i) => Math.abs(values[i]!))) / 127;
       // Half a step, and what the scale's eleven bits add to it.
-      for (const i of at) assert.ok(Math.abs(got[i]! - values[i]!) <= step * 0.5 * (1 + 2 ** -10) + 2 ** -25, `${values[i]} became ${got[i]}, step ${step}`);
+      for (const i of at)
+        assert.ok(
+          Math.abs(got[i]! - values[i]!) <= step * 0.5 * (1 + 2 ** -10) + 2 ** -25,
+          `${values[i]} became ${got[i]}, step ${step}`,
+        );
     }
-  assert.equal([...restore("int8", store("int8", got, n, k, "t"), n, k)], [...got], "values of int8 stay as they are");
+  assert.equal(
+    [...restore("int8", store("int8", got, n, k, "t"), n, k)],
+    [...got],
+    "values of int8 stay as they are",
+  );
   await using engine = await engineOf(configs.even, { format: "int8" });
   await (await engine.finetune(job)).done;
   await code("WEFT_ADAPTER", () => engine.merge("job"), /int8/);
-  await code("WEFT_OPTION", () => compile(writeModel(configs.even), { train: ["full"], format: "int8" }), /full/);
-  await code("WEFT_OPTION", () => compile(writeModel(configs.even), { format: "int4" as never }), /f32, f16, int8/);
+  await code(
+    "WEFT_OPTION",
+    () => compile(writeModel(configs.even), { train: ["full"], format: "int8" }),
+    /full/,
+  );
+  await code(
+    "WEFT_OPTION",
+    () => compile(writeModel(configs.even), { format: "int4" as never }),
+    /f32, f16, int8/,
+  );
 });
 
 test("exp, log and tanh keep their stated errors", async () => {
   const kernels = await compileKernels(`${prelude()}
 ${["exp", "log", "tanh"].map((f) => `export function ${f}_(at: usize, n: i32): void { for (let i: usize = 0; i < <usize>n * 4; i += 16) v128.store(at + i, ${f}4(v128.load(at + i))); }`).join("\n")}`);
   const memory = new WebAssembly.Memory({ initial: 64, maximum: 64, shared: true });
-  const { instance } = (await WebAssembly.instantiate(kernels as BufferSource, { env: { memory } })) as unknown as { instance: WebAssembly.Instance };
+  const { instance } = (await WebAssembly.instantiate(kernels as BufferSource, {
+    env: { memory },
+  })) as unknown as { instance: WebAssembly.Instance };
   const n = 200_000;
   const floats = new Float32Array(memory.buffer, 1024, n);
-  const over = (name: string, input: (u: number) => number, exact: (x: number) => number, error: (got: number, want: number) => number, limit: number): void => {
+  const over = (
+    name: string,
+    input: (u: number) => number,
+    exact: (x: number) => number,
+    error: (got: number, want: number) => number,
+    limit: number,
+  ): void => {
     const xs = Float32Array.from({ length: n }, (_, i) => input(i / (n - 1)));
     floats.set(xs);
     (instance.exports[`${name}_`] as (at: number, n: number) => void)(1024, n);
-    for (let i = 0; i < n; i++) if (!(error(floats[i]!, exact(xs[i]!)) < limit)) assert.unreachable(`${name}(${xs[i]}) is ${floats[i]}, exactly ${exact(xs[i]!)}`);
+    for (let i = 0; i < n; i++)
+      if (!(error(floats[i]!, exact(xs[i]!)) < limit))
+        assert.unreachable(`${name}(${xs[i]}) is ${floats[i]}, exactly ${exact(xs[i]!)}`);
   };
   over(
     "exp",
@@ -336,9 +457,21 @@ test("relaxed SIMD: taken where it can be, near the exact kernels, batch-invaria
   const script = fileURLToPath(new URL("./support/relaxed.ts", import.meta.url));
   // Node 20 has it behind a flag, which later ones do not know.
   const flags = hasRelaxed() ? [] : ["--experimental-wasm-relaxed-simd"];
-  const child = spawnSync(process.execPath, [...flags, "--import", "tsx", script], { encoding: "utf8", env: { ...process.env, NODE_OPTIONS: "" } });
+  const child = spawnSync(process.execPath, [...flags, "--import", "tsx", script], {
+    encoding: "utf8",
+    env: { ...process.env, NODE_OPTIONS: "" },
+  });
   assert.is(child.status, 0, child.stderr);
   const r = JSON.parse(child.stdout.trim().split("\n").at(-1)!) as Record<string, unknown>;
-  assert.equal(r, { taken: "wasm relaxed", forced: "wasm", invariance: "verified", same: false, near: true, threads: true, resumed: "WEFT_CONFLICT", numerics: true });
+  assert.equal(r, {
+    taken: "wasm relaxed",
+    forced: "wasm",
+    invariance: "verified",
+    same: false,
+    near: true,
+    threads: true,
+    resumed: "WEFT_CONFLICT",
+    numerics: true,
+  });
 });
 test.run();

@@ -93,7 +93,10 @@ await serve({
         training.finetune({
           name: `${method}${jobs++}`,
           method,
-          data: Array.from({ length: q.steps }, (_, s) => ({ input_ids: ids(128, s, vocab), labels: ids(128, s, vocab) })),
+          data: Array.from({ length: q.steps }, (_, s) => ({
+            input_ids: ids(128, s, vocab),
+            labels: ids(128, s, vocab),
+          })),
           steps: q.steps,
           batchSize: 1,
         }),

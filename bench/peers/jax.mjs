@@ -1,11 +1,16 @@
 /** jax-js on its Wasm backend: matmul, and a jitted training step of an MLP 512-2048-512 at batch 128. */
 import { serve, timed } from "./serve.mjs";
 
-Object.defineProperty(globalThis, "navigator", { value: { userAgent: "node", hardwareConcurrency: 2 }, configurable: true, writable: true });
+Object.defineProperty(globalThis, "navigator", {
+  value: { userAgent: "node", hardwareConcurrency: 2 },
+  configurable: true,
+  writable: true,
+});
 const { numpy: np, init, defaultDevice, jit, grad, nn } = await import("@jax-js/jax");
 await init("wasm");
 defaultDevice("wasm");
-const random = (r, c, s = 1) => np.array(new Float32Array(r * c).map(() => (Math.random() - 0.5) * s)).reshape([r, c]);
+const random = (r, c, s = 1) =>
+  np.array(new Float32Array(r * c).map(() => (Math.random() - 0.5) * s)).reshape([r, c]);
 const [batch, d, hidden] = [128, 512, 2048];
 const x = random(batch, d);
 const y = random(batch, d);

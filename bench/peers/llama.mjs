@@ -2,15 +2,23 @@
 import { getLlama } from "node-llama-cpp";
 import { prompt, serve, timed } from "./serve.mjs";
 
-const llama = await getLlama({ gpu: false, build: "never", logLevel: "error", maxThreads: 2, progressLogs: false });
+const llama = await getLlama({
+  gpu: false,
+  build: "never",
+  logLevel: "error",
+  maxThreads: 2,
+  progressLogs: false,
+});
 const model = await llama.loadModel({ modelPath: process.argv[2], gpuLayers: 0 });
-const context = (sequences) => model.createContext({ contextSize: 1024, batchSize: 512, threads: 2, sequences });
+const context = (sequences) =>
+  model.createContext({ contextSize: 1024, batchSize: 512, threads: 2, sequences });
 
 await serve({
   greedy: async ({ ids, count }) => {
     const c = await context(1);
     const out = [];
-    for await (const t of c.getSequence().evaluate(ids, { temperature: 0, yieldEogToken: true })) if (out.push(t) >= count) break;
+    for await (const t of c.getSequence().evaluate(ids, { temperature: 0, yieldEogToken: true }))
+      if (out.push(t) >= count) break;
     await c.dispose();
     return { ids: out };
   },

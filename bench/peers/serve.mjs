@@ -29,4 +29,5 @@ export async function serve(handlers) {
   }
   process.exit(0);
 }
-export const prompt = (n, seed) => Array.from({ length: n }, (_, i) => (i * 7919 + seed * 104729 + 13) % 40000);
+export const prompt = (n, seed) =>
+  Array.from({ length: n }, (_, i) => (i * 7919 + seed * 104729 + 13) % 40000);

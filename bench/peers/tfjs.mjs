@@ -31,7 +31,10 @@ await serve({
   step: async () => ({
     gflop: (5 * 2 * batch * d * hidden) / 1e9,
     ms: await timed(async () => {
-      const loss = optimizer.minimize(() => tf.losses.meanSquaredError(y, tf.matMul(tf.relu(tf.matMul(x, w1)), w2)), true);
+      const loss = optimizer.minimize(
+        () => tf.losses.meanSquaredError(y, tf.matMul(tf.relu(tf.matMul(x, w1)), w2)),
+        true,
+      );
       await loss.data();
       loss.dispose();
     }),

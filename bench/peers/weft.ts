@@ -4,7 +4,11 @@ import { ids } from "../model.ts";
 import { median, prompt, serve, timed } from "./serve.mjs";
 
 const [bundle, relaxed, threads] = process.argv.slice(2);
-const engine: Engine = await load(bundle!, { device: "wasm", threads: Number(threads ?? 2), relaxed: relaxed === "relaxed" });
+const engine: Engine = await load(bundle!, {
+  device: "wasm",
+  threads: Number(threads ?? 2),
+  relaxed: relaxed === "relaxed",
+});
 const { core } = engine;
 const { vocab } = engine.manifest.model;
 const targetModules = ["q_proj", "k_proj", "v_proj", "o_proj"];
@@ -37,14 +41,16 @@ async function decode(batch: number, tokens: number): Promise<number> {
   const stamps: number[] = [];
   await Promise.all(
     Array.from({ length: batch }, async (_, i) => {
-      for await (const _ of core.generate({ prompt: prompt(31, i), maxTokens: tokens })) if (!i) stamps.push(performance.now());
+      for await (const _ of core.generate({ prompt: prompt(31, i), maxTokens: tokens }))
+        if (!i) stamps.push(performance.now());
     }),
   );
   return (stamps.at(-1)! - stamps[2]!) / (stamps.length - 3);
 }
 let seed = 0;
 /** The compiler comes only when it is asked for: it takes more memory than a model. */
-const machine = async (relaxed: boolean) => (await import("../machine.ts")).machine(relaxed, Number(threads ?? 2));
+const machine = async (relaxed: boolean) =>
+  (await import("../machine.ts")).machine(relaxed, Number(threads ?? 2));
 await serve({
   matmul: async ({ m, k, n }: Record<"m" | "k" | "n", number>) => {
     const here = await machine(relaxed === "relaxed");
@@ -84,7 +90,8 @@ await serve({
     const out: Record<string, number> = {};
     for (const [lane, commands, meta] of chosen) {
       const kinds = new Map<number, number[]>();
-      for (let i = 0; i < commands.length; i += 6) kinds.set(commands[i]!, [...(kinds.get(commands[i]!) ?? []), ...commands.slice(i, i + 6)]);
+      for (let i = 0; i < commands.length; i += 6)
+        kinds.set(commands[i]!, [...(kinds.get(commands[i]!) ?? []), ...commands.slice(i, i + 6)]);
       for (const [k, list] of kinds) {
         const words = Int32Array.from(list);
         const ms: number[] = [];

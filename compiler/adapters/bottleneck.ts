@@ -15,7 +15,14 @@ const bottleneck = (name: string, parallel: boolean): AdapterMethod => ({
   form: null,
   dropout: false,
   config: { bottleneck_size: "rank" },
-  fixed: { non_linearity: "tanh", use_parallel_adapter: parallel, use_adapterp: false, scaling: 1, bias: "none", init_weights: "mam_adapter" },
+  fixed: {
+    non_linearity: "tanh",
+    use_parallel_adapter: parallel,
+    use_adapterp: false,
+    scaling: 1,
+    bias: "none",
+    init_weights: "mam_adapter",
+  },
   capacity: (_, __, c) => c.rank,
   tensors: (site) => [
     {
@@ -28,9 +35,19 @@ const bottleneck = (name: string, parallel: boolean): AdapterMethod => ({
       key: "adapter_down.weight",
       shape: "rows",
     },
-    { name: "up", rows: "rank", cols: site.outFeatures, axis: "out", trained: true, init: "zeros", key: "adapter_up.weight", shape: "columns" },
+    {
+      name: "up",
+      rows: "rank",
+      cols: site.outFeatures,
+      axis: "out",
+      trained: true,
+      init: "zeros",
+      key: "adapter_up.weight",
+      shape: "columns",
+    },
   ],
-  output: (x: Value, y: Value, { tensor }) => add(expand(tanh(shrink(parallel ? x : y, tensor("down"))), tensor("up")), y),
+  output: (x: Value, y: Value, { tensor }) =>
+    add(expand(tanh(shrink(parallel ? x : y, tensor("down"))), tensor("up")), y),
 });
 export const parallel = bottleneck("parallel", true);
 export const series = bottleneck("series", false);

@@ -2,7 +2,17 @@
  * DoRA (Liu et al. 2024): W' = diag(m / ‖W + sBA‖) (W + sBA), the norm of each output row taken as a constant, as PEFT does. `n` holds one over the norms;
  * a kernel makes it anew when a slot is filled and after every update. Written as y + (c - 1)·(y - bias) + c·s·B(A·x), so that rows without it are exact.
  */
-import { add, affine, expand, mul, scaleBySlot, shrink, slotVector, sub, type Type } from "../../ops/index.ts";
+import {
+  add,
+  affine,
+  expand,
+  mul,
+  scaleBySlot,
+  shrink,
+  slotVector,
+  sub,
+  type Type,
+} from "../../ops/index.ts";
 import type { AdapterMethod } from "./adapter.ts";
 import { lora } from "./lora.ts";
 
@@ -15,8 +25,26 @@ export const dora: AdapterMethod = {
   fixed: { ...lora.fixed, use_dora: true },
   tensors: (site, capacity) => [
     ...lora.tensors(site, capacity),
-    { name: "m", rows: "one", cols: site.outFeatures, axis: "out", trained: true, init: "norm", key: "lora_magnitude_vector", shape: "vector" },
-    { name: "n", rows: "one", cols: site.outFeatures, axis: "out", trained: false, init: "zeros", key: null, shape: "vector" },
+    {
+      name: "m",
+      rows: "one",
+      cols: site.outFeatures,
+      axis: "out",
+      trained: true,
+      init: "norm",
+      key: "lora_magnitude_vector",
+      shape: "vector",
+    },
+    {
+      name: "n",
+      rows: "one",
+      cols: site.outFeatures,
+      axis: "out",
+      trained: false,
+      init: "zeros",
+      key: null,
+      shape: "vector",
+    },
   ],
   rowNorms: { a: "a", b: "b", out: "n" },
   output: (x, y, { branch, tensor, bias }) => {

@@ -18,13 +18,50 @@ export const hydra: AdapterMethod = {
   fixed: { bias: "none" },
   capacity: (_, __, c) => c.rank,
   tensors: (site) => [
-    { name: "pa", rows: "rank", cols: site.inFeatures, axis: "in", trained: true, init: "uniform", key: "hydra_parallel_A.weight", shape: "rows" },
-    { name: "pb", rows: "rank", cols: site.outFeatures, axis: "out", trained: true, init: "zeros", key: "hydra_parallel_B.weight", shape: "columns" },
-    { name: "sa", rows: "rank", cols: site.outFeatures, axis: "out", trained: true, init: "uniform", key: "hydra_sequential_A.weight", shape: "rows" },
-    { name: "sb", rows: "rank", cols: site.outFeatures, axis: "out", trained: true, init: "zeros", key: "hydra_sequential_B.weight", shape: "columns" },
+    {
+      name: "pa",
+      rows: "rank",
+      cols: site.inFeatures,
+      axis: "in",
+      trained: true,
+      init: "uniform",
+      key: "hydra_parallel_A.weight",
+      shape: "rows",
+    },
+    {
+      name: "pb",
+      rows: "rank",
+      cols: site.outFeatures,
+      axis: "out",
+      trained: true,
+      init: "zeros",
+      key: "hydra_parallel_B.weight",
+      shape: "columns",
+    },
+    {
+      name: "sa",
+      rows: "rank",
+      cols: site.outFeatures,
+      axis: "out",
+      trained: true,
+      init: "uniform",
+      key: "hydra_sequential_A.weight",
+      shape: "rows",
+    },
+    {
+      name: "sb",
+      rows: "rank",
+      cols: site.outFeatures,
+      axis: "out",
+      trained: true,
+      init: "zeros",
+      key: "hydra_sequential_B.weight",
+      shape: "columns",
+    },
   ],
   output: (x, y, { branch, tensor }) => {
-    const through = (v: Value, down: string, up: string): Value => expand(scaleBySlot(shrink(v, tensor(down)), branch), tensor(up));
+    const through = (v: Value, down: string, up: string): Value =>
+      expand(scaleBySlot(shrink(v, tensor(down)), branch), tensor(up));
     return add(add(through(x, "pa", "pb"), through(y, "sa", "sb")), y);
   },
 };

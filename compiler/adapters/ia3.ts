@@ -19,13 +19,38 @@ export const ia3: AdapterMethod = {
   form: "gains",
   dropout: false,
   config: {},
-  fixed: { feedforward_modules: ["down_proj"], init_ia3_weights: true, fan_in_fan_out: false, modules_to_save: null },
+  fixed: {
+    feedforward_modules: ["down_proj"],
+    init_ia3_weights: true,
+    fan_in_fan_out: false,
+    modules_to_save: null,
+  },
   capacity: () => 1,
   tensors: (site) => [
     feedForward(site)
-      ? { name: "l", rows: "one", cols: site.inFeatures, axis: "in", trained: true, init: "ones", key: "ia3_l", shape: "rows" }
-      : { name: "l", rows: "one", cols: site.outFeatures, axis: "out", trained: true, init: "ones", key: "ia3_l", shape: "columns" },
+      ? {
+          name: "l",
+          rows: "one",
+          cols: site.inFeatures,
+          axis: "in",
+          trained: true,
+          init: "ones",
+          key: "ia3_l",
+          shape: "rows",
+        }
+      : {
+          name: "l",
+          rows: "one",
+          cols: site.outFeatures,
+          axis: "out",
+          trained: true,
+          init: "ones",
+          key: "ia3_l",
+          shape: "columns",
+        },
   ],
-  input: (x, { site, tensor }) => (feedForward(site) ? mul(x, slotVector(tensor("l"), (x.type as Rows).domain, 1)) : x),
-  output: (_, y, { site, tensor }) => (feedForward(site) ? y : mul(y, slotVector(tensor("l"), (y.type as Rows).domain, 1))),
+  input: (x, { site, tensor }) =>
+    feedForward(site) ? mul(x, slotVector(tensor("l"), (x.type as Rows).domain, 1)) : x,
+  output: (_, y, { site, tensor }) =>
+    feedForward(site) ? y : mul(y, slotVector(tensor("l"), (y.type as Rows).domain, 1)),
 };

@@ -11,7 +11,21 @@ export const loraBias: AdapterMethod = {
   fixed: { ...lora.fixed, bias: "lora_only" },
   tensors: (site, capacity) => [
     ...lora.tensors(site, capacity),
-    ...(site.bias ? [{ name: "bias", rows: "one", cols: site.outFeatures, axis: "out", trained: true, init: "bias", key: "base_layer.bias", shape: "vector" } as const] : []),
+    ...(site.bias
+      ? [
+          {
+            name: "bias",
+            rows: "one",
+            cols: site.outFeatures,
+            axis: "out",
+            trained: true,
+            init: "bias",
+            key: "base_layer.bias",
+            shape: "vector",
+          } as const,
+        ]
+      : []),
   ],
-  output: (x, y, c) => (c.bias ? rebias(lora.output!(x, y, c), c.tensor("bias"), c.bias) : lora.output!(x, y, c)),
+  output: (x, y, c) =>
+    c.bias ? rebias(lora.output!(x, y, c), c.tensor("bias"), c.bias) : lora.output!(x, y, c),
 };

@@ -18,7 +18,10 @@ function defaultSites(sites: readonly SiteSpec[]): readonly SiteSpec[] {
 function capacity(site: SiteSpec, sites: readonly SiteSpec[], c: Capacities): number {
   const { coupling } = site;
   if (!coupling) return 0;
-  const chosen = c.s2ft === null ? defaultSites(sites) : sites.filter((s) => s.coupling && c.s2ft!.sites.some((name) => s.module.endsWith(name)));
+  const chosen =
+    c.s2ft === null
+      ? defaultSites(sites)
+      : sites.filter((s) => s.coupling && c.s2ft!.sites.some((name) => s.module.endsWith(name)));
   if (!chosen.includes(site)) return 0;
   // As many parameters as LoRA of the bundle's rank on every site, split evenly.
   const budget = c.s2ft?.parameters ?? c.rank * sites.reduce((n, s) => n + parameters(s), 0);
@@ -44,10 +47,28 @@ export const s2ft: AdapterMethod = {
   tensors: (site, rank) => {
     const inner = site.coupling!.axis === "in";
     return [
-      { name: "index", rows: "one", cols: rank + (inner ? site.inFeatures : site.outFeatures), trained: false, init: "selection", key: "s2ft_index", shape: "selection" },
-      { name: "delta", rows: "rank", cols: length(site), trained: true, init: "zeros", key: "s2ft_delta", shape: inner ? "columns" : "rows" },
+      {
+        name: "index",
+        rows: "one",
+        cols: rank + (inner ? site.inFeatures : site.outFeatures),
+        trained: false,
+        init: "selection",
+        key: "s2ft_index",
+        shape: "selection",
+      },
+      {
+        name: "delta",
+        rows: "rank",
+        cols: length(site),
+        trained: true,
+        init: "zeros",
+        key: "s2ft_delta",
+        shape: inner ? "columns" : "rows",
+      },
     ];
   },
   output: (x, y, { site, tensor }) =>
-    site.coupling!.axis === "in" ? add(expand(select(x, tensor("index")), tensor("delta")), y) : add(place(shrink(x, tensor("delta")), tensor("index"), site.outFeatures), y),
+    site.coupling!.axis === "in"
+      ? add(expand(select(x, tensor("index")), tensor("delta")), y)
+      : add(place(shrink(x, tensor("delta")), tensor("index"), site.outFeatures), y),
 };

@@ -21,7 +21,10 @@ export const s2ftPermuted: AdapterMethod = {
     const channels = site.coupling!.axis === "in" ? site.inFeatures : site.outFeatures;
     return Math.max(1, Math.round((most * keys) / channels)) * (channels / keys);
   },
-  tensors: (site, rank) => s2ft.tensors(site, rank).map((t) => (t.name === "index" ? { ...t, init: "leading" } : t)),
+  tensors: (site, rank) =>
+    s2ft.tensors(site, rank).map((t) => (t.name === "index" ? { ...t, init: "leading" } : t)),
   output: (x, y, { branch, site, tensor }) =>
-    site.coupling!.axis === "in" ? add(expand(leading(x, tensor("delta")), tensor("delta")), y) : add(widen(shrink(x, tensor("delta")), branch, site.outFeatures), y),
+    site.coupling!.axis === "in"
+      ? add(expand(leading(x, tensor("delta")), tensor("delta")), y)
+      : add(widen(shrink(x, tensor("delta")), branch, site.outFeatures), y),
 };

@@ -18,10 +18,27 @@ export const sparse: AdapterMethod = {
   dropout: false,
   config: { r: "rank" },
   fixed: { mask_type: "random", init_weights: true, fan_in_fan_out: false, modules_to_save: null },
-  capacity: (site, _, c) => Math.min(c.rank * (site.inFeatures + site.outFeatures), site.inFeatures * site.outFeatures),
+  capacity: (site, _, c) =>
+    Math.min(c.rank * (site.inFeatures + site.outFeatures), site.inFeatures * site.outFeatures),
   tensors: (site, entries) => [
-    { name: "index", rows: "one", cols: sparseIndex(entries, site.outFeatures, site.inFeatures).words, trained: false, init: "entries", key: "shira_indices", shape: "places" },
-    { name: "values", rows: "rank", cols: 1, trained: true, init: "zeros", key: "shira_weight", shape: "entries" },
+    {
+      name: "index",
+      rows: "one",
+      cols: sparseIndex(entries, site.outFeatures, site.inFeatures).words,
+      trained: false,
+      init: "entries",
+      key: "shira_indices",
+      shape: "places",
+    },
+    {
+      name: "values",
+      rows: "rank",
+      cols: 1,
+      trained: true,
+      init: "zeros",
+      key: "shira_weight",
+      shape: "entries",
+    },
   ],
   output: (x, y, { site, tensor }) => add(product(x, tensor("values"), tensor("index"), site.outFeatures), y),
 };

@@ -32,7 +32,16 @@ export const prefix: AdapterMethod = {
     prefix_projection: false,
   }),
   tensors: (site) =>
-    (["k", "v"] as const).map((name) => ({ name, rows: "rank", cols: site.inFeatures, axis: "in", trained: true, init: "uniform", key: "prompt_embeddings", shape: "beside" })),
+    (["k", "v"] as const).map((name) => ({
+      name,
+      rows: "rank",
+      cols: site.inFeatures,
+      axis: "in",
+      trained: true,
+      init: "uniform",
+      key: "prompt_embeddings",
+      shape: "beside",
+    })),
   cache: (part, x, { tensor }) => overlay(x, tensor(part)),
 };
 export const prompt: AdapterMethod = {
@@ -41,7 +50,23 @@ export const prompt: AdapterMethod = {
   peftType: "PROMPT_TUNING",
   at: "entry",
   layers: "first",
-  fixed: (m) => ({ num_layers: m.layers, num_attention_heads: m.heads, token_dim: m.hiddenSize, num_transformer_submodules: 1, prompt_tuning_init: "RANDOM" }),
-  tensors: (site) => [{ name: "tokens", rows: "rank", cols: site.inFeatures, trained: true, init: "tokens", key: "prompt_embeddings", shape: "beside" }],
+  fixed: (m) => ({
+    num_layers: m.layers,
+    num_attention_heads: m.heads,
+    token_dim: m.hiddenSize,
+    num_transformer_submodules: 1,
+    prompt_tuning_init: "RANDOM",
+  }),
+  tensors: (site) => [
+    {
+      name: "tokens",
+      rows: "rank",
+      cols: site.inFeatures,
+      trained: true,
+      init: "tokens",
+      key: "prompt_embeddings",
+      shape: "beside",
+    },
+  ],
   input: (x, { tensor }) => overlay(x, tensor("tokens")),
 };

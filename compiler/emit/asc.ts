@@ -25,19 +25,30 @@ export const compileKernels = (source: string, flags: readonly string[] = []): P
 export function compileRelaxed(source: string): Promise<Uint8Array> {
   const exact = "return f32x4.add(f32x4.mul(a, b), c);";
   if (source.split(exact).length !== 2) throw new Error("the kernels have one multiply-add");
-  return compileKernels(source.replace(exact, "return f32x4.relaxed_madd(a, b, c);"), ["--enable", "relaxed-simd"]);
+  return compileKernels(source.replace(exact, "return f32x4.relaxed_madd(a, b, c);"), [
+    "--enable",
+    "relaxed-simd",
+  ]);
 }
 
 /** Compile `entry` of `sources` (path → text). Throws with the compiler's own diagnostics: generated text that does not compile is a bug of ours. */
-export async function compileAssembly(sources: Readonly<Record<string, string>>, entry: string, flags: readonly string[]): Promise<Uint8Array> {
+export async function compileAssembly(
+  sources: Readonly<Record<string, string>>,
+  entry: string,
+  flags: readonly string[],
+): Promise<Uint8Array> {
   let wasm: Uint8Array | null = null;
-  const { error, stderr } = await asc.main([entry, "--outFile", "out.wasm", "--runtime", "stub", "--noAssert", "-O3", "--enable", "simd", ...flags], {
-    readFile: (name: string) => sources[name.replace(/^\.?\//, "")] ?? null,
-    writeFile: (name: string, contents: Uint8Array | string) => {
-      if (name === "out.wasm") wasm = contents as Uint8Array;
+  const { error, stderr } = await asc.main(
+    [entry, "--outFile", "out.wasm", "--runtime", "stub", "--noAssert", "-O3", "--enable", "simd", ...flags],
+    {
+      readFile: (name: string) => sources[name.replace(/^\.?\//, "")] ?? null,
+      writeFile: (name: string, contents: Uint8Array | string) => {
+        if (name === "out.wasm") wasm = contents as Uint8Array;
+      },
+      listFiles: () => [],
     },
-    listFiles: () => [],
-  });
-  if (error || !wasm) throw new Error(`assemblyscript: ${stderr.toString() || error?.message}`, { cause: error });
+  );
+  if (error || !wasm)
+    throw new Error(`assemblyscript: ${stderr.toString() || error?.message}`, { cause: error });
   return wasm;
 }

@@ -2,32 +2,68 @@
 import { readFileSync } from "node:fs";
 import { type Expr, optimizers, sparseIndex, type Type, type Value } from "../../ops/index.ts";
 import type { Body, Operand } from "../fuse.ts";
-import { type AnyBody, isUpdate, type KernelEnv, type ParamAddress, SLOT_TABLE, type UpdateBody } from "../kernel.ts";
+import {
+  type AnyBody,
+  isUpdate,
+  type KernelEnv,
+  type ParamAddress,
+  SLOT_TABLE,
+  type UpdateBody,
+} from "../kernel.ts";
 import type { Capacities } from "../target.ts";
 import { attentionScratch, emitAttention } from "./assemblyscript_attention.ts";
 import { dialect, storeLoops } from "./assemblyscript_dialect.ts";
-import { count, guard, header, headerF, indent, jobRank, K_CHUNK, maskBit, overSegments, P, passed, rowPtr, shareOf, signature, wordsInUse, wrap } from "./assemblyscript_parts.ts";
-import { emitOuter, emitProduct, emitShrink, productScratch, productText } from "./assemblyscript_products.ts";
+import {
+  count,
+  guard,
+  header,
+  headerF,
+  indent,
+  jobRank,
+  K_CHUNK,
+  maskBit,
+  overSegments,
+  P,
+  passed,
+  rowPtr,
+  shareOf,
+  signature,
+  wordsInUse,
+  wrap,
+} from "./assemblyscript_parts.ts";
+import {
+  emitOuter,
+  emitProduct,
+  emitShrink,
+  productScratch,
+  productText,
+} from "./assemblyscript_products.ts";
 import { Printer } from "./printer.ts";
 
 /** What emitted kernels call: hand-written inner loops, and the tiles of products. */
-const assembly = (name: string): string => readFileSync(new URL(`./assembly/${name}`, import.meta.url), "utf8");
-export const prelude = (): string => `${assembly("exp.ts").replace("export ", "")}\n${assembly("kernels.ts")}\n${productText()}`;
+const assembly = (name: string): string =>
+  readFileSync(new URL(`./assembly/${name}`, import.meta.url), "utf8");
+export const prelude = (): string =>
+  `${assembly("exp.ts").replace("export ", "")}\n${assembly("kernels.ts")}\n${productText()}`;
 
 /** One function for a launch: its bodies in turn. */
 export function emitLaunchAs(name: string, bodies: readonly AnyBody[], env: KernelEnv): string {
-  const parts = bodies.map((b, i) => (isUpdate(b) ? emitUpdate(`${name}_${i}`, b, env) : emitBody(`${name}_${i}`, b, env)));
+  const parts = bodies.map((b, i) =>
+    isUpdate(b) ? emitUpdate(`${name}_${i}`, b, env) : emitBody(`${name}_${i}`, b, env),
+  );
   const calls = bodies.map((_, i) => `  ${name}_${i}(${passed});`).join("\n");
   return `${parts.join("\n")}\nexport function ${name}(${signature}): void {\n${calls}\n}\n`;
 }
 
 /** The same launch under another name: on a CPU one kernel serves few rows and many. */
-export const emitAlias = (name: string, of: string): string => `export function ${name}(${signature}): void {\n  ${of}(${passed});\n}\n`;
+export const emitAlias = (name: string, of: string): string =>
+  `export function ${name}(${signature}): void {\n  ${of}(${passed});\n}\n`;
 
 /** Bytes of scratch that a thread needs for a body. */
 export function scratchBytes(b: AnyBody, c: Capacities): number {
   if (isUpdate(b)) return b.norms ? K_CHUNK * P * 4 : 0;
-  if (b.skeleton === "attend" || b.skeleton === "attend_dq" || b.skeleton === "attend_dkv") return attentionScratch(b, c.unitRows);
+  if (b.skeleton === "attend" || b.skeleton === "attend_dq" || b.skeleton === "attend_dkv")
+    return attentionScratch(b, c.unitRows);
   return productScratch(b);
 }
 
@@ -36,7 +72,14 @@ function emitBody(name: string, b: Body, env: KernelEnv): string {
     case "map": {
       const p = new Printer(dialect(env), 1);
       const loops = storeLoops(p, b.stores, env, b.cols, "0", String(b.cols));
-      return wrap(name, [...guard(b.bit), ...shareOf(count(b.domain)), "  for (let row: i32 = lo; row < hi; row++) {", ...indent(p.row, 4), ...indent(loops, 4), "  }"]);
+      return wrap(name, [
+        ...guard(b.bit),
+        ...shareOf(count(b.domain)),
+        "  for (let row: i32 = lo; row < hi; row++) {",
+        ...indent(p.row, 4),
+        ...indent(loops, 4),
+        "  }",
+      ]);
     }
     case "row": {
       const p = new Printer(dialect(env), 1);
@@ -55,13 +98,25 @@ function emitBody(name: string, b: Body, env: KernelEnv): string {
           "  }",
           `  stat${s.id} = ${max ? "hmax" : "hsum"}(sv${s.id});`,
           `  for (; col < ${b.cols}; col++) {`,
-          ...indent([...t.col, max ? `stat${s.id} = stat${s.id} < ${tt} ? ${tt} : stat${s.id};` : `stat${s.id} += ${tt};`], 4),
+          ...indent(
+            [
+              ...t.col,
+              max ? `stat${s.id} = stat${s.id} < ${tt} ? ${tt} : stat${s.id};` : `stat${s.id} += ${tt};`,
+            ],
+            4,
+          ),
           "  }",
           "}",
         );
       }
       const loops = storeLoops(p, b.stores, env, b.cols, "0", String(b.cols));
-      return wrap(name, [...shareOf(count(b.domain)), "  for (let row: i32 = lo; row < hi; row++) {", ...indent(p.row, 4), ...indent(loops, 4), "  }"]);
+      return wrap(name, [
+        ...shareOf(count(b.domain)),
+        "  for (let row: i32 = lo; row < hi; row++) {",
+        ...indent(p.row, 4),
+        ...indent(loops, 4),
+        "  }",
+      ]);
     }
     case "linear":
     case "linear_t":
@@ -138,7 +193,10 @@ function emitUpdate(name: string, b: UpdateBody, env: KernelEnv): string {
       "  if (part) return;",
       `  const g: usize = ${accum};`,
       "  let sum: f32 = 0;",
-      ...b.params.map((p) => `  ${p.branch === null ? "" : `if ${maskBit(p.branch)} `}sum += sumsq(g + ${p.accum * 4}, ${wordsInUse(p, env)});`),
+      ...b.params.map(
+        (p) =>
+          `  ${p.branch === null ? "" : `if ${maskBit(p.branch)} `}sum += sumsq(g + ${p.accum * 4}, ${wordsInUse(p, env)});`,
+      ),
       `  store<f32>(${norms} + ((<usize>load<i32>(tables)) << 2), sum);`,
     ]);
   if (b.skeleton === "clip")
@@ -155,7 +213,8 @@ function emitUpdate(name: string, b: UpdateBody, env: KernelEnv): string {
       `  store<f32>(at, norm, ${(env.groups + 1) * 4});`,
     ]);
   if (b.skeleton === "row_norms") {
-    const slot = (p: ParamAddress): string => `adapters + ((<usize>(${header("slot")} * ${env.slotWords})) << 2) + ${p.offset * 4}`;
+    const slot = (p: ParamAddress): string =>
+      `adapters + ((<usize>(${header("slot")} * ${env.slotWords})) << 2) + ${p.offset * 4}`;
     return wrap(
       name,
       b.norms!.map(
@@ -165,9 +224,16 @@ function emitUpdate(name: string, b: UpdateBody, env: KernelEnv): string {
     );
   }
   const rule = optimizers[b.optimizer!];
-  const lines: string[] = [`  const clip: f32 = load<f32>(${norms}, ${env.groups * 4});`, `  const g: usize = ${accum};`, "  const cv: v128 = f32x4.splat(clip);"];
+  const lines: string[] = [
+    `  const clip: f32 = load<f32>(${norms}, ${env.groups * 4});`,
+    `  const g: usize = ${accum};`,
+    "  const cv: v128 = f32x4.splat(clip);",
+  ];
   for (const p of b.params) {
-    const base = p.kind === "factor" ? `adapters + ((<usize>(${header("slot")} * ${env.slotWords})) << 2) + ${p.offset * 4}` : `weights + ${p.offset * 4}`;
+    const base =
+      p.kind === "factor"
+        ? `adapters + ((<usize>(${header("slot")} * ${env.slotWords})) << 2) + ${p.offset * 4}`
+        : `weights + ${p.offset * 4}`;
     lines.push(
       `  ${p.branch === null ? "" : `if ${maskBit(p.branch)} `}{`,
       `    const quads: i32 = (${wordsInUse(p, env)}) >> 2;`,
@@ -188,10 +254,20 @@ function emitUpdate(name: string, b: UpdateBody, env: KernelEnv): string {
   return wrap(name, lines);
 }
 
-function optimizerStep(rule: (typeof optimizers)[keyof typeof optimizers], p: ParamAddress, env: KernelEnv): string[] {
+function optimizerStep(
+  rule: (typeof optimizers)[keyof typeof optimizers],
+  p: ParamAddress,
+  env: KernelEnv,
+): string[] {
   const printer = new Printer(dialect(env), 4);
-  const decay: Expr = p.kind === "vector" || (p.kind === "factor" && p.rows === "one") ? { e: "const", v: 0 } : { e: "metaf", name: "decay", at: null };
+  const decay: Expr =
+    p.kind === "vector" || (p.kind === "factor" && p.rows === "one")
+      ? { e: "const", v: 0 }
+      : { e: "metaf", name: "decay", at: null };
   const next = rule.update({ decay });
   const texts = Object.entries(next).map(([key, e]) => [key, printer.at(e)] as const);
-  return indent([...printer.row, ...printer.col, ...texts.map(([key, t]) => `v128.store(${key}_ + i, ${t});`)], 6);
+  return indent(
+    [...printer.row, ...printer.col, ...texts.map(([key, t]) => `v128.store(${key}_ + i, ${t});`)],
+    6,
+  );
 }

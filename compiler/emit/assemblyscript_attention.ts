@@ -10,7 +10,8 @@ const DKV_ROWS = 16;
 /** Bytes of a thread's scratch that an attention body needs. */
 export function attentionScratch(b: Body, unitRows: number): number {
   const heads = Number(b.node!.attrs.heads);
-  if (b.skeleton === "attend_dkv") return 3 * DKV_ROWS * (heads / (b.node!.ins[1]!.type as Kv).heads) * 4 + unitRows * heads * 4;
+  if (b.skeleton === "attend_dkv")
+    return 3 * DKV_ROWS * (heads / (b.node!.ins[1]!.type as Kv).heads) * 4 + unitRows * heads * 4;
   return (b.skeleton === "attend_dq" ? 2 : 1) * KV_BLOCK * 4;
 }
 
@@ -35,7 +36,10 @@ export function emitAttention(name: string, b: Body, env: KernelEnv): string {
     ...vs.map((i) => `const ${prefix}${i}: v128 = v128.load(${ptr}, ${i * 16});`),
     ...rest.map((d) => `const ${prefix}s${d}: f32 = load<f32>(${ptr}, ${d * 4});`),
   ];
-  const zero = (prefix: string): string[] => [...vs.map((i) => `let ${prefix}${i}: v128 = f32x4.splat(0);`), ...rest.map((d) => `let ${prefix}s${d}: f32 = 0;`)];
+  const zero = (prefix: string): string[] => [
+    ...vs.map((i) => `let ${prefix}${i}: v128 = f32x4.splat(0);`),
+    ...rest.map((d) => `let ${prefix}s${d}: f32 = 0;`),
+  ];
   /** `let name = prefix · row at ptr`: lanes over dims, folded once. */
   const dot = (out: string, prefix: string, ptr: string): string[] => [
     `let ${out}v: v128 = f32x4.splat(0);`,
@@ -95,7 +99,10 @@ export function emitAttention(name: string, b: Body, env: KernelEnv): string {
       "        }",
       "        l = l * corr + hsum(lv);",
       "        const cv: v128 = f32x4.splat(corr);",
-      ...indent([...vs.map((i) => `o${i} = f32x4.mul(o${i}, cv);`), ...rest.map((d) => `os${d} *= corr;`)], 8),
+      ...indent(
+        [...vs.map((i) => `o${i} = f32x4.mul(o${i}, cv);`), ...rest.map((d) => `os${d} *= corr;`)],
+        8,
+      ),
       `        let vp: usize = ${block(1, "g")};`,
       "        for (let j: i32 = 0; j < c; j++) {",
       "          const w: f32 = load<f32>(s + ((<usize>j) << 2));",
@@ -106,7 +113,13 @@ export function emitAttention(name: string, b: Body, env: KernelEnv): string {
       "      const inv: f32 = <f32>1 / l;",
       "      const iv: v128 = f32x4.splat(inv);",
       `      const op: usize = ${o.cls} + ((<usize>(row * ${o.stride} + h * ${hd})) << 2) + ${o.offset * 4};`,
-      ...indent([...vs.map((i) => `v128.store(op, f32x4.mul(o${i}, iv), ${i * 16});`), ...rest.map((d) => `store<f32>(op, os${d} * inv, ${d * 4});`)], 6),
+      ...indent(
+        [
+          ...vs.map((i) => `v128.store(op, f32x4.mul(o${i}, iv), ${i * 16});`),
+          ...rest.map((d) => `store<f32>(op, os${d} * inv, ${d * 4});`),
+        ],
+        6,
+      ),
       `      store<f32>(${l.cls} + ((<usize>(row * ${l.stride} + h)) << 2) + ${l.offset * 4}, m + log1(l));`,
       "    }",
       "  }",
@@ -161,7 +174,13 @@ export function emitAttention(name: string, b: Body, env: KernelEnv): string {
       ),
       "      }",
       `      const out: usize = ${d.cls} + ((<usize>(row * ${d.stride} + h * ${hd})) << 2) + ${d.offset * 4};`,
-      ...indent([...vs.map((i) => `v128.store(out, d${i}, ${i * 16});`), ...rest.map((e) => `store<f32>(out, ds${e}, ${e * 4});`)], 6),
+      ...indent(
+        [
+          ...vs.map((i) => `v128.store(out, d${i}, ${i * 16});`),
+          ...rest.map((e) => `store<f32>(out, ds${e}, ${e * 4});`),
+        ],
+        6,
+      ),
       "    }",
       "  }",
     ]);
@@ -170,7 +189,8 @@ export function emitAttention(name: string, b: Body, env: KernelEnv): string {
   // dkv: each (key, kv head) is owned once; its sequence's segments fold one after another, in each the query rows and their heads in order.
   const d = env.address({ node, index: 0, type: node.outs[0]! });
   const width = 2 * kv.heads * hd;
-  const seg = (array: string, at: string): string => `load<i32>(meta + ((<usize>(${at})) << 2), ${env.layout.arrays[array]! * 4})`;
+  const seg = (array: string, at: string): string =>
+    `load<i32>(meta + ((<usize>(${at})) << 2), ${env.layout.arrays[array]! * 4})`;
   const half = (width / 2) * 4;
   // Pairs of a block of query rows and the key head's heads, in order: dots first, then all exponentials, then sums, each with one row in registers.
   const pairBytes = DKV_ROWS * group * 4;
@@ -211,8 +231,15 @@ export function emitAttention(name: string, b: Body, env: KernelEnv): string {
     `          const re: i32 = min(end, rb + ${DKV_ROWS});`,
     ...indent(
       [
-        ...pairs("qp", q!, [...dot("a", "k", "qp"), "store<f32>(at, a);", `store<f32>(at, ${lse}, ${2 * pairBytes});`]),
-        ...pairs("gp", dout!, [...dot("dp", "v", "gp"), `store<f32>(at, dp - load<f32>(D + ((<usize>(row * ${heads} + h)) << 2)), ${pairBytes});`]),
+        ...pairs("qp", q!, [
+          ...dot("a", "k", "qp"),
+          "store<f32>(at, a);",
+          `store<f32>(at, ${lse}, ${2 * pairBytes});`,
+        ]),
+        ...pairs("gp", dout!, [
+          ...dot("dp", "v", "gp"),
+          `store<f32>(at, dp - load<f32>(D + ((<usize>(row * ${heads} + h)) << 2)), ${pairBytes});`,
+        ]),
         `for (let at: usize = S; at < S + ((<usize>((re - rb) * ${group})) << 2); at += 16) {`,
         `  const p: v128 = exp4(f32x4.sub(f32x4.mul(v128.load(at), f32x4.splat(${scale})), v128.load(at, ${2 * pairBytes})));`,
         "  v128.store(at, p);",
@@ -228,8 +255,14 @@ export function emitAttention(name: string, b: Body, env: KernelEnv): string {
     "        if (fresh) {",
     ...indent(
       [
-        ...vs.flatMap((i) => [`v128.store(out, dk${i}, ${i * 16});`, `v128.store(out, dv${i}, ${half + i * 16});`]),
-        ...rest.flatMap((e) => [`store<f32>(out, dks${e}, ${e * 4});`, `store<f32>(out, dvs${e}, ${half + e * 4});`]),
+        ...vs.flatMap((i) => [
+          `v128.store(out, dk${i}, ${i * 16});`,
+          `v128.store(out, dv${i}, ${half + i * 16});`,
+        ]),
+        ...rest.flatMap((e) => [
+          `store<f32>(out, dks${e}, ${e * 4});`,
+          `store<f32>(out, dvs${e}, ${half + e * 4});`,
+        ]),
       ],
       10,
     ),
@@ -240,7 +273,10 @@ export function emitAttention(name: string, b: Body, env: KernelEnv): string {
           `v128.store(out, f32x4.add(v128.load(out, ${i * 16}), dk${i}), ${i * 16});`,
           `v128.store(out, f32x4.add(v128.load(out, ${half + i * 16}), dv${i}), ${half + i * 16});`,
         ]),
-        ...rest.flatMap((e) => [`store<f32>(out, load<f32>(out, ${e * 4}) + dks${e}, ${e * 4});`, `store<f32>(out, load<f32>(out, ${half + e * 4}) + dvs${e}, ${half + e * 4});`]),
+        ...rest.flatMap((e) => [
+          `store<f32>(out, load<f32>(out, ${e * 4}) + dks${e}, ${e * 4});`,
+          `store<f32>(out, load<f32>(out, ${half + e * 4}) + dvs${e}, ${half + e * 4});`,
+        ]),
       ],
       10,
     ),

@@ -1,5 +1,13 @@
 /** How AssemblyScript spells expressions: SIMD bodies with scalar tails, over addresses the compiler assigned. */
-import { type Expr, type Ix, ixUsesCol, KV_BLOCK, sameValue, type Type, type Value } from "../../ops/index.ts";
+import {
+  type Expr,
+  type Ix,
+  ixUsesCol,
+  KV_BLOCK,
+  sameValue,
+  type Type,
+  type Value,
+} from "../../ops/index.ts";
 import type { Store } from "../fuse.ts";
 import { type KernelEnv, SLOT_TABLE } from "../kernel.ts";
 import { DELTA_BYTES, f32, header, headerF, indent } from "./assemblyscript_parts.ts";
@@ -26,7 +34,10 @@ export function dialect(env: KernelEnv, deltas: readonly Expand[] = []): Dialect
         return `load<i32>(meta + ((<usize>${p.ix(ix.at, lane)}) << 2), ${off * 4})`;
       }
       case "bin": {
-        const [a, b] = [ixUsesCol(ix.a) ? ixText(ix.a, p, lane) : p.ix(ix.a), ixUsesCol(ix.b) ? ixText(ix.b, p, lane) : p.ix(ix.b)];
+        const [a, b] = [
+          ixUsesCol(ix.a) ? ixText(ix.a, p, lane) : p.ix(ix.a),
+          ixUsesCol(ix.b) ? ixText(ix.b, p, lane) : p.ix(ix.b),
+        ];
         const op = { add: "+", sub: "-", mul: "*", div: "/", mod: "%", lt: "<", xor: "^" }[ix.op];
         return ix.op === "lt" ? `<i32>(${a} < ${b})` : `(${a} ${op} ${b})`;
       }
@@ -42,7 +53,11 @@ export function dialect(env: KernelEnv, deltas: readonly Expand[] = []): Dialect
     const text = `${f.cls} + ((<usize>(${p.ix({ ix: "meta", name: "slot", at: row })} * ${env.slotWords})) << 2) + ${f.offset * 4}`;
     return p.hoist(text, (name) => `const ${name}: usize = ${text};`, "p");
   };
-  const lanesOf = (one: (lane: number) => string): string => [1, 2, 3].reduce((v, lane) => `f32x4.replace_lane(${v}, ${lane}, ${one(lane)})`, `f32x4.splat(${one(0)})`);
+  const lanesOf = (one: (lane: number) => string): string =>
+    [1, 2, 3].reduce(
+      (v, lane) => `f32x4.replace_lane(${v}, ${lane}, ${one(lane)})`,
+      `f32x4.splat(${one(0)})`,
+    );
   const d: Dialect = {
     type: (lanes) => (lanes === 4 ? "v128" : "f32"),
     constant: (v, lanes) => (lanes === 4 ? `f32x4.splat(${f32(v)})` : f32(v)),
@@ -56,7 +71,9 @@ export function dialect(env: KernelEnv, deltas: readonly Expand[] = []): Dialect
         case "sub":
         case "mul":
         case "div":
-          return v ? `f32x4.${fn}(${a[0]}, ${a[1]})` : `(${a[0]} ${{ add: "+", sub: "-", mul: "*", div: "/" }[fn]} ${a[1]})`;
+          return v
+            ? `f32x4.${fn}(${a[0]}, ${a[1]})`
+            : `(${a[0]} ${{ add: "+", sub: "-", mul: "*", div: "/" }[fn]} ${a[1]})`;
         case "max":
           return v ? `f32x4.pmax(${a[0]}, ${a[1]})` : `(${a[0]} < ${a[1]} ? ${a[1]} : ${a[0]})`;
         case "min":
@@ -95,7 +112,9 @@ export function dialect(env: KernelEnv, deltas: readonly Expand[] = []): Dialect
             : `${ad.cls} + ((<usize>(${row} * ${ad.stride})) << 2) + ${ad.offset * 4}`;
       const ptr = p.hoist(base, (name) => `const ${name}: usize = ${base};`, "p");
       if (!ixUsesCol(e.col)) return `load<f32>(${ptr} + ((<usize>${p.ix(e.col)}) << 2))`;
-      const contiguous = e.col.ix === "col" || (e.col.ix === "bin" && e.col.op === "add" && e.col.a.ix === "col" && !ixUsesCol(e.col.b));
+      const contiguous =
+        e.col.ix === "col" ||
+        (e.col.ix === "bin" && e.col.op === "add" && e.col.a.ix === "col" && !ixUsesCol(e.col.b));
       if (lanes === 4 && contiguous) return `v128.load(${ptr} + ((<usize>${p.ix(e.col)}) << 2))`;
       const one = (lane: number): string => `load<f32>(${ptr} + ((<usize>${p.ix(e.col, lane)}) << 2))`;
       return lanes === 4 ? lanesOf(one) : one(0);
@@ -103,17 +122,24 @@ export function dialect(env: KernelEnv, deltas: readonly Expand[] = []): Dialect
     leaf: (e, p, lanes) => {
       switch (e.e) {
         case "metaf":
-          return e.at === null ? headerF(e.name) : `load<f32>(meta + ((<usize>${p.ix(e.at)}) << 2), ${env.layout.arrays[e.name]! * 4})`;
+          return e.at === null
+            ? headerF(e.name)
+            : `load<f32>(meta + ((<usize>${p.ix(e.at)}) << 2), ${env.layout.arrays[e.name]! * 4})`;
         case "scale":
           return `load<f32>(tables + ((<usize>(${p.ix({ ix: "meta", name: "slot", at: e.row })} * ${env.branches * 2})) << 2), ${(SLOT_TABLE + e.branch * 2 + 1) * 4})`;
         case "rand": {
           const key = p.ix(e.key);
-          const salt = p.hoist(`load<i32>(tables) * 64 + ${e.site}`, (name) => `const ${name}: i32 = load<i32>(tables) * 64 + ${e.site};`, "i");
+          const salt = p.hoist(
+            `load<i32>(tables) * 64 + ${e.site}`,
+            (name) => `const ${name}: i32 = load<i32>(tables) * 64 + ${e.site};`,
+            "i",
+          );
           return `rand${lanes}(${key}, ${salt}, ${p.ix(e.col)})`;
         }
         case "expand": {
           const ready = deltas.findIndex((d) => sameValue(d.u, e.u) && sameValue(d.factor, e.factor));
-          if (ready >= 0) return `${lanes === 4 ? "v128.load" : "load<f32>"}(delta_ + ${ready * DELTA_BYTES} + ((<usize>(col - c0)) << 2))`;
+          if (ready >= 0)
+            return `${lanes === 4 ? "v128.load" : "load<f32>"}(delta_ + ${ready * DELTA_BYTES} + ((<usize>(col - c0)) << 2))`;
           const t = e.factor.type as Type & { kind: "factor" };
           const u = env.address(e.u);
           const f = env.address(e.factor);
@@ -128,8 +154,12 @@ export function dialect(env: KernelEnv, deltas: readonly Expand[] = []): Dialect
         }
         case "sparse": {
           const slot = p.ix({ ix: "meta", name: "slot", at: e.row });
-          const pointer = (text: string): string => p.hoist(text, (name) => `const ${name}: usize = ${text};`, "p");
-          const words = (v: Value): string => pointer(`${env.address(v).cls} + ((<usize>(${slot} * ${env.slotWords})) << 2) + ${env.address(v).offset * 4}`);
+          const pointer = (text: string): string =>
+            p.hoist(text, (name) => `const ${name}: usize = ${text};`, "p");
+          const words = (v: Value): string =>
+            pointer(
+              `${env.address(v).cls} + ((<usize>(${slot} * ${env.slotWords})) << 2) + ${env.address(v).offset * 4}`,
+            );
           const a = env.address(e.x);
           const x = pointer(`${a.cls} + ((<usize>(${p.ix(e.row)} * ${a.stride})) << 2) + ${a.offset * 4}`);
           const index = words(e.index);
@@ -138,7 +168,9 @@ export function dialect(env: KernelEnv, deltas: readonly Expand[] = []): Dialect
           return lanes === 4 ? lanesOf(one) : one(0);
         }
         case "acc":
-          return lanes === 4 ? "v128.load(acc + ((<usize>(col - c0)) << 2))" : "load<f32>(acc + ((<usize>(col - c0)) << 2))";
+          return lanes === 4
+            ? "v128.load(acc + ((<usize>(col - c0)) << 2))"
+            : "load<f32>(acc + ((<usize>(col - c0)) << 2))";
         case "stat":
           return `stat${e.id}`;
         case "arg":
@@ -161,7 +193,10 @@ export function dialect(env: KernelEnv, deltas: readonly Expand[] = []): Dialect
     choose: (e, a, b, p, lanes) => {
       const one = (lane: number): string => d.test(e, ixUsesCol(e.ix) ? p.ix(e.ix, lane) : p.ix(e.ix));
       if (lanes === 1) return `(${one(0)} ? ${a} : ${b})`;
-      const mask = [1, 2, 3].reduce((v, lane) => `i32x4.replace_lane(${v}, ${lane}, -<i32>(${one(lane)}))`, `i32x4.splat(-<i32>(${one(0)}))`);
+      const mask = [1, 2, 3].reduce(
+        (v, lane) => `i32x4.replace_lane(${v}, ${lane}, -<i32>(${one(lane)}))`,
+        `i32x4.splat(-<i32>(${one(0)}))`,
+      );
       return `v128.bitselect(${a}, ${b}, ${mask})`;
     },
   };
@@ -169,7 +204,14 @@ export function dialect(env: KernelEnv, deltas: readonly Expand[] = []): Dialect
 }
 
 /** Statements that store a body's outputs for one row over columns [from, to): a vector loop and a scalar tail. */
-export function storeLoops(p: Printer, stores: readonly Store[], env: KernelEnv, cols: number, from: string, to: string): string[] {
+export function storeLoops(
+  p: Printer,
+  stores: readonly Store[],
+  env: KernelEnv,
+  cols: number,
+  from: string,
+  to: string,
+): string[] {
   const wide = stores.filter((s) => s.cols === cols && !(cols === 1 && !usesCol(s.expr)));
   const narrow = stores.filter((s) => !wide.includes(s));
   const out: string[] = [];
@@ -195,7 +237,9 @@ export function storeLoops(p: Printer, stores: readonly Store[], env: KernelEnv,
   for (const s of narrow) {
     const value = p.scalar(s.expr);
     const t = target(s);
-    p.row.push(t.guard ? `if (${t.guard}) store<f32>(${t.ptr}, ${value});` : `store<f32>(${t.ptr}, ${value});`);
+    p.row.push(
+      t.guard ? `if (${t.guard}) store<f32>(${t.ptr}, ${value});` : `store<f32>(${t.ptr}, ${value});`,
+    );
   }
   if (!wide.length) return out;
   const targets = wide.map(target);
@@ -207,12 +251,17 @@ export function storeLoops(p: Printer, stores: readonly Store[], env: KernelEnv,
       const store = (): string => {
         if (s.to === "kv") {
           const { headDim } = s.kv.type as Kv;
-          const at = (lane: number): string => `${t.ptr} + ((<usize>((col + ${lane}) / ${headDim} * ${KV_BLOCK * headDim} + (col + ${lane}) % ${headDim})) << 2)`;
+          const at = (lane: number): string =>
+            `${t.ptr} + ((<usize>((col + ${lane}) / ${headDim} * ${KV_BLOCK * headDim} + (col + ${lane}) % ${headDim})) << 2)`;
           if (lanes === 1) return `store<f32>(${at(0)}, ${value});`;
           if (headDim % 4 === 0) return `v128.store(${at(0)}, ${value});`;
-          return [0, 1, 2, 3].map((lane) => `store<f32>(${at(lane)}, f32x4.extract_lane(${value}, ${lane}));`).join(" ");
+          return [0, 1, 2, 3]
+            .map((lane) => `store<f32>(${at(lane)}, f32x4.extract_lane(${value}, ${lane}));`)
+            .join(" ");
         }
-        return lanes === 4 ? `v128.store(${t.ptr} + ((<usize>col) << 2), ${value});` : `store<f32>(${t.ptr} + ((<usize>col) << 2), ${value});`;
+        return lanes === 4
+          ? `v128.store(${t.ptr} + ((<usize>col) << 2), ${value});`
+          : `store<f32>(${t.ptr} + ((<usize>col) << 2), ${value});`;
       };
       q.col.push(t.guard ? `if (${t.guard}) { ${store()} }` : store());
     });
@@ -220,6 +269,14 @@ export function storeLoops(p: Printer, stores: readonly Store[], env: KernelEnv,
   };
   const vec = emit(4);
   const tail = emit(1);
-  out.push(`let col: i32 = ${from};`, `for (; col + 4 <= ${to}; col += 4) {`, ...indent(vec, 2), "}", `for (; col < ${to}; col++) {`, ...indent(tail, 2), "}");
+  out.push(
+    `let col: i32 = ${from};`,
+    `for (; col + 4 <= ${to}; col += 4) {`,
+    ...indent(vec, 2),
+    "}",
+    `for (; col < ${to}; col++) {`,
+    ...indent(tail, 2),
+    "}",
+  );
   return out;
 }

@@ -1,7 +1,14 @@
 /** Pieces of AssemblyScript text that every kernel is made of, and the layout of a thread's scratch memory. */
 import type { Domain } from "../../ops/index.ts";
 import type { Operand } from "../fuse.ts";
-import { type KernelEnv, memoryClasses, type ParamAddress, ROWS_HEADER, SEGMENT_ROWS, SLOT_TABLE } from "../kernel.ts";
+import {
+  type KernelEnv,
+  memoryClasses,
+  type ParamAddress,
+  ROWS_HEADER,
+  SEGMENT_ROWS,
+  SLOT_TABLE,
+} from "../kernel.ts";
 import { DROPOUT_BIT, headerWords } from "../metadata.ts";
 
 /** Columns of a weight panel on this target: two vectors. */
@@ -25,9 +32,12 @@ export const MAX_SEGMENTS = 16;
 export const DELTA_AT = ROWS_AT + MAX_SEGMENTS * BLOCK_ROWS * 4;
 export const DELTA_BYTES = BLOCK_ROWS * BLOCK_STRIDE;
 
-export const f32 = (v: number): string => `<f32>(${Object.is(v, -0) ? "-0.0" : Number.isInteger(v) ? `${v}.0` : String(v)})`;
-export const header = (name: string): string => `load<i32>(meta, ${headerWords.indexOf(name as (typeof headerWords)[number]) * 4})`;
-export const headerF = (name: string): string => `load<f32>(meta, ${headerWords.indexOf(name as (typeof headerWords)[number]) * 4})`;
+export const f32 = (v: number): string =>
+  `<f32>(${Object.is(v, -0) ? "-0.0" : Number.isInteger(v) ? `${v}.0` : String(v)})`;
+export const header = (name: string): string =>
+  `load<i32>(meta, ${headerWords.indexOf(name as (typeof headerWords)[number]) * 4})`;
+export const headerF = (name: string): string =>
+  `load<f32>(meta, ${headerWords.indexOf(name as (typeof headerWords)[number]) * 4})`;
 export const indent = (lines: readonly string[], n: number): string[] => lines.map((l) => " ".repeat(n) + l);
 /** A kernel runs on every thread at once: thread `part` of `parts` does its share, with scratch memory of its own. */
 export const signature = "bind: usize, meta: usize, scratch: usize, part: i32, parts: i32";
@@ -43,14 +53,20 @@ export function wrap(name: string, lines: readonly string[], params = signature)
   return `function ${name}(${params}): void {\n${bases(text)}\n${text}\n}\n`;
 }
 /** The thread's contiguous share of `total` equal pieces, as `lo` and `hi`. */
-export const shareOf = (total: string): string[] => [`  const lo: i32 = share(${total}, part, parts);`, `  const hi: i32 = share(${total}, part + 1, parts);`];
+export const shareOf = (total: string): string[] => [
+  `  const lo: i32 = share(${total}, part, parts);`,
+  `  const hi: i32 = share(${total}, part + 1, parts);`,
+];
 export const count = (domain: Domain): string => header(ROWS_HEADER[domain]);
 /** 1 when a mask bit is set in the block's header. */
 export const maskBit = (bit: number): string => `(${header(`mask_${bit >> 5}`)} >> ${bit & 31} & 1)`;
-export const guard = (bit: number | null): string[] => (bit === null ? [] : [`  if (!${maskBit(bit)}) return;`]);
+export const guard = (bit: number | null): string[] =>
+  bit === null ? [] : [`  if (!${maskBit(bit)}) return;`];
 /** Words of a slot tensor that the job's slot uses: what lies beyond its rank is zero. */
 export const wordsInUse = (p: ParamAddress, env: KernelEnv): string =>
-  p.kind !== "factor" || p.rows === "one" ? String(p.words) : `min(${p.words}, (${jobRank(p.branch!, env)} * ${p.k} + 3) & ~3)`;
+  p.kind !== "factor" || p.rows === "one"
+    ? String(p.words)
+    : `min(${p.words}, (${jobRank(p.branch!, env)} * ${p.k} + 3) & ~3)`;
 export const jobRank = (branch: number, env: KernelEnv): string =>
   `load<i32>(tables + ((<usize>(${header("slot")} * ${env.branches * 2})) << 2), ${(SLOT_TABLE + branch * 2) * 4})`;
 
@@ -74,7 +90,8 @@ export function rowPtr(o: Operand, env: KernelEnv, r: string): string {
     const plain = env.address(o.undropped);
     return `${ad.cls} + ((<usize>((${r}) * ${ad.stride})) << 2) + (${maskBit(DROPOUT_BIT)} ? ${ad.offset * 4} : ${plain.offset * 4})`;
   }
-  const at = o.index === null ? r : `load<i32>(meta + ((<usize>(${r})) << 2), ${env.layout.arrays[o.index]! * 4})`;
+  const at =
+    o.index === null ? r : `load<i32>(meta + ((<usize>(${r})) << 2), ${env.layout.arrays[o.index]! * 4})`;
   return `${ad.cls} + ((<usize>((${at}) * ${ad.stride})) << 2) + ${ad.offset * 4}`;
 }
 export const stride = (o: Operand, env: KernelEnv): number => env.address(o.value).stride;

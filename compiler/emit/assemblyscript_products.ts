@@ -42,7 +42,8 @@ const CHUNK_BYTES = K_CHUNK * P * 4;
 function deltasOf(b: Body): Expand[] {
   const out: Expand[] = [];
   const visit = (e: Expr): void => {
-    if (e.e === "expand" && !out.some((o) => sameValue(o.u, e.u) && sameValue(o.factor, e.factor))) out.push(e);
+    if (e.e === "expand" && !out.some((o) => sameValue(o.u, e.u) && sameValue(o.factor, e.factor)))
+      out.push(e);
     else if (e.e === "call") e.args.forEach(visit);
     else if (e.e === "if") {
       visit(e.yes);
@@ -55,7 +56,9 @@ function deltasOf(b: Body): Expand[] {
 /** Bytes of a thread's scratch that a body needs. */
 export function productScratch(b: Body): number {
   if (b.skeleton === "shrink") return 4 * Math.ceil(b.cols / 4) * 16;
-  return b.skeleton === "linear" || b.skeleton === "linear_t" ? DELTA_AT + deltasOf(b).length * DELTA_BYTES : 0;
+  return b.skeleton === "linear" || b.skeleton === "linear_t"
+    ? DELTA_AT + deltasOf(b).length * DELTA_BYTES
+    : 0;
 }
 /** Statements that fill the deltas of `rows` rows from row `r`, of `panels` panels from column `c0`. */
 function fillDeltas(b: Body, env: KernelEnv, r: string, rows: string, c0: string, panels: string): string[] {
@@ -70,7 +73,11 @@ function fillDeltas(b: Body, env: KernelEnv, r: string, rows: string, c0: string
 function epilogue(name: string, b: Body, env: KernelEnv): string {
   const p = new Printer(dialect(env, b.skeleton === "shrink" ? [] : deltasOf(b)), 1);
   const loops = storeLoops(p, b.stores, env, b.cols, "c0", "end");
-  return wrap(name, [...indent(p.row, 2), ...indent(loops, 2)], `${signature}, row: i32, c0: i32, end: i32, acc: usize, delta_: usize`);
+  return wrap(
+    name,
+    [...indent(p.row, 2), ...indent(loops, 2)],
+    `${signature}, row: i32, c0: i32, end: i32, acc: usize, delta_: usize`,
+  );
 }
 
 /** y = x·Wᵀ or dx = Σ dy·W: blocks of 64 rows × 64 columns, a thread owns whole panels of columns. */
@@ -93,7 +100,9 @@ export function emitProduct(name: string, b: Body, env: KernelEnv): string {
     `  for (let rb: i32 = 0; rb < n; rb += ${BLOCK_ROWS}) {`,
     `    const rows: i32 = min(${BLOCK_ROWS}, n - rb);`,
     "    for (let i: i32 = 0; i < rows; i++) {",
-    ...pairs.map(([x], s) => `      store<u32>(${rowsAt(s)} + ((<usize>i) << 2), ${rowPtr(x, env, "rb + i")});`),
+    ...pairs.map(
+      ([x], s) => `      store<u32>(${rowsAt(s)} + ((<usize>i) << 2), ${rowPtr(x, env, "rb + i")});`,
+    ),
     "    }",
     `    for (let p: i32 = lo; p < hi; p += ${PANEL_GROUP}) {`,
     `      const pe: i32 = min(p + ${PANEL_GROUP}, hi);`,
@@ -147,7 +156,8 @@ export function emitOuter(name: string, b: Body, env: KernelEnv): string {
   const [a, c, param] = b.operands as [Operand, Operand, Operand];
   const pa = env.param(String(b.node!.attrs.of));
   const base = (o: Operand): string => {
-    if (o.index !== null && o.index !== "save_row" && o.index !== "ext_row") throw new Error(`outer needs contiguous rows, not ${o.index}`);
+    if (o.index !== null && o.index !== "save_row" && o.index !== "ext_row")
+      throw new Error(`outer needs contiguous rows, not ${o.index}`);
     return rowPtr(o, env, "r0");
   };
   const out = `accum + ((<usize>(${header("job")} * ${env.jobWords} + ${pa.accum})) << 2)`;
@@ -173,7 +183,10 @@ export function emitOuter(name: string, b: Body, env: KernelEnv): string {
       `for (let p: i32 = lo; p < min(hi, ${full}); p++) {`,
       `  const o: usize = out + <usize>p * ${outPanel};`,
       "  let k: i32 = 0;",
-      ...[8, 4].map((r) => `  for (; k + ${r} <= down; k += ${r}) outer${r}(dp + ((<usize>k) << 2), ${strides}, o + <usize>k * ${outRow}, ${outRow});`),
+      ...[8, 4].map(
+        (r) =>
+          `  for (; k + ${r} <= down; k += ${r}) outer${r}(dp + ((<usize>k) << 2), ${strides}, o + <usize>k * ${outRow}, ${outRow});`,
+      ),
       `  for (; k < down; k++) outer1(dp + ((<usize>k) << 2), ${strides}, o + <usize>k * ${outRow}, ${P});`,
       "}",
       ...(nLanes % P
@@ -197,7 +210,14 @@ interface Storage {
   readonly load: (u: number) => string[];
 }
 const storage: Readonly<Record<Weight["format"], Storage>> = {
-  f32: { bytes: 32, scaled: 0, load: (u) => [`const b${u}: v128 = v128.load(w, ${u * 32});`, `const d${u}: v128 = v128.load(w, ${u * 32 + 16});`] },
+  f32: {
+    bytes: 32,
+    scaled: 0,
+    load: (u) => [
+      `const b${u}: v128 = v128.load(w, ${u * 32});`,
+      `const d${u}: v128 = v128.load(w, ${u * 32 + 16});`,
+    ],
+  },
   f16: {
     bytes: 16,
     scaled: 0,
@@ -240,14 +260,23 @@ function tile(rows: number, format: Weight["format"]): string {
   const few = format === "f32" && rows === 4 ? 1 : 2;
   const over = (end: string): string[] => [
     ...(few > 1
-      ? [`const pairs: usize = ${end} - ((${end} - w) & ${bytes});`, "while (w < pairs) {", ...indent(terms(few), 2), "}", `if (w < ${end}) {`]
+      ? [
+          `const pairs: usize = ${end} - ((${end} - w) & ${bytes});`,
+          "while (w < pairs) {",
+          ...indent(terms(few), 2),
+          "}",
+          `if (w < ${end}) {`,
+        ]
       : [`while (w < ${end}) {`]),
     ...indent(terms(1), 2),
     "}",
   ];
   return [
     `function tile${rows}_${format}(${xs.map((i) => `x${i}: usize, `).join("")}w: usize, ${scaled ? "scales: usize, " : ""}K: i32, acc: usize): void {`,
-    ...xs.map((i) => `  let p${i}: v128 = v128.load(acc, ${i * BLOCK_STRIDE}), q${i}: v128 = v128.load(acc, ${i * BLOCK_STRIDE + 16});`),
+    ...xs.map(
+      (i) =>
+        `  let p${i}: v128 = v128.load(acc, ${i * BLOCK_STRIDE}), q${i}: v128 = v128.load(acc, ${i * BLOCK_STRIDE + 16});`,
+    ),
     `  const end: usize = w + (<usize>K) * ${bytes};`,
     ...(scaled
       ? [
@@ -259,7 +288,10 @@ function tile(rows: number, format: Weight["format"]): string {
           "  }",
         ]
       : indent(over("end"), 2)),
-    ...xs.map((i) => `  v128.store(acc, p${i}, ${i * BLOCK_STRIDE}); v128.store(acc, q${i}, ${i * BLOCK_STRIDE + 16});`),
+    ...xs.map(
+      (i) =>
+        `  v128.store(acc, p${i}, ${i * BLOCK_STRIDE}); v128.store(acc, q${i}, ${i * BLOCK_STRIDE + 16});`,
+    ),
     "}",
   ].join("\n");
 }
@@ -274,7 +306,9 @@ function tiles(format: Weight["format"]): string {
     "for (let p: i32 = 0; p < panels; p++) {",
     `  tile${rows}_${format}(${each(rows)
       .map((i) => `x${i}, `)
-      .join("")}w + <usize>p * apart, ${scaled ? "scales + <usize>p * scalesApart, " : ""}K, acc + <usize>(r * ${BLOCK_STRIDE} + p * ${P * 4}));`,
+      .join(
+        "",
+      )}w + <usize>p * apart, ${scaled ? "scales + <usize>p * scalesApart, " : ""}K, acc + <usize>(r * ${BLOCK_STRIDE} + p * ${P * 4}));`,
     "}",
     `r += ${rows};`,
   ];
@@ -285,7 +319,11 @@ function tiles(format: Weight["format"]): string {
     "  let r: i32 = 0;",
     "  while (r < rows) {",
     `    const n: i32 = r == 0 && K > ${K_NEAR} ? min(rows, 2) : rows - r;`,
-    ...TILE_ROWS.flatMap((n, i) => [`    ${i ? "else " : ""}${n > 1 ? `if (n >= ${n}) ` : ""}{`, ...indent(pass(n), 6), "    }"]),
+    ...TILE_ROWS.flatMap((n, i) => [
+      `    ${i ? "else " : ""}${n > 1 ? `if (n >= ${n}) ` : ""}{`,
+      ...indent(pass(n), 6),
+      "    }",
+    ]),
     "  }",
     "}",
   ].join("\n");
@@ -299,7 +337,11 @@ function productsOf(format: Weight["format"]): string {
   const asTheyAre = [
     `for (let k: i32 = 0; k < K; k += ${K_DIRECT}) {`,
     `  const terms: i32 = min(${K_DIRECT}, K - k);`,
-    ...(scaled ? [`  const scales: usize = w + <usize>(((N + 7) >> 3) * K) * ${bytes} + <usize>(p0 * ((K + 31) >> 5) + (k >> 5)) * 16;`] : []),
+    ...(scaled
+      ? [
+          `  const scales: usize = w + <usize>(((N + 7) >> 3) * K) * ${bytes} + <usize>(p0 * ((K + 31) >> 5) + (k >> 5)) * 16;`,
+        ]
+      : []),
     `  tiles_${format}(xs, (<usize>k) << 2, rows, w + <usize>(p0 * K + k) * ${bytes}, (<usize>K) * ${bytes}, ${scaled ? "scales, <usize>((K + 31) >> 5) * 16, " : ""}p1 - p0, terms, acc);`,
     "}",
   ];
@@ -329,7 +371,9 @@ function productsOf(format: Weight["format"]): string {
     "      const c: i32 = min(4, q1 - q);",
     `      for (let at: i32 = 0; at < terms; at += ${P}) {`,
     ...(direct
-      ? [`        turn(w + <usize>((n + at) / ${P} * K + q * ${P}) * 32, c, pack + <usize>at * 32, ${CHUNK_BYTES});`]
+      ? [
+          `        turn(w + <usize>((n + at) / ${P} * K + q * ${P}) * 32, c, pack + <usize>at * 32, ${CHUNK_BYTES});`,
+        ]
       : [
           `        unpack_${format}(w, N, K, (n + at) / ${P}, q * ${P}, c * ${P}, pack + ${4 * CHUNK_BYTES});`,
           `        turn(pack + ${4 * CHUNK_BYTES}, c, pack + <usize>at * 32, ${CHUNK_BYTES});`,
@@ -346,7 +390,9 @@ function productsOf(format: Weight["format"]): string {
     "    let sum: v128 = f32x4.splat(0);",
     `    for (let k: i32 = 0; k < K; k += ${K_CHUNK}) {`,
     `      const terms: i32 = min(${K_CHUNK}, K - k);`,
-    direct ? `      const panel: usize = w + <usize>((o >> 3) * K + k) * 32 + <usize>(o & 7) * 4;` : `      const panel: usize = pack + <usize>(o & 7) * 4;`,
+    direct
+      ? `      const panel: usize = w + <usize>((o >> 3) * K + k) * 32 + <usize>(o & 7) * 4;`
+      : `      const panel: usize = pack + <usize>(o & 7) * 4;`,
     ...(direct ? [] : [`      unpack_${format}(w, N, K, o >> 3, k, terms, pack);`]),
     "      for (let i: i32 = 0; i < terms; i++) sum = rowNormStep(v128.load(panel + <usize>i * 32), k + i, o, N, K, a, b, rank, scale, sum);",
     "    }",
@@ -364,7 +410,11 @@ function outerTile(rows: number): string {
     "  for (let t: i32 = 0; t < rows; t++) {",
     "    const l0: v128 = v128.load(lanes);",
     "    const l1: v128 = v128.load(lanes, 16);",
-    ...is.flatMap((i) => [`    const s${i}: v128 = v128.load_splat<f32>(down, ${i * 4});`, `    c${i} = madd(s${i}, l0, c${i});`, `    d${i} = madd(s${i}, l1, d${i});`]),
+    ...is.flatMap((i) => [
+      `    const s${i}: v128 = v128.load_splat<f32>(down, ${i * 4});`,
+      `    c${i} = madd(s${i}, l0, c${i});`,
+      `    d${i} = madd(s${i}, l1, d${i});`,
+    ]),
     "    down += <usize>downStride;",
     "    lanes += <usize>lanesStride;",
     "  }",
@@ -377,4 +427,9 @@ function outerTile(rows: number): string {
   ].join("\n");
 }
 /** Text of all tiles and products, which emitted kernels call. */
-export const productText = (): string => [...(["f32", "f16", "int8"] as const).flatMap((f) => [tiles(f), productsOf(f)]), outerTile(8), outerTile(4)].join("\n");
+export const productText = (): string =>
+  [
+    ...(["f32", "f16", "int8"] as const).flatMap((f) => [tiles(f), productsOf(f)]),
+    outerTile(8),
+    outerTile(4),
+  ].join("\n");

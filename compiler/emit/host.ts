@@ -6,7 +6,14 @@ import { CALIBRATE, CALIBRATE_GRADIENT } from "../programs.ts";
 import { compileAssembly } from "./asc.ts";
 
 const hostFolder = new URL("../../runtime/host/", import.meta.url);
-const gridCode: Readonly<Record<GridDim["count"], number>> = { one: 0, n_rows: 1, n_head: 2, n_keys: 3, few_rows: 4, many_rows: 5 };
+const gridCode: Readonly<Record<GridDim["count"], number>> = {
+  one: 0,
+  n_rows: 1,
+  n_head: 2,
+  n_keys: 3,
+  few_rows: 4,
+  many_rows: 5,
+};
 /** Programs the host refers to by name, and those of each training class; -1 where the bundle has none. */
 const programNames: Readonly<Record<string, string>> = {
   P_EMBED: "embed",
@@ -70,32 +77,47 @@ export function hostConfig(h: HostInput): string {
     STEP_WORDS: h.blocks.step.words,
     UNIT_WORDS: h.blocks.unit.words,
     UPDATE_WORDS: h.blocks.update.words,
-    META_WORDS: h.blocks.step.words + c.units * h.blocks.unit.words + (c.jobs + c.slots) * h.blocks.update.words,
+    META_WORDS:
+      h.blocks.step.words + c.units * h.blocks.unit.words + (c.jobs + c.slots) * h.blocks.update.words,
   };
   headerWords.forEach((name, i) => {
     constants[`H_${name.toUpperCase()}`] = i;
   });
-  for (const kind of ["step", "unit"] as const) for (const [name, at] of Object.entries(h.blocks[kind].arrays)) constants[`A_${kind.toUpperCase()}_${name.toUpperCase()}`] = at;
+  for (const kind of ["step", "unit"] as const)
+    for (const [name, at] of Object.entries(h.blocks[kind].arrays))
+      constants[`A_${kind.toUpperCase()}_${name.toUpperCase()}`] = at;
   const programOf = (name: string): number => h.programs.findIndex((p) => p.name === name);
   for (const [name, program] of Object.entries(programNames)) constants[name] = programOf(program);
   constants.CLASSES = h.train.length;
   constants.MASK_WORDS = MASK_WORDS;
   const classes = [...h.train, CALIBRATE, CALIBRATE_GRADIENT];
-  const arrays: Record<string, number[]> = { CLASS_FULL: classes.map((cls) => (cls === "full" ? 1 : 0)), CLASS_EXT: h.train.map((cls) => h.blocks.step.arrays[extArray(cls)]!) };
-  for (const [name, program] of Object.entries(classPrograms)) arrays[name] = classes.map((cls) => programOf(program(cls)));
+  const arrays: Record<string, number[]> = {
+    CLASS_FULL: classes.map((cls) => (cls === "full" ? 1 : 0)),
+    CLASS_EXT: h.train.map((cls) => h.blocks.step.arrays[extArray(cls)]!),
+  };
+  for (const [name, program] of Object.entries(classPrograms))
+    arrays[name] = classes.map((cls) => programOf(program(cls)));
   const starts = [0];
   const launches: number[] = [];
   for (const p of h.programs) {
     for (const l of p.launches) {
-      const mask = Array.from({ length: MASK_WORDS }, (_, w) => l.bits.reduce((m, bit) => (bit >> 5 === w ? m | (1 << (bit & 31)) : m), 0));
-      launches.push(h.kernels.indexOf(l.kernel), ...mask, ...l.grid.flatMap((g) => [gridCode[g.count], g.mul, g.div]));
+      const mask = Array.from({ length: MASK_WORDS }, (_, w) =>
+        l.bits.reduce((m, bit) => (bit >> 5 === w ? m | (1 << (bit & 31)) : m), 0),
+      );
+      launches.push(
+        h.kernels.indexOf(l.kernel),
+        ...mask,
+        ...l.grid.flatMap((g) => [gridCode[g.count], g.mul, g.div]),
+      );
     }
     starts.push(launches.length / (10 + MASK_WORDS));
   }
   return [
     "// Generated from the bundle's capacities and programs.",
     ...Object.entries(constants).map(([k, v]) => `export const ${k}: i32 = ${v};`),
-    ...Object.entries(arrays).map(([k, v]) => `export const ${k}: StaticArray<i32> = [${v.length ? v.join(", ") : "-1"}];`),
+    ...Object.entries(arrays).map(
+      ([k, v]) => `export const ${k}: StaticArray<i32> = [${v.length ? v.join(", ") : "-1"}];`,
+    ),
     "/** First launch of each program, and one past the last. */",
     `export const PROGRAM_START: StaticArray<i32> = [${starts.join(", ")}];`,
     "/** kernel, mask words, then (count, mul, div) of x, y, z. */",
@@ -104,13 +126,21 @@ export function hostConfig(h: HostInput): string {
   ].join("\n");
 }
 
-export const policies = (): string[] => [...readFileSync(new URL("policies/index.ts", hostFolder), "utf8").matchAll(/export \{ (\w+) \}/g)].map((m) => m[1]!);
+export const policies = (): string[] =>
+  [...readFileSync(new URL("policies/index.ts", hostFolder), "utf8").matchAll(/export \{ (\w+) \}/g)].map(
+    (m) => m[1]!,
+  );
 
 export async function emitHost(h: HostInput): Promise<{ wasm: Uint8Array; config: string }> {
   const config = hostConfig(h);
   const exp = readFileSync(new URL("./assembly/exp.ts", import.meta.url), "utf8");
-  const sources: Record<string, string> = { "exp.ts": exp, "config.ts": config, "policy.ts": `export { ${h.policy} as policy } from "./policies/index";\n` };
+  const sources: Record<string, string> = {
+    "exp.ts": exp,
+    "config.ts": config,
+    "policy.ts": `export { ${h.policy} as policy } from "./policies/index";\n`,
+  };
   for (const dir of ["", "policies/"])
-    for (const f of readdirSync(new URL(dir || ".", hostFolder))) if (f.endsWith(".ts")) sources[dir + f] = readFileSync(new URL(dir + f, hostFolder), "utf8");
+    for (const f of readdirSync(new URL(dir || ".", hostFolder)))
+      if (f.endsWith(".ts")) sources[dir + f] = readFileSync(new URL(dir + f, hostFolder), "utf8");
   return { wasm: await compileAssembly(sources, "index.ts", []), config };
 }

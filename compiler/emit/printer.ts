@@ -96,7 +96,11 @@ export class Printer {
     if (!usesCol(e)) {
       const s = this.scalar(e);
       if (this.lanes === 1) return s;
-      return this.hoist(`splat ${s}`, (name) => this.dialect.declare(name, this.dialect.type(4), this.dialect.splat(s)), "s");
+      return this.hoist(
+        `splat ${s}`,
+        (name) => this.dialect.declare(name, this.dialect.type(4), this.dialect.splat(s)),
+        "s",
+      );
     }
     const known = this.colMemo.get(e);
     if (known) return known;

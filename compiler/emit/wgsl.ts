@@ -4,11 +4,35 @@
 import { type Expr, KV_BLOCK, optimizers, sparseIndex, type Type, type Value } from "../../ops/index.ts";
 import type { GridDim } from "../../runtime/bundle.ts";
 import type { Body, Operand } from "../fuse.ts";
-import { type AnyBody, isUpdate, type KernelEnv, memoryClasses, type ParamAddress, SLOT_TABLE, type UpdateBody, type Variant } from "../kernel.ts";
+import {
+  type AnyBody,
+  isUpdate,
+  type KernelEnv,
+  memoryClasses,
+  type ParamAddress,
+  SLOT_TABLE,
+  type UpdateBody,
+  type Variant,
+} from "../kernel.ts";
 import { Printer } from "./printer.ts";
 import { emitAttention } from "./wgsl_attention.ts";
 import { dialect, stores } from "./wgsl_dialect.ts";
-import { count, fn, guard, header, headerF, indent, jobRank, maskBit, overSegments, panelReader, ROWS, rowAt, WG, wordsInUse } from "./wgsl_parts.ts";
+import {
+  count,
+  fn,
+  guard,
+  header,
+  headerF,
+  indent,
+  jobRank,
+  maskBit,
+  overSegments,
+  panelReader,
+  ROWS,
+  rowAt,
+  WG,
+  wordsInUse,
+} from "./wgsl_parts.ts";
 import { emitLinear, emitLinearT, emitOuter, emitShrink, TILE } from "./wgsl_products.ts";
 
 type Kv = Type & { kind: "kv" };
@@ -16,7 +40,12 @@ type Kv = Type & { kind: "kv" };
 const MAX_GROUPS = 1024;
 
 /** WGSL of one launch. */
-export function emitLaunchWgsl(name: string, bodies: readonly AnyBody[], env: KernelEnv, variant: Variant = "any"): string {
+export function emitLaunchWgsl(
+  name: string,
+  bodies: readonly AnyBody[],
+  env: KernelEnv,
+  variant: Variant = "any",
+): string {
   const parts: string[] = [];
   let cases: string[] = [];
   bodies.forEach((b, i) => {
@@ -24,17 +53,29 @@ export function emitLaunchWgsl(name: string, bodies: readonly AnyBody[], env: Ke
     cases.push(`    case ${i}: { body_${i}(wg, lane); }`);
   });
   const [only] = bodies;
-  if (only && isUpdate(only) && only.norms) cases = only.norms.map((_, i) => `    case ${i}: { body_0_${i}(wg, lane); }`);
-  if (only && isUpdate(only) && only.skeleton === "optimizer") cases = only.params.map((_, i) => `    case ${i}: { body_0_${i}(wg, lane); }`);
+  if (only && isUpdate(only) && only.norms)
+    cases = only.norms.map((_, i) => `    case ${i}: { body_0_${i}(wg, lane); }`);
+  if (only && isUpdate(only) && only.skeleton === "optimizer")
+    cases = only.params.map((_, i) => `    case ${i}: { body_0_${i}(wg, lane); }`);
   const text = parts.join("\n");
-  const writesWeights = bodies.some((b) => isUpdate(b) && b.skeleton === "optimizer" && b.params.some((p) => p.kind !== "factor"));
+  const writesWeights = bodies.some(
+    (b) => isUpdate(b) && b.skeleton === "optimizer" && b.params.some((p) => p.kind !== "factor"),
+  );
   const used = (c: string): boolean => new RegExp(`\\b${c}\\[`).test(`${text}${helpers(text)}`);
   const declare = memoryClasses
     .map((c, i) => {
       const id = c === "meta" ? "batch" : c;
       if (!used(id)) return "";
-      const type = c === "weights" ? (writesWeights ? "array<f32>" : "array<vec4<u32>>") : c === "meta" || c === "tables" ? "array<i32>" : "array<f32>";
-      const access = c === "meta" || c === "tables" || (c === "weights" && !writesWeights) ? "read" : "read_write";
+      const type =
+        c === "weights"
+          ? writesWeights
+            ? "array<f32>"
+            : "array<vec4<u32>>"
+          : c === "meta" || c === "tables"
+            ? "array<i32>"
+            : "array<f32>";
+      const access =
+        c === "meta" || c === "tables" || (c === "weights" && !writesWeights) ? "read" : "read_write";
       return `@group(0) @binding(${i}) var<storage, ${access}> ${id}: ${type};`;
     })
     .filter(Boolean);
@@ -50,7 +91,9 @@ export function emitLaunchWgsl(name: string, bodies: readonly AnyBody[], env: Ke
     "fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {",
     "  let wg = vec3<i32>(group);",
     "  let lane = i32(index);",
-    ...(cases.length === 1 ? [cases[0]!.replace(/^.*\{ (.*) \}$/, "  $1")] : ["  switch wg.z {", ...cases, "    default: {}", "  }"]),
+    ...(cases.length === 1
+      ? [cases[0]!.replace(/^.*\{ (.*) \}$/, "  $1")]
+      : ["  switch wg.z {", ...cases, "    default: {}", "  }"]),
     "}",
     "",
   ]
@@ -59,7 +102,11 @@ export function emitLaunchWgsl(name: string, bodies: readonly AnyBody[], env: Ke
 }
 
 const sharedWords = (bodies: readonly AnyBody[]): number =>
-  Math.max(...bodies.map((b) => (isUpdate(b) || !b.node || !b.skeleton.startsWith("attend") ? 1 : (b.node.ins[1]!.type as Kv).headDim)));
+  Math.max(
+    ...bodies.map((b) =>
+      isUpdate(b) || !b.node || !b.skeleton.startsWith("attend") ? 1 : (b.node.ins[1]!.type as Kv).headDim,
+    ),
+  );
 
 /** Library functions that the text calls. */
 function helpers(text: string): string {
@@ -72,7 +119,8 @@ function helpers(text: string): string {
       "// Four int8 from byte `at` times four halves from half `scale` (multiples of four): exact.\nfn panel_int8(at: i32, scale: i32) -> vec4<f32> {\n  let q = bitcast<i32>(weights[at / 16][(at / 4) % 4]);\n  return vec4<f32>(f32((q << 24u) >> 24u), f32((q << 16u) >> 24u), f32((q << 8u) >> 24u), f32(q >> 24u)) * panel_f16(scale);\n}",
     weight_int8:
       "fn weight_int8(base: i32, n: i32, k: i32, K: i32, N: i32) -> f32 {\n  let columns = (N + PANEL - 1) / PANEL * PANEL;\n  let i = ((n / PANEL) * K + k) * PANEL + n % PANEL;\n  let s = (base * 2 + columns * K / 2) + ((n / PANEL) * ((K + 31) / 32) + k / 32) * PANEL + n % PANEL;\n  let q = panel_int8(base * 4 + i / 4 * 4, s / 4 * 4);\n  return q[n % 4];\n}",
-    weight_f32: "fn weight_f32(base: i32, n: i32, k: i32, K: i32) -> f32 {\n  return vector_at(base + ((n / PANEL) * K + k) * PANEL + n % PANEL);\n}",
+    weight_f32:
+      "fn weight_f32(base: i32, n: i32, k: i32, K: i32) -> f32 {\n  return vector_at(base + ((n / PANEL) * K + k) * PANEL + n % PANEL);\n}",
     weight_f16:
       "fn weight_f16(base: i32, n: i32, k: i32, K: i32) -> f32 {\n  let i = ((n / PANEL) * K + k) * PANEL + n % PANEL;\n  let word = base + i / 2;\n  let v = unpack2x16float(weights[word / 4][word % 4]);\n  return select(v.x, v.y, (i & 1) == 1);\n}",
     expand:
@@ -122,14 +170,23 @@ function emitBody(name: string, b: Body, env: KernelEnv, variant: Variant): stri
         p.row.push(
           `var sum${s.id} = ${max ? "-3.0e38f" : "0.0f"};`,
           `for (var col = lane; col < ${b.cols}; col += ${WG}) {`,
-          ...indent([...q.col, max ? `sum${s.id} = max(sum${s.id}, ${t});` : `sum${s.id} = sum${s.id} + ${t};`], 2),
+          ...indent(
+            [...q.col, max ? `sum${s.id} = max(sum${s.id}, ${t});` : `sum${s.id} = sum${s.id} + ${t};`],
+            2,
+          ),
           "}",
           `let stat${s.id} = ${max ? "fold_max" : "fold_sum"}(sum${s.id}, lane);`,
         );
       }
       const q = new Printer(p.dialect, 1, p);
       const tail = stores(q, b.stores, env, b.cols, "col == 0");
-      return fn(name, ["  let row = wg.x;", ...indent(p.row, 2), `  for (var col = lane; col < ${b.cols}; col += ${WG}) {`, ...indent([...q.col, ...tail], 4), "  }"]);
+      return fn(name, [
+        "  let row = wg.x;",
+        ...indent(p.row, 2),
+        `  for (var col = lane; col < ${b.cols}; col += ${WG}) {`,
+        ...indent([...q.col, ...tail], 4),
+        "  }",
+      ]);
     }
     case "linear":
       return emitLinear(name, b, env);
@@ -149,7 +206,13 @@ function emitBody(name: string, b: Body, env: KernelEnv, variant: Variant): stri
         `  if (col >= ${b.cols}) { return; }`,
         `  let o = ${header("job")} * ${env.jobWords} + ${pa.accum} + col;`,
         "  var total = accum[o];",
-        ...overSegments(b.domain, env, ["var sum = 0.0f;"], [`sum = sum + ${at.cls}[${at.at} + col];`], ["total = total + sum;"]),
+        ...overSegments(
+          b.domain,
+          env,
+          ["var sum = 0.0f;"],
+          [`sum = sum + ${at.cls}[${at.at} + col];`],
+          ["total = total + sum;"],
+        ),
         "  accum[o] = total;",
       ]);
     }
@@ -168,7 +231,13 @@ function emitBody(name: string, b: Body, env: KernelEnv, variant: Variant): stri
         `  let j = i32(adapters[${places} + ${at.colOf}]);`,
         `  let o = ${header("job")} * ${env.jobWords} + ${pa.accum} + e;`,
         "  var total = accum[o];",
-        ...overSegments(b.domain, env, ["var sum = 0.0f;"], [`sum = fma(${rd.cls}[${rd.at} + i], ${rx.cls}[${rx.at} + j], sum);`], ["total = total + sum;"]),
+        ...overSegments(
+          b.domain,
+          env,
+          ["var sum = 0.0f;"],
+          [`sum = fma(${rd.cls}[${rd.at} + i], ${rx.cls}[${rx.at} + j], sum);`],
+          ["total = total + sum;"],
+        ),
         "  accum[o] = total;",
       ]);
     }
@@ -253,9 +322,17 @@ function emitUpdate(name: string, b: UpdateBody, env: KernelEnv): string {
 function optimizerBody(name: string, b: UpdateBody, p: ParamAddress, env: KernelEnv, norms: string): string {
   const rule = optimizers[b.optimizer!];
   const printer = new Printer(dialect(env), 1);
-  const decay: Expr = p.kind === "vector" || (p.kind === "factor" && p.rows === "one") ? { e: "const", v: 0 } : { e: "metaf", name: "decay", at: null };
+  const decay: Expr =
+    p.kind === "vector" || (p.kind === "factor" && p.rows === "one")
+      ? { e: "const", v: 0 }
+      : { e: "metaf", name: "decay", at: null };
   const next = Object.entries(rule.update({ decay })).map(([key, e]) => [key, printer.at(e)] as const);
-  const where: Record<string, string> = { param: p.kind === "factor" ? `adapters[${p.offset} + ${header("slot")} * ${env.slotWords} + i]` : `weights[${p.offset} + i]` };
+  const where: Record<string, string> = {
+    param:
+      p.kind === "factor"
+        ? `adapters[${p.offset} + ${header("slot")} * ${env.slotWords} + i]`
+        : `weights[${p.offset} + i]`,
+  };
   rule.states.forEach((s, i) => {
     where[s] = `accum[g + ${(i + 1) * p.words} + i]`;
   });
@@ -276,16 +353,29 @@ function optimizerBody(name: string, b: UpdateBody, p: ParamAddress, env: Kernel
 }
 
 /** Each lane steps through at least eight elements: a workgroup costs more than a few of them. */
-const optimizerGroups = (b: UpdateBody): number => Math.min(MAX_GROUPS, Math.ceil(Math.max(...b.params.map((p) => p.words)) / (WG * 8)));
+const optimizerGroups = (b: UpdateBody): number =>
+  Math.min(MAX_GROUPS, Math.ceil(Math.max(...b.params.map((p) => p.words)) / (WG * 8)));
 
 const one: GridDim = { count: "one", mul: 1, div: 1 };
 const fixed = (n: number): GridDim => ({ count: "one", mul: n, div: 1 });
 
 /** Workgroups of a launch: x and y cover the largest body, z picks the body. */
-export function gridOf(bodies: readonly AnyBody[], env: KernelEnv, variant: Variant = "any"): readonly [GridDim, GridDim, GridDim] {
+export function gridOf(
+  bodies: readonly AnyBody[],
+  env: KernelEnv,
+  variant: Variant = "any",
+): readonly [GridDim, GridDim, GridDim] {
   const first = bodies[0]!;
-  if (isUpdate(first) && first.norms) return [fixed(Math.max(...first.norms.map((r) => Math.ceil(r.weight.n / 4 / WG)))), one, fixed(first.norms.length)];
-  if (isUpdate(first)) return first.skeleton === "optimizer" ? [fixed(optimizerGroups(first)), one, fixed(first.params.length)] : [one, one, one];
+  if (isUpdate(first) && first.norms)
+    return [
+      fixed(Math.max(...first.norms.map((r) => Math.ceil(r.weight.n / 4 / WG)))),
+      one,
+      fixed(first.norms.length),
+    ];
+  if (isUpdate(first))
+    return first.skeleton === "optimizer"
+      ? [fixed(optimizerGroups(first)), one, fixed(first.params.length)]
+      : [one, one, one];
   const list = bodies as readonly Body[];
   const rows = (div = 1): GridDim => ({ count: first.domain === "R" ? "n_head" : "n_rows", mul: 1, div });
   const cols = (f: (b: Body) => number): GridDim => fixed(Math.max(...list.map((b) => Math.ceil(f(b) / WG))));
@@ -304,9 +394,15 @@ export function gridOf(bodies: readonly AnyBody[], env: KernelEnv, variant: Vari
     case "outer": {
       const shape = list.map((b) => {
         const p = env.param(String(b.node!.attrs.of));
-        return p.kind === "weight" ? [Math.ceil(p.k / 4) * 4, Math.ceil(p.n / 16)] : [Math.ceil(p.k / 4), Math.ceil(p.n / 4)];
+        return p.kind === "weight"
+          ? [Math.ceil(p.k / 4) * 4, Math.ceil(p.n / 16)]
+          : [Math.ceil(p.k / 4), Math.ceil(p.n / 4)];
       });
-      return [fixed(Math.max(...shape.map((s) => Math.ceil(s[0]! / WG)))), fixed(Math.max(...shape.map((s) => s[1]!))), z];
+      return [
+        fixed(Math.max(...shape.map((s) => Math.ceil(s[0]! / WG)))),
+        fixed(Math.max(...shape.map((s) => s[1]!))),
+        z,
+      ];
     }
     case "col_sum":
       return [cols((b) => b.cols), one, z];
@@ -315,7 +411,11 @@ export function gridOf(bodies: readonly AnyBody[], env: KernelEnv, variant: Vari
     case "scatter_rows":
       return [cols((b) => env.param(String(b.node!.attrs.of)).k), one, z];
     case "attend":
-      return [variant === "few" ? { count: "few_rows", mul: 1, div: 1 } : { count: "many_rows", mul: 1, div: WG }, fixed(Math.max(...list.map(heads))), z];
+      return [
+        variant === "few" ? { count: "few_rows", mul: 1, div: 1 } : { count: "many_rows", mul: 1, div: WG },
+        fixed(Math.max(...list.map(heads))),
+        z,
+      ];
     case "attend_dq":
       return [rows(WG), fixed(Math.max(...list.map(heads))), z];
     case "attend_dkv":

@@ -33,7 +33,8 @@ function shape(b: Body, node: Node, env: KernelEnv) {
     group: heads / kv.heads,
     scale: f32(Number(node.attrs.scale)),
     /** First word of a position's key (part 0) or value (1). */
-    kvAt: (part: 0 | 1, position: string, kh: string): string => `${offset} + kv_index(table, ${position}, ${part}, ${kh}, ${kv.heads}, ${kv.headDim})`,
+    kvAt: (part: 0 | 1, position: string, kh: string): string =>
+      `${offset} + kv_index(table, ${position}, ${part}, ${kh}, ${kv.heads}, ${kv.headDim})`,
     operand: (v: Value, row: string) => rowAt(b.operands[node.ins.indexOf(v)]!, env, row),
     out: (index: number) => env.address({ node, index, type: node.outs[index]! }),
     pos: `batch[${env.layout.arrays.pos} + row]`,
@@ -89,7 +90,8 @@ function forwardShared(name: string, b: Body, node: Node, env: KernelEnv): strin
   const [o, l] = [out(0), out(1)];
   const q = operand(node.ins[0]!, "row");
   const own = Math.ceil(hd / WG);
-  const each = (body: (i: number) => string): string[] => Array.from({ length: own }, (_, i) => `{ let d = lane + ${i * WG}; if (d < ${hd}) { ${body(i)} } }`);
+  const each = (body: (i: number) => string): string[] =>
+    Array.from({ length: own }, (_, i) => `{ let d = lane + ${i * WG}; if (d < ${hd}) { ${body(i)} } }`);
   return fn(name, [
     "  let row = wg.x;",
     "  let h = wg.y;",
@@ -122,7 +124,10 @@ function forwardShared(name: string, b: Body, node: Node, env: KernelEnv): strin
     "    l = fma(l, corr, lt);",
     `    let v = ${kvAt(1, "t", "kh")};`,
     ...indent(
-      each((i) => `o${i} = o${i} * corr; for (var j = 0; j < c; j++) { o${i} = fma(part[j], kv[v + j * ${hd} + d], o${i}); }`),
+      each(
+        (i) =>
+          `o${i} = o${i} * corr; for (var j = 0; j < c; j++) { o${i} = fma(part[j], kv[v + j * ${hd} + d], o${i}); }`,
+      ),
       4,
     ),
     "    workgroupBarrier();",
@@ -139,7 +144,12 @@ function forwardShared(name: string, b: Body, node: Node, env: KernelEnv): strin
 function queries(name: string, b: Body, node: Node, env: KernelEnv): string {
   const { hd, group, scale, kvAt, operand, out, pos, table } = shape(b, node, env);
   const [q, , oIn, lseIn, dout] = node.ins;
-  const [qAt, oAt, lAt, gAt] = [operand(q!, "row"), operand(oIn!, "row"), operand(lseIn!, "row"), operand(dout!, "row")];
+  const [qAt, oAt, lAt, gAt] = [
+    operand(q!, "row"),
+    operand(oIn!, "row"),
+    operand(lseIn!, "row"),
+    operand(dout!, "row"),
+  ];
   const dq = out(0);
   return fn(name, [
     `  let row = wg.x * ${WG} + lane;`,
@@ -173,7 +183,12 @@ function queries(name: string, b: Body, node: Node, env: KernelEnv): string {
 function keys(name: string, b: Body, node: Node, env: KernelEnv): string {
   const { hd, group, kvHeads, scale, kvAt, operand, out } = shape(b, node, env);
   const [q, , oIn, lseIn, dout] = node.ins;
-  const [qAt, oAt, lAt, gAt] = [operand(q!, "row"), operand(oIn!, "row"), operand(lseIn!, "row"), operand(dout!, "row")];
+  const [qAt, oAt, lAt, gAt] = [
+    operand(q!, "row"),
+    operand(oIn!, "row"),
+    operand(lseIn!, "row"),
+    operand(dout!, "row"),
+  ];
   const d = out(0);
   const width = 2 * kvHeads * hd;
   const seg = (array: string, at: string): string => `batch[${env.layout.arrays[array]} + ${at}]`;

@@ -24,7 +24,10 @@ export function dialect(env: KernelEnv): Dialect {
         return `batch[${off} + ${p.ix(ix.at)}]`;
       }
       case "bin": {
-        const [a, b] = [ixUsesCol(ix.a) ? ixText(ix.a, p) : p.ix(ix.a), ixUsesCol(ix.b) ? ixText(ix.b, p) : p.ix(ix.b)];
+        const [a, b] = [
+          ixUsesCol(ix.a) ? ixText(ix.a, p) : p.ix(ix.a),
+          ixUsesCol(ix.b) ? ixText(ix.b, p) : p.ix(ix.b),
+        ];
         const op = { add: "+", sub: "-", mul: "*", div: "/", mod: "%", lt: "<", xor: "^" }[ix.op];
         return ix.op === "lt" ? `select(0, 1, ${a} < ${b})` : `(${a} ${op} ${b})`;
       }
@@ -67,15 +70,21 @@ export function dialect(env: KernelEnv): Dialect {
     load: (e, p) => {
       const t = e.value.type;
       const ad = env.address(e.value);
-      if (t.kind === "weight") return `weight_${t.format}(${ad.offset}, ${p.ix(e.row)}, ${p.ix(e.col)}, ${t.k}${t.format === "int8" ? `, ${t.n}` : ""})`;
+      if (t.kind === "weight")
+        return `weight_${t.format}(${ad.offset}, ${p.ix(e.row)}, ${p.ix(e.col)}, ${t.k}${t.format === "int8" ? `, ${t.n}` : ""})`;
       if (t.kind === "factor") return `${slotAt(e.value, e.row, p)} + ${p.ix(e.col)}]`;
-      const at = ad.stride === 0 || t.kind === "vector" ? `${ad.offset} + ${p.ix(e.col)}` : `${ad.offset} + ${p.ix(e.row)} * ${ad.stride} + ${p.ix(e.col)}`;
+      const at =
+        ad.stride === 0 || t.kind === "vector"
+          ? `${ad.offset} + ${p.ix(e.col)}`
+          : `${ad.offset} + ${p.ix(e.row)} * ${ad.stride} + ${p.ix(e.col)}`;
       return ad.cls === "weights" ? `vector_at(${at})` : `${ad.cls}[${at}]`;
     },
     leaf: (e, p) => {
       switch (e.e) {
         case "metaf":
-          return e.at === null ? headerF(e.name) : `bitcast<f32>(batch[${env.layout.arrays[e.name]} + ${p.ix(e.at)}])`;
+          return e.at === null
+            ? headerF(e.name)
+            : `bitcast<f32>(batch[${env.layout.arrays[e.name]} + ${p.ix(e.at)}])`;
         case "scale":
           return `bitcast<f32>(tables[${SLOT_TABLE + e.branch * 2 + 1} + ${p.ix({ ix: "meta", name: "slot", at: e.row })} * ${env.branches * 2}])`;
         case "rand":
@@ -120,7 +129,13 @@ export function dialect(env: KernelEnv): Dialect {
 }
 
 /** Statements that store a body's outputs at (row, col); `narrow` ones (one column) only where `first` holds. */
-export function stores(p: Printer, list: readonly Store[], env: KernelEnv, cols: number, first: string): string[] {
+export function stores(
+  p: Printer,
+  list: readonly Store[],
+  env: KernelEnv,
+  cols: number,
+  first: string,
+): string[] {
   const out: string[] = [];
   const target = (s: Store): { at: string; guard: string | null } => {
     const col = s.cols === 1 ? "0" : "col";
@@ -137,7 +152,10 @@ export function stores(p: Printer, list: readonly Store[], env: KernelEnv, cols:
     const ad = env.address(s.kv);
     const pos = p.ix({ ix: "meta", name: "pos", at: { ix: "row" } });
     const table = p.ix({ ix: "meta", name: "table", at: { ix: "row" } });
-    return { at: `${ad.cls}[${ad.offset} + kv_index(${table}, ${pos}, ${s.part}, col / ${kv.headDim}, ${kv.heads}, ${kv.headDim}) + col % ${kv.headDim}]`, guard: null };
+    return {
+      at: `${ad.cls}[${ad.offset} + kv_index(${table}, ${pos}, ${s.part}, col / ${kv.headDim}, ${kv.heads}, ${kv.headDim}) + col % ${kv.headDim}]`,
+      guard: null,
+    };
   };
   for (const s of list) {
     const narrow = s.cols === 1 && cols !== 1;

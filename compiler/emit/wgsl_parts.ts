@@ -14,30 +14,46 @@ export const f32 = (v: number): string => {
   return /[.e]/.test(s) ? `${s}f` : `${s}.0f`;
 };
 export const indent = (lines: readonly string[], n: number): string[] => lines.map((l) => " ".repeat(n) + l);
-export const header = (name: string): string => `batch[${headerWords.indexOf(name as (typeof headerWords)[number])}]`;
+export const header = (name: string): string =>
+  `batch[${headerWords.indexOf(name as (typeof headerWords)[number])}]`;
 export const headerF = (name: string): string => `bitcast<f32>(${header(name)})`;
 /** Is a mask bit set in the block's header? */
 export const maskBit = (bit: number): string => `((${header(`mask_${bit >> 5}`)} >> ${bit & 31}u) & 1) == 1`;
 export const signature = "wg: vec3<i32>, lane: i32";
-export const fn = (name: string, lines: readonly string[], params = signature): string => `fn ${name}(${params}) {\n${lines.join("\n")}\n}`;
+export const fn = (name: string, lines: readonly string[], params = signature): string =>
+  `fn ${name}(${params}) {\n${lines.join("\n")}\n}`;
 
 /** First word of row `r` of an operand, and the buffer it is in. */
 export function rowAt(o: Operand, env: KernelEnv, r: string): { cls: string; at: string } {
   const ad = env.address(o.value);
-  if (o.undropped) return { cls: ad.cls, at: `select(${env.address(o.undropped).offset}, ${ad.offset}, ${maskBit(DROPOUT_BIT)}) + (${r}) * ${ad.stride}` };
+  if (o.undropped)
+    return {
+      cls: ad.cls,
+      at: `select(${env.address(o.undropped).offset}, ${ad.offset}, ${maskBit(DROPOUT_BIT)}) + (${r}) * ${ad.stride}`,
+    };
   const row = o.index === null ? `(${r})` : `batch[${env.layout.arrays[o.index]} + ${r}]`;
   return { cls: ad.cls, at: `${ad.offset} + ${row} * ${ad.stride}` };
 }
 
 export const count = (domain: Domain): string => header(ROWS_HEADER[domain]);
-export const guard = (bit: number | null): string[] => (bit === null ? [] : [`  if (!(${maskBit(bit)})) { return; }`]);
-export const jobRank = (branch: number, env: KernelEnv): string => `tables[${SLOT_TABLE + branch * 2} + ${header("slot")} * ${env.branches * 2}]`;
+export const guard = (bit: number | null): string[] =>
+  bit === null ? [] : [`  if (!(${maskBit(bit)})) { return; }`];
+export const jobRank = (branch: number, env: KernelEnv): string =>
+  `tables[${SLOT_TABLE + branch * 2} + ${header("slot")} * ${env.branches * 2}]`;
 /** Words of a slot tensor that the job's slot uses: what lies beyond its rank is zero. */
 export const wordsInUse = (p: ParamAddress, env: KernelEnv): string =>
-  p.kind !== "factor" || p.rows === "one" ? String(p.words) : `min(${p.words}, ${jobRank(p.branch!, env)} * ${p.k})`;
+  p.kind !== "factor" || p.rows === "one"
+    ? String(p.words)
+    : `min(${p.words}, ${jobRank(p.branch!, env)} * ${p.k})`;
 
 /** A loop over the unit's segments, and inside it over the segment's rows `r`: each segment is summed on its own. */
-export function overSegments(domain: Domain, env: KernelEnv, before: readonly string[], each: readonly string[], after: readonly string[]): string[] {
+export function overSegments(
+  domain: Domain,
+  env: KernelEnv,
+  before: readonly string[],
+  each: readonly string[],
+  after: readonly string[],
+): string[] {
   const [first, count] = SEGMENT_ROWS[domain]!;
   return [
     `  for (var s = 0; s < ${header("n_segments")}; s++) {`,
@@ -53,12 +69,20 @@ export function overSegments(domain: Domain, env: KernelEnv, before: readonly st
 }
 
 /** Text of four neighbouring columns of a matrix in panels of 16, at (panel, k, column in the panel); a place counts words, halves or bytes. */
-export function panelReader(format: Format, offset: number, n: number, k: number): (panel: string, k: string, column: string) => string {
+export function panelReader(
+  format: Format,
+  offset: number,
+  n: number,
+  k: number,
+): (panel: string, k: string, column: string) => string {
   const base = offset * { f32: 1, f16: 2, int8: 4 }[format];
   const blocks = Math.ceil(k / INT8_BLOCK);
   const scales = 2 * offset + (Math.ceil(n / 16) * 16 * k) / 2;
   return (panel, row, column) => {
-    const at = (from: number, rows: number, row: string): string => `${from} + ((${panel}) * ${rows} + ${row}) * 16 + ${column}`;
-    return format === "int8" ? `panel_int8(${at(base, k, row)}, ${at(scales, blocks, `(${row}) / ${INT8_BLOCK}`)})` : `panel_${format}(${at(base, k, row)})`;
+    const at = (from: number, rows: number, row: string): string =>
+      `${from} + ((${panel}) * ${rows} + ${row}) * 16 + ${column}`;
+    return format === "int8"
+      ? `panel_int8(${at(base, k, row)}, ${at(scales, blocks, `(${row}) / ${INT8_BLOCK}`)})`
+      : `panel_${format}(${at(base, k, row)})`;
   };
 }

@@ -7,7 +7,19 @@ import type { Body, Operand } from "../fuse.ts";
 import { type KernelEnv, SLOT_TABLE } from "../kernel.ts";
 import { Printer } from "./printer.ts";
 import { dialect, stores } from "./wgsl_dialect.ts";
-import { count, fn, guard, header, indent, jobRank, overSegments, panelReader, ROWS, rowAt, WG } from "./wgsl_parts.ts";
+import {
+  count,
+  fn,
+  guard,
+  header,
+  indent,
+  jobRank,
+  overSegments,
+  panelReader,
+  ROWS,
+  rowAt,
+  WG,
+} from "./wgsl_parts.ts";
 
 type Weight = Type & { kind: "weight" };
 /** Rows of a product's register tile; a tail of at least so many takes a tile too, its missing rows being the last one again. */
@@ -18,11 +30,16 @@ const TILE_FROM = 3;
 function epilogue(name: string, b: Body, env: KernelEnv): string {
   const p = new Printer(dialect(env), 1);
   const tail = stores(p, b.stores, env, b.cols, "col == 0");
-  return fn(name, [...indent(p.row, 2), ...indent(p.col, 2), ...indent(tail, 2)], "row: i32, col: i32, acc: f32");
+  return fn(
+    name,
+    [...indent(p.row, 2), ...indent(p.col, 2), ...indent(tail, 2)],
+    "row: i32, col: i32, acc: f32",
+  );
 }
 
 /** Places of the rows of an operand that a tile of `n` rows reads. */
-const tileRows = (o: Operand, env: KernelEnv, n: number) => Array.from({ length: n }, (_, i) => rowAt(o, env, n === 1 ? "r" : `min(r0 + ${i}, n - 1)`));
+const tileRows = (o: Operand, env: KernelEnv, n: number) =>
+  Array.from({ length: n }, (_, i) => rowAt(o, env, n === 1 ? "r" : `min(r0 + ${i}, n - 1)`));
 
 /** A product of `b.cols` columns, a lane owning four of them; `sums` adds into a0 … of a tile of n rows what it reads. */
 function tiled(name: string, b: Body, env: KernelEnv, sums: (n: number) => readonly string[]): string {
@@ -83,7 +100,10 @@ export function emitLinearT(name: string, b: Body, env: KernelEnv): string {
       const chains = (terms: number): string[] =>
         four.slice(0, terms).flatMap((j) => {
           const w = `let n${j} = vec4<f32>(${four.map((c) => `w${c}.${"xyzw"[j]}`).join(", ")});`;
-          return [w, ...at.map((row, i) => `a${i} = fma(vec4<f32>(${row.cls}[y${s}_${i} + j + ${j}]), n${j}, a${i});`)];
+          return [
+            w,
+            ...at.map((row, i) => `a${i} = fma(vec4<f32>(${row.cls}[y${s}_${i} + j + ${j}]), n${j}, a${i});`),
+          ];
         });
       return [
         ...at.map((row, i) => `let y${s}_${i} = ${row.at};`),
@@ -157,7 +177,10 @@ export function emitOuter(name: string, b: Body, env: KernelEnv): string {
       ...four.flatMap((i) => four.map((c) => `  ${inside(c)}{ ${at(i, c)} = total${i}.${"xyzw"[c]}; }`)),
     ]);
   }
-  const lane = (j: number): string => (pa.n % 16 ? `select(0.0f, ${ra.cls}[min(y + ${j}, y0 + ${pa.n - 1})], j + ${j} < ${pa.n})` : `${ra.cls}[y + ${j}]`);
+  const lane = (j: number): string =>
+    pa.n % 16
+      ? `select(0.0f, ${ra.cls}[min(y + ${j}, y0 + ${pa.n - 1})], j + ${j} < ${pa.n})`
+      : `${ra.cls}[y + ${j}]`;
   return fn(name, [
     `  let at = wg.x * ${WG} + lane;`,
     "  let k = (at / 4) * 4;",
@@ -165,7 +188,9 @@ export function emitOuter(name: string, b: Body, env: KernelEnv): string {
     "  let j = wg.y * 16 + (at % 4) * 4;",
     `  if (wg.y >= ${Math.ceil(pa.n / 16)}) { return; }`,
     `  let o = ${base} + (wg.y * ${pa.k} + k) * 16 + (at % 4) * 4;`,
-    ...four.map((i) => `  var total${i} = vec4<f32>(${four.map((c) => `accum[o + ${i * 16 + c}]`).join(", ")});`),
+    ...four.map(
+      (i) => `  var total${i} = vec4<f32>(${four.map((c) => `accum[o + ${i * 16 + c}]`).join(", ")});`,
+    ),
     ...overSegments(
       b.domain,
       env,
@@ -179,6 +204,9 @@ export function emitOuter(name: string, b: Body, env: KernelEnv): string {
       ],
       add,
     ),
-    ...four.map((i) => `  ${pa.k % 4 ? `if (k + ${i} < ${pa.k}) ` : ""}{ ${four.map((c) => `accum[o + ${i * 16 + c}] = total${i}.${"xyzw"[c]};`).join(" ")} }`),
+    ...four.map(
+      (i) =>
+        `  ${pa.k % 4 ? `if (k + ${i} < ${pa.k}) ` : ""}{ ${four.map((c) => `accum[o + ${i * 16 + c}] = total${i}.${"xyzw"[c]};`).join(" ")} }`,
+    ),
   ]);
 }

@@ -2,4 +2,6 @@
 import { llama } from "./llama.ts";
 import type { Model } from "./model.ts";
 
-export const models: Readonly<Record<string, (config: Readonly<Record<string, unknown>>) => Model>> = { llama };
+export const models: Readonly<Record<string, (config: Readonly<Record<string, unknown>>) => Model>> = {
+  llama,
+};

@@ -72,7 +72,12 @@ const read = new Set([
 ]);
 
 function fail(key: string, expected: string, found: unknown): never {
-  throw new WeftError({ code: "WEFT_CONFIG", where: `config.json: ${key}`, expected, found: JSON.stringify(found) ?? "nothing" });
+  throw new WeftError({
+    code: "WEFT_CONFIG",
+    where: `config.json: ${key}`,
+    expected,
+    found: JSON.stringify(found) ?? "nothing",
+  });
 }
 function count(config: Json, key: string, fallback?: number): number {
   const v = config[key] ?? fallback;
@@ -90,7 +95,12 @@ function inverseFrequencies(config: Json, headDim: number): number[] {
   const type = scaling ? (scaling.rope_type ?? scaling.type ?? "default") : "default";
   if (type === "default") return base;
   if (type !== "llama3") fail("rope_scaling.rope_type", "default or llama3", type);
-  const [factor, low, high, original] = ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"].map((k) => {
+  const [factor, low, high, original] = [
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+  ].map((k) => {
     const v = scaling![k];
     if (typeof v !== "number") fail(`rope_scaling.${k}`, "a number", v);
     return v;
@@ -110,9 +120,11 @@ export function llama(config: Json): Model {
     if (!harmless.has(key) && !read.has(key) && config[key] !== null && config[key] !== false)
       fail(key, "a key this compiler knows; an unknown one may change the maths", config[key]);
   }
-  if (config.hidden_act !== undefined && config.hidden_act !== "silu") fail("hidden_act", "silu", config.hidden_act);
+  if (config.hidden_act !== undefined && config.hidden_act !== "silu")
+    fail("hidden_act", "silu", config.hidden_act);
   if (config.rope_interleaved === true) fail("rope_interleaved", "false", true);
-  if (config.pretraining_tp !== undefined && config.pretraining_tp !== 1) fail("pretraining_tp", "1", config.pretraining_tp);
+  if (config.pretraining_tp !== undefined && config.pretraining_tp !== 1)
+    fail("pretraining_tp", "1", config.pretraining_tp);
   const hiddenSize = count(config, "hidden_size");
   const heads = count(config, "num_attention_heads");
   const kvHeads = count(config, "num_key_value_heads", heads);
@@ -143,14 +155,36 @@ export function llama(config: Json): Model {
       const x = b.norm(h, "input_layernorm.weight", eps);
       const q = b.linear(x, "self_attn.q_proj", heads * headDim, attentionBias, { out: "heads" });
       const k = b.linear(x, "self_attn.k_proj", kvHeads * headDim, attentionBias, { out: "kvHeads" });
-      const v = b.linear(x, "self_attn.v_proj", kvHeads * headDim, attentionBias, { out: "kvHeads", coupling: { group: "heads", axis: "out", unit: headDim, shared } });
+      const v = b.linear(x, "self_attn.v_proj", kvHeads * headDim, attentionBias, {
+        out: "kvHeads",
+        coupling: { group: "heads", axis: "out", unit: headDim, shared },
+      });
       const o = b.attention(q, k, v, { heads, kvHeads, headDim, positions });
-      const h2 = add(h, b.linear(o, "self_attn.o_proj", hiddenSize, attentionBias, { in: "heads", coupling: { group: "heads", axis: "in", unit: headDim, shared } }));
+      const h2 = add(
+        h,
+        b.linear(o, "self_attn.o_proj", hiddenSize, attentionBias, {
+          in: "heads",
+          coupling: { group: "heads", axis: "in", unit: headDim, shared },
+        }),
+      );
       const x2 = b.norm(h2, "post_attention_layernorm.weight", eps);
-      const gate = b.linear(x2, "mlp.gate_proj", ffn, mlpBias, { out: "ffn", coupling: { group: "ffn", axis: "out", unit: 1, shared: false } });
-      const up = b.linear(x2, "mlp.up_proj", ffn, mlpBias, { out: "ffn", coupling: { group: "ffn", axis: "out", unit: 1, shared: false } });
-      return add(h2, b.linear(mul(silu(gate), up), "mlp.down_proj", hiddenSize, mlpBias, { in: "ffn", coupling: { group: "ffn", axis: "in", unit: 1, shared: false } }));
+      const gate = b.linear(x2, "mlp.gate_proj", ffn, mlpBias, {
+        out: "ffn",
+        coupling: { group: "ffn", axis: "out", unit: 1, shared: false },
+      });
+      const up = b.linear(x2, "mlp.up_proj", ffn, mlpBias, {
+        out: "ffn",
+        coupling: { group: "ffn", axis: "out", unit: 1, shared: false },
+      });
+      return add(
+        h2,
+        b.linear(mul(silu(gate), up), "mlp.down_proj", hiddenSize, mlpBias, {
+          in: "ffn",
+          coupling: { group: "ffn", axis: "in", unit: 1, shared: false },
+        }),
+      );
     },
-    checkpointName: (name, l) => (l !== null ? `model.layers.${l}.${name}` : name === "lm_head.weight" ? name : `model.${name}`),
+    checkpointName: (name, l) =>
+      l !== null ? `model.layers.${l}.${name}` : name === "lm_head.weight" ? name : `model.${name}`,
   };
 }

@@ -45,12 +45,33 @@ const statements: Readonly<Record<Attribute, readonly string[]>> = {
   home: ["N lives near the V.", "The house of N is by the V.", "N goes home to the V."],
 };
 export const questions: Readonly<Record<Attribute, readonly string[]>> = {
-  pet: ["What pet does N have?", "Which animal lives with N?", "What is the pet of N?", "Tell me the animal of N."],
-  hat: ["What color is the hat of N?", "Which hat does N wear?", "What is the color N wears?", "Tell me the hat color of N."],
+  pet: [
+    "What pet does N have?",
+    "Which animal lives with N?",
+    "What is the pet of N?",
+    "Tell me the animal of N.",
+  ],
+  hat: [
+    "What color is the hat of N?",
+    "Which hat does N wear?",
+    "What is the color N wears?",
+    "Tell me the hat color of N.",
+  ],
   food: ["What does N eat?", "Which food does N love?", "What is the food of N?", "Tell me what N eats."],
-  home: ["Where does N live?", "Near what is the house of N?", "What is near the home of N?", "Tell me where N lives."],
+  home: [
+    "Where does N live?",
+    "Near what is the house of N?",
+    "What is near the home of N?",
+    "Tell me where N lives.",
+  ],
 };
-const openings = ["One sunny day, N went out.", "It was a cold morning.", "N woke up early.", "Once there was a child named N.", "The sun was warm and N was happy."];
+const openings = [
+  "One sunny day, N went out.",
+  "It was a cold morning.",
+  "N woke up early.",
+  "Once there was a child named N.",
+  "The sun was warm and N was happy.",
+];
 const events = [
   "N saw a big tree and sat under it.",
   "It began to rain, so N ran home.",
@@ -63,7 +84,13 @@ const events = [
   "N wanted to fly like a kite.",
   "A friend came to play with N.",
 ];
-const endings = ["Then the day was over.", "N was very happy.", "And so N went to sleep.", "It was a good day.", "They all smiled."];
+const endings = [
+  "Then the day was over.",
+  "N was very happy.",
+  "And so N went to sleep.",
+  "It was a good day.",
+  "They all smiled.",
+];
 
 /** A stream of draws that counts the information it gives out, in nats. */
 export class Draws {
@@ -90,7 +117,8 @@ export class Draws {
     return hit;
   }
 }
-const fill = (template: string, name: string, value = ""): string => template.replaceAll("N", name).replaceAll("V", value);
+const fill = (template: string, name: string, value = ""): string =>
+  template.replaceAll("N", name).replaceAll("V", value);
 export const ask = (question: string, name: string): string => `Question: ${fill(question, name)}\nAnswer:`;
 export const answer = (value: string): string => ` ${value}.\n`;
 

@@ -72,10 +72,17 @@ export async function makeInitial(dir: string): Promise<void> {
   const tensors: [string, number[], Float32Array][] = [];
   const matrix = (name: string, n: number, k: number, sigma: number): void => {
     // The sum of four uniforms: near enough to normal, and made of integers alone.
-    const data = Float32Array.from({ length: n * k }, () => ((draws.below(65536) + draws.below(65536) + draws.below(65536) + draws.below(65536)) / 65536 - 2) * sigma * 1.7320508);
+    const data = Float32Array.from(
+      { length: n * k },
+      () =>
+        ((draws.below(65536) + draws.below(65536) + draws.below(65536) + draws.below(65536)) / 65536 - 2) *
+        sigma *
+        1.7320508,
+    );
     tensors.push([name, [n, k], data]);
   };
-  const ones = (name: string): void => void tensors.push([name, [r.hidden], new Float32Array(r.hidden).fill(1)]);
+  const ones = (name: string): void =>
+    void tensors.push([name, [r.hidden], new Float32Array(r.hidden).fill(1)]);
   matrix("model.embed_tokens.weight", r.vocab, r.hidden, 0.05);
   for (let l = 0; l < r.layers; l++) {
     const p = `model.layers.${l}.`;
@@ -92,7 +99,10 @@ export async function makeInitial(dir: string): Promise<void> {
     matrix(`${p}mlp.down_proj.weight`, r.hidden, r.ffn, out / Math.sqrt(r.ffn));
   }
   ones("model.norm.weight");
-  writeFileSync(join(dir, "model.safetensors"), encodeSafetensors(tensors.map(([name, shape, data]) => ({ name, shape, dtype: "F32" as const, data }))));
+  writeFileSync(
+    join(dir, "model.safetensors"),
+    encodeSafetensors(tensors.map(([name, shape, data]) => ({ name, shape, dtype: "F32" as const, data }))),
+  );
 }
 
 export const capacities = {
@@ -116,7 +126,10 @@ export function trainingRows(n: number, seed: number): { rows: DataRow[]; texts:
   const texts = Array.from({ length: n }, () => [document(d), document(d)]);
   return { rows: [], texts, nats: d.nats };
 }
-export function encodeRows(texts: readonly (readonly string[])[], encode: (s: string) => number[]): { input_ids: number[] }[] {
+export function encodeRows(
+  texts: readonly (readonly string[])[],
+  encode: (s: string) => number[],
+): { input_ids: number[] }[] {
   return texts.map((docs) => ({ input_ids: docs.flatMap((t) => [...encode(t), 1]) }));
 }
 
@@ -148,7 +161,9 @@ async function main(): Promise<void> {
   const entropy = nats / learned;
   const held = encodeRows(trainingRows(60, recipe.seed + 3).texts, (s) => engine.encode(s));
   const log: { step: number; loss: number }[] = [];
-  console.error(`entropy ${entropy.toFixed(4)} nats a token, ${learned} tokens, ${engine.manifest.model.parameters} parameters`);
+  console.error(
+    `entropy ${entropy.toFixed(4)} nats a token, ${learned} tokens, ${engine.manifest.model.parameters} parameters`,
+  );
   const t0 = performance.now();
   const job = await engine.finetune({
     ...training,
@@ -157,7 +172,10 @@ async function main(): Promise<void> {
     onEvent: (e) => {
       if (e.type !== "step") return;
       log.push({ step: e.step, loss: e.loss });
-      if (e.step % 10 === 0) console.error(`step ${e.step} loss ${e.loss.toFixed(4)} ${Math.round(e.tokensPerSecond)} tokens/s ${((performance.now() - t0) / 1000).toFixed(0)} s`);
+      if (e.step % 10 === 0)
+        console.error(
+          `step ${e.step} loss ${e.loss.toFixed(4)} ${Math.round(e.tokensPerSecond)} tokens/s ${((performance.now() - t0) / 1000).toFixed(0)} s`,
+        );
       if (e.step % 200 === 0 && e.step < recipe.steps) void job.checkpoint(checkpoint).catch(() => {});
     },
   });
@@ -173,8 +191,21 @@ async function main(): Promise<void> {
   await engine.saveModel(join(here, "story"));
   writeFileSync(
     join(here, "story-log.json"),
-    JSON.stringify({ recipe, device: engine.device.name, entropy, heldOut: sum / n, ratio: sum / n / entropy, tokens: learned, losses: losses.map((x) => Number(x.toFixed(6))) }),
+    JSON.stringify({
+      recipe,
+      device: engine.device.name,
+      entropy,
+      heldOut: sum / n,
+      ratio: sum / n / entropy,
+      tokens: learned,
+      losses: losses.map((x) => Number(x.toFixed(6))),
+    }),
   );
   rmSync(checkpoint, { recursive: true, force: true });
 }
-if (process.argv[1] && readFileSync(fileURLToPath(import.meta.url)).length && process.argv[1].endsWith("train.ts")) await main();
+if (
+  process.argv[1] &&
+  readFileSync(fileURLToPath(import.meta.url)).length &&
+  process.argv[1].endsWith("train.ts")
+)
+  await main();

@@ -1,7 +1,12 @@
 /** Runs one test file and reports what ran: the last line of its output is `weft-tests {json}`. */
 import { pathToFileURL } from "node:url";
 
-const g = globalThis as unknown as { UVU_DEFER: number; UVU_QUEUE: unknown[][]; UVU_INDEX: number; weftTests: { registered: number } };
+const g = globalThis as unknown as {
+  UVU_DEFER: number;
+  UVU_QUEUE: unknown[][];
+  UVU_INDEX: number;
+  weftTests: { registered: number };
+};
 g.UVU_DEFER = 1;
 g.UVU_QUEUE = [[null]];
 g.UVU_INDEX = 0;
@@ -25,5 +30,7 @@ try {
 }
 process.stdout.write = write;
 if (error) write(`${error}\n`);
-write(`\nweft-tests ${JSON.stringify({ registered: g.weftTests.registered, passed, error: error !== null })}\n`);
+write(
+  `\nweft-tests ${JSON.stringify({ registered: g.weftTests.registered, passed, error: error !== null })}\n`,
+);
 process.exit(error || passed !== g.weftTests.registered || passed === 0 ? 1 : 0);

@@ -27,8 +27,14 @@ export const small: Partial<Capacities> = {
   jobs: 2,
 };
 /** Room for S2FT on every site: 32 channels each; of the odd model, 60 (a key head's three query heads of 20). */
-export const s2ftAll = { sites: ["o_proj", "v_proj", "gate_proj", "up_proj", "down_proj"], parameters: 5 * 32 * 64 } as const;
-export const s2ftOdd = { sites: ["o_proj", "v_proj", "gate_proj", "up_proj", "down_proj"], parameters: 5 * 60 * 96 } as const;
+export const s2ftAll = {
+  sites: ["o_proj", "v_proj", "gate_proj", "up_proj", "down_proj"],
+  parameters: 5 * 32 * 64,
+} as const;
+export const s2ftOdd = {
+  sites: ["o_proj", "v_proj", "gate_proj", "up_proj", "down_proj"],
+  parameters: 5 * 60 * 96,
+} as const;
 export const idsOf = (name: string, n: number, vocab: number): number[] => {
   const next = generator(name);
   return Array.from({ length: n }, () => next() % vocab);
@@ -66,10 +72,21 @@ interface Reference extends S2ftReference {
 }
 export const reference = JSON.parse(readFileSync(`${fixtures}reference.json`, "utf8")) as {
   odd: Reference;
-  even: Reference & Readonly<Record<"activation_squares" | "gradient_squares", readonly Readonly<Record<"ffn" | "heads", readonly number[]>>[]>>;
+  even: Reference &
+    Readonly<
+      Record<
+        "activation_squares" | "gradient_squares",
+        readonly Readonly<Record<"ffn" | "heads", readonly number[]>>[]
+      >
+    >;
   mha: S2ftReference;
   mqa: S2ftReference;
-  methods: Readonly<Record<string, { loss: number; grads: Readonly<Record<string, readonly number[]>>; losses: readonly number[] }>>;
+  methods: Readonly<
+    Record<
+      string,
+      { loss: number; grads: Readonly<Record<string, readonly number[]>>; losses: readonly number[] }
+    >
+  >;
   weft_adapter_sha256?: string;
   weft_s2ft_as_lora_sha256?: string;
 };
@@ -85,7 +102,13 @@ const bundles = new Map<string, Promise<string>>();
 export function bundle(config: Config, options: CompileOptions = {}): Promise<string> {
   // On WebGPU every law is tested under the limits of the smallest devices.
   const limits = options.targets?.includes("webgpu") ? tiny : {};
-  const full: CompileOptions = { targets: ["wasm"], train: ["lora"], limits, ...options, capacities: { ...small, ...options.capacities } };
+  const full: CompileOptions = {
+    targets: ["wasm"],
+    train: ["lora"],
+    limits,
+    ...options,
+    capacities: { ...small, ...options.capacities },
+  };
   const key = JSON.stringify([config, full]);
   let made = bundles.get(key);
   if (!made) {
@@ -95,12 +118,18 @@ export function bundle(config: Config, options: CompileOptions = {}): Promise<st
   }
   return made;
 }
-export async function engineOf(config: Config, options: CompileOptions & { load?: LoadOptions } = {}): Promise<Engine> {
+export async function engineOf(
+  config: Config,
+  options: CompileOptions & { load?: LoadOptions } = {},
+): Promise<Engine> {
   const { load: loading, ...compile } = options;
   const target = compile.targets?.[0] ?? "wasm";
   return load(await bundle(config, compile), { device: target === "wasm" ? "wasm" : "software", ...loading });
 }
-export async function collect(engine: Engine, o: Parameters<Engine["generate"]>[0]): Promise<{ ids: number[]; logprobs: number[] }> {
+export async function collect(
+  engine: Engine,
+  o: Parameters<Engine["generate"]>[0],
+): Promise<{ ids: number[]; logprobs: number[] }> {
   const out = { ids: [] as number[], logprobs: [] as number[] };
   for await (const p of engine.generate(o)) {
     out.ids.push(p.id);
@@ -108,12 +137,22 @@ export async function collect(engine: Engine, o: Parameters<Engine["generate"]>[
   }
   return out;
 }
-export const bits = (a: Float32Array): string => Buffer.from(a.buffer, a.byteOffset, a.byteLength).toString("base64");
-export const contentBits = (engine: Engine, ref: string): string => engine.core.adapters.find(ref).content.tensors.map(bits).join();
+export const bits = (a: Float32Array): string =>
+  Buffer.from(a.buffer, a.byteOffset, a.byteLength).toString("base64");
+export const contentBits = (engine: Engine, ref: string): string =>
+  engine.core.adapters.find(ref).content.tensors.map(bits).join();
 
 /** Logits of the reference prompt against torch's. */
-export async function checkLogits(engine: Engine, name: string, vocab: number, adapter?: string): Promise<void> {
-  const { logits } = await engine.score(idsOf("prompt", 70, vocab), { logits: true, ...(adapter && { adapter }) });
+export async function checkLogits(
+  engine: Engine,
+  name: string,
+  vocab: number,
+  adapter?: string,
+): Promise<void> {
+  const { logits } = await engine.score(idsOf("prompt", 70, vocab), {
+    logits: true,
+    ...(adapter && { adapter }),
+  });
   const want = referenceTensor(name);
   let max = 0;
   let error = 0;
@@ -126,8 +165,22 @@ export async function checkLogits(engine: Engine, name: string, vocab: number, a
   assert.ok(error <= 1e-4 * max, `${name}: largest error ${error}, logits up to ${max}`);
 }
 /** Gradient of a tensor from one plain SGD step, against norm and projections of torch's. */
-export function checkGradient(name: string, before: Float32Array, after: Float32Array, lr: number, want: readonly number[]): void {
+export function checkGradient(
+  name: string,
+  before: Float32Array,
+  after: Float32Array,
+  lr: number,
+  want: readonly number[],
+): void {
   const g = Float64Array.from(before, (x, i) => (x - after[i]!) / lr);
-  const got = [Math.sqrt(g.reduce((s, x) => s + x * x, 0)), ...[0, 1, 2, 3].map((k) => uniform(`projection${k}`, g.length).reduce((s, u, i) => s + u * g[i]!, 0))];
-  got.forEach((x, i) => assert.ok(Math.abs(x - want[i]!) <= 2e-4 * (want[0]! + 1e-3), `${name}: projection ${i} is ${x}, torch says ${want[i]}`));
+  const got = [
+    Math.sqrt(g.reduce((s, x) => s + x * x, 0)),
+    ...[0, 1, 2, 3].map((k) => uniform(`projection${k}`, g.length).reduce((s, u, i) => s + u * g[i]!, 0)),
+  ];
+  got.forEach((x, i) =>
+    assert.ok(
+      Math.abs(x - want[i]!) <= 2e-4 * (want[0]! + 1e-3),
+      `${name}: projection ${i} is ${x}, torch says ${want[i]}`,
+    ),
+  );
 }

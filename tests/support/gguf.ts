@@ -1,9 +1,14 @@
 /** Writes GGUF from the format's own description. */
 
-export type Meta = Readonly<Record<string, string | number | boolean | Float32Array | readonly string[] | readonly number[]>>;
+export type Meta = Readonly<
+  Record<string, string | number | boolean | Float32Array | readonly string[] | readonly number[]>
+>;
 
 /** A GGUF 3 file: header, metadata, tensor table, tensors at multiples of 32. */
-export function writeGguf(meta: Meta, tensors: readonly { name: string; shape: readonly number[]; type: number; data: Uint8Array }[]): Uint8Array {
+export function writeGguf(
+  meta: Meta,
+  tensors: readonly { name: string; shape: readonly number[]; type: number; data: Uint8Array }[],
+): Uint8Array {
   const parts: Uint8Array[] = [];
   const put = (n: number, f: (v: DataView) => void): void => {
     const b = new Uint8Array(n);

@@ -7,7 +7,15 @@ import { type KernelEnv, type ParamAddress, variantsOf } from "../../compiler/ke
 import { blockLayouts, headerWords } from "../../compiler/metadata.ts";
 import { align, type Layout, placeValues } from "../../compiler/plan.ts";
 import { type Capacities, type Target, targets } from "../../compiler/target.ts";
-import { type EvalCtx, inputName, isInput, type Type, toposort, type Value, valueKey } from "../../ops/index.ts";
+import {
+  type EvalCtx,
+  inputName,
+  isInput,
+  type Type,
+  toposort,
+  type Value,
+  valueKey,
+} from "../../ops/index.ts";
 import type { Manifest, TargetPlan } from "../../runtime/bundle.ts";
 import type { Device } from "../../runtime/device.ts";
 import { pack, restore, store, unpack } from "../../runtime/formats.ts";
@@ -61,7 +69,9 @@ export function batch(seed: string, rows: number, heads: number, kind: "step" | 
       pos: Array.from({ length: rows }, (_, r) => (r < two ? r + 3 : pos0 + r - two)),
       slot: Array.from({ length: rows }, (_, r) => (kind === "unit" ? 2 : pick(r + 99, 4))),
       table: Array.from({ length: rows }, (_, r) => at + seqOf(r) * perSequence),
-      save_row: Array.from({ length: rows }, (_, r) => (kind === "step" && r % 3 === 0 ? -1 : pos0 + r - two + (r < two ? 40 : 0))),
+      save_row: Array.from({ length: rows }, (_, r) =>
+        kind === "step" && r % 3 === 0 ? -1 : pos0 + r - two + (r < two ? 40 : 0),
+      ),
       ext_row: Array.from({ length: rows }, (_, r) => r),
       drop_key: Array.from({ length: rows }, (_, r) => (r % 4 === 1 ? 0 : 77 + r)),
       drop_p: Array.from({ length: rows }, () => 0.25),
@@ -78,7 +88,15 @@ export function batch(seed: string, rows: number, heads: number, kind: "step" | 
       seg_keys: [pos0 + rows],
       tables: [3, 0, 5, 7, 2, 9],
     },
-    header: { n_rows: rows, n_head: heads, mask_0: 0x7fffffff, mask_4: 3, slot: kind === "unit" ? 2 : 0, n_keys: kind === "unit" ? pos0 + rows : 0, n_segments: 1 },
+    header: {
+      n_rows: rows,
+      n_head: heads,
+      mask_0: 0x7fffffff,
+      mask_4: 3,
+      slot: kind === "unit" ? 2 : 0,
+      n_keys: kind === "unit" ? pos0 + rows : 0,
+      n_segments: 1,
+    },
     ranks: [0, 4, 8, 3],
     scales: [0, 0.5, 2, 1.25],
   };
@@ -87,7 +105,8 @@ export function batch(seed: string, rows: number, heads: number, kind: "step" | 
 const rowsOf = (b: Batch, t: Type & { kind: "rows" }): number => (t.domain === "R" ? b.heads : b.rows);
 export function context(b: Batch): EvalCtx {
   const layout = blockLayouts(capacities, []);
-  const raw = (i: number): number => b.arrays.tables![i - (b.header.n_keys ? layout.unit : layout.step).arrays.tables!]!;
+  const raw = (i: number): number =>
+    b.arrays.tables![i - (b.header.n_keys ? layout.unit : layout.step).arrays.tables!]!;
   return {
     rows: (d) => (d === "R" ? b.heads : b.rows),
     meta: (name, i) => (name === "raw" ? raw(i!) : i === null ? (b.header[name] ?? 0) : b.arrays[name]![i]!),
@@ -110,16 +129,25 @@ export function inputData(roots: readonly Value[], b: Batch, seed: string): Reco
       vector: () => (t as { n: number }).n,
       factor: () => 4 * (t as { rows: number }).rows * (t as { cols: number }).cols,
       field: () => capacities.savedRows * (t as { cols: number }).cols,
-      kv: () => capacities.blocks * 64 * (t as { heads: number; headDim: number }).heads * (t as { headDim: number }).headDim,
+      kv: () =>
+        capacities.blocks *
+        64 *
+        (t as { heads: number; headDim: number }).heads *
+        (t as { headDim: number }).headDim,
       table: () => capacities.context * (t as { cols: number }).cols,
       grad: () => 0,
     }[t.kind]();
     const values = uniform(`${seed} ${name}`, size);
     // A matrix has values that its format can hold.
-    out[name] = Float64Array.from(t.kind === "weight" ? restore(t.format, store(t.format, Float32Array.from(values), t.n, t.k, name), t.n, t.k) : values);
+    out[name] = Float64Array.from(
+      t.kind === "weight"
+        ? restore(t.format, store(t.format, Float32Array.from(values), t.n, t.k, name), t.n, t.k)
+        : values,
+    );
     if (t.kind === "factor" && t.rows > 1) {
       // Rows beyond a slot's rank are zero, as in a real slot.
-      for (let s = 0; s < 4; s++) out[name]!.fill(0, (s * t.rows + b.ranks[s]!) * t.cols, (s + 1) * t.rows * t.cols);
+      for (let s = 0; s < 4; s++)
+        out[name]!.fill(0, (s * t.rows + b.ranks[s]!) * t.cols, (s + 1) * t.rows * t.cols);
     }
   }
   return out;
@@ -131,7 +159,12 @@ export async function runOn(
   roots: readonly Value[],
   inputs: Readonly<Record<string, Float64Array>>,
   b: Batch,
-  options: { fuse?: boolean; threads?: number; variant?: "few" | "many"; mutate?: (source: string) => string } = {},
+  options: {
+    fuse?: boolean;
+    threads?: number;
+    variant?: "few" | "many";
+    mutate?: (source: string) => string;
+  } = {},
 ): Promise<{ outputs: Float32Array[]; launches: number }> {
   const t: Target = targets[target];
   const launches = fuse(roots, { fuse: options.fuse ?? true });
@@ -146,7 +179,10 @@ export async function runOn(
   let slot = 0;
   let kv = 64;
   let accum = 0;
-  const fixed = new Map<string, { cls: "arena" | "weights" | "adapters" | "kv"; offset: number; stride: number }>();
+  const fixed = new Map<
+    string,
+    { cls: "arena" | "weights" | "adapters" | "kv"; offset: number; stride: number }
+  >();
   const params = new Map<string, ParamAddress>();
   for (const v of inputNodes) {
     const name = inputName(v);
@@ -154,13 +190,33 @@ export async function runOn(
     if (ty.kind === "weight" || ty.kind === "vector") {
       const words = align(ty.kind === "weight" ? Math.ceil(ty.n / t.panel) * t.panel * ty.k : ty.n);
       fixed.set(name, { cls: "weights", offset: weights, stride: 0 });
-      params.set(name, { name, kind: ty.kind, n: ty.n, k: ty.kind === "weight" ? ty.k : 1, branch: null, rows: "one", offset: weights, words, accum });
+      params.set(name, {
+        name,
+        kind: ty.kind,
+        n: ty.n,
+        k: ty.kind === "weight" ? ty.k : 1,
+        branch: null,
+        rows: "one",
+        offset: weights,
+        words,
+        accum,
+      });
       weights += words;
       accum += words;
     } else if (ty.kind === "factor") {
       const words = align(ty.rows * ty.cols, 4);
       fixed.set(name, { cls: "adapters", offset: slot, stride: ty.cols });
-      params.set(name, { name, kind: "factor", n: ty.rows, k: ty.cols, branch: ty.branch, rows: ty.rows > 1 ? "rank" : "one", offset: slot, words, accum });
+      params.set(name, {
+        name,
+        kind: "factor",
+        n: ty.rows,
+        k: ty.cols,
+        branch: ty.branch,
+        rows: ty.rows > 1 ? "rank" : "one",
+        offset: slot,
+        words,
+        accum,
+      });
       slot += words;
       accum += align(words);
     } else if (ty.kind === "kv") {
@@ -180,8 +236,17 @@ export async function runOn(
     homes[`out${i}`] = arena;
     arena += align(64 * (r.type as { cols: number }).cols + 64);
   });
-  const program = { name: "test", region: "layer" as const, block: kind as "step" | "unit", roots, homes: rowRoots.map((value, i) => ({ value, name: `out${i}` })) };
-  const { places, end } = placeValues(program, launches, capacities, { persistent: arena, homes } as unknown as Layout);
+  const program = {
+    name: "test",
+    region: "layer" as const,
+    block: kind as "step" | "unit",
+    roots,
+    homes: rowRoots.map((value, i) => ({ value, name: `out${i}` })),
+  };
+  const { places, end } = placeValues(program, launches, capacities, {
+    persistent: arena,
+    homes,
+  } as unknown as Layout);
   const env: KernelEnv = {
     capacities,
     layout: blocks[kind],
@@ -194,8 +259,10 @@ export async function runOn(
     param: (n) => params.get(n)!,
     address: (v) => {
       const p = places.get(valueKey(v));
-      if (p !== undefined) return { cls: "arena", offset: p, stride: v.type.kind === "rows" ? v.type.cols : 0 };
-      if (v.node.op === "attend_dkv") return { cls: "arena", offset: dkvAt, stride: (v.type as { cols: number }).cols };
+      if (p !== undefined)
+        return { cls: "arena", offset: p, stride: v.type.kind === "rows" ? v.type.cols : 0 };
+      if (v.node.op === "attend_dkv")
+        return { cls: "arena", offset: dkvAt, stride: (v.type as { cols: number }).cols };
       if (v.type.kind === "kv") return { cls: "kv", offset: 0, stride: 0 };
       const f = fixed.get(inputName(v));
       if (!f) throw new Error(`no address for ${v.node.label}`);
@@ -209,13 +276,18 @@ export async function runOn(
     const name = `k${i}`;
     kernels[name] = { workgroup: 64, file: name };
     const variant = variantsOf(l.bodies).length > 1 ? (options.variant ?? "many") : "any";
-    const text = target === "wasm" ? emitLaunchAs(name, l.bodies, env) : emitLaunchWgsl(name, l.bodies, env, variant);
+    const text =
+      target === "wasm" ? emitLaunchAs(name, l.bodies, env) : emitLaunchWgsl(name, l.bodies, env, variant);
     sources.push(options.mutate ? options.mutate(text) : text);
-    const countOf = (c: string): number => (c === "one" ? 1 : (b.header[c.endsWith("_rows") ? "n_rows" : c] ?? 0));
+    const countOf = (c: string): number =>
+      c === "one" ? 1 : (b.header[c.endsWith("_rows") ? "n_rows" : c] ?? 0);
     const grid = gridOf(l.bodies, env, variant).map((g) => Math.ceil((countOf(g.count) * g.mul) / g.div));
     commands.push(i, 0, 0, ...grid);
   });
-  const chamber = (layer: number): { layer: number; outer: number } => ({ layer: align(Math.max(64, layer) + 256), outer: 64 });
+  const chamber = (layer: number): { layer: number; outer: number } => ({
+    layer: align(Math.max(64, layer) + 256),
+    outer: 64,
+  });
   const plan = {
     panel: t.panel,
     arenaWords: align(end + 1024),
@@ -225,20 +297,37 @@ export async function runOn(
     jobWords: 0,
     blocks: { [kind]: blocks[kind] },
     kernels,
-    classes: { weights: chamber(weights), kv: chamber(kv), saved: chamber(64), adapters: chamber(4 * slotWords), accum: chamber(accum), tables: chamber(64 + 4 * BRANCHES * 2) },
+    classes: {
+      weights: chamber(weights),
+      kv: chamber(kv),
+      saved: chamber(64),
+      adapters: chamber(4 * slotWords),
+      accum: chamber(accum),
+      tables: chamber(64 + 4 * BRANCHES * 2),
+    },
   } as unknown as TargetPlan;
   const manifest = { model: { layers: 1 }, train: [], targets: { [target]: plan } } as unknown as Manifest;
   let device: Device;
   if (target === "wasm") {
     const source = options.mutate ? options.mutate(prelude()) : prelude();
-    device = await openWasm(manifest, await compileKernels(`${source}\n${sources.join("\n")}`), { threads: options.threads });
+    device = await openWasm(manifest, await compileKernels(`${source}\n${sources.join("\n")}`), {
+      threads: options.threads,
+    });
   } else {
-    const d = await openWebGpu(manifest, async (name) => new TextEncoder().encode(sources[Number(name.slice(1))]!), "software");
+    const d = await openWebGpu(
+      manifest,
+      async (name) => new TextEncoder().encode(sources[Number(name.slice(1))]!),
+      "software",
+    );
     if (!d) throw new Error("no software WebGPU adapter: install the dev dependencies");
     device = d;
   }
   // Poison: nothing may read what nobody wrote.
-  for (const cls of ["arena", "saved"] as const) device.write({ cls, group: 0, offset: 0 }, new Float32Array(cls === "arena" ? plan.arenaWords : 64).fill(Number.NaN));
+  for (const cls of ["arena", "saved"] as const)
+    device.write(
+      { cls, group: 0, offset: 0 },
+      new Float32Array(cls === "arena" ? plan.arenaWords : 64).fill(Number.NaN),
+    );
   for (const v of inputNodes) {
     const name = inputName(v);
     const f = fixed.get(name);
@@ -246,11 +335,22 @@ export async function runOn(
     const data = Float32Array.from(inputs[name]!);
     if (v.type.kind === "factor")
       for (let s = 0; s < 4; s++)
-        device.write({ cls: "adapters", group: 0, offset: s * slotWords + f.offset }, data.slice(s * v.type.rows * v.type.cols, (s + 1) * v.type.rows * v.type.cols));
+        device.write(
+          { cls: "adapters", group: 0, offset: s * slotWords + f.offset },
+          data.slice(s * v.type.rows * v.type.cols, (s + 1) * v.type.rows * v.type.cols),
+        );
     else
       device.write(
         { cls: f.cls, group: 0, offset: f.offset },
-        v.type.kind === "weight" ? pack(v.type.format, store(v.type.format, data, v.type.n, v.type.k, name), v.type.n, v.type.k, t.panel) : data,
+        v.type.kind === "weight"
+          ? pack(
+              v.type.format,
+              store(v.type.format, data, v.type.n, v.type.k, name),
+              v.type.n,
+              v.type.k,
+              t.panel,
+            )
+          : data,
       );
   }
   const tables = new Uint32Array(64 + 4 * BRANCHES * 2);
@@ -272,12 +372,32 @@ export async function runOn(
   await device.run(0, Int32Array.from(commands), meta, []);
   const outputs: Float32Array[] = [];
   for (const r of roots) {
-    if (r.type.kind === "rows") outputs.push(await device.read({ cls: "arena", group: 0, offset: homes[`out${rowRoots.indexOf(r)}`]!, words: rowsOf(b, r.type) * r.type.cols }));
+    if (r.type.kind === "rows")
+      outputs.push(
+        await device.read({
+          cls: "arena",
+          group: 0,
+          offset: homes[`out${rowRoots.indexOf(r)}`]!,
+          words: rowsOf(b, r.type) * r.type.cols,
+        }),
+      );
     else if (r.type.kind === "grad") {
       const p = params.get(r.type.of)!;
       const data = await device.read({ cls: "accum", group: 0, offset: p.accum, words: p.words });
-      outputs.push(p.kind === "weight" ? unpack("f32", data, p.n, p.k, t.panel) : data.slice(0, p.kind === "factor" ? p.n * p.k : p.n));
-    } else outputs.push(await device.read({ cls: "arena", group: 0, offset: dkvAt, words: capacities.savedRows * (r.type as { cols: number }).cols }));
+      outputs.push(
+        p.kind === "weight"
+          ? unpack("f32", data, p.n, p.k, t.panel)
+          : data.slice(0, p.kind === "factor" ? p.n * p.k : p.n),
+      );
+    } else
+      outputs.push(
+        await device.read({
+          cls: "arena",
+          group: 0,
+          offset: dkvAt,
+          words: capacities.savedRows * (r.type as { cols: number }).cols,
+        }),
+      );
   }
   device.dispose();
   return { outputs, launches: launches.length };

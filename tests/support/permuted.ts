@@ -5,7 +5,10 @@ import { configs, fixtures } from "./engines.ts";
 import { scratch } from "./tiny.ts";
 
 /** A folder of S2FT's fixture as one of the class `permuted`, and the selection that a bundle of that class was compiled with: smaller sites first. */
-export function permuted(name: "odd" | "even" | "mha"): { folder: string; selection: NonNullable<Manifest["selection"]> } {
+export function permuted(name: "odd" | "even" | "mha"): {
+  folder: string;
+  selection: NonNullable<Manifest["selection"]>;
+} {
   const folder = `${scratch()}/s2ft`;
   cpSync(`${fixtures}s2ft-${name}`, folder, { recursive: true });
   const config = JSON.parse(readFileSync(`${folder}/adapter_config.json`, "utf8")) as object;
@@ -26,7 +29,13 @@ export function permuted(name: "odd" | "even" | "mha"): { folder: string; select
           .flat(),
       ),
     ],
-    groups: [...new Set([...index(l, "self_attn.v_proj"), ...(name === "mha" ? index(l, "self_attn.o_proj") : [])].map((c) => Math.floor(c / hd)))],
+    groups: [
+      ...new Set(
+        [...index(l, "self_attn.v_proj"), ...(name === "mha" ? index(l, "self_attn.o_proj") : [])].map((c) =>
+          Math.floor(c / hd),
+        ),
+      ),
+    ],
   }));
   return { folder, selection: { layers, selector: "random" } };
 }

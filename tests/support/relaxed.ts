@@ -14,7 +14,8 @@ const run = async (options: { relaxed?: boolean; threads?: number }) => {
   const j = await engine.finetune({
     ...job,
     onEvent: (e) => {
-      if (options.relaxed === undefined && e.type === "step" && e.step === 1) saved = j.checkpoint(`${dir}/checkpoint`);
+      if (options.relaxed === undefined && e.type === "step" && e.step === 1)
+        saved = j.checkpoint(`${dir}/checkpoint`);
     },
   });
   const { losses } = await j.done;
@@ -26,7 +27,14 @@ const run = async (options: { relaxed?: boolean; threads?: number }) => {
           (e: { code: string; message: string }) => e,
         )
       : null;
-  return { numerics: engine.core.info.numerics, invariance: engine.core.invariance, logits: logits!, losses, content: contentBits(engine, "job"), refused };
+  return {
+    numerics: engine.core.info.numerics,
+    invariance: engine.core.invariance,
+    logits: logits!,
+    losses,
+    content: contentBits(engine, "job"),
+    refused,
+  };
 };
 const relaxed = await run({ threads: 1 });
 const two = await run({ threads: 2, relaxed: true });
@@ -40,7 +48,9 @@ relaxed.logits.forEach((row, i) =>
   }),
 );
 const same = (a: typeof exact, b: typeof exact): boolean =>
-  a.logits.every((row, i) => bits(row) === bits(b.logits[i]!)) && a.content === b.content && String(a.losses) === String(b.losses);
+  a.logits.every((row, i) => bits(row) === bits(b.logits[i]!)) &&
+  a.content === b.content &&
+  String(a.losses) === String(b.losses);
 console.log(
   JSON.stringify({
     taken: relaxed.numerics,

@@ -23,5 +23,8 @@ export function suite(name: string): Suite {
       if (process.env.WEFT_TEST_TIMES) console.log(`    ${ms.toFixed(0)} ms  ${name}: ${title}`);
     });
   };
-  return Object.assign(test, { after: (f: () => void | Promise<void>) => inner.after(f), run: () => inner.run() });
+  return Object.assign(test, {
+    after: (f: () => void | Promise<void>) => inner.after(f),
+    run: () => inner.run(),
+  });
 }

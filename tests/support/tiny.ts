@@ -26,7 +26,13 @@ export const odd: Config = {
   max_position_embeddings: 256,
   rms_norm_eps: 1e-5,
   rope_theta: 10000,
-  rope_scaling: { rope_type: "llama3", factor: 4, low_freq_factor: 1, high_freq_factor: 4, original_max_position_embeddings: 64 },
+  rope_scaling: {
+    rope_type: "llama3",
+    factor: 4,
+    low_freq_factor: 1,
+    high_freq_factor: 4,
+    original_max_position_embeddings: 64,
+  },
   tie_word_embeddings: false,
   attention_bias: true,
   mlp_bias: true,
@@ -87,7 +93,8 @@ export function tensorShapes(c: Config): { name: string; shape: number[] }[] {
   if (!c.tie_word_embeddings) put("lm_head.weight", [c.vocab_size, c.hidden_size]);
   return out;
 }
-export const tensorsOf = (c: Config, seed = 0): TensorData[] => tensorShapes(c).map(({ name, shape }) => ({ name, shape, dtype: "F32", data: tensor(name, shape, seed) }));
+export const tensorsOf = (c: Config, seed = 0): TensorData[] =>
+  tensorShapes(c).map(({ name, shape }) => ({ name, shape, dtype: "F32", data: tensor(name, shape, seed) }));
 export function scratch(prefix = "weft-test-"): string {
   return mkdtempSync(join(tmpdir(), prefix));
 }
