@@ -505,16 +505,14 @@ export class Job implements Feed {
     let start = 0;
     let loss = 0;
     while (start < batch.length) {
-      const items = batch
-        .slice(start, start + (o.microBatch ?? batch.length))
-        .map(
-          (x, i): Item => ({
-            ...x,
-            weight: 1 / labels,
-            dropKey: dropout > 0 ? mix(mix(o.seed ?? 0, 3), mix(step, start + i)) | 1 : 0,
-            dropP: dropout,
-          }),
-        );
+      const items = batch.slice(start, start + (o.microBatch ?? batch.length)).map(
+        (x, i): Item => ({
+          ...x,
+          weight: 1 / labels,
+          dropKey: dropout > 0 ? mix(mix(o.seed ?? 0, 3), mix(step, start + i)) | 1 : 0,
+          dropP: dropout,
+        }),
+      );
       const taken = await this.micro(items, start + items.length >= batch.length);
       const nll = this.said.nll;
       for (const { base, item } of this.added)

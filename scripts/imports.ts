@@ -15,9 +15,10 @@ const allowed: Readonly<Record<string, readonly string[]>> = {
     "runtime/folder.ts",
     "assemblyscript",
     "@huggingface/gguf",
+    "valibot",
   ],
-  runtime: ["runtime/"],
-  sdk: ["sdk/", "runtime/", "@huggingface/"],
+  runtime: ["runtime/", "valibot"],
+  sdk: ["sdk/", "runtime/", "@huggingface/", "valibot"],
   examples: ["examples/", "sdk/index.ts"],
 };
 /** The only files with `node:` imports outside tests, benches, scripts and examples. */

@@ -2,7 +2,9 @@
  * The strict runner: each test file in a process of its own, two at a time. A file passes only if it registered tests and every one of them ran and
  * passed; so a forgotten run(), a throwing hook, an empty file and a crash all fail.
  *
- *   node --import tsx tests/run.ts [part of a file name …]
+ *   node --import tsx tests/run.ts [--long] [part of a file name …]
+ *
+ * `--long` runs the long form (support/scale.ts) of the files that have one.
  */
 import { spawn } from "node:child_process";
 import { readdirSync, readFileSync } from "node:fs";
@@ -11,7 +13,8 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 
 const here = fileURLToPath(new URL(".", import.meta.url));
-const wanted = process.argv.slice(2);
+const long = process.argv.includes("--long");
+const wanted = process.argv.slice(2).filter((w) => w !== "--long");
 
 export interface FileResult {
   readonly file: string;
@@ -25,6 +28,7 @@ export function runFile(path: string): Promise<FileResult> {
     const t0 = performance.now();
     const child = spawn(process.execPath, ["--import", "tsx", join(here, "support/child.ts"), path], {
       stdio: ["ignore", "pipe", "pipe"],
+      env: { ...process.env, ...(long && { WEFT_LONG: "1" }) },
     });
     let output = "";
     child.stdout.on("data", (d) => (output += d));
@@ -50,6 +54,7 @@ export function runFile(path: string): Promise<FileResult> {
 async function main(): Promise<void> {
   const files = readdirSync(here)
     .filter((f) => f.endsWith(".test.ts") && (!wanted.length || wanted.some((w) => f.includes(w))))
+    .filter((f) => !long || readFileSync(join(here, f), "utf8").includes("support/scale.ts"))
     .sort();
   const queue = [...files];
   let passed = 0;
