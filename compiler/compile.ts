@@ -61,6 +61,8 @@ export interface CompileOptions {
   readonly capacities?: Partial<Capacities>;
   /** Off: every node is a kernel of its own. Same bits, more launches. */
   readonly fuse?: boolean;
+  /** Take compiled kernels from the user's cache, and keep them there (`WEFT_CACHE` names the folder). Default: on. */
+  readonly cache?: boolean;
   /** Overrides of a target's limits, for tests of small devices. */
   readonly limits?: Partial<Pick<Target, "bindingBytes" | "workgroupInvocations">>;
   readonly onProgress?: (p: { phase: string; done: number; total: number }) => void;
@@ -91,6 +93,7 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
   const model = family(config);
   const train = options.train ?? ["lora"];
   const format = options.format ?? "f32";
+  const cache = options.cache ?? true;
   const capacities = checkCapacities({ ...defaultCapacities(model.context), ...options.capacities });
   if (capacities.context > model.context)
     throw new WeftError({
@@ -181,25 +184,28 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
     if (name === "wasm") {
       const source = `${prelude()}\n${emitted.sources.map((s) => s.text).join("\n")}`;
       files.set("kernels.as.ts", text(source));
-      files.set("kernels.wasm", await compileKernels(source));
-      if (options.relaxed) files.set("kernels.relaxed.wasm", await compileRelaxed(source));
+      files.set("kernels.wasm", await compileKernels(source, { cache }));
+      if (options.relaxed) files.set("kernels.relaxed.wasm", await compileRelaxed(source, cache));
     } else for (const s of emitted.sources) files.set(`kernels/${s.name}.wgsl`, text(s.text));
   }
 
   const blocks = blockLayouts(capacities, train);
   const perLayer = programs.layerParams.reduce((n, p) => n + p.n * p.k, 0);
-  const hostModule = await emitHost({
-    capacities,
-    layers: model.layers,
-    vocab: model.vocab,
-    policy,
-    blocks,
-    train,
-    programs: host!.programs,
-    kernels: host!.kernels,
-    parametersPerLayer: perLayer,
-    headParameters: model.vocab * model.hiddenSize,
-  });
+  const hostModule = await emitHost(
+    {
+      capacities,
+      layers: model.layers,
+      vocab: model.vocab,
+      policy,
+      blocks,
+      train,
+      programs: host!.programs,
+      kernels: host!.kernels,
+      parametersPerLayer: perLayer,
+      headParameters: model.vocab * model.hiddenSize,
+    },
+    cache,
+  );
   files.set("host.wasm", hostModule.wasm);
   files.set("host.config.ts", text(hostModule.config));
 

@@ -13,6 +13,7 @@ const allowed: Readonly<Record<string, readonly string[]>> = {
     "ops/",
     "runtime/bundle.ts",
     "runtime/folder.ts",
+    "runtime/cache.ts",
     "assemblyscript",
     "@huggingface/gguf",
     "valibot",
@@ -23,11 +24,13 @@ const allowed: Readonly<Record<string, readonly string[]>> = {
 };
 /** The only files with `node:` imports outside tests, benches, scripts and examples. */
 const nodeFiles = new Set([
+  "compiler/cache.ts",
   "compiler/files.ts",
   "compiler/weights.ts",
   "compiler/source.ts",
   "compiler/emit/host.ts",
   "compiler/emit/assemblyscript.ts",
+  "runtime/cache.ts",
   "runtime/crew.ts",
   "runtime/dawn.ts",
   "runtime/folder.ts",

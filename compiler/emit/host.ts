@@ -131,7 +131,7 @@ export const policies = (): string[] =>
     (m) => m[1]!,
   );
 
-export async function emitHost(h: HostInput): Promise<{ wasm: Uint8Array; config: string }> {
+export async function emitHost(h: HostInput, cache: boolean): Promise<{ wasm: Uint8Array; config: string }> {
   const config = hostConfig(h);
   const exp = readFileSync(new URL("./assembly/exp.ts", import.meta.url), "utf8");
   const sources: Record<string, string> = {
@@ -142,5 +142,5 @@ export async function emitHost(h: HostInput): Promise<{ wasm: Uint8Array; config
   for (const dir of ["", "policies/"])
     for (const f of readdirSync(new URL(dir || ".", hostFolder)))
       if (f.endsWith(".ts")) sources[dir + f] = readFileSync(new URL(dir + f, hostFolder), "utf8");
-  return { wasm: await compileAssembly(sources, "index.ts", []), config };
+  return { wasm: await compileAssembly(sources, "index.ts", cache, []), config };
 }
