@@ -14,6 +14,7 @@ const allowed: Readonly<Record<string, readonly string[]>> = {
     "runtime/bundle.ts",
     "runtime/folder.ts",
     "runtime/cache.ts",
+    "runtime/schema.ts",
     "assemblyscript",
     "@huggingface/gguf",
     "valibot",
