@@ -1,5 +1,5 @@
 /** host.wasm from TypeScript: typed views on its memory, at the addresses it exports. */
-import type { Manifest } from "./bundle.ts";
+import { type Manifest, WeftError } from "./bundle.ts";
 
 export interface HostExports {
   readonly memory: WebAssembly.Memory;
@@ -61,10 +61,22 @@ export class Host {
     { manyRows, lanes }: { readonly manyRows: number; readonly lanes: number },
     module: BufferSource,
   ): Promise<Host> {
+    // A string of AssemblyScript: UTF-16, its bytes counted in the word before.
+    const text = (at: number): string => {
+      const { buffer } = exports.memory;
+      const bytes = new Uint32Array(buffer, at - 4, 1)[0]!;
+      return String.fromCharCode(...new Uint16Array(buffer, at, bytes / 2));
+    };
     const { instance } = (await WebAssembly.instantiate(module, {
       env: {
-        abort: (_message: number, _file: number, line: number) => {
-          throw new Error(`host.wasm: assertion failed at line ${line}`);
+        abort: (what: number, _file: number, line: number) => {
+          throw new WeftError({
+            code: "WEFT_BUNDLE",
+            where: "host.wasm",
+            expected: "room for every step that the bundle's capacities allow",
+            found: `too many ${what ? text(what) : `of what line ${line} counts`}`,
+            hint: "compile the bundle anew",
+          });
         },
       },
     })) as unknown as { instance: WebAssembly.Instance };

@@ -50,11 +50,55 @@ export interface HostInput {
   readonly headParameters: number;
 }
 
+/**
+ * The longest command list of a step, and its most events, as if every mask bit were set: all slots filled anew, all units granted, every job's update,
+ * and a forward. Of two kernels for few and for many rows a step runs one.
+ */
+function longestLists(h: HostInput): { commands: number; events: number } {
+  const { slots, units, jobs, headRows } = h.capacities;
+  const launches = (name: string): number => {
+    const list = h.programs.find((p) => p.name === name)?.launches ?? [];
+    const without = (count: GridDim["count"]): number =>
+      list.filter((l) => l.grid.every((g) => g.count !== count)).length;
+    return Math.max(without("few_rows"), without("many_rows"));
+  };
+  const most = (of: (program: (key: string) => number) => number): number =>
+    Math.max(0, ...classesOf(h).map((cls) => of((key) => launches(classPrograms[key]!(cls)))));
+  const rowNorms = h.layers * launches("row_norms");
+  const unit = most((p) =>
+    Math.max(
+      p("CLASS_HEAD"),
+      Math.max(p("CLASS_BACKWARD_ALL"), p("CLASS_BACKWARD_BOUNDARY")) + p("CLASS_EMBED_BACKWARD"),
+    ),
+  );
+  const update = most(
+    (p) =>
+      h.layers * (p("CLASS_SUMSQ") + Math.max(p("CLASS_ADAMW"), p("CLASS_SGD"))) +
+      p("CLASS_SUMSQ_OUTER") +
+      Math.max(p("CLASS_ADAMW_OUTER"), p("CLASS_SGD_OUTER")),
+  );
+  const forward =
+    launches("embed") +
+    h.layers * Math.max(launches("forward"), launches("forward.full")) +
+    launches("stash") +
+    launches("head");
+  return {
+    commands: slots * rowNorms + units * unit + jobs * (update + launches("clip") + rowNorms) + forward,
+    // A logits row says one thing and may end its sequence; a job says that its micro-batch is done.
+    events: 2 * headRows + jobs,
+  };
+}
+/** What a job may be of: the bundle's classes, then those that only look. */
+const classesOf = (h: HostInput): string[] => [...h.train, CALIBRATE, CALIBRATE_GRADIENT];
+
 /** The generated config module. Cost of a unit's row in 1024ths of a forward row: that one runs every layer once, a backward row one layer twice. */
 export function hostConfig(h: HostInput): string {
   const c = h.capacities;
   const rowCost = h.layers * h.parametersPerLayer + h.headParameters / 8;
+  const { commands, events } = longestLists(h);
   const constants: Record<string, number> = {
+    MAX_COMMANDS: commands,
+    MAX_EVENTS: events,
     TOKENS_PER_STEP: c.tokens,
     SEQUENCES: c.sequences,
     CONTEXT: c.context,
@@ -90,7 +134,7 @@ export function hostConfig(h: HostInput): string {
   for (const [name, program] of Object.entries(programNames)) constants[name] = programOf(program);
   constants.CLASSES = h.train.length;
   constants.MASK_WORDS = MASK_WORDS;
-  const classes = [...h.train, CALIBRATE, CALIBRATE_GRADIENT];
+  const classes = classesOf(h);
   const arrays: Record<string, number[]> = {
     CLASS_FULL: classes.map((cls) => (cls === "full" ? 1 : 0)),
     CLASS_EXT: h.train.map((cls) => h.blocks.step.arrays[extArray(cls)]!),
@@ -133,14 +177,18 @@ export const policies = (): string[] =>
 
 export async function emitHost(h: HostInput, cache: boolean): Promise<{ wasm: Uint8Array; config: string }> {
   const config = hostConfig(h);
+  return { wasm: await compileHost(config, h.policy, cache), config };
+}
+/** host.wasm from a config module. */
+export function compileHost(config: string, policy: string, cache: boolean): Promise<Uint8Array> {
   const exp = readFileSync(new URL("./assembly/exp.ts", import.meta.url), "utf8");
   const sources: Record<string, string> = {
     "exp.ts": exp,
     "config.ts": config,
-    "policy.ts": `export { ${h.policy} as policy } from "./policies/index";\n`,
+    "policy.ts": `export { ${policy} as policy } from "./policies/index";\n`,
   };
   for (const dir of ["", "policies/"])
     for (const f of readdirSync(new URL(dir || ".", hostFolder)))
       if (f.endsWith(".ts")) sources[dir + f] = readFileSync(new URL(dir + f, hostFolder), "utf8");
-  return { wasm: await compileAssembly(sources, "index.ts", cache, []), config };
+  return compileAssembly(sources, "index.ts", cache, []);
 }

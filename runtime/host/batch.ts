@@ -1,15 +1,28 @@
 /** Packs what the policy granted into the step's metadata block, and turns programs into commands. */
 import {
   A_STEP_DROP_KEY, A_STEP_DROP_P, A_STEP_HEAD_ROW, A_STEP_IDS, A_STEP_POS, A_STEP_SAVE_ROW, A_STEP_SLOT, A_STEP_TABLE, A_STEP_TABLES,
-  BLOCKS_PER_SEQUENCE, CLASS_EXT, CLASS_FULL, CLASSES, CONTEXT, H_N_HEAD, H_N_KEYS, H_N_ROWS, H_MASK_0, H_MASK_4, HEAD_ROWS, HEADER_WORDS, LAUNCHES, LAYERS, MASK_WORDS, P_EMBED, P_FORWARD, P_FORWARD_FULL, P_HEAD, P_STASH, PROGRAM_START, SEQUENCES,
-  TOKENS_PER_STEP,
+  BLOCKS_PER_SEQUENCE, CLASS_EXT, CLASS_FULL, CLASSES, CONTEXT, H_N_HEAD, H_N_KEYS, H_N_ROWS, H_MASK_0, H_MASK_4,
+  HEAD_ROWS, HEADER_WORDS, LAUNCHES, LAYERS, MASK_WORDS, MAX_COMMANDS, P_EMBED, P_FORWARD, P_FORWARD_FULL, P_HEAD,
+  P_STASH, PROGRAM_START, SEQUENCES, TOKENS_PER_STEP,
 } from "./config";
 import {
   bump, C_COMMANDS, C_HEAD, C_MANY, C_ROWS, C_TRAIN_ROWS, COMMANDS, counter, DONE, DROP_KEY, DROP_P, EXT_BASE, GENERATE, get, HEAD_POS, HEAD_SEQ, JOB, JOB_CLASS, KIND, LENGTH_OF, META, NONE,
-  NUM_BLOCKS, ROW_SEQ, SAVE_BASE, SCORE, set, SLOT, SLOT_MASK, TABLE, TOKENS, TRAIN,
+  NUM_BLOCKS, ROW_SEQ, SAVE_BASE, SCORE, set, SLOT, SLOT_MASK, TABLE, TOKENS, TRAIN, within,
 } from "./state";
 
-/** Emit a program's launches for `group` over the metadata block at word `block`. Grids are ceil(count · mul / div). */
+/** Workgroups of a launch in dimension `d`: ceil(count · mul / div). */
+function workgroups(grid: i32, d: i32, block: i32): i32 {
+  const code: i32 = LAUNCHES[grid + d * 3];
+  const rows: i32 = get(META, block + H_N_ROWS);
+  let count: i32 = 1;
+  if (code == 1) count = rows;
+  else if (code == 2) count = get(META, block + H_N_HEAD);
+  else if (code == 3) count = get(META, block + H_N_KEYS);
+  else if (code == 4) count = rows < counter(C_MANY) ? rows : 0;
+  else if (code == 5) count = rows < counter(C_MANY) ? 0 : rows;
+  return (count * LAUNCHES[grid + 1 + d * 3] + LAUNCHES[grid + 2 + d * 3] - 1) / LAUNCHES[grid + 2 + d * 3];
+}
+/** Emit a program's launches for `group` over the metadata block at word `block`; those that have nothing to do are left out. */
 export function emitProgram(program: i32, group: i32, block: i32): void {
   if (program < 0) return;
   for (let i: i32 = PROGRAM_START[program]; i < PROGRAM_START[program + 1]; i++) {
@@ -22,25 +35,18 @@ export function emitProgram(program: i32, group: i32, block: i32): void {
     }
     if (wanted != 0 && there == 0) continue;
     const grid: i32 = at + 1 + MASK_WORDS;
-    let empty: bool = false;
+    const x: i32 = workgroups(grid, 0, block);
+    const y: i32 = workgroups(grid, 1, block);
+    const z: i32 = workgroups(grid, 2, block);
+    if (x == 0 || y == 0 || z == 0) continue;
+    within(counter(C_COMMANDS), MAX_COMMANDS, "commands");
     const c: i32 = counter(C_COMMANDS) * 6;
-    for (let d: i32 = 0; d < 3; d++) {
-      const code: i32 = LAUNCHES[grid + d * 3];
-      const rows: i32 = get(META, block + H_N_ROWS);
-      let count: i32 = 1;
-      if (code == 1) count = rows;
-      else if (code == 2) count = get(META, block + H_N_HEAD);
-      else if (code == 3) count = get(META, block + H_N_KEYS);
-      else if (code == 4) count = rows < counter(C_MANY) ? rows : 0;
-      else if (code == 5) count = rows < counter(C_MANY) ? 0 : rows;
-      const n: i32 = (count * LAUNCHES[grid + 1 + d * 3] + LAUNCHES[grid + 2 + d * 3] - 1) / LAUNCHES[grid + 2 + d * 3];
-      if (n == 0) empty = true;
-      set(COMMANDS, c + 3 + d, n);
-    }
-    if (empty) continue;
     set(COMMANDS, c, LAUNCHES[at]);
     set(COMMANDS, c + 1, group);
     set(COMMANDS, c + 2, block * 4);
+    set(COMMANDS, c + 3, x);
+    set(COMMANDS, c + 4, y);
+    set(COMMANDS, c + 5, z);
     bump(C_COMMANDS, 1);
   }
 }

@@ -1,5 +1,5 @@
 /**
- * Every array of the host, one field an array (struct of arrays), sized by generated capacities. No allocation, no imports, no strings.
+ * Every array of the host, one field an array (struct of arrays), sized by generated capacities. No allocation.
  *
  *   sequence s:  kind status length done slot job …            one row of each SEQ_* array
  *                TOKENS  [s][CONTEXT]   prompt, then what was generated; training rows' input ids
@@ -8,7 +8,10 @@
  *   job j:       phase, cursor of its units, hyper-parameters
  *   lane:        metadata, commands, events and counters of one command list; two lists may be on their way at once
  */
-import { BLOCKS, BLOCKS_PER_SEQUENCE, CONTEXT, HEAD_ROWS, JOBS, MASK_WORDS, META_WORDS, SEQUENCES, SLOTS, TOKENS_PER_STEP, UNITS, VOCAB, LAYERS } from "./config";
+import {
+  BLOCKS, BLOCKS_PER_SEQUENCE, CONTEXT, HEAD_ROWS, JOBS, MASK_WORDS, MAX_COMMANDS, MAX_EVENTS, META_WORDS, SEQUENCES,
+  SLOTS, TOKENS_PER_STEP, VOCAB,
+} from "./config";
 
 export const NONE: i32 = -1;
 export const IGNORE: i32 = -100;
@@ -123,11 +126,9 @@ export const COUNTERS: usize = memory.data(64 + 2 * 64);
 const METAS: usize = memory.data(2 * META_WORDS * 4);
 export let META: usize = METAS;
 /** Commands of six words: kernel, group, byte offset of the metadata block, x, y, z. */
-export const MAX_COMMANDS: i32 = 32 + LAYERS * 48 + UNITS * 96 + JOBS * (LAYERS + 2) * 8 + SLOTS * LAYERS;
-const COMMAND_LISTS: usize = memory.data(2 * (32 + LAYERS * 48 + UNITS * 96 + JOBS * (LAYERS + 2) * 8 + SLOTS * LAYERS) * 24);
+const COMMAND_LISTS: usize = memory.data(2 * MAX_COMMANDS * 24);
 export let COMMANDS: usize = COMMAND_LISTS;
-export const MAX_EVENTS: i32 = SEQUENCES * 2 + HEAD_ROWS + JOBS;
-const EVENT_LISTS: usize = memory.data(2 * (SEQUENCES * 2 + HEAD_ROWS + JOBS) * 16);
+const EVENT_LISTS: usize = memory.data(2 * MAX_EVENTS * 16);
 export let EVENTS: usize = EVENT_LISTS;
 /** Sequence and position of each logits row; only requests have some. */
 export const HEAD_SEQ: usize = memory.data(HEAD_ROWS * 4);
@@ -140,8 +141,14 @@ const ROW_SEQS: usize = memory.data(2 * TOKENS_PER_STEP * 4);
 export let ROW_SEQ: usize = ROW_SEQS;
 let lane: i32 = 0;
 
+/** There is room for number `i` of at most `room`; where there is not, the bounds that the compiler computed are wrong. */
+// @ts-ignore: decorator
+@inline export function within(i: i32, room: i32, what: string): void {
+  if (<u32>i >= <u32>room) abort(what);
+}
+
 export function enter(l: i32): void {
-  assert(l >= 0 && l < MAX_LANES);
+  within(l, MAX_LANES, "lanes");
   lane = l;
   META = METAS + <usize>l * META_WORDS * 4;
   COMMANDS = COMMAND_LISTS + <usize>l * MAX_COMMANDS * 24;
@@ -184,6 +191,7 @@ export const C_STEPS: i32 = 23;
 export const C_CREDIT: i32 = 24;
 
 export function emitEvent(type: i32, a: i32, b: i32, c: i32): void {
+  within(counter(C_EVENTS), MAX_EVENTS, "events");
   const at: i32 = counter(C_EVENTS) * 4;
   set(EVENTS, at, type);
   set(EVENTS, at + 1, a);

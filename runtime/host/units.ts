@@ -13,7 +13,7 @@ import { DROPOUT, dropKey, emitProgram } from "./batch";
 import { release } from "./blocks";
 import {
   BACKWARD, bump, C_UNITS, counter, CUR_CHUNK, CUR_LAYER, CUR_QUANTUM, CUR_SEQ, DONE, DROP_KEY, DROP_P, emitEvent, EXT_BASE, FORWARD, FREE, get, getf, HEAD, HYPER, HYPERS, IDLE, IGNORE, JOB_CLASS, JOB_LAST,
-  JOB_PHASE, JOB_SEQ, JOB_SEQS, JOB_SGD, JOB_SLOT, KIND, LABELS, LENGTH_OF, META, MICRO_DONE, NONE, OVER, ROW_WEIGHT, SAVE_BASE, serves, set, setf, SLOT_FRESH, SLOT_MASK, TABLE, TOKENS, trains, UPDATE,
+  JOB_PHASE, JOB_SEQ, JOB_SEQS, JOB_SGD, JOB_SLOT, KIND, LABELS, LENGTH_OF, META, MICRO_DONE, NONE, OVER, ROW_WEIGHT, SAVE_BASE, serves, set, setf, SLOT_FRESH, SLOT_MASK, TABLE, TOKENS, trains, UPDATE, within,
 } from "./state";
 
 function seqOf(j: i32): i32 {
@@ -53,6 +53,7 @@ function openHeader(j: i32, b: i32): void {
 }
 /** An empty unit of a job; returns its block's word offset. */
 function openUnit(j: i32): i32 {
+  within(counter(C_UNITS), UNITS, "units");
   const b: i32 = STEP_WORDS + counter(C_UNITS) * UNIT_WORDS;
   bump(C_UNITS, 1);
   memory.fill(META + ((<usize>b) << 2), 0, HEADER_WORDS * 4);
@@ -81,6 +82,9 @@ function addSegment(j: i32, b: i32, seq: i32, q: i32): void {
   const n: i32 = rowsOf(seq, q);
   const further: bool = continues(b, seq);
   const words: i32 = get(META, b + H_TABLE_WORDS);
+  within(s, SEGMENTS, "segments of a unit");
+  within(r0 + n - 1, UNIT_ROWS, "rows of a unit");
+  if (!further) within(words + tableWords(seq, q) - 1, UNIT_TABLE_WORDS, "block tables of a unit");
   let table: i32 = A_UNIT_TABLES + words;
   if (further) table = get(META, b + A_UNIT_TABLE + r0 - 1);
   else {

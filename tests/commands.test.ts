@@ -1,0 +1,119 @@
+/** Command lists: room for every launch of a step, and a host that says so where there is none. */
+import * as assert from "uvu/assert";
+import { adapterMethods } from "../compiler/adapters/index.ts";
+import { compile } from "../compiler/compile.ts";
+import { compileHost } from "../compiler/emit/host.ts";
+import type { WeftError } from "../runtime/bundle.ts";
+import { EVENT, Host, KIND } from "../runtime/host.ts";
+import { batchOf, collect, configs, engineOf, idsOf, s2ftOdd, small } from "./support/engines.ts";
+import { suite } from "./support/suite.ts";
+import { writeModel } from "./support/tiny.ts";
+
+const test = suite("commands");
+
+/** Steps of a host alone, as full as they get: every slot filled with every branch, requests of many rows, both jobs over all units at once. */
+async function longestList(
+  { files, manifest }: Awaited<ReturnType<typeof compile>>,
+  cls: number,
+  wasm = files.get("host.wasm")!,
+): Promise<{ commands: number; events: number }> {
+  const plan = (manifest.targets.webgpu ?? manifest.targets.wasm)!;
+  const { capacities: c, model } = manifest;
+  const host = await Host.open(
+    manifest,
+    plan.metaWords,
+    { manyRows: 8, lanes: 1 },
+    wasm as Uint8Array<ArrayBuffer>,
+  );
+  const { exports } = host;
+  const most = { commands: 0, events: 0 };
+  const idle = Array.from({ length: c.jobs }, () => true);
+  for (let j = 0; j < c.jobs; j++) exports.jobOpen(j, 1 + j, cls, 0);
+  for (let step = 0; step < 40; step++) {
+    for (let slot = 1; slot <= c.slots; slot++)
+      for (let word = 0; word < 4; word++) exports.setMask(slot, word, -1);
+    for (let i = 0; i < 3; i++) {
+      const seq = exports.addRequest(KIND.score, 9, 9, 1, 0);
+      if (seq >= 0) host.tokens(seq).fill(1);
+    }
+    idle.forEach((free, j) => {
+      if (!free) return;
+      for (let i = 0; i < 3; i++) {
+        const seq = exports.jobAdd(j, 40, 1, 1, 0.1, i % 2);
+        if (seq < 0) return;
+        host.tokens(seq).fill(1);
+        host.labels(seq).fill(1);
+      }
+      exports.jobStart(j, 1);
+      idle[j] = false;
+    });
+    const commands = exports.schedule(0, 2 ** 20, 2 ** 20);
+    host.logits().fill(0, 0, c.headRows * model.vocab);
+    const events = exports.commit(0);
+    most.commands = Math.max(most.commands, commands);
+    most.events = Math.max(most.events, events);
+    const said = host.events(0, events);
+    for (let i = 0; i < said.length; i += 4) if (said[i] === EVENT.microDone) idle[said[i + 1]!] = true;
+  }
+  return most;
+}
+
+test("a step's list has room for every launch of the bundle's programs, fused or not, whatever the methods; past its bound the host says so", async () => {
+  const methods = Object.keys(adapterMethods).filter((m) => m !== "s2ft_permuted");
+  const deep = { ...configs.even, num_hidden_layers: 12 };
+  for (const [config, o] of [
+    [deep, { fuse: false }],
+    [configs.odd, { fuse: false, train: ["lora", "full"], methods, capacities: { ...small, s2ft: s2ftOdd } }],
+    [configs.odd, { train: methods, capacities: { ...small, s2ft: s2ftOdd } }],
+  ] as const) {
+    const compiled = await compile(writeModel(config), {
+      targets: ["webgpu"],
+      train: ["lora"],
+      capacities: small,
+      ...o,
+    });
+    const source = new TextDecoder().decode(compiled.files.get("host.config.ts")!);
+    const bound = (name: string): number =>
+      Number(new RegExp(`const ${name}: i32 = (\\d+);`).exec(source)?.[1]);
+    for (const [cls] of compiled.manifest.train.entries()) {
+      const most = await longestList(compiled, cls);
+      assert.ok(
+        most.commands <= bound("MAX_COMMANDS"),
+        `${most.commands} of ${bound("MAX_COMMANDS")} commands`,
+      );
+      assert.ok(most.events <= bound("MAX_EVENTS"), `${most.events} of ${bound("MAX_EVENTS")} events`);
+    }
+    if (config !== deep) continue;
+    // One less than the longest list: the host refuses to write past its end.
+    const { commands, events } = await longestList(compiled, 0);
+    for (const [name, used] of [
+      ["MAX_COMMANDS", commands],
+      ["MAX_EVENTS", events],
+    ] as const) {
+      const doctored = source.replace(new RegExp(`(const ${name}: i32 = )\\d+`), `$1${used - 1}`);
+      const wasm = await compileHost(doctored, compiled.manifest.policy, false);
+      await longestList(compiled, 0, wasm).then(
+        () => assert.unreachable(`${name} is checked`),
+        (e: WeftError) => {
+          assert.is(e.code, "WEFT_BUNDLE");
+          assert.match(e.found, name === "MAX_COMMANDS" ? /commands/ : /events/);
+        },
+      );
+    }
+  }
+});
+
+test("unfused, twelve layers deep, two jobs: long lists change no answer", async () => {
+  await using engine = await engineOf(
+    { ...configs.even, num_hidden_layers: 12 },
+    { fuse: false, load: { threads: 2, budget: 400, idleBudget: 400 } },
+  );
+  const ask = (i: number) => collect(engine, { prompt: idsOf(`p${i}`, 10, 128), maxTokens: 12 });
+  const start = (name: string) =>
+    engine.finetune({ name, data: batchOf(128), steps: 4, batchSize: 1, keep: "boundary", dropout: 0.1 });
+  const jobs = [await start("b"), await start("c")];
+  const served = await Promise.all([0, 1, 2, 3, 4, 5].map(ask));
+  await Promise.all(jobs.map((j) => j.done));
+  for (const [i, one] of served.entries()) assert.equal(one, await ask(i), `request ${i}`);
+});
+test.run();
