@@ -152,7 +152,7 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
       found: "int8, whose blocks are runs of channels",
       hint: "train the method s2ft, which leaves them in place",
     });
-  const programs = buildPrograms(model, capacities, { format, methods, train, scope: `m${++scopes}` });
+  const programs = buildPrograms(model, capacities, { format, methods, train });
   for (const { method, site } of programs.branches)
     if (
       method.name === "s2ft_permuted" &&
@@ -281,7 +281,6 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
   files.set("manifest.json", text(JSON.stringify(manifest)));
   return { manifest, files, graphs: programs };
 }
-let scopes = 0;
 /** A selection names distinct channels of every layer, and is there when a method needs it. */
 function checkSelection(
   selection: Manifest["selection"],

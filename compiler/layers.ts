@@ -4,7 +4,7 @@ import {
   attend,
   type Domain,
   type Format,
-  input,
+  type Graph,
   kvWrite,
   linear,
   rmsNorm,
@@ -75,6 +75,7 @@ export class RegionBuilder {
   /** What a branch made of a value: for rows whose slot lacks the branch the two are equal, bit for bit. */
   readonly wrapped = new Map<string, { readonly before: Value; readonly method: string }>();
   constructor(
+    private readonly graph: Graph,
     readonly region: string,
     readonly domain: Domain,
     readonly format: Format,
@@ -83,11 +84,16 @@ export class RegionBuilder {
 
   vector(name: string, n: number): Value {
     if (!this.params.some((p) => p.name === name)) this.params.push({ name, kind: "vector", n, k: 1 });
-    return input(this.region, name, { kind: "vector", n });
+    return this.graph.input(this.region, name, { kind: "vector", n });
   }
   weight(name: string, n: number, k: number): Value {
     if (!this.params.some((p) => p.name === name)) this.params.push({ name, kind: "weight", n, k });
-    return input(`${this.region}:${this.format}`, name, { kind: "weight", n, k, format: this.format });
+    return this.graph.input(`${this.region}:${this.format}`, name, {
+      kind: "weight",
+      n,
+      k,
+      format: this.format,
+    });
   }
   norm(x: Value, name: string, eps: number): Value {
     return rmsNorm(x, this.vector(name, (x.type as Type & { kind: "rows" }).cols), eps);
@@ -118,7 +124,7 @@ export class RegionBuilder {
         through: (before: Value, change: (c: BranchContext) => Value): Value => {
           const tensor = (name: string): Value => {
             const t = b.tensors.find((s) => s.name === name)!;
-            return input(this.region, tensorName(b, name), {
+            return this.graph.input(this.region, tensorName(b, name), {
               kind: "factor",
               rows: t.rows === "rank" ? b.capacity : 1,
               cols: t.cols,
@@ -161,8 +167,16 @@ export class RegionBuilder {
     v: Value,
     shape: { heads: number; kvHeads: number; headDim: number; positions: number },
   ): Value {
-    const table = input(this.region, "rotary", { kind: "table", rows: shape.positions, cols: shape.headDim });
-    const kv = input(this.region, "kv", { kind: "kv", heads: shape.kvHeads, headDim: shape.headDim });
+    const table = this.graph.input(this.region, "rotary", {
+      kind: "table",
+      rows: shape.positions,
+      cols: shape.headDim,
+    });
+    const kv = this.graph.input(this.region, "kv", {
+      kind: "kv",
+      heads: shape.kvHeads,
+      headDim: shape.headDim,
+    });
     const width = shape.kvHeads * shape.headDim;
     let keys = rope(k, table, shape.headDim);
     let values = v;

@@ -45,7 +45,6 @@ export const shapes: Readonly<Record<string, Readonly<Record<string, unknown>>>>
   },
 };
 
-let scopes = 0;
 /** Memory of one optimizer step of `tokens` tokens by each adapter method (rank for those that have one) and `full`. */
 export function planMemory(
   config: Readonly<Record<string, unknown>>,
@@ -60,7 +59,6 @@ export function planMemory(
       format: "f32",
       methods: full ? [] : [adapterMethods[method]!],
       train: [method],
-      scope: `planner${++scopes}`,
     });
     const perLayer = programs.layerParams.reduce((n, p) => n + p.n * p.k, 0);
     const outer = programs.outerParams.reduce((n, p) => n + p.n * p.k, 0);

@@ -7,8 +7,8 @@ import {
   crossEntropy,
   type Domain,
   embed,
+  Graph,
   gatherRows,
-  input,
   inputName,
   linear,
   make,
@@ -173,9 +173,10 @@ function calibration(
 export function buildPrograms(
   model: Model,
   c: Capacities,
-  options: { format: Format; methods: readonly AdapterMethod[]; train: readonly TrainClass[]; scope: string },
+  options: { format: Format; methods: readonly AdapterMethod[]; train: readonly TrainClass[] },
 ): Programs {
-  const { format, methods, train, scope } = options;
+  const { format, methods, train } = options;
+  const graph = new Graph();
   if (train.includes("full") && format !== "f32")
     throw new WeftError({
       code: "WEFT_OPTION",
@@ -184,12 +185,12 @@ export function buildPrograms(
       found: format,
       hint: "compile with --format f32",
     });
-  const region = `${scope}/layer`;
+  const region = "layer";
   const d = model.hiddenSize;
   const rows = (domain: Domain): Type => ({ kind: "rows", domain, cols: d });
   const build = (domain: Domain, apply: readonly BranchSpec[]) => {
-    const b = new RegionBuilder(region, domain, format, apply);
-    const h = input(`${region}/${domain}`, "h", rows(domain));
+    const b = new RegionBuilder(graph, region, domain, format, apply);
+    const h = graph.input(`${region}/${domain}`, "h", rows(domain));
     return { b, h, out: model.layer(b, h, c.context) };
   };
   // A first build declares the sites; methods then say where they have branches.
@@ -220,12 +221,12 @@ export function buildPrograms(
   const fwd = build("T", branches);
   const graphs: GraphProgram[] = [];
 
-  const outer = new RegionBuilder(`${scope}/outer`, "T", format, []);
+  const outer = new RegionBuilder(graph, "outer", "T", format, []);
   const table = outer.weight("embed_tokens.weight", model.vocab, d);
   const headWeight = model.tied ? "embed_tokens.weight" : "lm_head.weight";
   const head = outer.weight(headWeight, model.vocab, d);
-  const field = (name: string, cols: number): Value => input(`${scope}/field`, name, { kind: "field", cols });
-  const hT = input(`${region}/T`, "h", rows("T"));
+  const field = (name: string, cols: number): Value => graph.input("field", name, { kind: "field", cols });
+  const hT = graph.input(`${region}/T`, "h", rows("T"));
   const hidden = field("hidden", d);
   const dh = field("dh", d);
 
@@ -367,12 +368,12 @@ export function buildPrograms(
 
     // Adapters leave the head alone: one program computes its loss and gradient for all of them.
     if (!full && graphs.some((g) => g.name === "head_train")) continue;
-    const x = input(`${scope}/head`, "hidden_rows", rows("R"));
+    const x = graph.input("head", "hidden_rows", rows("R"));
     const trainLogits = headOf(x);
     const { nll, dlogits } = crossEntropy(trainLogits);
     const outerTrainable = cls === "full" ? [head, outer.vector("norm.weight", d)] : [];
     const headGrads = vjp([[trainLogits, dlogits]], [x, ...outerTrainable]);
-    const cleared = storeRows(dh, zeros("W", d), "save_row");
+    const cleared = storeRows(dh, zeros(graph, "W", d), "save_row");
     const dx = storeRows(cleared, headGrads.get(valueKey(x))!, "head_dst");
     const told = storeRows(field("nll", 1), nll, "head_dst");
     const headRoots = [dx, told, ...outerTrainable.map((v) => headGrads.get(valueKey(v))!)];
@@ -410,7 +411,7 @@ export function buildPrograms(
       statistics.map((s) =>
         colSum(
           each(b.entries.get(s.module)!, s.module),
-          input(region, s.name, { kind: "vector", n: s.channels }),
+          graph.input(region, s.name, { kind: "vector", n: s.channels }),
         ),
       );
     graphs.push(calibration(CALIBRATE, over(square), h, out, kept));

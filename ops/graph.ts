@@ -27,6 +27,8 @@ export type Type =
 export type Attrs = Readonly<Record<string, string | number | boolean>>;
 
 export interface Node {
+  readonly graph: Graph;
+  /** Distinct in its graph, in the order in which nodes were made. */
   readonly id: number;
   readonly op: string;
   readonly ins: readonly Value[];
@@ -93,39 +95,55 @@ export function opOf(name: string): Op {
 }
 export const allOps = (): Op[] => [...registry.values()];
 
-let nextId = 0;
-const interned = new Map<string, Node>();
-/** Build (or find) a node. Inputs are never shared by content, only by name. */
-export function make(op: Op, ins: readonly Value[], attrs: Attrs = {}, label = op.name): Value[] {
-  const key = `${op.name}|${JSON.stringify(attrs)}|${ins.map((v) => `${v.node.id}.${v.index}`).join(",")}`;
-  let node = op.kind === "effect" ? undefined : interned.get(key);
-  if (!node) {
-    const outs = op.infer(
-      ins.map((v) => v.type),
-      attrs,
-    );
-    node = { id: nextId++, op: op.name, ins: [...ins], attrs, outs, label };
-    interned.set(key, node);
+/**
+ * Where nodes are made: one a compile. A node is built once for each op, attributes and operands, so that equal values are one value. Nodes
+ * know their graph, so what is made of values is made where they are.
+ */
+export class Graph {
+  private nextId = 0;
+  private readonly interned = new Map<string, Node>();
+
+  /** Build (or find) a node. Inputs are never shared by content, only by name. */
+  make(op: Op, ins: readonly Value[], attrs: Attrs = {}, label = op.name): Value[] {
+    const key = `${op.name}|${JSON.stringify(attrs)}|${ins.map(valueKey).join(",")}`;
+    let node = op.kind === "effect" ? undefined : this.interned.get(key);
+    if (!node) {
+      const outs = op.infer(
+        ins.map((v) => v.type),
+        attrs,
+      );
+      node = { graph: this, id: this.nextId++, op: op.name, ins: [...ins], attrs, outs, label };
+      this.interned.set(key, node);
+    }
+    const n = node;
+    return n.outs.map((type, index) => ({ node: n, index, type }));
   }
-  const n = node;
-  return n.outs.map((type, index) => ({ node: n, index, type }));
+  make1(op: Op, ins: readonly Value[], attrs: Attrs = {}, label?: string): Value {
+    return this.make(op, ins, attrs, label)[0]!;
+  }
+  /**
+   * A named input of a region: weight, vector, factor, field, state, table or row tensor. Inputs with the same scope and name are one value.
+   */
+  input(scope: string, name: string, type: Type): Value {
+    const key = `input|${scope}|${name}`;
+    let node = this.interned.get(key);
+    if (!node) {
+      const attrs = { name };
+      node = { graph: this, id: this.nextId++, op: inputOp.name, ins: [], attrs, outs: [type], label: name };
+      this.interned.set(key, node);
+    }
+    return { node, index: 0, type: node.outs[0]! };
+  }
 }
+/** Build (or find) a node where its first operand is. */
+export const make = (op: Op, ins: readonly Value[], attrs: Attrs = {}, label?: string): Value[] =>
+  ins[0]!.node.graph.make(op, ins, attrs, label);
 export const make1 = (op: Op, ins: readonly Value[], attrs: Attrs = {}, label?: string): Value =>
   make(op, ins, attrs, label)[0]!;
 export const valueKey = (v: Value): string => `${v.node.id}.${v.index}`;
 export const sameValue = (a: Value, b: Value): boolean => a.node === b.node && a.index === b.index;
 
 const inputOp = defineOp({ name: "input", kind: "input", infer: () => [] });
-/** A named input of a region: weight, vector, factor, field, state, table or row tensor. Inputs with the same scope and name are one value. */
-export function input(scope: string, name: string, type: Type): Value {
-  const key = `input|${scope}|${name}`;
-  let node = interned.get(key);
-  if (!node) {
-    node = { id: nextId++, op: inputOp.name, ins: [], attrs: { name }, outs: [type], label: name };
-    interned.set(key, node);
-  }
-  return { node, index: 0, type: node.outs[0]! };
-}
 export const isInput = (v: Value): boolean => v.node.op === "input";
 export const inputName = (v: Value): string => String(v.node.attrs.name);
 

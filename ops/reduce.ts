@@ -2,7 +2,7 @@
 
 import { affine, mul, rsqrt } from "./elementwise.ts";
 import { konst } from "./expr.ts";
-import { type Domain, defineOp, make1, type Type, type Value } from "./graph.ts";
+import { type Domain, defineOp, type Graph, make1, type Type, type Value } from "./graph.ts";
 
 const rowScalar = (ins: readonly Type[]): Type[] => {
   const t = ins[0]!;
@@ -51,4 +51,5 @@ const zerosOp = defineOp({
   point: () => konst(0),
 });
 /** Zeros [domain, cols]. */
-export const zeros = (domain: Domain, cols: number): Value => make1(zerosOp, [], { domain, cols });
+export const zeros = (graph: Graph, domain: Domain, cols: number): Value =>
+  graph.make1(zerosOp, [], { domain, cols });

@@ -5,7 +5,7 @@
 
 import { mul } from "./elementwise.ts";
 import { call, type Expr, type Ix, int, ixBin, konst, load, meta, row } from "./expr.ts";
-import { type Domain, defineOp, make1, type Type, type Value } from "./graph.ts";
+import { type Domain, defineOp, type Graph, make1, type Type, type Value } from "./graph.ts";
 import { colSum, outer } from "./linear.ts";
 
 type Rows = Type & { kind: "rows" };
@@ -76,7 +76,7 @@ const scaleOp = defineOp({
 });
 /** u scaled by the row's adapter scale at this branch (alpha/r, or alpha/√r for rsLoRA). */
 export const scaleBySlot = (u: Value, branch: number): Value =>
-  mul(u, make1(scaleOp, [], { branch, domain: (u.type as Rows).domain }));
+  mul(u, u.node.graph.make1(scaleOp, [], { branch, domain: (u.type as Rows).domain }));
 
 /** `yes` for rows whose slot has the branch, else `no`. */
 const where = (branch: number, yes: Expr, no: Expr): Expr => ({
@@ -235,7 +235,7 @@ const overlayOp = defineOp({
     const f = node.ins[1]!;
     return [
       () => make1(behindOp, [dy!], { branch: (f.type as Factor).branch }),
-      () => outer(oneHot((dy!.type as Rows).domain, f.type as Factor), dy!, f),
+      () => outer(oneHot(dy!.node.graph, (dy!.type as Rows).domain, f.type as Factor), dy!, f),
     ];
   },
 });
@@ -267,8 +267,8 @@ const oneHotOp = defineOp({
   },
 });
 /** [rows, factor rows]: 1 where the column is the position of a virtual token's row. */
-const oneHot = (domain: Domain, f: Factor): Value =>
-  make1(oneHotOp, [], { domain, cols: f.rows, branch: f.branch }, "one_hot");
+const oneHot = (graph: Graph, domain: Domain, f: Factor): Value =>
+  graph.make1(oneHotOp, [], { domain, cols: f.rows, branch: f.branch }, "one_hot");
 
 const dropoutOp = defineOp({
   name: "dropout",

@@ -353,7 +353,7 @@ test("law 6: the pruned backward of a layer = the full one, bit for bit, for eve
   const { RegionBuilder, tensorName } = await import("../compiler/layers.ts");
   const { adapterMethods } = await import("../compiler/adapters/index.ts");
   const { llama } = await import("../compiler/models/llama.ts");
-  const { input, inputName, toposort } = await import("../ops/index.ts");
+  const { Graph, inputName, toposort } = await import("../ops/index.ts");
   const { batch, inputData, runOn } = await import("./support/graphs.ts");
   const { writeEntries, writeSelection } = await import("../runtime/content.ts");
   const model = llama(configs.odd);
@@ -366,10 +366,11 @@ test("law 6: the pruned backward of a layer = the full one, bit for bit, for eve
   });
   Object.assign(unit.header, { n_keys: n });
   for (const method of Object.values(adapterMethods)) {
-    const scope = `pruning ${method.name}`;
+    const graph = new Graph();
+    const scope = "layer";
     const { sites } = (() => {
-      const plain = new RegionBuilder(scope, "W", "f32", []);
-      model.layer(plain, input(scope, "h", { kind: "rows", domain: "W", cols: model.hiddenSize }), 96);
+      const plain = new RegionBuilder(graph, scope, "W", "f32", []);
+      model.layer(plain, graph.input(scope, "h", { kind: "rows", domain: "W", cols: model.hiddenSize }), 96);
       return plain;
     })();
     // Every site the method can have: all of its kind, for S2FT those that share channels.
@@ -383,10 +384,10 @@ test("law 6: the pruned backward of a layer = the full one, bit for bit, for eve
       capacity: 8,
       tensors: method.tensors(site, 8),
     }));
-    const b = new RegionBuilder(scope, "W", "f32", branches);
-    const h = input(scope, "h", { kind: "rows", domain: "W", cols: model.hiddenSize });
+    const b = new RegionBuilder(graph, scope, "W", "f32", branches);
+    const h = graph.input(scope, "h", { kind: "rows", domain: "W", cols: model.hiddenSize });
     const out = model.layer(b, h, 96);
-    const cot = input(scope, "cot", out.type);
+    const cot = graph.input(scope, "cot", out.type);
     const inputs = toposort([out]).flatMap((node): import("../ops/index.ts").Value[] =>
       node.op === "input" ? [{ node, index: 0, type: node.outs[0]! }] : [],
     );

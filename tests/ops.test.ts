@@ -14,8 +14,8 @@ import {
   exp,
   expand,
   fma,
+  Graph,
   gatherRows,
-  input,
   interpret,
   konst,
   kvWrite,
@@ -55,6 +55,7 @@ import { suite } from "./support/suite.ts";
 const test = suite("ops");
 const targets = ["wasm", "webgpu"] as const;
 const positive = new Set(["log", "rsqrt"]);
+const graph = new Graph();
 let scope = 0;
 const rows = (cols: number, domain: "T" | "W" | "R" = "T"): Type => ({ kind: "rows", domain, cols });
 
@@ -71,7 +72,7 @@ function sample(op: Op, i: number): { outs: Value[]; ins: Value[] } {
   const s = op.samples![i]!;
   const region = `sample${scope++}`;
   const ins = s.ins.map((t, k) =>
-    input(region, `${op.name}${i}.${s.attrs?.of && k === s.ins.length - 1 ? s.attrs.of : `x${k}`}`, t),
+    graph.input(region, `${op.name}${i}.${s.attrs?.of && k === s.ins.length - 1 ? s.attrs.of : `x${k}`}`, t),
   );
   const attrs = s.attrs?.of ? { ...s.attrs, of: `${op.name}${i}.${s.attrs.of}` } : s.attrs;
   return { outs: make(op, ins, attrs), ins };
@@ -151,7 +152,7 @@ test("each gradient equals central differences in f64", () => {
       const { outs, ins } = sample(op, i);
       const y = outs[0]!;
       if (y.type.kind !== "rows") return;
-      const cot = input(`cot${scope++}`, "cot", y.type);
+      const cot = graph.input(`cot${scope++}`, "cot", y.type);
       const wanted = ins.filter((v) => v.type.kind !== "table");
       const grads = vjp([[y, cot]], wanted);
       checkGradients(op.name, y, cot, wanted, grads, dataFor(op, [y, cot], b, `g ${op.name}`), b);
@@ -210,14 +211,14 @@ function unitBatch(n: number): Batch {
   };
 }
 function attention(scopeName: string, heads: number, kvHeads: number, hd: number) {
-  const q = input(scopeName, "q", rows(heads * hd, "W"));
-  const k = input(scopeName, "k", rows(kvHeads * hd, "W"));
-  const v = input(scopeName, "v", rows(kvHeads * hd, "W"));
-  const kv = input(scopeName, "kv", { kind: "kv", heads: kvHeads, headDim: hd });
-  const table = input(scopeName, "rotary", { kind: "table", rows: capacities.context, cols: hd });
+  const q = graph.input(scopeName, "q", rows(heads * hd, "W"));
+  const k = graph.input(scopeName, "k", rows(kvHeads * hd, "W"));
+  const v = graph.input(scopeName, "v", rows(kvHeads * hd, "W"));
+  const kv = graph.input(scopeName, "kv", { kind: "kv", heads: kvHeads, headDim: hd });
+  const table = graph.input(scopeName, "rotary", { kind: "table", rows: capacities.context, cols: hd });
   const written = kvWrite(kv, rope(k, table, hd), v);
   const { o, lse } = attend(rope(q, table, hd), written, heads);
-  return { q, k, v, kv, o, lse, cot: input(scopeName, "cot", rows(heads * hd, "W")) };
+  return { q, k, v, kv, o, lse, cot: graph.input(scopeName, "cot", rows(heads * hd, "W")) };
 }
 for (const [heads, kvHeads, hd] of [
   [4, 2, 16],
@@ -256,10 +257,10 @@ for (const [heads, kvHeads, hd] of [
 test("rows, embedding, dropout and adapters: every op that needs its surroundings, on both targets", async () => {
   const name = `together${scope++}`;
   const b = batch("together", 17, 6, "step", 11);
-  const x = input(name, "x", rows(12));
-  const w = input(name, "table", { kind: "weight", n: 11, k: 12, format: "f32" });
-  const fa = input(name, "fa", { kind: "factor", rows: 8, cols: 12, branch: 2 });
-  const fb = input(name, "fb", { kind: "factor", rows: 8, cols: 9, branch: 2 });
+  const x = graph.input(name, "x", rows(12));
+  const w = graph.input(name, "table", { kind: "weight", n: 11, k: 12, format: "f32" });
+  const fa = graph.input(name, "fa", { kind: "factor", rows: 8, cols: 12, branch: 2 });
+  const fb = graph.input(name, "fb", { kind: "factor", rows: 8, cols: 9, branch: 2 });
   const u = scaleBySlot(shrink(dropout(x, 2), fa), 2);
   const roots = [expand(u, fb), dropout(x, 5), add(x, embed(w, "T")), gatherRows(x, "head_row", "R")];
   const data = inputData(roots, b, "together");
@@ -275,11 +276,11 @@ test("selections and slot vectors: gathered, scattered and broadcast by each row
   const name = `selection${scope++}`;
   const b = batch("selection", 19, 6, "step", 11);
   const [channels, rank] = [21, 8];
-  const x = input(name, "x", rows(channels));
-  const index = input(name, "index", { kind: "factor", rows: 1, cols: rank + channels, branch: 3 });
-  const gain = input(name, "gain", { kind: "factor", rows: 1, cols: channels, branch: 3 });
+  const x = graph.input(name, "x", rows(channels));
+  const index = graph.input(name, "index", { kind: "factor", rows: 1, cols: rank + channels, branch: 3 });
+  const gain = graph.input(name, "gain", { kind: "factor", rows: 1, cols: channels, branch: 3 });
   const u = select(x, index);
-  const delta = input(name, "delta", { kind: "factor", rows: rank, cols: 5, branch: 3 });
+  const delta = graph.input(name, "delta", { kind: "factor", rows: rank, cols: 5, branch: 3 });
   const first = leading(x, delta);
   const roots = [
     u,
@@ -306,7 +307,7 @@ test("selections and slot vectors: gathered, scattered and broadcast by each row
       outputs.forEach((out, i) => close(out, want[i]!, `root ${i} on ${target}, fuse ${fuse}`));
     }
   // Transposes of one another: their gradients are each other.
-  const cot = input(name, "cot", rows(channels));
+  const cot = graph.input(name, "cot", rows(channels));
   const few = { ...data, ...inputData([cot], b, "cot") };
   checkGradients("place of select", roots[1]!, cot, [x], vjp([[roots[1]!, cot]], [x]), few, b);
   checkGradients("widen of leading", roots[4]!, cot, [x], vjp([[roots[4]!, cot]], [x]), few, b);
@@ -316,13 +317,28 @@ test("sparse entries and virtual tokens: rows of several slots, gradients of the
   const name = `sparse${scope++}`;
   const [outs, ins, entries] = [13, 9, 8];
   const at = sparseIndex(entries, outs, ins);
-  const graph = (domain: "T" | "W") => {
-    const x = input(`${name}${domain}`, "x", rows(ins, domain));
-    const values = input(`${name}${domain}`, "values", { kind: "factor", rows: entries, cols: 1, branch: 1 });
-    const index = input(`${name}${domain}`, "index", { kind: "factor", rows: 1, cols: at.words, branch: 1 });
-    const tokens = input(`${name}${domain}`, "tokens", { kind: "factor", rows: 8, cols: outs, branch: 4 });
+  const build = (domain: "T" | "W") => {
+    const x = graph.input(`${name}${domain}`, "x", rows(ins, domain));
+    const values = graph.input(`${name}${domain}`, "values", {
+      kind: "factor",
+      rows: entries,
+      cols: 1,
+      branch: 1,
+    });
+    const index = graph.input(`${name}${domain}`, "index", {
+      kind: "factor",
+      rows: 1,
+      cols: at.words,
+      branch: 1,
+    });
+    const tokens = graph.input(`${name}${domain}`, "tokens", {
+      kind: "factor",
+      rows: 8,
+      cols: outs,
+      branch: 4,
+    });
     const y = overlay(sparse(x, values, index, outs), tokens);
-    const cot = input(`${name}${domain}`, "cot", rows(outs, domain));
+    const cot = graph.input(`${name}${domain}`, "cot", rows(outs, domain));
     return { x, values, tokens, y, cot, grads: vjp([[y, cot]], [x, values, tokens]) };
   };
   const dataOf = (roots: readonly Value[], b: Batch): Record<string, Float64Array> => {
@@ -340,7 +356,7 @@ test("sparse entries and virtual tokens: rows of several slots, gradients of the
   // Rows at positions below and beyond every slot's rank.
   const near = (b: Batch): Batch => ({ ...b, arrays: { ...b.arrays, pos: b.arrays.pos!.map((_, r) => r) } });
   const step = near(batch("sparse", 19, 6, "step", 11));
-  const forward = graph("T");
+  const forward = build("T");
   const data = dataOf([forward.y, forward.cot], step);
   const [want] = interpret([forward.y], data, context(step));
   for (const target of targets)
@@ -353,7 +369,7 @@ test("sparse entries and virtual tokens: rows of several slots, gradients of the
   checkGradients("sparse", forward.y, forward.cot, [forward.x], forward.grads, data, step);
 
   const unit = near(batch("sparse unit", 17, 6, "unit", 11));
-  const back = graph("W");
+  const back = build("W");
   const roots = [back.x, back.values, back.tokens].map((v) => back.grads.get(valueKey(v))!);
   const given = dataOf([back.y, back.cot], unit);
   const gradients = interpret(roots, given, context(unit));
@@ -382,8 +398,8 @@ test("sparse entries and virtual tokens: rows of several slots, gradients of the
 test("cross-entropy: loss and gradient of a chunk of logits, on both targets", async () => {
   const name = `ce${scope++}`;
   const b = batch("ce", 17, 6, "unit", 11);
-  const x = input(name, "x", rows(12, "W"));
-  const w = input(name, "head", { kind: "weight", n: 11, k: 12, format: "f32" });
+  const x = graph.input(name, "x", rows(12, "W"));
+  const w = graph.input(name, "head", { kind: "weight", n: 11, k: 12, format: "f32" });
   const { nll, dlogits } = crossEntropy(linear(gatherRows(x, "head_row", "R"), w, "head"));
   const data = inputData([nll, dlogits], b, "ce");
   const want = interpret([nll, dlogits], data, context(b));
@@ -399,10 +415,10 @@ test("random fused chains with odd tails: fused = unfused bit for bit, both with
     const name = `chain${scope++}`;
     const cols = [5, 8, 13, 24, 31, 33][c]!;
     const b = batch(`chain ${c}`, 3 + (next() % 20), 4, "step");
-    let v: Value = input(name, "x", rows(cols));
-    const gain = input(name, "gain", { kind: "vector", n: cols });
-    const other = input(name, "other", rows(cols));
-    const w = input(name, "w", { kind: "weight", n: cols, k: cols, format: "f32" });
+    let v: Value = graph.input(name, "x", rows(cols));
+    const gain = graph.input(name, "gain", { kind: "vector", n: cols });
+    const other = graph.input(name, "other", rows(cols));
+    const w = graph.input(name, "w", { kind: "weight", n: cols, k: cols, format: "f32" });
     const kept: Value[] = [v];
     for (let i = 0; i < 9; i++) {
       const pick = kept[next() % kept.length]!;
@@ -464,7 +480,7 @@ test("an elementwise op is one definition: kernels, gradient and meaning follow"
         ),
       ),
   });
-  const x = input(`trial${scope++}`, "x", rows(7));
+  const x = graph.input(`trial${scope++}`, "x", rows(7));
   const b = batch("trial", 6, 2, "step");
   const data = inputData([x], b, "trial");
   const want = interpret([gelu(x)], data, context(b));
@@ -475,9 +491,9 @@ test("an elementwise op is one definition: kernels, gradient and meaning follow"
 test("outer products of factors and matrices fold rows in order, whatever the row count", async () => {
   for (const n of [1, 5, 32]) {
     const name = `outer${scope++}`;
-    const a = input(name, "a", rows(8, "W"));
-    const x = input(name, "x", rows(19, "W"));
-    const f = input(name, "f", { kind: "factor", rows: 8, cols: 19, branch: 1 });
+    const a = graph.input(name, "a", rows(8, "W"));
+    const x = graph.input(name, "x", rows(19, "W"));
+    const f = graph.input(name, "f", { kind: "factor", rows: 8, cols: 19, branch: 1 });
     const b = unitBatch(n);
     const root = outer(a, x, f);
     const data = inputData([root], b, "outer");
