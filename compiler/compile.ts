@@ -1,6 +1,7 @@
 /** The compiler on one page: model folder + adapter classes → bundle. */
 import { print } from "../ops/index.ts";
 import {
+  BaseHash,
   BUNDLE_FORMAT,
   BUNDLE_VERSION,
   encode,
@@ -216,23 +217,33 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
     ),
     outer: Object.fromEntries(programs.outerParams.map((p) => [p.name, model.checkpointName(p.name, null)])),
   };
-  const { tensors, values } = packWeights(source, programs, model.layers, format, checkpoint, files, (done) =>
-    progress({ phase: "weights", done, total: model.layers }),
+  const identity = new BaseHash(model);
+  const tensors = await packWeights(
+    source,
+    programs,
+    model.layers,
+    format,
+    checkpoint,
+    files,
+    identity,
+    (done) => progress({ phase: "weights", done, total: model.layers }),
   );
   for (const [name, content] of source.files) files.set(name, text(content));
+  files.set("config.json", text(JSON.stringify(config)));
+  files.set(
+    "graphs.txt",
+    text(`${programs.graphs.map((g) => `# ${g.name}\n${print(g.roots)}\n`).join("\n")}`),
+  );
   const tokenizer = source.files.has("tokenizer.json");
   const chatTemplate = source.files.has("chat_template.jinja");
-  const ids = (v: unknown): number[] =>
-    Array.isArray(v) ? v.filter((x) => typeof x === "number") : typeof v === "number" ? [v] : [];
   const fieldsOf = (cls: TrainClass) => {
     const offsets = layoutOf(model, programs, capacities, targets[wanted[0]!], format, train).fieldOffsets;
     return programs.saved[cls]!.fields.map((f) => ({ ...f, offset: offsets.get(f.name)! }));
   };
-  const base = sha256(values.join("\n") + JSON.stringify(config));
   const manifest: Manifest = {
     format: BUNDLE_FORMAT,
     version: BUNDLE_VERSION,
-    base,
+    base: await identity.digest(),
     model: {
       family: model.family,
       hiddenSize: model.hiddenSize,
@@ -245,11 +256,12 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
       context: model.context,
       tied: model.tied,
       format,
-      bos: ids(config.bos_token_id)[0] ?? null,
-      eos: ids(config.eos_token_id),
+      eps: model.eps,
+      eos: source.generation.eos,
       inverseFrequencies: model.inverseFrequencies,
       parameters: model.layers * perLayer + programs.outerParams.reduce((n, p) => n + p.n * p.k, 0),
     },
+    generation: source.generation.sampling,
     selection,
     policy,
     train,
@@ -273,11 +285,6 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
     targets: plans,
     files: Object.fromEntries([...files].map(([n, b]) => [n, { bytes: b.length, sha256: sha256(b) }])),
   };
-  files.set("config.json", text(JSON.stringify(config)));
-  files.set(
-    "graphs.txt",
-    text(`${programs.graphs.map((g) => `# ${g.name}\n${print(g.roots)}\n`).join("\n")}`),
-  );
   files.set("manifest.json", text(JSON.stringify(manifest)));
   return { manifest, files, graphs: programs };
 }
@@ -510,21 +517,18 @@ const graphEntry = (g: GraphProgram): { name: string; region: "layer" | "outer";
   block: g.block,
 });
 
-/**
- * Weights in checkpoint order, packed in panels once for all targets, in shards of 64 MiB, or of one tensor that is larger; and a line a tensor that tells
- * its values from others, however they are packed.
- */
-function packWeights(
+/** Weights in checkpoint order, packed in panels once for all targets, in shards of 64 MiB, or of one tensor that is larger. */
+async function packWeights(
   { where, weights }: ModelSource,
   programs: Programs,
   layers: number,
   format: Format,
   names: Manifest["checkpoint"],
   files: Map<string, Uint8Array>,
+  identity: BaseHash,
   onLayer: (done: number) => void,
-): { tensors: TensorEntry[]; values: string[] } {
+): Promise<TensorEntry[]> {
   const tensors: TensorEntry[] = [];
-  const lines: string[] = [];
   let shard: { name: string; shape: number[]; format: Format; bytes: Uint8Array }[] = [];
   let bytes = 0;
   let index = 0;
@@ -566,23 +570,25 @@ function packWeights(
     shard = [];
     bytes = 0;
   };
-  const put = (name: string, kind: "weight" | "vector", n: number, k: number): void => {
+  const put = async (name: string, kind: "weight" | "vector", n: number, k: number): Promise<void> => {
     const shape = kind === "weight" ? [n, k] : [n];
     const own = kind === "weight" ? format : "f32";
     const values = weights.read(name, shape);
-    const plain = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
-    const data = kind === "weight" ? store(own, values, n, k, `${where}: ${name}`) : plain;
-    lines.push(`${name} ${own} ${sha256(plain)}`);
+    await identity.add(name, shape, values);
+    const data =
+      kind === "weight"
+        ? store(own, values, n, k, `${where}: ${name}`)
+        : new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
     if (bytes + data.length > SHARD_BYTES) flush();
     shard.push({ name, shape, format: own, bytes: data });
     bytes += data.length;
   };
-  for (const p of programs.outerParams) put(names.outer[p.name]!, p.kind, p.n, p.k);
+  for (const p of programs.outerParams) await put(names.outer[p.name]!, p.kind, p.n, p.k);
   for (let l = 0; l < layers; l++) {
     for (const p of programs.layerParams)
-      put(names.layer[p.name]!.replace("{l}", String(l)), p.kind, p.n, p.k);
+      await put(names.layer[p.name]!.replace("{l}", String(l)), p.kind, p.n, p.k);
     onLayer(l + 1);
   }
   flush();
-  return { tensors, values: lines };
+  return tensors;
 }

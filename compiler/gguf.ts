@@ -5,6 +5,7 @@
 import { gguf } from "@huggingface/gguf";
 import { decode, WeftError } from "../runtime/bundle.ts";
 import { readRange, sizeOf } from "./files.ts";
+import { generationOf } from "./generation.ts";
 import type { ModelSource } from "./source.ts";
 
 interface BlockFormat {
@@ -105,8 +106,14 @@ const preTokenizers: Readonly<Record<string, object>> = {
   },
 };
 
-/** Open a GGUF file of the Llama family. Throws WEFT_WEIGHTS or WEFT_CONFIG naming what is not supported. */
-export async function openGguf(path: string): Promise<ModelSource> {
+/**
+ * Open a GGUF file of the Llama family; `tokenizer`: files to take in place of the vocabulary inside. Throws
+ * WEFT_WEIGHTS or WEFT_CONFIG naming what is not supported.
+ */
+export async function openGguf(
+  path: string,
+  tokenizer: ReadonlyMap<string, string> | null = null,
+): Promise<ModelSource> {
   const parsed = await gguf(path, { allowLocalFile: true }).catch((cause: Error) => {
     throw new WeftError({
       code: "WEFT_WEIGHTS",
@@ -181,7 +188,7 @@ export async function openGguf(path: string): Promise<ModelSource> {
     attention_bias: has("model.layers.0.self_attn.q_proj.bias"),
     mlp_bias: has("model.layers.0.mlp.down_proj.bias"),
     hidden_act: "silu",
-    bos_token_id: meta["tokenizer.ggml.add_bos_token"] === true ? meta["tokenizer.ggml.bos_token_id"] : null,
+    bos_token_id: meta["tokenizer.ggml.bos_token_id"] ?? null,
     eos_token_id: meta["tokenizer.ggml.eos_token_id"] ?? null,
   };
   const read = (name: string, shape: readonly number[]): Float32Array => {
@@ -248,8 +255,22 @@ export async function openGguf(path: string): Promise<ModelSource> {
     }
     return out;
   };
-  return { where: path, config, weights: { has, read }, files: tokenizerFiles(meta, path) };
+  return {
+    where: path,
+    config,
+    generation: generationOf(config, null, path),
+    weights: { has, read },
+    files: tokenizer ?? tokenizerFiles(meta, path),
+  };
 }
+
+/** What makes a tokenizer begin every text with a token. */
+const startsWith = (token: string, id: number): object => ({
+  type: "TemplateProcessing",
+  single: [{ SpecialToken: { id: token, type_id: 0 } }, { Sequence: { id: "A", type_id: 0 } }],
+  pair: [{ Sequence: { id: "A", type_id: 0 } }, { Sequence: { id: "B", type_id: 1 } }],
+  special_tokens: { [token]: { id: token, ids: [id], tokens: [token] } },
+});
 
 /** tokenizer.json and its config from the vocabulary inside the file; none for kinds that are not byte-level BPE. */
 function tokenizerFiles(meta: Readonly<Record<string, unknown>>, path: string): ReadonlyMap<string, string> {
@@ -289,6 +310,13 @@ function tokenizerFiles(meta: Readonly<Record<string, unknown>>, path: string): 
         ]
       : [],
   );
+  const token = (key: string): string | null => {
+    const id = meta[`tokenizer.ggml.${key}_token_id`];
+    return typeof id === "number" ? tokens[id]! : null;
+  };
+  // As llama.cpp: where the file does not say, Llama 3's vocabularies begin a text with their start token.
+  const starts = meta["tokenizer.ggml.add_bos_token"] ?? meta["tokenizer.ggml.pre"] === "llama-bpe";
+  const bos = starts === true ? token("bos") : null;
   const json = {
     version: "1.0",
     truncation: null,
@@ -296,7 +324,7 @@ function tokenizerFiles(meta: Readonly<Record<string, unknown>>, path: string): 
     added_tokens: added,
     normalizer: null,
     pre_tokenizer: pre,
-    post_processor: null,
+    post_processor: bos === null ? null : startsWith(bos, tokens.indexOf(bos)),
     decoder: { type: "ByteLevel", add_prefix_space: true, trim_offsets: true, use_regex: true },
     model: {
       type: "BPE",
@@ -308,10 +336,6 @@ function tokenizerFiles(meta: Readonly<Record<string, unknown>>, path: string): 
       vocab: Object.fromEntries(tokens.map((t, i) => [t, i])),
       merges: meta["tokenizer.ggml.merges"],
     },
-  };
-  const token = (key: string): string | null => {
-    const id = meta[`tokenizer.ggml.${key}_token_id`];
-    return typeof id === "number" ? tokens[id]! : null;
   };
   const files = new Map([
     ["tokenizer.json", JSON.stringify(json)],

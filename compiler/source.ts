@@ -2,6 +2,7 @@
 import { dirname, join } from "node:path";
 import { WeftError } from "../runtime/bundle.ts";
 import { exists, readText } from "./files.ts";
+import { type Generation, generationOf } from "./generation.ts";
 import { openGguf } from "./gguf.ts";
 import { openWeights, type WeightSource } from "./weights.ts";
 
@@ -10,6 +11,7 @@ export interface ModelSource {
   readonly where: string;
   /** config.json, or what it would say. */
   readonly config: Readonly<Record<string, unknown>>;
+  readonly generation: Generation;
   readonly weights: WeightSource;
   /** tokenizer.json, tokenizer_config.json and chat_template.jinja, as far as there are any. */
   readonly files: ReadonlyMap<string, string>;
@@ -18,11 +20,14 @@ export interface ModelSource {
 export async function openModel(path: string): Promise<ModelSource> {
   if (path.endsWith(".gguf")) {
     const beside = tokenizerBeside(dirname(path));
-    return beside.size ? { ...(await openGguf(path)), files: beside } : openGguf(path);
+    return openGguf(path, beside.size ? beside : null);
   }
+  const config = readJson(join(path, "config.json"));
+  const generation = join(path, "generation_config.json");
   return {
     where: path,
-    config: readJson(join(path, "config.json")),
+    config,
+    generation: generationOf(config, exists(generation) ? readJson(generation) : null, generation),
     weights: openWeights(path),
     files: tokenizerBeside(path),
   };

@@ -1,12 +1,13 @@
 /** The bundle format: the one contract that compiler and runtime share. A directory, also served over HTTP as it is. */
 export { type ErrorCode, type ErrorFields, WeftError } from "./errors.ts";
 export * from "./formats.ts";
+export * from "./identity.ts";
 export * from "./safetensors.ts";
 
 import type { Format } from "./formats.ts";
 
 export const BUNDLE_FORMAT = "weft-bundle";
-export const BUNDLE_VERSION = 4;
+export const BUNDLE_VERSION = 5;
 
 export interface FileEntry {
   readonly bytes: number;
@@ -197,10 +198,18 @@ export interface CapacityEntry {
   readonly units: number;
   readonly s2ft: { readonly sites: readonly string[]; readonly parameters?: number } | null;
 }
+/** How a model's makers sample from it. */
+export interface GenerationEntry {
+  readonly temperature?: number;
+  readonly topK?: number;
+  readonly topP?: number;
+  readonly minP?: number;
+  readonly repetitionPenalty?: number;
+}
 export interface Manifest {
   readonly format: typeof BUNDLE_FORMAT;
   readonly version: number;
-  /** Hash of config and weights, however they are packed: what an adapter is trained on. */
+  /** The model by value (BaseHash), however it is stored: what an adapter is trained on. */
   readonly base: string;
   readonly model: {
     readonly family: string;
@@ -214,11 +223,14 @@ export interface Manifest {
     readonly context: number;
     readonly tied: boolean;
     readonly format: Format;
-    readonly bos: number | null;
+    readonly eps: number;
+    /** Ids that end an answer; the first ends a training row. */
     readonly eos: readonly number[];
     readonly inverseFrequencies: readonly number[];
     readonly parameters: number;
   };
+  /** What generation_config.json asks for; nothing applies it unasked. */
+  readonly generation: GenerationEntry;
   /** S2FT's channels of the class `permuted`, by layer, in the order of the device: feed-forward channels, and key heads with what belongs to them. */
   readonly selection: {
     readonly layers: readonly { readonly ffn: readonly number[]; readonly groups: readonly number[] }[];

@@ -2,6 +2,8 @@
 import { WeftError } from "./bundle.ts";
 import { openInFolder, readFromFolder } from "./folder.ts";
 
+export { sha256 } from "./hash.ts";
+
 export interface BundleReader {
   readonly where: string;
   /** A whole file of the bundle. */
@@ -85,9 +87,4 @@ export async function openReader(location: string | URL): Promise<BundleReader> 
       return openInFolder(join(folder, name)).catch(missing(name));
     },
   };
-}
-
-export async function sha256(bytes: Uint8Array): Promise<string> {
-  const digest = await crypto.subtle.digest("SHA-256", bytes as Uint8Array<ArrayBuffer>);
-  return [...new Uint8Array(digest)].map((b) => b.toString(16).padStart(2, "0")).join("");
 }

@@ -123,10 +123,9 @@ export async function load(location: string | URL, options: LoadOptions = {}): P
         JSON.parse(await file("tokenizer.json")) as object,
         JSON.parse(await file("tokenizer_config.json")) as Record<string, unknown>,
         core.manifest.chatTemplate ? await file("chat_template.jinja") : null,
-        core.manifest.model.bos,
       );
     }
-    const config = parseJson(await reader.read("config.json"), "config.json");
+    const config = parseJson(await readVerified(reader, core.manifest, "config.json"), "config.json");
     return new Engine(core, text, config, reader);
   } catch (e) {
     await core.dispose();
@@ -232,6 +231,10 @@ export class Engine {
 
   get manifest(): Manifest {
     return this.core.manifest;
+  }
+  /** How the model's makers sample from it (generation_config.json); pass it to `generate` to do the same. */
+  get generationDefaults(): Manifest["generation"] {
+    return this.manifest.generation;
   }
   /** Which target and adapter compute. */
   get device(): Core["info"] {

@@ -14,17 +14,18 @@ export class Text {
     tokenizer: object,
     config: Readonly<Record<string, unknown>>,
     private readonly template: string | null,
-    private readonly bos: number | null,
   ) {
     this.tokenizer = new Tokenizer(tokenizer, config);
     const text = (v: unknown): string =>
       typeof v === "string" ? v : ((v as { content?: string } | null)?.content ?? "");
     this.special = { bos_token: text(config.bos_token), eos_token: text(config.eos_token) };
   }
-  /** Ids of a text; with `bos`, the model's start token first when the tokenizer does not add it itself. */
-  encode(text: string, bos = true): number[] {
-    const ids = this.tokenizer.encode(text, { add_special_tokens: bos }).ids;
-    return bos && this.bos !== null && ids[0] !== this.bos ? [this.bos, ...ids] : ids;
+  /**
+   * Ids of a text. `special`: with the tokens that tokenizer.json's post_processor adds (a start token, say). It alone
+   * decides, as in transformers: a bos_token_id in config.json adds nothing.
+   */
+  encode(text: string, special = true): number[] {
+    return this.tokenizer.encode(text, { add_special_tokens: special }).ids;
   }
   decode(ids: readonly number[]): string {
     return ids.length

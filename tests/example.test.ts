@@ -106,7 +106,7 @@ test("data: text, prompt and completion, messages, ids; labels are what should b
   >;
   const template =
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
-  const text = new Text(tokenizer, config, template, 0);
+  const text = new Text(tokenizer, config, template);
   const learned = (r: { input_ids: readonly number[]; labels: readonly number[] }): string =>
     text.decode(r.labels.filter((x) => x !== -100));
   const rows = parseJsonl(

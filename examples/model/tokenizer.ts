@@ -65,7 +65,13 @@ export function trainTokenizer(
       added_tokens: added,
       normalizer: null,
       pre_tokenizer: { type: "ByteLevel", add_prefix_space: false, trim_offsets: true, use_regex: true },
-      post_processor: null,
+      // Every text begins with the first special token.
+      post_processor: {
+        type: "TemplateProcessing",
+        single: [{ SpecialToken: { id: special[0], type_id: 0 } }, { Sequence: { id: "A", type_id: 0 } }],
+        pair: [{ Sequence: { id: "A", type_id: 0 } }, { Sequence: { id: "B", type_id: 1 } }],
+        special_tokens: { [special[0]!]: { id: special[0], ids: [0], tokens: [special[0]] } },
+      },
       decoder: { type: "ByteLevel", add_prefix_space: true, trim_offsets: true, use_regex: true },
       model: {
         type: "BPE",

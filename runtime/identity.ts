@@ -1,0 +1,51 @@
+/**
+ * Which base model this is: a hash by value, over the weights as f32 numbers and over what else the maths depends on. The
+ * same for any file format, storage format, target and capacities; what an adapter records that it was trained on.
+ */
+import { sha256 } from "./hash.ts";
+
+/** What the maths of a model depends on beside its weights. */
+export interface Maths {
+  readonly family: string;
+  readonly hiddenSize: number;
+  readonly layers: number;
+  readonly heads: number;
+  readonly kvHeads: number;
+  readonly headDim: number;
+  readonly ffn: number;
+  readonly vocab: number;
+  readonly tied: boolean;
+  readonly eps: number;
+  readonly inverseFrequencies: readonly number[];
+}
+/** What is hashed, and how: a change of either is another version, so that old hashes match nothing by accident. */
+const DOMAIN = "weft base 1";
+
+/** Takes a model's tensors one at a time, in any order, under their checkpoint names. */
+export class BaseHash {
+  private readonly lines: string[] = [];
+  constructor(private readonly maths: Maths) {}
+  /** `values` [shape], row by row, in the model's own order of channels. */
+  async add(name: string, shape: readonly number[], values: Float32Array): Promise<void> {
+    const bytes = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+    this.lines.push(`${JSON.stringify(name)} ${JSON.stringify(shape)} ${await sha256(bytes)}`);
+  }
+  digest(): Promise<string> {
+    const m = this.maths;
+    // As f32, which is what kernels compute with: GGUF keeps these numbers so, config.json in decimals.
+    const maths = {
+      family: m.family,
+      hiddenSize: m.hiddenSize,
+      layers: m.layers,
+      heads: m.heads,
+      kvHeads: m.kvHeads,
+      headDim: m.headDim,
+      ffn: m.ffn,
+      vocab: m.vocab,
+      tied: m.tied,
+      eps: Math.fround(m.eps),
+      inverseFrequencies: m.inverseFrequencies.map(Math.fround),
+    };
+    return sha256([DOMAIN, JSON.stringify(maths), ...this.lines.toSorted()].join("\n"));
+  }
+}
