@@ -6,17 +6,14 @@ import {
   colSum,
   crossEntropy,
   type Domain,
-  embed,
   Graph,
   gatherRows,
   inputName,
-  linear,
   make,
   mul,
   type Node,
   opOf,
   rowSum,
-  scatterRows,
   storeRows,
   type Type,
   toposort,
@@ -76,8 +73,16 @@ export interface Programs {
   readonly graphs: readonly GraphProgram[];
   /** Saved fields of a layer per class, and bytes a token a layer. */
   readonly saved: Readonly<Partial<Record<TrainClass, { fields: readonly SavedField[]; bytes: SavedBytes }>>>;
-  readonly headWeight: string;
 }
+
+const isParameter = (v: Value): boolean => v.type.kind === "weight" || v.type.kind === "vector";
+/** The base's tensors that a value is made of, in the order in which they were declared. */
+const parametersOf = (v: Value): Value[] =>
+  toposort([v])
+    .filter((n) => n.op === "input")
+    .sort((a, b) => a.id - b.id)
+    .map((node): Value => ({ node, index: 0, type: node.outs[0]! }))
+    .filter(isParameter);
 
 /** Rebuild `roots` with some values replaced. */
 export function substitute(roots: readonly Value[], replace: ReadonlyMap<string, Value>): Value[] {
@@ -222,9 +227,7 @@ export function buildPrograms(
   const graphs: GraphProgram[] = [];
 
   const outer = new RegionBuilder(graph, "outer", "T", format, []);
-  const table = outer.weight("embed_tokens.weight", model.vocab, d);
-  const headWeight = model.tied ? "embed_tokens.weight" : "lm_head.weight";
-  const head = outer.weight(headWeight, model.vocab, d);
+  const embedded = model.embed(outer, "T");
   const field = (name: string, cols: number): Value => graph.input("field", name, { kind: "field", cols });
   const hT = graph.input(`${region}/T`, "h", rows("T"));
   const hidden = field("hidden", d);
@@ -234,8 +237,8 @@ export function buildPrograms(
     name: "embed",
     region: "outer",
     block: "step",
-    roots: [embed(table, "T")],
-    homes: [{ value: embed(table, "T"), name: "h" }],
+    roots: [embedded],
+    homes: [{ value: embedded, name: "h" }],
   });
   graphs.push({
     name: "stash",
@@ -244,8 +247,7 @@ export function buildPrograms(
     roots: [storeRows(hidden, hT, "save_row")],
     homes: [],
   });
-  const headOf = (x: Value): Value => linear(outer.norm(x, "norm.weight", model.eps), head, "lm_head");
-  const logits = headOf(gatherRows(hT, "head_row", "R"));
+  const logits = model.head(outer, gatherRows(hT, "head_row", "R"));
   graphs.push({
     name: "head",
     region: "outer",
@@ -271,9 +273,8 @@ export function buildPrograms(
     const trained = new Set(
       ofClass.flatMap((b) => b.tensors.filter((t) => t.trained).map((t) => tensorName(b, t.name))),
     );
-    const trainable = inputs.filter((v) =>
-      cls === "full" ? v.type.kind === "weight" || v.type.kind === "vector" : trained.has(inputName(v)),
-    );
+    const trainable =
+      cls === "full" ? inputs.filter(isParameter) : inputs.filter((v) => trained.has(inputName(v)));
     const dout = gatherRows(dh, "save_row", "W");
     const grads = vjp([[unit.out, dout]], [unit.h, ...trainable]);
     const dIn = grads.get(valueKey(unit.h))!;
@@ -369,9 +370,9 @@ export function buildPrograms(
     // Adapters leave the head alone: one program computes its loss and gradient for all of them.
     if (!full && graphs.some((g) => g.name === "head_train")) continue;
     const x = graph.input("head", "hidden_rows", rows("R"));
-    const trainLogits = headOf(x);
+    const trainLogits = model.head(outer, x);
     const { nll, dlogits } = crossEntropy(trainLogits);
-    const outerTrainable = cls === "full" ? [head, outer.vector("norm.weight", d)] : [];
+    const outerTrainable = full ? parametersOf(trainLogits) : [];
     const headGrads = vjp([[trainLogits, dlogits]], [x, ...outerTrainable]);
     const cleared = storeRows(dh, zeros(graph, "W", d), "save_row");
     const dx = storeRows(cleared, headGrads.get(valueKey(x))!, "head_dst");
@@ -384,14 +385,18 @@ export function buildPrograms(
       roots: substitute(headRoots, new Map([[valueKey(x), gatherRows(hidden, "head_row", "R")]])),
       homes: [],
     });
-    if (cls === "full")
+    if (full) {
+      const rows = model.embed(outer, "W");
+      const wanted = parametersOf(rows);
+      const grads = vjp([[rows, gatherRows(dh, "save_row", "W")]], wanted);
       graphs.push({
         name: "embed_backward.full",
         region: "outer",
         block: "unit",
-        roots: [scatterRows(gatherRows(dh, "save_row", "W"), table)],
+        roots: wanted.map((v) => grads.get(valueKey(v))!),
         homes: [],
       });
+    }
   }
   const statistics = methods.some((m) => m.calibrates && train.includes(m.name))
     ? sites
@@ -448,6 +453,5 @@ export function buildPrograms(
     statistics,
     graphs,
     saved,
-    headWeight,
   };
 }

@@ -46,6 +46,7 @@ const embedOp = defineOp({
   remote: true,
   infer: ([w], a) => [{ kind: "rows", domain: a.domain as Domain, cols: (w as Type & { kind: "weight" }).k }],
   point: ({ ins }) => load(ins[0]!, meta("ids", row), { ix: "col" }),
+  grad: (node, [dh]) => [() => scatterRows(dh!, node.ins[0]!)],
 });
 /** h[t] = W[ids[t]]: the embedding table may be the tied head, in its packed layout. */
 export const embed = (w: Value, domain: Domain): Value => make1(embedOp, [w], { domain }, "embed");

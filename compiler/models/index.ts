@@ -1,7 +1,7 @@
 /** Model families by `model_type`. */
 import { llama } from "./llama.ts";
-import type { Model } from "./model.ts";
+import type { Family } from "./model.ts";
 
-export const models: Readonly<Record<string, (config: Readonly<Record<string, unknown>>) => Model>> = {
+export const models: Readonly<Record<string, Family>> = {
   llama,
 };
