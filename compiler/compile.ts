@@ -185,7 +185,7 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
     if (name === "wasm") {
       const source = `${prelude()}\n${emitted.sources.map((s) => s.text).join("\n")}`;
       files.set("kernels.as.ts", text(source));
-      files.set("kernels.wasm", await compileKernels(source, { cache }));
+      files.set("kernels.wasm", await compileKernels(source, cache));
       if (options.relaxed) files.set("kernels.relaxed.wasm", await compileRelaxed(source, cache));
     } else for (const s of emitted.sources) files.set(`kernels/${s.name}.wgsl`, text(s.text));
   }

@@ -16,6 +16,8 @@ export function readText(path: string): string {
     });
   }
 }
+/** A text file of the compiler's own, beside the module `from`. */
+export const readBeside = (from: string, path: string): string => readFileSync(new URL(path, from), "utf8");
 export const exists = (path: string): boolean => existsSync(path);
 export const sizeOf = (path: string): number => statSync(path).size;
 export function readRange(path: string, start: number, end: number): Uint8Array {

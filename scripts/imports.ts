@@ -16,6 +16,7 @@ const allowed: Readonly<Record<string, readonly string[]>> = {
     "runtime/cache.ts",
     "runtime/schema.ts",
     "assemblyscript",
+    "binaryen",
     "@huggingface/gguf",
     "valibot",
   ],

@@ -190,5 +190,5 @@ export function compileHost(config: string, policy: string, cache: boolean): Pro
   for (const dir of ["", "policies/"])
     for (const f of readdirSync(new URL(dir || ".", hostFolder)))
       if (f.endsWith(".ts")) sources[dir + f] = readFileSync(new URL(dir + f, hostFolder), "utf8");
-  return compileAssembly(sources, "index.ts", cache, []);
+  return compileAssembly("host", sources, "index.ts", cache);
 }
