@@ -45,6 +45,7 @@ export const llama: Family = (config) => {
     ffn,
     vocab,
     tied,
+    eps,
     layers: count(config, "num_hidden_layers"),
     context: count(config, "max_position_embeddings", 2048),
     inverseFrequencies: inverseFrequencies(config, shape.headDim),

@@ -13,6 +13,8 @@ export interface Model {
   readonly vocab: number;
   readonly context: number;
   readonly tied: boolean;
+  /** What norms add to a mean square: part of what a base is known by. */
+  readonly eps: number;
   /** Inverse frequencies [headDim / 2] in f64, after any scaling. */
   readonly inverseFrequencies: readonly number[];
   /** The rows' token ids → hidden states [rows, hidden], what enters the first layer. */
