@@ -234,17 +234,18 @@ export class AdapterStore {
   /** Copy a training slot out. */
   async download(slot: number, like: AdapterContent): Promise<AdapterContent> {
     const { plan } = this.device;
-    const tensors: Float32Array[] = [];
-    for (let l = 0; l < this.manifest.model.layers; l++) {
-      const data = await this.device.read({
+    const slots = await this.device.readAll(
+      like.tensors.map((_, l) => ({
         cls: "adapters",
         group: l,
         offset: slot * plan.slotWords,
         words: plan.slotWords,
         lane: this.jobLane,
-      });
-      tensors.push(reorderSlot(this.manifest, plan.factors, l, like.branches[l]!, data, true));
-    }
+      })),
+    );
+    const tensors = slots.map((data, l) =>
+      reorderSlot(this.manifest, plan.factors, l, like.branches[l]!, data, true),
+    );
     return { ...like, tensors };
   }
   slotsInUse(): number {

@@ -1,5 +1,5 @@
 /** What plays a bundle's command list: chambers of memory, and kernels over them. One file a target implements it. */
-import type { Manifest, ParamEntry, TargetPlan } from "./bundle.ts";
+import type { Manifest, ParamEntry, TargetPlan, WeftError } from "./bundle.ts";
 
 /** In the order of the bind record and of the storage bindings. */
 export const memoryClasses = [
@@ -58,7 +58,12 @@ export interface Device {
   /** A lane has nothing to run for now: the other may have its threads. */
   rest(lane: number): void;
   read(range: Range): Promise<Float32Array>;
-  dispose(): void;
+  /** Several ranges of one lane, in order: one trip to the device instead of one a range. */
+  readAll(ranges: readonly Range[]): Promise<Float32Array[]>;
+  /** Resolves with why, once the device can compute no more (a thread died, the adapter is gone); may stay pending after `dispose`. Never rejects. */
+  readonly lost: Promise<WeftError>;
+  /** Let go of threads and memory; resolves when they are gone. What runs never answers, or rejects. */
+  dispose(): Promise<void>;
 }
 
 /** Words of a class in a group. */

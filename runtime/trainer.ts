@@ -552,7 +552,10 @@ export class Job implements Feed {
     exports.jobStart(this.index, p.last && this.added.length === p.items.length ? 1 : 0);
   }
   /** What the last micro-batch left: loss of each saved row; scale and norm of the gradient after an update. */
-  private said = { nll: new Float32Array(0), norms: new Float32Array(2) };
+  private said: { nll: Float32Array; norms: Float32Array } = {
+    nll: new Float32Array(0),
+    norms: new Float32Array(2),
+  };
   async microDone(): Promise<void> {
     // The last word of a job that was dropped while its step ran is not for its successor.
     if (!this.inFlight) return;
@@ -562,12 +565,11 @@ export class Job implements Feed {
     const groups = manifest.model.layers + 1;
     const at = { cls: "arena", group: 0, lane } as const;
     const norms = homes.norms + (this.o.method === "full" ? 0 : this.index) * (groups + 2) + groups;
-    this.said = {
-      nll: new Float32Array(
-        await device.read({ ...at, offset: homes.nll, words: manifest.capacities.savedRows }),
-      ),
-      norms: new Float32Array(await device.read({ ...at, offset: norms, words: 2 })),
-    };
+    const [nll, ofNorms] = await device.readAll([
+      { ...at, offset: homes.nll, words: manifest.capacities.savedRows },
+      { ...at, offset: norms, words: 2 },
+    ]);
+    this.said = { nll: nll!, norms: ofNorms! };
     this.resolveMicro?.(true);
     this.resolveMicro = null;
     this.rejectMicro = null;

@@ -285,7 +285,13 @@ export async function openWasm(
       while (queue.busy) await queue.busy;
       return slice(r);
     },
-    dispose: () => {
+    readAll: async (ranges) => {
+      const queue = queueOf(ranges[0]?.lane);
+      while (queue.busy) await queue.busy;
+      return ranges.map(slice);
+    },
+    lost: new Promise(() => {}),
+    dispose: async () => {
       for (const q of queues) q.later = [];
       dispose();
     },

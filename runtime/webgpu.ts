@@ -1,6 +1,6 @@
 /** The WebGPU target: one bind group a group of chambers, one compute pass a step, metadata by dynamic offset. */
-import { type Manifest, WeftError } from "./bundle.ts";
-import { openGpu, settled } from "./dawn.ts";
+import type { Manifest, TargetPlan } from "./bundle.ts";
+import { destroyAtExit, openAdapter, settled } from "./dawn.ts";
 import {
   chamberWords,
   type Device,
@@ -11,13 +11,24 @@ import {
   planProgress,
   type Range,
 } from "./device.ts";
+import { WeftError } from "./errors.ts";
 
 const READ_ONLY: readonly MemoryClass[] = ["weights", "meta", "tables"];
+/** Bytes that are read back at once, unless one range is larger. */
+const STAGING = 64 * 2 ** 20;
+const STAGING_STEP = 65536;
+/** Read-back buffers kept for the next reads. */
+const STAGINGS = 2;
 
-/** Open the bundle's `webgpu` plan; null when there is no adapter of the wanted kind. Throws when the adapter cannot hold the plan. */
+type FileOf = (name: string) => Promise<Uint8Array>;
+
+/**
+ * Open the bundle's `webgpu` plan; null when there is no adapter of the wanted kind. Throws WEFT_CAPACITY when the adapter cannot hold the plan,
+ * WEFT_DEVICE when it refuses a kernel or the device, WEFT_DEVICE_LOST when it goes away meanwhile; the device is destroyed then.
+ */
 export async function openWebGpu(
   manifest: Manifest,
-  file: (name: string) => Promise<Uint8Array>,
+  file: FileOf,
   kind: "hardware" | "software",
   onProgress?: (p: LoadProgress) => void,
 ): Promise<Device | null> {
@@ -29,12 +40,9 @@ export async function openWebGpu(
       expected: "a bundle compiled for webgpu",
       found: Object.keys(manifest.targets).join(", "),
     });
-  const gpu = await openGpu(kind);
-  const adapter = await gpu?.requestAdapter(
-    kind === "hardware" ? { powerPreference: "high-performance" } : {},
-  );
+  const adapter = await openAdapter(kind);
   if (!adapter) return null;
-  const info = adapter.info;
+  const { info, limits } = adapter;
   const software =
     Boolean((info as { isFallbackAdapter?: boolean }).isFallbackAdapter) ||
     /swiftshader|llvmpipe|lavapipe|software|basic render/i.test(
@@ -42,61 +50,201 @@ export async function openWebGpu(
     );
   if (software !== (kind === "software")) return null;
 
-  const layers = manifest.model.layers;
-  const largest = Math.max(
-    ...memoryClasses.flatMap((cls) => [0, layers].map((g) => chamberWords(plan, layers, cls, g) * 4)),
-  );
-  const limits = adapter.limits;
-  if (largest > limits.maxStorageBufferBindingSize || largest > limits.maxBufferSize)
+  const { layers, format } = manifest.model;
+  const bytesOf = (cls: MemoryClass): number =>
+    Math.max(...[0, layers].map((g) => chamberWords(plan, layers, cls, g) * 4));
+  const largest = Math.max(...memoryClasses.map(bytesOf));
+  const refuse = (expected: string, found: string): never => {
     throw new WeftError({
       code: "WEFT_CAPACITY",
       where: `adapter ${info.description || info.device}`,
-      expected: `bindings of ${largest} bytes`,
-      found: `at most ${Math.min(limits.maxStorageBufferBindingSize, limits.maxBufferSize)}`,
+      expected,
+      found,
       hint: "compile with smaller capacities, or --format f16",
     });
-  const device = await adapter.requestDevice({
-    requiredLimits: {
-      maxStorageBufferBindingSize: Math.max(limits.maxStorageBufferBindingSize, largest),
-      maxBufferSize: limits.maxBufferSize,
-    },
-  });
-  let lost: WeftError | null = null;
-  void device.lost.then((reason) => {
-    lost = new WeftError({
-      code: "WEFT_DEVICE_LOST",
-      where: "webgpu device",
-      expected: "a device",
-      found: reason.message || reason.reason,
-      retryable: true,
+  };
+  if (largest > limits.maxStorageBufferBindingSize || largest > limits.maxBufferSize)
+    refuse(
+      `bindings of ${largest} bytes`,
+      `at most ${Math.min(limits.maxStorageBufferBindingSize, limits.maxBufferSize)}`,
+    );
+  // Kernels count bytes of int8 matrices in an i32.
+  if (format === "int8" && bytesOf("weights") > 2 ** 31)
+    refuse("int8 weights of at most 2 GiB a layer", `${bytesOf("weights")} bytes`);
+  const device = await adapter
+    .requestDevice({
+      requiredLimits: {
+        maxStorageBufferBindingSize: limits.maxStorageBufferBindingSize,
+        maxBufferSize: limits.maxBufferSize,
+      },
+    })
+    .catch((cause: Error) => {
+      throw new WeftError({
+        code: "WEFT_DEVICE",
+        where: `adapter ${info.description || info.device}`,
+        expected: "a device",
+        found: cause.message,
+        cause,
+      });
     });
-  });
+  const watch = new Watch(device);
+  try {
+    const bytes = sizesOf(plan, layers);
+    onProgress?.(planProgress(bytes));
+    const memory = await watch.scoped(Object.values(bytes), () => allocate(device, plan, layers));
+    const kernels = await compileKernels(watch, plan, memory.layouts, file);
+    watch.loaded();
+    return play(watch, plan, memory, kernels, {
+      info: {
+        target: "webgpu",
+        numerics: "webgpu",
+        name: info.description || info.device || info.vendor || "WebGPU adapter",
+        software,
+      },
+      bytes,
+    });
+  } catch (e) {
+    // Whatever failed after the device was gone failed because of that.
+    const { lost } = watch;
+    watch.destroy();
+    throw lost ?? e;
+  }
+}
 
+/** A device, and what it says unasked: that it is lost, and errors that no scope caught, each of which is told once. */
+class Watch {
+  lost: WeftError | null = null;
+  /** Resolves when the device is lost, not when it is destroyed here. */
+  readonly whenLost: Promise<WeftError>;
+  private failure: string | null = null;
+  private destroyed = false;
+  private forget = (): void => {};
+  private readonly hear = (e: GPUUncapturedErrorEvent): void => {
+    this.failure ??= e.error.message;
+  };
+  constructor(readonly device: GPUDevice) {
+    device.addEventListener("uncapturederror", this.hear);
+    this.whenLost = new Promise((resolve) => {
+      void device.lost.then((reason) => {
+        if (this.destroyed) return;
+        this.lost = new WeftError({
+          code: "WEFT_DEVICE_LOST",
+          where: "webgpu device",
+          expected: "a device",
+          found: reason.message || reason.reason,
+          hint: "load the model again",
+          retryable: true,
+        });
+        resolve(this.lost);
+      });
+    });
+  }
+  /** Kernels have been compiled: from here on a process that exits waits for what the device is at. */
+  loaded(): void {
+    this.check();
+    this.forget = destroyAtExit(this.device);
+  }
+  /** Throws when the device is lost or was let go, and for an error since the last check. */
+  check = (): void => {
+    if (this.lost) throw this.lost;
+    if (this.destroyed)
+      throw new WeftError({
+        code: "WEFT_DISPOSED",
+        where: "webgpu device",
+        expected: "a device in use",
+        found: "dispose() was called",
+      });
+    if (this.failure === null) return;
+    const found = this.failure;
+    this.failure = null;
+    throw new WeftError({
+      code: "WEFT_DEVICE",
+      where: "webgpu step",
+      expected: "commands that validate",
+      found,
+    });
+  };
+  /** Wait for work of the device; what it cannot do because it is lost throws that. */
+  async until<T>(work: Promise<T>, where: string): Promise<T> {
+    try {
+      return await settled(work, () => {
+        if (this.lost) throw this.lost;
+      });
+    } catch (cause) {
+      if (cause instanceof WeftError) throw cause;
+      this.check();
+      throw new WeftError({
+        code: "WEFT_DEVICE_LOST",
+        where,
+        expected: "a device that answers",
+        found: (cause as Error)?.message ?? String(cause),
+        retryable: true,
+        cause,
+      });
+    }
+  }
+  /** What `make` allocates; throws WEFT_CAPACITY or WEFT_DEVICE when the device refuses some of it. */
+  async scoped<T>(bytes: readonly number[], make: () => T): Promise<T> {
+    const { device } = this;
+    device.pushErrorScope("out-of-memory");
+    device.pushErrorScope("validation");
+    let made: T;
+    let scopes: Promise<GPUError | null>[];
+    try {
+      made = make();
+    } finally {
+      scopes = [device.popErrorScope(), device.popErrorScope()];
+    }
+    const [invalid, full] = await this.until(Promise.all(scopes), "webgpu memory");
+    if (full || invalid)
+      throw new WeftError({
+        code: full ? "WEFT_CAPACITY" : "WEFT_DEVICE",
+        where: "webgpu device",
+        expected: `${bytes.reduce((a, b) => a + b, 0)} bytes of buffers`,
+        found: (full ?? invalid)!.message,
+      });
+    return made;
+  }
+  destroy(): void {
+    if (this.destroyed) return;
+    this.destroyed = true;
+    this.device.removeEventListener("uncapturederror", this.hear);
+    this.forget();
+    this.device.destroy();
+  }
+}
+
+function sizesOf(plan: TargetPlan, layers: number): Record<string, number> {
   const bytes: Record<string, number> = {};
   for (const cls of memoryClasses)
     for (let g = 0; g <= (isShared(cls) ? 0 : layers); g++)
       bytes[cls] = (bytes[cls] ?? 0) + chamberWords(plan, layers, cls, g) * 4;
-  onProgress?.(planProgress(bytes));
-  device.pushErrorScope("out-of-memory");
-  device.pushErrorScope("validation");
-  const buffers = new Map<string, GPUBuffer>();
-  const make = (cls: MemoryClass, group: number): void => {
-    const size = chamberWords(plan, layers, cls, group) * 4;
-    buffers.set(
-      `${cls}.${group}`,
-      device.createBuffer({
-        label: `${cls}.${group}`,
-        size,
-        usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_DST | GPUBufferUsage.COPY_SRC,
-      }),
-    );
-  };
-  for (const cls of memoryClasses) if (isShared(cls)) make(cls, 0);
-  for (let g = 0; g <= layers; g++) for (const cls of memoryClasses) if (!isShared(cls)) make(cls, g);
-  const bufferOf = (cls: MemoryClass, group: number): GPUBuffer =>
-    buffers.get(`${cls}.${isShared(cls) ? 0 : group}`)!;
+  return bytes;
+}
 
-  // Two layouts: weights are read-only everywhere but in the update of full training.
+interface Memory {
+  readonly of: (cls: MemoryClass, group: number) => GPUBuffer;
+  readonly meta: GPUBuffer;
+  /** Weights are read-only everywhere but in the update of full training, which has the second layout. */
+  readonly layouts: readonly [GPUBindGroupLayout, GPUBindGroupLayout];
+  /** Of each layout, by group. */
+  readonly groups: readonly (readonly GPUBindGroup[])[];
+}
+function allocate(device: GPUDevice, plan: TargetPlan, layers: number): Memory {
+  const buffers = new Map<string, GPUBuffer>();
+  const key = (cls: MemoryClass, group: number): string => `${cls}.${isShared(cls) ? 0 : group}`;
+  for (let g = 0; g <= layers; g++)
+    for (const cls of memoryClasses)
+      if (!buffers.has(key(cls, g)))
+        buffers.set(
+          key(cls, g),
+          device.createBuffer({
+            label: key(cls, g),
+            size: chamberWords(plan, layers, cls, g) * 4,
+            usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_DST | GPUBufferUsage.COPY_SRC,
+          }),
+        );
+  const of = (cls: MemoryClass, group: number): GPUBuffer => buffers.get(key(cls, group))!;
   const blockBytes = Math.max(...Object.values(plan.blocks).map((b) => b.words * 4));
   const layoutFor = (writable: boolean): GPUBindGroupLayout =>
     device.createBindGroupLayout({
@@ -113,8 +261,8 @@ export async function openWebGpu(
       })),
     });
   const layouts = [layoutFor(false), layoutFor(true)] as const;
-  const metaBuffer = device.createBuffer({
-    label: "meta",
+  const meta = device.createBuffer({
+    label: "metadata of the step",
     size: plan.metaWords * 4 + blockBytes,
     usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_DST,
   });
@@ -124,111 +272,124 @@ export async function openWebGpu(
         layout,
         entries: memoryClasses.map((cls, binding) => ({
           binding,
-          resource:
-            cls === "meta"
-              ? { buffer: metaBuffer, offset: 0, size: blockBytes }
-              : { buffer: bufferOf(cls, g) },
+          resource: cls === "meta" ? { buffer: meta, offset: 0, size: blockBytes } : { buffer: of(cls, g) },
         })),
       }),
     ),
   );
-  const names = Object.keys(plan.kernels);
-  const pipelineLayouts = layouts.map((l) => device.createPipelineLayout({ bindGroupLayouts: [l] }));
-  const writable = names.map((n) => /^(adamw|sgd)_full/.test(n));
-  // Kernels with the same text share a pipeline.
-  const cache = new Map<string, Promise<GPUComputePipeline>>();
-  const compiled = Promise.all(
-    names.map(async (name, i) => {
-      const code = new TextDecoder().decode(await file(plan.kernels[name]!.file));
-      const key = `${writable[i]}${code.slice(code.indexOf("\n"))}`;
-      let p = cache.get(key);
-      if (!p) {
-        const module = device.createShaderModule({ label: name, code });
-        p = device
-          .createComputePipelineAsync({
-            label: name,
-            layout: pipelineLayouts[writable[i] ? 1 : 0]!,
-            compute: { module, entryPoint: "main" },
-          })
-          .catch(async (cause: Error) => {
-            const { messages } = await module.getCompilationInfo();
-            const found = messages.map((m) => `line ${m.lineNum}: ${m.message}`).join("; ") || cause.message;
-            throw new WeftError({
-              code: "WEFT_DEVICE",
-              where: `kernel ${name}`,
-              expected: "WGSL that this adapter compiles",
-              found,
-              cause,
-            });
-          });
-        cache.set(key, p);
-      }
-      return p;
-    }),
-  );
-  const pipelines = await settled(compiled);
-  const invalid = await device.popErrorScope();
-  const memoryError = await device.popErrorScope();
-  if (invalid || memoryError) {
-    device.destroy();
-    const what = (memoryError ?? invalid)!;
-    throw new WeftError({
-      code: memoryError ? "WEFT_CAPACITY" : "WEFT_DEVICE",
-      where: "webgpu device",
-      expected: `${Object.values(bytes).reduce((a, b) => a + b, 0)} bytes of buffers`,
-      found: what.message,
-    });
-  }
+  return { of, meta, layouts, groups };
+}
 
-  let failure: string | null = null;
-  device.addEventListener("uncapturederror", (e) => {
-    failure ??= e.error.message;
-  });
-  let staging = device.createBuffer({
-    size: 65536,
-    usage: GPUBufferUsage.COPY_DST | GPUBufferUsage.MAP_READ,
-  });
-  // One read-back at a time: the staging buffer is shared, and a job may read between two steps.
-  let last: Promise<unknown> = Promise.resolve();
-  const fetchAll = (ranges: readonly Range[], encode: () => GPUCommandEncoder): Promise<Float32Array[]> => {
-    const next = last.then(() => fetchNow(ranges, encode()));
-    last = next.catch(() => {});
-    return next;
-  };
-  const fetchNow = async (ranges: readonly Range[], encoder: GPUCommandEncoder): Promise<Float32Array[]> => {
-    const total = ranges.reduce((n, r) => n + r.words * 4, 0);
-    if (total > staging.size) {
-      staging.destroy();
-      staging = device.createBuffer({
-        size: Math.ceil(total / 65536) * 65536,
-        usage: GPUBufferUsage.COPY_DST | GPUBufferUsage.MAP_READ,
+interface Kernel {
+  readonly pipeline: GPUComputePipeline;
+  /** Which layout it has: 1 where it writes weights. */
+  readonly layout: 0 | 1;
+}
+/** Compile every kernel, by index; those with the same text share a pipeline. All have ended when this does, also when one fails. */
+async function compileKernels(
+  watch: Watch,
+  plan: TargetPlan,
+  layouts: Memory["layouts"],
+  file: FileOf,
+): Promise<Kernel[]> {
+  const { device } = watch;
+  const pipelineLayouts = layouts.map((l) => device.createPipelineLayout({ bindGroupLayouts: [l] }));
+  const made = new Map<string, Promise<GPUComputePipeline>>();
+  const compile = async (label: string, code: string, layout: number): Promise<GPUComputePipeline> => {
+    // The scope is for the module's own errors, which the pipeline's tell again.
+    device.pushErrorScope("validation");
+    const module = device.createShaderModule({ label, code });
+    const scope = device.popErrorScope();
+    try {
+      return await device.createComputePipelineAsync({
+        label,
+        layout: pipelineLayouts[layout]!,
+        compute: { module, entryPoint: "main" },
       });
-    }
-    let at = 0;
-    for (const r of ranges) {
-      encoder.copyBufferToBuffer(bufferOf(r.cls, r.group), r.offset * 4, staging, at, r.words * 4);
-      at += r.words * 4;
-    }
-    device.queue.submit([encoder.finish()]);
-    if (!total) {
-      await settled(device.queue.onSubmittedWorkDone());
-      check();
-      return [];
-    }
-    await settled(staging.mapAsync(GPUMapMode.READ, 0, total)).catch((cause: Error) => {
-      check();
+    } catch (cause) {
+      const { messages } = await module.getCompilationInfo();
+      const found = messages.map((m) => `line ${m.lineNum}: ${m.message}`).join("; ");
       throw new WeftError({
-        code: "WEFT_DEVICE_LOST",
-        where: "read back",
-        expected: "a mapped buffer",
-        found: cause.message,
-        retryable: true,
+        code: "WEFT_DEVICE",
+        where: `kernel ${label}`,
+        expected: "WGSL that this adapter compiles",
+        found: found || (cause as Error).message,
         cause,
       });
+    } finally {
+      await scope;
+    }
+  };
+  const all = Object.entries(plan.kernels).map(async ([name, kernel]): Promise<Kernel> => {
+    const code = new TextDecoder().decode(await file(kernel.file));
+    const layout = /^(adamw|sgd)_full/.test(name) ? 1 : 0;
+    const key = `${layout}${code.slice(code.indexOf("\n"))}`;
+    const known = made.get(key) ?? compile(name, code, layout);
+    made.set(key, known);
+    return { pipeline: await known, layout };
+  });
+  const ended = await watch.until(Promise.allSettled(all), "webgpu kernels");
+  return ended.map((e) => {
+    if (e.status === "rejected") throw e.reason;
+    return e.value;
+  });
+}
+
+/** Play command lists. Everything is submitted when it is asked for, so the device's own queue keeps writes, steps and reads in order. */
+function play(
+  watch: Watch,
+  plan: TargetPlan,
+  memory: Memory,
+  kernels: readonly Kernel[],
+  about: { readonly info: Device["info"]; readonly bytes: Readonly<Record<string, number>> },
+): Device {
+  const { device } = watch;
+  const { queue } = device;
+  const stats = { launches: 0, encodeMs: 0 };
+  const pending = new Set<Promise<unknown>>();
+  const idle: GPUBuffer[] = [];
+  const takeStaging = (bytes: number): GPUBuffer => {
+    const at = idle.findIndex((b) => b.size >= bytes);
+    if (at >= 0) return idle.splice(at, 1)[0]!;
+    return device.createBuffer({
+      label: "read back",
+      size: Math.ceil(bytes / STAGING_STEP) * STAGING_STEP,
+      usage: GPUBufferUsage.COPY_DST | GPUBufferUsage.MAP_READ,
     });
-    const all = new Float32Array(staging.getMappedRange(0, total).slice(0));
-    staging.unmap();
-    check();
+  };
+  const giveStaging = (buffer: GPUBuffer): void => {
+    idle.push(buffer);
+    if (idle.length <= STAGINGS) return;
+    // The small ones go: the next step may need a large one again.
+    idle.sort((a, b) => b.size - a.size);
+    idle.pop()!.destroy();
+  };
+  /** Submit what is encoded, with copies of `ranges`, in one go; resolves with their words when it has run. */
+  const submit = async (encoder: GPUCommandEncoder, ranges: readonly Range[]): Promise<Float32Array[]> => {
+    const total = ranges.reduce((n, r) => n + r.words * 4, 0);
+    const staging = total ? takeStaging(total) : null;
+    let at = 0;
+    for (const r of ranges) {
+      encoder.copyBufferToBuffer(memory.of(r.cls, r.group), r.offset * 4, staging!, at, r.words * 4);
+      at += r.words * 4;
+    }
+    queue.submit([encoder.finish()]);
+    if (!staging) {
+      await watch.until(queue.onSubmittedWorkDone(), "webgpu step");
+      watch.check();
+      return [];
+    }
+    let all: Float32Array;
+    try {
+      await watch.until(staging.mapAsync(GPUMapMode.READ, 0, total), "read back");
+      all = new Float32Array(staging.getMappedRange(0, total).slice(0));
+      staging.unmap();
+    } catch (e) {
+      staging.destroy();
+      throw e;
+    }
+    giveStaging(staging);
+    watch.check();
     at = 0;
     return ranges.map((r) => {
       const out = all.subarray(at, at + r.words);
@@ -236,34 +397,67 @@ export async function openWebGpu(
       return out;
     });
   };
-  const check = (): void => {
-    if (lost) throw lost;
-    if (failure)
-      throw new WeftError({
-        code: "WEFT_DEVICE",
-        where: "webgpu step",
-        expected: "commands that validate",
-        found: failure,
-      });
+  const tracked = <T>(work: Promise<T>): Promise<T> => {
+    const end = work.then(
+      () => {},
+      () => {},
+    );
+    pending.add(end);
+    void end.then(() => pending.delete(end));
+    return work;
   };
-
-  const stats = { launches: 0, encodeMs: 0 };
+  const encode = (commands: Int32Array, meta: Uint32Array): GPUCommandEncoder => {
+    const t0 = performance.now();
+    queue.writeBuffer(memory.meta, 0, meta.buffer as ArrayBuffer, meta.byteOffset, meta.byteLength);
+    const encoder = device.createCommandEncoder();
+    const pass = encoder.beginComputePass();
+    let group = -1;
+    let offset = -1;
+    let layout = -1;
+    for (let i = 0; i < commands.length; i += 6) {
+      const kernel = kernels[commands[i]!]!;
+      pass.setPipeline(kernel.pipeline);
+      if (commands[i + 1] !== group || commands[i + 2] !== offset || kernel.layout !== layout) {
+        group = commands[i + 1]!;
+        offset = commands[i + 2]!;
+        ({ layout } = kernel);
+        pass.setBindGroup(0, memory.groups[layout]![group]!, [offset]);
+      }
+      pass.dispatchWorkgroups(commands[i + 3]!, commands[i + 4]!, commands[i + 5]!);
+    }
+    pass.end();
+    stats.launches += commands.length / 6;
+    stats.encodeMs += performance.now() - t0;
+    return encoder;
+  };
+  const readAll = async (ranges: readonly Range[]): Promise<Float32Array[]> => {
+    watch.check();
+    const out: Float32Array[] = [];
+    for (let from = 0; from < ranges.length; ) {
+      let to = from;
+      for (let bytes = 0; to < ranges.length; to++) {
+        bytes += ranges[to]!.words * 4;
+        if (bytes > STAGING && to > from) break;
+      }
+      out.push(...(await submit(device.createCommandEncoder(), ranges.slice(from, to))));
+      from = to;
+    }
+    return out;
+  };
+  let disposed: Promise<void> | null = null;
   return {
     stats,
-    info: {
-      target: "webgpu",
-      numerics: "webgpu",
-      name: info.description || info.device || info.vendor || "WebGPU adapter",
-      software,
-    },
+    info: about.info,
     plan,
     // A CPU behind WebGPU has few lanes and pays for every barrier: kernels without them, however few the rows.
-    manyRows: software ? 1 : 64,
+    manyRows: about.info.software ? 1 : 64,
     lanes: 1,
-    memory: bytes,
+    memory: about.bytes,
+    lost: watch.whenLost,
     write: (to, data) => {
-      device.queue.writeBuffer(
-        bufferOf(to.cls, to.group),
+      watch.check();
+      queue.writeBuffer(
+        memory.of(to.cls, to.group),
         to.offset * 4,
         data.buffer as ArrayBuffer,
         data.byteOffset,
@@ -271,44 +465,24 @@ export async function openWebGpu(
       );
     },
     clear: (r) => {
+      watch.check();
       const encoder = device.createCommandEncoder();
-      encoder.clearBuffer(bufferOf(r.cls, r.group), r.offset * 4, r.words * 4);
-      device.queue.submit([encoder.finish()]);
+      encoder.clearBuffer(memory.of(r.cls, r.group), r.offset * 4, r.words * 4);
+      queue.submit([encoder.finish()]);
     },
-    run: (_lane, commands, meta, reads) =>
-      fetchAll(reads, () => {
-        check();
-        const t0 = performance.now();
-        device.queue.writeBuffer(metaBuffer, 0, meta.buffer as ArrayBuffer, meta.byteOffset, meta.byteLength);
-        const encoder = device.createCommandEncoder();
-        const pass = encoder.beginComputePass();
-        let group = -1;
-        let offset = -1;
-        let rw = -1;
-        for (let i = 0; i < commands.length; i += 6) {
-          const kernel = commands[i]!;
-          const w = writable[kernel] ? 1 : 0;
-          pass.setPipeline(pipelines[kernel]!);
-          if (commands[i + 1] !== group || commands[i + 2] !== offset || w !== rw) {
-            group = commands[i + 1]!;
-            offset = commands[i + 2]!;
-            rw = w;
-            pass.setBindGroup(0, groups[w]![group]!, [offset]);
-          }
-          pass.dispatchWorkgroups(commands[i + 3]!, commands[i + 4]!, commands[i + 5]!);
-        }
-        pass.end();
-        stats.launches += commands.length / 6;
-        stats.encodeMs += performance.now() - t0;
-        return encoder;
-      }),
-    read: async (r) => (await fetchAll([r], () => device.createCommandEncoder()))[0]!,
+    run: async (_lane, commands, meta, reads) => {
+      watch.check();
+      return tracked(submit(encode(commands, meta), reads));
+    },
+    readAll: (ranges) => tracked(readAll(ranges)),
+    read: async (range) => (await tracked(readAll([range])))[0]!,
     rest: () => {},
     dispose: () => {
-      for (const b of buffers.values()) b.destroy();
-      metaBuffer.destroy();
-      staging.destroy();
-      device.destroy();
+      disposed ??= (async () => {
+        await Promise.all(pending);
+        watch.destroy();
+      })();
+      return disposed;
     },
   };
 }

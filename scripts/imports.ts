@@ -37,6 +37,7 @@ const nodeFiles = new Set([
   "runtime/dawn.ts",
   "runtime/folder.ts",
   "runtime/reader.ts",
+  "runtime/swiftshader.ts",
   "sdk/files.ts",
   "sdk/cli.ts",
 ]);

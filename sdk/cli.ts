@@ -2,7 +2,7 @@
 /** weft compile | generate | finetune | inspect | doctor. Progress on stderr, results on stdout; `--json` for machines; exit 1 on any error. */
 import { parseArgs } from "node:util";
 import { WeftError } from "../runtime/bundle.ts";
-import { openGpu } from "../runtime/dawn.ts";
+import { openAdapter } from "../runtime/dawn.ts";
 import { readManifest } from "../runtime/load.ts";
 import type { DeviceChoice } from "../runtime/open.ts";
 import { openReader } from "../runtime/reader.ts";
@@ -355,7 +355,7 @@ const commands: Readonly<
         ]),
       ),
     };
-    const adapter = await (await openGpu("hardware"))?.requestAdapter().catch(() => null);
+    const adapter = await openAdapter("hardware").catch(() => null);
     report.webgpu = adapter
       ? {
           name: adapter.info.description || adapter.info.device,
