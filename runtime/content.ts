@@ -8,7 +8,9 @@ import {
   WeftError,
 } from "./bundle.ts";
 import { channelOrder } from "./order.ts";
+import { pattern, steps } from "./pattern.ts";
 import { mix, shuffled } from "./random.ts";
+import { show } from "./schema.ts";
 
 /** One branch in one layer: rows in use and scale; rank 0 where the adapter has nothing. */
 export interface BranchState {
@@ -101,29 +103,29 @@ export function resolveBranches(
       found: config.method,
       hint: `compile with --methods ${config.method}`,
     });
-  let regex: RegExp | null = null;
-  if (typeof targetModules === "string" && targetModules !== "all-linear") {
-    try {
-      regex = new RegExp(`^(?:${targetModules})$`);
-    } catch (cause) {
-      throw new WeftError({
-        code: "WEFT_ADAPTER",
-        where: "target_modules",
-        expected: "a regular expression",
-        found: targetModules,
-        cause,
-      });
-    }
-  }
+  const budget = steps();
+  const regex =
+    typeof targetModules === "string" && targetModules !== "all-linear"
+      ? pattern(targetModules, false, { code: "WEFT_ADAPTER", where: "target_modules" })
+      : null;
   const matches = (p: string): boolean =>
     targetModules === "all-linear" ||
     (regex
-      ? regex.test(p)
+      ? regex(p, budget)
       : (targetModules as readonly string[]).some((t) => p === t || p.endsWith(`.${t}`)));
-  const pattern = (map: Readonly<Record<string, number>>, p: string): number | undefined => {
-    for (const [key, v] of Object.entries(map)) if (new RegExp(`^(?:.*\\.)?(?:${key})$`).test(p)) return v;
-    return undefined;
+  /** A number by module: that of the first key which matches, as PEFT has it. */
+  const byModule = (
+    where: string,
+    map: Readonly<Record<string, number>>,
+  ): ((p: string) => number | undefined) => {
+    const keys = Object.entries(map).map(
+      ([key, v]) =>
+        [pattern(key, true, { code: "WEFT_ADAPTER", where: `${where}[${show(key)}]` }), v] as const,
+    );
+    return (p) => keys.find(([key]) => key(p, budget))?.[1];
   };
+  const rankAt = byModule("rank_pattern", config.rankPattern);
+  const alphaAt = byModule("alpha_pattern", config.alphaPattern);
   const ours = manifest.branches.filter((b) => b.method === config.method);
   const paths = Array.from({ length: manifest.model.layers }, (_, l) =>
     ours.map((b) => modulePath(l, siteOf(manifest, b))),
@@ -143,7 +145,7 @@ export function resolveBranches(
       const site = siteOf(manifest, b);
       const p = modulePath(l, site);
       if (!matches(p)) return absent;
-      const asked = pattern(config.rankPattern, p) ?? config.rank;
+      const asked = rankAt(p) ?? config.rank;
       const own =
         asked === null
           ? b.capacity
@@ -152,7 +154,7 @@ export function resolveBranches(
             : asked;
       const rank = rankOf ? rankOf(p, b) : own;
       if (rank === null) return absent;
-      const alpha = pattern(config.alphaPattern, p) ?? config.alpha;
+      const alpha = alphaAt(p) ?? config.alpha;
       if (!Number.isInteger(rank) || rank < 1 || rank > b.capacity)
         throw new WeftError({
           code: "WEFT_ADAPTER_MISMATCH",

@@ -1,5 +1,5 @@
 /** What plays a bundle's command list: chambers of memory, and kernels over them. One file a target implements it. */
-import type { Manifest, ParamEntry, TargetPlan, WeftError } from "./bundle.ts";
+import { type Manifest, type ParamEntry, type TargetPlan, WeftError } from "./bundle.ts";
 
 /** In the order of the bind record and of the storage bindings. */
 export const memoryClasses = [
@@ -88,7 +88,13 @@ export function rotaryTable(m: Manifest): Float32Array {
 }
 export const paramNamed = (params: readonly ParamEntry[], name: string): ParamEntry => {
   const p = params.find((x) => x.name === name);
-  if (!p) throw new Error(`no parameter ${name}`);
+  if (!p)
+    throw new WeftError({
+      code: "WEFT_BUNDLE",
+      where: "manifest",
+      expected: `a parameter ${name}`,
+      found: "none",
+    });
   return p;
 };
 

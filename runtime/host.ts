@@ -67,7 +67,9 @@ export class Host {
       const bytes = new Uint32Array(buffer, at - 4, 1)[0]!;
       return String.fromCharCode(...new Uint16Array(buffer, at, bytes / 2));
     };
-    const { instance } = (await WebAssembly.instantiate(module, {
+    const bad = (expected: string, found: string, cause?: unknown): WeftError =>
+      new WeftError({ code: "WEFT_BUNDLE", where: "host.wasm", expected, found, cause });
+    const imports = {
       env: {
         abort: (what: number, _file: number, line: number) => {
           throw new WeftError({
@@ -79,10 +81,37 @@ export class Host {
           });
         },
       },
-    })) as unknown as { instance: WebAssembly.Instance };
-    const exports = instance.exports as unknown as HostExports;
-    exports.init(manyRows, lanes);
-    return new Host(exports, manifest, metaWords);
+    };
+    let exports: HostExports;
+    try {
+      const made = (await WebAssembly.instantiate(module, imports)) as unknown as {
+        instance: WebAssembly.Instance;
+      };
+      exports = made.instance.exports as unknown as HostExports;
+      exports.init(manyRows, lanes);
+      const host = new Host(exports, manifest, metaWords);
+      if (!host.fits(lanes)) throw bad("the capacities of its manifest", "a host of others");
+      return host;
+    } catch (cause) {
+      throw cause instanceof WeftError ? cause : bad("a module that starts", (cause as Error).message, cause);
+    }
+  }
+  /** Was it compiled for this manifest? Its arrays are as long as the capacities say, inside its memory. */
+  private fits(lanes: number): boolean {
+    const { sequences, context, blocks, jobs } = this.manifest.capacities;
+    const { exports } = this;
+    const [first, last] = [exports.addrTokens(0), exports.addrTokens(sequences - 1)];
+    if (exports.blocksTotal() !== blocks || last - first !== (sequences - 1) * context * 4) return false;
+    this.logits();
+    this.logSums();
+    for (let lane = 0; lane < lanes; lane++) this.meta(lane);
+    for (const seq of [0, sequences - 1]) {
+      this.tokens(seq);
+      this.labels(seq);
+      this.stops(seq);
+    }
+    this.hyper(jobs - 1);
+    return true;
   }
   private get buffer(): ArrayBuffer {
     return this.exports.memory.buffer;

@@ -1,58 +1,46 @@
-/** Bundle → verified manifest → device with weights in place. Nothing is allocated before version, paths, sizes and hashes are checked. */
-import {
-  BUNDLE_FORMAT,
-  BUNDLE_VERSION,
-  formats,
-  type Manifest,
-  type TensorEntry,
-  WeftError,
-} from "./bundle.ts";
+/**
+ * Bundle → verified manifest → device with weights in place. Nothing is allocated before version, paths,
+ * sizes and hashes are checked.
+ */
+import * as v from "valibot";
+import { BUNDLE_FORMAT, BUNDLE_VERSION, type Manifest, ManifestSchema, WeftError } from "./bundle.ts";
+import { checkConsistent } from "./consistent.ts";
 import { type Device, type LoadProgress, paramNamed, rotaryTable } from "./device.ts";
-import { pack, piecesOf, restore, store, storedBytes } from "./formats.ts";
+import { pack, piecesOf, restore, store } from "./formats.ts";
 import { reorder, siteOfParam } from "./order.ts";
-import { type BundleReader, checkName, type RangeFile, sha256 } from "./reader.ts";
+import { type BundleReader, type RangeFile, sha256 } from "./reader.ts";
+import { check, foreign } from "./schema.ts";
 
 const bad = (where: string, expected: string, found: string, hint?: string): WeftError =>
   new WeftError({ code: "WEFT_BUNDLE", where, expected, found, ...(hint && { hint }) });
 
 export async function readManifest(reader: BundleReader): Promise<Manifest> {
-  let m: Manifest;
+  const where = `${reader.where}: manifest.json`;
+  const text = new TextDecoder().decode(await reader.read("manifest.json"));
+  let json: unknown;
   try {
-    m = JSON.parse(new TextDecoder().decode(await reader.read("manifest.json"))) as Manifest;
+    json = JSON.parse(text);
   } catch (cause) {
-    if (cause instanceof WeftError) throw cause;
-    throw bad(`${reader.where}: manifest.json`, "JSON", (cause as Error).message);
+    const { message } = cause as Error;
+    throw new WeftError({ code: "WEFT_BUNDLE", where, expected: "JSON", found: message, cause });
   }
-  if (m?.format !== BUNDLE_FORMAT)
-    throw bad(`${reader.where}: manifest.json`, `format ${BUNDLE_FORMAT}`, JSON.stringify(m?.format));
-  if (m.version !== BUNDLE_VERSION)
+  return asManifest(json, where);
+}
+/** What manifest.json says, checked as far as it goes. Throws WEFT_BUNDLE, or WEFT_BUNDLE_VERSION. */
+export function asManifest(json: unknown, where: string): Manifest {
+  const at = { code: "WEFT_BUNDLE", where } as const;
+  const { version } = check(foreign({ format: v.literal(BUNDLE_FORMAT), version: v.number() }), json, at);
+  if (version !== BUNDLE_VERSION)
     throw new WeftError({
       code: "WEFT_BUNDLE_VERSION",
-      where: `${reader.where}: manifest.json`,
+      where,
       expected: `version ${BUNDLE_VERSION}`,
-      found: `version ${m.version}`,
-      hint: m.version > BUNDLE_VERSION ? "update weft" : "compile the model again",
+      found: `version ${version}`,
+      hint: version > BUNDLE_VERSION ? "update weft" : "compile the model again",
     });
-  for (const [name, f] of Object.entries(m.files ?? {})) {
-    checkName(name);
-    if (!Number.isInteger(f.bytes) || f.bytes < 0 || !/^[0-9a-f]{64}$/.test(f.sha256))
-      throw bad(`manifest file ${name}`, "a size and a sha-256", JSON.stringify(f));
-  }
-  for (const t of m.tensors ?? []) checkTensor(m, t);
-  return m;
-}
-function checkTensor(m: Manifest, t: TensorEntry): void {
-  const file = m.files[t.shard];
-  if (!file) throw bad(`tensor ${t.name}`, "a shard that the manifest lists", t.shard);
-  if (!formats.includes(t.format)) throw bad(`tensor ${t.name}`, formats.join(", "), String(t.format));
-  const [n, k] = t.shape;
-  const need = k === undefined ? 4 * n! : storedBytes(t.format, n!, k);
-  if (t.bytes !== need || t.start < 0 || t.start + t.bytes > file.bytes)
-    throw bad(
-      `tensor ${t.name}`,
-      `${need} bytes inside its shard (${file.bytes} bytes)`,
-      `bytes ${t.start} to ${t.start + t.bytes}`,
-    );
+  const manifest = check(ManifestSchema, json, at);
+  checkConsistent(manifest);
+  return manifest;
 }
 
 /** A file with its recorded size and hash, or an error. */
@@ -107,7 +95,10 @@ async function openVerified(
   }
 }
 
-/** Copy every weight into its chamber, in the panels of the device's target; `change` may move any of them on the way, in the model's own order. */
+/**
+ * Copy every weight into its chamber, in the panels of the device's target; `change` may move any of them on
+ * the way, in the model's own order.
+ */
 export async function uploadWeights(
   reader: BundleReader,
   m: Manifest,

@@ -141,13 +141,16 @@ export const foreign = <const E extends v.ObjectEntries>(entries: E) =>
     v.looseObject(entries, ({ expected }) => `the key ${expected}`),
   );
 /** Values by name. */
-export const record = <const S extends v.GenericSchema>(value: S) =>
+export const record = <const S extends v.GenericSchema>(
+  value: S,
+  key: v.GenericSchema<string> = v.string(),
+) =>
   v.pipe(
     v.custom<object>(
       (x) => isObject(x) && !["__proto__", "prototype", "constructor"].some((k) => Object.hasOwn(x, k)),
       "an object, without keys of JavaScript's own",
     ),
-    v.record(v.string(), value),
+    v.record(key, value),
   );
 /** One of some words. */
 export const oneOf = <const W extends readonly string[]>(words: W) =>

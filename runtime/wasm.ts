@@ -78,7 +78,7 @@ function unshared(module: Uint8Array): Uint8Array {
   const number = (): number => {
     let n = 0;
     for (let shift = 0; ; shift += 7) {
-      const b = out[at++]!;
+      const b = out[at++] ?? 0;
       n |= (b & 127) << shift;
       if (b < 128) return n;
     }
@@ -182,9 +182,19 @@ export async function openWasm(
   }
   const module = await WebAssembly.compile(
     (shared ? bytesOfModule : unshared(bytesOfModule)) as BufferSource,
-  );
+  ).catch((cause: Error) => {
+    throw new WeftError({
+      code: "WEFT_BUNDLE",
+      where: "kernels.wasm",
+      expected: "a WebAssembly module",
+      found: cause.message,
+      cause,
+    });
+  });
   const names = Object.keys(plan.kernels);
-  const exported = new Set(WebAssembly.Module.exports(module).map((e) => e.name));
+  const exported = new Set(
+    WebAssembly.Module.exports(module).flatMap((e) => (e.kind === "function" ? [e.name] : [])),
+  );
   const missing = names.filter((n) => !exported.has(n));
   if (missing.length)
     throw new WeftError({

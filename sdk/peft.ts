@@ -32,6 +32,7 @@ import {
 } from "../runtime/content.ts";
 import { asLowRank } from "../runtime/lowrank.ts";
 import { channelOrder } from "../runtime/order.ts";
+import { pattern, steps } from "../runtime/pattern.ts";
 
 const PREFIX = "base_model.model.";
 type Json = Readonly<Record<string, unknown>>;
@@ -213,10 +214,18 @@ export function readAdapter(
   const byName = new Map(
     parseHeader(file, file.length, name).tensors.map((t): [string, TensorInfo] => [t.name, t]),
   );
-  const excluded = (p: string): boolean =>
+  const budget = steps();
+  const excludes =
     typeof exclude === "string"
-      ? new RegExp(`^(?:${exclude})$`).test(p)
-      : (exclude ?? []).some((t) => p === t || p.endsWith(`.${t}`));
+      ? pattern(exclude, false, {
+          code: "WEFT_ADAPTER",
+          where: `${where}/adapter_config.json: exclude_modules`,
+        })
+      : null;
+  const excluded = (p: string): boolean =>
+    excludes
+      ? excludes(p, budget)
+      : ((exclude ?? []) as readonly string[]).some((t) => p === t || p.endsWith(`.${t}`));
   // Methods without a rank of their own keep as many rows as the file has.
   const fromFile = (path: string, b: BranchEntry): number | null => {
     const chosen = b.tensors.find((t) => t.shape === "selection" || t.shape === "entries")!;

@@ -143,7 +143,7 @@ test("bundles: wrong hash, truncated, escaping path, a version from the future, 
       manifest(d, (m) =>
         Object.assign(m.files!, { "../../etc/passwd": { bytes: 1, sha256: "0".repeat(64) } }),
       ),
-    /leaves/,
+    /a path inside the folder/,
   );
   await refuse(
     "WEFT_BUNDLE_VERSION",

@@ -1,0 +1,282 @@
+/**
+ * What ties a manifest's parts together: every index, offset and length that the runtime follows stays inside
+ * what it points into. Checked before anything is allocated; what passes cannot make the runtime read or
+ * write outside a chamber, or take memory out of proportion to the files.
+ */
+import { WeftError } from "./errors.ts";
+import { packedWords, storedBytes } from "./formats.ts";
+import type { BranchEntry, BranchTensor, Manifest, ParamEntry, SiteEntry, TargetPlan } from "./manifest.ts";
+
+function need(ok: unknown, where: string, expected: string, found: unknown): asserts ok {
+  if (!ok) throw new WeftError({ code: "WEFT_BUNDLE", where, expected, found: String(found) });
+}
+const same = (a: readonly number[], b: readonly number[]): boolean =>
+  a.length === b.length && a.every((x, i) => x === b[i]);
+
+/** Throws WEFT_BUNDLE, naming the entry, for a manifest whose parts do not fit each other. */
+export function checkConsistent(m: Manifest): void {
+  checkModel(m);
+  for (const [name, method] of Object.entries(m.methods))
+    need(method.name === name, `methods.${name}.name`, name, method.name);
+  for (const [i, name] of m.train.entries())
+    need(name === "full" || name in m.methods, `train[${i}]`, "a method of the bundle, or full", name);
+  for (const [i, s] of m.sites.entries()) checkSite(m, s, i);
+  for (const [i, b] of m.branches.entries()) checkBranch(m, b, i);
+  checkSelection(m);
+  need("host.wasm" in m.files, "files", "host.wasm", "no such file");
+  for (const [name, plan] of Object.entries(m.targets)) checkPlan(m, plan, `targets.${name}`);
+  checkTensors(m);
+}
+
+function checkModel({ model: d, capacities: c, tensors }: Manifest): void {
+  need(d.layers <= tensors.length, "model.layers", `at most one a tensor (${tensors.length})`, d.layers);
+  need(d.headDim % 2 === 0, "model.headDim", "an even number", d.headDim);
+  need(d.heads % d.kvHeads === 0, "model.heads", `a multiple of kvHeads (${d.kvHeads})`, d.heads);
+  const frequencies = d.inverseFrequencies.length;
+  need(frequencies === d.headDim / 2, "model.inverseFrequencies", `${d.headDim / 2} of them`, frequencies);
+  need(c.context <= d.context, "capacities.context", `at most the model's ${d.context}`, c.context);
+}
+
+function checkSite(m: Manifest, s: SiteEntry, i: number): void {
+  const at = `sites[${i}]`;
+  const { ffn, heads, kvHeads, headDim } = m.model;
+  need(s.index === i, `${at}.index`, String(i), s.index);
+  const length = { ffn, heads: heads * headDim, kvHeads: kvHeads * headDim };
+  for (const [side, features] of [
+    ["in", s.inFeatures],
+    ["out", s.outFeatures],
+  ] as const) {
+    const axis = s.axes[side];
+    if (axis)
+      need(features === length[axis], `${at}.${side}Features`, `${length[axis]}, all ${axis}`, features);
+  }
+  if (!s.coupling) return;
+  const channels = s.coupling.axis === "in" ? s.inFeatures : s.outFeatures;
+  need(channels % s.coupling.unit === 0, `${at}.coupling.unit`, `a divisor of ${channels}`, s.coupling.unit);
+  need(s.axes[s.coupling.axis] !== null, `${at}.coupling.axis`, "an axis of the site", s.coupling.axis);
+}
+
+function checkBranch(m: Manifest, b: BranchEntry, i: number): void {
+  const at = `branches[${i}]`;
+  need(b.index === i, `${at}.index`, String(i), b.index);
+  need(b.method in m.methods, `${at}.method`, Object.keys(m.methods).join(", "), b.method);
+  need(b.site < m.sites.length, `${at}.site`, `a site below ${m.sites.length}`, b.site);
+  const names = b.tensors.map((t) => t.name);
+  need(new Set(names).size === names.length, `${at}.tensors`, "tensors of different names", names.join(", "));
+  const { counts, form } = m.methods[b.method]!;
+  for (const [k, t] of b.tensors.entries()) checkShape(m, b, t, `${at}.tensors[${k}]`);
+  // What the form of the method looks up by name or shape.
+  const has = (name: string): boolean => names.includes(name);
+  const wanted: Readonly<Record<NonNullable<typeof form>, readonly string[]>> = {
+    factors: ["a", "b"],
+    selection: ["index", "delta"],
+    entries: ["index", "values"],
+    magnitudes: ["a", "b", "m"],
+    gains: [],
+    sequential: ["pa", "pb", "sa", "sb"],
+    biased: ["a", "b"],
+  };
+  for (const name of form ? wanted[form] : [])
+    need(has(name), `${at}.tensors`, `a tensor ${name}`, names.join(", "));
+  if (counts) need(form === "entries", `${at}.method`, "a method of single entries", form);
+}
+/** Columns that a tensor's start and its shape in files ask for. */
+function checkShape(m: Manifest, b: BranchEntry, t: BranchTensor, at: string): void {
+  const site = m.sites[b.site]!;
+  const { inFeatures: ins, outFeatures: outs } = site;
+  const cols = (n: number, why: string): void => need(t.cols === n, `${at}.cols`, `${n}, ${why}`, t.cols);
+  if (t.axis) cols(t.axis === "in" ? ins : outs, `the site's ${t.axis}puts`);
+  const chosen = t.init === "selection" || t.init === "leading";
+  need(chosen === (t.shape === "selection"), `${at}.shape`, "selection for chosen channels", t.shape);
+  need((t.init === "entries") === (t.shape === "places"), `${at}.shape`, "places for entries", t.shape);
+  if (chosen) {
+    const { coupling } = site;
+    need(coupling, at, "a site with channels to choose", site.module);
+    const channels = coupling.axis === "in" ? ins : outs;
+    cols(b.capacity + channels, "a number and a place for every channel");
+    need(b.capacity <= channels, `branches[${b.index}].capacity`, `at most ${channels}`, b.capacity);
+    if (t.init === "leading") need(m.selection !== null, `${at}.init`, "a bundle with a selection", t.init);
+  }
+  if (t.init === "entries") {
+    cols(3 * b.capacity + ins + outs + 2, "rows, columns and their starts");
+    need(b.capacity <= ins * outs, `branches[${b.index}].capacity`, `at most ${ins * outs}`, b.capacity);
+    need(t.rows === "one", `${at}.rows`, "one", t.rows);
+  }
+  if (t.shape === "entries") cols(1, "a number an entry");
+  if (t.shape === "vector" || t.shape === "selection") need(t.rows === "one", `${at}.rows`, "one", t.rows);
+  if (t.init === "norm" || t.init === "bias") cols(outs, "one an output");
+  if (t.init === "tokens") cols(m.model.hiddenSize, "an embedding");
+  if (["norm", "bias", "entries", "selection"].includes(t.init))
+    need(site.kind === "linear", `${at}.init`, "a start that this site has", t.init);
+  if (t.init === "bias") need(site.bias, `${at}.init`, "a site with a bias", site.module);
+}
+function checkSelection(m: Manifest): void {
+  if (!m.selection) return;
+  const { layers } = m.selection;
+  need(layers.length === m.model.layers, "selection.layers", `${m.model.layers} of them`, layers.length);
+  for (const [l, layer] of layers.entries())
+    for (const [name, list, all] of [
+      ["ffn", layer.ffn, m.model.ffn],
+      ["groups", layer.groups, m.model.kvHeads],
+    ] as const)
+      need(
+        new Set(list).size === list.length && list.every((c) => c < all),
+        `selection.layers[${l}].${name}`,
+        `distinct numbers below ${all}`,
+        list.slice(0, 8).join(", "),
+      );
+}
+
+function checkPlan(m: Manifest, plan: TargetPlan, at: string): void {
+  const { classes, homes } = plan;
+  const { capacities: c, model: d, branches } = m;
+  const within = (end: number, limit: number, where: string): void =>
+    need(end <= limit, `${at}.${where}`, `words inside a chamber of ${limit}`, `words up to ${end}`);
+  /** A chamber holds what it is for, and is not out of proportion to it. */
+  const chamber = (cls: keyof typeof classes, region: "layer" | "outer", used: number): void => {
+    const words = classes[cls][region];
+    const most = 2 * used + 2 ** 16;
+    const expected = `${used} to ${most} words for what it holds`;
+    need(words >= used && words <= most, `${at}.classes.${cls}.${region}`, expected, words);
+  };
+  // Slots and jobs side by side; a slot's ranks and scales; keys and values; what the loop reads from the
+  // arena.
+  chamber("adapters", "layer", (c.slots + 1) * plan.slotWords);
+  chamber("tables", "layer", 64 + (c.slots + 1) * branches.length * 2);
+  chamber("kv", "layer", c.blocks * 32 * 2 * d.kvHeads * d.headDim);
+  within(1, classes.tables.outer, "classes.tables.outer");
+  within(homes.h + c.tokens * d.hiddenSize, plan.arenaWords, "homes.h");
+  within(homes.logits + c.headRows * d.vocab, plan.arenaWords, "homes.logits");
+  within(homes.rotary + c.context * d.headDim, plan.arenaWords, "homes.rotary");
+  within(homes.norms + c.jobs * (d.layers + 3), plan.arenaWords, "homes.norms");
+  const saved = m.train.length ? c.savedRows : 0;
+  within(homes.nll + saved, plan.arenaWords, "homes.nll");
+  within(homes.dh + saved * d.hiddenSize, plan.arenaWords, "homes.dh");
+  within(homes.dkv + saved * 2 * d.kvHeads * d.headDim, plan.arenaWords, "homes.dkv");
+
+  const full = m.train.includes("full");
+  for (const [list, region] of [
+    ["layerParams", "layer"],
+    ["outerParams", "outer"],
+  ] as const) {
+    const names = plan[list].map((p) => p.name);
+    const ends = { weights: 0, accum: region === "layer" ? c.jobs * plan.jobWords : 0 };
+    const listed = Object.keys(m.checkpoint[region]);
+    need(new Set(names).size === names.length, `${at}.${list}`, "different names", "a name twice");
+    for (const name of listed)
+      need(names.includes(name), `${at}.${list}`, `a parameter ${name}`, "none of that name");
+    for (const [i, p] of plan[list].entries()) {
+      const where = `${list}[${i}]`;
+      need(listed.includes(p.name), `${at}.${where}`, `one of ${listed.join(", ")}`, p.name);
+      need(p.kind !== "factor", `${at}.${where}.kind`, "weight or vector", p.kind);
+      need(p.kind === "weight" || p.k === 1, `${at}.${where}.k`, "1", p.k);
+      const stored = p.kind === "weight" ? packedWords(m.model.format, p.n, p.k, plan.panel) : p.n;
+      ends.weights = Math.max(ends.weights, p.offset + stored);
+      if (!full) continue;
+      need(p.accum >= 0 && p.words >= p.n * p.k, `${at}.${where}`, "room for gradients", p.words);
+      ends.accum = Math.max(ends.accum, p.accum + 3 * p.words);
+    }
+    chamber("weights", region, ends.weights);
+    chamber("accum", region, ends.accum);
+  }
+  const param = (list: readonly ParamEntry[], name: string, n: number, k: number, where: string): void => {
+    const p = list.find((x) => x.name === name);
+    need(p, `${at}.${where}`, `a parameter ${name}`, "none of that name");
+    need(p.n === n && p.k === k, `${at}.${where}: ${name}`, `[${n}, ${k}]`, `[${p.n}, ${p.k}]`);
+  };
+  param(plan.outerParams, "embed_tokens.weight", d.vocab, d.hiddenSize, "outerParams");
+  for (const s of m.sites) {
+    if (s.kind !== "linear") continue;
+    param(plan.layerParams, `${s.module}.weight`, s.outFeatures, s.inFeatures, "layerParams");
+    if (s.bias) param(plan.layerParams, `${s.module}.bias`, s.outFeatures, 1, "layerParams");
+  }
+  // Every tensor of every branch has its place in a slot, found by the end of its name.
+  let factors = 0;
+  for (const b of branches)
+    for (const t of b.tensors) {
+      factors++;
+      const i = plan.factors.findIndex((f) => f.branch === b.index && f.name.endsWith(`.${t.name}`));
+      const f = plan.factors[i];
+      const where = `factors[${i}]`;
+      need(f, `${at}.factors`, `a place for ${t.name} of branch ${b.index}`, "none");
+      const n = t.rows === "rank" ? b.capacity : 1;
+      need(f.n === n && f.k === t.cols, `${at}.${where}`, `[${n}, ${t.cols}]`, `[${f.n}, ${f.k}]`);
+      need(f.rows === t.rows, `${at}.${where}.rows`, t.rows, f.rows);
+      within(f.offset + n * t.cols, plan.slotWords, `${where}.offset`);
+      if (!m.train.includes(b.method)) continue;
+      need(f.accum >= 0 === t.trained, `${at}.${where}.accum`, t.trained ? "a place" : "-1", f.accum);
+      if (t.trained) within(f.accum + 3 * n * t.cols, plan.jobWords, `${where}.accum`);
+    }
+  need(factors === plan.factors.length, `${at}.factors`, `${factors} of them`, plan.factors.length);
+  const slot = plan.factors.reduce((n, f) => n + f.n * f.k, 0);
+  need(
+    plan.slotWords <= 2 * slot + 2 ** 16,
+    `${at}.slotWords`,
+    "no more than its tensors take",
+    plan.slotWords,
+  );
+  const most = 8 * slot + 8 * plan.statistics.reduce((n, s) => n + s.n, 0) + 2 ** 16;
+  need(plan.jobWords <= most, `${at}.jobWords`, "no more than its tensors take", plan.jobWords);
+  for (const [i, s] of plan.statistics.entries()) {
+    need(s.accum >= 0, `${at}.statistics[${i}].accum`, "a place", s.accum);
+    within(s.accum + s.n, plan.jobWords, `statistics[${i}].accum`);
+  }
+  const blocks = Object.values(plan.blocks).map((b) => b.words);
+  within(Math.max(...blocks), plan.metaWords, "blocks");
+  for (const [name, k] of Object.entries(plan.kernels))
+    need(k.file in m.files, `${at}.kernels.${name}.file`, "a file that the manifest lists", k.file);
+  for (const [i, p] of plan.programs.entries())
+    for (const [j, l] of p.launches.entries())
+      need(
+        Object.hasOwn(plan.kernels, l.kernel),
+        `${at}.programs[${i}].launches[${j}].kernel`,
+        "a kernel of this target",
+        l.kernel,
+      );
+}
+
+/** The weights are exactly the tensors that the plans place, with their shapes, inside their shards. */
+function checkTensors(m: Manifest): void {
+  const { layers } = m.model;
+  const layerNames = Object.entries(m.checkpoint.layer);
+  const outerNames = Object.entries(m.checkpoint.outer);
+  for (const [name, path] of layerNames)
+    need(path.includes("{l}"), `checkpoint.layer.${name}`, "a name with {l} for the layer", path);
+  const all = outerNames.length + layerNames.length * layers;
+  need(m.tensors.length === all, "tensors", `${all}, as the checkpoint's names say`, m.tensors.length);
+  const shapes = new Map<string, readonly number[]>();
+  const plans = Object.values(m.targets);
+  const add = (list: "layerParams" | "outerParams", name: string, path: string): void => {
+    for (const [i, plan] of plans.entries()) {
+      const p = plan[list].find((x) => x.name === name)!;
+      const shape = p.kind === "vector" ? [p.n] : [p.n, p.k];
+      if (i === 0) {
+        need(!shapes.has(path), "checkpoint", "different names", path);
+        shapes.set(path, shape);
+      } else need(same(shapes.get(path)!, shape), `${list}: ${name}`, "one shape in all targets", shape);
+    }
+  };
+  need(plans.length > 0, "targets", "wasm or webgpu", "none");
+  for (const [name, path] of outerNames) add("outerParams", name, path);
+  for (const [name, path] of layerNames)
+    for (let l = 0; l < layers; l++) add("layerParams", name, path.replace("{l}", String(l)));
+  const seen = new Set<string>();
+  for (const t of m.tensors) {
+    const at = `tensor ${t.name}`;
+    const shape = shapes.get(t.name);
+    need(shape && !seen.has(t.name), at, "a parameter of this model, once", "another");
+    seen.add(t.name);
+    need(same(shape, t.shape), at, `shape [${shape}]`, `[${t.shape}]`);
+    const format = shape.length === 1 ? "f32" : m.model.format;
+    need(t.format === format, at, format, t.format);
+    const file = m.files[t.shard];
+    need(file, at, "a shard that the manifest lists", t.shard);
+    const bytes = shape.length === 1 ? 4 * shape[0]! : storedBytes(format, shape[0]!, shape[1]!);
+    need(
+      t.bytes === bytes && t.start + bytes <= file.bytes,
+      at,
+      `${bytes} bytes inside its shard (${file.bytes} bytes)`,
+      `bytes ${t.start} to ${t.start + t.bytes}`,
+    );
+  }
+}

@@ -1,0 +1,323 @@
+/**
+ * manifest.json, described once: what the compiler writes and the runtime reads. Types are derived from the
+ * schemas; consistent.ts checks what ties their parts together.
+ */
+import * as v from "valibot";
+import { formats } from "./formats.ts";
+import {
+  above0,
+  atLeast0,
+  boolean,
+  bytes,
+  count,
+  fileName,
+  finite,
+  integer,
+  number,
+  numbers,
+  type Of,
+  object,
+  oneOf,
+  positive,
+  record,
+  sha256Hex,
+  text,
+} from "./schema.ts";
+
+export const BUNDLE_FORMAT = "weft-bundle";
+export const BUNDLE_VERSION = 5;
+
+const FileEntry = object({ bytes, sha256: sha256Hex });
+const format = oneOf(formats);
+/** A place of few words is an index of 32 bits in kernels. */
+const indices = numbers("an integer from 0 up", (x) => Number.isInteger(x) && x >= 0 && x < 2 ** 31);
+const rows = oneOf(["rank", "one"]);
+
+const TensorEntry = object({
+  name: text,
+  shape: v.pipe(
+    v.array(positive),
+    v.check((s) => s.length === 1 || s.length === 2, "one or two dimensions"),
+  ),
+  /** Vectors are f32; matrices have the bundle's format, their scales, if any, right after their values. */
+  format,
+  shard: fileName,
+  /** Byte range inside the shard file. */
+  start: bytes,
+  bytes,
+});
+const ParamEntry = object({
+  name: text,
+  kind: oneOf(["weight", "vector", "factor"]),
+  n: positive,
+  k: positive,
+  /**
+   * Of a slot tensor: the branch it belongs to, and whether one row or as many as the adapter's rank are
+   * used.
+   */
+  branch: v.nullable(count),
+  rows,
+  offset: count,
+  words: count,
+  /** Offset of its gradient in the accumulators; -1 for a tensor that is not trained. */
+  accum: integer(-1),
+});
+const ChannelAxis = oneOf(["ffn", "heads", "kvHeads"]);
+const side = oneOf(["in", "out"]);
+const SiteEntry = object({
+  index: count,
+  kind: oneOf(["linear", "entry", "cache"]),
+  module: text,
+  inFeatures: positive,
+  outFeatures: positive,
+  bias: boolean,
+  /** What its inputs and outputs run over. */
+  axes: object({ in: v.nullable(ChannelAxis), out: v.nullable(ChannelAxis) }),
+  coupling: v.nullable(object({ group: text, axis: side, unit: positive, shared: boolean })),
+});
+const BranchTensor = object({
+  name: text,
+  /** As many rows as the adapter's rank, or one. */
+  rows,
+  cols: positive,
+  /** Which of the site's axes the columns run over, if either. */
+  axis: v.exactOptional(side),
+  trained: boolean,
+  /**
+   * `uniform`: ±1/√cols (Kaiming with a = √5, as PEFT). `selection`: channels drawn when a job starts.
+   * `norm`: ‖rows of the site's matrix‖₂. `tokens`: embeddings of random tokens. `entries`: places in the
+   * matrix. `leading`: the bundle's own selection. `bias`: the site's bias.
+   */
+  init: oneOf(["zeros", "ones", "uniform", "selection", "norm", "tokens", "entries", "leading", "bias"]),
+  /** Its key in a PEFT file, after the module path; null for what follows from the others. */
+  key: v.nullable(text),
+  /**
+   * How the file has it: as in the slot, transposed, without the one row, or the chosen channels alone
+   * (int32); `beside`: the method's tensors of all layers side by side in one, whose name is the key alone;
+   * `entries`, `places`: numbers of single entries, and their rows and columns (int32).
+   */
+  shape: oneOf(["rows", "columns", "vector", "selection", "beside", "entries", "places"]),
+});
+const BranchEntry = object({
+  index: count,
+  method: text,
+  site: count,
+  capacity: positive,
+  tensors: v.array(BranchTensor),
+});
+/** Fields of an adapter's configuration that a method's files may hold. */
+const configFields = [
+  "rank",
+  "alpha",
+  "rslora",
+  "dropout",
+  "rankPattern",
+  "alphaPattern",
+  "selector",
+] as const;
+const MethodEntry = object({
+  name: text,
+  /** `peft_type` of its folders. */
+  peftType: text,
+  /**
+   * What its adapter_config.json says beside `peft_type`, where several methods share one: missing counts as
+   * false.
+   */
+  when: record(v.unknown()),
+  scale: oneOf(["alpha/rank", "one"]),
+  /**
+   * What the rank counts, where it is not rows: as many entries as LoRA of the configured rank has numbers.
+   */
+  counts: v.exactOptional(v.literal("entries")),
+  /** Its rank counts tokens of its own, which every sequence begins with. */
+  virtual: v.exactOptional(v.literal(true)),
+  /** Does it adapt every layer, or only the first? */
+  layers: v.exactOptional(v.literal("first")),
+  /** Modules that a job adapts when it names none. */
+  targets: v.union([v.literal("all-linear"), v.array(text)], "all-linear or a list of modules"),
+  /** Rank when none is asked for; null: all that the bundle has room for. */
+  rank: v.nullable(positive),
+  /**
+   * What its branch does to a matrix, which is how it merges: B·A of tensors `a` and `b`; the `delta` of the
+   * channels in `index`; the `values` of single entries; rows of W + B·A scaled to magnitudes; gains; B·A
+   * beside one of W itself; B·A and another bias. Null: it is not linear and cannot merge.
+   */
+  form: v.nullable(oneOf(["factors", "selection", "entries", "magnitudes", "gains", "sequential", "biased"])),
+  /** Does training drop inputs of its branches? */
+  dropout: boolean,
+  /** Keys of its adapter_config.json, and the field of AdapterConfig that each holds. */
+  config: record(oneOf(configFields)),
+  /** Keys that are always written as they are. */
+  fixed: record(v.unknown()),
+});
+/** How many workgroups a launch takes in one dimension: ceil(count · mul / div). */
+const GridDim = object({
+  /**
+   * A header word or 1. `few_rows` is n_rows in a step of few rows and 0 in one of many, `many_rows` the
+   * other way round: of two kernels for the same thing one runs. How many is many is the device's to say.
+   */
+  count: oneOf(["one", "n_rows", "n_head", "n_keys", "few_rows", "many_rows"]),
+  mul: count,
+  div: positive,
+});
+const LaunchEntry = object({
+  kernel: text,
+  grid: v.tuple([GridDim, GridDim, GridDim]),
+  /** Mask bits (adapter branches, flags) of its bodies; empty when it always runs. */
+  bits: indices,
+});
+const block = oneOf(["step", "unit", "update"]);
+const ProgramEntry = object({
+  name: text,
+  region: oneOf(["layer", "outer"]),
+  block,
+  launches: v.array(LaunchEntry),
+});
+const BlockEntry = object({ kind: block, arrays: record(count), words: count });
+/**
+ * Words in a layer's group and in the outer group: a chamber of 2 GiB is as large as indices in bytes reach.
+ */
+const words = number("words of at most 2 GiB", (x) => Number.isInteger(x) && x >= 0 && x < 2 ** 29);
+const Chambers = object({ layer: words, outer: words });
+const ClassWords = object({
+  weights: Chambers,
+  kv: Chambers,
+  saved: Chambers,
+  adapters: Chambers,
+  accum: Chambers,
+  tables: Chambers,
+});
+const TargetPlan = object({
+  panel: number("8 or 16 columns", (x) => x === 8 || x === 16),
+  classes: ClassWords,
+  arenaWords: words,
+  metaWords: words,
+  /** Memory of its own that each thread of the Wasm target needs; none on WebGPU. */
+  scratchWords: words,
+  /** Words from the arena's start of what outlives a program. */
+  homes: object({
+    h: words,
+    logits: words,
+    dh: words,
+    dkv: words,
+    nll: words,
+    rotary: words,
+    norms: words,
+  }),
+  slotWords: words,
+  jobWords: words,
+  layerParams: v.array(ParamEntry),
+  outerParams: v.array(ParamEntry),
+  factors: v.array(ParamEntry),
+  /** Sums of squares of activations that a calibration leaves in a job's accumulators. */
+  statistics: v.array(ParamEntry),
+  blocks: object({ step: BlockEntry, unit: BlockEntry, update: BlockEntry }),
+  header: v.array(text),
+  programs: v.array(ProgramEntry),
+  kernels: record(object({ workgroup: positive, file: fileName })),
+});
+const CapacityEntry = object({
+  tokens: positive,
+  sequences: positive,
+  context: positive,
+  headRows: positive,
+  blocks: positive,
+  slots: positive,
+  jobs: positive,
+  rank: positive,
+  savedRows: positive,
+  keptRows: positive,
+  quantum: positive,
+  unitRows: positive,
+  units: positive,
+  s2ft: v.nullable(object({ sites: v.array(text), parameters: v.exactOptional(positive) })),
+});
+
+/** How a model's makers sample from it. */
+const GenerationEntry = object({
+  temperature: v.exactOptional(atLeast0),
+  topK: v.exactOptional(count),
+  topP: v.exactOptional(above0),
+  minP: v.exactOptional(atLeast0),
+  repetitionPenalty: v.exactOptional(above0),
+});
+
+export const ManifestSchema = object({
+  format: v.literal(BUNDLE_FORMAT),
+  version: v.literal(BUNDLE_VERSION),
+  /** The model by value (BaseHash), however it is stored: what an adapter is trained on. */
+  base: sha256Hex,
+  model: object({
+    family: text,
+    hiddenSize: positive,
+    layers: positive,
+    heads: positive,
+    kvHeads: positive,
+    headDim: positive,
+    ffn: positive,
+    vocab: positive,
+    context: positive,
+    tied: boolean,
+    format,
+    eps: above0,
+    /** Ids that end an answer; the first ends a training row. */
+    eos: indices,
+    inverseFrequencies: numbers("a finite number", Number.isFinite),
+    parameters: bytes,
+  }),
+  /** What generation_config.json asks for; nothing applies it unasked. */
+  generation: GenerationEntry,
+  /**
+   * S2FT's channels of the class `permuted`, by layer, in the order of the device: feed-forward channels, and
+   * key heads with what belongs to them.
+   */
+  selection: v.nullable(
+    object({ layers: v.array(object({ ffn: indices, groups: indices })), selector: text }),
+  ),
+  policy: text,
+  /** What jobs can train: adapter methods, or `full` for every base tensor (exclusive). */
+  train: v.array(text),
+  capacities: CapacityEntry,
+  sites: v.array(SiteEntry),
+  methods: record(MethodEntry),
+  branches: v.array(BranchEntry),
+  /** Saved activations: fields and bytes a token a layer per training class. */
+  saved: record(
+    object({
+      fields: v.array(object({ name: text, cols: positive, index: text, offset: count })),
+      bytes: object({ naive: finite, read: finite, all: finite, boundary: finite }),
+    }),
+  ),
+  /** Checkpoint names of a layer's parameters, with `{l}` for the layer; and of the outer region's. */
+  checkpoint: object({ layer: record(text), outer: record(text) }),
+  tensors: v.array(TensorEntry),
+  tokenizer: boolean,
+  chatTemplate: boolean,
+  targets: object({ wasm: v.exactOptional(TargetPlan), webgpu: v.exactOptional(TargetPlan) }),
+  files: record(FileEntry, fileName),
+});
+
+export type FileEntry = Of<typeof FileEntry>;
+export type TensorEntry = Of<typeof TensorEntry>;
+export type ParamEntry = Of<typeof ParamEntry>;
+/**
+ * Channels that a bundle may keep in an order of its own; `heads` are query heads, in groups that share a key
+ * head.
+ */
+export type ChannelAxis = v.InferOutput<typeof ChannelAxis>;
+export type SiteEntry = Of<typeof SiteEntry>;
+/** A tensor of a branch: [rows in use, cols] in a slot. */
+export type BranchTensor = Of<typeof BranchTensor>;
+/** One adapter method at one site of a layer. */
+export type BranchEntry = Of<typeof BranchEntry>;
+/** What the runtime must know about an adapter method beside its kernels. */
+export type MethodEntry = Of<typeof MethodEntry>;
+export type GridDim = Of<typeof GridDim>;
+export type LaunchEntry = Of<typeof LaunchEntry>;
+export type ProgramEntry = Of<typeof ProgramEntry>;
+export type BlockEntry = Of<typeof BlockEntry>;
+export type ClassWords = Of<typeof ClassWords>;
+export type TargetPlan = Of<typeof TargetPlan>;
+export type GenerationEntry = Of<typeof GenerationEntry>;
+export type CapacityEntry = Of<typeof CapacityEntry>;
+export type Manifest = Of<typeof ManifestSchema>;
