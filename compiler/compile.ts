@@ -6,7 +6,6 @@ import {
   BUNDLE_VERSION,
   encode,
   type Format,
-  formats,
   INT8_BLOCK,
   type LaunchEntry,
   type Manifest,
@@ -20,6 +19,7 @@ import {
   WeftError,
 } from "../runtime/bundle.ts";
 import { writeFolder } from "../runtime/folder.ts";
+import { check } from "../runtime/schema.ts";
 import type { AdapterMethod } from "./adapters/adapter.ts";
 import { adapterMethods } from "./adapters/index.ts";
 import { compileKernels, compileRelaxed } from "./emit/asc.ts";
@@ -41,33 +41,14 @@ import { tensorName } from "./layers.ts";
 import { type BlockKind, blockLayouts, headerWords, TRAIN_BIT } from "./metadata.ts";
 import { models } from "./models/index.ts";
 import type { Model } from "./models/model.ts";
+import { CompileOptions } from "./options.ts";
 import { addresser, align, checkLimits, type Layout, layoutOf, placeValues } from "./plan.ts";
 import { buildPrograms, type GraphProgram, type Programs, type TrainClass } from "./programs.ts";
 import { type ModelSource, openModel } from "./source.ts";
 import { type Capacities, checkCapacities, defaultCapacities, type Target, targets } from "./target.ts";
 import { verify } from "./verify.ts";
 
-export interface CompileOptions {
-  readonly targets?: readonly ("wasm" | "webgpu")[];
-  /** What jobs can train: adapter methods, `full`. Default: lora. */
-  readonly train?: readonly TrainClass[];
-  /** Adapter methods that requests can use, beside those that are trained. Default: lora. */
-  readonly methods?: readonly string[];
-  readonly format?: Format;
-  /** Also emit the Wasm kernels with fused multiply-adds, which machines with relaxed SIMD take: faster, and a class of numerics of its own. */
-  readonly relaxed?: boolean;
-  readonly policy?: string;
-  /** S2FT's class `permuted`: the channels that its adapters train, which the device then keeps first (`weft compile --calibrate` chooses them). */
-  readonly selection?: NonNullable<Manifest["selection"]>;
-  readonly capacities?: Partial<Capacities>;
-  /** Off: every node is a kernel of its own. Same bits, more launches. */
-  readonly fuse?: boolean;
-  /** Take compiled kernels from the user's cache, and keep them there (`WEFT_CACHE` names the folder). Default: on. */
-  readonly cache?: boolean;
-  /** Overrides of a target's limits, for tests of small devices. */
-  readonly limits?: Partial<Pick<Target, "bindingBytes" | "workgroupInvocations">>;
-  readonly onProgress?: (p: { phase: string; done: number; total: number }) => void;
-}
+export type { CompileOptions };
 export interface Compiled {
   readonly manifest: Manifest;
   readonly files: ReadonlyMap<string, Uint8Array>;
@@ -80,6 +61,7 @@ const text = (s: string): Uint8Array => new TextEncoder().encode(s);
 
 /** Compile a Hugging Face model folder, or a GGUF file, in memory. Throws WeftError at the earliest pass that can know. */
 export async function compile(folder: string, options: CompileOptions = {}): Promise<Compiled> {
+  check(CompileOptions, options, { code: "WEFT_OPTION", where: "" });
   const progress = options.onProgress ?? (() => {});
   const source = await openModel(folder);
   const { config } = source;
@@ -112,14 +94,6 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
       found: policy,
     });
   const wanted = options.targets ?? ["wasm", "webgpu"];
-  for (const t of wanted)
-    if (!targets[t])
-      throw new WeftError({
-        code: "WEFT_OPTION",
-        where: "target",
-        expected: Object.keys(targets).join(", "),
-        found: String(t),
-      });
 
   // Regions → programs (forward, pruned backward, head, update), verified; then launches.
   const names = [
@@ -138,13 +112,6 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
       });
   const methods = names.map((n) => adapterMethods[n]!);
   const selection = checkSelection(options.selection ?? null, model, names);
-  if (!formats.includes(format))
-    throw new WeftError({
-      code: "WEFT_OPTION",
-      where: "format",
-      expected: formats.join(", "),
-      found: String(format),
-    });
   if (selection && format === "int8")
     throw new WeftError({
       code: "WEFT_OPTION",

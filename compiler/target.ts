@@ -1,36 +1,49 @@
-/** A target: limits and capacities, plain data. Capacities are baked into the bundle; nothing on the hot path allocates. */
+/**
+ * A target: limits and capacities, plain data. Capacities are baked into the bundle; nothing on the hot path
+ * allocates.
+ */
+import * as v from "valibot";
 import { STORED_PANEL, WeftError } from "../runtime/bundle.ts";
+import { check, number, type Of, object, positive, text } from "../runtime/schema.ts";
 
-export interface Capacities {
-  /** Rows of one step's forward. */
-  readonly tokens: number;
-  /** Live sequences (requests and training sequences). */
-  readonly sequences: number;
-  /** Longest sequence, tokens. */
-  readonly context: number;
-  /** Logits rows per step, and per chunk of the training head. */
-  readonly headRows: number;
-  /** Cache blocks of 32 tokens. */
-  readonly blocks: number;
-  /** Adapter slots, beside slot 0 which is the base. */
-  readonly slots: number;
-  /** Fine-tuning jobs at once. */
-  readonly jobs: number;
-  /** Largest adapter rank; a multiple of 4. */
-  readonly rank: number;
-  /** Rows of training sequences that can be in flight at once (all jobs): their boundary activations. */
-  readonly savedRows: number;
-  /** Rows whose full kept set fits as well; a micro-batch beyond that recomputes inside its units. */
-  readonly keptRows: number;
-  /** Rows in which gradients are summed: a sequence's backward goes quantum by quantum. */
-  readonly quantum: number;
-  /** Most rows of one backward unit: as many quanta as fit and as a step may carry. */
-  readonly unitRows: number;
-  /** Backward and head units that one step can carry. */
-  readonly units: number;
-  /** Sites whose channels S2FT adapters may choose, and their parameters a layer; null: the paper's sites, parameters as LoRA of `rank`. */
-  readonly s2ft: { readonly sites: readonly string[]; readonly parameters?: number } | null;
-}
+export const capacityEntries = {
+  /** Rows of one step's forward. Default 256. */
+  tokens: positive,
+  /** Live sequences (requests and training sequences). Default 64. */
+  sequences: positive,
+  /** Longest sequence, tokens. Default: the model's, at most 1024. */
+  context: positive,
+  /** Logits rows per step, and per chunk of the training head. Default 32. */
+  headRows: positive,
+  /** Cache blocks of 32 tokens. Default: 256, or eight contexts. */
+  blocks: positive,
+  /** Adapter slots, beside slot 0 which is the base. Default 8. */
+  slots: positive,
+  /** Fine-tuning jobs at once. Default 2. */
+  jobs: positive,
+  /** Largest adapter rank; a multiple of 4. Default 16. */
+  rank: number("a multiple of 4", (x) => Number.isInteger(x) && x > 0 && x < 2 ** 20 && x % 4 === 0),
+  /** Rows of training sequences in flight at once (all jobs): their boundary activations. Default 1024. */
+  savedRows: positive,
+  /**
+   * Rows whose full kept set fits as well; a micro-batch beyond that recomputes inside its units. Default
+   * 1024.
+   */
+  keptRows: positive,
+  /** Rows in which gradients are summed: a sequence's backward goes quantum by quantum. Default 32. */
+  quantum: positive,
+  /** Most rows of one backward unit: as many quanta as fit and as a step may carry. Default 128. */
+  unitRows: positive,
+  /** Backward and head units that one step can carry. Default 16. */
+  units: positive,
+  /**
+   * Sites whose channels S2FT adapters may choose, and their parameters a layer. Default null: the paper's
+   * sites, parameters as LoRA of `rank`.
+   */
+  s2ft: v.nullable(object({ sites: v.array(text), parameters: v.exactOptional(positive) })),
+};
+const Capacities = object(capacityEntries);
+export type Capacities = Of<typeof Capacities>;
 export interface Target {
   readonly name: "wasm" | "webgpu";
   /** Largest storage binding, bytes. */
@@ -65,24 +78,10 @@ export function defaultCapacities(context: number): Capacities {
   };
 }
 
-export function checkCapacities(c: Capacities): Capacities {
-  for (const [name, v] of Object.entries(c)) {
-    if (name === "s2ft") continue;
-    if (!Number.isInteger(v) || v < 1)
-      throw new WeftError({
-        code: "WEFT_CAPACITY",
-        where: `capacities.${name}`,
-        expected: "a positive integer",
-        found: String(v),
-      });
-  }
-  if (c.rank % 4)
-    throw new WeftError({
-      code: "WEFT_CAPACITY",
-      where: "capacities.rank",
-      expected: "a multiple of 4",
-      found: String(c.rank),
-    });
+/** Capacities that fit each other. Throws WEFT_CAPACITY. */
+export function checkCapacities(given: Capacities): Capacities {
+  const at = { code: "WEFT_CAPACITY", where: "" } as const;
+  const { capacities: c } = check(object({ capacities: Capacities }), { capacities: given }, at);
   if (c.blocks * 32 < c.context)
     throw new WeftError({
       code: "WEFT_CAPACITY",

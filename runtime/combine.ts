@@ -55,9 +55,21 @@ export function combine(manifest: Manifest, plan: TargetPlan, parts: readonly Pa
   const methods = new Set(parts.map((p) => p.content.config.method));
   const [only] = methods;
   const { form } = manifest.methods[only!]!;
-  return methods.size === 1 && (form === "selection" || form === "entries")
-    ? unite(manifest, plan, parts, only!)
-    : concatenate(manifest, plan, parts);
+  const sum =
+    methods.size === 1 && (form === "selection" || form === "entries")
+      ? unite(manifest, plan, parts, only!)
+      : concatenate(manifest, plan, parts);
+  for (const [layer, data] of sum.tensors.entries()) {
+    const wrong = data.findIndex((x) => !Number.isFinite(x));
+    if (wrong >= 0)
+      throw new WeftError({
+        code: "WEFT_ADAPTER",
+        where: "combination",
+        expected: "weights whose sum is finite in f32",
+        found: `${data[wrong]} in layer ${layer}`,
+      });
+  }
+  return sum;
 }
 
 /** One LoRA whose factors are those of all parts, one below the other; weights and scales go into B. */

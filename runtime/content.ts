@@ -163,11 +163,15 @@ export function resolveBranches(
           found: String(rank),
           hint: "compile the bundle with a larger rank",
         });
-      return {
-        rank,
-        alpha,
-        scale: method.scale === "one" ? 1 : alpha / (config.rslora ? Math.sqrt(rank) : rank),
-      };
+      const scale = method.scale === "one" ? 1 : alpha / (config.rslora ? Math.sqrt(rank) : rank);
+      if (!Number.isFinite(Math.fround(scale)))
+        throw new WeftError({
+          code: "WEFT_ADAPTER",
+          where: p,
+          expected: "a scale, alpha over rank, that is finite in f32",
+          found: `${alpha} over ${rank}`,
+        });
+      return { rank, alpha, scale };
     }),
   );
   if (!found.some((layer) => layer.some((s) => s.rank > 0)))

@@ -6,24 +6,15 @@
 import { type AdapterRef, AdapterStore, type Generation } from "./adapters.ts";
 import { type Manifest, WeftError } from "./bundle.ts";
 import { virtualTokens } from "./content.ts";
-import type { Device, DeviceInfo, LoadProgress, Range } from "./device.ts";
+import type { Device, DeviceInfo, Range } from "./device.ts";
 import { COUNTER, EVENT, Host, KIND, NONE } from "./host.ts";
 import { readManifest, readVerified, uploadWeights } from "./load.ts";
 import { type Change, mergeChanges } from "./merge.ts";
+import { checked, EngineOptions, GenerateIds } from "./options.ts";
 import type { BundleReader } from "./reader.ts";
-import { checkSampling, type Sampling } from "./sampling.ts";
 import { turn } from "./turn.ts";
 
-export interface GenerateIds extends Sampling {
-  readonly prompt: readonly number[];
-  /** `name` for its latest generation, `name@n` for a pinned one, weights by name for a sum; none for the base. */
-  readonly adapter?: AdapterRef | undefined;
-  readonly maxTokens?: number | undefined;
-  readonly stopIds?: readonly number[];
-  /** Number of alternatives to report a token; 0 reports the chosen one only. */
-  readonly logprobs?: number | undefined;
-  readonly signal?: AbortSignal | undefined;
-}
+export type { GenerateIds };
 export interface TokenEvent {
   readonly id: number;
   /** Natural log of the model's probability, before temperature and penalties. */
@@ -52,14 +43,7 @@ export interface StepTrace {
   readonly commands: number;
   readonly ms: number;
 }
-export interface EngineOptions {
-  /** Row-equivalents of a step while requests are being served, and while only fine-tuning runs. */
-  readonly budget?: number | undefined;
-  readonly idleBudget?: number | undefined;
-  readonly onProgress?: ((p: LoadProgress) => void) | undefined;
-  readonly onStep?: ((t: StepTrace) => void) | undefined;
-  readonly signal?: AbortSignal | undefined;
-}
+export type { EngineOptions };
 /** A job that the loop feeds and informs; the trainer implements it. */
 export interface Feed {
   /** Give the host work if it can take some; called before every step. */
@@ -117,6 +101,7 @@ export class Engine {
     open: (m: Manifest, file: (name: string) => Promise<Uint8Array>) => Promise<Device>,
     options: EngineOptions = {},
   ): Promise<Engine> {
+    checked(EngineOptions, options);
     const progress = options.onProgress ?? (() => {});
     options.signal?.throwIfAborted();
     progress({ phase: "fetch", done: 0, total: 1 });
@@ -183,9 +168,9 @@ export class Engine {
 
   /** Stream tokens of one request. Leaving the loop early, or aborting, frees its cache. */
   generate(options: GenerateIds): AsyncGenerator<TokenEvent, void, void> {
+    checked(GenerateIds, options);
     const generation = this.named(options.adapter);
     const virtual = virtualTokens(this.manifest, generation?.content ?? null);
-    checkSampling(options);
     this.check(options.prompt, options.maxTokens ?? 1, virtual);
     const queue: TokenEvent[] = [];
     let wake: (() => void) | null = null;

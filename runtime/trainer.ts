@@ -15,8 +15,10 @@ import {
 import type { Engine, Feed } from "./engine.ts";
 import { packedWords, unpack } from "./formats.ts";
 import { NONE } from "./host.ts";
+import { adapterEntries, checked, picked, TrainOptions as TrainOptionsSchema } from "./options.ts";
 import { reorder, siteOfParam } from "./order.ts";
 import { mix, shuffled } from "./random.ts";
+import type { Of } from "./schema.ts";
 import {
   biasOf,
   channelsTaken,
@@ -32,47 +34,7 @@ export interface Row {
   readonly input_ids: readonly number[];
   readonly labels: readonly number[];
 }
-export interface TrainOptions {
-  readonly name: string;
-  /** An adapter method that the bundle trains, or `full`. */
-  readonly method: string;
-  readonly rows: readonly Row[];
-  readonly evalRows?: readonly Row[] | undefined;
-  readonly adapter?: Partial<AdapterConfig> | undefined;
-  /** Adapters whose chosen channels this one may not choose. */
-  readonly disjointFrom?: readonly AdapterContent[] | undefined;
-  /** Matrices [out, in] of a model that was fine-tuned in full from this one: what the selector `difference` compares with. */
-  readonly tuned?: ModelView["tuned"] | undefined;
-  /** Start from this adapter's content instead of a fresh one. */
-  readonly from?: AdapterContent | undefined;
-  readonly epochs?: number | undefined;
-  /** Optimizer steps; overrides epochs. */
-  readonly steps?: number | undefined;
-  /** Sequences an optimizer step. */
-  readonly batchSize?: number | undefined;
-  readonly optimizer?: "adamw" | "sgd" | undefined;
-  readonly learningRate?: number | undefined;
-  readonly schedule?: "constant" | "linear" | "cosine" | undefined;
-  readonly warmupSteps?: number | undefined;
-  readonly betas?: readonly [number, number] | undefined;
-  readonly momentum?: number | undefined;
-  readonly eps?: number | undefined;
-  readonly weightDecay?: number | undefined;
-  /** Largest gradient norm over all tensors of the job; 0 is no clipping. */
-  readonly maxGradNorm?: number | undefined;
-  readonly seed?: number | undefined;
-  readonly evalEvery?: number | undefined;
-  /** Publish a generation every n optimizer steps; the end always publishes. */
-  readonly publishEvery?: number | undefined;
-  /** Most sequences a micro-batch; what fits otherwise. Never changes results. */
-  readonly microBatch?: number | undefined;
-  /** `boundary` keeps less and recomputes more; `auto` keeps what fits. Never changes results. */
-  readonly keep?: "auto" | "all" | "boundary" | undefined;
-  readonly shuffle?: boolean | undefined;
-  readonly resume?: TrainState | undefined;
-  readonly onEvent?: ((e: TrainEvent) => void) | undefined;
-  readonly signal?: AbortSignal | undefined;
-}
+export type TrainOptions = Of<typeof TrainOptionsSchema>;
 export type TrainEvent =
   | {
       readonly type: "start";
@@ -269,13 +231,6 @@ export class Job implements Feed {
         code: "WEFT_OPTION",
         where: "dropout",
         expected: `0: ${o.method} has none`,
-        found: String(config.dropout),
-      });
-    if (!(config.dropout >= 0 && config.dropout < 1))
-      throw new WeftError({
-        code: "WEFT_OPTION",
-        where: "dropout",
-        expected: "a number from 0 up to, not including, 1",
         found: String(config.dropout),
       });
     try {
@@ -678,7 +633,7 @@ function virtualOf(manifest: Manifest, o: TrainOptions): number {
 const configOf = (manifest: Manifest, o: TrainOptions): AdapterConfig => ({
   ...defaultConfig(manifest, o.method),
   ...(o.from?.config ?? {}),
-  ...o.adapter,
+  ...picked(adapterEntries, o.adapter ?? {}),
 });
 
 /** Rows checked, shifted and put behind `virtual` tokens of the adapter's own; throws for the first that cannot be trained on. */
@@ -720,6 +675,7 @@ function prepareAll(
 
 /** Start a job on an engine. Throws at once for a conflict: no free job, a name in use, weights owned by another. */
 export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>): Job {
+  checked(TrainOptionsSchema, o);
   const { manifest } = engine;
   if (!manifest.train.includes(o.method))
     throw new WeftError({

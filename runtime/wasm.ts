@@ -15,7 +15,7 @@ import { turn } from "./turn.ts";
 
 type Kernel = (bind: number, meta: number, scratch: number, part: number, parts: number) => void;
 const PAGE = 65536;
-const MAX_THREADS = 64;
+export const MAX_THREADS = 64;
 /** Without threads of its own a device lets the event loop run this often, milliseconds. */
 const SLICE_MS = 8;
 

@@ -1,18 +1,10 @@
 /** Which channels S2FT's class `permuted` trains: chosen before a bundle is compiled, as jobs of the class `indexed` choose them when they start. */
 import type { CompileOptions } from "../compiler/compile.ts";
 import { type Manifest, WeftError } from "../runtime/bundle.ts";
-import { placeOf, readSelection, type Selector } from "../runtime/content.ts";
-import type { DataRow } from "./data.ts";
+import { placeOf, readSelection } from "../runtime/content.ts";
 import { load } from "./engine.ts";
 import { withTemporaryFolder } from "./files.ts";
-
-export interface Calibrate {
-  /** A JSONL file or rows, as jobs take them; the first thousand tokens are looked at. */
-  readonly data: string | readonly DataRow[];
-  /** Default: the smallest activations, which the paper found best. */
-  readonly selector?: Selector;
-  readonly seed?: number;
-}
+import type { Calibrate } from "./options.ts";
 
 /** Compile the model for S2FT alone into a folder that is thrown away, let a job of no steps choose, and read its choice. */
 export async function chooseSelection(

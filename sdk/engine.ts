@@ -2,14 +2,21 @@
 
 import type { AdapterRef } from "../runtime/adapters.ts";
 import { encode, type Manifest, WeftError } from "../runtime/bundle.ts";
-import { type AdapterConfig, defaultConfig, resolveBranches, type Selector } from "../runtime/content.ts";
-import type { LoadProgress } from "../runtime/device.ts";
-import { Engine as Core, type EngineOptions, type Score, type TokenEvent } from "../runtime/engine.ts";
+import { type AdapterConfig, defaultConfig, resolveBranches } from "../runtime/content.ts";
+import { Engine as Core, type Score, type TokenEvent } from "../runtime/engine.ts";
 import { writeFolder } from "../runtime/folder.ts";
 import { readVerified } from "../runtime/load.ts";
-import { type DeviceChoice, openDevice } from "../runtime/open.ts";
+import { openDevice } from "../runtime/open.ts";
+import {
+  adapterEntries,
+  checked,
+  engineEntries,
+  picked,
+  requestEntries,
+  scoreEntries,
+  trainEntries,
+} from "../runtime/options.ts";
 import { openReader } from "../runtime/reader.ts";
-import type { Sampling } from "../runtime/sampling.ts";
 import {
   type Job as CoreJob,
   type Row,
@@ -23,96 +30,45 @@ import { loadCheckpoint, saveCheckpoint } from "./checkpoint.ts";
 import { type DataRow, encodeRow, parseJsonl } from "./data.ts";
 import { decodeText, parseJson, readFileOr } from "./files.ts";
 import { openMatrices } from "./model.ts";
+import {
+  AdapterName,
+  AdapterRefSchema,
+  CompressOptions,
+  FinetuneOptions,
+  GenerateOptions,
+  LoadOptions,
+  SaveOptions,
+  ScoreOptions,
+} from "./options.ts";
 import { readAdapter, writeAdapter, writeAsLora } from "./peft.ts";
 import { compressTernary, expandTernary } from "./ternary.ts";
 import { type Message, Text } from "./text.ts";
 
-export interface LoadOptions {
-  /** `auto`: WebGPU on a hardware adapter, else Wasm. A software adapter only by name. */
-  readonly device?: DeviceChoice;
-  /** Threads of the Wasm target; default: as many as the machine has cores (in a page: if it is cross-origin isolated). Never changes a result. */
-  readonly threads?: number;
-  /** Command lists that run side by side: 2 (the default of the Wasm target from two threads on) gives jobs a list beside the requests', 1 puts both in one. Never changes a result. */
-  readonly lanes?: 1 | 2;
-  /** Take the bundle's kernels with fused multiply-adds (`compile --relaxed`); default: where the machine can. A class of numerics of its own. */
-  readonly relaxed?: boolean;
-  readonly budget?: number;
-  readonly idleBudget?: number;
-  readonly onProgress?: (p: LoadProgress) => void;
-  readonly onStep?: EngineOptions["onStep"];
-  readonly signal?: AbortSignal;
-}
-export interface GenerateOptions extends Sampling {
-  /** Text, or token ids. */
-  readonly prompt?: string | readonly number[];
-  readonly messages?: readonly Message[];
-  /** `notes`, `notes@3`, or a weighted sum `{ blue: 0.5, green: 0.5 }`. */
-  readonly adapter?: AdapterRef;
-  readonly maxTokens?: number;
-  /** Texts that end the answer; they are not part of it. */
-  readonly stop?: readonly string[];
-  readonly stopIds?: readonly number[];
-  readonly logprobs?: number;
-  readonly signal?: AbortSignal;
-}
 export interface Piece extends TokenEvent {
   /** Text that became complete with this token; empty for bundles without a tokenizer. */
   readonly text: string;
 }
-export interface FinetuneOptions {
-  readonly name: string;
-  /** An adapter method that the bundle was compiled to train (`lora`, `s2ft`, …), or `full`. Default: that of `from`, else the first of the bundle. */
-  readonly method?: string;
-  /** A JSONL file, or rows. */
-  readonly data: string | readonly DataRow[];
-  readonly evalData?: string | readonly DataRow[];
-  readonly rank?: number;
-  readonly alpha?: number;
-  readonly rslora?: boolean;
-  readonly dropout?: number;
-  readonly targetModules?: readonly string[] | string;
-  readonly rankPattern?: Readonly<Record<string, number>>;
-  readonly alphaPattern?: Readonly<Record<string, number>>;
-  /** How S2FT chooses channels. */
-  readonly selector?: Selector;
-  /** Adapters by name whose channels this S2FT adapter may not choose. */
-  readonly disjointFrom?: readonly string[];
-  /** A folder of the same model, fine-tuned in full: the selector `difference` of sparse adapters takes the entries that moved most (LT-SFT). */
-  readonly tuned?: string;
-  /** Go on from an adapter that is loaded, instead of a fresh one. */
-  readonly from?: string;
-  readonly epochs?: number;
-  readonly steps?: number;
-  readonly batchSize?: number;
-  readonly optimizer?: "adamw" | "sgd";
-  readonly learningRate?: number;
-  readonly schedule?: "constant" | "linear" | "cosine";
-  readonly warmupSteps?: number;
-  readonly betas?: readonly [number, number];
-  readonly momentum?: number;
-  readonly eps?: number;
-  readonly weightDecay?: number;
-  readonly maxGradNorm?: number;
-  readonly seed?: number;
-  readonly shuffle?: boolean;
-  readonly evalEvery?: number;
-  readonly publishEvery?: number;
-  readonly microBatch?: number;
-  readonly keep?: "auto" | "all" | "boundary";
-  /** A checkpoint folder to go on from; options must be the same. */
-  readonly resume?: string;
-  readonly onEvent?: (e: TrainEvent) => void;
-  readonly signal?: AbortSignal;
-}
-export type { DataRow, Message, Row, Score, TrainEvent, TrainResult };
+export type {
+  DataRow,
+  FinetuneOptions,
+  GenerateOptions,
+  LoadOptions,
+  Message,
+  Row,
+  Score,
+  TrainEvent,
+  TrainResult,
+};
 
 /** Load a bundle folder or address. Throws WeftError before anything is allocated if the bundle is not what its manifest says. */
 export async function load(location: string | URL, options: LoadOptions = {}): Promise<Engine> {
+  const { device, threads, lanes, relaxed } = checked(LoadOptions, options);
   const reader = await openReader(location);
   const core = await Core.open(
     reader,
-    (m, file) => openDevice(options.device ?? "auto", m, file, options),
-    options,
+    (m, file) =>
+      openDevice(device ?? "auto", m, file, { threads, lanes, relaxed, onProgress: options.onProgress }),
+    picked(engineEntries, options),
   );
   try {
     let text: Text | null = null;
@@ -175,7 +131,8 @@ export class AdapterHandle {
     readonly ref: string,
   ) {}
   /** Write a folder that Hugging Face peft loads; `as: "lora"` turns an S2FT adapter into the LoRA that is exactly the same. */
-  async save(dir: string, o: { as?: "lora" } = {}): Promise<void> {
+  async save(dir: string, o: SaveOptions = {}): Promise<void> {
+    checked(SaveOptions, o);
     const { content } = this.engine.core.adapters.find(this.ref);
     const { config, weights } = (o.as === "lora" ? writeAsLora : writeAdapter)(
       content,
@@ -193,8 +150,9 @@ export class AdapterHandle {
    */
   async compress(
     dir: string,
-    o: { density?: number } = {},
+    o: CompressOptions = {},
   ): Promise<{ bytes: number; ratio: number; error: number }> {
+    checked(CompressOptions, o);
     const { content } = this.engine.core.adapters.find(this.ref);
     const { config, weights } = writeAdapter(content, this.engine.manifest, this.engine.core.device.plan);
     const { bytes, ratio, error } = compressTernary(weights, o.density ?? 0.1);
@@ -275,11 +233,12 @@ export class Engine {
 
   /** Stream an answer. `break` out of the loop, or abort the signal, and its cache is freed. */
   async *generate(o: GenerateOptions): AsyncGenerator<Piece, void, void> {
+    checked(GenerateOptions, o);
     const prompt = this.promptIds(o);
     const room = this.manifest.capacities.context - prompt.length;
-    const stops = o.stop ?? [];
+    const stops = typeof o.stop === "string" ? [o.stop] : (o.stop ?? []);
     const ids = this.core.generate({
-      ...o,
+      ...picked(requestEntries, o),
       prompt,
       maxTokens: o.maxTokens ?? Math.max(1, Math.min(128, room)),
       stopIds: [...(o.stopIds ?? []), ...this.manifest.model.eos],
@@ -320,56 +279,20 @@ export class Engine {
     return out;
   }
   /** Loss and log-probabilities of a text or ids; on request all logits [position][vocab]. */
-  score(
-    input: string | readonly number[],
-    o: { adapter?: AdapterRef; logits?: boolean; signal?: AbortSignal } = {},
-  ): Promise<Score> {
-    return this.core.score(typeof input === "string" ? this.encode(input) : input, o);
+  score(input: string | readonly number[], o: ScoreOptions = {}): Promise<Score> {
+    checked(ScoreOptions, o);
+    return this.core.score(typeof input === "string" ? this.encode(input) : input, picked(scoreEntries, o));
   }
 
   /** Start a fine-tuning job; the engine serves on. Mistakes in options or data are thrown here, not at step 40. */
   async finetune(o: FinetuneOptions): Promise<Job> {
-    if (!/^[\w.-]+$/.test(o.name ?? ""))
-      throw new WeftError({
-        code: "WEFT_OPTION",
-        where: "name",
-        expected: "letters, digits, dots, dashes or underscores",
-        found: String(o.name),
-      });
+    checked(FinetuneOptions, o);
     const method =
       o.method ??
       (o.from ? this.core.adapters.find(o.from).content.config.method : (this.manifest.train[0] ?? "lora"));
     const rows = await this.rows(o.data, "data");
     const evalRows = o.evalData ? await this.rows(o.evalData, "evalData") : undefined;
-    const adapter: Partial<Record<keyof AdapterConfig, unknown>> = {};
-    for (const key of [
-      "rank",
-      "alpha",
-      "rslora",
-      "dropout",
-      "targetModules",
-      "rankPattern",
-      "alphaPattern",
-      "selector",
-    ] as const)
-      if (o[key] !== undefined) adapter[key] = o[key];
-    for (const [key, ok] of Object.entries({
-      learningRate: (v: number) => v > 0,
-      batchSize: Number.isInteger,
-      epochs: Number.isInteger,
-      steps: Number.isInteger,
-      weightDecay: (v: number) => v >= 0,
-      maxGradNorm: (v: number) => v >= 0,
-    })) {
-      const v = (o as unknown as Record<string, number | undefined>)[key];
-      if (v !== undefined && !(typeof v === "number" && ok(v) && v >= 0))
-        throw new WeftError({
-          code: "WEFT_OPTION",
-          where: key,
-          expected: "a positive number",
-          found: String(v),
-        });
-    }
+    const adapter = picked(adapterEntries, o);
     // What results depend on: a checkpoint is only good for the same.
     const {
       onEvent: _e,
@@ -387,14 +310,14 @@ export class Engine {
       resolveBranches(this.manifest, {
         ...defaultConfig(this.manifest, method),
         ...(o.from ? this.core.adapters.find(o.from).content.config : {}),
-        ...(adapter as Partial<AdapterConfig>),
+        ...adapter,
       });
     const options: TrainOptions = {
-      ...o,
+      ...picked(trainEntries, o),
       method,
       rows,
       evalRows,
-      adapter: adapter as Partial<AdapterConfig>,
+      adapter,
       from: o.from ? this.core.adapters.find(o.from).content : undefined,
       disjointFrom: o.disjointFrom?.map((name) => this.core.adapters.find(name).content),
       tuned: o.tuned === undefined ? undefined : await openMatrices(o.tuned, this.manifest),
@@ -422,6 +345,7 @@ export class Engine {
   readonly adapters = {
     /** Read a Hugging Face PEFT folder, or one that `compress` wrote; returns its first generation. */
     load: async (name: string, dir: string): Promise<AdapterHandle> => {
+      checked(AdapterName, name, { where: "name" });
       const config = parseJson(
         await readFileOr(`${dir}/adapter_config.json`, "WEFT_ADAPTER"),
         `${dir}/adapter_config.json`,
@@ -436,6 +360,8 @@ export class Engine {
     },
     /** A new adapter that is the weighted sum of others: exact, as a LoRA of all their rows or a selection of all their channels. */
     combine: (name: string, weights: Readonly<Record<string, number>>): AdapterHandle => {
+      checked(AdapterName, name, { where: "name" });
+      checked(AdapterRefSchema, weights, { where: "weights" });
       this.core.adapters.publish(name, this.core.adapters.find(weights).content);
       return new AdapterHandle(this, name);
     },

@@ -2,15 +2,15 @@
 import type { CompileOptions } from "../compiler/compile.ts";
 import type { MethodMemory } from "../compiler/planner.ts";
 import { type Manifest, WeftError } from "../runtime/bundle.ts";
-import type { Calibrate } from "./calibrate.ts";
+import { checked } from "../runtime/options.ts";
+import { Calibrate, MemoryOptions } from "./options.ts";
 
 export { type ErrorCode, encode as encodeSafetensors, type Manifest, WeftError } from "../runtime/bundle.ts";
 export type { LoadProgress } from "../runtime/device.ts";
 export type { TokenEvent } from "../runtime/engine.ts";
 export type { DeviceChoice } from "../runtime/open.ts";
-export type { Calibrate } from "./calibrate.ts";
 export * from "./engine.ts";
-export type { CompileOptions, MethodMemory };
+export type { Calibrate, CompileOptions, MemoryOptions, MethodMemory };
 
 /**
  * Compile a Hugging Face model folder, or a GGUF file, into a bundle folder. With `calibrate` the bundle also trains S2FT of the class `permuted`, on channels that its
@@ -23,6 +23,7 @@ export async function compile(
 ): Promise<Manifest> {
   const { compileTo } = await import("../compiler/compile.ts");
   const { calibrate, ...options } = o;
+  if (calibrate !== undefined) checked(Calibrate, calibrate, { where: "calibrate" });
   if (!calibrate) return compileTo(folder, out, options);
   const { chooseSelection } = await import("./calibrate.ts");
   const train = [...new Set([...(options.train ?? ["lora"]), "s2ft_permuted"])];
@@ -39,8 +40,9 @@ export async function compile(
  */
 export async function planMemory(
   model: string | Readonly<Record<string, unknown>>,
-  o: { tokens?: number; rank?: number } = {},
+  o: MemoryOptions = {},
 ): Promise<MethodMemory[]> {
+  checked(MemoryOptions, o);
   const planner = await import("../compiler/planner.ts");
   const config = typeof model === "string" ? planner.shapes[model] : model;
   if (!config)

@@ -1,0 +1,59 @@
+/** Options of `compile`, each described once. Unknown keys and wrong values are refused with WEFT_OPTION. */
+import * as v from "valibot";
+import { formats } from "../runtime/bundle.ts";
+import {
+  boolean,
+  bytes,
+  callback,
+  type Of,
+  object,
+  oneOf,
+  positive,
+  text,
+  tokenIds,
+} from "../runtime/schema.ts";
+import type { Capacities } from "./target.ts";
+
+const names = v.array(text);
+export const CompileOptions = object({
+  /** Default: both. */
+  targets: v.optional(v.array(oneOf(["wasm", "webgpu"]))),
+  /** What jobs can train: adapter methods, `full`. Default: lora. */
+  train: v.optional(names),
+  /** Adapter methods that requests can use, beside those that are trained. Default: lora. */
+  methods: v.optional(names),
+  /** How matrices are stored. Default f32. */
+  format: v.optional(oneOf(formats)),
+  /**
+   * Also emit the Wasm kernels with fused multiply-adds, which machines with relaxed SIMD take: faster, and a
+   * class of numerics of its own. Default: no.
+   */
+  relaxed: v.optional(boolean),
+  /** Which policy grants steps. Default coserve. */
+  policy: v.optional(text),
+  /**
+   * S2FT's class `permuted`: the channels that its adapters train, which the device then keeps first (`weft
+   * compile --calibrate` chooses them). Default: none.
+   */
+  selection: v.optional(
+    object({ layers: v.array(object({ ffn: tokenIds, groups: tokenIds })), selector: text }),
+  ),
+  /** What the bundle has room for (target.ts), each with its default. */
+  capacities: v.optional(
+    v.custom<Partial<Capacities>>((x) => typeof x === "object" && x !== null, "an object"),
+  ),
+  /** Off: every node is a kernel of its own. Same bits, more launches. Default: on. */
+  fuse: v.optional(boolean),
+  /**
+   * Take compiled kernels from the user's cache, and keep them there (`WEFT_CACHE` names the folder).
+   * Default: on.
+   */
+  cache: v.optional(boolean),
+  /** Overrides of a target's limits, for tests of small devices. */
+  limits: v.optional(
+    object({ bindingBytes: v.exactOptional(bytes), workgroupInvocations: v.exactOptional(positive) }),
+  ),
+  /** Hears what is done of each phase. */
+  onProgress: v.optional(callback<(p: { phase: string; done: number; total: number }) => void>()),
+});
+export type CompileOptions = Of<typeof CompileOptions>;

@@ -1,0 +1,227 @@
+/**
+ * Options of the engine of ids, each described once: what may be asked, and its default. The SDK extends them
+ * with what text and files add. Wrong values and unknown keys are refused with WEFT_OPTION, which names the
+ * nearest.
+ */
+import * as v from "valibot";
+import type { AdapterRef } from "./adapters.ts";
+import { type AdapterContent, type ModelView, selectors } from "./content.ts";
+import type { LoadProgress } from "./device.ts";
+import type { StepTrace } from "./engine.ts";
+import type { WeftError } from "./errors.ts";
+import { MAX_STOPS, samplingEntries } from "./sampling.ts";
+import {
+  type At,
+  above0,
+  atLeast0,
+  boolean,
+  callback,
+  check,
+  count,
+  finite,
+  integer,
+  number,
+  type Of,
+  object,
+  oneOf,
+  plainName,
+  positive,
+  record,
+  signal,
+  text,
+  tokenIds,
+} from "./schema.ts";
+import type { Row, TrainEvent, TrainState } from "./trainer.ts";
+
+/** Most alternatives that a token is reported with. */
+export const MAX_LOGPROBS = 256;
+
+/**
+ * `notes` (its latest generation), `notes@3`, or a weighted sum `{ blue: 0.5, green: 0.5 }` of such names.
+ */
+export const adapterRef = v.custom<AdapterRef>(
+  (x) => typeof x === "string" || v.is(record(finite), x),
+  "the name of an adapter, or finite weights by name",
+);
+export const requestEntries = {
+  ...samplingEntries,
+  /**
+   * `notes` for its latest generation, `notes@3` for a pinned one, weights by name for a sum. Default: the
+   * base.
+   */
+  adapter: v.optional(adapterRef),
+  /** Default 128; never more than the context has room for. 0 gives no token. */
+  maxTokens: v.optional(count),
+  /** Ids that end an answer, beside the model's own. */
+  stopIds: v.optional(
+    v.pipe(
+      tokenIds,
+      v.check((l) => l.length <= MAX_STOPS, `at most ${MAX_STOPS} ids, the model's own among them`),
+    ),
+  ),
+  /** Number of alternatives to report a token, at most 256. Default 0: the chosen one only. */
+  logprobs: v.optional(integer(0, MAX_LOGPROBS + 1)),
+  /** Ends the request. */
+  signal: v.optional(signal),
+};
+export const GenerateIds = object({ ...requestEntries, prompt: tokenIds });
+export type GenerateIds = Of<typeof GenerateIds>;
+
+export const scoreEntries = {
+  /** As for `generate`. */
+  adapter: v.optional(adapterRef),
+  /** Also return all logits. Default: no. */
+  logits: v.optional(boolean),
+  signal: v.optional(signal),
+};
+
+export const engineEntries = {
+  /**
+   * Row-equivalents of a step while requests are being served. Default: 21 on Wasm, 18 on WebGPU. Never
+   * changes a result.
+   */
+  budget: v.optional(positive),
+  /** Row-equivalents of a step while only fine-tuning runs. Default: all that a step can carry. */
+  idleBudget: v.optional(positive),
+  /** Requests that may wait before the next is refused with WEFT_CAPACITY (retryable). Default 4096. */
+  maxQueued: v.optional(positive),
+  /**
+   * Milliseconds that the device may take for a step, and threads to start, before the engine ends with an
+   * error. Default 300000; 0: as long as it wants.
+   */
+  stepTimeout: v.optional(atLeast0),
+  /**
+   * Hears what the functions here, and `onEvent` of jobs, throw: it is never fatal. Without it the last are
+   * kept in `engine.reports`.
+   */
+  onError: v.optional(callback<(e: WeftError) => void>()),
+  /** Hears what is done of loading. */
+  onProgress: v.optional(callback<(p: LoadProgress) => void>()),
+  /** Hears of every step. */
+  onStep: v.optional(callback<(t: StepTrace) => void>()),
+  /** Aborts the load, in every phase. */
+  signal: v.optional(signal),
+};
+export const EngineOptions = object(engineEntries);
+export type EngineOptions = Of<typeof EngineOptions>;
+
+/** What an adapter is, and how it starts. */
+export const adapterEntries = {
+  /** Rows of its tensors. Default: the method's own (LoRA: 8), or all that the bundle has room for. */
+  rank: v.optional(positive),
+  /** Scale of LoRA and its kin: alpha / rank. Default 16. */
+  alpha: v.optional(finite),
+  /** Scale by alpha / √rank instead. Default: no. */
+  rslora: v.optional(boolean),
+  /** Share of a branch's inputs that training drops. Default 0. */
+  dropout: v.optional(number("a number from 0 up to, not including, 1", (x) => x >= 0 && x < 1)),
+  /** Modules by the end of their name, a regular expression, or `all-linear`. Default: the method's own. */
+  targetModules: v.optional(
+    v.union(
+      [
+        text,
+        v.pipe(
+          v.array(text),
+          v.check((l) => l.length > 0, "at least one module"),
+        ),
+      ],
+      "names of modules, at least one, a regular expression or all-linear",
+    ),
+  ),
+  /** Ranks and alphas of single modules, by patterns of their names. Default: none. */
+  rankPattern: v.optional(record(positive)),
+  alphaPattern: v.optional(record(finite)),
+  /** How channels or entries are chosen. Default: random. */
+  selector: v.optional(oneOf(selectors)),
+};
+const beta = number("a number from 0 up to, not including, 1", (x) => x >= 0 && x < 1);
+/** How an adapter, or the base, is trained. */
+export const trainEntries = {
+  /** What the adapter will be called: letters, digits, dots, dashes, underscores. */
+  name: plainName,
+  /** Default 1. */
+  epochs: v.optional(positive),
+  /** Optimizer steps; overrides epochs. 0 makes the start, and learns nothing. */
+  steps: v.optional(count),
+  /** Sequences an optimizer step. Default 8. */
+  batchSize: v.optional(positive),
+  /** Default adamw. */
+  optimizer: v.optional(oneOf(["adamw", "sgd"])),
+  /** Default 2e-3, for full training 1e-3. */
+  learningRate: v.optional(above0),
+  /** Default constant. */
+  schedule: v.optional(oneOf(["constant", "linear", "cosine"])),
+  /** Steps over which the learning rate rises from 0. Default 0. */
+  warmupSteps: v.optional(count),
+  /** Of AdamW. Default [0.9, 0.999]. */
+  betas: v.optional(v.strictTuple([beta, beta], "two numbers from 0 up to, not including, 1")),
+  /** Of SGD. Default 0. */
+  momentum: v.optional(beta),
+  /** Of AdamW. Default 1e-8. */
+  eps: v.optional(above0),
+  /** Default 0. */
+  weightDecay: v.optional(atLeast0),
+  /** Largest gradient norm over all tensors of the job; 0 is no clipping. Default 1. */
+  maxGradNorm: v.optional(atLeast0),
+  /** Of what is drawn: the start, batches, dropout, choices. Default 0. */
+  seed: v.optional(number("an integer", Number.isSafeInteger)),
+  /** Default: yes. */
+  shuffle: v.optional(boolean),
+  /** Evaluate every n steps. Default: after each epoch, where there is evaluation data. */
+  evalEvery: v.optional(positive),
+  /**
+   * What the end publishes: weights of the last step (default), or of the step that evaluation found best.
+   */
+  select: v.optional(oneOf(["last", "best"])),
+  /** Publish a generation every n optimizer steps; the end always publishes. Default: at the end only. */
+  publishEvery: v.optional(positive),
+  /** Most sequences a micro-batch. Default: what fits. Never changes results. */
+  microBatch: v.optional(positive),
+  /**
+   * `boundary` keeps less and recomputes more, `all` the other way round; `auto` (default) keeps what fits.
+   * Never changes results.
+   */
+  keep: v.optional(oneOf(["auto", "all", "boundary"])),
+  /** Hears what happens. */
+  onEvent: v.optional(callback<(e: TrainEvent) => void>()),
+  /** Cancels the job. */
+  signal: v.optional(signal),
+};
+
+const given = <T>() => v.custom<T>((x) => typeof x === "object" && x !== null, "an object");
+const list = <T>() => v.custom<readonly T[]>(Array.isArray, "a list");
+export const TrainOptions = object({
+  ...trainEntries,
+  /** An adapter method that the bundle trains, or `full`. */
+  method: text,
+  rows: list<Row>(),
+  evalRows: v.optional(list<Row>()),
+  /** Default: that of `from`, else the method's own. */
+  adapter: v.optional(object(adapterEntries)),
+  /** Adapters whose chosen channels this one may not choose. */
+  disjointFrom: v.optional(list<AdapterContent>()),
+  /**
+   * Matrices [out, in] of a model fine-tuned in full from this one: what the selector `difference` compares
+   * with.
+   */
+  tuned: v.optional(v.nullable(callback<NonNullable<ModelView["tuned"]>>())),
+  /** Start from this adapter's content instead of a fresh one. */
+  from: v.optional(given<AdapterContent>()),
+  resume: v.optional(given<TrainState>()),
+});
+
+/** Options as their schema has them. Throws WEFT_OPTION. */
+export const checked = <const S extends v.GenericSchema>(
+  schema: S,
+  value: unknown,
+  at: Partial<At> = {},
+): v.InferOutput<S> => check(schema, value, { code: "WEFT_OPTION", where: "", ...at });
+type Given<T> = { [K in keyof T]: Exclude<T[K], undefined> };
+/** Of options, those that `entries` describe and that were given. */
+export const picked = <E extends v.ObjectEntries, O extends object>(
+  entries: E,
+  o: O,
+): Given<Pick<O, keyof E & keyof O>> =>
+  Object.fromEntries(
+    Object.entries(o).filter(([key, value]) => Object.hasOwn(entries, key) && value !== undefined),
+  ) as never;

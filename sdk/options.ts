@@ -1,0 +1,133 @@
+/**
+ * Options of the SDK's calls, each described once: the engine's own, and what text, files and devices add.
+ */
+import * as v from "valibot";
+import { deviceChoices } from "../runtime/open.ts";
+import {
+  adapterEntries,
+  engineEntries,
+  requestEntries,
+  scoreEntries,
+  trainEntries,
+} from "../runtime/options.ts";
+import {
+  boolean,
+  integer,
+  number,
+  type Of,
+  object,
+  oneOf,
+  plainName,
+  positive,
+  text,
+  tokenIds,
+} from "../runtime/schema.ts";
+import { MAX_THREADS } from "../runtime/wasm.ts";
+import type { DataRow } from "./data.ts";
+import type { Message } from "./text.ts";
+
+export const LoadOptions = object({
+  ...engineEntries,
+  /** Default `auto`: WebGPU on a hardware adapter, else Wasm. A software adapter only by name. */
+  device: v.optional(oneOf(deviceChoices)),
+  /**
+   * Threads of the Wasm target. Default: as many as the machine has cores (in a page: if it is cross-origin
+   * isolated). Never changes a result.
+   */
+  threads: v.optional(integer(1, MAX_THREADS + 1)),
+  /**
+   * Command lists that run side by side: 2 (the default of the Wasm target from two threads on) gives jobs a
+   * list beside the requests', 1 puts both in one. Never changes a result.
+   */
+  lanes: v.optional(v.picklist([1, 2], "1 or 2")),
+  /**
+   * Take the bundle's kernels with fused multiply-adds (`compile --relaxed`). Default: where the machine can.
+   * A class of numerics of its own.
+   */
+  relaxed: v.optional(boolean),
+});
+export type LoadOptions = Of<typeof LoadOptions>;
+
+const nonEmpty = v.custom<string>((x) => typeof x === "string" && x !== "", "a text that is not empty");
+export const GenerateOptions = v.pipe(
+  object({
+    ...requestEntries,
+    /** Text, or token ids. */
+    prompt: v.optional(v.union([text, tokenIds], "text or token ids")),
+    /** A conversation, for models with a chat template; instead of a prompt. */
+    messages: v.optional(v.custom<readonly Message[]>(Array.isArray, "a list of messages")),
+    /** Texts that end the answer, or one; they are not part of it. */
+    stop: v.optional(v.union([nonEmpty, v.array(nonEmpty)], "texts that are not empty, or one")),
+  }),
+  v.check(
+    (o) => (o.prompt === undefined) !== (o.messages === undefined),
+    "a prompt (text or token ids), or messages",
+  ),
+);
+export type GenerateOptions = Of<typeof GenerateOptions>;
+
+export const ScoreOptions = object(scoreEntries);
+export type ScoreOptions = Of<typeof ScoreOptions>;
+
+const rows = v.union(
+  [text, v.custom<readonly DataRow[]>(Array.isArray)],
+  "the path of a JSONL file, or a list of rows",
+);
+export const FinetuneOptions = object({
+  ...trainEntries,
+  ...adapterEntries,
+  /**
+   * An adapter method that the bundle was compiled to train (`lora`, `s2ft`, …), or `full`. Default: that of
+   * `from`, else the first of the bundle.
+   */
+  method: v.optional(text),
+  /** A JSONL file, or rows. */
+  data: rows,
+  /** What is evaluated, and never trained on. Default: nothing. */
+  evalData: v.optional(rows),
+  /** Adapters by name whose channels this S2FT adapter may not choose. Default: none. */
+  disjointFrom: v.optional(v.array(text)),
+  /**
+   * A folder of the same model, fine-tuned in full: the selector `difference` of sparse adapters takes the
+   * entries that moved most (LT-SFT).
+   */
+  tuned: v.optional(text),
+  /** Go on from an adapter that is loaded, instead of a fresh one. */
+  from: v.optional(text),
+  /** A checkpoint folder to go on from; options and data must be the same. */
+  resume: v.optional(text),
+});
+export type FinetuneOptions = Of<typeof FinetuneOptions>;
+
+export const SaveOptions = object({
+  /** `lora`: as the LoRA that is exactly the same, for what is one. Default: as it is. */
+  as: v.optional(v.literal("lora", "lora")),
+});
+export type SaveOptions = Of<typeof SaveOptions>;
+export const CompressOptions = object({
+  /** Share of the numbers that are kept. Default 0.1. */
+  density: v.optional(number("a number above 0, at most 1", (x) => x > 0 && x <= 1)),
+});
+export type CompressOptions = Of<typeof CompressOptions>;
+/** A name that requests can ask for: `name@n` is a generation's. */
+export const AdapterName = plainName;
+/** Finite weights by name, for `combine`. */
+export { adapterRef as AdapterRefSchema } from "../runtime/options.ts";
+
+/** How `compile` chooses the channels of S2FT's class `permuted`. */
+export const Calibrate = object({
+  /** A JSONL file or rows, as jobs take them; the first thousand tokens are looked at. */
+  data: rows,
+  /** Default `activation-small`: the smallest activations, which the paper found best. */
+  selector: adapterEntries.selector,
+  /** Default 0. */
+  seed: trainEntries.seed,
+});
+export type Calibrate = Of<typeof Calibrate>;
+export const MemoryOptions = object({
+  /** Tokens a step. Default 512. */
+  tokens: v.optional(positive),
+  /** Default 16. */
+  rank: v.optional(positive),
+});
+export type MemoryOptions = Of<typeof MemoryOptions>;
