@@ -23,7 +23,7 @@ export function checkConsistent(m: Manifest): void {
   for (const [i, s] of m.sites.entries()) checkSite(m, s, i);
   for (const [i, b] of m.branches.entries()) checkBranch(m, b, i);
   checkSelection(m);
-  need("host.wasm" in m.files, "files", "host.wasm", "no such file");
+  for (const name of ["host.wasm", "config.json"]) need(name in m.files, "files", name, "no such file");
   for (const [name, plan] of Object.entries(m.targets)) checkPlan(m, plan, `targets.${name}`);
   checkTensors(m);
 }
