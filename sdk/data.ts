@@ -6,6 +6,7 @@ import type { Message, Text } from "./text.ts";
 export type DataRow =
   | { readonly text: string }
   | { readonly prompt: string; readonly completion: string }
+  /** All assistant turns are learned, but those with `weight: 0`. */
   | { readonly messages: readonly Message[] }
   | { readonly input_ids: readonly number[]; readonly labels?: readonly number[] };
 const IGNORE = -100;
@@ -42,8 +43,12 @@ export function parseJsonl(source: string, where: string): DataRow[] {
   return rows;
 }
 
-/** Ids and labels of a row: the completion and the end mark are learned; of messages, all assistant turns with their end marks; of text, everything. */
-export function encodeRow(row: DataRow, text: Text | null, eos: number | null, where: string): Row {
+/**
+ * Ids and labels of a row: the completion and the end mark are learned; of messages, the assistant's turns with their
+ * end marks; of text, everything. `ends`: ids that end an answer, the first being the end mark. Throws WEFT_DATA that
+ * names the row, and the turn.
+ */
+export function encodeRow(row: DataRow, text: Text | null, ends: readonly number[], where: string): Row {
   const bad = (found: string): never => {
     throw new WeftError({ code: "WEFT_DATA", where, expected: shapes, found });
   };
@@ -60,41 +65,155 @@ export function encodeRow(row: DataRow, text: Text | null, eos: number | null, w
       expected: "rows of {input_ids, labels}: this bundle has no tokenizer",
       found: Object.keys(r).join(", "),
     });
-  const end = eos === null ? [] : [eos];
+  const ended = (ids: number[]): number[] =>
+    ends.length && !ends.includes(ids.at(-1)!) ? [...ids, ends[0]!] : ids;
   if (typeof r.text === "string") {
-    const ids = [...text.encode(r.text), ...end];
+    const ids = ended(text.encode(r.text));
     return { input_ids: ids, labels: ids };
   }
   if (typeof r.prompt === "string" && typeof r.completion === "string") {
     // Tokenised apart, so that the prompt's ids are those it has when served.
     const prompt = text.encode(r.prompt);
-    const completion = [...text.encode(r.completion, false), ...end];
+    const completion = ended(text.encode(r.completion, false));
     return { input_ids: [...prompt, ...completion], labels: [...prompt.map(() => IGNORE), ...completion] };
   }
-  if (Array.isArray(r.messages)) {
-    const messages = r.messages as Message[];
-    const ids: number[] = [];
-    const labels: number[] = [];
-    let rendered = "";
-    messages.forEach((m, i) => {
-      if (typeof m?.role !== "string" || typeof m.content !== "string")
-        bad(`messages[${i}] without role and content`);
-      const learn = m.role === "assistant";
-      // What the template adds for this turn; before an assistant turn its opening is part of the prompt.
-      const open = learn ? text.chat(messages.slice(0, i), true) : rendered;
-      const whole = text.chat(messages.slice(0, i + 1), false);
-      for (const [piece, on] of [
-        [open.slice(rendered.length), false],
-        [whole.slice(open.length), learn],
-      ] as const) {
-        if (!piece) continue;
-        const part = text.encode(piece, false);
-        ids.push(...part);
-        labels.push(...part.map((id) => (on ? id : IGNORE)));
-      }
-      rendered = whole;
-    });
-    return { input_ids: ids, labels };
-  }
+  if (Array.isArray(r.messages)) return encodeChat(r.messages as Message[], text, ends, where);
   return bad(`keys ${Object.keys(r).join(", ") || "none"}`);
+}
+
+type Span = readonly [number, number];
+/** What is trained on is what the template says of the whole conversation; what is learned of it, the assistant's turns. */
+function encodeChat(list: readonly Message[], text: Text, ends: readonly number[], where: string): Row {
+  // A mistake in a message, or the template's complaint, told with the row that it is in.
+  const inRow = <T>(turn: string, f: () => T): T => {
+    try {
+      return f();
+    } catch (cause) {
+      if (!(cause instanceof WeftError)) throw cause;
+      const { where: at, expected, found, hint } = cause;
+      const code = at === "messages" && cause.code === "WEFT_TOKENIZER" ? "WEFT_TOKENIZER" : "WEFT_DATA";
+      throw new WeftError({
+        code,
+        where: `${where}${turn}: ${at}`,
+        expected,
+        found,
+        ...(hint && { hint }),
+        cause,
+      });
+    }
+  };
+  const messages = list.map((m) => {
+    // Not the template's: the OpenAI API's way to leave a turn out of what is learned.
+    const { weight: _, ...rest } = m ?? {};
+    return m ? (rest as unknown as Message) : m;
+  });
+  const turns = inRow("", () => turnsOf(list));
+  const { text: whole, spans } = inRow("", () =>
+    text.marksTurns ? text.chatMarked(messages) : { text: text.chat(messages, false), spans: null },
+  );
+  const learned = spans
+    ? markedTurns(spans, turns, where)
+    : turns
+        .filter((t) => t.learned)
+        .map(({ at }): Span => prefixTurn(messages, at, whole, text, where, inRow));
+  const { ids, bounds } = encodeSpans(whole, learned, text);
+  const labels = ids.map(() => IGNORE);
+  for (const [from, to] of bounds) {
+    for (let i = from; i < to; i++) labels[i] = ids[i]!;
+    // A template may close a turn behind its generation block.
+    if (to < ids.length && ends.includes(ids[to]!) && !ends.includes(ids[to - 1] ?? -1))
+      labels[to] = ids[to]!;
+  }
+  return { input_ids: ids, labels };
+}
+interface Turn {
+  readonly at: number;
+  readonly learned: boolean;
+}
+function turnsOf(messages: readonly Message[]): Turn[] {
+  return messages.flatMap((m, at) => {
+    if (m?.role !== "assistant") return [];
+    if (m.weight !== undefined && m.weight !== 0 && m.weight !== 1)
+      throw new WeftError({
+        code: "WEFT_OPTION",
+        where: `messages[${at}].weight`,
+        expected: "0 or 1",
+        found: String(m.weight),
+      });
+    return [{ at, learned: m.weight !== 0 }];
+  });
+}
+/** Spans that the template marks, one a turn. */
+function markedTurns(spans: readonly Span[], turns: readonly Turn[], where: string): Span[] {
+  if (spans.length !== turns.length)
+    throw new WeftError({
+      code: "WEFT_DATA",
+      where: `${where}: messages`,
+      expected: `a generation block for each of ${turns.length} assistant turns`,
+      found: `${spans.length} in what the chat template makes of them`,
+    });
+  return spans.filter((_, i) => turns[i]!.learned);
+}
+/** A turn is what its conversation has beyond the prompt that it answers: both must be beginnings of the whole. */
+function prefixTurn(
+  messages: readonly Message[],
+  at: number,
+  whole: string,
+  text: Text,
+  where: string,
+  inRow: <T>(turn: string, f: () => T) => T,
+): Span {
+  const turn = `messages[${at}]`;
+  const length = (before: readonly Message[], prompt: boolean): number => {
+    const part = inRow(`, ${turn}`, () => text.chat(before, prompt));
+    if (whole.startsWith(part)) return part.length;
+    let i = 0;
+    while (i < part.length && part[i] === whole[i]) i++;
+    const show = (s: string): string => JSON.stringify(s.slice(Math.max(0, i - 10), i + 30));
+    throw new WeftError({
+      code: "WEFT_DATA",
+      where: `${where}: ${turn}`,
+      expected: prompt
+        ? "a conversation that goes on as the prompt for this turn does"
+        : "a turn that the whole conversation keeps as it was said",
+      found: `a chat template that rewrites earlier turns: ${show(part)} becomes ${show(whole)}`,
+      hint: 'a row for each turn, with "weight": 0 in the assistant turns before it',
+    });
+  };
+  return [length(messages.slice(0, at), true), length(messages.slice(0, at + 1), false)];
+}
+/**
+ * Ids of a text and where the spans are in them. The ids are those of the whole text wherever its tokens end where a
+ * span does, as they do at special tokens. Where a token would reach over such a place the text is cut there: the ids
+ * before a turn are then those of the prompt that is served, and the turn's are those that the model says.
+ */
+function encodeSpans(whole: string, spans: readonly Span[], text: Text): { ids: number[]; bounds: Span[] } {
+  const edges = [...new Set(spans.flat())].filter((e) => e > 0 && e < whole.length).sort((a, b) => a - b);
+  const places = new Map([[0, 0]]);
+  const same = (a: readonly number[], b: readonly number[]): boolean => a.every((id, i) => id === b[i]);
+  const full = text.encode(whole, false);
+  // Mostly pieces and the whole agree.
+  const pieces = [...edges, whole.length].map((e, i) =>
+    text.encode(whole.slice(edges[i - 1] ?? 0, e), false),
+  );
+  let ids = pieces.flat();
+  if (ids.length === full.length && same(ids, full)) {
+    let at = 0;
+    edges.forEach((e, i) => places.set(e, (at += pieces[i]!.length)));
+  } else {
+    ids = [];
+    let start = 0;
+    let rest = full;
+    for (const e of edges) {
+      const before = text.encode(whole.slice(start, e), false);
+      places.set(e, ids.length + before.length);
+      if (before.length <= rest.length && same(before, rest)) continue;
+      ids.push(...before);
+      start = e;
+      rest = text.encode(whole.slice(e), false);
+    }
+    ids.push(...rest);
+  }
+  places.set(whole.length, ids.length);
+  return { ids, bounds: spans.map(([a, b]): Span => [places.get(a)!, places.get(b)!]) };
 }

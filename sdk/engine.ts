@@ -336,9 +336,7 @@ export class Engine {
     if (!list.length)
       throw new WeftError({ code: "WEFT_DATA", where: what, expected: "at least one row", found: "none" });
     const where = typeof data === "string" ? data : what;
-    return list.map((r, i) =>
-      encodeRow(r, this.text, this.manifest.model.eos[0] ?? null, `${where}, row ${i + 1}`),
-    );
+    return list.map((r, i) => encodeRow(r, this.text, this.manifest.model.eos, `${where}, row ${i + 1}`));
   }
 
   /** Adapters on this engine: PEFT folders in, names out. */

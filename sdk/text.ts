@@ -1,24 +1,70 @@
-/** Text ↔ ids: tokenizer.json by @huggingface/tokenizers, chat templates by @huggingface/jinja, and a decoder that streams whole characters. */
-import { Template } from "@huggingface/jinja";
+/** Text ↔ ids: tokenizer.json by @huggingface/tokenizers, chat templates, and a decoder that streams whole characters. */
 import { Tokenizer } from "@huggingface/tokenizers";
 import { WeftError } from "../runtime/bundle.ts";
+import { ChatTemplate, type Marked } from "./template.ts";
 
+/** A part of a message's content, as the OpenAI API has it; only text has a meaning here. */
+export interface TextPart {
+  readonly type: "text";
+  readonly text: string;
+}
+/** A turn of a conversation. What else it has (name, tool_calls, …) is given to the template as it is. */
 export interface Message {
   readonly role: string;
-  readonly content: string;
+  readonly content?: string | readonly TextPart[] | null;
+  readonly [key: string]: unknown;
 }
+/**
+ * Messages as templates take them: parts of text joined by line ends. Throws WEFT_OPTION that names the message, for
+ * images and other parts too.
+ */
+export function plainMessages(messages: unknown): Record<string, unknown>[] {
+  const refuse = (where: string, expected: string, found: unknown): never => {
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where,
+      expected,
+      found: (JSON.stringify(found) ?? String(found)).slice(0, 60),
+    });
+  };
+  if (!Array.isArray(messages) || !messages.length) return refuse("messages", "a list of messages", messages);
+  return messages.map((m: unknown, i) => {
+    const at = `messages[${i}]`;
+    if (typeof m !== "object" || m === null || typeof (m as Message).role !== "string")
+      return refuse(at, "an object with a role", m);
+    const { content } = m as { content?: unknown };
+    if (!Array.isArray(content)) {
+      if (content !== undefined && content !== null && typeof content !== "string")
+        refuse(`${at}.content`, "text, a list of parts, or null", content);
+      return { ...m };
+    }
+    const texts = content.map((part: unknown, k) => {
+      const { type, text } = (part ?? {}) as Partial<TextPart>;
+      if (type !== "text") refuse(`${at}.content[${k}].type`, '"text"', type);
+      if (typeof text !== "string") refuse(`${at}.content[${k}].text`, "text", text);
+      return text;
+    });
+    return { ...m, content: texts.join("\n") };
+  });
+}
+
 export class Text {
   private readonly tokenizer: Tokenizer;
   private readonly special: Readonly<Record<string, string>>;
+  private parsed: ChatTemplate | null = null;
   constructor(
     tokenizer: object,
     config: Readonly<Record<string, unknown>>,
     private readonly template: string | null,
   ) {
     this.tokenizer = new Tokenizer(tokenizer, config);
-    const text = (v: unknown): string =>
-      typeof v === "string" ? v : ((v as { content?: string } | null)?.content ?? "");
-    this.special = { bos_token: text(config.bos_token), eos_token: text(config.eos_token) };
+    const special: Record<string, string> = {};
+    for (const name of ["bos", "eos", "unk", "sep", "pad", "cls", "mask"]) {
+      const v = config[`${name}_token`] as string | { content?: unknown } | null | undefined;
+      const text = typeof v === "object" ? v?.content : v;
+      if (typeof text === "string") special[`${name}_token`] = text;
+    }
+    this.special = { bos_token: "", eos_token: "", ...special };
   }
   /**
    * Ids of a text. `special`: with the tokens that tokenizer.json's post_processor adds (a start token, say). It alone
@@ -32,8 +78,33 @@ export class Text {
       ? this.tokenizer.decode([...ids], { skip_special_tokens: true, clean_up_tokenization_spaces: false })
       : "";
   }
-  /** The prompt that the model's chat template makes of a conversation. */
+  /** Does the chat template say itself, with `{% generation %}`, what an assistant's turn is? */
+  get marksTurns(): boolean {
+    return this.chatTemplate().marksTurns;
+  }
+  /**
+   * The text that the model's chat template makes of a conversation; with `generationPrompt`, up to the assistant's next
+   * word. Throws WEFT_TOKENIZER without a template, and where it cannot render the messages; WEFT_OPTION for messages
+   * that are none.
+   */
   chat(messages: readonly Message[], generationPrompt: boolean): string {
+    return this.chatTemplate().render(this.values(plainMessages(messages), generationPrompt));
+  }
+  /** A whole conversation, with the spans of its `{% generation %}` blocks. */
+  chatMarked(messages: readonly Message[]): Marked {
+    return this.chatTemplate().renderMarked(this.values(plainMessages(messages), false));
+  }
+  private values(messages: readonly object[], generationPrompt: boolean): Record<string, unknown> {
+    // What transformers passes to a template where nobody names tools or documents.
+    return {
+      messages,
+      add_generation_prompt: generationPrompt,
+      tools: null,
+      documents: null,
+      ...this.special,
+    };
+  }
+  private chatTemplate(): ChatTemplate {
     if (this.template === null)
       throw new WeftError({
         code: "WEFT_TOKENIZER",
@@ -42,21 +113,7 @@ export class Text {
         found: "none",
         hint: "use a text prompt",
       });
-    try {
-      return new Template(this.template).render({
-        messages: messages.map((m) => ({ ...m })),
-        add_generation_prompt: generationPrompt,
-        ...this.special,
-      });
-    } catch (cause) {
-      throw new WeftError({
-        code: "WEFT_TOKENIZER",
-        where: "chat template",
-        expected: "messages it can render",
-        found: (cause as Error).message,
-        cause,
-      });
-    }
+    return (this.parsed ??= new ChatTemplate(this.template));
   }
   /** A decoder for one stream: text that is complete so far, characters split over tokens held back until they are whole. */
   stream(): { push: (id: number) => string; flush: () => string } {
