@@ -18,7 +18,7 @@ import {
   type TensorEntry,
   WeftError,
 } from "../runtime/bundle.ts";
-import { writeFolder } from "../runtime/folder.ts";
+import { claimFolder, writeFolder } from "../runtime/folder.ts";
 import { check } from "../runtime/schema.ts";
 import type { AdapterMethod } from "./adapters/adapter.ts";
 import { adapterMethods } from "./adapters/index.ts";
@@ -311,14 +311,18 @@ function methodEntry(m: AdapterMethod, model: Model): MethodEntry {
   return { ...entry, fixed: typeof fixed === "function" ? fixed(model) : fixed };
 }
 
-/** Compile and write a bundle folder; the old one, if any, is replaced as a whole. */
+/**
+ * Compile and write a bundle folder, over an older bundle if there is one. Throws WEFT_IO before compiling when `out` is anything else, or cannot
+ * be written.
+ */
 export async function compileTo(
   folder: string,
   out: string,
   options: CompileOptions = {},
 ): Promise<Manifest> {
+  await claimFolder(out, "bundle");
   const { manifest, files } = await compile(folder, options);
-  await writeFolder(out, files);
+  await writeFolder(out, "bundle", files);
   return manifest;
 }
 

@@ -1,28 +1,58 @@
 /** What the compiler reads from the file system. */
 import { createHash } from "node:crypto";
-import { closeSync, existsSync, openSync, readFileSync, readSync, statSync } from "node:fs";
+import {
+  closeSync,
+  constants,
+  existsSync,
+  fstatSync,
+  openSync,
+  readFileSync,
+  readSync,
+  statSync,
+} from "node:fs";
 import { WeftError } from "../runtime/bundle.ts";
 
-export function readText(path: string): string {
+/** A text of more is none that a model folder has. */
+const TEXT_BYTES = 64 * 2 ** 20;
+
+/**
+ * Run `read` on an open file. Only a regular one, or a link to one (the caches of Hugging Face are links), is
+ * opened: a pipe would wait for its writer, a device may never end. Throws WEFT_IO for anything else.
+ */
+function withRegular<T>(path: string, read: (fd: number) => T): T {
+  const refuse = (expected: string, found: string, cause?: unknown): never => {
+    throw new WeftError({ code: "WEFT_IO", where: path, expected, found, ...(cause ? { cause } : {}) });
+  };
+  let fd = -1;
   try {
-    return readFileSync(path, "utf8");
+    fd = openSync(path, constants.O_RDONLY | (constants.O_NONBLOCK ?? 0));
+    if (!fstatSync(fd).isFile()) refuse("a regular file", "a folder, a pipe or a device");
+    return read(fd);
   } catch (cause) {
-    throw new WeftError({
-      code: "WEFT_IO",
-      where: path,
-      expected: "a readable file",
-      found: (cause as Error).message,
-      cause,
-    });
+    if (cause instanceof WeftError) throw cause;
+    return refuse("a readable file", (cause as Error).message, cause);
+  } finally {
+    if (fd >= 0) closeSync(fd);
   }
 }
+export const readText = (path: string): string =>
+  withRegular(path, (fd) => {
+    const { size } = fstatSync(fd);
+    if (size > TEXT_BYTES)
+      throw new WeftError({
+        code: "WEFT_IO",
+        where: path,
+        expected: `a text of at most ${TEXT_BYTES} bytes`,
+        found: `${size} bytes`,
+      });
+    return readFileSync(fd, "utf8");
+  });
 /** A text file of the compiler's own, beside the module `from`. */
 export const readBeside = (from: string, path: string): string => readFileSync(new URL(path, from), "utf8");
 export const exists = (path: string): boolean => existsSync(path);
 export const sizeOf = (path: string): number => statSync(path).size;
-export function readRange(path: string, start: number, end: number): Uint8Array {
-  const fd = openSync(path, "r");
-  try {
+export const readRange = (path: string, start: number, end: number): Uint8Array =>
+  withRegular(path, (fd) => {
     const out = new Uint8Array(end - start);
     let at = 0;
     while (at < out.length) {
@@ -37,9 +67,6 @@ export function readRange(path: string, start: number, end: number): Uint8Array 
       at += n;
     }
     return out;
-  } finally {
-    closeSync(fd);
-  }
-}
+  });
 export const sha256 = (bytes: Uint8Array | string): string =>
   createHash("sha256").update(bytes).digest("hex");

@@ -1,110 +1,357 @@
 /**
- * Folders that are replaced as a whole. A new one is written and synced beside the old one, becomes `DIR.new` when it is complete, and then takes its
- * place in two renames; who finds neither old nor new between them (the writer was killed) finishes the second.
+ * Folders that others read too: bundles, PEFT adapters, Hugging Face model folders. They stay flat and are
+ * written in place, so that mount points, links to folders and parents that cannot be written all work.
+ *
+ * A marker, `DIR/.weft.json`, says that weft wrote the folder, and which files. Only such a folder, or an
+ * empty one, is ever written to.
+ *
+ *   DIR/.weft-<random>/   every new file is written here first
+ *   DIR/.weft.json        then the marker says `writing`: from here on the folder is the new one
+ *   DIR/…                 files move over the old ones, in the order given; what has no successor goes
+ *   DIR/.weft.json        last, the marker without `writing`
+ *
+ * Whoever reads through this module meanwhile takes a file from the staging folder if it is still there, and
+ * checks that the marker is the same before and after: all files are of one version. A writer that finds
+ * `writing` (the one before it was killed) finishes that first. Readers never write.
  */
-import { WeftError } from "./bundle.ts";
-import type { RangeFile } from "./reader.ts";
+import * as v from "valibot";
+import { type ErrorCode, WeftError } from "./bundle.ts";
+import {
+  type Entry,
+  type FileSum,
+  isMissing,
+  node,
+  onDisk,
+  openRegular,
+  type RegularFile,
+  randomName,
+  readAndClose,
+  readRecord,
+  readRegular,
+  sumOf,
+  syncFolder,
+  unless,
+  writeFile,
+} from "./disk.ts";
+import { LOCK, type Lock, withLock } from "./lock.ts";
 
-/** Replace `dir` by these files. At any moment a reader finds all of the old folder or all of the new one. Throws WEFT_IO; the old one is kept then. */
-export async function writeFolder(
-  dir: string,
-  files: Iterable<readonly [string, Uint8Array | string]>,
-): Promise<void> {
-  const { mkdir, open, rename, rm } = await import("node:fs/promises");
-  const { dirname, join } = await import("node:path");
-  const mark = `${process.pid}-${Date.now()}`;
-  const partial = `${dir}.partial-${mark}`;
-  const old = `${dir}.old-${mark}`;
-  try {
-    await settle(dir);
-    for (const [name, data] of files) {
-      const path = join(partial, name);
-      await mkdir(dirname(path), { recursive: true });
-      const file = await open(path, "w");
-      try {
-        await file.writeFile(data);
-        await file.sync();
-      } finally {
-        await file.close();
-      }
+export type FolderKind = "adapter" | "model" | "bundle";
+export type Files = Iterable<readonly [string, Uint8Array | string]>;
+
+const MARKER = ".weft.json";
+/** The marker with `writing`, while it waits in the staging folder. */
+const WRITING = ".weft.writing.json";
+const STAGING = /^\.weft-[0-9a-f]{16}$/;
+const insideName = v.pipe(
+  v.string(),
+  v.check(
+    (name) =>
+      !/^\.weft|[\\\0]|^[a-z]+:/i.test(name) &&
+      name.split("/").every((part) => part !== "" && part !== "." && part !== ".."),
+    "a path inside the folder",
+  ),
+);
+const sums = v.record(
+  insideName,
+  v.object({ bytes: v.pipe(v.number(), v.safeInteger(), v.minValue(0)), sha256: v.string() }),
+);
+const markerSchema = v.object({
+  format: v.literal("weft-folder"),
+  kind: v.picklist(["adapter", "model", "bundle"]),
+  /** Random, new with each write: two markers of one id are of one version. */
+  id: v.pipe(v.string(), v.regex(/^[0-9a-f]{16}$/)),
+  /** What weft wrote here; while `writing`, what it wrote before. */
+  files: sums,
+  /** The version on its way in, `.weft-<id>`. */
+  writing: v.optional(sums),
+});
+type Marker = v.InferOutput<typeof markerSchema>;
+
+const readMarker = async (dir: string): Promise<Marker | null> =>
+  readRecord(markerSchema, (await node()).path.join(dir, MARKER), dir);
+
+const stagingOf = (m: Pick<Marker, "id">): string => `.weft-${m.id}`;
+/** What any folder may have from the system; never touched. */
+const SYSTEM = /^(lost\+found|\.DS_Store|Thumbs\.db|desktop\.ini|\.nfs[0-9a-f]+)$/;
+const isTemporary = (e: Entry): boolean =>
+  e.isDirectory() && (e.name === LOCK || e.name.startsWith(`${LOCK}-`) || STAGING.test(e.name));
+
+/** The first file, link or folder of `dir` that is none of `owned`, or null. */
+async function stranger(dir: string, owned: ReadonlySet<string>, below = ""): Promise<string | null> {
+  const { fs, path } = await node();
+  const at = path.join(dir, below);
+  const entries = await unless(["ENOENT"], () => fs.readdir(at, { withFileTypes: true }), []);
+  for (const e of entries.sort((a, b) => (a.name < b.name ? -1 : 1))) {
+    const name = below ? `${below}/${e.name}` : e.name;
+    if (e.isFile() ? owned.has(name) || name === MARKER : !below && isTemporary(e)) continue;
+    if (SYSTEM.test(e.name)) continue;
+    if (!e.isDirectory() || ![...owned].some((o) => o.startsWith(`${name}/`))) return name;
+    const inner = await stranger(dir, owned, name);
+    if (inner) return inner;
+  }
+  return null;
+}
+const refused = (where: string, expected: string, found: string): WeftError =>
+  new WeftError({
+    code: "WEFT_IO",
+    where,
+    expected,
+    found,
+    hint: "weft only replaces what it wrote itself: choose another folder, or move this away",
+  });
+/** The folder's marker, if `kind` may be written there. Throws WEFT_IO that names what stands in the way. */
+async function inspect(dir: string, kind: FolderKind): Promise<Marker | null> {
+  const { fs } = await node();
+  const stat = await unless(["ENOENT"], () => fs.stat(dir), null);
+  if (!stat) return null;
+  if (!stat.isDirectory()) throw refused(dir, "a folder, or nothing", "a file");
+  for (;;) {
+    const marker = await readMarker(dir);
+    const other = await stranger(dir, new Set(Object.keys({ ...marker?.files, ...marker?.writing })));
+    if (other) {
+      // Unless a writer has just brought it.
+      if ((await readMarker(dir))?.id !== marker?.id) continue;
+      throw refused(dir, "a folder with nothing but what weft wrote", other);
     }
-    await rm(`${dir}.new`, { recursive: true, force: true });
-    await rename(partial, `${dir}.new`);
-    await rename(dir, old).catch((e: NodeJS.ErrnoException) => {
-      if (e.code !== "ENOENT") throw e;
-    });
-    await settle(dir);
-    await rm(old, { recursive: true, force: true });
-  } catch (cause) {
-    await rm(partial, { recursive: true, force: true });
-    if (cause instanceof WeftError) throw cause;
-    throw new WeftError({
-      code: "WEFT_IO",
-      where: dir,
-      expected: "a writable folder",
-      found: (cause as Error).message,
-      cause,
-    });
+    if (marker && marker.kind !== kind)
+      throw refused(dir, `${article(kind)} to replace`, article(marker.kind));
+    return marker;
   }
 }
-/** Put a complete `dir.new` where `dir` is missing. */
-async function settle(dir: string): Promise<void> {
-  const { access, rename } = await import("node:fs/promises");
-  const there = (path: string): Promise<boolean> =>
-    access(path).then(
-      () => true,
-      () => false,
-    );
-  if (await there(dir)) return;
-  await rename(`${dir}.new`, dir).catch(async (e: NodeJS.ErrnoException) => {
-    // Nothing to settle, or another process was faster.
-    if (e.code !== "ENOENT" && !(await there(dir))) throw e;
-  });
+/**
+ * Throws WEFT_IO for a file that somebody edited: it is theirs now. One older than the marker is as weft left
+ * it; after a copy all are newer.
+ */
+async function checkUnchanged(dir: string, marker: Marker): Promise<void> {
+  const { fs, path } = await node();
+  const written = (await fs.stat(path.join(dir, MARKER))).mtimeMs;
+  for (const [name, { bytes, sha256 }] of Object.entries(marker.files)) {
+    const file = path.join(dir, name);
+    const now = await unless(["ENOENT"], () => fs.stat(file), null);
+    if (!now || (now.size === bytes && now.mtimeMs <= written)) continue;
+    if (
+      now.size !== bytes ||
+      (await sumOf(await readRegular(file, bytes, { inside: dir }))).sha256 !== sha256
+    )
+      throw refused(file, "the file that weft wrote", "one that was changed since");
+  }
 }
-/** A file of such a folder. Throws what the file system throws. */
-export async function readFromFolder(path: string): Promise<Uint8Array> {
-  const { readFile } = await import("node:fs/promises");
-  const { dirname } = await import("node:path");
-  // The same memory, without what Buffer adds.
-  const read = async (): Promise<Uint8Array> => {
-    const { buffer, byteOffset, byteLength } = await readFile(path);
-    return new Uint8Array(buffer, byteOffset, byteLength);
-  };
-  return read().catch(async (e: NodeJS.ErrnoException) => {
-    if (e.code !== "ENOENT") throw e;
-    await settle(dirname(path));
-    return read();
+const article = (kind: FolderKind): string => (kind === "adapter" ? "an adapter" : `a ${kind}`);
+
+/** Every folder that files of these names lie in, innermost first; "" is the folder itself, last. */
+function foldersOf(names: Iterable<string>): string[] {
+  const out = new Set([""]);
+  for (const name of names)
+    for (let at = name.lastIndexOf("/"); at > 0; at = name.lastIndexOf("/", at - 1))
+      out.add(name.slice(0, at));
+  return [...out].sort((a, b) => b.length - a.length);
+}
+/**
+ * From a marker with `writing` to one without: what a writer does last, and the next one if it was killed.
+ */
+async function finish(dir: string, m: Marker & { readonly writing: Marker["files"] }): Promise<void> {
+  const { fs, path } = await node();
+  const staging = path.join(dir, stagingOf(m));
+  const names = Object.keys(m.writing);
+  const all = [...names, ...Object.keys(m.files)];
+  for (const name of names) {
+    const to = path.join(dir, name);
+    await fs.mkdir(path.dirname(to), { recursive: true });
+    const moved = await unless(
+      ["ENOENT"],
+      () => fs.rename(path.join(staging, name), to).then(() => true),
+      false,
+    );
+    if (!moved && (await unless(["ENOENT"], () => fs.stat(to), null))?.size !== m.writing[name]!.bytes)
+      throw new WeftError({
+        code: "WEFT_IO",
+        where: to,
+        expected: `the file of ${m.writing[name]!.bytes} bytes that was being written`,
+        found: "another, or none",
+      });
+  }
+  for (const name of Object.keys(m.files))
+    if (!(name in m.writing)) await fs.rm(path.join(dir, name), { force: true });
+  for (const folder of foldersOf(all).slice(0, -1))
+    if (!names.some((n) => n.startsWith(`${folder}/`)))
+      await unless(["ENOENT", "ENOTEMPTY", "EEXIST"], () => fs.rmdir(path.join(dir, folder)), undefined);
+  for (const folder of foldersOf(names)) await syncFolder(path.join(dir, folder));
+  await fs.rename(path.join(staging, MARKER), path.join(dir, MARKER));
+  await syncFolder(dir);
+  await fs.rm(staging, { recursive: true, force: true });
+}
+/** As the only writer: what killed ones left is finished, or swept. */
+async function settle(dir: string, kind: FolderKind): Promise<Marker | null> {
+  const { fs, path } = await node();
+  const marker = await inspect(dir, kind);
+  if (marker?.writing) {
+    await within(dir, stagingOf(marker), [...Object.keys(marker.writing), MARKER]);
+    await finish(dir, { ...marker, writing: marker.writing });
+  } else if (marker) await checkUnchanged(dir, marker);
+  for (const e of await fs.readdir(dir, { withFileTypes: true }))
+    if (isTemporary(e) && e.name !== LOCK)
+      await fs.rm(path.join(dir, e.name), { recursive: true, force: true, maxRetries: 3 });
+  return marker?.writing ? readMarker(dir) : marker;
+}
+/**
+ * Throws WEFT_IO if a file of the staging folder is not really there: nothing is moved out of other folders
+ * through links.
+ */
+async function within(dir: string, staging: string, names: readonly string[]): Promise<void> {
+  const { fs, path } = await node();
+  const root = await fs.realpath(dir);
+  for (const name of names) {
+    const file = path.join(dir, staging, name);
+    const real = await unless(["ENOENT"], () => fs.realpath(file), null);
+    if (real !== null && real !== path.join(root, staging, name))
+      throw new WeftError({ code: "WEFT_IO", where: file, expected: "a file", found: `a link to ${real}` });
+  }
+}
+
+/**
+ * Would `writeFolder` take this folder? Asked before long work starts; leaves nothing behind. Throws WEFT_IO
+ * that names what stands in the way: a file, a folder that weft did not write or that holds anything else,
+ * one of another kind, one that cannot be written; WEFT_CONFLICT (retryable) when somebody else is writing it
+ * and does not end.
+ */
+export async function claimFolder(dir: string, kind: FolderKind): Promise<void> {
+  await asWriter(dir, kind, async () => {});
+}
+async function asWriter(
+  dir: string,
+  kind: FolderKind,
+  work: (dir: string, old: Marker | null, lock: Lock) => Promise<void>,
+): Promise<void> {
+  const { path } = await node();
+  const at = path.resolve(dir);
+  await onDisk(dir, "a folder that can be written", async () => {
+    await inspect(at, kind);
+    await withLock(at, async (lock) => work(at, await settle(at, kind), lock));
   });
 }
 
-const PIECE = 8 * 2 ** 20;
-/** A file of such a folder, read through once for its hash and then by ranges: never as a whole in memory. */
-export async function openInFolder(path: string): Promise<RangeFile> {
-  const { open } = await import("node:fs/promises");
-  const { createHash } = await import("node:crypto");
-  const file = await open(path, "r");
-  try {
-    const { size } = await file.stat();
-    const range = async (from: number, to: number, into = new Uint8Array(to - from)): Promise<Uint8Array> => {
-      let at = 0;
-      while (at < to - from) {
-        const { bytesRead } = await file.read(into, at, to - from - at, from + at);
-        if (!bytesRead) throw new Error(`the file ends at byte ${from + at}`);
-        at += bytesRead;
+/**
+ * Make `dir` a folder of exactly these files, in the order in which they may become visible: what others read
+ * first goes last. Durable when it resolves. Throws as `claimFolder`, and WEFT_IO when the disk does not take
+ * the files; the old folder is untouched then.
+ */
+export async function writeFolder(dir: string, kind: FolderKind, files: Files): Promise<void> {
+  const { fs, path } = await node();
+  await asWriter(dir, kind, async (at, old, lock) => {
+    const id = await randomName();
+    const staging = path.join(at, stagingOf({ id }));
+    const writing: Record<string, FileSum> = {};
+    const marker = { format: "weft-folder", kind, id } as const;
+    const next = { ...marker, files: old?.files ?? {}, writing };
+    try {
+      await fs.mkdir(staging);
+      for (const [name, content] of files) {
+        const data = typeof content === "string" ? new TextEncoder().encode(content) : content;
+        await fs.mkdir(path.dirname(path.join(staging, name)), { recursive: true });
+        await writeFile(path.join(staging, name), data);
+        writing[name] = await sumOf(data);
       }
-      return into.subarray(0, to - from);
-    };
-    const hash = createHash("sha256");
-    const piece = new Uint8Array(PIECE);
-    for (let at = 0; at < size; at += PIECE) hash.update(await range(at, Math.min(size, at + PIECE), piece));
-    return {
-      bytes: size,
-      sha256: hash.digest("hex"),
-      range: (from, to) => range(from, to),
-      close: () => file.close(),
-    };
-  } catch (e) {
-    await file.close();
-    throw e;
+      // Both markers lie ready, so that the rest takes no room on the disk.
+      await writeFile(path.join(staging, MARKER), JSON.stringify({ ...marker, files: writing }));
+      await writeFile(path.join(staging, WRITING), JSON.stringify(next));
+      for (const folder of foldersOf(Object.keys(writing))) await syncFolder(path.join(staging, folder));
+      await syncFolder(at);
+      await lock.check();
+      await fs.rename(path.join(staging, WRITING), path.join(at, MARKER));
+    } catch (e) {
+      await fs.rm(staging, { recursive: true, force: true });
+      throw e;
+    }
+    await syncFolder(at);
+    await finish(at, next);
+  });
+}
+
+/** A file of the version that `m` describes: staged, or in its place. */
+async function openOf(
+  dir: string,
+  m: Marker | null,
+  name: string,
+  limit: number,
+  code: ErrorCode,
+): Promise<RegularFile> {
+  const { path } = await node();
+  const o = { inside: dir, code };
+  if (m?.writing)
+    try {
+      return await openRegular(path.join(dir, stagingOf(m), name), limit, o);
+    } catch (e) {
+      if (!isMissing(e)) throw e;
+    }
+  return openRegular(path.join(dir, name), limit, o);
+}
+
+const TRIES = 100;
+/**
+ * Those of `names` that the folder has, all of one version, whatever writers do meanwhile. A folder that weft
+ * did not write is simply read. Throws `code` (default WEFT_IO) for what is no regular file inside the folder
+ * or over `limit` bytes, and WEFT_CONFLICT (retryable) when writers never pause.
+ */
+export async function readFolder(
+  dir: string,
+  names: readonly string[],
+  limit: number,
+  code: ErrorCode = "WEFT_IO",
+): Promise<ReadonlyMap<string, Uint8Array>> {
+  for (let i = 0; i < TRIES; i++) {
+    const before = await readMarker(dir);
+    const opened = new Map<string, RegularFile>();
+    try {
+      for (const name of names)
+        try {
+          opened.set(name, await openOf(dir, before, name, limit, code));
+        } catch (e) {
+          if (!isMissing(e)) throw e;
+        }
+      // Open files are never changed, so they may be read at leisure.
+      if ((await readMarker(dir))?.id !== before?.id) continue;
+      const out = new Map<string, Uint8Array>();
+      for (const [name, file] of opened) {
+        opened.delete(name);
+        out.set(name, await onDisk(`${dir}/${name}`, "a readable file", () => readAndClose(file)));
+      }
+      return out;
+    } finally {
+      for (const file of opened.values()) await file.handle.close();
+    }
   }
+  throw replaced(dir);
+}
+const replaced = (dir: string): WeftError =>
+  new WeftError({
+    code: "WEFT_CONFLICT",
+    where: dir,
+    expected: "one version of the folder",
+    found: "another than a moment ago: it is being replaced",
+    hint: "load it again",
+    retryable: true,
+  });
+
+/** A folder that stays what it was when it was opened: once it is replaced, its files are refused. */
+export interface OpenFolder {
+  /** Throws WEFT_CONFLICT (retryable) when the folder was replaced, else as `openRegular`. */
+  readonly open: (name: string, limit: number) => Promise<RegularFile>;
+}
+export function openFolder(dir: string, code: ErrorCode): OpenFolder {
+  let first: Promise<Marker | null> | undefined;
+  return {
+    open: async (name, limit) => {
+      const pinned = await (first ??= readMarker(dir));
+      const now = await readMarker(dir);
+      let file: RegularFile | undefined;
+      try {
+        if (now?.id === pinned?.id) file = await openOf(dir, now, name, limit, code);
+      } catch (e) {
+        if ((await readMarker(dir))?.id === pinned?.id) throw e;
+      }
+      if (file && (await readMarker(dir))?.id === pinned?.id) return file;
+      await file?.handle.close();
+      throw replaced(dir);
+    },
+  };
 }

@@ -47,7 +47,7 @@ export function asManifest(json: unknown, where: string): Manifest {
 export async function readVerified(reader: BundleReader, m: Manifest, name: string): Promise<Uint8Array> {
   const entry = m.files[name];
   if (!entry) throw bad(`manifest`, `an entry for ${name}`, "none");
-  const bytes = await reader.read(name);
+  const bytes = await reader.read(name, entry.bytes);
   await checkFile(reader, m, name, bytes.length, () => sha256(bytes));
   return bytes;
 }
@@ -85,7 +85,7 @@ async function openVerified(
     const bytes = await readVerified(reader, m, name);
     return { range: async (from, to) => bytes.subarray(from, to), close: async () => {} };
   }
-  const file = await reader.open(name);
+  const file = await reader.open(name, m.files[name]!.bytes);
   try {
     await checkFile(reader, m, name, file.bytes, async () => file.sha256);
     return file;

@@ -1,15 +1,18 @@
 /** Where a bundle is read from: a folder or an HTTP(S) address. The runtime's only door to files. */
 import { WeftError } from "./bundle.ts";
-import { openInFolder, readFromFolder } from "./folder.ts";
+import { isMissing, node, readAndClose, readRange, SMALL_FILE } from "./disk.ts";
+import { openFolder } from "./folder.ts";
 
 export { sha256 } from "./hash.ts";
 
 export interface BundleReader {
   readonly where: string;
-  /** A whole file of the bundle. */
-  readonly read: (name: string) => Promise<Uint8Array>;
-  /** A large file in pieces, where that can be: its size and SHA-256, read through once, and any range of it. */
-  readonly open?: (name: string) => Promise<RangeFile>;
+  /** A whole file of the bundle, of at most `limit` bytes where its size is declared. */
+  readonly read: (name: string, limit?: number) => Promise<Uint8Array>;
+  /**
+   * A large file in pieces, where that can be: its size and SHA-256, read through once, and any range of it.
+   */
+  readonly open?: (name: string, limit: number) => Promise<RangeFile>;
 }
 export interface RangeFile {
   readonly bytes: number;
@@ -33,6 +36,9 @@ export function checkName(name: string): void {
       found: "a path that leaves it",
     });
 }
+
+/** How much of a large file is in memory while it is hashed. */
+const PIECE = 8 * 2 ** 20;
 
 export async function openReader(location: string | URL): Promise<BundleReader> {
   const text = String(location);
@@ -63,28 +69,54 @@ export async function openReader(location: string | URL): Promise<BundleReader> 
       },
     };
   }
-  const { join } = await import("node:path");
   const { fileURLToPath } = await import("node:url");
+  const { path, crypto } = await node();
   const folder = text.startsWith("file:") ? fileURLToPath(text) : text;
-  const missing = (name: string) => (cause: Error) => {
+  const opened = openFolder(folder, "WEFT_BUNDLE");
+  // Errors of a file that is there name what it is; one that is missing may be no bundle at all.
+  const open = async (name: string, limit: number) => {
+    checkName(name);
+    return opened.open(name, limit).catch((cause: unknown) => {
+      if (!isMissing(cause)) throw cause;
+      throw new WeftError({
+        code: "WEFT_BUNDLE",
+        where: path.join(folder, name),
+        expected: "a file of the bundle",
+        found: "none",
+        hint: "compile the model with `weft compile`",
+        cause,
+      });
+    });
+  };
+  const unreadable = (name: string) => (cause: Error) => {
     throw new WeftError({
       code: "WEFT_BUNDLE",
-      where: join(folder, name),
-      expected: "a file of the bundle",
+      where: path.join(folder, name),
+      expected: "a readable file",
       found: cause.message,
-      hint: "compile the model with `weft compile`",
       cause,
     });
   };
   return {
     where: folder,
-    read: async (name) => {
-      checkName(name);
-      return readFromFolder(join(folder, name)).catch(missing(name));
-    },
-    open: async (name) => {
-      checkName(name);
-      return openInFolder(join(folder, name)).catch(missing(name));
+    read: async (name, limit = SMALL_FILE) => readAndClose(await open(name, limit)).catch(unreadable(name)),
+    open: async (name, limit) => {
+      const file = await open(name, limit);
+      try {
+        const hash = crypto.createHash("sha256");
+        const piece = new Uint8Array(PIECE);
+        for (let at = 0; at < file.bytes; at += PIECE)
+          hash.update(await readRange(file, at, Math.min(file.bytes, at + PIECE), piece));
+        return {
+          bytes: file.bytes,
+          sha256: hash.digest("hex"),
+          range: (from, to) => readRange(file, from, to),
+          close: () => file.handle.close(),
+        };
+      } catch (e) {
+        await file.handle.close();
+        return unreadable(name)(e as Error);
+      }
     },
   };
 }

@@ -1,5 +1,6 @@
-// Dependency-free: installs what the lock file says when it is not there yet, then runs a script with tsx. Used by npm start, npm test and the CI.
-import { spawnSync } from "node:child_process";
+// Dependency-free: installs what the lock file says when it is not there yet, then runs a script with tsx. Used by
+// npm start, npm test and the CI.
+import { spawn, spawnSync } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -32,9 +33,19 @@ if (!installed()) {
 }
 const [script, ...args] = process.argv.slice(2);
 if (script) {
-  const run = spawnSync(process.execPath, ["--import", "tsx", join(root, script), ...args], {
+  const run = spawn(process.execPath, ["--import", "tsx", join(root, script), ...args], {
     cwd: root,
     stdio: "inherit",
   });
-  process.exit(run.status ?? 1);
+  // Who signals this process means the script, which knows how to end.
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, () => run.kill(signal));
+  run.on("error", (e) => {
+    console.error(`weft: cannot run ${script}: ${e.message}`);
+    process.exit(1);
+  });
+  run.on("exit", (code, signal) => {
+    if (signal) process.removeAllListeners(signal);
+    if (signal) process.kill(process.pid, signal);
+    else process.exit(code);
+  });
 }

@@ -1,13 +1,16 @@
-/** Job checkpoints: everything a job needs to go on bit for bit, as one folder of safetensors and JSON. */
+/**
+ * Job checkpoints: everything a job needs to go on bit for bit, as safetensors and JSON in versions
+ * (runtime/versions.ts).
+ */
 
 import { decode, encode, parseHeader, type TensorData, WeftError } from "../runtime/bundle.ts";
 import type { AdapterConfig, AdapterContent, BranchState } from "../runtime/content.ts";
-import { writeFolder } from "../runtime/folder.ts";
 import type { TrainState } from "../runtime/trainer.ts";
-import { parseJson, readFileOr } from "./files.ts";
+import { claimVersions, readVersion, writeVersion } from "../runtime/versions.ts";
+import { parseJson } from "./files.ts";
 
 interface Saved {
-  readonly version: 3;
+  readonly version: 4;
   readonly base: string;
   readonly numerics: string;
   readonly options: unknown;
@@ -18,6 +21,14 @@ interface Saved {
   readonly branches: readonly (readonly BranchState[])[] | null;
   readonly best: { readonly step: number; readonly loss: number } | null;
 }
+const STATE = "trainer_state.json";
+const TENSORS = "trainer_state.safetensors";
+/**
+ * Can checkpoints be written to `dir`? Asked before work starts. Throws WEFT_IO that names what stands in the
+ * way.
+ */
+export const claimCheckpoints = (dir: string): Promise<void> => claimVersions(dir, [STATE, TENSORS]);
+
 /** `options` are what results depend on; resuming with others is refused. */
 export async function saveCheckpoint(
   dir: string,
@@ -36,7 +47,7 @@ export async function saveCheckpoint(
   put("adapter", state.adapter?.tensors);
   put("best", state.best?.adapter?.tensors);
   const json: Saved = {
-    version: 3,
+    version: 4,
     base,
     numerics,
     options,
@@ -47,13 +58,10 @@ export async function saveCheckpoint(
     branches: state.adapter?.branches ?? null,
     best: state.best ? { step: state.best.step, loss: state.best.loss } : null,
   };
-  await writeFolder(
-    dir,
-    Object.entries({
-      "trainer_state.json": JSON.stringify(json),
-      "trainer_state.safetensors": encode(tensors, { format: "weft" }),
-    }),
-  );
+  await writeVersion(dir, state.step, [
+    [STATE, JSON.stringify(json)],
+    [TENSORS, encode(tensors, { format: "weft" })],
+  ]);
 }
 
 export async function loadCheckpoint(
@@ -62,10 +70,19 @@ export async function loadCheckpoint(
   numerics: string,
   options: unknown,
 ): Promise<TrainState> {
-  const json = parseJson(
-    await readFileOr(`${dir}/trainer_state.json`, "WEFT_IO"),
-    `${dir}/trainer_state.json`,
-  ) as unknown as Saved;
+  const files = await readVersion(dir);
+  const file = (name: string): Uint8Array => {
+    const bytes = files.get(name);
+    if (!bytes)
+      throw new WeftError({
+        code: "WEFT_IO",
+        where: dir,
+        expected: `a version with ${name}`,
+        found: "one without",
+      });
+    return bytes;
+  };
+  const json = parseJson(file(STATE), `${dir}: ${STATE}`) as unknown as Saved;
   const refuse = (what: string, expected: string, found: string): never => {
     throw new WeftError({
       code: "WEFT_CONFLICT",
@@ -75,13 +92,13 @@ export async function loadCheckpoint(
       hint: "resume with the bundle, device and options of the checkpoint",
     });
   };
-  if (json.version !== 3) refuse("version", "3", String(json.version));
+  if (json.version !== 4) refuse("version", "4", String(json.version));
   if (json.base !== base) refuse("base", base.slice(0, 12), String(json.base).slice(0, 12));
   if (json.numerics !== numerics) refuse("numerics", numerics, json.numerics);
   if (JSON.stringify(json.options) !== JSON.stringify(options))
     refuse("options", JSON.stringify(json.options), JSON.stringify(options));
-  const where = `${dir}/trainer_state.safetensors`;
-  const bytes = await readFileOr(where, "WEFT_IO");
+  const where = `${dir}: ${TENSORS}`;
+  const bytes = file(TENSORS);
   const { tensors } = parseHeader(bytes, bytes.length, where);
   const list = (name: string): Float32Array[] =>
     tensors

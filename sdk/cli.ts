@@ -1,13 +1,19 @@
 #!/usr/bin/env node
-/** weft compile | generate | finetune | inspect | doctor. Progress on stderr, results on stdout; `--json` for machines; exit 1 on any error. */
+/**
+ * weft compile | generate | finetune | inspect | doctor. Progress on stderr, results on stdout; `--json` for
+ * machines; exit 1 on any error.
+ */
 import { parseArgs } from "node:util";
 import { WeftError } from "../runtime/bundle.ts";
 import { openAdapter } from "../runtime/dawn.ts";
+import { claimFolder } from "../runtime/folder.ts";
 import { readManifest } from "../runtime/load.ts";
 import type { DeviceChoice } from "../runtime/open.ts";
 import { openReader } from "../runtime/reader.ts";
+import { claimCheckpoints } from "./checkpoint.ts";
 import { parseJson, readFileOr } from "./files.ts";
 import { compile, type FinetuneOptions, load, planMemory } from "./index.ts";
+import { Stop } from "./stop.ts";
 
 const usage = `weft: serve and fine-tune one base model from one process
 
@@ -151,8 +157,12 @@ async function inspectMemory(f: Flags, json: boolean): Promise<void> {
     console.log(r.map((c, i) => (i ? c.padStart(widths[i]!) : c.padEnd(widths[0]!))).join("  "));
 }
 
+/** The words of a command line as a shell takes them. */
+const shellWords = (words: readonly string[]): string =>
+  words.map((w) => (/^[\w./:=,@+-]+$/.test(w) ? w : `'${w.replaceAll("'", "'\\''")}'`)).join(" ");
+
 const commands: Readonly<
-  Record<Command, (positional: readonly string[], f: Flags, json: boolean) => Promise<void>>
+  Record<Command, (positional: readonly string[], f: Flags, json: boolean) => Promise<unknown>>
 > = {
   compile: async ([model], f, json) => {
     const list = (name: string): string[] | undefined =>
@@ -237,10 +247,15 @@ const commands: Readonly<
   },
   finetune: async ([bundle], f, json) => {
     const out = string(f, "out");
-    await using engine = await load(bundle ?? fail("finetune", "a bundle", "nothing"), {
-      device: (f.device ?? "auto") as DeviceChoice,
-    });
-    const method = f.method ? string(f, "method") : (engine.manifest.train[0] ?? "lora");
+    const from = bundle ?? fail("finetune", "a bundle", "nothing");
+    const method = f.method
+      ? string(f, "method")
+      : ((await readManifest(await openReader(from))).train[0] ?? "lora");
+    // Paths that cannot be written are told now, not after the training.
+    await claimFolder(out, method === "full" ? "model" : "adapter");
+    const checkpoint = f.checkpoint === undefined ? null : string(f, "checkpoint");
+    if (checkpoint) await claimCheckpoints(checkpoint);
+    await using engine = await load(from, { device: (f.device ?? "auto") as DeviceChoice });
     const o: FinetuneOptions = {
       name: string(f, "name"),
       data: string(f, "data"),
@@ -278,23 +293,27 @@ const commands: Readonly<
       },
     };
     const job = await engine.finetune(o);
-    // Ctrl-C: with --checkpoint, what was learned is kept to go on from.
-    process.once(
-      "SIGINT",
-      () =>
-        void (f.checkpoint ? job.checkpoint(string(f, "checkpoint")) : Promise.resolve()).finally(() =>
-          job.cancel(),
-        ),
+    const flags = Object.entries({ ...f, resume: checkpoint ?? undefined }).flatMap(([k, v]) =>
+      typeof v === "string" ? [`--${k}`, v] : v ? [`--${k}`] : [],
     );
-    const result = await job.done;
-    endLine();
-    if (method === "full") await engine.saveModel(out);
-    else await engine.adapters.get(o.name).save(out);
-    console.log(
-      json
-        ? JSON.stringify({ ...result, out })
-        : `${out}: ${result.steps} steps, loss ${result.losses[0]?.toFixed(4)} → ${result.losses.at(-1)?.toFixed(4)}`,
-    );
+    const stop = new Stop(job, checkpoint, shellWords(["weft", "finetune", from, ...flags]), endLine);
+    try {
+      const result = await job.done;
+      endLine();
+      stop.saving = true;
+      await (method === "full" ? engine.saveModel(out) : engine.adapters.get(o.name).save(out));
+      console.log(
+        json
+          ? JSON.stringify({ ...result, out })
+          : `${out}: ${result.steps} steps, loss ${result.losses[0]?.toFixed(4)} → ${result.losses.at(-1)?.toFixed(4)}`,
+      );
+    } catch (e) {
+      const code = await stop.code;
+      if (code === null) throw e;
+      return code;
+    } finally {
+      stop.end();
+    }
   },
   inspect: async ([bundle], f, json) => {
     if (f.memory) return inspectMemory(f, json);
@@ -396,8 +415,8 @@ export async function main(argv: readonly string[]): Promise<number> {
       return fail(`weft ${name}`, "known flags", (e as Error).message);
     }
     if (parsed.positionals.length > 1) fail(`weft ${name}`, "one folder", parsed.positionals.join(" "));
-    await command(parsed.positionals, parsed.values, json);
-    return 0;
+    const code = await command(parsed.positionals, parsed.values, json);
+    return typeof code === "number" ? code : 0;
   } catch (e) {
     endLine();
     if (json)

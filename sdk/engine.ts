@@ -3,8 +3,9 @@
 import type { AdapterRef } from "../runtime/adapters.ts";
 import { encode, type Manifest, WeftError } from "../runtime/bundle.ts";
 import { type AdapterConfig, defaultConfig, resolveBranches } from "../runtime/content.ts";
+import { SMALL_FILE } from "../runtime/disk.ts";
 import { Engine as Core, type Score, type TokenEvent } from "../runtime/engine.ts";
-import { writeFolder } from "../runtime/folder.ts";
+import { claimFolder, readFolder, writeFolder } from "../runtime/folder.ts";
 import { readVerified } from "../runtime/load.ts";
 import { openDevice } from "../runtime/open.ts";
 import {
@@ -26,7 +27,7 @@ import {
   type TrainOptions,
   type TrainResult,
 } from "../runtime/trainer.ts";
-import { loadCheckpoint, saveCheckpoint } from "./checkpoint.ts";
+import { claimCheckpoints, loadCheckpoint, saveCheckpoint } from "./checkpoint.ts";
 import { type DataRow, encodeRow, parseJsonl } from "./data.ts";
 import { decodeText, parseJson, readFileOr } from "./files.ts";
 import { openMatrices } from "./model.ts";
@@ -112,8 +113,13 @@ export class Job {
   publish(): Promise<string> {
     return this.core.publish();
   }
-  /** Write a folder that `finetune({ resume })` goes on from, bit for bit on the same device and bundle. */
+  /**
+   * Make what the job is now the current version in `dir`, from which `finetune({ resume })` goes on, bit for
+   * bit on the same device and bundle. Durable when it resolves; the version before is kept too. Throws WEFT_IO,
+   * before anything is written, when `dir` holds anything else.
+   */
   async checkpoint(dir: string): Promise<void> {
+    await claimCheckpoints(dir);
     await saveCheckpoint(
       dir,
       await this.core.checkpoint(),
@@ -130,43 +136,45 @@ export class AdapterHandle {
     private readonly engine: Engine,
     readonly ref: string,
   ) {}
-  /** Write a folder that Hugging Face peft loads; `as: "lora"` turns an S2FT adapter into the LoRA that is exactly the same. */
+  /**
+   * Write a folder that Hugging Face peft loads; `as: "lora"` turns an S2FT adapter into the LoRA that is
+   * exactly the same. Durable when it resolves. Throws WEFT_IO, before anything is written, when `dir` is
+   * anything but an empty folder or an adapter that weft wrote.
+   */
   async save(dir: string, o: SaveOptions = {}): Promise<void> {
     checked(SaveOptions, o);
+    await claimFolder(dir, "adapter");
     const { content } = this.engine.core.adapters.find(this.ref);
     const { config, weights } = (o.as === "lora" ? writeAsLora : writeAdapter)(
       content,
       this.engine.manifest,
       this.engine.core.device.plan,
     );
-    await writeFolder(
-      dir,
-      Object.entries({ "adapter_config.json": config, "adapter_model.safetensors": weights }),
-    );
+    await writeFolder(dir, "adapter", [
+      ["adapter_model.safetensors", weights],
+      ["adapter_config.json", config],
+    ]);
   }
   /**
    * Write the adapter as signs of its largest numbers with one common magnitude (ComPEFT): a fraction of the bytes, and not quite the same adapter. Tells
-   * how many times smaller the file is, and the relative error of its numbers.
+   * how many times smaller the file is, and the relative error of its numbers. Throws as `save`.
    */
   async compress(
     dir: string,
     o: CompressOptions = {},
   ): Promise<{ bytes: number; ratio: number; error: number }> {
     checked(CompressOptions, o);
+    await claimFolder(dir, "adapter");
     const { content } = this.engine.core.adapters.find(this.ref);
     const { config, weights } = writeAdapter(content, this.engine.manifest, this.engine.core.device.plan);
     const { bytes, ratio, error } = compressTernary(weights, o.density ?? 0.1);
-    await writeFolder(
-      dir,
-      Object.entries({
-        "adapter_config.json": JSON.stringify(
-          { ...(JSON.parse(config) as object), weft_ternary: true },
-          null,
-          2,
-        ),
-        "adapter_model.ternary": bytes,
-      }),
-    );
+    await writeFolder(dir, "adapter", [
+      ["adapter_model.ternary", bytes],
+      [
+        "adapter_config.json",
+        JSON.stringify({ ...(JSON.parse(config) as object), weft_ternary: true }, null, 2),
+      ],
+    ]);
     return { bytes: bytes.length, ratio, error };
   }
   get generation(): number {
@@ -344,15 +352,25 @@ export class Engine {
     /** Read a Hugging Face PEFT folder, or one that `compress` wrote; returns its first generation. */
     load: async (name: string, dir: string): Promise<AdapterHandle> => {
       checked(AdapterName, name, { where: "name" });
-      const config = parseJson(
-        await readFileOr(`${dir}/adapter_config.json`, "WEFT_ADAPTER"),
-        `${dir}/adapter_config.json`,
-      );
-      const ternary = `${dir}/adapter_model.ternary`;
+      // Not more than the whole model in f32, and what describes it.
+      const limit = 4 * this.manifest.model.parameters + SMALL_FILE;
+      const names = ["adapter_config.json", "adapter_model.ternary", "adapter_model.safetensors"];
+      const files = await readFolder(dir, names, limit, "WEFT_ADAPTER");
+      const needed = (name: string): Uint8Array => {
+        const bytes = files.get(name);
+        if (bytes) return bytes;
+        throw new WeftError({
+          code: "WEFT_ADAPTER",
+          where: dir,
+          expected: `a folder with ${name}`,
+          found: "none",
+        });
+      };
+      const config = parseJson(needed("adapter_config.json"), `${dir}/adapter_config.json`);
       const file =
         config.weft_ternary === true
-          ? expandTernary(await readFileOr(ternary, "WEFT_ADAPTER"), ternary)
-          : await readFileOr(`${dir}/adapter_model.safetensors`, "WEFT_ADAPTER");
+          ? expandTernary(needed("adapter_model.ternary"), `${dir}/adapter_model.ternary`)
+          : needed("adapter_model.safetensors");
       this.core.adapters.publish(name, readAdapter(config, file, this.manifest, this.core.device.plan, dir));
       return new AdapterHandle(this, name);
     },
@@ -379,17 +397,23 @@ export class Engine {
     return this.core.merge(adapter);
   }
 
-  /** After full training, or with an adapter merged: a Hugging Face folder with the base as it is now. */
+  /**
+   * After full training, or with an adapter merged: a Hugging Face folder with the base as it is now. Durable
+   * when it resolves. Throws WEFT_IO, before anything is read or written, when `dir` is anything but an empty
+   * folder or a model that weft wrote.
+   */
   async saveModel(dir: string): Promise<void> {
-    const files: Record<string, Uint8Array | string> = {
-      "config.json": JSON.stringify(this.modelConfig, null, 2),
-      "model.safetensors": encode(
-        (await readWeights(this.core)).map((t) => ({ ...t, dtype: "F32" as const })),
-      ),
-    };
+    await claimFolder(dir, "model");
+    const files: [string, Uint8Array | string][] = [
+      [
+        "model.safetensors",
+        encode((await readWeights(this.core)).map((t) => ({ ...t, dtype: "F32" as const }))),
+      ],
+    ];
     for (const name of ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
-      if (this.manifest.files[name]) files[name] = await readVerified(this.reader, this.manifest, name);
-    await writeFolder(dir, Object.entries(files));
+      if (this.manifest.files[name]) files.push([name, await readVerified(this.reader, this.manifest, name)]);
+    files.push(["config.json", JSON.stringify(this.modelConfig, null, 2)]);
+    await writeFolder(dir, "model", files);
   }
 
   /** Reject what runs, free the device; the process can exit. */

@@ -1,23 +1,14 @@
 /** The SDK's files in Node. */
 import { WeftError } from "../runtime/bundle.ts";
-import { readFromFolder } from "../runtime/folder.ts";
+import { readRegular } from "../runtime/disk.ts";
 
-export async function readFileOr(
+/** What a single file that nothing describes may have: rows of data, a shard of a model. */
+const LARGE_FILE = 16 * 2 ** 30;
+/** A regular file that the user names. Throws `code`. */
+export const readFileOr = (
   path: string,
   code: "WEFT_ADAPTER" | "WEFT_DATA" | "WEFT_IO",
-): Promise<Uint8Array> {
-  try {
-    return await readFromFolder(path);
-  } catch (cause) {
-    throw new WeftError({
-      code,
-      where: path,
-      expected: "a readable file",
-      found: (cause as Error).message,
-      cause,
-    });
-  }
-}
+): Promise<Uint8Array> => readRegular(path, LARGE_FILE, { code });
 export const decodeText = (b: Uint8Array): string => new TextDecoder().decode(b);
 export function parseJson(bytes: Uint8Array, where: string): Record<string, unknown> {
   try {

@@ -2,6 +2,7 @@
 import type { CompileOptions } from "../compiler/compile.ts";
 import type { MethodMemory } from "../compiler/planner.ts";
 import { type Manifest, WeftError } from "../runtime/bundle.ts";
+import { claimFolder } from "../runtime/folder.ts";
 import { checked } from "../runtime/options.ts";
 import { Calibrate, MemoryOptions } from "./options.ts";
 
@@ -25,6 +26,7 @@ export async function compile(
   const { calibrate, ...options } = o;
   if (calibrate !== undefined) checked(Calibrate, calibrate, { where: "calibrate" });
   if (!calibrate) return compileTo(folder, out, options);
+  await claimFolder(out, "bundle");
   const { chooseSelection } = await import("./calibrate.ts");
   const train = [...new Set([...(options.train ?? ["lora"]), "s2ft_permuted"])];
   return compileTo(folder, out, {

@@ -1,8 +1,6 @@
 /** Bad input through the public door: one clear error, nothing half-written, and the engine serves on. */
 
-import { spawn } from "node:child_process";
-import { cpSync, existsSync, readdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
-import { fileURLToPath } from "node:url";
+import { cpSync, existsSync, readFileSync, writeFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import { encode } from "../runtime/bundle.ts";
 import { compile, type Engine, type FinetuneOptions, load, WeftError } from "../sdk/index.ts";
@@ -307,37 +305,5 @@ test("dispose while running rejects what runs; nothing works after", async () =>
   await engine.dispose();
   for (const r of await ends) assert.is(r.status, "rejected");
   await code("WEFT_DISPOSED", () => collect(engine, { prompt, maxTokens: 1 }));
-});
-
-test("killed while saving: the folder is the old one or the new one, never a mixture", async () => {
-  const dir = scratch();
-  const child = fileURLToPath(new URL("./support/save_forever.ts", import.meta.url));
-  const good = await bundle(configs.even);
-  for (const wait of [37, 151]) {
-    const saving = spawn(process.execPath, ["--import", "tsx", child, good, `${dir}/adapter`], {
-      stdio: "ignore",
-    });
-    const ended = new Promise((r) => saving.on("exit", r));
-    while (!existsSync(`${dir}/adapter`) && saving.exitCode === null)
-      await new Promise((r) => setTimeout(r, 20));
-    await new Promise((r) => setTimeout(r, wait));
-    saving.kill("SIGKILL");
-    await ended;
-    await using engine = await load(good, { device: "wasm" });
-    await engine.adapters.load("saved", `${dir}/adapter`);
-    await collect(engine, { prompt, maxTokens: 2, adapter: "saved" });
-  }
-});
-test("killed between the two renames of a save: the next reader, or writer, puts the new folder in place", async () => {
-  const dir = scratch();
-  await using engine = await engineOf(configs.even);
-  await (await engine.finetune({ name: "a", data: batchOf(128), steps: 1 })).done;
-  await engine.adapters.get("a").save(`${dir}/adapter`);
-  renameSync(`${dir}/adapter`, `${dir}/adapter.new`);
-  await engine.adapters.load("read", `${dir}/adapter`);
-  assert.not(existsSync(`${dir}/adapter.new`));
-  renameSync(`${dir}/adapter`, `${dir}/adapter.new`);
-  await engine.adapters.get("a").save(`${dir}/adapter`);
-  assert.equal(readdirSync(dir), ["adapter"]);
 });
 test.run();
