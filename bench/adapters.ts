@@ -1,8 +1,9 @@
 /**
- * Many adapters, few slots: 5 to 500 adapters of mixed methods and ranks behind 16 slots, requests drawn by Zipf's law, beside one adapter for all, one
- * batch per adapter, and merge-and-swap, in one run.
+ * Many adapters, few slots: 5 to 500 adapters of mixed methods and ranks behind 16 slots, requests drawn by Zipf's law,
+ * beside one adapter for all, one batch per adapter, and merge-and-swap, in one run. More requests are in flight than
+ * there are slots, so that adapters wait for one another: the time to the first token shows who waits.
  *
- *   npm run -s bench -- adapters [--device wasm|software|webgpu] [--requests 96] [--most 500]
+ *   npm run -s bench -- adapters [--device wasm|software|webgpu] [--requests 96] [--most 500] [--flight 32]
  */
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -61,6 +62,7 @@ export async function main(args: string[]): Promise<void> {
       device: { type: "string", default: "wasm" },
       requests: { type: "string", default: "96" },
       most: { type: "string", default: "500" },
+      flight: { type: "string", default: "32" },
     },
   });
   const device = o.device as DeviceChoice;
@@ -77,7 +79,7 @@ export async function main(args: string[]): Promise<void> {
       slots: 16,
       rank: 16,
       blocks: 256,
-      sequences: 32,
+      sequences: Math.max(32, Number(o.flight)),
       jobs: 1,
     },
   });
@@ -86,7 +88,7 @@ export async function main(args: string[]): Promise<void> {
   const n = Number(o.requests);
   const vocab = engine.manifest.model.vocab;
   const newTokens = 24;
-  const concurrent = 16;
+  const concurrent = Number(o.flight);
   /** Request → adapter, by Zipf's law over `count` adapters. */
   const zipf = (count: number): string[] => {
     const weights = Array.from({ length: count }, (_, k) => 1 / (k + 1));
@@ -99,12 +101,15 @@ export async function main(args: string[]): Promise<void> {
     });
   };
   const gaps: number[] = [];
+  const firsts: number[] = [];
   const serve = async (list: readonly (string | null)[]): Promise<number> => {
     const queue = list.map((adapter, i) => ({ adapter, i }));
     gaps.length = 0;
+    firsts.length = 0;
     const worker = async (): Promise<void> => {
       for (let r = queue.shift(); r; r = queue.shift()) {
         let last = 0;
+        const asked = performance.now();
         for await (const _p of engine.core.generate({
           prompt: ids(16, r.i, vocab),
           maxTokens: newTokens,
@@ -112,6 +117,7 @@ export async function main(args: string[]): Promise<void> {
         })) {
           const now = performance.now();
           if (last) gaps.push(now - last);
+          else firsts.push(now - asked);
           last = now;
         }
       }
@@ -120,9 +126,10 @@ export async function main(args: string[]): Promise<void> {
     return (list.length * newTokens * 1000) / ms;
   };
   await serve(zipf(5));
-  const base = await serve(Array(n).fill(null));
   const one = await serve(Array(n).fill("a0"));
-  const rows: string[][] = [["", "tokens/s", "of one adapter", "gap p50 ms", "gap p99 ms"]];
+  const rows: string[][] = [
+    ["", "tokens/s", "of one adapter", "gap p50 ms", "gap p99 ms", "first p50 ms", "first p99 ms"],
+  ];
   const put = (name: string, rate: number): void =>
     void rows.push([
       name,
@@ -130,12 +137,17 @@ export async function main(args: string[]): Promise<void> {
       (rate / one).toFixed(2),
       quantile(gaps, 0.5).toFixed(2),
       quantile(gaps, 0.99).toFixed(2),
+      quantile(firsts, 0.5).toFixed(1),
+      quantile(firsts, 0.99).toFixed(1),
     ]);
+  const base = await serve(Array(n).fill(null));
   put("base, no adapter", base);
   put("one adapter (LoRA 16) for all", await serve(Array(n).fill("a0")));
   const mixed: Record<number, number> = {};
+  const firstP99: Record<number, number> = {};
   for (const count of [5, 16, 50, 200, 500].filter((c) => c <= Number(o.most))) {
     mixed[count] = await serve(zipf(count));
+    firstP99[count] = quantile(firsts, 0.99);
     put(`${count} adapters, 16 slots, one batch of all`, mixed[count]!);
   }
   // The alternatives, for 16 adapters: requests sorted by adapter, one adapter at a time.
@@ -186,6 +198,8 @@ export async function main(args: string[]): Promise<void> {
       base,
       one,
       mixed,
+      inFlight: concurrent,
+      firstP99,
       perAdapter: (n * newTokens * 1000) / perAdapter,
       mergeAndSwap: swapRate,
       switchMs: swapping / switches,

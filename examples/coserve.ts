@@ -86,20 +86,21 @@ async function drawFacts(engine: Engine, seed: number): Promise<Fact[]> {
   return facts;
 }
 
-/** Clients that stream completions until told to stop; they record every gap between two tokens. */
+/** How long a baseline is measured at least: a gain over less than that says nothing. */
+const BASELINE_MS = 2000;
+const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
+/** Clients that stream completions until told to stop; from `mark` on they record every token and every gap between two. */
 function clients(
   engine: Engine,
   n: number,
   adapters: () => (string | undefined)[],
-  limit = Number.POSITIVE_INFINITY,
-): { stop: () => Promise<{ gaps: number[]; tokens: number; ms: number }> } {
-  const gaps: number[] = [];
+): { mark: () => void; stop: () => Promise<{ gaps: number[]; tokens: number; ms: number }> } {
+  let gaps: number[] = [];
   let tokens = 0;
+  let t0 = performance.now();
   let on = true;
-  const t0 = performance.now();
-  let ended = 0;
   const run = async (i: number): Promise<void> => {
-    for (let k = 0; on && tokens < limit; k++) {
+    for (let k = 0; on; k++) {
       const options = adapters();
       const adapter = options[(i + k) % options.length];
       let last = 0;
@@ -117,14 +118,19 @@ function clients(
         if (p.finish || !on) break;
       }
     }
-    ended = performance.now();
   };
   const all = Promise.all(Array.from({ length: n }, (_, i) => run(i)));
   return {
+    mark: () => {
+      gaps = [];
+      tokens = 0;
+      t0 = performance.now();
+    },
     stop: async () => {
-      if (limit === Number.POSITIVE_INFINITY) on = false;
+      const out = { gaps, tokens, ms: performance.now() - t0 };
+      on = false;
       await all;
-      return { gaps, tokens, ms: ended - t0 };
+      return out;
     },
   };
 }
@@ -227,9 +233,12 @@ async function main(): Promise<number> {
     loss: await locality(),
   };
 
-  // Inference alone: the latency everything is compared with.
-  const warm = clients(engine, slow ? 2 : 4, () => [undefined], slow ? 100 : 400);
-  const alone = await warm.stop();
+  // Inference alone, counted once it is under way: the latency everything is compared with.
+  const lone = clients(engine, slow ? 2 : 4, () => [undefined]);
+  await sleep(BASELINE_MS / 4);
+  lone.mark();
+  await sleep(BASELINE_MS);
+  const alone = await lone.stop();
 
   // Together: two jobs, four clients, and the same question to base, blue and green in one batch.
   const who = facts[0]!;
@@ -237,6 +246,8 @@ async function main(): Promise<number> {
     undefined,
     ...engine.adapters.list().map((a) => a.name),
   ]);
+  await sleep(BASELINE_MS / 4);
+  stream.mark();
   const tTogether = performance.now();
   let tokensTrained = 0;
   const progress = { blue: "", green: "" };
@@ -281,29 +292,27 @@ async function main(): Promise<number> {
   const beside = await stream.stop();
   endStatus();
 
-  // Fine-tuning alone, the same rows; and inference alone, as many tokens as were streamed beside it.
+  // Fine-tuning alone, the same rows, as often as makes a baseline; and inference alone, as many tokens as were streamed.
   const tAlone = performance.now();
   let same = true;
   let tokensAlone = 0;
   const count: NonNullable<FinetuneOptions["onEvent"]> = (e) =>
     void (e.type === "step" && (tokensAlone += e.tokens));
-  // On a software adapter the first steps are enough: they are the same steps.
-  const again = await Promise.all(
-    (["blue", "green"] as const).map((w) =>
-      engine.finetune({
-        ...jobOptions(w, `${w}-alone`),
-        ...(slow && { steps: 5 }),
-        publishEvery: 0,
-        onEvent: count,
+  do {
+    // On a software adapter the first steps are enough: they are the same steps.
+    const again = await Promise.all(
+      (["blue", "green"] as const).map((w) => {
+        const { publishEvery: _, ...options } = jobOptions(w, `${w}-alone`);
+        return engine.finetune({ ...options, ...(slow && { steps: 5 }), onEvent: count });
       }),
-    ),
-  );
-  const aloneResults = await Promise.all(again.map((j) => j.done));
+    );
+    const aloneResults = await Promise.all(again.map((j) => j.done));
+    aloneResults.forEach((r, i) => {
+      if (r.losses.some((x, k) => x !== results[i]!.losses[k])) same = false;
+    });
+    for (const w of ["blue-alone", "green-alone"]) engine.adapters.remove(w);
+  } while (performance.now() - tAlone < BASELINE_MS);
   const msAlone = (performance.now() - tAlone) * (tokensTrained / tokensAlone);
-  aloneResults.forEach((r, i) => {
-    if (r.losses.some((x, k) => x !== results[i]!.losses[k])) same = false;
-  });
-  for (const w of ["blue-alone", "green-alone"]) engine.adapters.remove(w);
   const msInference = (beside.tokens / alone.tokens) * alone.ms;
   const gain = (msInference + msAlone) / msTogether;
 

@@ -393,9 +393,11 @@ test("a weighted sum is the sum of the deltas; combined, merged and exported it 
   ]) {
     // The combination's matrices are the weighted sum, entry by entry.
     const sum = engine.core.adapters.find(weights).content;
+    let compared = 0;
     for (const [l, layer] of sum.branches.entries())
       for (const [i, state] of layer.entries()) {
         if (!state.rank) continue;
+        compared++;
         const site = engine.manifest.sites[engine.manifest.branches[i]!.site]!;
         const want = new Float32Array(site.inFeatures * site.outFeatures);
         for (const [name, w] of Object.entries(weights)) {
@@ -406,6 +408,7 @@ test("a weighted sum is the sum of the deltas; combined, merged and exported it 
         addDeltas(got, [asLowRank(engine.manifest, plan, sum, l, i)]);
         near([...got], [...want], 1e-6, `${JSON.stringify(weights)}, ${site.module}`);
       }
+    assert.ok(compared > 0, "matrices were compared");
     const said = await logits(weights);
     engine.adapters.combine("both", weights);
     assert.equal(await logits("both"), said, "adapters.combine");

@@ -554,6 +554,10 @@ for (const target of targets)
     for (let i = 0; i < 200 && engine.memory().blocks.free < free.blocks.free; i++)
       await new Promise((f) => setTimeout(f, 10));
     assert.equal(engine.memory(), free);
+    assert.ok(
+      answers.some((ids) => ids),
+      "requests were answered",
+    );
     for (const [i, ids] of answers.entries())
       if (ids) assert.equal((await collect(engine, requests(i))).ids, ids, `request ${i} under load`);
   });

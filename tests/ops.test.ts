@@ -29,6 +29,7 @@ import {
   outer,
   overlay,
   place,
+  rebias,
   rmsNorm,
   rope,
   rowMax,
@@ -144,14 +145,26 @@ for (const target of targets)
     }
   });
 
+/** Ops that nothing differentiates: they are what gradients are made of, or are taken of what is not trained. */
+const constants = ["log", "dsilu", "linear_t", "outer", "col_sum", "row_max"];
+/** Rows that are all of one slot: a factor's gradient sums over the rows of a job, and a job has one slot. */
+const oneSlot = (b: Batch): Batch => ({
+  ...b,
+  arrays: { ...b.arrays, slot: b.arrays.slot!.map(() => JOB) },
+  header: { ...b.header, slot: JOB },
+});
+const JOB = 2;
+
 test("each gradient equals central differences in f64", () => {
-  const b = batch("grads", 5, 3, "step");
+  const b = oneSlot(batch("grads", 5, 3, "step"));
+  const without = withSamples.filter((op) => !op.grad).map((op) => op.name);
+  assert.equal(without.sort(), [...constants].sort(), "every other op has a gradient");
   for (const op of withSamples) {
     if (!op.grad) continue;
     op.samples!.forEach((_, i) => {
       const { outs, ins } = sample(op, i);
       const y = outs[0]!;
-      if (y.type.kind !== "rows") return;
+      assert.is(y.type.kind, "rows", op.name);
       const cot = graph.input(`cot${scope++}`, "cot", y.type);
       const wanted = ins.filter((v) => v.type.kind !== "table");
       const grads = vjp([[y, cot]], wanted);
@@ -180,14 +193,23 @@ function checkGradients(
     const [analytic] = interpret([g!], data, ctx);
     const key = String(x.node.attrs.name);
     const next = generator(`${name}${key}`);
+    // A factor has a block a slot; its gradient is that of the job's, in the rows that its rank uses.
+    const { type } = x;
+    const [first, count] =
+      type.kind === "factor"
+        ? [JOB * type.rows * type.cols, Math.min(type.rows, b.ranks[JOB]!) * type.cols]
+        : [0, data[key]!.length];
+    if (type.kind === "factor")
+      assert.ok(
+        b.arrays.slot!.every((s) => s === JOB),
+        `${name}: rows of one slot`,
+      );
     for (let k = 0; k < 12; k++) {
-      const i = next() % data[key]!.length;
+      const i = next() % count;
       const h = 1e-5;
       const moved = (by: number): number =>
-        loss({ ...data, [key]: data[key]!.map((v, j) => (j === i ? v + by : v)) });
+        loss({ ...data, [key]: data[key]!.map((v, j) => (j === first + i ? v + by : v)) });
       const numeric = (moved(h) - moved(-h)) / (2 * h);
-      // A factor's gradient is the job's slot only: the graph sums over rows, whatever their slot.
-      if (x.type.kind === "factor") continue;
       assert.ok(
         Math.abs(numeric - analytic![i]!) <= 1e-6 * (1 + Math.abs(numeric)),
         `${name}: d/d${key}[${i}] is ${analytic![i]}, differences say ${numeric}`,
@@ -195,6 +217,26 @@ function checkGradients(
     }
   }
 }
+
+test("gradients of what a slot holds: low-rank factors behind dropout, gains, biases", () => {
+  const name = `slots${scope++}`;
+  const b = oneSlot(batch("slots", 7, 4, "step", 11));
+  const factor = (of: string, rows: number, cols: number) =>
+    graph.input(name, of, { kind: "factor", rows, cols, branch: 2 });
+  const x = graph.input(name, "x", rows(12));
+  const [fa, fb] = [factor("fa", 8, 12), factor("fb", 8, 9)];
+  const [gain, own] = [factor("gain", 1, 12), factor("own", 1, 12)];
+  const bias = graph.input(name, "bias", { kind: "vector", n: 12 });
+  const lora = expand(scaleBySlot(shrink(dropout(x, 2), fa), 2), fb);
+  for (const [what, y, wanted] of [
+    ["LoRA", lora, [x, fa, fb]],
+    ["gain", mul(x, slotVector(gain, "T", 1)), [x, gain]],
+    ["bias", rebias(x, own, bias), [x, own]],
+  ] as const) {
+    const cot = graph.input(`${name}${what}`, "cot", y.type);
+    checkGradients(what, y, cot, wanted, vjp([[y, cot]], wanted), inputData([y, cot], b, what), b);
+  }
+});
 
 /** One sequence from position 0, all of one adapter: what a backward unit sees. */
 function unitBatch(n: number): Batch {

@@ -47,10 +47,18 @@ let served = 0;
 let gaps: number[] = [];
 let started = 0;
 let streams: Promise<unknown> = Promise.resolve();
+/** Adapters that streams use in turn, beside the base. */
+const kept: (string | undefined)[] = [undefined];
+let beside: readonly (string | undefined)[] = [undefined];
 async function stream(i: number): Promise<void> {
+  const adapter = beside[i % beside.length];
   for (let k = 0; on; k++) {
     let last = 0;
-    for await (const _ of streaming.core.generate({ prompt: ids(16, i + k * 31, vocab), maxTokens: 200 })) {
+    for await (const _ of streaming.core.generate({
+      prompt: ids(16, i + k * 31, vocab),
+      maxTokens: 200,
+      ...(adapter && { adapter }),
+    })) {
       const now = performance.now();
       if (last) gaps.push(now - last);
       last = now;
@@ -59,18 +67,27 @@ async function stream(i: number): Promise<void> {
     }
   }
 }
+const count = (): void => {
+  served = 0;
+  gaps = [];
+  started = performance.now();
+};
 let jobs = 0;
 await serve({
   slice: async (q: { ms: number }) => {
     slice = q.ms;
     return {};
   },
-  start: async (q: { batch: number }) => {
+  /** Streams that run until `stop`; `mark` begins to count, once they are under way. */
+  start: async (q: { batch: number; adapters: boolean }) => {
     on = true;
-    served = 0;
-    gaps = [];
-    started = performance.now();
+    beside = q.adapters ? kept : [undefined];
+    count();
     streams = Promise.all(Array.from({ length: q.batch }, (_, i) => stream(i)));
+    return {};
+  },
+  mark: async () => {
+    count();
     return {};
   },
   stop: async () => {
@@ -84,8 +101,8 @@ await serve({
     await new Promise((resolve) => setTimeout(resolve, q.ms));
     return {};
   },
-  /** A LoRA and an S2FT job side by side, each `steps` steps of one row of 128 tokens. */
-  jobs: async (q: { steps: number }) => {
+  /** A LoRA and an S2FT job side by side, each `steps` steps of one row of 128 tokens; `keep`: streams can use what they made. */
+  jobs: async (q: { steps: number; keep?: boolean }) => {
     const t0 = performance.now();
     busy = true;
     const all = await Promise.all(
@@ -104,7 +121,13 @@ await serve({
     );
     await Promise.all(all.map((j) => j.done));
     busy = false;
-    for (let j = jobs - 2; j < jobs; j++) training.adapters.remove(`${j % 2 ? "s2ft" : "lora"}${j}`);
-    return { ms: performance.now() - t0 };
+    const ms = performance.now() - t0;
+    for (const { name } of all)
+      if (q.keep) {
+        if (streaming !== training)
+          streaming.core.adapters.publish(name, training.core.adapters.find(name).content);
+        kept.push(name);
+      } else training.adapters.remove(name);
+    return { ms };
   },
 });
