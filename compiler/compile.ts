@@ -121,6 +121,14 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
       hint: "train the method s2ft, which leaves them in place",
     });
   const programs = buildPrograms(model, capacities, { format, methods, train });
+  // Seeds of starts and of dropout tell the sites of a layer apart by six bits.
+  if (programs.sites.length > 64)
+    throw new WeftError({
+      code: "WEFT_CONFIG",
+      where: "sites",
+      expected: "at most 64 in a layer",
+      found: String(programs.sites.length),
+    });
   for (const { method, site } of programs.branches)
     if (
       method.name === "s2ft_permuted" &&

@@ -8,7 +8,6 @@ import {
   openSync,
   readFileSync,
   readSync,
-  statSync,
 } from "node:fs";
 import { WeftError } from "../runtime/bundle.ts";
 
@@ -47,10 +46,19 @@ export const readText = (path: string): string =>
       });
     return readFileSync(fd, "utf8");
   });
+/** A file of JSON. Throws `code` for what is none. */
+export function readJson(path: string, code: "WEFT_CONFIG" | "WEFT_WEIGHTS" | "WEFT_TOKENIZER"): unknown {
+  const text = readText(path);
+  try {
+    return JSON.parse(text);
+  } catch (cause) {
+    throw new WeftError({ code, where: path, expected: "JSON", found: (cause as Error).message, cause });
+  }
+}
 /** A text file of the compiler's own, beside the module `from`. */
 export const readBeside = (from: string, path: string): string => readFileSync(new URL(path, from), "utf8");
 export const exists = (path: string): boolean => existsSync(path);
-export const sizeOf = (path: string): number => statSync(path).size;
+export const sizeOf = (path: string): number => withRegular(path, (fd) => fstatSync(fd).size);
 export const readRange = (path: string, start: number, end: number): Uint8Array =>
   withRegular(path, (fd) => {
     const out = new Uint8Array(end - start);

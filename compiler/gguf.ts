@@ -1,9 +1,14 @@
 /**
- * A GGUF file as a model folder: config, weights and tokenizer under Hugging Face's names. The container is read by @huggingface/gguf; block formats are
- * decoded here (llama.cpp, ggml-common.h). GGUF keeps the rows of q and k in the order of interleaved rotation; they are put back.
+ * A GGUF file as a model folder: config, weights and tokenizer under Hugging Face's names. The container is
+ * read by @huggingface/gguf; block formats are decoded here (llama.cpp, ggml-common.h). GGUF keeps the rows
+ * of q and k in the order of interleaved rotation; they are put back.
  */
 import { gguf } from "@huggingface/gguf";
+import * as v from "valibot";
 import { decode, WeftError } from "../runtime/bundle.ts";
+import { boolean, check, count, foreign, numbers, type Of, text } from "../runtime/schema.ts";
+import { checkConfig } from "./config.ts";
+import { checkContainer } from "./container.ts";
 import { readRange, sizeOf } from "./files.ts";
 import { generationOf } from "./generation.ts";
 import type { ModelSource } from "./source.ts";
@@ -106,6 +111,23 @@ const preTokenizers: Readonly<Record<string, object>> = {
   },
 };
 
+const strings = v.custom<readonly string[]>(
+  (x) => Array.isArray(x) && x.every((s) => typeof s === "string"),
+  "a list of strings",
+);
+const Metadata = foreign({
+  "tokenizer.ggml.model": v.optional(text),
+  "tokenizer.ggml.pre": v.optional(text),
+  "tokenizer.ggml.tokens": v.optional(strings),
+  "tokenizer.ggml.merges": v.optional(strings),
+  "tokenizer.ggml.token_type": v.optional(numbers("a type of token", Number.isInteger)),
+  "tokenizer.ggml.bos_token_id": v.optional(count),
+  "tokenizer.ggml.eos_token_id": v.optional(count),
+  "tokenizer.ggml.add_bos_token": v.optional(boolean),
+  "tokenizer.chat_template": v.optional(text),
+});
+type Metadata = Of<typeof Metadata> & Readonly<Record<string, unknown>>;
+
 /**
  * Open a GGUF file of the Llama family; `tokenizer`: files to take in place of the vocabulary inside. Throws
  * WEFT_WEIGHTS or WEFT_CONFIG naming what is not supported.
@@ -114,6 +136,8 @@ export async function openGguf(
   path: string,
   tokenizer: ReadonlyMap<string, string> | null = null,
 ): Promise<ModelSource> {
+  const size = sizeOf(path);
+  checkContainer((from, to) => readRange(path, from, to), size, path);
   const parsed = await gguf(path, { allowLocalFile: true }).catch((cause: Error) => {
     throw new WeftError({
       code: "WEFT_WEIGHTS",
@@ -123,7 +147,7 @@ export async function openGguf(
       cause,
     });
   });
-  const meta = parsed.metadata as unknown as Readonly<Record<string, unknown>>;
+  const meta = check(Metadata, parsed.metadata, { code: "WEFT_WEIGHTS", where: path }) as Metadata;
   const named = new Set(parsed.tensorInfos.map((t) => t.name)).size;
   const listed = Number(meta.tensor_count);
   if (!listed || named !== listed)
@@ -170,9 +194,8 @@ export async function openGguf(
   const headDim = number("attention.key_length", hidden / heads);
   if (number("rope.dimension_count", headDim) !== headDim)
     refuse("llama.rope.dimension_count", String(headDim), number("rope.dimension_count"));
-  const size = sizeOf(path);
   const has = (name: string): boolean => table.has(ggufName(name));
-  const config = {
+  const said = {
     model_type: "llama",
     hidden_size: hidden,
     num_hidden_layers: number("block_count"),
@@ -191,6 +214,7 @@ export async function openGguf(
     bos_token_id: meta["tokenizer.ggml.bos_token_id"] ?? null,
     eos_token_id: meta["tokenizer.ggml.eos_token_id"] ?? null,
   };
+  const config = checkConfig(said, path);
   const read = (name: string, shape: readonly number[]): Float32Array => {
     const where = `${path}: ${ggufName(name)}`;
     const t = table.get(ggufName(name));
@@ -219,6 +243,13 @@ export async function openGguf(
           .map((b) => b.name)
           .join(", ")}`,
         found: `GGML type ${t.type}`,
+      });
+    if (format && values % format.values)
+      throw new WeftError({
+        code: "WEFT_WEIGHTS",
+        where,
+        expected: `whole blocks of ${format.values} values`,
+        found: `${values} values`,
       });
     const bytes = format ? (values / format.values) * format.bytes : values * (dtype === "F32" ? 4 : 2);
     if (t.start + bytes > size)
@@ -272,11 +303,15 @@ const startsWith = (token: string, id: number): object => ({
   special_tokens: { [token]: { id: token, ids: [id], tokens: [token] } },
 });
 
-/** tokenizer.json and its config from the vocabulary inside the file; none for kinds that are not byte-level BPE. */
-function tokenizerFiles(meta: Readonly<Record<string, unknown>>, path: string): ReadonlyMap<string, string> {
+/**
+ * tokenizer.json and its config from the vocabulary inside the file; none for kinds that are not byte-level
+ * BPE.
+ */
+function tokenizerFiles(meta: Metadata, path: string): ReadonlyMap<string, string> {
   if (meta["tokenizer.ggml.model"] === undefined) return new Map();
   const hint = "put a tokenizer.json beside the file";
-  const pre = preTokenizers[String(meta["tokenizer.ggml.pre"] ?? "gpt-2")];
+  const kind = meta["tokenizer.ggml.pre"] ?? "gpt-2";
+  const pre = Object.hasOwn(preTokenizers, kind) ? preTokenizers[kind] : undefined;
   if (meta["tokenizer.ggml.model"] !== "gpt2")
     throw new WeftError({
       code: "WEFT_TOKENIZER",
@@ -293,8 +328,16 @@ function tokenizerFiles(meta: Readonly<Record<string, unknown>>, path: string): 
       found: String(meta["tokenizer.ggml.pre"]),
       hint,
     });
-  const tokens = meta["tokenizer.ggml.tokens"] as string[];
-  const types = (meta["tokenizer.ggml.token_type"] ?? []) as number[];
+  const tokens = meta["tokenizer.ggml.tokens"];
+  const types = meta["tokenizer.ggml.token_type"] ?? [];
+  if (!tokens?.length)
+    throw new WeftError({
+      code: "WEFT_TOKENIZER",
+      where: `${path}: tokenizer.ggml.tokens`,
+      expected: "the tokens of its vocabulary",
+      found: "none",
+      hint,
+    });
   const added = tokens.flatMap((content, id) =>
     types[id] === 3 || types[id] === 4
       ? [
@@ -310,9 +353,14 @@ function tokenizerFiles(meta: Readonly<Record<string, unknown>>, path: string): 
         ]
       : [],
   );
-  const token = (key: string): string | null => {
+  const refuseToken = (key: string, expected: string, found: string): never => {
+    throw new WeftError({ code: "WEFT_TOKENIZER", where: `${path}: ${key}`, expected, found, hint });
+  };
+  const token = (key: "bos" | "eos"): string | null => {
     const id = meta[`tokenizer.ggml.${key}_token_id`];
-    return typeof id === "number" ? tokens[id]! : null;
+    if (id !== undefined && tokens[id] === undefined)
+      refuseToken(`tokenizer.ggml.${key}_token_id`, `an id below ${tokens.length}`, String(id));
+    return id === undefined ? null : tokens[id]!;
   };
   // As llama.cpp: where the file does not say, Llama 3's vocabularies begin a text with their start token.
   const starts = meta["tokenizer.ggml.add_bos_token"] ?? meta["tokenizer.ggml.pre"] === "llama-bpe";

@@ -1,5 +1,6 @@
 /** What fine-tuning a model by each method takes, from its shape alone: no weights are read. `weft inspect --memory` prints it. */
 import { adapterMethods } from "./adapters/index.ts";
+import { checkConfig } from "./config.ts";
 import { models } from "./models/index.ts";
 import { buildPrograms } from "./programs.ts";
 import { defaultCapacities } from "./target.ts";
@@ -51,7 +52,7 @@ export function planMemory(
   tokens: number,
   rank: number,
 ): MethodMemory[] {
-  const model = models[String(config.model_type)]!(config);
+  const model = models[String(checkConfig(config, "config.json").model_type)]!(config);
   const capacities = { ...defaultCapacities(model.context), rank };
   return [...Object.keys(adapterMethods), "full"].map((method): MethodMemory => {
     const full = method === "full";

@@ -1,7 +1,7 @@
 /** Where a model comes from: a Hugging Face folder, or a GGUF file. */
 import { dirname, join } from "node:path";
-import { WeftError } from "../runtime/bundle.ts";
-import { exists, readText } from "./files.ts";
+import { checkConfig, checkTokenizerConfig } from "./config.ts";
+import { exists, readJson, readText } from "./files.ts";
 import { type Generation, generationOf } from "./generation.ts";
 import { openGguf } from "./gguf.ts";
 import { openWeights, type WeightSource } from "./weights.ts";
@@ -22,12 +22,17 @@ export async function openModel(path: string): Promise<ModelSource> {
     const beside = tokenizerBeside(dirname(path));
     return openGguf(path, beside.size ? beside : null);
   }
-  const config = readJson(join(path, "config.json"));
+  const file = join(path, "config.json");
+  const config = checkConfig(readJson(file, "WEFT_CONFIG"), file);
   const generation = join(path, "generation_config.json");
   return {
     where: path,
     config,
-    generation: generationOf(config, exists(generation) ? readJson(generation) : null, generation),
+    generation: generationOf(
+      config,
+      exists(generation) ? readJson(generation, "WEFT_CONFIG") : null,
+      generation,
+    ),
     weights: openWeights(path),
     files: tokenizerBeside(path),
   };
@@ -36,27 +41,12 @@ function tokenizerBeside(folder: string): ReadonlyMap<string, string> {
   const files = new Map<string, string>();
   if (!exists(join(folder, "tokenizer.json"))) return files;
   files.set("tokenizer.json", readText(join(folder, "tokenizer.json")));
-  const config = exists(join(folder, "tokenizer_config.json"))
-    ? readJson(join(folder, "tokenizer_config.json"))
-    : {};
+  const path = join(folder, "tokenizer_config.json");
+  const config = exists(path) ? checkTokenizerConfig(readJson(path, "WEFT_TOKENIZER"), path) : {};
   files.set("tokenizer_config.json", JSON.stringify(config));
   const template = exists(join(folder, "chat_template.jinja"))
     ? readText(join(folder, "chat_template.jinja"))
     : config.chat_template;
   if (typeof template === "string") files.set("chat_template.jinja", template);
   return files;
-}
-function readJson(path: string): Record<string, unknown> {
-  const source = readText(path);
-  try {
-    return JSON.parse(source) as Record<string, unknown>;
-  } catch (cause) {
-    throw new WeftError({
-      code: "WEFT_CONFIG",
-      where: path,
-      expected: "JSON",
-      found: (cause as Error).message,
-      cause,
-    });
-  }
 }

@@ -1,7 +1,11 @@
-/** Hugging Face folder → tensor table: one or sharded safetensors. Headers first; bytes move once, tensor by tensor. */
+/**
+ * Hugging Face folder → tensor table: one or sharded safetensors. Headers first; bytes move once, tensor by
+ * tensor.
+ */
 import { join } from "node:path";
 import { decode, headerEnd, parseHeader, type TensorInfo, WeftError } from "../runtime/bundle.ts";
-import { exists, readRange, readText, sizeOf } from "./files.ts";
+import { shardsOf } from "./config.ts";
+import { exists, readJson, readRange, sizeOf } from "./files.ts";
 
 export interface WeightSource {
   readonly has: (name: string) => boolean;
@@ -14,19 +18,7 @@ export function openWeights(folder: string): WeightSource {
   const index = join(folder, "model.safetensors.index.json");
   if (exists(join(folder, "model.safetensors"))) files.push("model.safetensors");
   else if (exists(index)) {
-    const map = (JSON.parse(readText(index)) as { weight_map?: Record<string, string> }).weight_map;
-    if (!map)
-      throw new WeftError({ code: "WEFT_WEIGHTS", where: index, expected: "a weight_map", found: "none" });
-    for (const f of new Set(Object.values(map))) {
-      if (f.includes("/") || f.includes("\\") || f.includes(".."))
-        throw new WeftError({
-          code: "WEFT_WEIGHTS",
-          where: index,
-          expected: "shard names inside the folder",
-          found: f,
-        });
-      files.push(f);
-    }
+    files.push(...shardsOf(readJson(index, "WEFT_WEIGHTS"), index));
   } else
     throw new WeftError({
       code: "WEFT_WEIGHTS",

@@ -27,7 +27,10 @@ function tooLarge(where: string, room: number, need: number): never {
   });
 }
 
-/** Σ weight · adapter. Adapters that all select channels, or all single entries, stay what they are; all others become one LoRA. Throws WEFT_ADAPTER for what does not add up. */
+/**
+ * Σ weight · adapter. Adapters that all select channels, or all single entries, stay what they are; all
+ * others become one LoRA. Throws WEFT_ADAPTER for what does not add up.
+ */
 export function combine(manifest: Manifest, plan: TargetPlan, parts: readonly Part[]): AdapterContent {
   if (!parts.length)
     throw new WeftError({
@@ -126,7 +129,10 @@ const modulesOf = (manifest: Manifest, branches: readonly (readonly BranchState[
   ),
 ];
 
-/** Selections, or sparse entries, of one method: the union of the chosen; where parts share one their deltas add. */
+/**
+ * Selections, or sparse entries, of one method: the union of the chosen; where parts share one their deltas
+ * add.
+ */
 function unite(manifest: Manifest, plan: TargetPlan, parts: readonly Part[], method: string): AdapterContent {
   const sparse = manifest.methods[method]!.form === "entries";
   const tensors: Float32Array[] = [];

@@ -20,6 +20,7 @@ export function checkConsistent(m: Manifest): void {
     need(method.name === name, `methods.${name}.name`, name, method.name);
   for (const [i, name] of m.train.entries())
     need(name === "full" || name in m.methods, `train[${i}]`, "a method of the bundle, or full", name);
+  need(m.sites.length <= 64, "sites", "at most 64 in a layer", m.sites.length);
   for (const [i, s] of m.sites.entries()) checkSite(m, s, i);
   for (const [i, b] of m.branches.entries()) checkBranch(m, b, i);
   checkSelection(m);

@@ -1,4 +1,7 @@
-/** What an adapter is on the host: its configuration, which branches it has in each layer, and its tensors in slot layout. */
+/**
+ * What an adapter is on the host: its configuration, which branches it has in each layer, and its tensors in
+ * slot layout.
+ */
 import {
   type BranchEntry,
   type BranchTensor,
@@ -19,9 +22,11 @@ export interface BranchState {
   readonly scale: number;
 }
 /**
- * How S2FT chooses channels (paper §3.2): at random, or by a score of each unit, the largest or the smallest. ‖W‖₂ of its rows and columns, ‖A‖₂ of its
- * activations over the first thousand tokens of the data (or more, by whole rows), their product, or the norm of the loss's gradient: √Σ ‖gradient of a
- * token's part‖². Single entries of sparse adapters are chosen by their weight, or by what a full fine-tuning made of them (`difference`).
+ * How S2FT chooses channels (paper §3.2): at random, or by a score of each unit, the largest or the smallest.
+ * ‖W‖₂ of its rows and columns, ‖A‖₂ of its activations over the first thousand tokens of the data (or more,
+ * by whole rows), their product, or the norm of the loss's gradient: √Σ ‖gradient of a token's part‖². Single
+ * entries of sparse adapters are chosen by their weight, or by what a full fine-tuning made of them
+ * (`difference`).
  */
 export const selectors = [
   "random",
@@ -66,7 +71,10 @@ export interface AdapterContent {
   readonly branches: readonly (readonly BranchState[])[];
   /** [layer]: one slot's words. */
   readonly tensors: readonly Float32Array[];
-  /** Base tensors that the adapter replaces as a whole (PEFT's `modules_to_save`), by checkpoint name: it is served merged, on a base of its own. */
+  /**
+   * Base tensors that the adapter replaces as a whole (PEFT's `modules_to_save`), by checkpoint name: it is
+   * served merged, on a base of its own.
+   */
   readonly replaces?: ReadonlyMap<string, Float32Array>;
 }
 /** Tokens of its own that an adapter puts before every sequence. */
@@ -85,8 +93,8 @@ export const rowsInUse = (t: BranchTensor, state: BranchState): number =>
   t.rows === "rank" ? state.rank : 1;
 
 /**
- * Which branches of which layers a config names, as PEFT matches modules. `rankOf` overrides the rank where a file decides it. Throws
- * WEFT_ADAPTER_MISMATCH for a module or rank that the bundle has no room for.
+ * Which branches of which layers a config names, as PEFT matches modules. `rankOf` overrides the rank where a
+ * file decides it. Throws WEFT_ADAPTER_MISMATCH for a module or rank that the bundle has no room for.
  */
 export function resolveBranches(
   manifest: Manifest,
@@ -202,7 +210,10 @@ export const trainableCount = (manifest: Manifest, branches: readonly (readonly 
     0,
   );
 
-/** Write a selection into a slot: the chosen channels, then each channel's place among them plus one (0: not chosen), as exact floats. */
+/**
+ * Write a selection into a slot: the chosen channels, then each channel's place among them plus one (0: not
+ * chosen), as exact floats.
+ */
 export function writeSelection(
   slot: Float32Array,
   at: ParamEntry,
@@ -219,8 +230,9 @@ export const readSelection = (slot: Float32Array, at: ParamEntry, rank: number):
   Array.from(slot.subarray(at.offset, at.offset + rank));
 
 /**
- * Write chosen entries (flat, row-major, ascending) of a matrix [outs, ins] into a slot, as exact floats: their rows, their columns, where each row
- * begins, their order by columns, where each column begins (`sparseIndex` of the compiler's ops/sparse.ts).
+ * Write chosen entries (flat, row-major, ascending) of a matrix [outs, ins] into a slot, as exact floats:
+ * their rows, their columns, where each row begins, their order by columns, where each column begins
+ * (`sparseIndex` of the compiler's ops/sparse.ts).
  */
 export function writeEntries(
   slot: Float32Array,
@@ -259,7 +271,10 @@ export const readEntries = (
 
 /** What a fresh adapter takes from the model it begins on. */
 export interface ModelView {
-  /** Σ of squares behind a score, of each channel of a site in a layer: of its weights, activations or gradients; `row`: of each row of its matrix. */
+  /**
+   * Σ of squares behind a score, of each channel of a site in a layer: of its weights, activations or
+   * gradients; `row`: of each row of its matrix.
+   */
   readonly scores: (
     what: "weight" | "activation" | "gradient" | "row",
     layer: number,
@@ -278,8 +293,9 @@ export interface ModelView {
 }
 
 /**
- * Channels of a site: the first of one ranking that all matrices of its coupled group share, so that an adapter's rows of gate and up and columns of
- * down are the same channels (under grouped queries v, which has fewer heads than o, has a ranking of its own). Ascending.
+ * Channels of a site: the first of one ranking that all matrices of its coupled group share, so that an
+ * adapter's rows of gate and up and columns of down are the same channels (under grouped queries v, which has
+ * fewer heads than o, has a ranking of its own). Ascending.
  */
 async function chooseChannels(
   site: SiteEntry,
@@ -341,7 +357,10 @@ async function chooseChannels(
     .sort((a, b) => a - b);
 }
 
-/** `rank` entries of a site's matrix, flat and ascending: at random, or those whose weight, or change in a full fine-tuning, is largest or smallest. */
+/**
+ * `rank` entries of a site's matrix, flat and ascending: at random, or those whose weight, or change in a
+ * full fine-tuning, is largest or smallest.
+ */
 async function chooseEntries(
   site: SiteEntry,
   layer: number,

@@ -1,5 +1,10 @@
-/** The safetensors container: 8-byte little-endian header length, JSON header, bytes. Nothing in a header is trusted. */
+/**
+ * The safetensors container: 8-byte little-endian header length, JSON header, bytes. Nothing in a header is
+ * trusted.
+ */
+import * as v from "valibot";
 import { WeftError } from "./errors.ts";
+import { bytes, check, foreign, oneOf, record, text } from "./schema.ts";
 
 export type Dtype = "F32" | "F16" | "BF16" | "I32" | "I8";
 export interface TensorInfo {
@@ -12,6 +17,12 @@ export interface TensorInfo {
 }
 export const dtypeBytes: Readonly<Record<Dtype, number>> = { F32: 4, F16: 2, BF16: 2, I32: 4, I8: 1 };
 const MAX_HEADER = 100 * 2 ** 20;
+const Header = foreign({ __metadata__: v.optional(record(text)) });
+const Entry = foreign({
+  dtype: oneOf(["F32", "F16", "BF16", "I32", "I8"]),
+  shape: v.array(bytes),
+  data_offsets: v.strictTuple([bytes, bytes], "[start, end], in bytes"),
+});
 
 /** Byte length of header and prefix, from the file's first 8 bytes. */
 export function headerEnd(prefix: Uint8Array, fileBytes: number, where: string): number {
@@ -29,38 +40,23 @@ export function headerEnd(prefix: Uint8Array, fileBytes: number, where: string):
 
 /** Check a header against the size of its file: shapes match ranges, ranges lie inside and do not overlap. */
 export function parseHeader(
-  bytes: Uint8Array,
+  file: Uint8Array,
   fileBytes: number,
   where: string,
 ): { tensors: TensorInfo[]; metadata: Record<string, string> } {
-  const end = headerEnd(bytes, fileBytes, where);
+  const end = headerEnd(file, fileBytes, where);
   let json: unknown;
   try {
-    json = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes.subarray(8, end)));
+    json = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(file.subarray(8, end)));
   } catch (cause) {
     throw bad(where, "a JSON header", "text that does not parse", undefined, cause);
   }
-  if (typeof json !== "object" || json === null || Array.isArray(json))
-    throw bad(where, "a JSON object", typeof json);
+  const { __metadata__: metadata = {}, ...entries } = check(Header, json, { code: "WEFT_WEIGHTS", where });
   const tensors: TensorInfo[] = [];
-  let metadata: Record<string, string> = {};
-  for (const [name, v] of Object.entries(json)) {
-    if (name === "__metadata__") {
-      metadata = v as Record<string, string>;
-      continue;
-    }
-    const {
-      dtype,
-      shape,
-      data_offsets: range,
-    } = (v ?? {}) as { dtype?: unknown; shape?: unknown; data_offsets?: unknown };
-    if (typeof dtype !== "string" || !(dtype in dtypeBytes))
-      throw bad(`${where}: ${name}`, `dtype ${Object.keys(dtypeBytes).join(", ")}`, String(dtype));
-    if (!Array.isArray(shape) || shape.some((d) => !Number.isInteger(d) || d < 0))
-      throw bad(`${where}: ${name}`, "a shape of non-negative integers", JSON.stringify(shape));
-    if (!Array.isArray(range) || range.length !== 2 || range.some((d) => !Number.isInteger(d) || d < 0))
-      throw bad(`${where}: ${name}`, "data_offsets [start, end]", JSON.stringify(range));
-    const need = shape.reduce((a: number, b: number) => a * b, 1) * dtypeBytes[dtype as Dtype];
+  for (const [name, entry] of Object.entries(entries)) {
+    const at = { code: "WEFT_WEIGHTS", where: `${where}: ${name}` } as const;
+    const { dtype, shape, data_offsets: range } = check(Entry, entry, at);
+    const need = shape.reduce((a, b) => a * b, 1) * dtypeBytes[dtype];
     if (range[1] - range[0] !== need)
       throw bad(
         `${where}: ${name}`,
@@ -76,8 +72,8 @@ export function parseHeader(
       );
     tensors.push({
       name,
-      dtype: dtype as Dtype,
-      shape: shape as number[],
+      dtype,
+      shape,
       start: end + range[0],
       end: end + range[1],
     });

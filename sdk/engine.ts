@@ -41,7 +41,7 @@ import {
   SaveOptions,
   ScoreOptions,
 } from "./options.ts";
-import { readAdapter, writeAdapter, writeAsLora } from "./peft.ts";
+import { numbersAtMost, readAdapter, writeAdapter, writeAsLora } from "./peft.ts";
 import { compressTernary, expandTernary } from "./ternary.ts";
 import { type Message, Text } from "./text.ts";
 
@@ -369,7 +369,11 @@ export class Engine {
       const config = parseJson(needed("adapter_config.json"), `${dir}/adapter_config.json`);
       const file =
         config.weft_ternary === true
-          ? expandTernary(needed("adapter_model.ternary"), `${dir}/adapter_model.ternary`)
+          ? expandTernary(
+              needed("adapter_model.ternary"),
+              `${dir}/adapter_model.ternary`,
+              numbersAtMost(this.manifest, this.core.device.plan),
+            )
           : needed("adapter_model.safetensors");
       this.core.adapters.publish(name, readAdapter(config, file, this.manifest, this.core.device.plan, dir));
       return new AdapterHandle(this, name);

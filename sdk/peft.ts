@@ -1,7 +1,9 @@
 /**
- * Hugging Face PEFT folders, in and out: adapter_config.json + adapter_model.safetensors. Each method of the bundle says how its tensors and config
- * keys are called; S2FT, which PEFT has not, is kept in the same two files (`peft_type: "S2FT"`).
+ * Hugging Face PEFT folders, in and out: adapter_config.json + adapter_model.safetensors. Each method of the
+ * bundle says how its tensors and config keys are called; S2FT, which PEFT has not, is kept in the same two
+ * files (`peft_type: "S2FT"`).
  */
+import * as v from "valibot";
 import {
   type BranchEntry,
   type BranchTensor,
@@ -10,7 +12,9 @@ import {
   headerEnd,
   type Manifest,
   type MethodEntry,
+  type ParamEntry,
   parseHeader,
+  type SiteEntry,
   type TargetPlan,
   type TensorData,
   type TensorInfo,
@@ -31,8 +35,10 @@ import {
   writeSelection,
 } from "../runtime/content.ts";
 import { asLowRank } from "../runtime/lowrank.ts";
+import { adapterEntries } from "../runtime/options.ts";
 import { channelOrder } from "../runtime/order.ts";
 import { pattern, steps } from "../runtime/pattern.ts";
+import { check, count, finite, foreign, positive, record, show, text } from "../runtime/schema.ts";
 
 const PREFIX = "base_model.model.";
 type Json = Readonly<Record<string, unknown>>;
@@ -71,14 +77,38 @@ const fail = (
   throw new WeftError({ code, where, expected, found, ...(hint && { hint }) });
 };
 
+const names = v.union([text, v.array(text)], "a list of modules, or a regular expression");
+/** What is read of adapter_config.json; what else it says is known to change nothing, or refused by name. */
+const Config = foreign({
+  peft_type: v.optional(text),
+  target_modules: v.nullish(names),
+  exclude_modules: v.nullish(names),
+  modules_to_save: v.nullish(v.array(text)),
+  layers_to_transform: v.nullish(v.union([count, v.array(count)], "a layer, or a list of layers")),
+  rank_pattern: v.nullish(record(positive)),
+  alpha_pattern: v.nullish(record(finite)),
+  weft_base: v.nullish(text),
+});
+/**
+ * Most numbers of an adapter's files on this base: all of its slot in every layer, and the modules it
+ * replaces.
+ */
+export const numbersAtMost = ({ model, tensors }: Manifest, plan: TargetPlan): number =>
+  model.layers * plan.slotWords + tensors.reduce((n, t) => n + t.shape.reduce((a, b) => a * b, 1), 0);
+
 interface Read {
   readonly config: AdapterConfig;
   readonly method: MethodEntry;
   readonly layers: readonly number[] | null;
   readonly exclude: readonly string[] | string | null;
+  readonly replaced: readonly string[];
 }
-/** Check a PEFT config; throws WEFT_ADAPTER for a method the bundle has not, or a feature that is not supported. */
+/**
+ * Check a PEFT config; throws WEFT_ADAPTER for a method the bundle has not, or a feature that is not
+ * supported.
+ */
 function readConfig(json: Json, manifest: Manifest, where: string): Read {
+  const said = check(Config, json, { code: "WEFT_ADAPTER", where });
   const known = Object.values(manifest.methods);
   const fitting = known.filter(
     (m) =>
@@ -95,30 +125,30 @@ function readConfig(json: Json, manifest: Manifest, where: string): Read {
       key
         ? JSON.stringify(near.when[key])
         : known.map((m) => m.peftType).join(", ") || "a bundle compiled for adapters",
-      JSON.stringify(json[key ?? "peft_type"]) ?? "nothing",
+      show(json[key ?? "peft_type"]),
       "WEFT_ADAPTER",
       "compile the bundle with this method",
     );
   }
   for (const [key, isOn] of Object.entries(refused))
     if (isOn(json[key]) && method.when[key] !== json[key])
-      fail(`${where}: ${key}`, "a feature this build supports", JSON.stringify(json[key]));
+      fail(`${where}: ${key}`, "a feature this build supports", show(json[key]));
   const init = json.init_lora_weights;
   if (typeof init === "string" && /^(pissa|olora|corda|lora_ga|loftq)/.test(init))
     fail(
       `${where}: init_lora_weights`,
       "an adapter of the original base",
-      init,
+      show(init),
       "WEFT_ADAPTER",
       "convert it to an ordinary LoRA with peft first",
     );
   // Tokens of an adapter's own have no modules to name.
-  const target = method.virtual ? "all-linear" : json.target_modules;
-  if (typeof target !== "string" && !Array.isArray(target))
-    fail(
+  const target = method.virtual ? "all-linear" : said.target_modules;
+  if (target === undefined || target === null)
+    return fail(
       `${where}: target_modules`,
       "a list of modules, a regular expression or all-linear",
-      JSON.stringify(target),
+      show(target),
     );
   // Lists of modules matter as far as they are adapted.
   const targeted = (v: unknown): unknown =>
@@ -126,7 +156,7 @@ function readConfig(json: Json, manifest: Manifest, where: string): Read {
   // What a method's files always say is what it computes.
   for (const [key, v] of Object.entries(method.fixed))
     if (key in json && key in meaning && JSON.stringify(targeted(json[key])) !== JSON.stringify(targeted(v)))
-      fail(`${where}: ${key}`, JSON.stringify(v), JSON.stringify(json[key]));
+      fail(`${where}: ${key}`, show(v), show(json[key]));
   // PEFT's own defaults where they differ from weft's.
   const config: Record<string, unknown> = {
     ...defaultConfig(manifest, method.name),
@@ -136,17 +166,15 @@ function readConfig(json: Json, manifest: Manifest, where: string): Read {
   for (const [key, field] of Object.entries(method.config)) {
     const v = json[key];
     if (v === undefined || v === null) continue;
-    const fallback = config[field];
-    if (typeof v !== typeof fallback && !(fallback === null && typeof v === "number"))
-      fail(`${where}: ${key}`, `a ${typeof fallback}`, JSON.stringify(v));
-    config[field] = v;
+    config[field] = check(adapterEntries[field], v, { code: "WEFT_ADAPTER", where: `${where}: ${key}` });
   }
-  const layers = json.layers_to_transform;
+  const layers = said.layers_to_transform ?? null;
   return {
     config: config as unknown as AdapterConfig,
     method,
-    layers: typeof layers === "number" ? [layers] : Array.isArray(layers) ? (layers as number[]) : null,
-    exclude: (json.exclude_modules ?? null) as string | string[] | null,
+    layers: typeof layers === "number" ? [layers] : layers,
+    exclude: said.exclude_modules ?? null,
+    replaced: said.modules_to_save ?? [],
   };
 }
 
@@ -156,18 +184,31 @@ function transpose(values: Float32Array, rows: number, cols: number): Float32Arr
   for (let r = 0; r < rows; r++) for (let c = 0; c < cols; c++) out[c * rows + r] = values[r * cols + c]!;
   return out;
 }
-const shapeOf = (t: BranchTensor, rank: number, rows: number): number[] =>
-  t.shape === "selection" || t.shape === "entries"
-    ? [rank]
-    : t.shape === "places"
-      ? [2, rank]
-      : t.shape === "vector"
-        ? [t.cols]
-        : t.shape === "rows"
-          ? [rows, t.cols]
-          : [t.cols, rows];
+type Shape = BranchTensor["shape"];
+/** Shapes of a branch's own tensors in a file; those `beside` each other have one for all branches. */
+const shapes: Readonly<
+  Record<Exclude<Shape, "beside">, (t: BranchTensor, rank: number, rows: number) => number[]>
+> = {
+  rows: (t, _, rows) => [rows, t.cols],
+  columns: (t, _, rows) => [t.cols, rows],
+  vector: (t) => [t.cols],
+  selection: (_, rank) => [rank],
+  entries: (_, rank) => [rank],
+  places: (_, rank) => [2, rank],
+};
+/** Numbers of a file as rows of a slot, for shapes that have all of them. */
+const asRows: Readonly<
+  Record<"rows" | "columns" | "vector", (values: Float32Array, t: BranchTensor, rows: number) => Float32Array>
+> = {
+  rows: (values) => values,
+  columns: (values, t, rows) => transpose(values, t.cols, rows),
+  vector: (values) => values,
+};
 
-/** Methods whose tensors lie side by side in one [rows, total]: that tensor's key and width, and the columns at which each part begins. */
+/**
+ * Methods whose tensors lie side by side in one [rows, total]: that tensor's key and width, and the columns
+ * at which each part begins.
+ */
 function besideOf(
   manifest: Manifest,
   branches: AdapterContent["branches"],
@@ -199,7 +240,11 @@ export function readAdapter(
   plan: TargetPlan,
   where: string,
 ): AdapterContent {
-  const { config, method, layers, exclude } = readConfig(json, manifest, `${where}/adapter_config.json`);
+  const { config, method, layers, exclude, replaced } = readConfig(
+    json,
+    manifest,
+    `${where}/adapter_config.json`,
+  );
   const recorded = json.weft_base;
   if (typeof recorded === "string" && recorded !== manifest.base)
     fail(
@@ -215,6 +260,7 @@ export function readAdapter(
     parseHeader(file, file.length, name).tensors.map((t): [string, TensorInfo] => [t.name, t]),
   );
   const budget = steps();
+  const names = typeof exclude === "string" ? null : exclude;
   const excludes =
     typeof exclude === "string"
       ? pattern(exclude, false, {
@@ -223,9 +269,7 @@ export function readAdapter(
         })
       : null;
   const excluded = (p: string): boolean =>
-    excludes
-      ? excludes(p, budget)
-      : ((exclude ?? []) as readonly string[]).some((t) => p === t || p.endsWith(`.${t}`));
+    excludes ? excludes(p, budget) : (names ?? []).some((t) => p === t || p.endsWith(`.${t}`));
   // Methods without a rank of their own keep as many rows as the file has.
   const fromFile = (path: string, b: BranchEntry): number | null => {
     const chosen = b.tensors.find((t) => t.shape === "selection" || t.shape === "entries")!;
@@ -245,7 +289,8 @@ export function readAdapter(
   );
   const tensors = branches.map((layer, l) => {
     const data = new Float32Array(plan.slotWords);
-    // Chosen entries or channels have any order in a file, and one in a slot: its row r comes from the file's row orders[r].
+    // Chosen entries or channels have any order in a file, and one in a slot: its row r comes from the file's
+    // row orders[r].
     const orders = new Map<number, number[]>();
     layer.forEach((s, i) => {
       if (!s.rank) return;
@@ -256,7 +301,7 @@ export function readAdapter(
         const key = `${PREFIX}${modulePath(l, siteOf(manifest, b))}.${t.key}`;
         const info =
           byName.get(key) ?? fail(name, `a tensor ${key}`, "none of that name", "WEFT_ADAPTER_MISMATCH");
-        const shape = shapeOf(t, s.rank, rowsInUse(t, s));
+        const shape = shapes[t.shape](t, s.rank, rowsInUse(t, s));
         if (JSON.stringify(info.shape) !== JSON.stringify(shape))
           fail(
             `${name}: ${key}`,
@@ -335,7 +380,7 @@ export function readAdapter(
           orders.set(b.index, rows);
         } else {
           const values = decode(raw, info.dtype, `${name}: ${key}`);
-          const rows = t.shape !== "columns" ? values : transpose(values, t.cols, rowsInUse(t, s));
+          const rows = asRows[t.shape](values, t, rowsInUse(t, s));
           const order = orders.get(b.index);
           if (order)
             order.forEach((from, r) =>
@@ -375,7 +420,6 @@ export function readAdapter(
   }
   // Modules whose path ends in a name of modules_to_save, as PEFT matches them.
   const replaces = new Map<string, Float32Array>();
-  const replaced = (json.modules_to_save ?? []) as string[];
   for (const m of replaced)
     if (![...byName.keys()].some((key) => key.slice(0, key.lastIndexOf(".")).endsWith(m)))
       fail(`${name}: modules_to_save`, `tensors of ${m}`, "none", "WEFT_ADAPTER_MISMATCH");
@@ -415,6 +459,41 @@ const files = (
   weights: encode(tensors),
 });
 
+/** A tensor of a branch in its slot; `order`: the rows as files have them. */
+interface InSlot {
+  readonly t: BranchTensor;
+  readonly at: ParamEntry;
+  readonly slot: Float32Array;
+  readonly order: readonly number[];
+  readonly rows: number;
+  readonly branch: BranchEntry;
+  readonly site: SiteEntry;
+}
+function denseRows({ t, at, slot, order, rows }: InSlot): Float32Array {
+  const values = new Float32Array(rows * t.cols);
+  for (let r = 0; r < rows; r++) {
+    const from = at.offset + (t.rows === "rank" ? order[r]! : r) * t.cols;
+    values.set(slot.subarray(from, from + t.cols), r * t.cols);
+  }
+  return values;
+}
+const dense = (s: InSlot): Pick<TensorData, "dtype" | "data"> => ({ dtype: "F32", data: denseRows(s) });
+const written: Readonly<Record<Exclude<Shape, "beside">, typeof dense>> = {
+  rows: dense,
+  vector: dense,
+  entries: dense,
+  columns: (s) => ({ dtype: "F32", data: transpose(denseRows(s), s.rows, s.t.cols) }),
+  selection: ({ slot, at, order }) => {
+    const channels = readSelection(slot, at, order.length);
+    return { dtype: "I32", data: Int32Array.from(order, (r) => channels[r]!) };
+  },
+  places: ({ slot, at, order, branch, site: { inFeatures } }) => {
+    const flat = readEntries(slot, at, branch.capacity, inFeatures, order.length);
+    const [rows, columns] = [flat.map((e) => Math.floor(e / inFeatures)), flat.map((e) => e % inFeatures)];
+    return { dtype: "I32", data: Int32Array.from([...rows, ...columns]) };
+  },
+};
+
 /** Adapter content → the two files of a PEFT folder. */
 export function writeAdapter(
   content: AdapterContent,
@@ -432,38 +511,17 @@ export function writeAdapter(
       let order = Array.from({ length: s.rank }, (_, r) => r);
       for (const t of b.tensors) {
         if (t.key === null || t.shape === "beside") continue;
-        const name = `${PREFIX}${modulePath(l, siteOf(manifest, b))}.${t.key}`;
         const at = placeOf(plan.factors, i, t.name);
-        const rows = rowsInUse(t, s);
-        const shape = shapeOf(t, s.rank, rows);
-        const values = new Float32Array(rows * t.cols);
-        for (let r = 0; r < rows; r++) {
-          const from = at.offset + (t.rows === "rank" ? order[r]! : r) * t.cols;
-          values.set(data.subarray(from, from + t.cols), r * t.cols);
-        }
-        if (t.shape === "places") {
-          const { inFeatures } = siteOf(manifest, b);
-          const flat = readEntries(data, at, b.capacity, inFeatures, s.rank);
-          tensors.push({
-            name,
-            shape,
-            dtype: "I32",
-            data: Int32Array.from([
-              ...flat.map((e) => Math.floor(e / inFeatures)),
-              ...flat.map((e) => e % inFeatures),
-            ]),
-          });
-        } else if (t.shape === "selection") {
+        if (t.shape === "selection") {
           const channels = readSelection(data, at, s.rank);
           order = order.sort((x, y) => channels[x]! - channels[y]!);
-          tensors.push({ name, shape, dtype: "I32", data: Int32Array.from(order, (r) => channels[r]!) });
-        } else
-          tensors.push({
-            name,
-            shape,
-            dtype: "F32",
-            data: t.shape !== "columns" ? values : transpose(values, rows, t.cols),
-          });
+        }
+        const rows = rowsInUse(t, s);
+        tensors.push({
+          name: `${PREFIX}${modulePath(l, siteOf(manifest, b))}.${t.key}`,
+          shape: shapes[t.shape](t, s.rank, rows),
+          ...written[t.shape]({ t, at, slot: data, order, rows, branch: b, site: siteOf(manifest, b) }),
+        });
       }
     });
   });
@@ -507,7 +565,10 @@ export function writeAdapter(
   );
 }
 
-/** The same change of the base as a LoRA that any peft loads: exact for what is low-rank or a selection of channels. Throws WEFT_ADAPTER otherwise. */
+/**
+ * The same change of the base as a LoRA that any peft loads: exact for what is low-rank or a selection of
+ * channels. Throws WEFT_ADAPTER otherwise.
+ */
 export function writeAsLora(
   content: AdapterContent,
   manifest: Manifest,

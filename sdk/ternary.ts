@@ -1,20 +1,39 @@
 /**
- * Ternary adapters (ComPEFT, Yadav et al. 2023): of all trained numbers the largest by magnitude are kept as signs with one common magnitude; their
- * places are gaps in Rice code (Golomb's with a power of two). Selections of channels are kept as they are.
+ * Ternary adapters (ComPEFT, Yadav et al. 2023): of all trained numbers the largest by magnitude are kept as
+ * signs with one common magnitude; their places are gaps in Rice code (Golomb's with a power of two).
+ * Selections of channels are kept as they are.
  *
  *   file: "WEFT3" · u32 length of the JSON header · header · bit stream (gap: unary quotient, b low bits; then the sign), most significant bit first
  */
+import * as v from "valibot";
 import { decode, encode, parseHeader, type TensorData, WeftError } from "../runtime/bundle.ts";
+import {
+  check,
+  count,
+  finite,
+  integer,
+  numbers,
+  type Of,
+  object,
+  positive,
+  text,
+} from "../runtime/schema.ts";
 
 const MAGIC = "WEFT3";
-interface Header {
-  readonly magnitude: number;
+const Header = object({
+  magnitude: finite,
   /** Numbers kept, low bits of a gap. */
-  readonly kept: number;
-  readonly riceBits: number;
-  readonly tensors: readonly { readonly name: string; readonly shape: readonly number[] }[];
-  readonly selections: readonly { readonly name: string; readonly channels: readonly number[] }[];
-}
+  kept: count,
+  riceBits: integer(0, 32),
+  tensors: v.array(object({ name: text, shape: v.array(positive) })),
+  selections: v.array(
+    object({
+      name: text,
+      channels: numbers("a channel", (x) => Number.isInteger(x) && x >= 0 && x < 2 ** 31),
+    }),
+  ),
+});
+type Header = Of<typeof Header>;
 export interface Ternary {
   readonly bytes: Uint8Array;
   /** Bytes of the safetensors file over bytes of this one. */
@@ -40,7 +59,9 @@ class Bits {
   }
 }
 
-/** Compress a PEFT safetensors file; `density` is the share of numbers kept, in (0, 1]. Throws WEFT_OPTION. */
+/**
+ * Compress a PEFT safetensors file; `density` is the share of numbers kept, in (0, 1]. Throws WEFT_OPTION.
+ */
 export function compressTernary(file: Uint8Array, density: number): Ternary {
   if (!(density > 0 && density <= 1))
     throw new WeftError({
@@ -107,8 +128,11 @@ export function compressTernary(file: Uint8Array, density: number): Ternary {
   return { bytes, ratio: file.length / bytes.length, error: norm ? Math.sqrt(Math.max(0, lost) / norm) : 0 };
 }
 
-/** A ternary file → the PEFT safetensors file it stands for. Throws WEFT_ADAPTER for a file that is cut short or not of this kind. */
-export function expandTernary(file: Uint8Array, where: string): Uint8Array {
+/**
+ * A ternary file → the PEFT safetensors file it stands for, of at most `most` numbers. Throws WEFT_ADAPTER
+ * for a file that is cut short, of another kind, or stands for more.
+ */
+export function expandTernary(file: Uint8Array, where: string, most: number): Uint8Array {
   const bad = (expected: string, found: string): WeftError =>
     new WeftError({
       code: "WEFT_ADAPTER",
@@ -122,14 +146,22 @@ export function expandTernary(file: Uint8Array, where: string): Uint8Array {
     throw bad(`a file that begins with ${MAGIC}`, `${file.length} bytes`);
   const length = new DataView(file.buffer, file.byteOffset).getUint32(MAGIC.length, true);
   if (start + length > file.length) throw bad(`a header of ${length} bytes`, `${file.length - start} bytes`);
-  let header: Header;
+  let json: unknown;
   try {
-    header = JSON.parse(new TextDecoder().decode(file.subarray(start, start + length))) as Header;
+    json = JSON.parse(new TextDecoder().decode(file.subarray(start, start + length)));
   } catch (cause) {
     throw bad("a JSON header", (cause as Error).message);
   }
+  const header: Header = check(Header, json, { code: "WEFT_ADAPTER", where });
   const size = (shape: readonly number[]): number => shape.reduce((a, b) => a * b, 1);
-  const all = new Float32Array(header.tensors.reduce((n, t) => n + size(t.shape), 0));
+  const total = header.tensors.reduce((n, t) => n + size(t.shape), 0);
+  const chosen = header.selections.reduce((n, s) => n + s.channels.length, 0);
+  if (!(total + chosen <= most))
+    throw bad(`at most ${most} numbers, which this base has room for`, `${total + chosen}`);
+  if (header.kept > total) throw bad(`at most ${total} numbers kept`, String(header.kept));
+  const names = [...header.tensors, ...header.selections].map((t) => t.name);
+  if (new Set(names).size < names.length) throw bad("tensors of different names", "a name twice");
+  const all = new Float32Array(total);
   let bit = (start + length) * 8;
   const next = (): number => {
     if (bit >= file.length * 8) throw bad(`${header.kept} numbers`, "the end of the file");
