@@ -174,7 +174,7 @@ export function mutate<T>(value: T, r: Random): T {
 }
 /** One to four changes of bytes: flipped bits, cut, doubled, filled, and words of extreme size. */
 export function mutateBytes(bytes: Uint8Array, r: Random, near = bytes.length): Uint8Array {
-  let out = bytes.slice();
+  let out = Uint8Array.from(bytes);
   for (let n = 1 + r(4); n > 0; n--) {
     const at = r(Math.max(1, Math.min(near, out.length)));
     const change = r(7);
