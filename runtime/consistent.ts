@@ -19,12 +19,18 @@ export function checkConsistent(m: Manifest): void {
   for (const [name, method] of Object.entries(m.methods))
     need(method.name === name, `methods.${name}.name`, name, method.name);
   for (const [i, name] of m.train.entries())
-    need(name === "full" || name in m.methods, `train[${i}]`, "a method of the bundle, or full", name);
+    need(
+      name === "full" || Object.hasOwn(m.methods, name),
+      `train[${i}]`,
+      "a method of the bundle, or full",
+      name,
+    );
   need(m.sites.length <= 64, "sites", "at most 64 in a layer", m.sites.length);
   for (const [i, s] of m.sites.entries()) checkSite(m, s, i);
   for (const [i, b] of m.branches.entries()) checkBranch(m, b, i);
   checkSelection(m);
-  for (const name of ["host.wasm", "config.json"]) need(name in m.files, "files", name, "no such file");
+  for (const name of ["host.wasm", "config.json"])
+    need(Object.hasOwn(m.files, name), "files", name, "no such file");
   for (const [name, plan] of Object.entries(m.targets)) checkPlan(m, plan, `targets.${name}`);
   checkTensors(m);
 }
@@ -60,7 +66,7 @@ function checkSite(m: Manifest, s: SiteEntry, i: number): void {
 function checkBranch(m: Manifest, b: BranchEntry, i: number): void {
   const at = `branches[${i}]`;
   need(b.index === i, `${at}.index`, String(i), b.index);
-  need(b.method in m.methods, `${at}.method`, Object.keys(m.methods).join(", "), b.method);
+  need(Object.hasOwn(m.methods, b.method), `${at}.method`, Object.keys(m.methods).join(", "), b.method);
   need(b.site < m.sites.length, `${at}.site`, `a site below ${m.sites.length}`, b.site);
   const names = b.tensors.map((t) => t.name);
   need(new Set(names).size === names.length, `${at}.tensors`, "tensors of different names", names.join(", "));
@@ -225,7 +231,12 @@ function checkPlan(m: Manifest, plan: TargetPlan, at: string): void {
   const blocks = Object.values(plan.blocks).map((b) => b.words);
   within(Math.max(...blocks), plan.metaWords, "blocks");
   for (const [name, k] of Object.entries(plan.kernels))
-    need(k.file in m.files, `${at}.kernels.${name}.file`, "a file that the manifest lists", k.file);
+    need(
+      Object.hasOwn(m.files, k.file),
+      `${at}.kernels.${name}.file`,
+      "a file that the manifest lists",
+      k.file,
+    );
   for (const [i, p] of plan.programs.entries())
     for (const [j, l] of p.launches.entries())
       need(
@@ -270,7 +281,7 @@ function checkTensors(m: Manifest): void {
     need(same(shape, t.shape), at, `shape [${shape}]`, `[${t.shape}]`);
     const format = shape.length === 1 ? "f32" : m.model.format;
     need(t.format === format, at, format, t.format);
-    const file = m.files[t.shard];
+    const file = Object.hasOwn(m.files, t.shard) ? m.files[t.shard] : undefined;
     need(file, at, "a shard that the manifest lists", t.shard);
     const bytes = shape.length === 1 ? 4 * shape[0]! : storedBytes(format, shape[0]!, shape[1]!);
     need(

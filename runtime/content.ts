@@ -102,7 +102,7 @@ export function resolveBranches(
   rankOf?: (path: string, b: BranchEntry) => number | null,
 ): BranchState[][] {
   const { targetModules } = config;
-  const method = manifest.methods[config.method];
+  const method = Object.hasOwn(manifest.methods, config.method) ? manifest.methods[config.method] : undefined;
   if (!method)
     throw new WeftError({
       code: "WEFT_ADAPTER_MISMATCH",

@@ -10,6 +10,7 @@ import { claimFolder } from "../runtime/folder.ts";
 import { readManifest } from "../runtime/load.ts";
 import type { DeviceChoice } from "../runtime/open.ts";
 import { openReader } from "../runtime/reader.ts";
+import { nearest } from "../runtime/schema.ts";
 import { claimCheckpoints } from "./checkpoint.ts";
 import { parseJson, readFileOr } from "./files.ts";
 import { compile, type FinetuneOptions, load, planMemory } from "./index.ts";
@@ -402,7 +403,9 @@ export async function main(argv: readonly string[]): Promise<number> {
       console.log(usage);
       return 0;
     }
-    const command = commands[name as Command] ?? fail("command", Object.keys(commands).join(", "), name);
+    const command = Object.hasOwn(commands, name)
+      ? commands[name as Command]
+      : fail("command", Object.keys(commands).join(", "), name);
     let parsed: { values: Flags; positionals: string[] };
     try {
       parsed = parseArgs({
@@ -412,7 +415,16 @@ export async function main(argv: readonly string[]): Promise<number> {
         strict: true,
       }) as never;
     } catch (e) {
-      return fail(`weft ${name}`, "known flags", (e as Error).message);
+      const known = [...Object.keys(options[name as Command]), "json"].map((f) => `--${f}`);
+      const unknown = /'(--?[^' ]+)/.exec((e as Error).message)?.[1];
+      const near = unknown && nearest(unknown, known);
+      throw new WeftError({
+        code: "WEFT_CLI",
+        where: `weft ${name}`,
+        expected: known.join(", "),
+        found: (e as Error).message.split(". ")[0]!,
+        hint: near ? `did you mean ${near}?` : "weft --help",
+      });
     }
     if (parsed.positionals.length > 1) fail(`weft ${name}`, "one folder", parsed.positionals.join(" "));
     const code = await command(parsed.positionals, parsed.values, json);

@@ -1,5 +1,7 @@
 /** Training data: JSONL rows {text}, {prompt, completion}, {messages} or {input_ids, labels} → ids and labels. */
+import * as v from "valibot";
 import { WeftError } from "../runtime/bundle.ts";
+import { check, foreign, numbers, tokenIds } from "../runtime/schema.ts";
 import type { Row } from "../runtime/trainer.ts";
 import type { Message, Text } from "./text.ts";
 
@@ -10,6 +12,14 @@ export type DataRow =
   | { readonly messages: readonly Message[] }
   | { readonly input_ids: readonly number[]; readonly labels?: readonly number[] };
 const IGNORE = -100;
+const RowSchema = foreign({
+  text: v.nullish(v.string()),
+  prompt: v.nullish(v.string()),
+  completion: v.nullish(v.string()),
+  messages: v.nullish(v.custom<readonly Message[]>(Array.isArray, "a list of messages")),
+  input_ids: v.nullish(tokenIds),
+  labels: v.nullish(numbers("a token id, or -100", (x) => Number.isInteger(x) && x >= IGNORE && x < 2 ** 31)),
+});
 const shapes = "{text}, {prompt, completion}, {messages} or {input_ids, labels}";
 
 /** Lines of a JSONL file; an error names the line. */
@@ -52,12 +62,8 @@ export function encodeRow(row: DataRow, text: Text | null, ends: readonly number
   const bad = (found: string): never => {
     throw new WeftError({ code: "WEFT_DATA", where, expected: shapes, found });
   };
-  const r = row as Record<string, unknown>;
-  if (Array.isArray(r.input_ids))
-    return {
-      input_ids: r.input_ids as number[],
-      labels: (r.labels as number[] | undefined) ?? (r.input_ids as number[]),
-    };
+  const r = check(RowSchema, row, { code: "WEFT_DATA", where });
+  if (r.input_ids) return { input_ids: r.input_ids, labels: r.labels ?? r.input_ids };
   if (!text)
     throw new WeftError({
       code: "WEFT_TOKENIZER",
@@ -77,7 +83,7 @@ export function encodeRow(row: DataRow, text: Text | null, ends: readonly number
     const completion = ended(text.encode(r.completion, false));
     return { input_ids: [...prompt, ...completion], labels: [...prompt.map(() => IGNORE), ...completion] };
   }
-  if (Array.isArray(r.messages)) return encodeChat(r.messages as Message[], text, ends, where);
+  if (r.messages) return encodeChat(r.messages, text, ends, where);
   return bad(`keys ${Object.keys(r).join(", ") || "none"}`);
 }
 

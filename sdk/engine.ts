@@ -314,7 +314,7 @@ export class Engine {
       ...identity
     } = o;
     const key = { ...identity, method, rows: rows.length };
-    if (this.manifest.methods[method])
+    if (Object.hasOwn(this.manifest.methods, method))
       resolveBranches(this.manifest, {
         ...defaultConfig(this.manifest, method),
         ...(o.from ? this.core.adapters.find(o.from).content.config : {}),

@@ -1,6 +1,7 @@
 /** The SDK's files in Node. */
 import { WeftError } from "../runtime/bundle.ts";
 import { readRegular } from "../runtime/disk.ts";
+import { check, foreign } from "../runtime/schema.ts";
 
 /** What a single file that nothing describes may have: rows of data, a shard of a model. */
 const LARGE_FILE = 16 * 2 ** 30;
@@ -11,8 +12,9 @@ export const readFileOr = (
 ): Promise<Uint8Array> => readRegular(path, LARGE_FILE, { code });
 export const decodeText = (b: Uint8Array): string => new TextDecoder().decode(b);
 export function parseJson(bytes: Uint8Array, where: string): Record<string, unknown> {
+  let json: unknown;
   try {
-    return JSON.parse(decodeText(bytes)) as Record<string, unknown>;
+    json = JSON.parse(decodeText(bytes));
   } catch (cause) {
     throw new WeftError({
       code: "WEFT_ADAPTER",
@@ -22,6 +24,7 @@ export function parseJson(bytes: Uint8Array, where: string): Record<string, unkn
       cause,
     });
   }
+  return check(foreign({}), json, { code: "WEFT_ADAPTER", where });
 }
 /** Run `f` on a new empty folder, which is removed afterwards. */
 export async function withTemporaryFolder<T>(f: (folder: string) => Promise<T>): Promise<T> {

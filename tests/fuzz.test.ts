@@ -57,7 +57,8 @@ async function through(
         console.error(`${name}, input ${i}:`, e);
         assert.unreachable(`${name}, input ${i}: ${e}`);
       }
-      assert.ok(e.message.length < 4000, `${name}, input ${i}: a message of ${e.message.length}`);
+      const { length } = (e as WeftError).message;
+      assert.ok(length < 4000, `${name}, input ${i}: a message of ${length}`);
     }
     total++;
   }
@@ -279,7 +280,7 @@ test("every kind of input: taken, or refused with one error; nothing grows; the 
       const bytes = mutateBytes(container, r);
       checkContainer((a, b) => bytes.subarray(a, b), bytes.length, "x.gguf");
     });
-    await go("rows", 6, (r) => encodeRow(mutate(row, r), null, null, "row 1"));
+    await go("rows", 6, (r) => encodeRow(mutate(row, r), null, [], "row 1"));
     await go("JSONL", 4, (r) =>
       parseJsonl(new TextDecoder().decode(mutateBytes(new TextEncoder().encode(lines), r)), "rows.jsonl"),
     );

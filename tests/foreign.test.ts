@@ -1,0 +1,217 @@
+/** Files of others, each with one thing wrong: refused by name, before anything large is built. */
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import * as assert from "uvu/assert";
+import { checkConfig, checkTokenizerConfig, shardsOf } from "../compiler/config.ts";
+import { checkContainer } from "../compiler/container.ts";
+import { parseHeader } from "../runtime/bundle.ts";
+import { asManifest } from "../runtime/load.ts";
+import { WeftError } from "../sdk/index.ts";
+import { readAdapter, writeAdapter } from "../sdk/peft.ts";
+import { compressTernary, expandTernary } from "../sdk/ternary.ts";
+import { batchOf, bundle, configs, engineOf } from "./support/engines.ts";
+import { copy } from "./support/mutate.ts";
+import { suite } from "./support/suite.ts";
+import { scratch } from "./support/tiny.ts";
+
+const test = suite("files of others");
+const refused = (what: string, f: () => unknown, says: RegExp): void => {
+  try {
+    f();
+  } catch (e) {
+    assert.instance(e, WeftError, `${what}: ${e}`);
+    assert.match((e as Error).message, says, what);
+    return;
+  }
+  assert.unreachable(`${what} was taken`);
+};
+// biome-ignore lint/suspicious/noExplicitAny: it breaks what types promise
+type Change = (m: any) => void;
+
+test("manifests: every index, offset and length stays inside what it points into", async () => {
+  const raw: unknown = JSON.parse(readFileSync(`${await bundle(configs.even)}/manifest.json`, "utf8"));
+  asManifest(raw, "m");
+  const cases: [Change, RegExp][] = [
+    [(m) => delete m.model, /the key "model"/],
+    [(m) => (m.modle = m.model), /modle.*did you mean "model"/],
+    [(m) => (m.model.heads = 3), /heads.*multiple of kvHeads/],
+    [(m) => (m.model.layers = 2 ** 31 - 1), /model\.layers.*at most one a tensor/],
+    [(m) => (m.model.vocab = 1e300), /model\.vocab.*positive integer/],
+    [(m) => (m.model.inverseFrequencies = [1]), /inverseFrequencies/],
+    [(m) => (m.capacities.context = 4096), /capacities\.context/],
+    [(m) => (m.branches[0].site = 99), /branches\[0\]\.site.*below/],
+    [(m) => (m.branches[0].index = 1), /branches\[0\]\.index/],
+    [(m) => (m.branches[0].method = "toString"), /branches\[0\]\.method/],
+    [(m) => (m.branches[0].tensors[0].shape = "row"), /did you mean "rows"/],
+    [(m) => m.branches[0].tensors.pop(), /a tensor b/],
+    [(m) => (m.sites[0].coupling = { group: "x", axis: "in", unit: 1, shared: false, extra: 1 }), /extra/],
+    [(m) => (m.sites[0].outFeatures *= 2), /./],
+    [(m) => (m.targets.wasm.factors[0].offset = 2 ** 30), /factors\[0\]\.offset/],
+    [(m) => (m.targets.wasm.factors[0].accum = 2 ** 30), /factors\[0\]\.accum/],
+    [(m) => (m.targets.wasm.factors[0].branch = null), /factors/],
+    [(m) => (m.targets.wasm.layerParams[0].offset = 2 ** 29), /classes\.weights\.layer/],
+    [(m) => (m.targets.wasm.layerParams[0].name = "x"), /layerParams/],
+    [(m) => (m.targets.wasm.classes.kv.layer = 2 ** 28), /classes\.kv\.layer/],
+    [(m) => (m.targets.wasm.classes.adapters.layer = 64), /classes\.adapters\.layer/],
+    [(m) => (m.targets.wasm.slotWords = 2 ** 28), /./],
+    [(m) => (m.targets.wasm.homes.rotary = m.targets.wasm.arenaWords), /homes\.rotary/],
+    [(m) => (m.targets.wasm.metaWords = 1), /blocks/],
+    [(m) => (m.targets.wasm.programs[0].launches[0].kernel = "constructor"), /a kernel of this target/],
+    [(m) => (m.targets.wasm.panel = 3), /panel.*8 or 16/],
+    [(m) => (m.targets = {}), /targets/],
+    [(m) => delete m.files["host.wasm"], /host\.wasm/],
+    [(m) => (m.files["a\\b"] = { bytes: 1, sha256: "0".repeat(64) }), /inside the folder/],
+    [(m) => (m.tensors[0].start = 2 ** 52), /bytes inside its shard/],
+    [(m) => (m.tensors[0].name = m.tensors[1].name), /once/],
+    [(m) => m.tensors.pop(), /tensors/],
+    [(m) => (m.tensors[0].shard = "__proto__"), /a shard that the manifest lists/],
+  ];
+  for (const [i, [change, says]] of cases.entries()) {
+    const m = copy(raw);
+    change(m);
+    refused(`change ${i}: ${change}`, () => asManifest(m, "m"), says);
+  }
+  for (const x of [null, 3, "x", [], {}]) refused(String(x), () => asManifest(x, "m"), /m/);
+});
+
+test("adapters: configs, scales, numbers; patterns that never end elsewhere", async () => {
+  await using engine = await engineOf(configs.even, { methods: ["lora", "sparse"] });
+  const { manifest, core } = engine;
+  const { plan } = core.device;
+  await (await engine.finetune({ name: "a", data: batchOf(128), steps: 1 })).done;
+  const { config, weights } = writeAdapter(core.adapters.find("a").content, manifest, plan);
+  const json = JSON.parse(config) as Record<string, unknown>;
+  const read = (more: object, file = weights) => readAdapter({ ...json, ...more }, file, manifest, plan, "a");
+  read({});
+  const evil = `(${"a+".repeat(20)})+$`;
+  for (const [more, says] of [
+    [{ modules_to_save: 3 }, /modules_to_save.*an array/],
+    [{ modules_to_save: "lm_head" }, /modules_to_save/],
+    [{ exclude_modules: { a: 1 } }, /exclude_modules/],
+    [{ layers_to_transform: "all" }, /layers_to_transform/],
+    [{ target_modules: 3 }, /target_modules/],
+    [{ target_modules: [3] }, /target_modules/],
+    [{ target_modules: "(a)\\1" }, /backreference/],
+    [{ target_modules: evil }, /target_modules.*at least one linear layer/],
+    [{ exclude_modules: "(?=a)" }, /exclude_modules.*lookaround/],
+    [{ rank_pattern: { "(": 4 } }, /rank_pattern.*unclosed/],
+    [{ rank_pattern: { q_proj: "4" } }, /rank_pattern\.q_proj/],
+    [{ rank_pattern: [] }, /rank_pattern/],
+    [{ alpha_pattern: { q_proj: "16" } }, /alpha_pattern\.q_proj.*finite/],
+    [JSON.parse('{"lora_alpha":1e999}'), /lora_alpha.*finite/],
+    [{ lora_alpha: 1e300 }, /a scale.*finite in f32/],
+    [{ r: 0 }, /r: .*a positive integer/],
+    [{ peft_type: "constructor" }, /peft_type/],
+    [{ weft_base: 3 }, /weft_base/],
+  ] as [object, RegExp][])
+    refused(JSON.stringify(more), () => read(more), says);
+  for (const [value, says] of [
+    [Number.NaN, /lora_A.*finite values.*NaN at element 0/],
+    [Number.POSITIVE_INFINITY, /Infinity at element 0/],
+  ] as const) {
+    const file = weights.slice();
+    const { tensors } = parseHeader(file, file.length, "a");
+    new DataView(file.buffer).setFloat32(tensors[0]!.start, value, true);
+    refused(String(value), () => read({}, file), says);
+  }
+  // Two hundred bytes that stand for four gigabytes.
+  const { bytes } = compressTernary(weights, 0.2);
+  expandTernary(bytes, "t", 1e6);
+  const head = new TextEncoder().encode(
+    JSON.stringify({
+      magnitude: 1,
+      kept: 1,
+      riceBits: 0,
+      tensors: [{ name: "a", shape: [1e9] }],
+      selections: [],
+    }),
+  );
+  const bomb = new Uint8Array(9 + head.length + 1);
+  bomb.set(bytes.subarray(0, 5));
+  new DataView(bomb.buffer).setUint32(5, head.length, true);
+  bomb.set(head, 9);
+  refused("a ternary bomb", () => expandTernary(bomb, "t", 1e6), /at most 1000000 numbers.*1000000000/);
+  const dir = scratch();
+  mkdirSync(`${dir}/a`);
+  writeFileSync(`${dir}/a/adapter_config.json`, JSON.stringify({ ...json, weft_ternary: true }));
+  writeFileSync(`${dir}/a/adapter_model.ternary`, bomb);
+  try {
+    await engine.adapters.load("bomb", `${dir}/a`);
+    assert.unreachable();
+  } catch (e) {
+    assert.match((e as Error).message, /which this base has room for/);
+  }
+});
+
+test("model files: config, index, tokenizer config, GGUF and safetensors headers", () => {
+  const config = { ...configs.even };
+  checkConfig(config, "c");
+  for (const [more, says] of [
+    [{ model_type: "constructor" }, /model_type.*llama/],
+    [{ model_type: "lama" }, /did you mean "llama"/],
+    [{ num_hidden_layers: 1e9 }, /num_hidden_layers.*from 1 to 4095/],
+    [{ vocab_size: 1e300 }, /vocab_size/],
+    [{ head_dim: 2 ** 30 }, /head_dim/],
+    [{ hidden_size: "64" }, /hidden_size/],
+    [{ rms_norm_eps: -1 }, /rms_norm_eps/],
+    [{ rope_scaling: 3 }, /rope_scaling.*an object/],
+    [{ rope_parameters: { rope_theta: "x" } }, /rope_parameters\.rope_theta/],
+    [{ tie_word_embeddings: "yes" }, /tie_word_embeddings/],
+  ] as [object, RegExp][])
+    refused(JSON.stringify(more), () => checkConfig({ ...config, ...more }, "c"), says);
+  for (const x of [null, [], 3]) refused(String(x), () => checkConfig(x, "c"), /an object/);
+  for (const map of [null, 3, { a: 3 }, { a: "../x" }, { a: "/etc/passwd" }])
+    refused(JSON.stringify(map), () => shardsOf({ weight_map: map }, "i"), /weight_map/);
+  assert.equal(shardsOf({ weight_map: { a: "m", b: "m", c: "n" } }, "i"), ["m", "n"]);
+  refused("tokenizer", () => checkTokenizerConfig({ bos_token: 3 }, "t"), /bos_token.*a token/);
+
+  const gguf = (tensors: bigint, pairs: bigint, more = 64): Uint8Array => {
+    const out = new Uint8Array(24 + more);
+    const view = new DataView(out.buffer);
+    view.setUint32(0, 0x46554747, true);
+    view.setUint32(4, 3, true);
+    view.setBigUint64(8, tensors, true);
+    view.setBigUint64(16, pairs, true);
+    return out;
+  };
+  const walk = (b: Uint8Array): void => checkContainer((x, y) => b.subarray(x, y), b.length, "x.gguf");
+  walk(gguf(0n, 0n));
+  refused("tensors", () => walk(gguf(2n ** 60n, 0n)), /a header of .* tensors.*inside the file/);
+  refused("keys", () => walk(gguf(0n, 2n ** 60n)), /keys inside the file/);
+  refused("magic", () => walk(new Uint8Array(64)), /begins with GGUF/);
+  refused("cut", () => walk(gguf(0n, 0n).subarray(0, 10)), /inside the file/);
+  const long = gguf(0n, 1n);
+  new DataView(long.buffer).setBigUint64(24, 2n ** 50n, true);
+  refused("a key's length", () => walk(long), /a key inside the file/);
+  const array = gguf(0n, 1n);
+  const at = new DataView(array.buffer);
+  at.setUint32(32, 9, true);
+  at.setUint32(36, 4, true);
+  at.setBigUint64(40, 2n ** 40n, true);
+  refused("an array's length", () => walk(array), /an array inside the file/);
+
+  const header = (json: unknown, data = 8): Uint8Array => {
+    const head = new TextEncoder().encode(JSON.stringify(json));
+    const out = new Uint8Array(8 + head.length + data);
+    new DataView(out.buffer).setBigUint64(0, BigInt(head.length), true);
+    out.set(head, 8);
+    return out;
+  };
+  const tensors = (json: unknown) => {
+    const file = header(json);
+    return parseHeader(file, file.length, "s").tensors.length;
+  };
+  const t = { dtype: "F32", shape: [2], data_offsets: [0, 8] };
+  assert.is(tensors({ t }), 1);
+  for (const [json, says] of [
+    [{ t: { ...t, dtype: "toString" } }, /dtype.*F32/],
+    [{ t: { ...t, shape: [1e300, 0] } }, /shape/],
+    [{ t: { ...t, data_offsets: [0, 8, 9] } }, /data_offsets/],
+    [{ t: { ...t, data_offsets: [8, 0] } }, /8 bytes for F32/],
+    [{ t: { ...t, data_offsets: [8, 16] } }, /inside the file/],
+    [{ t, u: t }, /overlap/],
+    [{ t, __metadata__: { a: 1 } }, /__metadata__\.a/],
+    [[], /an object/],
+  ] as [unknown, RegExp][])
+    refused(JSON.stringify(json), () => tensors(json), says);
+});
+test.run();
