@@ -44,7 +44,7 @@ test("manifests: every index, offset and length stays inside what it points into
     [(m) => (m.branches[0].tensors[0].shape = "row"), /did you mean "rows"/],
     [(m) => m.branches[0].tensors.pop(), /a tensor b/],
     [(m) => (m.sites[0].coupling = { group: "x", axis: "in", unit: 1, shared: false, extra: 1 }), /extra/],
-    [(m) => (m.sites[0].outFeatures *= 2), /./],
+    [(m) => (m.sites.find((s: { kind: string }) => s.kind === "linear").outFeatures *= 2), /./],
     [(m) => (m.targets.wasm.factors[0].offset = 2 ** 30), /factors\[0\]\.offset/],
     [(m) => (m.targets.wasm.factors[0].accum = 2 ** 30), /factors\[0\]\.accum/],
     [(m) => (m.targets.wasm.factors[0].branch = null), /factors/],
