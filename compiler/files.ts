@@ -1,14 +1,6 @@
 /** What the compiler reads from the file system. */
 import { createHash } from "node:crypto";
-import {
-  closeSync,
-  constants,
-  existsSync,
-  fstatSync,
-  openSync,
-  readFileSync,
-  readSync,
-} from "node:fs";
+import { closeSync, constants, existsSync, fstatSync, openSync, readFileSync, readSync } from "node:fs";
 import { WeftError } from "../runtime/bundle.ts";
 
 /** A text of more is none that a model folder has. */

@@ -1,6 +1,6 @@
 /**
- * Mutated inputs of every kind, from seeds: each is taken or refused with a WeftError, nothing else; memory does not
- * grow; and an engine beside them all gives the same bits after as before.
+ * Mutated inputs of every kind, from seeds: each is taken or refused with a WeftError, nothing else; memory
+ * does not grow; and an engine beside them all gives the same bits after as before.
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { setFlagsFromString } from "node:v8";
