@@ -43,7 +43,7 @@ import { models } from "./models/index.ts";
 import type { Model } from "./models/model.ts";
 import { CompileOptions } from "./options.ts";
 import { addresser, align, checkLimits, type Layout, layoutOf, placeValues } from "./plan.ts";
-import { buildPrograms, type GraphProgram, type Programs, type TrainClass } from "./programs.ts";
+import { buildPrograms, type GraphProgram, type Programs, type TrainClass } from "./programs/index.ts";
 import { type ModelSource, openModel } from "./source.ts";
 import { type Capacities, checkCapacities, defaultCapacities, type Target, targets } from "./target.ts";
 import { verify } from "./verify.ts";

@@ -5,7 +5,7 @@ import type { Launch } from "./fuse.ts";
 import type { Address } from "./kernel.ts";
 import { type ParamSpec, tensorName } from "./layers.ts";
 import type { Model } from "./models/model.ts";
-import type { GraphProgram, Programs, TrainClass } from "./programs.ts";
+import type { GraphProgram, Programs, TrainClass } from "./programs/index.ts";
 import type { Capacities, Target } from "./target.ts";
 
 /** 256-byte alignment, in words. */

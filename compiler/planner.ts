@@ -2,7 +2,7 @@
 import { adapterMethods } from "./adapters/index.ts";
 import { checkConfig } from "./config.ts";
 import { models } from "./models/index.ts";
-import { buildPrograms } from "./programs.ts";
+import { buildPrograms } from "./programs/index.ts";
 import { defaultCapacities } from "./target.ts";
 
 export interface MethodMemory {

@@ -1,6 +1,6 @@
 /** The graph verifier, run on every program: row domains never mix, and a state has one writer chain. */
 import { type Node, opOf, type Type, toposort } from "../ops/index.ts";
-import type { GraphProgram } from "./programs.ts";
+import type { GraphProgram } from "./programs/index.ts";
 
 /** Throws when a program's graph breaks a rule of the language: an error here is a bug of ours, not of the user. */
 export function verify(program: GraphProgram): void {

@@ -2,7 +2,7 @@
 import { readdirSync, readFileSync } from "node:fs";
 import type { BlockEntry, CapacityEntry, GridDim, ProgramEntry } from "../../runtime/bundle.ts";
 import { extArray, HEADER, headerWords, MASK_WORDS, segmentsOf, unitTableWords } from "../metadata.ts";
-import { CALIBRATE, CALIBRATE_GRADIENT } from "../programs.ts";
+import { CALIBRATE, CALIBRATE_GRADIENT } from "../programs/index.ts";
 import { compileAssembly } from "./asc.ts";
 
 const hostFolder = new URL("../../runtime/host/", import.meta.url);

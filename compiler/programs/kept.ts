@@ -1,0 +1,76 @@
+/** What a class of jobs keeps of its forward, which is what its pruned backward reads, and no more than cannot be computed again. */
+import { type Node, opOf, toposort, type Value, valueKey } from "../../ops/index.ts";
+import type { SavedBytes, SavedField, TrainClass } from "./program.ts";
+import type { Region, Rows } from "./region.ts";
+
+export interface Kept {
+  /** What bounds a unit whatever it keeps: the layer's input, and attention's output and log-sum-exp, which is never rerun. */
+  readonly boundary: readonly Value[];
+  /** The boundary, then what mode `all` keeps too. */
+  readonly all: readonly Value[];
+  readonly fields: readonly SavedField[];
+  readonly bytes: SavedBytes;
+}
+
+/** Values of the forward that the backward reads, fewest first kept: what is pointwise in kept values is recomputed, never stored. */
+function keptSet(forward: ReadonlySet<Node>, roots: readonly Value[]): { read: Value[]; kept: Value[] } {
+  const read = new Map<string, Value>();
+  const order = toposort(roots);
+  for (const node of order)
+    if (!forward.has(node))
+      for (const v of node.ins) if (forward.has(v.node) && v.type.kind === "rows") read.set(valueKey(v), v);
+  const keep = new Set(read.keys());
+  const recomputable = (v: Value): boolean => {
+    if (keep.has(valueKey(v))) return true;
+    const op = opOf(v.node.op);
+    if (op.kind === "input") return v.type.kind !== "rows";
+    return op.kind === "point" && !op.remote && v.node.ins.every(recomputable);
+  };
+  for (const node of [...order].reverse())
+    for (const [key, v] of read)
+      if (v.node === node && opOf(node.op).kind !== "input") {
+        keep.delete(key);
+        if (!recomputable(v)) keep.add(key);
+      }
+  return { read: [...read.values()], kept: [...read].filter(([key]) => keep.has(key)).map(([, v]) => v) };
+}
+
+/** The kept sets of `unit`, a layer over a unit's rows whose backward is `roots`. */
+export function keptOf(cls: TrainClass, unit: Region, roots: readonly Value[]): Kept {
+  const order = toposort([unit.out]);
+  const attend = order.find((n) => n.op === "attend")!;
+  const boundary = [
+    unit.h,
+    { node: attend, index: 0, type: attend.outs[0]! },
+    { node: attend, index: 1, type: attend.outs[1]! },
+  ];
+  const edges = new Set(boundary.map(valueKey));
+  const sets = keptSet(new Set(order), roots);
+  const inside = (v: Value): boolean => !edges.has(valueKey(v));
+  const all = [...boundary, ...sets.kept.filter(inside)];
+  const fields = all.map((v): SavedField => {
+    const edge = edges.has(valueKey(v));
+    const label = `${v === unit.h ? "h_in" : v.node.label}${v.index ? `_${v.index}` : ""}`;
+    const name = edge
+      ? `${cls === "full" ? "full" : "adapter"}.${label}`
+      : `${cls}.${label}_${order.indexOf(v.node)}`;
+    return { name, cols: (v.type as Rows).cols, index: edge ? "save_row" : "ext_row" };
+  });
+  const bytes = (vs: readonly Value[]): number => vs.reduce((n, v) => n + 4 * (v.type as Rows).cols, 0);
+  const everything = order
+    .filter((n) => n.op !== "input")
+    .flatMap((node) =>
+      node.outs.flatMap((type, index) => (type.kind === "rows" ? [{ node, index, type }] : [])),
+    );
+  return {
+    boundary,
+    all,
+    fields,
+    bytes: {
+      naive: bytes(everything),
+      read: bytes([...boundary, ...sets.read.filter(inside)]),
+      all: bytes(all),
+      boundary: bytes(boundary),
+    },
+  };
+}
