@@ -8,6 +8,7 @@ import { type Manifest, WeftError } from "./bundle.ts";
 import { virtualTokens } from "./content.ts";
 import type { Device, DeviceInfo, Range } from "./device.ts";
 import { COUNTER, EVENT, Host, KIND, NONE } from "./host.ts";
+import { type Invariance, settleInvariance } from "./invariance.ts";
 import { readManifest, readVerified, uploadWeights } from "./load.ts";
 import { type Change, mergeChanges } from "./merge.ts";
 import { checked, EngineOptions, GenerateIds } from "./options.ts";
@@ -109,16 +110,14 @@ export class Engine {
     const device = await open(manifest, (name) => readVerified(reader, manifest, name));
     try {
       options.signal?.throwIfAborted();
-      const host = await Host.open(
-        manifest,
-        device.plan.metaWords,
-        device,
-        (await readVerified(reader, manifest, "host.wasm")) as BufferSource,
-      );
+      const module = (await readVerified(reader, manifest, "host.wasm")) as BufferSource;
       await uploadWeights(reader, manifest, device, progress);
-      const engine = new Engine(manifest, device, host, options, reader);
       progress({ phase: "check", done: 0, total: 1 });
-      engine.invariance = await engine.checkInvariance();
+      const { invariance, host } = await settleInvariance(manifest, device, (manyRows) =>
+        Host.open(manifest, device.plan.metaWords, { manyRows, lanes: device.lanes }, module),
+      );
+      const engine = new Engine(manifest, device, host, options, reader);
+      engine.invariance = invariance;
       progress({ phase: "ready", done: 1, total: 1 });
       return engine;
     } catch (e) {
@@ -127,36 +126,8 @@ export class Engine {
     }
   }
 
-  /** Is a row's result the same bits whatever batch it is in? Checked on this device at load; `off` is told, never hidden. */
-  invariance: "verified" | "off" = "off";
-  /** Rows of one sequence in tiles, and each as the last row of a chunk of another size: every kernel of the forward, at every row position of a tile. */
-  private async checkInvariance(): Promise<"verified" | "off"> {
-    const n = Math.min(
-      11,
-      this.manifest.capacities.context,
-      this.manifest.capacities.tokens,
-      this.manifest.capacities.headRows,
-    );
-    const ids = Array.from({ length: n }, (_, i) => (i * 37 + 11) % this.manifest.model.vocab);
-    const whole = await this.score(ids, { logits: true });
-    for (const k of [1, Math.ceil(n / 2), n - 1]) {
-      if (k < 1) continue;
-      const part = await this.score(ids.slice(0, k), { logits: true });
-      for (let i = 0; i < k; i++)
-        if (whole.logits![i]!.some((x, j) => !Object.is(x, part.logits![i]![j]!))) return "off";
-    }
-    // Where steps of few and of many rows take other kernels: a prompt in one step says what the same prompt in chunks says.
-    const { context, tokens, headRows } = this.manifest.capacities;
-    const many = this.device.manyRows;
-    if (many > headRows && many + 1 < Math.min(context, tokens)) {
-      const prompt = Array.from({ length: many + 1 }, (_, i) => (i * 31 + 7) % this.manifest.model.vocab);
-      for await (const e of this.generate({ prompt, maxTokens: 1 })) {
-        const { logprobs } = await this.score([...prompt, e.id]);
-        if (e.logprob !== logprobs.at(-1)) return "off";
-      }
-    }
-    return "verified";
-  }
+  /** Is a row's result the same bits whatever batch it is in? Checked on this device at load; told, never hidden. */
+  invariance: Invariance = "off";
 
   get info(): DeviceInfo {
     return this.device.info;

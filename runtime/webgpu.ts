@@ -370,14 +370,15 @@ function play(
     const staging = total ? takeStaging(total) : null;
     let at = 0;
     for (const r of ranges) {
-      encoder.copyBufferToBuffer(memory.of(r.cls, r.group), r.offset * 4, staging!, at, r.words * 4);
+      if (r.words)
+        encoder.copyBufferToBuffer(memory.of(r.cls, r.group), r.offset * 4, staging!, at, r.words * 4);
       at += r.words * 4;
     }
     queue.submit([encoder.finish()]);
     if (!staging) {
       await watch.until(queue.onSubmittedWorkDone(), "webgpu step");
       watch.check();
-      return [];
+      return ranges.map(() => new Float32Array(0));
     }
     let all: Float32Array;
     try {

@@ -153,6 +153,7 @@ test("a device lost while streams and a job run: all of them are told so, nothin
     assert.equal(codes, ["WEFT_DEVICE_LOST", "WEFT_DEVICE_LOST", "WEFT_DEVICE_LOST"]);
     await engine.dispose();
     const again = await load(trained, { device: "software" });
+    assert.is(again.core.invariance, "verified");
     assert.is((await again.score(ids("a"))).logprobs.length, 29);
     await again.dispose();
   });

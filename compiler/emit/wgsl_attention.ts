@@ -6,7 +6,7 @@
 import { KV_BLOCK, type Node, type Type, type Value } from "../../ops/index.ts";
 import type { Body } from "../fuse.ts";
 import type { KernelEnv, Variant } from "../kernel.ts";
-import { f32, fn, header, indent, rowAt, WG } from "./wgsl_parts.ts";
+import { f32, fn, header, indent, pin, registers, rowAt, WG } from "./wgsl_parts.ts";
 
 type Kv = Type & { kind: "kv" };
 
@@ -32,6 +32,8 @@ function shape(b: Body, node: Node, env: KernelEnv) {
     kvHeads: kv.heads,
     group: heads / kv.heads,
     scale: f32(Number(node.attrs.scale)),
+    /** A product of q and k in the scale of the softmax; what is subtracted from it next must not be contracted into it. */
+    scaled: (dot: string): string => pin(`${dot} * ${f32(Number(node.attrs.scale))}`),
     /** First word of a position's key (part 0) or value (1). */
     kvAt: (part: 0 | 1, position: string, kh: string): string =>
       `${offset} + kv_index(table, ${position}, ${part}, ${kh}, ${kv.heads}, ${kv.headDim})`,
@@ -44,7 +46,7 @@ function shape(b: Body, node: Node, env: KernelEnv) {
 const overDims = (hd: number, body: string): string => `for (var d = 0; d < ${hd}; d++) { ${body} }`;
 
 function forward(name: string, b: Body, node: Node, env: KernelEnv): string {
-  const { hd, group, scale, kvAt, operand, out, pos, table } = shape(b, node, env);
+  const { hd, group, scaled, kvAt, operand, out, pos, table } = shape(b, node, env);
   const [o, l] = [out(0), out(1)];
   const q = operand(node.ins[0]!, "row");
   return fn(name, [
@@ -54,9 +56,9 @@ function forward(name: string, b: Body, node: Node, env: KernelEnv): string {
     `  let kh = h / ${group};`,
     `  let keys = ${pos} + 1;`,
     `  let table = ${table};`,
-    `  var q: array<f32, ${hd}>;`,
-    `  var o: array<f32, ${hd}>;`,
-    `  var s: array<f32, ${KV_BLOCK}>;`,
+    `  ${registers("q", hd)}`,
+    `  ${registers("o", hd)}`,
+    `  ${registers("s", KV_BLOCK)}`,
     `  let qp = ${q.at} + h * ${hd};`,
     `  ${overDims(hd, `q[d] = ${q.cls}[qp + d];`)}`,
     "  var m = -1.0e30f;",
@@ -68,7 +70,7 @@ function forward(name: string, b: Body, node: Node, env: KernelEnv): string {
     "    for (var j = 0; j < c; j++) {",
     "      var dot = 0.0f;",
     `      ${overDims(hd, `dot = fma(q[d], kv[k + j * ${hd} + d], dot);`)}`,
-    `      s[j] = dot * ${scale};`,
+    `      s[j] = ${scaled("dot")};`,
     "      mt = max(mt, s[j]);",
     "    }",
     "    let corr = exp(m - mt);",
@@ -82,11 +84,11 @@ function forward(name: string, b: Body, node: Node, env: KernelEnv): string {
     "  }",
     "  let inv = 1.0f / l;",
     `  ${overDims(hd, `${o.cls}[${o.offset} + row * ${o.stride} + h * ${hd} + d] = o[d] * inv;`)}`,
-    `  ${l.cls}[${l.offset} + row * ${l.stride} + h] = m + log(l);`,
+    `  ${l.cls}[${l.offset} + row * ${l.stride} + h] = m + ${pin("log(l)")};`,
   ]);
 }
 function forwardShared(name: string, b: Body, node: Node, env: KernelEnv): string {
-  const { hd, group, scale, kvAt, operand, out, pos, table } = shape(b, node, env);
+  const { hd, group, scaled, kvAt, operand, out, pos, table } = shape(b, node, env);
   const [o, l] = [out(0), out(1)];
   const q = operand(node.ins[0]!, "row");
   const own = Math.ceil(hd / WG);
@@ -109,7 +111,7 @@ function forwardShared(name: string, b: Body, node: Node, env: KernelEnv): strin
     `      let k = ${kvAt(0, "t + lane", "kh")};`,
     "      var dot = 0.0f;",
     `      ${overDims(hd, "dot = fma(shared_q[d], kv[k + d], dot);")}`,
-    `      part[lane] = dot * ${scale};`,
+    `      part[lane] = ${scaled("dot")};`,
     "    }",
     "    workgroupBarrier();",
     "    var mt = m;",
@@ -137,12 +139,12 @@ function forwardShared(name: string, b: Body, node: Node, env: KernelEnv): strin
       each((i) => `${o.cls}[${o.offset} + row * ${o.stride} + h * ${hd} + d] = o${i} * inv;`),
       2,
     ),
-    `  if (lane == 0) { ${l.cls}[${l.offset} + row * ${l.stride} + h] = m + log(l); }`,
+    `  if (lane == 0) { ${l.cls}[${l.offset} + row * ${l.stride} + h] = m + ${pin("log(l)")}; }`,
   ]);
 }
 
 function queries(name: string, b: Body, node: Node, env: KernelEnv): string {
-  const { hd, group, scale, kvAt, operand, out, pos, table } = shape(b, node, env);
+  const { hd, group, scale, scaled, kvAt, operand, out, pos, table } = shape(b, node, env);
   const [q, , oIn, lseIn, dout] = node.ins;
   const [qAt, oAt, lAt, gAt] = [
     operand(q!, "row"),
@@ -158,7 +160,7 @@ function queries(name: string, b: Body, node: Node, env: KernelEnv): string {
     `  let kh = h / ${group};`,
     `  let keys = ${pos} + 1;`,
     `  let table = ${table};`,
-    ...["q", "g", "k", "dq"].map((v) => `  var ${v}: array<f32, ${hd}>;`),
+    ...["q", "g", "k", "dq"].map((v) => `  ${registers(v, hd)}`),
     `  let qp = ${qAt.at} + h * ${hd};`,
     `  let gp = ${gAt.at} + h * ${hd};`,
     `  let op = ${oAt.at} + h * ${hd};`,
@@ -172,7 +174,7 @@ function queries(name: string, b: Body, node: Node, env: KernelEnv): string {
     "      var dot = 0.0f;",
     "      var dp = 0.0f;",
     `      ${overDims(hd, `k[d] = kv[kp + j * ${hd} + d]; dot = fma(q[d], k[d], dot); dp = fma(g[d], kv[vp + j * ${hd} + d], dp);`)}`,
-    `      let ds = exp(dot * ${scale} - lse) * (dp - dsum) * ${scale};`,
+    `      let ds = exp(${scaled("dot")} - lse) * (dp - dsum) * ${scale};`,
     `      ${overDims(hd, "dq[d] = fma(ds, k[d], dq[d]);")}`,
     "    }",
     "  }",
@@ -181,7 +183,7 @@ function queries(name: string, b: Body, node: Node, env: KernelEnv): string {
 }
 
 function keys(name: string, b: Body, node: Node, env: KernelEnv): string {
-  const { hd, group, kvHeads, scale, kvAt, operand, out } = shape(b, node, env);
+  const { hd, group, kvHeads, scale, scaled, kvAt, operand, out } = shape(b, node, env);
   const [q, , oIn, lseIn, dout] = node.ins;
   const [qAt, oAt, lAt, gAt] = [
     operand(q!, "row"),
@@ -203,7 +205,7 @@ function keys(name: string, b: Body, node: Node, env: KernelEnv): string {
     `  let kp = ${kvAt(0, "key", "kh")};`,
     `  let vp = ${kvAt(1, "key", "kh")};`,
     `  let out = ${d.offset} + (${seg("seg_base", "s")} + key) * ${width} + kh * ${hd};`,
-    ...["k", "v", "tk", "tv", "dk", "dv", "x", "g"].map((v) => `  var ${v}: array<f32, ${hd}>;`),
+    ...["k", "v", "tk", "tv", "dk", "dv", "x", "g"].map((v) => `  ${registers(v, hd)}`),
     `  ${overDims(hd, "k[d] = kv[kp + d]; v[d] = kv[vp + d];")}`,
     `  if (${seg("seg_fresh", "s")} == 0) { ${overDims(hd, `tk[d] = ${d.cls}[out + d]; tv[d] = ${d.cls}[out + ${width / 2} + d];`)} }`,
     "  loop {",
@@ -221,7 +223,7 @@ function keys(name: string, b: Body, node: Node, env: KernelEnv): string {
     "        var dp = 0.0f;",
     "        var dsum = 0.0f;",
     `        ${overDims(hd, `x[d] = ${qAt.cls}[qp + d]; g[d] = ${gAt.cls}[gp + d]; dot = fma(x[d], k[d], dot); dp = fma(g[d], v[d], dp); dsum = fma(g[d], ${oAt.cls}[op + d], dsum);`)}`,
-    `        let p = exp(dot * ${scale} - ${lAt.cls}[${lAt.at} + h]);`,
+    `        let p = exp(${scaled("dot")} - ${lAt.cls}[${lAt.at} + h]);`,
     `        let ds = p * (dp - dsum) * ${scale};`,
     `        ${overDims(hd, "dk[d] = fma(ds, x[d], dk[d]); dv[d] = fma(p, g[d], dv[d]);")}`,
     "      }",

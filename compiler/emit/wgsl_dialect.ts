@@ -3,7 +3,7 @@ import { type Ix, ixUsesCol, type Type, type Value } from "../../ops/index.ts";
 import type { Store } from "../fuse.ts";
 import { type KernelEnv, SLOT_TABLE } from "../kernel.ts";
 import { type Dialect, type Printer, usesCol } from "./printer.ts";
-import { f32, header, headerF } from "./wgsl_parts.ts";
+import { f32, header, headerF, pin } from "./wgsl_parts.ts";
 
 type Kv = Type & { kind: "kv" };
 
@@ -60,8 +60,10 @@ export function dialect(env: KernelEnv): Dialect {
         case "rsqrt":
           return `(1.0f / sqrt(${a[0]}))`;
         case "pin":
-          // A run-time zero that the driver cannot see through: the product inside is rounded here, in every kernel.
-          return `bitcast<f32>(bitcast<u32>(${a[0]}) ^ u32(${header("zero")}))`;
+          return pin(a[0]!);
+        case "log":
+          // Drivers make it a product, log2(x) · ln 2.
+          return pin(`log(${a[0]})`);
         default:
           return `${fn}(${a.join(", ")})`;
       }
@@ -114,7 +116,7 @@ export function dialect(env: KernelEnv): Dialect {
     },
     test: (e, ix) => (e.test === "nonneg" ? `${ix} >= 0` : `${ix} != 0`),
     branch: (name, type, test, a, b) => [
-      `var ${name}: ${type};`,
+      `var ${name} = ${type}();`,
       `if (${test}) {`,
       ...a.lines.map((l) => `  ${l}`),
       `  ${name} = ${a.text};`,

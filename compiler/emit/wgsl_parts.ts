@@ -20,8 +20,23 @@ export const headerF = (name: string): string => `bitcast<f32>(${header(name)})`
 /** Is a mask bit set in the block's header? */
 export const maskBit = (bit: number): string => `((${header(`mask_${bit >> 5}`)} >> ${bit & 31}u) & 1) == 1`;
 export const signature = "wg: vec3<i32>, lane: i32";
-export const fn = (name: string, lines: readonly string[], params = signature): string =>
-  `fn ${name}(${params}) {\n${lines.join("\n")}\n}`;
+/**
+ * A function. Every variable in it has an initialiser: without one, a variable of a loop's body was seen to keep what the turn before left in it
+ * (SwiftShader, llvmpipe), where the language says that it is zero.
+ */
+export function fn(name: string, lines: readonly string[], params = signature): string {
+  const body = lines.join("\n");
+  const bare = /\bvar \w+\s*(:[^=;]*)?;/.exec(body);
+  if (bare) throw new Error(`${name}: no initialiser: ${bare[0]}`);
+  return `fn ${name}(${params}) {\n${body}\n}`;
+}
+/**
+ * The number itself, rounded: with a run-time zero that the driver cannot see through, so that it cannot contract the product inside into a later
+ * addition in one kernel and not in another.
+ */
+export const pin = (text: string): string => `bitcast<f32>(bitcast<u32>(${text}) ^ u32(${header("zero")}))`;
+/** Registers of zeros. */
+export const registers = (name: string, n: number): string => `var ${name} = array<f32, ${n}>();`;
 
 /** First word of row `r` of an operand, and the buffer it is in. */
 export function rowAt(o: Operand, env: KernelEnv, r: string): { cls: string; at: string } {

@@ -1,0 +1,319 @@
+/**
+ * Law 4, checked on the device that will serve: the bits of a row depend on its sequence and its adapter, not on the batch that it is in. Every kernel
+ * family runs rows alone, in pieces and in one step, and what they leave is compared bit for bit. It drives a host of its own, which is thrown away.
+ */
+import { AdapterStore, type Generation } from "./adapters.ts";
+import type { Manifest, ParamEntry } from "./bundle.ts";
+import {
+  type AdapterContent,
+  defaultConfig,
+  initialContent,
+  placeOf,
+  rowsInUse,
+  virtualTokens,
+} from "./content.ts";
+import type { Device, Range } from "./device.ts";
+import { COUNTER, EVENT, type Host, KIND, NONE } from "./host.ts";
+import { mix } from "./random.ts";
+
+/**
+ * `verified`: every family gives a row the same bits. `single-family`: kernels for few and for many rows differ on this device, so one of the two serves
+ * all steps, and with that the law holds. `off`: it does not hold here.
+ */
+export type Invariance = "verified" | "single-family" | "off";
+
+/** Rows of the short sequence: prime to the rows of a tile, so that copies of it side by side are at every place of one. */
+const SHORT = 5;
+/** Positions from which attention folds another split. */
+const SPLIT = 256;
+/** Words of a gradient that are compared. */
+const SAMPLE = 4096;
+/** No step has so many rows. */
+const NEVER = 2 ** 30;
+
+/** Check the device, and open the host that serves on it. `open` opens one that takes the kernels for many rows from `manyRows` on. */
+export async function settleInvariance(
+  manifest: Manifest,
+  device: Device,
+  open: (manyRows: number) => Promise<Host>,
+): Promise<{ invariance: Invariance; host: Host }> {
+  const holds = async (manyRows: number): Promise<boolean> =>
+    new Check(manifest, device, await open(manyRows), manyRows).holds();
+  const { manyRows } = device;
+  if (await holds(manyRows)) return { invariance: "verified", host: await open(manyRows) };
+  // Where steps of both kinds occur, one kind may do for all.
+  if (manyRows > 1 && manyRows <= manifest.capacities.tokens)
+    for (const single of [NEVER, 1])
+      if (await holds(single)) return { invariance: "single-family", host: await open(single) };
+  return { invariance: "off", host: await open(manyRows) };
+}
+
+/** A request of the check. */
+interface Play {
+  readonly ids: readonly number[];
+  readonly adapter?: Generation | undefined;
+  /** `score`: logits of every row; `generate`: of the last. */
+  readonly kind: "score" | "generate";
+}
+/** What a request left: the last hidden state of each row, and logits by position. */
+interface Left {
+  readonly hidden: Float32Array[];
+  readonly logits: Map<number, Float32Array>;
+}
+const idsOf = (n: number, vocab: number): number[] => Array.from({ length: n }, (_, i) => mix(n, i) % vocab);
+const same = (a: Float32Array, b: Float32Array): boolean =>
+  a.length === b.length && a.every((x, i) => Object.is(x, b[i]));
+const sameLeft = (a: Left, b: Left): boolean =>
+  a.hidden.every((row, i) => same(row, b.hidden[i]!)) &&
+  [...a.logits].every(([at, row]) => same(row, b.logits.get(at)!));
+
+class Check {
+  private readonly store: AdapterStore;
+  constructor(
+    private readonly manifest: Manifest,
+    private readonly device: Device,
+    private readonly host: Host,
+    private readonly manyRows: number,
+  ) {
+    this.store = new AdapterStore(manifest, device, host);
+  }
+
+  async holds(): Promise<boolean> {
+    try {
+      return (
+        (await this.rows()) && (await this.lengths()) && (await this.adapters()) && (await this.training())
+      );
+    } finally {
+      this.clean();
+    }
+  }
+
+  /** Rows alone, in pieces, and beside copies of themselves: each place of a tile, each tail. */
+  private async rows(): Promise<boolean> {
+    const { context, tokens, headRows, sequences } = this.manifest.capacities;
+    const n = Math.min(SHORT, context);
+    const one: Play = { ids: idsOf(n, this.manifest.model.vocab), kind: "score" };
+    const [alone] = await this.play([one], 1);
+    for (const budget of [2, 3, n]) {
+      const [pieces] = await this.play([one], budget);
+      if (!sameLeft(alone!, pieces!)) return false;
+    }
+    const copies = Math.max(1, Math.min(Math.floor(Math.min(tokens, headRows) / n), sequences, 8));
+    const together = await this.play(Array<Play>(copies).fill(one), tokens);
+    return together.every((left) => sameLeft(alone!, left));
+  }
+
+  /** One prompt in the largest steps and in small ones: kernels for few rows and for many, and contexts past a split of attention. */
+  private async lengths(): Promise<boolean> {
+    const { context, tokens, blocks } = this.manifest.capacities;
+    const both = this.manyRows > 1 && this.manyRows <= tokens;
+    const n = Math.min(
+      context - 1,
+      blocks * 32 - 1,
+      (context > SPLIT ? SPLIT : 0) + (both ? this.manyRows : 0) + SHORT,
+    );
+    if (n < 1) return true;
+    const one: Play = { ids: idsOf(n, this.manifest.model.vocab), kind: "generate" };
+    // Large steps of equal size, so that the last rows are in one too.
+    const [large] = await this.play([one], Math.ceil(n / Math.ceil(n / tokens)));
+    const [small] = await this.play([one], Math.min(tokens, both ? this.manyRows - 1 : 37));
+    return sameLeft(large!, small!);
+  }
+
+  /** An adapter of random numbers of each method: alone row by row, and all in one batch with the base. */
+  private async adapters(): Promise<boolean> {
+    const { capacities, model, methods } = this.manifest;
+    const names = Object.keys(methods);
+    for (let at = 0; at < names.length; at += capacities.slots) {
+      const group: Generation[] = [];
+      for (const name of names.slice(at, at + capacities.slots))
+        group.push(this.store.publish(name, await randomContent(this.manifest, this.device, name)));
+      const plays = [undefined, ...group].map(
+        (adapter): Play => ({ ids: idsOf(SHORT, model.vocab), adapter, kind: "generate" }),
+      );
+      const alone: Left[] = [];
+      for (const p of plays) alone.push((await this.play([p], 1))[0]!);
+      const mixed = await this.play([...plays, ...plays], capacities.tokens);
+      if (!mixed.every((left, i) => sameLeft(alone[i % plays.length]!, left))) return false;
+      for (const g of group) this.store.remove(g.name);
+    }
+    return true;
+  }
+
+  /** Gradients of each class that is trained here: whole windows, packed units and all kept; and pieces, single quanta and recomputing. */
+  private async training(): Promise<boolean> {
+    for (const [index, cls] of this.manifest.train.entries()) {
+      const whole = await this.gradients(index, cls, this.manifest.capacities.tokens, true);
+      const pieces = await this.gradients(index, cls, 7, false);
+      if (!whole.every((g, i) => same(g, pieces[i]!))) return false;
+    }
+    return true;
+  }
+  private async gradients(
+    index: number,
+    cls: string,
+    budget: number,
+    keep: boolean,
+  ): Promise<Float32Array[]> {
+    const { manifest, device, host, store } = this;
+    const { capacities: c, model, methods } = manifest;
+    const { exports } = host;
+    const lane = device.lanes - 1;
+    const content = cls === "full" ? null : await randomContent(manifest, device, cls);
+    const slot = content ? store.acquireTraining(content)! : 0;
+    const ranges = this.gradientRanges(cls);
+    for (const r of ranges) device.clear(r);
+    exports.jobOpen(0, slot, index, 0);
+    const virtual = virtualTokens(manifest, content);
+    const longest = Math.min(c.context, c.savedRows, c.blocks * 32);
+    // One sequence of several quanta, and a short one beside it where there is room.
+    for (const n of [Math.min(longest, virtual + c.quantum + SHORT), virtual + SHORT]) {
+      const dropout = content && methods[cls]!.dropout ? 0.1 : 0;
+      const seq = exports.jobAdd(0, n, 1 / n, dropout ? 1 + n : 0, dropout, keep ? 1 : 0);
+      if (seq === NONE) continue;
+      const ids = idsOf(n, model.vocab);
+      host.tokens(seq).set(ids.map((id, i) => (i < virtual ? 0 : id)));
+      host.labels(seq).set(ids.map((id, i) => (i < virtual ? -100 : (id + 1) % model.vocab)));
+    }
+    exports.jobStart(0, 0);
+    for (let done = false; !done; ) {
+      const { events } = await this.step(lane, budget);
+      for (let i = 0; i < events.length; i += 4) done ||= events[i] === EVENT.microDone;
+    }
+    exports.jobClose(0);
+    if (slot) store.releaseTraining(slot);
+    return device.readAll(ranges);
+  }
+  /** Where a class's gradients gather, or the first words of them. */
+  private gradientRanges(cls: string): Range[] {
+    const { plan, lanes } = this.device;
+    const { layers } = this.manifest.model;
+    const of = (params: readonly ParamEntry[], group: number): Range[] =>
+      params
+        .filter((p) => p.accum >= 0)
+        .map((p) => ({
+          cls: "accum",
+          group,
+          offset: p.accum,
+          words: Math.min(SAMPLE, p.words),
+          lane: lanes - 1,
+        }));
+    const own = plan.factors.filter((p) => this.manifest.branches[p.branch!]!.method === cls);
+    const inner = cls === "full" ? plan.layerParams : own;
+    const outer = cls === "full" ? of(plan.outerParams, layers) : [];
+    return [...outer, ...Array.from({ length: layers }, (_, l) => of(inner, l)).flat()];
+  }
+
+  /** Play requests to their end, in steps of at most `budget` rows. */
+  private async play(plays: readonly Play[], budget: number): Promise<Left[]> {
+    const { manifest, host, store } = this;
+    const { exports } = host;
+    const live = new Map<number, Left>();
+    const left = plays.map((): Left => ({ hidden: [], logits: new Map() }));
+    let next = 0;
+    /** As many as there is room for, in order. */
+    const admit = (): void => {
+      for (; next < plays.length; next++) {
+        const { ids, adapter, kind } = plays[next]!;
+        const virtual = virtualTokens(manifest, adapter?.content ?? null);
+        const length = virtual + ids.length;
+        const limit = length + (kind === "generate" ? 1 : 0);
+        const slot = adapter ? store.acquire(adapter)! : 0;
+        if (adapter) store.release(adapter);
+        const seq = exports.addRequest(KIND[kind], length, limit, slot, virtual);
+        if (seq === NONE) return;
+        host.tokens(seq).fill(0, 0, virtual);
+        host.tokens(seq).set(ids, virtual);
+        live.set(seq, left[next]!);
+      }
+    };
+    for (admit(); live.size; admit()) {
+      const { rows, hidden, logits, events } = await this.step(0, budget);
+      rows.forEach((seq, r) => {
+        live.get(seq)!.hidden.push(hidden[r]!);
+      });
+      const { vocab } = manifest.model;
+      for (let i = 0; i < events.length; i += 4) {
+        const [type, seq, at, row] = [events[i], events[i + 1]!, events[i + 2]!, events[i + 3]!];
+        const values = (): Float32Array => logits.slice(row * vocab, (row + 1) * vocab);
+        if (type === EVENT.scored) live.get(seq)!.logits.set(at, values());
+        if (type === EVENT.token) live.get(seq)!.logits.set(NONE, values());
+        if (type === EVENT.finished) live.delete(seq);
+      }
+    }
+    return left;
+  }
+  /** One step of a lane: the sequence and last hidden state of each row, logits, and what the host says. */
+  private async step(
+    lane: number,
+    budget: number,
+  ): Promise<{ rows: number[]; hidden: Float32Array[]; logits: Float32Array; events: Int32Array }> {
+    const { host, device, manifest } = this;
+    const { hiddenSize: d, vocab } = manifest.model;
+    const { homes } = device.plan;
+    const commands = host.exports.schedule(lane, budget, budget);
+    const rows = [...host.rowSequences(lane)];
+    const heads = host.exports.counterOf(lane, COUNTER.head);
+    if (!commands) throw new Error("the check of batch invariance has nothing left to run and has not ended");
+    const at = { cls: "arena", group: 0, lane } as const;
+    const [h, logits] = await device.run(lane, host.commands(lane, commands), host.meta(lane), [
+      { ...at, offset: homes.h, words: rows.length * d },
+      { ...at, offset: homes.logits, words: heads * vocab },
+    ]);
+    host.logits().set(logits!);
+    const events = host.events(lane, host.exports.commit(lane)).slice();
+    return { rows, hidden: rows.map((_, r) => h!.subarray(r * d, (r + 1) * d)), logits: logits!, events };
+  }
+
+  /** Slots and accumulators as they were: empty. */
+  private clean(): void {
+    const { device, manifest } = this;
+    const { plan, lanes } = device;
+    const { layers } = manifest.model;
+    const lane = lanes - 1;
+    const { adapters, tables, accum } = plan.classes;
+    const full = manifest.train.includes("full");
+    const clear = (cls: Range["cls"], group: number, offset: number, words: number): void => {
+      if (words > 0) device.clear({ cls, group, offset, words, lane });
+    };
+    for (let group = 0; group < layers; group++) {
+      clear("adapters", group, 0, adapters.layer);
+      clear("tables", group, 64, tables.layer - 64);
+      clear("accum", group, 0, full ? accum.layer : plan.jobWords);
+    }
+    if (full) clear("accum", layers, 0, accum.outer);
+  }
+}
+
+/** An adapter of a method as it may come out of training: no tensor of zeros, which would hide what its kernels do. */
+async function randomContent(manifest: Manifest, { plan }: Device, method: string): Promise<AdapterContent> {
+  const noise = (n: number, seed: number): Float32Array =>
+    Float32Array.from({ length: n }, (_, i) => (mix(seed, i) / 2 ** 32 - 0.5) / 8);
+  const content = await initialContent(
+    manifest,
+    plan.factors,
+    plan.slotWords,
+    defaultConfig(manifest, method),
+    1,
+    {
+      scores: async (_what, _layer, site) => new Float64Array(site.outFeatures).fill(1),
+      taken: () => new Set(),
+      matrix: async (_layer, site) => noise(site.outFeatures * site.inFeatures, 2),
+      bias: async (_layer, site) => noise(site.outFeatures, 3),
+      tuned: null,
+      embedding: async (id) => noise(manifest.model.hiddenSize, id),
+    },
+  );
+  content.tensors.forEach((data, layer) => {
+    content.branches[layer]!.forEach((state, i) => {
+      if (!state.rank) return;
+      for (const t of manifest.branches[i]!.tensors)
+        if (t.init === "zeros")
+          data.set(
+            noise(rowsInUse(t, state) * t.cols, mix(layer, i)),
+            placeOf(plan.factors, i, t.name).offset,
+          );
+    });
+  });
+  return content;
+}

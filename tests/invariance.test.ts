@@ -1,0 +1,139 @@
+/** The check of law 4 at load: it sees any family of kernels that is not batch-invariant, falls back to one family where that helps, and leaves no trace. */
+import * as assert from "uvu/assert";
+import { type CompileOptions, compile } from "../compiler/compile.ts";
+import { compileKernels } from "../compiler/emit/asc.ts";
+import { Engine as Core } from "../runtime/engine.ts";
+import { openWasm } from "../runtime/wasm.ts";
+import { openWebGpu } from "../runtime/webgpu.ts";
+import { bits, configs, idsOf, s2ftOdd, small, tiny } from "./support/engines.ts";
+import { suite } from "./support/suite.ts";
+import { writeModel } from "./support/tiny.ts";
+
+const test = suite("invariance");
+const text = (bytes: Uint8Array): string => new TextDecoder().decode(bytes);
+
+/** A core over a bundle whose Wasm kernels are changed. */
+async function wasmCore(
+  files: ReadonlyMap<string, Uint8Array>,
+  change: ((source: string) => string) | null,
+  threads = 1,
+): Promise<Core> {
+  const source = text(files.get("kernels.as.ts")!);
+  const changed = change?.(source) ?? source;
+  if (change) assert.is.not(changed, source, "the kernel is where it was");
+  const module = change ? await compileKernels(changed) : files.get("kernels.wasm")!;
+  const reader = { where: "memory", read: async (name: string) => files.get(name)! };
+  return Core.open(reader, (m) => openWasm(m, module, { threads }));
+}
+const compiled = (o: CompileOptions = {}, config = configs.even) =>
+  compile(writeModel(config), { targets: ["wasm"], ...o, capacities: { ...small, ...o.capacities } });
+
+test("an intact bundle of many methods is verified, on one thread and on two, and nothing of the check stays", async () => {
+  const { files, manifest } = await compiled(
+    { train: ["lora", "dora", "s2ft", "prefix", "sparse", "full"], capacities: { s2ft: s2ftOdd } },
+    configs.odd,
+  );
+  for (const threads of [1, 2]) {
+    const core = await wasmCore(files, null, threads);
+    assert.is(core.invariance, "verified");
+    const { blocks, slots } = core.memory();
+    assert.equal([blocks.free, slots.used, core.adapters.list()], [blocks.total, 0, []]);
+    const { plan } = core.device;
+    const { layers } = manifest.model;
+    for (const [cls, words] of [
+      ["adapters", plan.classes.adapters],
+      ["accum", plan.classes.accum],
+    ] as const)
+      for (let group = 0; group < layers; group++) {
+        const all = await core.device.read({ cls, group, offset: 0, words: words.layer });
+        assert.ok(
+          all.every((x) => x === 0),
+          `${cls} of layer ${group}`,
+        );
+      }
+    await core.dispose();
+  }
+});
+
+const inside = (name: RegExp, change: (body: string) => string) => (source: string) =>
+  source.replace(new RegExp(`function ${name.source}\\([\\s\\S]*?\\n}`, "g"), change);
+test("a perturbed family is seen: adapters, kept sets and packing of training, contexts past 256 tokens", async () => {
+  const { files } = await compiled();
+  const long = await compiled(
+    { train: [], capacities: { context: 288 } },
+    { ...configs.even, max_position_embeddings: 512 },
+  );
+  const cases: [string, ReadonlyMap<string, Uint8Array>, (source: string) => string][] = [
+    [
+      "a row's adapter, alone and among four",
+      files,
+      (s) => s.replace(/(function shrink4\(.*\{)/, "$1\n  cols -= 4;"),
+    ],
+    [
+      "a unit that recomputes, and one that kept all",
+      files,
+      inside(/backward_lora_all_attend_dq_0/, (b) => b.replace("<f32>(0.25)", "<f32>(0.2500001)")),
+    ],
+    [
+      "the second quantum of a unit",
+      files,
+      inside(/backward_lora_\w+_shrink_mlp_down_proj_lora_b_0_e/, (b) =>
+        b.replace("{", "{\n  if (row >= 32) store<f32>(acc, load<f32>(acc) * 1.001);"),
+      ),
+    ],
+    [
+      "keys past 256 in large steps",
+      long.files,
+      (s) => s.replace("a *= <f32>(0.25);", "a *= t >= 8 && n > 40 ? <f32>(0.2500001) : <f32>(0.25);"),
+    ],
+  ];
+  for (const [what, of, change] of cases) {
+    const core = await wasmCore(of, change);
+    assert.is(core.invariance, "off", what);
+    await core.dispose();
+  }
+});
+
+test("kernels for few and for many rows that differ: one of them serves all, and law 4 holds; where neither is sound, it says so", async () => {
+  const { files } = await compile(writeModel({ ...configs.even, num_hidden_layers: 1 }), {
+    targets: ["webgpu"],
+    train: [],
+    methods: [],
+    capacities: small,
+    limits: tiny,
+  });
+  const reader = { where: "memory", read: async (name: string) => files.get(name)! };
+  const inv = "let inv = 1.0f / l;";
+  const prompt = idsOf("few and many", 40, 128);
+  const said: string[] = [];
+  for (const [manyRows, change, verdict] of [
+    [1, (s: string) => s, "verified"],
+    [33, (s: string) => s, "verified"],
+    // The kernel for few rows is off, in the same way for every row.
+    [
+      33,
+      (s: string) => (s.includes("shared_q") ? s.replace(inv, "let inv = 1.0000002f / l;") : s),
+      "single-family",
+    ],
+    // Either kernel gives a row other bits at another place of the batch.
+    [33, (s: string) => s.replace(inv, "let inv = fma(f32(row), 1.0e-6f, 1.0f) / l;"), "off"],
+  ] as const) {
+    const core = await Core.open(reader, async (m, file) => {
+      const changed = async (name: string) => new TextEncoder().encode(change(text(await file(name))));
+      return { ...(await openWebGpu(m, changed, "software"))!, manyRows };
+    });
+    assert.is(core.invariance, verdict, `many from ${manyRows} rows`);
+    if (verdict !== "off") {
+      // In one step of 40 rows, and in pieces of at most 12.
+      const { logits } = await core.score(prompt, { logits: true });
+      for await (const e of core.generate({ prompt, maxTokens: 1, logprobs: 1 })) {
+        const scored = await core.score([...prompt, e.id]);
+        assert.is(e.logprob, scored.logprobs.at(-1));
+      }
+      said.push(bits(logits!.at(-1)!));
+    }
+    await core.dispose();
+  }
+  assert.is(said[1], said[0]);
+});
+test.run();

@@ -1,0 +1,152 @@
+/** What no WGSL of weft may contain: a variable without an initialiser, and a product that a driver could contract into an addition. */
+import * as assert from "uvu/assert";
+import { adapterMethods } from "../compiler/adapters/index.ts";
+import { compile } from "../compiler/compile.ts";
+import { fn } from "../compiler/emit/wgsl_parts.ts";
+import { configs, s2ftOdd, small } from "./support/engines.ts";
+import { suite } from "./support/suite.ts";
+import { writeModel } from "./support/tiny.ts";
+
+const test = suite("wgsl");
+
+/** Is an expression a float, and is it a product that was not rounded on the way? */
+interface Kind {
+  readonly float: boolean;
+  readonly product: boolean;
+}
+const FLOATS = /^(arena|kv|saved|adapters|accum|part|shared_q)$/;
+/** Functions that give floats; `max` and others like it give what they take. */
+const MAKES =
+  /^(fma|exp|log|sqrt|tanh|f32|vec4|unpack2x16float|vector_at|panel_\w+|weight_\w+|expand|sparse|fold_\w+)$/;
+const KEEPS = /^(max|min|select|array)$/;
+/** Exact: a power of two times an integer of 24 bits. */
+const EXACT = /^rand$/;
+
+/** Additions, in the text of a kernel, of an unrounded product of floats. Types are followed by name, function by function. */
+function contractible(wgsl: string): string[] {
+  const out: string[] = [];
+  for (const [, name, params, body] of wgsl.matchAll(/^fn (\w+)\((.*?)\)[^{]*\{([\s\S]*?)^\}/gm)) {
+    if (EXACT.test(name!)) continue;
+    const env = new Map<string, Kind>();
+    for (const [, p, type] of params!.matchAll(/(\w+): (f32|vec4<f32>)/g))
+      env.set(p!, { float: type !== "", product: false });
+    for (const statement of body!.replace(/\/\/.*$/gm, "").split(/[;{}]/)) {
+      const m = /^\s*(?:for \()?\s*(?:(?:let|var) (\w+)|(\w+)(?:\[.*\])?(?:\.\w+)?) = ([\s\S]+)$/.exec(
+        statement,
+      );
+      const text = m ? m[3]! : statement;
+      const kind = kindOf(text, env, (bad) => out.push(`${name}: ${bad} in ${statement.trim()}`));
+      const target = m?.[1] ?? m?.[2];
+      if (!target || !kind.float) continue;
+      // A register that ever holds a product may be contracted wherever it is added.
+      const known = m![1] ? undefined : env.get(target);
+      env.set(target, { float: true, product: kind.product || (known?.product ?? false) });
+    }
+  }
+  return out;
+}
+/** A small parser: terms, calls, indices, and the four operations. */
+function kindOf(text: string, env: ReadonlyMap<string, Kind>, report: (bad: string) => void): Kind {
+  const tokens =
+    text.match(/\d[\w.]*(?:e[+-]?\d+f?)?|\w+(?:<[\w<>]+>)?|<<|>>|<=|>=|==|!=|&&|\|\||[^\s\w]/g) ?? [];
+  let i = 0;
+  const plain: Kind = { float: false, product: false };
+  const atom = (): Kind => {
+    const t = tokens[i++];
+    if (t === undefined || t === ")" || t === "]" || t === ",") return plain;
+    if (t === "-" || t === "!" || t === "&") return atom();
+    let kind: Kind = plain;
+    if (t === "(") {
+      kind = sum();
+      i++;
+    } else if (/^\d/.test(t)) kind = { float: /f$/.test(t) || /\.|e-/.test(t), product: false };
+    else if (tokens[i] === "(") {
+      i++;
+      const args: Kind[] = [];
+      while (i < tokens.length && tokens[i] !== ")") {
+        args.push(sum());
+        if (tokens[i] === ",") i++;
+      }
+      i++;
+      const base = t.replace(/<.*/, "");
+      if (t === "bitcast<f32>" || MAKES.test(base)) kind = { float: true, product: false };
+      else if (KEEPS.test(base))
+        kind = { float: args.some((a) => a.float), product: args.some((a) => a.float && a.product) };
+    } else kind = env.get(t) ?? { float: FLOATS.test(t), product: false };
+    for (;;) {
+      if (tokens[i] === "[") {
+        i++;
+        sum();
+        i++;
+      } else if (tokens[i] === ".") i += 2;
+      else return kind;
+    }
+  };
+  const term = (): Kind => {
+    let left = atom();
+    while (["*", "/", "%"].includes(tokens[i]!)) {
+      const op = tokens[i++];
+      const right = atom();
+      const float = left.float || right.float;
+      left = { float, product: float && op === "*" };
+    }
+    return left;
+  };
+  const sum = (): Kind => {
+    let left = term();
+    while (i < tokens.length && !["(", ")", "[", "]", ","].includes(tokens[i]!)) {
+      const op = tokens[i++]!;
+      const right = term();
+      const float = left.float || right.float;
+      if ((op === "+" || op === "-") && float && (left.product || right.product))
+        report(`a product ${op} something`);
+      left = { float: float && (op === "+" || op === "-"), product: false };
+    }
+    return left;
+  };
+  let last = plain;
+  while (i < tokens.length) {
+    const before = i;
+    last = sum();
+    if (i === before || [")", "]", ","].includes(tokens[i]!)) i++;
+  }
+  return last;
+}
+
+test("the lint sees products that feed additions, where they are and by name, and no others", () => {
+  const count = (body: string): number => contractible(`fn f(row: i32, x: f32) {\n${body}\n}\n`).length;
+  assert.is(count("let a = x * 2.0f + 1.0f;"), 1);
+  assert.is(count("let p = arena[row * 4 + 1] * x;\nlet a = exp(p - 1.0f);"), 1);
+  assert.is(count("var s = array<f32, 4>();\ns[row] = x * x;\nlet a = s[0] - x;"), 1);
+  assert.is(count("let p = select(x, x * x, row > 1);\nlet a = x + p;"), 1);
+  assert.is(count("let p = bitcast<f32>(bitcast<u32>(x * x) ^ u32(batch[12]));\nlet a = x + p;"), 0);
+  assert.is(count("let a = fma(x, x, x * x) * 2.0f;\nlet i = row * 4 + 1;"), 0);
+});
+
+test("in the WGSL of a bundle with every method: no product that feeds an addition, no variable without an initialiser", async () => {
+  const methods = Object.keys(adapterMethods).filter((m) => m !== "s2ft_permuted");
+  for (const format of ["f32", "int8"] as const) {
+    const { files } = await compile(writeModel(configs.odd), {
+      targets: ["webgpu"],
+      train: format === "f32" ? [...methods, "full"] : methods,
+      format,
+      capacities: { ...small, s2ft: s2ftOdd },
+    });
+    let kernels = 0;
+    for (const [name, bytes] of files) {
+      if (!name.endsWith(".wgsl")) continue;
+      kernels++;
+      const wgsl = new TextDecoder().decode(bytes);
+      assert.equal(contractible(wgsl), [], name);
+      assert.not.match(wgsl, /^\s+.*\bvar \w+\s*(:[^=;]*)?;/m, name);
+    }
+    assert.ok(kernels > 100, `${kernels} kernels`);
+  }
+});
+
+test("the emitter cannot print a variable without an initialiser", () => {
+  assert.throws(() => fn("f", ["  var x: f32;"]), /no initialiser/);
+  assert.throws(() => fn("f", ["  for (;;) { var k: array<f32, 4>; }"]), /no initialiser/);
+  assert.match(fn("f", ["  var x = 0.0f;"]), /var x = 0.0f/);
+});
+test.run();
