@@ -1,5 +1,5 @@
-// Dependency-free: installs what the lock file says when it is not there yet, then runs a script with tsx. Used by
-// npm start, npm test and the CI.
+// Dependency-free: installs what the lock file says when it is not there yet, then runs a script with tsx.
+// Used by npm start, npm test and the CI.
 import { spawn, spawnSync } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
 import { dirname, join } from "node:path";

@@ -8,9 +8,9 @@ type Signal = keyof typeof signals;
 const SAME_SIGNAL_MS = 500;
 
 /**
- * The first signal takes a checkpoint at rest, if there is a place for one, tells how to go on, and cancels the
- * job; once the training has ended it waits until the result is saved. A second one exits at once: what is being
- * written stays whole.
+ * The first signal takes a checkpoint at rest, if there is a place for one, tells how to go on, and cancels
+ * the job; once the training has ended it waits until the result is saved. A second one exits at once: what
+ * is being written stays whole.
  */
 export class Stop {
   /** The exit code of a job that a signal ended; null while none did. Rejects when the checkpoint failed. */

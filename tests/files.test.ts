@@ -1,4 +1,7 @@
-/** Files survive: writers that are killed, that race, that run out of disk; readers meanwhile; what is not weft's. */
+/**
+ * Files survive: writers that are killed, that race, that run out of disk; readers meanwhile; what is not
+ * weft's.
+ */
 import { spawn } from "node:child_process";
 import {
   chmodSync,
@@ -149,7 +152,7 @@ async function startWriter(
 for (const how of Object.keys(places) as Place[]) {
   const { write, read, claim, tidy } = places[how];
 
-  test(`${how}: a writer that stops after any change of the disk leaves one whole version; the next one tidies up`, async () => {
+  test(`${how}: a writer that stops at any change leaves one whole version; the next tidies up`, async () => {
     const base = join(scratch(), "base");
     await write(base, { writer: "a", n: 1 });
     await write(base, { writer: "a", n: 2 });
@@ -334,7 +337,7 @@ for (const how of Object.keys(places) as Place[]) {
     tidy(at("here"));
   });
 
-  test(`${how}: a folder in one that cannot be written is written; one that cannot be itself is refused at once`, async () => {
+  test(`${how}: a parent without write permission will do; a folder without it is refused`, async () => {
     const dir = scratch();
     for (const name of ["open", "shut"]) mkdirSync(join(dir, name));
     chmodSync(join(dir, "open"), 0o777);
@@ -351,7 +354,7 @@ for (const how of Object.keys(places) as Place[]) {
   });
 }
 
-test("a folder on its way in is read through: on a disk that nobody can write, and by a writer that finishes it first", async () => {
+test("a folder on its way in is read through; the next writer finishes it first", async () => {
   const base = join(scratch(), "base");
   const all = (w: Write): [string, string][] => [["sub/part", "x"], ...payload(w)];
   await writeFolder(base, "adapter", all({ writer: "a", n: 1 }));
@@ -371,7 +374,7 @@ test("a folder on its way in is read through: on a disk that nobody can write, a
   assert.equal(writeOf(await readFolder(before, NAMES, LIMIT)), { writer: "a", n: 2 });
 });
 
-test("a lock: dead owners are followed by one alone, silent ones elsewhere after their lease, live ones are waited for", async () => {
+test("a lock: one alone follows a dead owner, or a silent one elsewhere; live ones are awaited", async () => {
   const dir = scratch();
   const lock = join(dir, ".weft.lock");
   const leave = (owner: object | null): void => {
@@ -541,7 +544,7 @@ test("a bundle that is replaced while it is open is told as such, and never mixe
   await (await load(out, { device: "wasm" })).dispose();
 });
 
-test("save, compress, saveModel, compile and checkpoint refuse what is not theirs before they work", async () => {
+test("save, compress, saveModel, compile and checkpoint refuse first, then work", async () => {
   const dir = scratch();
   const at = (name: string): string => join(dir, name);
   mkdirSync(at("proj/src"), { recursive: true });

@@ -89,7 +89,7 @@ for (const [signal, code, via] of [
   ["SIGINT", 130, setup],
   ["SIGHUP", 129, ["scripts/weft.mjs"]],
 ] as const)
-  test(`${signal}: a checkpoint is taken, and told with the command to go on; the trainer ends, with code ${code}`, async () => {
+  test(`${signal}: a checkpoint, the command to go on, and exit code ${code}`, async () => {
     const { dir, args } = await job();
     const checkpoint = join(dir, "it's here");
     const run = start(...via, ...args, "--checkpoint", checkpoint);

@@ -1,9 +1,10 @@
 /**
- * What a folder is like when its writer, or the machine, stops at any moment. Every change of the disk that a function makes is recorded, and made
- * again in another folder up to that moment.
+ * What a folder is like when its writer, or the machine, stops at any moment. Every change of the disk that a
+ * function makes is recorded, and made again in another folder up to that moment.
  *
- * When the machine stops, a file has its contents if it was synced after they were written, else none; and changes of entries (files made,
- * renamed, removed) are kept in their order up to some point, at least up to the last sync of anything: as journaling file systems do.
+ * When the machine stops, a file has its contents if it was synced after they were written, else none; and
+ * changes of entries (files made, renamed, removed) are kept in their order up to some point, at least up to
+ * the last sync of anything: as journaling file systems do.
  */
 import fs from "node:fs";
 import promises, { type FileHandle } from "node:fs/promises";
@@ -90,7 +91,10 @@ export async function record(root: string, f: () => Promise<unknown>): Promise<C
   return out;
 }
 
-/** Make the first `entries` changes again below `root`. `lost`: files that the changes up to `until` do not sync have no contents. */
+/**
+ * Make the first `entries` changes again below `root`. `lost`: files that the changes up to `until` do not
+ * sync have no contents.
+ */
 export function replay(
   root: string,
   changes: readonly Change[],

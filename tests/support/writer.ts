@@ -1,6 +1,6 @@
 /**
- * Writes a folder, or a version, again and again: `folder | versions`, the folder, the writer's name, how often, and bytes. Tells each write on a
- * line when it is acknowledged.
+ * Writes a folder, or a version, again and again: `folder | versions`, the folder, the writer's name, how
+ * often, and bytes. Tells each write on a line when it is acknowledged.
  */
 import { writeSync } from "node:fs";
 import { WeftError } from "../../runtime/bundle.ts";
