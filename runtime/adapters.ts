@@ -2,6 +2,7 @@
  * Adapters and their generations. Content lives on the host; slots on the device are a cache. A generation is immutable: training writes its own
  * slot, `publish` copies it out, requests finish on the generation they were admitted with.
  */
+import { otherBase } from "./base.ts";
 import { type Manifest, WeftError } from "./bundle.ts";
 import { combine } from "./combine.ts";
 import type { AdapterConfig, AdapterContent, BranchState } from "./content.ts";
@@ -17,6 +18,10 @@ export interface Generation {
   /** What a response says answered it: `notes@3`. */
   readonly ref: string;
   readonly content: AdapterContent;
+  /** Identity of the base weights that it was trained on. */
+  readonly base: string;
+  /** What whoever uses it should know. */
+  readonly warnings: readonly string[];
   slot: number | null;
   /** Requests that asked for it, waiting or running: it is kept. */
   pins: number;
@@ -26,12 +31,24 @@ export interface Generation {
 }
 /** Generations kept by name before the oldest unpinned one is dropped. */
 const KEPT_GENERATIONS = 4;
-/** Weighted sums kept ready. */
+/** Weighted sums kept ready, and in use at once. */
 const KEPT_SUMS = 32;
+/** Numbers kept of names that were removed. */
+const KEPT_NUMBERS = 4096;
+const unused = (g: Omit<Generation, "slot" | "pins" | "running" | "used">): Generation => ({
+  ...g,
+  slot: null,
+  pins: 0,
+  running: 0,
+  used: 0,
+});
 
 export class AdapterStore {
   private readonly byName = new Map<string, Generation[]>();
+  /** The last number of each name, also of names that were removed: a number never comes twice. */
   private readonly latest = new Map<string, number>();
+  /** The largest number of names that are no longer in `latest`: names that are new go on from it. */
+  private forgotten = 0;
   /** Weighted sums that requests asked for, by what they are sums of; the least recently asked for first. */
   private readonly sums = new Map<string, Generation>();
   /** What each slot holds: a generation, a job's training slot, or nothing. Slot 0 is the base. */
@@ -41,6 +58,8 @@ export class AdapterStore {
     private readonly manifest: Manifest,
     private readonly device: Device,
     private readonly host: Host,
+    /** The base weights as they are now. */
+    private readonly base: () => string,
   ) {
     this.slots = [null, ...Array<null>(manifest.capacities.slots).fill(null)];
   }
@@ -64,15 +83,7 @@ export class AdapterStore {
       .map(([name, weight]) => ({ g: this.named(name), weight }))
       .sort((a, b) => (a.g.ref < b.g.ref ? -1 : 1));
     const ref = parts.map(({ g, weight }) => `${weight}*${g.ref}`).join("+");
-    const known = this.sums.get(ref);
-    const content =
-      known?.content ??
-      combine(
-        this.manifest,
-        this.device.plan,
-        parts.map(({ g, weight }) => ({ content: g.content, weight })),
-      );
-    const made = known ?? { name: ref, number: 1, ref, content, slot: null, pins: 0, running: 0, used: 0 };
+    const made = this.sums.get(ref) ?? this.combined(ref, parts);
     this.sums.delete(ref);
     this.sums.set(ref, made);
     for (const [key, old] of this.sums) {
@@ -82,6 +93,26 @@ export class AdapterStore {
       this.sums.delete(key);
     }
     return made;
+  }
+  private combined(ref: string, parts: readonly { g: Generation; weight: number }[]): Generation {
+    const base = parts[0]?.g.base ?? this.base();
+    const other = parts.find(({ g }) => g.base !== base);
+    if (other) throw otherBase(other.g.ref, other.g.base, base);
+    if ([...this.sums.values()].filter((s) => s.pins).length >= KEPT_SUMS)
+      throw new WeftError({
+        code: "WEFT_CAPACITY",
+        where: "adapter",
+        expected: `at most ${KEPT_SUMS} weighted sums in use at once`,
+        found: "one more",
+        hint: "adapters.combine makes a sum an adapter of its own",
+        retryable: true,
+      });
+    const content = combine(
+      this.manifest,
+      this.device.plan,
+      parts.map(({ g, weight }) => ({ content: g.content, weight })),
+    );
+    return unused({ name: ref, number: 1, ref, content, base, warnings: [] });
   }
   private named(ref: string): Generation {
     const [name, n] = ref.includes("@")
@@ -98,20 +129,22 @@ export class AdapterStore {
       });
     return g;
   }
-  /** A new immutable generation. Old unpinned ones beyond the kept number are dropped. */
-  publish(name: string, content: AdapterContent): Generation {
-    const number = (this.latest.get(name) ?? 0) + 1;
+  /** A new immutable generation, of the base as it is now unless another is named. Old unpinned ones beyond the kept number are dropped. */
+  publish(
+    name: string,
+    content: AdapterContent,
+    { base = this.base(), warnings = [] }: { base?: string; warnings?: readonly string[] } = {},
+  ): Generation {
+    const number = (this.latest.get(name) ?? this.forgotten) + 1;
+    this.latest.delete(name);
     this.latest.set(name, number);
-    const g: Generation = {
-      name,
-      number,
-      ref: `${name}@${number}`,
-      content,
-      slot: null,
-      pins: 0,
-      running: 0,
-      used: 0,
-    };
+    for (const [old, n] of this.latest) {
+      if (this.latest.size <= KEPT_NUMBERS) break;
+      if (this.byName.has(old)) continue;
+      this.forgotten = Math.max(this.forgotten, n);
+      this.latest.delete(old);
+    }
+    const g = unused({ name, number, ref: `${name}@${number}`, content, base, warnings });
     const list = [...(this.byName.get(name) ?? []), g];
     for (let i = 0; i < list.length - 1 && list.length > KEPT_GENERATIONS; ) {
       if (list[i]!.pins === 0) this.drop(list.splice(i, 1)[0]!);

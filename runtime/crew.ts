@@ -4,10 +4,11 @@
  * with other members, so a lane has all threads while the other rests and gives some back within a kernel: results are the same bits for any number.
  */
 import { WeftError } from "./bundle.ts";
+import { onAbort } from "./signals.ts";
 
 /** Words a lane: arrivals at the barrier, barriers passed, asked to stop, where the list ends, members who left. */
 const LANE = { arrived: 0, passed: 1, stop: 2, end: 3, left: 4, words: 8 } as const;
-/** Words a thread: lists begun, then what the last one is: lane, this member, members, first word. A lane below 0: go home. */
+/** Words a thread: lists begun, then what the last one is: lane, this member, members, first word. */
 const POST = { begun: 0, lane: 1, part: 2, parts: 3, from: 4, words: 8 } as const;
 const MAX_COMMANDS = 4096;
 const TABLE_WORDS = MAX_COMMANDS * 6;
@@ -25,13 +26,20 @@ export interface CrewOptions {
   readonly scratch: number;
   readonly scratchBytes: number;
   readonly lanes: readonly { readonly bind: number; readonly meta: number }[];
+  /** Gives up threads that have not started when it aborts. */
+  readonly signal?: AbortSignal | undefined;
+  /** Milliseconds that starting may take; 0 or none: as long as it wants. */
+  readonly timeout?: number | undefined;
 }
 export interface Crew {
-  /** Play a list of commands, six words each. A lane plays one at a time. */
+  /** Play a list of commands, six words each. A lane plays one at a time. Rejects when a thread died, or the crew was disposed of. */
   play(lane: number, commands: Int32Array): Promise<void>;
   /** The lane's members may help the other until it plays again. */
   rest(lane: number): void;
-  dispose(): void;
+  /** Resolves with why, once a thread died; pending as long as all live. */
+  readonly lost: Promise<WeftError>;
+  /** End the threads, whatever they do; resolves when they are gone. */
+  dispose(): Promise<void>;
 }
 
 /**
@@ -67,7 +75,6 @@ const begin = async ({ module, memory, kernels, control, lanes, scratch, thread,
       while (Atomics.load(post, ${POST.begun}) === list) Atomics.wait(post, ${POST.begun}, list);
       list = (list + 1) | 0;
       const [, lane, part, parts, from] = post;
-      if (lane < 0) break;
       const state = states[lane];
       const commands = tables[lane];
       const { bind, meta } = lanes[lane];
@@ -92,7 +99,7 @@ else onmessage = (e) => begin(e.data);
 interface Thread {
   readonly post: (message: unknown) => void;
   readonly hold: (busy: boolean) => void;
-  readonly end: () => void;
+  readonly end: () => Promise<unknown>;
 }
 const isNode = typeof process !== "undefined" && Boolean(process.versions?.node);
 
@@ -102,12 +109,15 @@ async function thread(hear: (message: string | number) => void): Promise<Thread>
     const w = new NodeWorker(program, { eval: true });
     w.on("message", hear);
     w.on("error", (e) => hear(e.message));
+    w.on("messageerror", (e) => hear(e.message));
+    // Not only by an error: memory limits and process.exit() end a thread too.
+    w.on("exit", (code) => hear(`a thread that ended with code ${code}`));
     // An engine that nobody disposes of does not keep the process alive, a list that is being played does.
     w.unref();
     return {
       post: (m) => w.postMessage(m),
       hold: (busy) => (busy ? w.ref() : w.unref()),
-      end: () => void w.terminate(),
+      end: () => w.terminate(),
     };
   }
   const url = URL.createObjectURL(new Blob([program], { type: "text/javascript" }));
@@ -116,7 +126,8 @@ async function thread(hear: (message: string | number) => void): Promise<Thread>
   w.onmessage = (e: MessageEvent<string | number>) => hear(e.data);
   w.onerror = (e) =>
     hear(e.message || "a worker that does not start (does a content security policy forbid blob: workers?)");
-  return { post: (m) => w.postMessage(m), hold: () => {}, end: () => w.terminate() };
+  w.onmessageerror = () => hear("a message that cannot be read");
+  return { post: (m) => w.postMessage(m), hold: () => {}, end: async () => w.terminate() };
 }
 
 /** How many threads this machine and page give: 1 where memory cannot be shared; in Node, WEFT_THREADS says otherwise. */
@@ -138,10 +149,10 @@ interface Playing {
   from: number;
   members: readonly number[] | null;
   readonly resolve: () => void;
-  readonly reject: (e: WeftError) => void;
+  readonly reject: (e: unknown) => void;
 }
 
-/** Start a crew of threads. Throws WEFT_DEVICE when one does not start. */
+/** Start a crew of threads. Throws WEFT_DEVICE when one does not start, in time where there is a limit; the reason of an abort. */
 export async function openCrew(o: CrewOptions): Promise<Crew> {
   const words = (at: number, n: number): Int32Array => new Int32Array(o.memory.buffer, at, n);
   const states = o.lanes.map((_, l) => words(o.control + l * LANE.words * 4, LANE.words));
@@ -156,9 +167,13 @@ export async function openCrew(o: CrewOptions): Promise<Crew> {
   const half = Math.max(1, o.threads >> 1);
   const playing: (Playing | null)[] = lanes.map(() => null);
   const active = lanes.map(() => false);
-  let failed: WeftError | null = null;
+  let failed: unknown = null;
   let ready = 0;
-  let starting: { resolve: () => void; reject: (e: WeftError) => void } | null = null;
+  let starting: { resolve: () => void; reject: (e: unknown) => void } | null = null;
+  let lose: (e: WeftError) => void = () => {};
+  const lost = new Promise<WeftError>((resolve) => {
+    lose = resolve;
+  });
   const threads: Thread[] = [];
 
   /** The threads that a lane should have now: all, or its side while both have something to play. */
@@ -191,18 +206,24 @@ export async function openCrew(o: CrewOptions): Promise<Crew> {
       if (share.every((t) => !playing.some((q) => q?.members?.includes(t)))) begin(p, lane, share);
     });
   };
+  /** Nothing plays any more: threads end, and who waits for them is told. The first reason stays. */
+  const end = async (reason: unknown): Promise<void> => {
+    failed ??= reason;
+    starting?.reject(failed);
+    for (const p of playing.splice(0, playing.length, ...lanes.map(() => null))) p?.reject(failed);
+    threads[0]?.hold(false);
+    await Promise.all(threads.map((t) => t.end()));
+  };
   const fail = (found: string): void => {
-    failed ??= new WeftError({
+    const error = new WeftError({
       code: "WEFT_DEVICE",
       where: "wasm",
       expected: "kernels that run on every thread",
       found,
     });
     // The others wait at a barrier for one who never comes.
-    for (const t of threads) t.end();
-    starting?.reject(failed);
-    for (const p of playing.splice(0, playing.length, ...lanes.map(() => null))) p?.reject(failed);
-    threads[0]?.hold(false);
+    void end(error);
+    lose(error);
   };
   const hear = (message: string | number): void => {
     if (failed) return;
@@ -220,24 +241,37 @@ export async function openCrew(o: CrewOptions): Promise<Crew> {
       balance();
     }
   };
-  for (const _ of all) threads.push(await thread(hear));
-  await new Promise<void>((resolve, reject) => {
-    starting = { resolve, reject };
-    if (failed) reject(failed);
-    threads.forEach((t, i) => {
-      t.hold(true);
-      t.post({
-        module: o.module,
-        memory: o.memory,
-        kernels: o.kernels,
-        control: o.control,
-        lanes,
-        scratch: o.scratch + i * o.scratchBytes,
-        thread: i,
-        spins,
+  const forget = onAbort(o.signal, (reason) => void end(reason));
+  const timer = o.timeout
+    ? setTimeout(() => fail(`${ready} of ${o.threads} threads ready after ${o.timeout} ms`), o.timeout)
+    : undefined;
+  try {
+    for (const _ of all) threads.push(await thread(hear));
+    await new Promise<void>((resolve, reject) => {
+      starting = { resolve, reject };
+      if (failed) reject(failed);
+      threads.forEach((t, i) => {
+        t.hold(true);
+        t.post({
+          module: o.module,
+          memory: o.memory,
+          kernels: o.kernels,
+          control: o.control,
+          lanes,
+          scratch: o.scratch + i * o.scratchBytes,
+          thread: i,
+          spins,
+        });
       });
     });
-  });
+  } catch (e) {
+    await end(e);
+    throw e;
+  } finally {
+    clearTimeout(timer);
+    forget();
+    starting = null;
+  }
   for (const t of threads) t.hold(false);
   return {
     play: async (lane, commands) => {
@@ -256,13 +290,15 @@ export async function openCrew(o: CrewOptions): Promise<Crew> {
       active[lane] = false;
       if (!failed) balance();
     },
-    dispose: () => {
-      for (const post of posts) {
-        post[POST.lane] = -1;
-        Atomics.add(post, POST.begun, 1);
-        Atomics.notify(post, POST.begun);
-      }
-      for (const t of threads) t.end();
-    },
+    lost,
+    dispose: () =>
+      end(
+        new WeftError({
+          code: "WEFT_DISPOSED",
+          where: "wasm",
+          expected: "threads in use",
+          found: "dispose() was called",
+        }),
+      ),
   };
 }

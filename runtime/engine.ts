@@ -4,35 +4,36 @@
  * files and servers are the SDK's.
  */
 import { type AdapterRef, AdapterStore, type Generation } from "./adapters.ts";
+import { type BaseTensor, BaseWeights, otherBase } from "./base.ts";
 import { type Manifest, WeftError } from "./bundle.ts";
 import { virtualTokens } from "./content.ts";
-import type { Device, DeviceInfo, Range } from "./device.ts";
-import { COUNTER, EVENT, Host, KIND, NONE } from "./host.ts";
+import type { Device, DeviceInfo, LoadProgress, Range } from "./device.ts";
+import { COUNTER, EVENT, Host, KIND, NONE, STOP } from "./host.ts";
 import { type Invariance, settleInvariance } from "./invariance.ts";
 import { readManifest, readVerified, uploadWeights } from "./load.ts";
 import { type Change, mergeChanges } from "./merge.ts";
 import { checked, EngineOptions, GenerateIds } from "./options.ts";
 import type { BundleReader } from "./reader.ts";
+import { Reports } from "./report.ts";
+import {
+  MAX_QUEUED,
+  MAX_TOKENS,
+  notFinite,
+  type Request,
+  roomAfter,
+  type Score,
+  seedOf,
+  type TokenEvent,
+  topOf,
+  waitingRequest,
+} from "./requests.ts";
+import { abortable, onAbort, throwIfAborted } from "./signals.ts";
+import { Stream } from "./stream.ts";
+import { STEP_TIMEOUT, Supervised } from "./supervise.ts";
 import { turn } from "./turn.ts";
 
+export type { Finish, Score, TokenEvent } from "./requests.ts";
 export type { GenerateIds };
-export interface TokenEvent {
-  readonly id: number;
-  /** Natural log of the model's probability, before temperature and penalties. */
-  readonly logprob: number;
-  readonly top: readonly { readonly id: number; readonly logprob: number }[];
-  /** Which weights answered: `base`, or `name@generation`. */
-  readonly adapter: string;
-  readonly finish: "stop" | "length" | null;
-}
-export interface Score {
-  /** Mean negative log-likelihood of ids[1…]. */
-  readonly loss: number;
-  /** logprob of ids[i + 1] after ids[0…i]. */
-  readonly logprobs: Float64Array;
-  /** Full logits [position][vocab], when asked for. */
-  readonly logits: Float32Array[] | null;
-}
 export interface StepTrace {
   /** Whose list it was: requests have lane 0, jobs the device's last. */
   readonly lane: number;
@@ -45,6 +46,10 @@ export interface StepTrace {
   readonly ms: number;
 }
 export type { EngineOptions };
+
+/** Engines that nobody holds any more and nobody disposed of: their devices are let go. */
+const dropped = new FinalizationRegistry<Device>((device) => void device.dispose());
+
 /** A job that the loop feeds and informs; the trainer implements it. */
 export interface Feed {
   /** Give the host work if it can take some; called before every step. */
@@ -53,24 +58,11 @@ export interface Feed {
   fail(error: unknown): void;
 }
 
-interface Request {
-  readonly kind: "generate" | "score";
-  readonly options: GenerateIds;
-  readonly generation: Generation | null;
-  /** Tokens of the adapter's own before the prompt. */
-  readonly virtual: number;
-  readonly fixedSlot: number | null;
-  seq: number;
-  slot: number;
-  readonly push: (e: TokenEvent) => void;
-  readonly scored: (position: number, logits: Float32Array, logSum: number) => void;
-  readonly end: (error: unknown) => void;
-  done: boolean;
-}
-
 export class Engine {
   readonly adapters: AdapterStore;
-  private readonly waiting: Request[] = [];
+  readonly weights: BaseWeights;
+  /** In arrival order. */
+  private readonly waiting = new Set<Request>();
   private readonly live = new Map<number, Request>();
   private readonly jobs = new Map<number, Feed>();
   /** Of each lane: does its loop run, may something have come since it last looked for work, and the step on its way. */
@@ -79,49 +71,85 @@ export class Engine {
   private serving = false;
   private readonly leaving: (() => void)[] = [];
   private dead: WeftError | null = null;
-  private idleWaiters: (() => void)[] = [];
-  /** Base weights are being trained: nothing else may run. */
-  exclusive = false;
+  private released: Promise<void> = Promise.resolve();
+  private close: (why: WeftError) => void = () => {};
+  /** Resolves once, with why the engine ended: WEFT_DISPOSED, or the failure. Never rejects. */
+  readonly closed = new Promise<WeftError>((resolve) => {
+    this.close = resolve;
+  });
+  /** What changes the base weights now: nothing else may run. */
+  exclusive: string | null = null;
   /** The adapter that is part of the base weights now. */
   merged: string | null = null;
 
   private constructor(
     readonly manifest: Manifest,
-    readonly device: Device,
+    readonly device: Supervised,
     readonly host: Host,
     private readonly options: EngineOptions,
-    private readonly reader: BundleReader,
+    reader: BundleReader,
+    /** What the caller's own functions threw. */
+    readonly reporting: Reports,
   ) {
     this.lanes = Array.from({ length: device.lanes }, () => ({ running: false, kicked: false, step: null }));
-    this.adapters = new AdapterStore(manifest, device, host);
+    this.weights = new BaseWeights(manifest, device, reader);
+    this.adapters = new AdapterStore(manifest, device, host, () => this.base);
+    this.onStep = reporting.guard("onStep", options.onStep);
+    void device.lost.then((e) => this.fail(e));
+  }
+  /** The last errors that functions of the caller (`onStep`, `onProgress`, `onEvent`) threw: reported, never fatal. */
+  get reports(): readonly WeftError[] {
+    return this.reporting.kept;
   }
 
-  /** Load a bundle onto a device that `open` makes from its manifest. */
-  static async open(
+  /** Load a bundle onto a device that `open` makes from its manifest. An abort rejects at once, in every phase. */
+  static open(
     reader: BundleReader,
-    open: (m: Manifest, file: (name: string) => Promise<Uint8Array>) => Promise<Device>,
+    open: (
+      m: Manifest,
+      file: (name: string) => Promise<Uint8Array>,
+      onProgress: (p: LoadProgress) => void,
+    ) => Promise<Device>,
     options: EngineOptions = {},
   ): Promise<Engine> {
     checked(EngineOptions, options);
-    const progress = options.onProgress ?? (() => {});
-    options.signal?.throwIfAborted();
+    return abortable(
+      options.signal,
+      () => Engine.opening(reader, open, options),
+      (late) => late.dispose(),
+    );
+  }
+  private static async opening(
+    reader: BundleReader,
+    open: Parameters<typeof Engine.open>[1],
+    options: EngineOptions,
+  ): Promise<Engine> {
+    const reporting = new Reports(options.onError);
+    const told = reporting.guard("onProgress", options.onProgress);
+    // Who gave up is not told, and what it gave up goes no further.
+    const progress = (p: LoadProgress): void => {
+      throwIfAborted(options.signal);
+      told(p);
+    };
     progress({ phase: "fetch", done: 0, total: 1 });
     const manifest = await readManifest(reader);
-    const device = await open(manifest, (name) => readVerified(reader, manifest, name));
+    const opened = await open(manifest, (name) => readVerified(reader, manifest, name), told);
+    const device = new Supervised(opened, options.stepTimeout ?? STEP_TIMEOUT);
     try {
-      options.signal?.throwIfAborted();
+      throwIfAborted(options.signal);
       const module = (await readVerified(reader, manifest, "host.wasm")) as BufferSource;
       await uploadWeights(reader, manifest, device, progress);
       progress({ phase: "check", done: 0, total: 1 });
       const { invariance, host } = await settleInvariance(manifest, device, (manyRows) =>
         Host.open(manifest, device.plan.metaWords, { manyRows, lanes: device.lanes }, module),
       );
-      const engine = new Engine(manifest, device, host, options, reader);
+      const engine = new Engine(manifest, device, host, options, reader, reporting);
+      dropped.register(engine, opened, engine);
       engine.invariance = invariance;
       progress({ phase: "ready", done: 1, total: 1 });
       return engine;
     } catch (e) {
-      device.dispose();
+      await device.dispose();
       throw e;
     }
   }
@@ -129,6 +157,10 @@ export class Engine {
   /** Is a row's result the same bits whatever batch it is in? Checked on this device at load; told, never hidden. */
   invariance: Invariance = "off";
 
+  /** Identity of the base weights, by value: the bundle's, or of what full training made of them. */
+  get base(): string {
+    return this.weights.id;
+  }
   get info(): DeviceInfo {
     return this.device.info;
   }
@@ -137,96 +169,88 @@ export class Engine {
     return this.options.budget ?? (this.info.target === "wasm" ? 21 : 18);
   }
 
-  /** Stream tokens of one request. Leaving the loop early, or aborting, frees its cache. */
+  /**
+   * Stream tokens of one request. It is queued, and checked, by the first `next()`; leaving the loop early, `return()` or an abort ends it at once,
+   * waiting or running, and frees its cache. A stream that is not read runs on to its end and then holds its tokens only.
+   */
   generate(options: GenerateIds): AsyncGenerator<TokenEvent, void, void> {
     checked(GenerateIds, options);
-    const generation = this.named(options.adapter);
+    return new Stream<TokenEvent>((stream) => this.begin(options, stream));
+  }
+  private begin(o: GenerateIds, stream: Stream<TokenEvent>): () => void {
+    throwIfAborted(o.signal);
+    const generation = this.named(o.adapter);
     const virtual = virtualTokens(this.manifest, generation?.content ?? null);
-    this.check(options.prompt, options.maxTokens ?? 1, virtual);
-    const queue: TokenEvent[] = [];
-    let wake: (() => void) | null = null;
-    let ended = false;
-    let failure: unknown = null;
+    const asked = o.maxTokens ?? MAX_TOKENS;
+    const room = roomAfter(this.manifest, o.prompt, virtual, Math.min(asked, 1));
+    if (asked === 0) {
+      stream.end(null);
+      return () => {};
+    }
+    let forget = (): void => {};
     const request = this.enqueue({
       kind: "generate",
-      options,
+      prompt: o.prompt,
+      maxTokens: Math.min(asked, room),
+      clipped: asked > room,
+      sampling: o,
+      seed: seedOf(o),
       generation,
       virtual,
       fixedSlot: null,
-      push: (e) => {
-        queue.push(e);
-        wake?.();
-      },
+      push: (e) => stream.push(e),
       scored: () => {},
       end: (error) => {
-        ended = true;
-        failure = error;
-        wake?.();
+        forget();
+        stream.end(error);
       },
     });
-    const cancel = (): void => this.cancel(request);
-    const onAbort = (): void => {
-      this.cancel(request, options.signal?.reason ?? new DOMException("aborted", "AbortError"));
-    };
-    if (options.signal?.aborted) onAbort();
-    options.signal?.addEventListener("abort", onAbort, { once: true });
-    return (async function* () {
-      try {
-        for (;;) {
-          const e = queue.shift();
-          if (e) {
-            yield e;
-            if (e.finish) return;
-            continue;
-          }
-          if (failure) throw failure;
-          if (ended) return;
-          await new Promise<void>((resolve) => {
-            wake = resolve;
-          });
-          wake = null;
-        }
-      } finally {
-        options.signal?.removeEventListener("abort", onAbort);
-        cancel();
-      }
-    })();
+    forget = onAbort(o.signal, (reason) => this.cancel(request, reason));
+    return () => this.cancel(request);
   }
 
-  /** Loss and log-probabilities of given ids under an adapter (or a slot being trained). */
+  /**
+   * Loss and log-probabilities of given ids under an adapter (or a slot being trained). `next` are the ids to score at each position, where they are
+   * not those that follow: -100 for none.
+   */
   async score(
     ids: readonly number[],
     o: {
       adapter?: AdapterRef | undefined;
       slot?: { readonly index: number; readonly virtual: number };
+      next?: readonly number[];
       logits?: boolean;
       signal?: AbortSignal | undefined;
     } = {},
   ): Promise<Score> {
+    throwIfAborted(o.signal);
     const generation = this.named(o.adapter);
     const virtual = o.slot?.virtual ?? virtualTokens(this.manifest, generation?.content ?? null);
-    this.check(ids, 0, virtual);
-    const logprobs = new Float64Array(Math.max(0, ids.length - 1));
+    roomAfter(this.manifest, ids, virtual, 0);
+    const next = o.next ?? ids.slice(1);
+    const logprobs = new Float64Array(next.length);
     const logits: Float32Array[] | null = o.logits ? [] : null;
     let forget = (): void => {};
     await new Promise<void>((resolve, reject) => {
       const request = this.enqueue({
         kind: "score",
-        options: { prompt: ids, maxTokens: 0 },
+        prompt: ids,
+        maxTokens: 0,
+        clipped: false,
+        sampling: {},
+        seed: null,
         generation,
         virtual,
         fixedSlot: o.slot?.index ?? null,
         push: () => {},
         scored: (position, row, logSum) => {
           if (logits) logits[position] = row.slice();
-          if (position + 1 < ids.length) logprobs[position] = row[ids[position + 1]!]! - logSum;
+          const id = next[position] ?? NONE;
+          if (id >= 0) logprobs[position] = row[id]! - logSum;
         },
-        end: (error) => (error ? reject(error) : resolve()),
+        end: (error) => (error === null ? resolve() : reject(error)),
       });
-      const stop = (): void => this.cancel(request, o.signal!.reason);
-      if (o.signal?.aborted) stop();
-      else o.signal?.addEventListener("abort", stop, { once: true });
-      forget = () => o.signal?.removeEventListener("abort", stop);
+      forget = onAbort(o.signal, (reason) => this.cancel(request, reason));
     }).finally(() => forget());
     return {
       loss: logprobs.length ? -logprobs.reduce((a, b) => a + b, 0) / logprobs.length : 0,
@@ -235,9 +259,19 @@ export class Engine {
     };
   }
 
-  private named(ref: AdapterRef | undefined): Generation | null {
+  /** Throws why the engine ended, if it did. */
+  check(): void {
     if (this.dead) throw this.dead;
-    const generation = ref ? this.adapters.find(ref) : null;
+  }
+  /** The generation a reference means, of these base weights. Throws WEFT_NOT_FOUND, or WEFT_ADAPTER_MISMATCH for one of others. */
+  adapter(ref: AdapterRef): Generation {
+    const generation = this.adapters.find(ref);
+    if (generation.base !== this.base) throw otherBase(generation.ref, generation.base, this.base);
+    return generation;
+  }
+  private named(ref: AdapterRef | undefined): Generation | null {
+    this.check();
+    const generation = ref ? this.adapter(ref) : null;
     if (generation?.content.replaces)
       throw new WeftError({
         code: "WEFT_ADAPTER",
@@ -248,51 +282,18 @@ export class Engine {
       });
     return generation;
   }
-  private check(ids: readonly number[], more: number, virtual: number): void {
-    const { vocab } = this.manifest.model;
-    const { context, blocks } = this.manifest.capacities;
-    if (!ids.length)
-      throw new WeftError({
-        code: "WEFT_OPTION",
-        where: "prompt",
-        expected: "at least one token",
-        found: "none",
-      });
-    const wrong = ids.findIndex((id) => !Number.isInteger(id) || id < 0 || id >= vocab);
-    if (wrong >= 0)
-      throw new WeftError({
-        code: "WEFT_OPTION",
-        where: `prompt[${wrong}]`,
-        expected: `a token id below ${vocab}`,
-        found: String(ids[wrong]),
-      });
-    if (!Number.isInteger(more) || more < 0)
-      throw new WeftError({
-        code: "WEFT_OPTION",
-        where: "maxTokens",
-        expected: "a positive integer",
-        found: String(more),
-      });
-    if (virtual + ids.length + more > Math.min(context, blocks * 32))
-      throw new WeftError({
-        code: "WEFT_CONTEXT_OVERFLOW",
-        where: "prompt",
-        expected: `prompt + maxTokens of at most ${context} tokens`,
-        found: `${virtual ? `${virtual} of the adapter's own + ` : ""}${ids.length} + ${more}`,
-        hint: "shorten the prompt or maxTokens, or compile with a larger context",
-      });
+  private taken(where: string): WeftError {
+    return new WeftError({
+      code: "WEFT_CONFLICT",
+      where,
+      expected: "base weights that nobody changes",
+      found: String(this.exclusive),
+      retryable: true,
+    });
   }
-
   private enqueue(r: Omit<Request, "seq" | "slot" | "done">): Request {
-    if (this.dead) throw this.dead;
-    if (this.exclusive && r.fixedSlot === null)
-      throw new WeftError({
-        code: "WEFT_CONFLICT",
-        where: r.kind,
-        expected: "no full training in progress",
-        found: "a job that owns the base weights",
-        retryable: true,
-      });
+    this.check();
+    if (this.exclusive && r.fixedSlot === null) throw this.taken(r.kind);
     if (this.merged && r.generation)
       throw new WeftError({
         code: "WEFT_CONFLICT",
@@ -301,10 +302,20 @@ export class Engine {
         found: `${this.merged} merged into it`,
         hint: "merge(null) first",
       });
-    const request: Request = { ...r, seq: NONE, slot: 0, done: false };
+    const most = this.options.maxQueued ?? MAX_QUEUED;
+    if (this.waiting.size >= most && r.fixedSlot === null)
+      throw new WeftError({
+        code: "WEFT_CAPACITY",
+        where: r.kind,
+        expected: `at most ${most} requests that wait`,
+        found: "one more",
+        hint: "try again when some have ended; load({ maxQueued }) allows more",
+        retryable: true,
+      });
+    const request = waitingRequest(r);
     // An admitted request finishes on the generation it asked for, even while it waits for a slot.
     if (request.generation) this.adapters.pin(request.generation);
-    this.waiting.push(request);
+    this.waiting.add(request);
     this.kick();
     return request;
   }
@@ -322,7 +333,7 @@ export class Engine {
         this.kick();
       });
     } else {
-      this.waiting.splice(this.waiting.indexOf(r), 1);
+      this.waiting.delete(r);
       if (r.generation) this.adapters.unpin(r.generation);
     }
     r.end(error);
@@ -347,26 +358,23 @@ export class Engine {
 
   /** Admit waiting requests in order; one that finds no room or slot lets none overtake it. */
   private admit(): void {
-    while (this.waiting.length) {
-      const r = this.waiting[0]!;
-      const { prompt, maxTokens = 1 } = r.options;
+    for (const r of this.waiting) {
       let slot = r.fixedSlot ?? 0;
       if (r.generation) {
         const got = this.adapters.acquire(r.generation);
         if (got === null) return;
         slot = got;
       }
-      const length = r.virtual + prompt.length;
-      const limit = length + (r.kind === "generate" ? maxTokens : 0);
-      const seq = this.host.exports.addRequest(KIND[r.kind], length, limit, slot, r.virtual);
+      const length = r.virtual + r.prompt.length;
+      const seq = this.host.exports.addRequest(KIND[r.kind], length, length + r.maxTokens, slot, r.virtual);
       if (seq === NONE) {
         if (r.generation) this.adapters.release(r.generation);
         return;
       }
       this.host.tokens(seq).fill(0, 0, r.virtual);
-      this.host.tokens(seq).set(prompt, r.virtual);
+      this.host.tokens(seq).set(r.prompt, r.virtual);
       if (r.kind === "generate") {
-        const o = r.options;
+        const o = r.sampling;
         const stops = o.stopIds ?? [];
         this.host.exports.setSampling(
           seq,
@@ -375,7 +383,7 @@ export class Engine {
           o.topP ?? 1,
           o.minP ?? 0,
           o.repetitionPenalty ?? 1,
-          (o.seed ?? 0) | 0,
+          (r.seed ?? 0) | 0,
           stops.length,
         );
         this.host.stops(seq).set(stops);
@@ -383,17 +391,17 @@ export class Engine {
       r.seq = seq;
       r.slot = slot;
       this.live.set(seq, r);
-      this.waiting.shift();
+      this.waiting.delete(r);
     }
   }
 
   /**
-   * Make an adapter part of the base weights, or (null) take them from the bundle again: nothing is ever subtracted. The engine must be at rest.
+   * Make an adapter part of the base weights, or (null) take them back as they were before: nothing is ever subtracted. The engine must be at rest.
    * Returns how long the switch took. Throws WEFT_CONFLICT while anything runs, WEFT_ADAPTER for a method that cannot merge.
    */
   async merge(ref: AdapterRef | null): Promise<{ ms: number }> {
-    if (this.dead) throw this.dead;
-    if (this.exclusive || this.jobs.size || this.live.size || this.waiting.length)
+    this.check();
+    if (this.exclusive || this.jobs.size || this.busy)
       throw new WeftError({
         code: "WEFT_CONFLICT",
         where: "merge",
@@ -402,30 +410,32 @@ export class Engine {
         retryable: true,
       });
     const t0 = performance.now();
-    const generation = ref === null ? null : this.adapters.find(ref);
+    const generation = ref === null ? null : this.adapter(ref);
     const { manifest, device } = this;
     // A method that cannot merge is refused before anything changes.
     const changes = generation
       ? mergeChanges(manifest, device.plan, generation.content)
       : new Map<string, Change>();
-    this.exclusive = true;
+    this.exclusive = "a merge";
     try {
-      await uploadWeights(
-        this.reader,
-        manifest,
-        device,
-        () => {},
-        (layer, name, values) => changes.get(`${layer} ${name}`)?.(values),
-      );
+      await this.weights.keep();
+      await this.weights.restore(changes);
       this.merged = generation?.ref ?? null;
     } catch (e) {
       // Some weights may be new and some old: nothing right could be computed with them.
       this.fail(e);
       throw e;
     } finally {
-      this.exclusive = false;
+      this.exclusive = null;
     }
     return { ms: performance.now() - t0 };
+  }
+
+  /** Every base tensor as it is now, under its checkpoint name. Throws WEFT_CONFLICT while something changes them. */
+  async baseTensors(): Promise<BaseTensor[]> {
+    this.check();
+    if (this.exclusive) throw this.taken("base weights");
+    return this.weights.tensors();
   }
 
   /** Attach a job's feed under an index the host knows. */
@@ -439,6 +449,10 @@ export class Engine {
   freeJob(): number | null {
     for (let j = 0; j < this.manifest.capacities.jobs; j++) if (!this.jobs.has(j)) return j;
     return null;
+  }
+  /** Requests run or wait. */
+  get busy(): boolean {
+    return this.live.size + this.waiting.size > 0;
   }
   get jobsRunning(): number {
     return this.jobs.size;
@@ -473,10 +487,10 @@ export class Engine {
     } finally {
       lane.running = false;
       this.device.rest(index);
-      if (!this.lanes.some((l) => l.running)) for (const w of this.idleWaiters.splice(0)) w();
     }
   }
 
+  private readonly onStep: (t: StepTrace) => void;
   private async step(lane: number): Promise<boolean> {
     const t0 = performance.now();
     const { host, device, manifest } = this;
@@ -509,7 +523,7 @@ export class Engine {
       for (const f of this.leaving.splice(0)) f();
     }
     await this.handle(events, logits ?? new Float32Array(0));
-    if (trace) this.options.onStep!({ lane, ...trace, units, commands: count, ms: performance.now() - t0 });
+    if (trace) this.onStep({ lane, ...trace, units, commands: count, ms: performance.now() - t0 });
     return true;
   }
   private traceRows(lane: number): Pick<StepTrace, "rows" | "requests" | "jobs"> {
@@ -530,6 +544,11 @@ export class Engine {
     const rowOf = (h: number): Float32Array => logits.subarray(h * vocab, (h + 1) * vocab);
     const logSums = this.host.logSums();
     const pending: { r: Request; e: Omit<TokenEvent, "finish"> }[] = [];
+    const wrong = new Set<Request>();
+    const sound = (r: Request, logSum: number): boolean => {
+      if (!Number.isFinite(logSum)) wrong.add(r);
+      return !wrong.has(r);
+    };
     const flush = (): void => {
       for (const { r, e } of pending.splice(0)) r.push({ ...e, finish: null });
     };
@@ -541,23 +560,28 @@ export class Engine {
         if (!r || r.done) continue;
         const row = rowOf(c);
         const logSum = logSums[c]!;
+        if (!sound(r, logSum)) continue;
         pending.push({
           r,
           e: {
             id: b,
             logprob: row[b]! - logSum,
-            top: topOf(row, r.options.logprobs ?? 0, logSum),
+            top: topOf(row, r.sampling.logprobs ?? 0, logSum),
             adapter: r.generation?.ref ?? this.merged ?? "base",
+            seed: r.seed,
           },
         });
       } else if (type === EVENT.scored) {
         const r = this.live.get(a);
-        if (r && !r.done && b >= r.virtual) r.scored(b - r.virtual, rowOf(c), logSums[c]!);
+        if (r && !r.done && b >= r.virtual && sound(r, logSums[c]!))
+          r.scored(b - r.virtual, rowOf(c), logSums[c]!);
       } else if (type === EVENT.finished) {
         const r = this.live.get(a);
+        if (!r) continue;
         const last = pending.findIndex((p) => p.r === r);
-        if (last >= 0) r!.push({ ...pending.splice(last, 1)[0]!.e, finish: b === 1 ? "stop" : "length" });
-        if (r) this.finish(r, null);
+        const finish = b === STOP ? "stop" : r.clipped ? "context" : "length";
+        if (last >= 0) r.push({ ...pending.splice(last, 1)[0]!.e, finish });
+        this.finish(r, wrong.has(r) ? notFinite(r) : null);
       } else if (type === EVENT.microDone) {
         await this.jobs.get(a)?.microDone();
         // Requests may have waited for its blocks.
@@ -565,11 +589,13 @@ export class Engine {
       }
     }
     flush();
+    for (const r of wrong) this.cancel(r, notFinite(r));
   }
 
-  /** Everything in flight ends with `error`; the engine is unusable after. */
-  private fail(error: unknown): void {
-    this.dead ??=
+  /** Everything in flight ends with `error`, the device is let go; the engine is unusable after. The first reason stays. */
+  fail(error: unknown): void {
+    if (this.dead) return;
+    this.dead =
       error instanceof WeftError
         ? error
         : new WeftError({
@@ -579,8 +605,11 @@ export class Engine {
             found: (error as Error)?.message ?? String(error),
             cause: error,
           });
+    dropped.unregister(this);
+    this.released = this.device.end(this.dead);
     for (const r of [...this.live.values(), ...this.waiting]) this.finish(r, this.dead);
     for (const feed of [...this.jobs.values()]) feed.fail(this.dead);
+    this.close(this.dead);
   }
 
   /** Bytes by purpose, and blocks and slots in use. */
@@ -598,32 +627,16 @@ export class Engine {
   get disposed(): boolean {
     return this.dead !== null;
   }
-  /** Reject what runs, let the current step finish, release the device. */
-  async dispose(): Promise<void> {
-    const running = (): boolean => this.lanes.some((l) => l.running);
-    if (!this.dead || running()) {
-      this.fail(
-        new WeftError({
-          code: "WEFT_DISPOSED",
-          where: "engine",
-          expected: "an engine in use",
-          found: "dispose() was called",
-        }),
-      );
-      if (running()) await new Promise<void>((resolve) => this.idleWaiters.push(resolve));
-    }
-    this.device.dispose();
+  /** Reject what runs, waits or comes, and let the device go: resolves when its threads and memory are free. Again and again, if need be. */
+  dispose(): Promise<void> {
+    this.fail(
+      new WeftError({
+        code: "WEFT_DISPOSED",
+        where: "engine",
+        expected: "an engine in use",
+        found: "dispose() was called",
+      }),
+    );
+    return this.released;
   }
-}
-
-/** The `n` largest of a row, the lower id first where two are equal. */
-function topOf(row: Float32Array, n: number, logSum: number): { id: number; logprob: number }[] {
-  const ids: number[] = [];
-  for (let i = 0; n > 0 && i < row.length; i++) {
-    if (ids.length === n && !(row[i]! > row[ids[n - 1]!]!)) continue;
-    const at = ids.findIndex((id) => row[i]! > row[id]!);
-    ids.splice(at < 0 ? ids.length : at, 0, i);
-    if (ids.length > n) ids.pop();
-  }
-  return ids.map((id) => ({ id, logprob: row[id]! - logSum }));
 }

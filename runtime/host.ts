@@ -45,6 +45,8 @@ export interface HostExports {
 }
 export const KIND = { generate: 1, score: 2, train: 3 } as const;
 export const EVENT = { token: 1, finished: 2, scored: 3, microDone: 4 } as const;
+/** Why a request finished, where not for its limit. */
+export const STOP = 1;
 export const COUNTER = { rows: 16, head: 17, units: 18 } as const;
 export const NONE = -1;
 

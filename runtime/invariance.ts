@@ -75,7 +75,7 @@ class Check {
     private readonly host: Host,
     private readonly manyRows: number,
   ) {
-    this.store = new AdapterStore(manifest, device, host);
+    this.store = new AdapterStore(manifest, device, host, () => manifest.base);
   }
 
   async holds(): Promise<boolean> {

@@ -4,21 +4,18 @@
  */
 import { type Manifest, WeftError } from "./bundle.ts";
 import {
-  type AdapterConfig,
   type AdapterContent,
-  defaultConfig,
   initialContent,
   type ModelView,
   trainableCount,
   virtualTokens,
 } from "./content.ts";
 import type { Engine, Feed } from "./engine.ts";
-import { packedWords, unpack } from "./formats.ts";
 import { NONE } from "./host.ts";
-import { adapterEntries, checked, picked, TrainOptions as TrainOptionsSchema } from "./options.ts";
-import { reorder, siteOfParam } from "./order.ts";
+import { checked, TrainOptions as TrainOptionsSchema } from "./options.ts";
 import { mix, shuffled } from "./random.ts";
-import type { Of } from "./schema.ts";
+import { AtRest } from "./rest.ts";
+import { evalItems, IGNORE, type Item, trainItems } from "./rows.ts";
 import {
   biasOf,
   channelsTaken,
@@ -28,59 +25,26 @@ import {
   statisticOf,
   weightSquares,
 } from "./scores.ts";
+import { onAbort, reasonOf, throwIfAborted } from "./signals.ts";
+import {
+  configOf,
+  type Settings,
+  settingsOf,
+  type TrainEvent,
+  type TrainOptions,
+  type TrainResult,
+  type TrainState,
+} from "./training.ts";
 
-/** One training sequence; labels[i] is the id to predict at position i of input_ids (Hugging Face convention: the same index, shifted inside), -100 ignored. */
-export interface Row {
-  readonly input_ids: readonly number[];
-  readonly labels: readonly number[];
-}
-export type TrainOptions = Of<typeof TrainOptionsSchema>;
-export type TrainEvent =
-  | {
-      readonly type: "start";
-      readonly steps: number;
-      readonly trainable: number;
-      readonly rows: number;
-      readonly skippedRows: number;
-      readonly labelTokens: number;
-    }
-  | {
-      readonly type: "step";
-      readonly step: number;
-      readonly loss: number;
-      readonly learningRate: number;
-      readonly gradNorm: number;
-      readonly tokens: number;
-      readonly skipped: boolean;
-      readonly tokensPerSecond: number;
-    }
-  | { readonly type: "eval"; readonly step: number; readonly loss: number; readonly best: boolean }
-  | { readonly type: "publish"; readonly step: number; readonly generation: string }
-  | { readonly type: "done"; readonly step: number; readonly loss: number };
-/** Everything a job needs to go on as if it had never stopped (same device and bundle: bit for bit). */
-export interface TrainState {
-  readonly step: number;
-  readonly losses: readonly number[];
-  readonly adapter: AdapterContent | null;
-  /** Moments of each group, in accumulator layout. */
-  readonly accum: readonly Float32Array[];
-  /** Base weights chambers, for full training. */
-  readonly weights: readonly Float32Array[];
-  readonly updates: number;
-  readonly best: {
-    readonly step: number;
-    readonly loss: number;
-    readonly adapter: AdapterContent | null;
-  } | null;
-}
-export interface TrainResult {
-  readonly steps: number;
-  readonly losses: readonly number[];
-  readonly generation: string | null;
-  readonly bestLoss: number | null;
-}
+export type { Row } from "./rows.ts";
+export type { TrainEvent, TrainOptions, TrainResult, TrainState } from "./training.ts";
 
-const IGNORE = -100;
+/** What a job trains on and is evaluated on. */
+interface Data {
+  readonly items: readonly Item[];
+  readonly evalItems: readonly Item[];
+  readonly skippedRows: number;
+}
 const CALIBRATION_TOKENS = 1000;
 export class Job implements Feed {
   readonly done: Promise<TrainResult>;
@@ -94,7 +58,11 @@ export class Job implements Feed {
   private content: AdapterContent | null = null;
   private slot = 0;
   private state = { step: 0, losses: [] as number[], updates: 0, best: null as TrainState["best"] };
-  private tasks: (() => Promise<void>)[] = [];
+  private readonly rest = new AtRest();
+  private readonly settings: Settings;
+  private readonly tell: (e: TrainEvent) => void;
+  /** Identity of the base weights that it began with. */
+  readonly base: string;
   private lastGeneration: string | null = null;
   finished = false;
 
@@ -102,19 +70,21 @@ export class Job implements Feed {
     private readonly engine: Engine,
     private readonly index: number,
     private readonly o: TrainOptions,
-    private readonly data: { readonly items: readonly Item[]; readonly skippedRows: number },
+    private readonly data: Data,
   ) {
     this.name = o.name;
-    const abort = (): void => this.cancel(o.signal!.reason);
+    this.base = engine.base;
+    this.settings = settingsOf(o, data.items.length);
+    this.tell = engine.reporting.guard(`onEvent of job ${o.name}`, o.onEvent);
+    const forget = onAbort(o.signal, (reason) => this.cancel(reason));
     this.done = this.run().finally(() => {
       this.finished = true;
-      o.signal?.removeEventListener("abort", abort);
+      forget();
       engine.detach(this.index);
-      if (o.method === "full") engine.exclusive = false;
+      if (o.method === "full") engine.exclusive = null;
       engine.kick();
     });
     this.done.catch(() => {});
-    o.signal?.addEventListener("abort", abort, { once: true });
   }
 
   get step(): number {
@@ -124,40 +94,22 @@ export class Job implements Feed {
   get trainingSlot(): number {
     return this.slot;
   }
-  /** Stop at once; `done` rejects with an AbortError (or the reason given). */
+  /** Stop at once; `done` rejects with an AbortError (or the reason given), and so does what was asked for and has not begun. */
   cancel(reason: unknown = new DOMException("the job was cancelled", "AbortError")): void {
-    this.controller.abort(reason);
-    this.rejectMicro?.(reason);
+    this.fail(reasonOf(reason));
   }
   fail(error: unknown): void {
     this.controller.abort(error);
+    this.rest.close(error);
     this.rejectMicro?.(error);
   }
 
-  /** Run `f` between two optimizer steps, when weights are at rest. */
-  private atRest<T>(f: () => Promise<T>): Promise<T> {
-    if (this.finished)
-      return Promise.reject(
-        new WeftError({
-          code: "WEFT_CONFLICT",
-          where: `job ${this.name}`,
-          expected: "a running job",
-          found: "one that ended",
-        }),
-      );
-    return new Promise<T>((resolve, reject) => {
-      this.tasks.push(async () => {
-        try {
-          resolve(await f());
-        } catch (e) {
-          reject(e);
-        }
-      });
-    });
-  }
-  /** Make what the job has learned so far a generation; resolves once new requests are served by it. */
+  /**
+   * Make what the job has learned so far a generation; resolves once new requests are served by it. Rejects, and publishes nothing, when the job is
+   * cancelled or ends before its turn comes.
+   */
   publish(): Promise<string> {
-    return this.atRest(() => this.publishNow());
+    return this.rest.ask(() => this.publishNow());
   }
   private async publishNow(): Promise<string> {
     if (!this.content)
@@ -167,15 +119,18 @@ export class Job implements Feed {
         expected: "an adapter job",
         found: "full training",
       });
-    this.content = await this.engine.adapters.download(this.slot, this.content);
+    const content = await this.engine.adapters.download(this.slot, this.content);
+    // Who cancelled meanwhile wants nothing published.
+    this.controller.signal.throwIfAborted();
+    this.content = content;
     const g = this.engine.adapters.publish(this.name, this.content);
     this.lastGeneration = g.ref;
-    this.o.onEvent?.({ type: "publish", step: this.state.step, generation: this.lastGeneration });
+    this.tell({ type: "publish", step: this.state.step, generation: this.lastGeneration });
     return this.lastGeneration;
   }
-  /** Everything needed to resume, taken between two optimizer steps. */
+  /** Everything needed to resume, taken between two optimizer steps. Rejects when the job is cancelled or ends before its turn comes. */
   checkpoint(): Promise<TrainState> {
-    return this.atRest(() => this.snapshot());
+    return this.rest.ask(() => this.snapshot());
   }
   private async snapshot(): Promise<TrainState> {
     const { device, manifest, jobLane: lane } = this.engine;
@@ -218,13 +173,13 @@ export class Job implements Feed {
   }
 
   private async run(): Promise<TrainResult> {
-    const { engine, o } = this;
+    const { engine, o, settings } = this;
     const { host, device, manifest, jobLane: lane } = engine;
     await null;
     const full = o.method === "full";
     const { items, skippedRows } = this.data;
-
-    const seed = o.seed ?? 0;
+    const { seed, steps, batchSize } = settings;
+    const perEpoch = Math.ceil(items.length / batchSize);
     const config = configOf(manifest, o);
     if (config.dropout > 0 && manifest.methods[o.method] && !manifest.methods[o.method]!.dropout)
       throw new WeftError({
@@ -233,7 +188,10 @@ export class Job implements Feed {
         expected: `0: ${o.method} has none`,
         found: String(config.dropout),
       });
+    let over = false;
     try {
+      if (full) await engine.weights.keep();
+      this.controller.signal.throwIfAborted();
       if (!full) {
         const { factors, slotWords } = device.plan;
         const model: ModelView = {
@@ -294,14 +252,11 @@ export class Job implements Feed {
         this.index,
         this.slot,
         manifest.train.indexOf(o.method),
-        o.optimizer === "sgd" ? 1 : 0,
+        settings.optimizer === "sgd" ? 1 : 0,
       );
 
-      const batchSize = o.batchSize ?? 8;
-      const perEpoch = Math.ceil(items.length / batchSize);
-      const steps = o.steps ?? (o.epochs ?? 1) * perEpoch;
       const trainable = full ? manifest.model.parameters : trainableCount(manifest, this.content!.branches);
-      o.onEvent?.({
+      this.tell({
         type: "start",
         steps,
         trainable,
@@ -314,12 +269,13 @@ export class Job implements Feed {
         const t0 = performance.now();
         const step = this.state.step;
         const epoch = Math.floor(step / perEpoch);
-        const order =
-          o.shuffle === false ? items.map((_, i) => i) : shuffled(items.length, mix(mix(seed, 2), epoch));
+        const order = settings.shuffle
+          ? shuffled(items.length, mix(mix(seed, 2), epoch))
+          : items.map((_, i) => i);
         const batch = order
           .slice((step % perEpoch) * batchSize, ((step % perEpoch) + 1) * batchSize)
           .map((i) => items[i]!);
-        const learningRate = this.learningRate(step, steps);
+        const learningRate = this.learningRate(step);
         const { loss, gradNorm, skipped } = await this.optimizerStep(
           batch,
           step,
@@ -343,7 +299,7 @@ export class Job implements Feed {
         this.state.step++;
         this.state.losses.push(loss);
         const tokens = batch.reduce((n, x) => n + x.ids.length, 0);
-        o.onEvent?.({
+        this.tell({
           type: "step",
           step: this.state.step,
           loss,
@@ -354,34 +310,48 @@ export class Job implements Feed {
           tokensPerSecond: (tokens / (performance.now() - t0)) * 1000,
         });
         if (
-          o.evalRows?.length &&
-          (this.state.step % (o.evalEvery ?? perEpoch) === 0 || this.state.step === steps)
+          this.data.evalItems.length &&
+          (this.state.step % settings.evalEvery === 0 || this.state.step === steps)
         )
           await this.evaluate();
         if (!full && o.publishEvery && this.state.step % o.publishEvery === 0 && this.state.step < steps)
           await this.publishNow();
-        for (const task of this.tasks.splice(0)) await task();
+        await this.rest.run();
         this.controller.signal.throwIfAborted();
       }
-      if (!full) {
-        if (this.state.best?.adapter) await this.restoreBest();
-        await this.publishNow();
-      }
-      for (const task of this.tasks.splice(0)) await task();
-      o.onEvent?.({ type: "done", step: this.state.step, loss: this.state.losses.at(-1) ?? 0 });
+      await this.rest.run();
+      const { best } = this.state;
+      const chosen = settings.select === "best" && best?.adapter ? best : null;
+      if (chosen) engine.adapters.restore(this.slot, chosen.adapter!);
+      if (full) await engine.weights.renew();
+      else await this.publishNow();
+      over = true;
+      const kept = chosen?.step ?? this.state.step;
+      this.tell({ type: "done", step: this.state.step, loss: this.state.losses.at(-1) ?? 0, kept });
+      // What was asked for since the last step.
+      await this.rest.run();
       return {
         steps: this.state.step,
         losses: this.state.losses,
         generation: this.lastGeneration,
-        bestLoss: this.state.best?.loss ?? null,
+        bestLoss: best?.loss ?? null,
+        kept,
       };
     } finally {
+      this.rest.close(
+        new WeftError({
+          code: "WEFT_CONFLICT",
+          where: `job ${this.name}`,
+          expected: "a running job",
+          found: "one that ended",
+        }),
+      );
       // What its list on the way may touch is given back after it.
       await engine.jobsAtRest();
       if (!engine.disposed) host.exports.jobClose(this.index);
       if (!full && this.slot) engine.adapters.releaseTraining(this.slot);
-      const error = new DOMException("the job ended", "AbortError");
-      for (const task of this.tasks.splice(0)) void task().catch(() => error);
+      // Nobody is served by weights that were trained half.
+      if (full && !over && !engine.disposed) await engine.weights.restore().catch((e) => engine.fail(e));
     }
   }
 
@@ -421,12 +391,8 @@ export class Job implements Feed {
   }
   private keeping = true;
 
-  private learningRate(step: number, steps: number): number {
-    const {
-      learningRate: lr = this.o.method === "full" ? 1e-3 : 2e-3,
-      warmupSteps = 0,
-      schedule = "constant",
-    } = this.o;
+  private learningRate(step: number): number {
+    const { learningRate: lr, warmupSteps, schedule, steps } = this.settings;
     if (step < warmupSteps) return (lr * (step + 1)) / warmupSteps;
     const t = steps > warmupSteps ? (step - warmupSteps) / (steps - warmupSteps) : 0;
     if (schedule === "linear") return lr * (1 - t);
@@ -440,22 +406,21 @@ export class Job implements Feed {
     learningRate: number,
     dropout: number,
   ): Promise<{ loss: number; gradNorm: number; skipped: boolean }> {
-    const { engine, o } = this;
+    const { engine, o, settings } = this;
     const labels = batch.reduce((n, x) => n + x.labels, 0);
-    const [b1, b2] = o.betas ?? [0.9, 0.999];
+    const [b1, b2] = settings.betas;
     const t = this.state.updates + 1;
-    const sgd = o.optimizer === "sgd";
     engine.host
       .hyper(this.index)
       .set([
         learningRate,
         learningRate / (1 - b1 ** t),
         1 / Math.sqrt(1 - b2 ** t),
-        sgd ? (o.momentum ?? 0) : b1,
+        settings.optimizer === "sgd" ? settings.momentum : b1,
         b2,
-        o.eps ?? 1e-8,
-        o.weightDecay ?? 0,
-        o.maxGradNorm ?? 1,
+        settings.eps,
+        settings.weightDecay,
+        settings.maxGradNorm,
       ]);
     let start = 0;
     let loss = 0;
@@ -464,7 +429,7 @@ export class Job implements Feed {
         (x, i): Item => ({
           ...x,
           weight: 1 / labels,
-          dropKey: dropout > 0 ? mix(mix(o.seed ?? 0, 3), mix(step, start + i)) | 1 : 0,
+          dropKey: dropout > 0 ? mix(mix(settings.seed, 3), mix(step, start + i)) | 1 : 0,
           dropP: dropout,
         }),
       );
@@ -531,95 +496,27 @@ export class Job implements Feed {
   }
 
   private async evaluate(): Promise<void> {
+    const { engine, state } = this;
     let sum = 0;
     let n = 0;
-    for (const [i, row] of this.o.evalRows!.entries()) {
-      const item = prepare(row, i, this.engine.manifest.capacities.context, this.engine.manifest.model.vocab);
-      const { logprobs } = await this.engine.score(row.input_ids, {
-        slot: { index: this.slot, virtual: virtualTokens(this.engine.manifest, this.content) },
+    for (const { ids, next, labels } of this.data.evalItems) {
+      const { logprobs } = await engine.score(ids, {
+        slot: { index: this.slot, virtual: virtualTokens(engine.manifest, this.content) },
+        next,
         signal: this.controller.signal,
       });
-      item.next.forEach((id, k) => {
-        if (id !== IGNORE) {
-          sum -= logprobs[k]!;
-          n++;
-        }
-      });
+      sum -= logprobs.reduce((a, b) => a + b, 0);
+      n += labels;
     }
-    const loss = n ? sum / n : 0;
-    const best = this.state.best === null || loss < this.state.best.loss;
-    if (best)
-      this.state.best = {
-        step: this.state.step,
-        loss,
-        adapter: this.content ? await this.engine.adapters.download(this.slot, this.content) : null,
-      };
-    this.o.onEvent?.({ type: "eval", step: this.state.step, loss, best });
+    const loss = sum / n;
+    const best = state.best === null || loss < state.best.loss;
+    if (best) {
+      const keep = this.content && this.settings.select === "best";
+      const adapter = keep ? await engine.adapters.download(this.slot, this.content!) : null;
+      state.best = { step: state.step, loss, adapter };
+    }
+    this.tell({ type: "eval", step: state.step, loss, best });
   }
-  private async restoreBest(): Promise<void> {
-    const { adapter } = this.state.best!;
-    this.engine.adapters.restore(this.slot, adapter!);
-  }
-}
-
-interface Item {
-  readonly index: number;
-  /** Rows of the forward: all ids but the last. */
-  readonly ids: readonly number[];
-  /** What each row predicts, -100 for none. */
-  readonly next: readonly number[];
-  readonly labels: number;
-  readonly weight: number;
-  readonly dropKey: number;
-  readonly dropP: number;
-}
-function prepare(row: Row, index: number, context: number, vocab: number): Item {
-  const where = `data row ${index + 1}`;
-  if (row.input_ids.length !== row.labels.length)
-    throw new WeftError({
-      code: "WEFT_DATA",
-      where,
-      expected: `${row.input_ids.length} labels`,
-      found: String(row.labels.length),
-    });
-  if (row.input_ids.length > context + 1)
-    throw new WeftError({
-      code: "WEFT_DATA",
-      where,
-      expected: `at most ${context} tokens`,
-      found: String(row.input_ids.length),
-      hint: "split the row, or compile with a larger context",
-    });
-  for (const id of row.input_ids)
-    if (!Number.isInteger(id) || id < 0 || id >= vocab)
-      throw new WeftError({
-        code: "WEFT_DATA",
-        where,
-        expected: `token ids below ${vocab}`,
-        found: String(id),
-      });
-  for (const id of row.labels)
-    if (!Number.isInteger(id) || id >= vocab || (id < 0 && id !== IGNORE))
-      throw new WeftError({
-        code: "WEFT_DATA",
-        where,
-        expected: `labels below ${vocab}, or ${IGNORE}`,
-        found: String(id),
-      });
-  const ids = row.input_ids.slice(0, -1);
-  const next = row.labels.slice(1);
-  // Rows after the last label teach nothing.
-  let end = next.length;
-  while (end > 0 && next[end - 1] === IGNORE) end--;
-  return {
-    index,
-    ids: ids.slice(0, end),
-    next: next.slice(0, end),
-    labels: next.filter((x) => x !== IGNORE).length,
-    weight: 0,
-    dropKey: 0,
-    dropP: 0,
-  };
 }
 
 /** Tokens of its own that the job's adapter puts before every row. */
@@ -630,53 +527,16 @@ function virtualOf(manifest: Manifest, o: TrainOptions): number {
     Math.max(...manifest.branches.map((b) => (b.method === o.method ? b.capacity : 0)))
   );
 }
-const configOf = (manifest: Manifest, o: TrainOptions): AdapterConfig => ({
-  ...defaultConfig(manifest, o.method),
-  ...(o.from?.config ?? {}),
-  ...picked(adapterEntries, o.adapter ?? {}),
-});
 
-/** Rows checked, shifted and put behind `virtual` tokens of the adapter's own; throws for the first that cannot be trained on. */
-function prepareAll(
-  manifest: Manifest,
-  rows: readonly Row[],
-  virtual: number,
-): { items: Item[]; skippedRows: number } {
-  const { capacities, model } = manifest;
-  const items = rows
-    .map((row, i) => prepare(row, i, capacities.context - virtual, model.vocab))
-    .map(
-      (x): Item => ({
-        ...x,
-        ids: [...Array<number>(virtual).fill(0), ...x.ids],
-        next: [...Array<number>(virtual).fill(IGNORE), ...x.next],
-      }),
-    );
-  const learned = items.filter((x) => x.labels > 0);
-  if (!learned.length)
-    throw new WeftError({
-      code: "WEFT_DATA",
-      where: "data",
-      expected: "rows with at least one token to learn",
-      found: `${rows.length} rows, none with labels`,
-    });
-  const longest = Math.min(capacities.savedRows, capacities.blocks * 32);
-  const tooLong = learned.find((x) => x.ids.length > longest);
-  if (tooLong)
-    throw new WeftError({
-      code: "WEFT_CAPACITY",
-      where: `data row ${tooLong.index + 1}`,
-      expected: `at most ${longest} tokens`,
-      found: String(tooLong.ids.length),
-      hint: "compile with larger savedRows",
-    });
-  return { items: learned, skippedRows: items.length - learned.length };
-}
-
-/** Start a job on an engine. Throws at once for a conflict: no free job, a name in use, weights owned by another. */
+/**
+ * Start a job on an engine. Throws at once for what is wrong in options or rows, and for a conflict: no free job, a name in use, weights owned by
+ * another, requests that full training would change the weights of.
+ */
 export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>): Job {
   checked(TrainOptionsSchema, o);
   const { manifest } = engine;
+  engine.check();
+  throwIfAborted(o.signal);
   if (!manifest.train.includes(o.method))
     throw new WeftError({
       code: "WEFT_OPTION",
@@ -716,15 +576,29 @@ export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>
       found: `${engine.merged} merged into it`,
       hint: "merge(null) first",
     });
-  if (engine.exclusive || (o.method === "full" && engine.jobsRunning > 0))
+  const full = o.method === "full";
+  if (engine.exclusive || (full && (engine.jobsRunning > 0 || engine.busy)))
     throw new WeftError({
       code: "WEFT_CONFLICT",
       where: `job ${o.name}`,
-      expected: "exclusive use of the base weights for full training",
-      found: "another job",
+      expected: full
+        ? "exclusive use of the base weights for full training"
+        : "base weights that nobody changes",
+      found: engine.exclusive ?? (engine.jobsRunning ? "another job" : "requests that run or wait"),
       retryable: true,
     });
-  const data = prepareAll(manifest, o.rows, virtualOf(manifest, o));
+  if (o.select === "best" && (full || !o.evalRows))
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "select",
+      expected: full ? "last: full training keeps no other weights" : "evalData to choose the best step by",
+      found: "best",
+    });
+  const virtual = virtualOf(manifest, o);
+  const data: Data = {
+    ...trainItems(manifest, o.rows, virtual),
+    evalItems: o.evalRows ? evalItems(manifest, o.evalRows, virtual) : [],
+  };
   const index = engine.freeJob();
   if (index === null)
     throw new WeftError({
@@ -734,36 +608,8 @@ export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>
       found: "one more",
       retryable: true,
     });
-  if (o.method === "full") engine.exclusive = true;
+  if (full) engine.exclusive = "full training";
   const job = new Job(engine, index, o, data);
   engine.attach(index, job);
   return job;
-}
-
-/** Every base tensor as it is now, under its checkpoint name. */
-export async function readWeights(
-  engine: Engine,
-): Promise<{ name: string; shape: number[]; data: Float32Array }[]> {
-  const { device, manifest, jobLane: lane } = engine;
-  const { plan } = device;
-  const { format } = manifest.model;
-  const out: { name: string; shape: number[]; data: Float32Array }[] = [];
-  const region = async (
-    params: typeof plan.layerParams,
-    group: number,
-    nameOf: (name: string) => string,
-  ): Promise<void> => {
-    for (const p of params) {
-      const words = p.kind === "vector" ? p.n : packedWords(format, p.n, p.k, plan.panel);
-      const data = await device.read({ cls: "weights", group, offset: p.offset, words, lane });
-      const values = p.kind === "vector" ? data : unpack(format, data, p.n, p.k, plan.panel);
-      if (group < manifest.model.layers)
-        reorder(manifest, group, siteOfParam(manifest, p.name), values, true);
-      out.push({ name: nameOf(p.name), shape: p.kind === "vector" ? [p.n] : [p.n, p.k], data: values });
-    }
-  };
-  await region(plan.outerParams, manifest.model.layers, (n) => manifest.checkpoint.outer[n]!);
-  for (let l = 0; l < manifest.model.layers; l++)
-    await region(plan.layerParams, l, (n) => manifest.checkpoint.layer[n]!.replace("{l}", String(l)));
-  return out;
 }

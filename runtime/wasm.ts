@@ -11,6 +11,7 @@ import {
   planProgress,
   type Range,
 } from "./device.ts";
+import { STEP_TIMEOUT } from "./supervise.ts";
 import { turn } from "./turn.ts";
 
 type Kernel = (bind: number, meta: number, scratch: number, part: number, parts: number) => void;
@@ -28,6 +29,9 @@ export interface WasmOptions {
   readonly relaxed?: boolean | undefined;
   /** Hears the memory plan before memory is taken. */
   readonly onProgress?: ((p: LoadProgress) => void) | undefined;
+  /** Milliseconds that threads may take to start; 0: as long as they want. */
+  readonly stepTimeout?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
 }
 
 /** Can this engine run relaxed SIMD? A function of one relaxed multiply-add. */
@@ -218,7 +222,9 @@ export async function openWasm(
 
   let play: (lane: number, commands: Int32Array) => Promise<void>;
   let rest = (_lane: number): void => {};
-  let dispose = (): void => {};
+  let lost = new Promise<WeftError>(() => {});
+  let disposed = false;
+  let dispose = async (): Promise<void> => {};
   if (threads > 1) {
     const crew = await openCrew({
       module,
@@ -229,8 +235,10 @@ export async function openWasm(
       scratch,
       scratchBytes: plan.scratchWords * 4,
       threads,
+      signal: options.signal,
+      timeout: options.stepTimeout ?? STEP_TIMEOUT,
     });
-    ({ play, rest, dispose } = crew);
+    ({ play, rest, lost, dispose } = crew);
   } else {
     const { exports } = await WebAssembly.instantiate(module, { env: { memory } });
     const kernels = names.map((n) => exports[n] as Kernel);
@@ -241,6 +249,7 @@ export async function openWasm(
         kernels[commands[i]!]!(bind + commands[i + 1]! * 32, meta + commands[i + 2]!, scratch, 0, 1);
         if (performance.now() - since < SLICE_MS) continue;
         await turn();
+        if (disposed) return;
         since = performance.now();
       }
     };
@@ -300,10 +309,11 @@ export async function openWasm(
       while (queue.busy) await queue.busy;
       return ranges.map(slice);
     },
-    lost: new Promise(() => {}),
-    dispose: async () => {
+    lost,
+    dispose: () => {
+      disposed = true;
       for (const q of queues) q.later = [];
-      dispose();
+      return dispose();
     },
   };
 }

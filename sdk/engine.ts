@@ -4,7 +4,7 @@ import type { AdapterRef } from "../runtime/adapters.ts";
 import { encode, type Manifest, WeftError } from "../runtime/bundle.ts";
 import { type AdapterConfig, defaultConfig, resolveBranches } from "../runtime/content.ts";
 import { SMALL_FILE } from "../runtime/disk.ts";
-import { Engine as Core, type Score, type TokenEvent } from "../runtime/engine.ts";
+import { Engine as Core, type Finish, type Score } from "../runtime/engine.ts";
 import { claimFolder, readFolder, writeFolder } from "../runtime/folder.ts";
 import { readVerified } from "../runtime/load.ts";
 import { openDevice } from "../runtime/open.ts";
@@ -18,15 +18,17 @@ import {
   trainEntries,
 } from "../runtime/options.ts";
 import { openReader } from "../runtime/reader.ts";
+import { abortable, throwIfAborted } from "../runtime/signals.ts";
+import { MappedStream } from "../runtime/stream.ts";
 import {
   type Job as CoreJob,
   type Row,
-  readWeights,
   startJob,
   type TrainEvent,
   type TrainOptions,
   type TrainResult,
 } from "../runtime/trainer.ts";
+import { identityOf } from "../runtime/training.ts";
 import { claimCheckpoints, loadCheckpoint, saveCheckpoint } from "./checkpoint.ts";
 import { type DataRow, encodeRow, parseJsonl } from "./data.ts";
 import { decodeText, parseJson, readFileOr } from "./files.ts";
@@ -42,33 +44,43 @@ import {
   ScoreOptions,
 } from "./options.ts";
 import { numbersAtMost, readAdapter, writeAdapter, writeAsLora } from "./peft.ts";
+import { type Piece, pieces } from "./pieces.ts";
 import { compressTernary, expandTernary } from "./ternary.ts";
 import { type Message, Text } from "./text.ts";
 
-export interface Piece extends TokenEvent {
-  /** Text that became complete with this token; empty for bundles without a tokenizer. */
-  readonly text: string;
-}
 export type {
   DataRow,
   FinetuneOptions,
+  Finish,
   GenerateOptions,
   LoadOptions,
   Message,
+  Piece,
   Row,
   Score,
   TrainEvent,
   TrainResult,
 };
 
-/** Load a bundle folder or address. Throws WeftError before anything is allocated if the bundle is not what its manifest says. */
+/**
+ * Load a bundle folder or address. Throws WeftError before anything is allocated if the bundle is not what its
+ * manifest says. An abort rejects at once, in every phase.
+ */
 export async function load(location: string | URL, options: LoadOptions = {}): Promise<Engine> {
-  const { device, threads, lanes, relaxed } = checked(LoadOptions, options);
+  checked(LoadOptions, options);
+  return abortable(
+    options.signal,
+    () => loading(location, options),
+    (late) => late.dispose(),
+  );
+}
+async function loading(location: string | URL, options: LoadOptions): Promise<Engine> {
+  const { device, threads, lanes, relaxed, stepTimeout, signal } = options;
   const reader = await openReader(location);
   const core = await Core.open(
     reader,
-    (m, file) =>
-      openDevice(device ?? "auto", m, file, { threads, lanes, relaxed, onProgress: options.onProgress }),
+    (m, file, onProgress) =>
+      openDevice(device ?? "auto", m, file, { threads, lanes, relaxed, stepTimeout, signal, onProgress }),
     picked(engineEntries, options),
   );
   try {
@@ -95,7 +107,8 @@ export class Job {
   constructor(
     private readonly core: CoreJob,
     private readonly engine: Engine,
-    private readonly options: unknown,
+    /** What its results depend on. */
+    private readonly identity: unknown,
   ) {}
   get name(): string {
     return this.core.name;
@@ -119,14 +132,10 @@ export class Job {
    * before anything is written, when `dir` holds anything else.
    */
   async checkpoint(dir: string): Promise<void> {
-    await claimCheckpoints(dir);
-    await saveCheckpoint(
-      dir,
-      await this.core.checkpoint(),
-      this.engine.manifest.base,
-      this.engine.core.info.numerics,
-      this.options,
-    );
+    // Asked for at once: the job may end, or be cancelled, while the folder is looked at.
+    const state = this.core.checkpoint();
+    await Promise.all([claimCheckpoints(dir), state]);
+    await saveCheckpoint(dir, await state, this.core.base, this.engine.core.info.numerics, this.identity);
   }
 }
 
@@ -144,10 +153,10 @@ export class AdapterHandle {
   async save(dir: string, o: SaveOptions = {}): Promise<void> {
     checked(SaveOptions, o);
     await claimFolder(dir, "adapter");
-    const { content } = this.engine.core.adapters.find(this.ref);
+    const { content, base } = this.engine.core.adapters.find(this.ref);
     const { config, weights } = (o.as === "lora" ? writeAsLora : writeAdapter)(
       content,
-      this.engine.manifest,
+      { ...this.engine.manifest, base },
       this.engine.core.device.plan,
     );
     await writeFolder(dir, "adapter", [
@@ -165,8 +174,9 @@ export class AdapterHandle {
   ): Promise<{ bytes: number; ratio: number; error: number }> {
     checked(CompressOptions, o);
     await claimFolder(dir, "adapter");
-    const { content } = this.engine.core.adapters.find(this.ref);
-    const { config, weights } = writeAdapter(content, this.engine.manifest, this.engine.core.device.plan);
+    const { content, base } = this.engine.core.adapters.find(this.ref);
+    const manifest = { ...this.engine.manifest, base };
+    const { config, weights } = writeAdapter(content, manifest, this.engine.core.device.plan);
     const { bytes, ratio, error } = compressTernary(weights, o.density ?? 0.1);
     await writeFolder(dir, "adapter", [
       ["adapter_model.ternary", bytes],
@@ -179,6 +189,14 @@ export class AdapterHandle {
   }
   get generation(): number {
     return this.engine.core.adapters.find(this.ref).number;
+  }
+  /** Identity of the base weights that it was trained on; requests, jobs and merges of another refuse it. */
+  get base(): string {
+    return this.engine.core.adapters.find(this.ref).base;
+  }
+  /** What to know before using it: that it was trained on the same weights in another format. */
+  get warnings(): readonly string[] {
+    return this.engine.core.adapters.find(this.ref).warnings;
   }
   get config(): AdapterConfig {
     return this.engine.core.adapters.find(this.ref).content.config;
@@ -201,6 +219,10 @@ export class Engine {
   /** How the model's makers sample from it (generation_config.json); pass it to `generate` to do the same. */
   get generationDefaults(): Manifest["generation"] {
     return this.manifest.generation;
+  }
+  /** Identity of the base weights, by value: the bundle's, or of what full training made of them. */
+  get base(): string {
+    return this.core.base;
   }
   /** Which target and adapter compute. */
   get device(): Core["info"] {
@@ -239,52 +261,46 @@ export class Engine {
     });
   }
 
-  /** Stream an answer. `break` out of the loop, or abort the signal, and its cache is freed. */
-  async *generate(o: GenerateOptions): AsyncGenerator<Piece, void, void> {
-    checked(GenerateOptions, o);
-    const prompt = this.promptIds(o);
-    const room = this.manifest.capacities.context - prompt.length;
+  /**
+   * Stream an answer: it starts with the first `next()`. `break` out of the loop, `return()` or an abort ends it at once, waiting or running, and
+   * frees its cache. Throws WEFT_CONTEXT_OVERFLOW for a prompt that leaves no room, WEFT_CAPACITY (retryable) when too many requests wait.
+   */
+  generate(o: GenerateOptions): AsyncGenerator<Piece, void, void> {
     const stops = typeof o.stop === "string" ? [o.stop] : (o.stop ?? []);
-    const ids = this.core.generate({
-      ...picked(requestEntries, o),
-      prompt,
-      maxTokens: o.maxTokens ?? Math.max(1, Math.min(128, room)),
-      stopIds: [...(o.stopIds ?? []), ...this.manifest.model.eos],
-    });
-    const stream = this.text?.stream();
-    let held = ""; // text that may be the start of a stop
-    for await (const e of ids) {
-      const isStop = e.finish === "stop";
-      let text = held + (isStop || !stream ? "" : stream.push(e.id));
-      if (e.finish && !isStop && stream) text += stream.flush();
-      const hit = stops.map((s) => text.indexOf(s)).filter((i) => i >= 0);
-      if (hit.length) {
-        yield { ...e, text: text.slice(0, Math.min(...hit)), finish: "stop" };
-        return;
-      }
-      held = "";
-      if (!e.finish)
-        for (let n = Math.min(text.length, Math.max(0, ...stops.map((s) => s.length - 1))); n > 0; n--)
-          if (stops.some((s) => s.startsWith(text.slice(text.length - n)))) {
-            held = text.slice(text.length - n);
-            text = text.slice(0, text.length - n);
-            break;
-          }
-      yield { ...e, text };
-    }
+    return new MappedStream(
+      () => {
+        checked(GenerateOptions, o);
+        return this.core.generate({
+          ...picked(requestEntries, o),
+          prompt: this.promptIds(o),
+          stopIds: [...(o.stopIds ?? []), ...this.manifest.model.eos],
+        });
+      },
+      pieces(this.text, stops),
+      (p) => p.finish !== null,
+    );
   }
   /** The whole answer at once. */
-  async complete(
-    o: GenerateOptions,
-  ): Promise<{ text: string; ids: number[]; finish: "stop" | "length" | null; adapter: string }> {
-    const out = { text: "", ids: [] as number[], finish: null as "stop" | "length" | null, adapter: "base" };
+  async complete(o: GenerateOptions): Promise<{
+    text: string;
+    ids: number[];
+    /** `stop`: at a stop id or text; `length`: at `maxTokens`; `context`: the context had no room for as many. */
+    finish: Finish;
+    adapter: string;
+    /** Give it to get the same answer again; null where nothing was drawn. */
+    seed: number | null;
+  }> {
+    const ids: number[] = [];
+    let text = "";
+    let last: Piece | null = null;
     for await (const p of this.generate(o)) {
-      out.text += p.text;
-      out.ids.push(p.id);
-      out.finish = p.finish;
-      out.adapter = p.adapter;
+      text += p.text;
+      ids.push(p.id);
+      last = p;
     }
-    return out;
+    // No token: none was asked for.
+    const { finish, adapter, seed } = last ?? { finish: null, adapter: "base", seed: null };
+    return { text, ids, finish: finish ?? "length", adapter, seed };
   }
   /** Loss and log-probabilities of a text or ids; on request all logits [position][vocab]. */
   score(input: string | readonly number[], o: ScoreOptions = {}): Promise<Score> {
@@ -295,29 +311,19 @@ export class Engine {
   /** Start a fine-tuning job; the engine serves on. Mistakes in options or data are thrown here, not at step 40. */
   async finetune(o: FinetuneOptions): Promise<Job> {
     checked(FinetuneOptions, o);
+    this.core.check();
+    throwIfAborted(o.signal);
     const method =
       o.method ??
-      (o.from ? this.core.adapters.find(o.from).content.config.method : (this.manifest.train[0] ?? "lora"));
+      (o.from ? this.core.adapter(o.from).content.config.method : (this.manifest.train[0] ?? "lora"));
     const rows = await this.rows(o.data, "data");
     const evalRows = o.evalData ? await this.rows(o.evalData, "evalData") : undefined;
     const adapter = picked(adapterEntries, o);
-    // What results depend on: a checkpoint is only good for the same.
-    const {
-      onEvent: _e,
-      signal: _s,
-      resume: _r,
-      data: _d,
-      evalData: _v,
-      publishEvery: _p,
-      microBatch: _m,
-      keep: _k,
-      ...identity
-    } = o;
-    const key = { ...identity, method, rows: rows.length };
+    const from = o.from ? this.core.adapter(o.from).content : undefined;
     if (Object.hasOwn(this.manifest.methods, method))
       resolveBranches(this.manifest, {
         ...defaultConfig(this.manifest, method),
-        ...(o.from ? this.core.adapters.find(o.from).content.config : {}),
+        ...(from?.config ?? {}),
         ...adapter,
       });
     const options: TrainOptions = {
@@ -326,17 +332,18 @@ export class Engine {
       rows,
       evalRows,
       adapter,
-      from: o.from ? this.core.adapters.find(o.from).content : undefined,
-      disjointFrom: o.disjointFrom?.map((name) => this.core.adapters.find(name).content),
+      from,
+      disjointFrom: o.disjointFrom?.map((name) => this.core.adapter(name).content),
       tuned: o.tuned === undefined ? undefined : await openMatrices(o.tuned, this.manifest),
-      resume: o.resume
-        ? await loadCheckpoint(o.resume, this.manifest.base, this.core.info.numerics, key)
-        : undefined,
+      resume: undefined,
     };
-    const job = startJob(this.core, options, this.jobs);
+    const { base, info, device } = this.core;
+    const identity = { ...(await identityOf(this.manifest, device.plan, options)), tuned: o.tuned ?? null };
+    const resume = o.resume ? await loadCheckpoint(o.resume, base, info.numerics, identity) : undefined;
+    const job = startJob(this.core, { ...options, resume }, this.jobs);
     this.jobs.add(job);
     job.done.catch(() => {}).finally(() => this.jobs.delete(job));
-    return new Job(job, this, key);
+    return new Job(job, this, identity);
   }
   private async rows(data: string | readonly DataRow[], what: string): Promise<Row[]> {
     const list =
@@ -375,14 +382,23 @@ export class Engine {
               numbersAtMost(this.manifest, this.core.device.plan),
             )
           : needed("adapter_model.safetensors");
-      this.core.adapters.publish(name, readAdapter(config, file, this.manifest, this.core.device.plan, dir));
+      const { base } = this.core;
+      const content = readAdapter(config, file, { ...this.manifest, base }, this.core.device.plan, dir);
+      const { format } = this.manifest.model;
+      const its = config.weft_format;
+      const warnings =
+        typeof its === "string" && its !== format
+          ? [`trained on ${its} weights, used on ${format}: near, and not the same numbers`]
+          : [];
+      this.core.adapters.publish(name, content, { base, warnings });
       return new AdapterHandle(this, name);
     },
     /** A new adapter that is the weighted sum of others: exact, as a LoRA of all their rows or a selection of all their channels. */
     combine: (name: string, weights: Readonly<Record<string, number>>): AdapterHandle => {
       checked(AdapterName, name, { where: "name" });
       checked(AdapterRefSchema, weights, { where: "weights" });
-      this.core.adapters.publish(name, this.core.adapters.find(weights).content);
+      const { content, base } = this.core.adapters.find(weights);
+      this.core.adapters.publish(name, content, { base });
       return new AdapterHandle(this, name);
     },
     get: (ref: string): AdapterHandle => {
@@ -407,11 +423,12 @@ export class Engine {
    * folder or a model that weft wrote.
    */
   async saveModel(dir: string): Promise<void> {
+    this.core.check();
     await claimFolder(dir, "model");
     const files: [string, Uint8Array | string][] = [
       [
         "model.safetensors",
-        encode((await readWeights(this.core)).map((t) => ({ ...t, dtype: "F32" as const }))),
+        encode((await this.core.baseTensors()).map((t) => ({ ...t, dtype: "F32" as const }))),
       ],
     ];
     for (const name of ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
@@ -420,18 +437,17 @@ export class Engine {
     await writeFolder(dir, "model", files);
   }
 
-  /** Reject what runs, free the device; the process can exit. */
-  async dispose(): Promise<void> {
-    for (const j of this.jobs)
-      j.cancel(
-        new WeftError({
-          code: "WEFT_DISPOSED",
-          where: `job ${j.name}`,
-          expected: "an engine in use",
-          found: "dispose() was called",
-        }),
-      );
-    await this.core.dispose();
+  /** Resolves once, with why the engine ended: WEFT_DISPOSED after `dispose()`, or the failure. Never rejects. */
+  get closed(): Promise<WeftError> {
+    return this.core.closed;
+  }
+  /** The last errors that functions of the caller (`onStep`, `onProgress`, `onEvent`) threw; `load({ onError })` hears them as they come. */
+  get reports(): readonly WeftError[] {
+    return this.core.reports;
+  }
+  /** Reject what runs and free the device: resolves when its threads are gone; the process can exit. */
+  dispose(): Promise<void> {
+    return this.core.dispose();
   }
   [Symbol.asyncDispose](): Promise<void> {
     return this.dispose();

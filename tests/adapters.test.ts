@@ -5,7 +5,6 @@ import type { AdapterRef } from "../runtime/adapters.ts";
 import { decode, parseHeader } from "../runtime/bundle.ts";
 import { placeOf, readEntries, readSelection } from "../runtime/content.ts";
 import { addDeltas, asLowRank } from "../runtime/lowrank.ts";
-import { readWeights } from "../runtime/trainer.ts";
 import {
   compile as compileBundle,
   type FinetuneOptions,
@@ -220,7 +219,7 @@ test("saved = loaded, bit for bit; base and other slots stay as they were; train
 test("S2FT selects what a brute-force ranking selects, one ranking a coupled group; seeds repeat", async () => {
   await using engine = await engineOf(configs.even, all("wasm"));
   const { plan } = engine.core.device;
-  const weights = new Map((await readWeights(engine.core)).map((t) => [t.name, t]));
+  const weights = new Map((await engine.core.baseTensors()).map((t) => [t.name, t]));
   const chosen = (name: string, layer: number, module: string): number[] => {
     const b = engine.manifest.branches.find(
       (x) => x.method === "s2ft" && engine.manifest.sites[x.site]!.module.endsWith(module),
@@ -539,7 +538,7 @@ test("an adapter with modules of its own (peft's modules_to_save) is served merg
 test("a fresh prompt of real tokens' embeddings equals those tokens before the text, bit for bit", async () => {
   await using engine = await engineOf(configs.even, { targets: ["wasm"], train: ["prompt"], methods: [] });
   await (await engine.finetune({ ...jobOf("prompt"), rank: 6, steps: 1, learningRate: 1e-30 })).done;
-  const table = (await readWeights(engine.core)).find((t) => t.name === "model.embed_tokens.weight")!.data;
+  const table = (await engine.core.baseTensors()).find((t) => t.name === "model.embed_tokens.weight")!.data;
   const { tensors } = engine.core.adapters.find("prompt").content;
   const at = placeOf(engine.core.device.plan.factors, engine.manifest.branches[0]!.index, "tokens").offset;
   const said = Array.from({ length: 6 }, (_, r) => {
@@ -559,7 +558,7 @@ test("a fresh prompt of real tokens' embeddings equals those tokens before the t
   const a = await collect(engine, { ...o, prompt: ids, adapter: "prompt" });
   assert.is(a.ids.length, 6);
   assert.is(
-    await collect(engine, { prompt: idsOf("long", 120, vocab), maxTokens: 5, adapter: "prompt" }).then(
+    await collect(engine, { prompt: idsOf("long", 122, vocab), maxTokens: 5, adapter: "prompt" }).then(
       String,
       (e: WeftError) => e.code,
     ),
@@ -574,7 +573,7 @@ test("sparse masks: the entries that moved most in a full fine-tuning, and the l
     await engine.saveModel(moved);
   }
   await using engine = await engineOf(configs.even, { targets: ["wasm"], train: ["sparse"], methods: [] });
-  const before = new Map((await readWeights(engine.core)).map((t) => [t.name, t.data]));
+  const before = new Map((await engine.core.baseTensors()).map((t) => [t.name, t.data]));
   const file = readFileSync(`${moved}/model.safetensors`);
   const after = (name: string): Float32Array => {
     const t = parseHeader(file, file.length, "moved").tensors.find((x) => x.name === name)!;
@@ -727,8 +726,8 @@ test("a permuted base says what the base says; every adapter reads and writes th
   });
   assert.is(await refused.then(String, (e: WeftError) => `${e.code} ${e.where}`), "WEFT_OPTION selection");
 
-  const before = new Map((await readWeights(plain.core)).map((t) => [t.name, bits(t.data)]));
-  for (const t of await readWeights(engine.core)) assert.is(bits(t.data), before.get(t.name), t.name);
+  const before = new Map((await plain.core.baseTensors()).map((t) => [t.name, bits(t.data)]));
+  for (const t of await engine.core.baseTensors()) assert.is(bits(t.data), before.get(t.name), t.name);
   assert.is(engine.manifest.base, plain.manifest.base, "one base, whatever the order it is kept in");
 });
 test("compile with data to calibrate on: the channels an indexed job would choose, then trained as a dense slice", async () => {

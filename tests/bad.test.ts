@@ -159,8 +159,8 @@ test("requests: too long, no such adapter, wrong ids; each leaves the engine ser
   const free = engine.memory();
   await code(
     "WEFT_CONTEXT_OVERFLOW",
-    () => collect(engine, { prompt: idsOf("long", 120, 128), maxTokens: 20 }),
-    /128 tokens/,
+    () => collect(engine, { prompt: idsOf("long", 128, 128), maxTokens: 20 }),
+    /127 tokens/,
   );
   await code("WEFT_OPTION", () => collect(engine, { prompt: [5, 999], maxTokens: 2 }), /prompt\[1\]/);
   await code("WEFT_OPTION", () => collect(engine, { prompt: [], maxTokens: 2 }));

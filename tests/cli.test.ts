@@ -169,7 +169,7 @@ test("rope_theta, rope_scaling and the newer rope_parameters name the same angle
   assert.ok(Math.abs(plain.inverseFrequencies[1]! - 10000 ** (-2 / 16)) < 1e-15);
 });
 
-test("the best checkpoint is what a job publishes when it has rows to evaluate", async () => {
+test("a job with rows to evaluate publishes its last step, or its best where that is asked for, and says which", async () => {
   await using engine = await engineOf(configs.even);
   const rows = batchOf(128);
   const evals: number[] = [];
@@ -181,16 +181,34 @@ test("the best checkpoint is what a job publishes when it has rows to evaluate",
     learningRate: 0.03,
     rank: 4,
   };
+  const said: number[] = [];
   const job = await engine.finetune({
     ...o,
     name: "best",
-    onEvent: (e) => e.type === "eval" && evals.push(e.loss),
+    select: "best",
+    onEvent: (e) => {
+      if (e.type === "eval") evals.push(e.loss);
+      if (e.type === "done") said.push(e.kept);
+    },
   });
-  const { bestLoss } = await job.done;
+  const { bestLoss, kept } = await job.done;
   assert.is(bestLoss, Math.min(...evals));
-  const score = await engine.score(rows[3]!.input_ids, { adapter: "best" });
-  const loss = -score.logprobs.slice(39).reduce((a, b) => a + b, 0) / score.logprobs.slice(39).length;
+  assert.is(kept, 2 * (evals.indexOf(bestLoss!) + 1));
+  assert.ok(kept < o.steps, "the data is learned by heart: the best step is not the last");
+  const published = async (adapter: string): Promise<number> => {
+    const { logprobs } = await engine.score(rows[3]!.input_ids, { adapter });
+    return -logprobs.slice(39).reduce((a, b) => a + b, 0) / logprobs.slice(39).length;
+  };
+  const loss = await published("best");
   assert.ok(Math.abs(loss - bestLoss!) < 1e-6, `published adapter has ${loss}, best was ${bestLoss}`);
+  const last = await engine.finetune({
+    ...o,
+    name: "last",
+    onEvent: (e) => e.type === "done" && said.push(e.kept),
+  });
+  assert.is((await last.done).kept, o.steps);
+  assert.equal(said, [kept, o.steps]);
+  assert.ok(Math.abs((await published("last")) - evals.at(-1)!) < 1e-6);
   const cut = await collect(engine, {
     prompt: idsOf("x", 4, 128),
     maxTokens: 3,

@@ -1,0 +1,123 @@
+/** What callers ask of an engine and what they get: options, events, scores, and the checks before anything is queued. */
+import type { Generation } from "./adapters.ts";
+import { type Manifest, WeftError } from "./bundle.ts";
+import { NONE } from "./host.ts";
+import type { GenerateIds } from "./options.ts";
+import type { Sampling } from "./sampling.ts";
+
+/** Tokens of an answer where the caller does not say. */
+export const MAX_TOKENS = 128;
+/** Requests that may wait where the caller does not say. */
+export const MAX_QUEUED = 4096;
+
+/** Why an answer ended: a stop id or text, the tokens that were asked for, or the end of the context before those. */
+export type Finish = "stop" | "length" | "context";
+export interface TokenEvent {
+  readonly id: number;
+  /** Natural log of the model's probability, before temperature and penalties. */
+  readonly logprob: number;
+  readonly top: readonly { readonly id: number; readonly logprob: number }[];
+  /** Which weights answered: `base`, or `name@generation`. */
+  readonly adapter: string;
+  /** What the draws depend on: the seed given, or the one drawn for a request without; null where nothing is drawn. */
+  readonly seed: number | null;
+  readonly finish: Finish | null;
+}
+export interface Score {
+  /** Mean negative log-likelihood of ids[1…]. */
+  readonly loss: number;
+  /** logprob of ids[i + 1] after ids[0…i]. */
+  readonly logprobs: Float64Array;
+  /** Full logits [position][vocab], when asked for. */
+  readonly logits: Float32Array[] | null;
+}
+
+/** One request, from the queue to its end. */
+export interface Request {
+  readonly kind: "generate" | "score";
+  readonly prompt: readonly number[];
+  /** Tokens to generate, as far as the context has room. */
+  readonly maxTokens: number;
+  /** Fewer than were asked for. */
+  readonly clipped: boolean;
+  readonly sampling: Omit<GenerateIds, "prompt">;
+  readonly seed: number | null;
+  readonly generation: Generation | null;
+  /** Tokens of the adapter's own before the prompt. */
+  readonly virtual: number;
+  /** A slot being trained; null for requests of callers. */
+  readonly fixedSlot: number | null;
+  readonly push: (e: TokenEvent) => void;
+  readonly scored: (position: number, logits: Float32Array, logSum: number) => void;
+  /** Once: null at the end, or what ended it. */
+  readonly end: (error: unknown) => void;
+  seq: number;
+  slot: number;
+  done: boolean;
+}
+export const waitingRequest = (r: Omit<Request, "seq" | "slot" | "done">): Request => ({
+  ...r,
+  seq: NONE,
+  slot: 0,
+  done: false,
+});
+
+/** Tokens that an answer to `ids` has room for, behind `virtual` of the adapter's own. Throws for ids that are wrong, or leave no room for `least`. */
+export function roomAfter(
+  { model: { vocab }, capacities: { context, blocks } }: Manifest,
+  ids: readonly number[],
+  virtual: number,
+  least: number,
+): number {
+  if (!ids.length)
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "prompt",
+      expected: "at least one token",
+      found: "none",
+    });
+  const wrong = ids.findIndex((id) => !Number.isInteger(id) || id < 0 || id >= vocab);
+  if (wrong >= 0)
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: `prompt[${wrong}]`,
+      expected: `a token id below ${vocab}`,
+      found: String(ids[wrong]),
+    });
+  const most = Math.min(context, blocks * 32);
+  const room = most - virtual - ids.length;
+  if (room < least)
+    throw new WeftError({
+      code: "WEFT_CONTEXT_OVERFLOW",
+      where: "prompt",
+      expected: `at most ${most - least} tokens`,
+      found: `${virtual ? `${virtual} of the adapter's own + ` : ""}${ids.length}`,
+      hint: "shorten the prompt, or compile with a larger context",
+    });
+  return room;
+}
+/** The seed that a request's draws depend on: one of its own where it draws and has none. */
+export const seedOf = (o: Sampling): number | null =>
+  o.seed ?? (o.temperature ? crypto.getRandomValues(new Uint32Array(1))[0]! : null);
+
+/** Logits that are not numbers: the weights of the request are not, or overflow. Nothing else in the batch reads them. */
+export const notFinite = (r: Request): WeftError =>
+  new WeftError({
+    code: "WEFT_NUMERICS",
+    where: `${r.kind} by ${r.generation?.ref ?? "base"}`,
+    expected: "finite logits",
+    found: "NaN or infinity",
+    hint: "numbers of the adapter or of the model are not finite, or too large",
+  });
+
+/** The `n` largest of a row, the lower id first where two are equal. */
+export function topOf(row: Float32Array, n: number, logSum: number): { id: number; logprob: number }[] {
+  const ids: number[] = [];
+  for (let i = 0; n > 0 && i < row.length; i++) {
+    if (ids.length === n && !(row[i]! > row[ids[n - 1]!]!)) continue;
+    const at = ids.findIndex((id) => row[i]! > row[id]!);
+    ids.splice(at < 0 ? ids.length : at, 0, i);
+    if (ids.length > n) ids.pop();
+  }
+  return ids.map((id) => ({ id, logprob: row[id]! - logSum }));
+}

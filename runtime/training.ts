@@ -1,0 +1,158 @@
+/** What a fine-tuning job is asked for, with every default, what it tells, and what its results depend on. */
+import type { Manifest, TargetPlan } from "./bundle.ts";
+import { type AdapterConfig, type AdapterContent, defaultConfig } from "./content.ts";
+import { sha256 } from "./hash.ts";
+import { adapterEntries, picked, type TrainOptions as TrainOptionsSchema } from "./options.ts";
+import { IGNORE, type Row } from "./rows.ts";
+import type { Of } from "./schema.ts";
+
+export type TrainOptions = Of<typeof TrainOptionsSchema>;
+export type TrainEvent =
+  | {
+      readonly type: "start";
+      readonly steps: number;
+      readonly trainable: number;
+      readonly rows: number;
+      readonly skippedRows: number;
+      readonly labelTokens: number;
+    }
+  | {
+      readonly type: "step";
+      readonly step: number;
+      readonly loss: number;
+      readonly learningRate: number;
+      readonly gradNorm: number;
+      readonly tokens: number;
+      readonly skipped: boolean;
+      readonly tokensPerSecond: number;
+    }
+  | { readonly type: "eval"; readonly step: number; readonly loss: number; readonly best: boolean }
+  | { readonly type: "publish"; readonly step: number; readonly generation: string }
+  /** `kept`: the step whose weights the end published. */
+  | { readonly type: "done"; readonly step: number; readonly loss: number; readonly kept: number };
+/** Everything a job needs to go on as if it had never stopped (same device and bundle: bit for bit). */
+export interface TrainState {
+  readonly step: number;
+  readonly losses: readonly number[];
+  readonly adapter: AdapterContent | null;
+  /** Moments of each group, in accumulator layout. */
+  readonly accum: readonly Float32Array[];
+  /** Base weights chambers, for full training. */
+  readonly weights: readonly Float32Array[];
+  readonly updates: number;
+  readonly best: {
+    readonly step: number;
+    readonly loss: number;
+    /** What it was, where the best is what will be published. */
+    readonly adapter: AdapterContent | null;
+  } | null;
+}
+export interface TrainResult {
+  readonly steps: number;
+  readonly losses: readonly number[];
+  readonly generation: string | null;
+  readonly bestLoss: number | null;
+  /** The step whose weights were published (`full`: are the base now): the last, or with `select: "best"` the best evaluated. */
+  readonly kept: number;
+}
+
+/** How a job learns: its options with every default filled in. */
+export interface Settings {
+  readonly steps: number;
+  readonly batchSize: number;
+  readonly optimizer: "adamw" | "sgd";
+  readonly learningRate: number;
+  readonly schedule: "constant" | "linear" | "cosine";
+  readonly warmupSteps: number;
+  readonly betas: readonly [number, number];
+  readonly momentum: number;
+  readonly eps: number;
+  readonly weightDecay: number;
+  readonly maxGradNorm: number;
+  readonly seed: number;
+  readonly shuffle: boolean;
+  readonly evalEvery: number;
+  readonly select: "last" | "best";
+}
+/** The settings of a job over `learned` rows that have something to learn. */
+export function settingsOf(o: TrainOptions, learned: number): Settings {
+  const batchSize = o.batchSize ?? 8;
+  const perEpoch = Math.ceil(learned / batchSize);
+  return {
+    steps: o.steps ?? (o.epochs ?? 1) * perEpoch,
+    batchSize,
+    optimizer: o.optimizer ?? "adamw",
+    learningRate: o.learningRate ?? (o.method === "full" ? 1e-3 : 2e-3),
+    schedule: o.schedule ?? "constant",
+    warmupSteps: o.warmupSteps ?? 0,
+    betas: o.betas ?? [0.9, 0.999],
+    momentum: o.momentum ?? 0,
+    eps: o.eps ?? 1e-8,
+    weightDecay: o.weightDecay ?? 0,
+    maxGradNorm: o.maxGradNorm ?? 1,
+    seed: o.seed ?? 0,
+    shuffle: o.shuffle ?? true,
+    evalEvery: o.evalEvery ?? perEpoch,
+    select: o.select ?? "last",
+  };
+}
+/** The config of the job's adapter: that of `from`, and what was asked for over it. */
+export const configOf = (manifest: Manifest, o: TrainOptions): AdapterConfig => ({
+  ...defaultConfig(manifest, o.method),
+  ...(o.from?.config ?? {}),
+  ...picked(adapterEntries, o.adapter ?? {}),
+});
+
+/** The same JSON for equal values, whatever order their keys have. */
+export const canonical = (value: unknown): string =>
+  JSON.stringify(value, (_, v: unknown) =>
+    v && typeof v === "object" && !Array.isArray(v)
+      ? Object.fromEntries(Object.entries(v).sort(([a], [b]) => (a < b ? -1 : 1)))
+      : v,
+  );
+const words = (list: readonly ArrayBufferView[]): Promise<string[]> =>
+  Promise.all(list.map((x) => sha256(new Uint8Array(x.buffer, x.byteOffset, x.byteLength))));
+/** Words hashed at a time. */
+const PIECE = 2 ** 20;
+async function hashOfRows(rows: readonly Row[]): Promise<string> {
+  const pieces: Int32Array[] = [];
+  let piece: number[] = [];
+  const flush = (): void => {
+    pieces.push(Int32Array.from(piece));
+    piece = [];
+  };
+  for (const { input_ids, labels } of rows) {
+    piece.push(input_ids.length);
+    for (const id of input_ids) piece.push(id);
+    for (const id of labels) piece.push(id);
+    if (piece.length >= PIECE) flush();
+  }
+  flush();
+  return sha256((await words(pieces)).join());
+}
+async function hashOfContent(c: AdapterContent): Promise<string> {
+  return sha256(canonical([c.config, c.branches, await words(c.tensors)]));
+}
+/**
+ * What a job's results depend on beside the base and the device's numerics, by value: a checkpoint goes on with the same alone. Rows, and adapters
+ * to start from, are hashes of what they hold; names, and options that never change a result, are not in it.
+ */
+export async function identityOf(
+  manifest: Manifest,
+  { slotWords, jobWords }: TargetPlan,
+  o: TrainOptions,
+): Promise<Readonly<Record<string, unknown>>> {
+  const learned = o.rows.filter((r) => r.labels.some((id, i) => i > 0 && id !== IGNORE)).length;
+  const identity = {
+    method: o.method,
+    format: manifest.model.format,
+    layout: [slotWords, jobWords],
+    adapter: o.method === "full" ? null : configOf(manifest, o),
+    settings: settingsOf(o, learned),
+    rows: await hashOfRows(o.rows),
+    evalRows: o.evalRows ? await hashOfRows(o.evalRows) : null,
+    from: o.from ? await hashOfContent(o.from) : null,
+    disjointFrom: await Promise.all((o.disjointFrom ?? []).map(hashOfContent)),
+  };
+  return JSON.parse(canonical(identity)) as Readonly<Record<string, unknown>>;
+}

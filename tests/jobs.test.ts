@@ -1,0 +1,318 @@
+/** Jobs: what is done at rest, what a cancel leaves, whose weights the base is, and what a checkpoint goes on with. */
+import { readFileSync, writeFileSync } from "node:fs";
+import * as assert from "uvu/assert";
+import type { TrainState } from "../runtime/trainer.ts";
+import { compile, type Engine, type FinetuneOptions, type Job, WeftError } from "../sdk/index.ts";
+import { code } from "./support/code.ts";
+import { batchOf, bits, collect, configs, contentBits, engineOf, idsOf } from "./support/engines.ts";
+import { rounds } from "./support/scale.ts";
+import { suite } from "./support/suite.ts";
+import { scratch } from "./support/tiny.ts";
+
+const test = suite("jobs");
+const vocab = 128;
+const prompt = idsOf("jobs", 6, vocab);
+const rows = batchOf(vocab);
+const base = { data: rows, steps: 4, batchSize: 2, seed: 5, learningRate: 0.01 };
+const one = { load: { threads: 1 } } as const;
+/** Resolves when the job has done so many steps. */
+const stepsOf = (engine: Engine, o: FinetuneOptions, n: number): Promise<Job> =>
+  new Promise((resolve, reject) => {
+    let job: Job | null = null;
+    let reached = false;
+    const ready = (): void => {
+      if (job && reached) resolve(job);
+    };
+    engine
+      .finetune({
+        ...o,
+        onEvent: (e) => {
+          if (e.type === "step" && e.step >= n) reached = true;
+          ready();
+        },
+      })
+      .then((j) => {
+        job = j;
+        ready();
+      }, reject);
+  });
+const outcome = (p: Promise<unknown>): Promise<string> =>
+  p.then(
+    () => "resolved",
+    (e: Error) => (e instanceof WeftError ? e.code : e.name),
+  );
+const stateBits = (s: TrainState): string =>
+  [
+    s.step,
+    s.updates,
+    s.losses.join(),
+    ...[...s.accum, ...s.weights, ...(s.adapter?.tensors ?? [])].map(bits),
+  ].join();
+
+test("publish() and checkpoint() that wait when a job is cancelled are rejected: the slot is another's by then", async () => {
+  await using engine = await engineOf(configs.even, { ...one, capacities: { slots: 1 } });
+  await (await engine.finetune({ ...base, name: "other", learningRate: 0.05 })).done;
+  for (let i = 0; i < rounds(4, 30); i++) {
+    const job = await stepsOf(engine, { ...base, name: `v${i}`, steps: 1000 }, 1);
+    // A request for the other waits for the only slot.
+    const answer = collect(engine, { prompt, maxTokens: 3, adapter: "other" });
+    const asked = [job.publish(), job.checkpoint(`${scratch()}/c`)];
+    const ends = Promise.all([...asked, job.done].map(outcome));
+    job.cancel();
+    const ended = await ends;
+    await answer;
+    assert.equal(ended, ["AbortError", "AbortError", "AbortError"]);
+    assert.not(engine.core.adapters.has(`v${i}`));
+    assert.is(await outcome(job.publish()), "AbortError");
+  }
+});
+
+test("a checkpoint is of a moment between two steps, or rejected: never of the middle of one", async () => {
+  await using engine = await engineOf(configs.even, one);
+  // What every step leaves, taken one by one.
+  const whole = new Map<number, string>();
+  const job = await engine.finetune({ ...base, name: "all" });
+  const core = (job as unknown as { core: { checkpoint(): Promise<TrainState> } }).core;
+  const taken: Promise<unknown>[] = [];
+  for (let i = 0; i < base.steps; i++)
+    taken.push(core.checkpoint().then((s) => whole.set(s.step, stateBits(s))));
+  await job.done;
+  await Promise.all(taken);
+  assert.ok(whole.size > 0);
+  const again = await engine.finetune({ ...base, name: "each", onEvent: () => {} });
+  const each = (again as unknown as { core: { checkpoint(): Promise<TrainState> } }).core;
+  for (let s = await each.checkpoint(); ; s = await each.checkpoint()) {
+    whole.set(s.step, stateBits(s));
+    if (s.step === base.steps) break;
+  }
+  await again.done;
+  const ends = { resolved: 0, rejected: 0 };
+  for (let i = 0; i < rounds(12, 100); i++) {
+    const j = await engine.finetune({ ...base, name: `c${i}` });
+    const c = (j as unknown as { core: { checkpoint(): Promise<TrainState> } }).core;
+    for (let k = 0; k < (i * 7) % 23; k++) await new Promise((r) => setImmediate(r));
+    const state = c.checkpoint();
+    if (i % 3) j.cancel();
+    await state.then(
+      (s) => {
+        ends.resolved++;
+        assert.is(stateBits(s), whole.get(s.step), `snapshot after step ${s.step}`);
+      },
+      () => ends.rejected++,
+    );
+    j.cancel();
+    await outcome(j.done);
+  }
+  assert.ok(ends.resolved > 0 && ends.rejected > 0, JSON.stringify(ends));
+});
+
+test("tasks asked for in the last event, at the end, and by dispose: each settles", async () => {
+  const engine = await engineOf(configs.even, one);
+  const asked: Promise<unknown>[] = [];
+  const job: Job = await engine.finetune({
+    ...base,
+    name: "late",
+    onEvent: (e) => {
+      if (e.type === "done" || (e.type === "step" && e.step === base.steps)) asked.push(job.publish());
+      // One that asks again and again does not keep the job from ending.
+      if (e.type === "publish") asked.push(job.publish().catch(() => "ended"));
+    },
+  });
+  const { generation } = await job.done;
+  assert.ok((await Promise.all(asked)).length >= 3);
+  assert.is(generation, `late@${engine.adapters.get("late").generation}`);
+  assert.is(await outcome(job.publish()), "WEFT_CONFLICT");
+  const other = await stepsOf(engine, { ...base, name: "disposed", steps: 1000 }, 1);
+  const ends = Promise.all([other.publish(), other.checkpoint(`${scratch()}/c`), other.done].map(outcome));
+  await engine.dispose();
+  assert.equal(await ends, ["WEFT_DISPOSED", "WEFT_DISPOSED", "WEFT_DISPOSED"]);
+});
+
+test("full training waits for nobody's answer to change, and a cancelled one leaves the base as it was", async () => {
+  await using engine = await engineOf(configs.even, { ...one, train: ["lora", "full"] });
+  const full = { ...base, name: "full", method: "full", steps: 200 };
+  const weights = async (): Promise<string> =>
+    (await engine.core.baseTensors()).map((t) => bits(t.data)).join();
+  const answer = (): Promise<unknown> => collect(engine, { prompt, maxTokens: 20 });
+  const alone = await answer();
+  const pristine = await weights();
+
+  const stream = engine.generate({ prompt, maxTokens: 100 });
+  await stream.next();
+  const refused = await code("WEFT_CONFLICT", () => engine.finetune(full), /requests/);
+  assert.is(refused.retryable, true);
+  await stream.return();
+
+  const cancelled = await stepsOf(engine, full, 2);
+  assert.is((await code("WEFT_CONFLICT", answer, /full training/)).retryable, true);
+  await code("WEFT_CONFLICT", () => engine.saveModel(`${scratch()}/m`));
+  cancelled.cancel();
+  // While it rolls back nobody is served.
+  await code("WEFT_CONFLICT", answer);
+  await cancelled.done.catch(() => {});
+  assert.equal(await answer(), alone);
+  assert.is(await weights(), pristine);
+  assert.is(engine.base, engine.manifest.base);
+
+  const failed = await engine.finetune({ ...full, learningRate: 1e30, maxGradNorm: 0 });
+  await code("WEFT_NUMERICS", () => failed.done);
+  assert.is(await weights(), pristine);
+
+  // From a base that is no longer the bundle's: back to what the first made of it.
+  await (await engine.finetune({ ...full, steps: 2 })).done;
+  const trained = await weights();
+  const [first, at] = [engine.base, await answer()];
+  assert.is.not(first, engine.manifest.base);
+  const second = await stepsOf(engine, full, 2);
+  second.cancel();
+  await second.done.catch(() => {});
+  assert.is(await weights(), trained);
+  assert.is(engine.base, first);
+  assert.equal(await answer(), at);
+});
+
+test("the base is what its weights are: adapters of another are refused by name, merge(null) brings the trained back", async () => {
+  await using engine = await engineOf(configs.even, { ...one, train: ["lora", "full"] });
+  const folder = scratch();
+  const lora = { ...base, method: "lora", steps: 2 };
+  await (await engine.finetune({ ...lora, name: "before" })).done;
+  await engine.adapters.get("before").save(`${folder}/before`);
+  await (await engine.finetune({ ...base, name: "full", method: "full", steps: 3 })).done;
+  const trained = await collect(engine, { prompt, maxTokens: 20 });
+  assert.is.not(engine.base, engine.manifest.base);
+
+  const mismatch = (f: () => Promise<unknown>) =>
+    code("WEFT_ADAPTER_MISMATCH", f, /other base|another model/);
+  await mismatch(() => collect(engine, { prompt, adapter: "before" }));
+  await mismatch(() => collect(engine, { prompt, adapter: { before: 0.5 } }));
+  await mismatch(() => engine.score(prompt, { adapter: "before@1" }));
+  await mismatch(() => engine.merge("before"));
+  await mismatch(() => engine.finetune({ ...lora, name: "on", from: "before" }));
+  await mismatch(() => engine.adapters.load("again", `${folder}/before`));
+
+  await (await engine.finetune({ ...lora, name: "after" })).done;
+  await mismatch(() => collect(engine, { prompt, adapter: { before: 0.5, after: 0.5 } }));
+  await engine.adapters.get("after").save(`${folder}/after`);
+  await engine.adapters.get("before").save(`${folder}/before2`);
+  const recorded = (dir: string): unknown =>
+    (JSON.parse(readFileSync(`${folder}/${dir}/adapter_config.json`, "utf8")) as { weft_base: string })
+      .weft_base;
+  assert.is(recorded("after"), engine.base);
+  assert.is(engine.adapters.get("after").base, engine.base);
+  assert.is(recorded("before2"), engine.manifest.base);
+  await engine.adapters.load("read", `${folder}/after`);
+
+  const beside = await collect(engine, { prompt, maxTokens: 20, adapter: "after" });
+  await engine.merge("after");
+  assert.equal((await collect(engine, { prompt, maxTokens: 20 })).ids, beside.ids);
+  await engine.merge({ after: 0.5 });
+  await engine.merge(null);
+  assert.equal(await collect(engine, { prompt, maxTokens: 20 }), trained);
+
+  // Saved and compiled, it is known by the same values.
+  await engine.saveModel(`${folder}/model`);
+  const manifest = await compile(`${folder}/model`, `${folder}/model.weft`, { targets: ["wasm"] });
+  assert.is(manifest.base, engine.base);
+
+  // Trained the same way, it is the same base; another bundle of the source knows nothing of it.
+  await using twin = await engineOf(configs.even, { ...one, train: ["lora", "full"] });
+  await mismatch(() => twin.adapters.load("after", `${folder}/after`));
+  await (await twin.finetune({ ...base, name: "full", method: "full", steps: 3 })).done;
+  assert.is(twin.base, engine.base);
+  await twin.adapters.load("after", `${folder}/after`);
+  assert.is(contentBits(twin, "after"), contentBits(engine, "after"));
+});
+
+test("an adapter of the same weights in another format loads, and says so", async () => {
+  await using engine = await engineOf(configs.even, one);
+  await (await engine.finetune({ ...base, name: "a" })).done;
+  assert.equal(engine.adapters.get("a").warnings, []);
+  const dir = `${scratch()}/a`;
+  await engine.adapters.get("a").save(dir);
+  assert.equal((await engine.adapters.load("same", dir)).warnings, []);
+  const path = `${dir}/adapter_config.json`;
+  const config = JSON.parse(readFileSync(path, "utf8")) as object;
+  writeFileSync(path, JSON.stringify({ ...config, weft_format: "f16" }));
+  const { warnings } = await engine.adapters.load("half", dir);
+  assert.is(warnings.length, 1);
+  assert.match(warnings[0]!, /f16.*f32/);
+});
+
+test("a checkpoint goes on with the same rows and options by value, and with no others", async () => {
+  await using engine = await engineOf(configs.even, one);
+  await (await engine.finetune({ ...base, name: "seed", steps: 1 })).done;
+  const dir = `${scratch()}/checkpoint`;
+  const o = {
+    ...base,
+    name: "r",
+    from: "seed",
+    evalData: rows.slice(0, 1),
+    evalEvery: 2,
+  };
+  const whole = await (await engine.finetune({ ...o, name: "whole" })).done;
+  const job = await stepsOf(engine, o, 1);
+  await job.checkpoint(dir);
+  job.cancel();
+  await job.done.catch(() => {});
+  const resume = async (patch: Partial<FinetuneOptions>): Promise<readonly number[]> => {
+    const j = await engine.finetune({ ...o, ...patch, name: `x${Math.random()}`, resume: dir });
+    return (await j.done).losses;
+  };
+  const refuse = (patch: Partial<FinetuneOptions>) => code("WEFT_CONFLICT", () => resume(patch), /options/);
+  const other = rows.map((r, i) => (i === 2 ? { ...r, input_ids: r.input_ids.map((t) => t ^ 1) } : r));
+  await refuse({ data: other });
+  await refuse({ data: rows.map((r, i) => (i === 1 ? { ...r, labels: r.labels.map(() => 7) } : r)) });
+  await refuse({ data: [...rows].reverse() });
+  await refuse({ evalData: rows.slice(1, 2) });
+  await refuse({ learningRate: 0.02 });
+  await refuse({ select: "best" });
+  engine.core.adapters.publish("seed", {
+    ...engine.core.adapters.find("seed").content,
+    tensors: engine.core.adapters.find("seed").content.tensors.map((t) => t.map((x) => x * 2)),
+  });
+  await refuse({});
+  // The same adapter by another name, keys in another order, defaults written out, and what never changes a result.
+  const same = Object.fromEntries(Object.entries(o).reverse()) as unknown as FinetuneOptions;
+  const losses = await resume({
+    ...same,
+    from: "seed@1",
+    optimizer: "adamw",
+    betas: [0.9, 0.999],
+    shuffle: true,
+    microBatch: 1,
+    keep: "boundary",
+    select: "last",
+  });
+  assert.equal(losses, whole.losses);
+});
+
+test("rows to evaluate are checked when the job starts; a best step needs some", async () => {
+  await using engine = await engineOf(configs.even, { ...one, train: ["lora", "full"] });
+  const start = (o: Partial<FinetuneOptions>) =>
+    engine.finetune({ ...base, name: "e", steps: 100, evalEvery: 100, ...o });
+  await code("WEFT_DATA", () => start({ evalData: [{ input_ids: [1, 2, 999] }] }), /evalData row 1/);
+  await code("WEFT_DATA", () => start({ evalData: [{ input_ids: idsOf("l", 200, vocab) }] }), /at most 128/);
+  await code("WEFT_DATA", () => start({ evalData: [{ input_ids: [1, 2], labels: [-100, -100] }] }));
+  await code("WEFT_OPTION", () => start({ select: "best" }), /evalData/);
+  await code("WEFT_OPTION", () => start({ method: "full", select: "best", evalData: rows }), /full/);
+  assert.is(engine.core.jobsRunning, 0);
+  // As long as a training row may be: one id more than the context, the last of which is only predicted.
+  const { losses } = await (
+    await start({ steps: 1, evalEvery: 1, evalData: [{ input_ids: idsOf("l", 129, vocab) }] })
+  ).done;
+  assert.is(losses.length, 1);
+  // Labels that are not the next ids are what is evaluated.
+  const evals: number[] = [];
+  const labels = rows[1]!.input_ids.map((t) => (t + 1) % vocab);
+  const o = { steps: 1, evalEvery: 1, learningRate: 1e-12 };
+  const loss = async (r: { input_ids: readonly number[]; labels: readonly number[] }): Promise<number> => {
+    const trained = await (await start({ ...o, batchSize: 1, data: [r as never] })).done;
+    await (
+      await start({ ...o, evalData: [r as never], onEvent: (e) => e.type === "eval" && evals.push(e.loss) })
+    ).done;
+    return trained.losses[0]!;
+  };
+  const want = await loss({ input_ids: rows[1]!.input_ids, labels });
+  assert.ok(Math.abs(evals[0]! - want) < 1e-3, `evaluated ${evals[0]}, trained ${want}`);
+});
+test.run();
