@@ -30,7 +30,7 @@ const { values: args } = parseArgs({
   },
 });
 const model = fileURLToPath(new URL("./model/story", import.meta.url));
-const out = fileURLToPath(new URL("../.weft/", import.meta.url));
+const out = fileURLToPath(new URL("../.weft/demo/", import.meta.url));
 const say = (line = ""): void => void process.stdout.write(`${line}\n`);
 const tty = process.stdout.isTTY === true;
 /** A line that is rewritten in a terminal, and printed now and then elsewhere. */
@@ -352,7 +352,7 @@ async function main(): Promise<number> {
   say();
   for (const [a, b, c] of table) say(`  ${a.padEnd(32)} ${b.padStart(18)} ${c.padStart(18)}`);
   say(
-    `\n  adapters: .weft/adapters/blue and green (folders that Hugging Face peft loads) · ${((performance.now() - started) / 1000).toFixed(1)} s in all`,
+    `\n  adapters: .weft/demo/adapters/blue and green (folders that Hugging Face peft loads) · ${((performance.now() - started) / 1000).toFixed(1)} s in all`,
   );
   const ok =
     after.blue >= 7 &&
