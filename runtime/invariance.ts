@@ -1,6 +1,8 @@
 /**
- * Law 4, checked on the device that will serve: the bits of a row depend on its sequence and its adapter, not on the batch that it is in. Every kernel
- * family runs rows alone, in pieces and in one step, and what they leave is compared bit for bit. It drives a host of its own, which is thrown away.
+ * Law 4, checked on the device that will serve: the bits of a row depend on its sequence and its adapter, not on the
+ * batch that it is in. Every kernel family runs rows alone, in pieces and in one step, and what they leave is compared
+ * bit for bit. Layers share their kernels, so the first two stand for all: the check takes no longer for a deep model.
+ * It drives a host of its own, which is thrown away.
  */
 import { AdapterStore, type Generation } from "./adapters.ts";
 import type { Manifest, ParamEntry } from "./bundle.ts";
@@ -17,11 +19,13 @@ import { COUNTER, EVENT, type Host, KIND, NONE } from "./host.ts";
 import { mix } from "./random.ts";
 
 /**
- * `verified`: every family gives a row the same bits. `single-family`: kernels for few and for many rows differ on this device, so one of the two serves
- * all steps, and with that the law holds. `off`: it does not hold here.
+ * `verified`: every family gives a row the same bits. `single-family`: kernels for few and for many rows differ on this
+ * device, so one of the two serves all steps, and with that the law holds. `off`: it does not hold here.
  */
 export type Invariance = "verified" | "single-family" | "off";
 
+/** Layers that are played. */
+const LAYERS = 2;
 /** Rows of the short sequence: prime to the rows of a tile, so that copies of it side by side are at every place of one. */
 const SHORT = 5;
 /** Positions from which attention folds another split. */
@@ -69,6 +73,7 @@ const sameLeft = (a: Left, b: Left): boolean =>
 
 class Check {
   private readonly store: AdapterStore;
+  private readonly layers: number;
   constructor(
     private readonly manifest: Manifest,
     private readonly device: Device,
@@ -76,6 +81,7 @@ class Check {
     private readonly manyRows: number,
   ) {
     this.store = new AdapterStore(manifest, device, host, () => manifest.base);
+    this.layers = Math.min(LAYERS, manifest.model.layers);
   }
 
   async holds(): Promise<boolean> {
@@ -201,7 +207,7 @@ class Check {
     const own = plan.factors.filter((p) => this.manifest.branches[p.branch!]!.method === cls);
     const inner = cls === "full" ? plan.layerParams : own;
     const outer = cls === "full" ? of(plan.outerParams, layers) : [];
-    return [...outer, ...Array.from({ length: layers }, (_, l) => of(inner, l)).flat()];
+    return [...outer, ...Array.from({ length: this.layers }, (_, l) => of(inner, l)).flat()];
   }
 
   /** Play requests to their end, in steps of at most `budget` rows. */
@@ -256,13 +262,23 @@ class Check {
     const heads = host.exports.counterOf(lane, COUNTER.head);
     if (!commands) throw new Error("the check of batch invariance has nothing left to run and has not ended");
     const at = { cls: "arena", group: 0, lane } as const;
-    const [h, logits] = await device.run(lane, host.commands(lane, commands), host.meta(lane), [
+    const [h, logits] = await device.run(lane, this.shallow(host.commands(lane, commands)), host.meta(lane), [
       { ...at, offset: homes.h, words: rows.length * d },
       { ...at, offset: homes.logits, words: heads * vocab },
     ]);
     host.logits().set(logits!);
     const events = host.events(lane, host.exports.commit(lane)).slice();
     return { rows, hidden: rows.map((_, r) => h!.subarray(r * d, (r + 1) * d)), logits: logits!, events };
+  }
+
+  /** Of a command list, what the first layers and the outer region do: a model of so many layers. */
+  private shallow(commands: Int32Array): Int32Array {
+    const outer = this.manifest.model.layers;
+    const kept: number[] = [];
+    for (let i = 0; i < commands.length; i += 6)
+      if (commands[i + 1]! < this.layers || commands[i + 1] === outer)
+        kept.push(...commands.subarray(i, i + 6));
+    return Int32Array.from(kept);
   }
 
   /** Slots and accumulators as they were: empty. */
@@ -276,7 +292,7 @@ class Check {
     const clear = (cls: Range["cls"], group: number, offset: number, words: number): void => {
       if (words > 0) device.clear({ cls, group, offset, words, lane });
     };
-    for (let group = 0; group < layers; group++) {
+    for (let group = 0; group < this.layers; group++) {
       clear("adapters", group, 0, adapters.layer);
       clear("tables", group, 64, tables.layer - 64);
       clear("accum", group, 0, full ? accum.layer : plan.jobWords);
@@ -286,24 +302,22 @@ class Check {
 }
 
 /** An adapter of a method as it may come out of training: no tensor of zeros, which would hide what its kernels do. */
-async function randomContent(manifest: Manifest, { plan }: Device, method: string): Promise<AdapterContent> {
+async function randomContent(all: Manifest, { plan }: Device, method: string): Promise<AdapterContent> {
+  const layers = Math.min(LAYERS, all.model.layers);
+  const manifest: Manifest = { ...all, model: { ...all.model, layers } };
+  const config = defaultConfig(manifest, method);
+  const room = Math.min(...manifest.branches.filter((b) => b.method === method).map((b) => b.capacity));
+  const rank = config.rank === null ? null : Math.min(config.rank, room);
   const noise = (n: number, seed: number): Float32Array =>
     Float32Array.from({ length: n }, (_, i) => (mix(seed, i) / 2 ** 32 - 0.5) / 8);
-  const content = await initialContent(
-    manifest,
-    plan.factors,
-    plan.slotWords,
-    defaultConfig(manifest, method),
-    1,
-    {
-      scores: async (_what, _layer, site) => new Float64Array(site.outFeatures).fill(1),
-      taken: () => new Set(),
-      matrix: async (_layer, site) => noise(site.outFeatures * site.inFeatures, 2),
-      bias: async (_layer, site) => noise(site.outFeatures, 3),
-      tuned: null,
-      embedding: async (id) => noise(manifest.model.hiddenSize, id),
-    },
-  );
+  const content = await initialContent(manifest, plan.factors, plan.slotWords, { ...config, rank }, 1, {
+    scores: async (_what, _layer, site) => new Float64Array(site.outFeatures).fill(1),
+    taken: () => new Set(),
+    matrix: async (_layer, site) => noise(site.outFeatures * site.inFeatures, 2),
+    bias: async (_layer, site) => noise(site.outFeatures, 3),
+    tuned: null,
+    embedding: async (id) => noise(manifest.model.hiddenSize, id),
+  });
   content.tensors.forEach((data, layer) => {
     content.branches[layer]!.forEach((state, i) => {
       if (!state.rank) return;
