@@ -242,7 +242,7 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
     train,
     capacities,
     sites: programs.sites,
-    methods: Object.fromEntries(methods.map((m) => [m.name, methodEntry(m, model)])),
+    methods: Object.fromEntries(methods.map((m) => [m.name, methodEntry(m, model, capacities.rank)])),
     branches: programs.branches.map((b) => ({
       index: b.index,
       method: b.method.name,
@@ -303,7 +303,8 @@ function checkSelection(
   });
   return selection;
 }
-function methodEntry(m: AdapterMethod, model: Model): MethodEntry {
+/** What the runtime must know of a method. Its rank, when none is asked for, is one that the bundle has room for. */
+function methodEntry(m: AdapterMethod, model: Model, most: number): MethodEntry {
   const {
     at: _a,
     capacity: _c,
@@ -316,7 +317,8 @@ function methodEntry(m: AdapterMethod, model: Model): MethodEntry {
     fixed,
     ...entry
   } = m;
-  return { ...entry, fixed: typeof fixed === "function" ? fixed(model) : fixed };
+  const rank = m.rank === null ? null : Math.min(m.rank, most);
+  return { ...entry, rank, fixed: typeof fixed === "function" ? fixed(model) : fixed };
 }
 
 /**

@@ -18,17 +18,26 @@ import { Stop } from "./stop.ts";
 
 const usage = `weft: serve and fine-tune one base model from one process
 
-  weft compile MODEL -o BUNDLE [--target wasm,webgpu] [--train lora,s2ft,prefix,…,full] [--methods lora,…] [--format f32|f16|int8] [--relaxed] [--policy coserve|fcfs] [--context N] [--tokens N]
-               [--slots N] [--jobs N] [--rank N] [--blocks N] [--saved-rows N] [--kept-rows N] [--head-rows N] [--unit-rows N] [--no-fuse] [--s2ft-sites o_proj,down_proj]
-               [--calibrate FILE.jsonl [--selector activation-small|…] [--seed N]]     S2FT on channels chosen now (class permuted)
-  weft generate BUNDLE --prompt TEXT | --ids 1,2,3  [--adapter DIR] [--max-tokens N] [--temperature X] [--top-k N] [--top-p X] [--min-p X] [--seed N] [--device D]
-  weft finetune BUNDLE --data FILE.jsonl --name NAME --out DIR  [--method lora|s2ft|…|full] [--selector random|activation-small|…] [--tuned MODEL] [--rank N] [--alpha X] [--epochs N] [--steps N] [--batch-size N]
-               [--learning-rate X] [--schedule constant|linear|cosine] [--warmup-steps N] [--eval-data FILE] [--seed N] [--checkpoint DIR] [--resume DIR] [--device D]
+  weft compile MODEL -o BUNDLE   a Hugging Face folder or a .gguf file → a bundle
+      [--target wasm,webgpu] [--train lora,s2ft,prefix,…,full] [--methods lora,…] [--format f32|f16|int8]
+      [--relaxed] [--policy coserve|fcfs] [--no-fuse] [--s2ft-sites o_proj,down_proj]
+      [--context N] [--tokens N] [--slots N] [--jobs N] [--rank N] [--blocks N] [--saved-rows N]
+      [--kept-rows N] [--head-rows N] [--quantum N] [--unit-rows N]
+      [--calibrate FILE.jsonl [--selector activation-small|…] [--seed N]]   S2FT on channels chosen now
+  weft generate BUNDLE --prompt TEXT | --ids 1,2,3
+      [--adapter DIR] [--max-tokens N] [--temperature X] [--top-k N] [--top-p X] [--min-p X] [--seed N]
+      [--stop TEXT] [--device D]
+  weft finetune BUNDLE --data FILE.jsonl --name NAME --out DIR
+      [--method lora|s2ft|…|full] [--selector random|activation-small|…] [--tuned MODEL] [--rank N]
+      [--alpha X] [--dropout X] [--epochs N] [--steps N] [--batch-size N] [--learning-rate X]
+      [--schedule constant|linear|cosine] [--warmup-steps N] [--weight-decay X] [--seed N]
+      [--eval-data FILE [--eval-every N] [--select last|best]] [--checkpoint DIR] [--resume DIR] [--device D]
   weft inspect BUNDLE [--kernels] [--graph PROGRAM]
-  weft inspect --memory [--model FOLDER | llama-2-7b | llama-3-8b] [--tokens N] [--rank N]     what each method takes, from a shape alone
-  weft doctor
+  weft inspect --memory [--model FOLDER | llama-2-7b | llama-3-8b] [--tokens N] [--rank N]
+      what each method takes, from a shape alone
+  weft doctor   what this machine has
 
-  MODEL is a Hugging Face folder or a .gguf file. Every command takes --json. Devices: auto (WebGPU on hardware, else Wasm), wasm, webgpu, software.`;
+  Every command takes --json. Devices: auto (WebGPU on hardware, else Wasm), wasm, webgpu, software.`;
 
 const fail = (where: string, expected: string, found: string): never => {
   throw new WeftError({ code: "WEFT_CLI", where, expected, found, hint: "weft --help" });
@@ -77,6 +86,8 @@ const options = {
   finetune: {
     data: text,
     "eval-data": text,
+    "eval-every": text,
+    select: text,
     name: text,
     out: text,
     method: text,
@@ -263,6 +274,8 @@ const commands: Readonly<
       method,
       ...given({
         evalData: f["eval-data"] as string | undefined,
+        evalEvery: number(f, "eval-every"),
+        select: f.select as FinetuneOptions["select"],
         selector: f.selector as FinetuneOptions["selector"],
         tuned: f.tuned as string | undefined,
         rank: number(f, "rank"),
@@ -303,10 +316,12 @@ const commands: Readonly<
       endLine();
       stop.saving = true;
       await (method === "full" ? engine.saveModel(out) : engine.adapters.get(o.name).save(out));
+      const [first, last] = [result.losses[0], result.losses.at(-1)].map((x) => x?.toFixed(4));
+      const kept = o.evalData ? `, kept step ${result.kept} (${o.select ?? "last"})` : "";
       console.log(
         json
           ? JSON.stringify({ ...result, out })
-          : `${out}: ${result.steps} steps, loss ${result.losses[0]?.toFixed(4)} → ${result.losses.at(-1)?.toFixed(4)}`,
+          : `${out}: ${result.steps} steps, loss ${first} → ${last}${kept}`,
       );
     } catch (e) {
       const code = await stop.code;

@@ -91,7 +91,14 @@ test("compile, inspect, finetune, generate, doctor: results on stdout, progress 
     "--json",
   );
   assert.is((JSON.parse(said.out) as { ids: number[] }).ids.length, 4, said.err);
+  const best = await weft(
+    ...["finetune", `${dir}/m.weft`, "--data", `${dir}/rows.jsonl`, "--name", "best", "--out", `${dir}/best`],
+    ...["--eval-data", `${dir}/rows.jsonl`, "--eval-every", "1", "--select", "best", "--steps", "2"],
+    ...["--device", "wasm"],
+  );
+  assert.match(best.out, /2 steps, loss .*, kept step [12] \(best\)/, best.err);
   assert.is((await weft("doctor", "--json")).code, 0);
+  assert.match((await weft("generate", `${dir}/m.weft`, "--promt", "x")).err, /did you mean --prompt/);
   for (const args of [
     ["genrate"],
     ["compile", model],
