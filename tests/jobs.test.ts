@@ -139,8 +139,18 @@ test("full training waits for nobody's answer to change, and a cancelled one lea
 
   const stream = engine.generate({ prompt, maxTokens: 100 });
   await stream.next();
+  // The answer is on its way for as long as this test wants.
+  const device = engine.core.device as { run: typeof engine.core.device.run };
+  const run = device.run.bind(device);
+  let go = (): void => {};
+  const gate = new Promise<void>((resolve) => {
+    go = resolve;
+  });
+  device.run = (...args) => gate.then(() => run(...args));
   const refused = await code("WEFT_CONFLICT", () => engine.finetune(full), /requests/);
   assert.is(refused.retryable, true);
+  device.run = run;
+  go();
   await stream.return();
 
   const cancelled = await stepsOf(engine, full, 2);
