@@ -3,24 +3,55 @@
  * (runtime/versions.ts).
  */
 
+import * as v from "valibot";
 import { decode, encode, parseHeader, type TensorData, WeftError } from "../runtime/bundle.ts";
-import type { AdapterConfig, AdapterContent, BranchState } from "../runtime/content.ts";
+import { type AdapterContent, selectors } from "../runtime/content.ts";
+import {
+  boolean,
+  check,
+  count,
+  finite,
+  type Of,
+  object,
+  oneOf,
+  positive,
+  record,
+  sha256Hex,
+  show,
+  text,
+} from "../runtime/schema.ts";
 import type { TrainState } from "../runtime/trainer.ts";
 import { claimVersions, readVersion, writeVersion } from "../runtime/versions.ts";
 import { parseJson } from "./files.ts";
 
-interface Saved {
-  readonly version: 4;
-  readonly base: string;
-  readonly numerics: string;
-  readonly options: unknown;
-  readonly step: number;
-  readonly updates: number;
-  readonly losses: readonly number[];
-  readonly config: AdapterConfig | null;
-  readonly branches: readonly (readonly BranchState[])[] | null;
-  readonly best: { readonly step: number; readonly loss: number } | null;
-}
+const branchState = object({ rank: count, alpha: finite, scale: finite });
+const Saved = object({
+  version: v.literal(5),
+  base: sha256Hex,
+  numerics: text,
+  /** What results depend on; resuming with others is refused. */
+  options: record(v.unknown()),
+  step: count,
+  updates: count,
+  /** JSON has no NaN: null is the loss of a step whose numbers were not finite. */
+  losses: v.array(v.nullable(finite)),
+  config: v.nullable(
+    object({
+      method: text,
+      rank: v.nullable(positive),
+      alpha: finite,
+      rslora: boolean,
+      dropout: finite,
+      targetModules: v.union([text, v.array(text)]),
+      rankPattern: record(positive),
+      alphaPattern: record(finite),
+      selector: oneOf(selectors),
+    }),
+  ),
+  branches: v.nullable(v.array(v.array(branchState))),
+  best: v.nullable(object({ step: count, loss: finite })),
+});
+type Saved = Of<typeof Saved>;
 const STATE = "trainer_state.json";
 const TENSORS = "trainer_state.safetensors";
 /**
@@ -35,7 +66,7 @@ export async function saveCheckpoint(
   state: TrainState,
   base: string,
   numerics: string,
-  options: unknown,
+  options: Readonly<Record<string, unknown>>,
 ): Promise<void> {
   const tensors: TensorData[] = [];
   const put = (name: string, list: readonly Float32Array[] | undefined): void =>
@@ -47,13 +78,13 @@ export async function saveCheckpoint(
   put("adapter", state.adapter?.tensors);
   put("best", state.best?.adapter?.tensors);
   const json: Saved = {
-    version: 4,
+    version: 5,
     base,
     numerics,
     options,
     step: state.step,
     updates: state.updates,
-    losses: state.losses,
+    losses: state.losses.map((x) => (Number.isFinite(x) ? x : null)),
     config: state.adapter?.config ?? null,
     branches: state.adapter?.branches ?? null,
     best: state.best ? { step: state.best.step, loss: state.best.loss } : null,
@@ -64,11 +95,23 @@ export async function saveCheckpoint(
   ]);
 }
 
+/** Where two values of JSON differ first: the path, and what stands there. */
+function difference(a: unknown, b: unknown, path: string): readonly [string, unknown, unknown] | null {
+  if (JSON.stringify(a) === JSON.stringify(b)) return null;
+  const isPart = (x: unknown): x is Record<string, unknown> => typeof x === "object" && x !== null;
+  if (!isPart(a) || !isPart(b)) return [path, a, b];
+  for (const key of new Set([...Object.keys(a), ...Object.keys(b)])) {
+    const found = difference(a[key], b[key], `${path}.${key}`);
+    if (found) return found;
+  }
+  return [path, a, b];
+}
+
 export async function loadCheckpoint(
   dir: string,
   base: string,
   numerics: string,
-  options: unknown,
+  options: Readonly<Record<string, unknown>>,
 ): Promise<TrainState> {
   const files = await readVersion(dir);
   const file = (name: string): Uint8Array => {
@@ -82,21 +125,22 @@ export async function loadCheckpoint(
       });
     return bytes;
   };
-  const json = parseJson(file(STATE), `${dir}: ${STATE}`) as unknown as Saved;
   const refuse = (what: string, expected: string, found: string): never => {
     throw new WeftError({
       code: "WEFT_CONFLICT",
       where: `${dir}: ${what}`,
       expected,
       found,
-      hint: "resume with the bundle, device and options of the checkpoint",
+      hint: "resume with the bundle, device, data and options of the checkpoint",
     });
   };
-  if (json.version !== 4) refuse("version", "4", String(json.version));
-  if (json.base !== base) refuse("base", base.slice(0, 12), String(json.base).slice(0, 12));
-  if (json.numerics !== numerics) refuse("numerics", numerics, json.numerics);
-  if (JSON.stringify(json.options) !== JSON.stringify(options))
-    refuse("options", JSON.stringify(json.options), JSON.stringify(options));
+  const raw = parseJson(file(STATE), `${dir}: ${STATE}`);
+  if (raw.version !== 5) refuse("version", "5", show(raw.version));
+  const json = check(Saved, raw, { code: "WEFT_IO", where: `${dir}: ${STATE}` });
+  if (json.base !== base) refuse("base", json.base.slice(0, 12), base.slice(0, 12));
+  if (json.numerics !== numerics) refuse("numerics", json.numerics, numerics);
+  const other = difference(json.options, options, "options");
+  if (other) refuse(other[0], show(other[1]), show(other[2]));
   const where = `${dir}: ${TENSORS}`;
   const bytes = file(TENSORS);
   const { tensors } = parseHeader(bytes, bytes.length, where);
@@ -106,11 +150,13 @@ export async function loadCheckpoint(
       .sort((a, b) => Number(a.name.slice(name.length + 1)) - Number(b.name.slice(name.length + 1)))
       .map((t) => decode(bytes.subarray(t.start, t.end), t.dtype, `${where}: ${t.name}`));
   const adapter = (tensors: Float32Array[]): AdapterContent | null =>
-    json.config && tensors.length ? { config: json.config, branches: json.branches!, tensors } : null;
+    json.config && json.branches && tensors.length
+      ? { config: json.config, branches: json.branches, tensors }
+      : null;
   return {
     step: json.step,
     updates: json.updates,
-    losses: json.losses,
+    losses: json.losses.map((x) => x ?? Number.NaN),
     accum: list("accum"),
     weights: list("weights"),
     adapter: adapter(list("adapter")),

@@ -108,7 +108,7 @@ export class Job {
     private readonly core: CoreJob,
     private readonly engine: Engine,
     /** What its results depend on. */
-    private readonly identity: unknown,
+    private readonly identity: Readonly<Record<string, unknown>>,
   ) {}
   get name(): string {
     return this.core.name;

@@ -268,13 +268,14 @@ test("a checkpoint goes on with the same rows and options by value, and with no 
     const j = await engine.finetune({ ...o, ...patch, name: `x${Math.random()}`, resume: dir });
     return (await j.done).losses;
   };
-  const refuse = (patch: Partial<FinetuneOptions>) => code("WEFT_CONFLICT", () => resume(patch), /options/);
+  const refuse = (patch: Partial<FinetuneOptions>, says = /options/) =>
+    code("WEFT_CONFLICT", () => resume(patch), says);
   const other = rows.map((r, i) => (i === 2 ? { ...r, input_ids: r.input_ids.map((t) => t ^ 1) } : r));
-  await refuse({ data: other });
+  await refuse({ data: other }, /options\.rows/);
   await refuse({ data: rows.map((r, i) => (i === 1 ? { ...r, labels: r.labels.map(() => 7) } : r)) });
   await refuse({ data: [...rows].reverse() });
   await refuse({ evalData: rows.slice(1, 2) });
-  await refuse({ learningRate: 0.02 });
+  await refuse({ learningRate: 0.02 }, /options\.settings\.learningRate: expected .*, found 0\.02/);
   await refuse({ select: "best" });
   engine.core.adapters.publish("seed", {
     ...engine.core.adapters.find("seed").content,
