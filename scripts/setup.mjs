@@ -39,6 +39,17 @@ if (script) {
   });
   // Who signals this process means the script, which knows how to end.
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, () => run.kill(signal));
+  // npm runs this in a shell that takes a signal for itself: with the shell gone, nobody would end the script.
+  if (process.env.npm_lifecycle_event) {
+    const parent = process.ppid;
+    const watch = setInterval(() => {
+      if (process.ppid === parent) return;
+      // Once: a second signal would not wait for what is being kept.
+      clearInterval(watch);
+      run.kill("SIGTERM");
+    }, 250);
+    watch.unref();
+  }
   run.on("error", (e) => {
     console.error(`weft: cannot run ${script}: ${e.message}`);
     process.exit(1);

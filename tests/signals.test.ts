@@ -117,6 +117,28 @@ for (const [signal, code, via] of [
     assert.ok(readdirSync(checkpoint).length <= 3, "the checkpoint before is kept, and no more");
   });
 
+test("SIGTERM to npm, whose shell passes nothing on, ends the job with a checkpoint", async () => {
+  const { dir, args } = await job();
+  const checkpoint = join(dir, "kept");
+  const npm = spawn("npm", ["run", "-s", "weft", "--", ...args, "--checkpoint", checkpoint], {
+    cwd: root,
+    stdio: ["ignore", "ignore", "pipe"],
+  });
+  let err = "";
+  await new Promise<void>((resolve, reject) => {
+    npm.stderr.on("data", (d) => {
+      err += d;
+      if (/step [1-9]/.test(err)) resolve();
+    });
+    npm.on("close", () => reject(new Error(err)));
+  });
+  npm.kill("SIGTERM");
+  // Its stderr is closed when the last process that has it has ended.
+  await new Promise((resolve) => npm.on("close", resolve));
+  assert.match(err, /checkpoint in .*kept; go on with/);
+  assert.ok(existsSync(join(checkpoint, "CURRENT")));
+});
+
 test("without --checkpoint a signal ends the job, and says what keeps one", async () => {
   const { dir, args } = await job();
   const run = start(...setup, ...args);
