@@ -101,6 +101,8 @@ export class Job implements Feed {
   fail(error: unknown): void {
     this.controller.abort(error);
     this.rest.close(error);
+    // What the host has not taken yet it never gets: rolling back takes longer than the next step.
+    this.pending = null;
     this.rejectMicro?.(error);
   }
 
@@ -320,6 +322,7 @@ export class Job implements Feed {
         this.controller.signal.throwIfAborted();
       }
       await this.rest.run();
+      this.controller.signal.throwIfAborted();
       const { best } = this.state;
       const chosen = settings.select === "best" && best?.adapter ? best : null;
       if (chosen) engine.adapters.restore(this.slot, chosen.adapter!);

@@ -326,4 +326,47 @@ test("rows to evaluate are checked when the job starts; a best step needs some",
   const want = await loss({ input_ids: rows[1]!.input_ids, labels });
   assert.ok(Math.abs(evals[0]! - want) < 1e-3, `evaluated ${evals[0]}, trained ${want}`);
 });
+
+const turns = async (n: number): Promise<void> => {
+  for (let i = 0; i < n; i++) await new Promise((r) => setImmediate(r));
+};
+test("a full training that is cancelled between any two turns leaves no micro-batch behind that trains the base it rolled back", async () => {
+  // One row a step: a micro-batch takes longer than the rollback.
+  await using engine = await engineOf(configs.even, {
+    train: ["lora", "full"],
+    load: { threads: 1, budget: 1, idleBudget: 1 },
+  });
+  const { exports } = engine.core.host;
+  for (let i = 0; i < rounds(24, 100); i++) {
+    const job: Job = await engine.finetune({
+      ...base,
+      name: `full${i}`,
+      method: "full",
+      steps: 100,
+      batchSize: 1,
+      onEvent: (e) => {
+        if (e.type === "step" && e.step === 2) void turns(i % 24).then(() => job.cancel());
+      },
+    });
+    assert.is(await outcome(job.done), "AbortError");
+    assert.is(exports.freeBlocks(), exports.blocksTotal(), `cancelled ${i} turns after a step`);
+  }
+});
+
+test("a full training that is cancelled before its weights are the base's ends cancelled", async () => {
+  await using engine = await engineOf(configs.even, { ...one, train: ["full"] });
+  const job = await engine.finetune({
+    ...base,
+    name: "full",
+    method: "full",
+    steps: 1,
+    onEvent: (e) => {
+      // The second is taken after the last step, at the end.
+      if (e.type === "step") void core.checkpoint().then(() => core.checkpoint().then(() => job.cancel()));
+    },
+  });
+  const core = (job as unknown as { core: { checkpoint(): Promise<TrainState> } }).core;
+  assert.is(await outcome(job.done), "AbortError");
+  assert.is(engine.base, engine.manifest.base);
+});
 test.run();
