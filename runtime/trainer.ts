@@ -183,13 +183,6 @@ export class Job implements Feed {
     const { seed, steps, batchSize } = settings;
     const perEpoch = Math.ceil(items.length / batchSize);
     const config = configOf(manifest, o);
-    if (config.dropout > 0 && manifest.methods[o.method] && !manifest.methods[o.method]!.dropout)
-      throw new WeftError({
-        code: "WEFT_OPTION",
-        where: "dropout",
-        expected: `0: ${o.method} has none`,
-        found: String(config.dropout),
-      });
     let over = false;
     try {
       if (full) await engine.weights.keep();
@@ -531,6 +524,23 @@ function virtualOf(manifest: Manifest, o: TrainOptions): number {
   );
 }
 
+/** Options that the method would ignore are refused: WEFT_OPTION. */
+function checkUsed(manifest: Manifest, o: TrainOptions): void {
+  const refuse = (where: string, expected: string, found: string): never => {
+    throw new WeftError({ code: "WEFT_OPTION", where, expected, found });
+  };
+  if (o.method === "full") {
+    const { publishEvery, disjointFrom, tuned } = o;
+    for (const [key, value] of Object.entries({ ...o.adapter, publishEvery, disjointFrom, tuned }))
+      if (value !== undefined && value !== null)
+        refuse(key, "none: full training has no adapter", JSON.stringify(value) ?? typeof value);
+    return;
+  }
+  const { dropout } = configOf(manifest, o);
+  if (dropout > 0 && !manifest.methods[o.method]!.dropout)
+    refuse("dropout", `0: ${o.method} has none`, String(dropout));
+}
+
 /**
  * Start a job on an engine. Throws at once for what is wrong in options or rows, and for a conflict: no free job, a name in use, weights owned by
  * another, requests that full training would change the weights of.
@@ -597,6 +607,7 @@ export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>
       expected: full ? "last: full training keeps no other weights" : "evalData to choose the best step by",
       found: "best",
     });
+  checkUsed(manifest, o);
   const virtual = virtualOf(manifest, o);
   const data: Data = {
     ...trainItems(manifest, o.rows, virtual),

@@ -207,9 +207,9 @@ test("saved = loaded, bit for bit; base and other slots stay as they were; train
     );
     if (!engine.manifest.methods[method]!.dropout)
       assert.is(
-        await (await engine.finetune({ ...jobOf(method), name: "drop", dropout: 0.5 })).done.catch(
-          (e: WeftError) => `${e.code} ${e.where}`,
-        ),
+        await engine
+          .finetune({ ...jobOf(method), name: "drop", dropout: 0.5 })
+          .catch((e: WeftError) => `${e.code} ${e.where}`),
         "WEFT_OPTION dropout",
       );
   }

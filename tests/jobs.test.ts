@@ -369,4 +369,19 @@ test("a full training that is cancelled before its weights are the base's ends c
   assert.is(await outcome(job.done), "AbortError");
   assert.is(engine.base, engine.manifest.base);
 });
+
+test("what a method has no use for is refused when the job starts, and not ignored", async () => {
+  await using engine = await engineOf(configs.even, {
+    ...one,
+    methods: ["lora", "ia3"],
+    train: ["ia3", "full"],
+  });
+  const start = (o: Partial<FinetuneOptions>) => engine.finetune({ ...base, name: "u", ...o });
+  await code("WEFT_OPTION", () => start({ method: "ia3", dropout: 0.1 }), /dropout/);
+  await code("WEFT_OPTION", () => start({ method: "full", dropout: 0.1 }), /dropout/);
+  await code("WEFT_OPTION", () => start({ method: "full", targetModules: "q_proj" }), /targetModules/);
+  await code("WEFT_OPTION", () => start({ method: "full", publishEvery: 1 }), /publishEvery/);
+  assert.is(engine.core.jobsRunning, 0);
+  assert.is(engine.core.exclusive, null);
+});
 test.run();
