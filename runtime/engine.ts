@@ -63,6 +63,8 @@ export class Engine {
   readonly weights: BaseWeights;
   /** In arrival order. */
   private readonly waiting = new Set<Request>();
+  /** Those of them that a job waits for: it evaluates. */
+  private readonly ofJobs = new Set<Request>();
   private readonly live = new Map<number, Request>();
   private readonly jobs = new Map<number, Feed>();
   /** Of each lane: does its loop run, may something have come since it last looked for work, and the step on its way. */
@@ -316,6 +318,7 @@ export class Engine {
     // An admitted request finishes on the generation it asked for, even while it waits for a slot.
     if (request.generation) this.adapters.pin(request.generation);
     this.waiting.add(request);
+    if (request.fixedSlot !== null) this.ofJobs.add(request);
     this.kick();
     return request;
   }
@@ -333,7 +336,7 @@ export class Engine {
         this.kick();
       });
     } else {
-      this.waiting.delete(r);
+      this.unqueue(r);
       if (r.generation) this.adapters.unpin(r.generation);
     }
     r.end(error);
@@ -356,43 +359,57 @@ export class Engine {
     await this.lanes[this.jobLane]!.step?.catch(() => {});
   }
 
-  /** Admit waiting requests in order; one that finds no room or slot lets none overtake it. */
+  /**
+   * Admit waiting requests in order; one that finds no room or slot lets none overtake it, but for a job's own: the slot
+   * that is waited for may be the job's.
+   */
   private admit(): void {
     for (const r of this.waiting) {
-      let slot = r.fixedSlot ?? 0;
-      if (r.generation) {
-        const got = this.adapters.acquire(r.generation);
-        if (got === null) return;
-        slot = got;
-      }
-      const length = r.virtual + r.prompt.length;
-      const seq = this.host.exports.addRequest(KIND[r.kind], length, length + r.maxTokens, slot, r.virtual);
-      if (seq === NONE) {
-        if (r.generation) this.adapters.release(r.generation);
-        return;
-      }
-      this.host.tokens(seq).fill(0, 0, r.virtual);
-      this.host.tokens(seq).set(r.prompt, r.virtual);
-      if (r.kind === "generate") {
-        const o = r.sampling;
-        const stops = o.stopIds ?? [];
-        this.host.exports.setSampling(
-          seq,
-          o.temperature ?? 0,
-          o.topK ?? 0,
-          o.topP ?? 1,
-          o.minP ?? 0,
-          o.repetitionPenalty ?? 1,
-          (r.seed ?? 0) | 0,
-          stops.length,
-        );
-        this.host.stops(seq).set(stops);
-      }
-      r.seq = seq;
-      r.slot = slot;
-      this.live.set(seq, r);
-      this.waiting.delete(r);
+      const missing = this.place(r);
+      if (missing === "slot") for (const own of this.ofJobs) if (this.place(own)) break;
+      if (missing) return;
     }
+  }
+  /** Give a request its slot and its room; what is missing, null where nothing is. */
+  private place(r: Request): "slot" | "room" | null {
+    let slot = r.fixedSlot ?? 0;
+    if (r.generation) {
+      const got = this.adapters.acquire(r.generation);
+      if (got === null) return "slot";
+      slot = got;
+    }
+    const length = r.virtual + r.prompt.length;
+    const seq = this.host.exports.addRequest(KIND[r.kind], length, length + r.maxTokens, slot, r.virtual);
+    if (seq === NONE) {
+      if (r.generation) this.adapters.release(r.generation);
+      return "room";
+    }
+    this.host.tokens(seq).fill(0, 0, r.virtual);
+    this.host.tokens(seq).set(r.prompt, r.virtual);
+    if (r.kind === "generate") {
+      const o = r.sampling;
+      const stops = o.stopIds ?? [];
+      this.host.exports.setSampling(
+        seq,
+        o.temperature ?? 0,
+        o.topK ?? 0,
+        o.topP ?? 1,
+        o.minP ?? 0,
+        o.repetitionPenalty ?? 1,
+        (r.seed ?? 0) | 0,
+        stops.length,
+      );
+      this.host.stops(seq).set(stops);
+    }
+    r.seq = seq;
+    r.slot = slot;
+    this.live.set(seq, r);
+    this.unqueue(r);
+    return null;
+  }
+  private unqueue(r: Request): void {
+    this.waiting.delete(r);
+    this.ofJobs.delete(r);
   }
 
   /**

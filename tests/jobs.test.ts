@@ -370,6 +370,26 @@ test("a full training that is cancelled before its weights are the base's ends c
   assert.is(engine.base, engine.manifest.base);
 });
 
+test("a job evaluates although a request waits for the slot that it trains", async () => {
+  await using engine = await engineOf(configs.even, { ...one, capacities: { slots: 1 } });
+  await (await engine.finetune({ ...base, name: "other", steps: 1 })).done;
+  const asked: Promise<unknown>[] = [];
+  const job = await engine.finetune({
+    ...base,
+    name: "job",
+    evalData: rows.slice(0, 1),
+    evalEvery: 1,
+    onEvent: (e) => {
+      if (e.type === "start")
+        asked.push(outcome(collect(engine, { prompt, maxTokens: 2, adapter: "other" })));
+      // Forever, if they wait for each other.
+      if (e.type === "step" && e.step === 1) void turns(2000).then(() => job.cancel());
+    },
+  });
+  assert.is(await outcome(job.done), "resolved");
+  assert.equal(await Promise.all(asked), ["resolved"]);
+});
+
 test("what a method has no use for is refused when the job starts, and not ignored", async () => {
   await using engine = await engineOf(configs.even, {
     ...one,
