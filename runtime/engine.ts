@@ -81,6 +81,8 @@ export class Engine {
   });
   /** What changes the base weights now: nothing else may run. */
   exclusive: string | null = null;
+  /** Who reads all of the base weights now: nothing may change them. */
+  private readers = 0;
   /** The adapter that is part of the base weights now. */
   merged: string | null = null;
 
@@ -418,12 +420,13 @@ export class Engine {
    */
   async merge(ref: AdapterRef | null): Promise<{ ms: number }> {
     this.check();
-    if (this.exclusive || this.jobs.size || this.busy)
+    const found = this.inUse;
+    if (found)
       throw new WeftError({
         code: "WEFT_CONFLICT",
         where: "merge",
         expected: "an engine at rest",
-        found: "requests or jobs in flight",
+        found,
         retryable: true,
       });
     const t0 = performance.now();
@@ -452,7 +455,12 @@ export class Engine {
   async baseTensors(): Promise<BaseTensor[]> {
     this.check();
     if (this.exclusive) throw this.taken("base weights");
-    return this.weights.tensors();
+    this.readers++;
+    try {
+      return await this.weights.tensors();
+    } finally {
+      this.readers--;
+    }
   }
 
   /** Attach a job's feed under an index the host knows. */
@@ -473,6 +481,13 @@ export class Engine {
   }
   get jobsRunning(): number {
     return this.jobs.size;
+  }
+  /** Why the base weights cannot change now; null where nothing uses them. */
+  get inUse(): string | null {
+    if (this.exclusive) return this.exclusive;
+    if (this.jobs.size) return "a job that runs";
+    if (this.busy) return "requests that run or wait";
+    return this.readers ? "a model that is being saved: its weights are read" : null;
   }
 
   /** Start the loops that sleep. */

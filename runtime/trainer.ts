@@ -590,14 +590,15 @@ export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>
       hint: "merge(null) first",
     });
   const full = o.method === "full";
-  if (engine.exclusive || (full && (engine.jobsRunning > 0 || engine.busy)))
+  const found = full ? engine.inUse : engine.exclusive;
+  if (found)
     throw new WeftError({
       code: "WEFT_CONFLICT",
       where: `job ${o.name}`,
       expected: full
         ? "exclusive use of the base weights for full training"
         : "base weights that nobody changes",
-      found: engine.exclusive ?? (engine.jobsRunning ? "another job" : "requests that run or wait"),
+      found,
       retryable: true,
     });
   if (o.select === "best" && (full || !o.evalRows))

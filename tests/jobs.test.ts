@@ -404,4 +404,27 @@ test("what a method has no use for is refused when the job starts, and not ignor
   assert.is(engine.core.jobsRunning, 0);
   assert.is(engine.core.exclusive, null);
 });
+
+test("base weights are read whole: nothing changes them meanwhile", async () => {
+  await using engine = await engineOf(configs.even, { ...one, train: ["lora", "full"] });
+  await (await engine.finetune({ ...base, name: "a", method: "lora" })).done;
+  const whole = (await engine.core.baseTensors()).map((t) => bits(t.data));
+  const { device } = engine.core;
+  const read = device.read.bind(device);
+  (device as { read: typeof read }).read = async (r) => {
+    await turns(1);
+    return read(r);
+  };
+  const reading = engine.core.baseTensors();
+  for (const change of [
+    () => engine.merge("a"),
+    () => engine.finetune({ ...base, name: "full", method: "full" }),
+  ])
+    assert.is((await code("WEFT_CONFLICT", change, /read/)).retryable, true);
+  assert.equal(
+    (await reading).map((t) => bits(t.data)),
+    whole,
+  );
+  await engine.merge("a");
+});
 test.run();
