@@ -133,20 +133,35 @@ async function hashOfRows(rows: readonly Row[]): Promise<string> {
 async function hashOfContent(c: AdapterContent): Promise<string> {
   return sha256(canonical([c.config, c.branches, await words(c.tensors)]));
 }
+/** How adapters, moments and weights lie on the device, whose words a checkpoint keeps: the same, or they mean others. */
+const layoutOf = (
+  { branches, selection }: Manifest,
+  { panel, slotWords, jobWords, factors, layerParams, outerParams }: TargetPlan,
+): Promise<string> =>
+  sha256(
+    canonical([
+      panel,
+      slotWords,
+      jobWords,
+      branches.map(({ method, site, capacity }) => [method, site, capacity]),
+      [...factors, ...layerParams, ...outerParams].map((p) => [p.name, p.offset, p.accum, p.n, p.k]),
+      selection?.layers ?? null,
+    ]),
+  );
 /**
  * What a job's results depend on beside the base and the device's numerics, by value: a checkpoint goes on with the same alone. Rows, and adapters
  * to start from, are hashes of what they hold; names, and options that never change a result, are not in it.
  */
 export async function identityOf(
   manifest: Manifest,
-  { slotWords, jobWords }: TargetPlan,
+  plan: TargetPlan,
   o: TrainOptions,
 ): Promise<Readonly<Record<string, unknown>>> {
   const learned = o.rows.filter((r) => r.labels.some((id, i) => i > 0 && id !== IGNORE)).length;
   const identity = {
     method: o.method,
     format: manifest.model.format,
-    layout: [slotWords, jobWords],
+    layout: await layoutOf(manifest, plan),
     adapter: o.method === "full" ? null : configOf(manifest, o),
     settings: settingsOf(o, learned),
     rows: await hashOfRows(o.rows),

@@ -405,6 +405,41 @@ test("what a method has no use for is refused when the job starts, and not ignor
   assert.is(engine.core.exclusive, null);
 });
 
+test("a checkpoint goes on only where weights and moments lie as they did: the same methods and the same order of channels", async () => {
+  const dirs = scratch();
+  const o = { ...base, name: "job", method: "lora", steps: 1000 };
+  const take = async (engine: Engine, o: FinetuneOptions, dir: string): Promise<void> => {
+    const job = await stepsOf(engine, o, 1);
+    await job.checkpoint(`${dirs}/${dir}`);
+    job.cancel();
+    await outcome(job.done);
+  };
+  const refuse = (engine: Engine, o: FinetuneOptions, dir: string) =>
+    code("WEFT_CONFLICT", () => engine.finetune({ ...o, resume: `${dirs}/${dir}` }), /layout/);
+  {
+    await using a = await engineOf(configs.even, { ...one, methods: ["lora", "dora"] });
+    await take(a, o, "lora");
+    await using b = await engineOf(configs.even, { ...one, methods: ["dora", "lora"] });
+    await refuse(b, o, "lora");
+  }
+  const channels = (first: number) => ({
+    ...one,
+    train: ["s2ft_permuted", "full"],
+    methods: ["s2ft_permuted"],
+    selection: {
+      layers: [0, 1].map(() => ({ ffn: [first, first + 9], groups: [first & 1] })),
+      selector: "random" as const,
+    },
+    capacities: { s2ft: { sites: ["v_proj", "down_proj"], parameters: 2 * 16 * 128 } },
+  });
+  const full = { ...o, name: "full", method: "full" };
+  await using a = await engineOf(configs.even, channels(3));
+  await take(a, full, "full");
+  await using b = await engineOf(configs.even, channels(20));
+  assert.is(b.base, a.base);
+  await refuse(b, full, "full");
+});
+
 test("base weights are read whole: nothing changes them meanwhile", async () => {
   await using engine = await engineOf(configs.even, { ...one, train: ["lora", "full"] });
   await (await engine.finetune({ ...base, name: "a", method: "lora" })).done;
