@@ -50,6 +50,9 @@ export type { EngineOptions };
 /** Engines that nobody holds any more and nobody disposed of: their devices are let go. */
 const dropped = new FinalizationRegistry<Device>((device) => void device.dispose());
 
+/** By the host's number. */
+const kinds = Object.fromEntries(Object.entries(KIND).map(([name, n]) => [n, name as keyof typeof KIND]));
+
 /** A job that the loop feeds and informs; the trainer implements it. */
 export interface Feed {
   /** Give the host work if it can take some; called before every step. */
@@ -563,7 +566,8 @@ export class Engine {
     const requests = new Set<number>();
     const jobs = new Set<number>();
     for (const s of this.host.rowSequences(lane)) {
-      const kind = this.live.get(s)?.kind ?? "train";
+      // As the host knows it: who was aborted under this list is no longer live.
+      const kind = kinds[this.host.exports.kindOf(s)]!;
       rows[kind]++;
       if (kind === "train") jobs.add(this.host.exports.jobOf(s));
       else requests.add(s);

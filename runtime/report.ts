@@ -32,10 +32,10 @@ export class Reports {
     });
     this.kept.push(error);
     if (this.kept.length > KEPT) this.kept.shift();
+    // What hearing throws is kept too: there is nobody left to tell.
     try {
-      this.hear?.(error);
-    } catch {
-      // It is kept; there is nobody left to tell.
-    }
+      const said: unknown = this.hear?.(error);
+      if (said instanceof Promise) said.catch(() => {});
+    } catch {}
   }
 }

@@ -1,5 +1,6 @@
 /** Requests and streams: what ends them, what they are told, and what is left behind. */
 import * as assert from "uvu/assert";
+import type { StepTrace } from "../runtime/engine.ts";
 import { type Engine, load, type Piece, type WeftError } from "../sdk/index.ts";
 import { code } from "./support/code.ts";
 import { batchOf, bundle, collect, configs, engineOf, idsOf } from "./support/engines.ts";
@@ -286,5 +287,41 @@ test("what an engine remembers of adapters is bounded: numbers of removed ones, 
   await Promise.all(first);
   await Promise.all(sums.map((s) => s.return()));
   assert.is((await collect(engine, { prompt, maxTokens: 2, adapter: { a: 100 } })).ids.length, 2);
+});
+
+test("an onError that rejects is nobody's unhandled rejection", async () => {
+  const unhandled: unknown[] = [];
+  const hear = (e: unknown): void => void unhandled.push(e);
+  process.on("unhandledRejection", hear);
+  const onStep = (): void => {
+    throw new Error("of onStep");
+  };
+  const onError = async (): Promise<void> => {
+    throw new Error("of onError");
+  };
+  await using engine = await engineOf(configs.even, { load: { threads: 1, onStep, onError } });
+  await collect(engine, { prompt, maxTokens: 2 });
+  await turns(3);
+  process.off("unhandledRejection", hear);
+  assert.ok(engine.reports.length > 0);
+  assert.equal(unhandled, []);
+});
+
+test("onStep counts rows of a request that was aborted under its list as what they are", async () => {
+  const seen: StepTrace[] = [];
+  await using engine = await engineOf(configs.even, {
+    load: { threads: 1, onStep: (t) => void seen.push(t) },
+  });
+  const { device } = engine.core;
+  const run = device.run.bind(device);
+  const c = new AbortController();
+  (device as { run: typeof run }).run = (...a) => {
+    c.abort();
+    return run(...a);
+  };
+  await collect(engine, { prompt, maxTokens: 2, signal: c.signal }).catch(() => {});
+  while (!seen.length) await turns(1);
+  const { rows, requests, jobs } = seen[0]!;
+  assert.equal([rows, requests, jobs], [{ generate: prompt.length, score: 0, train: 0 }, 1, 0]);
 });
 test.run();
