@@ -290,6 +290,40 @@ test("a request that is aborted under its list keeps its blocks, slot and genera
   engine.adapters.remove("first");
 });
 
+test("no list touches the slot of a request that waits for room: a job may take it meanwhile", async () => {
+  await using engine = await engineOf(configs.even, {
+    ...compile,
+    capacities: { slots: 1, blocks: 18 },
+    load: { threads: 2 },
+  });
+  await (await engine.finetune({ ...job, name: "first", method: "dora", steps: 1 })).done;
+  const ask = { prompt: idsOf("waits", 70, vocab), maxTokens: 10, adapter: "first" };
+  const want = await collect(engine, ask);
+  const { device, manifest } = engine.core;
+  const { blocks, header } = device.plan;
+  const units = blocks.step.words + manifest.capacities.units * blocks.unit.words;
+  let filled = 0;
+  const run = device.run.bind(device);
+  (device as { run: typeof run }).run = (lane, commands, meta, reads) => {
+    for (const at of new Set(commands.filter((_, i) => i % 6 === 2).map((offset) => offset / 4)))
+      if (lane === 0 && at >= units && meta[at + header.indexOf("slot")] === 1) filled++;
+    return run(lane, commands, meta, reads);
+  };
+  // Sixteen of the eighteen blocks: it needs three.
+  const others = [0, 1, 2, 3].map((i) =>
+    engine.generate({ prompt: idsOf(`o${i}`, 20, vocab), maxTokens: 108 }),
+  );
+  await Promise.all(others.map((s) => s.next()));
+  // Filled anew, and so to be prepared before it is used.
+  engine.core.adapters.publish("first", engine.core.adapters.find("first").content);
+  const answer = collect(engine, ask);
+  for (let i = 0; i < 5; i++) await Promise.all(others.map((s) => s.next()));
+  assert.is(filled, 0);
+  await Promise.all(others.map((s) => s.return()));
+  assert.equal(await answer, want);
+  assert.is(filled, 1);
+});
+
 test("lanes: one or two, and two only where there are threads and jobs for them", async () => {
   const trains = await bundle(configs.even, {});
   const serves = await bundle(configs.even, { train: [] });
