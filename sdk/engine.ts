@@ -313,6 +313,7 @@ export class Engine {
     checked(FinetuneOptions, o);
     this.core.check();
     throwIfAborted(o.signal);
+    const { base, info, device } = this.core;
     const method =
       o.method ??
       (o.from ? this.core.adapter(o.from).content.config.method : (this.manifest.train[0] ?? "lora"));
@@ -337,9 +338,17 @@ export class Engine {
       tuned: o.tuned === undefined ? undefined : await openMatrices(o.tuned, this.manifest),
       resume: undefined,
     };
-    const { base, info, device } = this.core;
     const identity = { ...(await identityOf(this.manifest, device.plan, options)), tuned: o.tuned ?? null };
     const resume = o.resume ? await loadCheckpoint(o.resume, base, info.numerics, identity) : undefined;
+    // What was read until now is of the base as it was.
+    if (this.core.base !== base)
+      throw new WeftError({
+        code: "WEFT_CONFLICT",
+        where: `job ${o.name}`,
+        expected: `base ${base.slice(0, 12)} until the job starts`,
+        found: `base ${this.core.base.slice(0, 12)}, of a full training that ended`,
+        retryable: true,
+      });
     const job = startJob(this.core, { ...options, resume }, this.jobs);
     this.jobs.add(job);
     job.done.catch(() => {}).finally(() => this.jobs.delete(job));

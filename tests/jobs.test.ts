@@ -446,20 +446,44 @@ test("base weights are read whole: nothing changes them meanwhile", async () => 
   const whole = (await engine.core.baseTensors()).map((t) => bits(t.data));
   const { device } = engine.core;
   const read = device.read.bind(device);
-  (device as { read: typeof read }).read = async (r) => {
-    await turns(1);
-    return read(r);
-  };
+  let go = (): void => {};
+  const gate = new Promise<void>((resolve) => {
+    go = resolve;
+  });
+  (device as { read: typeof read }).read = (r) => gate.then(() => read(r));
   const reading = engine.core.baseTensors();
   for (const change of [
     () => engine.merge("a"),
     () => engine.finetune({ ...base, name: "full", method: "full" }),
   ])
     assert.is((await code("WEFT_CONFLICT", change, /read/)).retryable, true);
+  go();
   assert.equal(
     (await reading).map((t) => bits(t.data)),
     whole,
   );
   await engine.merge("a");
+});
+
+test("a job is not started from an adapter of the base that a full training just replaced", async () => {
+  await using engine = await engineOf(configs.even, { ...one, train: ["lora", "full"] });
+  await (await engine.finetune({ ...base, name: "a", method: "lora", steps: 1 })).done;
+  const full = await engine.finetune({ ...base, name: "full", method: "full", steps: 1 });
+  // The first hash is of the rows of the job that comes: it takes until the training has ended.
+  const { subtle } = crypto;
+  const { digest } = subtle;
+  subtle.digest = async (...a) => {
+    subtle.digest = digest;
+    await full.done;
+    return digest.apply(subtle, a);
+  };
+  try {
+    const start = () => engine.finetune({ ...base, name: "b", method: "lora", from: "a" });
+    assert.is((await code("WEFT_CONFLICT", start, /full training that ended/)).retryable, true);
+    await code("WEFT_ADAPTER_MISMATCH", start);
+  } finally {
+    subtle.digest = digest;
+  }
+  assert.is.not(engine.base, engine.manifest.base);
 });
 test.run();
