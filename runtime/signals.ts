@@ -13,9 +13,13 @@ interface Listener {
 }
 const listeners = new WeakMap<AbortSignal, Listener>();
 
-/** Call `f` with the reason once the signal aborts; returns how to forget it. For a signal that is not aborted yet. */
+/** Call `f` with the reason once the signal aborts, at once where it has; returns how to forget it. */
 export function onAbort(signal: AbortSignal | undefined, f: (reason: unknown) => void): () => void {
   if (!signal) return () => {};
+  if (signal.aborted) {
+    f(reasonOf(signal.reason));
+    return () => {};
+  }
   let listener = listeners.get(signal);
   if (!listener) {
     const calls: Listener["calls"] = new Set();

@@ -6,6 +6,7 @@ import type { Worker } from "node:worker_threads";
 import * as assert from "uvu/assert";
 import type { Device } from "../runtime/device.ts";
 import { Engine as Core } from "../runtime/engine.ts";
+import { readManifest } from "../runtime/load.ts";
 import { openReader } from "../runtime/reader.ts";
 import { startJob } from "../runtime/trainer.ts";
 import { openWasm } from "../runtime/wasm.ts";
@@ -124,6 +125,25 @@ test("load does not wait for threads that die, or never get ready; nor beyond an
     c.abort(new Error("enough"));
     assert.is(await loading, "enough");
     while (gone.length < 2) await new Promise((r) => setImmediate(r));
+    await Promise.all(gone);
+  }, sleeps);
+  // Aborted by the time that its threads are started: they are not waited for either.
+  await withWorkers(async (started, gone) => {
+    const reader = await openReader(dir);
+    const manifest = await readManifest(reader);
+    const signal = AbortSignal.abort(new Error("before"));
+    const opening = openWasm(manifest, await reader.read("kernels.wasm"), {
+      threads: 2,
+      stepTimeout: 0,
+      signal,
+    }).then(
+      () => "opened",
+      (e: Error) => e.message,
+    );
+    while (started.length < 2) await new Promise((r) => setImmediate(r));
+    // The first reason stays: whoever waited for them would be told of these.
+    for (const w of started) void w.terminate();
+    assert.is(await opening, "before");
     await Promise.all(gone);
   }, sleeps);
 });
