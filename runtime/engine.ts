@@ -365,8 +365,8 @@ export class Engine {
   }
 
   /**
-   * Admit waiting requests in order; one that finds no room or slot lets none overtake it, but for a job's own: the slot
-   * that is waited for may be the job's.
+   * Admit waiting requests in order; one that finds no room or slot lets none overtake it, but for a job's
+   * own: the slot that is waited for may be the job's.
    */
   private admit(): void {
     for (const r of this.waiting) {

@@ -133,7 +133,7 @@ async function hashOfRows(rows: readonly Row[]): Promise<string> {
 async function hashOfContent(c: AdapterContent): Promise<string> {
   return sha256(canonical([c.config, c.branches, await words(c.tensors)]));
 }
-/** How adapters, moments and weights lie on the device, whose words a checkpoint keeps: the same, or they mean others. */
+/** How adapters, moments and weights lie on the device, word by word: so a checkpoint keeps them. */
 const layoutOf = (
   { branches, selection }: Manifest,
   { panel, slotWords, jobWords, factors, layerParams, outerParams }: TargetPlan,

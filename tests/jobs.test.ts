@@ -330,7 +330,7 @@ test("rows to evaluate are checked when the job starts; a best step needs some",
 const turns = async (n: number): Promise<void> => {
   for (let i = 0; i < n; i++) await new Promise((r) => setImmediate(r));
 };
-test("a full training that is cancelled between any two turns leaves no micro-batch behind that trains the base it rolled back", async () => {
+test("a full training that is cancelled between any two turns leaves nothing that trains on", async () => {
   // One row a step: a micro-batch takes longer than the rollback.
   await using engine = await engineOf(configs.even, {
     train: ["lora", "full"],
@@ -405,7 +405,7 @@ test("what a method has no use for is refused when the job starts, and not ignor
   assert.is(engine.core.exclusive, null);
 });
 
-test("a checkpoint goes on only where weights and moments lie as they did: the same methods and the same order of channels", async () => {
+test("a checkpoint goes on only where its words lie as they did: methods, order of channels", async () => {
   const dirs = scratch();
   const o = { ...base, name: "job", method: "lora", steps: 1000 };
   const take = async (engine: Engine, o: FinetuneOptions, dir: string): Promise<void> => {

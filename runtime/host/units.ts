@@ -13,8 +13,9 @@ import { DROPOUT, dropKey, emitProgram } from "./batch";
 import { release } from "./blocks";
 import {
   BACKWARD, bump, C_UNITS, counter, CUR_CHUNK, CUR_LAYER, CUR_QUANTUM, CUR_SEQ, DONE, DROP_KEY, DROP_P, emitEvent, EXT_BASE, FORWARD, FREE, get, getf, HEAD, HYPER, HYPERS, IDLE, IGNORE, JOB_CLASS, JOB_LAST,
-  JOB_PHASE, JOB_SEQ, JOB_SEQS, JOB_SGD, JOB_SLOT, KIND, LABELS, LENGTH_OF, META, MICRO_DONE, NONE, OVER, ROW_WEIGHT, SAVE_BASE, serves, set, setf, SLOT, SLOT_FRESH, SLOT_MASK, TABLE, TOKENS, TRAIN, trains, UPDATE,
-  within,
+  JOB_PHASE, JOB_SEQ, JOB_SEQS, JOB_SGD, JOB_SLOT, KIND, LABELS, LENGTH_OF, META, MICRO_DONE, NONE,
+  OVER, ROW_WEIGHT, SAVE_BASE, serves, set, setf, SLOT, SLOT_FRESH, SLOT_MASK, TABLE, TOKENS, TRAIN, trains,
+  UPDATE, within,
 } from "./state";
 
 function seqOf(j: i32): i32 {
@@ -207,7 +208,7 @@ function update(j: i32, cls: i32): void {
   for (let l: i32 = 0; l < LAYERS; l++) emitProgram(P_ROW_NORMS, l, b);
   set(JOB_PHASE, j, OVER);
 }
-/** Does this lane use the slot: a job's own, or that of a request that runs? Others may be filled anew at any time. */
+/** Does this lane use the slot: a job's own, or that of a request that runs? Others may be filled anew. */
 function here(slot: i32): bool {
   for (let j: i32 = 0; j < JOBS; j++) if (get(JOB_SLOT, j) == slot) return trains();
   if (!serves()) return false;
@@ -216,7 +217,7 @@ function here(slot: i32): bool {
   }
   return false;
 }
-/** What follows from the tensors of slots that were filled since they were last used, before anything reads them. */
+/** What follows from the tensors of slots that were filled since their last use, before it is read. */
 export function refreshSlots(): void {
   for (let s: i32 = 1; s <= SLOTS; s++) {
     if (get(SLOT_FRESH, s) == 0 || !here(s)) continue;
