@@ -6,6 +6,8 @@ import { cacheFolder } from "../runtime/cache.ts";
 
 /** Files kept; the least recently used go first. */
 const KEPT = 512;
+/** What is written here; a folder that the user named may hold other files, which are theirs. */
+const OURS = /^[0-9a-f]{64}\.wasm(\.[0-9a-f-]{36})?$/;
 const DIGEST = 32;
 const digest = (bytes: Uint8Array): Buffer => createHash("sha256").update(bytes).digest();
 
@@ -30,7 +32,7 @@ async function keep(folder: string, path: string, made: Uint8Array): Promise<voi
   try {
     await writeFile(aside, Buffer.concat([digest(made), made]), { mode: 0o600 });
     await rename(aside, path);
-    const names = await readdir(folder);
+    const names = (await readdir(folder)).filter((name) => OURS.test(name));
     if (names.length <= KEPT) return;
     const used = await Promise.all(
       names.map(async (name) => ({

@@ -1,5 +1,13 @@
 /** Kernels that were compiled before come from the user's cache, and only from one that is theirs alone. */
-import { chmodSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  symlinkSync,
+  utimesSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import * as assert from "uvu/assert";
 import { cached } from "../compiler/cache.ts";
@@ -68,6 +76,32 @@ test("a folder that others may write to, a link, or a file in its place is not u
   assert.is(await makes(join(dir, "link")), 2);
   writeFileSync(join(dir, "file"), "");
   assert.is(await makes(join(dir, "file")), 2);
+});
+
+test("of a full cache only what weft wrote goes: the folder may be somebody's", async () => {
+  const folder = join(scratch(), "cache");
+  const kernels = join(folder, "kernels");
+  mkdirSync(kernels, { recursive: true, mode: 0o700 });
+  const [theirs, ours] = [
+    (i: number) => join(kernels, `gemm-${i}.cu`),
+    (i: number) => join(kernels, `${String(i).padStart(64, "0")}.wasm`),
+  ];
+  for (let i = 0; i < 520; i++) {
+    writeFileSync(theirs(i), "theirs");
+    utimesSync(theirs(i), 1, 1);
+  }
+  for (let i = 0; i < 515; i++) {
+    writeFileSync(ours(i), "old");
+    utimesSync(ours(i), 1000 + i, 1000 + i);
+  }
+  await at(folder, () => cached("key", async () => bytes));
+  const left = readdirSync(kernels);
+  assert.is(left.filter((name) => name.endsWith(".cu")).length, 520);
+  assert.is(left.filter((name) => name.endsWith(".wasm")).length, 512);
+  assert.not(
+    left.some((name) => join(kernels, name) === ours(3)),
+    "the least recently used went",
+  );
 });
 
 test("a second compile takes its kernels from the cache, and they are the same", async () => {
