@@ -14,16 +14,18 @@ const MOST_STATES = 4000;
 const MOST_CHARACTERS = 20_000;
 
 type Accepts = (code: number) => boolean;
+/** Places between characters: the ends of the text, and of words. */
+type Edge = "start" | "end" | "word" | "inside";
 type Node =
   | { readonly is: "set"; readonly accepts: Accepts }
-  | { readonly is: "edge"; readonly at: "start" | "end" }
+  | { readonly is: "edge"; readonly at: Edge }
   | { readonly is: "all"; readonly of: readonly Node[] }
   | { readonly is: "any"; readonly of: readonly Node[] }
   | { readonly is: "repeat"; readonly of: Node; readonly least: number; readonly most: number };
 /** A state: it takes a character, looks at a place, or goes on as others; the last one is the end. */
 interface State {
   accepts: Accepts | null;
-  edge: "start" | "end" | null;
+  edge: Edge | null;
   next: readonly number[];
 }
 /** Steps left to all patterns that share it. */
@@ -139,6 +141,8 @@ class Parser {
     if (c !== "\\") return { is: "set", accepts: only(c) };
     if (this.take("A")) return { is: "edge", at: "start" };
     if (this.take("Z")) return { is: "edge", at: "end" };
+    if (this.take("b")) return { is: "edge", at: "word" };
+    if (this.take("B")) return { is: "edge", at: "inside" };
     return { is: "set", accepts: this.escape() };
   }
   private escape(): Accepts {
@@ -242,6 +246,13 @@ export function pattern(source: string, tail: boolean, at: { code: ErrorCode; wh
   return (text, budget) => {
     const chars = [...text];
     let now: number[] = [];
+    const isLetter = (i: number): boolean => i >= 0 && i < chars.length && letter(code(chars[i]!));
+    const isAt = (edge: Edge, i: number): boolean =>
+      edge === "start"
+        ? i === 0
+        : edge === "end"
+          ? i === chars.length
+          : (isLetter(i - 1) !== isLetter(i)) === (edge === "word");
     /** All states that `from` is without another character, at place `i`. */
     const enter = (from: readonly number[], i: number, into: number[]): void => {
       const open = [...from];
@@ -251,7 +262,7 @@ export function pattern(source: string, tail: boolean, at: { code: ErrorCode; wh
         if (--budget.left < 0) refuse("too much to decide");
         const { accepts, edge, next } = states[s]!;
         if (accepts || s === end) into.push(s);
-        else if (!edge || (edge === "start" ? i === 0 : i === chars.length)) open.push(...next);
+        else if (!edge || isAt(edge, i)) open.push(...next);
       }
     };
     const step = (): void => {

@@ -19,14 +19,14 @@ function write(r: Random, depth: number): string {
     if (kind === 3) return ".";
     if (kind === 4) return ["\\d", "\\w", "\\D", "\\W", "\\s"][r(5)]!;
     if (kind === 5) return ["[abc]", "[^a]", "[a-c1]", "[\\d_]", "[^\\w]", "[a\\-]", "[-a]", "[]a]"][r(7)]!;
-    if (kind === 6) return ["^", "$", "a", ""][r(4)]!;
+    if (kind === 6) return ["^", "$", "a", "", "\\b", "\\B"][r(6)]!;
     return `(${["", "?:"][r(2)]}${write(r, depth - 1)}${r(2) ? `|${write(r, depth - 1)}` : ""})`;
   };
   let out = "";
   for (let n = r(4) + 1; n > 0; n--) {
     const a = atom();
     const times = ["*", "+", "?", "{2}", "{1,2}", "{0,3}", "{2,}", "*?", "+?"][r(9)]!;
-    out += a && !"^$".includes(a) && r(3) === 0 ? a + times : a;
+    out += a && !["^", "$", "\\b", "\\B"].includes(a) && r(3) === 0 ? a + times : a;
   }
   return out;
 }
@@ -55,6 +55,8 @@ test("what PEFT users write", () => {
     "model\\.layers\\.\\d+\\.self_attn\\.(?:q|k|v|o)_proj",
     "model\\.layers\\.(1[0-2]|2)\\..*",
     "^model.*q_proj$",
+    // Unsloth's.
+    "(?:.*?(?:language|text).*?(?:q_proj).*?)|(?:\\bmodel\\.layers\\.[\\d]{1,}\\.(?:self_attn|mlp)\\.(?:(?:q_proj|k_proj)))",
     "(?P<rest>.*)_proj",
     "model\\.layers\\.[0-9]{1,2}\\.self_attn\\.q_proj",
   ])
@@ -96,7 +98,7 @@ test("what needs more is refused by name", () => {
     ["a)", /unopened \)/],
     ["[a", /unclosed \[/],
     ["a\\", /escape of nothing/],
-    ["\\bq", /escape \\b/],
+    ["\\pq", /escape \\p/],
     ["a{3,1}", /from more to less/],
     ["[c-a]", /from more to less/],
     ["(){99999999}", /more than 1000 times/],
