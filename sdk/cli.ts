@@ -3,6 +3,7 @@
  * weft compile | generate | finetune | inspect | doctor. Progress on stderr, results on stdout; `--json` for
  * machines; exit 1 on any error.
  */
+import { resolve, sep } from "node:path";
 import { parseArgs } from "node:util";
 import { WeftError } from "../runtime/bundle.ts";
 import { openAdapter } from "../runtime/dawn.ts";
@@ -120,6 +121,10 @@ const number = (flags: Flags, name: string): number | undefined => {
   const n = Number(v);
   return v === "" || !Number.isFinite(n) ? fail(`--${name}`, "a number", String(v)) : n;
 };
+const tokenIds = (said: string): number[] =>
+  said
+    .split(",")
+    .map((id) => (/^\s*\d+\s*$/.test(id) ? Number(id) : fail("--ids", "token ids, 1,2,3", said)));
 const given = <T extends object>(o: T): Partial<{ [K in keyof T]: Exclude<T[K], undefined> }> =>
   Object.fromEntries(Object.entries(o).filter(([, v]) => v !== undefined)) as never;
 const string = (flags: Flags, name: string): string =>
@@ -182,6 +187,9 @@ const commands: Readonly<
         ? (f[name] as string).split(",").filter((x) => x && x !== "none")
         : undefined;
     const out = string(f, "output");
+    for (const name of ["selector", "seed"])
+      if (f[name] !== undefined && f.calibrate === undefined)
+        fail(`--${name}`, "--calibrate beside it", "nothing to calibrate on");
     const t0 = performance.now();
     const manifest = await compile(model ?? fail("compile", "a model folder or .gguf file", "nothing"), out, {
       ...given({
@@ -231,11 +239,12 @@ const commands: Readonly<
     );
   },
   generate: async ([bundle], f, json) => {
+    if (f.ids !== undefined && f.prompt !== undefined) fail("--ids", "--prompt or --ids", "both");
+    const prompt = typeof f.ids === "string" ? tokenIds(f.ids) : string(f, "prompt");
     await using engine = await load(bundle ?? fail("generate", "a bundle", "nothing"), {
       device: (f.device ?? "auto") as DeviceChoice,
     });
     if (f.adapter) await engine.adapters.load("adapter", string(f, "adapter"));
-    const prompt = typeof f.ids === "string" ? f.ids.split(",").map(Number) : string(f, "prompt");
     let out = "";
     const ids: number[] = [];
     for await (const p of engine.generate({
@@ -266,7 +275,12 @@ const commands: Readonly<
     // Paths that cannot be written are told now, not after the training.
     await claimFolder(out, method === "full" ? "model" : "adapter");
     const checkpoint = f.checkpoint === undefined ? null : string(f, "checkpoint");
-    if (checkpoint) await claimCheckpoints(checkpoint);
+    if (checkpoint) {
+      const [a, b] = [resolve(out), resolve(checkpoint)].map((p) => p + sep) as [string, string];
+      if (a.startsWith(b) || b.startsWith(a))
+        fail("--checkpoint", "a folder that neither holds that of --out nor lies in it", checkpoint);
+      await claimCheckpoints(checkpoint);
+    }
     await using engine = await load(from, { device: (f.device ?? "auto") as DeviceChoice });
     const o: FinetuneOptions = {
       name: string(f, "name"),

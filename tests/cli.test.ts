@@ -1,6 +1,6 @@
 /** The command line, and model folders as people have them: shards, half floats, newer config keys. */
 import { spawn } from "node:child_process";
-import { existsSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import * as assert from "uvu/assert";
 import { compile } from "../compiler/compile.ts";
@@ -223,5 +223,32 @@ test("a job with rows to evaluate publishes its last step, or its best where tha
     logprobs: 2,
   });
   assert.is(cut.ids.length, 3);
+});
+test("flags that contradict one another are told before anything is loaded or trained", async () => {
+  const dir = scratch();
+  for (const [says, ...args] of [
+    [/--seed.*--calibrate/, "compile", dir, "-o", `${dir}/b`, "--seed", "3"],
+    [/--selector.*--calibrate/, "compile", dir, "-o", `${dir}/b`, "--selector", "random"],
+    [/--ids.*both/, "generate", dir, "--ids", "1", "--prompt", "x"],
+    [/--ids.*token ids/, "generate", dir, "--ids", "1,,2"],
+    [/--ids.*token ids/, "generate", dir, "--ids", ""],
+    ...[
+      [`${dir}/a`, `${dir}/a/state`],
+      [`${dir}/a/`, `${dir}/b/../a`],
+      [`${dir}/a/b`, `${dir}/a`],
+    ].map(
+      ([out, state]) =>
+        [
+          /--checkpoint.*neither holds/,
+          ...["finetune", dir, "--data", "x", "--name", "x", "--method", "lora"],
+          ...["--out", out!, "--checkpoint", state!],
+        ] as const,
+    ),
+  ] as (readonly [RegExp, ...string[]])[]) {
+    const ended = await weft(...args);
+    assert.is(ended.code, 1);
+    assert.match(ended.err, says, args.join(" "));
+  }
+  assert.equal(readdirSync(dir), []);
 });
 test.run();
