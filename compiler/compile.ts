@@ -103,7 +103,7 @@ export async function compile(folder: string, options: CompileOptions = {}): Pro
     ]),
   ];
   for (const n of names)
-    if (!adapterMethods[n])
+    if (!Object.hasOwn(adapterMethods, n))
       throw new WeftError({
         code: "WEFT_OPTION",
         where: "adapter method",

@@ -50,6 +50,11 @@ export function shardsOf(json: unknown, where: string): string[] {
   return [...new Set(Object.values(weight_map))];
 }
 
+const Tokenizer = foreign({ model: foreign({}), decoder: v.nullable(foreign({})) });
+/** tokenizer.json, as far as every kind of tokenizer has it. Throws WEFT_TOKENIZER. */
+export const checkTokenizer = (json: unknown, where: string): void =>
+  void check(Tokenizer, json, { code: "WEFT_TOKENIZER", where });
+
 const special = v.nullish(
   v.union([text, foreign({ content: text })], "a token, or an object with its content"),
 );

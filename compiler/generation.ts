@@ -1,7 +1,7 @@
 /** What generation_config.json says beside config.json: the ids that end an answer, and how its makers sample. */
 import * as v from "valibot";
 import type { GenerationEntry } from "../runtime/bundle.ts";
-import { check } from "../runtime/schema.ts";
+import { above0, atLeast0, check, integer } from "../runtime/schema.ts";
 
 export interface Generation {
   readonly eos: readonly number[];
@@ -9,16 +9,16 @@ export interface Generation {
 }
 const id = v.pipe(v.number(), v.integer("a token id"), v.minValue(0, "a token id"));
 const ids = v.nullish(v.union([id, v.array(id)], "a token id, or a list of them"));
-const number = v.nullish(v.number());
 /** Keys that are read; the others say how some other program generates. */
 const generationConfig = v.looseObject({
   eos_token_id: ids,
   do_sample: v.nullish(v.boolean()),
-  temperature: number,
-  top_k: number,
-  top_p: number,
-  min_p: number,
-  repetition_penalty: number,
+  temperature: v.nullish(atLeast0),
+  /** Some write -1 for all of them. */
+  top_k: v.nullish(integer(-1)),
+  top_p: v.nullish(above0),
+  min_p: v.nullish(atLeast0),
+  repetition_penalty: v.nullish(above0),
 });
 
 /**
@@ -43,7 +43,7 @@ export function generationOf(
   };
   if (g.do_sample) {
     put("temperature", g.temperature ?? 1);
-    put("topK", g.top_k);
+    if (g.top_k !== -1) put("topK", g.top_k);
     put("topP", g.top_p);
     put("minP", g.min_p);
   }

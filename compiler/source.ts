@@ -1,6 +1,6 @@
 /** Where a model comes from: a Hugging Face folder, or a GGUF file. */
 import { dirname, join } from "node:path";
-import { checkConfig, checkTokenizerConfig } from "./config.ts";
+import { checkConfig, checkTokenizer, checkTokenizerConfig } from "./config.ts";
 import { exists, readJson, readText } from "./files.ts";
 import { type Generation, generationOf } from "./generation.ts";
 import { openGguf } from "./gguf.ts";
@@ -40,13 +40,20 @@ export async function openModel(path: string): Promise<ModelSource> {
 function tokenizerBeside(folder: string): ReadonlyMap<string, string> {
   const files = new Map<string, string>();
   if (!exists(join(folder, "tokenizer.json"))) return files;
-  files.set("tokenizer.json", readText(join(folder, "tokenizer.json")));
+  const tokenizer = join(folder, "tokenizer.json");
+  checkTokenizer(readJson(tokenizer, "WEFT_TOKENIZER"), tokenizer);
+  files.set("tokenizer.json", readText(tokenizer));
   const path = join(folder, "tokenizer_config.json");
   const config = exists(path) ? checkTokenizerConfig(readJson(path, "WEFT_TOKENIZER"), path) : {};
   files.set("tokenizer_config.json", JSON.stringify(config));
   const template = exists(join(folder, "chat_template.jinja"))
     ? readText(join(folder, "chat_template.jinja"))
-    : config.chat_template;
+    : plainTemplate(config.chat_template);
   if (typeof template === "string") files.set("chat_template.jinja", template);
   return files;
 }
+/** Of several, the one for conversations without tools or documents, as in transformers. */
+const plainTemplate = (said: unknown): unknown =>
+  Array.isArray(said)
+    ? (said as { name: string; template: string }[]).find((t) => t.name === "default")?.template
+    : said;

@@ -46,7 +46,8 @@ export async function planMemory(
 ): Promise<MethodMemory[]> {
   checked(MemoryOptions, o);
   const planner = await import("../compiler/planner.ts");
-  const config = typeof model === "string" ? planner.shapes[model] : model;
+  const config =
+    typeof model !== "string" ? model : Object.hasOwn(planner.shapes, model) ? planner.shapes[model] : null;
   if (!config)
     throw new WeftError({
       code: "WEFT_OPTION",

@@ -172,7 +172,8 @@ function readConfig(json: Json, manifest: Manifest, where: string): Read {
   return {
     config: config as unknown as AdapterConfig,
     method,
-    layers: typeof layers === "number" ? [layers] : layers,
+    // As in PEFT, an empty list names all of them.
+    layers: typeof layers === "number" ? [layers] : layers?.length ? layers : null,
     exclude: said.exclude_modules ?? null,
     replaced: said.modules_to_save ?? [],
   };

@@ -1,17 +1,21 @@
 /** Files of others, each with one thing wrong: refused by name, before anything large is built. */
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import * as assert from "uvu/assert";
+import { compile } from "../compiler/compile.ts";
 import { checkConfig, checkTokenizerConfig, shardsOf } from "../compiler/config.ts";
 import { checkContainer } from "../compiler/container.ts";
+import { generationOf } from "../compiler/generation.ts";
+import { openModel } from "../compiler/source.ts";
 import { parseHeader } from "../runtime/bundle.ts";
 import { asManifest } from "../runtime/load.ts";
-import { WeftError } from "../sdk/index.ts";
+import { planMemory, WeftError } from "../sdk/index.ts";
 import { readAdapter, writeAdapter } from "../sdk/peft.ts";
 import { compressTernary, expandTernary } from "../sdk/ternary.ts";
+import { Text } from "../sdk/text.ts";
 import { batchOf, bundle, configs, engineOf } from "./support/engines.ts";
 import { copy } from "./support/mutate.ts";
 import { suite } from "./support/suite.ts";
-import { scratch } from "./support/tiny.ts";
+import { scratch, writeModel } from "./support/tiny.ts";
 
 const test = suite("files of others");
 const refused = (what: string, f: () => unknown, says: RegExp): void => {
@@ -82,6 +86,29 @@ test("adapters: configs, scales, numbers; patterns that never end elsewhere", as
   const json = JSON.parse(config) as Record<string, unknown>;
   const read = (more: object, file = weights) => readAdapter({ ...json, ...more }, file, manifest, plan, "a");
   read({});
+  // What peft 0.18 writes beside what is read, and lists that it takes for none.
+  read({
+    alora_invocation_tokens: null,
+    arrow_config: null,
+    corda_config: null,
+    ensure_weight_tying: false,
+    eva_config: null,
+    exclude_modules: null,
+    layer_replication: null,
+    layers_pattern: null,
+    layers_to_transform: [],
+    loftq_config: {},
+    lora_bias: false,
+    megatron_config: null,
+    megatron_core: "megatron.core",
+    modules_to_save: null,
+    peft_version: "0.18.0",
+    qalora_group_size: 16,
+    target_parameters: null,
+    trainable_token_indices: null,
+    use_bdlora: null,
+    use_qalora: false,
+  });
   const evil = `(${"a+".repeat(20)})+$`;
   for (const [more, says] of [
     [{ modules_to_save: 3 }, /modules_to_save.*an array/],
@@ -213,5 +240,61 @@ test("model files: config, index, tokenizer config, GGUF and safetensors headers
     [[], /an object/],
   ] as [unknown, RegExp][])
     refused(JSON.stringify(json), () => tensors(json), says);
+});
+test("tokenizers: one that cannot be read is told when the model is compiled; of several templates the default", async () => {
+  const dir = writeModel(configs.even);
+  const model = { type: "BPE", vocab: {}, merges: [] };
+  for (const [file, says] of [
+    ["{", /tokenizer\.json.*JSON/],
+    ["[]", /tokenizer\.json.*an object/],
+    ["{}", /tokenizer\.json.*the key "model"/],
+    [JSON.stringify({ model }), /tokenizer\.json.*the key "decoder"/],
+  ] as const) {
+    writeFileSync(`${dir}/tokenizer.json`, file);
+    const e = await openModel(dir).then(
+      () => null,
+      (e: WeftError) => e,
+    );
+    assert.instance(e, WeftError, file);
+    assert.is(e!.code, "WEFT_TOKENIZER");
+    assert.match(e!.message, says);
+  }
+  refused("no tokenizer", () => new Text({}, {}, null), /WEFT_TOKENIZER.*tokenizer\.json/);
+  writeFileSync(`${dir}/tokenizer.json`, JSON.stringify({ model, decoder: { type: "ByteLevel" } }));
+  const named = (name: string) => ({ name, template: `{{ "${name}" }}` });
+  for (const [list, template] of [
+    [[named("tool_use"), named("default")], '{{ "default" }}'],
+    [[named("tool_use")], undefined],
+  ] as const) {
+    writeFileSync(`${dir}/tokenizer_config.json`, JSON.stringify({ chat_template: list }));
+    assert.is((await openModel(dir)).files.get("chat_template.jinja"), template);
+  }
+});
+
+test("generation_config.json: what no bundle can hold is told when the model is compiled", () => {
+  const sampling = (more: object) => generationOf({}, { do_sample: true, ...more }, "g").sampling;
+  assert.equal(sampling({ top_k: -1, temperature: 0.5, top_p: null, suppress_tokens: [1] }), {
+    temperature: 0.5,
+  });
+  for (const [more, says] of [
+    [{ top_k: 1.5 }, /g: top_k/],
+    [{ top_p: 0 }, /g: top_p.*above 0/],
+    [{ min_p: -1 }, /g: min_p/],
+    [{ temperature: -1 }, /g: temperature/],
+    [{ repetition_penalty: 0 }, /g: repetition_penalty/],
+  ] as [object, RegExp][])
+    refused(JSON.stringify(more), () => sampling(more), says);
+});
+
+test("methods and presets are those that there are, not what every object has", async () => {
+  const dir = writeModel(configs.even);
+  for (const name of ["constructor", "toString", "__proto__"]) {
+    for (const o of [{ methods: [name] }, { train: [name] }]) {
+      const e = await compile(dir, { ...o, targets: ["webgpu"] }).catch((e: WeftError) => e);
+      assert.is((e as WeftError).code, "WEFT_OPTION", `${name}: ${e}`);
+    }
+    const e = await planMemory(name).catch((e: WeftError) => e);
+    assert.is((e as WeftError).code, "WEFT_OPTION", `${name}: ${e}`);
+  }
 });
 test.run();
