@@ -1,7 +1,7 @@
 /** Training data: JSONL rows {text}, {prompt, completion}, {messages} or {input_ids, labels} → ids and labels. */
 import * as v from "valibot";
 import { WeftError } from "../runtime/bundle.ts";
-import { check, foreign, numbers, tokenIds } from "../runtime/schema.ts";
+import { check, foreign, numbers, show, tokenIds } from "../runtime/schema.ts";
 import type { Row } from "../runtime/trainer.ts";
 import type { Message, Text } from "./text.ts";
 
@@ -22,11 +22,32 @@ const RowSchema = foreign({
 });
 const shapes = "{text}, {prompt, completion}, {messages} or {input_ids, labels}";
 
-/** Lines of a JSONL file; an error names the line. */
-export function parseJsonl(source: string, where: string): DataRow[] {
+/** Most bytes of a row, whatever the file has; far more than any context. */
+const LONGEST_LINE = 64 * 2 ** 20;
+/** A file line by line: as one text it may be longer than JavaScript's can be. */
+function* linesOf(file: Uint8Array, where: string): Generator<string> {
+  const decoder = new TextDecoder();
+  for (let from = 0, n = 1; from < file.length; n++) {
+    const end = file.indexOf(10, from);
+    const to = end < 0 ? file.length : end;
+    if (to - from > LONGEST_LINE)
+      throw new WeftError({
+        code: "WEFT_DATA",
+        where: `${where}, line ${n}`,
+        expected: `at most ${LONGEST_LINE} bytes`,
+        found: `${to - from} bytes`,
+      });
+    yield decoder.decode(file.subarray(from, to));
+    from = to + 1;
+  }
+}
+/** Rows of a JSONL file; an error names the line. */
+export function parseJsonl(source: string | Uint8Array, where: string): DataRow[] {
   const rows: DataRow[] = [];
-  source.split("\n").forEach((line, i) => {
-    if (!line.trim()) return;
+  let i = -1;
+  for (const line of typeof source === "string" ? source.split("\n") : linesOf(source, where)) {
+    i++;
+    if (!line.trim()) continue;
     let row: unknown;
     try {
       row = JSON.parse(line);
@@ -44,10 +65,10 @@ export function parseJsonl(source: string, where: string): DataRow[] {
         code: "WEFT_DATA",
         where: `${where}, line ${i + 1}`,
         expected: shapes,
-        found: JSON.stringify(row).slice(0, 60),
+        found: show(row),
       });
     rows.push(row as DataRow);
-  });
+  }
   if (!rows.length)
     throw new WeftError({ code: "WEFT_DATA", where, expected: "at least one row", found: "none" });
   return rows;

@@ -270,6 +270,7 @@ export class Engine {
     return new MappedStream(
       () => {
         checked(GenerateOptions, o);
+        if (stops.length) this.needText("stop");
         return this.core.generate({
           ...picked(requestEntries, o),
           prompt: this.promptIds(o),
@@ -355,8 +356,7 @@ export class Engine {
     return new Job(job, this, identity);
   }
   private async rows(data: string | readonly DataRow[], what: string): Promise<Row[]> {
-    const list =
-      typeof data === "string" ? parseJsonl(decodeText(await readFileOr(data, "WEFT_DATA")), data) : data;
+    const list = typeof data === "string" ? parseJsonl(await readFileOr(data, "WEFT_DATA"), data) : data;
     if (!list.length)
       throw new WeftError({ code: "WEFT_DATA", where: what, expected: "at least one row", found: "none" });
     const where = typeof data === "string" ? data : what;

@@ -1,6 +1,7 @@
 /** Text ↔ ids: tokenizer.json by @huggingface/tokenizers, chat templates, and a decoder that streams whole characters. */
 import { Tokenizer } from "@huggingface/tokenizers";
 import { WeftError } from "../runtime/bundle.ts";
+import { show } from "../runtime/schema.ts";
 import { ChatTemplate, type Marked } from "./template.ts";
 
 /** A part of a message's content, as the OpenAI API has it; only text has a meaning here. */
@@ -20,12 +21,7 @@ export interface Message {
  */
 export function plainMessages(messages: unknown): Record<string, unknown>[] {
   const refuse = (where: string, expected: string, found: unknown): never => {
-    throw new WeftError({
-      code: "WEFT_OPTION",
-      where,
-      expected,
-      found: (JSON.stringify(found) ?? String(found)).slice(0, 60),
-    });
+    throw new WeftError({ code: "WEFT_OPTION", where, expected, found: show(found) });
   };
   if (!Array.isArray(messages) || !messages.length) return refuse("messages", "a list of messages", messages);
   return messages.map((m: unknown, i) => {
@@ -52,12 +48,23 @@ export class Text {
   private readonly tokenizer: Tokenizer;
   private readonly special: Readonly<Record<string, string>>;
   private parsed: ChatTemplate | null = null;
+  /** Throws WEFT_TOKENIZER for a tokenizer that is none, or of a kind that is not known. */
   constructor(
     tokenizer: object,
     config: Readonly<Record<string, unknown>>,
     private readonly template: string | null,
   ) {
-    this.tokenizer = new Tokenizer(tokenizer, config);
+    try {
+      this.tokenizer = new Tokenizer(tokenizer, config);
+    } catch (cause) {
+      throw new WeftError({
+        code: "WEFT_TOKENIZER",
+        where: "tokenizer.json",
+        expected: "a tokenizer that can be read",
+        found: (cause as Error).message,
+        cause,
+      });
+    }
     const special: Record<string, string> = {};
     for (const name of ["bos", "eos", "unk", "sep", "pad", "cls", "mask"]) {
       const v = config[`${name}_token`] as string | { content?: unknown } | null | undefined;

@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import * as assert from "uvu/assert";
 import type { WeftError } from "../runtime/bundle.ts";
-import { encodeRow } from "../sdk/data.ts";
+import { encodeRow, parseJsonl } from "../sdk/data.ts";
 import { ChatTemplate } from "../sdk/template.ts";
 import { type Message, Text } from "../sdk/text.ts";
 import { fixtures } from "./support/engines.ts";
@@ -243,6 +243,13 @@ test("messages: parts of text are joined, other parts and things that are no mes
   }
   for (const list of [[], "hi", [{ content: "x" }], [null]])
     assert.is(caught(() => text.chat(list as never, true)).code, "WEFT_OPTION", JSON.stringify(list));
+  const circle: Record<string, unknown> = {};
+  circle.self = circle;
+  const deep: unknown = JSON.parse("[".repeat(100_000) + "]".repeat(100_000));
+  for (const list of [{ deep }, [circle], [deep], [{ role: "user", content: 3n }]])
+    assert.is(caught(() => text.chat(list as never, true)).code, "WEFT_OPTION");
+  assert.is(caught(() => parseJsonl(JSON.stringify([1]), "d.jsonl")).found, "[1]");
+  assert.is(caught(() => parseJsonl("[".repeat(100_000) + "]".repeat(100_000), "d.jsonl")).code, "WEFT_DATA");
   assert.is(caught(() => row(text, [null] as never)).code, "WEFT_DATA");
   // What a template needs and a message lacks is the template's complaint, told with the row.
   const silent = caught(() => row(text, [{ role: "user", content: null }]));
@@ -338,5 +345,15 @@ test("a long conversation is well within the bounds", () => {
     new ChatTemplate("{{ strftime_now('%d %b %Y %%') }}").render({}),
     /^\d\d [A-Z][a-z]{2} \d{4} %$/,
   );
+});
+test("a file of rows is read line by line: it may be longer than a text can be, its lines not", () => {
+  const line = `${JSON.stringify({ text: "é".repeat(1000) })}\r\n\n`;
+  const bytes = new TextEncoder().encode(line.repeat(3));
+  assert.equal(parseJsonl(bytes, "d"), parseJsonl(line.repeat(3), "d"));
+  const long = new Uint8Array(bytes.length + 2 ** 26 + 1);
+  long.set(bytes);
+  const e = caught(() => parseJsonl(long, "d"));
+  assert.equal([e.code, e.where, e.found], ["WEFT_DATA", "d, line 7", `${2 ** 26 + 1} bytes`]);
+  assert.is(caught(() => parseJsonl(new TextEncoder().encode("{}\n{"), "d")).where, "d, line 2");
 });
 test.run();
