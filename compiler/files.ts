@@ -2,6 +2,7 @@
 import { createHash } from "node:crypto";
 import { closeSync, constants, existsSync, fstatSync, openSync, readFileSync, readSync } from "node:fs";
 import { WeftError } from "../runtime/bundle.ts";
+import { ONE_READ } from "../runtime/disk.ts";
 
 /** A text of more is none that a model folder has. */
 const TEXT_BYTES = 64 * 2 ** 20;
@@ -56,7 +57,7 @@ export const readRange = (path: string, start: number, end: number): Uint8Array 
     const out = new Uint8Array(end - start);
     let at = 0;
     while (at < out.length) {
-      const n = readSync(fd, out, at, out.length - at, start + at);
+      const n = readSync(fd, out, at, Math.min(out.length - at, ONE_READ), start + at);
       if (n <= 0)
         throw new WeftError({
           code: "WEFT_WEIGHTS",

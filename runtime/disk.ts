@@ -20,6 +20,8 @@ async function loadNode() {
 let loaded: ReturnType<typeof loadNode> | undefined;
 export const node = (): ReturnType<typeof loadNode> => (loaded ??= loadNode());
 
+/** What any folder may have from the system; never touched. */
+export const SYSTEM = /^(lost\+found|\.DS_Store|Thumbs\.db|desktop\.ini|\.nfs[0-9a-f]+)$/;
 /** An entry of a folder. */
 export type Entry = import("node:fs").Dirent;
 
@@ -157,6 +159,8 @@ function kindOf(stat: import("node:fs").Stats): string {
 export const isMissing = (e: unknown): boolean =>
   ["ENOENT", "ENOTDIR"].includes(systemCode(e instanceof WeftError ? e.cause.cause : e) ?? "");
 
+/** Most bytes of one call: Node aborts the process at 2 GiB. */
+export const ONE_READ = 2 ** 30;
 /** Bytes `from` to `to` of an open file. Throws if it ends before. */
 export async function readRange(
   { handle }: RegularFile,
@@ -166,7 +170,7 @@ export async function readRange(
 ): Promise<Uint8Array> {
   let at = 0;
   while (at < to - from) {
-    const { bytesRead } = await handle.read(into, at, to - from - at, from + at);
+    const { bytesRead } = await handle.read(into, at, Math.min(to - from - at, ONE_READ), from + at);
     if (!bytesRead) throw new Error(`the file ends at byte ${from + at}`);
     at += bytesRead;
   }

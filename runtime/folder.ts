@@ -28,6 +28,7 @@ import {
   readAndClose,
   readRecord,
   readRegular,
+  SYSTEM,
   sumOf,
   syncFolder,
   unless,
@@ -71,8 +72,6 @@ const readMarker = async (dir: string): Promise<Marker | null> =>
   readRecord(markerSchema, (await node()).path.join(dir, MARKER), dir);
 
 const stagingOf = (m: Pick<Marker, "id">): string => `.weft-${m.id}`;
-/** What any folder may have from the system; never touched. */
-const SYSTEM = /^(lost\+found|\.DS_Store|Thumbs\.db|desktop\.ini|\.nfs[0-9a-f]+)$/;
 const isTemporary = (e: Entry): boolean =>
   e.isDirectory() && (e.name === LOCK || e.name.startsWith(`${LOCK}-`) || STAGING.test(e.name));
 
@@ -125,14 +124,17 @@ async function inspect(dir: string, kind: FolderKind): Promise<Marker | null> {
 async function checkUnchanged(dir: string, marker: Marker): Promise<void> {
   const { fs, path } = await node();
   const written = (await fs.stat(path.join(dir, MARKER))).mtimeMs;
-  for (const [name, { bytes, sha256 }] of Object.entries(marker.files)) {
+  for (const name of new Set(Object.keys({ ...marker.files, ...marker.writing }))) {
     const file = path.join(dir, name);
     const now = await unless(["ENOENT"], () => fs.stat(file), null);
-    if (!now || (now.size === bytes && now.mtimeMs <= written)) continue;
-    if (
-      now.size !== bytes ||
-      (await sumOf(await readRegular(file, bytes, { inside: dir }))).sha256 !== sha256
-    )
+    if (!now) continue;
+    // On its way from one version to the next a folder has files of both.
+    const sums = [marker.files, marker.writing ?? {}].flatMap((of) =>
+      Object.hasOwn(of, name) && of[name]!.bytes === now.size ? [of[name]!] : [],
+    );
+    if (sums.length && now.mtimeMs <= written) continue;
+    const found = sums.length ? (await sumOf(await readRegular(file, now.size, { inside: dir }))).sha256 : "";
+    if (!sums.some(({ sha256 }) => sha256 === found))
       throw refused(file, "the file that weft wrote", "one that was changed since");
   }
 }
@@ -184,10 +186,11 @@ async function finish(dir: string, m: Marker & { readonly writing: Marker["files
 async function settle(dir: string, kind: FolderKind): Promise<Marker | null> {
   const { fs, path } = await node();
   const marker = await inspect(dir, kind);
+  if (marker) await checkUnchanged(dir, marker);
   if (marker?.writing) {
     await within(dir, stagingOf(marker), [...Object.keys(marker.writing), MARKER]);
     await finish(dir, { ...marker, writing: marker.writing });
-  } else if (marker) await checkUnchanged(dir, marker);
+  }
   for (const e of await fs.readdir(dir, { withFileTypes: true }))
     if (isTemporary(e) && e.name !== LOCK)
       await fs.rm(path.join(dir, e.name), { recursive: true, force: true, maxRetries: 3 });

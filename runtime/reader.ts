@@ -40,39 +40,55 @@ export function checkName(name: string): void {
 /** How much of a large file is in memory while it is hashed. */
 const PIECE = 8 * 2 ** 20;
 
+/** What a server sends, of at most `limit` bytes. Throws WEFT_IO, and WEFT_BUNDLE for more. */
+async function readResponse(url: URL, where: string, limit: number): Promise<Uint8Array> {
+  const broken = (cause: Error): never => {
+    const found = cause.message;
+    throw new WeftError({ code: "WEFT_IO", where, expected: "a response", found, retryable: true, cause });
+  };
+  const response = await fetch(url).catch(broken);
+  if (!response.ok)
+    throw new WeftError({ code: "WEFT_IO", where, expected: "200", found: String(response.status) });
+  const body = response.body?.getReader();
+  const pieces: Uint8Array[] = [];
+  let bytes = 0;
+  for (;;) {
+    const piece = await body?.read().catch(broken);
+    if (!piece || piece.done) break;
+    bytes += piece.value.length;
+    if (bytes > limit) {
+      await body!.cancel().catch(() => {});
+      const expected = `at most ${limit} bytes`;
+      throw new WeftError({ code: "WEFT_BUNDLE", where, expected, found: "more" });
+    }
+    pieces.push(piece.value);
+  }
+  const out = new Uint8Array(bytes);
+  let at = 0;
+  for (const piece of pieces) {
+    out.set(piece, at);
+    at += piece.length;
+  }
+  return out;
+}
+
 export async function openReader(location: string | URL): Promise<BundleReader> {
   const text = String(location);
   if (/^https?:/.test(text)) {
     const base = text.endsWith("/") ? text : `${text}/`;
     return {
       where: text,
-      read: async (name) => {
+      read: async (name, limit = SMALL_FILE) => {
         checkName(name);
-        const response = await fetch(new URL(name, base)).catch((cause: Error) => {
-          throw new WeftError({
-            code: "WEFT_IO",
-            where: `${base}${name}`,
-            expected: "a response",
-            found: cause.message,
-            retryable: true,
-            cause,
-          });
-        });
-        if (!response.ok)
-          throw new WeftError({
-            code: "WEFT_IO",
-            where: `${base}${name}`,
-            expected: "200",
-            found: String(response.status),
-          });
-        return new Uint8Array(await response.arrayBuffer());
+        return readResponse(new URL(name, base), `${base}${name}`, limit);
       },
     };
   }
   const { fileURLToPath } = await import("node:url");
   const { path, crypto } = await node();
   const folder = text.startsWith("file:") ? fileURLToPath(text) : text;
-  const opened = openFolder(folder, "WEFT_BUNDLE");
+  // Merges read weights again later, when the process may stand in another folder.
+  const opened = openFolder(path.resolve(folder), "WEFT_BUNDLE");
   // Errors of a file that is there name what it is; one that is missing may be no bundle at all.
   const open = async (name: string, limit: number) => {
     checkName(name);

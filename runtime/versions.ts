@@ -17,6 +17,7 @@ import {
   randomName,
   readRecord,
   readRegular,
+  SYSTEM,
   sumOf,
   syncFolder,
   unless,
@@ -64,7 +65,7 @@ async function inspect(dir: string, names: readonly string[]): Promise<Current |
   const owned = new Set([...names, ...Object.keys(current?.files ?? {}), CURRENT]);
   const entries = await fs.readdir(dir, { withFileTypes: true });
   for (const e of entries.sort((a, b) => (a.name < b.name ? -1 : 1))) {
-    if (e.isFile() && e.name === CURRENT) continue;
+    if (SYSTEM.test(e.name) || (e.isFile() && e.name === CURRENT)) continue;
     if (e.isDirectory() && (e.name === LOCK || e.name.startsWith(`${LOCK}-`))) continue;
     if (!e.isDirectory() || !VERSION.test(e.name)) refuse(e.name);
     const inner = await unless(
@@ -72,7 +73,8 @@ async function inspect(dir: string, names: readonly string[]): Promise<Current |
       () => fs.readdir(path.join(dir, e.name), { withFileTypes: true }),
       [],
     );
-    for (const i of inner) if (!i.isFile() || !owned.has(i.name)) refuse(`${e.name}/${i.name}`);
+    for (const i of inner)
+      if (!SYSTEM.test(i.name) && (!i.isFile() || !owned.has(i.name))) refuse(`${e.name}/${i.name}`);
   }
   return current;
 }

@@ -17,12 +17,14 @@ import {
   symlinkSync,
   writeFileSync,
 } from "node:fs";
-import { dirname, join } from "node:path";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
+import { basename, dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
 import * as assert from "uvu/assert";
 import { compileTo } from "../compiler/compile.ts";
-import { readRegular } from "../runtime/disk.ts";
+import { type RegularFile, readRange, readRegular } from "../runtime/disk.ts";
 import { claimFolder, readFolder, writeFolder } from "../runtime/folder.ts";
 import { withLock } from "../runtime/lock.ts";
 import { openReader } from "../runtime/reader.ts";
@@ -369,6 +371,18 @@ test("a folder on its way in is read through; the next writer finishes it first"
   const state = tree(before);
   assert.equal(writeOf(await readFolder(before, NAMES, LIMIT)), { writer: "a", n: 2 });
   assert.equal(tree(before), state, "readers write nothing");
+  // What somebody made of a file meanwhile is theirs, of the version that goes and of the one that comes.
+  for (const name of ["sub/part", ...NAMES]) {
+    const its = readFileSync(join(before, name));
+    for (const text of ["theirs", Buffer.alloc(its.length, "theirs")]) {
+      writeFileSync(join(before, name), text);
+      await refused("WEFT_IO", new RegExp(`${name}: expected the file that weft wrote`), () =>
+        claimFolder(before, "adapter"),
+      );
+      assert.is(String(readFileSync(join(before, name))), String(text));
+    }
+    writeFileSync(join(before, name), its);
+  }
   await claimFolder(before, "adapter");
   assert.equal(readdirSync(before).sort(), [".weft.json", ...NAMES].sort(), "finished: the old part is gone");
   assert.equal(writeOf(await readFolder(before, NAMES, LIMIT)), { writer: "a", n: 2 });
@@ -570,6 +584,81 @@ test("save, compress, saveModel, compile and checkpoint refuse first, then work"
   assert.equal(tree(dir), before);
   job.cancel();
   await job.done.catch(() => {});
+});
+
+test("what the system puts into a folder stands in no checkpoint's way, and stays", async () => {
+  const dir = join(scratch(), "state");
+  mkdirSync(join(dir, "lost+found"), { recursive: true });
+  for (let step = 1; step <= 3; step++) {
+    await claimVersions(dir, NAMES);
+    await writeVersion(dir, step, payload({ writer: "a", n: step }));
+    writeFileSync(join(dir, ".DS_Store"), "theirs");
+    for (const name of readdirSync(dir))
+      if (name.startsWith("v-")) writeFileSync(join(dir, name, ".DS_Store"), "theirs");
+  }
+  assert.is(writeOf(await readVersion(dir)).n, 3);
+  assert.ok(existsSync(join(dir, "lost+found")) && existsSync(join(dir, ".DS_Store")));
+});
+
+test("a bundle of a relative path is merged where the process stands in another folder", async () => {
+  const path = await bundle(configs.even);
+  const before = process.cwd();
+  process.chdir(dirname(path));
+  try {
+    await using engine = await load(basename(path), { device: "wasm", threads: 1 });
+    await (await engine.finetune({ name: "a", data: [{ input_ids: [1, 2, 3] }], steps: 1 })).done;
+    process.chdir(scratch());
+    await engine.merge("a");
+    await engine.merge(null);
+    assert.is((await engine.complete({ prompt: [1, 2], maxTokens: 2 })).ids.length, 2);
+  } finally {
+    process.chdir(before);
+  }
+});
+
+test("no read asks for as much at once as ends the process", async () => {
+  const asked: number[] = [];
+  const read = async (_: Uint8Array, at: number, length: number, from: number) => {
+    assert.is(from, 5 + at);
+    asked.push(length);
+    return { bytesRead: length };
+  };
+  const bytes = 2 ** 31 + 7;
+  const file = { bytes: bytes + 5, handle: { read } } as unknown as RegularFile;
+  assert.is((await readRange(file, 5, bytes + 5)).length, bytes);
+  assert.equal(asked, [2 ** 30, 2 ** 30, 7]);
+});
+
+test("a server that breaks off, or sends more than is declared, is one error", async () => {
+  const server = createServer((request, response) => {
+    if (request.url!.endsWith("cut")) {
+      response.writeHead(200, { "content-length": "1000" });
+      response.write("abc", () => response.destroy());
+    } else if (request.url!.endsWith("whole")) response.end("abc");
+    else {
+      const more = (): unknown => response.destroyed || response.write(Buffer.alloc(2 ** 16), more);
+      more();
+    }
+  });
+  await new Promise<void>((go) => server.listen(0, go));
+  try {
+    const reader = await openReader(`http://localhost:${(server.address() as AddressInfo).port}/b`);
+    const says = (name: string): Promise<WeftError> =>
+      reader.read(name, 100).then(
+        () => assert.unreachable(name) as never,
+        (e: WeftError) => e,
+      );
+    assert.is(Buffer.from(await reader.read("whole", 3)).toString(), "abc");
+    const cut = await says("cut");
+    assert.instance(cut, WeftError);
+    assert.equal([cut.code, cut.retryable], ["WEFT_IO", true]);
+    const endless = await says("endless");
+    assert.instance(endless, WeftError);
+    assert.match(endless.message, /WEFT_BUNDLE.*endless.*at most 100 bytes/);
+  } finally {
+    server.closeAllConnections();
+    server.close();
+  }
 });
 
 test("a corrupt checkpoint is refused with its file and both hashes", async () => {
