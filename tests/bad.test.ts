@@ -192,6 +192,7 @@ test("requests: too long, no such adapter, wrong ids; each leaves the engine ser
     /stopIds\[1\]/,
   );
   await code("WEFT_TOKENIZER", () => collect(engine, { prompt: "text", maxTokens: 2 }), /tokenizer/);
+  await code("WEFT_TOKENIZER", () => collect(engine, { prompt: [5], stop: "x", maxTokens: 2 }), /at stop/);
   await code("WEFT_NOT_FOUND", () => collect(engine, { prompt, adapter: "nobody", maxTokens: 2 }), /nobody/);
   await alive(engine);
   assert.equal(engine.memory(), free);
