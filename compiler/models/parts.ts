@@ -50,6 +50,23 @@ const harmless = new Set([
   "use_return_dict",
   "layer_types",
   "max_window_layers",
+  "max_sequence_length",
+  "unsloth_fixed",
+  "unsloth_version",
+  // How some program generates, which older transformers kept here.
+  "max_length",
+  "min_length",
+  "do_sample",
+  "early_stopping",
+  "num_beams",
+  "temperature",
+  "top_k",
+  "top_p",
+  "typical_p",
+  "repetition_penalty",
+  "length_penalty",
+  "no_repeat_ngram_size",
+  "num_return_sequences",
 ]);
 
 export function fail(key: string, expected: string, found: unknown): never {
