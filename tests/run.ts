@@ -68,7 +68,7 @@ async function main(): Promise<void> {
       console.log(
         `${bad ? "FAIL" : "ok  "} ${f.padEnd(28)} ${String(r.passed).padStart(3)} of ${r.registered}  ${(r.ms / 1000).toFixed(1)} s`,
       );
-      if (bad) console.log(r.output);
+      if (bad || long) console.log(r.output);
     }
   };
   await Promise.all(Array.from({ length: Math.min(2, cpus().length) }, worker));
