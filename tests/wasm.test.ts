@@ -397,7 +397,7 @@ test("int8: rounding to the nearest of 127 steps, scales upwards; what needs the
   await code(
     "WEFT_OPTION",
     () => compile(writeModel(configs.even), { format: "int4" as never }),
-    /f32, f16, int8/,
+    /f32, f16 or int8/,
   );
 });
 
