@@ -122,7 +122,8 @@ export async function main(args: string[]): Promise<void> {
   out.push(["prefill, 224 tokens", spread(prefill), "tokens/s"]);
   batches.forEach((b, i) => out.push([`decode, batch ${b}`, spread(rates[i]!), "tokens/s"]));
 
-  const lora = { rank: 16, alpha: 16, batchSize: 4, learningRate: 1e-4, shuffle: false } as const;
+  const any = { batchSize: 4, learningRate: 1e-4, shuffle: false } as const;
+  const lora = { ...any, rank: 16, alpha: 16 } as const;
   const steps = software ? 1 : 4;
   const tune = async (
     e: Engine,
@@ -132,7 +133,13 @@ export async function main(args: string[]): Promise<void> {
     seed = 1,
   ): Promise<number> => {
     const [ms] = await timed(
-      async () => (await e.finetune({ ...lora, name, method, data: rows(seed, 4, vocab), steps: n })).done,
+      async () =>
+        (
+          await e.finetune({
+            ...(method === "full" ? any : lora),
+            ...{ name, method, data: rows(seed, 4, vocab), steps: n },
+          })
+        ).done,
     );
     return ms / n;
   };
