@@ -124,8 +124,10 @@ export class AdapterStore {
       throw new WeftError({
         code: "WEFT_NOT_FOUND",
         where: `adapter ${ref}`,
-        expected: [...this.byName.keys()].join(", ") || "an adapter that was loaded or trained",
-        found: "no such adapter or generation",
+        expected: list
+          ? `one of the generations that are kept, ${list.map((x) => x.ref).join(", ")}`
+          : [...this.byName.keys()].join(", ") || "an adapter that was loaded or trained",
+        found: list ? "one that is not, or never was" : "no such adapter",
       });
     return g;
   }
