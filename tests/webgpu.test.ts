@@ -178,14 +178,14 @@ test("devices that were let go give back their threads and their memory", async 
     await device.read(word);
     await device.dispose();
   };
-  await once();
-  await once();
+  // Pools of the driver and of the allocator fill first, and then go up and down.
+  for (let i = 0; i < rounds(2, 20); i++) await once();
   const start = await now();
   const n = rounds(4, 100);
   for (let i = 0; i < n; i++) await once();
   const end = await now();
   assert.ok(end.threads <= start.threads, `${start.threads} threads, after ${n} more devices ${end.threads}`);
-  assert.ok(end.mib < start.mib + 60, `${start.mib} MiB, after ${n} more devices ${end.mib}`);
+  assert.ok(end.mib < start.mib + rounds(60, 250), `${start.mib} MiB, after ${n} more devices ${end.mib}`);
 });
 
 const child = (code: string, env: NodeJS.ProcessEnv): ReturnType<typeof spawnSync> =>
