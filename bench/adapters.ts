@@ -1,7 +1,8 @@
 /**
- * Many adapters, few slots: 5 to 500 adapters of mixed methods and ranks behind 16 slots, requests drawn by Zipf's law,
- * beside one adapter for all, one batch per adapter, and merge-and-swap, in one run. More requests are in flight than
- * there are slots, so that adapters wait for one another: the time to the first token shows who waits.
+ * Many adapters, few slots: 5 to 500 adapters of mixed methods and ranks behind 16 slots, requests drawn by
+ * Zipf's law, beside one adapter for all, one batch per adapter, and merge-and-swap, in one run. More
+ * requests are in flight than there are slots, so that adapters wait for one another: the time to the first
+ * token shows who waits.
  *
  *   npm run -s bench -- adapters [--device wasm|software|webgpu] [--requests 96] [--most 500] [--flight 32]
  */

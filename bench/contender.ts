@@ -60,7 +60,10 @@ export async function contender(
     end: () => void child.kill(),
   };
 }
-/** The folder with the peers of bench/peers/package.json, installed into the temporary folder when they are not there yet; null when npm cannot. */
+/**
+ * The folder with the peers of bench/peers/package.json, installed into the temporary folder when they are
+ * not there yet; null when npm cannot.
+ */
 export function peerFolder(): string | null {
   const manifest = readFileSync(join(peers, "package.json"), "utf8");
   const dir = join(tmpdir(), "weft-bench-peers");

@@ -1,10 +1,11 @@
 /**
- * Co-serving on the shape of SmolLM2-135M, on the Wasm target with two threads: streams at decode batch 1, 2, 4 and 8 beside a LoRA and an S2FT job.
- * A second list (this engine), fused rows (this engine with one list), time slicing of two engines at the better of two frequencies, and two processes
- * of one thread, pinned to a core each.
- * G = (time of the inference alone + time of the fine-tuning alone, same tokens, two threads) / time together. All
- * three are taken in the same steady state: engines are warm, and streams are counted from when they are under way.
- * Medians over turns; each turn has baselines of its own, first in one and last in the next.
+ * Co-serving on the shape of SmolLM2-135M, on the Wasm target with two threads: streams at decode batch 1, 2,
+ * 4 and 8 beside a LoRA and an S2FT job. A second list (this engine), fused rows (this engine with one list),
+ * time slicing of two engines at the better of two frequencies, and two processes of one thread, pinned to a
+ * core each. G = (time of the inference alone + time of the fine-tuning alone, same tokens, two threads) /
+ * time together. All three are taken in the same steady state: engines are warm, and streams are counted from
+ * when they are under way. Medians over turns; each turn has baselines of its own, first in one and last in
+ * the next.
  *
  *   npm run -s bench -- coserve [--steps 2] [--repeats 3] [--batches 1,2,4,8] [--seconds 2.5] [--adapters]
  *
@@ -169,7 +170,8 @@ export async function main(args: string[]): Promise<void> {
       for (const part of turn % 2 ? parts.reverse() : parts) await part();
       turns.push({ alone: alone!, ft, with: results });
     }
-    // What halves of the machine reach when the other half rests: a core of its own for each gives at most the sum.
+    // What halves of the machine reach when the other half rests: a core of its own for each gives at most
+    // the sum.
     let most: number | null = null;
     if (serving && tuning) {
       const half = await streamsAlone(serving, batch);

@@ -5,7 +5,10 @@ import { BLOCK_ROWS, PACK_AT, ROWS_AT } from "../compiler/emit/assemblyscript_pa
 import { openCrew } from "../runtime/crew.ts";
 import { median } from "./measure.ts";
 
-/** Products as the emitted kernels make them (rows read where they lie, columns packed once), and a plain sum over memory for its bandwidth. */
+/**
+ * Products as the emitted kernels make them (rows read where they lie, columns packed once), and a plain sum
+ * over memory for its bandwidth.
+ */
 const source = `${prelude()}
 export function gemm(bind: usize, meta: usize, scratch: usize, part: i32, parts: i32): void {
   const M: i32 = load<i32>(bind), K: i32 = load<i32>(bind, 4), N: i32 = load<i32>(bind, 8);

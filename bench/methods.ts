@@ -1,6 +1,7 @@
 /**
- * A fine-tuning step by method at equal trainable parameters (as LoRA of rank 16 on all seven linears, where a method can have as many): time, saved,
- * gradient and optimizer bytes, beside full training, interleaved in one run on a random model of 30 M parameters.
+ * A fine-tuning step by method at equal trainable parameters (as LoRA of rank 16 on all seven linears, where
+ * a method can have as many): time, saved, gradient and optimizer bytes, beside full training, interleaved in
+ * one run on a random model of 30 M parameters.
  *
  *   npm run -s bench -- methods [--device wasm|software|webgpu] [--repeats 3] [--small]
  */
@@ -113,7 +114,8 @@ export async function main(args: string[]): Promise<void> {
     });
     return ms;
   };
-  // One step warms up; a step's time is the difference of a long and a short job, so that starting one does not count.
+  // One step warms up; a step's time is the difference of a long and a short job, so that starting one does
+  // not count.
   for (const method of methods) await step(method, 1);
   const times = new Map<string, number[]>(methods.map((m) => [m, []]));
   for (let r = 0; r < Number(values.repeats); r++)

@@ -1,6 +1,7 @@
 /**
- * What methods learn and forget in equal steps: the example model is taught an attribute of every person in two phrasings, and is asked in two others;
- * forgetting is the change of its loss on unrelated documents. Learning rates are chosen per method on a seed of their own, then 5 seeds are run.
+ * What methods learn and forget in equal steps: the example model is taught an attribute of every person in
+ * two phrasings, and is asked in two others; forgetting is the change of its loss on unrelated documents.
+ * Learning rates are chosen per method on a seed of their own, then 5 seeds are run.
  *
  *   npm run -s bench -- quality [--seeds 5] [--steps 60]
  */

@@ -1,6 +1,7 @@
 /**
- * The real model: SmolLM2-135M-Instruct (any GGUF or folder of the Llama family with a chat template does) answers, then learns made-up facts by LoRA and
- * by S2FT at once. Writes what it did to a folder, where bench/real.py lets transformers + peft do the same and compares: greedy ids, and a loss curve.
+ * The real model: SmolLM2-135M-Instruct (any GGUF or folder of the Llama family with a chat template does)
+ * answers, then learns made-up facts by LoRA and by S2FT at once. Writes what it did to a folder, where
+ * bench/real.py lets transformers + peft do the same and compares: greedy ids, and a loss curve.
  *
  *   npm run -s bench -- real --model FILE.gguf [--out real] [--rows 200] [--steps 30]      then: python bench/real.py FILE.gguf real
  */
@@ -222,7 +223,10 @@ export async function main(args: string[]): Promise<void> {
     }),
   );
 }
-/** Greedy ids of llama.cpp on the decoded weights in F32: how many prompts are equal, or differ first where the two best tokens are as good as equal. */
+/**
+ * Greedy ids of llama.cpp on the decoded weights in F32: how many prompts are equal, or differ first where
+ * the two best tokens are as good as equal.
+ */
 async function besideLlama(
   model: string,
   engine: Engine,
@@ -260,7 +264,10 @@ async function besideLlama(
   );
   return { prompts: greedy.length, same, close };
 }
-/** A LoRA that starts where a saved one does, four rows a step in order: what another trainer needs to do the same. */
+/**
+ * A LoRA that starts where a saved one does, four rows a step in order: what another trainer needs to do the
+ * same.
+ */
 async function lossCurve(engine: Engine, data: readonly DataRow[], steps: number, out: string) {
   const o = {
     method: "lora",

@@ -1,4 +1,7 @@
-/** npm run -s bench -- NAME [options]: a table, then one line of JSON. Baselines run in the same process, interleaved; medians and spread. */
+/**
+ * npm run -s bench -- NAME [options]: a table, then one line of JSON. Baselines run in the same process,
+ * interleaved; medians and spread.
+ */
 import { readdirSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 

@@ -1,6 +1,7 @@
 /**
- * One step of everything: prefill and decode at batch 1, 4, 16; a fine-tuning step for full and LoRA; launches, pipelines, encode time; the
- * co-serving gain G and inter-token latency with jobs, beside inference alone and fine-tuning alone in the same run.
+ * One step of everything: prefill and decode at batch 1, 4, 16; a fine-tuning step for full and LoRA;
+ * launches, pipelines, encode time; the co-serving gain G and inter-token latency with jobs, beside inference
+ * alone and fine-tuning alone in the same run.
  *
  *   npm run -s bench -- step [--device wasm|software|webgpu] [--model random|story] [--repeats 3]
  */

@@ -1,7 +1,8 @@
 /**
- * The Wasm target on the shape of SmolLM2-135M beside onnxruntime-web, llama.cpp, PyTorch + peft, TensorFlow.js and jax-js, each in a process of its own,
- * turn by turn; two threads each where they have them. Peers are installed into the temporary folder (bench/peers); PyTorch needs a Python with the pins
- * of tests/fixtures/requirements.txt.
+ * The Wasm target on the shape of SmolLM2-135M beside onnxruntime-web, llama.cpp, PyTorch + peft,
+ * TensorFlow.js and jax-js, each in a process of its own, turn by turn; two threads each where they have
+ * them. Peers are installed into the temporary folder (bench/peers); PyTorch needs a Python with the pins of
+ * tests/fixtures/requirements.txt.
  *
  *   npm run -s bench -- wasm [--repeats 3] [--python python3]
  */
@@ -261,7 +262,10 @@ export async function main(args: string[]): Promise<void> {
   );
 }
 
-/** What part of its roof (arithmetic or bandwidth, whichever is lower) a product's kernel reaches; other kernels have no such count. */
+/**
+ * What part of its roof (arithmetic or bandwidth, whichever is lower) a product's kernel reaches; other
+ * kernels have no such count.
+ */
 function fraction(name: string, kind: string, ms: number, peak: number, bandwidth: number): string {
   const [d, f, kv] = [
     smol.hidden_size,

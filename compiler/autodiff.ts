@@ -1,6 +1,7 @@
 /**
- * Reverse-mode differentiation of a region, pruned by construction: a gradient thunk is called only when its input lies on a path to something
- * wanted (trainable tensors, or the region's input when a lower region still needs it). The gradient of a frozen weight is never built.
+ * Reverse-mode differentiation of a region, pruned by construction: a gradient thunk is called only when its
+ * input lies on a path to something wanted (trainable tensors, or the region's input when a lower region
+ * still needs it). The gradient of a frozen weight is never built.
  */
 import {
   add,
@@ -17,7 +18,10 @@ import {
   valueKey,
 } from "../ops/index.ts";
 
-/** Cotangents of `wanted` (inputs of the region, or values inside it) given cotangents `seeds` of some of its values. */
+/**
+ * Cotangents of `wanted` (inputs of the region, or values inside it) given cotangents `seeds` of some of its
+ * values.
+ */
 export function vjp(
   seeds: readonly (readonly [Value, Value])[],
   wanted: readonly Value[],
@@ -71,13 +75,17 @@ function unbroadcast(d: Value, x: Value): Value {
   return d;
 }
 
-/** Σ of contributions. Products with base matrices become one `linear_t` over all pairs: one launch, one running sum. */
+/**
+ * Σ of contributions. Products with base matrices become one `linear_t` over all pairs: one launch, one
+ * running sum.
+ */
 function sum(list: readonly Value[], type: Type): Value {
   if (type.kind !== "rows" && list.length > 1)
     throw new Error("a parameter or state is used twice in one region");
   const products = list.filter((d) => d.node.op === "linear_t");
   const rest = list.filter((d) => d.node.op !== "linear_t");
-  // Oldest contributions last, as the residual stream: rest first, so that their kernels precede the product whose epilogue adds them.
+  // Oldest contributions last, as the residual stream: rest first, so that their kernels precede the product
+  // whose epilogue adds them.
   let acc: Value | undefined;
   for (const d of rest) acc = acc ? add(acc, d) : d;
   if (products.length) {

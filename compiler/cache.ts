@@ -11,7 +11,9 @@ const OURS = /^[0-9a-f]{64}\.wasm(\.[0-9a-f-]{36})?$/;
 const DIGEST = 32;
 const digest = (bytes: Uint8Array): Buffer => createHash("sha256").update(bytes).digest();
 
-/** `make()`, or what it made from the same `key` before. A file that is not what was written is made again. */
+/**
+ * `make()`, or what it made from the same `key` before. A file that is not what was written is made again.
+ */
 export async function cached(key: string, make: () => Promise<Uint8Array>): Promise<Uint8Array> {
   const folder = await cacheFolder("kernels");
   if (!folder) return make();
@@ -26,7 +28,10 @@ export async function cached(key: string, make: () => Promise<Uint8Array>): Prom
   await keep(folder, path, made);
   return made;
 }
-/** Written aside and renamed, so that nobody reads half a file. A cache that cannot be written is no reason to fail. */
+/**
+ * Written aside and renamed, so that nobody reads half a file. A cache that cannot be written is no reason to
+ * fail.
+ */
 async function keep(folder: string, path: string, made: Uint8Array): Promise<void> {
   const aside = `${path}.${randomUUID()}`;
   try {

@@ -59,7 +59,10 @@ export interface Compiled {
 const SHARD_BYTES = 64 * 2 ** 20;
 const text = (s: string): Uint8Array => new TextEncoder().encode(s);
 
-/** Compile a Hugging Face model folder, or a GGUF file, in memory. Throws WeftError at the earliest pass that can know. */
+/**
+ * Compile a Hugging Face model folder, or a GGUF file, in memory. Throws WeftError at the earliest pass that
+ * can know.
+ */
 export async function compile(folder: string, options: CompileOptions = {}): Promise<Compiled> {
   check(CompileOptions, options, { code: "WEFT_OPTION", where: "" });
   const progress = options.onProgress ?? (() => {});
@@ -303,7 +306,10 @@ function checkSelection(
   });
   return selection;
 }
-/** What the runtime must know of a method. Its rank, when none is asked for, is one that the bundle has room for. */
+/**
+ * What the runtime must know of a method. Its rank, when none is asked for, is one that the bundle has room
+ * for.
+ */
 function methodEntry(m: AdapterMethod, model: Model, most: number): MethodEntry {
   const {
     at: _a,
@@ -322,8 +328,8 @@ function methodEntry(m: AdapterMethod, model: Model, most: number): MethodEntry 
 }
 
 /**
- * Compile and write a bundle folder, over an older bundle if there is one. Throws WEFT_IO before compiling when `out` is anything else, or cannot
- * be written.
+ * Compile and write a bundle folder, over an older bundle if there is one. Throws WEFT_IO before compiling
+ * when `out` is anything else, or cannot be written.
  */
 export async function compileTo(
   folder: string,
@@ -400,7 +406,8 @@ function emitTarget(
         name: unique,
         text: target.name === "wasm" ? wasm() : emitLaunchWgsl(unique, bodies, env, variant),
       });
-      // The mask bits without which a body has nothing to do; a launch is skipped when none of its bodies has.
+      // The mask bits without which a body has nothing to do; a launch is skipped when none of its bodies
+      // has.
       const bits = bodies.flatMap((b): (number | null)[] | number | null => {
         if (isUpdate(b)) return b.norms ? b.norms.map((n) => n.branch) : null;
         const onlySaves =
@@ -498,7 +505,10 @@ const graphEntry = (g: GraphProgram): { name: string; region: "layer" | "outer";
   block: g.block,
 });
 
-/** Weights in checkpoint order, packed in panels once for all targets, in shards of 64 MiB, or of one tensor that is larger. */
+/**
+ * Weights in checkpoint order, packed in panels once for all targets, in shards of 64 MiB, or of one tensor
+ * that is larger.
+ */
 async function packWeights(
   { where, weights }: ModelSource,
   programs: Programs,

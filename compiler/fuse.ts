@@ -1,7 +1,8 @@
 /**
- * Nodes → kernels. A heavy node (product, reduction, attention) opens a group; pointwise nodes join the latest group that produces one of their
- * operands and become its epilogue, or float into their only consumer. Independent groups with one skeleton then share a launch. Fusion changes
- * launches and bytes, never bits: an epilogue evaluates the same expression a kernel of its own would.
+ * Nodes → kernels. A heavy node (product, reduction, attention) opens a group; pointwise nodes join the
+ * latest group that produces one of their operands and become its epilogue, or float into their only
+ * consumer. Independent groups with one skeleton then share a launch. Fusion changes launches and bytes,
+ * never bits: an epilogue evaluates the same expression a kernel of its own would.
  */
 import {
   type Domain,
@@ -174,7 +175,10 @@ export function fuse(
     });
     for (const d of deps) if (d !== g) g.after.add(d);
   };
-  /** May `g` evaluate an expression over `ins`? Not if a floating operand reads, elsewhere, what g itself is producing. */
+  /**
+   * May `g` evaluate an expression over `ins`? Not if a floating operand reads, elsewhere, what g itself is
+   * producing.
+   */
   const canEvaluate = (g: Group, ins: readonly Value[], remote: boolean): boolean =>
     ins.every((v) => !groupsOf(v).has(g) || (!remote && !free.has(valueKey(v))));
   const inRowBound = (v: Value, g: Group): boolean =>

@@ -1,4 +1,6 @@
-/** What generation_config.json says beside config.json: the ids that end an answer, and how its makers sample. */
+/**
+ * What generation_config.json says beside config.json: the ids that end an answer, and how its makers sample.
+ */
 import * as v from "valibot";
 import type { GenerationEntry } from "../runtime/bundle.ts";
 import { above0, atLeast0, check, integer } from "../runtime/schema.ts";
@@ -22,8 +24,8 @@ const generationConfig = v.looseObject({
 });
 
 /**
- * Ids that end an answer are those of both files, config.json's first. Sampling is as transformers reads it: without
- * `do_sample` the most likely token is taken, whatever the temperature. Throws WEFT_CONFIG.
+ * Ids that end an answer are those of both files, config.json's first. Sampling is as transformers reads it:
+ * without `do_sample` the most likely token is taken, whatever the temperature. Throws WEFT_CONFIG.
  */
 export function generationOf(
   config: Readonly<Record<string, unknown>>,

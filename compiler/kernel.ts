@@ -5,8 +5,9 @@ import type { BlockLayout } from "./metadata.ts";
 import type { Capacities } from "./target.ts";
 
 /**
- * Memory classes. Each is one buffer per group (a layer, or the outer region), except `meta` and `arena`, which all groups share. Eight storage
- * bindings serve every kernel, so one bind group a group serves every program.
+ * Memory classes. Each is one buffer per group (a layer, or the outer region), except `meta` and `arena`,
+ * which all groups share. Eight storage bindings serve every kernel, so one bind group a group serves every
+ * program.
  */
 export const memoryClasses = [
   "weights",
@@ -39,7 +40,9 @@ export interface ParamAddress {
   readonly offset: number;
   /** Words of the tensor as stored, padding included. */
   readonly words: number;
-  /** Offset of its gradient inside a job's accumulators; states follow at `accum + words`, `accum + 2·words`. */
+  /**
+   * Offset of its gradient inside a job's accumulators; states follow at `accum + words`, `accum + 2·words`.
+   */
   readonly accum: number;
 }
 

@@ -1,4 +1,7 @@
-/** What model files share: named parameters, adapter sites, attention. A site declares itself while the model is being built. */
+/**
+ * What model files share: named parameters, adapter sites, attention. A site declares itself while the model
+ * is being built.
+ */
 import {
   add,
   attend,
@@ -25,8 +28,9 @@ export interface ParamSpec {
   readonly k: number;
 }
 /**
- * Channels that several matrices share, so that one order serves all (S2FT §3.1): the rows of gate and up and the columns of down; the rows of v
- * and the columns of o. `unit` channels belong together (a head, or 1); `shared`: several query heads read one key head.
+ * Channels that several matrices share, so that one order serves all (S2FT §3.1): the rows of gate and up and
+ * the columns of down; the rows of v and the columns of o. `unit` channels belong together (a head, or 1);
+ * `shared`: several query heads read one key head.
  */
 export interface Coupling {
   readonly group: "ffn" | "heads";
@@ -65,7 +69,9 @@ export interface BranchSpec {
 export const tensorName = (b: BranchSpec, tensor: string): string =>
   `${b.site.module}.${b.method.name}.${tensor}`;
 
-/** Builds one region on one row domain; two builds of the same region make the same nodes in the same order. */
+/**
+ * Builds one region on one row domain; two builds of the same region make the same nodes in the same order.
+ */
 export class RegionBuilder {
   readonly params: ParamSpec[] = [];
   readonly sites: SiteSpec[] = [];
@@ -145,7 +151,10 @@ export class RegionBuilder {
       x = b.through(x, (c) => b.method.input!(x, c));
     return x;
   }
-  /** A linear layer and its adapter site: y = x·Wᵀ (+ bias), between the branches that change its input and those that change its output. */
+  /**
+   * A linear layer and its adapter site: y = x·Wᵀ (+ bias), between the branches that change its input and
+   * those that change its output.
+   */
   linear(x: Value, module: string, outFeatures: number, bias: boolean, role: SiteRole = {}): Value {
     const inFeatures = (x.type as Type & { kind: "rows" }).cols;
     const weight = this.weight(`${module}.weight`, outFeatures, inFeatures);

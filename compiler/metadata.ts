@@ -1,4 +1,7 @@
-/** The batch metadata blocks: one per forward step, backward or head unit, and update. Words of 32 bits; f32 fields hold bits. */
+/**
+ * The batch metadata blocks: one per forward step, backward or head unit, and update. Words of 32 bits; f32
+ * fields hold bits.
+ */
 import type { Capacities } from "./target.ts";
 
 /** Header words, the same in every block. */
@@ -27,8 +30,8 @@ export const headerWords = [
 ] as const;
 export const HEADER = 32;
 /**
- * Bits of the mask words: an adapter branch each, set when some row of the block has it; the last word holds flags. A body whose bit is not set has
- * nothing to do; a launch none of whose bits is set is skipped.
+ * Bits of the mask words: an adapter branch each, set when some row of the block has it; the last word holds
+ * flags. A body whose bit is not set has nothing to do; a launch none of whose bits is set is skipped.
  */
 export const MASK_WORDS = 5;
 export const MAX_BRANCHES = 128;
@@ -45,13 +48,17 @@ export interface BlockLayout {
 }
 export type BlockKind = "step" | "unit" | "update";
 
-/** Segments of a unit: whole quanta of sequences, summed one after another, so that packing several into one launch never changes a bit. */
+/**
+ * Segments of a unit: whole quanta of sequences, summed one after another, so that packing several into one
+ * launch never changes a bit.
+ */
 export const segmentsOf = (c: Capacities): number => Math.min(c.unitRows, 32);
 /** Words of a unit's block tables: one whole context, or many short sequences. */
 export const unitTableWords = (c: Capacities): number => Math.ceil(c.context / 32) + c.unitRows;
 /**
- * Of each segment: its rows, its label rows, where its sequence's saved rows begin, whether it is the sequence's last quantum (its key gradients
- * start from zero), and the keys it is the first in this unit to touch (0 for a further quantum of the same sequence).
+ * Of each segment: its rows, its label rows, where its sequence's saved rows begin, whether it is the
+ * sequence's last quantum (its key gradients start from zero), and the keys it is the first in this unit to
+ * touch (0 for a further quantum of the same sequence).
  */
 const segmentArrays = ["seg_row", "seg_rows", "seg_head", "seg_heads", "seg_base", "seg_fresh", "seg_keys"];
 const rowArrays = ["ids", "pos", "slot", "table", "save_row", "drop_key", "drop_p"];

@@ -1,4 +1,7 @@
-/** Memory planning: a chamber offset for every parameter and saved field, an arena offset for every step value. Pure arithmetic over lifetimes. */
+/**
+ * Memory planning: a chamber offset for every parameter and saved field, an arena offset for every step
+ * value. Pure arithmetic over lifetimes.
+ */
 import { inputName, isInput, type Type, type Value, valueKey } from "../ops/index.ts";
 import { type Format, type ParamEntry, packedWords, type TargetPlan, WeftError } from "../runtime/bundle.ts";
 import type { Launch } from "./fuse.ts";
@@ -116,7 +119,8 @@ export function layoutOf(
   });
   jobWords = Math.max(jobWords, align(statAt));
   const full = train.includes("full");
-  // Saved fields: adapters in training share what every method keeps, and have fields of their own; full training runs alone, over the same words.
+  // Saved fields: adapters in training share what every method keeps, and have fields of their own; full
+  // training runs alone, over the same words.
   const fieldOffsets = new Map<string, number>([["hidden", 0]]);
   let savedLayer = 0;
   let adapters = 0;

@@ -1,4 +1,7 @@
-/** What fine-tuning a model by each method takes, from its shape alone: no weights are read. `weft inspect --memory` prints it. */
+/**
+ * What fine-tuning a model by each method takes, from its shape alone: no weights are read. `weft inspect
+ * --memory` prints it.
+ */
 import { adapterMethods } from "./adapters/index.ts";
 import { checkConfig } from "./config.ts";
 import { models } from "./models/index.ts";
@@ -11,7 +14,10 @@ export interface MethodMemory {
   readonly trainable: number;
   /** Base weights: f16 where they are frozen, f32 for `full`. */
   readonly weightBytes: number;
-  /** Kept from the forward for all tokens of a step: as much as `all` keeps; as little as `boundary` keeps; what is read when nothing is recomputed. */
+  /**
+   * Kept from the forward for all tokens of a step: as much as `all` keeps; as little as `boundary` keeps;
+   * what is read when nothing is recomputed.
+   */
   readonly savedBytes: number;
   readonly boundaryBytes: number;
   readonly readBytes: number;
@@ -46,7 +52,10 @@ export const shapes: Readonly<Record<string, Readonly<Record<string, unknown>>>>
   },
 };
 
-/** Memory of one optimizer step of `tokens` tokens by each adapter method (rank for those that have one) and `full`. */
+/**
+ * Memory of one optimizer step of `tokens` tokens by each adapter method (rank for those that have one) and
+ * `full`.
+ */
 export function planMemory(
   config: Readonly<Record<string, unknown>>,
   tokens: number,

@@ -2,7 +2,10 @@
 import { type Node, opOf, type Type, toposort } from "../ops/index.ts";
 import type { GraphProgram } from "./programs/index.ts";
 
-/** Throws when a program's graph breaks a rule of the language: an error here is a bug of ours, not of the user. */
+/**
+ * Throws when a program's graph breaks a rule of the language: an error here is a bug of ours, not of the
+ * user.
+ */
 export function verify(program: GraphProgram): void {
   const writers = new Map<string, Node[]>();
   for (const node of toposort(program.roots)) {

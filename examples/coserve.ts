@@ -1,6 +1,7 @@
 /**
- * `npm start`: one model answers requests while two jobs teach it conflicting facts, each through a LoRA adapter of its own. The same question goes
- * to base, blue and green in one batch. Ends with a table; exits 1 if fewer than 7 of 8 facts were learned.
+ * `npm start`: one model answers requests while two jobs teach it conflicting facts, each through a LoRA
+ * adapter of its own. The same question goes to base, blue and green in one batch. Ends with a table; exits 1
+ * if fewer than 7 of 8 facts were learned.
  *
  *   npm start -- [--device wasm|webgpu|software] [--seed n] [--teach "What pet does Tom have? => dragon"] [--json]
  */
@@ -89,7 +90,10 @@ async function drawFacts(engine: Engine, seed: number): Promise<Fact[]> {
 /** How long a baseline is measured at least: a gain over less than that says nothing. */
 const BASELINE_MS = 2000;
 const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
-/** Clients that stream completions until told to stop; from `mark` on they record every token and every gap between two. */
+/**
+ * Clients that stream completions until told to stop; from `mark` on they record every token and every gap
+ * between two.
+ */
 function clients(
   engine: Engine,
   n: number,
@@ -292,7 +296,8 @@ async function main(): Promise<number> {
   const beside = await stream.stop();
   endStatus();
 
-  // Fine-tuning alone, the same rows, as often as makes a baseline; and inference alone, as many tokens as were streamed.
+  // Fine-tuning alone, the same rows, as often as makes a baseline; and inference alone, as many tokens as
+  // were streamed.
   const tAlone = performance.now();
   let same = true;
   let tokensAlone = 0;

@@ -1,6 +1,7 @@
 /**
- * Paged causal attention over a batch of rows of any sequences, with grouped-query heads, and its backward by windows. The cache is the saved
- * activation: keys and values are read from the pool. Order of every sum is fixed by absolute position: 32-key tiles from position 0 (law 4).
+ * Paged causal attention over a batch of rows of any sequences, with grouped-query heads, and its backward by
+ * windows. The cache is the saved activation: keys and values are read from the pool. Order of every sum is
+ * fixed by absolute position: 32-key tiles from position 0 (law 4).
  */
 import { defineOp, type EvalCtx, make, make1, type Node, type Type, type Value } from "./graph.ts";
 import { gatherSlice } from "./rows.ts";
@@ -20,7 +21,8 @@ const kvWriteOp = defineOp({
   name: "kv_write",
   kind: "effect",
   infer: ([kv]) => [kv!],
-  // dkv is the adjoint state of kv: what a row of k or v receives is what later queries accumulated at its position.
+  // dkv is the adjoint state of kv: what a row of k or v receives is what later queries accumulated at its
+  // position.
   grad: (node, [dkv]) => {
     const { heads, headDim } = node.ins[0]!.type as Kv;
     const domain = (node.ins[1]!.type as Rows).domain;
@@ -32,7 +34,10 @@ const kvWriteOp = defineOp({
     ];
   },
 });
-/** Append rows of k and v [rows, kv heads × head_dim] to the paged cache at each row's position; returns the cache's next state. */
+/**
+ * Append rows of k and v [rows, kv heads × head_dim] to the paged cache at each row's position; returns the
+ * cache's next state.
+ */
 export const kvWrite = (kv: Value, k: Value, v: Value): Value => make1(kvWriteOp, [kv, k, v], {}, "kv_write");
 
 const attendOp = defineOp({
@@ -71,7 +76,9 @@ const attendOp = defineOp({
     return [o, lse];
   },
 });
-/** o [rows, heads × head_dim] and lse [rows, heads] of softmax(q·kᵀ/√head_dim)·v over positions 0..pos[row]. */
+/**
+ * o [rows, heads × head_dim] and lse [rows, heads] of softmax(q·kᵀ/√head_dim)·v over positions 0..pos[row].
+ */
 export function attend(q: Value, kv: Value, heads: number): { o: Value; lse: Value } {
   const headDim = (kv.type as Kv).headDim;
   const [o, lse] = make(attendOp, [q, kv], { heads, scale: 1 / Math.sqrt(headDim) }, "attend");
@@ -164,6 +171,9 @@ const attendDkvOp = defineOp({
     return [out];
   },
 });
-/** dk | dv of every key position, accumulated over the windows of the sequence: the adjoint of a state is a state that accumulates. */
+/**
+ * dk | dv of every key position, accumulated over the windows of the sequence: the adjoint of a state is a
+ * state that accumulates.
+ */
 const attendDkv = (fwd: Node, o: Value, lse: Value, dout: Value): Value =>
   make1(attendDkvOp, [fwd.ins[0]!, fwd.ins[1]!, o, lse, dout], fwd.attrs, "attend_dkv");

@@ -1,4 +1,7 @@
-/** Elementwise ops: one record each. Operands broadcast (vectors over rows, one-column rows over columns); autodiff undoes the broadcast. */
+/**
+ * Elementwise ops: one record each. Operands broadcast (vectors over rows, one-column rows over columns);
+ * autodiff undoes the broadcast.
+ */
 import { call, type Expr, konst } from "./expr.ts";
 import { type Attrs, defineOp, make1, type Type, type Value } from "./graph.ts";
 

@@ -1,6 +1,7 @@
 /**
- * The scalar expression IR: what one element of a row tensor is, as a tree. WGSL text, SIMD AssemblyScript (with its scalar tail) and the f64
- * meaning are all printed or run from the same tree, so an elementwise op is defined once.
+ * The scalar expression IR: what one element of a row tensor is, as a tree. WGSL text, SIMD AssemblyScript
+ * (with its scalar tail) and the f64 meaning are all printed or run from the same tree, so an elementwise op
+ * is defined once.
  */
 import type { Value } from "./graph.ts";
 
@@ -9,7 +10,10 @@ export type Ix =
   | { readonly ix: "row" }
   | { readonly ix: "col" }
   | { readonly ix: "int"; readonly v: number }
-  /** word `name[at]` of the batch metadata block; `at: null` reads a header word; `raw` indexes the block itself. */
+  /**
+   * word `name[at]` of the batch metadata block; `at: null` reads a header word; `raw` indexes the block
+   * itself.
+   */
   | { readonly ix: "meta"; readonly name: string; readonly at: Ix | null }
   | { readonly ix: "bin"; readonly op: IxOp; readonly a: Ix; readonly b: Ix }
   /** Rows in use of the row's slot at an adapter branch; 0 where the slot lacks it. */
@@ -18,7 +22,10 @@ export type Ix =
   | { readonly ix: "slot"; readonly tensor: Value; readonly row: Ix; readonly at: Ix };
 export type IxOp = "add" | "sub" | "mul" | "div" | "mod" | "lt" | "xor";
 
-/** Scalar functions that every target implements. Products that feed a sum are `fma`, so that no driver may contract them differently. */
+/**
+ * Scalar functions that every target implements. Products that feed a sum are `fma`, so that no driver may
+ * contract them differently.
+ */
 export const scalarFns = {
   add: (a: number, b: number) => a + b,
   sub: (a: number, b: number) => a - b,
@@ -26,7 +33,10 @@ export const scalarFns = {
   div: (a: number, b: number) => a / b,
   max: (a: number, b: number) => Math.max(a, b),
   min: (a: number, b: number) => Math.min(a, b),
-  /** a * b + c: one rounding on targets with a fused unit, two elsewhere; the same in every kernel of a target. */
+  /**
+   * a * b + c: one rounding on targets with a fused unit, two elsewhere; the same in every kernel of a
+   * target.
+   */
   fma: (a: number, b: number, c: number) => a * b + c,
   neg: (a: number) => -a,
   exp: (a: number) => Math.exp(a),
@@ -34,7 +44,10 @@ export const scalarFns = {
   tanh: (a: number) => Math.tanh(a),
   rsqrt: (a: number) => 1 / Math.sqrt(a),
   sqrt: (a: number) => Math.sqrt(a),
-  /** The value itself, rounded to f32: stops a driver from contracting the product inside into a later addition. */
+  /**
+   * The value itself, rounded to f32: stops a driver from contracting the product inside into a later
+   * addition.
+   */
   pin: (a: number) => a,
 } as const;
 export type ScalarFn = keyof typeof scalarFns;
@@ -43,7 +56,10 @@ export type Expr =
   | { readonly e: "const"; readonly v: number }
   | { readonly e: "load"; readonly value: Value; readonly row: Ix; readonly col: Ix }
   | { readonly e: "call"; readonly fn: ScalarFn; readonly args: readonly Expr[] }
-  /** `yes` where the index is true (non-zero, or non-negative for `sign`), else `no`; loads in the branch not taken are not performed. */
+  /**
+   * `yes` where the index is true (non-zero, or non-negative for `sign`), else `no`; loads in the branch not
+   * taken are not performed.
+   */
   | {
       readonly e: "if";
       readonly test: "nonneg" | "nonzero";
@@ -56,8 +72,8 @@ export type Expr =
   /** Σ_r u[row, r] · factor[slot[row]][r][col] over the rank of the row's slot; exactly 0 for rank 0. */
   | { readonly e: "expand"; readonly u: Value; readonly factor: Value; readonly row: Ix; readonly col: Ix }
   /**
-   * Σ over entries k from index[start + col] to index[start + col + 1] of values[e] · x[row, index[at + e]], e = k, or index[order + k] where there is an order;
-   * values and index of the row's slot.
+   * Σ over entries k from index[start + col] to index[start + col + 1] of values[e] · x[row, index[at + e]],
+   * e = k, or index[order + k] where there is an order; values and index of the row's slot.
    */
   | {
       readonly e: "sparse";
@@ -71,9 +87,15 @@ export type Expr =
     }
   /** A field of the slot table: scale of a (slot, branch), 0 where the slot lacks the branch. */
   | { readonly e: "scale"; readonly branch: number; readonly row: Ix }
-  /** Uniform number in [0, 1) from (key, salt of layer and site, column): counter-based, so any order of evaluation gives the same bits. */
+  /**
+   * Uniform number in [0, 1) from (key, salt of layer and site, column): counter-based, so any order of
+   * evaluation gives the same bits.
+   */
   | { readonly e: "rand"; readonly key: Ix; readonly site: number; readonly col: Ix }
-  /** The result of the heavy part of the kernel this expression is an epilogue of: output `out` of its root, or reduction `stat`. */
+  /**
+   * The result of the heavy part of the kernel this expression is an epilogue of: output `out` of its root,
+   * or reduction `stat`.
+   */
   | { readonly e: "acc" }
   /** A named operand of an optimizer rule: param, grad, its states. */
   | { readonly e: "arg"; readonly name: string }
@@ -139,7 +161,10 @@ const ixFns: Record<IxOp, (a: number, b: number) => number> = {
   xor: (a, b) => (a ^ b) >>> 0,
 };
 
-/** The counter-based hash behind dropout (a murmur3-style finaliser over three words); mirrored bit for bit by both targets. */
+/**
+ * The counter-based hash behind dropout (a murmur3-style finaliser over three words); mirrored bit for bit by
+ * both targets.
+ */
 export function rand01(key: number, salt: number, column: number): number {
   let h = (key ^ Math.imul(salt + 1, 0x9e3779b9) ^ Math.imul(column + 1, 0x85ebca6b)) >>> 0;
   h = Math.imul(h ^ (h >>> 16), 0x7feb352d) >>> 0;

@@ -1,7 +1,13 @@
-/** Values, nodes and op records: the graph that every pass reads and writes. Nodes are immutable and hash-consed; equality is identity. */
+/**
+ * Values, nodes and op records: the graph that every pass reads and writes. Nodes are immutable and
+ * hash-consed; equality is identity.
+ */
 import { col as colIx, type Expr, type Ix, load, row as rowIx } from "./expr.ts";
 
-/** Row domains are named, equal by name and never by size: forward tokens `T`, logits rows `R`, rows of a backward unit `W`. */
+/**
+ * Row domains are named, equal by name and never by size: forward tokens `T`, logits rows `R`, rows of a
+ * backward unit `W`.
+ */
 export type Domain = "T" | "R" | "W";
 /** How a frozen matrix is stored; it means the same numbers in every kernel. */
 export type Format = "f32" | "f16" | "int8";
@@ -13,7 +19,10 @@ export type Type =
   | { readonly kind: "weight"; readonly n: number; readonly k: number; readonly format: Format }
   /** A base vector [n], f32. */
   | { readonly kind: "vector"; readonly n: number }
-  /** A tensor of an adapter branch (one method at one site), slot-indexed: [slot][rows][cols]; `rows` is the most a slot can have. */
+  /**
+   * A tensor of an adapter branch (one method at one site), slot-indexed: [slot][rows][cols]; `rows` is the
+   * most a slot can have.
+   */
   | { readonly kind: "factor"; readonly rows: number; readonly cols: number; readonly branch: number }
   /** Rows addressed by an explicit index (saved activations, dh): f32 [capacity, cols]. */
   | { readonly kind: "field"; readonly cols: number }
@@ -43,19 +52,28 @@ export interface Value {
   readonly type: Type;
 }
 
-/** How a pointwise op reads its operands: `at(i)` at its own coordinates (broadcasting), or elsewhere with explicit indices. */
+/**
+ * How a pointwise op reads its operands: `at(i)` at its own coordinates (broadcasting), or elsewhere with
+ * explicit indices.
+ */
 export interface PointCtx {
   readonly at: (i: number, where?: { row?: Ix; col?: Ix }) => Expr;
   readonly ins: readonly Value[];
   readonly attrs: Attrs;
 }
 
-/** Everything about an op. Exactly one of `point`, `reduce`, `kernel`, `effect`, `input` says how it is computed. */
+/**
+ * Everything about an op. Exactly one of `point`, `reduce`, `kernel`, `effect`, `input` says how it is
+ * computed.
+ */
 export interface Op {
   readonly name: string;
   readonly kind: "point" | "reduce" | "kernel" | "effect" | "input";
   readonly infer: (ins: readonly Type[], attrs: Attrs) => Type[];
-  /** One thunk per input, or null where no gradient flows. Autodiff calls only those on a path to a trainable tensor: pruning is structural. */
+  /**
+   * One thunk per input, or null where no gradient flows. Autodiff calls only those on a path to a trainable
+   * tensor: pruning is structural.
+   */
   readonly grad?: (node: Node, douts: readonly (Value | null)[]) => ((() => Value) | null)[];
   /** For `point`: one element as an expression. */
   readonly point?: (ctx: PointCtx) => Expr;
@@ -67,7 +85,9 @@ export interface Op {
   readonly reduce?: "sum" | "max";
   /** For `kernel` and `effect`: the meaning in f64. */
   readonly eval?: (node: Node, ins: readonly Float64Array[], ctx: EvalCtx) => Float64Array[];
-  /** Operand shapes for the registry tests: `rows` cols, vectors as `-n`. Elementwise ops get theirs by arity. */
+  /**
+   * Operand shapes for the registry tests: `rows` cols, vectors as `-n`. Elementwise ops get theirs by arity.
+   */
   readonly samples?: readonly Sample[];
 }
 export interface Sample {
@@ -96,8 +116,8 @@ export function opOf(name: string): Op {
 export const allOps = (): Op[] => [...registry.values()];
 
 /**
- * Where nodes are made: one a compile. A node is built once for each op, attributes and operands, so that equal values are one value. Nodes
- * know their graph, so what is made of values is made where they are.
+ * Where nodes are made: one a compile. A node is built once for each op, attributes and operands, so that
+ * equal values are one value. Nodes know their graph, so what is made of values is made where they are.
  */
 export class Graph {
   private nextId = 0;
@@ -122,7 +142,8 @@ export class Graph {
     return this.make(op, ins, attrs, label)[0]!;
   }
   /**
-   * A named input of a region: weight, vector, factor, field, state, table or row tensor. Inputs with the same scope and name are one value.
+   * A named input of a region: weight, vector, factor, field, state, table or row tensor. Inputs with the
+   * same scope and name are one value.
    */
   input(scope: string, name: string, type: Type): Value {
     const key = `input|${scope}|${name}`;
@@ -171,7 +192,10 @@ export function toposort(roots: readonly Value[]): Node[] {
   return order;
 }
 
-/** Element of an operand at the consumer's coordinates: vectors broadcast over rows, one-column rows over columns. */
+/**
+ * Element of an operand at the consumer's coordinates: vectors broadcast over rows, one-column rows over
+ * columns.
+ */
 export function readAt(v: Value, row: Ix = rowIx, col: Ix = colIx): Expr {
   const t = v.type;
   if (t.kind === "vector") return load(v, { ix: "int", v: 0 }, col);

@@ -1,4 +1,7 @@
-/** Runs a graph in f64 through each op's own meaning: the oracle that every target, pass and gradient is checked against. */
+/**
+ * Runs a graph in f64 through each op's own meaning: the oracle that every target, pass and gradient is
+ * checked against.
+ */
 import { KV_BLOCK, kvIndex } from "./attention.ts";
 import { type Expr, evalIx, type Ix, rand01, scalarFns } from "./expr.ts";
 import {
@@ -164,8 +167,8 @@ function evalNode(node: Node, env: Env, ctx: EvalCtx): Float64Array[] {
 }
 
 /**
- * Evaluate `roots` in f64. `inputs` are the region's named inputs: row tensors [rows, cols], weights [n, k] row-major, factors
- * [slot][rows][cols], fields and caches in their own layout. Throws on a missing input.
+ * Evaluate `roots` in f64. `inputs` are the region's named inputs: row tensors [rows, cols], weights [n, k]
+ * row-major, factors [slot][rows][cols], fields and caches in their own layout. Throws on a missing input.
  */
 export function interpret(
   roots: readonly Value[],

@@ -1,4 +1,7 @@
-/** Matrix products with a base matrix W [n, k]: y = x·Wᵀ (`linear`), dx = dy·W (`linear_t`, several pairs in one sum), dW = dyᵀ·x (`outer`). */
+/**
+ * Matrix products with a base matrix W [n, k]: y = x·Wᵀ (`linear`), dx = dy·W (`linear_t`, several pairs in
+ * one sum), dW = dyᵀ·x (`outer`).
+ */
 import { defineOp, make1, type Type, type Value } from "./graph.ts";
 
 type Rows = Type & { kind: "rows" };
@@ -136,7 +139,10 @@ const outerOp = defineOp({
     },
   ],
 });
-/** Gradient of a matrix or factor parameter: Σ_rows a[row, :] ⊗ b[row, :], folded into the parameter's accumulator. */
+/**
+ * Gradient of a matrix or factor parameter: Σ_rows a[row, :] ⊗ b[row, :], folded into the parameter's
+ * accumulator.
+ */
 export const outer = (a: Value, b: Value, param: Value): Value =>
   make1(outerOp, [a, b, param], { of: String(param.node.attrs.name) }, `d_${param.node.label}`);
 

@@ -31,7 +31,10 @@ const ceGradOp = defineOp({
     return call("pin", call("mul", d, { e: "metaf", name: "weight", at: row }));
   },
 });
-/** Per row: nll = logsumexp(logits) - logits[label], and d(weight·nll)/d(logits). Labels and weights come from the batch metadata. */
+/**
+ * Per row: nll = logsumexp(logits) - logits[label], and d(weight·nll)/d(logits). Labels and weights come from
+ * the batch metadata.
+ */
 export function crossEntropy(logits: Value): { nll: Value; dlogits: Value } {
   const max = rowMax(logits);
   const lse = add(max, log(rowSum(exp(sub(logits, max)))));

@@ -1,4 +1,7 @@
-/** Optimizer rules over (param, grad, states) as scalar expressions; hyper-parameters come from the metadata of the update. */
+/**
+ * Optimizer rules over (param, grad, states) as scalar expressions; hyper-parameters come from the metadata
+ * of the update.
+ */
 import { call, type Expr, konst } from "./expr.ts";
 
 export interface Optimizer {
@@ -11,7 +14,10 @@ export interface Optimizer {
 const arg = (name: string): Expr => ({ e: "arg", name });
 const hyper = (name: string): Expr => ({ e: "metaf", name, at: null });
 
-/** AdamW (Loshchilov and Hutter 2019) as torch.optim.AdamW orders it; lr_c1 = lr / (1 - β1ᵗ), rsqrt_c2 = 1 / sqrt(1 - β2ᵗ). */
+/**
+ * AdamW (Loshchilov and Hutter 2019) as torch.optim.AdamW orders it; lr_c1 = lr / (1 - β1ᵗ), rsqrt_c2 = 1 /
+ * sqrt(1 - β2ᵗ).
+ */
 export const adamw: Optimizer = {
   name: "adamw",
   states: ["m", "v"],

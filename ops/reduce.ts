@@ -1,4 +1,7 @@
-/** Reductions along the columns of a row. One kernel holds a row's reductions and every pointwise value that needs them. */
+/**
+ * Reductions along the columns of a row. One kernel holds a row's reductions and every pointwise value that
+ * needs them.
+ */
 
 import { affine, mul, rsqrt } from "./elementwise.ts";
 import { konst } from "./expr.ts";
@@ -37,7 +40,10 @@ export const rowMax = (x: Value): Value => make1(rowMaxOp, [x]);
 /** Row scalars repeated over `cols` columns. */
 export const spreadTo = (x: Value, cols: number): Value => make1(spread, [x], { cols });
 
-/** RMSNorm: y = x · rsqrt(mean(x²) + eps) · gain. Gradients follow from its parts: what backward keeps is x and one scalar a row. */
+/**
+ * RMSNorm: y = x · rsqrt(mean(x²) + eps) · gain. Gradients follow from its parts: what backward keeps is x
+ * and one scalar a row.
+ */
 export function rmsNorm(x: Value, gain: Value, eps: number): Value {
   const cols = (x.type as Type & { kind: "rows" }).cols;
   const rstd = rsqrt(affine(rowSum(mul(x, x)), { scale: 1 / cols, shift: eps }));

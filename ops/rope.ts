@@ -1,4 +1,7 @@
-/** Rotary position embedding over head_dim pairs (i, i + half), from an f64-made table of cosines and sines; its gradient is the inverse rotation. */
+/**
+ * Rotary position embedding over head_dim pairs (i, i + half), from an f64-made table of cosines and sines;
+ * its gradient is the inverse rotation.
+ */
 import { call, type Expr, ixBin, load, meta, row } from "./expr.ts";
 import { defineOp, make1, type Value } from "./graph.ts";
 

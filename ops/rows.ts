@@ -65,6 +65,9 @@ const scatterOp = defineOp({
     return [out];
   },
 });
-/** Gradient of the embedding table: rows with the same id fold in row order. Always adds to what the accumulator holds. */
+/**
+ * Gradient of the embedding table: rows with the same id fold in row order. Always adds to what the
+ * accumulator holds.
+ */
 export const scatterRows = (dh: Value, w: Value): Value =>
   make1(scatterOp, [dh, w], { of: String(w.node.attrs.name) }, "d_embed");

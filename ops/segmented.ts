@@ -1,6 +1,8 @@
 /**
- * Slot-indexed parts of adapter branches: every row finds its own adapter (S-LoRA, Punica SGMV). Dense factors (`shrink`, `expand`), selections
- * of channels (`select`, `place`; of the first ones, `leading`, `widen`), vectors (`slotVector`), tokens of an adapter's own (`overlay`). A slot that lacks the branch contributes exactly nothing.
+ * Slot-indexed parts of adapter branches: every row finds its own adapter (S-LoRA, Punica SGMV). Dense
+ * factors (`shrink`, `expand`), selections of channels (`select`, `place`; of the first ones, `leading`,
+ * `widen`), vectors (`slotVector`), tokens of an adapter's own (`overlay`). A slot that lacks the branch
+ * contributes exactly nothing.
  */
 
 import { mul } from "./elementwise.ts";
@@ -87,7 +89,10 @@ const where = (branch: number, yes: Expr, no: Expr): Expr => ({
   no,
 });
 const col: Ix = { ix: "col" };
-/** Columns of a selection tensor: the chosen channels in order, then for each channel its place in that order plus one, 0 where it is not chosen. */
+/**
+ * Columns of a selection tensor: the chosen channels in order, then for each channel its place in that order
+ * plus one, 0 where it is not chosen.
+ */
 export const selectionCols = (rank: number, channels: number): number => rank + channels;
 
 const selectOp = defineOp({
@@ -154,7 +159,9 @@ const rebiasOp = defineOp({
     where((v!.type as Factor).branch, call("add", at(0), call("sub", load(v!, row, col), at(2))), at(0)),
   grad: (node, [dy]) => [() => dy!, () => colSum(dy!, node.ins[1]!), null],
 });
-/** y, which holds the bias b, with the slot's own bias v in its place; y itself for rows whose slot has none. */
+/**
+ * y, which holds the bias b, with the slot's own bias v in its place; y itself for rows whose slot has none.
+ */
 export const rebias = (y: Value, v: Value, b: Value): Value =>
   make1(rebiasOp, [y, v, b], {}, `rebias_${v.node.label}`);
 
@@ -207,11 +214,17 @@ const slotVectorOp = defineOp({
     where((v!.type as Factor).branch, load(v!, row, col), konst(Number(attrs.absent))),
   grad: (node, [dy]) => [() => colSum(dy!, node.ins[0]!)],
 });
-/** The row's own vector [cols] of a branch; `absent` for rows whose slot lacks it (1 for gains, 0 for offsets). */
+/**
+ * The row's own vector [cols] of a branch; `absent` for rows whose slot lacks it (1 for gains, 0 for
+ * offsets).
+ */
 export const slotVector = (v: Value, domain: Domain, absent: number): Value =>
   make1(slotVectorOp, [v], { domain, absent }, v.node.label);
 
-/** `yes` for the rows that stand for an adapter's own tokens: the first positions of the sequence, as many as the slot's rank; else `no`. */
+/**
+ * `yes` for the rows that stand for an adapter's own tokens: the first positions of the sequence, as many as
+ * the slot's rank; else `no`.
+ */
 const whereVirtual = (branch: number, yes: Expr, no: Expr): Expr => ({
   e: "if",
   test: "nonzero",
@@ -239,7 +252,10 @@ const overlayOp = defineOp({
     ];
   },
 });
-/** x with the rows of virtual tokens replaced: y[t] = F[slot[t]][pos[t]] where pos[t] is below the slot's rank, else x[t]. */
+/**
+ * x with the rows of virtual tokens replaced: y[t] = F[slot[t]][pos[t]] where pos[t] is below the slot's
+ * rank, else x[t].
+ */
 export const overlay = (x: Value, factor: Value): Value =>
   make1(overlayOp, [x, factor], {}, `overlay_${factor.node.label}`);
 
@@ -282,7 +298,8 @@ const maskExpr = (x: Expr, site: number): Expr => {
   const key = meta("drop_key", row);
   const drop: Expr = { e: "metaf", name: "drop_p", at: row };
   const u: Expr = { e: "rand", key, site, col: { ix: "col" } };
-  // keep = step(u >= p): 1 when u - p is non-negative. min(max((u - p)·2^25 + 1, 0), 1) is exact because u and p sit on a 2^-24 grid.
+  // keep = step(u >= p): 1 when u - p is non-negative. min(max((u - p)·2^25 + 1, 0), 1) is exact because u
+  // and p sit on a 2^-24 grid.
   const keep = call(
     "min",
     call("max", call("fma", call("sub", u, drop), konst(33554432), konst(1)), konst(0)),

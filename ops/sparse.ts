@@ -1,6 +1,7 @@
 /**
- * Sparse deltas of matrices, a set of entries a slot: y += ΔW·x row by row (CSR), its transpose column by column (CSC), and the gradient of the entries
- * alone (a sampled product). Their places lie in one index tensor of exact integers, laid out by `sparseIndex`.
+ * Sparse deltas of matrices, a set of entries a slot: y += ΔW·x row by row (CSR), its transpose column by
+ * column (CSC), and the gradient of the entries alone (a sampled product). Their places lie in one index
+ * tensor of exact integers, laid out by `sparseIndex`.
  */
 import { type Expr, type Ix, konst, row } from "./expr.ts";
 import { defineOp, make1, type Type, type Value } from "./graph.ts";
@@ -8,7 +9,10 @@ import { defineOp, make1, type Type, type Value } from "./graph.ts";
 type Rows = Type & { kind: "rows" };
 type Factor = Type & { kind: "factor" };
 
-/** Where each part of the index tensor begins, for `entries` places in a matrix [outs, ins]; entries are in row-major order. */
+/**
+ * Where each part of the index tensor begins, for `entries` places in a matrix [outs, ins]; entries are in
+ * row-major order.
+ */
 export function sparseIndex(entries: number, outs: number, ins: number) {
   const rowOf = 0;
   const colOf = entries;
@@ -62,7 +66,10 @@ const productOp = defineOp({
     ];
   },
 });
-/** y [rows, outs]: y[t, o] = Σ over the slot's entries e in row o of values[e] · x[t, column of e], entries ascending; 0 for slots without the branch. */
+/**
+ * y [rows, outs]: y[t, o] = Σ over the slot's entries e in row o of values[e] · x[t, column of e], entries
+ * ascending; 0 for slots without the branch.
+ */
 export const sparse = (x: Value, values: Value, index: Value, outs: number): Value =>
   make1(
     productOp,

@@ -1,6 +1,7 @@
 /**
- * Adapters and their generations. Content lives on the host; slots on the device are a cache. A generation is immutable: training writes its own
- * slot, `publish` copies it out, requests finish on the generation they were admitted with.
+ * Adapters and their generations. Content lives on the host; slots on the device are a cache. A generation is
+ * immutable: training writes its own slot, `publish` copies it out, requests finish on the generation they
+ * were admitted with.
  */
 import { otherBase } from "./base.ts";
 import { type Manifest, WeftError } from "./bundle.ts";
@@ -10,7 +11,9 @@ import type { Device } from "./device.ts";
 import type { Host } from "./host.ts";
 import { reorderSlot } from "./order.ts";
 
-/** `notes` (its latest generation), `notes@3`, or a weighted sum `{ blue: 0.5, green: 0.5 }` of such names. */
+/**
+ * `notes` (its latest generation), `notes@3`, or a weighted sum `{ blue: 0.5, green: 0.5 }` of such names.
+ */
 export type AdapterRef = string | Readonly<Record<string, number>>;
 export interface Generation {
   readonly name: string;
@@ -74,7 +77,10 @@ export class AdapterStore {
   has(name: string): boolean {
     return this.byName.has(name);
   }
-  /** The generation a reference means now; a weighted sum is made when it is first asked for. Throws WEFT_NOT_FOUND, or WEFT_ADAPTER for what does not add up. */
+  /**
+   * The generation a reference means now; a weighted sum is made when it is first asked for. Throws
+   * WEFT_NOT_FOUND, or WEFT_ADAPTER for what does not add up.
+   */
   find(ref: AdapterRef): Generation {
     return typeof ref === "string" ? this.named(ref) : this.sum(ref);
   }
@@ -131,7 +137,10 @@ export class AdapterStore {
       });
     return g;
   }
-  /** A new immutable generation, of the base as it is now unless another is named. Old unpinned ones beyond the kept number are dropped. */
+  /**
+   * A new immutable generation, of the base as it is now unless another is named. Old unpinned ones beyond
+   * the kept number are dropped.
+   */
   publish(
     name: string,
     content: AdapterContent,
@@ -187,7 +196,10 @@ export class AdapterStore {
     g.pins--;
     if (g.pins === 0 && !this.byName.get(g.name)?.includes(g) && this.sums.get(g.ref) !== g) this.drop(g);
   }
-  /** A slot for a request that begins to run, loaded if need be; null when every slot has running requests: it waits. `release` when it stops. */
+  /**
+   * A slot for a request that begins to run, loaded if need be; null when every slot has running requests: it
+   * waits. `release` when it stops.
+   */
   acquire(g: Generation): number | null {
     if (g.slot === null) {
       const slot = this.freeSlot();

@@ -1,4 +1,7 @@
-/** The base weights on a device: whose they are, by value; and how they come back after a merge or a full training that was given up. */
+/**
+ * The base weights on a device: whose they are, by value; and how they come back after a merge or a full
+ * training that was given up.
+ */
 import { type Manifest, WeftError } from "./bundle.ts";
 import type { Device } from "./device.ts";
 import { pack, packedWords, store, unpack } from "./formats.ts";
@@ -27,11 +30,17 @@ interface Param {
 }
 
 export class BaseWeights {
-  /** Identity of the weights that adapters are trained on: the bundle's, or of what a full training made of them. A merged adapter does not change it. */
+  /**
+   * Identity of the weights that adapters are trained on: the bundle's, or of what a full training made of
+   * them. A merged adapter does not change it.
+   */
   id: string;
   /** They are no longer the bundle's. */
   private trained = false;
-  /** Every chamber of weights that were trained here: they exist nowhere else. Kept from the moment that something may overwrite them, until it is over. */
+  /**
+   * Every chamber of weights that were trained here: they exist nowhere else. Kept from the moment that
+   * something may overwrite them, until it is over.
+   */
   private kept: Float32Array[] | null = null;
   constructor(
     private readonly manifest: Manifest,
@@ -56,7 +65,10 @@ export class BaseWeights {
     }
     this.kept = kept;
   }
-  /** As they were when they were kept, with `changes` by `layer tensor`; the bundle's where nothing was trained. */
+  /**
+   * As they were when they were kept, with `changes` by `layer tensor`; the bundle's where nothing was
+   * trained.
+   */
   async restore(changes: ReadonlyMap<string, Change> = new Map()): Promise<void> {
     const { kept, manifest, device, reader } = this;
     if (!this.trained)

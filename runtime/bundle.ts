@@ -1,4 +1,6 @@
-/** The bundle format: the one contract of compiler and runtime. A directory, also served over HTTP as it is. */
+/**
+ * The bundle format: the one contract of compiler and runtime. A directory, also served over HTTP as it is.
+ */
 export { type ErrorCode, type ErrorFields, WeftError } from "./errors.ts";
 export * from "./formats.ts";
 export * from "./identity.ts";

@@ -1,9 +1,13 @@
 /**
- * The user's cache, in Node: a folder of their own that nobody else may write to, so that what lies in it may be used again, even as code. `WEFT_CACHE`
- * names another place, or is `off`; else it is `$XDG_CACHE_HOME/weft` or `~/.cache/weft`.
+ * The user's cache, in Node: a folder of their own that nobody else may write to, so that what lies in it may
+ * be used again, even as code. `WEFT_CACHE` names another place, or is `off`; else it is
+ * `$XDG_CACHE_HOME/weft` or `~/.cache/weft`.
  */
 
-/** A folder of the cache, made if need be; null where there is none to be trusted: no home, another owner, open to others, or `off`. */
+/**
+ * A folder of the cache, made if need be; null where there is none to be trusted: no home, another owner,
+ * open to others, or `off`.
+ */
 export async function cacheFolder(name: string): Promise<string | null> {
   const { lstat, mkdir } = await import("node:fs/promises");
   const { homedir } = await import("node:os");

@@ -1,18 +1,26 @@
 /**
- * Threads that play command lists over one shared memory. The members of a list walk all of it together and do their share of every kernel; between
- * two kernels they meet at a barrier: spin, then wait. Two lanes may each play a list on members of their own. A list that stops at a barrier goes on
- * with other members, so a lane has all threads while the other rests and gives some back within a kernel: results are the same bits for any number.
+ * Threads that play command lists over one shared memory. The members of a list walk all of it together and
+ * do their share of every kernel; between two kernels they meet at a barrier: spin, then wait. Two lanes may
+ * each play a list on members of their own. A list that stops at a barrier goes on with other members, so a
+ * lane has all threads while the other rests and gives some back within a kernel: results are the same bits
+ * for any number.
  */
 import { WeftError } from "./bundle.ts";
 import { onAbort } from "./signals.ts";
 
-/** Words a lane: arrivals at the barrier, barriers passed, asked to stop, where the list ends, members who left. */
+/**
+ * Words a lane: arrivals at the barrier, barriers passed, asked to stop, where the list ends, members who
+ * left.
+ */
 const LANE = { arrived: 0, passed: 1, stop: 2, end: 3, left: 4, words: 8 } as const;
 /** Words a thread: lists begun, then what the last one is: lane, this member, members, first word. */
 const POST = { begun: 0, lane: 1, part: 2, parts: 3, from: 4, words: 8 } as const;
 const MAX_COMMANDS = 4096;
 const TABLE_WORDS = MAX_COMMANDS * 6;
-/** Bytes of shared memory that a crew needs: control words, and a command table a lane that longer lists pass through in pieces. */
+/**
+ * Bytes of shared memory that a crew needs: control words, and a command table a lane that longer lists pass
+ * through in pieces.
+ */
 export const crewBytes = (threads: number, lanes: number): number =>
   4 * (lanes * (LANE.words + TABLE_WORDS) + threads * POST.words);
 
@@ -21,7 +29,10 @@ export interface CrewOptions {
   readonly memory: WebAssembly.Memory;
   readonly kernels: readonly string[];
   readonly threads: number;
-  /** Byte addresses: control words; scratch of the first thread, and its bytes a thread; bind records and metadata of each lane. */
+  /**
+   * Byte addresses: control words; scratch of the first thread, and its bytes a thread; bind records and
+   * metadata of each lane.
+   */
   readonly control: number;
   readonly scratch: number;
   readonly scratchBytes: number;
@@ -32,7 +43,10 @@ export interface CrewOptions {
   readonly timeout?: number | undefined;
 }
 export interface Crew {
-  /** Play a list of commands, six words each. A lane plays one at a time. Rejects when a thread died, or the crew was disposed of. */
+  /**
+   * Play a list of commands, six words each. A lane plays one at a time. Rejects when a thread died, or the
+   * crew was disposed of.
+   */
   play(lane: number, commands: Int32Array): Promise<void>;
   /** The lane's members may help the other until it plays again. */
   rest(lane: number): void;
@@ -43,8 +57,9 @@ export interface Crew {
 }
 
 /**
- * A worker's program, as text: so it starts from sources, from a package and from a bundled page alike. The last to arrive at a barrier opens it, and
- * ends the list there if the lane was asked to stop; the last to leave tells. Everybody who fails says why.
+ * A worker's program, as text: so it starts from sources, from a package and from a bundled page alike. The
+ * last to arrive at a barrier opens it, and ends the list there if the lane was asked to stop; the last to
+ * leave tells. Everybody who fails says why.
  */
 const program = `
 const node = typeof require === "function";
@@ -130,7 +145,10 @@ async function thread(hear: (message: string | number) => void): Promise<Thread>
   return { post: (m) => w.postMessage(m), hold: () => {}, end: async () => w.terminate() };
 }
 
-/** How many threads this machine and page give: 1 where memory cannot be shared; in Node, WEFT_THREADS says otherwise. */
+/**
+ * How many threads this machine and page give: 1 where memory cannot be shared; in Node, WEFT_THREADS says
+ * otherwise.
+ */
 export async function threadsHere(): Promise<number> {
   if (typeof SharedArrayBuffer !== "function") return 1;
   const asked = isNode ? Number(process.env.WEFT_THREADS) : 0;
@@ -143,7 +161,10 @@ async function cores(): Promise<number> {
     : 1;
 }
 
-/** A list on its way: its piece in the lane's table, from word `from` on; who plays it now, or null between two starts. */
+/**
+ * A list on its way: its piece in the lane's table, from word `from` on; who plays it now, or null between
+ * two starts.
+ */
 interface Playing {
   readonly words: number;
   from: number;
@@ -152,7 +173,10 @@ interface Playing {
   readonly reject: (e: unknown) => void;
 }
 
-/** Start a crew of threads. Throws WEFT_DEVICE when one does not start, in time where there is a limit; the reason of an abort. */
+/**
+ * Start a crew of threads. Throws WEFT_DEVICE when one does not start, in time where there is a limit; the
+ * reason of an abort.
+ */
 export async function openCrew(o: CrewOptions): Promise<Crew> {
   const words = (at: number, n: number): Int32Array => new Int32Array(o.memory.buffer, at, n);
   const states = o.lanes.map((_, l) => words(o.control + l * LANE.words * 4, LANE.words));
@@ -193,7 +217,10 @@ export async function openCrew(o: CrewOptions): Promise<Crew> {
       Atomics.notify(post, POST.begun);
     });
   };
-  /** Lists on members that are not their lane's share stop at the next barrier; lists that wait begin once their members are free. */
+  /**
+   * Lists on members that are not their lane's share stop at the next barrier; lists that wait begin once
+   * their members are free.
+   */
   const balance = (): void => {
     threads[0]?.hold(playing.some(Boolean));
     playing.forEach((p, lane) => {

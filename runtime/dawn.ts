@@ -1,4 +1,7 @@
-/** Where adapters come from: a browser's own WebGPU, or in Node Dawn (the optional `webgpu` package), over a software driver if asked for. */
+/**
+ * Where adapters come from: a browser's own WebGPU, or in Node Dawn (the optional `webgpu` package), over a
+ * software driver if asked for.
+ */
 import { WeftError } from "./errors.ts";
 import { loadSoftwareDriver } from "./swiftshader.ts";
 
@@ -28,7 +31,10 @@ async function openDawn(kind: "hardware" | "software"): Promise<Gpu | null> {
   return opened.gpu;
 }
 
-/** An adapter of the wanted kind, of navigator.gpu or of Dawn; null where there is none. Throws WEFT_DEVICE when it cannot be asked for. */
+/**
+ * An adapter of the wanted kind, of navigator.gpu or of Dawn; null where there is none. Throws WEFT_DEVICE
+ * when it cannot be asked for.
+ */
 export async function openAdapter(kind: "hardware" | "software"): Promise<GPUAdapter | null> {
   const inBrowser = typeof navigator !== "undefined" && Boolean((navigator as Partial<Navigator>).gpu);
   if (!inBrowser && (typeof process === "undefined" || !process.versions?.node)) return null;
@@ -56,9 +62,10 @@ export async function openAdapter(kind: "hardware" | "software"): Promise<GPUAda
 }
 
 /**
- * Wait for a software device. Dawn in Node asks whether work has finished on every turn of the event loop, with garbage and a finalizer each time: that
- * takes a core from a driver that computes on the same ones, and collections of half a second. So turns are slowed down, by a twentieth of the time
- * waited and at most a millisecond. `alive` throws when there is nothing to wait for any more.
+ * Wait for a software device. Dawn in Node asks whether work has finished on every turn of the event loop,
+ * with garbage and a finalizer each time: that takes a core from a driver that computes on the same ones, and
+ * collections of half a second. So turns are slowed down, by a twentieth of the time waited and at most a
+ * millisecond. `alive` throws when there is nothing to wait for any more.
  */
 export async function settled<T>(work: Promise<T>, alive: () => void): Promise<T> {
   if (opened?.kind !== "software") return work;
@@ -76,7 +83,10 @@ export async function settled<T>(work: Promise<T>, alive: () => void): Promise<T
   return work;
 }
 
-/** Devices that a process may exit with. Their threads would run on while the driver is unloaded, and crash: destroying waits for them. */
+/**
+ * Devices that a process may exit with. Their threads would run on while the driver is unloaded, and crash:
+ * destroying waits for them.
+ */
 const live = new Set<WeakRef<GPUDevice>>();
 /** Have `device` destroyed when the process exits; returns what forgets it. */
 export function destroyAtExit(device: GPUDevice): () => void {

@@ -1,4 +1,7 @@
-/** What plays a bundle's command list: chambers of memory, and kernels over them. One file a target implements it. */
+/**
+ * What plays a bundle's command list: chambers of memory, and kernels over them. One file a target implements
+ * it.
+ */
 import { type Manifest, type ParamEntry, type TargetPlan, WeftError } from "./bundle.ts";
 
 /** In the order of the bind record and of the storage bindings. */
@@ -33,8 +36,9 @@ export interface Range {
   readonly lane?: number;
 }
 /**
- * A lane plays command lists one after another, with an arena and metadata of its own. A device with two plays two lists at once, on threads of
- * their own: requests have the first lane, jobs the last. What the lists of both may touch is the caller's to keep apart.
+ * A lane plays command lists one after another, with an arena and metadata of its own. A device with two
+ * plays two lists at once, on threads of their own: requests have the first lane, jobs the last. What the
+ * lists of both may touch is the caller's to keep apart.
  */
 export interface Device {
   readonly info: DeviceInfo;
@@ -44,7 +48,10 @@ export interface Device {
   readonly lanes: number;
   /** Bytes held, by memory class. */
   readonly memory: Readonly<Record<string, number>>;
-  /** Since the device was opened: kernels launched, and milliseconds spent turning commands into launches (none on Wasm, where a launch is a call). */
+  /**
+   * Since the device was opened: kernels launched, and milliseconds spent turning commands into launches
+   * (none on Wasm, where a launch is a call).
+   */
   readonly stats: { launches: number; encodeMs: number };
   write(at: Omit<Range, "words">, data: Float32Array | Uint32Array | Int32Array): void;
   clear(range: Range): void;
@@ -60,7 +67,10 @@ export interface Device {
   read(range: Range): Promise<Float32Array>;
   /** Several ranges of one lane, in order: one trip to the device instead of one a range. */
   readAll(ranges: readonly Range[]): Promise<Float32Array[]>;
-  /** Resolves with why, once the device can compute no more (a thread died, the adapter is gone); may stay pending after `dispose`. Never rejects. */
+  /**
+   * Resolves with why, once the device can compute no more (a thread died, the adapter is gone); may stay
+   * pending after `dispose`. Never rejects.
+   */
   readonly lost: Promise<WeftError>;
   /** Let go of threads and memory; resolves when they are gone. What runs never answers, or rejects. */
   dispose(): Promise<void>;

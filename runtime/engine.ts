@@ -1,7 +1,8 @@
 /**
- * The step loop: schedule → upload → run → commit, over requests and jobs of any adapters; one loop a lane of the device. What a list on its way may
- * touch (blocks, slots, accumulators) is given back after its commit, so what two lanes touch is always apart. The engine knows token ids only; text,
- * files and servers are the SDK's.
+ * The step loop: schedule → upload → run → commit, over requests and jobs of any adapters; one loop a lane of
+ * the device. What a list on its way may touch (blocks, slots, accumulators) is given back after its commit,
+ * so what two lanes touch is always apart. The engine knows token ids only; text, files and servers are the
+ * SDK's.
  */
 import { type AdapterRef, AdapterStore, type Generation } from "./adapters.ts";
 import { type BaseTensor, BaseWeights, otherBase } from "./base.ts";
@@ -38,7 +39,10 @@ export interface StepTrace {
   /** Whose list it was: requests have lane 0, jobs the device's last. */
   readonly lane: number;
   readonly rows: { readonly generate: number; readonly score: number; readonly train: number };
-  /** Requests, and jobs, with rows in this forward: more rows than requests means that a prompt chunk was among them. */
+  /**
+   * Requests, and jobs, with rows in this forward: more rows than requests means that a prompt chunk was
+   * among them.
+   */
   readonly requests: number;
   readonly jobs: number;
   readonly units: number;
@@ -70,7 +74,10 @@ export class Engine {
   private readonly ofJobs = new Set<Request>();
   private readonly live = new Map<number, Request>();
   private readonly jobs = new Map<number, Feed>();
-  /** Of each lane: does its loop run, may something have come since it last looked for work, and the step on its way. */
+  /**
+   * Of each lane: does its loop run, may something have come since it last looked for work, and the step on
+   * its way.
+   */
   private readonly lanes: { running: boolean; kicked: boolean; step: Promise<boolean> | null }[];
   /** A list of requests is on its way, and what they leave behind that it may still touch. */
   private serving = false;
@@ -104,12 +111,18 @@ export class Engine {
     this.onStep = reporting.guard("onStep", options.onStep);
     void device.lost.then((e) => this.fail(e));
   }
-  /** The last errors that functions of the caller (`onStep`, `onProgress`, `onEvent`) threw: reported, never fatal. */
+  /**
+   * The last errors that functions of the caller (`onStep`, `onProgress`, `onEvent`) threw: reported, never
+   * fatal.
+   */
   get reports(): readonly WeftError[] {
     return this.reporting.kept;
   }
 
-  /** Load a bundle onto a device that `open` makes from its manifest. An abort rejects at once, in every phase. */
+  /**
+   * Load a bundle onto a device that `open` makes from its manifest. An abort rejects at once, in every
+   * phase.
+   */
   static open(
     reader: BundleReader,
     open: (
@@ -161,7 +174,10 @@ export class Engine {
     }
   }
 
-  /** Is a row's result the same bits whatever batch it is in? Checked on this device at load; told, never hidden. */
+  /**
+   * Is a row's result the same bits whatever batch it is in? Checked on this device at load; told, never
+   * hidden.
+   */
   invariance: Invariance = "off";
 
   /** Identity of the base weights, by value: the bundle's, or of what full training made of them. */
@@ -171,14 +187,18 @@ export class Engine {
   get info(): DeviceInfo {
     return this.device.info;
   }
-  /** Row-equivalents of a step with requests. A unit's cost is counted in arithmetic; on WebGPU it is mostly launches, so the default is smaller there. */
+  /**
+   * Row-equivalents of a step with requests. A unit's cost is counted in arithmetic; on WebGPU it is mostly
+   * launches, so the default is smaller there.
+   */
   get budget(): number {
     return this.options.budget ?? (this.info.target === "wasm" ? 21 : 18);
   }
 
   /**
-   * Stream tokens of one request. It is queued, and checked, by the first `next()`; leaving the loop early, `return()` or an abort ends it at once,
-   * waiting or running, and frees its cache. A stream that is not read runs on to its end and then holds its tokens only.
+   * Stream tokens of one request. It is queued, and checked, by the first `next()`; leaving the loop early,
+   * `return()` or an abort ends it at once, waiting or running, and frees its cache. A stream that is not
+   * read runs on to its end and then holds its tokens only.
    */
   generate(options: GenerateIds): AsyncGenerator<TokenEvent, void, void> {
     checked(GenerateIds, options);
@@ -217,8 +237,8 @@ export class Engine {
   }
 
   /**
-   * Loss and log-probabilities of given ids under an adapter (or a slot being trained). `next` are the ids to score at each position, where they are
-   * not those that follow: -100 for none.
+   * Loss and log-probabilities of given ids under an adapter (or a slot being trained). `next` are the ids to
+   * score at each position, where they are not those that follow: -100 for none.
    */
   async score(
     ids: readonly number[],
@@ -270,7 +290,10 @@ export class Engine {
   check(): void {
     if (this.dead) throw this.dead;
   }
-  /** The generation a reference means, of these base weights. Throws WEFT_NOT_FOUND, or WEFT_ADAPTER_MISMATCH for one of others. */
+  /**
+   * The generation a reference means, of these base weights. Throws WEFT_NOT_FOUND, or WEFT_ADAPTER_MISMATCH
+   * for one of others.
+   */
   adapter(ref: AdapterRef): Generation {
     const generation = this.adapters.find(ref);
     if (generation.base !== this.base) throw otherBase(generation.ref, generation.base, this.base);
@@ -418,8 +441,9 @@ export class Engine {
   }
 
   /**
-   * Make an adapter part of the base weights, or (null) take them back as they were before: nothing is ever subtracted. The engine must be at rest.
-   * Returns how long the switch took. Throws WEFT_CONFLICT while anything runs, WEFT_ADAPTER for a method that cannot merge.
+   * Make an adapter part of the base weights, or (null) take them back as they were before: nothing is ever
+   * subtracted. The engine must be at rest. Returns how long the switch took. Throws WEFT_CONFLICT while
+   * anything runs, WEFT_ADAPTER for a method that cannot merge.
    */
   async merge(ref: AdapterRef | null): Promise<{ ms: number }> {
     this.check();
@@ -454,7 +478,10 @@ export class Engine {
     return { ms: performance.now() - t0 };
   }
 
-  /** Every base tensor as it is now, under its checkpoint name. Throws WEFT_CONFLICT while something changes them. */
+  /**
+   * Every base tensor as it is now, under its checkpoint name. Throws WEFT_CONFLICT while something changes
+   * them.
+   */
   async baseTensors(): Promise<BaseTensor[]> {
     this.check();
     if (this.exclusive) throw this.taken("base weights");
@@ -628,7 +655,10 @@ export class Engine {
     for (const r of wrong) this.cancel(r, notFinite(r));
   }
 
-  /** Everything in flight ends with `error`, the device is let go; the engine is unusable after. The first reason stays. */
+  /**
+   * Everything in flight ends with `error`, the device is let go; the engine is unusable after. The first
+   * reason stays.
+   */
   fail(error: unknown): void {
     if (this.dead) return;
     this.dead =
@@ -663,7 +693,10 @@ export class Engine {
   get disposed(): boolean {
     return this.dead !== null;
   }
-  /** Reject what runs, waits or comes, and let the device go: resolves when its threads and memory are free. Again and again, if need be. */
+  /**
+   * Reject what runs, waits or comes, and let the device go: resolves when its threads and memory are free.
+   * Again and again, if need be.
+   */
   dispose(): Promise<void> {
     this.fail(
       new WeftError({

@@ -1,6 +1,7 @@
 /**
- * How frozen matrices are stored. A value means the same on every target and in every kernel: f16 widens exactly, and int8 is q · scale, which f32 holds
- * exactly too (7 + 11 bits), so a bundle in int8 computes what a bundle in f32 of the same values does, bit for bit.
+ * How frozen matrices are stored. A value means the same on every target and in every kernel: f16 widens
+ * exactly, and int8 is q · scale, which f32 holds exactly too (7 + 11 bits), so a bundle in int8 computes
+ * what a bundle in f32 of the same values does, bit for bit.
  */
 import { WeftError } from "./errors.ts";
 import { floatToHalf, halfToFloat } from "./safetensors.ts";
@@ -11,9 +12,15 @@ export const formats: readonly Format[] = ["f32", "f16", "int8"];
 export const INT8_BLOCK = 32;
 const blocksOf = (k: number): number => Math.ceil(k / INT8_BLOCK);
 
-/** Columns of a panel in a bundle, which are those of the CPU's kernels: there, what is read is what is played. Other targets have a multiple of it. */
+/**
+ * Columns of a panel in a bundle, which are those of the CPU's kernels: there, what is read is what is
+ * played. Other targets have a multiple of it.
+ */
 export const STORED_PANEL = 8;
-/** Words of a matrix [n, k] in panels: [panel][k][panel columns], after them int8's scales [panel][block][panel columns]; the last panel is padded with zeros. */
+/**
+ * Words of a matrix [n, k] in panels: [panel][k][panel columns], after them int8's scales
+ * [panel][block][panel columns]; the last panel is padded with zeros.
+ */
 export function packedWords(format: Format, n: number, k: number, panel: number): number {
   const columns = Math.ceil(n / panel) * panel;
   return format === "f32"
@@ -25,7 +32,10 @@ export function packedWords(format: Format, n: number, k: number, panel: number)
 export const storedBytes = (format: Format, n: number, k: number): number =>
   4 * packedWords(format, n, k, STORED_PANEL);
 
-/** f32 values [n, k] → a bundle's panels. Throws WEFT_WEIGHTS, naming the element, when f16 has no such value. int8 rounds to nearest even, scales upwards. */
+/**
+ * f32 values [n, k] → a bundle's panels. Throws WEFT_WEIGHTS, naming the element, when f16 has no such value.
+ * int8 rounds to nearest even, scales upwards.
+ */
 export function store(format: Format, values: Float32Array, n: number, k: number, where: string): Uint8Array {
   const columns = Math.ceil(n / STORED_PANEL) * STORED_PANEL;
   const out = new Uint8Array(storedBytes(format, n, k));
@@ -102,7 +112,10 @@ function outOfPanels<A extends Words>(from: A, n: number, k: number, panel: numb
   return to;
 }
 const PIECE_BYTES = 4 * 2 ** 20;
-/** Pieces of a stored matrix of a few MiB, whole panels of a device: bytes, rows, and the word where they go there. int8 is one piece: its scales lie after all values. */
+/**
+ * Pieces of a stored matrix of a few MiB, whole panels of a device: bytes, rows, and the word where they go
+ * there. int8 is one piece: its scales lie after all values.
+ */
 export function* piecesOf(
   format: Format,
   n: number,

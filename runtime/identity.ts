@@ -1,6 +1,7 @@
 /**
- * Which base model this is: a hash by value, over the weights as f32 numbers and over what else the maths depends on. The
- * same for any file format, storage format, target and capacities; what an adapter records that it was trained on.
+ * Which base model this is: a hash by value, over the weights as f32 numbers and over what else the maths
+ * depends on. The same for any file format, storage format, target and capacities; what an adapter records
+ * that it was trained on.
  */
 import { sha256 } from "./hash.ts";
 
@@ -18,7 +19,10 @@ export interface Maths {
   readonly eps: number;
   readonly inverseFrequencies: readonly number[];
 }
-/** What is hashed, and how: a change of either is another version, so that old hashes match nothing by accident. */
+/**
+ * What is hashed, and how: a change of either is another version, so that old hashes match nothing by
+ * accident.
+ */
 const DOMAIN = "weft base 1";
 
 /** Takes a model's tensors one at a time, in any order, under their checkpoint names. */

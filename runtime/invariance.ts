@@ -1,8 +1,8 @@
 /**
- * Law 4, checked on the device that will serve: the bits of a row depend on its sequence and its adapter, not on the
- * batch that it is in. Every kernel family runs rows alone, in pieces and in one step, and what they leave is compared
- * bit for bit. Layers share their kernels, so the first two stand for all: the check takes no longer for a deep model.
- * It drives a host of its own, which is thrown away.
+ * Law 4, checked on the device that will serve: the bits of a row depend on its sequence and its adapter, not
+ * on the batch that it is in. Every kernel family runs rows alone, in pieces and in one step, and what they
+ * leave is compared bit for bit. Layers share their kernels, so the first two stand for all: the check takes
+ * no longer for a deep model. It drives a host of its own, which is thrown away.
  */
 import { AdapterStore, type Generation } from "./adapters.ts";
 import type { Manifest, ParamEntry } from "./bundle.ts";
@@ -19,14 +19,18 @@ import { COUNTER, EVENT, type Host, KIND, NONE } from "./host.ts";
 import { mix } from "./random.ts";
 
 /**
- * `verified`: every family gives a row the same bits. `single-family`: kernels for few and for many rows differ on this
- * device, so one of the two serves all steps, and with that the law holds. `off`: it does not hold here.
+ * `verified`: every family gives a row the same bits. `single-family`: kernels for few and for many rows
+ * differ on this device, so one of the two serves all steps, and with that the law holds. `off`: it does not
+ * hold here.
  */
 export type Invariance = "verified" | "single-family" | "off";
 
 /** Layers that are played. */
 const LAYERS = 2;
-/** Rows of the short sequence: prime to the rows of a tile, so that copies of it side by side are at every place of one. */
+/**
+ * Rows of the short sequence: prime to the rows of a tile, so that copies of it side by side are at every
+ * place of one.
+ */
 const SHORT = 5;
 /** Positions from which attention folds another split. */
 const SPLIT = 256;
@@ -35,7 +39,10 @@ const SAMPLE = 4096;
 /** No step has so many rows. */
 const NEVER = 2 ** 30;
 
-/** Check the device, and open the host that serves on it. `open` opens one that takes the kernels for many rows from `manyRows` on. */
+/**
+ * Check the device, and open the host that serves on it. `open` opens one that takes the kernels for many
+ * rows from `manyRows` on.
+ */
 export async function settleInvariance(
   manifest: Manifest,
   device: Device,
@@ -109,7 +116,10 @@ class Check {
     return together.every((left) => sameLeft(alone!, left));
   }
 
-  /** One prompt in the largest steps and in small ones: kernels for few rows and for many, and contexts past a split of attention. */
+  /**
+   * One prompt in the largest steps and in small ones: kernels for few rows and for many, and contexts past a
+   * split of attention.
+   */
   private async lengths(): Promise<boolean> {
     const { context, tokens, blocks } = this.manifest.capacities;
     const both = this.manyRows > 1 && this.manyRows <= tokens;
@@ -146,7 +156,10 @@ class Check {
     return true;
   }
 
-  /** Gradients of each class that is trained here: whole windows, packed units and all kept; and pieces, single quanta and recomputing. */
+  /**
+   * Gradients of each class that is trained here: whole windows, packed units and all kept; and pieces,
+   * single quanta and recomputing.
+   */
   private async training(): Promise<boolean> {
     for (const [index, cls] of this.manifest.train.entries()) {
       const whole = await this.gradients(index, cls, this.manifest.capacities.tokens, true);
@@ -301,7 +314,10 @@ class Check {
   }
 }
 
-/** An adapter of a method as it may come out of training: no tensor of zeros, which would hide what its kernels do. */
+/**
+ * An adapter of a method as it may come out of training: no tensor of zeros, which would hide what its
+ * kernels do.
+ */
 async function randomContent(all: Manifest, { plan }: Device, method: string): Promise<AdapterContent> {
   const layers = Math.min(LAYERS, all.model.layers);
   const manifest: Manifest = { ...all, model: { ...all.model, layers } };

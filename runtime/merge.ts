@@ -1,4 +1,7 @@
-/** Adapters as changes of base tensors: what `merge` makes of weights and biases, each from the pristine one, in f64. */
+/**
+ * Adapters as changes of base tensors: what `merge` makes of weights and biases, each from the pristine one,
+ * in f64.
+ */
 import { type Manifest, type TargetPlan, WeftError } from "./bundle.ts";
 import { type AdapterContent, placeOf, readEntries, siteOf } from "./content.ts";
 import { addDeltas, asLowRank } from "./lowrank.ts";
@@ -11,7 +14,10 @@ const rows =
     for (let o = 0; o * ins < w.length; o++) row(o, w.subarray(o * ins, (o + 1) * ins));
   };
 
-/** `layer tensor` (the outer region's layer is the number of layers) → its change, for every base tensor that the adapter moves. Throws WEFT_ADAPTER for a method that is not linear in its input. */
+/**
+ * `layer tensor` (the outer region's layer is the number of layers) → its change, for every base tensor that
+ * the adapter moves. Throws WEFT_ADAPTER for a method that is not linear in its input.
+ */
 export function mergeChanges(
   manifest: Manifest,
   plan: TargetPlan,

@@ -1,4 +1,7 @@
-/** Which device plays a bundle: WebGPU on a hardware adapter, else Wasm; a software adapter only when asked for by name. */
+/**
+ * Which device plays a bundle: WebGPU on a hardware adapter, else Wasm; a software adapter only when asked
+ * for by name.
+ */
 import { type Manifest, WeftError } from "./bundle.ts";
 import type { Device } from "./device.ts";
 import { hasRelaxed, openWasm, type WasmOptions } from "./wasm.ts";

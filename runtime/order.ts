@@ -1,7 +1,8 @@
 /**
- * The order in which a device keeps channels. A bundle compiled with a selection (S2FT, class `permuted`) puts the channels that it trains first, so
- * that they are one dense slice of every matrix that shares them; everything on the host (files, adapters, selections) stays in the model's own
- * order. Rows of gate and up and columns of down move together, and so do the heads that share keys: rows of q, k and v, columns of o.
+ * The order in which a device keeps channels. A bundle compiled with a selection (S2FT, class `permuted`)
+ * puts the channels that it trains first, so that they are one dense slice of every matrix that shares them;
+ * everything on the host (files, adapters, selections) stays in the model's own order. Rows of gate and up
+ * and columns of down move together, and so do the heads that share keys: rows of q, k and v, columns of o.
  */
 import type { BranchEntry, BranchTensor, ChannelAxis, Manifest, ParamEntry, SiteEntry } from "./bundle.ts";
 import {
@@ -36,7 +37,9 @@ const inverse = (order: readonly number[]): number[] => {
   return out;
 };
 
-/** A site's matrix [out, in], or its bias [out], from the model's order into the device's, or back; in place. */
+/**
+ * A site's matrix [out, in], or its bias [out], from the model's order into the device's, or back; in place.
+ */
 export function reorder(
   m: Manifest,
   layer: number,

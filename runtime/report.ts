@@ -1,4 +1,6 @@
-/** What the caller's own functions throw. It is told, and never ends what called them: a step, a job, a load. */
+/**
+ * What the caller's own functions throw. It is told, and never ends what called them: a step, a job, a load.
+ */
 import { WeftError } from "./errors.ts";
 
 /** Reports kept for who did not ask to hear them. */
@@ -9,7 +11,9 @@ export class Reports {
   readonly kept: WeftError[] = [];
   constructor(private readonly hear: ((e: WeftError) => void) | undefined) {}
 
-  /** `f` as a function that never throws: what it throws, or rejects with, is reported as an error of `where`. */
+  /**
+   * `f` as a function that never throws: what it throws, or rejects with, is reported as an error of `where`.
+   */
   guard<A extends unknown[]>(where: string, f: ((...a: A) => unknown) | undefined): (...a: A) => void {
     if (!f) return () => {};
     const failed = (cause: unknown): void => this.report(where, cause);

@@ -1,4 +1,7 @@
-/** What callers ask of an engine and what they get: options, events, scores, and the checks before anything is queued. */
+/**
+ * What callers ask of an engine and what they get: options, events, scores, and the checks before anything is
+ * queued.
+ */
 import type { Generation } from "./adapters.ts";
 import { type Manifest, WeftError } from "./bundle.ts";
 import { NONE } from "./host.ts";
@@ -10,7 +13,10 @@ export const MAX_TOKENS = 128;
 /** Requests that may wait where the caller does not say. */
 export const MAX_QUEUED = 4096;
 
-/** Why an answer ended: a stop id or text, the tokens that were asked for, or the end of the context before those. */
+/**
+ * Why an answer ended: a stop id or text, the tokens that were asked for, or the end of the context before
+ * those.
+ */
 export type Finish = "stop" | "length" | "context";
 export interface TokenEvent {
   readonly id: number;
@@ -19,7 +25,10 @@ export interface TokenEvent {
   readonly top: readonly { readonly id: number; readonly logprob: number }[];
   /** Which weights answered: `base`, or `name@generation`. */
   readonly adapter: string;
-  /** What the draws depend on: the seed given, or the one drawn for a request without; null where nothing is drawn. */
+  /**
+   * What the draws depend on: the seed given, or the one drawn for a request without; null where nothing is
+   * drawn.
+   */
   readonly seed: number | null;
   readonly finish: Finish | null;
 }
@@ -62,7 +71,10 @@ export const waitingRequest = (r: Omit<Request, "seq" | "slot" | "done">): Reque
   done: false,
 });
 
-/** Tokens that an answer to `ids` has room for, behind `virtual` of the adapter's own. Throws for ids that are wrong, or leave no room for `least`. */
+/**
+ * Tokens that an answer to `ids` has room for, behind `virtual` of the adapter's own. Throws for ids that are
+ * wrong, or leave no room for `least`.
+ */
 export function roomAfter(
   { model: { vocab }, capacities: { context, blocks } }: Manifest,
   ids: readonly number[],
@@ -100,7 +112,10 @@ export function roomAfter(
 export const seedOf = (o: Sampling): number | null =>
   o.seed ?? (o.temperature ? crypto.getRandomValues(new Uint32Array(1))[0]! : null);
 
-/** Logits that are not numbers: the weights of the request are not, or overflow. Nothing else in the batch reads them. */
+/**
+ * Logits that are not numbers: the weights of the request are not, or overflow. Nothing else in the batch
+ * reads them.
+ */
 export const notFinite = (r: Request): WeftError =>
   new WeftError({
     code: "WEFT_NUMERICS",

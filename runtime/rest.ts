@@ -1,4 +1,6 @@
-/** What is asked of a job while it runs and done between two optimizer steps, when its weights are at rest. */
+/**
+ * What is asked of a job while it runs and done between two optimizer steps, when its weights are at rest.
+ */
 
 interface Task {
   readonly run: () => Promise<void>;
@@ -9,14 +11,20 @@ export class AtRest {
   private tasks: Task[] = [];
   private closed: { readonly reason: unknown } | null = null;
 
-  /** What `f` gives, once the job is at rest. Rejects with the reason of `close` when that comes first: `f` never runs then. */
+  /**
+   * What `f` gives, once the job is at rest. Rejects with the reason of `close` when that comes first: `f`
+   * never runs then.
+   */
   ask<T>(f: () => Promise<T>): Promise<T> {
     return new Promise<T>((resolve, reject) => {
       if (this.closed) reject(this.closed.reason);
       else this.tasks.push({ run: () => f().then(resolve, reject), reject });
     });
   }
-  /** The job is at rest: do what was asked for until now. What the tasks ask for themselves has its turn next time. */
+  /**
+   * The job is at rest: do what was asked for until now. What the tasks ask for themselves has its turn next
+   * time.
+   */
   async run(): Promise<void> {
     const now = this.tasks;
     this.tasks = [];

@@ -1,7 +1,10 @@
 /** Training rows: checked, shifted, and put behind the tokens of an adapter's own. */
 import { type Manifest, WeftError } from "./bundle.ts";
 
-/** One training sequence; labels[i] is the id to predict at position i of input_ids (Hugging Face convention: the same index, shifted inside), -100 ignored. */
+/**
+ * One training sequence; labels[i] is the id to predict at position i of input_ids (Hugging Face convention:
+ * the same index, shifted inside), -100 ignored.
+ */
 export interface Row {
   readonly input_ids: readonly number[];
   readonly labels: readonly number[];
@@ -68,7 +71,10 @@ function prepare(row: Row, index: number, what: string, context: number, vocab: 
     dropP: 0,
   };
 }
-/** Rows of `what` that have something to learn, each checked. Throws WEFT_DATA for the first that is wrong, or when none is left. */
+/**
+ * Rows of `what` that have something to learn, each checked. Throws WEFT_DATA for the first that is wrong, or
+ * when none is left.
+ */
 function prepared(manifest: Manifest, rows: readonly Row[], what: string, virtual: number): Item[] {
   const { capacities, model } = manifest;
   const context = Math.min(capacities.context, capacities.blocks * 32) - virtual;
@@ -89,7 +95,10 @@ function prepared(manifest: Manifest, rows: readonly Row[], what: string, virtua
 export const evalItems = (manifest: Manifest, rows: readonly Row[], virtual: number): Item[] =>
   prepared(manifest, rows, "evalData", virtual);
 
-/** Rows to train on, behind `virtual` tokens of the adapter's own. Throws WEFT_CAPACITY for one that the saved rows have no room for. */
+/**
+ * Rows to train on, behind `virtual` tokens of the adapter's own. Throws WEFT_CAPACITY for one that the saved
+ * rows have no room for.
+ */
 export function trainItems(
   manifest: Manifest,
   rows: readonly Row[],

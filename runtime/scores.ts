@@ -1,4 +1,6 @@
-/** What S2FT's selectors look at (paper §3.2): weights and activations of the channels that matrices share. */
+/**
+ * What S2FT's selectors look at (paper §3.2): weights and activations of the channels that matrices share.
+ */
 import type { Manifest, ParamEntry, SiteEntry } from "./bundle.ts";
 import { type AdapterContent, placeOf, readSelection } from "./content.ts";
 import { paramNamed } from "./device.ts";
@@ -8,7 +10,10 @@ import { channelOrder, reorder } from "./order.ts";
 
 const channelsOf = (s: SiteEntry): number => (s.coupling!.axis === "in" ? s.inFeatures : s.outFeatures);
 
-/** Σ w² of each channel of a site, over the matrices that share its channels: rows of gate, up and v, columns of down and o. */
+/**
+ * Σ w² of each channel of a site, over the matrices that share its channels: rows of gate, up and v, columns
+ * of down and o.
+ */
 export async function weightSquares(engine: Engine, layer: number, of: SiteEntry): Promise<Float64Array> {
   const { manifest } = engine;
   const squares = new Float64Array(channelsOf(of));
@@ -71,7 +76,10 @@ export async function rowSquares(engine: Engine, layer: number, site: SiteEntry)
   );
 }
 
-/** The sum of each channel of a site from its group's statistics; a channel of v stands for all query heads that read it. */
+/**
+ * The sum of each channel of a site from its group's statistics; a channel of v stands for all query heads
+ * that read it.
+ */
 export function statisticOf(
   engine: Engine,
   layer: number,
@@ -92,7 +100,10 @@ export function statisticOf(
   return out;
 }
 
-/** Channels that `others` chose in a site's coupled group (a channel of v and one of o are different things under grouped queries). */
+/**
+ * Channels that `others` chose in a site's coupled group (a channel of v and one of o are different things
+ * under grouped queries).
+ */
 export function channelsTaken(
   manifest: Manifest,
   factors: readonly ParamEntry[],

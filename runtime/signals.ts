@@ -1,6 +1,9 @@
 /** Abort signals: one listener a signal, however many calls share it, and always an error to throw. */
 
-/** What an abort throws: the reason it was given, or an AbortError where that is nothing to throw (`abort(false)`, `abort(null)`). */
+/**
+ * What an abort throws: the reason it was given, or an AbortError where that is nothing to throw
+ * (`abort(false)`, `abort(null)`).
+ */
 export const reasonOf = (reason: unknown): unknown => reason || new DOMException("aborted", "AbortError");
 
 export function throwIfAborted(signal: AbortSignal | undefined): void {
@@ -42,7 +45,9 @@ export function onAbort(signal: AbortSignal | undefined, f: (reason: unknown) =>
   };
 }
 
-/** What `work` gives, or the reason of an abort as soon as there is one; `discard` gets what comes after it. */
+/**
+ * What `work` gives, or the reason of an abort as soon as there is one; `discard` gets what comes after it.
+ */
 export async function abortable<T>(
   signal: AbortSignal | undefined,
   work: () => Promise<T>,

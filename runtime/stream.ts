@@ -1,4 +1,7 @@
-/** Streams as async generators by hand: unlike an `async function*`, `return()` does not wait for a `next()` on its way; it settles both. */
+/**
+ * Streams as async generators by hand: unlike an `async function*`, `return()` does not wait for a `next()`
+ * on its way; it settles both.
+ */
 
 interface Reader<T> {
   readonly resolve: (r: IteratorResult<T, void>) => void;
@@ -6,14 +9,20 @@ interface Reader<T> {
 }
 const over = { done: true, value: undefined } as const;
 
-/** Values that a producer pushes and a consumer pulls. The producer begins with the first `next()`: a stream that nobody reads holds nothing. */
+/**
+ * Values that a producer pushes and a consumer pulls. The producer begins with the first `next()`: a stream
+ * that nobody reads holds nothing.
+ */
 export class Stream<T> implements AsyncGenerator<T, void, void> {
   private readonly unread: T[] = [];
   private readonly readers: Reader<T>[] = [];
   private ended = false;
   private failure: { readonly error: unknown } | null = null;
   private cancel: (() => void) | null = null;
-  /** `begin` starts the producer and returns what ends it early; what it throws is what the first `next()` rejects with. */
+  /**
+   * `begin` starts the producer and returns what ends it early; what it throws is what the first `next()`
+   * rejects with.
+   */
   constructor(private begin: ((stream: Stream<T>) => () => void) | null) {}
 
   push(value: T): void {
@@ -74,7 +83,10 @@ export class Stream<T> implements AsyncGenerator<T, void, void> {
   }
 }
 
-/** A stream's values, each changed on its way; it ends after the first that is the `last`. The source is opened by the first `next()`. */
+/**
+ * A stream's values, each changed on its way; it ends after the first that is the `last`. The source is
+ * opened by the first `next()`.
+ */
 export class MappedStream<A, B> implements AsyncGenerator<B, void, void> {
   private source: AsyncGenerator<A, void, void> | null = null;
   private ended = false;

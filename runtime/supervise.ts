@@ -1,8 +1,14 @@
-/** A device under supervision: what waits for it settles, whether it answers, dies, passes its deadline or is let go. */
+/**
+ * A device under supervision: what waits for it settles, whether it answers, dies, passes its deadline or is
+ * let go.
+ */
 import type { Device, Range } from "./device.ts";
 import { WeftError } from "./errors.ts";
 
-/** Milliseconds that a step may take; 0: as long as it wants. Generous: it is for devices that never answer, not for slow ones. */
+/**
+ * Milliseconds that a step may take; 0: as long as it wants. Generous: it is for devices that never answer,
+ * not for slow ones.
+ */
 export const STEP_TIMEOUT = 300_000;
 /** A deadline passes in parts: one in which the machine slept, or the event loop stood still, counts once. */
 const PARTS = 4;
@@ -102,7 +108,10 @@ export class Supervised implements Device {
   rest(lane: number): void {
     this.device?.rest(lane);
   }
-  /** What waits is rejected with `error`, and so is all that comes; then the device is let go, within the deadline of a step. */
+  /**
+   * What waits is rejected with `error`, and so is all that comes; then the device is let go, within the
+   * deadline of a step.
+   */
   end(error: WeftError): Promise<void> {
     this.ended ??= error;
     const { device } = this;
@@ -130,7 +139,10 @@ export class Supervised implements Device {
     );
   }
 }
-/** Weak: threads and adapters live as long as their device, and would keep an engine alive that everybody dropped. */
+/**
+ * Weak: threads and adapters live as long as their device, and would keep an engine alive that everybody
+ * dropped.
+ */
 function hear(device: Device, by: WeakRef<Supervised>): void {
   void device.lost.then((e) => by.deref()?.died(e));
 }

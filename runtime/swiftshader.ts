@@ -1,6 +1,7 @@
 /**
- * A software Vulkan driver for Node on Linux x64, from the @sparticuz/chromium package. Its files are unpacked where nobody else can write, and are what
- * the package holds, byte for byte, before anything is loaded.
+ * A software Vulkan driver for Node on Linux x64, from the @sparticuz/chromium package. Its files are
+ * unpacked where nobody else can write, and are what the package holds, byte for byte, before anything is
+ * loaded.
  */
 import { cacheFolder } from "./cache.ts";
 import { WeftError } from "./errors.ts";
@@ -9,8 +10,9 @@ const ICD = "vk_swiftshader_icd.json";
 const LIBRARIES = ["libvk_swiftshader.so", "libvulkan.so.1"];
 
 /**
- * Load Vulkan's loader into this process and point it to the driver, until what is returned is called; a driver that the user named (VK_ICD_FILENAMES,
- * VK_DRIVER_FILES) stays theirs. Null where the package or the platform does not have it. Throws WEFT_DEVICE when it is there and cannot be loaded.
+ * Load Vulkan's loader into this process and point it to the driver, until what is returned is called; a
+ * driver that the user named (VK_ICD_FILENAMES, VK_DRIVER_FILES) stays theirs. Null where the package or the
+ * platform does not have it. Throws WEFT_DEVICE when it is there and cannot be loaded.
  */
 export async function loadSoftwareDriver(): Promise<(() => void) | null> {
   const { env } = process;
@@ -19,7 +21,8 @@ export async function loadSoftwareDriver(): Promise<(() => void) | null> {
   if (!folder) return named ? () => {} : null;
   const { constants } = await import("node:os");
   try {
-    // RTLD_NODELETE (0x1000): the loader must outlive this call. Node then complains that it is no addon; it stays loaded.
+    // RTLD_NODELETE (0x1000): the loader must outlive this call. Node then complains that it is no addon; it
+    // stays loaded.
     process.dlopen(
       { exports: {} } as NodeJS.Module,
       `${folder}/libvulkan.so.1`,
@@ -42,7 +45,9 @@ export async function loadSoftwareDriver(): Promise<(() => void) | null> {
   };
 }
 
-/** The folder of the unpacked driver: the user's cache, or one of this process's own, removed when it exits. */
+/**
+ * The folder of the unpacked driver: the user's cache, or one of this process's own, removed when it exits.
+ */
 export async function softwareDriver(): Promise<string | null> {
   if (process.platform !== "linux" || process.arch !== "x64") return null;
   const archive = await findArchive();
@@ -105,7 +110,10 @@ async function unpack(packed: Uint8Array): Promise<Map<string, Uint8Array>> {
   return out;
 }
 
-/** Make the folder hold exactly the driver's files: what is there already is compared byte for byte, and what differs is written anew. */
+/**
+ * Make the folder hold exactly the driver's files: what is there already is compared byte for byte, and what
+ * differs is written anew.
+ */
 async function fill(folder: string, libraries: ReadonlyMap<string, Uint8Array>): Promise<void> {
   const { closeSync, constants, fstatSync, openSync, readFileSync, renameSync, rmSync, writeFileSync } =
     await import("node:fs");

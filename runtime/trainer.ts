@@ -1,6 +1,6 @@
 /**
- * Fine-tuning jobs: rows → optimizer steps → micro-batches that the host co-serves. What a job computes depends on its options and data alone,
- * never on load: batches come from seeds, sums from a fixed order.
+ * Fine-tuning jobs: rows → optimizer steps → micro-batches that the host co-serves. What a job computes
+ * depends on its options and data alone, never on load: batches come from seeds, sums from a fixed order.
  */
 import { type Manifest, WeftError } from "./bundle.ts";
 import {
@@ -94,7 +94,10 @@ export class Job implements Feed {
   get trainingSlot(): number {
     return this.slot;
   }
-  /** Stop at once; `done` rejects with an AbortError (or the reason given), and so does what was asked for and has not begun. */
+  /**
+   * Stop at once; `done` rejects with an AbortError (or the reason given), and so does what was asked for and
+   * has not begun.
+   */
   cancel(reason: unknown = new DOMException("the job was cancelled", "AbortError")): void {
     this.fail(reasonOf(reason));
   }
@@ -107,8 +110,8 @@ export class Job implements Feed {
   }
 
   /**
-   * Make what the job has learned so far a generation; resolves once new requests are served by it. Rejects, and publishes nothing, when the job is
-   * cancelled or ends before its turn comes.
+   * Make what the job has learned so far a generation; resolves once new requests are served by it. Rejects,
+   * and publishes nothing, when the job is cancelled or ends before its turn comes.
    */
   publish(): Promise<string> {
     return this.rest.ask(() => this.publishNow());
@@ -130,7 +133,10 @@ export class Job implements Feed {
     this.tell({ type: "publish", step: this.state.step, generation: this.lastGeneration });
     return this.lastGeneration;
   }
-  /** Everything needed to resume, taken between two optimizer steps. Rejects when the job is cancelled or ends before its turn comes. */
+  /**
+   * Everything needed to resume, taken between two optimizer steps. Rejects when the job is cancelled or ends
+   * before its turn comes.
+   */
   checkpoint(): Promise<TrainState> {
     return this.rest.ask(() => this.snapshot());
   }
@@ -353,7 +359,10 @@ export class Job implements Feed {
 
   /** [layer][group of coupled channels]: sums of squares over the first rows of the data. */
   private statistics: Partial<Record<"activation" | "gradient", Float32Array[][]>> = {};
-  /** Run rows of the data (a thousand tokens, or all) through the layers, and back where gradients are asked for, and read what their channels carry. */
+  /**
+   * Run rows of the data (a thousand tokens, or all) through the layers, and back where gradients are asked
+   * for, and read what their channels carry.
+   */
   private async calibrate(gradients: boolean): Promise<Float32Array[][]> {
     const { device, manifest, host } = this.engine;
     const { plan } = device;
@@ -365,7 +374,8 @@ export class Job implements Feed {
     });
     const { layers } = manifest.model;
     for (let l = 0; l < layers; l++) device.clear({ ...at(l), words: plan.jobWords });
-    // The classes after the trained ones have no update, and keep only what bounds a layer; the first of them has no loss either.
+    // The classes after the trained ones have no update, and keep only what bounds a layer; the first of them
+    // has no loss either.
     host.exports.jobOpen(this.index, 0, manifest.train.length + (gradients ? 1 : 0), 0);
     this.keeping = false;
     const rows: Item[] = [];
@@ -439,7 +449,10 @@ export class Job implements Feed {
     const [scale, norm] = this.said.norms;
     return { loss, gradNorm: norm!, skipped: scale! < 0 };
   }
-  /** Hand sequences to the host and wait until their backward (and, for the last of a step, the update) ran. Returns how many it took. */
+  /**
+   * Hand sequences to the host and wait until their backward (and, for the last of a step, the update) ran.
+   * Returns how many it took.
+   */
   private micro(items: readonly Item[], last: boolean): Promise<number> {
     this.controller.signal.throwIfAborted();
     return new Promise<number>((resolve, reject) => {
@@ -467,7 +480,9 @@ export class Job implements Feed {
     this.inFlight = true;
     exports.jobStart(this.index, p.last && this.added.length === p.items.length ? 1 : 0);
   }
-  /** What the last micro-batch left: loss of each saved row; scale and norm of the gradient after an update. */
+  /**
+   * What the last micro-batch left: loss of each saved row; scale and norm of the gradient after an update.
+   */
   private said: { nll: Float32Array; norms: Float32Array } = {
     nll: new Float32Array(0),
     norms: new Float32Array(2),
@@ -542,8 +557,8 @@ function checkUsed(manifest: Manifest, o: TrainOptions): void {
 }
 
 /**
- * Start a job on an engine. Throws at once for what is wrong in options or rows, and for a conflict: no free job, a name in use, weights owned by
- * another, requests that full training would change the weights of.
+ * Start a job on an engine. Throws at once for what is wrong in options or rows, and for a conflict: no free
+ * job, a name in use, weights owned by another, requests that full training would change the weights of.
  */
 export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>): Job {
   checked(TrainOptionsSchema, o);

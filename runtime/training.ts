@@ -52,7 +52,10 @@ export interface TrainResult {
   readonly losses: readonly number[];
   readonly generation: string | null;
   readonly bestLoss: number | null;
-  /** The step whose weights were published (`full`: are the base now): the last, or with `select: "best"` the best evaluated. */
+  /**
+   * The step whose weights were published (`full`: are the base now): the last, or with `select: "best"` the
+   * best evaluated.
+   */
   readonly kept: number;
 }
 
@@ -149,8 +152,9 @@ const layoutOf = (
     ]),
   );
 /**
- * What a job's results depend on beside the base and the device's numerics, by value: a checkpoint goes on with the same alone. Rows, and adapters
- * to start from, are hashes of what they hold; names, and options that never change a result, are not in it.
+ * What a job's results depend on beside the base and the device's numerics, by value: a checkpoint goes on
+ * with the same alone. Rows, and adapters to start from, are hashes of what they hold; names, and options
+ * that never change a result, are not in it.
  */
 export async function identityOf(
   manifest: Manifest,

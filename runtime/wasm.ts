@@ -1,4 +1,7 @@
-/** The Wasm target: every chamber in one linear memory of fixed size; kernels called one after another, by one thread or by a crew of them. */
+/**
+ * The Wasm target: every chamber in one linear memory of fixed size; kernels called one after another, by one
+ * thread or by a crew of them.
+ */
 import { type Manifest, WeftError } from "./bundle.ts";
 import { crewBytes, openCrew, threadsHere } from "./crew.ts";
 import {
@@ -21,11 +24,20 @@ export const MAX_THREADS = 64;
 const SLICE_MS = 8;
 
 export interface WasmOptions {
-  /** Threads that compute; 1 computes where the engine is. Default: as many as the machine has cores. Results are the same bits for any number. */
+  /**
+   * Threads that compute; 1 computes where the engine is. Default: as many as the machine has cores. Results
+   * are the same bits for any number.
+   */
   readonly threads?: number | undefined;
-  /** Command lists that run side by side: 2 (the default from two threads on) gives jobs a list of their own beside the requests', 1 puts both in one. Results are the same bits. */
+  /**
+   * Command lists that run side by side: 2 (the default from two threads on) gives jobs a list of their own
+   * beside the requests', 1 puts both in one. Results are the same bits.
+   */
   readonly lanes?: number | undefined;
-  /** Kernels with fused multiply-adds, a class of numerics of its own. Default: where the bundle has them and the machine can. */
+  /**
+   * Kernels with fused multiply-adds, a class of numerics of its own. Default: where the bundle has them and
+   * the machine can.
+   */
   readonly relaxed?: boolean | undefined;
   /** Hears the memory plan before memory is taken. */
   readonly onProgress?: ((p: LoadProgress) => void) | undefined;
@@ -75,7 +87,10 @@ function planMemory(
   return { base, bytes, pages: Math.ceil(at / PAGE) + 1 };
 }
 
-/** The module with its memory import declared unshared, for places where memory cannot be shared: the limits' flag is 3 (a maximum, shared) or 1. */
+/**
+ * The module with its memory import declared unshared, for places where memory cannot be shared: the limits'
+ * flag is 3 (a maximum, shared) or 1.
+ */
 function unshared(module: Uint8Array): Uint8Array {
   const out = module.slice();
   let at = 8;

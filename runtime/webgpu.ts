@@ -1,4 +1,6 @@
-/** The WebGPU target: one bind group a group of chambers, one compute pass a step, metadata by dynamic offset. */
+/**
+ * The WebGPU target: one bind group a group of chambers, one compute pass a step, metadata by dynamic offset.
+ */
 import type { Manifest, TargetPlan } from "./bundle.ts";
 import { destroyAtExit, openAdapter, settled } from "./dawn.ts";
 import {
@@ -23,8 +25,9 @@ const STAGINGS = 2;
 type FileOf = (name: string) => Promise<Uint8Array>;
 
 /**
- * Open the bundle's `webgpu` plan; null when there is no adapter of the wanted kind. Throws WEFT_CAPACITY when the adapter cannot hold the plan,
- * WEFT_DEVICE when it refuses a kernel or the device, WEFT_DEVICE_LOST when it goes away meanwhile; the device is destroyed then.
+ * Open the bundle's `webgpu` plan; null when there is no adapter of the wanted kind. Throws WEFT_CAPACITY
+ * when the adapter cannot hold the plan, WEFT_DEVICE when it refuses a kernel or the device, WEFT_DEVICE_LOST
+ * when it goes away meanwhile; the device is destroyed then.
  */
 export async function openWebGpu(
   manifest: Manifest,
@@ -111,7 +114,10 @@ export async function openWebGpu(
   }
 }
 
-/** A device, and what it says unasked: that it is lost, and errors that no scope caught, each of which is told once. */
+/**
+ * A device, and what it says unasked: that it is lost, and errors that no scope caught, each of which is told
+ * once.
+ */
 class Watch {
   lost: WeftError | null = null;
   /** Resolves when the device is lost, not when it is destroyed here. */
@@ -285,7 +291,10 @@ interface Kernel {
   /** Which layout it has: 1 where it writes weights. */
   readonly layout: 0 | 1;
 }
-/** Compile every kernel, by index; those with the same text share a pipeline. All have ended when this does, also when one fails. */
+/**
+ * Compile every kernel, by index; those with the same text share a pipeline. All have ended when this does,
+ * also when one fails.
+ */
 async function compileKernels(
   watch: Watch,
   plan: TargetPlan,
@@ -335,7 +344,10 @@ async function compileKernels(
   });
 }
 
-/** Play command lists. Everything is submitted when it is asked for, so the device's own queue keeps writes, steps and reads in order. */
+/**
+ * Play command lists. Everything is submitted when it is asked for, so the device's own queue keeps writes,
+ * steps and reads in order.
+ */
 function play(
   watch: Watch,
   plan: TargetPlan,
@@ -364,7 +376,9 @@ function play(
     idle.sort((a, b) => b.size - a.size);
     idle.pop()!.destroy();
   };
-  /** Submit what is encoded, with copies of `ranges`, in one go; resolves with their words when it has run. */
+  /**
+   * Submit what is encoded, with copies of `ranges`, in one go; resolves with their words when it has run.
+   */
   const submit = async (encoder: GPUCommandEncoder, ranges: readonly Range[]): Promise<Float32Array[]> => {
     const total = ranges.reduce((n, r) => n + r.words * 4, 0);
     const staging = total ? takeStaging(total) : null;
@@ -450,7 +464,8 @@ function play(
     stats,
     info: about.info,
     plan,
-    // A CPU behind WebGPU has few lanes and pays for every barrier: kernels without them, however few the rows.
+    // A CPU behind WebGPU has few lanes and pays for every barrier: kernels without them, however few the
+    // rows.
     manyRows: about.info.software ? 1 : 64,
     lanes: 1,
     memory: about.bytes,

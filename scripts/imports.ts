@@ -1,4 +1,7 @@
-/** The import rule: ops ← compiler → runtime/bundle.ts ← runtime ← sdk ← examples, and no other arrow. Also: where GPU objects and node: may appear. */
+/**
+ * The import rule: ops ← compiler → runtime/bundle.ts ← runtime ← sdk ← examples, and no other arrow. Also:
+ * where GPU objects and node: may appear.
+ */
 import { readdirSync, readFileSync } from "node:fs";
 import { dirname, join, relative, resolve } from "node:path";
 import { fileURLToPath } from "node:url";

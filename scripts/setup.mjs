@@ -39,7 +39,8 @@ if (script) {
   });
   // Who signals this process means the script, which knows how to end.
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, () => run.kill(signal));
-  // npm runs this in a shell that takes a signal for itself: with the shell gone, nobody would end the script.
+  // npm runs this in a shell that takes a signal for itself: with the shell gone, nobody would end the
+  // script.
   if (process.env.npm_lifecycle_event) {
     const parent = process.ppid;
     const watch = setInterval(() => {

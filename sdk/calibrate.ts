@@ -1,4 +1,7 @@
-/** Which channels S2FT's class `permuted` trains: chosen before a bundle is compiled, as jobs of the class `indexed` choose them when they start. */
+/**
+ * Which channels S2FT's class `permuted` trains: chosen before a bundle is compiled, as jobs of the class
+ * `indexed` choose them when they start.
+ */
 import type { CompileOptions } from "../compiler/compile.ts";
 import { type Manifest, WeftError } from "../runtime/bundle.ts";
 import { placeOf, readSelection } from "../runtime/content.ts";
@@ -6,7 +9,10 @@ import { load } from "./engine.ts";
 import { withTemporaryFolder } from "./files.ts";
 import type { Calibrate } from "./options.ts";
 
-/** Compile the model for S2FT alone into a folder that is thrown away, let a job of no steps choose, and read its choice. */
+/**
+ * Compile the model for S2FT alone into a folder that is thrown away, let a job of no steps choose, and read
+ * its choice.
+ */
 export async function chooseSelection(
   folder: string,
   o: Calibrate,

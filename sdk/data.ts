@@ -1,4 +1,6 @@
-/** Training data: JSONL rows {text}, {prompt, completion}, {messages} or {input_ids, labels} → ids and labels. */
+/**
+ * Training data: JSONL rows {text}, {prompt, completion}, {messages} or {input_ids, labels} → ids and labels.
+ */
 import * as v from "valibot";
 import { WeftError } from "../runtime/bundle.ts";
 import { check, foreign, numbers, show, tokenIds } from "../runtime/schema.ts";
@@ -75,9 +77,9 @@ export function parseJsonl(source: string | Uint8Array, where: string): DataRow[
 }
 
 /**
- * Ids and labels of a row: the completion and the end mark are learned; of messages, the assistant's turns with their
- * end marks; of text, everything. `ends`: ids that end an answer, the first being the end mark. Throws WEFT_DATA that
- * names the row, and the turn.
+ * Ids and labels of a row: the completion and the end mark are learned; of messages, the assistant's turns
+ * with their end marks; of text, everything. `ends`: ids that end an answer, the first being the end mark.
+ * Throws WEFT_DATA that names the row, and the turn.
  */
 export function encodeRow(row: DataRow, text: Text | null, ends: readonly number[], where: string): Row {
   const bad = (found: string): never => {
@@ -109,7 +111,10 @@ export function encodeRow(row: DataRow, text: Text | null, ends: readonly number
 }
 
 type Span = readonly [number, number];
-/** What is trained on is what the template says of the whole conversation; what is learned of it, the assistant's turns. */
+/**
+ * What is trained on is what the template says of the whole conversation; what is learned of it, the
+ * assistant's turns.
+ */
 function encodeChat(list: readonly Message[], text: Text, ends: readonly number[], where: string): Row {
   // A mistake in a message, or the template's complaint, told with the row that it is in.
   const inRow = <T>(turn: string, f: () => T): T => {
@@ -181,7 +186,10 @@ function markedTurns(spans: readonly Span[], turns: readonly Turn[], where: stri
     });
   return spans.filter((_, i) => turns[i]!.learned);
 }
-/** A turn is what its conversation has beyond the prompt that it answers: both must be beginnings of the whole. */
+/**
+ * A turn is what its conversation has beyond the prompt that it answers: both must be beginnings of the
+ * whole.
+ */
 function prefixTurn(
   messages: readonly Message[],
   at: number,
@@ -210,9 +218,10 @@ function prefixTurn(
   return [length(messages.slice(0, at), true), length(messages.slice(0, at + 1), false)];
 }
 /**
- * Ids of a text and where the spans are in them. The ids are those of the whole text wherever its tokens end where a
- * span does, as they do at special tokens. Where a token would reach over such a place the text is cut there: the ids
- * before a turn are then those of the prompt that is served, and the turn's are those that the model says.
+ * Ids of a text and where the spans are in them. The ids are those of the whole text wherever its tokens end
+ * where a span does, as they do at special tokens. Where a token would reach over such a place the text is
+ * cut there: the ids before a turn are then those of the prompt that is served, and the turn's are those that
+ * the model says.
  */
 function encodeSpans(whole: string, spans: readonly Span[], text: Text): { ids: number[]; bounds: Span[] } {
   const edges = [...new Set(spans.flat())].filter((e) => e > 0 && e < whole.length).sort((a, b) => a - b);

@@ -63,8 +63,8 @@ export type {
 };
 
 /**
- * Load a bundle folder or address. Throws WeftError before anything is allocated if the bundle is not what its
- * manifest says. An abort rejects at once, in every phase.
+ * Load a bundle folder or address. Throws WeftError before anything is allocated if the bundle is not what
+ * its manifest says. An abort rejects at once, in every phase.
  */
 export async function load(location: string | URL, options: LoadOptions = {}): Promise<Engine> {
   checked(LoadOptions, options);
@@ -128,8 +128,8 @@ export class Job {
   }
   /**
    * Make what the job is now the current version in `dir`, from which `finetune({ resume })` goes on, bit for
-   * bit on the same device and bundle. Durable when it resolves; the version before is kept too. Throws WEFT_IO,
-   * before anything is written, when `dir` holds anything else.
+   * bit on the same device and bundle. Durable when it resolves; the version before is kept too. Throws
+   * WEFT_IO, before anything is written, when `dir` holds anything else.
    */
   async checkpoint(dir: string): Promise<void> {
     // Asked for at once: the job may end, or be cancelled, while the folder is looked at.
@@ -165,8 +165,9 @@ export class AdapterHandle {
     ]);
   }
   /**
-   * Write the adapter as signs of its largest numbers with one common magnitude (ComPEFT): a fraction of the bytes, and not quite the same adapter. Tells
-   * how many times smaller the file is, and the relative error of its numbers. Throws as `save`.
+   * Write the adapter as signs of its largest numbers with one common magnitude (ComPEFT): a fraction of the
+   * bytes, and not quite the same adapter. Tells how many times smaller the file is, and the relative error
+   * of its numbers. Throws as `save`.
    */
   async compress(
     dir: string,
@@ -262,8 +263,9 @@ export class Engine {
   }
 
   /**
-   * Stream an answer: it starts with the first `next()`. `break` out of the loop, `return()` or an abort ends it at once, waiting or running, and
-   * frees its cache. Throws WEFT_CONTEXT_OVERFLOW for a prompt that leaves no room, WEFT_CAPACITY (retryable) when too many requests wait.
+   * Stream an answer: it starts with the first `next()`. `break` out of the loop, `return()` or an abort ends
+   * it at once, waiting or running, and frees its cache. Throws WEFT_CONTEXT_OVERFLOW for a prompt that
+   * leaves no room, WEFT_CAPACITY (retryable) when too many requests wait.
    */
   generate(o: GenerateOptions): AsyncGenerator<Piece, void, void> {
     const stops = typeof o.stop === "string" ? [o.stop] : (o.stop ?? []);
@@ -285,7 +287,9 @@ export class Engine {
   async complete(o: GenerateOptions): Promise<{
     text: string;
     ids: number[];
-    /** `stop`: at a stop id or text; `length`: at `maxTokens`; `context`: the context had no room for as many. */
+    /**
+     * `stop`: at a stop id or text; `length`: at `maxTokens`; `context`: the context had no room for as many.
+     */
     finish: Finish;
     adapter: string;
     /** Give it to get the same answer again; null where nothing was drawn. */
@@ -309,7 +313,10 @@ export class Engine {
     return this.core.score(typeof input === "string" ? this.encode(input) : input, picked(scoreEntries, o));
   }
 
-  /** Start a fine-tuning job; the engine serves on. Mistakes in options or data are thrown here, not at step 40. */
+  /**
+   * Start a fine-tuning job; the engine serves on. Mistakes in options or data are thrown here, not at step
+   * 40.
+   */
   async finetune(o: FinetuneOptions): Promise<Job> {
     checked(FinetuneOptions, o);
     this.core.check();
@@ -402,7 +409,10 @@ export class Engine {
       this.core.adapters.publish(name, content, { base, warnings });
       return new AdapterHandle(this, name);
     },
-    /** A new adapter that is the weighted sum of others: exact, as a LoRA of all their rows or a selection of all their channels. */
+    /**
+     * A new adapter that is the weighted sum of others: exact, as a LoRA of all their rows or a selection of
+     * all their channels.
+     */
     combine: (name: string, weights: Readonly<Record<string, number>>): AdapterHandle => {
       checked(AdapterName, name, { where: "name" });
       checked(AdapterRefSchema, weights, { where: "weights" });
@@ -419,8 +429,9 @@ export class Engine {
   };
 
   /**
-   * Make an adapter (or a weighted sum) part of the base weights; `null` restores the bundle's. Requests then cost what the base costs, and cannot
-   * name adapters. Resolves with the time the switch took. Throws WEFT_CONFLICT unless the engine is at rest, WEFT_ADAPTER for what cannot merge.
+   * Make an adapter (or a weighted sum) part of the base weights; `null` restores the bundle's. Requests then
+   * cost what the base costs, and cannot name adapters. Resolves with the time the switch took. Throws
+   * WEFT_CONFLICT unless the engine is at rest, WEFT_ADAPTER for what cannot merge.
    */
   merge(adapter: AdapterRef | null): Promise<{ ms: number }> {
     return this.core.merge(adapter);
@@ -446,11 +457,16 @@ export class Engine {
     await writeFolder(dir, "model", files);
   }
 
-  /** Resolves once, with why the engine ended: WEFT_DISPOSED after `dispose()`, or the failure. Never rejects. */
+  /**
+   * Resolves once, with why the engine ended: WEFT_DISPOSED after `dispose()`, or the failure. Never rejects.
+   */
   get closed(): Promise<WeftError> {
     return this.core.closed;
   }
-  /** The last errors that functions of the caller (`onStep`, `onProgress`, `onEvent`) threw; `load({ onError })` hears them as they come. */
+  /**
+   * The last errors that functions of the caller (`onStep`, `onProgress`, `onEvent`) threw; `load({ onError
+   * })` hears them as they come.
+   */
   get reports(): readonly WeftError[] {
     return this.core.reports;
   }

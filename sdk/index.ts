@@ -14,8 +14,9 @@ export * from "./engine.ts";
 export type { Calibrate, CompileOptions, MemoryOptions, MethodMemory };
 
 /**
- * Compile a Hugging Face model folder, or a GGUF file, into a bundle folder. With `calibrate` the bundle also trains S2FT of the class `permuted`, on channels that its
- * data chooses now. The compiler is only loaded when this is called.
+ * Compile a Hugging Face model folder, or a GGUF file, into a bundle folder. With `calibrate` the bundle also
+ * trains S2FT of the class `permuted`, on channels that its data chooses now. The compiler is only loaded
+ * when this is called.
  */
 export async function compile(
   folder: string,
@@ -37,8 +38,9 @@ export async function compile(
 }
 
 /**
- * What fine-tuning takes by each method (weights, saved activations, gradients and moments, in bytes), from a model's shape alone: a config.json as an
- * object, or a preset (`llama-2-7b`, `llama-3-8b`). `tokens` of one optimizer step; `rank` for methods that have one. Throws WEFT_OPTION or WEFT_CONFIG.
+ * What fine-tuning takes by each method (weights, saved activations, gradients and moments, in bytes), from a
+ * model's shape alone: a config.json as an object, or a preset (`llama-2-7b`, `llama-3-8b`). `tokens` of one
+ * optimizer step; `rank` for methods that have one. Throws WEFT_OPTION or WEFT_CONFIG.
  */
 export async function planMemory(
   model: string | Readonly<Record<string, unknown>>,

@@ -9,7 +9,10 @@ import {
 } from "../runtime/bundle.ts";
 import { parseJson, readFileOr } from "./files.ts";
 
-/** A function that reads a layer's matrix [out, in] of a site. Throws WEFT_WEIGHTS for a model of another shape. */
+/**
+ * A function that reads a layer's matrix [out, in] of a site. Throws WEFT_WEIGHTS for a model of another
+ * shape.
+ */
 export async function openMatrices(
   folder: string,
   manifest: Manifest,

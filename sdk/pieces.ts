@@ -1,4 +1,7 @@
-/** Tokens as pieces of text: what became complete with each, and texts that end an answer without being part of it. */
+/**
+ * Tokens as pieces of text: what became complete with each, and texts that end an answer without being part
+ * of it.
+ */
 import type { TokenEvent } from "../runtime/engine.ts";
 import type { Text } from "./text.ts";
 

@@ -1,7 +1,8 @@
 /**
- * Chat templates, within bounds. @huggingface/jinja parses and interprets them; its interpreter evaluates every node
- * through `evaluate`, and here each evaluation pays for what it is about to do before it does it. A template comes
- * with a model that anybody may have made: whatever it says, rendering ends soon and takes little memory.
+ * Chat templates, within bounds. @huggingface/jinja parses and interprets them; its interpreter evaluates
+ * every node through `evaluate`, and here each evaluation pays for what it is about to do before it does it.
+ * A template comes with a model that anybody may have made: whatever it says, rendering ends soon and takes
+ * little memory.
  */
 import { Environment, Interpreter, parse, tokenize } from "@huggingface/jinja";
 import { WeftError } from "../runtime/bundle.ts";
@@ -30,7 +31,10 @@ interface Size {
 /** Node types of this file: a value that is already there, and an expression that is printed. */
 const GIVEN = "Given";
 const PRINT = "Print";
-/** `{% generation %}` … becomes a filter block of this name: a block tag like it, with the same rules for blanks. */
+/**
+ * `{% generation %}` … becomes a filter block of this name: a block tag like it, with the same rules for
+ * blanks.
+ */
 const GENERATION = "weft_generation";
 const node = (fields: object): Node => fields as unknown as Node;
 const given = (value: Value): Node => node({ type: GIVEN, value });
@@ -431,11 +435,17 @@ export class ChatTemplate {
       throw failed(cause, "a Jinja template");
     }
   }
-  /** The text that the template makes. Throws WEFT_TOKENIZER with the template's own complaint, or with the bound it passed. */
+  /**
+   * The text that the template makes. Throws WEFT_TOKENIZER with the template's own complaint, or with the
+   * bound it passed.
+   */
   render(values: Readonly<Record<string, unknown>>): string {
     return this.run(values, null);
   }
-  /** The same text, and where its generation blocks are. Throws also where the template changes what is in a block. */
+  /**
+   * The same text, and where its generation blocks are. Throws also where the template changes what is in a
+   * block.
+   */
   renderMarked(values: Readonly<Record<string, unknown>>): Marked {
     const text = this.run(values, null);
     // Two of Unicode's noncharacters, which the text does not have.

@@ -1,4 +1,7 @@
-/** Text ↔ ids: tokenizer.json by @huggingface/tokenizers, chat templates, and a decoder that streams whole characters. */
+/**
+ * Text ↔ ids: tokenizer.json by @huggingface/tokenizers, chat templates, and a decoder that streams whole
+ * characters.
+ */
 import { Tokenizer } from "@huggingface/tokenizers";
 import { WeftError } from "../runtime/bundle.ts";
 import { show } from "../runtime/schema.ts";
@@ -16,8 +19,8 @@ export interface Message {
   readonly [key: string]: unknown;
 }
 /**
- * Messages as templates take them: parts of text joined by line ends. Throws WEFT_OPTION that names the message, for
- * images and other parts too.
+ * Messages as templates take them: parts of text joined by line ends. Throws WEFT_OPTION that names the
+ * message, for images and other parts too.
  */
 export function plainMessages(messages: unknown): Record<string, unknown>[] {
   const refuse = (where: string, expected: string, found: unknown): never => {
@@ -74,8 +77,8 @@ export class Text {
     this.special = { bos_token: "", eos_token: "", ...special };
   }
   /**
-   * Ids of a text. `special`: with the tokens that tokenizer.json's post_processor adds (a start token, say). It alone
-   * decides, as in transformers: a bos_token_id in config.json adds nothing.
+   * Ids of a text. `special`: with the tokens that tokenizer.json's post_processor adds (a start token, say).
+   * It alone decides, as in transformers: a bos_token_id in config.json adds nothing.
    */
   encode(text: string, special = true): number[] {
     return this.tokenizer.encode(text, { add_special_tokens: special }).ids;
@@ -90,9 +93,9 @@ export class Text {
     return this.chatTemplate().marksTurns;
   }
   /**
-   * The text that the model's chat template makes of a conversation; with `generationPrompt`, up to the assistant's next
-   * word. Throws WEFT_TOKENIZER without a template, and where it cannot render the messages; WEFT_OPTION for messages
-   * that are none.
+   * The text that the model's chat template makes of a conversation; with `generationPrompt`, up to the
+   * assistant's next word. Throws WEFT_TOKENIZER without a template, and where it cannot render the messages;
+   * WEFT_OPTION for messages that are none.
    */
   chat(messages: readonly Message[], generationPrompt: boolean): string {
     return this.chatTemplate().render(this.values(plainMessages(messages), generationPrompt));
@@ -122,7 +125,10 @@ export class Text {
       });
     return (this.parsed ??= new ChatTemplate(this.template));
   }
-  /** A decoder for one stream: text that is complete so far, characters split over tokens held back until they are whole. */
+  /**
+   * A decoder for one stream: text that is complete so far, characters split over tokens held back until they
+   * are whole.
+   */
   stream(): { push: (id: number) => string; flush: () => string } {
     const ids: number[] = [];
     let start = 0; // ids before this are settled

@@ -762,14 +762,16 @@ test("the planner counts what the compiler builds: published shapes, and a bundl
   assert.is(of(eight, "full").trainable, 8_030_261_248);
   // LoRA r = 16: 16 · Σ (in + out) · layers.
   assert.is(of(seven, "lora").trainable, 16 * 32 * (4 * 8192 + 3 * (4096 + 11008)));
-  // S2FT: as many parameters, to within a unit a site; o and down where heads are not shared, down alone where they are (paper §5.4).
+  // S2FT: as many parameters, to within a unit a site; o and down where heads are not shared, down alone
+  // where they are (paper §5.4).
   for (const plan of [seven, eight])
     assert.ok(Math.abs(of(plan, "s2ft").trainable / of(plan, "lora").trainable - 1) < 0.1);
   for (const m of [...seven, ...eight]) {
     assert.ok(m.boundaryBytes < m.savedBytes && m.savedBytes < m.readBytes, m.method);
     assert.is(m.stateBytes, 12 * m.trainable);
   }
-  // Against LoRA that keeps its inputs, S2FT keeps and moves at most 0.9 (in the paper 18 of 20 GB with weights and all).
+  // Against LoRA that keeps its inputs, S2FT keeps and moves at most 0.9 (in the paper 18 of 20 GB with
+  // weights and all).
   for (const plan of [seven, eight])
     assert.ok(
       (of(plan, "s2ft").savedBytes + of(plan, "s2ft").stateBytes) /

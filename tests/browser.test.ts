@@ -1,4 +1,7 @@
-/** The same bundle in a real browser, on its own WebGPU (software) and on Wasm: without the compiler, over HTTP, the same answers as in Node. */
+/**
+ * The same bundle in a real browser, on its own WebGPU (software) and on Wasm: without the compiler, over
+ * HTTP, the same answers as in Node.
+ */
 import { spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { createServer } from "node:http";

@@ -1,4 +1,7 @@
-/** Conversations: templates say what transformers says, rows learn the assistant's turns of exactly that, and a hostile template ends soon. */
+/**
+ * Conversations: templates say what transformers says, rows learn the assistant's turns of exactly that, and
+ * a hostile template ends soon.
+ */
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import * as assert from "uvu/assert";
@@ -175,7 +178,8 @@ test("a template that rewrites earlier turns is an error that names the turn; it
     assert.is(others.length, 0);
     assert.match(turn!, /^<think>\nagain\n<\/think>\n\nfour/);
   }
-  // Two prompts that differ: the template says something else to a model that answers than it keeps afterwards.
+  // Two prompts that differ: the template says something else to a model that answers than it keeps
+  // afterwards.
   const opens = textOf(
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]<think>{% endif %}",
   );

@@ -11,7 +11,10 @@ import { writeModel } from "./support/tiny.ts";
 
 const test = suite("commands");
 
-/** Steps of a host alone, as full as they get: every slot filled with every branch, requests of many rows, both jobs over all units at once. */
+/**
+ * Steps of a host alone, as full as they get: every slot filled with every branch, requests of many rows,
+ * both jobs over all units at once.
+ */
 async function longestList(
   { files, manifest }: Awaited<ReturnType<typeof compile>>,
   cls: number,

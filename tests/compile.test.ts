@@ -1,4 +1,7 @@
-/** The compiler and the host: reproducible output, what fusion saves, memory plans that hold, modules without state of their own, policies, sampling. */
+/**
+ * The compiler and the host: reproducible output, what fusion saves, memory plans that hold, modules without
+ * state of their own, policies, sampling.
+ */
 import { writeFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import { type CompileOptions, compile } from "../compiler/compile.ts";
@@ -130,7 +133,8 @@ function globalsOf(body: Uint8Array): boolean[] {
     at++; // its type
     out.push(body[at++] === 1);
     const op = body[at++]!;
-    // i32.const, i64.const and global.get take a number of any length, f32.const 4 bytes, f64.const 8, v128.const 17.
+    // i32.const, i64.const and global.get take a number of any length, f32.const 4 bytes, f64.const 8,
+    // v128.const 17.
     if (op === 0x41 || op === 0x42 || op === 0x23) leb();
     else if (op === 0x43) at += 4;
     else if (op === 0x44) at += 8;

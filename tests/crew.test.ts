@@ -1,4 +1,6 @@
-/** The crew of threads: what every command list may rely on, whoever plays it; and the two lists of an engine. */
+/**
+ * The crew of threads: what every command list may rely on, whoever plays it; and the two lists of an engine.
+ */
 import * as assert from "uvu/assert";
 import { compileKernels } from "../compiler/emit/asc.ts";
 import { openCrew } from "../runtime/crew.ts";
@@ -11,7 +13,10 @@ const test = suite("crew");
 const vocab = 128;
 const pause = (ms: number): Promise<void> => new Promise((f) => setTimeout(f, ms));
 
-/** Eight words a command: how often each part ran, of how many parts, and whether the command before it was not over. */
+/**
+ * Eight words a command: how often each part ran, of how many parts, and whether the command before it was
+ * not over.
+ */
 const RECORD = 32;
 const marker = `
 export function mark(bind: usize, meta: usize, scratch: usize, part: i32, parts: i32): void {
@@ -46,7 +51,8 @@ test("every part of every kernel runs once and after the kernel before it, while
       [0, 1].map(async (lane) => {
         const next = generator(`lane${lane} of ${threads}`);
         for (let list = 0; list < 3000; list++) {
-          // Long ones, to be stopped in the middle; and many so short that they are over before who began them looks again.
+          // Long ones, to be stopped in the middle; and many so short that they are over before who began
+          // them looks again.
           const short = list >= 25 && traded.every((n) => n > 2);
           const n = short ? 1 : 1 + (next() % (list % 5 ? 400 : most));
           new Int32Array(memory.buffer, metas[lane]! - RECORD, (n + 1) * 8).fill(0);
@@ -130,7 +136,8 @@ test("law 4 for two lists: what jobs learn beside requests, and requests say bes
     await first.done;
     const next = generator(where);
     let training = true;
-    // Streams that come and go, under an adapter with norms of its own, so that threads are traded in the middle of lists.
+    // Streams that come and go, under an adapter with norms of its own, so that threads are traded in the
+    // middle of lists.
     const streams = [0, 1, 2].map(async (i) => {
       for (let turn = 0; training || turn < 4; turn++) {
         const k = turn % 4;
@@ -166,7 +173,10 @@ test("law 4 for two lists: what jobs learn beside requests, and requests say bes
   }
 });
 
-/** Holds every list for a while before it is played, and sees that nothing it touches is another's: blocks of the lists under way, slots that are filled. */
+/**
+ * Holds every list for a while before it is played, and sees that nothing it touches is another's: blocks of
+ * the lists under way, slots that are filled.
+ */
 function watch(engine: Engine): { readonly wrong: string[]; lists: number } {
   const { device, manifest } = engine.core;
   const { plan } = device;

@@ -1,4 +1,7 @@
-/** GGUF in: a tiny model written as GGUF by the format's own description says what its Hugging Face folder says; block formats against plain f64. */
+/**
+ * GGUF in: a tiny model written as GGUF by the format's own description says what its Hugging Face folder
+ * says; block formats against plain f64.
+ */
 import { mkdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import { encode, floatToHalf, halfToFloat } from "../runtime/safetensors.ts";
@@ -15,7 +18,10 @@ const halfBytes = (x: number): [number, number] => {
   const h = floatToHalf(x);
   return [h & 255, h >> 8];
 };
-/** Values in a format, and what they are after it: blocks of 32 with a scale, written and read from the format's description. */
+/**
+ * Values in a format, and what they are after it: blocks of 32 with a scale, written and read from the
+ * format's description.
+ */
 function encodeAs(values: Float32Array, format: Format): { data: Uint8Array; exact: Float32Array } {
   if (format === "F32") return { data: new Uint8Array(values.slice().buffer), exact: values };
   if (format === "F16") {
@@ -69,7 +75,9 @@ const meta: Meta = {
   "llama.rope.freq_base": 10000,
   "llama.rope.dimension_count": 16,
 };
-/** The even model with its matrices in a format, as GGUF and as the folder of what that format leaves of them. */
+/**
+ * The even model with its matrices in a format, as GGUF and as the folder of what that format leaves of them.
+ */
 function model(format: Format, more: Meta = {}): { gguf: string; folder: string } {
   const exact: ReturnType<typeof tensorsOf> = [];
   const tensors = tensorsOf(c).map((t) => {

@@ -1,4 +1,7 @@
-/** What a bundle says it is: the base by value, whatever it is stored as; its config under its hash; ids that end an answer. */
+/**
+ * What a bundle says it is: the base by value, whatever it is stored as; its config under its hash; ids that
+ * end an answer.
+ */
 import { copyFileSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { dirname } from "node:path";
 import { fileURLToPath } from "node:url";

@@ -1,4 +1,7 @@
-/** The check of law 4 at load: it sees any family of kernels that is not batch-invariant, falls back to one family where that helps, and leaves no trace. */
+/**
+ * The check of law 4 at load: it sees any family of kernels that is not batch-invariant, falls back to one
+ * family where that helps, and leaves no trace.
+ */
 import * as assert from "uvu/assert";
 import { type CompileOptions, compile } from "../compiler/compile.ts";
 import { compileKernels } from "../compiler/emit/asc.ts";

@@ -1,4 +1,7 @@
-/** Jobs: what is done at rest, what a cancel leaves, whose weights the base is, and what a checkpoint goes on with. */
+/**
+ * Jobs: what is done at rest, what a cancel leaves, whose weights the base is, and what a checkpoint goes on
+ * with.
+ */
 import { readFileSync, writeFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import type { TrainState } from "../runtime/trainer.ts";
@@ -282,7 +285,8 @@ test("a checkpoint goes on with the same rows and options by value, and with no 
     tensors: engine.core.adapters.find("seed").content.tensors.map((t) => t.map((x) => x * 2)),
   });
   await refuse({});
-  // The same adapter by another name, keys in another order, defaults written out, and what never changes a result.
+  // The same adapter by another name, keys in another order, defaults written out, and what never changes a
+  // result.
   const same = Object.fromEntries(Object.entries(o).reverse()) as unknown as FinetuneOptions;
   const losses = await resume({
     ...same,

@@ -1,4 +1,7 @@
-/** Laws 3 to 8: windows, batch invariance, adapters, pruning, saving, the pool. Bits, not tolerances, wherever the law says bits. */
+/**
+ * Laws 3 to 8: windows, batch invariance, adapters, pruning, saving, the pool. Bits, not tolerances, wherever
+ * the law says bits.
+ */
 import { createHash } from "node:crypto";
 import * as assert from "uvu/assert";
 import { compile } from "../compiler/compile.ts";
@@ -129,7 +132,8 @@ for (const target of targets)
   });
 
 test("law 4 can fail: a perturbed kernel family turns it red", async () => {
-  // The row path of products sums k downwards: same values in exact arithmetic, other bits than the tile path.
+  // The row path of products sums k downwards: same values in exact arithmetic, other bits than the tile
+  // path.
   const { compileKernels } = await import("../compiler/emit/asc.ts");
   const { manifest, files } = await compile(writeModel(configs.even), {
     targets: ["wasm"],
@@ -406,8 +410,8 @@ test("law 6: the pruned backward of a layer = the full one, bit for bit, for eve
 });
 
 test("law 6: the pruned backward builds the 14 factor gradients of a layer and no gradient of a base weight", async () => {
-  // The lora program never builds gradients of frozen weights; its adapters' gradients equal torch's full backward (reference.test.ts), and its
-  // graph holds no outer product with a base weight.
+  // The lora program never builds gradients of frozen weights; its adapters' gradients equal torch's full
+  // backward (reference.test.ts), and its graph holds no outer product with a base weight.
   const { graphs } = await compile(writeModel(configs.even), { targets: ["wasm"], capacities: small });
   const { toposort } = await import("../ops/index.ts");
   for (const g of graphs.graphs.filter((x) => x.name.startsWith("backward.lora"))) {
@@ -453,7 +457,8 @@ for (const target of targets)
           saved = first.checkpoint(`${dir}/checkpoint`).then(() => controller.abort());
       },
     });
-    // Stopped as soon as the checkpoint is on disk; a fast machine may finish first, which changes nothing below.
+    // Stopped as soon as the checkpoint is on disk; a fast machine may finish first, which changes nothing
+    // below.
     await first.done.catch((e: Error) => assert.is(e.name, "AbortError"));
     await saved;
     const second = await (await engine.finetune({ ...options, resume: `${dir}/checkpoint` })).done;
@@ -538,7 +543,8 @@ test("a step mixes decode rows, a prompt chunk and windows of two jobs; a decode
       load: { budget, lanes: 1, onStep: (t) => traces.push(t) },
     });
     traces.length = 0;
-    // Many short rows a step and a stream of short requests: windows of both jobs, decode rows and prompt chunks are around all the time.
+    // Many short rows a step and a stream of short requests: windows of both jobs, decode rows and prompt
+    // chunks are around all the time.
     const short = Array.from({ length: 12 }, (_, i) => ({
       input_ids: idsOf(`short${i}`, 5 + (i % 4), vocab),
     }));

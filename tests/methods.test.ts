@@ -1,4 +1,6 @@
-/** Adapter methods: each equals real torch (+ peft where peft has it), and the laws hold for mixtures of them. */
+/**
+ * Adapter methods: each equals real torch (+ peft where peft has it), and the laws hold for mixtures of them.
+ */
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import * as assert from "uvu/assert";
@@ -34,7 +36,8 @@ for (const [name, cls] of [
       const steps = target === "wasm" ? 20 : 4;
       const vocab = configs[name].vocab_size;
       const ref = reference[name];
-      // The pool of saved rows is small here, so that everything fits 1 MiB: micro-batches never change a result.
+      // The pool of saved rows is small here, so that everything fits 1 MiB: micro-batches never change a
+      // result.
       const capacities = {
         savedRows: 160,
         keptRows: 96,

@@ -1,4 +1,7 @@
-/** Law 1, op by op: every op of the registry on both targets against f64, every gradient against finite differences, random fused chains. */
+/**
+ * Law 1, op by op: every op of the registry on both targets against f64, every gradient against finite
+ * differences, random fused chains.
+ */
 import * as assert from "uvu/assert";
 import { vjp } from "../compiler/autodiff.ts";
 import {
@@ -145,7 +148,9 @@ for (const target of targets)
     }
   });
 
-/** Ops that nothing differentiates: they are what gradients are made of, or are taken of what is not trained. */
+/**
+ * Ops that nothing differentiates: they are what gradients are made of, or are taken of what is not trained.
+ */
 const constants = ["log", "dsilu", "linear_t", "outer", "col_sum", "row_max"];
 /** Rows that are all of one slot: a factor's gradient sums over the rows of a job, and a job has one slot. */
 const oneSlot = (b: Batch): Batch => ({

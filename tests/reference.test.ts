@@ -1,4 +1,7 @@
-/** Law 2: logits, losses, gradients and optimizer steps equal those of torch + transformers + peft, on both targets. */
+/**
+ * Law 2: logits, losses, gradients and optimizer steps equal those of torch + transformers + peft, on both
+ * targets.
+ */
 import { createHash } from "node:crypto";
 import { existsSync, readFileSync } from "node:fs";
 import * as assert from "uvu/assert";

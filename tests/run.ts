@@ -1,6 +1,7 @@
 /**
- * The strict runner: each test file in a process of its own, two at a time. A file passes only if it registered tests and every one of them ran and
- * passed; so a forgotten run(), a throwing hook, an empty file and a crash all fail.
+ * The strict runner: each test file in a process of its own, two at a time. A file passes only if it
+ * registered tests and every one of them ran and passed; so a forgotten run(), a throwing hook, an empty file
+ * and a crash all fail.
  *
  *   node --import tsx tests/run.ts [--long] [part of a file name …]
  *

@@ -1,6 +1,7 @@
 /**
- * A long day in short: random requests, aborts, jobs, checkpoints, publishes, adapters in and out, until nothing grows. Every answer that can be
- * told beforehand is compared bit for bit. The long form runs for half an hour on Wasm and ten minutes on a software WebGPU adapter.
+ * A long day in short: random requests, aborts, jobs, checkpoints, publishes, adapters in and out, until
+ * nothing grows. Every answer that can be told beforehand is compared bit for bit. The long form runs for
+ * half an hour on Wasm and ten minutes on a software WebGPU adapter.
  */
 import { existsSync, readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
@@ -41,7 +42,9 @@ async function held(): Promise<Held> {
   };
 }
 const median = (xs: readonly number[]): number => [...xs].sort((a, b) => a - b)[xs.length >> 1]!;
-/** Later samples hold what earlier ones held: medians of two stretches, the second no more than `slack` above. */
+/**
+ * Later samples hold what earlier ones held: medians of two stretches, the second no more than `slack` above.
+ */
 function flat(name: string, samples: readonly Held[]): void {
   const quarter = Math.max(1, Math.floor(samples.length / 4));
   // A short form ends before an allocator has settled.

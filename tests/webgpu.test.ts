@@ -1,4 +1,7 @@
-/** The WebGPU device: it says when it is gone, gives everything back, keeps its order, and loads no native code that others could have planted. */
+/**
+ * The WebGPU device: it says when it is gone, gives everything back, keeps its order, and loads no native
+ * code that others could have planted.
+ */
 import { spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";

@@ -1,4 +1,7 @@
-/** What no WGSL of weft may contain: a variable without an initialiser, and a product that a driver could contract into an addition. */
+/**
+ * What no WGSL of weft may contain: a variable without an initialiser, and a product that a driver could
+ * contract into an addition.
+ */
 import * as assert from "uvu/assert";
 import { adapterMethods } from "../compiler/adapters/index.ts";
 import { compile } from "../compiler/compile.ts";
@@ -22,7 +25,10 @@ const KEEPS = /^(max|min|select|array)$/;
 /** Exact: a power of two times an integer of 24 bits. */
 const EXACT = /^rand$/;
 
-/** Additions, in the text of a kernel, of an unrounded product of floats. Types are followed by name, function by function. */
+/**
+ * Additions, in the text of a kernel, of an unrounded product of floats. Types are followed by name, function
+ * by function.
+ */
 function contractible(wgsl: string): string[] {
   const out: string[] = [];
   for (const [, name, params, body] of wgsl.matchAll(/^fn (\w+)\((.*?)\)[^{]*\{([\s\S]*?)^\}/gm)) {

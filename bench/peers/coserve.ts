@@ -1,6 +1,6 @@
 /**
- * One way of sharing the machine between streams and jobs, in a process: node --import tsx coserve.ts BUNDLE THREADS LANES [sliced]. `sliced`: two
- * engines that have the machine in turns.
+ * One way of sharing the machine between streams and jobs, in a process: node --import tsx coserve.ts BUNDLE
+ * THREADS LANES [sliced]. `sliced`: two engines that have the machine in turns.
  */
 import { type Engine, load } from "../../sdk/index.ts";
 import { ids } from "../model.ts";
@@ -12,7 +12,8 @@ const streaming: Engine = await load(bundle!, options);
 const training: Engine = mode === "sliced" ? await load(bundle!, options) : streaming;
 const { vocab } = streaming.manifest.model;
 
-// Turns: an engine keeps the machine for a slice, if it has something to run, and gives it away between two steps.
+// Turns: an engine keeps the machine for a slice, if it has something to run, and gives it away between two
+// steps.
 let slice = 100;
 if (mode === "sliced") {
   let owner: Engine = streaming;
@@ -101,7 +102,10 @@ await serve({
     await new Promise((resolve) => setTimeout(resolve, q.ms));
     return {};
   },
-  /** A LoRA and an S2FT job side by side, each `steps` steps of one row of 128 tokens; `keep`: streams can use what they made. */
+  /**
+   * A LoRA and an S2FT job side by side, each `steps` steps of one row of 128 tokens; `keep`: streams can use
+   * what they made.
+   */
   jobs: async (q: { steps: number; keep?: boolean }) => {
     const t0 = performance.now();
     busy = true;

@@ -2,7 +2,10 @@
 import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 
-/** Peak memory of this process, MiB: the high-water mark of its own memory, since getrusage also counts what its parent had when it forked. */
+/**
+ * Peak memory of this process, MiB: the high-water mark of its own memory, since getrusage also counts what
+ * its parent had when it forked.
+ */
 const peak = () => Number(/VmHWM:\s+(\d+)/.exec(readFileSync("/proc/self/status", "utf8"))[1]) / 1024;
 export const median = (xs) => [...xs].sort((a, b) => a - b)[xs.length >> 1];
 /** Milliseconds of f, after one run that does not count. */

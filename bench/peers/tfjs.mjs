@@ -1,4 +1,7 @@
-/** TensorFlow.js on its Wasm backend (in Node: one thread): matmul, and a training step of an MLP 512-2048-512 at batch 128. */
+/**
+ * TensorFlow.js on its Wasm backend (in Node: one thread): matmul, and a training step of an MLP 512-2048-512
+ * at batch 128.
+ */
 import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
 import { serve, timed } from "./serve.mjs";

@@ -1,6 +1,6 @@
 /**
- * An adapter method in one file: what it computes at a site, which tensors it has there, how they start and how files call them. Batching,
- * gradients, slots, checkpoints and PEFT folders follow from that.
+ * An adapter method in one file: what it computes at a site, which tensors it has there, how they start and
+ * how files call them. Batching, gradients, slots, checkpoints and PEFT folders follow from that.
  */
 import type { Value } from "../../ops/index.ts";
 import type { BranchTensor, MethodEntry } from "../../runtime/bundle.ts";
@@ -22,12 +22,17 @@ export interface AdapterMethod extends Omit<MethodEntry, "fixed"> {
   readonly fixed: Readonly<Record<string, unknown>> | ((m: Model) => Readonly<Record<string, unknown>>);
   /** The kind of sites that it can have branches at; `linear` when it does not say. */
   readonly at?: SiteKind;
-  /** Most rows its tensors can have at a site of that kind; 0 where it has no branch. `sites` are all of them in a layer. */
+  /**
+   * Most rows its tensors can have at a site of that kind; 0 where it has no branch. `sites` are all of them
+   * in a layer.
+   */
   readonly capacity: (site: SiteSpec, sites: readonly SiteSpec[], c: Capacities) => number;
   readonly tensors: (site: SiteSpec, capacity: number) => readonly BranchTensor[];
   /** Do its jobs look at activations before they start? */
   readonly calibrates?: true;
-  /** Tensors of this branch from which a kernel makes `out` = 1 / ‖row of (W + s·Bᵀ·A)‖₂ whenever they change. */
+  /**
+   * Tensors of this branch from which a kernel makes `out` = 1 / ‖row of (W + s·Bᵀ·A)‖₂ whenever they change.
+   */
   readonly rowNorms?: { readonly a: string; readonly b: string; readonly out: string };
   /** The site's new input, for methods that change it. */
   readonly input?: (x: Value, c: BranchContext) => Value;

@@ -1,6 +1,7 @@
 /**
- * Bottleneck adapters (Houlsby et al. 2019; He et al. 2022) in the shape LLM-Adapters gives them: tanh between a down and an up projection, no
- * biases. Parallel: y += U·tanh(D·x). Series: y += U·tanh(D·y), on the output of the site. Up starts at zero, so that they start as the base.
+ * Bottleneck adapters (Houlsby et al. 2019; He et al. 2022) in the shape LLM-Adapters gives them: tanh
+ * between a down and an up projection, no biases. Parallel: y += U·tanh(D·x). Series: y += U·tanh(D·y), on
+ * the output of the site. Up starts at zero, so that they start as the base.
  */
 import { add, expand, shrink, tanh, type Value } from "../../ops/index.ts";
 import type { AdapterMethod } from "./adapter.ts";

@@ -1,6 +1,7 @@
 /**
- * DoRA (Liu et al. 2024): W' = diag(m / ‖W + sBA‖) (W + sBA), the norm of each output row taken as a constant, as PEFT does. `n` holds one over the norms;
- * a kernel makes it anew when a slot is filled and after every update. Written as y + (c - 1)·(y - bias) + c·s·B(A·x), so that rows without it are exact.
+ * DoRA (Liu et al. 2024): W' = diag(m / ‖W + sBA‖) (W + sBA), the norm of each output row taken as a
+ * constant, as PEFT does. `n` holds one over the norms; a kernel makes it anew when a slot is filled and
+ * after every update. Written as y + (c - 1)·(y - bias) + c·s·B(A·x), so that rows without it are exact.
  */
 import {
   add,

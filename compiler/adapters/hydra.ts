@@ -1,6 +1,7 @@
 /**
- * Hydra (Kim et al. 2023): a parallel and a sequential low-rank branch, y += s · (Bp(Ap·x) + Bs(As·y)), y with its bias. Both up projections start at
- * zero. PEFT has no such method: the folder is PEFT-shaped, with a type of its own.
+ * Hydra (Kim et al. 2023): a parallel and a sequential low-rank branch, y += s · (Bp(Ap·x) + Bs(As·y)), y
+ * with its bias. Both up projections start at zero. PEFT has no such method: the folder is PEFT-shaped, with
+ * a type of its own.
  */
 import { add, expand, scaleBySlot, shrink, type Value } from "../../ops/index.ts";
 import type { AdapterMethod } from "./adapter.ts";

@@ -1,6 +1,7 @@
 /**
- * IA3 (Liu et al. 2022): one learned gain per channel. y ⊙ l on the outputs of ordinary sites; (x ⊙ l)·Wᵀ on the input of the feed-forward's last
- * matrix, PEFT's `feedforward_modules`. Gains start at 1, so that it starts as the base.
+ * IA3 (Liu et al. 2022): one learned gain per channel. y ⊙ l on the outputs of ordinary sites; (x ⊙ l)·Wᵀ on
+ * the input of the feed-forward's last matrix, PEFT's `feedforward_modules`. Gains start at 1, so that it
+ * starts as the base.
  */
 import { mul, slotVector, type Type } from "../../ops/index.ts";
 import type { SiteSpec } from "../layers.ts";

@@ -1,4 +1,7 @@
-/** LoRA (Hu et al. 2021): y += s · B(A·drop(x)), s = alpha/r, or alpha/√r for rsLoRA (Kalajdzievski 2023). B is kept transposed, [r, out]. */
+/**
+ * LoRA (Hu et al. 2021): y += s · B(A·drop(x)), s = alpha/r, or alpha/√r for rsLoRA (Kalajdzievski 2023). B
+ * is kept transposed, [r, out].
+ */
 import { add, dropout, expand, scaleBySlot, shrink } from "../../ops/index.ts";
 import type { AdapterMethod } from "./adapter.ts";
 

@@ -1,4 +1,7 @@
-/** LoRA that trains the biases of its modules too (PEFT's `bias: "lora_only"`; BitFit, Ben Zaken et al. 2022): y += s · B(A·x) + (b' - b). */
+/**
+ * LoRA that trains the biases of its modules too (PEFT's `bias: "lora_only"`; BitFit, Ben Zaken et al. 2022):
+ * y += s · B(A·x) + (b' - b).
+ */
 import { rebias } from "../../ops/index.ts";
 import type { AdapterMethod } from "./adapter.ts";
 import { lora } from "./lora.ts";

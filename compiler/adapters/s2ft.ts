@@ -1,6 +1,7 @@
 /**
- * S2FT (Yang et al. 2024, §3), class `indexed`: the base stays as it is; an adapter chooses channels of a site and trains those columns (o, down) or
- * rows (v, up, gate) of its matrix as a dense delta. Input side: y += Δ·x[chosen], keeping only x[chosen]; output side: y[chosen] += Δ·x.
+ * S2FT (Yang et al. 2024, §3), class `indexed`: the base stays as it is; an adapter chooses channels of a
+ * site and trains those columns (o, down) or rows (v, up, gate) of its matrix as a dense delta. Input side: y
+ * += Δ·x[chosen], keeping only x[chosen]; output side: y[chosen] += Δ·x.
  */
 import { add, expand, place, select, shrink } from "../../ops/index.ts";
 import type { SiteSpec } from "../layers.ts";
@@ -11,7 +12,10 @@ const parameters = (s: SiteSpec): number => s.inFeatures + s.outFeatures;
 /** Length of a chosen channel's row or column. */
 const length = (s: SiteSpec): number => (s.coupling!.axis === "in" ? s.outFeatures : s.inFeatures);
 
-/** Sites that train when nothing else is asked for: down; and o where every query head has keys of its own (paper §5.4). */
+/**
+ * Sites that train when nothing else is asked for: down; and o where every query head has keys of its own
+ * (paper §5.4).
+ */
 function defaultSites(sites: readonly SiteSpec[]): readonly SiteSpec[] {
   return sites.filter((s) => s.coupling?.axis === "in" && (s.coupling.group === "ffn" || !s.coupling.shared));
 }

@@ -1,7 +1,8 @@
 /**
- * Sparse fine-tuning: single entries of a matrix are trained, as many as LoRA of the same rank has numbers, and served as a sparse delta. Chosen at
- * random (SHiRA, Bhardwaj et al. 2024, whose PEFT container it shares), by the size of the weights, or as those that moved most in a full fine-tuning
- * (LT-SFT, Ansell et al. 2022; here the largest of each matrix).
+ * Sparse fine-tuning: single entries of a matrix are trained, as many as LoRA of the same rank has numbers,
+ * and served as a sparse delta. Chosen at random (SHiRA, Bhardwaj et al. 2024, whose PEFT container it
+ * shares), by the size of the weights, or as those that moved most in a full fine-tuning (LT-SFT, Ansell et
+ * al. 2022; here the largest of each matrix).
  */
 import { add, sparse as product, sparseIndex } from "../../ops/index.ts";
 import type { AdapterMethod } from "./adapter.ts";

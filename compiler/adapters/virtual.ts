@@ -1,7 +1,7 @@
 /**
- * Tokens of an adapter's own before every sequence. Prefix tuning (Li & Liang 2021): in every layer their keys and values are trained, and enter the
- * cache as they are, after rotation. Prompt tuning (Lester et al. 2021): their embeddings are. They take the sequence's first positions; text begins
- * after them, as in PEFT.
+ * Tokens of an adapter's own before every sequence. Prefix tuning (Li & Liang 2021): in every layer their
+ * keys and values are trained, and enter the cache as they are, after rotation. Prompt tuning (Lester et al.
+ * 2021): their embeddings are. They take the sequence's first positions; text begins after them, as in PEFT.
  */
 import { overlay } from "../../ops/index.ts";
 import type { AdapterMethod } from "./adapter.ts";

@@ -1,13 +1,16 @@
 /**
- * AssemblyScript in memory: sources in, wasm out; what was compiled before comes from the user's cache. Options are those of asconfig.json, a target
- * for each kind of module.
+ * AssemblyScript in memory: sources in, wasm out; what was compiled before comes from the user's cache.
+ * Options are those of asconfig.json, a target for each kind of module.
  */
 import asc from "assemblyscript/asc";
 import { cached } from "../cache.ts";
 import { readBeside } from "../files.ts";
 import { finishModule, type ModuleRules } from "./module.ts";
 
-/** Targets of asconfig.json. Kernels may have no state: any number of threads instantiate them on one shared memory of at most 4 GiB. */
+/**
+ * Targets of asconfig.json. Kernels may have no state: any number of threads instantiate them on one shared
+ * memory of at most 4 GiB.
+ */
 const targets = {
   host: { stateless: false },
   kernels: { stateless: true },
@@ -19,8 +22,8 @@ export const compileKernels = (source: string, cache = true): Promise<Uint8Array
   compileAssembly("kernels", { "kernels.ts": source }, "kernels.ts", cache);
 
 /**
- * The same kernels with fused multiply-adds, where a machine has them: relaxed SIMD leaves it to the machine whether a product is rounded
- * before it is added, so this is a class of numerics of its own.
+ * The same kernels with fused multiply-adds, where a machine has them: relaxed SIMD leaves it to the machine
+ * whether a product is rounded before it is added, so this is a class of numerics of its own.
  */
 export function compileRelaxed(source: string, cache = true): Promise<Uint8Array> {
   const exact = "return f32x4.add(f32x4.mul(a, b), c);";
@@ -30,8 +33,8 @@ export function compileRelaxed(source: string, cache = true): Promise<Uint8Array
 }
 
 /**
- * Compile `entry` of `sources` (path → text). Throws with the compiler's own diagnostics: generated text that does not compile is a bug
- * of ours.
+ * Compile `entry` of `sources` (path → text). Throws with the compiler's own diagnostics: generated text that
+ * does not compile is a bug of ours.
  */
 export function compileAssembly(
   target: Target,

@@ -1,4 +1,7 @@
-/** Prints kernels as AssemblyScript: SIMD bodies with scalar tails, over addresses the compiler assigned. One exported function a launch. */
+/**
+ * Prints kernels as AssemblyScript: SIMD bodies with scalar tails, over addresses the compiler assigned. One
+ * exported function a launch.
+ */
 import { readFileSync } from "node:fs";
 import { type Expr, optimizers, sparseIndex, type Type, type Value } from "../../ops/index.ts";
 import type { Body, Operand } from "../fuse.ts";

@@ -1,4 +1,7 @@
-/** Attention on the CPU, unrolled over head_dim: full vectors, then scalar dims. Key tiles of 32 from position 0, folded in order. */
+/**
+ * Attention on the CPU, unrolled over head_dim: full vectors, then scalar dims. Key tiles of 32 from position
+ * 0, folded in order.
+ */
 import { KV_BLOCK, type Type, type Value } from "../../ops/index.ts";
 import type { Body } from "../fuse.ts";
 import type { KernelEnv } from "../kernel.ts";
@@ -186,13 +189,15 @@ export function emitAttention(name: string, b: Body, env: KernelEnv): string {
     ]);
   }
 
-  // dkv: each (key, kv head) is owned once; its sequence's segments fold one after another, in each the query rows and their heads in order.
+  // dkv: each (key, kv head) is owned once; its sequence's segments fold one after another, in each the query
+  // rows and their heads in order.
   const d = env.address({ node, index: 0, type: node.outs[0]! });
   const width = 2 * kv.heads * hd;
   const seg = (array: string, at: string): string =>
     `load<i32>(meta + ((<usize>(${at})) << 2), ${env.layout.arrays[array]! * 4})`;
   const half = (width / 2) * 4;
-  // Pairs of a block of query rows and the key head's heads, in order: dots first, then all exponentials, then sums, each with one row in registers.
+  // Pairs of a block of query rows and the key head's heads, in order: dots first, then all exponentials,
+  // then sums, each with one row in registers.
   const pairBytes = DKV_ROWS * group * 4;
   const pairs = (ptr: string, of: Value, lines: readonly string[]): string[] => [
     "for (let row: i32 = rb, at: usize = S; row < re; row++)",

@@ -1,4 +1,6 @@
-/** How AssemblyScript spells expressions: SIMD bodies with scalar tails, over addresses the compiler assigned. */
+/**
+ * How AssemblyScript spells expressions: SIMD bodies with scalar tails, over addresses the compiler assigned.
+ */
 import {
   type Expr,
   type Ix,
@@ -203,7 +205,10 @@ export function dialect(env: KernelEnv, deltas: readonly Expand[] = []): Dialect
   return d;
 }
 
-/** Statements that store a body's outputs for one row over columns [from, to): a vector loop and a scalar tail. */
+/**
+ * Statements that store a body's outputs for one row over columns [from, to): a vector loop and a scalar
+ * tail.
+ */
 export function storeLoops(
   p: Printer,
   stores: readonly Store[],

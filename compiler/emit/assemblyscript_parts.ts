@@ -1,4 +1,6 @@
-/** Pieces of AssemblyScript text that every kernel is made of, and the layout of a thread's scratch memory. */
+/**
+ * Pieces of AssemblyScript text that every kernel is made of, and the layout of a thread's scratch memory.
+ */
 import type { Domain } from "../../ops/index.ts";
 import type { Operand } from "../fuse.ts";
 import {
@@ -13,18 +15,24 @@ import { DROPOUT_BIT, headerWords } from "../metadata.ts";
 
 /** Columns of a weight panel on this target: two vectors. */
 export const P = 8;
-/** Rows and columns of a product's block of sums, [64][64] f32 in scratch: a panel group is read once for so many rows. */
+/**
+ * Rows and columns of a product's block of sums, [64][64] f32 in scratch: a panel group is read once for so
+ * many rows.
+ */
 export const BLOCK_ROWS = 64;
 export const BLOCK_COLS = 64;
 /** Bytes of one row of such a block. */
 export const BLOCK_STRIDE = BLOCK_COLS * 4;
-/** Terms that are summed before the next panels' turn, where panels are unpacked or turned: what of four panels stays in the first-level cache. */
+/**
+ * Terms that are summed before the next panels' turn, where panels are unpacked or turned: what of four
+ * panels stays in the first-level cache.
+ */
 export const K_CHUNK = 256;
 /** The same where panels are read as they are: of eight, what stays in the second-level cache. */
 export const K_DIRECT = 2048;
 /**
- * A thread's scratch, bytes: a block of sums at 0; four panels of a chunk, unpacked or turned; pointers of a block's rows for every operand; blocks of
- * low-rank deltas.
+ * A thread's scratch, bytes: a block of sums at 0; four panels of a chunk, unpacked or turned; pointers of a
+ * block's rows for every operand; blocks of low-rank deltas.
  */
 export const PACK_AT = BLOCK_ROWS * BLOCK_STRIDE;
 export const ROWS_AT = PACK_AT + 4 * K_CHUNK * P * 4 + K_CHUNK * P * 4;
@@ -39,7 +47,10 @@ export const header = (name: string): string =>
 export const headerF = (name: string): string =>
   `load<f32>(meta, ${headerWords.indexOf(name as (typeof headerWords)[number]) * 4})`;
 export const indent = (lines: readonly string[], n: number): string[] => lines.map((l) => " ".repeat(n) + l);
-/** A kernel runs on every thread at once: thread `part` of `parts` does its share, with scratch memory of its own. */
+/**
+ * A kernel runs on every thread at once: thread `part` of `parts` does its share, with scratch memory of its
+ * own.
+ */
 export const signature = "bind: usize, meta: usize, scratch: usize, part: i32, parts: i32";
 export const passed = "bind, meta, scratch, part, parts";
 /** Base pointers of the memory classes, from the group's bind record. */
@@ -70,7 +81,10 @@ export const wordsInUse = (p: ParamAddress, env: KernelEnv): string =>
 export const jobRank = (branch: number, env: KernelEnv): string =>
   `load<i32>(tables + ((<usize>(${header("slot")} * ${env.branches * 2})) << 2), ${(SLOT_TABLE + branch * 2) * 4})`;
 
-/** A loop over the unit's segments, each of `n` rows from row `r0`: a segment is summed on its own, then added. */
+/**
+ * A loop over the unit's segments, each of `n` rows from row `r0`: a segment is summed on its own, then
+ * added.
+ */
 export function overSegments(domain: Domain, env: KernelEnv, each: readonly string[]): string[] {
   const [first, rows] = SEGMENT_ROWS[domain]!;
   return [

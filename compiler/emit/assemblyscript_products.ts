@@ -1,7 +1,8 @@
 /**
- * Products on the CPU: register tiles over 8-column panels. Weights are read from one packed copy: y = x·Wᵀ takes panels as they are, dx = dy·W turns
- * them on the fly, and every storage format is unpacked to f32 a chunk at a time, so one family of tiles serves all. Each output is one chain of
- * multiply-adds in ascending order of what is summed, whatever the rows beside it and whichever thread computes it.
+ * Products on the CPU: register tiles over 8-column panels. Weights are read from one packed copy: y = x·Wᵀ
+ * takes panels as they are, dx = dy·W turns them on the fly, and every storage format is unpacked to f32 a
+ * chunk at a time, so one family of tiles serves all. Each output is one chain of multiply-adds in ascending
+ * order of what is summed, whatever the rows beside it and whichever thread computes it.
  */
 import { type Expr, sameValue, type Type } from "../../ops/index.ts";
 import type { Body, Operand } from "../fuse.ts";
@@ -119,7 +120,10 @@ export function emitProduct(name: string, b: Body, env: KernelEnv): string {
   ])}`;
 }
 
-/** u = x · factorᵀ of each row's slot: four rows of one slot share the factor's loads; each dot is the same chain either way. */
+/**
+ * u = x · factorᵀ of each row's slot: four rows of one slot share the factor's loads; each dot is the same
+ * chain either way.
+ */
 export function emitShrink(name: string, b: Body, env: KernelEnv): string {
   const [x, f] = b.operands as [Operand, Operand];
   const t = f.value.type as Type & { kind: "factor" };
@@ -151,7 +155,10 @@ export function emitShrink(name: string, b: Body, env: KernelEnv): string {
   ])}`;
 }
 
-/** A parameter's gradient, Σ over rows of down[row] ⊗ lanes[row], segment by segment: a thread owns whole panels of lanes. */
+/**
+ * A parameter's gradient, Σ over rows of down[row] ⊗ lanes[row], segment by segment: a thread owns whole
+ * panels of lanes.
+ */
 export function emitOuter(name: string, b: Body, env: KernelEnv): string {
   const [a, c, param] = b.operands as [Operand, Operand, Operand];
   const pa = env.param(String(b.node!.attrs.of));
@@ -162,7 +169,8 @@ export function emitOuter(name: string, b: Body, env: KernelEnv): string {
   };
   const out = `accum + ((<usize>(${header("job")} * ${env.jobWords} + ${pa.accum})) << 2)`;
   const weight = param.value.type.kind === "weight";
-  // Matrix: panels over n (lanes), k down; a = dy [n], c = x [k]. Factor: rank down, columns over lanes; a = u [rank], c = x or dy [cols].
+  // Matrix: panels over n (lanes), k down; a = dy [n], c = x [k]. Factor: rank down, columns over lanes; a =
+  // u [rank], c = x or dy [cols].
   const lanes = weight ? a : c;
   const down = weight ? c : a;
   const nLanes = weight ? pa.n : pa.k;
@@ -239,9 +247,10 @@ const storage: Readonly<Record<Weight["format"], Storage>> = {
 };
 const TILE_ROWS = [4, 2, 1] as const;
 /**
- * acc[rows][8] += x[rows][K] · panel, K ascending. Loops are short on purpose: engines keep the sums of one or two terms an iteration in registers and
- * those of more not always (V8 of Node 20 to 24: 4 × 8 in f32 runs at 65 GFLOP/s with one term and 40 to 55 with more, 2 × 8 at twice the speed with two
- * as with four). One panel, on purpose: a second run of memory costs a third of the speed.
+ * acc[rows][8] += x[rows][K] · panel, K ascending. Loops are short on purpose: engines keep the sums of one
+ * or two terms an iteration in registers and those of more not always (V8 of Node 20 to 24: 4 × 8 in f32 runs
+ * at 65 GFLOP/s with one term and 40 to 55 with more, 2 × 8 at twice the speed with two as with four). One
+ * panel, on purpose: a second run of memory costs a third of the speed.
  */
 function tile(rows: number, format: Weight["format"]): string {
   const xs = each(rows);
@@ -295,9 +304,15 @@ function tile(rows: number, format: Weight["format"]): string {
     "}",
   ].join("\n");
 }
-/** Terms of four rows and a panel that a first-level cache holds; past it, four rows that also wait for memory take longer than two and two. */
+/**
+ * Terms of four rows and a panel that a first-level cache holds; past it, four rows that also wait for memory
+ * take longer than two and two.
+ */
 const K_NEAR = 768;
-/** Panels lie one after the other in memory: the first rows read them as one long run, and the next find them in the cache. */
+/**
+ * Panels lie one after the other in memory: the first rows read them as one long run, and the next find them
+ * in the cache.
+ */
 function tiles(format: Weight["format"]): string {
   const scaled = storage[format].scaled;
   const pass = (rows: number): string[] => [
@@ -329,7 +344,10 @@ function tiles(format: Weight["format"]): string {
   ].join("\n");
 }
 
-/** The two products over one storage format. For eight rows and more, and turned, packed panels are unpacked before: four panels of a chunk at a time. */
+/**
+ * The two products over one storage format. For eight rows and more, and turned, packed panels are unpacked
+ * before: four panels of a chunk at a time.
+ */
 function productsOf(format: Weight["format"]): string {
   const direct = format === "f32";
   const { bytes, scaled } = storage[format];
@@ -383,7 +401,8 @@ function productsOf(format: Weight["format"]): string {
     "    }",
     "  }",
     "}",
-    // DoRA's norms, four outputs at a time: out[o] = 1 / ‖W[o] + scale · Σ_r b[r][o]·a[r]‖₂, k ascending in every lane; `pack` is scratch.
+    // DoRA's norms, four outputs at a time: out[o] = 1 / ‖W[o] + scale · Σ_r b[r][o]·a[r]‖₂, k ascending in
+    // every lane; `pack` is scratch.
     `function rowNorms_${format}(w: usize, N: i32, K: i32, a: usize, b: usize, rank: i32, scale: f32, out: usize, pack: usize, part: i32, parts: i32): void {`,
     "  const quads: i32 = (N + 3) >> 2;",
     "  for (let o: i32 = share(quads, part, parts) << 2; o < share(quads, part + 1, parts) << 2; o += 4) {",

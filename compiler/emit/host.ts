@@ -1,4 +1,7 @@
-/** host.wasm: the scheduler's AssemblyScript with this bundle's capacities, offsets and program tables compiled in. */
+/**
+ * host.wasm: the scheduler's AssemblyScript with this bundle's capacities, offsets and program tables
+ * compiled in.
+ */
 import { readdirSync, readFileSync } from "node:fs";
 import type { BlockEntry, CapacityEntry, GridDim, ProgramEntry } from "../../runtime/bundle.ts";
 import { extArray, HEADER, headerWords, MASK_WORDS, segmentsOf, unitTableWords } from "../metadata.ts";
@@ -51,8 +54,9 @@ export interface HostInput {
 }
 
 /**
- * The longest command list of a step, and its most events, as if every mask bit were set: all slots filled anew, all units granted, every job's update,
- * and a forward. Of two kernels for few and for many rows a step runs one.
+ * The longest command list of a step, and its most events, as if every mask bit were set: all slots filled
+ * anew, all units granted, every job's update, and a forward. Of two kernels for few and for many rows a step
+ * runs one.
  */
 function longestLists(h: HostInput): { commands: number; events: number } {
   const { slots, units, jobs, headRows } = h.capacities;
@@ -91,7 +95,10 @@ function longestLists(h: HostInput): { commands: number; events: number } {
 /** What a job may be of: the bundle's classes, then those that only look. */
 const classesOf = (h: HostInput): string[] => [...h.train, CALIBRATE, CALIBRATE_GRADIENT];
 
-/** The generated config module. Cost of a unit's row in 1024ths of a forward row: that one runs every layer once, a backward row one layer twice. */
+/**
+ * The generated config module. Cost of a unit's row in 1024ths of a forward row: that one runs every layer
+ * once, a backward row one layer twice.
+ */
 export function hostConfig(h: HostInput): string {
   const c = h.capacities;
   const rowCost = h.layers * h.parametersPerLayer + h.headParameters / 8;

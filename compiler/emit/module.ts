@@ -1,18 +1,24 @@
-/** What is done to a module that asc made: checked against what its place allows, and stripped of functions that are there twice. */
+/**
+ * What is done to a module that asc made: checked against what its place allows, and stripped of functions
+ * that are there twice.
+ */
 import binaryen from "binaryen";
 
 /** What binaryen's declarations leave out. */
 type Module = ReturnType<typeof binaryen.readBinary> & { getNumDataSegments(): number };
 
 /**
- * A module that any number of threads instantiate on one memory: no data section that would be written again, no start function, no table, no
- * mutable global, no memory of its own.
+ * A module that any number of threads instantiate on one memory: no data section that would be written again,
+ * no start function, no table, no mutable global, no memory of its own.
  */
 export interface ModuleRules {
   readonly stateless: boolean;
 }
 
-/** Throws when the module breaks its rules, which generated text never may. Returns its bytes with duplicate functions merged. */
+/**
+ * Throws when the module breaks its rules, which generated text never may. Returns its bytes with duplicate
+ * functions merged.
+ */
 export function finishModule(name: string, bytes: Uint8Array, rules: ModuleRules): Uint8Array {
   const module = binaryen.readBinary(bytes) as Module;
   try {

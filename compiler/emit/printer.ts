@@ -1,11 +1,14 @@
 /**
- * Prints expressions once for every target: sub-expressions are hoisted to the row level when they do not depend on the column, and shared by
- * identity. A dialect supplies the leaves.
+ * Prints expressions once for every target: sub-expressions are hoisted to the row level when they do not
+ * depend on the column, and shared by identity. A dialect supplies the leaves.
  */
 import { type Expr, type Ix, ixUsesCol, type ScalarFn } from "../../ops/index.ts";
 
 export type Level = "row" | "col";
-/** How one target spells things. `lanes` is 4 in SIMD bodies and 1 in scalar ones; row-level text is always scalar. */
+/**
+ * How one target spells things. `lanes` is 4 in SIMD bodies and 1 in scalar ones; row-level text is always
+ * scalar.
+ */
 export interface Dialect {
   readonly type: (lanes: 1 | 4) => string;
   readonly constant: (v: number, lanes: 1 | 4) => string;
@@ -46,7 +49,10 @@ export function usesCol(e: Expr): boolean {
   }
 }
 
-/** Prints into `row` lines (once a row) and `col` lines (once a column step). Names are unique within the printer. */
+/**
+ * Prints into `row` lines (once a row) and `col` lines (once a column step). Names are unique within the
+ * printer.
+ */
 export class Printer {
   readonly row: string[] = [];
   col: string[] = [];

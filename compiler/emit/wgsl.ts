@@ -1,5 +1,6 @@
 /**
- * Prints kernels as WGSL: one entry point a launch, its bodies selected by workgroup_id.z. Eight storage bindings, one a memory class, serve every kernel.
+ * Prints kernels as WGSL: one entry point a launch, its bodies selected by workgroup_id.z. Eight storage
+ * bindings, one a memory class, serve every kernel.
  */
 import { type Expr, KV_BLOCK, optimizers, sparseIndex, type Type, type Value } from "../../ops/index.ts";
 import type { GridDim } from "../../runtime/bundle.ts";

@@ -1,7 +1,8 @@
 /**
- * Attention in WGSL. A lane owns a row and head (forward, dq) or a key and head (dkv) and keeps its vectors in registers: no barrier. The forward has
- * a second kernel for few rows, where a workgroup shares one row and head, its lanes over keys and then over dims. Both do the same operations in the
- * same order on every number: dims ascending in a dot product, key tiles of 32 from position 0, keys ascending in a tile.
+ * Attention in WGSL. A lane owns a row and head (forward, dq) or a key and head (dkv) and keeps its vectors
+ * in registers: no barrier. The forward has a second kernel for few rows, where a workgroup shares one row
+ * and head, its lanes over keys and then over dims. Both do the same operations in the same order on every
+ * number: dims ascending in a dot product, key tiles of 32 from position 0, keys ascending in a tile.
  */
 import { KV_BLOCK, type Node, type Type, type Value } from "../../ops/index.ts";
 import type { Body } from "../fuse.ts";
@@ -32,7 +33,10 @@ function shape(b: Body, node: Node, env: KernelEnv) {
     kvHeads: kv.heads,
     group: heads / kv.heads,
     scale: f32(Number(node.attrs.scale)),
-    /** A product of q and k in the scale of the softmax; what is subtracted from it next must not be contracted into it. */
+    /**
+     * A product of q and k in the scale of the softmax; what is subtracted from it next must not be
+     * contracted into it.
+     */
     scaled: (dot: string): string => pin(`${dot} * ${f32(Number(node.attrs.scale))}`),
     /** First word of a position's key (part 0) or value (1). */
     kvAt: (part: 0 | 1, position: string, kh: string): string =>

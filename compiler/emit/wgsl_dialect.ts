@@ -130,7 +130,9 @@ export function dialect(env: KernelEnv): Dialect {
   return d;
 }
 
-/** Statements that store a body's outputs at (row, col); `narrow` ones (one column) only where `first` holds. */
+/**
+ * Statements that store a body's outputs at (row, col); `narrow` ones (one column) only where `first` holds.
+ */
 export function stores(
   p: Printer,
   list: readonly Store[],

@@ -7,7 +7,10 @@ import { DROPOUT_BIT, headerWords } from "../metadata.ts";
 
 /** Lanes of a workgroup. */
 export const WG = 64;
-/** Rows that a workgroup of a pointwise kernel, or of a shrink, goes through: a group costs more than a few elements. */
+/**
+ * Rows that a workgroup of a pointwise kernel, or of a shrink, goes through: a group costs more than a few
+ * elements.
+ */
 export const ROWS = 4;
 export const f32 = (v: number): string => {
   const s = String(Math.fround(v));
@@ -21,8 +24,8 @@ export const headerF = (name: string): string => `bitcast<f32>(${header(name)})`
 export const maskBit = (bit: number): string => `((${header(`mask_${bit >> 5}`)} >> ${bit & 31}u) & 1) == 1`;
 export const signature = "wg: vec3<i32>, lane: i32";
 /**
- * A function. Every variable in it has an initialiser: without one, a variable of a loop's body was seen to keep what the turn before left in it
- * (SwiftShader, llvmpipe), where the language says that it is zero.
+ * A function. Every variable in it has an initialiser: without one, a variable of a loop's body was seen to
+ * keep what the turn before left in it (SwiftShader, llvmpipe), where the language says that it is zero.
  */
 export function fn(name: string, lines: readonly string[], params = signature): string {
   const body = lines.join("\n");
@@ -31,8 +34,8 @@ export function fn(name: string, lines: readonly string[], params = signature): 
   return `fn ${name}(${params}) {\n${body}\n}`;
 }
 /**
- * The number itself, rounded: with a run-time zero that the driver cannot see through, so that it cannot contract the product inside into a later
- * addition in one kernel and not in another.
+ * The number itself, rounded: with a run-time zero that the driver cannot see through, so that it cannot
+ * contract the product inside into a later addition in one kernel and not in another.
  */
 export const pin = (text: string): string => `bitcast<f32>(bitcast<u32>(${text}) ^ u32(${header("zero")}))`;
 /** Registers of zeros. */
@@ -61,7 +64,10 @@ export const wordsInUse = (p: ParamAddress, env: KernelEnv): string =>
     ? String(p.words)
     : `min(${p.words}, ${jobRank(p.branch!, env)} * ${p.k})`;
 
-/** A loop over the unit's segments, and inside it over the segment's rows `r`: each segment is summed on its own. */
+/**
+ * A loop over the unit's segments, and inside it over the segment's rows `r`: each segment is summed on its
+ * own.
+ */
 export function overSegments(
   domain: Domain,
   env: KernelEnv,
@@ -83,7 +89,10 @@ export function overSegments(
   ];
 }
 
-/** Text of four neighbouring columns of a matrix in panels of 16, at (panel, k, column in the panel); a place counts words, halves or bytes. */
+/**
+ * Text of four neighbouring columns of a matrix in panels of 16, at (panel, k, column in the panel); a place
+ * counts words, halves or bytes.
+ */
 export function panelReader(
   format: Format,
   offset: number,

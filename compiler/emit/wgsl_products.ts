@@ -1,6 +1,6 @@
 /**
- * Products in WGSL: register tiles over 16-column panels. Each output is one ascending chain of fma over what is summed, in the tile path and in the row
- * path alike.
+ * Products in WGSL: register tiles over 16-column panels. Each output is one ascending chain of fma over what
+ * is summed, in the tile path and in the row path alike.
  */
 import { pairsOf, type Type } from "../../ops/index.ts";
 import type { Body, Operand } from "../fuse.ts";
@@ -22,7 +22,10 @@ import {
 } from "./wgsl_parts.ts";
 
 type Weight = Type & { kind: "weight" };
-/** Rows of a product's register tile; a tail of at least so many takes a tile too, its missing rows being the last one again. */
+/**
+ * Rows of a product's register tile; a tail of at least so many takes a tile too, its missing rows being the
+ * last one again.
+ */
 export const TILE = 8;
 const TILE_FROM = 3;
 
@@ -41,7 +44,10 @@ function epilogue(name: string, b: Body, env: KernelEnv): string {
 const tileRows = (o: Operand, env: KernelEnv, n: number) =>
   Array.from({ length: n }, (_, i) => rowAt(o, env, n === 1 ? "r" : `min(r0 + ${i}, n - 1)`));
 
-/** A product of `b.cols` columns, a lane owning four of them; `sums` adds into a0 … of a tile of n rows what it reads. */
+/**
+ * A product of `b.cols` columns, a lane owning four of them; `sums` adds into a0 … of a tile of n rows what
+ * it reads.
+ */
 function tiled(name: string, b: Body, env: KernelEnv, sums: (n: number) => readonly string[]): string {
   const rows = (n: number): string[] => {
     const tile = Array.from({ length: n }, (_, i) => `a${i}`);
@@ -87,7 +93,10 @@ export function emitLinear(name: string, b: Body, env: KernelEnv): string {
   });
 }
 
-/** dx = dy·W, summed over all pairs of dy and W; twelve loads for 32 products at eight rows and one column of dy. */
+/**
+ * dx = dy·W, summed over all pairs of dy and W; twelve loads for 32 products at eight rows and one column of
+ * dy.
+ */
 export function emitLinearT(name: string, b: Body, env: KernelEnv): string {
   const four = [0, 1, 2, 3];
   return tiled(name, b, env, (n) =>
@@ -145,7 +154,8 @@ export function emitOuter(name: string, b: Body, env: KernelEnv): string {
   const pa = env.param(String(b.node!.attrs.of));
   const ra = rowAt(a, env, "r");
   const rc = rowAt(c, env, "r");
-  // A lane owns four columns of four rows of the gradient: eight loads for sixteen products, each element one ascending chain.
+  // A lane owns four columns of four rows of the gradient: eight loads for sixteen products, each element one
+  // ascending chain.
   const base = `${header("job")} * ${env.jobWords} + ${pa.accum}`;
   const four = [0, 1, 2, 3];
   const sums = four.map((i) => `var sum${i} = vec4<f32>();`);

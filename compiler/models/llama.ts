@@ -1,4 +1,7 @@
-/** The Llama family: RMSNorm, rotary positions, grouped-query attention, SwiGLU. Config keys are Hugging Face's own. */
+/**
+ * The Llama family: RMSNorm, rotary positions, grouped-query attention, SwiGLU. Config keys are Hugging
+ * Face's own.
+ */
 import { add, embed, linear } from "../../ops/index.ts";
 import type { Family } from "./model.ts";
 import { checkKeys, count, fail, headsOf, inverseFrequencies, selfAttention, swiglu } from "./parts.ts";

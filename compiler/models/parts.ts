@@ -1,4 +1,7 @@
-/** What model families share: how a config.json is read, rotary frequencies, attention and feed-forward blocks. */
+/**
+ * What model families share: how a config.json is read, rotary frequencies, attention and feed-forward
+ * blocks.
+ */
 import { mul, silu, type Value } from "../../ops/index.ts";
 import { WeftError } from "../../runtime/bundle.ts";
 import type { RegionBuilder } from "../layers.ts";
@@ -134,7 +137,10 @@ export function headsOf(config: Json, hiddenSize: number): Heads {
   return { heads, kvHeads, headDim };
 }
 
-/** Grouped-query attention of x [rows, hidden] over the cache, with its four projections. Under S2FT v and o share the heads' channels. */
+/**
+ * Grouped-query attention of x [rows, hidden] over the cache, with its four projections. Under S2FT v and o
+ * share the heads' channels.
+ */
 export function selfAttention(
   b: RegionBuilder,
   x: Value,

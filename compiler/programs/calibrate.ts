@@ -1,4 +1,6 @@
-/** Jobs that only look: sums over a data set of what each channel carries, which selectors of channels rank. */
+/**
+ * Jobs that only look: sums over a data set of what each channel carries, which selectors of channels rank.
+ */
 import {
   colSum,
   gatherRows,

@@ -1,6 +1,7 @@
 /**
- * Regions → programs. A region is one graph with L instances (layer) or one (outer: embedding and head). Each program is what one command
- * list entry runs: the forward, the pruned backward in its two kept sets, the training head, the update.
+ * Regions → programs. A region is one graph with L instances (layer) or one (outer: embedding and head). Each
+ * program is what one command list entry runs: the forward, the pruned backward in its two kept sets, the
+ * training head, the update.
  */
 import { Graph, type Value } from "../../ops/index.ts";
 import { type Format, WeftError } from "../../runtime/bundle.ts";
@@ -42,7 +43,8 @@ export function buildPrograms(
   const unitRows = hiddenRows(graph, model, "W");
 
   const graphs: GraphProgram[] = [...servingPrograms(outer, model, whole.h, field)];
-  // One forward serves requests and every class of adapters in training: its saves are skipped where no row is trained.
+  // One forward serves requests and every class of adapters in training: its saves are skipped where no row
+  // is trained.
   const shared = new Map<string, Value>();
   const own: Value[] = [];
   const saved: { [cls: TrainClass]: NonNullable<Programs["saved"][string]> } = {};
@@ -94,7 +96,9 @@ const forward = (name: string, stores: readonly Value[], out: Value): GraphProgr
   homes: [{ value: out, name: "h" }],
 });
 
-/** Where each method has branches, and the room of each. Throws WEFT_CAPACITY past what the mask words hold. */
+/**
+ * Where each method has branches, and the room of each. Throws WEFT_CAPACITY past what the mask words hold.
+ */
 function branchesOf(
   methods: readonly AdapterMethod[],
   sites: readonly SiteSpec[],

@@ -1,10 +1,16 @@
-/** What a class of jobs keeps of its forward, which is what its pruned backward reads, and no more than cannot be computed again. */
+/**
+ * What a class of jobs keeps of its forward, which is what its pruned backward reads, and no more than cannot
+ * be computed again.
+ */
 import { type Node, opOf, toposort, type Value, valueKey } from "../../ops/index.ts";
 import type { SavedBytes, SavedField, TrainClass } from "./program.ts";
 import type { Region, Rows } from "./region.ts";
 
 export interface Kept {
-  /** What bounds a unit whatever it keeps: the layer's input, and attention's output and log-sum-exp, which is never rerun. */
+  /**
+   * What bounds a unit whatever it keeps: the layer's input, and attention's output and log-sum-exp, which is
+   * never rerun.
+   */
   readonly boundary: readonly Value[];
   /** The boundary, then what mode `all` keeps too. */
   readonly all: readonly Value[];
@@ -12,7 +18,10 @@ export interface Kept {
   readonly bytes: SavedBytes;
 }
 
-/** Values of the forward that the backward reads, fewest first kept: what is pointwise in kept values is recomputed, never stored. */
+/**
+ * Values of the forward that the backward reads, fewest first kept: what is pointwise in kept values is
+ * recomputed, never stored.
+ */
 function keptSet(forward: ReadonlySet<Node>, roots: readonly Value[]): { read: Value[]; kept: Value[] } {
   const read = new Map<string, Value>();
   const order = toposort(roots);

@@ -1,11 +1,17 @@
-/** What one entry of a command list runs: a graph over rows of one kind, once a layer or once in the outer region. */
+/**
+ * What one entry of a command list runs: a graph over rows of one kind, once a layer or once in the outer
+ * region.
+ */
 import type { Value } from "../../ops/index.ts";
 import type { BranchSpec, ParamSpec, SiteSpec } from "../layers.ts";
 import type { BlockKind } from "../metadata.ts";
 
 /** What a bundle can train: an adapter method by name, or `full` for every base tensor (exclusive). */
 export type TrainClass = string;
-/** Classes of jobs that only look, and update nothing: statistics of activations; with the loss and its backward, of gradients. */
+/**
+ * Classes of jobs that only look, and update nothing: statistics of activations; with the loss and its
+ * backward, of gradients.
+ */
 export const CALIBRATE = "calibrate";
 export const CALIBRATE_GRADIENT = "calibrate_gradient";
 export type RegionName = "layer" | "outer";
@@ -21,7 +27,10 @@ export interface GraphProgram {
 export interface SavedField {
   readonly name: string;
   readonly cols: number;
-  /** `save_row`: kept in both modes, one field for all adapter methods; `ext_row`: kept only in mode `all`, a field of the class's own. */
+  /**
+   * `save_row`: kept in both modes, one field for all adapter methods; `ext_row`: kept only in mode `all`, a
+   * field of the class's own.
+   */
   readonly index: "save_row" | "ext_row";
 }
 export interface SavedBytes {
@@ -32,7 +41,10 @@ export interface SavedBytes {
   readonly all: number;
   readonly boundary: number;
 }
-/** Of the channels of a coupled group, sums over the rows of a calibration: x², or the squared norm of a row's gradient. */
+/**
+ * Of the channels of a coupled group, sums over the rows of a calibration: x², or the squared norm of a row's
+ * gradient.
+ */
 export interface Statistic {
   readonly name: string;
   readonly group: string;

@@ -1,4 +1,7 @@
-/** The layer region: built once, then mapped. A map is pure and tells where each value went, and where it came from. */
+/**
+ * The layer region: built once, then mapped. A map is pure and tells where each value went, and where it came
+ * from.
+ */
 import {
   type Attrs,
   type Domain,
@@ -15,7 +18,10 @@ import { type BranchSpec, RegionBuilder } from "../layers.ts";
 import type { Model } from "../models/model.ts";
 
 export type Rows = Type & { kind: "rows" };
-/** A layer as a graph: what enters it, what leaves it, and what enters and leaves the matrix of each linear site. */
+/**
+ * A layer as a graph: what enters it, what leaves it, and what enters and leaves the matrix of each linear
+ * site.
+ */
 export interface Region {
   readonly h: Value;
   readonly out: Value;

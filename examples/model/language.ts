@@ -1,6 +1,7 @@
 /**
- * The little language of the example model: short stories about people with a pet, a hat, a food and a place, and questions about them. Every
- * choice is a draw with a known probability, so the entropy of what it writes can be counted exactly.
+ * The little language of the example model: short stories about people with a pet, a hat, a food and a place,
+ * and questions about them. Every choice is a draw with a known probability, so the entropy of what it writes
+ * can be counted exactly.
  */
 export const names = [
   "Tom",
@@ -122,7 +123,10 @@ const fill = (template: string, name: string, value = ""): string =>
 export const ask = (question: string, name: string): string => `Question: ${fill(question, name)}\nAnswer:`;
 export const answer = (value: string): string => ` ${value}.\n`;
 
-/** One document: a story about one or two people, then questions it answers; or questions alone, about people of whom nothing was told. */
+/**
+ * One document: a story about one or two people, then questions it answers; or questions alone, about people
+ * of whom nothing was told.
+ */
 export function document(d: Draws): string {
   const first = d.of(names);
   if (d.chance(1, 8)) {

@@ -10,7 +10,10 @@ function byteAlphabet(): string[] {
 }
 const pattern = /'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+/gu;
 
-/** Merge the most frequent pair until `vocab` ids are used (ties: the pair that sorts first). Returns the file and its config. */
+/**
+ * Merge the most frequent pair until `vocab` ids are used (ties: the pair that sorts first). Returns the file
+ * and its config.
+ */
 export function trainTokenizer(
   texts: readonly string[],
   vocab: number,

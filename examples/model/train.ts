@@ -1,6 +1,7 @@
 /**
- * Makes the example model with weft's own full training, from nothing: language → tokenizer → random weights → optimizer steps. Resumable: run it
- * again and it goes on from the last checkpoint. Writes examples/model/story and its loss log.
+ * Makes the example model with weft's own full training, from nothing: language → tokenizer → random weights
+ * → optimizer steps. Resumable: run it again and it goes on from the last checkpoint. Writes
+ * examples/model/story and its loss log.
  *
  *   npm run example:train            (about 15 minutes on 2 cores)
  */
@@ -28,7 +29,10 @@ export const recipe = {
 } as const;
 export const work = fileURLToPath(new URL("../../.weft/example/", import.meta.url));
 
-/** Config, tokenizer and initial weights (normal, σ = 0.02·√(128/fan-in)-like, from seeded integers) as a Hugging Face folder. */
+/**
+ * Config, tokenizer and initial weights (normal, σ = 0.02·√(128/fan-in)-like, from seeded integers) as a
+ * Hugging Face folder.
+ */
 export async function makeInitial(dir: string): Promise<void> {
   const r = recipe;
   mkdirSync(dir, { recursive: true });
@@ -157,7 +161,8 @@ async function main(): Promise<void> {
   const { texts, nats } = trainingRows(recipe.steps * recipe.batch, recipe.seed + 2);
   const data = encodeRows(texts, (s) => engine.encode(s));
   const learned = data.reduce((n, r) => n + r.input_ids.length - 1, 0);
-  // Every document's end, and each row's first token, are certain or unlearned; what is left to know is what was drawn.
+  // Every document's end, and each row's first token, are certain or unlearned; what is left to know is what
+  // was drawn.
   const entropy = nats / learned;
   const held = encodeRows(trainingRows(60, recipe.seed + 3).texts, (s) => engine.encode(s));
   const log: { step: number; loss: number }[] = [];

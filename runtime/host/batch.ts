@@ -22,7 +22,10 @@ function workgroups(grid: i32, d: i32, block: i32): i32 {
   else if (code == 5) count = rows < counter(C_MANY) ? 0 : rows;
   return (count * LAUNCHES[grid + 1 + d * 3] + LAUNCHES[grid + 2 + d * 3] - 1) / LAUNCHES[grid + 2 + d * 3];
 }
-/** Emit a program's launches for `group` over the metadata block at word `block`; those that have nothing to do are left out. */
+/**
+ * Emit a program's launches for `group` over the metadata block at word `block`; those that have nothing to
+ * do are left out.
+ */
 export function emitProgram(program: i32, group: i32, block: i32): void {
   if (program < 0) return;
   for (let i: i32 = PROGRAM_START[program]; i < PROGRAM_START[program + 1]; i++) {

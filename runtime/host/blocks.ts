@@ -1,4 +1,7 @@
-/** The block manager: cache blocks of 32 tokens and contiguous runs of saved rows. The only allocator; every sequence reserves its whole need up front. */
+/**
+ * The block manager: cache blocks of 32 tokens and contiguous runs of saved rows. The only allocator; every
+ * sequence reserves its whole need up front.
+ */
 import { BLOCKS, BLOCKS_PER_SEQUENCE, KEPT_ROWS, SAVED_ROWS, SEQUENCES } from "./config";
 import { bump, C_FREE, counter, EXT_BASE, FREE_BLOCKS, get, KIND, LENGTH_OF, NONE, NUM_BLOCKS, SAVE_BASE, set, TABLE, TRAIN } from "./state";
 
@@ -24,7 +27,10 @@ export function release(seq: i32): void {
   }
   set(NUM_BLOCKS, seq, 0);
 }
-/** First fit of `rows` contiguous rows below `capacity`, given the runs that live training sequences hold at `bases`; NONE if there is none. */
+/**
+ * First fit of `rows` contiguous rows below `capacity`, given the runs that live training sequences hold at
+ * `bases`; NONE if there is none.
+ */
 function findRun(bases: usize, rows: i32, capacity: i32): i32 {
   let start: i32 = 0;
   let moved: bool = true;

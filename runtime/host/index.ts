@@ -1,4 +1,7 @@
-/** The host: two calls a step. `schedule` grants rows and units and writes the batch; `commit` appends, stops, frees and reports. */
+/**
+ * The host: two calls a step. `schedule` grants rows and units and writes the batch; `commit` appends, stops,
+ * frees and reports.
+ */
 import { BLOCKS, CONTEXT, JOBS, MASK_WORDS, META_WORDS, SEQUENCES } from "./config";
 import { policy } from "./policy";
 import { beginStep, emitForward } from "./batch";
@@ -11,7 +14,10 @@ import {
 } from "./state";
 import { dropMicro, finishMicros, refreshSlots } from "./units";
 
-/** `many`: rows from which a step takes the kernels for many. `lanes`: command lists that may be on their way at once. */
+/**
+ * `many`: rows from which a step takes the kernels for many. `lanes`: command lists that may be on their way
+ * at once.
+ */
 export function init(many: i32, lanes: i32): void {
   set(COUNTERS, C_MANY, many);
   set(COUNTERS, C_LANES, lanes);
@@ -40,7 +46,10 @@ export function saveBase(seq: i32): i32 { return get(SAVE_BASE, seq); }
 export function jobPhase(j: i32): i32 { return get(JOB_PHASE, j); }
 export function setMask(slot: i32, word: i32, mask: i32): void { set(SLOT_MASK, slot * MASK_WORDS + word, mask); set(SLOT_FRESH, slot, 1); }
 
-/** Requests take rows of the table from the front, training from the back; a quarter of it is never training's. */
+/**
+ * Requests take rows of the table from the front, training from the back; a quarter of it is never
+ * training's.
+ */
 function freeForRequest(): i32 {
   for (let s: i32 = 0; s < SEQUENCES; s++) if (get(KIND, s) == FREE) return s;
   return NONE;
@@ -64,7 +73,10 @@ function open(seq: i32, kind: i32, length: i32, limit: i32, slot: i32): void {
   allocate(seq, limit);
 }
 
-/** Admit a request of `length` tokens, the first `virtual` an adapter's own, that may grow to `limit`; its tokens are then written at addrTokens. NONE: no room now. */
+/**
+ * Admit a request of `length` tokens, the first `virtual` an adapter's own, that may grow to `limit`; its
+ * tokens are then written at addrTokens. NONE: no room now.
+ */
 export function addRequest(kind: i32, length: i32, limit: i32, slot: i32, virtual: i32): i32 {
   const seq: i32 = freeForRequest();
   if (seq == NONE || !canAllocate(limit)) return NONE;
@@ -95,7 +107,10 @@ export function jobOpen(j: i32, slot: i32, cls: i32, sgd: i32): void {
   set(JOB_PHASE, j, IDLE);
   set(JOB_SEQS, j, 0);
 }
-/** Add a training sequence of `length` rows to the job's next micro-batch, reserving all it will need. NONE: it does not fit now. */
+/**
+ * Add a training sequence of `length` rows to the job's next micro-batch, reserving all it will need. NONE:
+ * it does not fit now.
+ */
 export function jobAdd(j: i32, length: i32, weight: f32, dropKey: i32, dropP: f32, keep: i32): i32 {
   const seq: i32 = freeForTraining();
   if (seq == NONE || !canAllocate(length)) return NONE;
@@ -123,14 +138,18 @@ export function jobClose(j: i32): void {
   set(JOB_SLOT, j, 0);
 }
 
-/** Grant and pack one step of a lane. Returns the number of commands; when it is 0 and no unit was granted, there is nothing to do. */
+/**
+ * Grant and pack one step of a lane. Returns the number of commands; when it is 0 and no unit was granted,
+ * there is nothing to do.
+ */
 export function schedule(lane: i32, budget: i32, idle: i32): i32 {
   enter(lane);
   for (let i: i32 = C_ROWS; i <= C_TRAIN_ROWS; i++) bump(i, -counter(i));
   bump(C_STEPS, 1);
   beginStep();
-  // Units are packed by the policy into their own blocks; the forward's commands come first in the list only if rows were granted before them,
-  // and units never read what this step's forward writes: a job is in its unit phases only once its whole forward was committed.
+  // Units are packed by the policy into their own blocks; the forward's commands come first in the list only
+  // if rows were granted before them, and units never read what this step's forward writes: a job is in its
+  // unit phases only once its whole forward was committed.
   refreshSlots();
   policy(budget, idle);
   emitForward();
@@ -138,7 +157,10 @@ export function schedule(lane: i32, budget: i32, idle: i32): i32 {
   return counter(C_COMMANDS);
 }
 
-/** After a lane's step ran and logits rows were copied to addrLogits: append sampled tokens, finish, free, report. Returns the number of events. */
+/**
+ * After a lane's step ran and logits rows were copied to addrLogits: append sampled tokens, finish, free,
+ * report. Returns the number of events.
+ */
 export function commit(lane: i32): i32 {
   enter(lane);
   finishMicros();

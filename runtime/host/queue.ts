@@ -1,4 +1,7 @@
-/** Who waits for rows of the entered lane, in arrival order. Policies ask here and grant; they never touch a sequence. */
+/**
+ * Who waits for rows of the entered lane, in arrival order. Policies ask here and grant; they never touch a
+ * sequence.
+ */
 import { SEQUENCES } from "./config";
 import { ARRIVAL, DONE, FORWARD, FREE, get, JOB, JOB_PHASE, KIND, LENGTH_OF, serves, TRAIN, trains } from "./state";
 

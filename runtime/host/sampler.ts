@@ -1,4 +1,7 @@
-/** The sampler: greedy, or temperature → top-k → top-p → min-p over logits of one row, in the order transformers applies them. */
+/**
+ * The sampler: greedy, or temperature → top-k → top-p → min-p over logits of one row, in the order
+ * transformers applies them.
+ */
 import { CONTEXT, VOCAB } from "./config";
 import { exp4 } from "./exp";
 import { FIRST, get, getf, HEAP, LENGTH_OF, LOGITS, MIN_P, PENALTY, SEED, set, setf, TEMPERATURE, TOKENS, TOP_K, TOP_P } from "./state";

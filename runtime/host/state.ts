@@ -1,5 +1,6 @@
 /**
- * Every array of the host, one field an array (struct of arrays), sized by generated capacities. No allocation.
+ * Every array of the host, one field an array (struct of arrays), sized by generated capacities. No
+ * allocation.
  *
  *   sequence s:  kind status length done slot job …            one row of each SEQ_* array
  *                TOKENS  [s][CONTEXT]   prompt, then what was generated; training rows' input ids
@@ -117,8 +118,9 @@ export const SLOT_FRESH: usize = memory.data((SLOTS + 1) * 4);
 export const FREE_BLOCKS: usize = memory.data(BLOCKS * 4);
 
 /**
- * A lane is a queue of command lists: requests have the first, jobs the last. A device that plays one list at a time has one lane for both. Everything
- * below is a lane's own, and these names mean the lane that was entered.
+ * A lane is a queue of command lists: requests have the first, jobs the last. A device that plays one list at
+ * a time has one lane for both. Everything below is a lane's own, and these names mean the lane that was
+ * entered.
  */
 const MAX_LANES: i32 = 2;
 /** Counters of all lanes, then those of each. */
@@ -141,7 +143,10 @@ const ROW_SEQS: usize = memory.data(2 * TOKENS_PER_STEP * 4);
 export let ROW_SEQ: usize = ROW_SEQS;
 let lane: i32 = 0;
 
-/** There is room for number `i` of at most `room`; where there is not, the bounds that the compiler computed are wrong. */
+/**
+ * There is room for number `i` of at most `room`; where there is not, the bounds that the compiler computed
+ * are wrong.
+ */
 // @ts-ignore: decorator
 @inline export function within(i: i32, room: i32, what: string): void {
   if (<u32>i >= <u32>room) abort(what);

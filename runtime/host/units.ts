@@ -1,6 +1,7 @@
 /**
- * The units of a job: head chunks, backward of one layer over some quanta, the update. Their order is fixed (head; layers down → sequences →
- * quanta last to first) and every quantum is a segment that kernels sum on its own, so load and packing never change a sum.
+ * The units of a job: head chunks, backward of one layer over some quanta, the update. Their order is fixed
+ * (head; layers down → sequences → quanta last to first) and every quantum is a segment that kernels sum on
+ * its own, so load and packing never change a sum.
  */
 import {
   A_UNIT_DROP_KEY, A_UNIT_DROP_P, A_UNIT_EXT_ROW, A_UNIT_HEAD_DST, A_UNIT_HEAD_ROW, A_UNIT_IDS, A_UNIT_LABEL, A_UNIT_POS, A_UNIT_SAVE_ROW, A_UNIT_SEG_BASE, A_UNIT_SEG_FRESH, A_UNIT_SEG_HEAD, A_UNIT_SEG_HEADS,
@@ -28,7 +29,10 @@ function rowsOf(seq: i32, q: i32): i32 {
   return min(QUANTUM, get(LENGTH_OF, seq) - q * QUANTUM);
 }
 
-/** Have all rows of the micro-batch gone through the forward? Called before units are granted, after the forward's rows are committed. */
+/**
+ * Have all rows of the micro-batch gone through the forward? Called before units are granted, after the
+ * forward's rows are committed.
+ */
 export function settleForward(j: i32): void {
   if (!trains() || get(JOB_PHASE, j) != FORWARD) return;
   for (let i: i32 = 0; i < get(JOB_SEQS, j); i++) {
@@ -142,7 +146,10 @@ function addLabels(b: i32, seq: i32, q: i32, skip: i32): void {
   set(META, b + H_N_HEAD, h);
 }
 
-/** Run the job's next unit, of about as many rows as `budget` pays for: emits its commands and moves the cursor. Returns what it costs. */
+/**
+ * Run the job's next unit, of about as many rows as `budget` pays for: emits its commands and moves the
+ * cursor. Returns what it costs.
+ */
 export function grantUnit(j: i32, budget: i32): i32 {
   const phase: i32 = get(JOB_PHASE, j);
   const cls: i32 = get(JOB_CLASS, j);
@@ -230,7 +237,10 @@ export function refreshSlots(): void {
   }
 }
 
-/** Next quantum of the phase; after the last one, the next layer or phase. True when a layer's last quantum was passed. */
+/**
+ * Next quantum of the phase; after the last one, the next layer or phase. True when a layer's last quantum
+ * was passed.
+ */
 function advance(j: i32, next: i32): bool {
   const q: i32 = get(CUR_QUANTUM, j);
   if (q > 0) {

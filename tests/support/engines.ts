@@ -26,7 +26,9 @@ export const small: Partial<Capacities> = {
   blocks: 64,
   jobs: 2,
 };
-/** Room for S2FT on every site: 32 channels each; of the odd model, 60 (a key head's three query heads of 20). */
+/**
+ * Room for S2FT on every site: 32 channels each; of the odd model, 60 (a key head's three query heads of 20).
+ */
 export const s2ftAll = {
   sites: ["o_proj", "v_proj", "gate_proj", "up_proj", "down_proj"],
   parameters: 5 * 32 * 64,
@@ -54,7 +56,10 @@ export const batchOf = (vocab: number): { input_ids: number[]; labels: number[] 
     return { input_ids: ids, labels: ids.map((t, k) => (k < skip ? -100 : t)) };
   });
 
-/** The smallest device a bundle may meet: 1 MiB bindings and 128 invocations; 8 storage buffers and 16 KiB are WebGPU's own minimum. */
+/**
+ * The smallest device a bundle may meet: 1 MiB bindings and 128 invocations; 8 storage buffers and 16 KiB are
+ * WebGPU's own minimum.
+ */
 export const tiny = { bindingBytes: 2 ** 20, workgroupInvocations: 128 } as const;
 
 interface S2ftReference {

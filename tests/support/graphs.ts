@@ -1,4 +1,7 @@
-/** Runs a graph of ops on a target, alone: compiles it as one program and plays it on a device, beside the f64 interpreter. */
+/**
+ * Runs a graph of ops on a target, alone: compiles it as one program and plays it on a device, beside the f64
+ * interpreter.
+ */
 import { compileKernels } from "../../compiler/emit/asc.ts";
 import { emitLaunchAs, prelude } from "../../compiler/emit/assemblyscript.ts";
 import { emitLaunchWgsl, gridOf } from "../../compiler/emit/wgsl.ts";
@@ -153,7 +156,9 @@ export function inputData(roots: readonly Value[], b: Batch, seed: string): Reco
   return out;
 }
 
-/** Compile `roots` (row values or gradients) and run them on a target. Results in the interpreter's layouts. */
+/**
+ * Compile `roots` (row values or gradients) and run them on a target. Results in the interpreter's layouts.
+ */
 export async function runOn(
   target: "wasm" | "webgpu",
   roots: readonly Value[],

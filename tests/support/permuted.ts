@@ -4,7 +4,10 @@ import { type Manifest, parseHeader } from "../../runtime/bundle.ts";
 import { configs, fixtures } from "./engines.ts";
 import { scratch } from "./tiny.ts";
 
-/** A folder of S2FT's fixture as one of the class `permuted`, and the selection that a bundle of that class was compiled with: smaller sites first. */
+/**
+ * A folder of S2FT's fixture as one of the class `permuted`, and the selection that a bundle of that class
+ * was compiled with: smaller sites first.
+ */
 export function permuted(name: "odd" | "even" | "mha"): {
   folder: string;
   selection: NonNullable<Manifest["selection"]>;

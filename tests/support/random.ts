@@ -1,4 +1,7 @@
-/** Deterministic numbers from integers alone, so that another language can make the same ones (tests/fixtures/make.py). */
+/**
+ * Deterministic numbers from integers alone, so that another language can make the same ones
+ * (tests/fixtures/make.py).
+ */
 export function generator(name: string): () => number {
   let s = 2166136261;
   for (let i = 0; i < name.length; i++) s = Math.imul(s ^ name.charCodeAt(i), 16777619) >>> 0;

@@ -1,6 +1,7 @@
 /**
- * Run with --expose-gc: opens engines on a bundle, and disposes of them or drops them. Its last line says what was given back: memories still
- * reachable (the engines that were disposed of are held on to), threads alive, and dropped engines whose threads did not end.
+ * Run with --expose-gc: opens engines on a bundle, and disposes of them or drops them. Its last line says
+ * what was given back: memories still reachable (the engines that were disposed of are held on to), threads
+ * alive, and dropped engines whose threads did not end.
  */
 import { readdirSync } from "node:fs";
 import { createRequire, syncBuiltinESMExports } from "node:module";

@@ -1,4 +1,7 @@
-/** 2^n · poly(r), Cephes expf coefficients; relative error below 2e-7 on [-87, 88], inputs are clamped to that range. For the kernels and the host. */
+/**
+ * 2^n · poly(r), Cephes expf coefficients; relative error below 2e-7 on [-87, 88], inputs are clamped to that
+ * range. For the kernels and the host.
+ */
 export function exp4(x: v128): v128 {
   x = f32x4.pmax(f32x4.pmin(x, f32x4.splat(88.3762626647949)), f32x4.splat(-87.3365447504019));
   const n: v128 = f32x4.floor(f32x4.add(f32x4.mul(x, f32x4.splat(1.44269504088896341)), f32x4.splat(0.5)));

@@ -1,6 +1,7 @@
 /**
- * The hand-written inner loops of the Wasm target, beside exp.ts: vector log and tanh, low-rank deltas, the counter-based hash. All state
- * is in the memory the caller points at; no data section, no globals, no allocation.
+ * The hand-written inner loops of the Wasm target, beside exp.ts: vector log and tanh, low-rank deltas, the
+ * counter-based hash. All state is in the memory the caller points at; no data section, no globals, no
+ * allocation.
  */
 function exp1(x: f32): f32 {
   return f32x4.extract_lane(exp4(f32x4.splat(x)), 0);
@@ -111,8 +112,8 @@ function expand4(u: usize, f: usize, rank: i32, stride: i32): v128 {
   return acc;
 }
 /**
- * Low-rank deltas for a product's epilogue: out[row][panels × 8] = Σ_r u[row][r] · F[slot[row]][r], r ascending as in expand4. Four rows of one slot
- * share the factor's loads.
+ * Low-rank deltas for a product's epilogue: out[row][panels × 8] = Σ_r u[row][r] · F[slot[row]][r], r
+ * ascending as in expand4. Four rows of one slot share the factor's loads.
  */
 function delta(u: usize, uStride: i32, rows: i32, slots: usize, ranks: usize, slotEntry: i32, f: usize, slotBytes: i32, colBytes: i32, panels: i32, out: usize): void {
   const u1: usize = <usize>uStride;
@@ -167,7 +168,10 @@ function delta(u: usize, uStride: i32, rows: i32, slots: usize, ranks: usize, sl
     }
   }
 }
-/** Σ of a sparse matrix's row (or, through `order`, column) with a vector: values[e] · x[at[e]], entries from *start to *(start + 1). */
+/**
+ * Σ of a sparse matrix's row (or, through `order`, column) with a vector: values[e] · x[at[e]], entries from
+ * *start to *(start + 1).
+ */
 function sparse1(x: usize, values: usize, start: usize, order: usize, at: usize): f32 {
   let sum: f32 = 0;
   const end: i32 = <i32>load<f32>(start, 4);
@@ -209,7 +213,10 @@ function unpack_f16(w: usize, N: i32, K: i32, p: i32, k: i32, count: i32, out: u
     at += 16;
   }
 }
-/** The same of int8: q · scale, exactly; k is a multiple of 8. Scales lie after all panels, [panel][block of 32 rows][8]. */
+/**
+ * The same of int8: q · scale, exactly; k is a multiple of 8. Scales lie after all panels, [panel][block of
+ * 32 rows][8].
+ */
 function unpack_int8(w: usize, N: i32, K: i32, p: i32, k: i32, count: i32, out: usize): void {
   let at: usize = w + <usize>(p * K + k) * 8;
   const scales: usize = w + <usize>(((N + 7) >> 3) * K) * 8 + <usize>(p * ((K + 31) >> 5)) * 16;
@@ -242,7 +249,10 @@ function unpack_int8(w: usize, N: i32, K: i32, p: i32, k: i32, count: i32, out: 
   v128.store(out, i64x2.shuffle(AB, CD, 0, 2), 64);
   v128.store(out, i64x2.shuffle(AB, CD, 1, 3), 96);
 }
-/** `count` blocks of [8 k][8 n] below one another, each turned to [8 n][8 k] at a place of its own, `apart` bytes apart. */
+/**
+ * `count` blocks of [8 k][8 n] below one another, each turned to [8 n][8 k] at a place of its own, `apart`
+ * bytes apart.
+ */
 function turn(w: usize, count: i32, out: usize, apart: usize): void {
   for (let i: i32 = 0; i < count; i++) {
     for (let half: usize = 0; half < 32; half += 16) {

@@ -1,7 +1,8 @@
 /**
- * Inference first; fine-tuning fills the rest of the budget. Units that finish a started optimizer step come before new windows. While a job
- * runs it is owed a minimum share of every step (a twentieth): what a step cannot give is carried over. Alone, it has the whole (idle) budget; so it
- * has in a lane of its own, where no request waits for it.
+ * Inference first; fine-tuning fills the rest of the budget. Units that finish a started optimizer step come
+ * before new windows. While a job runs it is owed a minimum share of every step (a twentieth): what a step
+ * cannot give is carried over. Alone, it has the whole (idle) budget; so it has in a lane of its own, where
+ * no request waits for it.
  */
 import { JOBS } from "../config";
 import { grant, rowsLeft } from "../batch";
@@ -13,7 +14,8 @@ export function coserve(budget: i32, idle: i32): void {
   let used: i32 = 0;
   // Decode rows (one token left) before prompt chunks.
   for (let s: i32 = nextInference(-1); s >= 0; s = nextInference(s)) if (remaining(s) == 1) used += grant(s, 1);
-  // However many decode, prompts go on by half a budget a step; where none does, nobody waits for the next token and a step may be as long as an idle one.
+  // However many decode, prompts go on by half a budget a step; where none does, nobody waits for the next
+  // token and a step may be as long as an idle one.
   const prefill: i32 = used > 0 ? used + max(budget - used, budget / 2) : max(budget, idle);
   for (let s: i32 = nextInference(-1); s >= 0 && used < prefill; s = nextInference(s)) if (remaining(s) > 1) used += grant(s, min(prefill - used, remaining(s)));
 
@@ -26,8 +28,9 @@ export function coserve(budget: i32, idle: i32): void {
     bump(C_CREDIT, -counter(C_CREDIT));
     return;
   }
-  // What requests leave of the budget is credit; a unit larger than the credit is granted on trust and paid back by the next steps, so that the mean
-  // is the budget and one step never carries more than a unit beyond it.
+  // What requests leave of the budget is credit; a unit larger than the credit is granted on trust and paid
+  // back by the next steps, so that the mean is the budget and one step never carries more than a unit beyond
+  // it.
   const share: i32 = max(1, budget / 20);
   bump(C_CREDIT, max(share, budget - used));
   if (counter(C_CREDIT) > budget) bump(C_CREDIT, budget - counter(C_CREDIT));

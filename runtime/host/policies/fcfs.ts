@@ -1,4 +1,7 @@
-/** First come, first served: running requests decode, waiting ones prefill in arrival order; fine-tuning runs only while no request does. */
+/**
+ * First come, first served: running requests decode, waiting ones prefill in arrival order; fine-tuning runs
+ * only while no request does.
+ */
 import { JOBS } from "../config";
 import { grant, rowsLeft } from "../batch";
 import { grantUnit, hasUnit, settleForward } from "../units";
