@@ -87,6 +87,7 @@ test("text: a story in, a story out; streamed pieces join to the decoded ids; st
   assert.match(text, /^ frog\./);
   assert.is(text, engine.decode(ids));
   assert.is((await engine.complete({ prompt, maxTokens: 24, stop: ["."] })).text, " frog");
+  assert.is((await engine.complete({ prompt, maxTokens: 24, stop: "." })).text, " frog");
   assert.is(engine.decode(engine.encode("Héllo, 猫! 🧵")), "Héllo, 猫! 🧵");
   const stream = engine.text!.stream();
   assert.is(

@@ -138,8 +138,9 @@ test("generate and complete, score", async () => {
       () => collect(engine, { prompt, maxTokens: 2, ...o } as never),
       says,
     );
-  // One stop is a list of one.
-  await collect(engine, { prompt, maxTokens: 2, stop: "\n" });
+  // One stop is a list of one; without a tokenizer there is no text that it could end.
+  const stop = () => collect(engine, { prompt, maxTokens: 2, stop: "\n" });
+  await refused("stop", stop, /tokenizer/, "WEFT_TOKENIZER");
   await refused("score", () => engine.score(prompt, { logit: true } as never), /did you mean "logits"/);
   await refused("score", () => engine.score(prompt, { adapter: [] as never }), /adapter/);
 });
