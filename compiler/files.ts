@@ -69,5 +69,13 @@ export const readRange = (path: string, start: number, end: number): Uint8Array 
     }
     return out;
   });
+/** SHA-256 in hexadecimal of what comes in pieces. */
+export function hasher(): { update: (piece: Uint8Array | string) => void; digest: () => string } {
+  const hash = createHash("sha256");
+  return { update: (piece) => void hash.update(piece), digest: () => hash.digest("hex") };
+}
 export const sha256 = (bytes: Uint8Array | string): string =>
   createHash("sha256").update(bytes).digest("hex");
+
+/** A file of a bundle on its way: whole, or in pieces. */
+export type BundleFile = readonly [name: string, content: Uint8Array | AsyncIterable<Uint8Array>];

@@ -215,7 +215,7 @@ export async function openGguf(
     eos_token_id: meta["tokenizer.ggml.eos_token_id"] ?? null,
   };
   const config = checkConfig(said, path);
-  const read = (name: string, shape: readonly number[]): Float32Array => {
+  const read = (name: string, shape: readonly number[], first = 0, end = shape[0]!): Float32Array => {
     const where = `${path}: ${ggufName(name)}`;
     const t = table.get(ggufName(name));
     if (!t)
@@ -232,7 +232,7 @@ export async function openGguf(
         expected: JSON.stringify(shape),
         found: JSON.stringify(t.shape),
       });
-    const values = shape.reduce((a, b) => a * b, 1);
+    const row = shape.slice(1).reduce((a, b) => a * b, 1);
     const format = blocks[t.type];
     const dtype = plain[t.type];
     if (!format && !dtype)
@@ -244,28 +244,27 @@ export async function openGguf(
           .join(", ")}`,
         found: `GGML type ${t.type}`,
       });
-    if (format && values % format.values)
+    if (format && row % format.values)
       throw new WeftError({
         code: "WEFT_WEIGHTS",
         where,
-        expected: `whole blocks of ${format.values} values`,
-        found: `${values} values`,
+        expected: `rows of whole blocks of ${format.values} values`,
+        found: `rows of ${row} values`,
       });
-    const bytes = format ? (values / format.values) * format.bytes : values * (dtype === "F32" ? 4 : 2);
-    if (t.start + bytes > size)
+    const bytes = format ? (row / format.values) * format.bytes : row * (dtype === "F32" ? 4 : 2);
+    if (t.start + shape[0]! * bytes > size)
       throw new WeftError({
         code: "WEFT_WEIGHTS",
         where,
-        expected: `bytes up to ${t.start + bytes}`,
+        expected: `bytes up to ${t.start + shape[0]! * bytes}`,
         found: `a file of ${size}`,
         hint: "the file is truncated",
       });
-    const raw = readRange(path, t.start, t.start + bytes);
-    let out: Float32Array;
-    if (dtype) out = decode(raw, dtype, where);
-    else {
-      out = new Float32Array(values);
-      for (let i = 0; i * format!.values < values; i++)
+    const rows = (from: number, to: number): Float32Array => {
+      const raw = readRange(path, t.start + from * bytes, t.start + to * bytes);
+      if (dtype) return decode(raw, dtype, where, from * row);
+      const out = new Float32Array((to - from) * row);
+      for (let i = 0; i * format!.values < out.length; i++)
         format!.read(raw, i * format!.bytes, out, i * format!.values);
       if (out.some((x) => !Number.isFinite(x)))
         throw new WeftError({
@@ -274,15 +273,19 @@ export async function openGguf(
           expected: "finite values",
           found: "NaN or infinity",
         });
-    }
+      return out;
+    };
     const rotated = /\.(q|k)_proj\./.exec(name)?.[1];
-    if (!rotated) return out;
-    const [row, source] = [out.length / shape[0]!, out.slice()];
+    if (!rotated) return rows(first, end);
+    // Rows move inside their head.
     const perHead = shape[0]! / (rotated === "q" ? heads : kvHeads);
-    for (let r = 0; r < shape[0]!; r++) {
+    const start = Math.floor(first / perHead) * perHead;
+    const source = rows(start, Math.ceil(end / perHead) * perHead);
+    const out = new Float32Array((end - first) * row);
+    for (let r = first; r < end; r++) {
       const [h, i] = [Math.floor(r / perHead) * perHead, r % perHead];
-      const from = h + (i % (perHead / 2)) * 2 + Math.floor(i / (perHead / 2));
-      out.set(source.subarray(from * row, (from + 1) * row), r * row);
+      const from = h + (i % (perHead / 2)) * 2 + Math.floor(i / (perHead / 2)) - start;
+      out.set(source.subarray(from * row, (from + 1) * row), (r - first) * row);
     }
     return out;
   };

@@ -3,14 +3,17 @@
  * tensor.
  */
 import { join } from "node:path";
-import { decode, headerEnd, parseHeader, type TensorInfo, WeftError } from "../runtime/bundle.ts";
+import { decode, dtypeBytes, headerEnd, parseHeader, type TensorInfo, WeftError } from "../runtime/bundle.ts";
 import { shardsOf } from "./config.ts";
 import { exists, readJson, readRange, sizeOf } from "./files.ts";
 
 export interface WeightSource {
   readonly has: (name: string) => boolean;
-  /** f32 values [shape], checked finite. */
-  readonly read: (name: string, shape: readonly number[]) => Float32Array;
+  /**
+   * f32 values of a tensor [shape], checked finite: of all its rows (along the first dimension), or of those
+   * in [from, to).
+   */
+  readonly read: (name: string, shape: readonly number[], from?: number, to?: number) => Float32Array;
 }
 
 export function openWeights(folder: string): WeightSource {
@@ -43,7 +46,7 @@ export function openWeights(folder: string): WeightSource {
   }
   return {
     has: (name) => table.has(name),
-    read: (name, shape) => {
+    read: (name, shape, from = 0, to = shape[0]!) => {
       const t = table.get(name);
       if (!t)
         throw new WeftError({
@@ -59,7 +62,10 @@ export function openWeights(folder: string): WeightSource {
           expected: JSON.stringify(shape),
           found: JSON.stringify(t.info.shape),
         });
-      return decode(readRange(t.file, t.info.start, t.info.end), t.info.dtype, `${folder}: ${name}`);
+      const { start, end, dtype } = t.info;
+      const row = (end - start) / shape[0]!;
+      const raw = readRange(t.file, start + from * row, start + to * row);
+      return decode(raw, dtype, `${folder}: ${name}`, from * (row / dtypeBytes[dtype]));
     },
   };
 }

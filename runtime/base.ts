@@ -5,6 +5,7 @@
 import { type Manifest, WeftError } from "./bundle.ts";
 import type { Device } from "./device.ts";
 import { pack, packedWords, store, unpack } from "./formats.ts";
+import { sha256 } from "./hash.ts";
 import { BaseHash } from "./identity.ts";
 import { uploadWeights } from "./load.ts";
 import type { Change } from "./merge.ts";
@@ -28,6 +29,8 @@ interface Param {
   readonly k: number | null;
   readonly data: Float32Array;
 }
+
+const bytes = (a: Float32Array): Uint8Array => new Uint8Array(a.buffer, a.byteOffset, a.byteLength);
 
 export class BaseWeights {
   /**
@@ -111,7 +114,7 @@ export class BaseWeights {
     this.kept = null;
     const identity = new BaseHash(this.manifest.model);
     for await (const { path, n, k, data } of this.params())
-      await identity.add(path, k === null ? [n] : [n, k], data);
+      identity.add(path, k === null ? [n] : [n, k], await sha256(bytes(data)));
     this.id = await identity.digest();
   }
 

@@ -55,7 +55,7 @@ export async function onDisk<T>(where: string, expected: string, f: () => Promis
   try {
     return await f();
   } catch (cause) {
-    if (cause instanceof WeftError) throw cause;
+    if (cause instanceof WeftError || systemCode(cause) === undefined) throw cause;
     throw new WeftError({ code: "WEFT_IO", where, expected, found: (cause as Error).message, cause });
   }
 }
@@ -84,16 +84,26 @@ export async function makeFolder(dir: string): Promise<string | null> {
     if (at === first) return first;
   }
 }
+/** What a file is to hold: whole, or in pieces that may be made while it is written. */
+export type Content = Uint8Array | string | AsyncIterable<Uint8Array>;
 /** A new file in an existing folder, durable but for its entry there (`syncFolder`). */
-export async function writeFile(path: string, data: Uint8Array | string): Promise<void> {
-  const { fs } = await node();
+export async function writeFile(path: string, content: Content): Promise<FileSum> {
+  const { fs, crypto } = await node();
+  const whole = typeof content === "string" ? new TextEncoder().encode(content) : content;
+  const hash = crypto.createHash("sha256");
+  let bytes = 0;
   const file = await fs.open(path, "wx");
   try {
-    await file.writeFile(data);
+    for await (const piece of whole instanceof Uint8Array ? [whole] : whole) {
+      await file.writeFile(piece);
+      hash.update(piece);
+      bytes += piece.length;
+    }
     await file.sync();
   } finally {
     await file.close();
   }
+  return { bytes, sha256: hash.digest("hex") };
 }
 
 /** What may lie in memory at once of a file whose size nothing declares: JSON, mostly. */

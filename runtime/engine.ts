@@ -10,7 +10,7 @@ import { type Manifest, WeftError } from "./bundle.ts";
 import { virtualTokens } from "./content.ts";
 import type { Device, DeviceInfo, LoadProgress, Range } from "./device.ts";
 import { COUNTER, EVENT, Host, KIND, NONE, STOP } from "./host.ts";
-import { type Invariance, settleInvariance } from "./invariance.ts";
+import { type Invariance, settleInvariance, type Verdicts } from "./invariance.ts";
 import { readManifest, readVerified, uploadWeights } from "./load.ts";
 import { type Change, mergeChanges } from "./merge.ts";
 import { checked, EngineOptions, GenerateIds } from "./options.ts";
@@ -121,7 +121,7 @@ export class Engine {
 
   /**
    * Load a bundle onto a device that `open` makes from its manifest. An abort rejects at once, in every
-   * phase.
+   * phase. What `verdicts` says of a bundle on a device is not checked again.
    */
   static open(
     reader: BundleReader,
@@ -131,11 +131,12 @@ export class Engine {
       onProgress: (p: LoadProgress) => void,
     ) => Promise<Device>,
     options: EngineOptions = {},
+    verdicts: Verdicts = new Map(),
   ): Promise<Engine> {
     checked(EngineOptions, options);
     return abortable(
       options.signal,
-      () => Engine.opening(reader, open, options),
+      () => Engine.opening(reader, open, options, verdicts),
       (late) => late.dispose(),
     );
   }
@@ -143,6 +144,7 @@ export class Engine {
     reader: BundleReader,
     open: Parameters<typeof Engine.open>[1],
     options: EngineOptions,
+    verdicts: Verdicts,
   ): Promise<Engine> {
     const reporting = new Reports(options.onError);
     const told = reporting.guard("onProgress", options.onProgress);
@@ -160,8 +162,11 @@ export class Engine {
       const module = (await readVerified(reader, manifest, "host.wasm")) as BufferSource;
       await uploadWeights(reader, manifest, device, progress);
       progress({ phase: "check", done: 0, total: 1 });
-      const { invariance, host } = await settleInvariance(manifest, device, (manyRows) =>
-        Host.open(manifest, device.plan.metaWords, { manyRows, lanes: device.lanes }, module),
+      const { invariance, host } = await settleInvariance(
+        manifest,
+        device,
+        (manyRows) => Host.open(manifest, device.plan.metaWords, { manyRows, lanes: device.lanes }, module),
+        verdicts,
       );
       const engine = new Engine(manifest, device, host, options, reader, reporting);
       dropped.register(engine, opened, engine);

@@ -17,6 +17,7 @@
 import * as v from "valibot";
 import { type ErrorCode, WeftError } from "./bundle.ts";
 import {
+  type Content,
   type Entry,
   type FileSum,
   isMissing,
@@ -37,7 +38,8 @@ import {
 import { LOCK, type Lock, withLock } from "./lock.ts";
 
 export type FolderKind = "adapter" | "model" | "bundle";
-export type Files = Iterable<readonly [string, Uint8Array | string]>;
+/** Names and contents; they may be made while they are written. */
+export type Files = Iterable<readonly [string, Content]> | AsyncIterable<readonly [string, Content]>;
 
 const MARKER = ".weft.json";
 /** The marker with `writing`, while it waits in the staging folder. */
@@ -248,11 +250,9 @@ export async function writeFolder(dir: string, kind: FolderKind, files: Files): 
     const next = { ...marker, files: old?.files ?? {}, writing };
     try {
       await fs.mkdir(staging);
-      for (const [name, content] of files) {
-        const data = typeof content === "string" ? new TextEncoder().encode(content) : content;
+      for await (const [name, content] of files) {
         await fs.mkdir(path.dirname(path.join(staging, name)), { recursive: true });
-        await writeFile(path.join(staging, name), data);
-        writing[name] = await sumOf(data);
+        writing[name] = await writeFile(path.join(staging, name), content);
       }
       // Both markers lie ready, so that the rest takes no room on the disk.
       await writeFile(path.join(staging, MARKER), JSON.stringify({ ...marker, files: writing }));

@@ -33,10 +33,17 @@ export const storedBytes = (format: Format, n: number, k: number): number =>
   4 * packedWords(format, n, k, STORED_PANEL);
 
 /**
- * f32 values [n, k] → a bundle's panels. Throws WEFT_WEIGHTS, naming the element, when f16 has no such value.
- * int8 rounds to nearest even, scales upwards.
+ * f32 values [n, k], the rows of a matrix from row `first` on → a bundle's panels. Throws WEFT_WEIGHTS, naming
+ * the element, when f16 has no such value. int8 rounds to nearest even, scales upwards.
  */
-export function store(format: Format, values: Float32Array, n: number, k: number, where: string): Uint8Array {
+export function store(
+  format: Format,
+  values: Float32Array,
+  n: number,
+  k: number,
+  where: string,
+  first = 0,
+): Uint8Array {
   const columns = Math.ceil(n / STORED_PANEL) * STORED_PANEL;
   const out = new Uint8Array(storedBytes(format, n, k));
   if (format === "f32") {
@@ -50,7 +57,7 @@ export function store(format: Format, values: Float32Array, n: number, k: number
         code: "WEFT_WEIGHTS",
         where,
         expected: "values within the range of f16",
-        found: `${x} at element ${at}`,
+        found: `${x} at element ${first * k + at}`,
         hint: "compile with --format f32",
       });
     return h;

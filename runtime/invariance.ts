@@ -15,6 +15,7 @@ import {
   virtualTokens,
 } from "./content.ts";
 import type { Device, Range } from "./device.ts";
+import { sha256 } from "./hash.ts";
 import { COUNTER, EVENT, type Host, KIND, NONE } from "./host.ts";
 import { mix } from "./random.ts";
 
@@ -24,6 +25,14 @@ import { mix } from "./random.ts";
  * hold here.
  */
 export type Invariance = "verified" | "single-family" | "off";
+
+interface Verdict {
+  readonly invariance: Invariance;
+  /** Rows from which steps take the kernels for many. */
+  readonly manyRows: number;
+}
+/** What was found, by bundle (its manifest names all other files by hash) and device. */
+export type Verdicts = Map<string, Verdict>;
 
 /** Layers that are played. */
 const LAYERS = 2;
@@ -40,23 +49,39 @@ const SAMPLE = 4096;
 const NEVER = 2 ** 30;
 
 /**
- * Check the device, and open the host that serves on it. `open` opens one that takes the kernels for many
- * rows from `manyRows` on.
+ * Check the device, unless `verdicts` knows it, and open the host that serves on it. `open` opens one that
+ * takes the kernels for many rows from `manyRows` on.
  */
 export async function settleInvariance(
   manifest: Manifest,
   device: Device,
   open: (manyRows: number) => Promise<Host>,
+  verdicts: Verdicts,
 ): Promise<{ invariance: Invariance; host: Host }> {
+  const { info, lanes, manyRows } = device;
+  const bundle = await sha256(JSON.stringify(manifest));
+  const key = JSON.stringify([bundle, info, lanes, manyRows]);
+  let verdict = verdicts.get(key);
+  if (!verdict) {
+    verdict = await judge(manifest, device, open);
+    verdicts.set(key, verdict);
+  }
+  return { invariance: verdict.invariance, host: await open(verdict.manyRows) };
+}
+async function judge(
+  manifest: Manifest,
+  device: Device,
+  open: (manyRows: number) => Promise<Host>,
+): Promise<Verdict> {
   const holds = async (manyRows: number): Promise<boolean> =>
     new Check(manifest, device, await open(manyRows), manyRows).holds();
   const { manyRows } = device;
-  if (await holds(manyRows)) return { invariance: "verified", host: await open(manyRows) };
+  if (await holds(manyRows)) return { invariance: "verified", manyRows };
   // Where steps of both kinds occur, one kind may do for all.
   if (manyRows > 1 && manyRows <= manifest.capacities.tokens)
     for (const single of [NEVER, 1])
-      if (await holds(single)) return { invariance: "single-family", host: await open(single) };
-  return { invariance: "off", host: await open(manyRows) };
+      if (await holds(single)) return { invariance: "single-family", manyRows: single };
+  return { invariance: "off", manyRows };
 }
 
 /** A request of the check. */

@@ -126,8 +126,11 @@ export function floatToHalf(x: number): number {
   return sign | ((rounded - 0x38000000) >>> 13);
 }
 
-/** Tensor bytes → f32 values. Throws WEFT_WEIGHTS naming the tensor if one is not finite. */
-export function decode(bytes: Uint8Array, dtype: Dtype, where: string): Float32Array {
+/**
+ * Bytes of a tensor, from its element `first` on → f32 values. Throws WEFT_WEIGHTS naming the tensor if one is
+ * not finite.
+ */
+export function decode(bytes: Uint8Array, dtype: Dtype, where: string, first = 0): Float32Array {
   const n = bytes.byteLength / dtypeBytes[dtype];
   const out = new Float32Array(n);
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
@@ -138,7 +141,7 @@ export function decode(bytes: Uint8Array, dtype: Dtype, where: string): Float32A
     for (let i = 0; i < n; i++) bits[i] = view.getUint16(i * 2, true) << 16;
   } else throw bad(where, "a floating-point tensor", dtype);
   for (let i = 0; i < n; i++)
-    if (!Number.isFinite(out[i]!)) throw bad(where, "finite values", `${out[i]} at element ${i}`);
+    if (!Number.isFinite(out[i]!)) throw bad(where, "finite values", `${out[i]} at element ${first + i}`);
   return out;
 }
 
@@ -148,24 +151,42 @@ export interface TensorData {
   readonly dtype: "F32" | "F16" | "I32" | "I8";
   readonly data: Float32Array | Uint16Array | Int32Array | Uint8Array;
 }
-/** A whole safetensors file; tensors in the order given, header padded to 8 bytes. */
-export function encode(
-  tensors: readonly TensorData[],
+/** The start of a file with these tensors one after another; padded to 8 bytes. */
+export function safetensorsHeader(
+  tensors: readonly {
+    readonly name: string;
+    readonly shape: readonly number[];
+    readonly dtype: Dtype;
+    readonly bytes: number;
+  }[],
   metadata: Readonly<Record<string, string>> = { format: "pt" },
 ): Uint8Array {
   const header: Record<string, unknown> = { __metadata__: metadata };
   let at = 0;
   for (const t of tensors) {
-    header[t.name] = { dtype: t.dtype, shape: t.shape, data_offsets: [at, at + t.data.byteLength] };
-    at += t.data.byteLength;
+    header[t.name] = { dtype: t.dtype, shape: t.shape, data_offsets: [at, at + t.bytes] };
+    at += t.bytes;
   }
   let text = JSON.stringify(header);
   text += " ".repeat((8 - (new TextEncoder().encode(text).length % 8)) % 8);
   const head = new TextEncoder().encode(text);
-  const out = new Uint8Array(8 + head.length + at);
+  const out = new Uint8Array(8 + head.length);
   new DataView(out.buffer).setBigUint64(0, BigInt(head.length), true);
   out.set(head, 8);
-  let to = 8 + head.length;
+  return out;
+}
+/** A whole safetensors file; tensors in the order given. */
+export function encode(
+  tensors: readonly TensorData[],
+  metadata?: Readonly<Record<string, string>>,
+): Uint8Array {
+  const header = safetensorsHeader(
+    tensors.map((t) => ({ ...t, bytes: t.data.byteLength })),
+    metadata,
+  );
+  const out = new Uint8Array(tensors.reduce((n, t) => n + t.data.byteLength, header.length));
+  out.set(header);
+  let to = header.length;
   for (const t of tensors) {
     out.set(new Uint8Array(t.data.buffer, t.data.byteOffset, t.data.byteLength), to);
     to += t.data.byteLength;

@@ -11,6 +11,7 @@
 import * as v from "valibot";
 import { WeftError } from "./bundle.ts";
 import {
+  type Content,
   isMissing,
   node,
   onDisk,
@@ -23,7 +24,6 @@ import {
   unless,
   writeFile,
 } from "./disk.ts";
-import type { Files } from "./folder.ts";
 import { LOCK, withLock } from "./lock.ts";
 
 const CURRENT = "CURRENT";
@@ -108,10 +108,12 @@ export async function claimVersions(dir: string, names: readonly string[]): Prom
  * weft's, or when the disk does not take them (the version before stays the current one), and WEFT_CONFLICT
  * (retryable) when another writer does not end.
  */
-export async function writeVersion(dir: string, step: number, files: Files): Promise<void> {
-  const list = [...files].map(
-    ([name, data]) => [name, typeof data === "string" ? new TextEncoder().encode(data) : data] as const,
-  );
+export async function writeVersion(
+  dir: string,
+  step: number,
+  files: Iterable<readonly [string, Content]>,
+): Promise<void> {
+  const list = [...files];
   const { fs, path } = await node();
   await asWriter(
     dir,
@@ -122,10 +124,7 @@ export async function writeVersion(dir: string, step: number, files: Files): Pro
       try {
         await fs.mkdir(folder);
         const sums: Record<string, { bytes: number; sha256: string }> = {};
-        for (const [name, data] of list) {
-          await writeFile(path.join(folder, name), data);
-          sums[name] = await sumOf(data);
-        }
+        for (const [name, data] of list) sums[name] = await writeFile(path.join(folder, name), data);
         const current: Current = { format: "weft-versions", version, files: sums };
         await writeFile(path.join(folder, CURRENT), JSON.stringify(current));
         await syncFolder(folder);

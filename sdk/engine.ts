@@ -6,6 +6,7 @@ import { type AdapterConfig, defaultConfig, resolveBranches } from "../runtime/c
 import { SMALL_FILE } from "../runtime/disk.ts";
 import { Engine as Core, type Finish, type Score } from "../runtime/engine.ts";
 import { claimFolder, readFolder, writeFolder } from "../runtime/folder.ts";
+import type { Verdicts } from "../runtime/invariance.ts";
 import { readVerified } from "../runtime/load.ts";
 import { openDevice } from "../runtime/open.ts";
 import {
@@ -74,6 +75,8 @@ export async function load(location: string | URL, options: LoadOptions = {}): P
     (late) => late.dispose(),
   );
 }
+/** What this process found of bundles on its devices. */
+const verdicts: Verdicts = new Map();
 async function loading(location: string | URL, options: LoadOptions): Promise<Engine> {
   const { device, threads, lanes, relaxed, stepTimeout, signal } = options;
   const reader = await openReader(location);
@@ -82,6 +85,7 @@ async function loading(location: string | URL, options: LoadOptions): Promise<En
     (m, file, onProgress) =>
       openDevice(device ?? "auto", m, file, { threads, lanes, relaxed, stepTimeout, signal, onProgress }),
     picked(engineEntries, options),
+    verdicts,
   );
   try {
     let text: Text | null = null;

@@ -2,12 +2,25 @@
  * The compiler and the host: reproducible output, what fusion saves, memory plans that hold, modules without
  * state of their own, policies, sampling.
  */
+import { createHash } from "node:crypto";
 import { writeFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import { type CompileOptions, compile } from "../compiler/compile.ts";
 import { fuse } from "../compiler/fuse.ts";
+import { packWeights } from "../compiler/pack.ts";
+import type { Programs } from "../compiler/programs/index.ts";
+import type { ModelSource } from "../compiler/source.ts";
 import { print } from "../ops/index.ts";
-import { encode, floatToHalf, halfToFloat, parseHeader } from "../runtime/bundle.ts";
+import {
+  BaseHash,
+  encode,
+  floatToHalf,
+  formats,
+  halfToFloat,
+  type Maths,
+  parseHeader,
+  store,
+} from "../runtime/bundle.ts";
 import { COUNTER, EVENT, Host, KIND } from "../runtime/host.ts";
 import { violations } from "../scripts/imports.ts";
 import { runFile } from "./run.ts";
@@ -42,6 +55,38 @@ test("the same input gives the same bundle, byte for byte", async () => {
       .replaceAll(/m\d+\//g, "");
   assert.is(text(a), text(b));
   assert.match(text(a), /attend\(/);
+});
+
+test("weights go through in pieces, which are what they are as a whole: memory does not grow with a tensor", async () => {
+  const [rows, k] = [9001, 2048];
+  const valueAt = (i: number): number => ((i * 2654435761) % 2 ** 20) / 2 ** 20 - 0.5;
+  const all = Float32Array.from({ length: rows * k }, (_, i) => valueAt(i));
+  const param = { kind: "weight", n: rows, k } as const;
+  const programs = { outerParams: [{ ...param, name: "large" }], layerParams: [] } as unknown as Programs;
+  for (const format of formats) {
+    let most = 0;
+    const read = (_name: string, _shape: readonly number[], from = 0, to = rows): Float32Array => {
+      most = Math.max(most, (to - from) * k * 4);
+      return all.slice(from * k, to * k);
+    };
+    const identity = new BaseHash({} as Maths);
+    const sums: string[] = [];
+    identity.add = (_name, _shape, sum) => void sums.push(sum);
+    const names = { layer: {}, outer: { large: "large" } };
+    const source = { where: "memory", weights: { has: () => true, read } } as unknown as ModelSource;
+    const got: Uint8Array[] = [];
+    const shards = packWeights(source, programs, 0, format, names, identity, () => {});
+    let next = await shards.next();
+    for (; !next.done; next = await shards.next())
+      for await (const piece of next.value[1] as AsyncIterable<Uint8Array>) got.push(piece.slice());
+    const file = Buffer.concat(got);
+    const [entry] = next.value;
+    const stored = file.subarray(entry!.start, entry!.start + entry!.bytes);
+    assert.is(Buffer.compare(stored, store(format, all, rows, k, "whole")), 0, format);
+    assert.is(parseHeader(file, file.length, "shard").tensors.at(-1)!.end, file.length);
+    assert.equal(sums, [createHash("sha256").update(all).digest("hex")]);
+    assert.ok(most <= 16 * 2 ** 20 && Math.max(...got.map((p) => p.length)) <= 16 * 2 ** 20, `${most}`);
+  }
 });
 
 test("fusion changes launches, never bits: a layer's forward takes at most 10 launches without adapters", async () => {

@@ -6,6 +6,8 @@ import * as assert from "uvu/assert";
 import { type CompileOptions, compile } from "../compiler/compile.ts";
 import { compileKernels } from "../compiler/emit/asc.ts";
 import { Engine as Core } from "../runtime/engine.ts";
+import type { Verdicts } from "../runtime/invariance.ts";
+import type { BundleReader } from "../runtime/reader.ts";
 import { openWasm } from "../runtime/wasm.ts";
 import { openWebGpu } from "../runtime/webgpu.ts";
 import { bits, configs, idsOf, s2ftOdd, small, tiny } from "./support/engines.ts";
@@ -56,6 +58,44 @@ test("an intact bundle of many methods is verified, on one thread and on two, an
       }
     await core.dispose();
   }
+});
+
+test("what was found of a bundle on a device is not checked again; on another device, and of another bundle, it is", async () => {
+  const { files } = await compiled();
+  const reader = { where: "memory", read: async (name: string) => files.get(name)! };
+  const verdicts: Verdicts = new Map();
+  const stepsOf = async (threads: number, of: BundleReader = reader): Promise<number> => {
+    let steps = 0;
+    const core = await Core.open(
+      of,
+      async (m, file) => {
+        const device = await openWasm(m, await file("kernels.wasm"), { threads });
+        const { run } = device;
+        return Object.assign(device, {
+          run: (...args: Parameters<typeof run>) => {
+            steps++;
+            return run(...args);
+          },
+        });
+      },
+      {},
+      verdicts,
+    );
+    assert.is(core.invariance, "verified");
+    await core.dispose();
+    return steps;
+  };
+  const first = await stepsOf(1);
+  assert.ok(first > 0);
+  assert.is(await stepsOf(1), 0);
+  assert.ok((await stepsOf(2)) > 0);
+  const manifest = JSON.parse(text(files.get("manifest.json")!)) as { base: string };
+  const other = new Map(files).set(
+    "manifest.json",
+    new TextEncoder().encode(JSON.stringify({ ...manifest, base: "0".repeat(64) })),
+  );
+  const read = async (name: string): Promise<Uint8Array> => other.get(name)!;
+  assert.is(await stepsOf(1, { where: "memory", read }), first);
 });
 
 const inside = (name: RegExp, change: (body: string) => string) => (source: string) =>

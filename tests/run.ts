@@ -52,11 +52,18 @@ export function runFile(path: string): Promise<FileResult> {
   });
 }
 
+const LONGEST = ["methods", "adapters", "laws", "wasm", "reference"];
+const rankOf = (file: string): number => {
+  const at = LONGEST.findIndex((name) => file === `${name}.test.ts`);
+  return at < 0 ? LONGEST.length : at;
+};
+
 async function main(): Promise<void> {
   const files = readdirSync(here)
     .filter((f) => f.endsWith(".test.ts") && (!wanted.length || wanted.some((w) => f.includes(w))))
     .filter((f) => !long || readFileSync(join(here, f), "utf8").includes("support/scale.ts"))
-    .sort();
+    // The longest first, so that no thread is alone with one in the end.
+    .sort((a, b) => rankOf(a) - rankOf(b) || a.localeCompare(b));
   const queue = [...files];
   let passed = 0;
   let failed = 0;

@@ -1,0 +1,182 @@
+/** Programs → the kernels of a target, and its plan: where everything lies and what is launched. */
+import type { Format, LaunchEntry, ProgramEntry, TargetPlan } from "../../runtime/bundle.ts";
+import type { Launch } from "../fuse.ts";
+import {
+  type AnyBody,
+  isUpdate,
+  type KernelEnv,
+  type RowNorms,
+  type UpdateBody,
+  type Variant,
+  variantsOf,
+} from "../kernel.ts";
+import { tensorName } from "../layers.ts";
+import { type BlockKind, blockLayouts, headerWords, TRAIN_BIT } from "../metadata.ts";
+import { addresser, align, type Layout, placeValues } from "../plan.ts";
+import type { GraphProgram, Programs, TrainClass } from "../programs/index.ts";
+import type { Capacities, Target } from "../target.ts";
+import { emitAlias, emitLaunchAs, scratchBytes } from "./assemblyscript.ts";
+import { emitLaunchWgsl, gridOf } from "./wgsl.ts";
+
+export interface Emitted {
+  readonly plan: TargetPlan;
+  readonly arenaWords: number;
+  readonly kernels: readonly string[];
+  readonly sources: readonly { readonly name: string; readonly text: string }[];
+}
+export function emitTarget(
+  target: Target,
+  layers: number,
+  c: Capacities,
+  programs: Programs,
+  launches: ReadonlyMap<string, readonly Launch[]>,
+  layout: Layout,
+  train: readonly TrainClass[],
+  format: Format,
+): Emitted {
+  const blocks = blockLayouts(c, train);
+  const sources: { name: string; text: string }[] = [];
+  const entries: ProgramEntry[] = [];
+  let arenaWords = layout.persistent;
+  let scratch = 0;
+  const params = new Map(
+    [
+      ...layout.params.layer,
+      ...layout.params.outer,
+      ...layout.params.factors,
+      ...layout.params.statistics,
+    ].map((p) => [p.name, p]),
+  );
+  const envFor = (block: BlockKind, address: KernelEnv["address"]): KernelEnv => ({
+    capacities: c,
+    layout: blocks[block],
+    panel: target.panel,
+    branches: programs.branches.length,
+    slotWords: layout.slotWords,
+    jobWords: layout.jobWords,
+    groups: layers + 1,
+    address,
+    param: (name) => params.get(name)!,
+    norms: layout.homes.norms,
+  });
+  const add = (
+    program: { name: string; region: "layer" | "outer"; block: BlockKind },
+    list: readonly { name: string; bodies: readonly AnyBody[] }[],
+    env: KernelEnv,
+  ): void => {
+    const out: LaunchEntry[] = list.flatMap(({ name, bodies }) =>
+      variantsOf(bodies).map((variant) =>
+        launch(variant === "any" ? name : `${name}.${variant}`, bodies, variant),
+      ),
+    );
+    entries.push({ ...program, launches: out });
+    function launch(name: string, bodies: readonly AnyBody[], variant: Variant): LaunchEntry {
+      for (const b of bodies) scratch = Math.max(scratch, scratchBytes(b, c));
+      // Kernel names are file names too.
+      const kernel = `${program.name}.${name}`.replace(/[^a-zA-Z0-9]+/g, "_").slice(0, 100);
+      const unique = sources.some((s) => s.name === kernel) ? `${kernel}_${sources.length}` : kernel;
+      // On a CPU one kernel serves few rows and many.
+      const wasm = (): string =>
+        variant === "many" ? emitAlias(unique, sources.at(-1)!.name) : emitLaunchAs(unique, bodies, env);
+      sources.push({
+        name: unique,
+        text: target.name === "wasm" ? wasm() : emitLaunchWgsl(unique, bodies, env, variant),
+      });
+      // The mask bits without which a body has nothing to do; a launch is skipped when none of its bodies
+      // has.
+      const bits = bodies.flatMap((b): (number | null)[] | number | null => {
+        if (isUpdate(b)) return b.norms ? b.norms.map((n) => n.branch) : null;
+        const onlySaves =
+          program.block === "step" &&
+          program.region === "layer" &&
+          b.skeleton === "map" &&
+          b.stores.every((s) => s.to === "field");
+        return onlySaves ? TRAIN_BIT : b.bit;
+      });
+      return {
+        kernel: unique,
+        grid: gridOf(bodies, env, variant),
+        bits: bits.includes(null) ? [] : [...new Set(bits as number[])].sort((a, b) => a - b),
+      };
+    }
+  };
+  for (const g of programs.graphs) {
+    const list = launches.get(g.name)!;
+    const { places, end } = placeValues(g, list, c, layout);
+    arenaWords = Math.max(arenaWords, end);
+    add(graphEntry(g), list, envFor(g.block, addresser(places, layout)));
+  }
+  const updates = envFor("update", () => {
+    throw new Error("an update reads no graph value");
+  });
+  const update = (name: string, region: "layer" | "outer", body: Omit<UpdateBody, "name">): void =>
+    add({ name, region, block: "update" }, [{ name: "", bodies: [{ ...body, name }] }], updates);
+  for (const cls of train) {
+    const sets =
+      cls === "full"
+        ? ([
+            ["layer", layout.params.layer],
+            ["outer", layout.params.outer],
+          ] as const)
+        : ([
+            [
+              "layer",
+              layout.params.factors.filter(
+                (p) => p.accum >= 0 && programs.branches[p.branch!]!.method.name === cls,
+              ),
+            ],
+          ] as const);
+    for (const [region, list] of sets) {
+      update(`sumsq.${cls}.${region}`, region, { skeleton: "sumsq", params: list, optimizer: null });
+      for (const optimizer of ["adamw", "sgd"] as const)
+        update(`${optimizer}.${cls}.${region}`, region, { skeleton: "optimizer", params: list, optimizer });
+    }
+  }
+  const norms = programs.branches.flatMap((b): RowNorms[] => {
+    const { rowNorms } = b.method;
+    if (!rowNorms) return [];
+    const of = (name: string) => params.get(tensorName(b, name))!;
+    return [
+      {
+        branch: b.index,
+        weight: params.get(`${b.site.module}.weight`)!,
+        format,
+        a: of(rowNorms.a),
+        b: of(rowNorms.b),
+        out: of(rowNorms.out),
+      },
+    ];
+  });
+  if (norms.length)
+    update("row_norms", "layer", { skeleton: "row_norms", params: [], optimizer: null, norms });
+  if (train.length) update("clip", "outer", { skeleton: "clip", params: [], optimizer: null });
+  const plan: TargetPlan = {
+    panel: target.panel,
+    classes: layout.classes,
+    arenaWords: align(arenaWords + 256),
+    metaWords: blocks.step.words + c.units * blocks.unit.words + (c.jobs + c.slots) * blocks.update.words,
+    scratchWords: target.name === "wasm" ? align(scratch / 4) : 0,
+    homes: layout.homes,
+    slotWords: layout.slotWords,
+    jobWords: layout.jobWords,
+    layerParams: layout.params.layer,
+    outerParams: layout.params.outer,
+    factors: layout.params.factors,
+    statistics: layout.params.statistics,
+    blocks,
+    header: headerWords,
+    programs: entries,
+    kernels: Object.fromEntries(
+      sources.map((s) => [
+        s.name,
+        { workgroup: 64, file: target.name === "wasm" ? "kernels.wasm" : `kernels/${s.name}.wgsl` },
+      ]),
+    ),
+  };
+  return { plan, arenaWords, kernels: sources.map((s) => s.name), sources };
+}
+const graphEntry = (g: GraphProgram): { name: string; region: "layer" | "outer"; block: BlockKind } => ({
+  name: g.name,
+  region: g.region,
+  block: g.block,
+});

@@ -1,0 +1,132 @@
+/**
+ * Weights in checkpoint order, packed in panels once for all targets, in shards of 64 MiB, or of one tensor
+ * that is larger. They go through in pieces of whole panels: what is in memory does not grow with the model.
+ */
+import {
+  type BaseHash,
+  type Format,
+  INT8_BLOCK,
+  type Manifest,
+  STORED_PANEL,
+  safetensorsHeader,
+  store,
+  storedBytes,
+  type TensorEntry,
+} from "../runtime/bundle.ts";
+import { type BundleFile, hasher } from "./files.ts";
+import type { Programs } from "./programs/index.ts";
+import type { ModelSource } from "./source.ts";
+
+/** A shard is read and verified as a whole where there are no ranges: what that takes at load. */
+const SHARD_BYTES = 64 * 2 ** 20;
+/** Bytes of f32 values read at once, unless one panel is larger. */
+const PIECE_BYTES = 16 * 2 ** 20;
+
+interface Tensor {
+  readonly name: string;
+  /** [n, k] of a matrix, [n] of a vector. */
+  readonly shape: readonly number[];
+  readonly format: Format;
+  readonly bytes: number;
+}
+
+/** The shards, each a stream; returns where every tensor is. `identity` hears all values on their way. */
+export async function* packWeights(
+  source: ModelSource,
+  programs: Programs,
+  layers: number,
+  format: Format,
+  names: Manifest["checkpoint"],
+  identity: BaseHash,
+  onLayer: (done: number) => void,
+): AsyncGenerator<BundleFile, TensorEntry[]> {
+  const all = tensorsOf(programs, layers, format, names);
+  const entries: TensorEntry[] = [];
+  for (const [i, shard] of shardsOf(all).entries()) {
+    const file = `weights/model-${String(i).padStart(5, "0")}.safetensors`;
+    const header = safetensorsHeader(shard.flatMap(storedTensors));
+    let at = header.length;
+    for (const { name, shape, format, bytes } of shard) {
+      entries.push({ name, shape: [...shape], format, shard: file, start: at, bytes });
+      at += bytes;
+    }
+    yield [file, bytesOf(header, shard, source, identity)];
+    const done = all.findIndex((t) => t.name === shard.at(-1)!.name) + 1 - programs.outerParams.length;
+    if (done > 0) onLayer(Math.floor(done / programs.layerParams.length));
+  }
+  return entries;
+}
+function tensorsOf(
+  programs: Programs,
+  layers: number,
+  format: Format,
+  names: Manifest["checkpoint"],
+): Tensor[] {
+  const tensor = (name: string, kind: "weight" | "vector", n: number, k: number): Tensor =>
+    kind === "weight"
+      ? { name, shape: [n, k], format, bytes: storedBytes(format, n, k) }
+      : { name, shape: [n], format: "f32", bytes: n * 4 };
+  return [
+    ...programs.outerParams.map((p) => tensor(names.outer[p.name]!, p.kind, p.n, p.k)),
+    ...Array.from({ length: layers }, (_, l) =>
+      programs.layerParams.map((p) =>
+        tensor(names.layer[p.name]!.replace("{l}", String(l)), p.kind, p.n, p.k),
+      ),
+    ).flat(),
+  ];
+}
+function shardsOf(tensors: readonly Tensor[]): Tensor[][] {
+  const shards: Tensor[][] = [];
+  let bytes = 0;
+  for (const t of tensors) {
+    if (!shards.length || bytes + t.bytes > SHARD_BYTES) {
+      shards.push([]);
+      bytes = 0;
+    }
+    shards.at(-1)!.push(t);
+    bytes += t.bytes;
+  }
+  return shards;
+}
+/** What a shard's header says of a tensor: panels; of int8 the values and then the scales. */
+function storedTensors({ name, shape, format, bytes }: Tensor): Parameters<typeof safetensorsHeader>[0] {
+  const [n, k] = shape as [number, number?];
+  if (k === undefined) return [{ name, shape, dtype: "F32", bytes }];
+  const panels = (k: number): number[] => [Math.ceil(n / STORED_PANEL), k, STORED_PANEL];
+  if (format !== "int8") return [{ name, shape: panels(k), dtype: format === "f16" ? "F16" : "F32", bytes }];
+  const values = Math.ceil(n / STORED_PANEL) * k * STORED_PANEL;
+  return [
+    { name, shape: panels(k), dtype: "I8", bytes: values },
+    { name: `${name}.scales`, shape: panels(Math.ceil(k / INT8_BLOCK)), dtype: "F16", bytes: bytes - values },
+  ];
+}
+async function* bytesOf(
+  header: Uint8Array,
+  shard: readonly Tensor[],
+  { where, weights }: ModelSource,
+  identity: BaseHash,
+): AsyncGenerator<Uint8Array> {
+  yield header;
+  for (const { name, shape, format } of shard) {
+    const [n, k = 1] = shape as [number, number?];
+    const hash = hasher();
+    const step = Math.max(1, Math.floor(PIECE_BYTES / (k * 4 * STORED_PANEL))) * STORED_PANEL;
+    // int8's scales lie after all values.
+    const scales: Uint8Array[] = [];
+    for (let row = 0; row < n; row += step) {
+      const rows = Math.min(step, n - row);
+      const values = weights.read(name, shape, row, row + rows);
+      const raw = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+      hash.update(raw);
+      if (shape.length === 1) yield raw;
+      else {
+        const packed = store(format, values, rows, k, `${where}: ${name}`, row);
+        const end = format === "int8" ? Math.ceil(rows / STORED_PANEL) * STORED_PANEL * k : packed.length;
+        yield packed.subarray(0, end);
+        if (end < packed.length) scales.push(packed.subarray(end));
+      }
+    }
+    yield* scales;
+    identity.add(name, shape, hash.digest());
+  }
+}

@@ -1,0 +1,44 @@
+/** Which channels `s2ft_permuted` trains, chosen before a bundle is compiled. */
+import { type Manifest, WeftError } from "../runtime/bundle.ts";
+import type { Model } from "./models/model.ts";
+
+/** A selection names distinct channels of every layer, and is there when a method needs it. */
+export function checkSelection(
+  selection: Manifest["selection"],
+  model: Model,
+  methods: readonly string[],
+): Manifest["selection"] {
+  const permuted = methods.includes("s2ft_permuted");
+  if (permuted !== (selection !== null))
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "selection",
+      expected: permuted
+        ? "the channels that s2ft_permuted trains"
+        : "the method s2ft_permuted, which trains them",
+      found: permuted ? "none" : methods.join(", "),
+      hint: "weft compile --calibrate DATA chooses them",
+    });
+  if (!selection) return null;
+  if (selection.layers.length !== model.layers)
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "selection",
+      expected: `${model.layers} layers`,
+      found: String(selection.layers.length),
+    });
+  selection.layers.forEach((layer, l) => {
+    for (const [name, list, all] of [
+      ["ffn", layer.ffn, model.ffn],
+      ["groups", layer.groups, model.kvHeads],
+    ] as const)
+      if (new Set(list).size < list.length || list.some((c) => !Number.isInteger(c) || c < 0 || c >= all))
+        throw new WeftError({
+          code: "WEFT_OPTION",
+          where: `selection, layer ${l}: ${name}`,
+          expected: `distinct numbers below ${all}`,
+          found: JSON.stringify(list),
+        });
+  });
+  return selection;
+}

@@ -1,0 +1,79 @@
+/** What is to be compiled: the caller's options with their defaults, checked against the model. */
+import { type Format, type Manifest, WeftError } from "../runtime/bundle.ts";
+import { check } from "../runtime/schema.ts";
+import type { AdapterMethod } from "./adapters/adapter.ts";
+import { adapterMethods } from "./adapters/index.ts";
+import { policies } from "./emit/host.ts";
+import type { Model } from "./models/model.ts";
+import { CompileOptions } from "./options.ts";
+import type { TrainClass } from "./programs/index.ts";
+import { checkSelection } from "./selection.ts";
+import { type Capacities, checkCapacities, defaultCapacities, type Target, targets } from "./target.ts";
+
+export interface Settings {
+  readonly targets: readonly Target[];
+  readonly train: readonly TrainClass[];
+  readonly methods: readonly AdapterMethod[];
+  readonly format: Format;
+  readonly capacities: Capacities;
+  readonly policy: string;
+  readonly selection: Manifest["selection"];
+  readonly fuse: boolean;
+  readonly cache: boolean;
+  readonly relaxed: boolean;
+  readonly progress: (p: { phase: string; done: number; total: number }) => void;
+}
+/** Throws WEFT_OPTION for options of another shape. */
+export function checkOptions(options: CompileOptions): void {
+  check(CompileOptions, options, { code: "WEFT_OPTION", where: "" });
+}
+/** Throws WEFT_OPTION or WEFT_CAPACITY for what this model does not allow. */
+export function settingsOf(model: Model, options: CompileOptions): Settings {
+  const train = options.train ?? ["lora"];
+  const format = options.format ?? "f32";
+  const capacities = checkCapacities({ ...defaultCapacities(model.context), ...options.capacities });
+  if (capacities.context > model.context)
+    throw new WeftError({
+      code: "WEFT_CAPACITY",
+      where: "capacities.context",
+      expected: `at most max_position_embeddings (${model.context})`,
+      found: String(capacities.context),
+    });
+  const policy = options.policy ?? "coserve";
+  if (!policies().includes(policy)) throw unknown("policy", policies(), policy);
+  const names = [
+    ...new Set([
+      ...(options.methods ?? (train.includes("full") && train.length === 1 ? [] : ["lora"])),
+      ...train.filter((t) => t !== "full"),
+    ]),
+  ];
+  const methods = names.map((name): AdapterMethod => {
+    if (!Object.hasOwn(adapterMethods, name))
+      throw unknown("adapter method", Object.keys(adapterMethods), name);
+    return adapterMethods[name]!;
+  });
+  const selection = checkSelection(options.selection ?? null, model, names);
+  if (selection && format === "int8")
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "format",
+      expected: "f32 or f16 with a selection, which reorders channels",
+      found: "int8, whose blocks are runs of channels",
+      hint: "train the method s2ft, which leaves them in place",
+    });
+  return {
+    targets: (options.targets ?? ["wasm", "webgpu"]).map((t) => ({ ...targets[t], ...options.limits })),
+    train,
+    methods,
+    format,
+    capacities,
+    policy,
+    selection,
+    fuse: options.fuse ?? true,
+    cache: options.cache ?? true,
+    relaxed: options.relaxed ?? false,
+    progress: options.onProgress ?? (() => {}),
+  };
+}
+const unknown = (where: string, all: readonly string[], found: string): WeftError =>
+  new WeftError({ code: "WEFT_OPTION", where, expected: all.join(", "), found });
