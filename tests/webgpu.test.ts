@@ -19,7 +19,7 @@ import { softwareDriver } from "../runtime/swiftshader.ts";
 import { openWebGpu } from "../runtime/webgpu.ts";
 import { load } from "../sdk/index.ts";
 import { configs, idsOf, small, tiny } from "./support/engines.ts";
-import { rounds } from "./support/scale.ts";
+import { long, rounds } from "./support/scale.ts";
 import { suite } from "./support/suite.ts";
 import { scratch, writeModel } from "./support/tiny.ts";
 
@@ -181,14 +181,15 @@ test("devices that were let go give back their threads and their memory", async 
     await device.read(word);
     await device.dispose();
   };
-  // Pools of the driver and of the allocator fill first, and then go up and down.
-  for (let i = 0; i < rounds(2, 20); i++) await once();
+  // Pools of the driver and of the allocator fill over some twenty devices, and then go up and down: before
+  // that memory tells nothing, and only threads are counted.
+  for (let i = 0; i < rounds(2, 30); i++) await once();
   const start = await now();
   const n = rounds(4, 100);
   for (let i = 0; i < n; i++) await once();
   const end = await now();
   assert.ok(end.threads <= start.threads, `${start.threads} threads, after ${n} more devices ${end.threads}`);
-  assert.ok(end.mib < start.mib + rounds(60, 250), `${start.mib} MiB, after ${n} more devices ${end.mib}`);
+  if (long) assert.ok(end.mib < start.mib + 250, `${start.mib} MiB, after ${n} more devices ${end.mib}`);
 });
 
 const child = (code: string, env: NodeJS.ProcessEnv): ReturnType<typeof spawnSync> =>
