@@ -17,8 +17,7 @@ import {
   type Value,
   valueKey,
 } from "../ops/index.ts";
-
-import { DROPOUT_BIT } from "./metadata.ts";
+import { DROPOUT_BIT } from "../runtime/bundle.ts";
 
 type Rows = Type & { kind: "rows" };
 

@@ -1,5 +1,6 @@
 /** Kernels as the emitters see them: launches whose every value has an address. */
 import type { Domain, Format, Type, Value } from "../ops/index.ts";
+import type { MemoryClass } from "../runtime/bundle.ts";
 import type { Body } from "./fuse.ts";
 import type { BlockLayout } from "./metadata.ts";
 import type { Capacities } from "./target.ts";
@@ -9,17 +10,7 @@ import type { Capacities } from "./target.ts";
  * which all groups share. Eight storage bindings serve every kernel, so one bind group a group serves every
  * program.
  */
-export const memoryClasses = [
-  "weights",
-  "meta",
-  "arena",
-  "kv",
-  "saved",
-  "adapters",
-  "accum",
-  "tables",
-] as const;
-export type MemoryClass = (typeof memoryClasses)[number];
+export { type MemoryClass, memoryClasses } from "../runtime/bundle.ts";
 
 /** Where a value lives: words from the start of its class's chamber; `stride` words a row. */
 export interface Address {

@@ -2,43 +2,8 @@
  * The batch metadata blocks: one per forward step, backward or head unit, and update. Words of 32 bits; f32
  * fields hold bits.
  */
+import { cacheBlocks, HEADER } from "../runtime/bundle.ts";
 import type { Capacities } from "./target.ts";
-
-/** Header words, the same in every block. */
-export const headerWords = [
-  "n_rows",
-  "n_head",
-  "job",
-  "slot",
-  "n_keys",
-  "n_segments",
-  "table_words",
-  "mask_0",
-  "mask_1",
-  "mask_2",
-  "mask_3",
-  "mask_4",
-  "zero",
-  "lr",
-  "lr_c1",
-  "rsqrt_c2",
-  "beta1",
-  "beta2",
-  "eps",
-  "decay",
-  "max_norm",
-] as const;
-export const HEADER = 32;
-/**
- * Bits of the mask words: an adapter branch each, set when some row of the block has it; the last word holds
- * flags. A body whose bit is not set has nothing to do; a launch none of whose bits is set is skipped.
- */
-export const MASK_WORDS = 5;
-export const MAX_BRANCHES = 128;
-/** Some row of the block has dropout. */
-export const DROPOUT_BIT = 128;
-/** Some row of the step is being trained: what only saves activations runs then. */
-export const TRAIN_BIT = 129;
 
 export interface BlockLayout {
   readonly kind: BlockKind;
@@ -54,7 +19,7 @@ export type BlockKind = "step" | "unit" | "update";
  */
 export const segmentsOf = (c: Capacities): number => Math.min(c.unitRows, 32);
 /** Words of a unit's block tables: one whole context, or many short sequences. */
-export const unitTableWords = (c: Capacities): number => Math.ceil(c.context / 32) + c.unitRows;
+export const unitTableWords = (c: Capacities): number => cacheBlocks(c.context) + c.unitRows;
 /**
  * Of each segment: its rows, its label rows, where its sequence's saved rows begin, whether it is the
  * sequence's last quantum (its key gradients start from zero), and the keys it is the first in this unit to
@@ -69,7 +34,6 @@ export function blockLayouts(
   c: Capacities,
   train: readonly string[],
 ): Readonly<Record<BlockKind, BlockLayout>> {
-  const blocksPerSequence = Math.ceil(c.context / 32);
   const build = (kind: BlockKind, arrays: readonly (readonly [string, number])[]): BlockLayout => {
     const at: Record<string, number> = {};
     let words = HEADER;
@@ -83,7 +47,7 @@ export function blockLayouts(
     step: build("step", [
       ...[...rowArrays, ...train.map(extArray)].map((n) => [n, c.tokens] as const),
       ["head_row", c.headRows],
-      ["tables", c.sequences * blocksPerSequence],
+      ["tables", c.sequences * cacheBlocks(c.context)],
     ]),
     unit: build("unit", [
       ...[...rowArrays, "ext_row"].map((n) => [n, c.unitRows] as const),

@@ -3,7 +3,14 @@
  * value. Pure arithmetic over lifetimes.
  */
 import { inputName, isInput, type Type, type Value, valueKey } from "../ops/index.ts";
-import { type Format, type ParamEntry, packedWords, type TargetPlan, WeftError } from "../runtime/bundle.ts";
+import {
+  BLOCK,
+  type Format,
+  type ParamEntry,
+  packedWords,
+  type TargetPlan,
+  WeftError,
+} from "../runtime/bundle.ts";
 import type { Launch } from "./fuse.ts";
 import type { Address } from "./kernel.ts";
 import { type ParamSpec, tensorName } from "./layers.ts";
@@ -157,7 +164,7 @@ export function layoutOf(
     params: { layer: layer.params, outer: outer.params, factors, statistics },
     classes: {
       weights: { layer: layer.words, outer: outer.words },
-      kv: { layer: c.blocks * 2 * kvDim * 32, outer: 64 },
+      kv: { layer: c.blocks * 2 * kvDim * BLOCK, outer: 64 },
       saved: { layer: Math.max(64, savedLayer), outer: Math.max(64, training * align(c.savedRows * d)) },
       adapters: { layer: Math.max(64, slots * slotWords), outer: 64 },
       accum: {

@@ -3,7 +3,7 @@
  * allocates.
  */
 import * as v from "valibot";
-import { STORED_PANEL, WeftError } from "../runtime/bundle.ts";
+import { BLOCK, cacheBlocks, STORED_PANEL, WeftError } from "../runtime/bundle.ts";
 import { check, number, type Of, object, positive, text } from "../runtime/schema.ts";
 
 export const capacityEntries = {
@@ -65,7 +65,7 @@ export function defaultCapacities(context: number): Capacities {
     sequences: 64,
     context: ctx,
     headRows: 32,
-    blocks: Math.max(256, 8 * Math.ceil(ctx / 32)),
+    blocks: Math.max(256, 8 * cacheBlocks(ctx)),
     slots: 8,
     jobs: 2,
     rank: 16,
@@ -82,11 +82,11 @@ export function defaultCapacities(context: number): Capacities {
 export function checkCapacities(given: Capacities): Capacities {
   const at = { code: "WEFT_CAPACITY", where: "" } as const;
   const { capacities: c } = check(object({ capacities: Capacities }), { capacities: given }, at);
-  if (c.blocks * 32 < c.context)
+  if (c.blocks * BLOCK < c.context)
     throw new WeftError({
       code: "WEFT_CAPACITY",
       where: "capacities.blocks",
-      expected: `at least ${Math.ceil(c.context / 32)} blocks to hold one context`,
+      expected: `at least ${cacheBlocks(c.context)} blocks to hold one context`,
       found: String(c.blocks),
     });
   if (c.quantum > c.unitRows)

@@ -3,6 +3,7 @@
  * what it points into. Checked before anything is allocated; what passes cannot make the runtime read or
  * write outside a chamber, or take memory out of proportion to the files.
  */
+import { BLOCK } from "./contract.ts";
 import { WeftError } from "./errors.ts";
 import { packedWords, storedBytes } from "./formats.ts";
 import type { BranchEntry, BranchTensor, Manifest, ParamEntry, SiteEntry, TargetPlan } from "./manifest.ts";
@@ -150,7 +151,7 @@ function checkPlan(m: Manifest, plan: TargetPlan, at: string): void {
   // arena.
   chamber("adapters", "layer", (c.slots + 1) * plan.slotWords);
   chamber("tables", "layer", 64 + (c.slots + 1) * branches.length * 2);
-  chamber("kv", "layer", c.blocks * 32 * 2 * d.kvHeads * d.headDim);
+  chamber("kv", "layer", c.blocks * BLOCK * 2 * d.kvHeads * d.headDim);
   within(1, classes.tables.outer, "classes.tables.outer");
   within(homes.h + c.tokens * d.hiddenSize, plan.arenaWords, "homes.h");
   within(homes.logits + c.headRows * d.vocab, plan.arenaWords, "homes.logits");

@@ -2,20 +2,9 @@
  * What plays a bundle's command list: chambers of memory, and kernels over them. One file a target implements
  * it.
  */
-import { type Manifest, type ParamEntry, type TargetPlan, WeftError } from "./bundle.ts";
+import { type Manifest, type MemoryClass, type ParamEntry, type TargetPlan, WeftError } from "./bundle.ts";
 
-/** In the order of the bind record and of the storage bindings. */
-export const memoryClasses = [
-  "weights",
-  "meta",
-  "arena",
-  "kv",
-  "saved",
-  "adapters",
-  "accum",
-  "tables",
-] as const;
-export type MemoryClass = (typeof memoryClasses)[number];
+export { type MemoryClass, memoryClasses } from "./contract.ts";
 
 export interface DeviceInfo {
   readonly target: "wasm" | "webgpu";

@@ -6,10 +6,10 @@
  */
 import { type AdapterRef, AdapterStore, type Generation } from "./adapters.ts";
 import { type BaseTensor, BaseWeights, otherBase } from "./base.ts";
-import { type Manifest, WeftError } from "./bundle.ts";
+import { COUNTER, EVENT, FINISH, KIND, type Manifest, NONE, WeftError } from "./bundle.ts";
 import { virtualTokens } from "./content.ts";
 import type { Device, DeviceInfo, LoadProgress, Range } from "./device.ts";
-import { COUNTER, EVENT, Host, KIND, NONE, STOP } from "./host.ts";
+import { Host } from "./host.ts";
 import { type Invariance, settleInvariance, type Verdicts } from "./invariance.ts";
 import { readManifest, readVerified, uploadWeights } from "./load.ts";
 import { type Change, mergeChanges } from "./merge.ts";
@@ -647,7 +647,7 @@ export class Engine {
         const r = this.live.get(a);
         if (!r) continue;
         const last = pending.findIndex((p) => p.r === r);
-        const finish = b === STOP ? "stop" : r.clipped ? "context" : "length";
+        const finish = b === FINISH.stop ? "stop" : r.clipped ? "context" : "length";
         if (last >= 0) r.push({ ...pending.splice(last, 1)[0]!.e, finish });
         this.finish(r, wrong.has(r) ? notFinite(r) : null);
       } else if (type === EVENT.microDone) {

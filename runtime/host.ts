@@ -1,5 +1,13 @@
 /** host.wasm from TypeScript: typed views on its memory, at the addresses it exports. */
-import { type Manifest, WeftError } from "./bundle.ts";
+import {
+  COMMAND_WORDS,
+  COUNTER,
+  EVENT_WORDS,
+  hyperWords,
+  MAX_STOPS,
+  type Manifest,
+  WeftError,
+} from "./bundle.ts";
 
 export interface HostExports {
   readonly memory: WebAssembly.Memory;
@@ -43,12 +51,6 @@ export interface HostExports {
   schedule(lane: number, budget: number, idle: number): number;
   commit(lane: number): number;
 }
-export const KIND = { generate: 1, score: 2, train: 3 } as const;
-export const EVENT = { token: 1, finished: 2, scored: 3, microDone: 4 } as const;
-/** Why a request finished, where not for its limit. */
-export const STOP = 1;
-export const COUNTER = { rows: 16, head: 17, units: 18 } as const;
-export const NONE = -1;
 
 export class Host {
   private constructor(
@@ -122,11 +124,11 @@ export class Host {
     return new Uint32Array(this.buffer, this.exports.addrMeta(lane), this.metaWords);
   }
   commands(lane: number, count: number): Int32Array {
-    return new Int32Array(this.buffer, this.exports.addrCommands(lane), count * 6);
+    return new Int32Array(this.buffer, this.exports.addrCommands(lane), count * COMMAND_WORDS);
   }
   /** [type, a, b, c] of each event. */
   events(lane: number, count: number): Int32Array {
-    return new Int32Array(this.buffer, this.exports.addrEvents(lane), count * 4);
+    return new Int32Array(this.buffer, this.exports.addrEvents(lane), count * EVENT_WORDS);
   }
   logits(): Float32Array {
     return new Float32Array(
@@ -146,10 +148,10 @@ export class Host {
     return new Int32Array(this.buffer, this.exports.addrLabels(seq), this.manifest.capacities.context);
   }
   hyper(job: number): Float32Array {
-    return new Float32Array(this.buffer, this.exports.addrHyper(job), 8);
+    return new Float32Array(this.buffer, this.exports.addrHyper(job), hyperWords.length);
   }
   stops(seq: number): Int32Array {
-    return new Int32Array(this.buffer, this.exports.addrStops(seq), 16);
+    return new Int32Array(this.buffer, this.exports.addrStops(seq), MAX_STOPS);
   }
   /** Ids of the cache blocks that no sequence holds. */
   freeBlockIds(): Int32Array {

@@ -5,7 +5,7 @@
  * no longer for a deep model. It drives a host of its own, which is thrown away.
  */
 import { AdapterStore, type Generation } from "./adapters.ts";
-import type { Manifest, ParamEntry } from "./bundle.ts";
+import { BLOCK, COUNTER, EVENT, IGNORE, KIND, type Manifest, NONE, type ParamEntry } from "./bundle.ts";
 import {
   type AdapterContent,
   defaultConfig,
@@ -16,7 +16,7 @@ import {
 } from "./content.ts";
 import type { Device, Range } from "./device.ts";
 import { sha256 } from "./hash.ts";
-import { COUNTER, EVENT, type Host, KIND, NONE } from "./host.ts";
+import type { Host } from "./host.ts";
 import { mix } from "./random.ts";
 
 /**
@@ -150,7 +150,7 @@ class Check {
     const both = this.manyRows > 1 && this.manyRows <= tokens;
     const n = Math.min(
       context - 1,
-      blocks * 32 - 1,
+      blocks * BLOCK - 1,
       (context > SPLIT ? SPLIT : 0) + (both ? this.manyRows : 0) + SHORT,
     );
     if (n < 1) return true;
@@ -209,7 +209,7 @@ class Check {
     for (const r of ranges) device.clear(r);
     exports.jobOpen(0, slot, index, 0);
     const virtual = virtualTokens(manifest, content);
-    const longest = Math.min(c.context, c.savedRows, c.blocks * 32);
+    const longest = Math.min(c.context, c.savedRows, c.blocks * BLOCK);
     // One sequence of several quanta, and a short one beside it where there is room.
     for (const n of [Math.min(longest, virtual + c.quantum + SHORT), virtual + SHORT]) {
       const dropout = content && methods[cls]!.dropout ? 0.1 : 0;
@@ -217,7 +217,7 @@ class Check {
       if (seq === NONE) continue;
       const ids = idsOf(n, model.vocab);
       host.tokens(seq).set(ids.map((id, i) => (i < virtual ? 0 : id)));
-      host.labels(seq).set(ids.map((id, i) => (i < virtual ? -100 : (id + 1) % model.vocab)));
+      host.labels(seq).set(ids.map((id, i) => (i < virtual ? IGNORE : (id + 1) % model.vocab)));
     }
     exports.jobStart(0, 0);
     for (let done = false; !done; ) {

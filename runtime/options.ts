@@ -6,10 +6,11 @@
 import * as v from "valibot";
 import type { AdapterRef } from "./adapters.ts";
 import { type AdapterContent, type ModelView, selectors } from "./content.ts";
+import { MAX_STOPS } from "./contract.ts";
 import type { LoadProgress } from "./device.ts";
 import type { StepTrace } from "./engine.ts";
 import type { WeftError } from "./errors.ts";
-import { MAX_STOPS, samplingEntries } from "./sampling.ts";
+import { samplingEntries } from "./sampling.ts";
 import {
   type At,
   above0,

@@ -3,8 +3,7 @@
  * queued.
  */
 import type { Generation } from "./adapters.ts";
-import { type Manifest, WeftError } from "./bundle.ts";
-import { NONE } from "./host.ts";
+import { BLOCK, type Manifest, NONE, WeftError } from "./bundle.ts";
 import type { GenerateIds } from "./options.ts";
 import type { Sampling } from "./sampling.ts";
 
@@ -96,7 +95,7 @@ export function roomAfter(
       expected: `a token id below ${vocab}`,
       found: String(ids[wrong]),
     });
-  const most = Math.min(context, blocks * 32);
+  const most = Math.min(context, blocks * BLOCK);
   const room = most - virtual - ids.length;
   if (room < least)
     throw new WeftError({

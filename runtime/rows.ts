@@ -1,5 +1,5 @@
 /** Training rows: checked, shifted, and put behind the tokens of an adapter's own. */
-import { type Manifest, WeftError } from "./bundle.ts";
+import { BLOCK, IGNORE, type Manifest, WeftError } from "./bundle.ts";
 
 /**
  * One training sequence; labels[i] is the id to predict at position i of input_ids (Hugging Face convention:
@@ -9,7 +9,6 @@ export interface Row {
   readonly input_ids: readonly number[];
   readonly labels: readonly number[];
 }
-export const IGNORE = -100;
 
 /** A row as the forward takes it. */
 export interface Item {
@@ -77,7 +76,7 @@ function prepare(row: Row, index: number, what: string, context: number, vocab: 
  */
 function prepared(manifest: Manifest, rows: readonly Row[], what: string, virtual: number): Item[] {
   const { capacities, model } = manifest;
-  const context = Math.min(capacities.context, capacities.blocks * 32) - virtual;
+  const context = Math.min(capacities.context, capacities.blocks * BLOCK) - virtual;
   const learned = rows
     .map((row, i) => prepare(row, i, what, context, model.vocab))
     .filter((x) => x.labels > 0);
@@ -112,7 +111,7 @@ export function trainItems(
       next: [...Array<number>(virtual).fill(IGNORE), ...x.next],
     }),
   );
-  const longest = Math.min(capacities.savedRows, capacities.blocks * 32);
+  const longest = Math.min(capacities.savedRows, capacities.blocks * BLOCK);
   const tooLong = items.find((x) => x.ids.length > longest);
   if (tooLong)
     throw new WeftError({

@@ -4,9 +4,6 @@
 import * as v from "valibot";
 import { count, number, type Of, object } from "./schema.ts";
 
-/** Ids that end an answer, at most (host/state.ts has room for so many a sequence). */
-export const MAX_STOPS = 16;
-
 export const samplingEntries = {
   /** Logits are divided by it. Default 0: greedy. */
   temperature: v.optional(number("a number from 0 up", (x) => x >= 0 && x < Number.POSITIVE_INFINITY)),

@@ -2,7 +2,7 @@
  * Fine-tuning jobs: rows → optimizer steps → micro-batches that the host co-serves. What a job computes
  * depends on its options and data alone, never on load: batches come from seeds, sums from a fixed order.
  */
-import { type Manifest, WeftError } from "./bundle.ts";
+import { IGNORE, type Manifest, NONE, WeftError } from "./bundle.ts";
 import {
   type AdapterContent,
   initialContent,
@@ -11,11 +11,10 @@ import {
   virtualTokens,
 } from "./content.ts";
 import type { Engine, Feed } from "./engine.ts";
-import { NONE } from "./host.ts";
 import { checked, TrainOptions as TrainOptionsSchema } from "./options.ts";
 import { mix, shuffled } from "./random.ts";
 import { AtRest } from "./rest.ts";
-import { evalItems, IGNORE, type Item, trainItems } from "./rows.ts";
+import { evalItems, type Item, trainItems } from "./rows.ts";
 import {
   biasOf,
   channelsTaken,

@@ -1,9 +1,9 @@
 /** What a fine-tuning job is asked for, with every default, what it tells, and what its results depend on. */
-import type { Manifest, TargetPlan } from "./bundle.ts";
+import { IGNORE, type Manifest, type TargetPlan } from "./bundle.ts";
 import { type AdapterConfig, type AdapterContent, defaultConfig } from "./content.ts";
 import { sha256 } from "./hash.ts";
 import { adapterEntries, picked, type TrainOptions as TrainOptionsSchema } from "./options.ts";
-import { IGNORE, type Row } from "./rows.ts";
+import type { Row } from "./rows.ts";
 import type { Of } from "./schema.ts";
 
 export type TrainOptions = Of<typeof TrainOptionsSchema>;

@@ -2,7 +2,7 @@
  * Training data: JSONL rows {text}, {prompt, completion}, {messages} or {input_ids, labels} → ids and labels.
  */
 import * as v from "valibot";
-import { WeftError } from "../runtime/bundle.ts";
+import { IGNORE, WeftError } from "../runtime/bundle.ts";
 import { check, foreign, numbers, show, tokenIds } from "../runtime/schema.ts";
 import type { Row } from "../runtime/trainer.ts";
 import type { Message, Text } from "./text.ts";
@@ -13,7 +13,6 @@ export type DataRow =
   /** All assistant turns are learned, but those with `weight: 0`. */
   | { readonly messages: readonly Message[] }
   | { readonly input_ids: readonly number[]; readonly labels?: readonly number[] };
-const IGNORE = -100;
 const RowSchema = foreign({
   text: v.nullish(v.string()),
   prompt: v.nullish(v.string()),

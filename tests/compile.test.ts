@@ -13,15 +13,18 @@ import type { ModelSource } from "../compiler/source.ts";
 import { print } from "../ops/index.ts";
 import {
   BaseHash,
+  COUNTER,
+  EVENT,
   encode,
   floatToHalf,
   formats,
   halfToFloat,
+  KIND,
   type Maths,
   parseHeader,
   store,
 } from "../runtime/bundle.ts";
-import { COUNTER, EVENT, Host, KIND } from "../runtime/host.ts";
+import { Host } from "../runtime/host.ts";
 import { violations } from "../scripts/imports.ts";
 import { runFile } from "./run.ts";
 import { batchOf, bits, collect, configs, contentBits, engineOf, idsOf, small } from "./support/engines.ts";

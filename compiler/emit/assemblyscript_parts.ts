@@ -2,6 +2,7 @@
  * Pieces of AssemblyScript text that every kernel is made of, and the layout of a thread's scratch memory.
  */
 import type { Domain } from "../../ops/index.ts";
+import { DROPOUT_BIT, headerWords } from "../../runtime/bundle.ts";
 import type { Operand } from "../fuse.ts";
 import {
   type KernelEnv,
@@ -11,7 +12,6 @@ import {
   SEGMENT_ROWS,
   SLOT_TABLE,
 } from "../kernel.ts";
-import { DROPOUT_BIT, headerWords } from "../metadata.ts";
 
 /** Columns of a weight panel on this target: two vectors. */
 export const P = 8;

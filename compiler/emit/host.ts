@@ -3,8 +3,32 @@
  * compiled in.
  */
 import { readdirSync, readFileSync } from "node:fs";
-import type { BlockEntry, CapacityEntry, GridDim, ProgramEntry } from "../../runtime/bundle.ts";
-import { extArray, HEADER, headerWords, MASK_WORDS, segmentsOf, unitTableWords } from "../metadata.ts";
+import {
+  BLOCK,
+  type BlockEntry,
+  type CapacityEntry,
+  COMMAND_WORDS,
+  COUNTER,
+  cacheBlocks,
+  DROPOUT_BIT,
+  EVENT,
+  EVENT_WORDS,
+  FINISH,
+  FREE,
+  type GridDim,
+  HEADER,
+  headerWords,
+  hyperWords,
+  IGNORE,
+  KIND,
+  LANES,
+  MASK_WORDS,
+  MAX_STOPS,
+  NONE,
+  type ProgramEntry,
+  TRAIN_BIT,
+} from "../../runtime/bundle.ts";
+import { extArray, segmentsOf, unitTableWords } from "../metadata.ts";
 import { CALIBRATE, CALIBRATE_GRADIENT } from "../programs/index.ts";
 import { compileAssembly } from "./asc.ts";
 
@@ -17,6 +41,8 @@ const gridCode: Readonly<Record<GridDim["count"], number>> = {
   few_rows: 4,
   many_rows: 5,
 };
+/** A launch: kernel, mask words, then (count, mul, div) of x, y, z. */
+const LAUNCH_WORDS = 1 + MASK_WORDS + 9;
 /** Programs the host refers to by name, and those of each training class; -1 where the bundle has none. */
 const programNames: Readonly<Record<string, string>> = {
   P_EMBED: "embed",
@@ -92,6 +118,34 @@ function longestLists(h: HostInput): { commands: number; events: number } {
     events: 2 * headRows + jobs,
   };
 }
+/** The runtime's contract under the host's names: MICRO_DONE, C_TRAIN_ROWS, H_N_ROWS. */
+function contract(): Record<string, number> {
+  const flag = (bit: number): number => 1 << (bit & 31);
+  const out: Record<string, number> = {
+    BLOCK,
+    NONE,
+    IGNORE,
+    FREE,
+    STOPS_PER_SEQUENCE: MAX_STOPS,
+    MAX_LANES: LANES,
+    COMMAND_WORDS,
+    EVENT_WORDS,
+    HEADER_WORDS: HEADER,
+    HYPERS: hyperWords.length,
+    MASK_WORDS,
+    LAUNCH_WORDS,
+    DROPOUT: flag(DROPOUT_BIT),
+    TRAINED: flag(TRAIN_BIT),
+  };
+  const named = (prefix: string, table: Readonly<Record<string, number>>): void => {
+    for (const [name, n] of Object.entries(table))
+      out[prefix + name.replace(/[A-Z]/g, "_$&").toUpperCase()] = n;
+  };
+  for (const table of [KIND, EVENT, FINISH]) named("", table);
+  named("C_", COUNTER);
+  named("H_", Object.fromEntries(headerWords.map((name, i) => [name, i])));
+  return out;
+}
 /** What a job may be of: the bundle's classes, then those that only look. */
 const classesOf = (h: HostInput): string[] => [...h.train, CALIBRATE, CALIBRATE_GRADIENT];
 
@@ -104,6 +158,7 @@ export function hostConfig(h: HostInput): string {
   const rowCost = h.layers * h.parametersPerLayer + h.headParameters / 8;
   const { commands, events } = longestLists(h);
   const constants: Record<string, number> = {
+    ...contract(),
     MAX_COMMANDS: commands,
     MAX_EVENTS: events,
     TOKENS_PER_STEP: c.tokens,
@@ -120,27 +175,22 @@ export function hostConfig(h: HostInput): string {
     UNIT_TABLE_WORDS: unitTableWords(c),
     SEGMENTS: segmentsOf(c),
     UNITS: c.units,
-    BLOCKS_PER_SEQUENCE: Math.ceil(c.context / 32),
+    BLOCKS_PER_SEQUENCE: cacheBlocks(c.context),
     LAYERS: h.layers,
     VOCAB: h.vocab,
     UNIT_ROW_COST: Math.max(1, Math.round((1024 * 2 * h.parametersPerLayer) / rowCost)),
-    HEADER_WORDS: HEADER,
     STEP_WORDS: h.blocks.step.words,
     UNIT_WORDS: h.blocks.unit.words,
     UPDATE_WORDS: h.blocks.update.words,
     META_WORDS:
       h.blocks.step.words + c.units * h.blocks.unit.words + (c.jobs + c.slots) * h.blocks.update.words,
   };
-  headerWords.forEach((name, i) => {
-    constants[`H_${name.toUpperCase()}`] = i;
-  });
   for (const kind of ["step", "unit"] as const)
     for (const [name, at] of Object.entries(h.blocks[kind].arrays))
       constants[`A_${kind.toUpperCase()}_${name.toUpperCase()}`] = at;
   const programOf = (name: string): number => h.programs.findIndex((p) => p.name === name);
   for (const [name, program] of Object.entries(programNames)) constants[name] = programOf(program);
   constants.CLASSES = h.train.length;
-  constants.MASK_WORDS = MASK_WORDS;
   const classes = classesOf(h);
   const arrays: Record<string, number[]> = {
     CLASS_FULL: classes.map((cls) => (cls === "full" ? 1 : 0)),
@@ -161,7 +211,7 @@ export function hostConfig(h: HostInput): string {
         ...l.grid.flatMap((g) => [gridCode[g.count], g.mul, g.div]),
       );
     }
-    starts.push(launches.length / (10 + MASK_WORDS));
+    starts.push(launches.length / LAUNCH_WORDS);
   }
   return [
     "// Generated from the bundle's capacities and programs.",
@@ -171,7 +221,6 @@ export function hostConfig(h: HostInput): string {
     ),
     "/** First launch of each program, and one past the last. */",
     `export const PROGRAM_START: StaticArray<i32> = [${starts.join(", ")}];`,
-    "/** kernel, mask words, then (count, mul, div) of x, y, z. */",
     `export const LAUNCHES: StaticArray<i32> = [${launches.join(", ")}];`,
     "",
   ].join("\n");

@@ -1,5 +1,12 @@
 /** Programs → the kernels of a target, and its plan: where everything lies and what is launched. */
-import type { Format, LaunchEntry, ProgramEntry, TargetPlan } from "../../runtime/bundle.ts";
+import {
+  type Format,
+  headerWords,
+  type LaunchEntry,
+  type ProgramEntry,
+  type TargetPlan,
+  TRAIN_BIT,
+} from "../../runtime/bundle.ts";
 import type { Launch } from "../fuse.ts";
 import {
   type AnyBody,
@@ -11,7 +18,7 @@ import {
   variantsOf,
 } from "../kernel.ts";
 import { tensorName } from "../layers.ts";
-import { type BlockKind, blockLayouts, headerWords, TRAIN_BIT } from "../metadata.ts";
+import { type BlockKind, blockLayouts } from "../metadata.ts";
 import { addresser, align, type Layout, placeValues } from "../plan.ts";
 import type { GraphProgram, Programs, TrainClass } from "../programs/index.ts";
 import type { Capacities, Target } from "../target.ts";

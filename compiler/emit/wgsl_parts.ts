@@ -1,9 +1,8 @@
 /** Pieces of WGSL text that every kernel is made of. */
 import type { Domain } from "../../ops/index.ts";
-import { type Format, INT8_BLOCK } from "../../runtime/bundle.ts";
+import { DROPOUT_BIT, type Format, headerWords, INT8_BLOCK } from "../../runtime/bundle.ts";
 import type { Operand } from "../fuse.ts";
 import { type KernelEnv, type ParamAddress, ROWS_HEADER, SEGMENT_ROWS, SLOT_TABLE } from "../kernel.ts";
-import { DROPOUT_BIT, headerWords } from "../metadata.ts";
 
 /** Lanes of a workgroup. */
 export const WG = 64;

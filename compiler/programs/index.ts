@@ -4,10 +4,9 @@
  * training head, the update.
  */
 import { Graph, type Value } from "../../ops/index.ts";
-import { type Format, WeftError } from "../../runtime/bundle.ts";
+import { type Format, MAX_BRANCHES, WeftError } from "../../runtime/bundle.ts";
 import type { AdapterMethod } from "../adapters/adapter.ts";
 import { type BranchSpec, RegionBuilder, type SiteSpec } from "../layers.ts";
-import { MAX_BRANCHES } from "../metadata.ts";
 import type { Model } from "../models/model.ts";
 import type { Capacities } from "../target.ts";
 import { type Fields, trainLayer } from "./backward.ts";

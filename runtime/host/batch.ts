@@ -1,13 +1,77 @@
 /** Packs what the policy granted into the step's metadata block, and turns programs into commands. */
 import {
-  A_STEP_DROP_KEY, A_STEP_DROP_P, A_STEP_HEAD_ROW, A_STEP_IDS, A_STEP_POS, A_STEP_SAVE_ROW, A_STEP_SLOT, A_STEP_TABLE, A_STEP_TABLES,
-  BLOCKS_PER_SEQUENCE, CLASS_EXT, CLASS_FULL, CLASSES, CONTEXT, H_N_HEAD, H_N_KEYS, H_N_ROWS, H_MASK_0, H_MASK_4,
-  HEAD_ROWS, HEADER_WORDS, LAUNCHES, LAYERS, MASK_WORDS, MAX_COMMANDS, P_EMBED, P_FORWARD, P_FORWARD_FULL, P_HEAD,
-  P_STASH, PROGRAM_START, SEQUENCES, TOKENS_PER_STEP,
+  A_STEP_DROP_KEY,
+  A_STEP_DROP_P,
+  A_STEP_HEAD_ROW,
+  A_STEP_IDS,
+  A_STEP_POS,
+  A_STEP_SAVE_ROW,
+  A_STEP_SLOT,
+  A_STEP_TABLE,
+  A_STEP_TABLES,
+  BLOCKS_PER_SEQUENCE,
+  C_COMMANDS,
+  C_HEAD,
+  C_MANY,
+  C_ROWS,
+  C_TRAIN_ROWS,
+  CLASS_EXT,
+  CLASS_FULL,
+  CLASSES,
+  COMMAND_WORDS,
+  CONTEXT,
+  DROPOUT,
+  GENERATE,
+  H_MASK_0,
+  H_MASK_4,
+  H_N_HEAD,
+  H_N_KEYS,
+  H_N_ROWS,
+  HEAD_ROWS,
+  HEADER_WORDS,
+  LAUNCH_WORDS,
+  LAUNCHES,
+  LAYERS,
+  MASK_WORDS,
+  MAX_COMMANDS,
+  NONE,
+  P_EMBED,
+  P_FORWARD,
+  P_FORWARD_FULL,
+  P_HEAD,
+  P_STASH,
+  PROGRAM_START,
+  SCORE,
+  SEQUENCES,
+  TOKENS_PER_STEP,
+  TRAIN,
+  TRAINED,
 } from "./config";
 import {
-  bump, C_COMMANDS, C_HEAD, C_MANY, C_ROWS, C_TRAIN_ROWS, COMMANDS, counter, DONE, DROP_KEY, DROP_P, EXT_BASE, GENERATE, get, HEAD_POS, HEAD_SEQ, JOB, JOB_CLASS, KIND, LENGTH_OF, META, NONE,
-  NUM_BLOCKS, ROW_SEQ, SAVE_BASE, SCORE, set, SLOT, SLOT_MASK, TABLE, TOKENS, TRAIN, within,
+  bump,
+  COMMANDS,
+  counter,
+  DONE,
+  DROP_KEY,
+  DROP_P,
+  EXT_BASE,
+  get,
+  HEAD_POS,
+  HEAD_SEQ,
+  JOB,
+  JOB_CLASS,
+  KIND,
+  LENGTH_OF,
+  META,
+  NUM_BLOCKS,
+  ROW_SEQ,
+  SAVE_BASE,
+  SLOT,
+  SLOT_MASK,
+  set,
+  TABLE,
+  TOKENS,
+  within,
 } from "./state";
 
 /** Workgroups of a launch in dimension `d`: ceil(count · mul / div). */
@@ -29,7 +93,7 @@ function workgroups(grid: i32, d: i32, block: i32): i32 {
 export function emitProgram(program: i32, group: i32, block: i32): void {
   if (program < 0) return;
   for (let i: i32 = PROGRAM_START[program]; i < PROGRAM_START[program + 1]; i++) {
-    const at: i32 = i * (10 + MASK_WORDS);
+    const at: i32 = i * LAUNCH_WORDS;
     let wanted: i32 = 0;
     let there: i32 = 0;
     for (let w: i32 = 0; w < MASK_WORDS; w++) {
@@ -43,7 +107,7 @@ export function emitProgram(program: i32, group: i32, block: i32): void {
     const z: i32 = workgroups(grid, 2, block);
     if (x == 0 || y == 0 || z == 0) continue;
     within(counter(C_COMMANDS), MAX_COMMANDS, "commands");
-    const c: i32 = counter(C_COMMANDS) * 6;
+    const c: i32 = counter(C_COMMANDS) * COMMAND_WORDS;
     set(COMMANDS, c, LAUNCHES[at]);
     set(COMMANDS, c + 1, group);
     set(COMMANDS, c + 2, block * 4);
@@ -77,7 +141,11 @@ export function grant(seq: i32, n: i32): i32 {
   if (n <= 0) return 0;
   const at: i32 = counter(C_ROWS);
   const table: i32 = A_STEP_TABLES + seq * BLOCKS_PER_SEQUENCE;
-  memory.copy(META + ((<usize>table) << 2), TABLE + ((<usize>(seq * BLOCKS_PER_SEQUENCE)) << 2), (<usize>get(NUM_BLOCKS, seq)) << 2);
+  memory.copy(
+    META + ((<usize>table) << 2),
+    TABLE + ((<usize>(seq * BLOCKS_PER_SEQUENCE)) << 2),
+    (<usize>get(NUM_BLOCKS, seq)) << 2,
+  );
   const slot: i32 = get(SLOT, seq);
   for (let i: i32 = 0; i < n; i++) {
     const r: i32 = at + i;
@@ -88,7 +156,14 @@ export function grant(seq: i32, n: i32): i32 {
     set(META, A_STEP_TABLE + r, table);
     const train: bool = kind == TRAIN;
     set(META, A_STEP_SAVE_ROW + r, train ? get(SAVE_BASE, seq) + pos : NONE);
-    for (let c: i32 = 0; c < CLASSES; c++) set(META, CLASS_EXT[c] + r, train && get(JOB_CLASS, get(JOB, seq)) == c && get(EXT_BASE, seq) != NONE ? get(EXT_BASE, seq) + pos : NONE);
+    for (let c: i32 = 0; c < CLASSES; c++)
+      set(
+        META,
+        CLASS_EXT[c] + r,
+        train && get(JOB_CLASS, get(JOB, seq)) == c && get(EXT_BASE, seq) != NONE
+          ? get(EXT_BASE, seq) + pos
+          : NONE,
+      );
     set(META, A_STEP_DROP_KEY + r, train ? dropKey(get(DROP_KEY, seq), pos) : 0);
     set(META, A_STEP_DROP_P + r, train ? get(DROP_P, seq) : 0);
     set(ROW_SEQ, r, seq);
@@ -100,16 +175,15 @@ export function grant(seq: i32, n: i32): i32 {
       bump(C_HEAD, 1);
     }
   }
-  for (let w: i32 = 0; w < MASK_WORDS - 1; w++) set(META, H_MASK_0 + w, get(META, H_MASK_0 + w) | get(SLOT_MASK, slot * MASK_WORDS + w));
-  if (kind == TRAIN) set(META, H_MASK_4, get(META, H_MASK_4) | TRAINED | (get(DROP_KEY, seq) != 0 ? DROPOUT : 0));
+  for (let w: i32 = 0; w < MASK_WORDS - 1; w++)
+    set(META, H_MASK_0 + w, get(META, H_MASK_0 + w) | get(SLOT_MASK, slot * MASK_WORDS + w));
+  if (kind == TRAIN)
+    set(META, H_MASK_4, get(META, H_MASK_4) | TRAINED | (get(DROP_KEY, seq) != 0 ? DROPOUT : 0));
   if (kind == TRAIN) bump(C_TRAIN_ROWS, n);
   bump(C_ROWS, n);
   set(DONE, seq, done + n);
   return n;
 }
-/** Flags of the last mask word: some row has dropout; some row is being trained. */
-export const DROPOUT: i32 = 1;
-const TRAINED: i32 = 2;
 /** Key of a row's dropout draws: 0 means none. */
 export function dropKey(key: i32, pos: i32): i32 {
   if (key == 0) return 0;
@@ -122,7 +196,8 @@ export function emitForward(): void {
   const rows: i32 = counter(C_ROWS);
   if (rows == 0) return;
   let full: bool = false;
-  for (let s: i32 = 0; s < SEQUENCES; s++) if (get(KIND, s) == TRAIN && CLASS_FULL[get(JOB_CLASS, get(JOB, s))] != 0) full = true;
+  for (let s: i32 = 0; s < SEQUENCES; s++)
+    if (get(KIND, s) == TRAIN && CLASS_FULL[get(JOB_CLASS, get(JOB, s))] != 0) full = true;
   set(META, H_N_ROWS, rows);
   set(META, H_N_HEAD, counter(C_HEAD));
   const outer: i32 = LAYERS;

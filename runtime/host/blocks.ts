@@ -2,18 +2,44 @@
  * The block manager: cache blocks of 32 tokens and contiguous runs of saved rows. The only allocator; every
  * sequence reserves its whole need up front.
  */
-import { BLOCKS, BLOCKS_PER_SEQUENCE, KEPT_ROWS, SAVED_ROWS, SEQUENCES } from "./config";
-import { bump, C_FREE, counter, EXT_BASE, FREE_BLOCKS, get, KIND, LENGTH_OF, NONE, NUM_BLOCKS, SAVE_BASE, set, TABLE, TRAIN } from "./state";
+import {
+  BLOCK,
+  BLOCKS,
+  BLOCKS_PER_SEQUENCE,
+  C_FREE,
+  KEPT_ROWS,
+  NONE,
+  SAVED_ROWS,
+  SEQUENCES,
+  TRAIN,
+} from "./config";
+import {
+  bump,
+  counter,
+  EXT_BASE,
+  FREE_BLOCKS,
+  get,
+  KIND,
+  LENGTH_OF,
+  NUM_BLOCKS,
+  SAVE_BASE,
+  set,
+  TABLE,
+} from "./state";
 
 export function resetBlocks(): void {
   for (let i: i32 = 0; i < BLOCKS; i++) set(FREE_BLOCKS, i, BLOCKS - 1 - i);
   bump(C_FREE, BLOCKS - counter(C_FREE));
 }
+/** Blocks that hold `tokens`. */
+export function blocksOf(tokens: i32): i32 {
+  return (tokens + BLOCK - 1) / BLOCK;
+}
 export function canAllocate(tokens: i32): bool {
-  return (tokens + 31) / 32 <= counter(C_FREE);
+  return blocksOf(tokens) <= counter(C_FREE);
 }
 export function allocate(seq: i32, tokens: i32): void {
-  const need: i32 = (tokens + 31) / 32;
+  const need: i32 = blocksOf(tokens);
   for (let i: i32 = 0; i < need; i++) {
     bump(C_FREE, -1);
     set(TABLE, seq * BLOCKS_PER_SEQUENCE + i, get(FREE_BLOCKS, counter(C_FREE)));

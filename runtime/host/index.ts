@@ -2,15 +2,94 @@
  * The host: two calls a step. `schedule` grants rows and units and writes the batch; `commit` appends, stops,
  * frees and reports.
  */
-import { BLOCKS, CONTEXT, JOBS, MASK_WORDS, META_WORDS, SEQUENCES } from "./config";
-import { policy } from "./policy";
 import { beginStep, emitForward } from "./batch";
 import { allocate, canAllocate, findKeptRun, findSavedRun, release, resetBlocks } from "./blocks";
+import {
+  BLOCKS,
+  C_ARRIVAL,
+  C_COMMANDS,
+  C_EVENTS,
+  C_FREE,
+  C_HEAD,
+  C_LANES,
+  C_MANY,
+  C_META,
+  C_ROWS,
+  C_STEPS,
+  C_TRAIN_ROWS,
+  CONTEXT,
+  FINISHED,
+  FREE,
+  GENERATE,
+  HYPERS,
+  JOBS,
+  LENGTH,
+  MASK_WORDS,
+  META_WORDS,
+  NONE,
+  SCORE,
+  SCORED,
+  SEQUENCES,
+  STOP,
+  STOPS_PER_SEQUENCE,
+  TOKEN,
+  TRAIN,
+} from "./config";
+import { policy } from "./policy";
 import { logSumExp, sample } from "./sampler";
 import {
-  ARRIVAL, bump, C_ARRIVAL, C_COMMANDS, C_EVENTS, C_FREE, C_HEAD, C_LANES, C_MANY, C_META, C_ROWS, C_STEPS, C_TRAIN_ROWS, COMMANDS, counter, COUNTERS, DONE, DROP_KEY, DROP_P, emitEvent, enter, EVENTS, EXT_BASE, FINISHED, FIRST, FORWARD, FREE, FREE_BLOCKS,
-  GENERATE, get, HEAD_POS, HEAD_SEQ, HYPER, IDLE, JOB, JOB_CLASS, JOB_LAST, JOB_PHASE, JOB_SEQ, JOB_SEQS, JOB_SGD, JOB_SLOT, KIND, LABELS, LENGTH, LENGTH_OF, LIMIT, LOG_SUMS, LOGITS, META, MIN_P,
-  NONE, NUM_STOPS, PENALTY, PROMPT, ROW_SEQ, ROW_WEIGHT, RUNNING, SAVE_BASE, SCORE, SCORED, SEED, serves, set, setf, SLOT, SLOT_FRESH, SLOT_MASK, STATUS, STOP, STOPS, STOPS_PER_SEQUENCE, TEMPERATURE, TOKEN, TOKENS, TOP_K, TOP_P, TRAIN,
+  ARRIVAL,
+  bump,
+  COMMANDS,
+  COUNTERS,
+  counter,
+  DONE,
+  DROP_KEY,
+  DROP_P,
+  EVENTS,
+  EXT_BASE,
+  emitEvent,
+  enter,
+  FIRST,
+  FORWARD,
+  FREE_BLOCKS,
+  get,
+  HEAD_POS,
+  HEAD_SEQ,
+  HYPER,
+  IDLE,
+  JOB,
+  JOB_CLASS,
+  JOB_LAST,
+  JOB_PHASE,
+  JOB_SEQ,
+  JOB_SEQS,
+  JOB_SGD,
+  JOB_SLOT,
+  KIND,
+  LABELS,
+  LENGTH_OF,
+  LIMIT,
+  LOG_SUMS,
+  LOGITS,
+  META,
+  MIN_P,
+  NUM_STOPS,
+  PENALTY,
+  ROW_SEQ,
+  ROW_WEIGHT,
+  SAVE_BASE,
+  SEED,
+  SLOT,
+  SLOT_FRESH,
+  SLOT_MASK,
+  STOPS,
+  set,
+  setf,
+  TEMPERATURE,
+  TOKENS,
+  TOP_K,
+  TOP_P,
 } from "./state";
 import { dropMicro, finishMicros, refreshSlots } from "./units";
 
@@ -26,25 +105,69 @@ export function init(many: i32, lanes: i32): void {
   resetBlocks();
 }
 // Addresses of what the engine reads and writes.
-export function addrMeta(lane: i32): usize { enter(lane); return META; }
-export function addrCommands(lane: i32): usize { enter(lane); return COMMANDS; }
-export function addrEvents(lane: i32): usize { enter(lane); return EVENTS; }
-export function addrRowSeq(lane: i32): usize { enter(lane); return ROW_SEQ; }
-export function addrLogits(): usize { return LOGITS; }
-export function addrLogSums(): usize { return LOG_SUMS; }
-export function counterOf(lane: i32, i: i32): i32 { enter(lane); return counter(i); }
-export function addrTokens(seq: i32): usize { return TOKENS + ((<usize>(seq * CONTEXT)) << 2); }
-export function addrLabels(seq: i32): usize { return LABELS + ((<usize>(seq * CONTEXT)) << 2); }
-export function addrHyper(job: i32): usize { return HYPER + <usize>job * 32; }
-export function addrStops(seq: i32): usize { return STOPS + ((<usize>(seq * STOPS_PER_SEQUENCE)) << 2); }
-export function freeBlocks(): i32 { return counter(C_FREE); }
-export function addrFreeBlocks(): usize { return FREE_BLOCKS; }
-export function kindOf(seq: i32): i32 { return get(KIND, seq); }
-export function jobOf(seq: i32): i32 { return get(JOB, seq); }
-export function doneOf(seq: i32): i32 { return get(DONE, seq); }
-export function saveBase(seq: i32): i32 { return get(SAVE_BASE, seq); }
-export function jobPhase(j: i32): i32 { return get(JOB_PHASE, j); }
-export function setMask(slot: i32, word: i32, mask: i32): void { set(SLOT_MASK, slot * MASK_WORDS + word, mask); set(SLOT_FRESH, slot, 1); }
+export function addrMeta(lane: i32): usize {
+  enter(lane);
+  return META;
+}
+export function addrCommands(lane: i32): usize {
+  enter(lane);
+  return COMMANDS;
+}
+export function addrEvents(lane: i32): usize {
+  enter(lane);
+  return EVENTS;
+}
+export function addrRowSeq(lane: i32): usize {
+  enter(lane);
+  return ROW_SEQ;
+}
+export function addrLogits(): usize {
+  return LOGITS;
+}
+export function addrLogSums(): usize {
+  return LOG_SUMS;
+}
+export function counterOf(lane: i32, i: i32): i32 {
+  enter(lane);
+  return counter(i);
+}
+export function addrTokens(seq: i32): usize {
+  return TOKENS + ((<usize>(seq * CONTEXT)) << 2);
+}
+export function addrLabels(seq: i32): usize {
+  return LABELS + ((<usize>(seq * CONTEXT)) << 2);
+}
+export function addrHyper(job: i32): usize {
+  return HYPER + <usize>(job * HYPERS) * 4;
+}
+export function addrStops(seq: i32): usize {
+  return STOPS + ((<usize>(seq * STOPS_PER_SEQUENCE)) << 2);
+}
+export function freeBlocks(): i32 {
+  return counter(C_FREE);
+}
+export function addrFreeBlocks(): usize {
+  return FREE_BLOCKS;
+}
+export function kindOf(seq: i32): i32 {
+  return get(KIND, seq);
+}
+export function jobOf(seq: i32): i32 {
+  return get(JOB, seq);
+}
+export function doneOf(seq: i32): i32 {
+  return get(DONE, seq);
+}
+export function saveBase(seq: i32): i32 {
+  return get(SAVE_BASE, seq);
+}
+export function jobPhase(j: i32): i32 {
+  return get(JOB_PHASE, j);
+}
+export function setMask(slot: i32, word: i32, mask: i32): void {
+  set(SLOT_MASK, slot * MASK_WORDS + word, mask);
+  set(SLOT_FRESH, slot, 1);
+}
 
 /**
  * Requests take rows of the table from the front, training from the back; a quarter of it is never
@@ -60,9 +183,7 @@ function freeForTraining(): i32 {
 }
 function open(seq: i32, kind: i32, length: i32, limit: i32, slot: i32): void {
   set(KIND, seq, kind);
-  set(STATUS, seq, RUNNING);
   set(LENGTH_OF, seq, length);
-  set(PROMPT, seq, length);
   set(DONE, seq, 0);
   set(LIMIT, seq, limit);
   set(SLOT, seq, slot);
@@ -85,7 +206,16 @@ export function addRequest(kind: i32, length: i32, limit: i32, slot: i32, virtua
   setSampling(seq, 0, 0, 1, 0, 1, 0, 0);
   return seq;
 }
-export function setSampling(seq: i32, temperature: f32, topK: i32, topP: f32, minP: f32, penalty: f32, seed: i32, stops: i32): void {
+export function setSampling(
+  seq: i32,
+  temperature: f32,
+  topK: i32,
+  topP: f32,
+  minP: f32,
+  penalty: f32,
+  seed: i32,
+  stops: i32,
+): void {
   setf(TEMPERATURE, seq, temperature);
   set(TOP_K, seq, topK);
   setf(TOP_P, seq, topP);
@@ -179,7 +309,8 @@ export function commit(lane: i32): i32 {
       const id: i32 = sample(seq, h);
       const length: i32 = get(LENGTH_OF, seq);
       let stop: bool = false;
-      for (let i: i32 = 0; i < get(NUM_STOPS, seq); i++) if (get(STOPS, seq * STOPS_PER_SEQUENCE + i) == id) stop = true;
+      for (let i: i32 = 0; i < get(NUM_STOPS, seq); i++)
+        if (get(STOPS, seq * STOPS_PER_SEQUENCE + i) == id) stop = true;
       emitEvent(TOKEN, seq, id, h);
       if (stop || length + 1 >= get(LIMIT, seq)) {
         release(seq);
@@ -193,4 +324,6 @@ export function commit(lane: i32): i32 {
   }
   return counter(C_EVENTS);
 }
-export function blocksTotal(): i32 { return BLOCKS; }
+export function blocksTotal(): i32 {
+  return BLOCKS;
+}

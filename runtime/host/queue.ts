@@ -2,8 +2,8 @@
  * Who waits for rows of the entered lane, in arrival order. Policies ask here and grant; they never touch a
  * sequence.
  */
-import { SEQUENCES } from "./config";
-import { ARRIVAL, DONE, FORWARD, FREE, get, JOB, JOB_PHASE, KIND, LENGTH_OF, serves, TRAIN, trains } from "./state";
+import { FREE, SEQUENCES, TRAIN } from "./config";
+import { ARRIVAL, DONE, FORWARD, get, JOB, JOB_PHASE, KIND, LENGTH_OF, serves, trains } from "./state";
 
 /** Tokens of a sequence that have not been through the forward. */
 export function remaining(s: i32): i32 {

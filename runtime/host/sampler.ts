@@ -4,7 +4,23 @@
  */
 import { CONTEXT, VOCAB } from "./config";
 import { exp4 } from "./exp";
-import { FIRST, get, getf, HEAP, LENGTH_OF, LOGITS, MIN_P, PENALTY, SEED, set, setf, TEMPERATURE, TOKENS, TOP_K, TOP_P } from "./state";
+import {
+  FIRST,
+  get,
+  getf,
+  HEAP,
+  LENGTH_OF,
+  LOGITS,
+  MIN_P,
+  PENALTY,
+  SEED,
+  set,
+  setf,
+  TEMPERATURE,
+  TOKENS,
+  TOP_K,
+  TOP_P,
+} from "./state";
 
 /** Draw in [0, 1) from (seed, position): any order of evaluation gives the same. */
 function draw(seed: i32, pos: i32): f64 {

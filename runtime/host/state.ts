@@ -7,23 +7,33 @@
  *                LABELS  [s][CONTEXT]   training only: label of each row, -100 for none
  *                TABLE   [s][BLOCKS_PER_SEQUENCE]  cache block ids
  *   job j:       phase, cursor of its units, hyper-parameters
- *   lane:        metadata, commands, events and counters of one command list; two lists may be on their way at once
+ *   lane:        metadata, commands, events and counters of one command list; two lists may be on their way
+ *                at once
  */
 import {
-  BLOCKS, BLOCKS_PER_SEQUENCE, CONTEXT, HEAD_ROWS, JOBS, MASK_WORDS, MAX_COMMANDS, MAX_EVENTS, META_WORDS, SEQUENCES,
-  SLOTS, TOKENS_PER_STEP, VOCAB,
+  BLOCKS,
+  BLOCKS_PER_SEQUENCE,
+  C_EVENTS,
+  C_LANES,
+  C_ROWS,
+  COMMAND_WORDS,
+  CONTEXT,
+  EVENT_WORDS,
+  HEAD_ROWS,
+  HYPERS,
+  JOBS,
+  MASK_WORDS,
+  MAX_COMMANDS,
+  MAX_EVENTS,
+  MAX_LANES,
+  META_WORDS,
+  SEQUENCES,
+  SLOTS,
+  STOPS_PER_SEQUENCE,
+  TOKENS_PER_STEP,
+  VOCAB,
 } from "./config";
 
-export const NONE: i32 = -1;
-export const IGNORE: i32 = -100;
-// kinds
-export const FREE: i32 = 0;
-export const GENERATE: i32 = 1;
-export const SCORE: i32 = 2;
-export const TRAIN: i32 = 3;
-// status
-export const WAITING: i32 = 0;
-export const RUNNING: i32 = 1;
 // job phases
 export const IDLE: i32 = 0;
 export const FORWARD: i32 = 1;
@@ -32,15 +42,6 @@ export const BACKWARD: i32 = 3;
 export const UPDATE: i32 = 4;
 /** All units of a micro-batch are granted; with the commit of their step it is done. */
 export const OVER: i32 = 5;
-// events: [type, a, b, c]
-export const TOKEN: i32 = 1;
-export const FINISHED: i32 = 2;
-export const SCORED: i32 = 3;
-export const MICRO_DONE: i32 = 4;
-// finish reasons
-export const STOP: i32 = 1;
-export const LENGTH: i32 = 2;
-
 // @ts-ignore: decorator
 @inline export function get(a: usize, i: i32): i32 {
   return load<i32>(a + ((<usize>i) << 2));
@@ -59,13 +60,11 @@ export const LENGTH: i32 = 2;
 }
 
 export const KIND: usize = memory.data(SEQUENCES * 4);
-export const STATUS: usize = memory.data(SEQUENCES * 4);
 /** Tokens known; tokens whose keys and values are in the cache. */
 export const LENGTH_OF: usize = memory.data(SEQUENCES * 4);
 export const DONE: usize = memory.data(SEQUENCES * 4);
 /** Length at which generation ends. */
 export const LIMIT: usize = memory.data(SEQUENCES * 4);
-export const PROMPT: usize = memory.data(SEQUENCES * 4);
 /** Position of the first token that has a meaning: those before it are an adapter's own. */
 export const FIRST: usize = memory.data(SEQUENCES * 4);
 export const SLOT: usize = memory.data(SEQUENCES * 4);
@@ -82,9 +81,8 @@ export const TOP_P: usize = memory.data(SEQUENCES * 4);
 export const MIN_P: usize = memory.data(SEQUENCES * 4);
 export const PENALTY: usize = memory.data(SEQUENCES * 4);
 export const SEED: usize = memory.data(SEQUENCES * 4);
-export const STOPS_PER_SEQUENCE: i32 = 16;
 export const NUM_STOPS: usize = memory.data(SEQUENCES * 4);
-export const STOPS: usize = memory.data(SEQUENCES * 16 * 4);
+export const STOPS: usize = memory.data(SEQUENCES * STOPS_PER_SEQUENCE * 4);
 // training sequences
 export const JOB: usize = memory.data(SEQUENCES * 4);
 export const SAVE_BASE: usize = memory.data(SEQUENCES * 4);
@@ -108,8 +106,7 @@ export const CUR_SEQ: usize = memory.data(JOBS * 4);
 export const CUR_QUANTUM: usize = memory.data(JOBS * 4);
 export const CUR_CHUNK: usize = memory.data(JOBS * 4);
 /** lr, lr_c1, rsqrt_c2, beta1, beta2, eps, decay, max_norm. */
-export const HYPERS: i32 = 8;
-export const HYPER: usize = memory.data(JOBS * 8 * 4);
+export const HYPER: usize = memory.data(JOBS * HYPERS * 4);
 
 /** Mask words of each slot: the adapter branches it has. */
 export const SLOT_MASK: usize = memory.data((SLOTS + 1) * MASK_WORDS * 4);
@@ -122,15 +119,13 @@ export const FREE_BLOCKS: usize = memory.data(BLOCKS * 4);
  * a time has one lane for both. Everything below is a lane's own, and these names mean the lane that was
  * entered.
  */
-const MAX_LANES: i32 = 2;
 /** Counters of all lanes, then those of each. */
-export const COUNTERS: usize = memory.data(64 + 2 * 64);
-const METAS: usize = memory.data(2 * META_WORDS * 4);
+export const COUNTERS: usize = memory.data(64 + MAX_LANES * 64);
+const METAS: usize = memory.data(MAX_LANES * META_WORDS * 4);
 export let META: usize = METAS;
-/** Commands of six words: kernel, group, byte offset of the metadata block, x, y, z. */
-const COMMAND_LISTS: usize = memory.data(2 * MAX_COMMANDS * 24);
+const COMMAND_LISTS: usize = memory.data(MAX_LANES * MAX_COMMANDS * COMMAND_WORDS * 4);
 export let COMMANDS: usize = COMMAND_LISTS;
-const EVENT_LISTS: usize = memory.data(2 * MAX_EVENTS * 16);
+const EVENT_LISTS: usize = memory.data(MAX_LANES * MAX_EVENTS * EVENT_WORDS * 4);
 export let EVENTS: usize = EVENT_LISTS;
 /** Sequence and position of each logits row; only requests have some. */
 export const HEAD_SEQ: usize = memory.data(HEAD_ROWS * 4);
@@ -139,7 +134,7 @@ export const LOGITS: usize = memory.data(HEAD_ROWS * VOCAB * 4);
 /** ln Σ exp of each logits row, f64. */
 export const LOG_SUMS: usize = memory.data(HEAD_ROWS * 8);
 export const HEAP: usize = memory.data(VOCAB * 4);
-const ROW_SEQS: usize = memory.data(2 * TOKENS_PER_STEP * 4);
+const ROW_SEQS: usize = memory.data(MAX_LANES * TOKENS_PER_STEP * 4);
 export let ROW_SEQ: usize = ROW_SEQS;
 let lane: i32 = 0;
 
@@ -156,8 +151,8 @@ export function enter(l: i32): void {
   within(l, MAX_LANES, "lanes");
   lane = l;
   META = METAS + <usize>l * META_WORDS * 4;
-  COMMANDS = COMMAND_LISTS + <usize>l * MAX_COMMANDS * 24;
-  EVENTS = EVENT_LISTS + <usize>l * MAX_EVENTS * 16;
+  COMMANDS = COMMAND_LISTS + <usize>l * MAX_COMMANDS * COMMAND_WORDS * 4;
+  EVENTS = EVENT_LISTS + <usize>l * MAX_EVENTS * EVENT_WORDS * 4;
   ROW_SEQ = ROW_SEQS + <usize>l * TOKENS_PER_STEP * 4;
 }
 /** Has the entered lane requests; has it jobs? */
@@ -178,26 +173,9 @@ export function counter(i: i32): i32 {
 export function bump(i: i32, by: i32): void {
   set(counterAt(i), 0, counter(i) + by);
 }
-export const C_FREE: i32 = 0;
-export const C_ARRIVAL: i32 = 1;
-/** Rows from which a step has many, for the device that runs it. */
-export const C_MANY: i32 = 2;
-export const C_LANES: i32 = 3;
-/** Of the step: rows granted, logits rows, units, commands, events, words of metadata, rows in training. */
-export const C_ROWS: i32 = 16;
-export const C_HEAD: i32 = 17;
-export const C_UNITS: i32 = 18;
-export const C_COMMANDS: i32 = 19;
-export const C_EVENTS: i32 = 20;
-export const C_META: i32 = 21;
-export const C_TRAIN_ROWS: i32 = 22;
-export const C_STEPS: i32 = 23;
-/** Row-equivalents that fine-tuning may still use; negative after a unit that was larger. */
-export const C_CREDIT: i32 = 24;
-
 export function emitEvent(type: i32, a: i32, b: i32, c: i32): void {
   within(counter(C_EVENTS), MAX_EVENTS, "events");
-  const at: i32 = counter(C_EVENTS) * 4;
+  const at: i32 = counter(C_EVENTS) * EVENT_WORDS;
   set(EVENTS, at, type);
   set(EVENTS, at + 1, a);
   set(EVENTS, at + 2, b);

@@ -3,20 +3,123 @@
  * (head; layers down → sequences → quanta last to first) and every quantum is a segment that kernels sum on
  * its own, so load and packing never change a sum.
  */
+import { dropKey, emitProgram } from "./batch";
+import { blocksOf, release } from "./blocks";
 import {
-  A_UNIT_DROP_KEY, A_UNIT_DROP_P, A_UNIT_EXT_ROW, A_UNIT_HEAD_DST, A_UNIT_HEAD_ROW, A_UNIT_IDS, A_UNIT_LABEL, A_UNIT_POS, A_UNIT_SAVE_ROW, A_UNIT_SEG_BASE, A_UNIT_SEG_FRESH, A_UNIT_SEG_HEAD, A_UNIT_SEG_HEADS,
-  A_UNIT_SEG_KEYS, A_UNIT_SEG_ROW, A_UNIT_SEG_ROWS, A_UNIT_SLOT, A_UNIT_TABLE, A_UNIT_TABLES, A_UNIT_WEIGHT,
-  BLOCKS_PER_SEQUENCE, CLASS_ADAMW, CLASS_ADAMW_OUTER, CLASS_BACKWARD_ALL, CLASS_BACKWARD_BOUNDARY, CLASS_EMBED_BACKWARD, CLASS_FULL, CLASS_HEAD, CLASS_SGD, CLASS_SGD_OUTER, CLASS_SUMSQ, CLASS_SUMSQ_OUTER, CONTEXT,
-  H_JOB, H_LR, H_MASK_0, H_MASK_4, H_N_HEAD, H_N_KEYS, H_N_ROWS, H_N_SEGMENTS, H_SLOT, H_TABLE_WORDS, HEAD_ROWS, HEADER_WORDS, JOBS, LAYERS, MASK_WORDS, P_CLIP, P_ROW_NORMS,
-  QUANTUM, SEGMENTS, SEQUENCES, SLOTS, STEP_WORDS, UNIT_ROW_COST, UNIT_ROWS, UNIT_TABLE_WORDS, UNIT_WORDS, UNITS, UPDATE_WORDS,
+  A_UNIT_DROP_KEY,
+  A_UNIT_DROP_P,
+  A_UNIT_EXT_ROW,
+  A_UNIT_HEAD_DST,
+  A_UNIT_HEAD_ROW,
+  A_UNIT_IDS,
+  A_UNIT_LABEL,
+  A_UNIT_POS,
+  A_UNIT_SAVE_ROW,
+  A_UNIT_SEG_BASE,
+  A_UNIT_SEG_FRESH,
+  A_UNIT_SEG_HEAD,
+  A_UNIT_SEG_HEADS,
+  A_UNIT_SEG_KEYS,
+  A_UNIT_SEG_ROW,
+  A_UNIT_SEG_ROWS,
+  A_UNIT_SLOT,
+  A_UNIT_TABLE,
+  A_UNIT_TABLES,
+  A_UNIT_WEIGHT,
+  BLOCKS_PER_SEQUENCE,
+  C_UNITS,
+  CLASS_ADAMW,
+  CLASS_ADAMW_OUTER,
+  CLASS_BACKWARD_ALL,
+  CLASS_BACKWARD_BOUNDARY,
+  CLASS_EMBED_BACKWARD,
+  CLASS_FULL,
+  CLASS_HEAD,
+  CLASS_SGD,
+  CLASS_SGD_OUTER,
+  CLASS_SUMSQ,
+  CLASS_SUMSQ_OUTER,
+  CONTEXT,
+  DROPOUT,
+  FREE,
+  H_JOB,
+  H_LR,
+  H_MASK_0,
+  H_MASK_4,
+  H_N_HEAD,
+  H_N_KEYS,
+  H_N_ROWS,
+  H_N_SEGMENTS,
+  H_SLOT,
+  H_TABLE_WORDS,
+  HEAD_ROWS,
+  HEADER_WORDS,
+  HYPERS,
+  IGNORE,
+  JOBS,
+  LAYERS,
+  MASK_WORDS,
+  MICRO_DONE,
+  NONE,
+  P_CLIP,
+  P_ROW_NORMS,
+  QUANTUM,
+  SEGMENTS,
+  SEQUENCES,
+  SLOTS,
+  STEP_WORDS,
+  TRAIN,
+  UNIT_ROW_COST,
+  UNIT_ROWS,
+  UNIT_TABLE_WORDS,
+  UNIT_WORDS,
+  UNITS,
+  UPDATE_WORDS,
 } from "./config";
-import { DROPOUT, dropKey, emitProgram } from "./batch";
-import { release } from "./blocks";
 import {
-  BACKWARD, bump, C_UNITS, counter, CUR_CHUNK, CUR_LAYER, CUR_QUANTUM, CUR_SEQ, DONE, DROP_KEY, DROP_P, emitEvent, EXT_BASE, FORWARD, FREE, get, getf, HEAD, HYPER, HYPERS, IDLE, IGNORE, JOB_CLASS, JOB_LAST,
-  JOB_PHASE, JOB_SEQ, JOB_SEQS, JOB_SGD, JOB_SLOT, KIND, LABELS, LENGTH_OF, META, MICRO_DONE, NONE,
-  OVER, ROW_WEIGHT, SAVE_BASE, serves, set, setf, SLOT, SLOT_FRESH, SLOT_MASK, TABLE, TOKENS, TRAIN, trains,
-  UPDATE, within,
+  BACKWARD,
+  bump,
+  CUR_CHUNK,
+  CUR_LAYER,
+  CUR_QUANTUM,
+  CUR_SEQ,
+  counter,
+  DONE,
+  DROP_KEY,
+  DROP_P,
+  EXT_BASE,
+  emitEvent,
+  FORWARD,
+  get,
+  getf,
+  HEAD,
+  HYPER,
+  IDLE,
+  JOB_CLASS,
+  JOB_LAST,
+  JOB_PHASE,
+  JOB_SEQ,
+  JOB_SEQS,
+  JOB_SGD,
+  JOB_SLOT,
+  KIND,
+  LABELS,
+  LENGTH_OF,
+  META,
+  OVER,
+  ROW_WEIGHT,
+  SAVE_BASE,
+  SLOT,
+  SLOT_FRESH,
+  SLOT_MASK,
+  serves,
+  set,
+  setf,
+  TABLE,
+  TOKENS,
+  trains,
+  UPDATE,
+  within,
 } from "./state";
 
 function seqOf(j: i32): i32 {
@@ -55,7 +158,8 @@ function openHeader(j: i32, b: i32): void {
   const slot: i32 = get(JOB_SLOT, j);
   set(META, b + H_JOB, CLASS_FULL[get(JOB_CLASS, j)] != 0 ? 0 : j);
   set(META, b + H_SLOT, slot);
-  for (let w: i32 = 0; w < MASK_WORDS; w++) set(META, b + H_MASK_0 + w, get(SLOT_MASK, slot * MASK_WORDS + w));
+  for (let w: i32 = 0; w < MASK_WORDS; w++)
+    set(META, b + H_MASK_0 + w, get(SLOT_MASK, slot * MASK_WORDS + w));
 }
 /** An empty unit of a job; returns its block's word offset. */
 function openUnit(j: i32): i32 {
@@ -72,12 +176,13 @@ function continues(b: i32, seq: i32): bool {
   return s > 0 && get(META, b + A_UNIT_SEG_BASE + s - 1) == get(SAVE_BASE, seq);
 }
 function tableWords(seq: i32, q: i32): i32 {
-  return (q * QUANTUM + rowsOf(seq, q) + 31) / 32;
+  return blocksOf(q * QUANTUM + rowsOf(seq, q));
 }
 /** Does quantum `q` of a sequence fit a unit of at most `rows` rows? The first always does. */
 function fits(b: i32, seq: i32, q: i32, rows: i32): bool {
   if (get(META, b + H_N_SEGMENTS) == 0) return true;
-  if (get(META, b + H_N_SEGMENTS) == SEGMENTS || get(META, b + H_N_ROWS) + rowsOf(seq, q) > rows) return false;
+  if (get(META, b + H_N_SEGMENTS) == SEGMENTS || get(META, b + H_N_ROWS) + rowsOf(seq, q) > rows)
+    return false;
   return continues(b, seq) || get(META, b + H_TABLE_WORDS) + tableWords(seq, q) <= UNIT_TABLE_WORDS;
 }
 /** Append quantum `q` of a sequence to the unit. */
@@ -94,7 +199,11 @@ function addSegment(j: i32, b: i32, seq: i32, q: i32): void {
   let table: i32 = A_UNIT_TABLES + words;
   if (further) table = get(META, b + A_UNIT_TABLE + r0 - 1);
   else {
-    memory.copy(META + ((<usize>(b + table)) << 2), TABLE + ((<usize>(seq * BLOCKS_PER_SEQUENCE)) << 2), (<usize>tableWords(seq, q)) << 2);
+    memory.copy(
+      META + ((<usize>(b + table)) << 2),
+      TABLE + ((<usize>(seq * BLOCKS_PER_SEQUENCE)) << 2),
+      (<usize>tableWords(seq, q)) << 2,
+    );
     set(META, b + H_TABLE_WORDS, words + tableWords(seq, q));
   }
   const keys: i32 = further ? 0 : row0 + n;
@@ -124,7 +233,8 @@ function addSegment(j: i32, b: i32, seq: i32, q: i32): void {
 }
 function labelsOf(seq: i32, q: i32): i32 {
   let n: i32 = 0;
-  for (let i: i32 = 0; i < rowsOf(seq, q); i++) if (get(LABELS, seq * CONTEXT + q * QUANTUM + i) != IGNORE) n++;
+  for (let i: i32 = 0; i < rowsOf(seq, q); i++)
+    if (get(LABELS, seq * CONTEXT + q * QUANTUM + i) != IGNORE) n++;
   return n;
 }
 /** Label rows of the unit's last segment, from its `skip`-th: as many as there is room for. */
@@ -153,10 +263,10 @@ function addLabels(b: i32, seq: i32, q: i32, skip: i32): void {
 export function grantUnit(j: i32, budget: i32): i32 {
   const phase: i32 = get(JOB_PHASE, j);
   const cls: i32 = get(JOB_CLASS, j);
-  const rows: i32 = min(UNIT_ROWS, max(0, budget) * 1024 / UNIT_ROW_COST);
+  const rows: i32 = min(UNIT_ROWS, (max(0, budget) * 1024) / UNIT_ROW_COST);
   if (phase == UPDATE) {
     update(j, cls);
-    return max(1, QUANTUM * UNIT_ROW_COST / 1024);
+    return max(1, (QUANTUM * UNIT_ROW_COST) / 1024);
   }
   const b: i32 = openUnit(j);
   if (phase == HEAD) {
@@ -166,7 +276,11 @@ export function grantUnit(j: i32, budget: i32): i32 {
       const seq: i32 = seqOf(j);
       const q: i32 = get(CUR_QUANTUM, j);
       const labels: i32 = labelsOf(seq, q);
-      if (!fits(b, seq, q, rows) || (get(META, b + H_N_SEGMENTS) > 0 && get(META, b + H_N_HEAD) + labels > HEAD_ROWS)) break;
+      if (
+        !fits(b, seq, q, rows) ||
+        (get(META, b + H_N_SEGMENTS) > 0 && get(META, b + H_N_HEAD) + labels > HEAD_ROWS)
+      )
+        break;
       addSegment(j, b, seq, q);
       addLabels(b, seq, q, skip);
       if (labels > skip + HEAD_ROWS) {
@@ -198,7 +312,7 @@ export function grantUnit(j: i32, budget: i32): i32 {
   return cost(n);
 }
 function cost(rows: i32): i32 {
-  return max(1, rows * UNIT_ROW_COST / 1024);
+  return max(1, (rows * UNIT_ROW_COST) / 1024);
 }
 
 function update(j: i32, cls: i32): void {

@@ -7,7 +7,7 @@ import { emitLaunchAs, prelude } from "../../compiler/emit/assemblyscript.ts";
 import { emitLaunchWgsl, gridOf } from "../../compiler/emit/wgsl.ts";
 import { fuse } from "../../compiler/fuse.ts";
 import { type KernelEnv, type ParamAddress, variantsOf } from "../../compiler/kernel.ts";
-import { blockLayouts, headerWords } from "../../compiler/metadata.ts";
+import { blockLayouts } from "../../compiler/metadata.ts";
 import { align, type Layout, placeValues } from "../../compiler/plan.ts";
 import { type Capacities, type Target, targets } from "../../compiler/target.ts";
 import {
@@ -19,7 +19,7 @@ import {
   type Value,
   valueKey,
 } from "../../ops/index.ts";
-import type { Manifest, TargetPlan } from "../../runtime/bundle.ts";
+import { headerWords, type Manifest, type TargetPlan } from "../../runtime/bundle.ts";
 import type { Device } from "../../runtime/device.ts";
 import { pack, restore, store, unpack } from "../../runtime/formats.ts";
 import { openWasm } from "../../runtime/wasm.ts";

@@ -4,20 +4,22 @@
  * cannot give is carried over. Alone, it has the whole (idle) budget; so it has in a lane of its own, where
  * no request waits for it.
  */
-import { JOBS } from "../config";
 import { grant, rowsLeft } from "../batch";
-import { bump, C_CREDIT, C_STEPS, counter } from "../state";
-import { grantUnit, hasUnit, settleForward } from "../units";
+import { C_CREDIT, C_STEPS, JOBS } from "../config";
 import { nextInference, nextTraining, remaining } from "../queue";
+import { bump, counter } from "../state";
+import { grantUnit, hasUnit, settleForward } from "../units";
 
 export function coserve(budget: i32, idle: i32): void {
   let used: i32 = 0;
   // Decode rows (one token left) before prompt chunks.
-  for (let s: i32 = nextInference(-1); s >= 0; s = nextInference(s)) if (remaining(s) == 1) used += grant(s, 1);
+  for (let s: i32 = nextInference(-1); s >= 0; s = nextInference(s))
+    if (remaining(s) == 1) used += grant(s, 1);
   // However many decode, prompts go on by half a budget a step; where none does, nobody waits for the next
   // token and a step may be as long as an idle one.
   const prefill: i32 = used > 0 ? used + max(budget - used, budget / 2) : max(budget, idle);
-  for (let s: i32 = nextInference(-1); s >= 0 && used < prefill; s = nextInference(s)) if (remaining(s) > 1) used += grant(s, min(prefill - used, remaining(s)));
+  for (let s: i32 = nextInference(-1); s >= 0 && used < prefill; s = nextInference(s))
+    if (remaining(s) > 1) used += grant(s, min(prefill - used, remaining(s)));
 
   let waiting: bool = nextTraining(-1) >= 0;
   for (let j: i32 = 0; j < JOBS; j++) {
@@ -48,6 +50,7 @@ export function coserve(budget: i32, idle: i32): void {
       }
     }
   }
-  for (let s: i32 = nextTraining(-1); s >= 0 && left > 0 && rowsLeft() > 0; s = nextTraining(s)) left -= grant(s, min(left, remaining(s)));
+  for (let s: i32 = nextTraining(-1); s >= 0 && left > 0 && rowsLeft() > 0; s = nextTraining(s))
+    left -= grant(s, min(left, remaining(s)));
   if (used > 0) bump(C_CREDIT, left - before);
 }
