@@ -9,7 +9,7 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
-import { openModel } from "../compiler/source.ts";
+import { openModel } from "../compiler/open.ts";
 import { encodeRow } from "../sdk/data.ts";
 import { compile, type DataRow, type Engine, load } from "../sdk/index.ts";
 import { type Config, tensorShapes } from "../tests/support/tiny.ts";

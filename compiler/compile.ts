@@ -20,12 +20,13 @@ import { fuse } from "./fuse.ts";
 import { blockLayouts } from "./metadata.ts";
 import { models } from "./models/index.ts";
 import type { Model } from "./models/model.ts";
+import { openModel } from "./open.ts";
 import type { CompileOptions } from "./options.ts";
 import { packWeights } from "./pack.ts";
 import { checkLimits, layoutOf } from "./plan.ts";
 import { buildPrograms, type Programs } from "./programs/index.ts";
 import { checkOptions, type Settings, settingsOf } from "./settings.ts";
-import { type ModelSource, openModel } from "./source.ts";
+import type { ModelSource } from "./source.ts";
 import { verify } from "./verify.ts";
 
 export type { CompileOptions };
@@ -128,10 +129,10 @@ async function* bundle(
   yield counted(["host.config.ts", text(host.config)]);
 
   const checkpoint = {
-    layer: Object.fromEntries(
-      programs.layerParams.map((p) => [p.name, model.checkpointName(p.name, 0).replace(".0.", ".{l}.")]),
-    ),
-    outer: Object.fromEntries(programs.outerParams.map((p) => [p.name, model.checkpointName(p.name, null)])),
+    layer: Object.fromEntries(programs.layerParams.map((p) => [p.name, model.names.layer + p.name])),
+    outer: Object.fromEntries(programs.outerParams.map((p) => [p.name, model.names.outer[p.name]!])),
+    modules: model.names.layer,
+    embedding: model.names.embedding,
   };
   const identity = new BaseHash(model);
   const weights = (done: number): void => settings.progress({ phase: "weights", done, total: model.layers });
@@ -204,7 +205,7 @@ function modelOf({ config }: ModelSource): Model {
       expected: Object.keys(models).join(", "),
       found: String(config.model_type),
     });
-  return family(config);
+  return family.read(config);
 }
 function checkPrograms(programs: Programs, { selection }: Settings): void {
   // Seeds of starts and of dropout tell the sites of a layer apart by six bits.

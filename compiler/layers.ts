@@ -169,8 +169,9 @@ export class RegionBuilder {
     for (const b of here) if (b.method.output) y = b.through(y, (c) => b.method.output!(x, y, c));
     return y;
   }
-  /** Causal attention of q over the paged cache after appending k and v. */
+  /** Causal attention of q over the paged cache after appending k and v; `module` has the cache. */
   attention(
+    module: string,
     q: Value,
     k: Value,
     v: Value,
@@ -189,7 +190,7 @@ export class RegionBuilder {
     const width = shape.kvHeads * shape.headDim;
     let keys = rope(k, table, shape.headDim);
     let values = v;
-    for (const b of this.site("cache", "self_attn", width, width, { in: "kvHeads", out: "kvHeads" })) {
+    for (const b of this.site("cache", module, width, width, { in: "kvHeads", out: "kvHeads" })) {
       keys = b.through(keys, (c) => b.method.cache!("k", keys, c));
       values = b.through(values, (c) => b.method.cache!("v", values, c));
     }

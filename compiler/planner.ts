@@ -61,7 +61,7 @@ export function planMemory(
   tokens: number,
   rank: number,
 ): MethodMemory[] {
-  const model = models[String(checkConfig(config, "config.json").model_type)]!(config);
+  const model = models[String(checkConfig(config, "config.json").model_type)]!.read(config);
   const capacities = { ...defaultCapacities(model.context), rank };
   return [...Object.keys(adapterMethods), "full"].map((method): MethodMemory => {
     const full = method === "full";

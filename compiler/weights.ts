@@ -6,15 +6,7 @@ import { join } from "node:path";
 import { decode, dtypeBytes, headerEnd, parseHeader, type TensorInfo, WeftError } from "../runtime/bundle.ts";
 import { shardsOf } from "./config.ts";
 import { exists, readJson, readRange, sizeOf } from "./files.ts";
-
-export interface WeightSource {
-  readonly has: (name: string) => boolean;
-  /**
-   * f32 values of a tensor [shape], checked finite: of all its rows (along the first dimension), or of those
-   * in [from, to).
-   */
-  readonly read: (name: string, shape: readonly number[], from?: number, to?: number) => Float32Array;
-}
+import type { WeightSource } from "./source.ts";
 
 export function openWeights(folder: string): WeightSource {
   const files: string[] = [];

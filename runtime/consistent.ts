@@ -192,7 +192,7 @@ function checkPlan(m: Manifest, plan: TargetPlan, at: string): void {
     need(p, `${at}.${where}`, `a parameter ${name}`, "none of that name");
     need(p.n === n && p.k === k, `${at}.${where}: ${name}`, `[${n}, ${k}]`, `[${p.n}, ${p.k}]`);
   };
-  param(plan.outerParams, "embed_tokens.weight", d.vocab, d.hiddenSize, "outerParams");
+  param(plan.outerParams, m.checkpoint.embedding, d.vocab, d.hiddenSize, "outerParams");
   for (const s of m.sites) {
     if (s.kind !== "linear") continue;
     param(plan.layerParams, `${s.module}.weight`, s.outFeatures, s.inFeatures, "layerParams");
@@ -253,6 +253,8 @@ function checkTensors(m: Manifest): void {
   const { layers } = m.model;
   const layerNames = Object.entries(m.checkpoint.layer);
   const outerNames = Object.entries(m.checkpoint.outer);
+  const { modules } = m.checkpoint;
+  need(modules.includes("{l}"), "checkpoint.modules", "paths with {l} for the layer", modules);
   for (const [name, path] of layerNames)
     need(path.includes("{l}"), `checkpoint.layer.${name}`, "a name with {l} for the layer", path);
   const all = outerNames.length + layerNames.length * layers;

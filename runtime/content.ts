@@ -84,7 +84,9 @@ export const virtualTokens = (manifest: Manifest, content: AdapterContent | null
     : 0;
 const absent: BranchState = { rank: 0, alpha: 0, scale: 0 };
 
-export const modulePath = (layer: number, site: SiteEntry): string => `model.layers.${layer}.${site.module}`;
+/** A site's module as checkpoints name it. */
+export const modulePath = (manifest: Manifest, layer: number, site: SiteEntry): string =>
+  manifest.checkpoint.modules.replace("{l}", String(layer)) + site.module;
 export const siteOf = (manifest: Manifest, b: BranchEntry): SiteEntry => manifest.sites[b.site]!;
 /** Where a branch's tensor lies in a slot. */
 export const placeOf = (tensors: readonly ParamEntry[], branch: number, name: string): ParamEntry =>
@@ -136,7 +138,7 @@ export function resolveBranches(
   const alphaAt = byModule("alpha_pattern", config.alphaPattern);
   const ours = manifest.branches.filter((b) => b.method === config.method);
   const paths = Array.from({ length: manifest.model.layers }, (_, l) =>
-    ours.map((b) => modulePath(l, siteOf(manifest, b))),
+    ours.map((b) => modulePath(manifest, l, siteOf(manifest, b))),
   ).flat();
   if (Array.isArray(targetModules))
     for (const t of targetModules)
@@ -151,7 +153,7 @@ export function resolveBranches(
     manifest.branches.map((b): BranchState => {
       if (b.method !== config.method || (l > 0 && method.layers === "first")) return absent;
       const site = siteOf(manifest, b);
-      const p = modulePath(l, site);
+      const p = modulePath(manifest, l, site);
       if (!matches(p)) return absent;
       const asked = rankAt(p) ?? config.rank;
       const own =

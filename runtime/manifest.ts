@@ -25,7 +25,7 @@ import {
 } from "./schema.ts";
 
 export const BUNDLE_FORMAT = "weft-bundle";
-export const BUNDLE_VERSION = 5;
+export const BUNDLE_VERSION = 6;
 
 const FileEntry = object({ bytes, sha256: sha256Hex });
 const format = oneOf(formats);
@@ -288,8 +288,11 @@ export const ManifestSchema = object({
       bytes: object({ naive: finite, read: finite, all: finite, boundary: finite }),
     }),
   ),
-  /** Checkpoint names of a layer's parameters, with `{l}` for the layer; and of the outer region's. */
-  checkpoint: object({ layer: record(text), outer: record(text) }),
+  /**
+   * Checkpoint names of a layer's parameters, with `{l}` for the layer, and of the outer region's; what the
+   * paths of a layer's modules begin with; which outer parameter has a row for each token.
+   */
+  checkpoint: object({ layer: record(text), outer: record(text), modules: text, embedding: text }),
   tensors: v.array(TensorEntry),
   tokenizer: boolean,
   chatTemplate: boolean,

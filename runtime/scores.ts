@@ -34,7 +34,7 @@ export async function weightSquares(engine: Engine, layer: number, of: SiteEntry
 export async function embeddingRow(engine: Engine, id: number): Promise<Float32Array> {
   const { manifest, device } = engine;
   const { plan } = device;
-  const p = paramNamed(plan.outerParams, "embed_tokens.weight");
+  const p = paramNamed(plan.outerParams, manifest.checkpoint.embedding);
   const { format } = manifest.model;
   const raw = await device.read({
     cls: "weights",

@@ -33,7 +33,7 @@ const nodeFiles = new Set([
   "compiler/cache.ts",
   "compiler/files.ts",
   "compiler/weights.ts",
-  "compiler/source.ts",
+  "compiler/open.ts",
   "compiler/emit/host.ts",
   "compiler/emit/assemblyscript.ts",
   "runtime/cache.ts",

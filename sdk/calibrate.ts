@@ -3,7 +3,7 @@
  * `indexed` choose them when they start.
  */
 import type { CompileOptions } from "../compiler/compile.ts";
-import { type Manifest, WeftError } from "../runtime/bundle.ts";
+import { type Manifest, type SiteEntry, WeftError } from "../runtime/bundle.ts";
 import { placeOf, readSelection } from "../runtime/content.ts";
 import { load } from "./engine.ts";
 import { withTemporaryFolder } from "./files.ts";
@@ -41,8 +41,10 @@ export async function chooseSelection(
     ).done;
     const { content } = engine.core.adapters.find("selection");
     const { heads, kvHeads, headDim } = manifest.model;
-    const chosen = (layer: number, module: string): number[] | null => {
-      const b = manifest.branches.find((x) => manifest.sites[x.site]!.module.endsWith(module));
+    const shares = (s: SiteEntry, group: string, axis: "in" | "out"): boolean =>
+      s.coupling?.group === group && s.coupling.axis === axis;
+    const chosen = (layer: number, group: string, axis: "in" | "out"): number[] | null => {
+      const b = manifest.branches.find((x) => shares(manifest.sites[x.site]!, group, axis));
       return b
         ? readSelection(
             content.tensors[layer]!,
@@ -53,17 +55,21 @@ export async function chooseSelection(
     };
     const layers = content.branches.map((_, l) => {
       // Under grouped queries the key heads are ranked, and their query heads come with them.
-      const values = chosen(l, "v_proj");
-      const outputs = chosen(l, "o_proj");
-      if (outputs && !values && heads !== kvHeads)
+      const values = chosen(l, "heads", "out");
+      const outputs = chosen(l, "heads", "in");
+      if (outputs && !values && heads !== kvHeads) {
+        const [v, o] = (["out", "in"] as const).map(
+          (axis) => manifest.sites.find((s) => shares(s, "heads", axis))!.module,
+        );
         throw new WeftError({
           code: "WEFT_OPTION",
           where: "capacities.s2ft.sites",
-          expected: "v_proj beside o_proj: query heads share keys here",
-          found: "o_proj alone",
+          expected: `${v} beside ${o}: query heads share keys here`,
+          found: `${o} alone`,
         });
+      }
       const groups = [...new Set((values ?? outputs ?? []).map((c) => Math.floor(c / headDim)))];
-      return { ffn: chosen(l, "down_proj") ?? chosen(l, "up_proj") ?? chosen(l, "gate_proj") ?? [], groups };
+      return { ffn: chosen(l, "ffn", "in") ?? chosen(l, "ffn", "out") ?? [], groups };
     });
     return { layers, selector };
   });

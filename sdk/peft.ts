@@ -283,7 +283,8 @@ export function readAdapter(
   );
   const branches = all.map((layer, l) =>
     layer.map((s, i) =>
-      (layers && !layers.includes(l)) || excluded(modulePath(l, siteOf(manifest, manifest.branches[i]!)))
+      (layers && !layers.includes(l)) ||
+      excluded(modulePath(manifest, l, siteOf(manifest, manifest.branches[i]!)))
         ? { rank: 0, alpha: 0, scale: 0 }
         : s,
     ),
@@ -299,7 +300,7 @@ export function readAdapter(
       const site = siteOf(manifest, b);
       for (const t of b.tensors) {
         if (t.key === null || t.shape === "beside") continue;
-        const key = `${PREFIX}${modulePath(l, siteOf(manifest, b))}.${t.key}`;
+        const key = `${PREFIX}${modulePath(manifest, l, siteOf(manifest, b))}.${t.key}`;
         const info =
           byName.get(key) ?? fail(name, `a tensor ${key}`, "none of that name", "WEFT_ADAPTER_MISMATCH");
         const shape = shapes[t.shape](t, s.rank, rowsInUse(t, s));
@@ -519,7 +520,7 @@ export function writeAdapter(
         }
         const rows = rowsInUse(t, s);
         tensors.push({
-          name: `${PREFIX}${modulePath(l, siteOf(manifest, b))}.${t.key}`,
+          name: `${PREFIX}${modulePath(manifest, l, siteOf(manifest, b))}.${t.key}`,
           shape: shapes[t.shape](t, s.rank, rows),
           ...written[t.shape]({ t, at, slot: data, order, rows, branch: b, site: siteOf(manifest, b) }),
         });
@@ -585,7 +586,7 @@ export function writeAsLora(
       if (!s.rank) return;
       const site = siteOf(manifest, manifest.branches[i]!);
       const { rank, a, b } = asLowRank(manifest, plan, content, l, i);
-      const path = modulePath(l, site);
+      const path = modulePath(manifest, l, site);
       tensors.push({
         name: `${PREFIX}${path}.lora_A.weight`,
         shape: [rank, site.inFeatures],

@@ -169,10 +169,10 @@ test("sharded, F16 and BF16 checkpoints give the model of their values", async (
 
 test("rope_theta, rope_scaling and the newer rope_parameters name the same angles", () => {
   const { rope_scaling: scaling, rope_theta: theta, ...rest } = configs.odd as Record<string, unknown>;
-  const old = models.llama!(configs.odd);
-  const now = models.llama!({ ...rest, rope_parameters: { ...(scaling as object), rope_theta: theta } });
+  const old = models.llama!.read(configs.odd);
+  const now = models.llama!.read({ ...rest, rope_parameters: { ...(scaling as object), rope_theta: theta } });
   assert.equal(now.inverseFrequencies, old.inverseFrequencies);
-  const plain = models.llama!(configs.even);
+  const plain = models.llama!.read(configs.even);
   assert.ok(Math.abs(plain.inverseFrequencies[1]! - 10000 ** (-2 / 16)) < 1e-15);
 });
 

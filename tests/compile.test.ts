@@ -75,7 +75,7 @@ test("weights go through in pieces, which are what they are as a whole: memory d
     const identity = new BaseHash({} as Maths);
     const sums: string[] = [];
     identity.add = (_name, _shape, sum) => void sums.push(sum);
-    const names = { layer: {}, outer: { large: "large" } };
+    const names = { layer: {}, outer: { large: "large" }, modules: "{l}.", embedding: "large" };
     const source = { where: "memory", weights: { has: () => true, read } } as unknown as ModelSource;
     const got: Uint8Array[] = [];
     const shards = packWeights(source, programs, 0, format, names, identity, () => {});

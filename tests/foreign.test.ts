@@ -3,10 +3,10 @@ import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import { compile } from "../compiler/compile.ts";
 import { checkConfig, checkTokenizerConfig, shardsOf } from "../compiler/config.ts";
-import { checkContainer } from "../compiler/container.ts";
 import { generationOf } from "../compiler/generation.ts";
+import { checkContainer } from "../compiler/gguf/container.ts";
 import { models } from "../compiler/models/index.ts";
-import { openModel } from "../compiler/source.ts";
+import { openModel } from "../compiler/open.ts";
 import { parseHeader } from "../runtime/bundle.ts";
 import { asManifest } from "../runtime/load.ts";
 import { planMemory, WeftError } from "../sdk/index.ts";
@@ -187,10 +187,10 @@ test("model files: config, index, tokenizer config, GGUF and safetensors headers
   ] as [object, RegExp][])
     refused(JSON.stringify(more), () => checkConfig({ ...config, ...more }, "c"), says);
   const more = { max_length: 4096, do_sample: true, temperature: 0.9, top_p: 0.6, unsloth_version: "2025.1" };
-  assert.is(models.llama!(checkConfig({ ...config, ...more }, "c")).vocab, config.vocab_size);
+  assert.is(models.llama!.read(checkConfig({ ...config, ...more }, "c")).vocab, config.vocab_size);
   refused(
     "a key of the maths",
-    () => models.llama!({ ...config, logit_scale: 2 }),
+    () => models.llama!.read({ ...config, logit_scale: 2 }),
     /logit_scale.*may change/,
   );
   for (const x of [null, [], 3]) refused(String(x), () => checkConfig(x, "c"), /an object/);

@@ -7,9 +7,9 @@ import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import * as assert from "uvu/assert";
 import { checkConfig, checkTokenizerConfig, shardsOf } from "../compiler/config.ts";
-import { checkContainer } from "../compiler/container.ts";
 import { generationOf } from "../compiler/generation.ts";
-import { openGguf } from "../compiler/gguf.ts";
+import { checkContainer } from "../compiler/gguf/container.ts";
+import { openGguf } from "../compiler/gguf/open.ts";
 import { models } from "../compiler/models/index.ts";
 import { CompileOptions } from "../compiler/options.ts";
 import { checkCapacities, defaultCapacities } from "../compiler/target.ts";
@@ -217,7 +217,7 @@ test("every kind of input: taken, or refused with one error; nothing grows; the 
     await go("manifest", 12, (r) => asManifest(mutate(raw, r), "m"));
     await go("config.json", 8, (r) => {
       const config = checkConfig(mutate(model, r), "config.json");
-      models[String(config.model_type)]!(config);
+      models[String(config.model_type)]!.read(config);
     });
     await go("index", 4, (r) =>
       shardsOf(mutate({ metadata: {}, weight_map: { a: "m-1.safetensors", b: "m-2.safetensors" } }, r), "i"),

@@ -329,7 +329,7 @@ test("law 6: the pruned backward of a layer = the full one, bit for bit, for eve
   const { Graph, inputName, toposort } = await import("../ops/index.ts");
   const { batch, inputData, runOn } = await import("./support/graphs.ts");
   const { writeEntries, writeSelection } = await import("../runtime/content.ts");
-  const model = llama(configs.odd);
+  const model = llama.read(configs.odd);
   const unit = { ...batch("pruning", 21, 3, "unit"), ranks: [8, 8, 8, 8] };
   const n = 21;
   Object.assign(unit.arrays, {

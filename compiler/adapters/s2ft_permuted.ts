@@ -18,7 +18,9 @@ export const s2ftPermuted: AdapterMethod = {
   capacity: (site, sites, c) => {
     const most = s2ft.capacity(site, sites, c);
     if (!most || site.coupling!.group === "ffn") return most;
-    const keys = sites.find((s) => s.module.endsWith("v_proj"))!.outFeatures / site.coupling!.unit;
+    const keys =
+      sites.find((s) => s.coupling?.group === "heads" && s.coupling.axis === "out")!.outFeatures /
+      site.coupling!.unit;
     const channels = site.coupling!.axis === "in" ? site.inFeatures : site.outFeatures;
     return Math.max(1, Math.round((most * keys) / channels)) * (channels / keys);
   },

@@ -3,8 +3,18 @@
  * Face's own.
  */
 import { add, embed, linear } from "../../ops/index.ts";
-import type { Family } from "./model.ts";
-import { checkKeys, count, fail, headsOf, inverseFrequencies, selfAttention, swiglu } from "./parts.ts";
+import { decoderConfig, decoderModules, halves, named } from "./gguf.ts";
+import type { Family, Json, Model } from "./model.ts";
+import {
+  checkKeys,
+  count,
+  decoderNames,
+  fail,
+  headsOf,
+  inverseFrequencies,
+  selfAttention,
+  swiglu,
+} from "./parts.ts";
 
 const keys = [
   "hidden_size",
@@ -25,7 +35,7 @@ const keys = [
   "hidden_act",
 ];
 
-export const llama: Family = (config) => {
+function read(config: Json): Model {
   checkKeys(config, keys);
   if (config.hidden_act !== undefined && config.hidden_act !== "silu")
     fail("hidden_act", "silu", config.hidden_act);
@@ -63,7 +73,24 @@ export const llama: Family = (config) => {
       const weight = b.weight(tied ? "embed_tokens.weight" : "lm_head.weight", vocab, hiddenSize);
       return linear(b.norm(h, "norm.weight", eps), weight, "lm_head");
     },
-    checkpointName: (name, l) =>
-      l !== null ? `model.layers.${l}.${name}` : name === "lm_head.weight" ? name : `model.${name}`,
+    names: decoderNames,
   };
+}
+
+export const llama: Family = {
+  read,
+  gguf: {
+    architecture: "llama",
+    config: (g) => ({
+      model_type: "llama",
+      ...decoderConfig(g),
+      attention_bias: g.shapeOf("blk.0.attn_q.bias") !== undefined,
+      mlp_bias: g.shapeOf("blk.0.ffn_down.bias") !== undefined,
+      hidden_act: "silu",
+    }),
+    name: named(decoderModules),
+    // Its converter alone turns the heads of queries and keys.
+    restore: (name, rows, from, to, config) =>
+      /\.[qk]_proj\./.test(name) ? halves(rows, from, to, config.head_dim as number) : rows(from, to),
+  },
 };

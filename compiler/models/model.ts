@@ -1,7 +1,21 @@
-/** What a model family gives the compiler: its checked config, and its regions as functions on values. */
+/**
+ * What a model family gives the compiler: its checked config, its regions as functions on values, and its
+ * names in checkpoints and in GGUF files.
+ */
 import type { Domain, Value } from "../../ops/index.ts";
 import type { RegionBuilder } from "../layers.ts";
 
+export type Json = Readonly<Record<string, unknown>>;
+
+/** Names in checkpoints, which are Hugging Face's; nothing outside a family knows one. */
+export interface Names {
+  /** What the names of a layer's parameters and modules begin with, `{l}` for the layer. */
+  readonly layer: string;
+  /** The outer region's parameters. */
+  readonly outer: Readonly<Record<string, string>>;
+  /** Which of those has a row for each token. */
+  readonly embedding: string;
+}
 export interface Model {
   readonly family: string;
   readonly hiddenSize: number;
@@ -23,8 +37,34 @@ export interface Model {
   readonly layer: (b: RegionBuilder, h: Value, positions: number) => Value;
   /** What leaves the last layer → logits [rows, vocab]. */
   readonly head: (b: RegionBuilder, h: Value) => Value;
-  /** Checkpoint name of a parameter: of layer `l`, or of the outer region where `l` is null. */
-  readonly checkpointName: (name: string, l: number | null) => string;
+  readonly names: Names;
 }
-/** Family by `model_type`: config.json → model. Throws WEFT_CONFIG naming the key that it cannot take. */
-export type Family = (config: Readonly<Record<string, unknown>>) => Model;
+/** A family: models of one `model_type`. */
+export interface Family {
+  /** config.json → model. Throws WEFT_CONFIG naming the key that it cannot take. */
+  readonly read: (config: Json) => Model;
+  readonly gguf: GgufFamily;
+}
+
+/** What a GGUF file says of itself, to the family that it is of. */
+export interface GgufHeader {
+  /** A value under the family's own keys: `rope.scaling.type`. */
+  readonly get: (key: string) => unknown;
+  /** A number under them. Throws WEFT_CONFIG. */
+  readonly number: (key: string, fallback?: number) => number;
+  /** Undefined where the file has no tensor of that name. */
+  readonly shapeOf: (tensor: string) => readonly number[] | undefined;
+  /** Throws WEFT_CONFIG naming a key, or a tensor. */
+  readonly refuse: (key: string, expected: string, found: unknown) => never;
+}
+export type Rows = (from: number, to: number) => Float32Array;
+export interface GgufFamily {
+  /** `general.architecture`, which the family's keys begin with. */
+  readonly architecture: string;
+  /** config.json, as the file's keys and tensors say it. */
+  readonly config: (g: GgufHeader) => Json;
+  /** GGUF's name of a tensor by that of a checkpoint. */
+  readonly name: (checkpoint: string) => string;
+  /** Rows [from, to) of a tensor as they were before it was converted; `rows` reads the file's. */
+  readonly restore: (checkpoint: string, rows: Rows, from: number, to: number, config: Json) => Float32Array;
+}

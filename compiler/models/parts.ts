@@ -5,8 +5,7 @@
 import { mul, silu, type Value } from "../../ops/index.ts";
 import { WeftError } from "../../runtime/bundle.ts";
 import type { RegionBuilder } from "../layers.ts";
-
-export type Json = Readonly<Record<string, unknown>>;
+import type { Json, Names } from "./model.ts";
 
 /** Keys that never change the maths of a forward pass. */
 const harmless = new Set([
@@ -122,6 +121,17 @@ export function inverseFrequencies(config: Json, headDim: number): number[] {
   });
 }
 
+/** A decoder's names, as Hugging Face's families have them. */
+export const decoderNames: Names = {
+  layer: "model.layers.{l}.",
+  outer: {
+    "embed_tokens.weight": "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    "lm_head.weight": "lm_head.weight",
+  },
+  embedding: "embed_tokens.weight",
+};
+
 export interface Heads {
   readonly heads: number;
   readonly kvHeads: number;
@@ -154,7 +164,7 @@ export function selfAttention(
     out: "kvHeads",
     coupling: { group: "heads", axis: "out", unit: headDim, shared },
   });
-  return b.linear(b.attention(q, k, v, o), "self_attn.o_proj", o.hiddenSize, bias, {
+  return b.linear(b.attention("self_attn", q, k, v, o), "self_attn.o_proj", o.hiddenSize, bias, {
     in: "heads",
     coupling: { group: "heads", axis: "in", unit: headDim, shared },
   });

@@ -2,7 +2,7 @@
  * The header of a GGUF file, walked before it is parsed: every count and length in it must fit the bytes that
  * follow, so that what the parser allocates is bounded by the file. Nothing is kept.
  */
-import { WeftError } from "../runtime/bundle.ts";
+import { WeftError } from "../../runtime/bundle.ts";
 
 /** Bytes of a value by GGUF's type number; strings and arrays say theirs. */
 const sizes: Readonly<Record<number, number>> = {

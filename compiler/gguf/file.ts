@@ -1,0 +1,88 @@
+/**
+ * A GGUF file under its own names: what it says of itself, and its tensors as numbers. The container is read
+ * by @huggingface/gguf.
+ */
+import { gguf } from "@huggingface/gguf";
+import * as v from "valibot";
+import { WeftError } from "../../runtime/bundle.ts";
+import { boolean, check, count, foreign, numbers, type Of, text } from "../../runtime/schema.ts";
+import { readRange, sizeOf } from "../files.ts";
+import { layoutOf } from "./blocks.ts";
+import { checkContainer } from "./container.ts";
+
+const strings = v.custom<readonly string[]>(
+  (x) => Array.isArray(x) && x.every((s) => typeof s === "string"),
+  "a list of strings",
+);
+const Metadata = foreign({
+  "tokenizer.ggml.model": v.optional(text),
+  "tokenizer.ggml.pre": v.optional(text),
+  "tokenizer.ggml.tokens": v.optional(strings),
+  "tokenizer.ggml.merges": v.optional(strings),
+  "tokenizer.ggml.token_type": v.optional(numbers("a type of token", Number.isInteger)),
+  "tokenizer.ggml.bos_token_id": v.optional(count),
+  "tokenizer.ggml.eos_token_id": v.optional(count),
+  "tokenizer.ggml.add_bos_token": v.optional(boolean),
+  "tokenizer.chat_template": v.optional(text),
+});
+export type Metadata = Of<typeof Metadata> & Readonly<Record<string, unknown>>;
+
+export interface GgufFile {
+  readonly meta: Metadata;
+  /** Undefined where there is no tensor of that name. */
+  readonly shapeOf: (name: string) => readonly number[] | undefined;
+  /** f32 values of the rows [from, to) of a tensor [shape], checked finite. Throws WEFT_WEIGHTS. */
+  readonly read: (name: string, shape: readonly number[], from: number, to: number) => Float32Array;
+}
+
+/** Throws WEFT_WEIGHTS for a file that is not GGUF, or is truncated. */
+export async function openFile(path: string): Promise<GgufFile> {
+  const fail = (where: string, expected: string, found: string, hint?: string): never => {
+    throw new WeftError({ code: "WEFT_WEIGHTS", where, expected, found, ...(hint && { hint }) });
+  };
+  const size = sizeOf(path);
+  checkContainer((from, to) => readRange(path, from, to), size, path);
+  const parsed = await gguf(path, { allowLocalFile: true }).catch((cause: Error) => {
+    throw new WeftError({
+      code: "WEFT_WEIGHTS",
+      where: path,
+      expected: "a GGUF file",
+      found: cause.message,
+      cause,
+    });
+  });
+  const meta = check(Metadata, parsed.metadata, { code: "WEFT_WEIGHTS", where: path }) as Metadata;
+  const table = new Map(
+    parsed.tensorInfos.map((t) => [
+      t.name,
+      {
+        shape: t.shape.map(Number).reverse(),
+        type: Number(t.dtype),
+        start: Number(parsed.tensorDataOffset + t.offset),
+      },
+    ]),
+  );
+  const listed = Number(meta.tensor_count);
+  if (!listed || table.size !== listed)
+    fail(
+      path,
+      "a GGUF header with tensors",
+      `names of ${table.size} of ${listed || "no"} tensors`,
+      "the file is truncated",
+    );
+  return {
+    meta,
+    shapeOf: (name) => table.get(name)?.shape,
+    read: (name, shape, from, to) => {
+      const where = `${path}: ${name}`;
+      const t = table.get(name) ?? fail(where, `a tensor ${JSON.stringify(shape)}`, "no such tensor");
+      if (JSON.stringify(t.shape) !== JSON.stringify(shape))
+        fail(where, JSON.stringify(shape), JSON.stringify(t.shape));
+      const row = shape.slice(1).reduce((a, b) => a * b, 1);
+      const { bytes, read } = layoutOf(t.type, row, where);
+      const end = t.start + shape[0]! * bytes;
+      if (end > size) fail(where, `bytes up to ${end}`, `a file of ${size}`, "the file is truncated");
+      return read(readRange(path, t.start + from * bytes, t.start + to * bytes), from * row);
+    },
+  };
+}

@@ -1,0 +1,59 @@
+/**
+ * A GGUF file as a model folder: config, weights and tokenizer under Hugging Face's names, as the family of
+ * its `general.architecture` maps them.
+ */
+import { WeftError } from "../../runtime/bundle.ts";
+import { checkConfig } from "../config.ts";
+import { generationOf } from "../generation.ts";
+import { models } from "../models/index.ts";
+import type { ModelSource } from "../source.ts";
+import { openFile } from "./file.ts";
+import { tokenizerFiles } from "./tokenizer.ts";
+
+/**
+ * `tokenizer`: files to take in place of the vocabulary inside. Throws WEFT_WEIGHTS or WEFT_CONFIG naming
+ * what is not supported.
+ */
+export async function openGguf(
+  path: string,
+  tokenizer: ReadonlyMap<string, string> | null = null,
+): Promise<ModelSource> {
+  const { meta, shapeOf, read } = await openFile(path);
+  const refuse = (key: string, expected: string, found: unknown): never => {
+    throw new WeftError({ code: "WEFT_CONFIG", where: `${path}: ${key}`, expected, found: String(found) });
+  };
+  const known = new Map(Object.values(models).map((family) => [family.gguf.architecture, family.gguf]));
+  const architecture = meta["general.architecture"];
+  const family =
+    known.get(String(architecture)) ??
+    refuse("general.architecture", [...known.keys()].join(", "), architecture);
+  const said = family.config({
+    get: (key) => meta[`${family.architecture}.${key}`],
+    number: (key, fallback) => {
+      const name = `${family.architecture}.${key}`;
+      const v = meta[name] ?? fallback;
+      return typeof v === "number" ? v : typeof v === "bigint" ? Number(v) : refuse(name, "a number", v);
+    },
+    shapeOf,
+    refuse,
+  });
+  const config = checkConfig(
+    {
+      ...said,
+      bos_token_id: meta["tokenizer.ggml.bos_token_id"] ?? null,
+      eos_token_id: meta["tokenizer.ggml.eos_token_id"] ?? null,
+    },
+    path,
+  );
+  return {
+    where: path,
+    config,
+    generation: generationOf(config, null, path),
+    weights: {
+      has: (name) => shapeOf(family.name(name)) !== undefined,
+      read: (name, shape, from = 0, to = shape[0]!) =>
+        family.restore(name, (a, b) => read(family.name(name), shape, a, b), from, to, config),
+    },
+    files: tokenizer ?? tokenizerFiles(meta, path),
+  };
+}
