@@ -1,7 +1,7 @@
 /** The machine as the Wasm kernels find it: products on their own, and what memory gives. */
 import { compileKernels, compileRelaxed } from "../compiler/emit/asc.ts";
 import { prelude } from "../compiler/emit/assemblyscript.ts";
-import { BLOCK_ROWS, PACK_AT, ROWS_AT } from "../compiler/emit/assemblyscript_parts.ts";
+import { BLOCK_ROWS, PACK_AT, ROWS_AT } from "../compiler/kernels/text/assemblyscript.ts";
 import { openCrew } from "../runtime/crew.ts";
 import { median } from "./measure.ts";
 

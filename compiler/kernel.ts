@@ -1,7 +1,6 @@
 /** Kernels as the emitters see them: launches whose every value has an address. */
-import type { Domain, Format, Type, Value } from "../ops/index.ts";
-import type { MemoryClass } from "../runtime/bundle.ts";
-import type { Body } from "./fuse.ts";
+import type { Domain, Value } from "../ops/index.ts";
+import type { GridDim, MemoryClass } from "../runtime/bundle.ts";
 import type { BlockLayout } from "./metadata.ts";
 import type { Capacities } from "./target.ts";
 
@@ -59,38 +58,37 @@ export const SEGMENT_ROWS: Readonly<Partial<Record<Domain, readonly [string, str
 };
 export const ROWS_HEADER: Readonly<Record<Domain, string>> = { T: "n_rows", W: "n_rows", R: "n_head" };
 
-/** Update kernels have no graph: they run over a region's parameters. */
-export interface UpdateBody {
-  readonly name: string;
-  readonly skeleton: "sumsq" | "clip" | "optimizer" | "row_norms";
-  readonly params: readonly ParamAddress[];
-  readonly optimizer: "adamw" | "sgd" | null;
-  readonly norms?: readonly RowNorms[];
-}
-/** out[o] = 1 / ‖W[o] + s·Σ_r b[r][o]·a[r]‖₂ in the slot of the block. */
-export interface RowNorms {
-  readonly branch: number;
-  readonly weight: ParamAddress;
-  readonly format: Format;
-  readonly a: ParamAddress;
-  readonly b: ParamAddress;
-  readonly out: ParamAddress;
-}
-/** Kernels of one launch for steps of few rows and of many, where they differ; `any` otherwise. */
+/** Versions of one launch for steps of few rows and of many, where they differ; `any` otherwise. */
 export type Variant = "any" | "few" | "many";
-export const variantsOf = (bodies: readonly AnyBody[]): readonly Variant[] =>
-  bodies[0]!.skeleton === "attend" ? ["few", "many"] : ["any"];
-export type AnyBody = Body | UpdateBody;
-export const isUpdate = (b: AnyBody): b is UpdateBody =>
-  ["sumsq", "clip", "optimizer", "row_norms"].includes(b.skeleton);
+
+/**
+ * A kernel, which runs bodies of kind `B`: all that planning and both targets must know of it. One file each
+ * in kernels/, and a line of their index.
+ */
+export interface Kernel<B> {
+  /** WGSL: workgroups in x and y that cover the largest body; z picks the body. */
+  readonly grid: (bodies: readonly B[], env: KernelEnv, variant: Variant) => readonly [GridDim, GridDim];
+  /** WGSL: versions of the launch, where there are several. */
+  readonly variants?: readonly Variant[];
+  /** WGSL: how many functions `name_0` … a body has, which run side by side; without it, one `name`. */
+  readonly parts?: (body: B) => number;
+  /** WGSL: words that a workgroup shares, as `shared_q`. */
+  readonly shared?: (body: B, variant: Variant) => number;
+  /** WGSL: does a body write base weights? They are bound as words then, not as packed panels. */
+  readonly writesWeights?: (body: B) => boolean;
+  readonly wgsl: (name: string, body: B, env: KernelEnv, variant: Variant) => string;
+  /** Wasm: bytes of a thread's scratch. */
+  readonly scratch?: (body: B, capacities: Capacities) => number;
+  readonly assembly: (name: string, body: B, env: KernelEnv) => string;
+}
+
+/** A body of an update has no graph: it runs over a region's parameters. */
+export interface UpdateBody<S extends string> {
+  readonly name: string;
+  readonly skeleton: S;
+  /** Mask bits without any of which it has nothing to do; none: always. */
+  readonly bits: readonly number[];
+}
 
 /** The slot table of a group: word 0 = group index; from word 64, [slot][branch] (rank u32, scale f32). */
 export const SLOT_TABLE = 64;
-export const colsOf = (t: Type): number =>
-  t.kind === "rows" || t.kind === "field" || t.kind === "factor" || t.kind === "table"
-    ? t.cols
-    : t.kind === "weight"
-      ? t.k
-      : t.kind === "vector"
-        ? t.n
-        : 0;

@@ -11,8 +11,9 @@ import {
   type TargetPlan,
   WeftError,
 } from "../runtime/bundle.ts";
-import type { Launch } from "./fuse.ts";
 import type { Address } from "./kernel.ts";
+import type { Launch } from "./kernels/body.ts";
+import { stateOf, storesResult } from "./kernels/index.ts";
 import { type ParamSpec, tensorName } from "./layers.ts";
 import type { Model } from "./models/model.ts";
 import type { GraphProgram, Programs, TrainClass } from "./programs/index.ts";
@@ -198,8 +199,10 @@ export function placeValues(
   launches.forEach((launch, i) => {
     for (const b of launch.bodies) {
       const made: Value[] = b.stores.flatMap((s) => (s.to === "rows" ? [s.value] : []));
-      if (b.skeleton === "attend" || b.skeleton === "attend_dq")
-        b.node!.outs.forEach((type, index) => made.push({ node: b.node!, index, type }));
+      if (storesResult(b))
+        b.node!.outs.forEach((type, index) => {
+          if (type.kind === "rows") made.push({ node: b.node!, index, type });
+        });
       for (const v of made) born.set(valueKey(v), { v, from: i, to: i });
     }
   });
@@ -239,7 +242,7 @@ export function addresser(places: ReadonlyMap<string, number>, layout: Layout): 
     const t = v.type;
     const placed = places.get(valueKey(v));
     if (placed !== undefined) return { cls: "arena", offset: placed, stride: t.kind === "rows" ? t.cols : 0 };
-    const name = isInput(v) ? inputName(v) : v.node.op === "attend_dkv" ? "dkv" : "";
+    const name = isInput(v) ? inputName(v) : stateOf(v.node);
     if (t.kind === "weight" || t.kind === "vector") {
       const p = layer.get(name) ?? outer.get(name);
       if (p) return { cls: "weights", offset: p.offset, stride: 0 };

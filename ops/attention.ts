@@ -33,6 +33,21 @@ const kvWriteOp = defineOp({
       () => gatherSlice(dkv!, "save_row", domain, dim, dim),
     ];
   },
+  writes: ({ ins: [, k, v] }) => [
+    { to: "kv", x: k!, part: 0 },
+    { to: "kv", x: v!, part: 1 },
+  ],
+  eval: (node, [cache, ...parts], ctx) => {
+    const kv = node.ins[0]!.type as Kv;
+    const t = node.ins[1]!.type as Rows;
+    const out = Float64Array.from(cache!);
+    for (let r = 0; r < ctx.rows(t.domain); r++)
+      for (const part of [0, 1] as const)
+        for (let c = 0; c < t.cols; c++)
+          out[at(kv, ctx, r, ctx.meta("pos", r), part, Math.floor(c / kv.headDim), c % kv.headDim)] =
+            parts[part]![r * t.cols + c]!;
+    return [out];
+  },
 });
 /**
  * Append rows of k and v [rows, kv heads × head_dim] to the paged cache at each row's position; returns the

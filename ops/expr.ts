@@ -115,13 +115,78 @@ export const konst = (v: number): Expr => ({ e: "const", v });
 export const call = (fn: ScalarFn, ...args: Expr[]): Expr => ({ e: "call", fn, args });
 export const load = (value: Value, r: Ix = row, c: Ix = col): Expr => ({ e: "load", value, row: r, col: c });
 
+/** A function for each kind of expression, or for the kinds `K`: a new kind is missing in each such table. */
+export type ExprTable<A extends readonly unknown[], R, K extends Expr["e"] = Expr["e"]> = {
+  readonly [E in K]: (e: Expr & { e: E }, ...rest: A) => R;
+};
+export function matchExpr<A extends readonly unknown[], R, K extends Expr["e"]>(
+  table: ExprTable<A, R, K>,
+  e: Expr & { e: K },
+  ...rest: A
+): R {
+  return (table[e.e as K] as (e: Expr & { e: K }, ...rest: A) => R)(e, ...rest);
+}
+
+/** What an expression is made of: expressions at the same element, and values that it reads. */
+interface Parts {
+  readonly exprs: readonly Expr[];
+  readonly values: readonly Value[];
+}
+const leaf: Parts = { exprs: [], values: [] };
+const parts: ExprTable<[], Parts> = {
+  const: () => leaf,
+  load: (e) => ({ exprs: [], values: [e.value] }),
+  call: (e) => ({ exprs: e.args, values: [] }),
+  if: (e) => ({ exprs: [e.yes, e.no], values: [] }),
+  metaf: () => leaf,
+  expand: (e) => ({ exprs: [], values: [e.u, e.factor] }),
+  sparse: (e) => ({ exprs: [], values: [e.x, e.values, e.index] }),
+  scale: () => leaf,
+  rand: () => leaf,
+  acc: () => leaf,
+  arg: () => leaf,
+  stat: () => leaf,
+};
+/** Visit an expression and all that it is made of. */
+export function walkExpr(e: Expr, visit: (e: Expr, reads: readonly Value[]) => void): void {
+  const { exprs, values } = matchExpr(parts, e);
+  visit(e, values);
+  for (const x of exprs) walkExpr(x, visit);
+}
+
 /** Does an index depend on the column? Decides vector load, splat or lane-wise gather. */
 export function ixUsesCol(ix: Ix): boolean {
-  if (ix.ix === "col") return true;
-  if (ix.ix === "meta") return ix.at !== null && ixUsesCol(ix.at);
-  if (ix.ix === "slot") return ixUsesCol(ix.at);
-  return ix.ix === "bin" && (ixUsesCol(ix.a) || ixUsesCol(ix.b));
+  switch (ix.ix) {
+    case "col":
+      return true;
+    case "row":
+    case "int":
+    case "rank":
+      return false;
+    case "meta":
+      return ix.at !== null && ixUsesCol(ix.at);
+    case "slot":
+      return ixUsesCol(ix.at);
+    case "bin":
+      return ixUsesCol(ix.a) || ixUsesCol(ix.b);
+  }
 }
+const columnwise: ExprTable<[], boolean> = {
+  const: () => false,
+  load: (e) => ixUsesCol(e.row) || ixUsesCol(e.col),
+  call: (e) => e.args.some(usesCol),
+  if: (e) => ixUsesCol(e.ix) || usesCol(e.yes) || usesCol(e.no),
+  metaf: () => false,
+  expand: () => true,
+  sparse: () => true,
+  scale: () => false,
+  rand: () => true,
+  acc: () => true,
+  arg: () => true,
+  stat: () => false,
+};
+/** Does an expression depend on the column? If not, it is printed once a row. */
+export const usesCol = (e: Expr): boolean => matchExpr(columnwise, e);
 
 export interface IxEnv {
   readonly row: number;

@@ -83,6 +83,8 @@ export interface Op {
   readonly conditional?: boolean;
   /** For `reduce`: how two partial results combine, and the neutral element. */
   readonly reduce?: "sum" | "max";
+  /** For `effect`: what it writes into its first operand. */
+  readonly writes?: (node: Node) => readonly Write[];
   /** For `kernel` and `effect`: the meaning in f64. */
   readonly eval?: (node: Node, ins: readonly Float64Array[], ctx: EvalCtx) => Float64Array[];
   /**
@@ -90,6 +92,13 @@ export interface Op {
    */
   readonly samples?: readonly Sample[];
 }
+/**
+ * Rows that an effect writes: to field[index[row]] where that index is not negative, or as keys (part 0) or
+ * values (1) of the paged cache at each row's position.
+ */
+export type Write =
+  | { readonly to: "field"; readonly x: Value; readonly index: string }
+  | { readonly to: "kv"; readonly x: Value; readonly part: 0 | 1 };
 export interface Sample {
   readonly ins: readonly Type[];
   readonly attrs?: Attrs;
@@ -226,20 +235,18 @@ export function showType(t: Type): string {
 /** Stable text of a graph: the same graph prints the same, whatever else was built before. */
 export function print(roots: readonly Value[]): string {
   const names = new Map<Node, string>();
+  const nameOf = (v: Value): string => names.get(v.node)! + (v.node.outs.length > 1 ? `#${v.index}` : "");
   let n = 0;
   const lines: string[] = [];
   for (const node of toposort(roots)) {
     const name = node.op === "input" ? `%${node.attrs.name}` : `%${n++}`;
     names.set(node, name);
     if (node.op === "input") continue;
-    const args = node.ins.map((v) => names.get(v.node)! + (v.node.outs.length > 1 ? `#${v.index}` : ""));
+    const args = node.ins.map(nameOf);
     const attrs = Object.keys(node.attrs).length ? ` ${JSON.stringify(node.attrs)}` : "";
-    lines.push(
-      `${name} = ${node.op}(${args.join(", ")})${attrs} : ${node.outs.map(showType).join(", ")}  // ${node.label}`,
-    );
+    const types = node.outs.map(showType).join(", ");
+    lines.push(`${name} = ${node.op}(${args.join(", ")})${attrs} : ${types}  // ${node.label}`);
   }
-  lines.push(
-    `return ${roots.map((v) => names.get(v.node)! + (v.node.outs.length > 1 ? `#${v.index}` : "")).join(", ")}`,
-  );
+  lines.push(`return ${roots.map(nameOf).join(", ")}`);
   return lines.join("\n");
 }

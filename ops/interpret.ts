@@ -2,7 +2,6 @@
  * Runs a graph in f64 through each op's own meaning: the oracle that every target, pass and gradient is
  * checked against.
  */
-import { KV_BLOCK, kvIndex } from "./attention.ts";
 import { type Expr, evalIx, type Ix, rand01, scalarFns } from "./expr.ts";
 import {
   type EvalCtx,
@@ -30,7 +29,8 @@ const colsOf = (t: Type): number => {
       return t.k;
     case "vector":
       return t.n;
-    default:
+    case "kv":
+    case "grad":
       throw new Error(`${t.kind} has no columns`);
   }
 };
@@ -105,7 +105,8 @@ export function evalExpr(
         if (v === undefined) throw new Error(`interpreter: no operand named ${x.name}`);
         return v;
       }
-      default:
+      case "acc":
+      case "stat":
         throw new Error(`interpreter: ${x.e} only exists inside a kernel`);
     }
   };
@@ -136,29 +137,6 @@ function evalNode(node: Node, env: Env, ctx: EvalCtx): Float64Array[] {
       for (let c = 0; c < t.cols; c++)
         acc = op.reduce === "max" ? Math.max(acc, ins[0]![r * t.cols + c]!) : acc + ins[0]![r * t.cols + c]!;
       out[r] = acc;
-    }
-    return [out];
-  }
-  if (node.op === "store_rows") {
-    const t = node.ins[1]!.type as Type & { kind: "rows" };
-    const out = Float64Array.from(ins[0]!);
-    for (let r = 0; r < ctx.rows(t.domain); r++) {
-      const dst = ctx.meta(String(node.attrs.index), r);
-      if (dst >= 0) out.set(ins[1]!.subarray(r * t.cols, (r + 1) * t.cols), dst * t.cols);
-    }
-    return [out];
-  }
-  if (node.op === "kv_write") {
-    const kv = node.ins[0]!.type as Type & { kind: "kv" };
-    const t = node.ins[1]!.type as Type & { kind: "rows" };
-    const out = Float64Array.from(ins[0]!);
-    for (let r = 0; r < ctx.rows(t.domain); r++) {
-      const pos = ctx.meta("pos", r);
-      const block = ctx.meta("raw", ctx.meta("table", r) + Math.floor(pos / KV_BLOCK));
-      for (const part of [0, 1] as const)
-        for (let c = 0; c < t.cols; c++)
-          out[kvIndex(kv, block, part, Math.floor(c / kv.headDim), pos % KV_BLOCK, c % kv.headDim)] =
-            ins[1 + part]![r * t.cols + c]!;
     }
     return [out];
   }

@@ -35,6 +35,16 @@ const storeOp = defineOp({
   name: "store_rows",
   kind: "effect",
   infer: ([f]) => [f!],
+  writes: ({ ins, attrs }) => [{ to: "field", x: ins[1]!, index: String(attrs.index) }],
+  eval: (node, [field, x], ctx) => {
+    const t = node.ins[1]!.type as Rows;
+    const out = Float64Array.from(field!);
+    for (let r = 0; r < ctx.rows(t.domain); r++) {
+      const dst = ctx.meta(String(node.attrs.index), r);
+      if (dst >= 0) out.set(x!.subarray(r * t.cols, (r + 1) * t.cols), dst * t.cols);
+    }
+    return [out];
+  },
 });
 /** field[index[row]] = x[row] for rows whose index is not negative; returns the field's next state. */
 export const storeRows = (field: Value, x: Value, index: string): Value =>

@@ -5,7 +5,7 @@
 import * as assert from "uvu/assert";
 import { adapterMethods } from "../compiler/adapters/index.ts";
 import { compile } from "../compiler/compile.ts";
-import { fn } from "../compiler/emit/wgsl_parts.ts";
+import { fn } from "../compiler/kernels/text/wgsl.ts";
 import { configs, s2ftOdd, small } from "./support/engines.ts";
 import { suite } from "./support/suite.ts";
 import { writeModel } from "./support/tiny.ts";

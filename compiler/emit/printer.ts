@@ -2,9 +2,19 @@
  * Prints expressions once for every target: sub-expressions are hoisted to the row level when they do not
  * depend on the column, and shared by identity. A dialect supplies the leaves.
  */
-import { type Expr, type Ix, ixUsesCol, type ScalarFn } from "../../ops/index.ts";
+import {
+  type Expr,
+  type ExprTable,
+  type Ix,
+  type IxOp,
+  ixUsesCol,
+  matchExpr,
+  type ScalarFn,
+  usesCol,
+} from "../../ops/index.ts";
 
-export type Level = "row" | "col";
+/** Expressions without expressions in them. */
+export type Leaf = Exclude<Expr["e"], "const" | "call" | "if">;
 /**
  * How one target spells things. `lanes` is 4 in SIMD bodies and 1 in scalar ones; row-level text is always
  * scalar.
@@ -12,41 +22,30 @@ export type Level = "row" | "col";
 export interface Dialect {
   readonly type: (lanes: 1 | 4) => string;
   readonly constant: (v: number, lanes: 1 | 4) => string;
-  readonly call: (fn: ScalarFn, args: readonly string[], lanes: 1 | 4) => string;
+  readonly calls: { readonly [F in ScalarFn]: (args: readonly string[], lanes: 1 | 4) => string };
   readonly splat: (text: string) => string;
   readonly declare: (name: string, type: string, text: string) => string;
   readonly declareInt: (name: string, text: string) => string;
   readonly ix: (ix: Ix, p: Printer, lane: number) => string;
-  readonly load: (e: Expr & { e: "load" }, p: Printer, lanes: 1 | 4) => string;
-  readonly leaf: (e: Expr, p: Printer, lanes: 1 | 4) => string;
+  readonly leaves: ExprTable<[Printer, 1 | 4], string, Leaf>;
   /** A branch on a row-level condition: statements of both sides are evaluated lazily. */
   readonly branch: (name: string, type: string, test: string, a: Block, b: Block) => string[];
   /** A choice by a column-dependent condition, element by element. */
   readonly choose: (e: Expr & { e: "if" }, a: string, b: string, p: Printer, lanes: 1 | 4) => string;
   readonly test: (e: Expr & { e: "if" }, ix: string) => string;
 }
+/** Operators of indices that both targets write between their operands. */
+export const infix: Readonly<Record<Exclude<IxOp, "lt">, string>> = {
+  add: "+",
+  sub: "-",
+  mul: "*",
+  div: "/",
+  mod: "%",
+  xor: "^",
+};
 export interface Block {
   readonly lines: readonly string[];
   readonly text: string;
-}
-
-export function usesCol(e: Expr): boolean {
-  switch (e.e) {
-    case "load":
-      return ixUsesCol(e.row) || ixUsesCol(e.col);
-    case "call":
-      return e.args.some(usesCol);
-    case "if":
-      return ixUsesCol(e.ix) || usesCol(e.yes) || usesCol(e.no);
-    case "acc":
-    case "expand":
-    case "sparse":
-    case "rand":
-    case "arg":
-      return true;
-    default:
-      return false;
-  }
 }
 
 /**
@@ -124,8 +123,7 @@ export class Printer {
     const sub = (x: Expr): string => (lines === this.row ? this.scalar(x) : this.at(x));
     let text: string;
     if (e.e === "const") return d.constant(e.v, lanes);
-    if (e.e === "call") text = d.call(e.fn, e.args.map(sub), lanes);
-    else if (e.e === "load") text = d.load(e, this, lanes);
+    if (e.e === "call") text = d.calls[e.fn](e.args.map(sub), lanes);
     else if (e.e === "if") {
       if (ixUsesCol(e.ix)) text = d.choose(e, sub(e.yes), sub(e.no), this, lanes);
       else if (lines === this.row) text = d.choose(e, sub(e.yes), sub(e.no), this, 1);
@@ -148,7 +146,7 @@ export class Printer {
         this.colMemo.set(e, name);
         return name;
       }
-    } else text = d.leaf(e, this, lanes);
+    } else text = matchExpr(d.leaves, e, this, lanes);
     const name = this.fresh("v");
     (lines === this.row ? this.row : this.col).push(d.declare(name, d.type(lanes), text));
     (lines === this.row ? memo : this.colMemo).set(e, name);

@@ -7,23 +7,17 @@ import {
   type TargetPlan,
   TRAIN_BIT,
 } from "../../runtime/bundle.ts";
-import type { Launch } from "../fuse.ts";
-import {
-  type AnyBody,
-  isUpdate,
-  type KernelEnv,
-  type RowNorms,
-  type UpdateBody,
-  type Variant,
-  variantsOf,
-} from "../kernel.ts";
+import type { KernelEnv, Variant } from "../kernel.ts";
+import type { Launch } from "../kernels/body.ts";
+import type { AnyBody, Update } from "../kernels/index.ts";
+import type { RowNorms } from "../kernels/row_norms.ts";
 import { tensorName } from "../layers.ts";
 import { type BlockKind, blockLayouts } from "../metadata.ts";
 import { addresser, align, type Layout, placeValues } from "../plan.ts";
 import type { GraphProgram, Programs, TrainClass } from "../programs/index.ts";
 import type { Capacities, Target } from "../target.ts";
 import { emitAlias, emitLaunchAs, scratchBytes } from "./assemblyscript.ts";
-import { emitLaunchWgsl, gridOf } from "./wgsl.ts";
+import { emitLaunchWgsl, gridOf, variantsOf } from "./wgsl.ts";
 
 export interface Emitted {
   readonly plan: TargetPlan;
@@ -91,19 +85,19 @@ export function emitTarget(
       });
       // The mask bits without which a body has nothing to do; a launch is skipped when none of its bodies
       // has.
-      const bits = bodies.flatMap((b): (number | null)[] | number | null => {
-        if (isUpdate(b)) return b.norms ? b.norms.map((n) => n.branch) : null;
+      const bits = bodies.map((b): readonly number[] => {
         const onlySaves =
           program.block === "step" &&
           program.region === "layer" &&
           b.skeleton === "map" &&
           b.stores.every((s) => s.to === "field");
-        return onlySaves ? TRAIN_BIT : b.bit;
+        return onlySaves ? [TRAIN_BIT] : b.bits;
       });
+      const always = bits.some((list) => !list.length);
       return {
         kernel: unique,
         grid: gridOf(bodies, env, variant),
-        bits: bits.includes(null) ? [] : [...new Set(bits as number[])].sort((a, b) => a - b),
+        bits: always ? [] : [...new Set(bits.flat())].sort((a, b) => a - b),
       };
     }
   };
@@ -116,8 +110,8 @@ export function emitTarget(
   const updates = envFor("update", () => {
     throw new Error("an update reads no graph value");
   });
-  const update = (name: string, region: "layer" | "outer", body: Omit<UpdateBody, "name">): void =>
-    add({ name, region, block: "update" }, [{ name: "", bodies: [{ ...body, name }] }], updates);
+  const update = (region: "layer" | "outer", body: Update): void =>
+    add({ name: body.name, region, block: "update" }, [{ name: "", bodies: [body] }], updates);
   for (const cls of train) {
     const sets =
       cls === "full"
@@ -134,9 +128,15 @@ export function emitTarget(
             ],
           ] as const);
     for (const [region, list] of sets) {
-      update(`sumsq.${cls}.${region}`, region, { skeleton: "sumsq", params: list, optimizer: null });
+      const common = { params: list, bits: [] };
+      update(region, { skeleton: "sumsq", name: `sumsq.${cls}.${region}`, ...common });
       for (const optimizer of ["adamw", "sgd"] as const)
-        update(`${optimizer}.${cls}.${region}`, region, { skeleton: "optimizer", params: list, optimizer });
+        update(region, {
+          skeleton: "optimizer",
+          name: `${optimizer}.${cls}.${region}`,
+          optimizer,
+          ...common,
+        });
     }
   }
   const norms = programs.branches.flatMap((b): RowNorms[] => {
@@ -155,8 +155,8 @@ export function emitTarget(
     ];
   });
   if (norms.length)
-    update("row_norms", "layer", { skeleton: "row_norms", params: [], optimizer: null, norms });
-  if (train.length) update("clip", "outer", { skeleton: "clip", params: [], optimizer: null });
+    update("layer", { skeleton: "row_norms", name: "row_norms", norms, bits: norms.map((n) => n.branch) });
+  if (train.length) update("outer", { skeleton: "clip", name: "clip", bits: [] });
   const plan: TargetPlan = {
     panel: target.panel,
     classes: layout.classes,

@@ -4,9 +4,9 @@
  */
 import { compileKernels } from "../../compiler/emit/asc.ts";
 import { emitLaunchAs, prelude } from "../../compiler/emit/assemblyscript.ts";
-import { emitLaunchWgsl, gridOf } from "../../compiler/emit/wgsl.ts";
+import { emitLaunchWgsl, gridOf, variantsOf } from "../../compiler/emit/wgsl.ts";
 import { fuse } from "../../compiler/fuse.ts";
-import { type KernelEnv, type ParamAddress, variantsOf } from "../../compiler/kernel.ts";
+import type { KernelEnv, ParamAddress } from "../../compiler/kernel.ts";
 import { blockLayouts } from "../../compiler/metadata.ts";
 import { align, type Layout, placeValues } from "../../compiler/plan.ts";
 import { type Capacities, type Target, targets } from "../../compiler/target.ts";

@@ -23,7 +23,9 @@ function log4(x: v128): v128 {
   y = f32x4.add(f32x4.mul(y, m), f32x4.splat(2.0000714765e-1));
   y = f32x4.add(f32x4.mul(y, m), f32x4.splat(-2.4999993993e-1));
   y = f32x4.add(f32x4.mul(y, m), f32x4.splat(3.3333331174e-1));
-  y = f32x4.sub(f32x4.sub(f32x4.mul(f32x4.mul(y, m), z), f32x4.mul(e, f32x4.splat(2.12194440e-4))), f32x4.mul(f32x4.splat(0.5), z));
+  y = f32x4.sub(
+    f32x4.sub(f32x4.mul(f32x4.mul(y, m), z), f32x4.mul(e, f32x4.splat(2.12194440e-4))),
+    f32x4.mul(f32x4.splat(0.5), z));
   return f32x4.add(f32x4.add(m, y), f32x4.mul(e, f32x4.splat(0.693359375)));
 }
 function log1(x: f32): f32 {
@@ -31,7 +33,9 @@ function log1(x: f32): f32 {
 }
 // tanh(x) = 1 - 2 / (exp(2x) + 1): absolute error below 2e-7.
 function tanh4(x: v128): v128 {
-  return f32x4.sub(f32x4.splat(1), f32x4.div(f32x4.splat(2), f32x4.add(exp4(f32x4.add(x, x)), f32x4.splat(1))));
+  return f32x4.sub(
+    f32x4.splat(1),
+    f32x4.div(f32x4.splat(2), f32x4.add(exp4(f32x4.add(x, x)), f32x4.splat(1))));
 }
 function tanh1(x: f32): f32 {
   return f32x4.extract_lane(tanh4(f32x4.splat(x)), 0);
@@ -41,7 +45,8 @@ function tanh1(x: f32): f32 {
   return sqrt<f32>(x);
 }
 function hsum(v: v128): f32 {
-  return f32x4.extract_lane(v, 0) + f32x4.extract_lane(v, 1) + (f32x4.extract_lane(v, 2) + f32x4.extract_lane(v, 3));
+  return f32x4.extract_lane(v, 0) + f32x4.extract_lane(v, 1)
+    + (f32x4.extract_lane(v, 2) + f32x4.extract_lane(v, 3));
 }
 function hmax(v: v128): f32 {
   const a: f32 = f32x4.extract_lane(v, 0);
@@ -66,7 +71,9 @@ function rand1(key: i32, salt: i32, col: i32): f32 {
 }
 function rand4(key: i32, salt: i32, col: i32): v128 {
   const c: v128 = i32x4.add(i32x4.splat(col + 1), i32x4(0, 1, 2, 3));
-  let h: v128 = v128.xor(i32x4.splat(key ^ <i32>(<u32>(salt + 1) * 0x9e3779b9)), i32x4.mul(c, i32x4.splat(<i32>0x85ebca6b)));
+  let h: v128 = v128.xor(
+    i32x4.splat(key ^ <i32>(<u32>(salt + 1) * 0x9e3779b9)),
+    i32x4.mul(c, i32x4.splat(<i32>0x85ebca6b)));
   h = i32x4.mul(v128.xor(h, i32x4.shr_u(h, 16)), i32x4.splat(0x7feb352d));
   h = i32x4.mul(v128.xor(h, i32x4.shr_u(h, 15)), i32x4.splat(<i32>0x846ca68b));
   h = v128.xor(h, i32x4.shr_u(h, 16));
@@ -76,7 +83,9 @@ function rand4(key: i32, salt: i32, col: i32): v128 {
 /** Halves, sign-extended to 32 bits, to f32: exact for every finite value, subnormals included. */
 // @ts-ignore: decorator
 @inline function widen(h: v128): v128 {
-  return f32x4.mul(v128.and(i32x4.shl(h, 13), i32x4.splat(0x8fffe000)), f32x4.splat(reinterpret<f32>(0x77800000)));
+  return f32x4.mul(
+    v128.and(i32x4.shl(h, 13), i32x4.splat(0x8fffe000)),
+    f32x4.splat(reinterpret<f32>(0x77800000)));
 }
 /** Four packed halves to f32. */
 // @ts-ignore: decorator
@@ -90,11 +99,14 @@ function weightf16(w: usize, n: i32, k: i32, K: i32): f32 {
   return half1(load<u16>(w + ((<usize>(((n >> 3) * K + k) * 8 + (n & 7))) << 1)));
 }
 function half1(h: u32): f32 {
-  return reinterpret<f32>(reinterpret<u32>(reinterpret<f32>((h & 0x7fff) << 13) * reinterpret<f32>(0x77800000)) | ((h & 0x8000) << 16));
+  return reinterpret<f32>(
+    reinterpret<u32>(reinterpret<f32>((h & 0x7fff) << 13) * reinterpret<f32>(0x77800000))
+      | ((h & 0x8000) << 16));
 }
 function weightint8(w: usize, n: i32, k: i32, K: i32, N: i32): f32 {
   const at: usize = w + <usize>(((n >> 3) * K + k) * 8 + (n & 7));
-  const scale: usize = w + <usize>(((N + 7) >> 3) * K) * 8 + <usize>((((n >> 3) * ((K + 31) >> 5) + (k >> 5)) * 8 + (n & 7)) * 2);
+  const scale: usize = w + <usize>(((N + 7) >> 3) * K) * 8
+    + <usize>((((n >> 3) * ((K + 31) >> 5) + (k >> 5)) * 8 + (n & 7)) * 2);
   return <f32>load<i8>(at) * half1(load<u16>(scale));
 }
 /** Start of a row's keys or values in the paged cache: [block][k|v][head][32][head_dim]. */
@@ -115,7 +127,10 @@ function expand4(u: usize, f: usize, rank: i32, stride: i32): v128 {
  * Low-rank deltas for a product's epilogue: out[row][panels × 8] = Σ_r u[row][r] · F[slot[row]][r], r
  * ascending as in expand4. Four rows of one slot share the factor's loads.
  */
-function delta(u: usize, uStride: i32, rows: i32, slots: usize, ranks: usize, slotEntry: i32, f: usize, slotBytes: i32, colBytes: i32, panels: i32, out: usize): void {
+function delta(
+  u: usize, uStride: i32, rows: i32, slots: usize, ranks: usize, slotEntry: i32,
+  f: usize, slotBytes: i32, colBytes: i32, panels: i32, out: usize
+): void {
   const u1: usize = <usize>uStride;
   let i: i32 = 0;
   while (i < rows) {
@@ -124,7 +139,8 @@ function delta(u: usize, uStride: i32, rows: i32, slots: usize, ranks: usize, sl
     const factor: usize = f + <usize>(s * slotBytes);
     if (i + 4 <= rows && load<i32>(slots, 4) == s && load<i32>(slots, 8) == s && load<i32>(slots, 12) == s) {
       for (let p: i32 = 0; p < panels; p++) {
-        let a0: v128 = f32x4.splat(0), a1: v128 = a0, b0: v128 = a0, b1: v128 = a0, c0: v128 = a0, c1: v128 = a0, d0: v128 = a0, d1: v128 = a0;
+        let a0: v128 = f32x4.splat(0), a1: v128 = a0, b0: v128 = a0, b1: v128 = a0,
+          c0: v128 = a0, c1: v128 = a0, d0: v128 = a0, d1: v128 = a0;
         let fp: usize = factor + <usize>p * 32;
         let up: usize = u;
         for (let r: i32 = 0; r < rank; r++) {
@@ -160,7 +176,8 @@ function delta(u: usize, uStride: i32, rows: i32, slots: usize, ranks: usize, sl
       slots += 16;
       out += 1024;
     } else {
-      for (let h: i32 = 0; h < panels * 2; h++) v128.store(out + <usize>h * 16, expand4(u, factor + <usize>h * 16, rank, colBytes));
+      for (let h: i32 = 0; h < panels * 2; h++)
+        v128.store(out + <usize>h * 16, expand4(u, factor + <usize>h * 16, rank, colBytes));
       i++;
       u += u1;
       slots += 4;
@@ -295,12 +312,15 @@ function shrink4(x: usize, f: usize, cols: i32, out: usize): void {
   store<f32>(out, s3, 12);
 }
 /** shrink4 of four rows at once: each dot as in shrink4. */
-function shrink4x4(x0: usize, x1: usize, x2: usize, x3: usize, f: usize, cols: i32, out: usize, outStride: i32): void {
+function shrink4x4(
+  x0: usize, x1: usize, x2: usize, x3: usize, f: usize, cols: i32, out: usize, outStride: i32
+): void {
   const fs: usize = (<usize>cols) << 2;
   for (let half: usize = 0; half < 2; half++) {
     const fa: usize = f + half * 2 * fs;
     const fb: usize = fa + fs;
-    let a0: v128 = f32x4.splat(0), a1: v128 = a0, b0: v128 = a0, b1: v128 = a0, c0: v128 = a0, c1: v128 = a0, d0: v128 = a0, d1: v128 = a0;
+    let a0: v128 = f32x4.splat(0), a1: v128 = a0, b0: v128 = a0, b1: v128 = a0,
+          c0: v128 = a0, c1: v128 = a0, d0: v128 = a0, d1: v128 = a0;
     let c: i32 = 0;
     for (; c + 4 <= cols; c += 4) {
       const o: usize = (<usize>c) << 2;
@@ -319,7 +339,8 @@ function shrink4x4(x0: usize, x1: usize, x2: usize, x3: usize, f: usize, cols: i
       d0 = madd(x, w0, d0);
       d1 = madd(x, w1, d1);
     }
-    let sa0: f32 = hsum(a0), sa1: f32 = hsum(a1), sb0: f32 = hsum(b0), sb1: f32 = hsum(b1), sc0: f32 = hsum(c0), sc1: f32 = hsum(c1), sd0: f32 = hsum(d0), sd1: f32 = hsum(d1);
+    let sa0: f32 = hsum(a0), sa1: f32 = hsum(a1), sb0: f32 = hsum(b0), sb1: f32 = hsum(b1),
+      sc0: f32 = hsum(c0), sc1: f32 = hsum(c1), sd0: f32 = hsum(d0), sd1: f32 = hsum(d1);
     for (; c < cols; c++) {
       const o: usize = (<usize>c) << 2;
       const w0: f32 = load<f32>(fa + o);
@@ -346,7 +367,9 @@ function shrink4x4(x0: usize, x1: usize, x2: usize, x3: usize, f: usize, cols: i
   }
 }
 /** One row of out, `count` columns (up to 8). */
-function outer1(down: usize, downStride: i32, lanes: usize, lanesStride: i32, rows: i32, out: usize, count: i32): void {
+function outer1(
+  down: usize, downStride: i32, lanes: usize, lanesStride: i32, rows: i32, out: usize, count: i32
+): void {
   for (let j: i32 = 0; j < count; j++) {
     let sum: f32 = 0;
     let a: usize = down;
@@ -375,7 +398,9 @@ function sumsq(g: usize, words: i32): f32 {
   return total;
 }
 // @ts-ignore: decorator
-@inline function rowNormStep(w: v128, k: i32, o: i32, n: i32, K: i32, a: usize, b: usize, rank: i32, scale: f32, sum: v128): v128 {
+@inline function rowNormStep(
+  w: v128, k: i32, o: i32, n: i32, K: i32, a: usize, b: usize, rank: i32, scale: f32, sum: v128
+): v128 {
   let d: v128 = f32x4.splat(0);
   let ap: usize = a + ((<usize>k) << 2);
   let bp: usize = b + ((<usize>o) << 2);
@@ -389,5 +414,6 @@ function sumsq(g: usize, words: i32): f32 {
 }
 function rowNormsOut(sum: v128, o: i32, n: i32, out: usize, acc: usize): void {
   v128.store(acc, f32x4.div(f32x4.splat(1), f32x4.sqrt(sum)));
-  for (let i: i32 = 0; i < min(4, n - o); i++) store<f32>(out + ((<usize>(o + i)) << 2), load<f32>(acc + ((<usize>i) << 2)));
+  for (let i: i32 = 0; i < min(4, n - o); i++)
+    store<f32>(out + ((<usize>(o + i)) << 2), load<f32>(acc + ((<usize>i) << 2)));
 }

@@ -1,8 +1,9 @@
 /** Pieces of WGSL text that every kernel is made of. */
-import type { Domain } from "../../ops/index.ts";
-import { DROPOUT_BIT, type Format, headerWords, INT8_BLOCK } from "../../runtime/bundle.ts";
-import type { Operand } from "../fuse.ts";
-import { type KernelEnv, type ParamAddress, ROWS_HEADER, SEGMENT_ROWS, SLOT_TABLE } from "../kernel.ts";
+import type { Domain } from "../../../ops/index.ts";
+import { DROPOUT_BIT, type Format, headerWords, INT8_BLOCK } from "../../../runtime/bundle.ts";
+import { type KernelEnv, type ParamAddress, ROWS_HEADER, SEGMENT_ROWS, SLOT_TABLE } from "../../kernel.ts";
+import type { Body, Operand } from "../body.ts";
+import { indent, type Lines, lines } from "./lines.ts";
 
 /** Lanes of a workgroup. */
 export const WG = 64;
@@ -15,7 +16,6 @@ export const f32 = (v: number): string => {
   const s = String(Math.fround(v));
   return /[.e]/.test(s) ? `${s}f` : `${s}.0f`;
 };
-export const indent = (lines: readonly string[], n: number): string[] => lines.map((l) => " ".repeat(n) + l);
 export const header = (name: string): string =>
   `batch[${headerWords.indexOf(name as (typeof headerWords)[number])}]`;
 export const headerF = (name: string): string => `bitcast<f32>(${header(name)})`;
@@ -26,11 +26,11 @@ export const signature = "wg: vec3<i32>, lane: i32";
  * A function. Every variable in it has an initialiser: without one, a variable of a loop's body was seen to
  * keep what the turn before left in it (SwiftShader, llvmpipe), where the language says that it is zero.
  */
-export function fn(name: string, lines: readonly string[], params = signature): string {
-  const body = lines.join("\n");
-  const bare = /\bvar \w+\s*(:[^=;]*)?;/.exec(body);
+export function fn(name: string, body: Lines, params = signature): string {
+  const text = indent(body, 2).join("\n");
+  const bare = /\bvar \w+\s*(:[^=;]*)?;/.exec(text);
   if (bare) throw new Error(`${name}: no initialiser: ${bare[0]}`);
-  return `fn ${name}(${params}) {\n${body}\n}`;
+  return `fn ${name}(${params}) {\n${text}\n}`;
 }
 /**
  * The number itself, rounded: with a run-time zero that the driver cannot see through, so that it cannot
@@ -43,20 +43,23 @@ export const registers = (name: string, n: number): string => `var ${name} = arr
 /** First word of row `r` of an operand, and the buffer it is in. */
 export function rowAt(o: Operand, env: KernelEnv, r: string): { cls: string; at: string } {
   const ad = env.address(o.value);
-  if (o.undropped)
-    return {
-      cls: ad.cls,
-      at: `select(${env.address(o.undropped).offset}, ${ad.offset}, ${maskBit(DROPOUT_BIT)}) + (${r}) * ${ad.stride}`,
-    };
+  if (o.undropped) {
+    const plain = env.address(o.undropped);
+    const start = `select(${plain.offset}, ${ad.offset}, ${maskBit(DROPOUT_BIT)})`;
+    return { cls: ad.cls, at: `${start} + (${r}) * ${ad.stride}` };
+  }
   const row = o.index === null ? `(${r})` : `batch[${env.layout.arrays[o.index]} + ${r}]`;
   return { cls: ad.cls, at: `${ad.offset} + ${row} * ${ad.stride}` };
 }
 
 export const count = (domain: Domain): string => header(ROWS_HEADER[domain]);
-export const guard = (bit: number | null): string[] =>
-  bit === null ? [] : [`  if (!(${maskBit(bit)})) { return; }`];
-export const jobRank = (branch: number, env: KernelEnv): string =>
-  `tables[${SLOT_TABLE + branch * 2} + ${header("slot")} * ${env.branches * 2}]`;
+/** Return where the body has nothing to do. */
+export const guard = (bits: readonly number[]): Lines =>
+  bits.map((bit) => `if (!(${maskBit(bit)})) { return; }`);
+/** A word of the slot table for the job's slot: rank (0) or scale (1) of a branch. */
+export const inTable = (branch: number, word: 0 | 1, env: KernelEnv): string =>
+  `tables[${SLOT_TABLE + branch * 2 + word} + ${header("slot")} * ${env.branches * 2}]`;
+export const jobRank = (branch: number, env: KernelEnv): string => inTable(branch, 0, env);
 /** Words of a slot tensor that the job's slot uses: what lies beyond its rank is zero. */
 export const wordsInUse = (p: ParamAddress, env: KernelEnv): string =>
   p.kind !== "factor" || p.rows === "one"
@@ -70,23 +73,28 @@ export const wordsInUse = (p: ParamAddress, env: KernelEnv): string =>
 export function overSegments(
   domain: Domain,
   env: KernelEnv,
-  before: readonly string[],
-  each: readonly string[],
-  after: readonly string[],
-): string[] {
+  text: { readonly before: Lines; readonly row: Lines; readonly after: Lines },
+): Lines {
   const [first, count] = SEGMENT_ROWS[domain]!;
-  return [
-    `  for (var s = 0; s < ${header("n_segments")}; s++) {`,
-    `    let r0 = batch[${env.layout.arrays[first]} + s];`,
-    `    let r1 = r0 + batch[${env.layout.arrays[count]} + s];`,
-    ...indent(before, 4),
-    "    for (var r = r0; r < r1; r++) {",
-    ...indent(each, 6),
-    "    }",
-    ...indent(after, 4),
-    "  }",
-  ];
+  return lines`
+    for (var s = 0; s < ${header("n_segments")}; s++) {
+      let r0 = batch[${env.layout.arrays[first]!} + s];
+      let r1 = r0 + batch[${env.layout.arrays[count]!} + s];
+      ${text.before}
+      for (var r = r0; r < r1; r++) {
+        ${text.row}
+      }
+      ${text.after}
+    }`;
 }
+/** First word of the job's gradient of the parameter that a body is of. */
+export const gradient = (b: Body, env: KernelEnv): string =>
+  `${header("job")} * ${env.jobWords} + ${env.param(String(b.node!.attrs.of)).accum}`;
+/** First word of a tensor of the job's slot. */
+export const inSlot = (offset: number, env: KernelEnv): string =>
+  `${offset} + ${header("slot")} * ${env.slotWords}`;
+/** First word of the job's gradient norms: [group sums…, clip scale, total norm]. */
+export const norms = (env: KernelEnv): string => `${env.norms} + ${header("job")} * ${env.groups + 2}`;
 
 /**
  * Text of four neighbouring columns of a matrix in panels of 16, at (panel, k, column in the panel); a place

@@ -1,9 +1,8 @@
 /**
  * Pieces of AssemblyScript text that every kernel is made of, and the layout of a thread's scratch memory.
  */
-import type { Domain } from "../../ops/index.ts";
-import { DROPOUT_BIT, headerWords } from "../../runtime/bundle.ts";
-import type { Operand } from "../fuse.ts";
+import type { Domain } from "../../../ops/index.ts";
+import { DROPOUT_BIT, headerWords } from "../../../runtime/bundle.ts";
 import {
   type KernelEnv,
   memoryClasses,
@@ -11,7 +10,9 @@ import {
   ROWS_HEADER,
   SEGMENT_ROWS,
   SLOT_TABLE,
-} from "../kernel.ts";
+} from "../../kernel.ts";
+import type { Body, Operand } from "../body.ts";
+import { indent, type Lines, lines } from "./lines.ts";
 
 /** Columns of a weight panel on this target: two vectors. */
 export const P = 8;
@@ -46,7 +47,6 @@ export const header = (name: string): string =>
   `load<i32>(meta, ${headerWords.indexOf(name as (typeof headerWords)[number]) * 4})`;
 export const headerF = (name: string): string =>
   `load<f32>(meta, ${headerWords.indexOf(name as (typeof headerWords)[number]) * 4})`;
-export const indent = (lines: readonly string[], n: number): string[] => lines.map((l) => " ".repeat(n) + l);
 /**
  * A kernel runs on every thread at once: thread `part` of `parts` does its share, with scratch memory of its
  * own.
@@ -59,50 +59,69 @@ const bases = (text: string): string =>
     .filter((c) => c !== "meta" && new RegExp(`\\b${c}\\b`).test(text))
     .map((c) => `  const ${c}: usize = load<u32>(bind, ${memoryClasses.indexOf(c) * 4});`)
     .join("\n");
-export function wrap(name: string, lines: readonly string[], params = signature): string {
-  const text = lines.join("\n");
+/** A function over a body's share, with the base pointers that its text names. */
+export function fn(name: string, body: Lines, params = signature): string {
+  const text = indent(body, 2).join("\n");
   return `function ${name}(${params}): void {\n${bases(text)}\n${text}\n}\n`;
 }
 /** The thread's contiguous share of `total` equal pieces, as `lo` and `hi`. */
-export const shareOf = (total: string): string[] => [
-  `  const lo: i32 = share(${total}, part, parts);`,
-  `  const hi: i32 = share(${total}, part + 1, parts);`,
-];
+export const shareOf = (total: string | number): Lines => lines`
+  const lo: i32 = share(${total}, part, parts);
+  const hi: i32 = share(${total}, part + 1, parts);`;
 export const count = (domain: Domain): string => header(ROWS_HEADER[domain]);
 /** 1 when a mask bit is set in the block's header. */
 export const maskBit = (bit: number): string => `(${header(`mask_${bit >> 5}`)} >> ${bit & 31} & 1)`;
-export const guard = (bit: number | null): string[] =>
-  bit === null ? [] : [`  if (!${maskBit(bit)}) return;`];
+/** Return where the body has nothing to do. */
+export const guard = (bits: readonly number[]): Lines => bits.map((bit) => `if (!${maskBit(bit)}) return;`);
 /** Words of a slot tensor that the job's slot uses: what lies beyond its rank is zero. */
 export const wordsInUse = (p: ParamAddress, env: KernelEnv): string =>
   p.kind !== "factor" || p.rows === "one"
     ? String(p.words)
     : `min(${p.words}, (${jobRank(p.branch!, env)} * ${p.k} + 3) & ~3)`;
-export const jobRank = (branch: number, env: KernelEnv): string =>
-  `load<i32>(tables + ((<usize>(${header("slot")} * ${env.branches * 2})) << 2), ${(SLOT_TABLE + branch * 2) * 4})`;
+/** A word of the slot table for the job's slot, as a load's operands: rank (0) or scale (1) of a branch. */
+export const inTable = (branch: number, word: 0 | 1, env: KernelEnv): string => {
+  const at = (SLOT_TABLE + branch * 2 + word) * 4;
+  return `tables + ((<usize>(${header("slot")} * ${env.branches * 2})) << 2), ${at}`;
+};
+export const jobRank = (branch: number, env: KernelEnv): string => `load<i32>(${inTable(branch, 0, env)})`;
 
 /**
  * A loop over the unit's segments, each of `n` rows from row `r0`: a segment is summed on its own, then
  * added.
  */
-export function overSegments(domain: Domain, env: KernelEnv, each: readonly string[]): string[] {
+export function overSegments(domain: Domain, env: KernelEnv, each: Lines): Lines {
   const [first, rows] = SEGMENT_ROWS[domain]!;
-  return [
-    `  for (let s: i32 = 0; s < ${header("n_segments")}; s++) {`,
-    `    const r0: i32 = load<i32>(meta + ((<usize>s) << 2), ${env.layout.arrays[first]! * 4});`,
-    `    const n: i32 = load<i32>(meta + ((<usize>s) << 2), ${env.layout.arrays[rows]! * 4});`,
-    "    if (n == 0) continue;",
-    ...indent(each, 4),
-    "  }",
-  ];
+  return lines`
+    for (let s: i32 = 0; s < ${header("n_segments")}; s++) {
+      const r0: i32 = load<i32>(meta + ((<usize>s) << 2), ${env.layout.arrays[first]! * 4});
+      const n: i32 = load<i32>(meta + ((<usize>s) << 2), ${env.layout.arrays[rows]! * 4});
+      if (n == 0) continue;
+      ${each}
+    }`;
 }
+
+/** The job's gradient of the parameter that a body is of. */
+export function gradient(b: Body, env: KernelEnv): string {
+  const { accum } = env.param(String(b.node!.attrs.of));
+  return `accum + ((<usize>(${header("job")} * ${env.jobWords} + ${accum})) << 2)`;
+}
+/** A tensor of the job's slot. */
+export const inSlot = (offset: number, env: KernelEnv): string =>
+  `adapters + ((<usize>(${header("slot")} * ${env.slotWords})) << 2) + ${offset * 4}`;
+/** The job's gradient norms: [group sums…, clip scale, total norm]. */
+export const norms = (env: KernelEnv): string =>
+  `arena + ((<usize>(${header("job")} * ${env.groups + 2})) << 2) + ${env.norms * 4}`;
+/** All gradients of the job in this group. */
+export const gradients = (env: KernelEnv): string =>
+  `accum + ((<usize>(${header("job")} * ${env.jobWords})) << 2)`;
 
 /** Pointer to row `r` of an operand. */
 export function rowPtr(o: Operand, env: KernelEnv, r: string): string {
   const ad = env.address(o.value);
   if (o.undropped) {
     const plain = env.address(o.undropped);
-    return `${ad.cls} + ((<usize>((${r}) * ${ad.stride})) << 2) + (${maskBit(DROPOUT_BIT)} ? ${ad.offset * 4} : ${plain.offset * 4})`;
+    const start = `(${maskBit(DROPOUT_BIT)} ? ${ad.offset * 4} : ${plain.offset * 4})`;
+    return `${ad.cls} + ((<usize>((${r}) * ${ad.stride})) << 2) + ${start}`;
   }
   const at =
     o.index === null ? r : `load<i32>(meta + ((<usize>(${r})) << 2), ${env.layout.arrays[o.index]! * 4})`;

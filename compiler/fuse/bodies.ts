@@ -1,0 +1,111 @@
+/**
+ * Groups → bodies: the expression of everything that a group stores. What one group loads of another must be
+ * stored there.
+ */
+import {
+  type Expr,
+  isInput,
+  type Op,
+  opOf,
+  readAt,
+  type Type,
+  type Value,
+  valueKey,
+  walkExpr,
+} from "../../ops/index.ts";
+import type { Body, Stat, Store } from "../kernels/body.ts";
+import { type Group, type Grouping, operandOf } from "./groups.ts";
+
+type Rows = Type & { kind: "rows" };
+
+/** The input whose state an effect is the next of. */
+function stateOf(v: Value): Value {
+  return isInput(v) ? v : stateOf(v.node.ins[0]!);
+}
+
+/** Bodies of the groups that store something, in order. */
+export function bodiesOf({ groups, free, needed }: Grouping): ReadonlyMap<Group, Body> {
+  const stored = new Set(needed);
+  const plans = groups.map((g) => {
+    const memo = new Map<string, Expr>();
+    const reads = new Map<string, Value>();
+    const touch = (e: Expr): void =>
+      walkExpr(e, (_, values) => {
+        for (const v of values) {
+          reads.set(valueKey(v), v);
+          if (!isInput(v)) stored.add(valueKey(v));
+        }
+      });
+    /** A member of the group: what its kernel has made when an epilogue runs, or what is made of that. */
+    const member: { readonly [K in Op["kind"]]: (v: Value, op: Op) => Expr } = {
+      input: (v) => readAt(v),
+      effect: (v) => readAt(v),
+      kernel: () => ({ e: "acc" }),
+      reduce: (v) => ({ e: "stat", id: g.reduces.indexOf(v.node) }),
+      point: (v, op) =>
+        op.point!({
+          ins: v.node.ins,
+          attrs: v.node.attrs,
+          at: (i, w) => (w ? readAt(v.node.ins[i]!, w.row, w.col) : exprOf(v.node.ins[i]!)),
+        }),
+    };
+    const exprOf = (v: Value): Expr => {
+      const key = valueKey(v);
+      const known = memo.get(key);
+      if (known) return known;
+      const op = opOf(v.node.op);
+      const e = g.members.has(key) || free.has(key) ? member[op.kind](v, op) : readAt(v);
+      memo.set(key, e);
+      return e;
+    };
+    const stats = g.reduces.map(
+      (node, id): Stat => ({ id, reduce: opOf(node.op).reduce!, expr: exprOf(node.ins[0]!) }),
+    );
+    const effects = g.effects.map(({ field, write }): Store => {
+      const { cols } = write.x.type as Rows;
+      const expr = exprOf(write.x);
+      return write.to === "field"
+        ? { to: "field", field: stateOf(field), index: write.index, expr, cols }
+        : { to: "kv", kv: stateOf(field), part: write.part, expr, cols };
+    });
+    for (const s of [...stats, ...effects]) touch(s.expr);
+    return { g, exprOf, stats, effects, touch, reads };
+  });
+  for (const { g, exprOf, touch } of plans)
+    for (const v of g.members.values()) if (opOf(v.node.op).kind === "point") touch(exprOf(v));
+
+  const bodies = new Map<Group, Body>();
+  for (const { g, exprOf, stats, effects, reads } of plans) {
+    const stores = g.epilogue
+      ? [...g.members].flatMap(([key, v]): Store[] =>
+          stored.has(key) && v.type.kind === "rows"
+            ? [{ to: "rows", value: v, expr: exprOf(v), cols: v.type.cols }]
+            : [],
+        )
+      : [];
+    const operands = g.heavy ? g.heavy.ins.map(operandOf) : [];
+    for (const o of operands)
+      for (const v of [o.value, ...(o.undropped ? [o.undropped] : [])]) reads.set(valueKey(v), v);
+    if (g.epilogue && !stores.length && !effects.length) continue;
+    const factor = g.heavy?.ins.find((v) => v.type.kind === "factor");
+    const bit = factor ? (factor.type as Type & { kind: "factor" }).branch : g.condition;
+    bodies.set(g, {
+      name: nameOf(g),
+      skeleton: g.skeleton,
+      domain: g.domain,
+      cols: g.cols,
+      node: g.heavy,
+      operands,
+      stats,
+      stores: [...stores, ...effects],
+      bits: bit === null ? [] : [bit],
+      reads: [...reads.values()],
+    });
+  }
+  return bodies;
+}
+const nameOf = (g: Group): string =>
+  g.heavy?.label ??
+  [...g.members.values()].at(-1)?.node.label ??
+  g.effects.map((f) => `store_${f.field.node.label}`)[0] ??
+  g.skeleton;

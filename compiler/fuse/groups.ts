@@ -1,0 +1,228 @@
+/**
+ * Nodes → groups, each of which becomes a body of a kernel. A heavy node (product, reduction, attention)
+ * opens a group; pointwise nodes join the latest group that produces one of their operands and become its
+ * epilogue, or float into their only consumer.
+ */
+import {
+  type Domain,
+  isInput,
+  type Node,
+  type Op,
+  opOf,
+  type Type,
+  toposort,
+  type Value,
+  valueKey,
+  type Write,
+} from "../../ops/index.ts";
+import { DROPOUT_BIT } from "../../runtime/bundle.ts";
+import type { Operand } from "../kernels/body.ts";
+import { graphKernels, type Skeleton, skeletonOf } from "../kernels/index.ts";
+
+type Rows = Type & { kind: "rows" };
+
+export class Group {
+  readonly members = new Map<string, Value>();
+  readonly reduces: Node[] = [];
+  readonly effects: { readonly field: Value; readonly write: Write }[] = [];
+  readonly after = new Set<Group>();
+  constructor(
+    readonly order: number,
+    readonly skeleton: Skeleton,
+    readonly heavy: Node | null,
+    readonly domain: Domain,
+    readonly cols: number,
+    /** Mask bit without which it has nothing to do. */
+    readonly condition: number | null,
+  ) {}
+  get epilogue(): "elements" | "rows" | null {
+    return graphKernels[this.skeleton].epilogue;
+  }
+  /** May rows of this shape be computed on top of what the group produces? */
+  takes(t: Rows): boolean {
+    return (
+      this.epilogue !== null &&
+      this.domain === t.domain &&
+      (this.cols === t.cols || (this.epilogue === "rows" && t.cols === 1))
+    );
+  }
+}
+export interface Grouping {
+  readonly groups: readonly Group[];
+  /** Values recomputed where they are used. */
+  readonly free: ReadonlySet<string>;
+  /** Values that must be stored. */
+  readonly needed: ReadonlySet<string>;
+}
+
+/** The field behind a plain gather, which a heavy node can read without a copy. */
+function fieldGather(v: Value): Operand | null {
+  if (v.node.op !== "gather_rows") return null;
+  const src = v.node.ins[0]!;
+  return src.type.kind === "field" && isInput(src)
+    ? { value: src, index: String(v.node.attrs.index), undropped: null }
+    : null;
+}
+const isDropout = (v: Value): boolean => v.node.op === "dropout";
+/** How a heavy node reads an operand. */
+export const operandOf = (v: Value): Operand =>
+  fieldGather(v) ?? { value: v, index: null, undropped: isDropout(v) ? v.node.ins[0]! : null };
+
+const isPoint = (u: Node): boolean => opOf(u.op).kind === "point";
+const isHeavy = (u: Node): boolean => opOf(u.op).kind === "kernel";
+const latest = (gs: Iterable<Group>): Group | null =>
+  [...gs].reduce<Group | null>((a, g) => (!a || g.order > a.order ? g : a), null);
+
+/** Group the nodes that `roots` need; where `on` is false, every node has a group of its own. */
+export function groupNodes(roots: readonly Value[], on: boolean): Grouping {
+  const order = toposort(roots);
+  const rootKeys = new Set(roots.map(valueKey));
+  const users = new Map<string, Node[]>();
+  for (const node of order)
+    for (const v of node.ins) users.set(valueKey(v), [...(users.get(valueKey(v)) ?? []), node]);
+  const usesOf = (key: string): readonly Node[] => users.get(key) ?? [];
+
+  // Values that only row reductions read are computed inside the reduction, not stored before it.
+  const rowBound = new Set<string>();
+  if (on)
+    for (const node of [...order].reverse()) {
+      const op = opOf(node.op);
+      const key = `${node.id}.0`;
+      const uses = usesOf(key);
+      if (
+        op.kind === "point" &&
+        !op.remote &&
+        uses.length &&
+        !rootKeys.has(key) &&
+        uses.every((u) => opOf(u.op).kind === "reduce" || rowBound.has(`${u.id}.0`))
+      )
+        rowBound.add(key);
+    }
+
+  const groups: Group[] = [];
+  const place = new Map<string, Set<Group>>(); // value → groups that must have run before it can be read
+  const free = new Set<string>();
+  const needed = new Set<string>(rootKeys);
+  const groupsOf = (v: Value): Set<Group> => place.get(valueKey(v)) ?? new Set();
+  const depsOf = (vs: readonly Value[]): Set<Group> => new Set(vs.flatMap((v) => [...groupsOf(v)]));
+  const open = (
+    op: Op,
+    { domain, cols }: Pick<Rows, "domain" | "cols">,
+    deps: Iterable<Group>,
+    more: { readonly heavy?: Node; readonly condition?: number } = {},
+  ): Group => {
+    const { heavy = null, condition = null } = more;
+    const g = new Group(groups.length, skeletonOf(op), heavy, domain, cols, condition);
+    for (const d of deps) g.after.add(d);
+    groups.push(g);
+    return g;
+  };
+  const join = (g: Group, node: Node, deps: Iterable<Group>): void => {
+    node.outs.forEach((type, index) => {
+      const v: Value = { node, index, type };
+      g.members.set(valueKey(v), v);
+      place.set(valueKey(v), new Set([g]));
+    });
+    for (const d of deps) if (d !== g) g.after.add(d);
+  };
+  /**
+   * May `g` evaluate an expression over `ins`? Not if a floating operand reads, elsewhere, what g itself is
+   * producing.
+   */
+  const canEvaluate = (g: Group, ins: readonly Value[], remote: boolean): boolean =>
+    ins.every((v) => !groupsOf(v).has(g) || (!remote && !free.has(valueKey(v))));
+  const inRowBound = (v: Value, g: Group): boolean =>
+    // a row-bound operand is inlined; it may use members of g, but not remotely
+    rowBound.has(valueKey(v))
+      ? v.node.ins.every((i) => inRowBound(i, g))
+      : !groupsOf(v).has(g) || !free.has(valueKey(v));
+
+  function kernel(node: Node, op: Op): void {
+    const deps = depsOf(node.ins);
+    for (const v of node.ins) {
+      if (v.type.kind !== "rows") continue;
+      if (!fieldGather(v)) needed.add(valueKey(v));
+      if (isDropout(v)) needed.add(valueKey(v.node.ins[0]!));
+    }
+    const [t, a] = [node.outs[0]!, node.ins[0]!.type as Rows];
+    const cols = t.kind === "rows" ? t.cols : a.cols;
+    join(open(op, { domain: a.domain, cols }, deps, { heavy: node }), node, deps);
+  }
+  function reduce(node: Node, op: Op): void {
+    const deps = depsOf(node.ins);
+    const last = latest(deps);
+    const x = node.ins[0]!;
+    const t = x.type as Rows;
+    const fits =
+      on &&
+      last?.epilogue === "rows" &&
+      last.domain === t.domain &&
+      last.cols === t.cols &&
+      inRowBound(x, last);
+    const g = fits ? last : open(op, t, deps);
+    g.reduces.push(node);
+    join(g, node, deps);
+  }
+  function effect(node: Node, op: Op): void {
+    const field = node.ins[0]!;
+    const written = new Set<Group>();
+    const state = groupsOf(field);
+    for (const write of op.writes!(node)) {
+      const t = write.x.type as Rows;
+      const from = latest(groupsOf(write.x));
+      const usable =
+        on &&
+        from?.takes(t) &&
+        !free.has(valueKey(write.x)) &&
+        [...state].every((s) => s.order < from.order || s === from);
+      const g = usable ? from! : open(op, t, [...groupsOf(write.x), ...state]);
+      for (const s of state) if (s !== g) g.after.add(s);
+      g.effects.push({ field, write });
+      written.add(g);
+    }
+    place.set(`${node.id}.0`, new Set([...written, ...state]));
+  }
+  /** The group that a pointwise node joins or opens; null where it floats into its users. */
+  function pointGroup(node: Node, op: Op, deps: ReadonlySet<Group>): Group | null {
+    const last = latest(deps);
+    const t = node.outs[0] as Rows;
+    const self: Value = { node, index: 0, type: t };
+    const key = valueKey(self);
+    const uses = usesOf(key);
+    if (rowBound.has(key)) return null;
+    if (isDropout(self) && uses.some(isHeavy)) return open(op, t, deps, { condition: DROPOUT_BIT });
+    if (op.conditional) return open(op, t, deps, { condition: Number(node.attrs.branch) });
+    if (on && last?.condition === null && last.takes(t) && canEvaluate(last, node.ins, op.remote ?? false))
+      return last;
+    const dropped = uses.some((u) => u.op === "dropout" && usesOf(`${u.id}.0`).some(isHeavy));
+    const gathers = fieldGather(self) !== null;
+    const readDirectly = uses.every((u) => (isHeavy(u) ? gathers : !(isPoint(u) && opOf(u.op).remote)));
+    const indirectOnly = gathers && uses.every(isHeavy);
+    const floats =
+      !rootKeys.has(key) &&
+      !dropped &&
+      (indirectOnly || (on && readDirectly && (uses.length <= 1 || deps.size === 0 || t.cols === 1)));
+    return floats ? null : open(op, t, deps);
+  }
+  function point(node: Node, op: Op): void {
+    const deps = depsOf(node.ins);
+    const g = pointGroup(node, op, deps);
+    if (g) join(g, node, deps);
+    else {
+      free.add(`${node.id}.0`);
+      place.set(`${node.id}.0`, deps);
+    }
+  }
+  const handle: { readonly [K in Op["kind"]]: (node: Node, op: Op) => void } = {
+    input: () => {},
+    kernel,
+    reduce,
+    effect,
+    point,
+  };
+  for (const node of order) {
+    const op = opOf(node.op);
+    handle[op.kind](node, op);
+  }
+  return { groups, free, needed };
+}

@@ -1,0 +1,85 @@
+/** Bodies → launches: independent bodies of one kernel, over rows of one domain, run side by side. */
+import { inputName, isInput, valueKey } from "../../ops/index.ts";
+import type { Body, Launch } from "../kernels/body.ts";
+import { graphKernels } from "../kernels/index.ts";
+import type { Group } from "./groups.ts";
+
+/** Bodies that one launch takes, at most. */
+const MAX_BODIES = 8;
+
+/** Named storage a body reads or writes: what may not be reordered. */
+interface Touches {
+  readonly reads: ReadonlySet<string>;
+  readonly writes: ReadonlySet<string>;
+}
+function touchesOf(b: Body, homes: ReadonlyMap<string, string>): Touches {
+  const reads = new Set(b.reads.filter(isInput).map(inputName));
+  const writes = new Set<string>();
+  for (const s of b.stores) {
+    if (s.to === "field") writes.add(inputName(s.field));
+    if (s.to === "kv") writes.add(inputName(s.kv));
+    const home = s.to === "rows" ? homes.get(valueKey(s.value)) : undefined;
+    if (home) writes.add(home);
+  }
+  const { state } = graphKernels[b.skeleton];
+  if (state) writes.add(state);
+  return { reads, writes };
+}
+
+/** `homes`: named storage of values that have some. Without `on`, every body has a launch of its own. */
+export function mergeLaunches(
+  bodies: ReadonlyMap<Group, Body>,
+  on: boolean,
+  homes: ReadonlyMap<string, string>,
+): Launch[] {
+  const touches = new Map([...bodies].map(([g, b]) => [g, touchesOf(b, homes)]));
+  const launches: Group[][] = [];
+  const at = new Map<Group, number>();
+  for (const g of bodies.keys()) {
+    const t = touches.get(g)!;
+    const clashes = (o: Group): boolean => {
+      const u = touches.get(o)!;
+      return (
+        [...t.writes].some((w) => u.reads.has(w) || u.writes.has(w)) ||
+        [...t.reads].some((r) => u.writes.has(r))
+      );
+    };
+    let earliest = 0;
+    for (const d of g.after) earliest = Math.max(earliest, (at.get(d) ?? -1) + 1);
+    let target = -1;
+    if (on) {
+      for (let i = launches.length - 1; i >= earliest; i--) {
+        const here = launches[i]!;
+        // Each writes its own rows of the cache: writers of it do not mind one another.
+        const writersOfCache = t.writes.has("kv") && here.every((o) => !touches.get(o)!.reads.has("kv"));
+        if (here.some(clashes) && !writersOfCache) break;
+        const [first] = here as [Group];
+        if (
+          first.skeleton === g.skeleton &&
+          first.condition === g.condition &&
+          first.domain === g.domain &&
+          here.length < MAX_BODIES
+        )
+          target = i;
+      }
+    }
+    if (target < 0) {
+      launches.push([g]);
+      target = launches.length - 1;
+    } else launches[target]!.push(g);
+    at.set(g, target);
+  }
+  // A home is written only after everything that reads what it held.
+  const named = new Set(homes.values());
+  launches.forEach((gs, i) => {
+    for (const g of gs)
+      for (const w of touches.get(g)!.writes)
+        for (const o of launches.slice(i).flat())
+          if (o !== g && named.has(w) && touches.get(o)!.reads.has(w))
+            throw new Error(`${bodies.get(g)!.name} overwrites ${w} before ${bodies.get(o)!.name} reads it`);
+  });
+  return launches.map((gs) => {
+    const bs = gs.map((g) => bodies.get(g)!);
+    return { name: bs.map((b) => b.name).join("__"), bodies: bs };
+  });
+}

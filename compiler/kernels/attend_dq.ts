@@ -1,0 +1,118 @@
+/** The gradient of attention's queries: a lane (WGSL) or a turn (CPU) owns a row and head. */
+import { KV_BLOCK } from "../../ops/index.ts";
+import { headsOf } from "./attend.ts";
+import type { GraphKernel } from "./body.ts";
+import { fixed, rows } from "./grid.ts";
+import * as assembly from "./text/assemblyscript.ts";
+import { attentionOf } from "./text/assemblyscript_attention.ts";
+import { type Lines, lines } from "./text/lines.ts";
+import * as wgsl from "./text/wgsl.ts";
+import { attentionOf as wgslAttentionOf } from "./text/wgsl_attention.ts";
+
+/** Operands: q, the cache, and of the forward its output and log-sum-exp; then the output's gradient. */
+const [Q, O, LSE, DO] = [0, 2, 3, 4];
+
+export const attend_dq: GraphKernel = {
+  epilogue: null,
+  grid: (bodies) => [rows(bodies, wgsl.WG), fixed(Math.max(...bodies.map(headsOf)))],
+  wgsl: (name, b, env) => {
+    const { hd, group, scale, scaled, kvAt, operand, out, pos, table, dims, vector } = wgslAttentionOf(
+      b,
+      env,
+    );
+    const [q, o, lse, g, dq] = [operand(Q), operand(O), operand(LSE), operand(DO), out(0)];
+    const read = `q[d] = ${q.cls}[qp + d]; g[d] = ${g.cls}[gp + d];`;
+    const dots = `dot = fma(q[d], k[d], dot); dp = fma(g[d], kv[vp + j * ${hd} + d], dp);`;
+    return wgsl.fn(
+      name,
+      lines`
+        let row = wg.x * ${wgsl.WG} + lane;
+        if (row >= ${wgsl.header("n_rows")}) { return; }
+        let h = wg.y;
+        let kh = h / ${group};
+        let keys = ${pos} + 1;
+        let table = ${table};
+        ${["q", "g", "k", "dq"].map(vector)}
+        let qp = ${q.at} + h * ${hd};
+        let gp = ${g.at} + h * ${hd};
+        let op = ${o.at} + h * ${hd};
+        var dsum = 0.0f;
+        ${dims(`${read} dsum = fma(g[d], ${o.cls}[op + d], dsum);`)}
+        let lse = ${lse.cls}[${lse.at} + h];
+        for (var t = 0; t < keys; t += ${KV_BLOCK}) {
+          let kp = ${kvAt(0, "t", "kh")};
+          let vp = ${kvAt(1, "t", "kh")};
+          for (var j = 0; j < min(${KV_BLOCK}, keys - t); j++) {
+            var dot = 0.0f;
+            var dp = 0.0f;
+            ${dims(`k[d] = kv[kp + j * ${hd} + d]; ${dots}`)}
+            let ds = exp(${scaled("dot")} - lse) * (dp - dsum) * ${scale};
+            ${dims("dq[d] = fma(ds, k[d], dq[d]);")}
+          }
+        }
+        ${dims(`${dq.cls}[${dq.offset} + row * ${dq.stride} + h * ${hd} + d] = dq[d];`)}`,
+    );
+  },
+  /** Two dot products of a tile's keys. */
+  scratch: () => 2 * KV_BLOCK * 4,
+  assembly: (name, b, env) => {
+    const a = attentionOf(b, env);
+    const d = a.out(0);
+    /** Dots of the tile's rows at `from` with vector `v`, to `to`. */
+    const scores = (v: string, from: string, to: string): Lines => lines`
+      for (let j: i32 = 0; j < c; j++) {
+        const p: usize = ${from} + <usize>j * ${a.headBytes};
+        ${a.dot("a", v, "p")}
+        store<f32>(${to} + ((<usize>j) << 2), a);
+      }`;
+    return assembly.fn(
+      name,
+      lines`
+        const n: i32 = ${assembly.count(b.domain)};
+        const s: usize = scratch;
+        for (let row: i32 = 0; row < n; row++) {
+          const keys: i32 = ${a.pos} + 1;
+          const table: i32 = ${a.table};
+          for (let h: i32 = 0; h < ${a.heads}; h++) {
+            if ((row * ${a.heads} + h) % parts != part) continue;
+            const kh: i32 = h / ${a.group};
+            const qp: usize = ${a.head(Q)};
+            const op: usize = ${a.head(O)};
+            const gp: usize = ${a.head(DO)};
+            ${a.load("q", "qp")}
+            ${a.load("g", "gp")}
+            ${a.dot("dsum", "g", "op")}
+            const lse: f32 = load<f32>(${a.row(LSE)} + ((<usize>h) << 2));
+            ${a.zero("d")}
+            for (let t: i32 = 0; t * 32 < keys; t++) {
+              const c: i32 = min(32, keys - t * 32);
+              const k0: usize = ${a.block(0, "kh")};
+              const v0: usize = ${a.block(1, "kh")};
+              ${scores("q", "k0", "s")}
+              ${scores("g", "v0", `s + ${KV_BLOCK * 4}`)}
+              for (let j: i32 = 0; j < c; j += 4) {
+                const at: usize = s + ((<usize>j) << 2);
+                const p: v128 = exp4(
+                  f32x4.sub(f32x4.mul(v128.load(at), f32x4.splat(${a.scale})), f32x4.splat(lse)));
+                v128.store(
+                  at,
+                  f32x4.mul(
+                    f32x4.mul(p, f32x4.sub(v128.load(at, ${KV_BLOCK * 4}), f32x4.splat(dsum))),
+                    f32x4.splat(${a.scale})));
+              }
+              for (let j: i32 = 0; j < c; j++) {
+                const kp: usize = k0 + <usize>j * ${a.headBytes};
+                const ds: f32 = load<f32>(s + ((<usize>j) << 2));
+                ${a.axpy("d", "ds", "kp")}
+              }
+            }
+            const out: usize = ${d.cls} + ((<usize>(row * ${d.stride} + h * ${a.hd})) << 2) + ${d.offset * 4};
+            ${a.each(
+              (i) => [`v128.store(out, d${i}, ${i * 16});`],
+              (e) => [`store<f32>(out, ds${e}, ${e * 4});`],
+            )}
+          }
+        }`,
+    );
+  },
+};

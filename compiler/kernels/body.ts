@@ -1,0 +1,67 @@
+/** What a kernel of a graph is asked to do: the operands, the sums and the stores of its part of a launch. */
+import type { Domain, Expr, Node, Value } from "../../ops/index.ts";
+import type { Kernel } from "../kernel.ts";
+import type { Skeleton } from "./index.ts";
+
+export type Store =
+  /** A step value [rows, cols]. */
+  | { readonly to: "rows"; readonly value: Value; readonly expr: Expr; readonly cols: number }
+  /** field[index[row]], rows with a negative index are skipped. */
+  | {
+      readonly to: "field";
+      readonly field: Value;
+      readonly index: string;
+      readonly expr: Expr;
+      readonly cols: number;
+    }
+  /** Keys (part 0) or values (part 1) of the paged cache at each row's position. */
+  | {
+      readonly to: "kv";
+      readonly kv: Value;
+      readonly part: 0 | 1;
+      readonly expr: Expr;
+      readonly cols: number;
+    };
+
+/** A row operand of a heavy node: a step value, or rows of a stored field picked by a metadata array. */
+export interface Operand {
+  readonly value: Value;
+  readonly index: string | null;
+  /** Read instead of `value` in steps where no row drops anything: then the masked copy is never made. */
+  readonly undropped: Value | null;
+}
+export interface Stat {
+  readonly id: number;
+  readonly reduce: "sum" | "max";
+  readonly expr: Expr;
+}
+export interface Body {
+  readonly name: string;
+  readonly skeleton: Skeleton;
+  readonly domain: Domain;
+  readonly cols: number;
+  readonly node: Node | null;
+  readonly operands: readonly Operand[];
+  readonly stats: readonly Stat[];
+  readonly stores: readonly Store[];
+  /** Mask bits (adapter branches, or a flag) without any of which it has nothing to do; none: always. */
+  readonly bits: readonly number[];
+  /** Values read, in arena terms (for liveness) and inputs (for hazards). */
+  readonly reads: readonly Value[];
+}
+/** Bodies of one kernel that run side by side. */
+export interface Launch {
+  readonly name: string;
+  readonly bodies: readonly Body[];
+}
+
+/** A kernel that a graph's nodes become. */
+export interface GraphKernel extends Kernel<Body> {
+  /**
+   * What fusion may put on top of its result: elements, each where it is; whole rows, with the reductions
+   * over them; or nothing, because it stores its result itself.
+   */
+  readonly epilogue: "elements" | "rows" | null;
+  /** The named state that it adds to. */
+  readonly state?: string;
+}

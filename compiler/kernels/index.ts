@@ -1,0 +1,64 @@
+/** The kernels, one line each: those that a graph's nodes become, and those of an update. */
+import { type Node, type Op, opOf } from "../../ops/index.ts";
+import type { Kernel } from "../kernel.ts";
+import { attend } from "./attend.ts";
+import { attend_dkv } from "./attend_dkv.ts";
+import { attend_dq } from "./attend_dq.ts";
+import type { Body, GraphKernel } from "./body.ts";
+import { clip } from "./clip.ts";
+import { col_sum } from "./col_sum.ts";
+import { linear } from "./linear.ts";
+import { linear_t } from "./linear_t.ts";
+import { map } from "./map.ts";
+import { optimizer } from "./optimizer.ts";
+import { outer } from "./outer.ts";
+import { row } from "./row.ts";
+import { row_norms } from "./row_norms.ts";
+import { sampled } from "./sampled.ts";
+import { scatter_rows } from "./scatter_rows.ts";
+import { shrink } from "./shrink.ts";
+import { sumsq } from "./sumsq.ts";
+
+export const graphKernels = {
+  map,
+  row,
+  linear,
+  linear_t,
+  shrink,
+  outer,
+  col_sum,
+  sampled,
+  scatter_rows,
+  attend,
+  attend_dq,
+  attend_dkv,
+} satisfies Readonly<Record<string, GraphKernel>>;
+export type Skeleton = keyof typeof graphKernels;
+
+export const updateKernels = { sumsq, clip, optimizer, row_norms };
+type BodyOf<K> = K extends Kernel<infer B> ? B : never;
+export type Update = BodyOf<(typeof updateKernels)[keyof typeof updateKernels]>;
+
+/** A body of any kernel; all bodies of a launch are of one. */
+export type AnyBody = Body | Update;
+const all = { ...graphKernels, ...updateKernels };
+/** The kernel that runs a body, which is of the kind that this kernel takes. */
+export const kernelOf = <B extends AnyBody>(body: B): Kernel<B> => all[body.skeleton] as unknown as Kernel<B>;
+
+const opens: Readonly<Record<Exclude<Op["kind"], "kernel">, Skeleton | null>> = {
+  point: "map",
+  effect: "map",
+  reduce: "row",
+  input: null,
+};
+/** The kernel that a node of an op opens: a heavy op has one of its own name. */
+export function skeletonOf(op: Op): Skeleton {
+  const name = op.kind === "kernel" ? op.name : opens[op.kind];
+  if (name === null || !Object.hasOwn(graphKernels, name)) throw new Error(`op ${op.name} has no kernel`);
+  return name as Skeleton;
+}
+/** Does a kernel store the rows of its result itself? Without an epilogue, nobody else does. */
+export const storesResult = (b: Body): boolean => graphKernels[b.skeleton].epilogue === null;
+/** The named state that a node's kernel adds to; none: "". */
+export const stateOf = (node: Node): string =>
+  opOf(node.op).kind === "kernel" ? (graphKernels[skeletonOf(opOf(node.op))].state ?? "") : "";

@@ -1,0 +1,44 @@
+/** Elements of rows, each on its own. */
+
+import { assemblyPrinter, storeLoops } from "../emit/assemblyscript_dialect.ts";
+import { wgslPrinter, wgslStores } from "../emit/wgsl_dialect.ts";
+import type { GraphKernel } from "./body.ts";
+import { most, rows } from "./grid.ts";
+import * as assembly from "./text/assemblyscript.ts";
+import { lines } from "./text/lines.ts";
+import * as wgsl from "./text/wgsl.ts";
+
+const { ROWS } = wgsl;
+
+export const map: GraphKernel = {
+  epilogue: "elements",
+  grid: (bodies) => [most(bodies, (b) => b.cols), rows(bodies, ROWS)],
+  wgsl: (name, b, env) => {
+    const p = wgslPrinter(env);
+    const stores = wgslStores(p, b.stores, env, b.cols, "col == 0");
+    return wgsl.fn(
+      name,
+      lines`
+        ${wgsl.guard(b.bits)}
+        let col = wg.x * ${wgsl.WG} + lane;
+        if (col >= ${b.cols}) { return; }
+        for (var row = wg.y * ${ROWS}; row < min(${wgsl.count(b.domain)}, (wg.y + 1) * ${ROWS}); row++) {
+          ${[...p.row, ...p.col, ...stores]}
+        }`,
+    );
+  },
+  assembly: (name, b, env) => {
+    const p = assemblyPrinter(env);
+    const stores = storeLoops(p, b.stores, env, b.cols, "0", String(b.cols));
+    return assembly.fn(
+      name,
+      lines`
+        ${assembly.guard(b.bits)}
+        ${assembly.shareOf(assembly.count(b.domain))}
+        for (let row: i32 = lo; row < hi; row++) {
+          ${p.row}
+          ${stores}
+        }`,
+    );
+  },
+};

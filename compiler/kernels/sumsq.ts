@@ -1,0 +1,46 @@
+/** Σ g² over a group's gradients of a job: what its part of the gradient's norm is. */
+import type { Kernel, ParamAddress, UpdateBody } from "../kernel.ts";
+import { one } from "./grid.ts";
+import * as assembly from "./text/assemblyscript.ts";
+import { lines } from "./text/lines.ts";
+import * as wgsl from "./text/wgsl.ts";
+
+export interface SumsqBody extends UpdateBody<"sumsq"> {
+  readonly params: readonly ParamAddress[];
+}
+
+export const sumsq: Kernel<SumsqBody> = {
+  grid: () => [one, one],
+  wgsl: (name, b, env) => {
+    const param = (p: ParamAddress): string[] => lines`
+      ${p.branch === null ? "" : `if (${wgsl.maskBit(p.branch)}) `}{
+        for (var i = lane; i < ${wgsl.wordsInUse(p, env)}; i += ${wgsl.WG}) {
+          let x = accum[g + ${p.accum} + i];
+          total = fma(x, x, total);
+        }
+      }`;
+    return wgsl.fn(
+      name,
+      lines`
+        let g = ${wgsl.header("job")} * ${env.jobWords};
+        var total = 0.0f;
+        ${b.params.flatMap(param)}
+        let sum = fold_sum(total, lane);
+        if (lane == 0) { arena[${wgsl.norms(env)} + tables[0]] = sum; }`,
+    );
+  },
+  assembly: (name, b, env) => {
+    const param = (p: ParamAddress): string =>
+      (p.branch === null ? "" : `if ${assembly.maskBit(p.branch)} `) +
+      `sum += sumsq(g + ${p.accum * 4}, ${assembly.wordsInUse(p, env)});`;
+    return assembly.fn(
+      name,
+      lines`
+        if (part) return;
+        const g: usize = ${assembly.gradients(env)};
+        let sum: f32 = 0;
+        ${b.params.map(param)}
+        store<f32>(${assembly.norms(env)} + ((<usize>load<i32>(tables)) << 2), sum);`,
+    );
+  },
+};

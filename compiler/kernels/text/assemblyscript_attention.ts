@@ -1,0 +1,81 @@
+/**
+ * What the kernels of attention share on the CPU: vectors of one head in registers, full vectors of four
+ * dims, then scalar dims. Key tiles of 32 from position 0, folded in order.
+ */
+import { KV_BLOCK, type Type } from "../../../ops/index.ts";
+import type { KernelEnv } from "../../kernel.ts";
+import type { Body } from "../body.ts";
+import { f32, rowPtr } from "./assemblyscript.ts";
+import { type Lines, lines } from "./lines.ts";
+
+type Kv = Type & { kind: "kv" };
+
+/** Vectors of `hd` dims, as `name0`, `name1` … of four dims and `names8` … of one. */
+export function vectors(hd: number) {
+  const quads = Array.from({ length: hd >> 2 }, (_, i) => i);
+  const rest = Array.from({ length: hd & 3 }, (_, i) => (quads.length << 2) + i);
+  /** Statements for every quad and for every dim of the rest. */
+  const each = (quad: (i: number) => Lines, one: (d: number) => Lines): Lines => [
+    ...quads.flatMap(quad),
+    ...rest.flatMap(one),
+  ];
+  return {
+    each,
+    load: (name: string, ptr: string): Lines =>
+      each(
+        (i) => [`const ${name}${i}: v128 = v128.load(${ptr}, ${i * 16});`],
+        (d) => [`const ${name}s${d}: f32 = load<f32>(${ptr}, ${d * 4});`],
+      ),
+    zero: (name: string): Lines =>
+      each(
+        (i) => [`let ${name}${i}: v128 = f32x4.splat(0);`],
+        (d) => [`let ${name}s${d}: f32 = 0;`],
+      ),
+    /** `let out = name · row at ptr`: lanes over dims, folded once. */
+    dot: (out: string, name: string, ptr: string): Lines => lines`
+      let ${out}v: v128 = f32x4.splat(0);
+      ${quads.map((i) => `${out}v = madd(${name}${i}, v128.load(${ptr}, ${i * 16}), ${out}v);`)}
+      let ${out}: f32 = hsum(${out}v);
+      ${rest.map((d) => `${out} += ${name}s${d} * load<f32>(${ptr}, ${d * 4});`)}`,
+    /** name += s · row at ptr. */
+    axpy: (name: string, s: string, ptr: string): Lines => [
+      `const ${s}_: v128 = f32x4.splat(${s});`,
+      ...each(
+        (i) => [`${name}${i} = madd(${s}_, v128.load(${ptr}, ${i * 16}), ${name}${i});`],
+        (d) => [`${name}s${d} += ${s} * load<f32>(${ptr}, ${d * 4});`],
+      ),
+    ],
+  };
+}
+
+export function attentionOf(b: Body, env: KernelEnv) {
+  const node = b.node!;
+  const kv = node.ins[1]!.type as Kv;
+  const heads = Number(node.attrs.heads);
+  const at = env.address(node.ins[1]!);
+  const headBytes = kv.headDim * 4;
+  const word = (array: string, index: string): string =>
+    `load<i32>(meta + ((<usize>${index}) << 2), ${env.layout.arrays[array]! * 4})`;
+  return {
+    ...vectors(kv.headDim),
+    hd: kv.headDim,
+    headBytes,
+    heads,
+    kvHeads: kv.heads,
+    group: heads / kv.heads,
+    scale: f32(Math.fround(Number(node.attrs.scale))),
+    /** Row `row` of operand `i`, from head 0 and from head `h`. */
+    row: (i: number): string => rowPtr(b.operands[i]!, env, "row"),
+    head: (i: number): string => `${rowPtr(b.operands[i]!, env, "row")} + <usize>h * ${headBytes}`,
+    out: (index: number) => env.address({ node, index, type: node.outs[index]! }),
+    word,
+    pos: word("pos", "row"),
+    table: word("table", "row"),
+    /** Keys (part 0) or values (1) of a head in tile t of the row's table. */
+    block: (part: 0 | 1, head: string): string => {
+      const block = "load<i32>(meta + ((<usize>(table + t)) << 2))";
+      const first = `(${block} * 2 + ${part}) * ${kv.heads} + ${head}`;
+      return `${at.cls} + ${at.offset * 4} + ((<usize>(${first})) * ${KV_BLOCK * headBytes})`;
+    },
+  };
+}

@@ -1,0 +1,99 @@
+/**
+ * Products of a body on the CPU: blocks of 64 rows × 64 columns, a thread owns whole panels of columns. The
+ * epilogue runs over the sums of a row of a block, its low-rank deltas made beside them.
+ */
+import { pairsOf, sameValue, type Type, walkExpr } from "../../../ops/index.ts";
+import { assemblyPrinter, type Expand, storeLoops } from "../../emit/assemblyscript_dialect.ts";
+import { type KernelEnv, SLOT_TABLE } from "../../kernel.ts";
+import type { Body } from "../body.ts";
+import {
+  BLOCK_COLS,
+  BLOCK_ROWS,
+  BLOCK_STRIDE,
+  count,
+  DELTA_AT,
+  DELTA_BYTES,
+  fn,
+  MAX_SEGMENTS,
+  P,
+  PACK_AT,
+  passed,
+  ROWS_AT,
+  rowPtr,
+  shareOf,
+  signature,
+} from "./assemblyscript.ts";
+import { type Lines, lines } from "./lines.ts";
+
+const PANEL_GROUP = BLOCK_COLS / P;
+
+/** The distinct low-rank deltas that a body's epilogue adds. */
+function deltasOf(b: Body): Expand[] {
+  const out: Expand[] = [];
+  for (const s of b.stores)
+    walkExpr(s.expr, (e) => {
+      if (e.e === "expand" && !out.some((o) => sameValue(o.u, e.u) && sameValue(o.factor, e.factor)))
+        out.push(e);
+    });
+  return out;
+}
+/** Bytes of a thread's scratch that a product needs. */
+export const productScratch = (b: Body): number => DELTA_AT + deltasOf(b).length * DELTA_BYTES;
+
+/** Statements that fill the deltas of `rows` rows from row `r`, of `panels` panels from column `c0`. */
+function fillDeltas(b: Body, env: KernelEnv, r: string, rows: string, c0: string, panels: string): Lines {
+  return deltasOf(b).flatMap((e, i) => {
+    const t = e.factor.type as Type & { kind: "factor" };
+    const [u, f] = [env.address(e.u), env.address(e.factor)];
+    return lines`
+      delta(
+        ${u.cls} + ((<usize>((${r}) * ${u.stride})) << 2) + ${u.offset * 4}, ${u.stride * 4}, ${rows},
+        meta + ((<usize>(${r})) << 2) + ${env.layout.arrays.slot! * 4},
+        tables + ${(SLOT_TABLE + t.branch * 2) * 4}, ${env.branches * 8},
+        ${f.cls} + ${f.offset * 4} + ((<usize>(${c0})) << 2), ${env.slotWords * 4}, ${t.cols * 4},
+        ${panels}, scratch + ${DELTA_AT + i * DELTA_BYTES});`;
+  });
+}
+
+/** `name_e`: the epilogue as a function of (row, columns [c0, end), sums of the row from c0). */
+export function epilogue(name: string, b: Body, env: KernelEnv, deltas: readonly Expand[]): string {
+  const p = assemblyPrinter(env, 1, deltas);
+  const loops = storeLoops(p, b.stores, env, b.cols, "c0", "end");
+  const params = `${signature}, row: i32, c0: i32, end: i32, acc: usize, delta_: usize`;
+  return fn(`${name}_e`, [...p.row, ...loops], params);
+}
+
+/** y = x·Wᵀ (`product`) or dx = Σ dy·W (`turned`), by the tiles of each weight's format. */
+export function product(tiles: "product" | "turned", name: string, b: Body, env: KernelEnv): string {
+  const pairs = pairsOf(b.operands);
+  if (pairs.length > MAX_SEGMENTS) throw new Error(`${name}: ${pairs.length} products in one sum`);
+  const rowsAt = (s: number): string => `scratch + ${ROWS_AT + s * BLOCK_ROWS * 4}`;
+  const products = pairs.flatMap(([, w], s) => {
+    const t = w.value.type as Type & { kind: "weight" };
+    return lines`
+      ${tiles}_${t.format}(
+        ${rowsAt(s)}, rows, weights + ${env.address(w.value).offset * 4}, ${t.n}, ${t.k},
+        p, pe, scratch, scratch + ${PACK_AT});`;
+  });
+  const text = lines`
+    const n: i32 = ${count(b.domain)};
+    ${shareOf(Math.ceil(b.cols / P))}
+    for (let rb: i32 = 0; rb < n; rb += ${BLOCK_ROWS}) {
+      const rows: i32 = min(${BLOCK_ROWS}, n - rb);
+      for (let i: i32 = 0; i < rows; i++) {
+        ${pairs.map(([x], s) => `store<u32>(${rowsAt(s)} + ((<usize>i) << 2), ${rowPtr(x, env, "rb + i")});`)}
+      }
+      for (let p: i32 = lo; p < hi; p += ${PANEL_GROUP}) {
+        const pe: i32 = min(p + ${PANEL_GROUP}, hi);
+        const end: i32 = min(pe * ${P}, ${b.cols});
+        clear(scratch, rows * ${BLOCK_STRIDE});
+        ${products}
+        ${fillDeltas(b, env, "rb", "rows", `p * ${P}`, "pe - p")}
+        for (let i: i32 = 0; i < rows; i++) {
+          const at: usize = <usize>i * ${BLOCK_STRIDE};
+          ${name}_e(${passed}, rb + i, p * ${P}, end, scratch + at, scratch + ${DELTA_AT} + at);
+        }
+      }
+    }`;
+  return `${epilogue(name, b, env, deltasOf(b))}${fn(name, text)}`;
+}

@@ -1,0 +1,273 @@
+/**
+ * Register tiles over 8-column panels, which products on the CPU call. Weights are read from one packed copy:
+ * y = x·Wᵀ takes panels as they are, dx = dy·W turns them on the fly, and every storage format is unpacked to
+ * f32 a chunk at a time, so one family of tiles serves all. Each output is one chain of multiply-adds in
+ * ascending order of what is summed, whatever the rows beside it and whichever thread computes it.
+ */
+import type { Format } from "../../../ops/index.ts";
+import { BLOCK_STRIDE, K_CHUNK, K_DIRECT, P } from "./assemblyscript.ts";
+import { type Lines, lines } from "./lines.ts";
+
+const CHUNK_BYTES = K_CHUNK * P * 4;
+const each = (n: number): number[] => Array.from({ length: n }, (_, i) => i);
+
+interface Storage {
+  /** Bytes of a term (eight columns) of a panel, and terms that share scales. */
+  readonly bytes: number;
+  readonly scaled: number;
+  /** Statements that make columns 0 to 3 and 4 to 7 of term `u`, as `b` and `d`. */
+  readonly load: (u: number) => Lines;
+}
+const storage: Readonly<Record<Format, Storage>> = {
+  f32: {
+    bytes: 32,
+    scaled: 0,
+    load: (u) => lines`
+      const b${u}: v128 = v128.load(w, ${u * 32});
+      const d${u}: v128 = v128.load(w, ${u * 32 + 16});`,
+  },
+  f16: {
+    bytes: 16,
+    scaled: 0,
+    load: (u) => lines`
+      const h${u}: v128 = v128.load(w, ${u * 16});
+      const b${u}: v128 = widen(i32x4.extend_low_i16x8_s(h${u}));
+      const d${u}: v128 = widen(i32x4.extend_high_i16x8_s(h${u}));`,
+  },
+  int8: {
+    bytes: 8,
+    scaled: 32,
+    load: (u) => lines`
+      const e${u}: v128 = v128.load_ext<i8>(w, ${u * 8});
+      const b${u}: v128 = f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(e${u})), s0);
+      const d${u}: v128 = f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_s(e${u})), s1);`,
+  },
+};
+const TILE_ROWS = [4, 2, 1] as const;
+/**
+ * acc[rows][8] += x[rows][K] · panel, K ascending. Loops are short on purpose: engines keep the sums of one
+ * or two terms an iteration in registers and those of more not always (V8 of Node 20 to 24: 4 × 8 in f32 runs
+ * at 65 GFLOP/s with one term and 40 to 55 with more, 2 × 8 at twice the speed with two as with four). One
+ * panel, on purpose: a second run of memory costs a third of the speed.
+ */
+function tile(rows: number, format: Format): Lines {
+  const xs = each(rows);
+  const { bytes, scaled, load } = storage[format];
+  const term = (u: number): Lines => lines`
+    ${load(u)}
+    ${xs.flatMap(
+      (i) => lines`
+        const t${u}_${i}: v128 = v128.load_splat<f32>(x${i}, ${u * 4});
+        p${i} = madd(t${u}_${i}, b${u}, p${i});
+        q${i} = madd(t${u}_${i}, d${u}, q${i});`,
+    )}`;
+  const terms = (n: number): Lines => lines`
+    ${each(n).flatMap(term)}
+    ${xs.map((i) => `x${i} += ${n * 4};`).join(" ")} w += ${n * bytes};`;
+  const few = format === "f32" && rows === 4 ? 1 : 2;
+  const over = (end: string): Lines =>
+    few > 1
+      ? lines`
+          const pairs: usize = ${end} - ((${end} - w) & ${bytes});
+          while (w < pairs) {
+            ${terms(few)}
+          }
+          if (w < ${end}) {
+            ${terms(1)}
+          }`
+      : lines`
+          while (w < ${end}) {
+            ${terms(1)}
+          }`;
+  const blocks = lines`
+    while (w < end) {
+      const s0: v128 = half4(scales), s1: v128 = half4(scales + 8);
+      const block: usize = w + ${scaled * bytes} < end ? w + ${scaled * bytes} : end;
+      ${over("block")}
+      scales += 16;
+    }`;
+  return lines`
+    function tile${rows}_${format}(
+      ${xs.map((i) => `x${i}: usize,`).join(" ")}
+      w: usize, ${scaled ? "scales: usize, " : ""}K: i32, acc: usize
+    ): void {
+      ${xs.flatMap(
+        (i) => lines`
+          let p${i}: v128 = v128.load(acc, ${i * BLOCK_STRIDE}),
+            q${i}: v128 = v128.load(acc, ${i * BLOCK_STRIDE + 16});`,
+      )}
+      const end: usize = w + (<usize>K) * ${bytes};
+      ${scaled ? blocks : over("end")}
+      ${xs.flatMap(
+        (i) => lines`
+          v128.store(acc, p${i}, ${i * BLOCK_STRIDE});
+          v128.store(acc, q${i}, ${i * BLOCK_STRIDE + 16});`,
+      )}
+    }`;
+}
+/**
+ * Terms of four rows and a panel that a first-level cache holds; past it, four rows that also wait for memory
+ * take longer than two and two.
+ */
+const K_NEAR = 768;
+/**
+ * Panels lie one after the other in memory: the first rows read them as one long run, and the next find them
+ * in the cache.
+ */
+function tiles(format: Format): Lines {
+  const { scaled } = storage[format];
+  const scales = scaled ? "scales + <usize>p * scalesApart, " : "";
+  const pass = (rows: number): Lines => lines`
+    const at: usize = xs + ((<usize>r) << 2);
+    ${each(rows).map((i) => `const x${i}: usize = <usize>load<u32>(at, ${i * 4}) + from;`)}
+    for (let p: i32 = 0; p < panels; p++) {
+      tile${rows}_${format}(
+        ${each(rows)
+          .map((i) => `x${i}, `)
+          .join("")}w + <usize>p * apart, ${scales}K,
+        acc + <usize>(r * ${BLOCK_STRIDE} + p * ${P * 4}));
+    }
+    r += ${rows};`;
+  return lines`
+    ${TILE_ROWS.flatMap((rows) => tile(rows, format))}
+    /** acc[rows][panels × 8] += the K terms of rows at \`xs\` (pointers) from byte \`from\` · panels
+      \`apart\` bytes apart. */
+    function tiles_${format}(
+      xs: usize, from: usize, rows: i32, w: usize, apart: usize,
+      ${scaled ? ["scales: usize, scalesApart: usize,"] : []}
+      panels: i32, K: i32, acc: usize
+    ): void {
+      let r: i32 = 0;
+      while (r < rows) {
+        const n: i32 = r == 0 && K > ${K_NEAR} ? min(rows, 2) : rows - r;
+        ${TILE_ROWS.flatMap(
+          (n, i) => lines`
+            ${i ? "else " : ""}${n > 1 ? `if (n >= ${n}) ` : ""}{
+              ${pass(n)}
+            }`,
+        )}
+      }
+    }`;
+}
+
+/**
+ * The two products over one storage format. For eight rows and more, and turned, packed panels are unpacked
+ * before: four panels of a chunk at a time.
+ */
+function products(format: Format): Lines {
+  const direct = format === "f32";
+  const { bytes, scaled } = storage[format];
+  const scales = lines`
+    const scales: usize = w + <usize>(((N + 7) >> 3) * K) * ${bytes}
+      + <usize>(p0 * ((K + 31) >> 5) + (k >> 5)) * 16;`;
+  // As they are: long runs of eight panels.
+  const asTheyAre = lines`
+    for (let k: i32 = 0; k < K; k += ${K_DIRECT}) {
+      const terms: i32 = min(${K_DIRECT}, K - k);
+      ${scaled ? scales : []}
+      tiles_${format}(
+        xs, (<usize>k) << 2, rows, w + <usize>(p0 * K + k) * ${bytes}, (<usize>K) * ${bytes},
+        ${scaled ? "scales, <usize>((K + 31) >> 5) * 16, " : ""}p1 - p0, terms, acc);
+    }`;
+  const unpacked = lines`
+    if (rows < 8) {
+      ${asTheyAre}
+      return;
+    }
+    for (let k: i32 = 0; k < K; k += ${K_CHUNK}) {
+      const terms: i32 = min(${K_CHUNK}, K - k);
+      for (let p: i32 = p0; p < p1; p += 4) {
+        const q: i32 = min(4, p1 - p);
+        for (let j: i32 = 0; j < q; j++)
+          unpack_${format}(w, N, K, p + j, k, terms, pack + <usize>j * ${CHUNK_BYTES});
+        tiles_f32(
+          xs, (<usize>k) << 2, rows, pack, ${CHUNK_BYTES}, q, terms, acc + <usize>(p - p0) * ${P * 4});
+      }
+    }`;
+  const turnDirect = lines`
+    turn(w + <usize>((n + at) / ${P} * K + q * ${P}) * 32, c, pack + <usize>at * 32, ${CHUNK_BYTES});`;
+  const turnUnpacked = lines`
+    unpack_${format}(w, N, K, (n + at) / ${P}, q * ${P}, c * ${P}, pack + ${4 * CHUNK_BYTES});
+    turn(pack + ${4 * CHUNK_BYTES}, c, pack + <usize>at * 32, ${CHUNK_BYTES});`;
+  return lines`
+    function product_${format}(
+      xs: usize, rows: i32, w: usize, N: i32, K: i32, p0: i32, p1: i32, acc: usize, pack: usize
+    ): void {
+      ${direct ? asTheyAre : unpacked}
+    }
+    function turned_${format}(
+      xs: usize, rows: i32, w: usize, N: i32, K: i32, q0: i32, q1: i32, acc: usize, pack: usize
+    ): void {
+      for (let n: i32 = 0; n < N; n += ${K_CHUNK}) {
+        const terms: i32 = min(${K_CHUNK}, N - n);
+        for (let q: i32 = q0; q < q1; q += 4) {
+          const c: i32 = min(4, q1 - q);
+          for (let at: i32 = 0; at < terms; at += ${P}) {
+            ${direct ? turnDirect : turnUnpacked}
+          }
+          tiles_f32(
+            xs, (<usize>n) << 2, rows, pack, ${CHUNK_BYTES}, c, terms, acc + <usize>(q - q0) * ${P * 4});
+        }
+      }
+    }`;
+}
+/**
+ * DoRA's norms, four outputs at a time: out[o] = 1 / ‖W[o] + scale · Σ_r b[r][o]·a[r]‖₂, k ascending in every
+ * lane; `pack` is scratch.
+ */
+function rowNorms(format: Format): Lines {
+  const direct = format === "f32";
+  return lines`
+    function rowNorms_${format}(
+      w: usize, N: i32, K: i32, a: usize, b: usize, rank: i32, scale: f32, out: usize, pack: usize,
+      part: i32, parts: i32
+    ): void {
+      const quads: i32 = (N + 3) >> 2;
+      for (let o: i32 = share(quads, part, parts) << 2; o < share(quads, part + 1, parts) << 2; o += 4) {
+        let sum: v128 = f32x4.splat(0);
+        for (let k: i32 = 0; k < K; k += ${K_CHUNK}) {
+          const terms: i32 = min(${K_CHUNK}, K - k);
+          const panel: usize = ${direct ? "w + <usize>((o >> 3) * K + k) * 32" : "pack"} + <usize>(o & 7) * 4;
+          ${direct ? [] : [`unpack_${format}(w, N, K, o >> 3, k, terms, pack);`]}
+          for (let i: i32 = 0; i < terms; i++)
+            sum = rowNormStep(v128.load(panel + <usize>i * 32), k + i, o, N, K, a, b, rank, scale, sum);
+        }
+        rowNormsOut(sum, o, N, out, pack);
+      }
+    }`;
+}
+/** out[i][0..8) += Σ_rows down[row][i] · lanes[row][0..8): summed from zero in row order, then added once. */
+function outerTile(rows: number): Lines {
+  const is = each(rows);
+  return lines`
+    function outer${rows}(
+      down: usize, downStride: i32, lanes: usize, lanesStride: i32, rows: i32, out: usize, outRow: i32
+    ): void {
+      ${is.map((i) => `let c${i}: v128 = f32x4.splat(0), d${i}: v128 = f32x4.splat(0);`)}
+      for (let t: i32 = 0; t < rows; t++) {
+        const l0: v128 = v128.load(lanes);
+        const l1: v128 = v128.load(lanes, 16);
+        ${is.flatMap(
+          (i) => lines`
+            const s${i}: v128 = v128.load_splat<f32>(down, ${i * 4});
+            c${i} = madd(s${i}, l0, c${i});
+            d${i} = madd(s${i}, l1, d${i});`,
+        )}
+        down += <usize>downStride;
+        lanes += <usize>lanesStride;
+      }
+      ${is.flatMap(
+        (i) => lines`
+          v128.store(out, f32x4.add(v128.load(out), c${i}));
+          v128.store(out, f32x4.add(v128.load(out, 16), d${i}), 16);
+          ${i + 1 < rows ? ["out += <usize>outRow;"] : []}`,
+      )}
+    }`;
+}
+/** Text of all tiles and products, which emitted kernels call. */
+export const productText = (): string =>
+  [
+    ...(["f32", "f16", "int8"] as const).flatMap((f) => [...tiles(f), ...products(f), ...rowNorms(f)]),
+    ...outerTile(8),
+    ...outerTile(4),
+  ].join("\n");

@@ -1,0 +1,133 @@
+/** Functions of WGSL that kernels call. A module has those that its text calls. */
+import { KV_BLOCK } from "../../../ops/index.ts";
+import { WG } from "./wgsl.ts";
+
+/** Columns of a panel of weights. */
+const PANEL = 16;
+
+const library: Readonly<Record<string, string>> = {
+  vector_at: `
+fn vector_at(i: i32) -> f32 {
+  return bitcast<f32>(weights[i / 4][i % 4]);
+}`,
+  panel_f32: `
+fn panel_f32(at: i32) -> vec4<f32> {
+  return bitcast<vec4<f32>>(weights[at / 4]);
+}`,
+  panel_f16: `
+// Four halves from half-index \`at\` (a multiple of four).
+fn panel_f16(at: i32) -> vec4<f32> {
+  let v = weights[at / 8];
+  let w = select(v.xy, v.zw, (at & 4) != 0);
+  return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y));
+}`,
+  panel_int8: `
+// Four int8 from byte \`at\` times four halves from half \`scale\` (multiples of four): exact.
+fn panel_int8(at: i32, scale: i32) -> vec4<f32> {
+  let q = bitcast<i32>(weights[at / 16][(at / 4) % 4]);
+  return vec4<f32>(
+    f32((q << 24u) >> 24u),
+    f32((q << 16u) >> 24u),
+    f32((q << 8u) >> 24u),
+    f32(q >> 24u)) * panel_f16(scale);
+}`,
+  weight_int8: `
+fn weight_int8(base: i32, n: i32, k: i32, K: i32, N: i32) -> f32 {
+  let columns = (N + ${PANEL} - 1) / ${PANEL} * ${PANEL};
+  let i = ((n / ${PANEL}) * K + k) * ${PANEL} + n % ${PANEL};
+  let s = (base * 2 + columns * K / 2)
+    + ((n / ${PANEL}) * ((K + 31) / 32) + k / 32) * ${PANEL} + n % ${PANEL};
+  let q = panel_int8(base * 4 + i / 4 * 4, s / 4 * 4);
+  return q[n % 4];
+}`,
+  weight_f32: `
+fn weight_f32(base: i32, n: i32, k: i32, K: i32) -> f32 {
+  return vector_at(base + ((n / ${PANEL}) * K + k) * ${PANEL} + n % ${PANEL});
+}`,
+  weight_f16: `
+fn weight_f16(base: i32, n: i32, k: i32, K: i32) -> f32 {
+  let i = ((n / ${PANEL}) * K + k) * ${PANEL} + n % ${PANEL};
+  let word = base + i / 2;
+  let v = unpack2x16float(weights[word / 4][word % 4]);
+  return select(v.x, v.y, (i & 1) == 1);
+}`,
+  expand: `
+fn expand(u: i32, f: i32, rank: i32, cols: i32) -> f32 {
+  var sum = 0.0f;
+  for (var r = 0; r < rank; r++) {
+    sum = fma(arena[u + r], adapters[f + r * cols], sum);
+  }
+  return sum;
+}`,
+  sparse: `
+// order < 0: entries are in the order wanted.
+fn sparse(x: i32, values: i32, start: i32, order: i32, at: i32) -> f32 {
+  var sum = 0.0f;
+  let end = i32(adapters[start + 1]);
+  for (var k = i32(adapters[start]); k < end; k++) {
+    var e = k;
+    if (order >= 0) { e = i32(adapters[order + k]); }
+    sum = fma(adapters[values + e], arena[x + i32(adapters[at + e])], sum);
+  }
+  return sum;
+}`,
+  rand: `
+fn rand(key: i32, salt: i32, col: i32) -> f32 {
+  var h = u32(key) ^ (u32(salt + 1) * 0x9e3779b9u) ^ (u32(col + 1) * 0x85ebca6bu);
+  h = (h ^ (h >> 16u)) * 0x7feb352du;
+  h = (h ^ (h >> 15u)) * 0x846ca68bu;
+  h = h ^ (h >> 16u);
+  return f32(h >> 8u) * 5.9604644775390625e-8f;
+}`,
+  kv_index: `
+fn kv_index(table: i32, pos: i32, half: i32, head: i32, heads: i32, hd: i32) -> i32 {
+  return (((batch[table + pos / ${KV_BLOCK}] * 2 + half) * heads + head) * ${KV_BLOCK}
+    + pos % ${KV_BLOCK}) * hd;
+}`,
+  fold_sum: `
+// Lanes in ascending order: the same tree whatever the batch.
+fn fold_sum(v: f32, lane: i32) -> f32 {
+  part[lane] = v;
+  workgroupBarrier();
+  if (lane == 0) {
+    var s = 0.0f;
+    for (var i = 0; i < ${WG}; i++) { s = s + part[i]; }
+    part[0] = s;
+  }
+  workgroupBarrier();
+  let s = part[0];
+  workgroupBarrier();
+  return s;
+}`,
+  fold_max: `
+fn fold_max(v: f32, lane: i32) -> f32 {
+  part[lane] = v;
+  workgroupBarrier();
+  if (lane == 0) {
+    var s = part[0];
+    for (var i = 1; i < ${WG}; i++) { s = max(s, part[i]); }
+    part[0] = s;
+  }
+  workgroupBarrier();
+  let s = part[0];
+  workgroupBarrier();
+  return s;
+}`,
+};
+
+/** The functions that a text calls, and those that they call, in the order above. */
+export function called(text: string): string {
+  const need = new Set<string>();
+  const visit = (t: string): void => {
+    for (const [name, code] of Object.entries(library))
+      if (!need.has(name) && new RegExp(`\\b${name}\\(`).test(t)) {
+        need.add(name);
+        visit(code.slice(code.indexOf("{")));
+      }
+  };
+  visit(text);
+  return Object.entries(library)
+    .filter(([name]) => need.has(name))
+    .map(([, code]) => code.trim())
+    .join("\n");
+}

@@ -1,0 +1,42 @@
+/**
+ * What the kernels of attention share in WGSL. All do the same operations in the same order on every number:
+ * dims ascending in a dot product, key tiles of 32 from position 0, keys ascending in a tile.
+ */
+import type { Type } from "../../../ops/index.ts";
+import type { KernelEnv } from "../../kernel.ts";
+import type { Body } from "../body.ts";
+import { f32, pin, rowAt } from "./wgsl.ts";
+
+type Kv = Type & { kind: "kv" };
+
+export function attentionOf(b: Body, env: KernelEnv) {
+  const node = b.node!;
+  const kv = node.ins[1]!.type as Kv;
+  const heads = Number(node.attrs.heads);
+  const offset = env.address(node.ins[1]!).offset;
+  const scale = f32(Number(node.attrs.scale));
+  return {
+    hd: kv.headDim,
+    heads,
+    kvHeads: kv.heads,
+    group: heads / kv.heads,
+    scale,
+    /**
+     * A product of q and k in the scale of the softmax; what is subtracted from it next must not be
+     * contracted into it.
+     */
+    scaled: (dot: string): string => pin(`${dot} * ${scale}`),
+    /** First word of a position's key (part 0) or value (1). */
+    kvAt: (part: 0 | 1, position: string, kh: string): string =>
+      `${offset} + kv_index(table, ${position}, ${part}, ${kh}, ${kv.heads}, ${kv.headDim})`,
+    /** Row `row` of operand `i`. */
+    operand: (i: number) => rowAt(b.operands[i]!, env, "row"),
+    out: (index: number) => env.address({ node, index, type: node.outs[index]! }),
+    pos: `batch[${env.layout.arrays.pos} + row]`,
+    table: `batch[${env.layout.arrays.table} + row]`,
+    /** A statement for every dim. */
+    dims: (statements: string): string => `for (var d = 0; d < ${kv.headDim}; d++) { ${statements} }`,
+    /** Registers of zeros, one a dim. */
+    vector: (name: string): string => `var ${name} = array<f32, ${kv.headDim}>();`,
+  };
+}
