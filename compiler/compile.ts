@@ -6,7 +6,9 @@ import {
   BUNDLE_VERSION,
   type Manifest,
   type MethodEntry,
+  optimizerNames,
   type TargetPlan,
+  updateWords,
   WeftError,
 } from "../runtime/bundle.ts";
 import { claimFolder, writeFolder } from "../runtime/folder.ts";
@@ -171,6 +173,7 @@ async function* bundle(
     selection: settings.selection,
     policy: settings.policy,
     train,
+    updates: { optimizers: optimizerNames, words: updateWords },
     capacities,
     sites: programs.sites,
     methods: Object.fromEntries(

@@ -31,7 +31,7 @@ export interface ParamAddress {
   /** Words of the tensor as stored, padding included. */
   readonly words: number;
   /**
-   * Offset of its gradient inside a job's accumulators; states follow at `accum + words`, `accum + 2·words`.
+   * Offset of its gradient inside a job's accumulators; an optimizer's states follow, each as long.
    */
   readonly accum: number;
 }

@@ -6,6 +6,7 @@ import { inputName, isInput, type Type, type Value, valueKey } from "../ops/inde
 import {
   BLOCK,
   type Format,
+  mostStates,
   type ParamEntry,
   packedWords,
   type TargetPlan,
@@ -44,7 +45,7 @@ function placeParams(
       accum,
     };
     offset += align(words);
-    accum += 3 * align(full, 4);
+    accum += (1 + mostStates) * align(full, 4);
     return entry;
   });
   // Tiles read up to one panel past a tensor's last row.
@@ -101,7 +102,7 @@ export function layoutOf(
             accum: t.trained ? accum : -1,
           };
           slot += words;
-          if (t.trained) accum += 3 * words;
+          if (t.trained) accum += (1 + mostStates) * words;
           return entry;
         }),
       );

@@ -2,6 +2,8 @@
  * What fine-tuning a model by each method takes, from its shape alone: no weights are read. `weft inspect
  * --memory` prints it.
  */
+
+import { optimizers } from "../runtime/bundle.ts";
 import { adapterMethods } from "./adapters/index.ts";
 import { checkConfig } from "./config.ts";
 import { models } from "./models/index.ts";
@@ -89,7 +91,7 @@ export function planMemory(
       savedBytes: bytes.all * rows,
       boundaryBytes: bytes.boundary * rows,
       readBytes: bytes.read * rows,
-      stateBytes: 12 * trainable,
+      stateBytes: 4 * (1 + optimizers.adamw.states.length) * trainable,
     };
   });
 }

@@ -6,7 +6,6 @@ export * from "./graph.ts";
 export * from "./interpret.ts";
 export * from "./linear.ts";
 export * from "./loss.ts";
-export * from "./optim.ts";
 export * from "./reduce.ts";
 export * from "./rope.ts";
 export * from "./rows.ts";

@@ -6,4 +6,5 @@ export { type ErrorCode, type ErrorFields, WeftError } from "./errors.ts";
 export * from "./formats.ts";
 export * from "./identity.ts";
 export * from "./manifest.ts";
+export * from "./optimizers/index.ts";
 export * from "./safetensors.ts";

@@ -2,6 +2,7 @@
  * What compiler, host and runtime agree on, each written once; the compiler generates the host's constants
  * from it.
  */
+import { updateWords } from "./optimizers/index.ts";
 
 /** Tokens of a cache block, and of a key tile. */
 export const BLOCK = 32;
@@ -47,9 +48,8 @@ export const COUNTER = {
   credit: 24,
 } as const;
 
-/** Header words of a metadata block, the same in every block; the last are a job's hyper-parameters. */
-export const hyperWords = ["lr", "lr_c1", "rsqrt_c2", "beta1", "beta2", "eps", "decay", "max_norm"] as const;
-export const headerWords = [
+/** Header words of a metadata block, the same in every block; only updates have the last. */
+export const headerWords: readonly string[] = [
   "n_rows",
   "n_head",
   "job",
@@ -63,9 +63,9 @@ export const headerWords = [
   "mask_3",
   "mask_4",
   "zero",
-  ...hyperWords,
-] as const;
-export const HEADER = 32;
+  ...updateWords,
+];
+export const HEADER = Math.ceil(headerWords.length / 32) * 32;
 /**
  * Bits of the mask words: an adapter branch each, set when some row of the block has it; the last word holds
  * flags. A body whose bit is not set has nothing to do; a launch none of whose bits is set is skipped.

@@ -1,13 +1,5 @@
 /** host.wasm from TypeScript: typed views on its memory, at the addresses it exports. */
-import {
-  COMMAND_WORDS,
-  COUNTER,
-  EVENT_WORDS,
-  hyperWords,
-  MAX_STOPS,
-  type Manifest,
-  WeftError,
-} from "./bundle.ts";
+import { COMMAND_WORDS, COUNTER, EVENT_WORDS, MAX_STOPS, type Manifest, WeftError } from "./bundle.ts";
 
 export interface HostExports {
   readonly memory: WebAssembly.Memory;
@@ -44,7 +36,7 @@ export interface HostExports {
     stops: number,
   ): void;
   cancel(seq: number): void;
-  jobOpen(job: number, slot: number, cls: number, sgd: number): void;
+  jobOpen(job: number, slot: number, cls: number, optimizer: number): void;
   jobAdd(job: number, length: number, weight: number, dropKey: number, dropP: number, keep: number): number;
   jobStart(job: number, last: number): void;
   jobClose(job: number): void;
@@ -148,7 +140,7 @@ export class Host {
     return new Int32Array(this.buffer, this.exports.addrLabels(seq), this.manifest.capacities.context);
   }
   hyper(job: number): Float32Array {
-    return new Float32Array(this.buffer, this.exports.addrHyper(job), hyperWords.length);
+    return new Float32Array(this.buffer, this.exports.addrHyper(job), this.manifest.updates.words.length);
   }
   stops(seq: number): Int32Array {
     return new Int32Array(this.buffer, this.exports.addrStops(seq), MAX_STOPS);

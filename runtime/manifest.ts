@@ -214,7 +214,8 @@ const TargetPlan = object({
   blocks: object({ step: BlockEntry, unit: BlockEntry, update: BlockEntry }),
   header: v.array(text),
   programs: v.array(ProgramEntry),
-  kernels: record(object({ workgroup: positive, file: fileName })),
+  /** `weights`: does it change the base? Only updates of full training do. */
+  kernels: record(object({ workgroup: positive, file: fileName, weights: oneOf(["read", "written"]) })),
 });
 const CapacityEntry = object({
   tokens: positive,
@@ -277,6 +278,8 @@ export const ManifestSchema = object({
   policy: text,
   /** What jobs can train: adapter methods, or `full` for every base tensor (exclusive). */
   train: v.array(text),
+  /** Optimizers by index, and what an update is told in the order of its words. */
+  updates: object({ optimizers: v.array(text), words: v.array(text) }),
   capacities: CapacityEntry,
   sites: v.array(SiteEntry),
   methods: record(MethodEntry),

@@ -10,6 +10,7 @@ import { MAX_STOPS } from "./contract.ts";
 import type { LoadProgress } from "./device.ts";
 import type { StepTrace } from "./engine.ts";
 import type { WeftError } from "./errors.ts";
+import { optimizerEntries, optimizerNames } from "./optimizers/index.ts";
 import { samplingEntries } from "./sampling.ts";
 import {
   type At,
@@ -135,7 +136,6 @@ export const adapterEntries = {
   /** How channels or entries are chosen. Default: random. */
   selector: v.optional(oneOf(selectors)),
 };
-const beta = number("a number from 0 up to, not including, 1", (x) => x >= 0 && x < 1);
 /** How an adapter, or the base, is trained. */
 export const trainEntries = {
   /** What the adapter will be called: letters, digits, dots, dashes, underscores. */
@@ -147,19 +147,14 @@ export const trainEntries = {
   /** Sequences an optimizer step. Default 8. */
   batchSize: v.optional(positive),
   /** Default adamw. */
-  optimizer: v.optional(oneOf(["adamw", "sgd"])),
+  optimizer: v.optional(oneOf(optimizerNames)),
+  ...optimizerEntries,
   /** Default 2e-3, for full training 1e-3. */
   learningRate: v.optional(above0),
   /** Default constant. */
   schedule: v.optional(oneOf(["constant", "linear", "cosine"])),
   /** Steps over which the learning rate rises from 0. Default 0. */
   warmupSteps: v.optional(count),
-  /** Of AdamW. Default [0.9, 0.999]. */
-  betas: v.optional(v.strictTuple([beta, beta], "two numbers from 0 up to, not including, 1")),
-  /** Of SGD. Default 0. */
-  momentum: v.optional(beta),
-  /** Of AdamW. Default 1e-8. */
-  eps: v.optional(above0),
   /** Default 0. */
   weightDecay: v.optional(atLeast0),
   /** Largest gradient norm over all tensors of the job; 0 is no clipping. Default 1. */

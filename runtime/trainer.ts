@@ -2,7 +2,7 @@
  * Fine-tuning jobs: rows → optimizer steps → micro-batches that the host co-serves. What a job computes
  * depends on its options and data alone, never on load: batches come from seeds, sums from a fixed order.
  */
-import { IGNORE, type Manifest, NONE, WeftError } from "./bundle.ts";
+import { IGNORE, type Manifest, NONE, WeftError, wordsOf } from "./bundle.ts";
 import {
   type AdapterContent,
   initialContent,
@@ -252,7 +252,7 @@ export class Job implements Feed {
         this.index,
         this.slot,
         manifest.train.indexOf(o.method),
-        settings.optimizer === "sgd" ? 1 : 0,
+        manifest.updates.optimizers.indexOf(settings.optimizer.name),
       );
 
       const trainable = full ? manifest.model.parameters : trainableCount(manifest, this.content!.branches);
@@ -413,20 +413,12 @@ export class Job implements Feed {
   ): Promise<{ loss: number; gradNorm: number; skipped: boolean }> {
     const { engine, o, settings } = this;
     const labels = batch.reduce((n, x) => n + x.labels, 0);
-    const [b1, b2] = settings.betas;
-    const t = this.state.updates + 1;
-    engine.host
-      .hyper(this.index)
-      .set([
-        learningRate,
-        learningRate / (1 - b1 ** t),
-        1 / Math.sqrt(1 - b2 ** t),
-        settings.optimizer === "sgd" ? settings.momentum : b1,
-        b2,
-        settings.eps,
-        settings.weightDecay,
-        settings.maxGradNorm,
-      ]);
+    const words: Readonly<Record<string, number>> = {
+      ...wordsOf(settings.optimizer, learningRate, this.state.updates + 1),
+      decay: settings.weightDecay,
+      max_norm: settings.maxGradNorm,
+    };
+    engine.host.hyper(this.index).set(engine.manifest.updates.words.map((word) => words[word] ?? 0));
     let start = 0;
     let loss = 0;
     while (start < batch.length) {
@@ -571,6 +563,15 @@ export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>
       expected: manifest.train.join(", ") || "a bundle compiled for training",
       found: o.method,
       hint: `compile with --train ${o.method}`,
+    });
+  const optimizer = o.optimizer ?? "adamw";
+  if (!manifest.updates.optimizers.includes(optimizer))
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "optimizer",
+      expected: manifest.updates.optimizers.join(", "),
+      found: optimizer,
+      hint: "compile the bundle anew",
     });
   for (const j of running)
     if (!j.finished && j.name === o.name)

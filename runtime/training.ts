@@ -1,5 +1,5 @@
 /** What a fine-tuning job is asked for, with every default, what it tells, and what its results depend on. */
-import { IGNORE, type Manifest, type TargetPlan } from "./bundle.ts";
+import { type Chosen, chosen, IGNORE, type Manifest, type TargetPlan } from "./bundle.ts";
 import { type AdapterConfig, type AdapterContent, defaultConfig } from "./content.ts";
 import { sha256 } from "./hash.ts";
 import { adapterEntries, picked, type TrainOptions as TrainOptionsSchema } from "./options.ts";
@@ -63,13 +63,10 @@ export interface TrainResult {
 export interface Settings {
   readonly steps: number;
   readonly batchSize: number;
-  readonly optimizer: "adamw" | "sgd";
+  readonly optimizer: Chosen;
   readonly learningRate: number;
   readonly schedule: "constant" | "linear" | "cosine";
   readonly warmupSteps: number;
-  readonly betas: readonly [number, number];
-  readonly momentum: number;
-  readonly eps: number;
   readonly weightDecay: number;
   readonly maxGradNorm: number;
   readonly seed: number;
@@ -84,13 +81,10 @@ export function settingsOf(o: TrainOptions, learned: number): Settings {
   return {
     steps: o.steps ?? (o.epochs ?? 1) * perEpoch,
     batchSize,
-    optimizer: o.optimizer ?? "adamw",
+    optimizer: chosen(o),
     learningRate: o.learningRate ?? (o.method === "full" ? 1e-3 : 2e-3),
     schedule: o.schedule ?? "constant",
     warmupSteps: o.warmupSteps ?? 0,
-    betas: o.betas ?? [0.9, 0.999],
-    momentum: o.momentum ?? 0,
-    eps: o.eps ?? 1e-8,
     weightDecay: o.weightDecay ?? 0,
     maxGradNorm: o.maxGradNorm ?? 1,
     seed: o.seed ?? 0,

@@ -331,7 +331,7 @@ async function compileKernels(
   };
   const all = Object.entries(plan.kernels).map(async ([name, kernel]): Promise<Kernel> => {
     const code = new TextDecoder().decode(await file(kernel.file));
-    const layout = /^(adamw|sgd)_full/.test(name) ? 1 : 0;
+    const layout = kernel.weights === "written" ? 1 : 0;
     const key = `${layout}${code.slice(code.indexOf("\n"))}`;
     const known = made.get(key) ?? compile(name, code, layout);
     made.set(key, known);

@@ -54,6 +54,7 @@ const training: readonly Case[] = [
   [{ rankPattern: { q_proj: 1.5 } }, /rankPattern\.q_proj/],
   [{ dropout: 1 }, /dropout/],
   [{ momentum: 1 }, /momentum/],
+  [{ momentum: 0.5 }, /momentum.*options of adamw: betas, eps.*one of sgd/],
   [{ eps: 0 }, /eps/],
   [{ learningRate: "2e-3" }, /learningRate/],
   [{ maxGradNorm: Number.NaN }, /maxGradNorm/],

@@ -18,15 +18,16 @@ import {
   type GridDim,
   HEADER,
   headerWords,
-  hyperWords,
   IGNORE,
   KIND,
   LANES,
   MASK_WORDS,
   MAX_STOPS,
   NONE,
+  optimizerNames,
   type ProgramEntry,
   TRAIN_BIT,
+  updateWords,
 } from "../../runtime/bundle.ts";
 import { extArray, segmentsOf, unitTableWords } from "../metadata.ts";
 import { CALIBRATE, CALIBRATE_GRADIENT } from "../programs/index.ts";
@@ -60,10 +61,11 @@ const classPrograms: Readonly<Record<string, (cls: string) => string>> = {
   CLASS_EMBED_BACKWARD: (cls) => `embed_backward.${cls}`,
   CLASS_SUMSQ: (cls) => `sumsq.${cls}.layer`,
   CLASS_SUMSQ_OUTER: (cls) => `sumsq.${cls}.outer`,
-  CLASS_ADAMW: (cls) => `adamw.${cls}.layer`,
-  CLASS_ADAMW_OUTER: (cls) => `adamw.${cls}.outer`,
-  CLASS_SGD: (cls) => `sgd.${cls}.layer`,
-  CLASS_SGD_OUTER: (cls) => `sgd.${cls}.outer`,
+};
+/** Programs of each training class and optimizer: of a class, all optimizers'. */
+const updatePrograms: Readonly<Record<string, (cls: string, optimizer: string) => string>> = {
+  CLASS_UPDATE: (cls, optimizer) => `${optimizer}.${cls}.layer`,
+  CLASS_UPDATE_OUTER: (cls, optimizer) => `${optimizer}.${cls}.outer`,
 };
 
 export interface HostInput {
@@ -92,8 +94,8 @@ function longestLists(h: HostInput): { commands: number; events: number } {
       list.filter((l) => l.grid.every((g) => g.count !== count)).length;
     return Math.max(without("few_rows"), without("many_rows"));
   };
-  const most = (of: (program: (key: string) => number) => number): number =>
-    Math.max(0, ...classesOf(h).map((cls) => of((key) => launches(classPrograms[key]!(cls)))));
+  const most = (of: (program: (key: string) => number, cls: string) => number): number =>
+    Math.max(0, ...classesOf(h).map((cls) => of((key) => launches(classPrograms[key]!(cls)), cls)));
   const rowNorms = h.layers * launches("row_norms");
   const unit = most((p) =>
     Math.max(
@@ -101,11 +103,13 @@ function longestLists(h: HostInput): { commands: number; events: number } {
       Math.max(p("CLASS_BACKWARD_ALL"), p("CLASS_BACKWARD_BOUNDARY")) + p("CLASS_EMBED_BACKWARD"),
     ),
   );
+  const longest = (key: string, cls: string): number =>
+    Math.max(...optimizerNames.map((o) => launches(updatePrograms[key]!(cls, o))));
   const update = most(
-    (p) =>
-      h.layers * (p("CLASS_SUMSQ") + Math.max(p("CLASS_ADAMW"), p("CLASS_SGD"))) +
+    (p, cls) =>
+      h.layers * (p("CLASS_SUMSQ") + longest("CLASS_UPDATE", cls)) +
       p("CLASS_SUMSQ_OUTER") +
-      Math.max(p("CLASS_ADAMW_OUTER"), p("CLASS_SGD_OUTER")),
+      longest("CLASS_UPDATE_OUTER", cls),
   );
   const forward =
     launches("embed") +
@@ -131,7 +135,7 @@ function contract(): Record<string, number> {
     COMMAND_WORDS,
     EVENT_WORDS,
     HEADER_WORDS: HEADER,
-    HYPERS: hyperWords.length,
+    HYPERS: updateWords.length,
     MASK_WORDS,
     LAUNCH_WORDS,
     DROPOUT: flag(DROPOUT_BIT),
@@ -182,6 +186,7 @@ export function hostConfig(h: HostInput): string {
     STEP_WORDS: h.blocks.step.words,
     UNIT_WORDS: h.blocks.unit.words,
     UPDATE_WORDS: h.blocks.update.words,
+    OPTIMIZERS: optimizerNames.length,
     META_WORDS:
       h.blocks.step.words + c.units * h.blocks.unit.words + (c.jobs + c.slots) * h.blocks.update.words,
   };
@@ -198,6 +203,8 @@ export function hostConfig(h: HostInput): string {
   };
   for (const [name, program] of Object.entries(classPrograms))
     arrays[name] = classes.map((cls) => programOf(program(cls)));
+  for (const [name, program] of Object.entries(updatePrograms))
+    arrays[name] = classes.flatMap((cls) => optimizerNames.map((o) => programOf(program(cls, o))));
   const starts = [0];
   const launches: number[] = [];
   for (const p of h.programs) {

@@ -3,13 +3,14 @@ import {
   type Format,
   headerWords,
   type LaunchEntry,
+  optimizerNames,
   type ProgramEntry,
   type TargetPlan,
   TRAIN_BIT,
 } from "../../runtime/bundle.ts";
 import type { KernelEnv, Variant } from "../kernel.ts";
 import type { Launch } from "../kernels/body.ts";
-import type { AnyBody, Update } from "../kernels/index.ts";
+import { type AnyBody, type Update, writesWeights } from "../kernels/index.ts";
 import type { RowNorms } from "../kernels/row_norms.ts";
 import { tensorName } from "../layers.ts";
 import { type BlockKind, blockLayouts } from "../metadata.ts";
@@ -23,7 +24,11 @@ export interface Emitted {
   readonly plan: TargetPlan;
   readonly arenaWords: number;
   readonly kernels: readonly string[];
-  readonly sources: readonly { readonly name: string; readonly text: string }[];
+  readonly sources: readonly {
+    readonly name: string;
+    readonly text: string;
+    readonly weights: "read" | "written";
+  }[];
 }
 export function emitTarget(
   target: Target,
@@ -36,7 +41,7 @@ export function emitTarget(
   format: Format,
 ): Emitted {
   const blocks = blockLayouts(c, train);
-  const sources: { name: string; text: string }[] = [];
+  const sources: Emitted["sources"][number][] = [];
   const entries: ProgramEntry[] = [];
   let arenaWords = layout.persistent;
   let scratch = 0;
@@ -82,6 +87,7 @@ export function emitTarget(
       sources.push({
         name: unique,
         text: target.name === "wasm" ? wasm() : emitLaunchWgsl(unique, bodies, env, variant),
+        weights: writesWeights(bodies) ? "written" : "read",
       });
       // The mask bits without which a body has nothing to do; a launch is skipped when none of its bodies
       // has.
@@ -130,7 +136,7 @@ export function emitTarget(
     for (const [region, list] of sets) {
       const common = { params: list, bits: [] };
       update(region, { skeleton: "sumsq", name: `sumsq.${cls}.${region}`, ...common });
-      for (const optimizer of ["adamw", "sgd"] as const)
+      for (const optimizer of optimizerNames)
         update(region, {
           skeleton: "optimizer",
           name: `${optimizer}.${cls}.${region}`,
@@ -176,7 +182,11 @@ export function emitTarget(
     kernels: Object.fromEntries(
       sources.map((s) => [
         s.name,
-        { workgroup: 64, file: target.name === "wasm" ? "kernels.wasm" : `kernels/${s.name}.wgsl` },
+        {
+          workgroup: 64,
+          file: target.name === "wasm" ? "kernels.wasm" : `kernels/${s.name}.wgsl`,
+          weights: s.weights,
+        },
       ]),
     ),
   };

@@ -5,7 +5,7 @@
 import type { GridDim } from "../../runtime/bundle.ts";
 import { type KernelEnv, type MemoryClass, memoryClasses, type Variant } from "../kernel.ts";
 import { fixed } from "../kernels/grid.ts";
-import { type AnyBody, kernelOf } from "../kernels/index.ts";
+import { type AnyBody, kernelOf, writesWeights } from "../kernels/index.ts";
 import { called } from "../kernels/text/library.ts";
 import { lines } from "../kernels/text/lines.ts";
 import { WG } from "../kernels/text/wgsl.ts";
@@ -44,7 +44,7 @@ export function emitLaunchWgsl(
   const functions = bodies.map((b, i) => kernel.wgsl(`body_${i}`, b, env, variant)).join("\n");
   const library = called(functions);
   const uses = (id: string): boolean => new RegExp(`\\b${id}\\[`).test(`${functions}${library}`);
-  const written = bodies.some((b) => kernel.writesWeights?.(b));
+  const written = writesWeights(bodies);
   const declarations = memoryClasses.flatMap((c, i) => {
     const { id, type, access } = c === "weights" && written ? numbers(c) : bindings[c];
     return uses(id) ? [`@group(0) @binding(${i}) var<storage, ${access}> ${id}: ${type};`] : [];

@@ -44,6 +44,9 @@ export type AnyBody = Body | Update;
 const all = { ...graphKernels, ...updateKernels };
 /** The kernel that runs a body, which is of the kind that this kernel takes. */
 export const kernelOf = <B extends AnyBody>(body: B): Kernel<B> => all[body.skeleton] as unknown as Kernel<B>;
+/** Do bodies of a launch write base weights? */
+export const writesWeights = (bodies: readonly AnyBody[]): boolean =>
+  bodies.some((b) => kernelOf(b).writesWeights?.(b));
 
 const opens: Readonly<Record<Exclude<Op["kind"], "kernel">, Skeleton | null>> = {
   point: "map",

@@ -2,11 +2,12 @@
  * A step of an optimizer over the parameters of a group: clipped gradient in, new parameter and states out,
  * gradient cleared. After a gradient that is not finite (clip < 0) only the clearing happens.
  */
-import { type Expr, optimizers } from "../../ops/index.ts";
+import { type OptimizerName, optimizers } from "../../runtime/bundle.ts";
 import { assemblyPrinter } from "../emit/assemblyscript_dialect.ts";
 import type { Printer } from "../emit/printer.ts";
 import { wgslPrinter } from "../emit/wgsl_dialect.ts";
 import type { Kernel, ParamAddress, UpdateBody } from "../kernel.ts";
+import { stepOf } from "../optimizers.ts";
 import { fixed, one } from "./grid.ts";
 import * as assembly from "./text/assemblyscript.ts";
 import { lines } from "./text/lines.ts";
@@ -14,7 +15,7 @@ import * as wgsl from "./text/wgsl.ts";
 
 export interface OptimizerBody extends UpdateBody<"optimizer"> {
   readonly params: readonly ParamAddress[];
-  readonly optimizer: keyof typeof optimizers;
+  readonly optimizer: OptimizerName;
 }
 const { WG } = wgsl;
 /** Workgroups, at most. */
@@ -23,17 +24,9 @@ const MAX_GROUPS = 1024;
 const groupsOf = (b: OptimizerBody): number =>
   Math.min(MAX_GROUPS, Math.ceil(Math.max(...b.params.map((p) => p.words)) / (WG * 8)));
 
-/** Vectors and gains do not decay. */
-const decayOf = (p: ParamAddress): Expr =>
-  p.kind === "vector" || (p.kind === "factor" && p.rows === "one")
-    ? { e: "const", v: 0 }
-    : { e: "metaf", name: "decay", at: null };
 /** What becomes of the parameter and of each state, as text. */
 const nextOf = (b: OptimizerBody, p: ParamAddress, printer: Printer): (readonly [string, string])[] =>
-  Object.entries(optimizers[b.optimizer].update({ decay: decayOf(p) })).map(([key, e]) => [
-    key,
-    printer.at(e),
-  ]);
+  Object.entries(stepOf(b.optimizer, p)).map(([key, e]) => [key, printer.at(e)]);
 
 export const optimizer: Kernel<OptimizerBody> = {
   grid: ([b]) => [fixed(groupsOf(b!)), one],

@@ -64,7 +64,7 @@ import {
   JOB_PHASE,
   JOB_SEQ,
   JOB_SEQS,
-  JOB_SGD,
+  JOB_OPTIMIZER,
   JOB_SLOT,
   KIND,
   LABELS,
@@ -230,10 +230,10 @@ export function cancel(seq: i32): void {
   set(KIND, seq, FREE);
 }
 
-export function jobOpen(j: i32, slot: i32, cls: i32, sgd: i32): void {
+export function jobOpen(j: i32, slot: i32, cls: i32, optimizer: i32): void {
   set(JOB_SLOT, j, slot);
   set(JOB_CLASS, j, cls);
-  set(JOB_SGD, j, sgd);
+  set(JOB_OPTIMIZER, j, optimizer);
   set(JOB_PHASE, j, IDLE);
   set(JOB_SEQS, j, 0);
 }

@@ -99,13 +99,14 @@ export const JOB_SLOT: usize = memory.data(JOBS * 4);
 export const JOB_CLASS: usize = memory.data(JOBS * 4);
 /** 1 when this micro-batch ends an optimizer step. */
 export const JOB_LAST: usize = memory.data(JOBS * 4);
-export const JOB_SGD: usize = memory.data(JOBS * 4);
+/** Index of its optimizer. */
+export const JOB_OPTIMIZER: usize = memory.data(JOBS * 4);
 /** Cursor: layer, index into JOB_SEQ, quantum, chunk of label rows. */
 export const CUR_LAYER: usize = memory.data(JOBS * 4);
 export const CUR_SEQ: usize = memory.data(JOBS * 4);
 export const CUR_QUANTUM: usize = memory.data(JOBS * 4);
 export const CUR_CHUNK: usize = memory.data(JOBS * 4);
-/** lr, lr_c1, rsqrt_c2, beta1, beta2, eps, decay, max_norm. */
+/** What each job tells its updates: the words of their headers from the learning rate on. */
 export const HYPER: usize = memory.data(JOBS * HYPERS * 4);
 
 /** Mask words of each slot: the adapter branches it has. */

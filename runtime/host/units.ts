@@ -28,17 +28,15 @@ import {
   A_UNIT_WEIGHT,
   BLOCKS_PER_SEQUENCE,
   C_UNITS,
-  CLASS_ADAMW,
-  CLASS_ADAMW_OUTER,
   CLASS_BACKWARD_ALL,
   CLASS_BACKWARD_BOUNDARY,
   CLASS_EMBED_BACKWARD,
   CLASS_FULL,
   CLASS_HEAD,
-  CLASS_SGD,
-  CLASS_SGD_OUTER,
   CLASS_SUMSQ,
   CLASS_SUMSQ_OUTER,
+  CLASS_UPDATE,
+  CLASS_UPDATE_OUTER,
   CONTEXT,
   DROPOUT,
   FREE,
@@ -61,6 +59,7 @@ import {
   MASK_WORDS,
   MICRO_DONE,
   NONE,
+  OPTIMIZERS,
   P_CLIP,
   P_ROW_NORMS,
   QUANTUM,
@@ -100,7 +99,7 @@ import {
   JOB_PHASE,
   JOB_SEQ,
   JOB_SEQS,
-  JOB_SGD,
+  JOB_OPTIMIZER,
   JOB_SLOT,
   KIND,
   LABELS,
@@ -320,12 +319,12 @@ function update(j: i32, cls: i32): void {
   memory.fill(META + ((<usize>b) << 2), 0, HEADER_WORDS * 4);
   openHeader(j, b);
   for (let i: i32 = 0; i < HYPERS; i++) setf(META, b + H_LR + i, getf(HYPER, j * HYPERS + i));
-  const sgd: bool = get(JOB_SGD, j) != 0;
+  const o: i32 = cls * OPTIMIZERS + get(JOB_OPTIMIZER, j);
   for (let l: i32 = 0; l < LAYERS; l++) emitProgram(CLASS_SUMSQ[cls], l, b);
   emitProgram(CLASS_SUMSQ_OUTER[cls], LAYERS, b);
   emitProgram(P_CLIP, LAYERS, b);
-  for (let l: i32 = 0; l < LAYERS; l++) emitProgram(sgd ? CLASS_SGD[cls] : CLASS_ADAMW[cls], l, b);
-  emitProgram(sgd ? CLASS_SGD_OUTER[cls] : CLASS_ADAMW_OUTER[cls], LAYERS, b);
+  for (let l: i32 = 0; l < LAYERS; l++) emitProgram(CLASS_UPDATE[o], l, b);
+  emitProgram(CLASS_UPDATE_OUTER[o], LAYERS, b);
   for (let l: i32 = 0; l < LAYERS; l++) emitProgram(P_ROW_NORMS, l, b);
   set(JOB_PHASE, j, OVER);
 }
