@@ -34,6 +34,7 @@ const nodeFiles = new Set([
   "compiler/files.ts",
   "compiler/weights.ts",
   "compiler/open.ts",
+  "compiler/emit/asc.ts",
   "compiler/emit/host.ts",
   "compiler/emit/assemblyscript.ts",
   "runtime/cache.ts",

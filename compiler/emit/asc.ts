@@ -2,20 +2,21 @@
  * AssemblyScript in memory: sources in, wasm out; what was compiled before comes from the user's cache.
  * Options are those of asconfig.json, a target for each kind of module.
  */
-import asc from "assemblyscript/asc";
+import { createRequire } from "node:module";
+import { Worker } from "node:worker_threads";
 import { cached } from "../cache.ts";
 import { readBeside } from "../files.ts";
-import { finishModule, type ModuleRules } from "./module.ts";
 
 /**
  * Targets of asconfig.json. Kernels may have no state: any number of threads instantiate them on one shared
- * memory of at most 4 GiB.
+ * memory of at most 4 GiB, so there is no data section that would be written again, no start function, no
+ * table, no mutable global, no memory of their own.
  */
 const targets = {
   host: { stateless: false },
   kernels: { stateless: true },
   "kernels-relaxed": { stateless: true },
-} as const satisfies Readonly<Record<string, ModuleRules>>;
+} as const;
 type Target = keyof typeof targets;
 
 export const compileKernels = (source: string, cache = true): Promise<Uint8Array> =>
@@ -33,8 +34,8 @@ export function compileRelaxed(source: string, cache = true): Promise<Uint8Array
 }
 
 /**
- * Compile `entry` of `sources` (path → text). Throws with the compiler's own diagnostics: generated text that
- * does not compile is a bug of ours.
+ * Compile `entry` of `sources` (path → text). Throws with the compiler's own diagnostics, and for a module
+ * that breaks the rules of its target: generated text that does not compile is a bug of ours.
  */
 export function compileAssembly(
   target: Target,
@@ -43,25 +44,71 @@ export function compileAssembly(
   cache: boolean,
 ): Promise<Uint8Array> {
   const config = readBeside(import.meta.url, "../../asconfig.json");
-  const make = async (): Promise<Uint8Array> =>
-    finishModule(entry, await run(target, { ...sources, "asconfig.json": config }, entry), targets[target]);
-  return cache ? cached(JSON.stringify([asc.version, config, target, entry, sources]), make) : make();
+  const make = (): Promise<Uint8Array> =>
+    assembler.compile({
+      ...{ target, entry, stateless: targets[target].stateless },
+      sources: { ...sources, "asconfig.json": config },
+    });
+  return cache ? cached(JSON.stringify([versions(), config, target, entry, sources]), make) : make();
 }
-async function run(
-  target: Target,
-  sources: Readonly<Record<string, string>>,
-  entry: string,
-): Promise<Uint8Array> {
-  let wasm: Uint8Array | null = null;
-  const args = [entry, "--outFile", "out.wasm", "--config", "asconfig.json", "--target", target];
-  const { error, stderr } = await asc.main(args, {
-    readFile: (name: string) => sources[name.replace(/^\.?\//, "")] ?? null,
-    writeFile: (name: string, contents: Uint8Array | string) => {
-      if (name === "out.wasm") wasm = contents as Uint8Array;
-    },
-    listFiles: () => [],
-  });
-  if (error || !wasm)
-    throw new Error(`assemblyscript: ${stderr.toString() || error?.message}`, { cause: error });
-  return wasm;
+const versions = (): string[] => {
+  const require = createRequire(import.meta.url);
+  return ["assemblyscript", "binaryen"].map(
+    (name) => (require(`${name}/package.json`) as { version: string }).version,
+  );
+};
+
+interface Ask {
+  readonly target: Target;
+  readonly entry: string;
+  readonly sources: Readonly<Record<string, string>>;
+  readonly stateless: boolean;
 }
+type Answer = { readonly id: number } & ({ readonly wasm: Uint8Array } | { readonly error: string });
+interface Waiting {
+  readonly resolve: (wasm: Uint8Array) => void;
+  readonly reject: (e: Error) => void;
+}
+/** Milliseconds without work after which the thread goes. */
+const IDLE_MS = 5000;
+
+/** The thread that compiles, while there is something to compile. */
+class Assembler {
+  private worker: Worker | null = null;
+  private readonly waiting = new Map<number, Waiting>();
+  private asked = 0;
+  private idle: ReturnType<typeof setTimeout> | undefined;
+
+  compile(ask: Ask): Promise<Uint8Array> {
+    clearTimeout(this.idle);
+    this.worker ??= this.start();
+    const id = this.asked++;
+    this.worker.ref();
+    this.worker.postMessage({ id, ask });
+    return new Promise((resolve, reject) => this.waiting.set(id, { resolve, reject }));
+  }
+  private start(): Worker {
+    // Without the loaders of this process: the thread is plain JavaScript.
+    const worker = new Worker(new URL("./assemble.mjs", import.meta.url), { execArgv: [] });
+    worker.on("message", (answer: Answer) => {
+      const { resolve, reject } = this.waiting.get(answer.id)!;
+      this.waiting.delete(answer.id);
+      if ("wasm" in answer) resolve(answer.wasm);
+      else reject(new Error(answer.error));
+      if (this.waiting.size) return;
+      worker.unref();
+      this.idle = setTimeout(() => this.end(worker, null), IDLE_MS).unref();
+    });
+    worker.on("error", (e) => this.end(worker, e));
+    worker.on("exit", (code) => this.end(worker, new Error(`the assembler's thread ended (${code})`)));
+    return worker;
+  }
+  private end(worker: Worker, why: Error | null): void {
+    if (this.worker !== worker) return;
+    this.worker = null;
+    void worker.terminate();
+    for (const { reject } of this.waiting.values()) reject(why!);
+    this.waiting.clear();
+  }
+}
+const assembler = new Assembler();

@@ -1,0 +1,64 @@
+/**
+ * A thread that compiles AssemblyScript and checks what came out. Plain JavaScript, and apart from the rest:
+ * the compiler and binaryen are fifteen megabytes, which a loader of TypeScript would read through in every
+ * process, and their memory goes with the thread.
+ */
+import { parentPort } from "node:worker_threads";
+import asc from "assemblyscript/asc";
+import binaryen from "binaryen";
+
+/**
+ * `sources`: path → text, asconfig.json among them. Throws with the compiler's own diagnostics.
+ * @param {{ target: string, entry: string, sources: Readonly<Record<string, string>>, stateless: boolean }} ask
+ */
+async function assemble({ target, entry, sources, stateless }) {
+  let wasm = null;
+  const args = [entry, "--outFile", "out.wasm", "--config", "asconfig.json", "--target", target];
+  const { error, stderr } = await asc.main(args, {
+    readFile: (name) => sources[name.replace(/^\.?\//, "")] ?? null,
+    writeFile: (name, contents) => {
+      if (name === "out.wasm") wasm = contents;
+    },
+    listFiles: () => [],
+  });
+  if (error || !wasm) throw new Error(`assemblyscript: ${stderr.toString() || error?.message}`);
+  return finish(entry, wasm, stateless);
+}
+
+/**
+ * Throws when the module breaks its rules, which generated text never may. Returns its bytes with duplicate
+ * functions merged.
+ */
+function finish(name, bytes, stateless) {
+  const module = binaryen.readBinary(bytes);
+  try {
+    module.setFeatures(binaryen.Features.All);
+    if (!module.validate()) throw new Error(`${name}: not a valid module`);
+    if (stateless) {
+      const globals = Array.from({ length: module.getNumGlobals() }, (_, i) =>
+        binaryen.getGlobalInfo(module.getGlobalByIndex(i)),
+      );
+      const has = {
+        "a data section": module.getNumDataSegments() > 0,
+        "a start function": module.getStart() !== 0,
+        "a table": module.getNumTables() > 0,
+        "a mutable global": globals.some((g) => g.mutable),
+        "a memory of its own": module.hasMemory() && !module.getMemoryInfo().module,
+      };
+      for (const [what, there] of Object.entries(has)) if (there) throw new Error(`${name} has ${what}`);
+    }
+    module.runPasses(["duplicate-function-elimination"]);
+    const out = module.emitBinary();
+    return out.length < bytes.length ? out : bytes;
+  } finally {
+    module.dispose();
+  }
+}
+
+parentPort.on("message", async ({ id, ask }) => {
+  try {
+    parentPort.postMessage({ id, wasm: await assemble(ask) });
+  } catch (e) {
+    parentPort.postMessage({ id, error: e instanceof Error ? e.message : String(e) });
+  }
+});
