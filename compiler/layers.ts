@@ -8,6 +8,7 @@ import {
   type Domain,
   type Format,
   type Graph,
+  headNorm,
   kvWrite,
   linear,
   rmsNorm,
@@ -103,6 +104,10 @@ export class RegionBuilder {
   }
   norm(x: Value, name: string, eps: number): Value {
     return rmsNorm(x, this.vector(name, (x.type as Type & { kind: "rows" }).cols), eps);
+  }
+  /** RMSNorm of every head of x on its own; all have one gain [headDim]. */
+  headNorm(x: Value, name: string, headDim: number, eps: number): Value {
+    return headNorm(x, this.vector(name, headDim), eps);
   }
   /** Declare an adapter site; its branches in this build, each able to change a value. */
   private site(

@@ -85,6 +85,16 @@ export type Expr =
       readonly order: number | null;
       readonly at: number;
     }
+  /** Σ over k < n of a[row, from + k · step] · b[row, from + k · step]. */
+  | {
+      readonly e: "dot";
+      readonly a: Value;
+      readonly b: Value;
+      readonly row: Ix;
+      readonly from: Ix;
+      readonly step: number;
+      readonly n: number;
+    }
   /** A field of the slot table: scale of a (slot, branch), 0 where the slot lacks the branch. */
   | { readonly e: "scale"; readonly branch: number; readonly row: Ix }
   /**
@@ -141,6 +151,7 @@ const parts: ExprTable<[], Parts> = {
   metaf: () => leaf,
   expand: (e) => ({ exprs: [], values: [e.u, e.factor] }),
   sparse: (e) => ({ exprs: [], values: [e.x, e.values, e.index] }),
+  dot: (e) => ({ exprs: [], values: [e.a, e.b] }),
   scale: () => leaf,
   rand: () => leaf,
   acc: () => leaf,
@@ -179,6 +190,7 @@ const columnwise: ExprTable<[], boolean> = {
   metaf: () => false,
   expand: () => true,
   sparse: () => true,
+  dot: (e) => ixUsesCol(e.row) || ixUsesCol(e.from),
   scale: () => false,
   rand: () => true,
   acc: () => true,

@@ -3,6 +3,7 @@ export * from "./attention.ts";
 export * from "./elementwise.ts";
 export * from "./expr.ts";
 export * from "./graph.ts";
+export * from "./heads.ts";
 export * from "./interpret.ts";
 export * from "./linear.ts";
 export * from "./loss.ts";

@@ -100,6 +100,13 @@ export function evalExpr(
         }
         return acc;
       }
+      case "dot": {
+        const [a, b] = [env.get(valueKey(x.a))!, env.get(valueKey(x.b))!];
+        const [ra, rb] = [x.a, x.b].map((v) => ix(x.row) * colsOf(v.type) + ix(x.from)) as [number, number];
+        let acc = 0;
+        for (let k = 0; k < x.n; k++) acc += a[ra + k * x.step]! * b[rb + k * x.step]!;
+        return acc;
+      }
       case "arg": {
         const v = args[x.name];
         if (v === undefined) throw new Error(`interpreter: no operand named ${x.name}`);

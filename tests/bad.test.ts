@@ -76,6 +76,8 @@ test("model folders: truncated, lying, missing, misshapen, not finite, unknown",
   await refuse("WEFT_CONFIG", config({ model_type: "mamba" }), /model_type.*llama.*mamba/);
   await refuse("WEFT_CONFIG", config({ hidden_act: "gelu" }), /hidden_act/);
   await refuse("WEFT_CONFIG", config({ sliding_window: 128 }), /sliding_window/);
+  const windowed = ["full_attention", "sliding_attention"];
+  await refuse("WEFT_CONFIG", config({ layer_types: windowed }), /layer_types.*sliding/);
   await refuse("WEFT_CONFIG", config({ rope_scaling: { rope_type: "yarn", factor: 2 } }), /rope_type/);
   await code(
     "WEFT_OPTION",

@@ -4,12 +4,13 @@
  */
 import { mkdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
 import * as assert from "uvu/assert";
+import { compile as compileInMemory } from "../compiler/compile.ts";
 import { encode, floatToHalf, halfToFloat } from "../runtime/safetensors.ts";
 import { compile, load, type WeftError } from "../sdk/index.ts";
 import { configs, idsOf, small } from "./support/engines.ts";
 import { ggufName, interleaved, type Meta, writeGguf } from "./support/gguf.ts";
 import { suite } from "./support/suite.ts";
-import { scratch, tensorsOf, writeModel } from "./support/tiny.ts";
+import { type Config, scratch, tensorsOf, writeModel } from "./support/tiny.ts";
 
 const test = suite("gguf");
 type Format = "F32" | "F16" | "BF16" | "Q8_0" | "Q4_0" | "Q4_1";
@@ -62,32 +63,35 @@ function encodeAs(values: Float32Array, format: Format): { data: Uint8Array; exa
   }
   return { data: Uint8Array.from(data), exact };
 }
-const c = configs.even;
-const meta: Meta = {
-  "general.architecture": "llama",
-  "llama.block_count": c.num_hidden_layers,
-  "llama.context_length": 256,
-  "llama.embedding_length": c.hidden_size,
-  "llama.feed_forward_length": c.intermediate_size,
-  "llama.attention.head_count": c.num_attention_heads,
-  "llama.attention.head_count_kv": c.num_key_value_heads,
-  "llama.attention.layer_norm_rms_epsilon": 1e-5,
-  "llama.rope.freq_base": 10000,
-  "llama.rope.dimension_count": 16,
-};
+const { even, qwen3 } = configs;
+const metaOf = (c: Config): Meta => ({
+  "general.architecture": String(c.model_type),
+  ...Object.fromEntries(
+    Object.entries({
+      block_count: c.num_hidden_layers,
+      context_length: 256,
+      embedding_length: c.hidden_size,
+      feed_forward_length: c.intermediate_size,
+      "attention.head_count": c.num_attention_heads,
+      "attention.head_count_kv": c.num_key_value_heads,
+      "attention.key_length": c.head_dim as number,
+      "attention.layer_norm_rms_epsilon": c.rms_norm_eps as number,
+      "rope.freq_base": c.rope_theta as number,
+      "rope.dimension_count": c.head_dim as number,
+    }).map(([key, value]) => [`${c.model_type}.${key}`, value]),
+  ),
+});
 /**
- * The even model with its matrices in a format, as GGUF and as the folder of what that format leaves of them.
+ * A model, the even one unless told, with its matrices in a format, as GGUF and as the folder of what that format leaves of them.
  */
-function model(format: Format, more: Meta = {}): { gguf: string; folder: string } {
+function model(format: Format, more: Meta = {}, c: Config = even): { gguf: string; folder: string } {
   const exact: ReturnType<typeof tensorsOf> = [];
   const tensors = tensorsOf(c).map((t) => {
     const matrix = t.shape.length === 2;
     const values = t.data as Float32Array;
-    const heads = t.name.includes("q_proj")
-      ? c.num_attention_heads
-      : t.name.includes("k_proj")
-        ? c.num_key_value_heads
-        : 0;
+    // What llama.cpp's converter turns, of Llama alone.
+    const turned = c.model_type === "llama" ? /([qk])_proj/.exec(t.name)?.[1] : undefined;
+    const heads = turned ? (turned === "q" ? c.num_attention_heads : c.num_key_value_heads) : 0;
     // Blocks run along a row, so they are the same whatever the order of rows.
     const coded = encodeAs(values, matrix ? format : "F32");
     exact.push({ ...t, data: coded.exact });
@@ -111,7 +115,7 @@ function model(format: Format, more: Meta = {}): { gguf: string; folder: string 
   mkdirSync(dir, { recursive: true });
   const folder = writeModel(c);
   writeFileSync(`${folder}/model.safetensors`, encode(exact));
-  writeFileSync(`${dir}/model.gguf`, writeGguf({ ...meta, ...more }, tensors));
+  writeFileSync(`${dir}/model.gguf`, writeGguf({ ...metaOf(c), ...more }, tensors));
   return { gguf: `${dir}/model.gguf`, folder };
 }
 const options = { targets: ["wasm"] as const, train: ["lora"], capacities: small };
@@ -128,12 +132,20 @@ for (const format of Object.keys(types) as Format[])
     assert.equal(await logitsOf(gguf), await logitsOf(folder));
   });
 
+test("Qwen3: heads are not turned, their norms have names; the base is the folder's", async () => {
+  const { gguf, folder } = model("F32", {}, qwen3);
+  assert.equal(await logitsOf(gguf), await logitsOf(folder));
+  const [a, b] = await Promise.all([gguf, folder].map((path) => compileInMemory(path, { ...options })));
+  assert.is(a!.manifest.base, b!.manifest.base);
+  assert.is(a!.manifest.model.family, "qwen3");
+});
+
 test("a byte-level BPE vocabulary inside the file becomes the tokenizer, its template the chat", async () => {
   const letters = [..."abcdefghijklmnopqrstuvwxyz"];
   const tokens = ["<s>", "</s>", "<|user|>", "Ġ", ...letters, "he", "ll", "hell", "hello", "Ġhello"];
   const filled = [
     ...tokens,
-    ...Array.from({ length: c.vocab_size - tokens.length }, (_, i) => `<unused${i}>`),
+    ...Array.from({ length: even.vocab_size - tokens.length }, (_, i) => `<unused${i}>`),
   ];
   const { gguf } = model("F32", {
     "tokenizer.ggml.model": "gpt2",
@@ -157,6 +169,25 @@ test("a byte-level BPE vocabulary inside the file becomes the tokenizer, its tem
     id("hello"),
   ]);
   assert.equal(engine.manifest.model.eos, [1]);
+});
+
+test("Qwen's vocabularies: composed letters, digits one by one", async () => {
+  const tokens = ["<end>", "1", "2", "12", "Ã©", "Ã", "©", "e", "Ì", "ģ"];
+  const filled = [...tokens, ...Array.from({ length: 128 - tokens.length }, (_, i) => `<unused${i}>`)];
+  const { gguf } = model("F32", {
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "qwen2",
+    "tokenizer.ggml.tokens": filled,
+    "tokenizer.ggml.token_type": filled.map((_, i) => (i < 1 ? 3 : 1)),
+    "tokenizer.ggml.merges": ["1 2", "Ã ©"],
+    "tokenizer.ggml.eos_token_id": 0,
+    "tokenizer.ggml.add_bos_token": false,
+  });
+  const out = `${scratch()}/bundle`;
+  await compile(gguf, out, { ...options });
+  await using engine = await load(out, { device: "wasm" });
+  // e and a combining accent are é; 12 is never one token, though a merge would make it.
+  assert.equal(engine.encode("e\u030112"), [4, 1, 2]);
 });
 
 test("files that cannot be right, or are not supported, are refused by name", async () => {

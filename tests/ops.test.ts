@@ -151,7 +151,7 @@ for (const target of targets)
 /**
  * Ops that nothing differentiates: they are what gradients are made of, or are taken of what is not trained.
  */
-const constants = ["log", "dsilu", "linear_t", "outer", "col_sum", "row_max"];
+const constants = ["log", "dsilu", "heads_dot", "linear_t", "outer", "col_sum", "row_max"];
 /** Rows that are all of one slot: a factor's gradient sums over the rows of a job, and a job has one slot. */
 const oneSlot = (b: Batch): Batch => ({
   ...b,

@@ -173,6 +173,14 @@ function dialect(env: KernelEnv, deltas: readonly Expand[]): Dialect {
         };
         return lanes === 4 ? lanesOf(one) : one(0);
       },
+      dot: (e, p, lanes) => {
+        const [a, b] = [e.a, e.b].map((v) => pointer(rowOf(env.address(v), p.ix(e.row)), p));
+        const one = (lane: number): string => {
+          const from = `((<usize>${p.ix(e.from, lane)}) << 2)`;
+          return `dot1(${a} + ${from}, ${b} + ${from}, ${e.step}, ${e.n})`;
+        };
+        return lanes === 4 ? lanesOf(one) : one(0);
+      },
       acc: (_e, _p, lanes) => element("acc", "col - c0", lanes),
       stat: (e) => `stat${e.id}`,
       arg: (e, _p, lanes) => (lanes === 4 ? `v128.load(${e.name}_ + i)` : `load<f32>(${e.name}_ + i)`),

@@ -106,6 +106,13 @@ function dialect(env: KernelEnv): Dialect {
         const row = `${x.offset} + ${p.ix(e.row)} * ${x.stride}`;
         return `sparse(${row}, ${values}, ${start}, ${order}, ${index} + ${e.at})`;
       },
+      dot: (e, p) => {
+        const at = (v: Value): string => {
+          const ad = env.address(v);
+          return `${ad.offset} + ${p.ix(e.row)} * ${ad.stride} + ${p.ix(e.from)}`;
+        };
+        return `dot_of(${at(e.a)}, ${at(e.b)}, ${e.step}, ${e.n})`;
+      },
       acc: () => "acc",
       stat: (e) => `stat${e.id}`,
       arg: (e) => `${e.name}_`,

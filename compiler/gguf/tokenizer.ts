@@ -2,32 +2,46 @@
 import { WeftError } from "../../runtime/bundle.ts";
 import type { Metadata } from "./file.ts";
 
-/** Pre-tokenizers of byte-level BPE vocabularies, by llama.cpp's name. */
-const preTokenizers: Readonly<Record<string, object>> = {
-  "gpt-2": { type: "ByteLevel", add_prefix_space: false, trim_offsets: true, use_regex: true },
-  smollm: {
-    type: "Sequence",
-    pretokenizers: [
-      { type: "Digits", individual_digits: true },
-      { type: "ByteLevel", add_prefix_space: false, trim_offsets: true, use_regex: true },
-    ],
-  },
-  "llama-bpe": {
-    type: "Sequence",
-    pretokenizers: [
-      {
-        type: "Split",
-        pattern: {
-          Regex:
-            "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
-        },
-        behavior: "Isolated",
-        invert: false,
+const bytes = (regex: boolean): object => ({
+  type: "ByteLevel",
+  add_prefix_space: false,
+  trim_offsets: true,
+  use_regex: regex,
+});
+/** GPT-4's words, with digits in groups as a pattern says. */
+const words = (digits: string): object => ({
+  type: "Sequence",
+  pretokenizers: [
+    {
+      type: "Split",
+      pattern: {
+        Regex: [
+          "(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+          "[^\\r\\n\\p{L}\\p{N}]?\\p{L}+",
+          digits,
+          " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*",
+          "\\s*[\\r\\n]+",
+          "\\s+(?!\\S)",
+          "\\s+",
+        ].join("|"),
       },
-      { type: "ByteLevel", add_prefix_space: false, trim_offsets: true, use_regex: false },
-    ],
-  },
-};
+      behavior: "Isolated",
+      invert: false,
+    },
+    bytes(false),
+  ],
+});
+/** Pre-tokenizers of byte-level BPE vocabularies, by llama.cpp's name; some spell text in one way first. */
+const preTokenizers: Readonly<Record<string, { readonly pre: object; readonly normalizer: object | null }>> =
+  {
+    "gpt-2": { pre: bytes(true), normalizer: null },
+    smollm: {
+      pre: { type: "Sequence", pretokenizers: [{ type: "Digits", individual_digits: true }, bytes(true)] },
+      normalizer: null,
+    },
+    "llama-bpe": { pre: words("\\p{N}{1,3}"), normalizer: null },
+    qwen2: { pre: words("\\p{N}"), normalizer: { type: "NFC" } },
+  };
 
 /** What makes a tokenizer begin every text with a token. */
 const startsWith = (token: string, id: number): object => ({
@@ -104,8 +118,8 @@ export function tokenizerFiles(meta: Metadata, path: string): ReadonlyMap<string
     truncation: null,
     padding: null,
     added_tokens: added,
-    normalizer: null,
-    pre_tokenizer: pre,
+    normalizer: pre.normalizer,
+    pre_tokenizer: pre.pre,
     post_processor: bos === null ? null : startsWith(bos, tokens.indexOf(bos)),
     decoder: { type: "ByteLevel", add_prefix_space: true, trim_offsets: true, use_regex: true },
     model: {

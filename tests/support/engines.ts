@@ -7,10 +7,10 @@ import type { Capacities } from "../../compiler/target.ts";
 import { decode, parseHeader } from "../../runtime/bundle.ts";
 import { type Engine, type LoadOptions, load } from "../../sdk/index.ts";
 import { generator, uniform } from "./random.ts";
-import { type Config, even, mha, mqa, odd, scratch, writeModel } from "./tiny.ts";
+import { type Config, even, families, mha, mqa, odd, scratch, writeModel } from "./tiny.ts";
 
 export const fixtures = fileURLToPath(new URL("../fixtures/", import.meta.url));
-export const configs = { odd, even, mha, mqa } as const;
+export const configs = { odd, even, mha, mqa, ...families } as const;
 export const small: Partial<Capacities> = {
   context: 128,
   tokens: 48,
@@ -75,7 +75,9 @@ interface Reference extends S2ftReference {
   readonly lora_grads: Readonly<Record<string, readonly number[]>>;
   readonly lora: readonly number[];
 }
-export const reference = JSON.parse(readFileSync(`${fixtures}reference.json`, "utf8")) as {
+const json = (name: string): object => JSON.parse(readFileSync(`${fixtures}${name}`, "utf8")) as object;
+export const reference = { ...json("reference.json"), ...json("families.json") } as {
+  qwen3: Omit<Reference, keyof S2ftReference>;
   odd: Reference;
   even: Reference &
     Readonly<
@@ -95,12 +97,15 @@ export const reference = JSON.parse(readFileSync(`${fixtures}reference.json`, "u
   weft_adapter_sha256?: string;
   weft_s2ft_as_lora_sha256?: string;
 };
-const bytes = readFileSync(`${fixtures}reference.safetensors`);
-const tensors = parseHeader(bytes, bytes.length, "reference").tensors;
-export function referenceTensor(name: string): Float32Array {
-  const t = tensors.find((x) => x.name === name)!;
-  return decode(bytes.subarray(t.start, t.end), t.dtype, name);
-}
+const tensors = new Map(
+  ["reference.safetensors", "families.safetensors"].flatMap((file) => {
+    const bytes = readFileSync(`${fixtures}${file}`);
+    return parseHeader(bytes, bytes.length, file).tensors.map(
+      (t) => [t.name, decode(bytes.subarray(t.start, t.end), t.dtype, t.name)] as const,
+    );
+  }),
+);
+export const referenceTensor = (name: string): Float32Array => tensors.get(name)!;
 
 const bundles = new Map<string, Promise<string>>();
 /** A bundle of a tiny model, compiled once a test process. */

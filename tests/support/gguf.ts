@@ -86,6 +86,7 @@ export function interleaved(values: Float32Array, rows: number, heads: number): 
 const names: readonly (readonly [RegExp, string])[] = [
   [/^model\.embed_tokens/, "token_embd"],
   [/^model\.norm/, "output_norm"],
+  [/self_attn\.([qk])_norm/, "attn_$1_norm"],
   [/input_layernorm/, "attn_norm"],
   [/self_attn\.([qkv])_proj/, "attn_$1"],
   [/self_attn\.o_proj/, "attn_output"],
@@ -93,5 +94,5 @@ const names: readonly (readonly [RegExp, string])[] = [
   [/mlp\.(gate|up|down)_proj/, "ffn_$1"],
   [/^model\.layers\.(\d+)\./, "blk.$1."],
 ];
-/** GGUF's name of a tensor of a Llama folder. */
+/** GGUF's name of a tensor of a folder. */
 export const ggufName = (name: string): string => names.reduce((n, [from, to]) => n.replace(from, to), name);

@@ -1,7 +1,8 @@
-/** Tiny random Llama folders for tests. */
-import { mkdirSync, mkdtempSync, writeFileSync } from "node:fs";
+/** Tiny random model folders for tests. */
+import { mkdirSync, mkdtempSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { encode, type TensorData } from "../../runtime/bundle.ts";
 import { tensor } from "./random.ts";
 
@@ -65,7 +66,13 @@ export const even: Config = {
 export const mha: Config = { ...even, num_key_value_heads: 4, attention_bias: true, mlp_bias: true };
 export const mqa: Config = { ...even, num_key_value_heads: 1 };
 
-/** Names and shapes of a Llama folder's tensors. */
+/** Tiny models of other families, as make_families.py has them. */
+const file = new URL("../fixtures/families_config.json", import.meta.url);
+export const families = JSON.parse(readFileSync(fileURLToPath(file), "utf8")) as Readonly<
+  Record<"qwen3", Config>
+>;
+
+/** Names and shapes of a folder's tensors. */
 export function tensorShapes(c: Config): { name: string; shape: number[] }[] {
   const hd = (c.head_dim as number | undefined) ?? c.hidden_size / c.num_attention_heads;
   const out: { name: string; shape: number[] }[] = [];
@@ -85,6 +92,8 @@ export function tensorShapes(c: Config): { name: string; shape: number[] }[] {
     linear("self_attn.k_proj", c.num_key_value_heads * hd, c.hidden_size, c.attention_bias);
     linear("self_attn.v_proj", c.num_key_value_heads * hd, c.hidden_size, c.attention_bias);
     linear("self_attn.o_proj", c.hidden_size, c.num_attention_heads * hd, c.attention_bias);
+    if (c.model_type === "qwen3")
+      for (const norm of ["q_norm", "k_norm"]) put(`${p}self_attn.${norm}.weight`, [hd]);
     linear("mlp.gate_proj", c.intermediate_size, c.hidden_size, c.mlp_bias);
     linear("mlp.up_proj", c.intermediate_size, c.hidden_size, c.mlp_bias);
     linear("mlp.down_proj", c.hidden_size, c.intermediate_size, c.mlp_bias);

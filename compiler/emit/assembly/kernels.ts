@@ -198,6 +198,19 @@ function sparse1(x: usize, values: usize, start: usize, order: usize, at: usize)
   }
   return sum;
 }
+function dot1(a: usize, b: usize, step: i32, n: i32): f32 {
+  let sums: v128 = f32x4.splat(0);
+  let k: i32 = 0;
+  if (step == 1)
+    for (; k + 4 <= n; k += 4, a += 16, b += 16) sums = madd(v128.load(a), v128.load(b), sums);
+  let sum: f32 = hsum(sums);
+  for (; k < n; k++) {
+    sum += load<f32>(a) * load<f32>(b);
+    a += (<usize>step) << 2;
+    b += (<usize>step) << 2;
+  }
+  return sum;
+}
 function expand1(u: usize, f: usize, rank: i32, stride: i32): f32 {
   let acc: f32 = 0;
   for (let r: i32 = 0; r < rank; r++) {

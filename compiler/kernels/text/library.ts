@@ -59,6 +59,14 @@ fn expand(u: i32, f: i32, rank: i32, cols: i32) -> f32 {
   }
   return sum;
 }`,
+  dot_of: `
+fn dot_of(a: i32, b: i32, step: i32, n: i32) -> f32 {
+  var sum = 0.0f;
+  for (var k = 0; k < n * step; k += step) {
+    sum = fma(arena[a + k], arena[b + k], sum);
+  }
+  return sum;
+}`,
   sparse: `
 // order < 0: entries are in the order wanted.
 fn sparse(x: i32, values: i32, start: i32, order: i32, at: i32) -> f32 {
