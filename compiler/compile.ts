@@ -19,14 +19,15 @@ import { emitHost } from "./emit/host.ts";
 import { type Emitted, emitTarget } from "./emit/target.ts";
 import { type BundleFile, hasher } from "./files.ts";
 import { fuse } from "./fuse.ts";
+import { checkLimits } from "./limits.ts";
 import { blockLayouts } from "./metadata.ts";
 import { models } from "./models/index.ts";
 import type { Model } from "./models/model.ts";
 import { openModel } from "./open.ts";
 import type { CompileOptions } from "./options.ts";
 import { packWeights } from "./pack.ts";
-import { checkLimits, layoutOf } from "./plan.ts";
-import { buildPrograms, type Programs } from "./programs/index.ts";
+import { type Layout, layoutOf } from "./plan.ts";
+import { buildPrograms, type Programs, type TrainClass } from "./programs/index.ts";
 import { checkOptions, type Settings, settingsOf } from "./settings.ts";
 import type { ModelSource } from "./source.ts";
 import { verify } from "./verify.ts";
@@ -100,14 +101,25 @@ async function* bundle(
   const sums: Record<string, { bytes: number; sha256: string }> = {};
   const counted = (file: BundleFile): BundleFile => count(file, sums);
   const emitted = new Map<"wasm" | "webgpu", Emitted>();
+  let saved: Manifest["saved"] = {};
   for (const target of settings.targets) {
     settings.progress({ phase: `emit ${target.name}`, done: 0, total: 1 });
     const layout = layoutOf(model, programs, capacities, target, format, train);
-    const made = emitTarget(target, model.layers, capacities, programs, launches, layout, train, format);
-    checkLimits(layout, made.arenaWords, target);
+    const made = emitTarget(target, model, capacities, programs, launches, layout, train, format);
     emitted.set(target.name, made);
-    for await (const file of kernelFiles(target.name, made, settings)) yield counted(file);
+    saved = savedFields(programs, layout, train);
   }
+  const targets = Object.fromEntries([...emitted].map(([name, e]): [string, TargetPlan] => [name, e.plan]));
+  const branches = programs.branches.map((b) => ({
+    index: b.index,
+    method: b.method.name,
+    site: b.site.index,
+    capacity: b.capacity,
+    tensors: b.tensors,
+  }));
+  for (const target of settings.targets) checkLimits({ capacities, train, saved, branches, targets }, target);
+  for (const [name, made] of emitted)
+    for await (const file of kernelFiles(name, made, settings)) yield counted(file);
 
   // The scheduler, with this bundle's capacities and programs compiled in.
   const perLayer = programs.layerParams.reduce((n, p) => n + p.n * p.k, 0);
@@ -120,6 +132,7 @@ async function* bundle(
       policy: settings.policy,
       blocks: blockLayouts(capacities, train),
       train,
+      saved,
       programs: plan.programs,
       kernels,
       parametersPerLayer: perLayer,
@@ -179,19 +192,13 @@ async function* bundle(
     methods: Object.fromEntries(
       settings.methods.map((m) => [m.name, methodEntry(m, model, capacities.rank)]),
     ),
-    branches: programs.branches.map((b) => ({
-      index: b.index,
-      method: b.method.name,
-      site: b.site.index,
-      capacity: b.capacity,
-      tensors: b.tensors,
-    })),
-    saved: savedFields(model, programs, settings),
+    branches,
+    saved,
     checkpoint,
     tensors,
     tokenizer: source.files.has("tokenizer.json"),
     chatTemplate: source.files.has("chat_template.jinja"),
-    targets: Object.fromEntries([...emitted].map(([name, { plan }]): [string, TargetPlan] => [name, plan])),
+    targets,
     files: sums,
   };
   yield ["manifest.json", text(JSON.stringify(manifest))];
@@ -274,13 +281,13 @@ function count(
   }
   return [name, pieces(content)];
 }
-/** What each class keeps of a forward; offsets are the same on every target. */
-function savedFields(model: Model, programs: Programs, s: Settings): Manifest["saved"] {
-  const { fieldOffsets } = layoutOf(model, programs, s.capacities, s.targets[0]!, s.format, s.train);
+/** What each class keeps of a forward: its fields, and the words of a row. */
+function savedFields(programs: Programs, layout: Layout, train: readonly TrainClass[]): Manifest["saved"] {
   return Object.fromEntries(
-    s.train.map((cls) => {
+    train.map((cls) => {
       const { fields, bytes } = programs.saved[cls]!;
-      return [cls, { fields: fields.map((f) => ({ ...f, offset: fieldOffsets.get(f.name)! })), bytes }];
+      const placed = fields.map((f) => ({ ...f, offset: layout.fields.get(f.name)!.offset }));
+      return [cls, { fields: placed, words: layout.records[cls]!, bytes }];
     }),
   );
 }

@@ -47,7 +47,8 @@ export function blockLayouts(
     step: build("step", [
       ...[...rowArrays, ...train.map(extArray)].map((n) => [n, c.tokens] as const),
       ["head_row", c.headRows],
-      ["tables", c.sequences * cacheBlocks(c.context)],
+      // As long as a load has sequences: the block's words end where they begin.
+      ["tables", 0],
     ]),
     unit: build("unit", [
       ...[...rowArrays, "ext_row"].map((n) => [n, c.unitRows] as const),

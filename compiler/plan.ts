@@ -6,11 +6,11 @@ import { inputName, isInput, type Type, type Value, valueKey } from "../ops/inde
 import {
   BLOCK,
   type Format,
+  MOST,
   mostStates,
   type ParamEntry,
   packedWords,
   type TargetPlan,
-  WeftError,
 } from "../runtime/bundle.ts";
 import type { Address } from "./kernel.ts";
 import type { Launch } from "./kernels/body.ts";
@@ -59,12 +59,15 @@ export interface Layout {
     readonly factors: readonly ParamEntry[];
     readonly statistics: readonly ParamEntry[];
   };
-  readonly classes: TargetPlan["classes"];
-  readonly homes: TargetPlan["homes"];
+  /** Of the arena, what outlives a program, and where it ends. */
+  readonly homes: Omit<TargetPlan["homes"], "dh" | "dkv">;
   readonly persistent: number;
+  readonly fields: ReadonlyMap<string, FieldPlace>;
+  /** By class of training: words of a row's records. */
+  readonly records: Readonly<Record<string, { readonly boundary: number; readonly kept: number }>>;
   readonly slotWords: number;
   readonly jobWords: number;
-  readonly fieldOffsets: ReadonlyMap<string, number>;
+  readonly room: Omit<TargetPlan["room"], "arena">;
 }
 
 /** Offsets of everything that outlives one program, for one target. */
@@ -127,59 +130,76 @@ export function layoutOf(
     };
   });
   jobWords = Math.max(jobWords, align(statAt));
-  const full = train.includes("full");
-  // Saved fields: adapters in training share what every method keeps, and have fields of their own; full
-  // training runs alone, over the same words.
-  const fieldOffsets = new Map<string, number>([["hidden", 0]]);
-  let savedLayer = 0;
-  let adapters = 0;
-  for (const cls of train) {
-    let at = cls === "full" ? 0 : adapters;
-    for (const f of programs.saved[cls]!.fields) {
-      if (fieldOffsets.has(f.name)) continue;
-      fieldOffsets.set(f.name, at);
-      at += align(f.cols * (f.index === "save_row" ? c.savedRows : c.keptRows));
-    }
-    if (cls !== "full") adapters = at;
-    savedLayer = Math.max(savedLayer, at);
-  }
   const d = model.hiddenSize;
   const kvDim = model.kvHeads * model.headDim;
+  const training = train.length > 0;
+  const saved = savedRecords(programs, train);
   let at = 0;
   const home = (words: number): number => {
     const offset = at;
     at += align(words);
     return offset;
   };
-  const training = train.length > 0 ? 1 : 0;
   const homes = {
     h: home(c.tokens * d),
     logits: home(c.headRows * model.vocab),
-    dh: home(training * c.savedRows * d),
-    dkv: home(training * c.savedRows * 2 * kvDim),
-    nll: home(training * c.savedRows),
     rotary: home(c.context * model.headDim),
-    norms: home(c.jobs * (model.layers + 3)),
+    nll: home(training ? MOST.savedRows : 0),
+    norms: home(MOST.jobs * (model.layers + 3)),
   };
-  const slots = c.slots + 1;
+  const full = train.includes("full");
   return {
     params: { layer: layer.params, outer: outer.params, factors, statistics },
-    classes: {
-      weights: { layer: layer.words, outer: outer.words },
-      kv: { layer: c.blocks * 2 * kvDim * BLOCK, outer: 64 },
-      saved: { layer: Math.max(64, savedLayer), outer: Math.max(64, training * align(c.savedRows * d)) },
-      adapters: { layer: Math.max(64, slots * slotWords), outer: 64 },
-      accum: {
-        layer: Math.max(64, full ? layer.accumWords : 0, c.jobs * jobWords),
-        outer: Math.max(64, full ? outer.accumWords : 0),
-      },
-      tables: { layer: align(64 + slots * programs.branches.length * 2), outer: 128 },
-    },
     homes,
     persistent: at,
+    fields: saved.fields,
+    records: saved.records,
     slotWords,
     jobWords,
-    fieldOffsets,
+    room: {
+      weights: { layer: layer.words, outer: outer.words },
+      accum: { layer: full ? layer.accumWords : 0, outer: full ? outer.accumWords : 0 },
+      block: 2 * kvDim * BLOCK,
+      hidden: training ? align(d, 4) : 0,
+      work: training ? align(d, 4) + align(2 * kvDim, 4) : 0,
+    },
+  };
+}
+
+/** A field of saved rows: where it lies in the record of its row, and how long that record is. */
+interface FieldPlace {
+  readonly offset: number;
+  readonly stride: number;
+}
+/**
+ * Saved rows are records, so that their number may be chosen at load. Two of a row: what bounds a unit, which
+ * adapters of all classes share, and what its class alone keeps; full training, which runs alone, has both for
+ * itself. Words are multiples of four.
+ */
+function savedRecords(
+  programs: Programs,
+  train: readonly TrainClass[],
+): { fields: ReadonlyMap<string, FieldPlace>; records: Layout["records"] } {
+  const places = new Map<string, { offset: number; record: string }>();
+  const ends: Record<string, number> = {};
+  const recordOf = (cls: TrainClass, index: string): string =>
+    index === "save_row" ? (cls === "full" ? "full boundary" : "boundary") : `${cls} kept`;
+  for (const cls of train)
+    for (const f of programs.saved[cls]!.fields) {
+      const record = recordOf(cls, f.index);
+      if (places.has(f.name)) continue;
+      const offset = ends[record] ?? 0;
+      places.set(f.name, { offset, record });
+      ends[record] = offset + align(f.cols, 4);
+    }
+  return {
+    fields: new Map([...places].map(([name, p]) => [name, { offset: p.offset, stride: ends[p.record]! }])),
+    records: Object.fromEntries(
+      train.map((cls) => [
+        cls,
+        { boundary: ends[recordOf(cls, "save_row")]!, kept: ends[recordOf(cls, "ext_row")] ?? 0 },
+      ]),
+    ),
   };
 }
 
@@ -234,8 +254,15 @@ export function placeValues(
   return { places, end };
 }
 
-/** Address of any value a kernel of `program` touches. */
-export function addresser(places: ReadonlyMap<string, number>, layout: Layout): (v: Value) => Address {
+/**
+ * Address of any value a kernel of `program` touches. `work`: where, behind all step values, the rows of
+ * gradients that cross units begin in the arena (the hidden state's, then the keys' and values').
+ */
+export function addresser(
+  places: ReadonlyMap<string, number>,
+  layout: Layout,
+  work: { readonly dh: number; readonly dkv: number },
+): (v: Value) => Address {
   const layer = new Map(layout.params.layer.map((p) => [p.name, p]));
   const outer = new Map(layout.params.outer.map((p) => [p.name, p]));
   const factors = new Map(layout.params.factors.map((p) => [p.name, p]));
@@ -253,36 +280,13 @@ export function addresser(places: ReadonlyMap<string, number>, layout: Layout): 
     if (t.kind === "table") return { cls: "arena", offset: layout.homes.rotary, stride: t.cols };
     if (t.kind === "rows" && name === "h") return { cls: "arena", offset: layout.homes.h, stride: t.cols };
     if (t.kind === "field") {
-      if (name === "dh" || name === "dkv" || name === "nll")
-        return { cls: "arena", offset: layout.homes[name], stride: t.cols };
-      const offset = layout.fieldOffsets.get(name);
-      if (offset !== undefined) return { cls: "saved", offset, stride: t.cols };
+      if (name === "dh" || name === "dkv")
+        return { cls: "arena", offset: work[name], stride: layout.room.work };
+      if (name === "nll") return { cls: "arena", offset: layout.homes.nll, stride: 1 };
+      if (name === "hidden") return { cls: "saved", offset: 0, stride: layout.room.hidden };
+      const field = layout.fields.get(name);
+      if (field) return { cls: "saved", ...field };
     }
     throw new Error(`no address for ${v.node.label} (${t.kind} ${name})`);
   };
-}
-
-/** Every chamber must fit one binding; the error names the knob. */
-export function checkLimits(layout: Layout, arenaWords: number, target: Target): void {
-  const knobs = {
-    weights: "the model (use --format f16)",
-    kv: "capacities.blocks",
-    saved: "capacities.savedRows",
-    adapters: "capacities.slots or rank",
-    accum: "capacities.jobs or rank",
-    tables: "capacities.slots",
-  };
-  const check = (what: string, words: number, knob: string): void => {
-    if (words * 4 > target.bindingBytes)
-      throw new WeftError({
-        code: "WEFT_CAPACITY",
-        where: `target ${target.name}: ${what}`,
-        expected: `at most ${target.bindingBytes} bytes in one binding`,
-        found: `${words * 4} bytes`,
-        hint: `lower ${knob}`,
-      });
-  };
-  for (const [cls, w] of Object.entries(layout.classes))
-    check(cls, Math.max(w.layer, w.outer), knobs[cls as keyof typeof knobs]);
-  check("arena", arenaWords, "capacities.tokens, headRows or savedRows");
 }

@@ -7,4 +7,5 @@ export * from "./formats.ts";
 export * from "./identity.ts";
 export * from "./manifest.ts";
 export * from "./optimizers/index.ts";
+export * from "./room.ts";
 export * from "./safetensors.ts";

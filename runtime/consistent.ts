@@ -6,7 +6,16 @@
 import { BLOCK } from "./contract.ts";
 import { WeftError } from "./errors.ts";
 import { packedWords, storedBytes } from "./formats.ts";
-import type { BranchEntry, BranchTensor, Manifest, ParamEntry, SiteEntry, TargetPlan } from "./manifest.ts";
+import {
+  type BranchEntry,
+  type BranchTensor,
+  type Manifest,
+  MOST,
+  type ParamEntry,
+  type SiteEntry,
+  type TargetPlan,
+} from "./manifest.ts";
+import { planOf } from "./room.ts";
 
 function need(ok: unknown, where: string, expected: string, found: unknown): asserts ok {
   if (!ok) throw new WeftError({ code: "WEFT_BUNDLE", where, expected, found: String(found) });
@@ -32,7 +41,10 @@ export function checkConsistent(m: Manifest): void {
   checkSelection(m);
   for (const name of ["host.wasm", "config.json"])
     need(Object.hasOwn(m.files, name), "files", name, "no such file");
-  for (const [name, plan] of Object.entries(m.targets)) checkPlan(m, plan, `targets.${name}`);
+  for (const target of ["wasm", "webgpu"] as const) {
+    const plan = m.targets[target];
+    if (plan) checkPlan(m, plan, target);
+  }
   checkTensors(m);
 }
 
@@ -135,32 +147,49 @@ function checkSelection(m: Manifest): void {
       );
 }
 
-function checkPlan(m: Manifest, plan: TargetPlan, at: string): void {
-  const { classes, homes } = plan;
+function checkPlan(m: Manifest, plan: TargetPlan, target: "wasm" | "webgpu"): void {
+  const at = `targets.${target}`;
+  const { room, homes } = plan;
   const { capacities: c, model: d, branches } = m;
   const within = (end: number, limit: number, where: string): void =>
     need(end <= limit, `${at}.${where}`, `words inside a chamber of ${limit}`, `words up to ${end}`);
-  /** A chamber holds what it is for, and is not out of proportion to it. */
-  const chamber = (cls: keyof typeof classes, region: "layer" | "outer", used: number): void => {
-    const words = classes[cls][region];
+  /** Room is what is used, and not out of proportion to it. */
+  const enough = (words: number, used: number, where: string): void => {
     const most = 2 * used + 2 ** 16;
-    const expected = `${used} to ${most} words for what it holds`;
-    need(words >= used && words <= most, `${at}.classes.${cls}.${region}`, expected, words);
+    need(
+      words >= used && words <= most,
+      `${at}.${where}`,
+      `${used} to ${most} words for what it holds`,
+      words,
+    );
   };
-  // Slots and jobs side by side; a slot's ranks and scales; keys and values; what the loop reads from the
-  // arena.
-  chamber("adapters", "layer", (c.slots + 1) * plan.slotWords);
-  chamber("tables", "layer", 64 + (c.slots + 1) * branches.length * 2);
-  chamber("kv", "layer", c.blocks * BLOCK * 2 * d.kvHeads * d.headDim);
-  within(1, classes.tables.outer, "classes.tables.outer");
-  within(homes.h + c.tokens * d.hiddenSize, plan.arenaWords, "homes.h");
-  within(homes.logits + c.headRows * d.vocab, plan.arenaWords, "homes.logits");
-  within(homes.rotary + c.context * d.headDim, plan.arenaWords, "homes.rotary");
-  within(homes.norms + c.jobs * (d.layers + 3), plan.arenaWords, "homes.norms");
-  const saved = m.train.length ? c.savedRows : 0;
-  within(homes.nll + saved, plan.arenaWords, "homes.nll");
-  within(homes.dh + saved * d.hiddenSize, plan.arenaWords, "homes.dh");
-  within(homes.dkv + saved * 2 * d.kvHeads * d.headDim, plan.arenaWords, "homes.dkv");
+  const kv = 2 * d.kvHeads * d.headDim;
+  const training = m.train.length > 0;
+  enough(room.block, BLOCK * kv, "room.block");
+  enough(room.hidden, training ? d.hiddenSize : 0, "room.hidden");
+  enough(room.work, training ? d.hiddenSize + kv : 0, "room.work");
+  within(homes.h + c.tokens * d.hiddenSize, room.arena, "homes.h");
+  within(homes.logits + c.headRows * d.vocab, room.arena, "homes.logits");
+  within(homes.rotary + c.context * d.headDim, room.arena, "homes.rotary");
+  within(homes.norms + MOST.jobs * (d.layers + 3), room.arena, "homes.norms");
+  within(homes.nll + (training ? MOST.savedRows : 0), room.arena, "homes.nll");
+  // Rows of gradients begin where the rest of the arena ends.
+  need(homes.dh === room.arena, `${at}.homes.dh`, `${room.arena}, the arena's end`, homes.dh);
+  if (training) within(homes.dkv - homes.dh + kv, room.work, "homes.dkv");
+  for (const [cls, { fields, words }] of Object.entries(m.saved)) {
+    const end = (index: string): number =>
+      Math.max(0, ...fields.filter((f) => f.index === index).map((f) => f.offset + f.cols));
+    enough(words.boundary, end("save_row"), `saved.${cls}.words.boundary`);
+    enough(words.kept, end("ext_row"), `saved.${cls}.words.kept`);
+  }
+  // Chambers of what the bundle is meant for are of a size that indices reach.
+  const { classes, arenaWords, metaWords } = planOf(m, target, c);
+  for (const [name, words] of [
+    ...Object.entries(classes).map(([cls, w]) => [cls, Math.max(w.layer, w.outer)] as const),
+    ["arena", arenaWords] as const,
+    ["meta", metaWords] as const,
+  ])
+    need(words < 2 ** 29, `${at}: ${name}`, "chambers of at most 2 GiB", `${words} words`);
 
   const full = m.train.includes("full");
   for (const [list, region] of [
@@ -168,7 +197,7 @@ function checkPlan(m: Manifest, plan: TargetPlan, at: string): void {
     ["outerParams", "outer"],
   ] as const) {
     const names = plan[list].map((p) => p.name);
-    const ends = { weights: 0, accum: region === "layer" ? c.jobs * plan.jobWords : 0 };
+    const ends = { weights: 0, accum: 0 };
     const listed = Object.keys(m.checkpoint[region]);
     need(new Set(names).size === names.length, `${at}.${list}`, "different names", "a name twice");
     for (const name of listed)
@@ -184,8 +213,8 @@ function checkPlan(m: Manifest, plan: TargetPlan, at: string): void {
       need(p.accum >= 0 && p.words >= p.n * p.k, `${at}.${where}`, "room for gradients", p.words);
       ends.accum = Math.max(ends.accum, p.accum + 3 * p.words);
     }
-    chamber("weights", region, ends.weights);
-    chamber("accum", region, ends.accum);
+    enough(room.weights[region], ends.weights, `room.weights.${region}`);
+    enough(room.accum[region], ends.accum, `room.accum.${region}`);
   }
   const param = (list: readonly ParamEntry[], name: string, n: number, k: number, where: string): void => {
     const p = list.find((x) => x.name === name);
@@ -229,8 +258,6 @@ function checkPlan(m: Manifest, plan: TargetPlan, at: string): void {
     need(s.accum >= 0, `${at}.statistics[${i}].accum`, "a place", s.accum);
     within(s.accum + s.n, plan.jobWords, `statistics[${i}].accum`);
   }
-  const blocks = Object.values(plan.blocks).map((b) => b.words);
-  within(Math.max(...blocks), plan.metaWords, "blocks");
   for (const [name, k] of Object.entries(plan.kernels))
     need(
       Object.hasOwn(m.files, k.file),

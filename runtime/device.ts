@@ -2,7 +2,14 @@
  * What plays a bundle's command list: chambers of memory, and kernels over them. One file a target implements
  * it.
  */
-import { type Manifest, type MemoryClass, type ParamEntry, type TargetPlan, WeftError } from "./bundle.ts";
+import {
+  type Manifest,
+  type MemoryClass,
+  type ParamEntry,
+  type Plan,
+  type Sizes,
+  WeftError,
+} from "./bundle.ts";
 
 export { type MemoryClass, memoryClasses } from "./contract.ts";
 
@@ -31,7 +38,9 @@ export interface Range {
  */
 export interface Device {
   readonly info: DeviceInfo;
-  readonly plan: TargetPlan;
+  readonly plan: Plan;
+  /** What was chosen when it was opened. */
+  readonly sizes: Sizes;
   /** Rows from which a step takes the kernels for many rows, where there are two. */
   readonly manyRows: number;
   readonly lanes: number;
@@ -66,7 +75,7 @@ export interface Device {
 }
 
 /** Words of a class in a group. */
-export function chamberWords(plan: TargetPlan, layers: number, cls: MemoryClass, group: number): number {
+export function chamberWords(plan: Plan, layers: number, cls: MemoryClass, group: number): number {
   if (cls === "meta") return plan.metaWords;
   if (cls === "arena") return plan.arenaWords;
   return group === layers ? plan.classes[cls].outer : plan.classes[cls].layer;
@@ -96,6 +105,14 @@ export const paramNamed = (params: readonly ParamEntry[], name: string): ParamEn
     });
   return p;
 };
+
+/** What a load may say of memory. */
+export interface RoomOptions {
+  /** Bytes that the device may take. Default: as much as the bundle is meant for, or as there is. */
+  readonly memory?: number | undefined;
+  /** Some of the sizes themselves. */
+  readonly capacities?: Partial<Sizes> | undefined;
+}
 
 /** Progress of loading: what is done of what is to do, in units of the phase's own. */
 export interface LoadProgress {

@@ -6,7 +6,7 @@
  */
 import { type AdapterRef, AdapterStore, type Generation } from "./adapters.ts";
 import { type BaseTensor, BaseWeights, otherBase } from "./base.ts";
-import { COUNTER, EVENT, FINISH, KIND, type Manifest, NONE, WeftError } from "./bundle.ts";
+import { COUNTER, EVENT, FINISH, KIND, type Manifest, NONE, type Sizes, WeftError } from "./bundle.ts";
 import { virtualTokens } from "./content.ts";
 import type { Device, DeviceInfo, LoadProgress, Range } from "./device.ts";
 import { Host } from "./host.ts";
@@ -154,8 +154,10 @@ export class Engine {
       told(p);
     };
     progress({ phase: "fetch", done: 0, total: 1 });
-    const manifest = await readManifest(reader);
-    const opened = await open(manifest, (name) => readVerified(reader, manifest, name), told);
+    const bundle = await readManifest(reader);
+    const opened = await open(bundle, (name) => readVerified(reader, bundle, name), told);
+    // From here on its capacities are those that the device has room for.
+    const manifest = { ...bundle, capacities: { ...bundle.capacities, ...opened.sizes } };
     const device = new Supervised(opened, options.stepTimeout ?? STEP_TIMEOUT);
     try {
       throwIfAborted(options.signal);
@@ -683,14 +685,16 @@ export class Engine {
     this.close(this.dead);
   }
 
-  /** Bytes by purpose, and blocks and slots in use. */
+  /** Bytes by purpose, what was chosen at load, and blocks and slots in use. */
   memory(): {
     bytes: Readonly<Record<string, number>>;
+    capacities: Sizes;
     blocks: { total: number; free: number };
     slots: { total: number; used: number };
   } {
     return {
       bytes: this.device.memory,
+      capacities: this.device.sizes,
       blocks: { total: this.host.exports.blocksTotal(), free: this.host.exports.freeBlocks() },
       slots: { total: this.manifest.capacities.slots, used: this.adapters.slotsInUse() },
     };

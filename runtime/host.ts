@@ -1,5 +1,13 @@
 /** host.wasm from TypeScript: typed views on its memory, at the addresses it exports. */
-import { COMMAND_WORDS, COUNTER, EVENT_WORDS, MAX_STOPS, type Manifest, WeftError } from "./bundle.ts";
+import {
+  COMMAND_WORDS,
+  COUNTER,
+  EVENT_WORDS,
+  MAX_STOPS,
+  type Manifest,
+  sizeNames,
+  WeftError,
+} from "./bundle.ts";
 
 export interface HostExports {
   readonly memory: WebAssembly.Memory;
@@ -65,7 +73,9 @@ export class Host {
     };
     const bad = (expected: string, found: string, cause?: unknown): WeftError =>
       new WeftError({ code: "WEFT_BUNDLE", where: "host.wasm", expected, found, cause });
+    const { capacities } = manifest;
     const imports = {
+      sizes: Object.fromEntries(sizeNames.map((name) => [name, capacities[name]])),
       env: {
         abort: (what: number, _file: number, line: number) => {
           throw new WeftError({

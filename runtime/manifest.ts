@@ -179,22 +179,24 @@ const BlockEntry = object({ kind: block, arrays: record(count), words: count });
  */
 const words = number("words of at most 2 GiB", (x) => Number.isInteger(x) && x >= 0 && x < 2 ** 29);
 const Chambers = object({ layer: words, outer: words });
-const ClassWords = object({
-  weights: Chambers,
-  kv: Chambers,
-  saved: Chambers,
-  adapters: Chambers,
-  accum: Chambers,
-  tables: Chambers,
-});
 const TargetPlan = object({
   panel: number("8 or 16 columns", (x) => x === 8 || x === 16),
-  classes: ClassWords,
-  arenaWords: words,
-  metaWords: words,
+  /** Words that chambers take, whatever a load chooses, and for one of what it chooses (room.ts). */
+  room: object({
+    weights: Chambers,
+    /** Gradients and moments of full training. */
+    accum: Chambers,
+    /** The arena up to `homes.dh`. */
+    arena: words,
+    /** Of a layer: a cache block. */
+    block: words,
+    /** Of a saved row: its last hidden state, and its gradients that cross units (in the arena). */
+    hidden: words,
+    work: words,
+  }),
   /** Memory of its own that each thread of the Wasm target needs; none on WebGPU. */
   scratchWords: words,
-  /** Words from the arena's start of what outlives a program. */
+  /** Words from the arena's start of what outlives a program; `dh` and `dkv` are parts of a row's `work`. */
   homes: object({
     h: words,
     logits: words,
@@ -217,6 +219,8 @@ const TargetPlan = object({
   /** `weights`: does it change the base? Only updates of full training do. */
   kernels: record(object({ workgroup: positive, file: fileName, weights: oneOf(["read", "written"]) })),
 });
+/** The most of what is chosen at load: arrays that kernels address behind them are as long. */
+export const MOST = { jobs: 16, savedRows: 65536 } as const;
 const CapacityEntry = object({
   tokens: positive,
   sequences: positive,
@@ -288,6 +292,8 @@ export const ManifestSchema = object({
   saved: record(
     object({
       fields: v.array(object({ name: text, cols: positive, index: text, offset: count })),
+      /** Words of a row's records in a layer: the fields indexed by save_row, and by ext_row. */
+      words: object({ boundary: words, kept: words }),
       bytes: object({ naive: finite, read: finite, all: finite, boundary: finite }),
     }),
   ),
@@ -322,7 +328,6 @@ export type GridDim = Of<typeof GridDim>;
 export type LaunchEntry = Of<typeof LaunchEntry>;
 export type ProgramEntry = Of<typeof ProgramEntry>;
 export type BlockEntry = Of<typeof BlockEntry>;
-export type ClassWords = Of<typeof ClassWords>;
 export type TargetPlan = Of<typeof TargetPlan>;
 export type GenerationEntry = Of<typeof GenerationEntry>;
 export type CapacityEntry = Of<typeof CapacityEntry>;

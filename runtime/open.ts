@@ -42,17 +42,10 @@ export async function openDevice(
   };
   if (choice === "wasm") return wasm();
   if (choice === "auto") {
-    const device = manifest.targets.webgpu
-      ? await openWebGpu(manifest, file, "hardware", options.onProgress)
-      : null;
+    const device = manifest.targets.webgpu ? await openWebGpu(manifest, file, "hardware", options) : null;
     return device ?? wasm();
   }
-  const device = await openWebGpu(
-    manifest,
-    file,
-    choice === "webgpu" ? "hardware" : "software",
-    options.onProgress,
-  );
+  const device = await openWebGpu(manifest, file, choice === "webgpu" ? "hardware" : "software", options);
   if (!device)
     throw new WeftError({
       code: "WEFT_DEVICE",

@@ -16,6 +16,7 @@ const PARTS = 4;
 export class Supervised implements Device {
   readonly info: Device["info"];
   readonly plan: Device["plan"];
+  readonly sizes: Device["sizes"];
   readonly manyRows: number;
   readonly lanes: number;
   readonly memory: Device["memory"];
@@ -35,6 +36,7 @@ export class Supervised implements Device {
     ({
       info: this.info,
       plan: this.plan,
+      sizes: this.sizes,
       manyRows: this.manyRows,
       lanes: this.lanes,
       memory: this.memory,

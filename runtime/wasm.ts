@@ -2,7 +2,15 @@
  * The Wasm target: every chamber in one linear memory of fixed size; kernels called one after another, by one
  * thread or by a crew of them.
  */
-import { type Manifest, WeftError } from "./bundle.ts";
+import {
+  type Limits,
+  type Manifest,
+  type Measure,
+  type Plan,
+  planOf,
+  sizesFor,
+  WeftError,
+} from "./bundle.ts";
 import { crewBytes, openCrew, threadsHere } from "./crew.ts";
 import {
   chamberWords,
@@ -13,17 +21,20 @@ import {
   memoryClasses,
   planProgress,
   type Range,
+  type RoomOptions,
 } from "./device.ts";
 import { STEP_TIMEOUT } from "./supervise.ts";
 import { turn } from "./turn.ts";
 
 type Kernel = (bind: number, meta: number, scratch: number, part: number, parts: number) => void;
 const PAGE = 65536;
+/** Of a memory that 32 bits address. */
+const MOST_PAGES = 65536;
 export const MAX_THREADS = 64;
 /** Without threads of its own a device lets the event loop run this often, milliseconds. */
 const SLICE_MS = 8;
 
-export interface WasmOptions {
+export interface WasmOptions extends RoomOptions {
   /**
    * Threads that compute; 1 computes where the engine is. Default: as many as the machine has cores. Results
    * are the same bits for any number.
@@ -60,12 +71,11 @@ export const hasRelaxed = (): boolean =>
 
 /** Where everything lies in memory, bytes. */
 function planMemory(
-  manifest: Manifest,
+  plan: Plan,
+  layers: number,
   threads: number,
   lanes: number,
 ): { base: ReadonlyMap<string, number>; bytes: Readonly<Record<string, number>>; pages: number } {
-  const plan = manifest.targets.wasm!;
-  const layers = manifest.model.layers;
   const base = new Map<string, number>();
   const bytes: Record<string, number> = {};
   let at = 0;
@@ -86,6 +96,15 @@ function planMemory(
       if (!isShared(cls)) place(`${cls}.${g}`, cls, chamberWords(plan, layers, cls, g) * 4);
   return { base, bytes, pages: Math.ceil(at / PAGE) + 1 };
 }
+
+/** One memory of 32-bit addresses. */
+export const wasmLimits: Limits = { memory: MOST_PAGES * PAGE, chamber: MOST_PAGES * PAGE };
+export const measureWasm =
+  (layers: number, threads: number, lanes: number): Measure =>
+  (plan) => {
+    const { bytes, pages } = planMemory(plan, layers, threads, lanes);
+    return { bytes, total: pages * PAGE, largest: 0 };
+  };
 
 /**
  * The module with its memory import declared unshared, for places where memory cannot be shared: the limits'
@@ -136,14 +155,6 @@ export async function openWasm(
   bytesOfModule: Uint8Array,
   options: WasmOptions = {},
 ): Promise<Device> {
-  const plan = manifest.targets.wasm;
-  if (!plan)
-    throw new WeftError({
-      code: "WEFT_DEVICE",
-      where: "target",
-      expected: "a bundle compiled for wasm",
-      found: Object.keys(manifest.targets).join(", "),
-    });
   const here = await threadsHere();
   const threads = options.threads ?? Math.min(here, MAX_THREADS);
   if (!Number.isInteger(threads) || threads < 1 || threads > MAX_THREADS)
@@ -174,18 +185,10 @@ export async function openWasm(
       found: String(lanes),
       hint: threads > 1 ? "compile with --train" : "a second list needs a second thread",
     });
-  const layers = manifest.model.layers;
-  const { base, bytes, pages } = planMemory(manifest, threads, lanes);
-  if (pages > 65536) {
-    const list = Object.entries(bytes).sort(([, a], [, b]) => b - a);
-    throw new WeftError({
-      code: "WEFT_CAPACITY",
-      where: "wasm memory",
-      expected: "at most 4 GiB",
-      found: `${(pages / 16384).toFixed(2)} GiB (${list.map(([cls, n]) => `${cls} ${(n / 2 ** 20).toFixed(0)} MiB`).join(", ")})`,
-      hint: "compile with --format int8 or f16, or with smaller capacities",
-    });
-  }
+  const { layers } = manifest.model;
+  const sizes = sizesFor(manifest, "wasm", options, wasmLimits, measureWasm(layers, threads, lanes));
+  const plan = planOf(manifest, "wasm", sizes);
+  const { base, bytes, pages } = planMemory(plan, layers, threads, lanes);
   options.onProgress?.(planProgress(bytes));
   let memory: WebAssembly.Memory;
   try {
@@ -289,6 +292,7 @@ export async function openWasm(
       software: false,
     },
     plan,
+    sizes,
     manyRows: 2 ** 30,
     lanes,
     memory: bytes,

@@ -1,7 +1,15 @@
 /**
  * The WebGPU target: one bind group a group of chambers, one compute pass a step, metadata by dynamic offset.
  */
-import type { Manifest, TargetPlan } from "./bundle.ts";
+import {
+  type Limits,
+  type Manifest,
+  type Measure,
+  type Plan,
+  planOf,
+  type Sizes,
+  sizesFor,
+} from "./bundle.ts";
 import { destroyAtExit, openAdapter, settled } from "./dawn.ts";
 import {
   chamberWords,
@@ -12,6 +20,7 @@ import {
   memoryClasses,
   planProgress,
   type Range,
+  type RoomOptions,
 } from "./device.ts";
 import { WeftError } from "./errors.ts";
 
@@ -33,16 +42,8 @@ export async function openWebGpu(
   manifest: Manifest,
   file: FileOf,
   kind: "hardware" | "software",
-  onProgress?: (p: LoadProgress) => void,
+  options: RoomOptions & { readonly onProgress?: ((p: LoadProgress) => void) | undefined } = {},
 ): Promise<Device | null> {
-  const plan = manifest.targets.webgpu;
-  if (!plan)
-    throw new WeftError({
-      code: "WEFT_DEVICE",
-      where: "target",
-      expected: "a bundle compiled for webgpu",
-      found: Object.keys(manifest.targets).join(", "),
-    });
   const adapter = await openAdapter(kind);
   if (!adapter) return null;
   const { info, limits } = adapter;
@@ -54,26 +55,21 @@ export async function openWebGpu(
   if (software !== (kind === "software")) return null;
 
   const { layers, format } = manifest.model;
-  const bytesOf = (cls: MemoryClass): number =>
-    Math.max(...[0, layers].map((g) => chamberWords(plan, layers, cls, g) * 4));
-  const largest = Math.max(...memoryClasses.map(bytesOf));
-  const refuse = (expected: string, found: string): never => {
+  const where = `adapter ${info.description || info.device}`;
+  const chamber = Math.min(limits.maxStorageBufferBindingSize, limits.maxBufferSize);
+  const room = { ...webGpuLimits, chamber };
+  const sizes = sizesFor(manifest, "webgpu", options, room, measureWebGpu(layers));
+  const plan = planOf(manifest, "webgpu", sizes);
+  // Kernels count bytes of int8 matrices in an i32.
+  const weights = largestOf(plan, layers, "weights");
+  if (format === "int8" && weights > 2 ** 31)
     throw new WeftError({
       code: "WEFT_CAPACITY",
-      where: `adapter ${info.description || info.device}`,
-      expected,
-      found,
-      hint: "compile with smaller capacities, or --format f16",
+      where,
+      expected: "int8 weights of at most 2 GiB a layer",
+      found: `${weights} bytes`,
+      hint: "compile with --format f16",
     });
-  };
-  if (largest > limits.maxStorageBufferBindingSize || largest > limits.maxBufferSize)
-    refuse(
-      `bindings of ${largest} bytes`,
-      `at most ${Math.min(limits.maxStorageBufferBindingSize, limits.maxBufferSize)}`,
-    );
-  // Kernels count bytes of int8 matrices in an i32.
-  if (format === "int8" && bytesOf("weights") > 2 ** 31)
-    refuse("int8 weights of at most 2 GiB a layer", `${bytesOf("weights")} bytes`);
   const device = await adapter
     .requestDevice({
       requiredLimits: {
@@ -84,7 +80,7 @@ export async function openWebGpu(
     .catch((cause: Error) => {
       throw new WeftError({
         code: "WEFT_DEVICE",
-        where: `adapter ${info.description || info.device}`,
+        where,
         expected: "a device",
         found: cause.message,
         cause,
@@ -93,7 +89,7 @@ export async function openWebGpu(
   const watch = new Watch(device);
   try {
     const bytes = sizesOf(plan, layers);
-    onProgress?.(planProgress(bytes));
+    options.onProgress?.(planProgress(bytes));
     const memory = await watch.scoped(Object.values(bytes), () => allocate(device, plan, layers));
     const kernels = await compileKernels(watch, plan, memory.layouts, file);
     watch.loaded();
@@ -105,6 +101,7 @@ export async function openWebGpu(
         software,
       },
       bytes,
+      sizes,
     });
   } catch (e) {
     // Whatever failed after the device was gone failed because of that.
@@ -220,7 +217,25 @@ class Watch {
   }
 }
 
-function sizesOf(plan: TargetPlan, layers: number): Record<string, number> {
+/**
+ * Adapters do not say how much memory they have: what they refuse is told when it is taken. The smallest
+ * bindings are of 128 MiB.
+ */
+export const webGpuLimits: Limits = { memory: Number.MAX_SAFE_INTEGER, chamber: 128 * 2 ** 20 };
+export const measureWebGpu =
+  (layers: number): Measure =>
+  (plan) => {
+    const bytes = sizesOf(plan, layers);
+    return {
+      bytes,
+      total: Object.values(bytes).reduce((a, b) => a + b, 0),
+      largest: Math.max(...memoryClasses.map((cls) => largestOf(plan, layers, cls))),
+    };
+  };
+/** Bytes of the largest chamber of a class. */
+const largestOf = (plan: Plan, layers: number, cls: MemoryClass): number =>
+  Math.max(...[0, layers].map((g) => chamberWords(plan, layers, cls, g) * 4));
+function sizesOf(plan: Plan, layers: number): Record<string, number> {
   const bytes: Record<string, number> = {};
   for (const cls of memoryClasses)
     for (let g = 0; g <= (isShared(cls) ? 0 : layers); g++)
@@ -236,7 +251,7 @@ interface Memory {
   /** Of each layout, by group. */
   readonly groups: readonly (readonly GPUBindGroup[])[];
 }
-function allocate(device: GPUDevice, plan: TargetPlan, layers: number): Memory {
+function allocate(device: GPUDevice, plan: Plan, layers: number): Memory {
   const buffers = new Map<string, GPUBuffer>();
   const key = (cls: MemoryClass, group: number): string => `${cls}.${isShared(cls) ? 0 : group}`;
   for (let g = 0; g <= layers; g++)
@@ -251,7 +266,7 @@ function allocate(device: GPUDevice, plan: TargetPlan, layers: number): Memory {
           }),
         );
   const of = (cls: MemoryClass, group: number): GPUBuffer => buffers.get(key(cls, group))!;
-  const blockBytes = Math.max(...Object.values(plan.blocks).map((b) => b.words * 4));
+  const blockBytes = 4 * Math.max(plan.stepWords, plan.blocks.unit.words, plan.blocks.update.words);
   const layoutFor = (writable: boolean): GPUBindGroupLayout =>
     device.createBindGroupLayout({
       entries: memoryClasses.map((cls, binding) => ({
@@ -297,7 +312,7 @@ interface Kernel {
  */
 async function compileKernels(
   watch: Watch,
-  plan: TargetPlan,
+  plan: Plan,
   layouts: Memory["layouts"],
   file: FileOf,
 ): Promise<Kernel[]> {
@@ -350,10 +365,14 @@ async function compileKernels(
  */
 function play(
   watch: Watch,
-  plan: TargetPlan,
+  plan: Plan,
   memory: Memory,
   kernels: readonly Kernel[],
-  about: { readonly info: Device["info"]; readonly bytes: Readonly<Record<string, number>> },
+  about: {
+    readonly info: Device["info"];
+    readonly bytes: Readonly<Record<string, number>>;
+    readonly sizes: Sizes;
+  },
 ): Device {
   const { device } = watch;
   const { queue } = device;
@@ -464,6 +483,7 @@ function play(
     stats,
     info: about.info,
     plan,
+    sizes: about.sizes,
     // A CPU behind WebGPU has few lanes and pays for every barrier: kernels without them, however few the
     // rows.
     manyRows: about.info.software ? 1 : 64,

@@ -5,16 +5,19 @@
  */
 import { resolve, sep } from "node:path";
 import { parseArgs } from "node:util";
-import { WeftError } from "../runtime/bundle.ts";
+import { type Manifest, planOf, sizesFor, WeftError } from "../runtime/bundle.ts";
 import { openAdapter } from "../runtime/dawn.ts";
 import { claimFolder } from "../runtime/folder.ts";
 import { readManifest } from "../runtime/load.ts";
 import type { DeviceChoice } from "../runtime/open.ts";
 import { openReader } from "../runtime/reader.ts";
 import { nearest } from "../runtime/schema.ts";
+import { measureWasm, wasmLimits } from "../runtime/wasm.ts";
+import { measureWebGpu, webGpuLimits } from "../runtime/webgpu.ts";
 import { claimCheckpoints } from "./checkpoint.ts";
 import { parseJson, readFileOr } from "./files.ts";
 import { compile, type FinetuneOptions, load, planMemory } from "./index.ts";
+import { bytesOf } from "./options.ts";
 import { Stop } from "./stop.ts";
 
 const usage = `weft: serve and fine-tune one base model from one process
@@ -27,13 +30,14 @@ const usage = `weft: serve and fine-tune one base model from one process
       [--calibrate FILE.jsonl [--selector activation-small|…] [--seed N]]   S2FT on channels chosen now
   weft generate BUNDLE --prompt TEXT | --ids 1,2,3
       [--adapter DIR] [--max-tokens N] [--temperature X] [--top-k N] [--top-p X] [--min-p X] [--seed N]
-      [--stop TEXT] [--device D]
+      [--stop TEXT] [--device D] [--memory 512MB]
   weft finetune BUNDLE --data FILE.jsonl --name NAME --out DIR
       [--method lora|s2ft|…|full] [--selector random|activation-small|…] [--tuned MODEL] [--rank N]
       [--alpha X] [--dropout X] [--epochs N] [--steps N] [--batch-size N] [--learning-rate X]
       [--schedule constant|linear|cosine] [--warmup-steps N] [--weight-decay X] [--seed N]
       [--eval-data FILE [--eval-every N] [--select last|best]] [--checkpoint DIR] [--resume DIR] [--device D]
-  weft inspect BUNDLE [--kernels] [--graph PROGRAM]
+      [--memory 512MB]
+  weft inspect BUNDLE [--kernels] [--graph PROGRAM] [--for MEMORY]
   weft inspect --memory [--model FOLDER | llama-2-7b | llama-3-8b] [--tokens N] [--rank N]
       what each method takes, from a shape alone
   weft doctor   what this machine has
@@ -82,6 +86,7 @@ const options = {
     "min-p": text,
     seed: text,
     device: text,
+    memory: text,
     stop: text,
   },
   finetune: {
@@ -106,10 +111,11 @@ const options = {
     checkpoint: text,
     resume: text,
     device: text,
+    memory: text,
     "weight-decay": text,
     dropout: text,
   },
-  inspect: { kernels: flag, graph: text, memory: flag, model: text, tokens: text, rank: text },
+  inspect: { kernels: flag, graph: text, for: text, memory: flag, model: text, tokens: text, rank: text },
   doctor: {},
 } as const;
 type Command = keyof typeof options;
@@ -140,6 +146,16 @@ const kb = (n: number): string =>
       : `${(n / 1e3).toFixed(1)} kB`;
 
 /** Memory by method for a shape: a model folder's, or a preset's. */
+/** What a load of one thread would choose, of so many bytes. */
+function roomOf(m: Manifest, target: "wasm" | "webgpu", memory?: number) {
+  if (Number.isNaN(memory)) fail("--for", "bytes, or a text like 512MB", "neither");
+  const { layers } = m.model;
+  const measure = target === "wasm" ? measureWasm(layers, 1, 1) : measureWebGpu(layers);
+  const limits = target === "wasm" ? wasmLimits : webGpuLimits;
+  const sizes = sizesFor(m, target, { memory }, limits, measure);
+  const plan = planOf(m, target, sizes);
+  return { sizes, plan, bytes: measure(plan).total };
+}
 async function inspectMemory(f: Flags, json: boolean): Promise<void> {
   const model = f.model ? string(f, "model") : "llama-2-7b";
   const tokens = number(f, "tokens") ?? 512;
@@ -243,6 +259,7 @@ const commands: Readonly<
     const prompt = typeof f.ids === "string" ? tokenIds(f.ids) : string(f, "prompt");
     await using engine = await load(bundle ?? fail("generate", "a bundle", "nothing"), {
       device: (f.device ?? "auto") as DeviceChoice,
+      ...given({ memory: f.memory as string | undefined }),
     });
     if (f.adapter) await engine.adapters.load("adapter", string(f, "adapter"));
     let out = "";
@@ -281,7 +298,10 @@ const commands: Readonly<
         fail("--checkpoint", "a folder that neither holds that of --out nor lies in it", checkpoint);
       await claimCheckpoints(checkpoint);
     }
-    await using engine = await load(from, { device: (f.device ?? "auto") as DeviceChoice });
+    await using engine = await load(from, {
+      device: (f.device ?? "auto") as DeviceChoice,
+      ...given({ memory: f.memory as string | undefined }),
+    });
     const o: FinetuneOptions = {
       name: string(f, "name"),
       data: string(f, "data"),
@@ -374,9 +394,12 @@ const commands: Readonly<
       console.log(
         `saved activations, ${cls}: ${s.bytes.naive} bytes a token a layer naive, ${s.bytes.all} pruned, ${s.bytes.boundary} boundary  (${s.fields.map((x) => `${x.name.replace(/^\w+\./, "")}×${x.cols}`).join(", ")})`,
       );
-    for (const [name, plan] of Object.entries(m.targets)) {
+    for (const name of ["wasm", "webgpu"] as const) {
+      if (!m.targets[name]) continue;
+      const { sizes, plan, bytes } = roomOf(m, name, f.for === undefined ? undefined : bytesOf(f.for));
+      const list = Object.entries(sizes).map(([k, v]) => `${k} ${v}`);
       console.log(
-        `\ntarget ${name}: ${Object.keys(plan.kernels).length} kernels, arena ${kb(plan.arenaWords * 4)}, metadata ${kb(plan.metaWords * 4)}`,
+        `\ntarget ${name}: ${Object.keys(plan.kernels).length} kernels, arena ${kb(plan.arenaWords * 4)}, metadata ${kb(plan.metaWords * 4)}; a load takes ${kb(bytes)}: ${list.join(", ")}`,
       );
       for (const [cls, w] of Object.entries(plan.classes))
         console.log(

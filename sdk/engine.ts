@@ -37,6 +37,7 @@ import { openMatrices } from "./model.ts";
 import {
   AdapterName,
   AdapterRefSchema,
+  bytesOf,
   CompressOptions,
   FinetuneOptions,
   GenerateOptions,
@@ -78,12 +79,16 @@ export async function load(location: string | URL, options: LoadOptions = {}): P
 /** What this process found of bundles on its devices. */
 const verdicts: Verdicts = new Map();
 async function loading(location: string | URL, options: LoadOptions): Promise<Engine> {
-  const { device, threads, lanes, relaxed, stepTimeout, signal } = options;
+  const { device, threads, lanes, relaxed, stepTimeout, signal, capacities } = options;
+  const memory = options.memory === undefined ? undefined : bytesOf(options.memory);
   const reader = await openReader(location);
   const core = await Core.open(
     reader,
     (m, file, onProgress) =>
-      openDevice(device ?? "auto", m, file, { threads, lanes, relaxed, stepTimeout, signal, onProgress }),
+      openDevice(device ?? "auto", m, file, {
+        ...{ threads, lanes, relaxed, memory, capacities },
+        ...{ stepTimeout, signal, onProgress },
+      }),
     picked(engineEntries, options),
     verdicts,
   );

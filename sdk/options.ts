@@ -2,6 +2,7 @@
  * Options of the SDK's calls, each described once: the engine's own, and what text, files and devices add.
  */
 import * as v from "valibot";
+import { sizeNames } from "../runtime/bundle.ts";
 import { deviceChoices } from "../runtime/open.ts";
 import {
   adapterEntries,
@@ -26,6 +27,17 @@ import { MAX_THREADS } from "../runtime/wasm.ts";
 import type { DataRow } from "./data.ts";
 import type { Message } from "./text.ts";
 
+type SizeEntries = Record<(typeof sizeNames)[number], v.ExactOptionalSchema<typeof positive, undefined>>;
+const units = { "": 1, KB: 1e3, MB: 1e6, GB: 1e9, KIB: 2 ** 10, MIB: 2 ** 20, GIB: 2 ** 30 } as const;
+/** Bytes of a number, or of a text like "512MB" or "3 GiB"; NaN for anything else. */
+export function bytesOf(memory: unknown): number {
+  if (typeof memory === "number") return Number.isInteger(memory) && memory > 0 ? memory : Number.NaN;
+  const [, number, unit] = /^(\d+(?:\.\d+)?)\s*([KMG]i?B|)$/i.exec(String(memory)) ?? [];
+  if (number === undefined) return Number.NaN;
+  return Math.floor(Number(number) * units[unit!.toUpperCase() as keyof typeof units]);
+}
+const memorySize = v.custom<number | string>((x) => bytesOf(x) > 0, "bytes, or a text like 512MB");
+
 export const LoadOptions = object({
   ...engineEntries,
   /** Default `auto`: WebGPU on a hardware adapter, else Wasm. A software adapter only by name. */
@@ -45,6 +57,16 @@ export const LoadOptions = object({
    * A class of numerics of its own.
    */
   relaxed: v.optional(boolean),
+  /**
+   * Bytes that the device may take, or a text like "512MB" or "3 GiB". Less than the bundle is meant for makes
+   * room for fewer requests and smaller jobs, more for more requests; results are the same bits. Default: what
+   * the bundle is meant for, as far as the device has it.
+   */
+  memory: v.optional(memorySize),
+  /** Sizes that are not to follow from `memory`: see `compile`. */
+  capacities: v.optional(
+    object(Object.fromEntries(sizeNames.map((n) => [n, v.exactOptional(positive)])) as SizeEntries),
+  ),
 });
 export type LoadOptions = Of<typeof LoadOptions>;
 

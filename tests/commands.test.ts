@@ -3,7 +3,7 @@ import * as assert from "uvu/assert";
 import { adapterMethods } from "../compiler/adapters/index.ts";
 import { compile } from "../compiler/compile.ts";
 import { compileHost } from "../compiler/emit/host.ts";
-import { EVENT, KIND, type WeftError } from "../runtime/bundle.ts";
+import { EVENT, KIND, planOf, type WeftError } from "../runtime/bundle.ts";
 import { Host } from "../runtime/host.ts";
 import { batchOf, collect, configs, engineOf, idsOf, s2ftOdd, small } from "./support/engines.ts";
 import { suite } from "./support/suite.ts";
@@ -20,7 +20,7 @@ async function longestList(
   cls: number,
   wasm = files.get("host.wasm")!,
 ): Promise<{ commands: number; events: number }> {
-  const plan = (manifest.targets.webgpu ?? manifest.targets.wasm)!;
+  const plan = planOf(manifest, manifest.targets.webgpu ? "webgpu" : "wasm", manifest.capacities);
   const { capacities: c, model } = manifest;
   const host = await Host.open(
     manifest,
@@ -76,8 +76,14 @@ test("a step's list has room for every launch of the bundle's programs, fused or
       ...o,
     });
     const source = new TextDecoder().decode(compiled.files.get("host.config.ts")!);
-    const bound = (name: string): number =>
-      Number(new RegExp(`const ${name}: i32 = (\\d+);`).exec(source)?.[1]);
+    const { slots, jobs } = compiled.manifest.capacities;
+    const bound = (name: string): number => {
+      const sum = new RegExp(`const ${name}: i32 = (.*);`).exec(source)![1]!;
+      return sum
+        .split(" + ")
+        .map((part) => part.split(" * ").map((x) => ({ SLOTS: slots, JOBS: jobs })[x] ?? Number(x)))
+        .reduce((n, product) => n + product.reduce((a, b) => a * b), 0);
+    };
     for (const [cls] of compiled.manifest.train.entries()) {
       const most = await longestList(compiled, cls);
       assert.ok(
@@ -93,7 +99,7 @@ test("a step's list has room for every launch of the bundle's programs, fused or
       ["MAX_COMMANDS", commands],
       ["MAX_EVENTS", events],
     ] as const) {
-      const doctored = source.replace(new RegExp(`(const ${name}: i32 = )\\d+`), `$1${used - 1}`);
+      const doctored = source.replace(new RegExp(`(const ${name}: i32 = ).*;`), `$1${used - 1};`);
       const wasm = await compileHost(doctored, compiled.manifest.policy, false);
       await longestList(compiled, 0, wasm).then(
         () => assert.unreachable(`${name} is checked`),

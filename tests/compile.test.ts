@@ -22,6 +22,7 @@ import {
   KIND,
   type Maths,
   parseHeader,
+  planOf,
   store,
 } from "../runtime/bundle.ts";
 import { Host } from "../runtime/host.ts";
@@ -127,7 +128,7 @@ test("fusion changes launches, never bits: a layer's forward takes at most 10 la
 test("a small device: every chamber fits 1 MiB bindings, kernels take 8 buffers, 16 KiB and 64 lanes", async () => {
   const limits = { bindingBytes: 2 ** 20, workgroupInvocations: 128 };
   const c = await compile(writeModel(configs.even), { ...options, targets: ["webgpu"], limits });
-  const plan = c.manifest.targets.webgpu!;
+  const plan = planOf(c.manifest, "webgpu", c.manifest.capacities);
   assert.ok(plan.arenaWords * 4 <= limits.bindingBytes);
   for (const w of Object.values(plan.classes))
     assert.ok(Math.max(w.layer, w.outer) * 4 <= limits.bindingBytes);

@@ -23,9 +23,11 @@ import {
   LANES,
   MASK_WORDS,
   MAX_STOPS,
+  type Manifest,
   NONE,
   optimizerNames,
   type ProgramEntry,
+  sizeNames,
   TRAIN_BIT,
   updateWords,
 } from "../../runtime/bundle.ts";
@@ -74,6 +76,7 @@ export interface HostInput {
   readonly vocab: number;
   readonly policy: string;
   readonly train: readonly string[];
+  readonly saved: Manifest["saved"];
   readonly blocks: Readonly<Record<"step" | "unit" | "update", BlockEntry>>;
   readonly programs: readonly ProgramEntry[];
   readonly kernels: readonly string[];
@@ -86,8 +89,8 @@ export interface HostInput {
  * anew, all units granted, every job's update, and a forward. Of two kernels for few and for many rows a step
  * runs one.
  */
-function longestLists(h: HostInput): { commands: number; events: number } {
-  const { slots, units, jobs, headRows } = h.capacities;
+function longestLists(h: HostInput): { commands: string; events: string } {
+  const { units, headRows } = h.capacities;
   const launches = (name: string): number => {
     const list = h.programs.find((p) => p.name === name)?.launches ?? [];
     const without = (count: GridDim["count"]): number =>
@@ -117,11 +120,12 @@ function longestLists(h: HostInput): { commands: number; events: number } {
     launches("stash") +
     launches("head");
   return {
-    commands: slots * rowNorms + units * unit + jobs * (update + launches("clip") + rowNorms) + forward,
+    commands: `SLOTS * ${rowNorms} + JOBS * ${update + launches("clip") + rowNorms} + ${units * unit + forward}`,
     // A logits row says one thing and may end its sequence; a job says that its micro-batch is done.
-    events: 2 * headRows + jobs,
+    events: `JOBS + ${2 * headRows}`,
   };
 }
+const constant = (name: string): string => name.replace(/[A-Z]/g, "_$&").toUpperCase();
 /** The runtime's contract under the host's names: MICRO_DONE, C_TRAIN_ROWS, H_N_ROWS. */
 function contract(): Record<string, number> {
   const flag = (bit: number): number => 1 << (bit & 31);
@@ -142,8 +146,7 @@ function contract(): Record<string, number> {
     TRAINED: flag(TRAIN_BIT),
   };
   const named = (prefix: string, table: Readonly<Record<string, number>>): void => {
-    for (const [name, n] of Object.entries(table))
-      out[prefix + name.replace(/[A-Z]/g, "_$&").toUpperCase()] = n;
+    for (const [name, n] of Object.entries(table)) out[prefix + constant(name)] = n;
   };
   for (const table of [KIND, EVENT, FINISH]) named("", table);
   named("C_", COUNTER);
@@ -163,17 +166,9 @@ export function hostConfig(h: HostInput): string {
   const { commands, events } = longestLists(h);
   const constants: Record<string, number> = {
     ...contract(),
-    MAX_COMMANDS: commands,
-    MAX_EVENTS: events,
     TOKENS_PER_STEP: c.tokens,
-    SEQUENCES: c.sequences,
     CONTEXT: c.context,
     HEAD_ROWS: c.headRows,
-    BLOCKS: c.blocks,
-    SLOTS: c.slots,
-    JOBS: c.jobs,
-    SAVED_ROWS: c.savedRows,
-    KEPT_ROWS: c.keptRows,
     QUANTUM: c.quantum,
     UNIT_ROWS: c.unitRows,
     UNIT_TABLE_WORDS: unitTableWords(c),
@@ -183,12 +178,10 @@ export function hostConfig(h: HostInput): string {
     LAYERS: h.layers,
     VOCAB: h.vocab,
     UNIT_ROW_COST: Math.max(1, Math.round((1024 * 2 * h.parametersPerLayer) / rowCost)),
-    STEP_WORDS: h.blocks.step.words,
     UNIT_WORDS: h.blocks.unit.words,
     UPDATE_WORDS: h.blocks.update.words,
     OPTIMIZERS: optimizerNames.length,
-    META_WORDS:
-      h.blocks.step.words + c.units * h.blocks.unit.words + (c.jobs + c.slots) * h.blocks.update.words,
+    MOST_KEPT_WORDS: Math.max(0, ...Object.values(h.saved).map((s) => s.words.kept)),
   };
   for (const kind of ["step", "unit"] as const)
     for (const [name, at] of Object.entries(h.blocks[kind].arrays))
@@ -200,6 +193,8 @@ export function hostConfig(h: HostInput): string {
   const arrays: Record<string, number[]> = {
     CLASS_FULL: classes.map((cls) => (cls === "full" ? 1 : 0)),
     CLASS_EXT: h.train.map((cls) => h.blocks.step.arrays[extArray(cls)]!),
+    CLASS_BOUNDARY_WORDS: classes.map((cls) => h.saved[cls]?.words.boundary ?? 0),
+    CLASS_KEPT_WORDS: classes.map((cls) => h.saved[cls]?.words.kept ?? 0),
   };
   for (const [name, program] of Object.entries(classPrograms))
     arrays[name] = classes.map((cls) => programOf(program(cls)));
@@ -221,11 +216,20 @@ export function hostConfig(h: HostInput): string {
     starts.push(launches.length / LAUNCH_WORDS);
   }
   return [
-    "// Generated from the bundle's capacities and programs.",
+    "// Generated from the bundle's capacities and programs. Sizes come from whoever loads it.",
+    ...sizeNames.map(
+      (name) =>
+        `// @ts-ignore: decorator\n@external("sizes", "${name}")\nexport declare const ${constant(name)}: i32;`,
+    ),
     ...Object.entries(constants).map(([k, v]) => `export const ${k}: i32 = ${v};`),
     ...Object.entries(arrays).map(
       ([k, v]) => `export const ${k}: StaticArray<i32> = [${v.length ? v.join(", ") : "-1"}];`,
     ),
+    "/** The block of a step, with a table of cache blocks for each sequence; all of a lane's metadata. */",
+    `export const STEP_WORDS: i32 = (${h.blocks.step.words} + SEQUENCES * BLOCKS_PER_SEQUENCE + 63) & ~63;`,
+    "export const META_WORDS: i32 = STEP_WORDS + UNITS * UNIT_WORDS + (JOBS + SLOTS) * UPDATE_WORDS;",
+    `export const MAX_COMMANDS: i32 = ${commands};`,
+    `export const MAX_EVENTS: i32 = ${events};`,
     "/** First launch of each program, and one past the last. */",
     `export const PROGRAM_START: StaticArray<i32> = [${starts.join(", ")}];`,
     `export const LAUNCHES: StaticArray<i32> = [${launches.join(", ")}];`,

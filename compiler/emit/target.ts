@@ -14,15 +14,15 @@ import { type AnyBody, type Update, writesWeights } from "../kernels/index.ts";
 import type { RowNorms } from "../kernels/row_norms.ts";
 import { tensorName } from "../layers.ts";
 import { type BlockKind, blockLayouts } from "../metadata.ts";
+import type { Model } from "../models/model.ts";
 import { addresser, align, type Layout, placeValues } from "../plan.ts";
-import type { GraphProgram, Programs, TrainClass } from "../programs/index.ts";
+import type { Programs, TrainClass } from "../programs/index.ts";
 import type { Capacities, Target } from "../target.ts";
 import { emitAlias, emitLaunchAs, scratchBytes } from "./assemblyscript.ts";
 import { emitLaunchWgsl, gridOf, variantsOf } from "./wgsl.ts";
 
 export interface Emitted {
   readonly plan: TargetPlan;
-  readonly arenaWords: number;
   readonly kernels: readonly string[];
   readonly sources: readonly {
     readonly name: string;
@@ -32,7 +32,7 @@ export interface Emitted {
 }
 export function emitTarget(
   target: Target,
-  layers: number,
+  model: Model,
   c: Capacities,
   programs: Programs,
   launches: ReadonlyMap<string, readonly Launch[]>,
@@ -43,7 +43,6 @@ export function emitTarget(
   const blocks = blockLayouts(c, train);
   const sources: Emitted["sources"][number][] = [];
   const entries: ProgramEntry[] = [];
-  let arenaWords = layout.persistent;
   let scratch = 0;
   const params = new Map(
     [
@@ -60,7 +59,7 @@ export function emitTarget(
     branches: programs.branches.length,
     slotWords: layout.slotWords,
     jobWords: layout.jobWords,
-    groups: layers + 1,
+    groups: model.layers + 1,
     address,
     param: (name) => params.get(name)!,
     norms: layout.homes.norms,
@@ -107,12 +106,17 @@ export function emitTarget(
       };
     }
   };
-  for (const g of programs.graphs) {
-    const list = launches.get(g.name)!;
-    const { places, end } = placeValues(g, list, c, layout);
-    arenaWords = Math.max(arenaWords, end);
-    add(graphEntry(g), list, envFor(g.block, addresser(places, layout)));
-  }
+  // Rows of gradients begin behind the step values of all programs.
+  const placed = programs.graphs.map((g) => placeValues(g, launches.get(g.name)!, c, layout));
+  const arena = align(Math.max(layout.persistent, ...placed.map((p) => p.end)) + 256);
+  const work = { dh: arena, dkv: arena + align(model.hiddenSize, 4) };
+  programs.graphs.forEach((g, i) =>
+    add(
+      { name: g.name, region: g.region, block: g.block },
+      launches.get(g.name)!,
+      envFor(g.block, addresser(placed[i]!.places, layout, work)),
+    ),
+  );
   const updates = envFor("update", () => {
     throw new Error("an update reads no graph value");
   });
@@ -165,11 +169,9 @@ export function emitTarget(
   if (train.length) update("outer", { skeleton: "clip", name: "clip", bits: [] });
   const plan: TargetPlan = {
     panel: target.panel,
-    classes: layout.classes,
-    arenaWords: align(arenaWords + 256),
-    metaWords: blocks.step.words + c.units * blocks.unit.words + (c.jobs + c.slots) * blocks.update.words,
+    room: { ...layout.room, arena },
     scratchWords: target.name === "wasm" ? align(scratch / 4) : 0,
-    homes: layout.homes,
+    homes: { ...layout.homes, ...work },
     slotWords: layout.slotWords,
     jobWords: layout.jobWords,
     layerParams: layout.params.layer,
@@ -190,10 +192,5 @@ export function emitTarget(
       ]),
     ),
   };
-  return { plan, arenaWords, kernels: sources.map((s) => s.name), sources };
+  return { plan, kernels: sources.map((s) => s.name), sources };
 }
-const graphEntry = (g: GraphProgram): { name: string; region: "layer" | "outer"; block: BlockKind } => ({
-  name: g.name,
-  region: g.region,
-  block: g.block,
-});

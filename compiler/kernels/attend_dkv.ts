@@ -45,7 +45,7 @@ export const attend_dkv: GraphKernel = {
         let table = batch[${env.layout.arrays.table!} + ${word("seg_row", "s")}];
         let kp = ${kvAt(0, "key", "kh")};
         let vp = ${kvAt(1, "key", "kh")};
-        let out = ${d.offset} + (${word("seg_base", "s")} + key) * ${width} + kh * ${hd};
+        let out = ${d.offset} + (${word("seg_base", "s")} + key) * ${d.stride} + kh * ${hd};
         ${["k", "v", "tk", "tv", "dk", "dv", "x", "g"].map(vector)}
         ${dims("k[d] = kv[kp + d]; v[d] = kv[vp + d];")}
         if (${word("seg_fresh", "s")} == 0) { ${dims(`tk[d] = ${k}; tv[d] = ${v};`)} }
@@ -180,7 +180,7 @@ export const attend_dkv: GraphKernel = {
                 ${sums}
               }
               const out: usize =
-                ${d.cls} + ((<usize>((base + key) * ${width} + kh * ${a.hd})) << 2) + ${d.offset * 4};
+                ${d.cls} + ((<usize>((base + key) * ${d.stride} + kh * ${a.hd})) << 2) + ${d.offset * 4};
               if (fresh) {
                 ${store(false)}
               } else {

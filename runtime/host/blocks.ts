@@ -7,7 +7,10 @@ import {
   BLOCKS,
   BLOCKS_PER_SEQUENCE,
   C_FREE,
+  CLASS_BOUNDARY_WORDS,
+  CLASS_KEPT_WORDS,
   KEPT_ROWS,
+  MOST_KEPT_WORDS,
   NONE,
   SAVED_ROWS,
   SEQUENCES,
@@ -19,6 +22,8 @@ import {
   EXT_BASE,
   FREE_BLOCKS,
   get,
+  JOB,
+  JOB_CLASS,
   KIND,
   LENGTH_OF,
   NUM_BLOCKS,
@@ -54,18 +59,17 @@ export function release(seq: i32): void {
   set(NUM_BLOCKS, seq, 0);
 }
 /**
- * First fit of `rows` contiguous rows below `capacity`, given the runs that live training sequences hold at
- * `bases`; NONE if there is none.
+ * First fit of `rows` saved rows in a run, given those that live training sequences hold; NONE if there is
+ * none.
  */
-function findRun(bases: usize, rows: i32, capacity: i32): i32 {
+export function findSavedRun(rows: i32): i32 {
   let start: i32 = 0;
   let moved: bool = true;
   while (moved) {
     moved = false;
     for (let s: i32 = 0; s < SEQUENCES; s++) {
       if (get(KIND, s) != TRAIN) continue;
-      const b: i32 = get(bases, s);
-      if (b == NONE) continue;
+      const b: i32 = get(SAVE_BASE, s);
       const e: i32 = b + get(LENGTH_OF, s);
       if (b < start + rows && start < e) {
         start = e;
@@ -73,11 +77,31 @@ function findRun(bases: usize, rows: i32, capacity: i32): i32 {
       }
     }
   }
-  return start + rows <= capacity ? start : NONE;
+  return start + rows <= SAVED_ROWS ? start : NONE;
 }
-export function findSavedRun(rows: i32): i32 {
-  return findRun(SAVE_BASE, rows, SAVED_ROWS);
-}
-export function findKeptRun(rows: i32): i32 {
-  return findRun(EXT_BASE, rows, KEPT_ROWS);
+/**
+ * First fit of `rows` records that class `cls` keeps. Classes share the words behind the saved rows; a run
+ * counts records of its class's length from the start of the chamber. NONE if there is none.
+ */
+export function findKeptRun(cls: i32, rows: i32): i32 {
+  const words: i32 = CLASS_KEPT_WORDS[cls];
+  if (words == 0) return 0;
+  const first: i32 = SAVED_ROWS * CLASS_BOUNDARY_WORDS[cls];
+  const end: i32 = first + (KEPT_ROWS + 1) * MOST_KEPT_WORDS;
+  let start: i32 = (first + words - 1) / words;
+  let moved: bool = true;
+  while (moved) {
+    moved = false;
+    for (let s: i32 = 0; s < SEQUENCES; s++) {
+      if (get(KIND, s) != TRAIN || get(EXT_BASE, s) == NONE) continue;
+      const its: i32 = CLASS_KEPT_WORDS[get(JOB_CLASS, get(JOB, s))];
+      const b: i32 = get(EXT_BASE, s) * its;
+      const e: i32 = b + get(LENGTH_OF, s) * its;
+      if (b < (start + rows) * words && start * words < e) {
+        start = (e + words - 1) / words;
+        moved = true;
+      }
+    }
+  }
+  return (start + rows) * words <= end ? start : NONE;
 }

@@ -246,7 +246,7 @@ export function jobAdd(j: i32, length: i32, weight: f32, dropKey: i32, dropP: f3
   if (seq == NONE || !canAllocate(length)) return NONE;
   const base: i32 = findSavedRun(length);
   if (base == NONE) return NONE;
-  const ext: i32 = keep != 0 ? findKeptRun(length) : NONE;
+  const ext: i32 = keep != 0 ? findKeptRun(get(JOB_CLASS, j), length) : NONE;
   open(seq, TRAIN, length, length, get(JOB_SLOT, j));
   set(SAVE_BASE, seq, base);
   set(EXT_BASE, seq, ext);

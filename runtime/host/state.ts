@@ -1,6 +1,6 @@
 /**
- * Every array of the host, one field an array (struct of arrays), sized by generated capacities. No
- * allocation.
+ * Every array of the host, one field an array (struct of arrays), as long as what was chosen at load says.
+ * They are taken once, when the module starts.
  *
  *   sequence s:  kind status length done slot job …            one row of each SEQ_* array
  *                TOKENS  [s][CONTEXT]   prompt, then what was generated; training rows' input ids
@@ -42,6 +42,16 @@ export const BACKWARD: i32 = 3;
 export const UPDATE: i32 = 4;
 /** All units of a micro-batch are granted; with the commit of their step it is done. */
 export const OVER: i32 = 5;
+let top: usize = __heap_base;
+/** Bytes of an array, zeros. */
+function take(bytes: i32): usize {
+  const at: usize = (top + 15) & ~15;
+  top = at + bytes;
+  const more: i32 = <i32>((top + 0xffff) >>> 16) - memory.size();
+  if (more > 0 && memory.grow(more) < 0) abort("bytes of memory");
+  return at;
+}
+
 // @ts-ignore: decorator
 @inline export function get(a: usize, i: i32): i32 {
   return load<i32>(a + ((<usize>i) << 2));
@@ -59,61 +69,61 @@ export const OVER: i32 = 5;
   store<f32>(a + ((<usize>i) << 2), v);
 }
 
-export const KIND: usize = memory.data(SEQUENCES * 4);
+export const KIND: usize = take(SEQUENCES * 4);
 /** Tokens known; tokens whose keys and values are in the cache. */
-export const LENGTH_OF: usize = memory.data(SEQUENCES * 4);
-export const DONE: usize = memory.data(SEQUENCES * 4);
+export const LENGTH_OF: usize = take(SEQUENCES * 4);
+export const DONE: usize = take(SEQUENCES * 4);
 /** Length at which generation ends. */
-export const LIMIT: usize = memory.data(SEQUENCES * 4);
+export const LIMIT: usize = take(SEQUENCES * 4);
 /** Position of the first token that has a meaning: those before it are an adapter's own. */
-export const FIRST: usize = memory.data(SEQUENCES * 4);
-export const SLOT: usize = memory.data(SEQUENCES * 4);
+export const FIRST: usize = take(SEQUENCES * 4);
+export const SLOT: usize = take(SEQUENCES * 4);
 /** Arrival order: policies serve the smallest first. */
-export const ARRIVAL: usize = memory.data(SEQUENCES * 4);
-export const NUM_BLOCKS: usize = memory.data(SEQUENCES * 4);
-export const TABLE: usize = memory.data(SEQUENCES * BLOCKS_PER_SEQUENCE * 4);
-export const TOKENS: usize = memory.data(SEQUENCES * CONTEXT * 4);
-export const LABELS: usize = memory.data(SEQUENCES * CONTEXT * 4);
+export const ARRIVAL: usize = take(SEQUENCES * 4);
+export const NUM_BLOCKS: usize = take(SEQUENCES * 4);
+export const TABLE: usize = take(SEQUENCES * BLOCKS_PER_SEQUENCE * 4);
+export const TOKENS: usize = take(SEQUENCES * CONTEXT * 4);
+export const LABELS: usize = take(SEQUENCES * CONTEXT * 4);
 // sampling
-export const TEMPERATURE: usize = memory.data(SEQUENCES * 4);
-export const TOP_K: usize = memory.data(SEQUENCES * 4);
-export const TOP_P: usize = memory.data(SEQUENCES * 4);
-export const MIN_P: usize = memory.data(SEQUENCES * 4);
-export const PENALTY: usize = memory.data(SEQUENCES * 4);
-export const SEED: usize = memory.data(SEQUENCES * 4);
-export const NUM_STOPS: usize = memory.data(SEQUENCES * 4);
-export const STOPS: usize = memory.data(SEQUENCES * STOPS_PER_SEQUENCE * 4);
+export const TEMPERATURE: usize = take(SEQUENCES * 4);
+export const TOP_K: usize = take(SEQUENCES * 4);
+export const TOP_P: usize = take(SEQUENCES * 4);
+export const MIN_P: usize = take(SEQUENCES * 4);
+export const PENALTY: usize = take(SEQUENCES * 4);
+export const SEED: usize = take(SEQUENCES * 4);
+export const NUM_STOPS: usize = take(SEQUENCES * 4);
+export const STOPS: usize = take(SEQUENCES * STOPS_PER_SEQUENCE * 4);
 // training sequences
-export const JOB: usize = memory.data(SEQUENCES * 4);
-export const SAVE_BASE: usize = memory.data(SEQUENCES * 4);
-export const EXT_BASE: usize = memory.data(SEQUENCES * 4);
-export const ROW_WEIGHT: usize = memory.data(SEQUENCES * 4);
-export const DROP_KEY: usize = memory.data(SEQUENCES * 4);
-export const DROP_P: usize = memory.data(SEQUENCES * 4);
+export const JOB: usize = take(SEQUENCES * 4);
+export const SAVE_BASE: usize = take(SEQUENCES * 4);
+export const EXT_BASE: usize = take(SEQUENCES * 4);
+export const ROW_WEIGHT: usize = take(SEQUENCES * 4);
+export const DROP_KEY: usize = take(SEQUENCES * 4);
+export const DROP_P: usize = take(SEQUENCES * 4);
 /** Sequences of a job's micro-batch, in order. */
-export const JOB_SEQ: usize = memory.data(JOBS * SEQUENCES * 4);
-export const JOB_SEQS: usize = memory.data(JOBS * 4);
-export const JOB_PHASE: usize = memory.data(JOBS * 4);
-export const JOB_SLOT: usize = memory.data(JOBS * 4);
+export const JOB_SEQ: usize = take(JOBS * SEQUENCES * 4);
+export const JOB_SEQS: usize = take(JOBS * 4);
+export const JOB_PHASE: usize = take(JOBS * 4);
+export const JOB_SLOT: usize = take(JOBS * 4);
 /** Index of the training class: what the job trains. */
-export const JOB_CLASS: usize = memory.data(JOBS * 4);
+export const JOB_CLASS: usize = take(JOBS * 4);
 /** 1 when this micro-batch ends an optimizer step. */
-export const JOB_LAST: usize = memory.data(JOBS * 4);
+export const JOB_LAST: usize = take(JOBS * 4);
 /** Index of its optimizer. */
-export const JOB_OPTIMIZER: usize = memory.data(JOBS * 4);
+export const JOB_OPTIMIZER: usize = take(JOBS * 4);
 /** Cursor: layer, index into JOB_SEQ, quantum, chunk of label rows. */
-export const CUR_LAYER: usize = memory.data(JOBS * 4);
-export const CUR_SEQ: usize = memory.data(JOBS * 4);
-export const CUR_QUANTUM: usize = memory.data(JOBS * 4);
-export const CUR_CHUNK: usize = memory.data(JOBS * 4);
+export const CUR_LAYER: usize = take(JOBS * 4);
+export const CUR_SEQ: usize = take(JOBS * 4);
+export const CUR_QUANTUM: usize = take(JOBS * 4);
+export const CUR_CHUNK: usize = take(JOBS * 4);
 /** What each job tells its updates: the words of their headers from the learning rate on. */
-export const HYPER: usize = memory.data(JOBS * HYPERS * 4);
+export const HYPER: usize = take(JOBS * HYPERS * 4);
 
 /** Mask words of each slot: the adapter branches it has. */
-export const SLOT_MASK: usize = memory.data((SLOTS + 1) * MASK_WORDS * 4);
+export const SLOT_MASK: usize = take((SLOTS + 1) * MASK_WORDS * 4);
 /** 1 for a slot that was filled since the last step. */
-export const SLOT_FRESH: usize = memory.data((SLOTS + 1) * 4);
-export const FREE_BLOCKS: usize = memory.data(BLOCKS * 4);
+export const SLOT_FRESH: usize = take((SLOTS + 1) * 4);
+export const FREE_BLOCKS: usize = take(BLOCKS * 4);
 
 /**
  * A lane is a queue of command lists: requests have the first, jobs the last. A device that plays one list at
@@ -121,21 +131,21 @@ export const FREE_BLOCKS: usize = memory.data(BLOCKS * 4);
  * entered.
  */
 /** Counters of all lanes, then those of each. */
-export const COUNTERS: usize = memory.data(64 + MAX_LANES * 64);
-const METAS: usize = memory.data(MAX_LANES * META_WORDS * 4);
+export const COUNTERS: usize = take(64 + MAX_LANES * 64);
+const METAS: usize = take(MAX_LANES * META_WORDS * 4);
 export let META: usize = METAS;
-const COMMAND_LISTS: usize = memory.data(MAX_LANES * MAX_COMMANDS * COMMAND_WORDS * 4);
+const COMMAND_LISTS: usize = take(MAX_LANES * MAX_COMMANDS * COMMAND_WORDS * 4);
 export let COMMANDS: usize = COMMAND_LISTS;
-const EVENT_LISTS: usize = memory.data(MAX_LANES * MAX_EVENTS * EVENT_WORDS * 4);
+const EVENT_LISTS: usize = take(MAX_LANES * MAX_EVENTS * EVENT_WORDS * 4);
 export let EVENTS: usize = EVENT_LISTS;
 /** Sequence and position of each logits row; only requests have some. */
-export const HEAD_SEQ: usize = memory.data(HEAD_ROWS * 4);
-export const HEAD_POS: usize = memory.data(HEAD_ROWS * 4);
-export const LOGITS: usize = memory.data(HEAD_ROWS * VOCAB * 4);
+export const HEAD_SEQ: usize = take(HEAD_ROWS * 4);
+export const HEAD_POS: usize = take(HEAD_ROWS * 4);
+export const LOGITS: usize = take(HEAD_ROWS * VOCAB * 4);
 /** ln Σ exp of each logits row, f64. */
-export const LOG_SUMS: usize = memory.data(HEAD_ROWS * 8);
-export const HEAP: usize = memory.data(VOCAB * 4);
-const ROW_SEQS: usize = memory.data(MAX_LANES * TOKENS_PER_STEP * 4);
+export const LOG_SUMS: usize = take(HEAD_ROWS * 8);
+export const HEAP: usize = take(VOCAB * 4);
+const ROW_SEQS: usize = take(MAX_LANES * TOKENS_PER_STEP * 4);
 export let ROW_SEQ: usize = ROW_SEQS;
 let lane: i32 = 0;
 

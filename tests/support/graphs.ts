@@ -105,6 +105,15 @@ export function batch(seed: string, rows: number, heads: number, kind: "step" | 
   };
 }
 
+/** Words between the rows of a field, which is part of a record. */
+const GAP = 12;
+/** Rows [n, cols] as parts of records; the rest of them is poison. */
+function spread(data: Float32Array, cols: number): Float32Array {
+  const out = new Float32Array((data.length / cols) * (cols + GAP)).fill(Number.NaN);
+  for (let r = 0; r * cols < data.length; r++)
+    out.set(data.subarray(r * cols, (r + 1) * cols), r * (cols + GAP));
+  return out;
+}
 const rowsOf = (b: Batch, t: Type & { kind: "rows" }): number => (t.domain === "R" ? b.heads : b.rows);
 export function context(b: Batch): EvalCtx {
   const layout = blockLayouts(capacities, []);
@@ -228,8 +237,9 @@ export async function runOn(
       fixed.set(name, { cls: "kv", offset: 0, stride: 0 });
       kv = Math.max(kv, inputs[name]!.length);
     } else if (ty.kind !== "grad") {
-      fixed.set(name, { cls: "arena", offset: arena, stride: ty.cols });
-      arena += align(inputs[name]!.length + 256);
+      const stride = ty.kind === "field" ? ty.cols + GAP : ty.cols;
+      fixed.set(name, { cls: "arena", offset: arena, stride });
+      arena += align((inputs[name]!.length / ty.cols) * stride + 256);
     }
   }
   const slotWords = align(Math.max(64, slot));
@@ -267,7 +277,7 @@ export async function runOn(
       if (p !== undefined)
         return { cls: "arena", offset: p, stride: v.type.kind === "rows" ? v.type.cols : 0 };
       if (v.node.op === "attend_dkv")
-        return { cls: "arena", offset: dkvAt, stride: (v.type as { cols: number }).cols };
+        return { cls: "arena", offset: dkvAt, stride: (v.type as { cols: number }).cols + GAP };
       if (v.type.kind === "kv") return { cls: "kv", offset: 0, stride: 0 };
       const f = fixed.get(inputName(v));
       if (!f) throw new Error(`no address for ${v.node.label}`);
@@ -295,23 +305,29 @@ export async function runOn(
   });
   const plan = {
     panel: t.panel,
-    arenaWords: align(end + 1024),
-    metaWords: blocks[kind].words,
-    scratchWords: 1 << 16,
-    slotWords,
-    jobWords: 0,
-    blocks: { [kind]: blocks[kind] },
-    kernels,
-    classes: {
+    room: {
       weights: chamber(weights),
-      kv: chamber(kv),
-      saved: chamber(64),
-      adapters: chamber(4 * slotWords),
       accum: chamber(accum),
-      tables: chamber(64 + 4 * BRANCHES * 2),
+      arena: align(end + 1024),
+      block: chamber(kv).layer,
+      hidden: 0,
+      work: 0,
     },
+    scratchWords: 1 << 16,
+    slotWords: slotWords + 64,
+    jobWords: 0,
+    blocks,
+    kernels,
   } as unknown as TargetPlan;
-  const manifest = { model: { layers: 1 }, train: [], targets: { [target]: plan } } as unknown as Manifest;
+  const one = { blocks: 1, sequences: 1, slots: 3, jobs: 1, savedRows: 1, keptRows: 1 };
+  const manifest = {
+    model: { layers: 1 },
+    train: [],
+    saved: {},
+    branches: Array(BRANCHES),
+    capacities: { ...capacities, ...one, units: 0 },
+    targets: { [target]: plan },
+  } as unknown as Manifest;
   let device: Device;
   if (target === "wasm") {
     const source = options.mutate ? options.mutate(prelude()) : prelude();
@@ -331,7 +347,7 @@ export async function runOn(
   for (const cls of ["arena", "saved"] as const)
     device.write(
       { cls, group: 0, offset: 0 },
-      new Float32Array(cls === "arena" ? plan.arenaWords : 64).fill(Number.NaN),
+      new Float32Array(cls === "arena" ? device.plan.arenaWords : 64).fill(Number.NaN),
     );
   for (const v of inputNodes) {
     const name = inputName(v);
@@ -355,7 +371,9 @@ export async function runOn(
               v.type.k,
               t.panel,
             )
-          : data,
+          : v.type.kind === "field"
+            ? spread(data, v.type.cols)
+            : data,
       );
   }
   const tables = new Uint32Array(64 + 4 * BRANCHES * 2);
@@ -367,7 +385,7 @@ export async function runOn(
       scales[64 + (s * BRANCHES + i) * 2 + 1] = b.scales[s]!;
     }
   device.write({ cls: "tables", group: 0, offset: 0 }, tables);
-  const meta = new Uint32Array(blocks[kind].words);
+  const meta = new Uint32Array(blocks[kind].words + 64);
   const metaF = new Float32Array(meta.buffer);
   for (const [name, v] of Object.entries(b.header)) meta[headerWords.indexOf(name as never)] = v;
   for (const [name, list] of Object.entries(b.arrays)) {
@@ -394,15 +412,12 @@ export async function runOn(
           ? unpack("f32", data, p.n, p.k, t.panel)
           : data.slice(0, p.kind === "factor" ? p.n * p.k : p.n),
       );
-    } else
-      outputs.push(
-        await device.read({
-          cls: "arena",
-          group: 0,
-          offset: dkvAt,
-          words: capacities.savedRows * (r.type as { cols: number }).cols,
-        }),
-      );
+    } else {
+      const { cols } = r.type as { cols: number };
+      const words = capacities.savedRows * (cols + GAP);
+      const data = await device.read({ cls: "arena", group: 0, offset: dkvAt, words });
+      outputs.push(data.filter((_, i) => i % (cols + GAP) < cols));
+    }
   }
   device.dispose();
   return { outputs, launches: launches.length };

@@ -1,0 +1,29 @@
+/** Do the chambers of what a bundle is meant for fit the bindings of its targets? */
+import { planOf, type Sized, WeftError } from "../runtime/bundle.ts";
+import type { Target } from "./target.ts";
+
+/** Throws WEFT_CAPACITY that names the knob. */
+export function checkLimits(m: Sized, target: Target): void {
+  const { classes, arenaWords } = planOf(m, target.name, m.capacities);
+  const knobs = {
+    weights: "the model (use --format f16)",
+    kv: "capacities.blocks",
+    saved: "capacities.savedRows",
+    adapters: "capacities.slots or rank",
+    accum: "capacities.jobs or rank",
+    tables: "capacities.slots",
+  };
+  const check = (what: string, words: number, knob: string): void => {
+    if (words * 4 > target.bindingBytes)
+      throw new WeftError({
+        code: "WEFT_CAPACITY",
+        where: `target ${target.name}: ${what}`,
+        expected: `at most ${target.bindingBytes} bytes in one binding`,
+        found: `${words * 4} bytes`,
+        hint: `lower ${knob}`,
+      });
+  };
+  for (const [cls, w] of Object.entries(classes))
+    check(cls, Math.max(w.layer, w.outer), knobs[cls as keyof typeof knobs]);
+  check("arena", arenaWords, "capacities.tokens, headRows or savedRows");
+}

@@ -1,0 +1,172 @@
+/**
+ * How much a load has room for, from what the bundle's plan takes for one of each. Pure arithmetic, the same
+ * for `load`, `inspect` and `doctor`: kernels do not depend on it, so one bundle runs on a phone and on a
+ * server, with the same bits.
+ */
+import { WeftError } from "./errors.ts";
+import { type CapacityEntry, type Manifest, MOST, type TargetPlan } from "./manifest.ts";
+
+/** What is chosen at load; a bundle's own capacities are what it is meant for. */
+export const sizeNames = ["blocks", "sequences", "slots", "jobs", "savedRows", "keptRows"] as const;
+export type Sizes = Pick<CapacityEntry, (typeof sizeNames)[number]>;
+
+interface Chambers {
+  readonly layer: number;
+  readonly outer: number;
+}
+/** A target's plan with its chambers, in words. */
+export interface Plan extends TargetPlan {
+  readonly classes: Readonly<Record<"weights" | "kv" | "saved" | "adapters" | "accum" | "tables", Chambers>>;
+  readonly arenaWords: number;
+  readonly metaWords: number;
+  /** The step's block of metadata, with a table of cache blocks for each sequence. */
+  readonly stepWords: number;
+}
+
+/** 256-byte alignment, in words. */
+const align = (words: number): number => Math.max(64, Math.ceil(words / 64) * 64);
+/** Tiles read up to a panel past a row. */
+const SLACK = 64;
+
+/** What a plan depends on. */
+export type Sized = Pick<Manifest, "capacities" | "train" | "saved" | "branches" | "targets">;
+/** The plan of a target for these sizes. */
+export function planOf(m: Sized, target: "wasm" | "webgpu", s: Sizes): Plan {
+  const plan = m.targets[target];
+  if (!plan)
+    throw new WeftError({
+      code: "WEFT_DEVICE",
+      where: "target",
+      expected: `a bundle compiled for ${target}`,
+      found: Object.keys(m.targets).join(", "),
+    });
+  const { room, blocks } = plan;
+  const records = Object.entries(m.saved);
+  const kept = Math.max(0, ...records.map(([, { words }]) => words.kept));
+  const boundary = Math.max(0, ...records.map(([, { words }]) => words.boundary));
+  // Kept records begin at a multiple of their own length behind the others.
+  const saved = m.train.length ? s.savedRows * boundary + (s.keptRows + 1) * kept + SLACK : 0;
+  const step = blocks.step.words + s.sequences * Math.ceil(m.capacities.context / 32);
+  const stepWords = align(step);
+  return {
+    ...plan,
+    classes: {
+      weights: room.weights,
+      kv: { layer: s.blocks * room.block, outer: 64 },
+      saved: { layer: align(saved), outer: align(s.savedRows * room.hidden + SLACK) },
+      adapters: { layer: align((s.slots + 1) * plan.slotWords), outer: 64 },
+      accum: {
+        layer: align(Math.max(room.accum.layer, s.jobs * plan.jobWords)),
+        outer: align(room.accum.outer),
+      },
+      tables: { layer: align(64 + (s.slots + 1) * m.branches.length * 2), outer: 128 },
+    },
+    arenaWords: align(room.arena + s.savedRows * room.work + SLACK),
+    metaWords: stepWords + m.capacities.units * blocks.unit.words + (s.jobs + s.slots) * blocks.update.words,
+    stepWords,
+  };
+}
+
+/** Bytes that a device has: in all, and for one chamber. */
+export interface Limits {
+  readonly memory: number;
+  readonly chamber: number;
+}
+/** What a plan takes on a device, in bytes: by purpose, in all, and its largest chamber. */
+export type Measure = (plan: Plan) => {
+  readonly bytes: Readonly<Record<string, number>>;
+  readonly total: number;
+  readonly largest: number;
+};
+
+/**
+ * The sizes of a load: those of `capacities`, and of the others as much as fits `memory` and the device's
+ * limits: up to what the bundle is meant for; and where `memory` leaves more, room for more requests. Throws
+ * WEFT_CAPACITY that tells what the smallest would take.
+ */
+export function sizesFor(
+  m: Sized,
+  target: "wasm" | "webgpu",
+  {
+    memory,
+    capacities: asked = {},
+  }: { memory?: number | undefined; capacities?: Partial<Sizes> | undefined },
+  limits: Limits,
+  measure: Measure,
+): Sizes {
+  checkSizes(m, asked);
+  const most = Math.min(memory ?? limits.memory, limits.memory);
+  const at = (share: number): Sizes => {
+    const of = (name: SizeName): number => {
+      const want = m.capacities[name];
+      const low = Math.min(want, leastOf(m)[name]);
+      const size = share <= 1 ? low + (want - low) * share : want * (forRequests.has(name) ? share : 1);
+      return asked[name] ?? Math.floor(size);
+    };
+    return Object.fromEntries(sizeNames.map((name) => [name, of(name)])) as Sizes;
+  };
+  const fits = (share: number): boolean => {
+    const { total, largest } = measure(planOf(m, target, at(share)));
+    return total <= most && largest <= limits.chamber;
+  };
+  if (!fits(0)) {
+    const least = measure(planOf(m, target, at(0)));
+    const list = Object.entries(least.bytes).sort(([, a], [, b]) => b - a);
+    const over = least.total > most;
+    throw new WeftError({
+      code: "WEFT_CAPACITY",
+      where: `memory of target ${target}`,
+      expected: over
+        ? `at least ${least.total} bytes (${list.map(([cls, n]) => `${cls} ${mib(n)}`).join(", ")})`
+        : `chambers of ${least.largest} bytes`,
+      found: `${over ? most : limits.chamber} bytes`,
+      hint: "compile with --format int8 or f16, or with smaller capacities",
+    });
+  }
+  let [low, high] = fits(1) ? [1, memory === undefined ? 1 : MOST_SHARE] : [0, 1];
+  if (fits(high)) return at(high);
+  // Until the shares next to each other give the same sizes.
+  for (let i = 0; i < 24; i++) {
+    const middle = (low + high) / 2;
+    if (fits(middle)) low = middle;
+    else high = middle;
+  }
+  return at(low);
+}
+type SizeName = (typeof sizeNames)[number];
+/** Of more of these, more requests run at once. */
+const forRequests: ReadonlySet<SizeName> = new Set(["blocks", "sequences", "slots"]);
+/** More than this many times what a bundle is meant for helps nobody. */
+const MOST_SHARE = 64;
+const mib = (bytes: number): string => `${Math.ceil(bytes / 2 ** 20)} MiB`;
+
+/** One request and one job at a time, of a whole context. */
+function leastOf(m: Sized): Sizes {
+  const { context, quantum, unitRows } = m.capacities;
+  return {
+    blocks: Math.ceil(context / 32),
+    sequences: 4,
+    slots: 1,
+    jobs: 1,
+    savedRows: Math.max(quantum, Math.min(context, unitRows)),
+    keptRows: quantum,
+  };
+}
+/** Throws WEFT_CAPACITY for sizes that no bundle has. */
+function checkSizes(m: Sized, asked: Partial<Sizes>): void {
+  const refuse = (name: string, expected: string, found: number): never => {
+    throw new WeftError({
+      code: "WEFT_CAPACITY",
+      where: `capacities.${name}`,
+      expected,
+      found: String(found),
+    });
+  };
+  for (const [name, most] of Object.entries(MOST)) {
+    const found = asked[name as keyof typeof MOST] ?? m.capacities[name as keyof typeof MOST];
+    if (found > most) refuse(name, `at most ${most}`, found);
+  }
+  const blocks = Math.ceil(m.capacities.context / 32);
+  if (asked.blocks !== undefined && asked.blocks < blocks)
+    refuse("blocks", `at least ${blocks} blocks to hold one context`, asked.blocks);
+}
