@@ -138,7 +138,7 @@ async function* bundle(
       parametersPerLayer: perLayer,
       headParameters: model.vocab * model.hiddenSize,
     },
-    settings.cache,
+    settings.how,
   );
   yield counted(["host.wasm", host.wasm]);
   yield counted(["host.config.ts", text(host.config)]);
@@ -244,7 +244,7 @@ function checkPrograms(programs: Programs, { selection }: Settings): void {
 async function* kernelFiles(
   target: "wasm" | "webgpu",
   { sources }: Emitted,
-  { relaxed, cache }: Settings,
+  { relaxed, how }: Settings,
 ): AsyncGenerator<BundleFile> {
   if (target === "webgpu") {
     for (const s of sources) yield [`kernels/${s.name}.wgsl`, text(s.text)];
@@ -252,8 +252,8 @@ async function* kernelFiles(
   }
   const module = `${prelude()}\n${sources.map((s) => s.text).join("\n")}`;
   yield ["kernels.as.ts", text(module)];
-  yield ["kernels.wasm", await compileKernels(module, cache)];
-  if (relaxed) yield ["kernels.relaxed.wasm", await compileRelaxed(module, cache)];
+  yield ["kernels.wasm", await compileKernels(module, how)];
+  if (relaxed) yield ["kernels.relaxed.wasm", await compileRelaxed(module, how)];
 }
 /** The file, and in `sums` its bytes and hash once it was read through. */
 function count(

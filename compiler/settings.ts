@@ -3,6 +3,7 @@ import { type Format, type Manifest, WeftError } from "../runtime/bundle.ts";
 import { check } from "../runtime/schema.ts";
 import type { AdapterMethod } from "./adapters/adapter.ts";
 import { adapterMethods } from "./adapters/index.ts";
+import type { Making } from "./emit/asc.ts";
 import { policies } from "./emit/host.ts";
 import type { Model } from "./models/model.ts";
 import { CompileOptions } from "./options.ts";
@@ -19,7 +20,7 @@ export interface Settings {
   readonly policy: string;
   readonly selection: Manifest["selection"];
   readonly fuse: boolean;
-  readonly cache: boolean;
+  readonly how: Making;
   readonly relaxed: boolean;
   readonly progress: (p: { phase: string; done: number; total: number }) => void;
 }
@@ -70,7 +71,7 @@ export function settingsOf(model: Model, options: CompileOptions): Settings {
     policy,
     selection,
     fuse: options.fuse ?? true,
-    cache: options.cache ?? true,
+    how: { cache: options.cache ?? true, quick: options.quick ?? false },
     relaxed: options.relaxed ?? false,
     progress: options.onProgress ?? (() => {}),
   };

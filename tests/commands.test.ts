@@ -73,6 +73,7 @@ test("a step's list has room for every launch of the bundle's programs, fused or
       targets: ["webgpu"],
       train: ["lora"],
       capacities: small,
+      quick: true,
       ...o,
     });
     const source = new TextDecoder().decode(compiled.files.get("host.config.ts")!);
@@ -100,7 +101,7 @@ test("a step's list has room for every launch of the bundle's programs, fused or
       ["MAX_EVENTS", events],
     ] as const) {
       const doctored = source.replace(new RegExp(`(const ${name}: i32 = ).*;`), `$1${used - 1};`);
-      const wasm = await compileHost(doctored, compiled.manifest.policy, false);
+      const wasm = await compileHost(doctored, compiled.manifest.policy, { cache: false, quick: true });
       await longestList(compiled, 0, wasm).then(
         () => assert.unreachable(`${name} is checked`),
         (e: WeftError) => {

@@ -26,12 +26,19 @@ async function wasmCore(
   const source = text(files.get("kernels.as.ts")!);
   const changed = change?.(source) ?? source;
   if (change) assert.is.not(changed, source, "the kernel is where it was");
-  const module = change ? await compileKernels(changed) : files.get("kernels.wasm")!;
+  const module = change
+    ? await compileKernels(changed, { cache: true, quick: true })
+    : files.get("kernels.wasm")!;
   const reader = { where: "memory", read: async (name: string) => files.get(name)! };
   return Core.open(reader, (m) => openWasm(m, module, { threads }));
 }
 const compiled = (o: CompileOptions = {}, config = configs.even) =>
-  compile(writeModel(config), { targets: ["wasm"], ...o, capacities: { ...small, ...o.capacities } });
+  compile(writeModel(config), {
+    targets: ["wasm"],
+    quick: true,
+    ...o,
+    capacities: { ...small, ...o.capacities },
+  });
 
 test("an intact bundle of many methods is verified, on one thread and on two, and nothing of the check stays", async () => {
   const { files, manifest } = await compiled(

@@ -19,18 +19,27 @@ const targets = {
 } as const;
 type Target = keyof typeof targets;
 
-export const compileKernels = (source: string, cache = true): Promise<Uint8Array> =>
-  compileAssembly("kernels", { "kernels.ts": source }, "kernels.ts", cache);
+/** How modules are made. */
+export interface Making {
+  /** Take what was compiled before from the user's cache, and keep it there. */
+  readonly cache: boolean;
+  /** Optimise little: compiled three times as fast, and slower. The same bits: Wasm rounds as it says. */
+  readonly quick: boolean;
+}
+const asShipped: Making = { cache: true, quick: false };
+
+export const compileKernels = (source: string, how = asShipped): Promise<Uint8Array> =>
+  compileAssembly("kernels", { "kernels.ts": source }, "kernels.ts", how);
 
 /**
  * The same kernels with fused multiply-adds, where a machine has them: relaxed SIMD leaves it to the machine
  * whether a product is rounded before it is added, so this is a class of numerics of its own.
  */
-export function compileRelaxed(source: string, cache = true): Promise<Uint8Array> {
+export function compileRelaxed(source: string, how = asShipped): Promise<Uint8Array> {
   const exact = "return f32x4.add(f32x4.mul(a, b), c);";
   if (source.split(exact).length !== 2) throw new Error("the kernels have one multiply-add");
   const fused = source.replace(exact, "return f32x4.relaxed_madd(a, b, c);");
-  return compileAssembly("kernels-relaxed", { "kernels.ts": fused }, "kernels.ts", cache);
+  return compileAssembly("kernels-relaxed", { "kernels.ts": fused }, "kernels.ts", how);
 }
 
 /**
@@ -41,15 +50,15 @@ export function compileAssembly(
   target: Target,
   sources: Readonly<Record<string, string>>,
   entry: string,
-  cache: boolean,
+  { cache, quick }: Making,
 ): Promise<Uint8Array> {
   const config = readBeside(import.meta.url, "../../asconfig.json");
   const make = (): Promise<Uint8Array> =>
     assembler.compile({
-      ...{ target, entry, stateless: targets[target].stateless },
+      ...{ target, entry, quick, stateless: targets[target].stateless },
       sources: { ...sources, "asconfig.json": config },
     });
-  return cache ? cached(JSON.stringify([versions(), config, target, entry, sources]), make) : make();
+  return cache ? cached(JSON.stringify([versions(), config, target, quick, entry, sources]), make) : make();
 }
 const versions = (): string[] => {
   const require = createRequire(import.meta.url);
@@ -62,6 +71,7 @@ interface Ask {
   readonly target: Target;
   readonly entry: string;
   readonly sources: Readonly<Record<string, string>>;
+  readonly quick: boolean;
   readonly stateless: boolean;
 }
 type Answer = { readonly id: number } & ({ readonly wasm: Uint8Array } | { readonly error: string });

@@ -9,11 +9,12 @@ import binaryen from "binaryen";
 
 /**
  * `sources`: path → text, asconfig.json among them. Throws with the compiler's own diagnostics.
- * @param {{ target: string, entry: string, sources: Readonly<Record<string, string>>, stateless: boolean }} ask
+ * @param {{ target: string, entry: string, sources: Readonly<Record<string, string>>, quick: boolean, stateless: boolean }} ask
  */
-async function assemble({ target, entry, sources, stateless }) {
+async function assemble({ target, entry, sources, quick, stateless }) {
   let wasm = null;
   const args = [entry, "--outFile", "out.wasm", "--config", "asconfig.json", "--target", target];
+  if (quick) args.push("--optimizeLevel", "1");
   const { error, stderr } = await asc.main(args, {
     readFile: (name) => sources[name.replace(/^\.?\//, "")] ?? null,
     writeFile: (name, contents) => {

@@ -33,7 +33,7 @@ import {
 } from "../../runtime/bundle.ts";
 import { extArray, segmentsOf, unitTableWords } from "../metadata.ts";
 import { CALIBRATE, CALIBRATE_GRADIENT } from "../programs/index.ts";
-import { compileAssembly } from "./asc.ts";
+import { compileAssembly, type Making } from "./asc.ts";
 
 const hostFolder = new URL("../../runtime/host/", import.meta.url);
 const gridCode: Readonly<Record<GridDim["count"], number>> = {
@@ -242,12 +242,12 @@ export const policies = (): string[] =>
     (m) => m[1]!,
   );
 
-export async function emitHost(h: HostInput, cache: boolean): Promise<{ wasm: Uint8Array; config: string }> {
+export async function emitHost(h: HostInput, how: Making): Promise<{ wasm: Uint8Array; config: string }> {
   const config = hostConfig(h);
-  return { wasm: await compileHost(config, h.policy, cache), config };
+  return { wasm: await compileHost(config, h.policy, how), config };
 }
 /** host.wasm from a config module. */
-export function compileHost(config: string, policy: string, cache: boolean): Promise<Uint8Array> {
+export function compileHost(config: string, policy: string, how: Making): Promise<Uint8Array> {
   const exp = readFileSync(new URL("./assembly/exp.ts", import.meta.url), "utf8");
   const sources: Record<string, string> = {
     "exp.ts": exp,
@@ -257,5 +257,5 @@ export function compileHost(config: string, policy: string, cache: boolean): Pro
   for (const dir of ["", "policies/"])
     for (const f of readdirSync(new URL(dir || ".", hostFolder)))
       if (f.endsWith(".ts")) sources[dir + f] = readFileSync(new URL(dir + f, hostFolder), "utf8");
-  return compileAssembly("host", sources, "index.ts", cache);
+  return compileAssembly("host", sources, "index.ts", how);
 }

@@ -115,6 +115,7 @@ export function bundle(config: Config, options: CompileOptions = {}): Promise<st
   const full: CompileOptions = {
     targets: ["wasm"],
     train: ["lora"],
+    quick: true,
     limits,
     ...options,
     capacities: { ...small, ...options.capacities },

@@ -331,9 +331,13 @@ export async function runOn(
   let device: Device;
   if (target === "wasm") {
     const source = options.mutate ? options.mutate(prelude()) : prelude();
-    device = await openWasm(manifest, await compileKernels(`${source}\n${sources.join("\n")}`), {
-      threads: options.threads,
-    });
+    device = await openWasm(
+      manifest,
+      await compileKernels(`${source}\n${sources.join("\n")}`, { cache: true, quick: true }),
+      {
+        threads: options.threads,
+      },
+    );
   } else {
     const d = await openWebGpu(
       manifest,
