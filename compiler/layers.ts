@@ -6,7 +6,6 @@ import {
   add,
   attend,
   type Domain,
-  type Format,
   type Graph,
   headNorm,
   kvWrite,
@@ -18,7 +17,7 @@ import {
   type Value,
   valueKey,
 } from "../ops/index.ts";
-import type { BranchTensor, ChannelAxis } from "../runtime/bundle.ts";
+import type { BranchTensor, ChannelAxis, Format } from "../runtime/bundle.ts";
 import type { AdapterMethod, BranchContext } from "./adapters/adapter.ts";
 
 export interface ParamSpec {

@@ -5,8 +5,8 @@
 import {
   type BaseHash,
   type Format,
-  INT8_BLOCK,
   type Manifest,
+  planesOf,
   STORED_PANEL,
   safetensorsHeader,
   store,
@@ -88,17 +88,16 @@ function shardsOf(tensors: readonly Tensor[]): Tensor[][] {
   }
   return shards;
 }
-/** What a shard's header says of a tensor: panels; of int8 the values and then the scales. */
+/** What a shard's header says of a tensor: of a matrix the panels of each plane. */
 function storedTensors({ name, shape, format, bytes }: Tensor): Parameters<typeof safetensorsHeader>[0] {
   const [n, k] = shape as [number, number?];
   if (k === undefined) return [{ name, shape, dtype: "F32", bytes }];
-  const panels = (k: number): number[] => [Math.ceil(n / STORED_PANEL), k, STORED_PANEL];
-  if (format !== "int8") return [{ name, shape: panels(k), dtype: format === "f16" ? "F16" : "F32", bytes }];
-  const values = Math.ceil(n / STORED_PANEL) * k * STORED_PANEL;
-  return [
-    { name, shape: panels(k), dtype: "I8", bytes: values },
-    { name: `${name}.scales`, shape: panels(Math.ceil(k / INT8_BLOCK)), dtype: "F16", bytes: bytes - values },
-  ];
+  return planesOf(format, n, k, STORED_PANEL).map(({ suffix, dtype, terms, from, to }) => ({
+    name: name + suffix,
+    shape: [Math.ceil(n / STORED_PANEL), terms, STORED_PANEL],
+    dtype,
+    bytes: to - from,
+  }));
 }
 async function* bytesOf(
   header: Uint8Array,
@@ -111,8 +110,8 @@ async function* bytesOf(
     const [n, k = 1] = shape as [number, number?];
     const hash = hasher();
     const step = Math.max(1, Math.floor(PIECE_BYTES / (k * 4 * STORED_PANEL))) * STORED_PANEL;
-    // int8's scales lie after all values.
-    const scales: Uint8Array[] = [];
+    // Planes after the first lie behind all of it.
+    const behind: Uint8Array[][] = [];
     for (let row = 0; row < n; row += step) {
       const rows = Math.min(step, n - row);
       const values = weights.read(name, shape, row, row + rows);
@@ -121,12 +120,16 @@ async function* bytesOf(
       if (shape.length === 1) yield raw;
       else {
         const packed = store(format, values, rows, k, `${where}: ${name}`, row);
-        const end = format === "int8" ? Math.ceil(rows / STORED_PANEL) * STORED_PANEL * k : packed.length;
-        yield packed.subarray(0, end);
-        if (end < packed.length) scales.push(packed.subarray(end));
+        const [first, ...others] = planesOf(format, rows, k, STORED_PANEL).map((p) =>
+          packed.subarray(p.from, p.to),
+        );
+        yield first!;
+        others.forEach((plane, i) => {
+          behind[i] = [...(behind[i] ?? []), plane];
+        });
       }
     }
-    yield* scales;
+    yield* behind.flat();
     identity.add(name, shape, hash.digest());
   }
 }

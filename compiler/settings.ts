@@ -1,5 +1,5 @@
 /** What is to be compiled: the caller's options with their defaults, checked against the model. */
-import { type Format, type Manifest, WeftError } from "../runtime/bundle.ts";
+import { type Format, formats, type Manifest, WeftError, weightFormats } from "../runtime/bundle.ts";
 import { check } from "../runtime/schema.ts";
 import type { AdapterMethod } from "./adapters/adapter.ts";
 import { adapterMethods } from "./adapters/index.ts";
@@ -54,12 +54,13 @@ export function settingsOf(model: Model, options: CompileOptions): Settings {
     return adapterMethods[name]!;
   });
   const selection = checkSelection(options.selection ?? null, model, names);
-  if (selection && format === "int8")
+  const inPlace = formats.filter((f) => weightFormats[f].planes.every((p) => p.every === 1));
+  if (selection && !inPlace.includes(format))
     throw new WeftError({
       code: "WEFT_OPTION",
       where: "format",
-      expected: "f32 or f16 with a selection, which reorders channels",
-      found: "int8, whose blocks are runs of channels",
+      expected: `${inPlace.join(" or ")} with a selection, which reorders channels`,
+      found: `${format}, whose blocks are runs of channels`,
       hint: "train the method s2ft, which leaves them in place",
     });
   return {

@@ -9,14 +9,15 @@ import { col as colIx, type Expr, type Ix, load, row as rowIx } from "./expr.ts"
  * backward unit `W`.
  */
 export type Domain = "T" | "R" | "W";
-/** How a frozen matrix is stored; it means the same numbers in every kernel. */
-export type Format = "f32" | "f16" | "int8";
 
 export type Type =
   /** f32 [domain, cols], a step value. */
   | { readonly kind: "rows"; readonly domain: Domain; readonly cols: number }
-  /** A base matrix [n, k] (output, input), packed in panels over n. */
-  | { readonly kind: "weight"; readonly n: number; readonly k: number; readonly format: Format }
+  /**
+   * A base matrix [n, k] (output, input), packed in panels over n. `format` names how it is stored; it means the
+   * same numbers in every kernel.
+   */
+  | { readonly kind: "weight"; readonly n: number; readonly k: number; readonly format: string }
   /** A base vector [n], f32. */
   | { readonly kind: "vector"; readonly n: number }
   /**

@@ -2,7 +2,7 @@
  * Adapters as changes of base tensors: what `merge` makes of weights and biases, each from the pristine one,
  * in f64.
  */
-import { type Manifest, type TargetPlan, WeftError } from "./bundle.ts";
+import { formats, type Manifest, type TargetPlan, WeftError, weightFormats } from "./bundle.ts";
 import { type AdapterContent, placeOf, readEntries, siteOf } from "./content.ts";
 import { addDeltas, asLowRank } from "./lowrank.ts";
 
@@ -24,12 +24,12 @@ export function mergeChanges(
   content: AdapterContent,
 ): Map<string, Change> {
   const { format } = manifest.model;
-  if (format === "int8")
+  if (!weightFormats[format].fine)
     throw new WeftError({
       code: "WEFT_ADAPTER",
       where: "merge",
-      expected: "a base stored as f32 or f16",
-      found: "int8, whose steps are wider than what an adapter changes",
+      expected: `a base stored as ${formats.filter((f) => weightFormats[f].fine).join(" or ")}`,
+      found: `${format}, whose steps are wider than what an adapter changes`,
       hint: "serve the adapter beside the base, or compile with --format f16",
     });
   const out = new Map<string, Change>();

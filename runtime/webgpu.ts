@@ -23,6 +23,7 @@ import {
   type RoomOptions,
 } from "./device.ts";
 import { WeftError } from "./errors.ts";
+import { formatOf, planeBytes } from "./formats.ts";
 
 const READ_ONLY: readonly MemoryClass[] = ["weights", "meta", "tables"];
 /** Bytes that are read back at once, unless one range is larger. */
@@ -60,13 +61,14 @@ export async function openWebGpu(
   const room = { ...webGpuLimits, chamber };
   const sizes = sizesFor(manifest, "webgpu", options, room, measureWebGpu(layers));
   const plan = planOf(manifest, "webgpu", sizes);
-  // Kernels count bytes of int8 matrices in an i32.
+  // Kernels count the numbers of a matrix in an i32.
   const weights = largestOf(plan, layers, "weights");
-  if (format === "int8" && weights > 2 ** 31)
+  const least = Math.min(...formatOf(format).planes.map(planeBytes));
+  if (weights > 2 ** 31 * least)
     throw new WeftError({
       code: "WEFT_CAPACITY",
       where,
-      expected: "int8 weights of at most 2 GiB a layer",
+      expected: `${format} weights of at most ${2 * least} GiB a layer`,
       found: `${weights} bytes`,
       hint: "compile with --format f16",
     });

@@ -11,6 +11,7 @@ import {
   usesCol,
   type Value,
 } from "../../ops/index.ts";
+import { formatOf } from "../../runtime/bundle.ts";
 import { type Address, type KernelEnv, SLOT_TABLE } from "../kernel.ts";
 import type { Store } from "../kernels/body.ts";
 import { DELTA_BYTES, f32, header, headerF } from "../kernels/text/assemblyscript.ts";
@@ -118,7 +119,7 @@ function dialect(env: KernelEnv, deltas: readonly Expand[]): Dialect {
         const t = e.value.type;
         const ad = env.address(e.value);
         if (t.kind === "weight") {
-          const n = t.format === "int8" ? `, ${t.n}` : "";
+          const n = formatOf(t.format).planes.length > 1 ? `, ${t.n}` : "";
           const at = `${ad.cls} + ${ad.offset * 4}, ${p.ix(e.row)}`;
           const one = (lane: number): string => `weight${t.format}(${at}, ${p.ix(e.col, lane)}, ${t.k}${n})`;
           return lanes === 4 ? lanesOf(one) : one(0);

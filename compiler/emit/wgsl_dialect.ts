@@ -1,5 +1,7 @@
 /** How WGSL spells expressions, and where a body's outputs are stored. */
+
 import { type Ix, ixUsesCol, type Type, usesCol, type Value } from "../../ops/index.ts";
+import { formatOf } from "../../runtime/bundle.ts";
 import { type KernelEnv, SLOT_TABLE } from "../kernel.ts";
 import type { Store } from "../kernels/body.ts";
 import { f32, header, headerF, pin } from "../kernels/text/wgsl.ts";
@@ -74,7 +76,7 @@ function dialect(env: KernelEnv): Dialect {
         const t = e.value.type;
         const ad = env.address(e.value);
         if (t.kind === "weight") {
-          const n = t.format === "int8" ? `, ${t.n}` : "";
+          const n = formatOf(t.format).planes.length > 1 ? `, ${t.n}` : "";
           return `weight_${t.format}(${ad.offset}, ${p.ix(e.row)}, ${p.ix(e.col)}, ${t.k}${n})`;
         }
         if (t.kind === "factor") return `${slotAt(e.value, e.row, p)} + ${p.ix(e.col)}]`;

@@ -1,5 +1,5 @@
 /** out[o] = 1 / ‖W[o] + s·Σ_r b[r][o]·a[r]‖₂ in the slot of the block: what DoRA scales rows by. */
-import type { Format } from "../../ops/index.ts";
+import type { Format } from "../../runtime/bundle.ts";
 import type { Kernel, ParamAddress, UpdateBody } from "../kernel.ts";
 import { most, one } from "./grid.ts";
 import * as assembly from "./text/assemblyscript.ts";

@@ -21,7 +21,7 @@ import {
 } from "../../ops/index.ts";
 import { headerWords, type Manifest, type TargetPlan } from "../../runtime/bundle.ts";
 import type { Device } from "../../runtime/device.ts";
-import { pack, restore, store, unpack } from "../../runtime/formats.ts";
+import { type Format, pack, restore, store, unpack } from "../../runtime/formats.ts";
 import { openWasm } from "../../runtime/wasm.ts";
 import { openWebGpu } from "../../runtime/webgpu.ts";
 import { uniform } from "./random.ts";
@@ -127,6 +127,12 @@ export function context(b: Batch): EvalCtx {
     layer: 3,
   };
 }
+type Weight = Type & { kind: "weight" };
+const packedFor = ({ format, n, k }: Weight, values: Float32Array, name: string, panel: number) =>
+  pack(format as Format, store(format as Format, values, n, k, name), n, k, panel);
+/** What a matrix holds once it is stored. */
+const stored = ({ format, n, k }: Weight, values: Float32Array, name: string): Float32Array =>
+  restore(format as Format, store(format as Format, values, n, k, name), n, k);
 /** Random data for a graph's inputs, f32 values. */
 export function inputData(roots: readonly Value[], b: Batch, seed: string): Record<string, Float64Array> {
   const out: Record<string, Float64Array> = {};
@@ -151,11 +157,7 @@ export function inputData(roots: readonly Value[], b: Batch, seed: string): Reco
     }[t.kind]();
     const values = uniform(`${seed} ${name}`, size);
     // A matrix has values that its format can hold.
-    out[name] = Float64Array.from(
-      t.kind === "weight"
-        ? restore(t.format, store(t.format, Float32Array.from(values), t.n, t.k, name), t.n, t.k)
-        : values,
-    );
+    out[name] = Float64Array.from(t.kind === "weight" ? stored(t, Float32Array.from(values), name) : values);
     if (t.kind === "factor" && t.rows > 1) {
       // Rows beyond a slot's rank are zero, as in a real slot.
       for (let s = 0; s < 4; s++)
@@ -368,13 +370,7 @@ export async function runOn(
       device.write(
         { cls: f.cls, group: 0, offset: f.offset },
         v.type.kind === "weight"
-          ? pack(
-              v.type.format,
-              store(v.type.format, data, v.type.n, v.type.k, name),
-              v.type.n,
-              v.type.k,
-              t.panel,
-            )
+          ? packedFor(v.type, data, name, t.panel)
           : v.type.kind === "field"
             ? spread(data, v.type.cols)
             : data,

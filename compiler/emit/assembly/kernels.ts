@@ -92,22 +92,10 @@ function rand4(key: i32, salt: i32, col: i32): v128 {
 @inline function half4(p: usize): v128 {
   return widen(i32x4.extend_low_i16x8_s(v128.load64_zero(p)));
 }
-function weightf32(w: usize, n: i32, k: i32, K: i32): f32 {
-  return load<f32>(w + ((<usize>(((n >> 3) * K + k) * 8 + (n & 7))) << 2));
-}
-function weightf16(w: usize, n: i32, k: i32, K: i32): f32 {
-  return half1(load<u16>(w + ((<usize>(((n >> 3) * K + k) * 8 + (n & 7))) << 1)));
-}
 function half1(h: u32): f32 {
   return reinterpret<f32>(
     reinterpret<u32>(reinterpret<f32>((h & 0x7fff) << 13) * reinterpret<f32>(0x77800000))
       | ((h & 0x8000) << 16));
-}
-function weightint8(w: usize, n: i32, k: i32, K: i32, N: i32): f32 {
-  const at: usize = w + <usize>(((n >> 3) * K + k) * 8 + (n & 7));
-  const scale: usize = w + <usize>(((N + 7) >> 3) * K) * 8
-    + <usize>((((n >> 3) * ((K + 31) >> 5) + (k >> 5)) * 8 + (n & 7)) * 2);
-  return <f32>load<i8>(at) * half1(load<u16>(scale));
 }
 /** Start of a row's keys or values in the paged cache: [block][k|v][head][32][head_dim]. */
 function kvRow(kv: usize, meta: usize, table: i32, pos: i32, part: i32, heads: i32, hd: i32): usize {
@@ -231,40 +219,6 @@ function clear(at: usize, bytes: i32): void {
   for (; at < end; at += 32) {
     v128.store(at, f32x4.splat(0));
     v128.store(at, f32x4.splat(0), 16);
-  }
-}
-/** `count` rows of panel p from row k, widened to f32: [count][8]. */
-function unpack_f16(w: usize, N: i32, K: i32, p: i32, k: i32, count: i32, out: usize): void {
-  let at: usize = w + <usize>(p * K + k) * 16;
-  const end: usize = out + <usize>count * 32;
-  for (; out < end; out += 32) {
-    v128.store(out, half4(at));
-    v128.store(out, half4(at + 8), 16);
-    at += 16;
-  }
-}
-/**
- * The same of int8: q · scale, exactly; k is a multiple of 8. Scales lie after all panels, [panel][block of
- * 32 rows][8].
- */
-function unpack_int8(w: usize, N: i32, K: i32, p: i32, k: i32, count: i32, out: usize): void {
-  let at: usize = w + <usize>(p * K + k) * 8;
-  const scales: usize = w + <usize>(((N + 7) >> 3) * K) * 8 + <usize>(p * ((K + 31) >> 5)) * 16;
-  const last: i32 = k + count;
-  while (k < last) {
-    const scale: usize = scales + <usize>(k >> 5) * 16;
-    const s0: v128 = half4(scale);
-    const s1: v128 = half4(scale + 8);
-    const stop: i32 = min(last, (k | 31) + 1);
-    const end: usize = out + <usize>(stop - k) * 32;
-    while (out < end) {
-      const q: v128 = i16x8.extend_low_i8x16_s(v128.load64_zero(at));
-      v128.store(out, f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(q)), s0));
-      v128.store(out, f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_s(q)), s1), 16);
-      at += 8;
-      out += 32;
-    }
-    k = stop;
   }
 }
 // Lanes a0 a1 a2 a3 of four vectors as columns of the other three.

@@ -4,45 +4,39 @@
  * f32 a chunk at a time, so one family of tiles serves all. Each output is one chain of multiply-adds in
  * ascending order of what is summed, whatever the rows beside it and whichever thread computes it.
  */
-import type { Format } from "../../../ops/index.ts";
+import { formatOf, formats, planeBytes } from "../../../runtime/bundle.ts";
 import { BLOCK_STRIDE, K_CHUNK, K_DIRECT, P } from "./assemblyscript.ts";
 import { type Lines, lines } from "./lines.ts";
 
 const CHUNK_BYTES = K_CHUNK * P * 4;
 const each = (n: number): number[] => Array.from({ length: n }, (_, i) => i);
 
+/** What the text of tiles takes of a format. */
 interface Storage {
-  /** Bytes of a term (eight columns) of a panel, and terms that share scales. */
+  readonly name: string;
+  /** Panels are f32 as they are. */
+  readonly direct: boolean;
+  /** Bytes of a term (eight columns) of a panel; terms that share scales, and the bytes of these. */
   readonly bytes: number;
   readonly scaled: number;
-  /** Statements that make columns 0 to 3 and 4 to 7 of term `u`, as `b` and `d`. */
+  readonly scaleBytes: number;
   readonly load: (u: number) => Lines;
+  readonly scales: Lines;
 }
-const storage: Readonly<Record<Format, Storage>> = {
-  f32: {
-    bytes: 32,
-    scaled: 0,
-    load: (u) => lines`
-      const b${u}: v128 = v128.load(w, ${u * 32});
-      const d${u}: v128 = v128.load(w, ${u * 32 + 16});`,
-  },
-  f16: {
-    bytes: 16,
-    scaled: 0,
-    load: (u) => lines`
-      const h${u}: v128 = v128.load(w, ${u * 16});
-      const b${u}: v128 = widen(i32x4.extend_low_i16x8_s(h${u}));
-      const d${u}: v128 = widen(i32x4.extend_high_i16x8_s(h${u}));`,
-  },
-  int8: {
-    bytes: 8,
-    scaled: 32,
-    load: (u) => lines`
-      const e${u}: v128 = v128.load_ext<i8>(w, ${u * 8});
-      const b${u}: v128 = f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(e${u})), s0);
-      const d${u}: v128 = f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_s(e${u})), s1);`,
-  },
-};
+function storageOf(name: string): Storage {
+  const { planes, assembly } = formatOf(name);
+  const [values, shared] = planes;
+  return {
+    ...assembly,
+    name,
+    direct: assembly.unpack === null,
+    bytes: planeBytes(values!) * P,
+    scaled: shared ? shared.every : 0,
+    scaleBytes: shared ? planeBytes(shared) * P : 0,
+  };
+}
+/** How many runs of terms that share scales a row of K has. */
+const runs = ({ scaled }: Storage): string => `((K + ${scaled - 1}) >> ${Math.log2(scaled)})`;
 const TILE_ROWS = [4, 2, 1] as const;
 /**
  * acc[rows][8] += x[rows][K] · panel, K ascending. Loops are short on purpose: engines keep the sums of one
@@ -50,9 +44,9 @@ const TILE_ROWS = [4, 2, 1] as const;
  * at 65 GFLOP/s with one term and 40 to 55 with more, 2 × 8 at twice the speed with two as with four). One
  * panel, on purpose: a second run of memory costs a third of the speed.
  */
-function tile(rows: number, format: Format): Lines {
+function tile(rows: number, storage: Storage): Lines {
   const xs = each(rows);
-  const { bytes, scaled, load } = storage[format];
+  const { name, direct, bytes, scaled, scaleBytes, load, scales } = storage;
   const term = (u: number): Lines => lines`
     ${load(u)}
     ${xs.flatMap(
@@ -64,7 +58,7 @@ function tile(rows: number, format: Format): Lines {
   const terms = (n: number): Lines => lines`
     ${each(n).flatMap(term)}
     ${xs.map((i) => `x${i} += ${n * 4};`).join(" ")} w += ${n * bytes};`;
-  const few = format === "f32" && rows === 4 ? 1 : 2;
+  const few = direct && rows === 4 ? 1 : 2;
   const over = (end: string): Lines =>
     few > 1
       ? lines`
@@ -81,13 +75,13 @@ function tile(rows: number, format: Format): Lines {
           }`;
   const blocks = lines`
     while (w < end) {
-      const s0: v128 = half4(scales), s1: v128 = half4(scales + 8);
+      ${scales}
       const block: usize = w + ${scaled * bytes} < end ? w + ${scaled * bytes} : end;
       ${over("block")}
-      scales += 16;
+      scales += ${scaleBytes};
     }`;
   return lines`
-    function tile${rows}_${format}(
+    function tile${rows}_${name}(
       ${xs.map((i) => `x${i}: usize,`).join(" ")}
       w: usize, ${scaled ? "scales: usize, " : ""}K: i32, acc: usize
     ): void {
@@ -114,14 +108,14 @@ const K_NEAR = 768;
  * Panels lie one after the other in memory: the first rows read them as one long run, and the next find them
  * in the cache.
  */
-function tiles(format: Format): Lines {
-  const { scaled } = storage[format];
+function tiles(storage: Storage): Lines {
+  const { name, scaled } = storage;
   const scales = scaled ? "scales + <usize>p * scalesApart, " : "";
   const pass = (rows: number): Lines => lines`
     const at: usize = xs + ((<usize>r) << 2);
     ${each(rows).map((i) => `const x${i}: usize = <usize>load<u32>(at, ${i * 4}) + from;`)}
     for (let p: i32 = 0; p < panels; p++) {
-      tile${rows}_${format}(
+      tile${rows}_${name}(
         ${each(rows)
           .map((i) => `x${i}, `)
           .join("")}w + <usize>p * apart, ${scales}K,
@@ -129,10 +123,10 @@ function tiles(format: Format): Lines {
     }
     r += ${rows};`;
   return lines`
-    ${TILE_ROWS.flatMap((rows) => tile(rows, format))}
+    ${TILE_ROWS.flatMap((rows) => tile(rows, storage))}
     /** acc[rows][panels × 8] += the K terms of rows at \`xs\` (pointers) from byte \`from\` · panels
       \`apart\` bytes apart. */
-    function tiles_${format}(
+    function tiles_${name}(
       xs: usize, from: usize, rows: i32, w: usize, apart: usize,
       ${scaled ? ["scales: usize, scalesApart: usize,"] : []}
       panels: i32, K: i32, acc: usize
@@ -154,20 +148,19 @@ function tiles(format: Format): Lines {
  * The two products over one storage format. For eight rows and more, and turned, packed panels are unpacked
  * before: four panels of a chunk at a time.
  */
-function products(format: Format): Lines {
-  const direct = format === "f32";
-  const { bytes, scaled } = storage[format];
+function products(storage: Storage): Lines {
+  const { name, direct, bytes, scaled, scaleBytes } = storage;
   const scales = lines`
     const scales: usize = w + <usize>(((N + 7) >> 3) * K) * ${bytes}
-      + <usize>(p0 * ((K + 31) >> 5) + (k >> 5)) * 16;`;
+      + <usize>(p0 * ${runs(storage)} + (k >> ${Math.log2(scaled)})) * ${scaleBytes};`;
   // As they are: long runs of eight panels.
   const asTheyAre = lines`
     for (let k: i32 = 0; k < K; k += ${K_DIRECT}) {
       const terms: i32 = min(${K_DIRECT}, K - k);
       ${scaled ? scales : []}
-      tiles_${format}(
+      tiles_${name}(
         xs, (<usize>k) << 2, rows, w + <usize>(p0 * K + k) * ${bytes}, (<usize>K) * ${bytes},
-        ${scaled ? "scales, <usize>((K + 31) >> 5) * 16, " : ""}p1 - p0, terms, acc);
+        ${scaled ? `scales, <usize>${runs(storage)} * ${scaleBytes}, ` : ""}p1 - p0, terms, acc);
     }`;
   const unpacked = lines`
     if (rows < 8) {
@@ -179,7 +172,7 @@ function products(format: Format): Lines {
       for (let p: i32 = p0; p < p1; p += 4) {
         const q: i32 = min(4, p1 - p);
         for (let j: i32 = 0; j < q; j++)
-          unpack_${format}(w, N, K, p + j, k, terms, pack + <usize>j * ${CHUNK_BYTES});
+          unpack_${name}(w, N, K, p + j, k, terms, pack + <usize>j * ${CHUNK_BYTES});
         tiles_f32(
           xs, (<usize>k) << 2, rows, pack, ${CHUNK_BYTES}, q, terms, acc + <usize>(p - p0) * ${P * 4});
       }
@@ -187,15 +180,15 @@ function products(format: Format): Lines {
   const turnDirect = lines`
     turn(w + <usize>((n + at) / ${P} * K + q * ${P}) * 32, c, pack + <usize>at * 32, ${CHUNK_BYTES});`;
   const turnUnpacked = lines`
-    unpack_${format}(w, N, K, (n + at) / ${P}, q * ${P}, c * ${P}, pack + ${4 * CHUNK_BYTES});
+    unpack_${name}(w, N, K, (n + at) / ${P}, q * ${P}, c * ${P}, pack + ${4 * CHUNK_BYTES});
     turn(pack + ${4 * CHUNK_BYTES}, c, pack + <usize>at * 32, ${CHUNK_BYTES});`;
   return lines`
-    function product_${format}(
+    function product_${name}(
       xs: usize, rows: i32, w: usize, N: i32, K: i32, p0: i32, p1: i32, acc: usize, pack: usize
     ): void {
       ${direct ? asTheyAre : unpacked}
     }
-    function turned_${format}(
+    function turned_${name}(
       xs: usize, rows: i32, w: usize, N: i32, K: i32, q0: i32, q1: i32, acc: usize, pack: usize
     ): void {
       for (let n: i32 = 0; n < N; n += ${K_CHUNK}) {
@@ -215,10 +208,9 @@ function products(format: Format): Lines {
  * DoRA's norms, four outputs at a time: out[o] = 1 / ‖W[o] + scale · Σ_r b[r][o]·a[r]‖₂, k ascending in every
  * lane; `pack` is scratch.
  */
-function rowNorms(format: Format): Lines {
-  const direct = format === "f32";
+function rowNorms({ name, direct }: Storage): Lines {
   return lines`
-    function rowNorms_${format}(
+    function rowNorms_${name}(
       w: usize, N: i32, K: i32, a: usize, b: usize, rank: i32, scale: f32, out: usize, pack: usize,
       part: i32, parts: i32
     ): void {
@@ -228,7 +220,7 @@ function rowNorms(format: Format): Lines {
         for (let k: i32 = 0; k < K; k += ${K_CHUNK}) {
           const terms: i32 = min(${K_CHUNK}, K - k);
           const panel: usize = ${direct ? "w + <usize>((o >> 3) * K + k) * 32" : "pack"} + <usize>(o & 7) * 4;
-          ${direct ? [] : [`unpack_${format}(w, N, K, o >> 3, k, terms, pack);`]}
+          ${direct ? [] : [`unpack_${name}(w, N, K, o >> 3, k, terms, pack);`]}
           for (let i: i32 = 0; i < terms; i++)
             sum = rowNormStep(v128.load(panel + <usize>i * 32), k + i, o, N, K, a, b, rank, scale, sum);
         }
@@ -264,10 +256,14 @@ function outerTile(rows: number): Lines {
       )}
     }`;
 }
-/** Text of all tiles and products, which emitted kernels call. */
+/** Text of what emitted kernels call of every format, and of gradients. */
 export const productText = (): string =>
   [
-    ...(["f32", "f16", "int8"] as const).flatMap((f) => [...tiles(f), ...products(f), ...rowNorms(f)]),
+    ...formats.flatMap((name) => {
+      const storage = storageOf(name);
+      const { weight, unpack } = formatOf(name).assembly;
+      return [weight, unpack ?? "", ...tiles(storage), ...products(storage), ...rowNorms(storage)];
+    }),
     ...outerTile(8),
     ...outerTile(4),
   ].join("\n");

@@ -1,56 +1,19 @@
 /** Functions of WGSL that kernels call. A module has those that its text calls. */
 import { KV_BLOCK } from "../../../ops/index.ts";
+import { weightFormats } from "../../../runtime/bundle.ts";
 import { WG } from "./wgsl.ts";
 
-/** Columns of a panel of weights. */
-const PANEL = 16;
+/** `panel_NAME` or `weight_NAME` of every format. */
+const ofFormats = (what: "panel" | "weight"): Record<string, string> =>
+  Object.fromEntries(Object.entries(weightFormats).map(([name, f]) => [`${what}_${name}`, f.wgsl[what]]));
 
 const library: Readonly<Record<string, string>> = {
   vector_at: `
 fn vector_at(i: i32) -> f32 {
   return bitcast<f32>(weights[i / 4][i % 4]);
 }`,
-  panel_f32: `
-fn panel_f32(at: i32) -> vec4<f32> {
-  return bitcast<vec4<f32>>(weights[at / 4]);
-}`,
-  panel_f16: `
-// Four halves from half-index \`at\` (a multiple of four).
-fn panel_f16(at: i32) -> vec4<f32> {
-  let v = weights[at / 8];
-  let w = select(v.xy, v.zw, (at & 4) != 0);
-  return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y));
-}`,
-  panel_int8: `
-// Four int8 from byte \`at\` times four halves from half \`scale\` (multiples of four): exact.
-fn panel_int8(at: i32, scale: i32) -> vec4<f32> {
-  let q = bitcast<i32>(weights[at / 16][(at / 4) % 4]);
-  return vec4<f32>(
-    f32((q << 24u) >> 24u),
-    f32((q << 16u) >> 24u),
-    f32((q << 8u) >> 24u),
-    f32(q >> 24u)) * panel_f16(scale);
-}`,
-  weight_int8: `
-fn weight_int8(base: i32, n: i32, k: i32, K: i32, N: i32) -> f32 {
-  let columns = (N + ${PANEL} - 1) / ${PANEL} * ${PANEL};
-  let i = ((n / ${PANEL}) * K + k) * ${PANEL} + n % ${PANEL};
-  let s = (base * 2 + columns * K / 2)
-    + ((n / ${PANEL}) * ((K + 31) / 32) + k / 32) * ${PANEL} + n % ${PANEL};
-  let q = panel_int8(base * 4 + i / 4 * 4, s / 4 * 4);
-  return q[n % 4];
-}`,
-  weight_f32: `
-fn weight_f32(base: i32, n: i32, k: i32, K: i32) -> f32 {
-  return vector_at(base + ((n / ${PANEL}) * K + k) * ${PANEL} + n % ${PANEL});
-}`,
-  weight_f16: `
-fn weight_f16(base: i32, n: i32, k: i32, K: i32) -> f32 {
-  let i = ((n / ${PANEL}) * K + k) * ${PANEL} + n % ${PANEL};
-  let word = base + i / 2;
-  let v = unpack2x16float(weights[word / 4][word % 4]);
-  return select(v.x, v.y, (i & 1) == 1);
-}`,
+  ...ofFormats("panel"),
+  ...ofFormats("weight"),
   expand: `
 fn expand(u: i32, f: i32, rank: i32, cols: i32) -> f32 {
   var sum = 0.0f;

@@ -1,6 +1,6 @@
 /** Pieces of WGSL text that every kernel is made of. */
 import type { Domain } from "../../../ops/index.ts";
-import { DROPOUT_BIT, type Format, headerWords, INT8_BLOCK } from "../../../runtime/bundle.ts";
+import { DROPOUT_BIT, headerWords, planeBytes, planesOf, WGSL_PANEL } from "../../../runtime/bundle.ts";
 import { type KernelEnv, type ParamAddress, ROWS_HEADER, SEGMENT_ROWS, SLOT_TABLE } from "../../kernel.ts";
 import type { Body, Operand } from "../body.ts";
 import { indent, type Lines, lines } from "./lines.ts";
@@ -96,24 +96,20 @@ export const inSlot = (offset: number, env: KernelEnv): string =>
 /** First word of the job's gradient norms: [group sums…, clip scale, total norm]. */
 export const norms = (env: KernelEnv): string => `${env.norms} + ${header("job")} * ${env.groups + 2}`;
 
-/**
- * Text of four neighbouring columns of a matrix in panels of 16, at (panel, k, column in the panel); a place
- * counts words, halves or bytes.
- */
+/** Text of four neighbouring columns of a matrix in panels of 16, at (panel, k, column in the panel). */
 export function panelReader(
-  format: Format,
+  format: string,
   offset: number,
   n: number,
   k: number,
 ): (panel: string, k: string, column: string) => string {
-  const base = offset * { f32: 1, f16: 2, int8: 4 }[format];
-  const blocks = Math.ceil(k / INT8_BLOCK);
-  const scales = 2 * offset + (Math.ceil(n / 16) * 16 * k) / 2;
+  const planes = planesOf(format, n, k, WGSL_PANEL);
   return (panel, row, column) => {
-    const at = (from: number, rows: number, row: string): string =>
-      `${from} + ((${panel}) * ${rows} + ${row}) * 16 + ${column}`;
-    return format === "int8"
-      ? `panel_int8(${at(base, k, row)}, ${at(scales, blocks, `(${row}) / ${INT8_BLOCK}`)})`
-      : `panel_${format}(${at(base, k, row)})`;
+    const places = planes.map((p) => {
+      const start = (offset * 4 + p.from) / planeBytes(p);
+      const term = p.every === 1 ? row : `(${row}) / ${p.every}`;
+      return `${start} + ((${panel}) * ${p.terms} + ${term}) * ${WGSL_PANEL} + ${column}`;
+    });
+    return `panel_${format}(${places.join(", ")})`;
   };
 }

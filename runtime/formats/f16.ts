@@ -1,0 +1,55 @@
+/** IEEE half precision: widens exactly, subnormals included. */
+import { floatToHalf, halfToFloat } from "../safetensors.ts";
+import { type Refuse, type WeightFormat, WGSL_PANEL } from "./format.ts";
+
+/** The half nearest to value `at`. */
+export function toHalf(x: number, at: number, refuse: Refuse): number {
+  const h = floatToHalf(x);
+  return (h & 0x7c00) === 0x7c00 ? refuse(at, "values within the range of f16") : h;
+}
+
+export const f16: WeightFormat = {
+  planes: [{ suffix: "", dtype: "F16", every: 1 }],
+  fine: true,
+  encode: (values, _n, _k, refuse) => [Uint16Array.from(values, (x, at) => toHalf(x, at, refuse))],
+  decode: ([halves]) => Float32Array.from(halves!, halfToFloat),
+  wgsl: {
+    panel: `
+// Four halves from half-index \`at\` (a multiple of four).
+fn panel_f16(at: i32) -> vec4<f32> {
+  let v = weights[at / 8];
+  let w = select(v.xy, v.zw, (at & 4) != 0);
+  return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y));
+}`,
+    weight: `
+fn weight_f16(base: i32, n: i32, k: i32, K: i32) -> f32 {
+  let i = ((n / ${WGSL_PANEL}) * K + k) * ${WGSL_PANEL} + n % ${WGSL_PANEL};
+  let word = base + i / 2;
+  let v = unpack2x16float(weights[word / 4][word % 4]);
+  return select(v.x, v.y, (i & 1) == 1);
+}`,
+  },
+  // Of the prelude: half1, half4 and widen.
+  assembly: {
+    weight: `
+function weightf16(w: usize, n: i32, k: i32, K: i32): f32 {
+  return half1(load<u16>(w + ((<usize>(((n >> 3) * K + k) * 8 + (n & 7))) << 1)));
+}`,
+    unpack: `
+function unpack_f16(w: usize, N: i32, K: i32, p: i32, k: i32, count: i32, out: usize): void {
+  let at: usize = w + <usize>(p * K + k) * 16;
+  const end: usize = out + <usize>count * 32;
+  for (; out < end; out += 32) {
+    v128.store(out, half4(at));
+    v128.store(out, half4(at + 8), 16);
+    at += 16;
+  }
+}`,
+    load: (u) => [
+      `const h${u}: v128 = v128.load(w, ${u * 16});`,
+      `const b${u}: v128 = widen(i32x4.extend_low_i16x8_s(h${u}));`,
+      `const d${u}: v128 = widen(i32x4.extend_high_i16x8_s(h${u}));`,
+    ],
+    scales: [],
+  },
+};

@@ -1,0 +1,53 @@
+/**
+ * A format: how frozen matrices are stored, and how kernels read them. A value means the same on every target
+ * and in every kernel, so a bundle in a format computes what a bundle in f32 of the same values does, bit for
+ * bit.
+ */
+import { type Dtype, dtypeBytes } from "../safetensors.ts";
+
+/** Numbers of one kind that a stored matrix has: its values, or something that a run of them shares. */
+export interface Plane {
+  /** What its tensor in a shard is called, behind the matrix's name. */
+  readonly suffix: "" | ".scales";
+  readonly dtype: Exclude<Dtype, "I32">;
+  /** Values of a row that one number stands for. */
+  readonly every: number;
+}
+/** How many numbers of a plane a row of k values has. */
+export const termsOf = (p: Plane, k: number): number => Math.ceil(k / p.every);
+export const planeBytes = (p: Plane): number => dtypeBytes[p.dtype];
+
+export type Words = Int8Array | Uint16Array | Uint32Array;
+/** What cannot be stored: element `at` of the values, and what would have been expected. */
+export type Refuse = (at: number, expected: string) => never;
+
+export interface WeightFormat {
+  readonly planes: readonly Plane[];
+  /** Finer steps than what an adapter or training changes. */
+  readonly fine: boolean;
+  /** f32 values [n, k] → the numbers of each plane, [n, terms] row by row. */
+  readonly encode: (values: Float32Array, n: number, k: number, refuse: Refuse) => readonly Words[];
+  readonly decode: (planes: readonly Words[], n: number, k: number) => Float32Array;
+  /**
+   * WGSL, over `weights` as vec4<u32>. `panel_NAME(at…)`: four neighbouring columns from a place in each plane, a
+   * multiple of four, counted in its numbers. `weight_NAME(base, n, k, K)`: one value of the matrix at word
+   * `base`; with several planes also N.
+   */
+  readonly wgsl: { readonly panel: string; readonly weight: string };
+  /** AssemblyScript, over addresses. */
+  readonly assembly: {
+    /** `weightNAME(w, n, k, K)`: one value of the matrix at `w`; with several planes also N. */
+    readonly weight: string;
+    /**
+     * `unpack_NAME(w, N, K, p, k, count, out)`: `count` rows of panel p from row k (a multiple of 8) as f32
+     * [count][8]; null where panels are f32 as they are.
+     */
+    readonly unpack: string | null;
+    /** Statements that make columns 0 to 3 and 4 to 7 of row `u` of the panel at `w`, as `b` and `d`. */
+    readonly load: (u: number) => readonly string[];
+    /** Statements that read what a run of rows shares, at `scales`. */
+    readonly scales: readonly string[];
+  };
+}
+/** Columns of a panel in WGSL. */
+export const WGSL_PANEL = 16;

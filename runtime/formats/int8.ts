@@ -1,0 +1,105 @@
+/**
+ * Blocks of 32 along a row, each with an f16 scale: q · scale, which f32 holds exactly (7 + 11 bits). Rounds to
+ * nearest even, scales upwards.
+ */
+import { halfToFloat } from "../safetensors.ts";
+import { toHalf } from "./f16.ts";
+import { type WeightFormat, WGSL_PANEL } from "./format.ts";
+
+const BLOCK = 32;
+
+export const int8: WeightFormat = {
+  planes: [
+    { suffix: "", dtype: "I8", every: 1 },
+    { suffix: ".scales", dtype: "F16", every: BLOCK },
+  ],
+  fine: false,
+  encode: (values, n, k, refuse) => {
+    const blocks = Math.ceil(k / BLOCK);
+    const q = new Int8Array(n * k);
+    const scales = new Uint16Array(n * blocks);
+    for (let row = 0; row < n; row++)
+      for (let b = 0; b < blocks; b++) {
+        const [from, to] = [row * k + b * BLOCK, row * k + Math.min(k, (b + 1) * BLOCK)];
+        let max = 0;
+        for (let i = from; i < to; i++) max = Math.max(max, Math.abs(values[i]!));
+        let h = toHalf(max / 127, from, refuse);
+        // The next half up where it was rounded down: no value may need more than 127 steps.
+        if (halfToFloat(h) * 127 < max) h++;
+        const scale = halfToFloat(h);
+        scales[row * blocks + b] = h;
+        for (let i = from; scale && i < to; i++) {
+          const x = values[i]! / scale;
+          const r = Math.round(x);
+          q[i] = r - x === 0.5 && r % 2 ? r - 1 : r;
+        }
+      }
+    return [q, scales];
+  },
+  decode: ([q, halves], n, k) => {
+    const blocks = Math.ceil(k / BLOCK);
+    const scales = Float32Array.from(halves!, halfToFloat);
+    return new Float32Array(n * k).map((_, i) => {
+      const block = Math.floor(i / k) * blocks + Math.floor((i % k) / BLOCK);
+      return q![i]! * scales[block]!;
+    });
+  },
+  wgsl: {
+    panel: `
+// Four int8 from byte \`at\` times four halves from half \`scale\` (multiples of four): exact.
+fn panel_int8(at: i32, scale: i32) -> vec4<f32> {
+  let q = bitcast<i32>(weights[at / 16][(at / 4) % 4]);
+  return vec4<f32>(
+    f32((q << 24u) >> 24u),
+    f32((q << 16u) >> 24u),
+    f32((q << 8u) >> 24u),
+    f32(q >> 24u)) * panel_f16(scale);
+}`,
+    weight: `
+fn weight_int8(base: i32, n: i32, k: i32, K: i32, N: i32) -> f32 {
+  let columns = (N + ${WGSL_PANEL} - 1) / ${WGSL_PANEL} * ${WGSL_PANEL};
+  let i = ((n / ${WGSL_PANEL}) * K + k) * ${WGSL_PANEL} + n % ${WGSL_PANEL};
+  let s = (base * 2 + columns * K / 2)
+    + ((n / ${WGSL_PANEL}) * ((K + 31) / 32) + k / 32) * ${WGSL_PANEL} + n % ${WGSL_PANEL};
+  let q = panel_int8(base * 4 + i / 4 * 4, s / 4 * 4);
+  return q[n % 4];
+}`,
+  },
+  // Scales lie after all panels, [panel][block of 32 rows][8].
+  assembly: {
+    weight: `
+function weightint8(w: usize, n: i32, k: i32, K: i32, N: i32): f32 {
+  const at: usize = w + <usize>(((n >> 3) * K + k) * 8 + (n & 7));
+  const scale: usize = w + <usize>(((N + 7) >> 3) * K) * 8
+    + <usize>((((n >> 3) * ((K + 31) >> 5) + (k >> 5)) * 8 + (n & 7)) * 2);
+  return <f32>load<i8>(at) * half1(load<u16>(scale));
+}`,
+    unpack: `
+function unpack_int8(w: usize, N: i32, K: i32, p: i32, k: i32, count: i32, out: usize): void {
+  let at: usize = w + <usize>(p * K + k) * 8;
+  const scales: usize = w + <usize>(((N + 7) >> 3) * K) * 8 + <usize>(p * ((K + 31) >> 5)) * 16;
+  const last: i32 = k + count;
+  while (k < last) {
+    const scale: usize = scales + <usize>(k >> 5) * 16;
+    const s0: v128 = half4(scale);
+    const s1: v128 = half4(scale + 8);
+    const stop: i32 = min(last, (k | 31) + 1);
+    const end: usize = out + <usize>(stop - k) * 32;
+    while (out < end) {
+      const q: v128 = i16x8.extend_low_i8x16_s(v128.load64_zero(at));
+      v128.store(out, f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(q)), s0));
+      v128.store(out, f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_s(q)), s1), 16);
+      at += 8;
+      out += 32;
+    }
+    k = stop;
+  }
+}`,
+    load: (u) => [
+      `const e${u}: v128 = v128.load_ext<i8>(w, ${u * 8});`,
+      `const b${u}: v128 = f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(e${u})), s0);`,
+      `const d${u}: v128 = f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_s(e${u})), s1);`,
+    ],
+    scales: ["const s0: v128 = half4(scales), s1: v128 = half4(scales + 8);"],
+  },
+};
