@@ -14,8 +14,8 @@ export type Type =
   /** f32 [domain, cols], a step value. */
   | { readonly kind: "rows"; readonly domain: Domain; readonly cols: number }
   /**
-   * A base matrix [n, k] (output, input), packed in panels over n. `format` names how it is stored; it means the
-   * same numbers in every kernel.
+   * A base matrix [n, k] (output, input), packed in panels over n. `format` names how it is stored; it means
+   * the same numbers in every kernel.
    */
   | { readonly kind: "weight"; readonly n: number; readonly k: number; readonly format: string }
   /** A base vector [n], f32. */

@@ -53,6 +53,12 @@ const linearOp = defineOp({
         { kind: "weight", n: 17, k: 300, format: "int8" },
       ],
     },
+    {
+      ins: [
+        { kind: "rows", domain: "T", cols: 41 },
+        { kind: "weight", n: 20, k: 41, format: "bf16" },
+      ],
+    },
   ],
 });
 /** y [rows, n] = x [rows, k] · Wᵀ. */
@@ -97,6 +103,8 @@ const linearTOp = defineOp({
         { kind: "weight", n: 300, k: 45, format: "int8" },
         { kind: "rows", domain: "T", cols: 17 },
         { kind: "weight", n: 17, k: 45, format: "f16" },
+        { kind: "rows", domain: "T", cols: 9 },
+        { kind: "weight", n: 9, k: 45, format: "bf16" },
       ],
     },
   ],

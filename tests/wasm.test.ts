@@ -293,7 +293,7 @@ test("a memory plan past 4 GiB is refused before anything is allocated, with wha
 });
 
 for (const target of ["wasm", "webgpu"] as const)
-  for (const format of ["int8", "f16"] as const)
+  for (const format of ["int8", "f16", "bf16"] as const)
     test(`${format} on ${target} computes what f32 of the same values does, bit for bit, serving and training`, async () => {
       const model = (round: boolean): string => {
         const dir = writeModel(configs.odd);
@@ -397,8 +397,40 @@ test("int8: rounding to the nearest of 127 steps, scales upwards; what needs the
   await code(
     "WEFT_OPTION",
     () => compile(writeModel(configs.even), { format: "int4" as never }),
-    /f32, f16 or int8/,
+    /f32, f16, bf16 or int8/,
   );
+});
+
+test("bf16: values of a bf16 checkpoint stay as they are, others round to nearest even, none beyond its range", async () => {
+  const bits = Uint32Array.from({ length: 2 ** 16 }, (_, h) => h << 16).filter(
+    (b) => (b & 0x7f800000) !== 0x7f800000,
+  );
+  const all = new Float32Array(bits.buffer);
+  const kept = restore("bf16", store("bf16", all, all.length, 1, "t"), all.length, 1);
+  assert.equal(new Uint32Array(kept.buffer), bits);
+  const one = (x: number): number => restore("bf16", store("bf16", Float32Array.of(x), 1, 1, "t"), 1, 1)[0]!;
+  const step = 2 ** -7;
+  for (const [x, want] of [
+    [1 + step / 2, 1],
+    [1 + step / 2 + 2 ** -20, 1 + step],
+    [1 + (3 * step) / 2, 1 + 2 * step],
+    [-(1 + step / 2 - 2 ** -20), -1],
+    [2 ** -133 * 1.25, 2 ** -133],
+  ] as const)
+    assert.is(one(x), want, String(x));
+  await code("WEFT_WEIGHTS", () => one(3.4e38), /bf16.*element 0/s);
+  // A checkpoint in bf16 is served in bf16 with the logits of f32.
+  const dir = writeModel(configs.odd);
+  const rounded = tensorsOf(configs.odd).map((t) => ({ ...t, data: (t.data as Float32Array).map(one) }));
+  writeFileSync(`${dir}/model.safetensors`, encode(rounded));
+  const said: unknown[] = [];
+  for (const format of ["f32", "bf16"] as const) {
+    const out = `${scratch()}/b.weft`;
+    await compileTo(dir, out, { targets: ["wasm"], format, capacities: small });
+    await using engine = await load(out, { device: "wasm" });
+    said.push((await engine.score(idsOf("bf16", 30, 259), { logits: true })).logits);
+  }
+  assert.equal(said[1], said[0]);
 });
 
 test("exp, log and tanh keep their stated errors", async () => {

@@ -29,9 +29,9 @@ export interface WeightFormat {
   readonly encode: (values: Float32Array, n: number, k: number, refuse: Refuse) => readonly Words[];
   readonly decode: (planes: readonly Words[], n: number, k: number) => Float32Array;
   /**
-   * WGSL, over `weights` as vec4<u32>. `panel_NAME(at…)`: four neighbouring columns from a place in each plane, a
-   * multiple of four, counted in its numbers. `weight_NAME(base, n, k, K)`: one value of the matrix at word
-   * `base`; with several planes also N.
+   * WGSL, over `weights` as vec4<u32>. `panel_NAME(at…)`: four neighbouring columns from a place in each
+   * plane, a multiple of four, counted in its numbers. `weight_NAME(base, n, k, K)`: one value of the matrix
+   * at word `base`; with several planes also N.
    */
   readonly wgsl: { readonly panel: string; readonly weight: string };
   /** AssemblyScript, over addresses. */

@@ -1,10 +1,11 @@
 /** The formats, a line each. */
+import { bf16 } from "./bf16.ts";
 import { f16 } from "./f16.ts";
 import { f32 } from "./f32.ts";
 import type { WeightFormat } from "./format.ts";
 import { int8 } from "./int8.ts";
 
-export const weightFormats = { f32, f16, int8 } satisfies Readonly<Record<string, WeightFormat>>;
+export const weightFormats = { f32, f16, bf16, int8 } satisfies Readonly<Record<string, WeightFormat>>;
 export type Format = keyof typeof weightFormats;
 export const formats = Object.keys(weightFormats) as readonly Format[];
 /** The format of a name that the graph carries. */

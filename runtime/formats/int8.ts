@@ -1,6 +1,6 @@
 /**
- * Blocks of 32 along a row, each with an f16 scale: q · scale, which f32 holds exactly (7 + 11 bits). Rounds to
- * nearest even, scales upwards.
+ * Blocks of 32 along a row, each with an f16 scale: q · scale, which f32 holds exactly (7 + 11 bits). Rounds
+ * to nearest even, scales upwards.
  */
 import { halfToFloat } from "../safetensors.ts";
 import { toHalf } from "./f16.ts";

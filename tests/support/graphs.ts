@@ -323,7 +323,7 @@ export async function runOn(
   } as unknown as TargetPlan;
   const one = { blocks: 1, sequences: 1, slots: 3, jobs: 1, savedRows: 1, keptRows: 1 };
   const manifest = {
-    model: { layers: 1 },
+    model: { layers: 1, format: "f32" },
     train: [],
     saved: {},
     branches: Array(BRANCHES),

@@ -1,0 +1,56 @@
+/** The upper half of f32, as checkpoints have it: widens exactly. Rounds to nearest even. */
+import { type WeightFormat, WGSL_PANEL } from "./format.ts";
+
+export const bf16: WeightFormat = {
+  planes: [{ suffix: "", dtype: "BF16", every: 1 }],
+  fine: true,
+  encode: (values, n, k, refuse) => {
+    const bits = new Uint32Array(values.buffer, values.byteOffset, n * k);
+    return [
+      Uint16Array.from(bits, (b, at) => {
+        const h = (b + 0x7fff + ((b >>> 16) & 1)) >>> 16;
+        return (h & 0x7f80) === 0x7f80 ? refuse(at, "values within the range of bf16") : h;
+      }),
+    ];
+  },
+  decode: ([halves]) => new Float32Array(Uint32Array.from(halves!, (h) => h << 16).buffer),
+  wgsl: {
+    panel: `
+// Four halves from half-index \`at\` (a multiple of four).
+fn panel_bf16(at: i32) -> vec4<f32> {
+  let v = weights[at / 8];
+  let w = select(v.xy, v.zw, (at & 4) != 0);
+  return bitcast<vec4<f32>>(vec4<u32>(w.x << 16u, w.x & 0xffff0000u, w.y << 16u, w.y & 0xffff0000u));
+}`,
+    weight: `
+fn weight_bf16(base: i32, n: i32, k: i32, K: i32) -> f32 {
+  let i = ((n / ${WGSL_PANEL}) * K + k) * ${WGSL_PANEL} + n % ${WGSL_PANEL};
+  let word = base + i / 2;
+  let v = weights[word / 4][word % 4];
+  return bitcast<f32>(select(v << 16u, v & 0xffff0000u, (i & 1) == 1));
+}`,
+  },
+  assembly: {
+    weight: `
+function weightbf16(w: usize, n: i32, k: i32, K: i32): f32 {
+  return reinterpret<f32>(<u32>load<u16>(w + ((<usize>(((n >> 3) * K + k) * 8 + (n & 7))) << 1)) << 16);
+}`,
+    unpack: `
+function unpack_bf16(w: usize, N: i32, K: i32, p: i32, k: i32, count: i32, out: usize): void {
+  let at: usize = w + <usize>(p * K + k) * 16;
+  const end: usize = out + <usize>count * 32;
+  for (; out < end; out += 32) {
+    const h: v128 = v128.load(at);
+    v128.store(out, i32x4.shl(i32x4.extend_low_i16x8_u(h), 16));
+    v128.store(out, i32x4.shl(i32x4.extend_high_i16x8_u(h), 16), 16);
+    at += 16;
+  }
+}`,
+    load: (u) => [
+      `const h${u}: v128 = v128.load(w, ${u * 16});`,
+      `const b${u}: v128 = i32x4.shl(i32x4.extend_low_i16x8_u(h${u}), 16);`,
+      `const d${u}: v128 = i32x4.shl(i32x4.extend_high_i16x8_u(h${u}), 16);`,
+    ],
+    scales: [],
+  },
+};
