@@ -79,6 +79,8 @@ export interface Kernel<B> {
   readonly wgsl: (name: string, body: B, env: KernelEnv, variant: Variant) => string;
   /** Wasm: bytes of a thread's scratch. */
   readonly scratch?: (body: B, capacities: Capacities) => number;
+  /** Wasm: functions that its text calls, beside those that all kernels share. */
+  readonly library?: () => string;
   readonly assembly: (name: string, body: B, env: KernelEnv) => string;
 }
 

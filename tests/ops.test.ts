@@ -4,6 +4,7 @@
  */
 import * as assert from "uvu/assert";
 import { vjp } from "../compiler/autodiff.ts";
+import { graphKernels, skeletonOf } from "../compiler/kernels/index.ts";
 import {
   add,
   affine,
@@ -124,6 +125,13 @@ const together = new Set([
 test("every op has samples, or a test of its own", () => {
   for (const op of allOps())
     assert.is(op.samples !== undefined || together.has(op.name), true, `${op.name} has no samples`);
+});
+
+test("every op that computes has a kernel, and every kernel of a graph an op", () => {
+  const ops = allOps().filter((op) => op.kind !== "input");
+  assert.equal([...new Set(ops.map(skeletonOf))].sort(), Object.keys(graphKernels).sort());
+  const unknown: Op = { name: "unknown", kind: "kernel", infer: () => [] };
+  assert.throws(() => skeletonOf(unknown), /unknown has no kernel/);
 });
 
 for (const target of targets)

@@ -4,16 +4,18 @@
  */
 import { readFileSync } from "node:fs";
 import type { KernelEnv } from "../kernel.ts";
-import { type AnyBody, kernelOf } from "../kernels/index.ts";
+import { type AnyBody, kernelOf, libraries } from "../kernels/index.ts";
 import { passed, signature } from "../kernels/text/assemblyscript.ts";
 import { productText } from "../kernels/text/assemblyscript_tiles.ts";
 import type { Capacities } from "../target.ts";
 
-/** What emitted kernels call: hand-written inner loops, and the tiles of products. */
+/** What emitted kernels call: hand-written inner loops, the tiles of products, and what one kernel has. */
 const assembly = (name: string): string =>
   readFileSync(new URL(`./assembly/${name}`, import.meta.url), "utf8");
 export const prelude = (): string =>
-  `${assembly("exp.ts").replace("export ", "")}\n${assembly("kernels.ts")}\n${productText()}`;
+  [assembly("exp.ts").replace("export ", ""), assembly("kernels.ts"), productText(), ...libraries()].join(
+    "\n",
+  );
 
 /** One function for a launch: its bodies in turn. */
 export function emitLaunchAs(name: string, bodies: readonly AnyBody[], env: KernelEnv): string {

@@ -42,6 +42,9 @@ export type Update = BodyOf<(typeof updateKernels)[keyof typeof updateKernels]>;
 /** A body of any kernel; all bodies of a launch are of one. */
 export type AnyBody = Body | Update;
 const all = { ...graphKernels, ...updateKernels };
+/** Functions of AssemblyScript that single kernels call. */
+export const libraries = (): string[] =>
+  Object.values<Kernel<never>>(all).flatMap((k) => (k.library ? [k.library()] : []));
 /** The kernel that runs a body, which is of the kind that this kernel takes. */
 export const kernelOf = <B extends AnyBody>(body: B): Kernel<B> => all[body.skeleton] as unknown as Kernel<B>;
 /** Do bodies of a launch write base weights? */

@@ -90,6 +90,55 @@ function ofMatrix(name: string, b: Body, env: KernelEnv): string {
 }
 const isMatrix = (b: Body): boolean => b.operands[2]!.value.type.kind === "weight";
 
+/** out[i][0..8) += Σ_rows down[row][i] · lanes[row][0..8): summed from zero in row order, then added once. */
+function tile(rows: number): Lines {
+  const is = Array.from({ length: rows }, (_, i) => i);
+  return lines`
+    function outer${rows}(
+      down: usize, downStride: i32, lanes: usize, lanesStride: i32, rows: i32, out: usize, outRow: i32
+    ): void {
+      ${is.map((i) => `let c${i}: v128 = f32x4.splat(0), d${i}: v128 = f32x4.splat(0);`)}
+      for (let t: i32 = 0; t < rows; t++) {
+        const l0: v128 = v128.load(lanes);
+        const l1: v128 = v128.load(lanes, 16);
+        ${is.flatMap(
+          (i) => lines`
+            const s${i}: v128 = v128.load_splat<f32>(down, ${i * 4});
+            c${i} = madd(s${i}, l0, c${i});
+            d${i} = madd(s${i}, l1, d${i});`,
+        )}
+        down += <usize>downStride;
+        lanes += <usize>lanesStride;
+      }
+      ${is.flatMap(
+        (i) => lines`
+          v128.store(out, f32x4.add(v128.load(out), c${i}));
+          v128.store(out, f32x4.add(v128.load(out, 16), d${i}), 16);
+          ${i + 1 < rows ? ["out += <usize>outRow;"] : []}`,
+      )}
+    }`;
+}
+/** The same of a row of the gradient, of up to eight columns. */
+const narrow = `
+/** One row of out, \`count\` columns (up to 8). */
+function outer1(
+  down: usize, downStride: i32, lanes: usize, lanesStride: i32, rows: i32, out: usize, count: i32
+): void {
+  for (let j: i32 = 0; j < count; j++) {
+    let sum: f32 = 0;
+    let a: usize = down;
+    let b: usize = lanes + ((<usize>j) << 2);
+    for (let t: i32 = 0; t < rows; t++) {
+      sum += load<f32>(a) * load<f32>(b);
+      a += <usize>downStride;
+      b += <usize>lanesStride;
+    }
+    const o: usize = out + ((<usize>j) << 2);
+    store<f32>(o, load<f32>(o) + sum);
+  }
+}
+`;
+
 export const outer: GraphKernel = {
   epilogue: null,
   grid: (bodies, env) => {
@@ -105,6 +154,7 @@ export const outer: GraphKernel = {
     ];
   },
   wgsl: (name, b, env) => (isMatrix(b) ? ofMatrix : ofFactor)(name, b, env),
+  library: () => [...tile(8), ...tile(4), narrow].join("\n"),
   // A thread owns whole panels of lanes.
   assembly: (name, b, env) => {
     const { P } = assembly;
@@ -122,7 +172,7 @@ export const outer: GraphKernel = {
     const full = Math.floor(nLanes / P);
     const [downStride, lanesStride] = [assembly.stride(down, env) * 4, assembly.stride(lanes, env) * 4];
     const strides = `${downStride}, lp + <usize>p * ${P * 4}, ${lanesStride}, n`;
-    const tile = (r: number): string[] => lines`
+    const rows = (r: number): string[] => lines`
       for (; k + ${r} <= down; k += ${r})
         outer${r}(dp + ((<usize>k) << 2), ${strides}, o + <usize>k * ${outRow}, ${outRow});`;
     const rest = lines`
@@ -149,7 +199,7 @@ export const outer: GraphKernel = {
             for (let p: i32 = lo; p < min(hi, ${full}); p++) {
               const o: usize = out + <usize>p * ${outPanel};
               let k: i32 = 0;
-              ${[8, 4].flatMap(tile)}
+              ${[8, 4].flatMap(rows)}
               for (; k < down; k++)
                 outer1(dp + ((<usize>k) << 2), ${strides}, o + <usize>k * ${outRow}, ${P});
             }

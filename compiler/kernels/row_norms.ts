@@ -1,9 +1,9 @@
 /** out[o] = 1 / ‖W[o] + s·Σ_r b[r][o]·a[r]‖₂ in the slot of the block: what DoRA scales rows by. */
-import type { Format } from "../../runtime/bundle.ts";
+import { type Format, formatOf, formats } from "../../runtime/bundle.ts";
 import type { Kernel, ParamAddress, UpdateBody } from "../kernel.ts";
 import { most, one } from "./grid.ts";
 import * as assembly from "./text/assemblyscript.ts";
-import { lines } from "./text/lines.ts";
+import { type Lines, lines } from "./text/lines.ts";
 import * as wgsl from "./text/wgsl.ts";
 
 /** Norms of one branch: of the matrix `weight`, with the branch's delta b·a. */
@@ -18,6 +18,54 @@ export interface RowNorms {
 export interface RowNormsBody extends UpdateBody<"row_norms"> {
   readonly norms: readonly RowNorms[];
 }
+
+/**
+ * DoRA's norms, four outputs at a time: out[o] = 1 / ‖W[o] + scale · Σ_r b[r][o]·a[r]‖₂, k ascending in every
+ * lane; `pack` is scratch.
+ */
+function normsOf(name: Format): Lines {
+  const direct = formatOf(name).assembly.unpack === null;
+  return lines`
+    function rowNorms_${name}(
+      w: usize, N: i32, K: i32, a: usize, b: usize, rank: i32, scale: f32, out: usize, pack: usize,
+      part: i32, parts: i32
+    ): void {
+      const quads: i32 = (N + 3) >> 2;
+      for (let o: i32 = share(quads, part, parts) << 2; o < share(quads, part + 1, parts) << 2; o += 4) {
+        let sum: v128 = f32x4.splat(0);
+        for (let k: i32 = 0; k < K; k += ${assembly.K_CHUNK}) {
+          const terms: i32 = min(${assembly.K_CHUNK}, K - k);
+          const panel: usize = ${direct ? "w + <usize>((o >> 3) * K + k) * 32" : "pack"} + <usize>(o & 7) * 4;
+          ${direct ? [] : [`unpack_${name}(w, N, K, o >> 3, k, terms, pack);`]}
+          for (let i: i32 = 0; i < terms; i++)
+            sum = rowNormStep(v128.load(panel + <usize>i * 32), k + i, o, N, K, a, b, rank, scale, sum);
+        }
+        rowNormsOut(sum, o, N, out, pack);
+      }
+    }`;
+}
+const steps = `
+// @ts-ignore: decorator
+@inline function rowNormStep(
+  w: v128, k: i32, o: i32, n: i32, K: i32, a: usize, b: usize, rank: i32, scale: f32, sum: v128
+): v128 {
+  let d: v128 = f32x4.splat(0);
+  let ap: usize = a + ((<usize>k) << 2);
+  let bp: usize = b + ((<usize>o) << 2);
+  for (let r: i32 = 0; r < rank; r++) {
+    d = madd(v128.load_splat<f32>(ap), v128.load(bp), d);
+    ap += (<usize>K) << 2;
+    bp += (<usize>n) << 2;
+  }
+  const x: v128 = f32x4.add(w, f32x4.mul(f32x4.splat(scale), d));
+  return f32x4.add(sum, f32x4.mul(x, x));
+}
+function rowNormsOut(sum: v128, o: i32, n: i32, out: usize, acc: usize): void {
+  v128.store(acc, f32x4.div(f32x4.splat(1), f32x4.sqrt(sum)));
+  for (let i: i32 = 0; i < min(4, n - o); i++)
+    store<f32>(out + ((<usize>(o + i)) << 2), load<f32>(acc + ((<usize>i) << 2)));
+}
+`;
 
 export const row_norms: Kernel<RowNormsBody> = {
   grid: ([b]) => [most(b!.norms, (r) => r.weight.n / 4), one],
@@ -55,6 +103,7 @@ export const row_norms: Kernel<RowNormsBody> = {
       })
       .join("\n"),
   scratch: () => assembly.K_CHUNK * assembly.P * 4,
+  library: () => [steps, ...formats.flatMap(normsOf)].join("\n"),
   assembly: (name, b, env) =>
     assembly.fn(
       name,

@@ -13,6 +13,93 @@ type Factor = Type & { kind: "factor" };
 /** Bytes of a row of sums in a thread's scratch. */
 const rowBytes = (cols: number): number => Math.ceil(cols / 4) * 16;
 
+/** Products of rows with four rows of a factor. */
+const functions = `
+/** u[0..4) = x · rows of a factor. */
+function shrink4(x: usize, f: usize, cols: i32, out: usize): void {
+  let a0: v128 = f32x4.splat(0), a1: v128 = a0, a2: v128 = a0, a3: v128 = a0;
+  const f1: usize = f + ((<usize>cols) << 2);
+  const f2: usize = f1 + ((<usize>cols) << 2);
+  const f3: usize = f2 + ((<usize>cols) << 2);
+  let c: i32 = 0;
+  for (; c + 4 <= cols; c += 4) {
+    const o: usize = (<usize>c) << 2;
+    const v: v128 = v128.load(x + o);
+    a0 = madd(v, v128.load(f + o), a0);
+    a1 = madd(v, v128.load(f1 + o), a1);
+    a2 = madd(v, v128.load(f2 + o), a2);
+    a3 = madd(v, v128.load(f3 + o), a3);
+  }
+  let s0: f32 = hsum(a0), s1: f32 = hsum(a1), s2: f32 = hsum(a2), s3: f32 = hsum(a3);
+  for (; c < cols; c++) {
+    const o: usize = (<usize>c) << 2;
+    const v: f32 = load<f32>(x + o);
+    s0 += v * load<f32>(f + o);
+    s1 += v * load<f32>(f1 + o);
+    s2 += v * load<f32>(f2 + o);
+    s3 += v * load<f32>(f3 + o);
+  }
+  store<f32>(out, s0);
+  store<f32>(out, s1, 4);
+  store<f32>(out, s2, 8);
+  store<f32>(out, s3, 12);
+}
+/** shrink4 of four rows at once: each dot as in shrink4. */
+function shrink4x4(
+  x0: usize, x1: usize, x2: usize, x3: usize, f: usize, cols: i32, out: usize, outStride: i32
+): void {
+  const fs: usize = (<usize>cols) << 2;
+  for (let half: usize = 0; half < 2; half++) {
+    const fa: usize = f + half * 2 * fs;
+    const fb: usize = fa + fs;
+    let a0: v128 = f32x4.splat(0), a1: v128 = a0, b0: v128 = a0, b1: v128 = a0,
+          c0: v128 = a0, c1: v128 = a0, d0: v128 = a0, d1: v128 = a0;
+    let c: i32 = 0;
+    for (; c + 4 <= cols; c += 4) {
+      const o: usize = (<usize>c) << 2;
+      const w0: v128 = v128.load(fa + o);
+      const w1: v128 = v128.load(fb + o);
+      let x: v128 = v128.load(x0 + o);
+      a0 = madd(x, w0, a0);
+      a1 = madd(x, w1, a1);
+      x = v128.load(x1 + o);
+      b0 = madd(x, w0, b0);
+      b1 = madd(x, w1, b1);
+      x = v128.load(x2 + o);
+      c0 = madd(x, w0, c0);
+      c1 = madd(x, w1, c1);
+      x = v128.load(x3 + o);
+      d0 = madd(x, w0, d0);
+      d1 = madd(x, w1, d1);
+    }
+    let sa0: f32 = hsum(a0), sa1: f32 = hsum(a1), sb0: f32 = hsum(b0), sb1: f32 = hsum(b1),
+      sc0: f32 = hsum(c0), sc1: f32 = hsum(c1), sd0: f32 = hsum(d0), sd1: f32 = hsum(d1);
+    for (; c < cols; c++) {
+      const o: usize = (<usize>c) << 2;
+      const w0: f32 = load<f32>(fa + o);
+      const w1: f32 = load<f32>(fb + o);
+      sa0 += load<f32>(x0 + o) * w0;
+      sa1 += load<f32>(x0 + o) * w1;
+      sb0 += load<f32>(x1 + o) * w0;
+      sb1 += load<f32>(x1 + o) * w1;
+      sc0 += load<f32>(x2 + o) * w0;
+      sc1 += load<f32>(x2 + o) * w1;
+      sd0 += load<f32>(x3 + o) * w0;
+      sd1 += load<f32>(x3 + o) * w1;
+    }
+    const o: usize = out + half * 8;
+    const os: usize = <usize>outStride;
+    store<f32>(o, sa0);
+    store<f32>(o, sa1, 4);
+    store<f32>(o + os, sb0);
+    store<f32>(o + os, sb1, 4);
+    store<f32>(o + 2 * os, sc0);
+    store<f32>(o + 2 * os, sc1, 4);
+    store<f32>(o + 3 * os, sd0);
+    store<f32>(o + 3 * os, sd1, 4);
+  }
+}`;
+
 export const shrink: GraphKernel = {
   epilogue: "elements",
   grid: (bodies) => [rows(bodies, wgsl.ROWS), one],
@@ -40,6 +127,7 @@ export const shrink: GraphKernel = {
   },
   scratch: (b) => 4 * rowBytes(b.cols),
   // Four rows of one slot share the factor's loads; each dot is the same chain either way.
+  library: () => functions,
   assembly: (name, b, env) => {
     const [x, f] = [b.operands[0]!, b.operands[1]!.value];
     const { branch, cols } = f.type as Factor;

@@ -9,6 +9,23 @@ export interface SumsqBody extends UpdateBody<"sumsq"> {
   readonly params: readonly ParamAddress[];
 }
 
+/** In four lanes. */
+const functions = `
+/** Σ g²: chunks of 4096 words, each in four lanes, chunk sums in order. */
+function sumsq(g: usize, words: i32): f32 {
+  let total: f32 = 0;
+  for (let at: i32 = 0; at < words; at += 4096) {
+    let v: v128 = f32x4.splat(0);
+    const end: i32 = min(at + 4096, words);
+    for (let i: i32 = at; i < end; i += 4) {
+      const x: v128 = v128.load(g + ((<usize>i) << 2));
+      v = madd(x, x, v);
+    }
+    total += hsum(v);
+  }
+  return total;
+}`;
+
 export const sumsq: Kernel<SumsqBody> = {
   grid: () => [one, one],
   wgsl: (name, b, env) => {
@@ -29,6 +46,7 @@ export const sumsq: Kernel<SumsqBody> = {
         if (lane == 0) { arena[${wgsl.norms(env)} + tables[0]] = sum; }`,
     );
   },
+  library: () => functions,
   assembly: (name, b, env) => {
     const param = (p: ParamAddress): string =>
       (p.branch === null ? "" : `if ${assembly.maskBit(p.branch)} `) +

@@ -204,66 +204,12 @@ function products(storage: Storage): Lines {
       }
     }`;
 }
-/**
- * DoRA's norms, four outputs at a time: out[o] = 1 / ‖W[o] + scale · Σ_r b[r][o]·a[r]‖₂, k ascending in every
- * lane; `pack` is scratch.
- */
-function rowNorms({ name, direct }: Storage): Lines {
-  return lines`
-    function rowNorms_${name}(
-      w: usize, N: i32, K: i32, a: usize, b: usize, rank: i32, scale: f32, out: usize, pack: usize,
-      part: i32, parts: i32
-    ): void {
-      const quads: i32 = (N + 3) >> 2;
-      for (let o: i32 = share(quads, part, parts) << 2; o < share(quads, part + 1, parts) << 2; o += 4) {
-        let sum: v128 = f32x4.splat(0);
-        for (let k: i32 = 0; k < K; k += ${K_CHUNK}) {
-          const terms: i32 = min(${K_CHUNK}, K - k);
-          const panel: usize = ${direct ? "w + <usize>((o >> 3) * K + k) * 32" : "pack"} + <usize>(o & 7) * 4;
-          ${direct ? [] : [`unpack_${name}(w, N, K, o >> 3, k, terms, pack);`]}
-          for (let i: i32 = 0; i < terms; i++)
-            sum = rowNormStep(v128.load(panel + <usize>i * 32), k + i, o, N, K, a, b, rank, scale, sum);
-        }
-        rowNormsOut(sum, o, N, out, pack);
-      }
-    }`;
-}
-/** out[i][0..8) += Σ_rows down[row][i] · lanes[row][0..8): summed from zero in row order, then added once. */
-function outerTile(rows: number): Lines {
-  const is = each(rows);
-  return lines`
-    function outer${rows}(
-      down: usize, downStride: i32, lanes: usize, lanesStride: i32, rows: i32, out: usize, outRow: i32
-    ): void {
-      ${is.map((i) => `let c${i}: v128 = f32x4.splat(0), d${i}: v128 = f32x4.splat(0);`)}
-      for (let t: i32 = 0; t < rows; t++) {
-        const l0: v128 = v128.load(lanes);
-        const l1: v128 = v128.load(lanes, 16);
-        ${is.flatMap(
-          (i) => lines`
-            const s${i}: v128 = v128.load_splat<f32>(down, ${i * 4});
-            c${i} = madd(s${i}, l0, c${i});
-            d${i} = madd(s${i}, l1, d${i});`,
-        )}
-        down += <usize>downStride;
-        lanes += <usize>lanesStride;
-      }
-      ${is.flatMap(
-        (i) => lines`
-          v128.store(out, f32x4.add(v128.load(out), c${i}));
-          v128.store(out, f32x4.add(v128.load(out, 16), d${i}), 16);
-          ${i + 1 < rows ? ["out += <usize>outRow;"] : []}`,
-      )}
-    }`;
-}
-/** Text of what emitted kernels call of every format, and of gradients. */
+/** Text of what emitted kernels call of every format. */
 export const productText = (): string =>
-  [
-    ...formats.flatMap((name) => {
+  formats
+    .flatMap((name) => {
       const storage = storageOf(name);
       const { weight, unpack } = formatOf(name).assembly;
-      return [weight, unpack ?? "", ...tiles(storage), ...products(storage), ...rowNorms(storage)];
-    }),
-    ...outerTile(8),
-    ...outerTile(4),
-  ].join("\n");
+      return [weight, unpack ?? "", ...tiles(storage), ...products(storage)];
+    })
+    .join("\n");
