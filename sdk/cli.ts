@@ -40,7 +40,7 @@ const usage = `weft: serve and fine-tune one base model from one process
   weft inspect BUNDLE [--kernels] [--graph PROGRAM] [--for MEMORY]
   weft inspect --memory [--model FOLDER | llama-2-7b | llama-3-8b] [--tokens N] [--rank N]
       what each method takes, from a shape alone
-  weft doctor   what this machine has
+  weft doctor [BUNDLE] [--for MEMORY]   what this machine has, and what a load of the bundle would choose
 
   Every command takes --json. Devices: auto (WebGPU on hardware, else Wasm), wasm, webgpu, software.`;
 
@@ -116,7 +116,7 @@ const options = {
     dropout: text,
   },
   inspect: { kernels: flag, graph: text, for: text, memory: flag, model: text, tokens: text, rank: text },
-  doctor: {},
+  doctor: { for: text },
 } as const;
 type Command = keyof typeof options;
 type Flags = Readonly<Record<string, string | boolean | undefined>>;
@@ -146,16 +146,17 @@ const kb = (n: number): string =>
       : `${(n / 1e3).toFixed(1)} kB`;
 
 /** Memory by method for a shape: a model folder's, or a preset's. */
-/** What a load of one thread would choose, of so many bytes. */
-function roomOf(m: Manifest, target: "wasm" | "webgpu", memory?: number) {
-  if (Number.isNaN(memory)) fail("--for", "bytes, or a text like 512MB", "neither");
+/** What a load of one thread would choose, with `--for`: of so many bytes. */
+function roomOf(m: Manifest, target: "wasm" | "webgpu", f: Flags, limits = roomLimits[target]) {
+  const memory = f.for === undefined ? undefined : bytesOf(f.for);
+  if (Number.isNaN(memory)) fail("--for", "bytes, or a text like 512MB", String(f.for));
   const { layers } = m.model;
   const measure = target === "wasm" ? measureWasm(layers, 1, 1) : measureWebGpu(layers);
-  const limits = target === "wasm" ? wasmLimits : webGpuLimits;
   const sizes = sizesFor(m, target, { memory }, limits, measure);
   const plan = planOf(m, target, sizes);
   return { sizes, plan, bytes: measure(plan).total };
 }
+const roomLimits = { wasm: wasmLimits, webgpu: webGpuLimits };
 async function inspectMemory(f: Flags, json: boolean): Promise<void> {
   const model = f.model ? string(f, "model") : "llama-2-7b";
   const tokens = number(f, "tokens") ?? 512;
@@ -396,7 +397,7 @@ const commands: Readonly<
       );
     for (const name of ["wasm", "webgpu"] as const) {
       if (!m.targets[name]) continue;
-      const { sizes, plan, bytes } = roomOf(m, name, f.for === undefined ? undefined : bytesOf(f.for));
+      const { sizes, plan, bytes } = roomOf(m, name, f);
       const list = Object.entries(sizes).map(([k, v]) => `${k} ${v}`);
       console.log(
         `\ntarget ${name}: ${Object.keys(plan.kernels).length} kernels, arena ${kb(plan.arenaWords * 4)}, metadata ${kb(plan.metaWords * 4)}; a load takes ${kb(bytes)}: ${list.join(", ")}`,
@@ -416,7 +417,7 @@ const commands: Readonly<
       }
     }
   },
-  doctor: async (_p, _f, json) => {
+  doctor: async ([bundle], f, json) => {
     const report: Record<string, unknown> = {
       node: process.version,
       platform: `${process.platform} ${process.arch}`,
@@ -437,6 +438,19 @@ const commands: Readonly<
           features: [...adapter.features],
         }
       : "no adapter: weft runs on Wasm (device: software needs the webgpu and @sparticuz/chromium packages)";
+    if (bundle !== undefined) {
+      const m = await readManifest(await openReader(bundle));
+      const has = {
+        wasm: wasmLimits,
+        webgpu: adapter && { ...webGpuLimits, chamber: adapter.limits.maxStorageBufferBindingSize },
+      };
+      for (const target of ["wasm", "webgpu"] as const) {
+        const limits = has[target];
+        if (!m.targets[target] || !limits) continue;
+        const { sizes, bytes } = roomOf(m, target, f, limits);
+        report[`a load on ${target}`] = { bytes, ...sizes };
+      }
+    }
     console.log(
       json
         ? JSON.stringify(report)

@@ -98,6 +98,27 @@ test("compile, inspect, finetune, generate, doctor: results on stdout, progress 
   );
   assert.match(best.out, /2 steps, loss .*, kept step [12] \(best\)/, best.err);
   assert.is((await weft("doctor", "--json")).code, 0);
+  const room = async (memory: string): Promise<{ bytes: number; slots: number; blocks: number }> => {
+    const told = await weft("doctor", `${dir}/m.weft`, "--for", memory, "--json");
+    return (JSON.parse(told.out) as Record<string, never>)["a load on wasm"]!;
+  };
+  const [little, much] = [await room("2MiB"), await room("1GB")];
+  assert.ok(little.bytes <= 2 ** 21 && little.blocks < much.blocks && little.slots < much.slots);
+  assert.match(
+    (await weft("inspect", `${dir}/m.weft`, "--for", "2MiB")).out,
+    new RegExp(`slots ${little.slots}`),
+  );
+  const small = ["--device", "wasm", "--memory", "2MiB", "--json"];
+  const same = await weft("generate", `${dir}/m.weft`, "--ids", "5,6,7", "--max-tokens", "4", ...small);
+  assert.is((JSON.parse(same.out) as { ids: number[] }).ids.length, 4, same.err);
+  for (const memory of ["much", "1kB"]) {
+    const { code, err } = await weft("generate", `${dir}/m.weft`, "--ids", "1", "--memory", memory);
+    assert.is(code, 1);
+    assert.match(
+      err,
+      memory === "much" ? /memory: expected bytes, or a text like 512MB/ : /at least \d+ bytes/,
+    );
+  }
   assert.match((await weft("generate", `${dir}/m.weft`, "--promt", "x")).err, /did you mean --prompt/);
   for (const args of [
     ["genrate"],
