@@ -5,19 +5,26 @@
  */
 import { resolve, sep } from "node:path";
 import { parseArgs } from "node:util";
-import { type Manifest, planOf, sizesFor, WeftError } from "../runtime/bundle.ts";
-import { openAdapter } from "../runtime/dawn.ts";
+import { WeftError } from "../runtime/bundle.ts";
 import { claimFolder } from "../runtime/folder.ts";
 import { readManifest } from "../runtime/load.ts";
 import type { DeviceChoice } from "../runtime/open.ts";
 import { openReader } from "../runtime/reader.ts";
 import { nearest } from "../runtime/schema.ts";
-import { measureWasm, wasmLimits } from "../runtime/wasm.ts";
-import { measureWebGpu, webGpuLimits } from "../runtime/webgpu.ts";
 import { claimCheckpoints } from "./checkpoint.ts";
-import { parseJson, readFileOr } from "./files.ts";
-import { compile, type FinetuneOptions, load, planMemory } from "./index.ts";
-import { bytesOf } from "./options.ts";
+import {
+  type Command,
+  endLine,
+  type Flags,
+  fail,
+  given,
+  number,
+  progress,
+  string,
+  tokenIds,
+} from "./flags.ts";
+import { compile, type FinetuneOptions, load } from "./index.ts";
+import { doctor, inspect } from "./inspect.ts";
 import { Stop } from "./stop.ts";
 
 const usage = `weft: serve and fine-tune one base model from one process
@@ -44,9 +51,6 @@ const usage = `weft: serve and fine-tune one base model from one process
 
   Every command takes --json. Devices: auto (WebGPU on hardware, else Wasm), wasm, webgpu, software.`;
 
-const fail = (where: string, expected: string, found: string): never => {
-  throw new WeftError({ code: "WEFT_CLI", where, expected, found, hint: "weft --help" });
-};
 const text = { type: "string" } as const;
 const flag = { type: "boolean" } as const;
 const options = {
@@ -118,86 +122,13 @@ const options = {
   inspect: { kernels: flag, graph: text, for: text, memory: flag, model: text, tokens: text, rank: text },
   doctor: { for: text },
 } as const;
-type Command = keyof typeof options;
-type Flags = Readonly<Record<string, string | boolean | undefined>>;
-
-const number = (flags: Flags, name: string): number | undefined => {
-  const v = flags[name];
-  if (v === undefined) return undefined;
-  const n = Number(v);
-  return v === "" || !Number.isFinite(n) ? fail(`--${name}`, "a number", String(v)) : n;
-};
-const tokenIds = (said: string): number[] =>
-  said
-    .split(",")
-    .map((id) => (/^\s*\d+\s*$/.test(id) ? Number(id) : fail("--ids", "token ids, 1,2,3", said)));
-const given = <T extends object>(o: T): Partial<{ [K in keyof T]: Exclude<T[K], undefined> }> =>
-  Object.fromEntries(Object.entries(o).filter(([, v]) => v !== undefined)) as never;
-const string = (flags: Flags, name: string): string =>
-  typeof flags[name] === "string" ? (flags[name] as string) : fail(`--${name}`, "a value", "nothing");
-const progress = (line: string): void =>
-  void (process.stderr.isTTY ? process.stderr.write(`\r\x1b[2K${line}`) : process.stderr.write(`${line}\n`));
-const endLine = (): void => void (process.stderr.isTTY && process.stderr.write("\n"));
-const kb = (n: number): string =>
-  n > 1e9
-    ? `${(n / 1e9).toFixed(2)} GB`
-    : n > 1e6
-      ? `${(n / 1e6).toFixed(1)} MB`
-      : `${(n / 1e3).toFixed(1)} kB`;
-
-/** Memory by method for a shape: a model folder's, or a preset's. */
-/** What a load of one thread would choose, with `--for`: of so many bytes. */
-function roomOf(m: Manifest, target: "wasm" | "webgpu", f: Flags, limits = roomLimits[target]) {
-  const memory = f.for === undefined ? undefined : bytesOf(f.for);
-  if (Number.isNaN(memory)) fail("--for", "bytes, or a text like 512MB", String(f.for));
-  const { layers } = m.model;
-  const measure = target === "wasm" ? measureWasm(layers, 1, 1) : measureWebGpu(layers);
-  const sizes = sizesFor(m, target, { memory }, limits, measure);
-  const plan = planOf(m, target, sizes);
-  return { sizes, plan, bytes: measure(plan).total };
-}
-const roomLimits = { wasm: wasmLimits, webgpu: webGpuLimits };
-async function inspectMemory(f: Flags, json: boolean): Promise<void> {
-  const model = f.model ? string(f, "model") : "llama-2-7b";
-  const tokens = number(f, "tokens") ?? 512;
-  const rank = number(f, "rank") ?? 16;
-  const folder = /[\\/.]/.test(model);
-  const rows = await planMemory(
-    folder ? parseJson(await readFileOr(`${model}/config.json`, "WEFT_IO"), `${model}/config.json`) : model,
-    { tokens, rank },
-  );
-  if (json) return console.log(JSON.stringify({ model, tokens, rank, methods: rows }));
-  const gb = (n: number): string => (n / 1e9).toFixed(2);
-  console.log(
-    `${model}, ${tokens} tokens a step, rank ${rank}; GB. Weights f16 where frozen, f32 for full; kept: all · recomputing inside a layer · recomputing nothing`,
-  );
-  const table = [
-    ["method", "trainable", "weights", "kept", "boundary", "no recompute", "grad + Adam", "sum"],
-    ...rows.map((r) => [
-      r.method,
-      r.trainable.toLocaleString("en"),
-      ...[
-        r.weightBytes,
-        r.savedBytes,
-        r.boundaryBytes,
-        r.readBytes,
-        r.stateBytes,
-        r.weightBytes + r.savedBytes + r.stateBytes,
-      ].map(gb),
-    ]),
-  ];
-  const widths = table[0]!.map((_, i) => Math.max(...table.map((r) => r[i]!.length)));
-  for (const r of table)
-    console.log(r.map((c, i) => (i ? c.padStart(widths[i]!) : c.padEnd(widths[0]!))).join("  "));
-}
+type Name = keyof typeof options;
 
 /** The words of a command line as a shell takes them. */
 const shellWords = (words: readonly string[]): string =>
   words.map((w) => (/^[\w./:=,@+-]+$/.test(w) ? w : `'${w.replaceAll("'", "'\\''")}'`)).join(" ");
 
-const commands: Readonly<
-  Record<Command, (positional: readonly string[], f: Flags, json: boolean) => Promise<unknown>>
-> = {
+const commands: Readonly<Record<Name, Command>> = {
   compile: async ([model], f, json) => {
     const list = (name: string): string[] | undefined =>
       typeof f[name] === "string"
@@ -366,99 +297,8 @@ const commands: Readonly<
       stop.end();
     }
   },
-  inspect: async ([bundle], f, json) => {
-    if (f.memory) return inspectMemory(f, json);
-    const m = await readManifest(await openReader(bundle ?? fail("inspect", "a bundle", "nothing")));
-    if (json) return console.log(JSON.stringify(m));
-    if (f.graph) {
-      const graphs = new TextDecoder()
-        .decode(await (await openReader(bundle!)).read("graphs.txt"))
-        .split(/^(?=# )/m);
-      const names = graphs.map((g) => g.slice(2, g.indexOf("\n")));
-      return console.log(
-        (
-          graphs[names.indexOf(string(f, "graph"))] ?? fail("--graph", names.join(", "), string(f, "graph"))
-        ).trimEnd(),
-      );
-    }
-    console.log(
-      `${m.model.family}, ${m.model.parameters} parameters, ${m.model.layers} layers × ${m.model.hiddenSize}, ${m.model.heads}/${m.model.kvHeads} heads × ${m.model.headDim}, vocab ${m.model.vocab}, ${m.model.format}, base ${m.base.slice(0, 12)}`,
-    );
-    console.log(
-      `policy ${m.policy}; trains ${m.train.join(", ") || "nothing"}; capacities ${Object.entries(
-        m.capacities,
-      )
-        .map(([k, v]) => `${k} ${v}`)
-        .join(", ")}`,
-    );
-    for (const [cls, s] of Object.entries(m.saved))
-      console.log(
-        `saved activations, ${cls}: ${s.bytes.naive} bytes a token a layer naive, ${s.bytes.all} pruned, ${s.bytes.boundary} boundary  (${s.fields.map((x) => `${x.name.replace(/^\w+\./, "")}×${x.cols}`).join(", ")})`,
-      );
-    for (const name of ["wasm", "webgpu"] as const) {
-      if (!m.targets[name]) continue;
-      const { sizes, plan, bytes } = roomOf(m, name, f);
-      const list = Object.entries(sizes).map(([k, v]) => `${k} ${v}`);
-      console.log(
-        `\ntarget ${name}: ${Object.keys(plan.kernels).length} kernels, arena ${kb(plan.arenaWords * 4)}, metadata ${kb(plan.metaWords * 4)}; a load takes ${kb(bytes)}: ${list.join(", ")}`,
-      );
-      for (const [cls, w] of Object.entries(plan.classes))
-        console.log(
-          `  ${cls.padEnd(9)} ${kb(w.layer * 4).padStart(10)} a layer, ${kb((w.layer * m.model.layers + w.outer) * 4).padStart(10)} in all`,
-        );
-      for (const p of plan.programs) {
-        // Of two kernels for few rows and for many, a step launches one.
-        const launches = p.launches.filter((l) => l.grid[0].count !== "few_rows");
-        const always = launches.filter((l) => l.bits.length === 0).length;
-        console.log(
-          `  ${p.name.padEnd(24)} ${String(launches.length).padStart(2)} launches (${always} when nothing is adapted or trained)${p.region === "layer" ? " a layer" : ""}`,
-        );
-        if (f.kernels) for (const l of p.launches) console.log(`      ${l.kernel}`);
-      }
-    }
-  },
-  doctor: async ([bundle], f, json) => {
-    const report: Record<string, unknown> = {
-      node: process.version,
-      platform: `${process.platform} ${process.arch}`,
-      simd: WebAssembly.validate(
-        new Uint8Array([
-          0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15,
-          253, 98, 11,
-        ]),
-      ),
-    };
-    const adapter = await openAdapter("hardware").catch(() => null);
-    report.webgpu = adapter
-      ? {
-          name: adapter.info.description || adapter.info.device,
-          vendor: adapter.info.vendor,
-          storageBinding: adapter.limits.maxStorageBufferBindingSize,
-          bufferSize: adapter.limits.maxBufferSize,
-          features: [...adapter.features],
-        }
-      : "no adapter: weft runs on Wasm (device: software needs the webgpu and @sparticuz/chromium packages)";
-    if (bundle !== undefined) {
-      const m = await readManifest(await openReader(bundle));
-      const has = {
-        wasm: wasmLimits,
-        webgpu: adapter && { ...webGpuLimits, chamber: adapter.limits.maxStorageBufferBindingSize },
-      };
-      for (const target of ["wasm", "webgpu"] as const) {
-        const limits = has[target];
-        if (!m.targets[target] || !limits) continue;
-        const { sizes, bytes } = roomOf(m, target, f, limits);
-        report[`a load on ${target}`] = { bytes, ...sizes };
-      }
-    }
-    console.log(
-      json
-        ? JSON.stringify(report)
-        : Object.entries(report)
-            .map(([k, v]) => `${k}: ${typeof v === "object" ? JSON.stringify(v) : v}`)
-            .join("\n"),
-    );
-  },
+  inspect,
+  doctor,
 };
 
 export async function main(argv: readonly string[]): Promise<number> {
@@ -470,18 +310,18 @@ export async function main(argv: readonly string[]): Promise<number> {
       return 0;
     }
     const command = Object.hasOwn(commands, name)
-      ? commands[name as Command]
+      ? commands[name as Name]
       : fail("command", Object.keys(commands).join(", "), name);
     let parsed: { values: Flags; positionals: string[] };
     try {
       parsed = parseArgs({
         args: rest,
-        options: { ...options[name as Command], json: flag },
+        options: { ...options[name as Name], json: flag },
         allowPositionals: true,
         strict: true,
       }) as never;
     } catch (e) {
-      const known = [...Object.keys(options[name as Command]), "json"].map((f) => `--${f}`);
+      const known = [...Object.keys(options[name as Name]), "json"].map((f) => `--${f}`);
       const unknown = /'(--?[^' ]+)/.exec((e as Error).message)?.[1];
       const near = unknown && nearest(unknown, known);
       throw new WeftError({

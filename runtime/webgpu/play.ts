@@ -1,0 +1,175 @@
+import type { Plan, Sizes } from "../bundle.ts";
+import type { Device, Range } from "../device.ts";
+import type { Memory } from "./memory.ts";
+import type { Kernel } from "./pipelines.ts";
+import type { Watch } from "./watch.ts";
+
+/** Bytes that are read back at once, unless one range is larger. */
+const STAGING = 64 * 2 ** 20;
+const STAGING_STEP = 65536;
+/** Read-back buffers kept for the next reads. */
+const STAGINGS = 2;
+
+/**
+ * Play command lists. Everything is submitted when it is asked for, so the device's own queue keeps writes,
+ * steps and reads in order.
+ */
+export function play(
+  watch: Watch,
+  plan: Plan,
+  memory: Memory,
+  kernels: readonly Kernel[],
+  about: {
+    readonly info: Device["info"];
+    readonly bytes: Readonly<Record<string, number>>;
+    readonly sizes: Sizes;
+  },
+): Device {
+  const { device } = watch;
+  const { queue } = device;
+  const stats = { launches: 0, encodeMs: 0 };
+  const pending = new Set<Promise<unknown>>();
+  const idle: GPUBuffer[] = [];
+  const takeStaging = (bytes: number): GPUBuffer => {
+    const at = idle.findIndex((b) => b.size >= bytes);
+    if (at >= 0) return idle.splice(at, 1)[0]!;
+    return device.createBuffer({
+      label: "read back",
+      size: Math.ceil(bytes / STAGING_STEP) * STAGING_STEP,
+      usage: GPUBufferUsage.COPY_DST | GPUBufferUsage.MAP_READ,
+    });
+  };
+  const giveStaging = (buffer: GPUBuffer): void => {
+    idle.push(buffer);
+    if (idle.length <= STAGINGS) return;
+    // The small ones go: the next step may need a large one again.
+    idle.sort((a, b) => b.size - a.size);
+    idle.pop()!.destroy();
+  };
+  /**
+   * Submit what is encoded, with copies of `ranges`, in one go; resolves with their words when it has run.
+   */
+  const submit = async (encoder: GPUCommandEncoder, ranges: readonly Range[]): Promise<Float32Array[]> => {
+    const total = ranges.reduce((n, r) => n + r.words * 4, 0);
+    const staging = total ? takeStaging(total) : null;
+    let at = 0;
+    for (const r of ranges) {
+      if (r.words)
+        encoder.copyBufferToBuffer(memory.of(r.cls, r.group), r.offset * 4, staging!, at, r.words * 4);
+      at += r.words * 4;
+    }
+    queue.submit([encoder.finish()]);
+    if (!staging) {
+      await watch.until(queue.onSubmittedWorkDone(), "webgpu step");
+      watch.check();
+      return ranges.map(() => new Float32Array(0));
+    }
+    let all: Float32Array;
+    try {
+      await watch.until(staging.mapAsync(GPUMapMode.READ, 0, total), "read back");
+      all = new Float32Array(staging.getMappedRange(0, total).slice(0));
+      staging.unmap();
+    } catch (e) {
+      staging.destroy();
+      throw e;
+    }
+    giveStaging(staging);
+    watch.check();
+    at = 0;
+    return ranges.map((r) => {
+      const out = all.subarray(at, at + r.words);
+      at += r.words;
+      return out;
+    });
+  };
+  const tracked = <T>(work: Promise<T>): Promise<T> => {
+    const end = work.then(
+      () => {},
+      () => {},
+    );
+    pending.add(end);
+    void end.then(() => pending.delete(end));
+    return work;
+  };
+  const encode = (commands: Int32Array, meta: Uint32Array): GPUCommandEncoder => {
+    const t0 = performance.now();
+    queue.writeBuffer(memory.meta, 0, meta.buffer as ArrayBuffer, meta.byteOffset, meta.byteLength);
+    const encoder = device.createCommandEncoder();
+    const pass = encoder.beginComputePass();
+    let group = -1;
+    let offset = -1;
+    let layout = -1;
+    for (let i = 0; i < commands.length; i += 6) {
+      const kernel = kernels[commands[i]!]!;
+      pass.setPipeline(kernel.pipeline);
+      if (commands[i + 1] !== group || commands[i + 2] !== offset || kernel.layout !== layout) {
+        group = commands[i + 1]!;
+        offset = commands[i + 2]!;
+        ({ layout } = kernel);
+        pass.setBindGroup(0, memory.groups[layout]![group]!, [offset]);
+      }
+      pass.dispatchWorkgroups(commands[i + 3]!, commands[i + 4]!, commands[i + 5]!);
+    }
+    pass.end();
+    stats.launches += commands.length / 6;
+    stats.encodeMs += performance.now() - t0;
+    return encoder;
+  };
+  const readAll = async (ranges: readonly Range[]): Promise<Float32Array[]> => {
+    watch.check();
+    const out: Float32Array[] = [];
+    for (let from = 0; from < ranges.length; ) {
+      let to = from;
+      for (let bytes = 0; to < ranges.length; to++) {
+        bytes += ranges[to]!.words * 4;
+        if (bytes > STAGING && to > from) break;
+      }
+      out.push(...(await submit(device.createCommandEncoder(), ranges.slice(from, to))));
+      from = to;
+    }
+    return out;
+  };
+  let disposed: Promise<void> | null = null;
+  return {
+    stats,
+    info: about.info,
+    plan,
+    sizes: about.sizes,
+    // A CPU behind WebGPU has few lanes and pays for every barrier: kernels without them, however few the
+    // rows.
+    manyRows: about.info.software ? 1 : 64,
+    lanes: 1,
+    memory: about.bytes,
+    lost: watch.whenLost,
+    write: (to, data) => {
+      watch.check();
+      queue.writeBuffer(
+        memory.of(to.cls, to.group),
+        to.offset * 4,
+        data.buffer as ArrayBuffer,
+        data.byteOffset,
+        data.byteLength,
+      );
+    },
+    clear: (r) => {
+      watch.check();
+      const encoder = device.createCommandEncoder();
+      encoder.clearBuffer(memory.of(r.cls, r.group), r.offset * 4, r.words * 4);
+      queue.submit([encoder.finish()]);
+    },
+    run: async (_lane, commands, meta, reads) => {
+      watch.check();
+      return tracked(submit(encode(commands, meta), reads));
+    },
+    readAll: (ranges) => tracked(readAll(ranges)),
+    read: async (range) => (await tracked(readAll([range])))[0]!,
+    rest: () => {},
+    dispose: () => {
+      disposed ??= (async () => {
+        await Promise.all(pending);
+        watch.destroy();
+      })();
+      return disposed;
+    },
+  };
+}
