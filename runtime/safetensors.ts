@@ -100,8 +100,14 @@ function bad(where: string, expected: string, found: string, hint?: string, caus
 
 const half = new Float32Array(1);
 const halfBits = new Uint32Array(half.buffer);
+/** What each half is, by its bits. */
+let halves: Float32Array | undefined;
 /** IEEE half bits → number. */
 export function halfToFloat(h: number): number {
+  halves ??= Float32Array.from({ length: 2 ** 16 }, (_, bits) => widened(bits));
+  return halves[h]!;
+}
+function widened(h: number): number {
   const sign = h & 0x8000 ? -1 : 1;
   const e = (h >> 10) & 31;
   const m = h & 1023;

@@ -1,5 +1,5 @@
 /** The upper half of f32, as checkpoints have it: widens exactly. Rounds to nearest even. */
-import { type WeightFormat, WGSL_PANEL } from "./format.ts";
+import { into, type WeightFormat, WGSL_PANEL } from "./format.ts";
 
 export const bf16: WeightFormat = {
   planes: [{ suffix: "", dtype: "BF16", every: 1 }],
@@ -7,13 +7,14 @@ export const bf16: WeightFormat = {
   encode: (values, n, k, refuse) => {
     const bits = new Uint32Array(values.buffer, values.byteOffset, n * k);
     return [
-      Uint16Array.from(bits, (b, at) => {
+      into(new Uint16Array(bits.length), bits, (b, at) => {
         const h = (b + 0x7fff + ((b >>> 16) & 1)) >>> 16;
         return (h & 0x7f80) === 0x7f80 ? refuse(at, "values within the range of bf16") : h;
       }),
     ];
   },
-  decode: ([halves]) => new Float32Array(Uint32Array.from(halves!, (h) => h << 16).buffer),
+  decode: ([halves]) =>
+    new Float32Array(into(new Uint32Array(halves!.length), halves!, (h) => h << 16).buffer),
   wgsl: {
     panel: `
 // Four halves from half-index \`at\` (a multiple of four).

@@ -1,6 +1,6 @@
 /** IEEE half precision: widens exactly, subnormals included. */
 import { floatToHalf, halfToFloat } from "../safetensors.ts";
-import { type Refuse, type WeightFormat, WGSL_PANEL } from "./format.ts";
+import { into, type Refuse, type WeightFormat, WGSL_PANEL } from "./format.ts";
 
 /** The half nearest to value `at`. */
 export function toHalf(x: number, at: number, refuse: Refuse): number {
@@ -11,8 +11,10 @@ export function toHalf(x: number, at: number, refuse: Refuse): number {
 export const f16: WeightFormat = {
   planes: [{ suffix: "", dtype: "F16", every: 1 }],
   fine: true,
-  encode: (values, _n, _k, refuse) => [Uint16Array.from(values, (x, at) => toHalf(x, at, refuse))],
-  decode: ([halves]) => Float32Array.from(halves!, halfToFloat),
+  encode: (values, _n, _k, refuse) => [
+    into(new Uint16Array(values.length), values, (x, at) => toHalf(x, at, refuse)),
+  ],
+  decode: ([halves]) => into(new Float32Array(halves!.length), halves!, halfToFloat),
   wgsl: {
     panel: `
 // Four halves from half-index \`at\` (a multiple of four).

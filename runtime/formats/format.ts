@@ -51,3 +51,10 @@ export interface WeightFormat {
 }
 /** Columns of a panel in WGSL. */
 export const WGSL_PANEL = 16;
+
+type Numbers = Float32Array | Int8Array | Uint8Array | Uint16Array | Uint32Array;
+/** `to[i] = f(from[i], i)`: many times as fast as `from` of a typed array, which iterates. */
+export function into<A extends Numbers>(to: A, from: Numbers, f: (x: number, at: number) => number): A {
+  for (let i = 0; i < to.length; i++) to[i] = f(from[i]!, i);
+  return to;
+}
