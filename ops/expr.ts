@@ -56,17 +56,8 @@ export type Expr =
   | { readonly e: "const"; readonly v: number }
   | { readonly e: "load"; readonly value: Value; readonly row: Ix; readonly col: Ix }
   | { readonly e: "call"; readonly fn: ScalarFn; readonly args: readonly Expr[] }
-  /**
-   * `yes` where the index is true (non-zero, or non-negative for `sign`), else `no`; loads in the branch not
-   * taken are not performed.
-   */
-  | {
-      readonly e: "if";
-      readonly test: "nonneg" | "nonzero";
-      readonly ix: Ix;
-      readonly yes: Expr;
-      readonly no: Expr;
-    }
+  /** `yes` where the index is not zero, else `no`; loads in the branch not taken are not performed. */
+  | { readonly e: "if"; readonly ix: Ix; readonly yes: Expr; readonly no: Expr }
   /** f32 bits of a metadata word. */
   | { readonly e: "metaf"; readonly name: string; readonly at: Ix | null }
   /** Σ_r u[row, r] · factor[slot[row]][r][col] over the rank of the row's slot; exactly 0 for rank 0. */

@@ -82,6 +82,10 @@ export interface Op {
   readonly remote?: boolean;
   /** For `point`: `attrs.branch` names the adapter branch without which it has nothing to compute. */
   readonly conditional?: boolean;
+  /** For `point`: rows of its operand as they are, picked by the metadata array `attrs.index`. */
+  readonly picks?: boolean;
+  /** For `point`: its operand unchanged in every row of steps in which no row has dropout. */
+  readonly drops?: boolean;
   /** For `reduce`: how two partial results combine, and the neutral element. */
   readonly reduce?: "sum" | "max";
   /** For `effect`: what it writes into its first operand. */

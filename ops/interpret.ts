@@ -66,10 +66,8 @@ export function evalExpr(
       }
       case "call":
         return (scalarFns[x.fn] as (...a: number[]) => number)(...x.args.map(go));
-      case "if": {
-        const i = ix(x.ix);
-        return go((x.test === "nonneg" ? i >= 0 : i !== 0) ? x.yes : x.no);
-      }
+      case "if":
+        return go(ix(x.ix) !== 0 ? x.yes : x.no);
       case "metaf":
         return ctx.metaf(x.name, x.at === null ? null : ix(x.at));
       case "scale":

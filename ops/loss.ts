@@ -23,7 +23,6 @@ const ceGradOp = defineOp({
     const p = call("exp", call("sub", at(0), at(1)));
     const d: Expr = {
       e: "if",
-      test: "nonzero",
       ix: ixBin("xor", { ix: "col" }, meta("label", row)),
       yes: p,
       no: call("sub", p, konst(1)),

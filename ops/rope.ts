@@ -21,7 +21,7 @@ const ropeOp = defineOp({
     const cos = load(table, pos, i);
     const sin = load(table, pos, ixBin("add", i, half));
     const other = load(x, row, ixBin("sub", ixBin("add", { ix: "col" }, half), ixBin("mul", upper, hd)));
-    const s: Expr = { e: "if", test: "nonzero", ix: upper, yes: sin, no: call("neg", sin) };
+    const s: Expr = { e: "if", ix: upper, yes: sin, no: call("neg", sin) };
     const signed = Number(attrs.sign) > 0 ? s : call("neg", s);
     return call("fma", load(x), cos, call("pin", call("mul", other, signed)));
   },

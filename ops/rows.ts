@@ -7,6 +7,7 @@ type Rows = Type & { kind: "rows" };
 const gatherOp = defineOp({
   name: "gather_rows",
   kind: "point",
+  picks: true,
   remote: true,
   infer: ([x], a) => [
     { kind: "rows", domain: a.domain as Domain, cols: (x as Rows | (Type & { kind: "field" })).cols },

@@ -83,7 +83,6 @@ export const scaleBySlot = (u: Value, branch: number): Value =>
 /** `yes` for rows whose slot has the branch, else `no`. */
 const where = (branch: number, yes: Expr, no: Expr): Expr => ({
   e: "if",
-  test: "nonzero",
   ix: { ix: "rank", branch, row },
   yes,
   no,
@@ -108,7 +107,6 @@ const selectOp = defineOp({
       branch,
       {
         e: "if",
-        test: "nonzero",
         ix: ixBin("lt", col, { ix: "rank", branch, row }),
         yes: chosen,
         no: konst(0),
@@ -134,7 +132,7 @@ const placeOp = defineOp({
     const at: Ix = { ix: "slot", tensor: index!, row, at: ixBin("add", col, Number(attrs.rank)) };
     return where(
       Number(attrs.branch),
-      { e: "if", test: "nonzero", ix: at, yes: load(u!, row, ixBin("sub", at, int(1))), no: konst(0) },
+      { e: "if", ix: at, yes: load(u!, row, ixBin("sub", at, int(1))), no: konst(0) },
       konst(0),
     );
   },
@@ -190,7 +188,6 @@ const widenOp = defineOp({
   point: ({ ins: [u], attrs }) => {
     const inside = {
       e: "if",
-      test: "nonzero",
       ix: ixBin("lt", col, (u!.type as Rows).cols),
       yes: load(u!, row, col),
       no: konst(0),
@@ -227,7 +224,6 @@ export const slotVector = (v: Value, domain: Domain, absent: number): Value =>
  */
 const whereVirtual = (branch: number, yes: Expr, no: Expr): Expr => ({
   e: "if",
-  test: "nonzero",
   ix: ixBin("lt", meta("pos", row), { ix: "rank", branch, row }),
   yes,
   no,
@@ -277,7 +273,7 @@ const oneHotOp = defineOp({
     const notMore = ixBin("lt", meta("pos", row), ixBin("add", col, 1));
     return whereVirtual(
       Number(attrs.branch),
-      { e: "if", test: "nonzero", ix: ixBin("sub", notMore, less), yes: konst(1), no: konst(0) },
+      { e: "if", ix: ixBin("sub", notMore, less), yes: konst(1), no: konst(0) },
       konst(0),
     );
   },
@@ -289,6 +285,7 @@ const oneHot = (graph: Graph, domain: Domain, f: Factor): Value =>
 const dropoutOp = defineOp({
   name: "dropout",
   kind: "point",
+  drops: true,
   infer: ([x]) => [x!],
   point: ({ at, attrs }) => maskExpr(at(0), Number(attrs.site)),
   grad: (node, [dy]) => [() => make1(dropoutOp, [dy!], node.attrs)],
@@ -307,7 +304,6 @@ const maskExpr = (x: Expr, site: number): Expr => {
   );
   return {
     e: "if",
-    test: "nonzero",
     ix: key,
     yes: call(
       "pin",

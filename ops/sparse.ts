@@ -56,7 +56,7 @@ const productOp = defineOp({
           order: null,
           at: at.colOf,
         };
-    return { e: "if", test: "nonzero", ix: has, yes: sum, no: konst(0) };
+    return { e: "if", ix: has, yes: sum, no: konst(0) };
   },
   grad: (node, [dy]) => {
     const [x, values, index] = node.ins as [Value, Value, Value];

@@ -106,7 +106,7 @@ function dialect(env: KernelEnv, deltas: readonly Expand[]): Dialect {
       (v, lane) => `f32x4.replace_lane(${v}, ${lane}, ${one(lane)})`,
       `f32x4.splat(${one(0)})`,
     );
-  const d: Dialect = {
+  return {
     type: (lanes) => (lanes === 4 ? "v128" : "f32"),
     constant: (v, lanes) => (lanes === 4 ? `f32x4.splat(${f32(v)})` : f32(v)),
     splat: (t) => `f32x4.splat(${t})`,
@@ -186,19 +186,9 @@ function dialect(env: KernelEnv, deltas: readonly Expand[]): Dialect {
       stat: (e) => `stat${e.id}`,
       arg: (e, _p, lanes) => (lanes === 4 ? `v128.load(${e.name}_ + i)` : `load<f32>(${e.name}_ + i)`),
     },
-    test: (e, ix) => (e.test === "nonneg" ? `${ix} >= 0` : `${ix} != 0`),
-    branch: (name, type, test, a, b) => [
-      `let ${name}: ${type};`,
-      `if (${test}) {`,
-      ...a.lines.map((l) => `  ${l}`),
-      `  ${name} = ${a.text};`,
-      "} else {",
-      ...b.lines.map((l) => `  ${l}`),
-      `  ${name} = ${b.text};`,
-      "}",
-    ],
+    reserve: (name, type) => `let ${name}: ${type};`,
     choose: (e, a, b, p, lanes) => {
-      const one = (lane: number): string => d.test(e, ixUsesCol(e.ix) ? p.ix(e.ix, lane) : p.ix(e.ix));
+      const one = (lane: number): string => `${ixUsesCol(e.ix) ? p.ix(e.ix, lane) : p.ix(e.ix)} != 0`;
       if (lanes === 1) return `(${one(0)} ? ${a} : ${b})`;
       const mask = [1, 2, 3].reduce(
         (v, lane) => `i32x4.replace_lane(${v}, ${lane}, -<i32>(${one(lane)}))`,
@@ -207,7 +197,6 @@ function dialect(env: KernelEnv, deltas: readonly Expand[]): Dialect {
       return `v128.bitselect(${a}, ${b}, ${mask})`;
     },
   };
-  return d;
 }
 
 /**

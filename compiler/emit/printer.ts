@@ -28,11 +28,10 @@ export interface Dialect {
   readonly declareInt: (name: string, text: string) => string;
   readonly ix: (ix: Ix, p: Printer, lane: number) => string;
   readonly leaves: ExprTable<[Printer, 1 | 4], string, Leaf>;
-  /** A branch on a row-level condition: statements of both sides are evaluated lazily. */
-  readonly branch: (name: string, type: string, test: string, a: Block, b: Block) => string[];
+  /** A variable that gets its value later. */
+  readonly reserve: (name: string, type: string) => string;
   /** A choice by a column-dependent condition, element by element. */
   readonly choose: (e: Expr & { e: "if" }, a: string, b: string, p: Printer, lanes: 1 | 4) => string;
-  readonly test: (e: Expr & { e: "if" }, ix: string) => string;
 }
 /** Operators of indices that both targets write between their operands. */
 export const infix: Readonly<Record<Exclude<IxOp, "lt">, string>> = {
@@ -43,10 +42,6 @@ export const infix: Readonly<Record<Exclude<IxOp, "lt">, string>> = {
   mod: "%",
   xor: "^",
 };
-export interface Block {
-  readonly lines: readonly string[];
-  readonly text: string;
-}
 
 /**
  * Prints into `row` lines (once a row) and `col` lines (once a column step). Names are unique within the
@@ -128,21 +123,21 @@ export class Printer {
       if (ixUsesCol(e.ix)) text = d.choose(e, sub(e.yes), sub(e.no), this, lanes);
       else if (lines === this.row) text = d.choose(e, sub(e.yes), sub(e.no), this, 1);
       else {
-        const test = d.test(e, this.ix(e.ix));
-        const side = (x: Expr): Block => {
-          const keep = this.col;
-          const memoKeep = this.colMemo;
-          this.col = [];
-          this.colMemo = new Map(memoKeep);
-          const t = this.at(x);
-          const block = { lines: this.col, text: t };
-          this.col = keep;
-          this.colMemo = memoKeep;
-          return block;
-        };
+        // A branch on a row-level condition: the statements of both sides are evaluated lazily.
+        const test = `${this.ix(e.ix)} != 0`;
         const name = this.fresh("v");
-        const branch = d.branch(name, d.type(lanes), test, side(e.yes), side(e.no));
-        this.col.push(...branch);
+        const side = (x: Expr): string[] => {
+          const { col, colMemo } = this;
+          this.col = [];
+          this.colMemo = new Map(colMemo);
+          const value = this.at(x);
+          const lines = [...this.col, `${name} = ${value};`].map((l) => `  ${l}`);
+          this.col = col;
+          this.colMemo = colMemo;
+          return lines;
+        };
+        const reserve = d.reserve(name, d.type(lanes));
+        this.col.push(reserve, `if (${test}) {`, ...side(e.yes), "} else {", ...side(e.no), "}");
         this.colMemo.set(e, name);
         return name;
       }

@@ -47,7 +47,7 @@ function dialect(env: KernelEnv): Dialect {
     const f = env.address(v);
     return `${f.cls}[${f.offset} + ${slotOf(row, p)} * ${env.slotWords}`;
   };
-  const d: Dialect = {
+  return {
     type: () => "f32",
     constant: (v) => f32(v),
     splat: (t) => t,
@@ -119,20 +119,9 @@ function dialect(env: KernelEnv): Dialect {
       stat: (e) => `stat${e.id}`,
       arg: (e) => `${e.name}_`,
     },
-    test: (e, ix) => (e.test === "nonneg" ? `${ix} >= 0` : `${ix} != 0`),
-    branch: (name, type, test, a, b) => [
-      `var ${name} = ${type}();`,
-      `if (${test}) {`,
-      ...a.lines.map((l) => `  ${l}`),
-      `  ${name} = ${a.text};`,
-      "} else {",
-      ...b.lines.map((l) => `  ${l}`),
-      `  ${name} = ${b.text};`,
-      "}",
-    ],
-    choose: (e, a, b, p) => `select(${b}, ${a}, ${d.test(e, p.ix(e.ix))})`,
+    reserve: (name, type) => `var ${name} = ${type}();`,
+    choose: (e, a, b, p) => `select(${b}, ${a}, ${p.ix(e.ix)} != 0)`,
   };
-  return d;
 }
 
 /** Prints for kernels of `env`: row by row, an element a lane. */

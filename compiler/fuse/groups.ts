@@ -57,16 +57,16 @@ export interface Grouping {
 
 /** The field behind a plain gather, which a heavy node can read without a copy. */
 function fieldGather(v: Value): Operand | null {
-  if (v.node.op !== "gather_rows") return null;
+  if (!opOf(v.node.op).picks) return null;
   const src = v.node.ins[0]!;
   return src.type.kind === "field" && isInput(src)
     ? { value: src, index: String(v.node.attrs.index), undropped: null }
     : null;
 }
-const isDropout = (v: Value): boolean => v.node.op === "dropout";
+const isDropout = (u: Node): boolean => opOf(u.op).drops ?? false;
 /** How a heavy node reads an operand. */
 export const operandOf = (v: Value): Operand =>
-  fieldGather(v) ?? { value: v, index: null, undropped: isDropout(v) ? v.node.ins[0]! : null };
+  fieldGather(v) ?? { value: v, index: null, undropped: isDropout(v.node) ? v.node.ins[0]! : null };
 
 const isPoint = (u: Node): boolean => opOf(u.op).kind === "point";
 const isHeavy = (u: Node): boolean => opOf(u.op).kind === "kernel";
@@ -142,7 +142,7 @@ export function groupNodes(roots: readonly Value[], on: boolean): Grouping {
     for (const v of node.ins) {
       if (v.type.kind !== "rows") continue;
       if (!fieldGather(v)) needed.add(valueKey(v));
-      if (isDropout(v)) needed.add(valueKey(v.node.ins[0]!));
+      if (isDropout(v.node)) needed.add(valueKey(v.node.ins[0]!));
     }
     const [t, a] = [node.outs[0]!, node.ins[0]!.type as Rows];
     const cols = t.kind === "rows" ? t.cols : a.cols;
@@ -190,11 +190,11 @@ export function groupNodes(roots: readonly Value[], on: boolean): Grouping {
     const key = valueKey(self);
     const uses = usesOf(key);
     if (rowBound.has(key)) return null;
-    if (isDropout(self) && uses.some(isHeavy)) return open(op, t, deps, { condition: DROPOUT_BIT });
+    if (isDropout(node) && uses.some(isHeavy)) return open(op, t, deps, { condition: DROPOUT_BIT });
     if (op.conditional) return open(op, t, deps, { condition: Number(node.attrs.branch) });
     if (on && last?.condition === null && last.takes(t) && canEvaluate(last, node.ins, op.remote ?? false))
       return last;
-    const dropped = uses.some((u) => u.op === "dropout" && usesOf(`${u.id}.0`).some(isHeavy));
+    const dropped = uses.some((u) => isDropout(u) && usesOf(`${u.id}.0`).some(isHeavy));
     const gathers = fieldGather(self) !== null;
     const readDirectly = uses.every((u) => (isHeavy(u) ? gathers : !(isPoint(u) && opOf(u.op).remote)));
     const indirectOnly = gathers && uses.every(isHeavy);
