@@ -1,7 +1,7 @@
 /**
- * Adapters and their generations. Content lives on the host; slots on the device are a cache. A generation is
- * immutable: training writes its own slot, `publish` copies it out, requests finish on the generation they
- * were admitted with.
+ * Adapters and their generations. Content lives here; slots on the device are a cache, and the host decides
+ * which holds what. A generation is immutable: training writes its own slot, `publish` copies it out, requests
+ * finish on the generation they were admitted with.
  */
 import { otherBase } from "./base.ts";
 import { type Manifest, WeftError } from "./bundle.ts";
@@ -25,12 +25,10 @@ export interface Generation {
   readonly base: string;
   /** What whoever uses it should know. */
   readonly warnings: readonly string[];
-  slot: number | null;
+  /** The host's number for it: from 1 up, each once. */
+  readonly id: number;
   /** Requests that asked for it, waiting or running: it is kept. */
   pins: number;
-  /** Requests that run on its slot: the slot stays its own. */
-  running: number;
-  used: number;
 }
 /** Generations kept by name before the oldest unpinned one is dropped. */
 const KEPT_GENERATIONS = 4;
@@ -38,13 +36,6 @@ const KEPT_GENERATIONS = 4;
 const KEPT_SUMS = 32;
 /** Numbers kept of names that were removed. */
 const KEPT_NUMBERS = 4096;
-const unused = (g: Omit<Generation, "slot" | "pins" | "running" | "used">): Generation => ({
-  ...g,
-  slot: null,
-  pins: 0,
-  running: 0,
-  used: 0,
-});
 
 export class AdapterStore {
   private readonly byName = new Map<string, Generation[]>();
@@ -54,17 +45,16 @@ export class AdapterStore {
   private forgotten = 0;
   /** Weighted sums that requests asked for, by what they are sums of; the least recently asked for first. */
   private readonly sums = new Map<string, Generation>();
-  /** What each slot holds: a generation, a job's training slot, or nothing. Slot 0 is the base. */
-  private readonly slots: (Generation | "training" | null)[];
-  private clock = 0;
+  private made = 0;
   constructor(
     private readonly manifest: Manifest,
     private readonly device: Device,
     private readonly host: Host,
     /** The base weights as they are now. */
     private readonly base: () => string,
-  ) {
-    this.slots = [null, ...Array<null>(manifest.capacities.slots).fill(null)];
+  ) {}
+  private make(g: Omit<Generation, "id" | "pins">): Generation {
+    return { ...g, id: ++this.made, pins: 0 };
   }
 
   list(): { name: string; generations: number[]; config: AdapterConfig }[] {
@@ -118,7 +108,7 @@ export class AdapterStore {
       this.device.plan,
       parts.map(({ g, weight }) => ({ content: g.content, weight })),
     );
-    return unused({ name: ref, number: 1, ref, content, base, warnings: [] });
+    return this.make({ name: ref, number: 1, ref, content, base, warnings: [] });
   }
   private named(ref: string): Generation {
     const [name, n] = ref.includes("@")
@@ -155,7 +145,7 @@ export class AdapterStore {
       this.forgotten = Math.max(this.forgotten, n);
       this.latest.delete(old);
     }
-    const g = unused({ name, number, ref: `${name}@${number}`, content, base, warnings });
+    const g = this.make({ name, number, ref: `${name}@${number}`, content, base, warnings });
     const list = [...(this.byName.get(name) ?? []), g];
     for (let i = 0; i < list.length - 1 && list.length > KEPT_GENERATIONS; ) {
       if (list[i]!.pins === 0) this.drop(list.splice(i, 1)[0]!);
@@ -185,8 +175,7 @@ export class AdapterStore {
     this.byName.delete(name);
   }
   private drop(g: Generation): void {
-    if (g.slot !== null) this.slots[g.slot] = null;
-    g.slot = null;
+    this.host.exports.forget(g.id);
   }
   /** Keep a generation for a request; `unpin` when it has ended. */
   pin(g: Generation): void {
@@ -196,55 +185,11 @@ export class AdapterStore {
     g.pins--;
     if (g.pins === 0 && !this.byName.get(g.name)?.includes(g) && this.sums.get(g.ref) !== g) this.drop(g);
   }
-  /**
-   * A slot for a request that begins to run, loaded if need be; null when every slot has running requests: it
-   * waits. `release` when it stops.
-   */
-  acquire(g: Generation): number | null {
-    if (g.slot === null) {
-      const slot = this.freeSlot();
-      if (slot === null) return null;
-      this.upload(slot, g.content, 0);
-      this.slots[slot] = g;
-      g.slot = slot;
-    }
-    g.running++;
-    g.used = ++this.clock;
-    return g.slot;
-  }
-  release(g: Generation): void {
-    g.running--;
-  }
-  private freeSlot(): number | null {
-    let best: number | null = null;
-    for (let i = 1; i < this.slots.length; i++) {
-      const s = this.slots[i]!;
-      if (s === null) return i;
-      if (
-        s !== "training" &&
-        s.running === 0 &&
-        (best === null || s.used < (this.slots[best] as Generation).used)
-      )
-        best = i;
-    }
-    if (best !== null) this.drop(this.slots[best] as Generation);
-    return best;
-  }
-  /** A slot of a job's own, with initial content; null when none is free. */
-  acquireTraining(content: AdapterContent): number | null {
-    const slot = this.freeSlot();
-    if (slot === null) return null;
-    this.slots[slot] = "training";
-    this.upload(slot, content, this.jobLane);
-    return slot;
-  }
-  releaseTraining(slot: number): void {
-    this.slots[slot] = null;
-  }
   private get jobLane(): number {
     return this.device.lanes - 1;
   }
-  private upload(slot: number, content: AdapterContent, lane: number): void {
+  /** Put an adapter into a slot, behind what the lane has on its way. */
+  fill(slot: number, content: AdapterContent, lane: number): void {
     const n = this.manifest.branches.length;
     const masks = new Map<number, number>();
     content.tensors.forEach((data, l) => {
@@ -294,8 +239,5 @@ export class AdapterStore {
       reorderSlot(this.manifest, plan.factors, l, like.branches[l]!, data, true),
     );
     return { ...like, tensors };
-  }
-  slotsInUse(): number {
-    return this.slots.filter((s) => s !== null && (s === "training" || s.running > 0)).length;
   }
 }

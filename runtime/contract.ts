@@ -18,11 +18,25 @@ export const NONE = -1;
 /** What a sequence is, where there is one. */
 export const FREE = 0;
 export const KIND = { generate: 1, score: 2, train: 3 } as const;
-/** What a step says: [event, a, b, c]. */
-export const EVENT = { token: 1, finished: 2, scored: 3, microDone: 4 } as const;
+/** What the host says, each time [event, a, b, c]. */
+export const EVENT = {
+  // What a step gave: (sequence, id, logits row), (sequence, why), (sequence, position, logits row), (job).
+  token: 1,
+  finished: 2,
+  scored: 3,
+  microDone: 4,
+  // What to do before the next one. An adapter into a slot: (ticket of a request for it, slot).
+  load: 5,
+  /** A request's tokens into a sequence: (ticket, sequence). */
+  start: 6,
+  /** A job has a slot of its own: (job, slot). */
+  hold: 7,
+  /** A micro-batch begins with the first rows on offer: (job, how many). */
+  feed: 8,
+} as const;
 export const EVENT_WORDS = 4;
-/** Why an answer ended. */
-export const FINISH = { stop: 1, length: 2 } as const;
+/** Why a request ended: of its own, or because it was given up. */
+export const FINISH = { stop: 1, length: 2, givenUp: 3 } as const;
 
 /** Command lists that may be on their way at once: of requests, and of jobs. */
 export const LANES = 2;
@@ -30,11 +44,14 @@ export const LANES = 2;
 export const COMMAND_WORDS = 6;
 /** The host's own counters, then those of a lane's step. */
 export const COUNTER = {
-  /** Free cache blocks; sequences that came; rows from which a step has many, for its device; lanes. */
+  /** Free cache blocks and rows of the table of sequences; how often either was given back. */
   free: 0,
-  arrival: 1,
-  many: 2,
-  lanes: 3,
+  freeSequences: 1,
+  given: 2,
+  /** Rows from which a step has many, for its device; lanes; requests that run. */
+  many: 3,
+  lanes: 4,
+  requests: 5,
   /** Of the step: rows granted, logits rows, units, commands, events, words of metadata, rows in training. */
   rows: 16,
   head: 17,

@@ -1,33 +1,23 @@
 /**
- * The step loop: schedule → upload → run → commit, over requests and jobs of any adapters; one loop a lane of
- * the device. What a list on its way may touch (blocks, slots, accumulators) is given back after its commit,
- * so what two lanes touch is always apart. The engine knows token ids only; text, files and servers are the
- * SDK's.
+ * The step loop: plan → schedule → upload → run → commit, over requests and jobs of any adapters; one loop a
+ * lane of the device. The host decides; the engine moves bytes and keeps promises. What a list on its way may
+ * touch (blocks, slots, accumulators) the host gives back after its commit, so what two lanes touch is always
+ * apart. The engine knows token ids only; text, files and servers are the SDK's.
  */
 import { type AdapterRef, AdapterStore, type Generation } from "./adapters.ts";
 import { type BaseTensor, BaseWeights, otherBase } from "./base.ts";
-import { COUNTER, EVENT, FINISH, KIND, type Manifest, NONE, type Sizes, WeftError } from "./bundle.ts";
+import { COUNTER, EVENT, EVENT_WORDS, KIND, type Manifest, NONE, type Sizes, WeftError } from "./bundle.ts";
 import { virtualTokens } from "./content.ts";
 import type { Device, DeviceInfo, LoadProgress, Range } from "./device.ts";
-import { Host } from "./host.ts";
+import { Host, MAX_QUEUED } from "./host.ts";
 import { type Invariance, settleInvariance, type Verdicts } from "./invariance.ts";
 import { readManifest, readVerified, uploadWeights } from "./load.ts";
 import { type Change, mergeChanges } from "./merge.ts";
 import { checked, EngineOptions, GenerateIds } from "./options.ts";
 import type { BundleReader } from "./reader.ts";
 import { Reports } from "./report.ts";
-import {
-  MAX_QUEUED,
-  MAX_TOKENS,
-  notFinite,
-  type Request,
-  roomAfter,
-  type Score,
-  seedOf,
-  type TokenEvent,
-  topOf,
-  waitingRequest,
-} from "./requests.ts";
+import { MAX_TOKENS, roomAfter, type Score, seedOf, type TokenEvent } from "./requests.ts";
+import { Serving } from "./serving.ts";
 import { abortable, onAbort, throwIfAborted } from "./signals.ts";
 import { Stream } from "./stream.ts";
 import { STEP_TIMEOUT, Supervised } from "./supervise.ts";
@@ -57,10 +47,12 @@ const dropped = new FinalizationRegistry<Device>((device) => void device.dispose
 /** By the host's number. */
 const kinds = Object.fromEntries(Object.entries(KIND).map(([name, n]) => [n, name as keyof typeof KIND]));
 
-/** A job that the loop feeds and informs; the trainer implements it. */
+/** What the host says to a job. */
 export interface Feed {
-  /** Give the host work if it can take some; called before every step. */
-  feed(): void;
+  /** It has a slot of its own. */
+  hold(slot: number): void;
+  /** A micro-batch begins with the first `n` rows on offer. */
+  feed(n: number): void;
   microDone(): Promise<void>;
   fail(error: unknown): void;
 }
@@ -68,20 +60,15 @@ export interface Feed {
 export class Engine {
   readonly adapters: AdapterStore;
   readonly weights: BaseWeights;
-  /** In arrival order. */
-  private readonly waiting = new Set<Request>();
-  /** Those of them that a job waits for: it evaluates. */
-  private readonly ofJobs = new Set<Request>();
-  private readonly live = new Map<number, Request>();
+  private readonly serving: Serving;
   private readonly jobs = new Map<number, Feed>();
   /**
    * Of each lane: does its loop run, may something have come since it last looked for work, and the step on
    * its way.
    */
   private readonly lanes: { running: boolean; kicked: boolean; step: Promise<boolean> | null }[];
-  /** A list of requests is on its way, and what they leave behind that it may still touch. */
-  private serving = false;
-  private readonly leaving: (() => void)[] = [];
+  /** How often the host was given something back, as far as the loops know. */
+  private given = 0;
   private dead: WeftError | null = null;
   private released: Promise<void> = Promise.resolve();
   private close: (why: WeftError) => void = () => {};
@@ -108,6 +95,14 @@ export class Engine {
     this.lanes = Array.from({ length: device.lanes }, () => ({ running: false, kicked: false, step: null }));
     this.weights = new BaseWeights(manifest, device, reader);
     this.adapters = new AdapterStore(manifest, device, host, () => this.base);
+    this.serving = new Serving(
+      manifest,
+      host,
+      this.adapters,
+      options.maxQueued ?? MAX_QUEUED,
+      () => this.merged,
+      () => this.kick(),
+    );
     this.onStep = reporting.guard("onStep", options.onStep);
     void device.lost.then((e) => this.fail(e));
   }
@@ -167,7 +162,13 @@ export class Engine {
       const { invariance, host } = await settleInvariance(
         manifest,
         device,
-        (manyRows) => Host.open(manifest, device.plan.metaWords, { manyRows, lanes: device.lanes }, module),
+        (manyRows) =>
+          Host.open(
+            manifest,
+            device.plan.metaWords,
+            { manyRows, lanes: device.lanes, queued: options.maxQueued ?? MAX_QUEUED },
+            module,
+          ),
         verdicts,
       );
       const engine = new Engine(manifest, device, host, options, reader, reporting);
@@ -231,7 +232,7 @@ export class Engine {
       seed: seedOf(o),
       generation,
       virtual,
-      fixedSlot: null,
+      job: NONE,
       push: (e) => stream.push(e),
       scored: () => {},
       end: (error) => {
@@ -239,19 +240,19 @@ export class Engine {
         stream.end(error);
       },
     });
-    forget = onAbort(o.signal, (reason) => this.cancel(request, reason));
-    return () => this.cancel(request);
+    forget = onAbort(o.signal, (reason) => this.serving.cancel(request, reason));
+    return () => this.serving.cancel(request);
   }
 
   /**
-   * Loss and log-probabilities of given ids under an adapter (or a slot being trained). `next` are the ids to
+   * Loss and log-probabilities of given ids under an adapter (or what a job trains). `next` are the ids to
    * score at each position, where they are not those that follow: -100 for none.
    */
   async score(
     ids: readonly number[],
     o: {
       adapter?: AdapterRef | undefined;
-      slot?: { readonly index: number; readonly virtual: number };
+      job?: { readonly index: number; readonly virtual: number };
       next?: readonly number[];
       logits?: boolean;
       signal?: AbortSignal | undefined;
@@ -259,7 +260,7 @@ export class Engine {
   ): Promise<Score> {
     throwIfAborted(o.signal);
     const generation = this.named(o.adapter);
-    const virtual = o.slot?.virtual ?? virtualTokens(this.manifest, generation?.content ?? null);
+    const virtual = o.job?.virtual ?? virtualTokens(this.manifest, generation?.content ?? null);
     roomAfter(this.manifest, ids, virtual, 0);
     const next = o.next ?? ids.slice(1);
     const logprobs = new Float64Array(next.length);
@@ -275,7 +276,7 @@ export class Engine {
         seed: null,
         generation,
         virtual,
-        fixedSlot: o.slot?.index ?? null,
+        job: o.job?.index ?? NONE,
         push: () => {},
         scored: (position, row, logSum) => {
           if (logits) logits[position] = row.slice();
@@ -284,7 +285,7 @@ export class Engine {
         },
         end: (error) => (error === null ? resolve() : reject(error)),
       });
-      forget = onAbort(o.signal, (reason) => this.cancel(request, reason));
+      forget = onAbort(o.signal, (reason) => this.serving.cancel(request, reason));
     }).finally(() => forget());
     return {
       loss: logprobs.length ? -logprobs.reduce((a, b) => a + b, 0) / logprobs.length : 0,
@@ -328,9 +329,9 @@ export class Engine {
       retryable: true,
     });
   }
-  private enqueue(r: Omit<Request, "seq" | "slot" | "done">): Request {
+  private enqueue(r: Parameters<Serving["enqueue"]>[0]): ReturnType<Serving["enqueue"]> {
     this.check();
-    if (this.exclusive && r.fixedSlot === null) throw this.taken(r.kind);
+    if (this.exclusive && r.job === NONE) throw this.taken(r.kind);
     if (this.merged && r.generation)
       throw new WeftError({
         code: "WEFT_CONFLICT",
@@ -339,52 +340,7 @@ export class Engine {
         found: `${this.merged} merged into it`,
         hint: "merge(null) first",
       });
-    const most = this.options.maxQueued ?? MAX_QUEUED;
-    if (this.waiting.size >= most && r.fixedSlot === null)
-      throw new WeftError({
-        code: "WEFT_CAPACITY",
-        where: r.kind,
-        expected: `at most ${most} requests that wait`,
-        found: "one more",
-        hint: "try again when some have ended; load({ maxQueued }) allows more",
-        retryable: true,
-      });
-    const request = waitingRequest(r);
-    // An admitted request finishes on the generation it asked for, even while it waits for a slot.
-    if (request.generation) this.adapters.pin(request.generation);
-    this.waiting.add(request);
-    if (request.fixedSlot !== null) this.ofJobs.add(request);
-    this.kick();
-    return request;
-  }
-  private finish(r: Request, error: unknown): void {
-    if (r.done) return;
-    r.done = true;
-    if (r.seq !== NONE) {
-      this.live.delete(r.seq);
-      this.whenServed(() => {
-        if (r.generation) {
-          this.adapters.release(r.generation);
-          this.adapters.unpin(r.generation);
-        }
-        // Jobs may have waited for its blocks.
-        this.kick();
-      });
-    } else {
-      this.unqueue(r);
-      if (r.generation) this.adapters.unpin(r.generation);
-    }
-    r.end(error);
-  }
-  private cancel(r: Request, error: unknown = null): void {
-    if (r.done) return;
-    if (r.seq !== NONE) this.whenServed(() => this.host.exports.cancel(r.seq));
-    this.finish(r, error);
-  }
-  /** Run `f` once no list of requests is on its way. */
-  private whenServed(f: () => void): void {
-    if (this.serving) this.leaving.push(f);
-    else f();
+    return this.serving.enqueue(r);
   }
   /** The lane of jobs, and the end of the list that it has on its way. */
   get jobLane(): number {
@@ -392,59 +348,6 @@ export class Engine {
   }
   async jobsAtRest(): Promise<void> {
     await this.lanes[this.jobLane]!.step?.catch(() => {});
-  }
-
-  /**
-   * Admit waiting requests in order; one that finds no room or slot lets none overtake it, but for a job's
-   * own: the slot that is waited for may be the job's.
-   */
-  private admit(): void {
-    for (const r of this.waiting) {
-      const missing = this.place(r);
-      if (missing === "slot") for (const own of this.ofJobs) if (this.place(own)) break;
-      if (missing) return;
-    }
-  }
-  /** Give a request its slot and its room; what is missing, null where nothing is. */
-  private place(r: Request): "slot" | "room" | null {
-    let slot = r.fixedSlot ?? 0;
-    if (r.generation) {
-      const got = this.adapters.acquire(r.generation);
-      if (got === null) return "slot";
-      slot = got;
-    }
-    const length = r.virtual + r.prompt.length;
-    const seq = this.host.exports.addRequest(KIND[r.kind], length, length + r.maxTokens, slot, r.virtual);
-    if (seq === NONE) {
-      if (r.generation) this.adapters.release(r.generation);
-      return "room";
-    }
-    this.host.tokens(seq).fill(0, 0, r.virtual);
-    this.host.tokens(seq).set(r.prompt, r.virtual);
-    if (r.kind === "generate") {
-      const o = r.sampling;
-      const stops = o.stopIds ?? [];
-      this.host.exports.setSampling(
-        seq,
-        o.temperature ?? 0,
-        o.topK ?? 0,
-        o.topP ?? 1,
-        o.minP ?? 0,
-        o.repetitionPenalty ?? 1,
-        (r.seed ?? 0) | 0,
-        stops.length,
-      );
-      this.host.stops(seq).set(stops);
-    }
-    r.seq = seq;
-    r.slot = slot;
-    this.live.set(seq, r);
-    this.unqueue(r);
-    return null;
-  }
-  private unqueue(r: Request): void {
-    this.waiting.delete(r);
-    this.ofJobs.delete(r);
   }
 
   /**
@@ -514,7 +417,7 @@ export class Engine {
   }
   /** Requests run or wait. */
   get busy(): boolean {
-    return this.live.size + this.waiting.size > 0;
+    return this.serving.size > 0;
   }
   get jobsRunning(): number {
     return this.jobs.size;
@@ -541,8 +444,7 @@ export class Engine {
     try {
       while (!this.dead) {
         lane.kicked = false;
-        if (index === 0) this.admit();
-        if (index === this.jobLane) for (const feed of this.jobs.values()) feed.feed();
+        this.plan(index);
         lane.step = this.step(index);
         const worked = await lane.step.finally(() => {
           lane.step = null;
@@ -559,6 +461,18 @@ export class Engine {
     }
   }
 
+  /** What comes in before a lane's next step, as the host decides. */
+  private plan(lane: number): void {
+    const count = this.host.exports.plan(lane);
+    const events = this.host.events(lane, count);
+    for (let i = 0; i < events.length; i += EVENT_WORDS) {
+      const [type, a, b] = [events[i]!, events[i + 1]!, events[i + 2]!];
+      if (type === EVENT.load) this.serving.load(a, b);
+      else if (type === EVENT.start) this.serving.start(a, b);
+      else if (type === EVENT.hold) this.jobs.get(a)!.hold(b);
+      else this.jobs.get(a)!.feed(b);
+    }
+  }
   private readonly onStep: (t: StepTrace) => void;
   private async step(lane: number): Promise<boolean> {
     const t0 = performance.now();
@@ -582,16 +496,15 @@ export class Engine {
           },
         ]
       : [];
-    if (lane === 0) this.serving = true;
     const [logits] = await device.run(lane, host.commands(lane, count), host.meta(lane), reads);
     if (logits) host.logits().set(logits);
     const trace = this.options.onStep && this.traceRows(lane);
     const events = host.events(lane, host.exports.commit(lane)).slice();
-    if (lane === 0) {
-      this.serving = false;
-      for (const f of this.leaving.splice(0)) f();
-    }
     await this.handle(events, logits ?? new Float32Array(0));
+    const given = host.exports.counterOf(lane, COUNTER.given);
+    // Who waits for room may be of the other lane.
+    if (given !== this.given) this.kick();
+    this.given = given;
     if (trace) this.onStep({ lane, ...trace, units, commands: count, ms: performance.now() - t0 });
     return true;
   }
@@ -610,56 +523,17 @@ export class Engine {
   }
 
   private async handle(events: Int32Array, logits: Float32Array): Promise<void> {
-    const { vocab } = this.manifest.model;
-    const rowOf = (h: number): Float32Array => logits.subarray(h * vocab, (h + 1) * vocab);
-    const logSums = this.host.logSums();
-    const pending: { r: Request; e: Omit<TokenEvent, "finish"> }[] = [];
-    const wrong = new Set<Request>();
-    const sound = (r: Request, logSum: number): boolean => {
-      if (!Number.isFinite(logSum)) wrong.add(r);
-      return !wrong.has(r);
-    };
-    const flush = (): void => {
-      for (const { r, e } of pending.splice(0)) r.push({ ...e, finish: null });
-    };
-    for (let i = 0; i < events.length; i += 4) {
+    const said = this.serving.telling(logits);
+    const micros: number[] = [];
+    for (let i = 0; i < events.length; i += EVENT_WORDS) {
       const [type, a, b, c] = [events[i]!, events[i + 1]!, events[i + 2]!, events[i + 3]!];
-      if (type === EVENT.token) {
-        flush();
-        const r = this.live.get(a);
-        if (!r || r.done) continue;
-        const row = rowOf(c);
-        const logSum = logSums[c]!;
-        if (!sound(r, logSum)) continue;
-        pending.push({
-          r,
-          e: {
-            id: b,
-            logprob: row[b]! - logSum,
-            top: topOf(row, r.sampling.logprobs ?? 0, logSum),
-            adapter: r.generation?.ref ?? this.merged ?? "base",
-            seed: r.seed,
-          },
-        });
-      } else if (type === EVENT.scored) {
-        const r = this.live.get(a);
-        if (r && !r.done && b >= r.virtual && sound(r, logSums[c]!))
-          r.scored(b - r.virtual, rowOf(c), logSums[c]!);
-      } else if (type === EVENT.finished) {
-        const r = this.live.get(a);
-        if (!r) continue;
-        const last = pending.findIndex((p) => p.r === r);
-        const finish = b === FINISH.stop ? "stop" : r.clipped ? "context" : "length";
-        if (last >= 0) r.push({ ...pending.splice(last, 1)[0]!.e, finish });
-        this.finish(r, wrong.has(r) ? notFinite(r) : null);
-      } else if (type === EVENT.microDone) {
-        await this.jobs.get(a)?.microDone();
-        // Requests may have waited for its blocks.
-        this.kick();
-      }
+      if (type === EVENT.token) said.token(a, b, c);
+      else if (type === EVENT.scored) said.scored(a, b, c);
+      else if (type === EVENT.finished) said.finished(a, b);
+      else micros.push(a);
     }
-    flush();
-    for (const r of wrong) this.cancel(r, notFinite(r));
+    said.end();
+    for (const j of micros) await this.jobs.get(j)?.microDone();
   }
 
   /**
@@ -680,7 +554,7 @@ export class Engine {
           });
     dropped.unregister(this);
     this.released = this.device.end(this.dead);
-    for (const r of [...this.live.values(), ...this.waiting]) this.finish(r, this.dead);
+    this.serving.endAll(this.dead);
     for (const feed of [...this.jobs.values()]) feed.fail(this.dead);
     this.close(this.dead);
   }
@@ -696,7 +570,7 @@ export class Engine {
       bytes: this.device.memory,
       capacities: this.device.sizes,
       blocks: { total: this.host.exports.blocksTotal(), free: this.host.exports.freeBlocks() },
-      slots: { total: this.manifest.capacities.slots, used: this.adapters.slotsInUse() },
+      slots: { total: this.manifest.capacities.slots, used: this.host.exports.slotsInUse() },
     };
   }
   get disposed(): boolean {

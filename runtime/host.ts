@@ -9,9 +9,12 @@ import {
   WeftError,
 } from "./bundle.ts";
 
+/** Requests that may wait where the load does not say. */
+export const MAX_QUEUED = 4096;
+
 export interface HostExports {
   readonly memory: WebAssembly.Memory;
-  init(many: number, lanes: number): void;
+  init(many: number, lanes: number, queued: number): void;
   addrMeta(lane: number): number;
   addrCommands(lane: number): number;
   addrEvents(lane: number): number;
@@ -21,18 +24,18 @@ export interface HostExports {
   addrLabels(seq: number): number;
   addrHyper(job: number): number;
   addrStops(seq: number): number;
+  addrOffer(job: number): number;
+  addrMicro(job: number): number;
   addrRowSeq(lane: number): number;
   counterOf(lane: number, i: number): number;
   freeBlocks(): number;
   addrFreeBlocks(): number;
   blocksTotal(): number;
+  slotsInUse(): number;
   kindOf(seq: number): number;
   jobOf(seq: number): number;
-  doneOf(seq: number): number;
   saveBase(seq: number): number;
-  jobPhase(job: number): number;
   setMask(slot: number, word: number, mask: number): void;
-  addRequest(kind: number, length: number, limit: number, slot: number, virtual: number): number;
   setSampling(
     seq: number,
     temperature: number,
@@ -43,11 +46,18 @@ export interface HostExports {
     seed: number,
     stops: number,
   ): void;
-  cancel(seq: number): void;
-  jobOpen(job: number, slot: number, cls: number, optimizer: number): void;
-  jobAdd(job: number, length: number, weight: number, dropKey: number, dropP: number, keep: number): number;
-  jobStart(job: number, last: number): void;
+  setRow(seq: number, weight: number, dropKey: number, dropP: number): void;
+  /** A request of a caller for an adapter (0: the base), or of a job, where one is given. NONE: queue full. */
+  submit(kind: number, length: number, limit: number, virtual: number, adapter: number, job: number): number;
+  withdraw(ticket: number): void;
+  /** 1: the sequence is closed. 0: it is in a list on its way, whose commit will say that it finished. */
+  cancel(seq: number): number;
+  forget(adapter: number): void;
+  jobSlot(job: number): void;
+  jobOpen(job: number, cls: number, optimizer: number): void;
+  jobOffer(job: number, rows: number, most: number, keep: number, last: number): void;
   jobClose(job: number): void;
+  plan(lane: number): number;
   schedule(lane: number, budget: number, idle: number): number;
   commit(lane: number): number;
 }
@@ -58,11 +68,15 @@ export class Host {
     private readonly manifest: Manifest,
     private readonly metaWords: number,
   ) {}
-  /** `manyRows` and `lanes` as the device says. */
+  /** `manyRows` and `lanes` as the device says; `queued` requests may wait. */
   static async open(
     manifest: Manifest,
     metaWords: number,
-    { manyRows, lanes }: { readonly manyRows: number; readonly lanes: number },
+    {
+      manyRows,
+      lanes,
+      queued = MAX_QUEUED,
+    }: { readonly manyRows: number; readonly lanes: number; readonly queued?: number },
     module: BufferSource,
   ): Promise<Host> {
     // A string of AssemblyScript: UTF-16, its bytes counted in the word before.
@@ -94,7 +108,7 @@ export class Host {
         instance: WebAssembly.Instance;
       };
       exports = made.instance.exports as unknown as HostExports;
-      exports.init(manyRows, lanes);
+      exports.init(manyRows, lanes, queued);
       const host = new Host(exports, manifest, metaWords);
       if (!host.fits(lanes)) throw bad("the capacities of its manifest", "a host of others");
       return host;
@@ -117,6 +131,8 @@ export class Host {
       this.stops(seq);
     }
     this.hyper(jobs - 1);
+    this.offer(jobs - 1);
+    this.micro(jobs - 1);
     return true;
   }
   private get buffer(): ArrayBuffer {
@@ -154,6 +170,14 @@ export class Host {
   }
   stops(seq: number): Int32Array {
     return new Int32Array(this.buffer, this.exports.addrStops(seq), MAX_STOPS);
+  }
+  /** Lengths of the rows that a job offers: as many as a micro-batch may have. */
+  offer(job: number): Int32Array {
+    return new Int32Array(this.buffer, this.exports.addrOffer(job), this.manifest.capacities.sequences);
+  }
+  /** Sequences of a job's micro-batch, in the order of its rows. */
+  micro(job: number): Int32Array {
+    return new Int32Array(this.buffer, this.exports.addrMicro(job), this.manifest.capacities.sequences);
   }
   /** Ids of the cache blocks that no sequence holds. */
   freeBlockIds(): Int32Array {

@@ -5,7 +5,17 @@
  * no longer for a deep model. It drives a host of its own, which is thrown away.
  */
 import { AdapterStore, type Generation } from "./adapters.ts";
-import { BLOCK, COUNTER, EVENT, IGNORE, KIND, type Manifest, NONE, type ParamEntry } from "./bundle.ts";
+import {
+  BLOCK,
+  COUNTER,
+  EVENT,
+  EVENT_WORDS,
+  IGNORE,
+  KIND,
+  type Manifest,
+  NONE,
+  type ParamEntry,
+} from "./bundle.ts";
 import {
   type AdapterContent,
   defaultConfig,
@@ -18,6 +28,7 @@ import type { Device, Range } from "./device.ts";
 import { sha256 } from "./hash.ts";
 import type { Host } from "./host.ts";
 import { mix } from "./random.ts";
+import { startIn } from "./requests.ts";
 
 /**
  * `verified`: every family gives a row the same bits. `single-family`: kernels for few and for many rows
@@ -204,28 +215,34 @@ class Check {
     const { exports } = host;
     const lane = device.lanes - 1;
     const content = cls === "full" ? null : await randomContent(manifest, device, cls);
-    const slot = content ? store.acquireTraining(content)! : 0;
     const ranges = this.gradientRanges(cls);
     for (const r of ranges) device.clear(r);
-    exports.jobOpen(0, slot, index, 0);
+    exports.jobOpen(0, index, 0);
+    if (content) exports.jobSlot(0);
     const virtual = virtualTokens(manifest, content);
     const longest = Math.min(c.context, c.savedRows, c.blocks * BLOCK);
     // One sequence of several quanta, and a short one beside it where there is room.
-    for (const n of [Math.min(longest, virtual + c.quantum + SHORT), virtual + SHORT]) {
-      const dropout = content && methods[cls]!.dropout ? 0.1 : 0;
-      const seq = exports.jobAdd(0, n, 1 / n, dropout ? 1 + n : 0, dropout, keep ? 1 : 0);
-      if (seq === NONE) continue;
-      const ids = idsOf(n, model.vocab);
-      host.tokens(seq).set(ids.map((id, i) => (i < virtual ? 0 : id)));
-      host.labels(seq).set(ids.map((id, i) => (i < virtual ? IGNORE : (id + 1) % model.vocab)));
+    const lengths = [Math.min(longest, virtual + c.quantum + SHORT), virtual + SHORT].slice(0, c.sequences);
+    host.offer(0).set(lengths);
+    exports.jobOffer(0, lengths.length, lengths.length, keep ? 1 : 0, 0);
+    const dropout = content && methods[cls]!.dropout ? 0.1 : 0;
+    const events = host.events(lane, exports.plan(lane)).slice();
+    for (let i = 0; i < events.length; i += EVENT_WORDS) {
+      if (events[i] === EVENT.hold) store.fill(events[i + 2]!, content!, lane);
+      if (events[i] !== EVENT.feed) continue;
+      lengths.slice(0, events[i + 2]).forEach((n, row) => {
+        const seq = host.micro(0)[row]!;
+        const ids = idsOf(n, model.vocab);
+        host.tokens(seq).set(ids.map((id, i) => (i < virtual ? 0 : id)));
+        host.labels(seq).set(ids.map((id, i) => (i < virtual ? IGNORE : (id + 1) % model.vocab)));
+        exports.setRow(seq, 1 / n, dropout ? 1 + n : 0, dropout);
+      });
     }
-    exports.jobStart(0, 0);
     for (let done = false; !done; ) {
       const { events } = await this.step(lane, budget);
       for (let i = 0; i < events.length; i += 4) done ||= events[i] === EVENT.microDone;
     }
     exports.jobClose(0);
-    if (slot) store.releaseTraining(slot);
     return device.readAll(ranges);
   }
   /** Where a class's gradients gather, or the first words of them. */
@@ -254,21 +271,27 @@ class Check {
     const { exports } = host;
     const live = new Map<number, Left>();
     const left = plays.map((): Left => ({ hidden: [], logits: new Map() }));
-    let next = 0;
-    /** As many as there is room for, in order. */
+    /** Those that wait, by ticket. */
+    const waiting = new Map<number, number>();
+    plays.forEach(({ ids, adapter, kind }, i) => {
+      const virtual = virtualTokens(manifest, adapter?.content ?? null);
+      const length = virtual + ids.length;
+      const limit = length + (kind === "generate" ? 1 : 0);
+      waiting.set(exports.submit(KIND[kind], length, limit, virtual, adapter?.id ?? 0, NONE), i);
+    });
+    /** Those that the host lets in. */
     const admit = (): void => {
-      for (; next < plays.length; next++) {
-        const { ids, adapter, kind } = plays[next]!;
-        const virtual = virtualTokens(manifest, adapter?.content ?? null);
-        const length = virtual + ids.length;
-        const limit = length + (kind === "generate" ? 1 : 0);
-        const slot = adapter ? store.acquire(adapter)! : 0;
-        if (adapter) store.release(adapter);
-        const seq = exports.addRequest(KIND[kind], length, limit, slot, virtual);
-        if (seq === NONE) return;
-        host.tokens(seq).fill(0, 0, virtual);
-        host.tokens(seq).set(ids, virtual);
-        live.set(seq, left[next]!);
+      const events = host.events(0, exports.plan(0)).slice();
+      for (let i = 0; i < events.length; i += EVENT_WORDS) {
+        const [type, ticket, at] = [events[i], events[i + 1]!, events[i + 2]!];
+        const { ids: prompt, adapter, kind } = plays[waiting.get(ticket)!]!;
+        if (type === EVENT.load) store.fill(at, adapter!.content, 0);
+        else {
+          const virtual = virtualTokens(manifest, adapter?.content ?? null);
+          startIn(host, at, { kind, prompt, virtual, sampling: {}, seed: null });
+          live.set(at, left[waiting.get(ticket)!]!);
+          waiting.delete(ticket);
+        }
       }
     };
     for (admit(); live.size; admit()) {

@@ -3,14 +3,13 @@
  * queued.
  */
 import type { Generation } from "./adapters.ts";
-import { BLOCK, type Manifest, NONE, WeftError } from "./bundle.ts";
+import { BLOCK, type Manifest, WeftError } from "./bundle.ts";
+import type { Host } from "./host.ts";
 import type { GenerateIds } from "./options.ts";
 import type { Sampling } from "./sampling.ts";
 
 /** Tokens of an answer where the caller does not say. */
 export const MAX_TOKENS = 128;
-/** Requests that may wait where the caller does not say. */
-export const MAX_QUEUED = 4096;
 
 /**
  * Why an answer ended: a stop id or text, the tokens that were asked for, or the end of the context before
@@ -53,22 +52,40 @@ export interface Request {
   readonly generation: Generation | null;
   /** Tokens of the adapter's own before the prompt. */
   readonly virtual: number;
-  /** A slot being trained; null for requests of callers. */
-  readonly fixedSlot: number | null;
+  /** The job that asks, on what it trains; NONE for callers. */
+  readonly job: number;
   readonly push: (e: TokenEvent) => void;
   readonly scored: (position: number, logits: Float32Array, logSum: number) => void;
   /** Once: null at the end, or what ended it. */
   readonly end: (error: unknown) => void;
+  /** What the host knows it by while it waits, and its sequence once it runs. */
+  readonly ticket: number;
   seq: number;
-  slot: number;
   done: boolean;
 }
-export const waitingRequest = (r: Omit<Request, "seq" | "slot" | "done">): Request => ({
-  ...r,
-  seq: NONE,
-  slot: 0,
-  done: false,
-});
+/** Where the host put a request: its tokens, and how it draws. */
+export function startIn(
+  host: Host,
+  seq: number,
+  r: Pick<Request, "kind" | "prompt" | "virtual" | "sampling" | "seed">,
+): void {
+  host.tokens(seq).fill(0, 0, r.virtual);
+  host.tokens(seq).set(r.prompt, r.virtual);
+  if (r.kind === "score") return;
+  const o = r.sampling;
+  const stops = o.stopIds ?? [];
+  host.exports.setSampling(
+    seq,
+    o.temperature ?? 0,
+    o.topK ?? 0,
+    o.topP ?? 1,
+    o.minP ?? 0,
+    o.repetitionPenalty ?? 1,
+    (r.seed ?? 0) | 0,
+    stops.length,
+  );
+  host.stops(seq).set(stops);
+}
 
 /**
  * Tokens that an answer to `ids` has room for, behind `virtual` of the adapter's own. Throws for ids that are

@@ -3,7 +3,7 @@ import * as assert from "uvu/assert";
 import { adapterMethods } from "../compiler/adapters/index.ts";
 import { compile } from "../compiler/compile.ts";
 import { compileHost } from "../compiler/emit/host.ts";
-import { EVENT, KIND, planOf, type WeftError } from "../runtime/bundle.ts";
+import { EVENT, EVENT_WORDS, KIND, planOf, type WeftError } from "../runtime/bundle.ts";
 import { Host } from "../runtime/host.ts";
 import { batchOf, collect, configs, engineOf, idsOf, s2ftOdd, small } from "./support/engines.ts";
 import { suite } from "./support/suite.ts";
@@ -31,25 +31,34 @@ async function longestList(
   const { exports } = host;
   const most = { commands: 0, events: 0 };
   const idle = Array.from({ length: c.jobs }, () => true);
-  for (let j = 0; j < c.jobs; j++) exports.jobOpen(j, 1 + j, cls, 0);
+  for (let j = 0; j < c.jobs; j++) {
+    exports.jobOpen(j, cls, 0);
+    exports.jobSlot(j);
+  }
   for (let step = 0; step < 40; step++) {
     for (let slot = 1; slot <= c.slots; slot++)
       for (let word = 0; word < 4; word++) exports.setMask(slot, word, -1);
-    for (let i = 0; i < 3; i++) {
-      const seq = exports.addRequest(KIND.score, 9, 9, 1, 0);
-      if (seq >= 0) host.tokens(seq).fill(1);
-    }
+    // Of jobs, on slots that they hold: a request of each adapter too would be one for each slot.
+    for (let i = 0; i < 3; i++) exports.submit(KIND.score, 9, 9, 0, 0, i % c.jobs);
     idle.forEach((free, j) => {
       if (!free) return;
-      for (let i = 0; i < 3; i++) {
-        const seq = exports.jobAdd(j, 40, 1, 1, 0.1, i % 2);
-        if (seq < 0) return;
-        host.tokens(seq).fill(1);
-        host.labels(seq).fill(1);
-      }
-      exports.jobStart(j, 1);
+      host.offer(j).fill(40, 0, 3);
+      exports.jobOffer(j, 3, 3, step % 2, 1);
       idle[j] = false;
     });
+    const begun = exports.plan(0);
+    most.events = Math.max(most.events, begun);
+    const decided = host.events(0, begun).slice();
+    for (let i = 0; i < decided.length; i += EVENT_WORDS) {
+      const [type, a, b] = [decided[i]!, decided[i + 1]!, decided[i + 2]!];
+      if (type === EVENT.start) host.tokens(b).fill(1);
+      if (type !== EVENT.feed) continue;
+      for (const seq of host.micro(a).subarray(0, b)) {
+        host.tokens(seq).fill(1);
+        host.labels(seq).fill(1);
+        exports.setRow(seq, 1, 1, 0.1);
+      }
+    }
     const commands = exports.schedule(0, 2 ** 20, 2 ** 20);
     host.logits().fill(0, 0, c.headRows * model.vocab);
     const events = exports.commit(0);
@@ -77,12 +86,14 @@ test("a step's list has room for every launch of the bundle's programs, fused or
       ...o,
     });
     const source = new TextDecoder().decode(compiled.files.get("host.config.ts")!);
-    const { slots, jobs } = compiled.manifest.capacities;
+    const { slots, jobs, sequences } = compiled.manifest.capacities;
     const bound = (name: string): number => {
       const sum = new RegExp(`const ${name}: i32 = (.*);`).exec(source)![1]!;
       return sum
         .split(" + ")
-        .map((part) => part.split(" * ").map((x) => ({ SLOTS: slots, JOBS: jobs })[x] ?? Number(x)))
+        .map((part) =>
+          part.split(" * ").map((x) => ({ SLOTS: slots, JOBS: jobs, SEQUENCES: sequences })[x] ?? Number(x)),
+        )
         .reduce((n, product) => n + product.reduce((a, b) => a * b), 0);
     };
     for (const [cls] of compiled.manifest.train.entries()) {

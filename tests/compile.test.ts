@@ -21,6 +21,7 @@ import {
   halfToFloat,
   KIND,
   type Maths,
+  NONE,
   parseHeader,
   planOf,
   store,
@@ -323,7 +324,8 @@ test("the sampler against its definition in f64: penalty, temperature, top-k, to
     o: { t: number; k: number; p: number; m: number; penalty: number; seed: number },
   ): { id: number; logSum: number } => {
     const { exports } = host;
-    const seq = exports.addRequest(KIND.generate, prompt.length, prompt.length + 1, 0, 0);
+    exports.submit(KIND.generate, prompt.length, prompt.length + 1, 0, 0, NONE);
+    const seq = host.events(0, exports.plan(0))[2]!;
     host.tokens(seq).set(prompt);
     exports.setSampling(seq, o.t, o.k, o.p, o.m, o.penalty, o.seed, 0);
     exports.schedule(0, 64, 0);

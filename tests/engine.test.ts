@@ -1,6 +1,7 @@
 /** Requests and streams: what ends them, what they are told, and what is left behind. */
 import * as assert from "uvu/assert";
 import type { StepTrace } from "../runtime/engine.ts";
+import type { Serving } from "../runtime/serving.ts";
 import { type Engine, load, type Piece, type WeftError } from "../sdk/index.ts";
 import { code } from "./support/code.ts";
 import { batchOf, bundle, collect, configs, engineOf, idsOf } from "./support/engines.ts";
@@ -11,13 +12,7 @@ const vocab = 128;
 const prompt = idsOf("engine", 6, vocab);
 const one = { load: { threads: 1 } } as const;
 /** Requests that run or wait. */
-const held = (engine: Engine): number => {
-  const { waiting, live } = engine.core as unknown as {
-    waiting: Set<unknown> | unknown[];
-    live: Map<number, unknown>;
-  };
-  return (Array.isArray(waiting) ? waiting.length : waiting.size) + live.size;
-};
+const held = (engine: Engine): number => (engine.core as unknown as { serving: Serving }).serving.size;
 const turns = async (n: number): Promise<void> => {
   for (let i = 0; i < n; i++) await new Promise((r) => setImmediate(r));
 };

@@ -29,6 +29,7 @@ import {
   H_N_ROWS,
   HEAD_ROWS,
   HEADER_WORDS,
+  JOBS,
   LAUNCH_WORDS,
   LAUNCHES,
   LAYERS,
@@ -42,7 +43,6 @@ import {
   P_STASH,
   PROGRAM_START,
   SCORE,
-  SEQUENCES,
   TOKENS_PER_STEP,
   TRAIN,
   TRAINED,
@@ -60,6 +60,7 @@ import {
   HEAD_SEQ,
   JOB,
   JOB_CLASS,
+  JOB_SEQS,
   KIND,
   LENGTH_OF,
   META,
@@ -196,8 +197,8 @@ export function emitForward(): void {
   const rows: i32 = counter(C_ROWS);
   if (rows == 0) return;
   let full: bool = false;
-  for (let s: i32 = 0; s < SEQUENCES; s++)
-    if (get(KIND, s) == TRAIN && CLASS_FULL[get(JOB_CLASS, get(JOB, s))] != 0) full = true;
+  for (let j: i32 = 0; j < JOBS; j++)
+    if (get(JOB_SEQS, j) > 0 && CLASS_FULL[get(JOB_CLASS, j)] != 0) full = true;
   set(META, H_N_ROWS, rows);
   set(META, H_N_HEAD, counter(C_HEAD));
   const outer: i32 = LAYERS;

@@ -44,7 +44,7 @@ export const UPDATE: i32 = 4;
 export const OVER: i32 = 5;
 let top: usize = __heap_base;
 /** Bytes of an array, zeros. */
-function take(bytes: i32): usize {
+export function take(bytes: i32): usize {
   const at: usize = (top + 15) & ~15;
   top = at + bytes;
   const more: i32 = <i32>((top + 0xffff) >>> 16) - memory.size();
@@ -78,8 +78,6 @@ export const LIMIT: usize = take(SEQUENCES * 4);
 /** Position of the first token that has a meaning: those before it are an adapter's own. */
 export const FIRST: usize = take(SEQUENCES * 4);
 export const SLOT: usize = take(SEQUENCES * 4);
-/** Arrival order: policies serve the smallest first. */
-export const ARRIVAL: usize = take(SEQUENCES * 4);
 export const NUM_BLOCKS: usize = take(SEQUENCES * 4);
 export const TABLE: usize = take(SEQUENCES * BLOCKS_PER_SEQUENCE * 4);
 export const TOKENS: usize = take(SEQUENCES * CONTEXT * 4);
@@ -165,6 +163,14 @@ export function enter(l: i32): void {
   COMMANDS = COMMAND_LISTS + <usize>l * MAX_COMMANDS * COMMAND_WORDS * 4;
   EVENTS = EVENT_LISTS + <usize>l * MAX_EVENTS * EVENT_WORDS * 4;
   ROW_SEQ = ROW_SEQS + <usize>l * TOKENS_PER_STEP * 4;
+}
+/** 1 while a list of the lane is on its way. */
+const FLYING: usize = take(MAX_LANES * 4);
+export function flies(l: i32): bool {
+  return get(FLYING, l) != 0;
+}
+export function setFlying(flying: bool): void {
+  set(FLYING, lane, flying ? 1 : 0);
 }
 /** Has the entered lane requests; has it jobs? */
 export function serves(): bool {

@@ -4,7 +4,7 @@
  * its own, so load and packing never change a sum.
  */
 import { dropKey, emitProgram } from "./batch";
-import { blocksOf, release } from "./blocks";
+import { blocksOf } from "./blocks";
 import {
   A_UNIT_DROP_KEY,
   A_UNIT_DROP_P,
@@ -39,7 +39,6 @@ import {
   CLASS_UPDATE_OUTER,
   CONTEXT,
   DROPOUT,
-  FREE,
   H_JOB,
   H_LR,
   H_MASK_0,
@@ -67,7 +66,6 @@ import {
   SEQUENCES,
   SLOTS,
   STEP_WORDS,
-  TRAIN,
   UNIT_ROW_COST,
   UNIT_ROWS,
   UNIT_TABLE_WORDS,
@@ -75,6 +73,8 @@ import {
   UNITS,
   UPDATE_WORDS,
 } from "./config";
+import { close } from "./sequences";
+import { runsOn } from "./slots";
 import {
   BACKWARD,
   bump,
@@ -83,12 +83,10 @@ import {
   CUR_QUANTUM,
   CUR_SEQ,
   counter,
-  DONE,
   DROP_KEY,
   DROP_P,
   EXT_BASE,
   emitEvent,
-  FORWARD,
   get,
   getf,
   HEAD,
@@ -96,19 +94,17 @@ import {
   IDLE,
   JOB_CLASS,
   JOB_LAST,
+  JOB_OPTIMIZER,
   JOB_PHASE,
   JOB_SEQ,
   JOB_SEQS,
-  JOB_OPTIMIZER,
   JOB_SLOT,
-  KIND,
   LABELS,
   LENGTH_OF,
   META,
   OVER,
   ROW_WEIGHT,
   SAVE_BASE,
-  SLOT,
   SLOT_FRESH,
   SLOT_MASK,
   serves,
@@ -131,16 +127,8 @@ function rowsOf(seq: i32, q: i32): i32 {
   return min(QUANTUM, get(LENGTH_OF, seq) - q * QUANTUM);
 }
 
-/**
- * Have all rows of the micro-batch gone through the forward? Called before units are granted, after the
- * forward's rows are committed.
- */
-export function settleForward(j: i32): void {
-  if (!trains() || get(JOB_PHASE, j) != FORWARD) return;
-  for (let i: i32 = 0; i < get(JOB_SEQS, j); i++) {
-    const s: i32 = get(JOB_SEQ, j * SEQUENCES + i);
-    if (get(DONE, s) < get(LENGTH_OF, s)) return;
-  }
+/** The micro-batch has its forward behind it: its units are next. */
+export function beginUnits(j: i32): void {
   // What has no loss begins with the layers.
   set(JOB_PHASE, j, CLASS_HEAD[get(JOB_CLASS, j)] < 0 ? BACKWARD : HEAD);
   set(CUR_LAYER, j, LAYERS - 1);
@@ -331,11 +319,7 @@ function update(j: i32, cls: i32): void {
 /** Does this lane use the slot: a job's own, or that of a request that runs? Others may be filled anew. */
 function here(slot: i32): bool {
   for (let j: i32 = 0; j < JOBS; j++) if (get(JOB_SLOT, j) == slot) return trains();
-  if (!serves()) return false;
-  for (let s: i32 = 0; s < SEQUENCES; s++) {
-    if (get(KIND, s) != FREE && get(KIND, s) != TRAIN && get(SLOT, s) == slot) return true;
-  }
-  return false;
+  return serves() && runsOn(slot);
 }
 /** What follows from the tensors of slots that were filled since their last use, before it is read. */
 export function refreshSlots(): void {
@@ -385,9 +369,7 @@ export function finishMicros(): void {
 }
 export function dropMicro(j: i32): void {
   for (let i: i32 = 0; i < get(JOB_SEQS, j); i++) {
-    const s: i32 = get(JOB_SEQ, j * SEQUENCES + i);
-    release(s);
-    set(KIND, s, FREE);
+    close(get(JOB_SEQ, j * SEQUENCES + i));
   }
   set(JOB_SEQS, j, 0);
   set(JOB_PHASE, j, IDLE);

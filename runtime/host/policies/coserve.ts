@@ -1,56 +1,67 @@
 /**
- * Inference first; fine-tuning fills the rest of the budget. Units that finish a started optimizer step come
- * before new windows. While a job runs it is owed a minimum share of every step (a twentieth): what a step
- * cannot give is carried over. Alone, it has the whole (idle) budget; so it has in a lane of its own, where
- * no request waits for it.
+ * Inference first; fine-tuning fills the rest of the budget, jobs in turns by cost. While jobs run each is
+ * owed a part of every step: what a step cannot give is carried over. Alone, they have the whole (idle)
+ * budget; so they have in a lane of their own, where no request waits for it.
  */
-import { grant, rowsLeft } from "../batch";
-import { C_CREDIT, C_STEPS, JOBS } from "../config";
-import { nextInference, nextTraining, remaining } from "../queue";
+import { headLeft, rowsLeft } from "../batch";
+import { C_CREDIT, C_STEPS, HEAD_ROWS, NONE, TOKENS_PER_STEP } from "../config";
+import { anyRows, grantJob, nextJob, working } from "../jobs";
+import { nextDecoding, nextPrompt, nextScore, serve } from "../ready";
 import { bump, counter } from "../state";
-import { grantUnit, hasUnit, settleForward } from "../units";
 
-export function coserve(budget: i32, idle: i32): void {
+/** Of a step's work, a twelfth is a job's: with the time that it waits for room, a twentieth is left. */
+const SHARE: i32 = 12;
+/** Of rows, and of logits rows, that decoding could fill alone, an eighth and a quarter are others'. */
+const ROWS_KEPT: i32 = 8;
+const HEADS_KEPT: i32 = 4;
+
+/** One in `part` of `room`; where that is less than one, one of a step in `part`. */
+function kept(room: i32, part: i32, turn: i32): i32 {
+  return room >= part ? room / part : counter(C_STEPS) % part == turn ? 1 : 0;
+}
+/** Requests' rows of this step. Returns how many. */
+function serveRequests(budget: i32, idle: i32): i32 {
   let used: i32 = 0;
-  // Decode rows (one token left) before prompt chunks.
-  for (let s: i32 = nextInference(-1); s >= 0; s = nextInference(s))
-    if (remaining(s) == 1) used += grant(s, 1);
+  const forJobs: i32 = anyRows() ? kept(TOKENS_PER_STEP, ROWS_KEPT, 0) : 0;
+  const forPrompts: i32 =
+    nextPrompt() != NONE || nextScore() != NONE ? kept(TOKENS_PER_STEP, ROWS_KEPT, 1) : 0;
+  const forScores: i32 = nextScore() != NONE ? kept(HEAD_ROWS, HEADS_KEPT, 1) : 0;
+  // Decode rows (one token left) before prompt chunks; who had none in this step has the first of the next.
+  while (nextDecoding() != NONE && rowsLeft() > forJobs + forPrompts && headLeft() > forScores)
+    used += serve(nextDecoding(), 1);
   // However many decode, prompts go on by half a budget a step; where none does, nobody waits for the next
   // token and a step may be as long as an idle one.
-  const prefill: i32 = used > 0 ? used + max(budget - used, budget / 2) : max(budget, idle);
-  for (let s: i32 = nextInference(-1); s >= 0 && used < prefill; s = nextInference(s))
-    if (remaining(s) > 1) used += grant(s, min(prefill - used, remaining(s)));
-
-  let waiting: bool = nextTraining(-1) >= 0;
-  for (let j: i32 = 0; j < JOBS; j++) {
-    settleForward(j);
-    if (hasUnit(j)) waiting = true;
+  const most: i32 = used > 0 ? used + max(budget - used, max(1, budget / 2)) : max(budget, idle);
+  // Scores, which are bounded by logits rows, leave half of it to prompts.
+  const toScores: i32 = nextPrompt() == NONE ? most : used + max(1, (most - used) / 2);
+  while (nextScore() != NONE && used < toScores && rowsLeft() > forJobs) {
+    const granted: i32 = serve(nextScore(), min(toScores - used, rowsLeft() - forJobs));
+    if (granted == 0) break;
+    used += granted;
   }
-  if (!waiting) {
+  while (nextPrompt() != NONE && used < most && rowsLeft() > forJobs) {
+    const granted: i32 = serve(nextPrompt(), min(most - used, rowsLeft() - forJobs));
+    if (granted == 0) break;
+    used += granted;
+  }
+  return used;
+}
+export function coserve(budget: i32, idle: i32): void {
+  const used: i32 = serveRequests(budget, idle);
+  const jobs: i32 = working();
+  if (jobs == 0) {
     bump(C_CREDIT, -counter(C_CREDIT));
     return;
   }
-  // What requests leave of the budget is credit; a unit larger than the credit is granted on trust and paid
-  // back by the next steps, so that the mean is the budget and one step never carries more than a unit beyond
-  // it.
-  const share: i32 = max(1, budget / 20);
+  // What requests leave of the budget is credit, and never less than the jobs' share; a unit larger than the
+  // credit is granted on trust and paid back by the next steps, so that the mean is the budget and one step
+  // never carries more than a unit beyond it.
+  const share: i32 = max(1, (used * jobs + SHARE - 1) / SHARE);
   bump(C_CREDIT, max(share, budget - used));
-  if (counter(C_CREDIT) > budget) bump(C_CREDIT, budget - counter(C_CREDIT));
+  const cap: i32 = max(budget, share);
+  if (counter(C_CREDIT) > cap) bump(C_CREDIT, cap - counter(C_CREDIT));
   let left: i32 = used == 0 ? idle : counter(C_CREDIT);
   const before: i32 = left;
-  // Jobs take turns, unit by unit; which job starts alternates by step.
-  let any: bool = true;
-  while (any && left > 0) {
-    any = false;
-    for (let i: i32 = 0; i < JOBS && left > 0; i++) {
-      const j: i32 = (i + counter(C_STEPS)) % JOBS;
-      if (hasUnit(j)) {
-        left -= grantUnit(j, left);
-        any = true;
-      }
-    }
-  }
-  for (let s: i32 = nextTraining(-1); s >= 0 && left > 0 && rowsLeft() > 0; s = nextTraining(s))
-    left -= grant(s, min(left, remaining(s)));
+  for (let j: i32 = nextJob(); j != NONE && left > 0; j = nextJob()) left -= grantJob(j, left);
   if (used > 0) bump(C_CREDIT, left - before);
 }

@@ -2,21 +2,27 @@
  * First come, first served: running requests decode, waiting ones prefill in arrival order; fine-tuning runs
  * only while no request does.
  */
-import { grant, rowsLeft } from "../batch";
-import { JOBS } from "../config";
-import { anyRequest, nextInference, nextTraining, remaining } from "../queue";
-import { grantUnit, hasUnit, settleForward } from "../units";
+import { headLeft, rowsLeft } from "../batch";
+import { C_REQUESTS, NONE } from "../config";
+import { grantJob, nextJob } from "../jobs";
+import { nextDecoding, nextPrompt, nextScore, serve } from "../ready";
+import { counter } from "../state";
 
 export function fcfs(budget: i32, idle: i32): void {
   let left: i32 = budget;
-  for (let s: i32 = nextInference(-1); s >= 0 && left > 0; s = nextInference(s))
-    left -= grant(s, min(left, remaining(s)));
-  if (anyRequest()) return;
-  left = idle;
-  for (let j: i32 = 0; j < JOBS; j++) {
-    settleForward(j);
-    while (left > 0 && hasUnit(j)) left -= grantUnit(j, left);
+  while (nextDecoding() != NONE && left > 0 && rowsLeft() > 0 && headLeft() > 0)
+    left -= serve(nextDecoding(), 1);
+  for (let s: i32 = nextPrompt(); s != NONE && left > 0; s = nextPrompt()) {
+    const granted: i32 = serve(s, left);
+    if (granted == 0) break;
+    left -= granted;
   }
-  for (let s: i32 = nextTraining(-1); s >= 0 && left > 0 && rowsLeft() > 0; s = nextTraining(s))
-    left -= grant(s, min(left, remaining(s)));
+  for (let s: i32 = nextScore(); s != NONE && left > 0; s = nextScore()) {
+    const granted: i32 = serve(s, left);
+    if (granted == 0) break;
+    left -= granted;
+  }
+  if (counter(C_REQUESTS) > 0) return;
+  left = idle;
+  for (let j: i32 = nextJob(); j != NONE && left > 0; j = nextJob()) left -= grantJob(j, left);
 }

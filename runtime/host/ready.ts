@@ -1,0 +1,66 @@
+/**
+ * Requests that have rows to compute: those that decode take turns, prompts and scores are first come, first
+ * served. Policies ask here and grant; they never touch a sequence.
+ */
+import { grant } from "./batch";
+import { GENERATE, NONE, SCORE, SEQUENCES } from "./config";
+import { append, clearList, firstOf, LINK_BYTES, LIST_BYTES, lengthOf, unlink } from "./lists";
+import { DONE, get, KIND, LENGTH_OF, serves, set, take } from "./state";
+
+const DECODING: usize = take(LIST_BYTES);
+const READING: usize = take(LIST_BYTES);
+const SCORING: usize = take(LIST_BYTES);
+const LINKS: usize = take(SEQUENCES * LINK_BYTES);
+/** The list that a sequence is in; 0: none, its rows are on their way. */
+const IN: usize = take(SEQUENCES * 4);
+
+export function resetReady(): void {
+  clearList(DECODING);
+  clearList(READING);
+  clearList(SCORING);
+}
+/** Tokens of a sequence that have not been through the forward. */
+export function remaining(s: i32): i32 {
+  return get(LENGTH_OF, s) - get(DONE, s);
+}
+function joins(s: i32): void {
+  const list: usize = get(KIND, s) == SCORE ? SCORING : remaining(s) == 1 ? DECODING : READING;
+  append(list, LINKS, s);
+  set(IN, s, <i32>list);
+}
+/** A request's sequence has tokens to compute: it came, or its next token is drawn. */
+export function ready(s: i32): void {
+  joins(s);
+}
+/** It ends, or is dropped. */
+export function leave(s: i32): void {
+  if (get(IN, s) == 0) return;
+  unlink(<usize>get(IN, s), LINKS, s);
+  set(IN, s, 0);
+}
+/** Grant `n` rows to a request; what is left of it waits where it belongs. Returns what was granted. */
+export function serve(s: i32, n: i32): i32 {
+  const granted: i32 = grant(s, n);
+  if (granted == 0) return 0;
+  const left: i32 = remaining(s);
+  if (left == 0) leave(s);
+  else if (left == 1 && get(KIND, s) == GENERATE) {
+    leave(s);
+    joins(s);
+  }
+  return granted;
+}
+/** How many decode: one token each is left to compute. None in a lane without requests. */
+export function decoding(): i32 {
+  return serves() ? lengthOf(DECODING) : 0;
+}
+/** Who waited longest of those that decode, of prompts, of scores; NONE where there is none. */
+export function nextDecoding(): i32 {
+  return serves() ? firstOf(DECODING) : NONE;
+}
+export function nextPrompt(): i32 {
+  return serves() ? firstOf(READING) : NONE;
+}
+export function nextScore(): i32 {
+  return serves() ? firstOf(SCORING) : NONE;
+}

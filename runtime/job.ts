@@ -1,0 +1,430 @@
+/**
+ * A fine-tuning job: rows → optimizer steps → micro-batches that the host co-serves. What a job computes
+ * depends on its options and data alone, never on load: batches come from seeds, sums from a fixed order.
+ */
+import { WeftError, wordsOf } from "./bundle.ts";
+import { calibrate } from "./calibration.ts";
+import {
+  type AdapterContent,
+  initialContent,
+  type ModelView,
+  trainableCount,
+  virtualTokens,
+} from "./content.ts";
+import type { Engine, Feed } from "./engine.ts";
+import { MicroBatches } from "./microbatches.ts";
+import { mix, shuffled } from "./random.ts";
+import { AtRest } from "./rest.ts";
+import type { Item } from "./rows.ts";
+import {
+  biasOf,
+  channelsTaken,
+  embeddingRow,
+  matrix,
+  rowSquares,
+  statisticOf,
+  weightSquares,
+} from "./scores.ts";
+import { onAbort, reasonOf } from "./signals.ts";
+import {
+  configOf,
+  type Settings,
+  settingsOf,
+  type TrainEvent,
+  type TrainOptions,
+  type TrainResult,
+  type TrainState,
+} from "./training.ts";
+
+/** What a job trains on and is evaluated on. */
+export interface Data {
+  readonly items: readonly Item[];
+  readonly evalItems: readonly Item[];
+  readonly skippedRows: number;
+}
+export class Job implements Feed {
+  readonly done: Promise<TrainResult>;
+  readonly name: string;
+  private readonly controller = new AbortController();
+  private readonly micro: MicroBatches;
+  private holding: { resolve: (slot: number) => void; reject: (e: unknown) => void } | null = null;
+  private content: AdapterContent | null = null;
+  private slot = 0;
+  private state = { step: 0, losses: [] as number[], updates: 0, best: null as TrainState["best"] };
+  private readonly rest = new AtRest();
+  private readonly settings: Settings;
+  private readonly tell: (e: TrainEvent) => void;
+  /** Identity of the base weights that it began with. */
+  readonly base: string;
+  private lastGeneration: string | null = null;
+  finished = false;
+
+  constructor(
+    private readonly engine: Engine,
+    private readonly index: number,
+    private readonly o: TrainOptions,
+    private readonly data: Data,
+  ) {
+    this.name = o.name;
+    this.base = engine.base;
+    this.settings = settingsOf(o, data.items.length);
+    this.micro = new MicroBatches(engine, index, o.method === "full");
+    this.tell = engine.reporting.guard(`onEvent of job ${o.name}`, o.onEvent);
+    const forget = onAbort(o.signal, (reason) => this.cancel(reason));
+    this.done = this.run().finally(() => {
+      this.finished = true;
+      forget();
+      engine.detach(this.index);
+      if (o.method === "full") engine.exclusive = null;
+      engine.kick();
+    });
+    this.done.catch(() => {});
+  }
+
+  get step(): number {
+    return this.state.step;
+  }
+  /** The slot being trained, for scoring what it knows right now. */
+  get trainingSlot(): number {
+    return this.slot;
+  }
+  /**
+   * Stop at once; `done` rejects with an AbortError (or the reason given), and so does what was asked for and
+   * has not begun.
+   */
+  cancel(reason: unknown = new DOMException("the job was cancelled", "AbortError")): void {
+    this.fail(reasonOf(reason));
+  }
+  fail(error: unknown): void {
+    this.controller.abort(error);
+    this.rest.close(error);
+    this.micro.fail(error);
+    this.holding?.reject(error);
+    this.holding = null;
+  }
+  /** A slot for its own weights, once the host has one to give. */
+  private held(): Promise<number> {
+    return new Promise((resolve, reject) => {
+      this.holding = { resolve, reject };
+      this.engine.host.exports.jobSlot(this.index);
+      this.engine.kick();
+    });
+  }
+  hold(slot: number): void {
+    this.holding?.resolve(slot);
+    this.holding = null;
+  }
+  feed(n: number): void {
+    this.micro.feed(n);
+  }
+  microDone(): Promise<void> {
+    return this.micro.microDone();
+  }
+
+  /**
+   * Make what the job has learned so far a generation; resolves once new requests are served by it. Rejects,
+   * and publishes nothing, when the job is cancelled or ends before its turn comes.
+   */
+  publish(): Promise<string> {
+    return this.rest.ask(() => this.publishNow());
+  }
+  private async publishNow(): Promise<string> {
+    if (!this.content)
+      throw new WeftError({
+        code: "WEFT_OPTION",
+        where: "publish",
+        expected: "an adapter job",
+        found: "full training",
+      });
+    const content = await this.engine.adapters.download(this.slot, this.content);
+    // Who cancelled meanwhile wants nothing published.
+    this.controller.signal.throwIfAborted();
+    this.content = content;
+    const g = this.engine.adapters.publish(this.name, this.content);
+    this.lastGeneration = g.ref;
+    this.tell({ type: "publish", step: this.state.step, generation: this.lastGeneration });
+    return this.lastGeneration;
+  }
+  /**
+   * Everything needed to resume, taken between two optimizer steps. Rejects when the job is cancelled or ends
+   * before its turn comes.
+   */
+  checkpoint(): Promise<TrainState> {
+    return this.rest.ask(() => this.snapshot());
+  }
+  private async snapshot(): Promise<TrainState> {
+    const { device, manifest, jobLane: lane } = this.engine;
+    const layers = manifest.model.layers;
+    const full = this.o.method === "full";
+    const accum: Float32Array[] = [];
+    const weights: Float32Array[] = [];
+    for (let g = 0; g <= (full ? layers : layers - 1); g++) {
+      const words = full ? device.plan.classes.accum[g === layers ? "outer" : "layer"] : device.plan.jobWords;
+      accum.push(
+        await device.read({
+          cls: "accum",
+          group: g,
+          offset: full ? 0 : this.index * device.plan.jobWords,
+          words,
+          lane,
+        }),
+      );
+      if (full)
+        weights.push(
+          await device.read({
+            cls: "weights",
+            group: g,
+            offset: 0,
+            words: device.plan.classes.weights[g === layers ? "outer" : "layer"],
+            lane,
+          }),
+        );
+    }
+    const adapter = this.content ? await this.engine.adapters.download(this.slot, this.content) : null;
+    return {
+      step: this.state.step,
+      losses: [...this.state.losses],
+      adapter,
+      accum,
+      weights,
+      updates: this.state.updates,
+      best: this.state.best,
+    };
+  }
+
+  private async run(): Promise<TrainResult> {
+    const { engine, o, settings } = this;
+    const { host, device, manifest, jobLane: lane } = engine;
+    await null;
+    const full = o.method === "full";
+    const { items, skippedRows } = this.data;
+    const { seed, steps, batchSize } = settings;
+    const perEpoch = Math.ceil(items.length / batchSize);
+    const config = configOf(manifest, o);
+    let over = false;
+    try {
+      if (full) await engine.weights.keep();
+      this.controller.signal.throwIfAborted();
+      if (!full) {
+        const { factors, slotWords } = device.plan;
+        const statistics: Partial<Record<"activation" | "gradient", Float32Array[][]>> = {};
+        const model: ModelView = {
+          embedding: (id) => embeddingRow(engine, id),
+          bias: (layer, site) => biasOf(engine, layer, site),
+          matrix: (layer, site) => matrix(engine, layer, site),
+          tuned: o.tuned ?? null,
+          taken: (layer, site) => channelsTaken(manifest, factors, o.disjointFrom ?? [], layer, site),
+          scores: async (what, layer, site) => {
+            if (what === "row") return rowSquares(engine, layer, site);
+            if (what === "weight") return weightSquares(engine, layer, site);
+            statistics[what] ??= await calibrate(engine, this.index, this.micro, items, what === "gradient");
+            const i = device.plan.statistics.findIndex((s) => s.name.endsWith(`.${site.coupling!.group}`));
+            return statisticOf(engine, layer, statistics[what][layer]![i]!, site);
+          },
+        };
+        this.content =
+          o.resume?.adapter ??
+          o.from ??
+          (await initialContent(manifest, factors, slotWords, config, mix(seed, 1), model));
+        this.controller.signal.throwIfAborted();
+        this.slot = await this.held();
+        engine.adapters.fill(this.slot, this.content, lane);
+      }
+      const layers = manifest.model.layers;
+      for (let g = 0; g <= layers; g++) {
+        const words = full
+          ? device.plan.classes.accum[g === layers ? "outer" : "layer"]
+          : g === layers
+            ? 0
+            : device.plan.jobWords;
+        const at = {
+          cls: "accum" as const,
+          group: g,
+          offset: full ? 0 : this.index * device.plan.jobWords,
+          lane,
+        };
+        if (words && o.resume?.accum[g]) device.write(at, o.resume.accum[g]!);
+        else if (words) device.clear({ ...at, words });
+        if (full && o.resume?.weights[g])
+          device.write({ cls: "weights", group: g, offset: 0, lane }, o.resume.weights[g]!);
+      }
+      if (o.resume)
+        this.state = {
+          step: o.resume.step,
+          losses: [...o.resume.losses],
+          updates: o.resume.updates,
+          best: o.resume.best,
+        };
+      host.exports.jobOpen(
+        this.index,
+        manifest.train.indexOf(o.method),
+        manifest.updates.optimizers.indexOf(settings.optimizer.name),
+      );
+
+      const trainable = full ? manifest.model.parameters : trainableCount(manifest, this.content!.branches);
+      this.tell({
+        type: "start",
+        steps,
+        trainable,
+        rows: items.length,
+        skippedRows,
+        labelTokens: items.reduce((n, x) => n + x.labels, 0),
+      });
+      let bad = 0;
+      while (this.state.step < steps) {
+        const t0 = performance.now();
+        const step = this.state.step;
+        const epoch = Math.floor(step / perEpoch);
+        const order = settings.shuffle
+          ? shuffled(items.length, mix(mix(seed, 2), epoch))
+          : items.map((_, i) => i);
+        const batch = order
+          .slice((step % perEpoch) * batchSize, ((step % perEpoch) + 1) * batchSize)
+          .map((i) => items[i]!);
+        const learningRate = this.learningRate(step);
+        const { loss, gradNorm, skipped } = await this.optimizerStep(
+          batch,
+          step,
+          learningRate,
+          config.dropout,
+        );
+        if (skipped) {
+          bad++;
+          if (bad >= 3)
+            throw new WeftError({
+              code: "WEFT_NUMERICS",
+              where: `job ${this.name}, step ${step + 1}`,
+              expected: "finite gradients",
+              found: "three steps in a row that were not",
+              hint: "lower the learning rate",
+            });
+        } else {
+          bad = 0;
+          this.state.updates++;
+        }
+        this.state.step++;
+        this.state.losses.push(loss);
+        const tokens = batch.reduce((n, x) => n + x.ids.length, 0);
+        this.tell({
+          type: "step",
+          step: this.state.step,
+          loss,
+          learningRate,
+          gradNorm,
+          tokens,
+          skipped,
+          tokensPerSecond: (tokens / (performance.now() - t0)) * 1000,
+        });
+        if (
+          this.data.evalItems.length &&
+          (this.state.step % settings.evalEvery === 0 || this.state.step === steps)
+        )
+          await this.evaluate();
+        if (!full && o.publishEvery && this.state.step % o.publishEvery === 0 && this.state.step < steps)
+          await this.publishNow();
+        await this.rest.run();
+        this.controller.signal.throwIfAborted();
+      }
+      await this.rest.run();
+      this.controller.signal.throwIfAborted();
+      const { best } = this.state;
+      const chosen = settings.select === "best" && best?.adapter ? best : null;
+      if (chosen) engine.adapters.restore(this.slot, chosen.adapter!);
+      if (full) await engine.weights.renew();
+      else await this.publishNow();
+      over = true;
+      const kept = chosen?.step ?? this.state.step;
+      this.tell({ type: "done", step: this.state.step, loss: this.state.losses.at(-1) ?? 0, kept });
+      // What was asked for since the last step.
+      await this.rest.run();
+      return {
+        steps: this.state.step,
+        losses: this.state.losses,
+        generation: this.lastGeneration,
+        bestLoss: best?.loss ?? null,
+        kept,
+      };
+    } finally {
+      this.rest.close(
+        new WeftError({
+          code: "WEFT_CONFLICT",
+          where: `job ${this.name}`,
+          expected: "a running job",
+          found: "one that ended",
+        }),
+      );
+      // What its list on the way may touch is given back after it.
+      await engine.jobsAtRest();
+      if (!engine.disposed) host.exports.jobClose(this.index);
+      // Nobody is served by weights that were trained half.
+      if (full && !over && !engine.disposed) await engine.weights.restore().catch((e) => engine.fail(e));
+    }
+  }
+
+  private learningRate(step: number): number {
+    const { learningRate: lr, warmupSteps, schedule, steps } = this.settings;
+    if (step < warmupSteps) return (lr * (step + 1)) / warmupSteps;
+    const t = steps > warmupSteps ? (step - warmupSteps) / (steps - warmupSteps) : 0;
+    if (schedule === "linear") return lr * (1 - t);
+    if (schedule === "cosine") return lr * 0.5 * (1 + Math.cos(Math.PI * t));
+    return lr;
+  }
+
+  private async optimizerStep(
+    batch: readonly Item[],
+    step: number,
+    learningRate: number,
+    dropout: number,
+  ): Promise<{ loss: number; gradNorm: number; skipped: boolean }> {
+    const { engine, o, settings } = this;
+    const labels = batch.reduce((n, x) => n + x.labels, 0);
+    const words: Readonly<Record<string, number>> = {
+      ...wordsOf(settings.optimizer, learningRate, this.state.updates + 1),
+      decay: settings.weightDecay,
+      max_norm: settings.maxGradNorm,
+    };
+    engine.host.hyper(this.index).set(engine.manifest.updates.words.map((word) => words[word] ?? 0));
+    let start = 0;
+    let loss = 0;
+    let norms: Float32Array = new Float32Array(2);
+    while (start < batch.length) {
+      const items = batch.slice(start).map(
+        (x, i): Item => ({
+          ...x,
+          weight: 1 / labels,
+          dropKey: dropout > 0 ? mix(mix(settings.seed, 3), mix(step, start + i)) | 1 : 0,
+          dropP: dropout,
+        }),
+      );
+      const most = o.microBatch ?? items.length;
+      const ran = await this.micro.run(items, { last: true, most, keep: o.keep !== "boundary" });
+      for (const nll of ran.losses) loss += nll / labels;
+      norms = ran.norms;
+      start += ran.rows;
+    }
+    const [scale, norm] = norms;
+    return { loss, gradNorm: norm!, skipped: scale! < 0 };
+  }
+  private async evaluate(): Promise<void> {
+    const { engine, state } = this;
+    let sum = 0;
+    let n = 0;
+    for (const { ids, next, labels } of this.data.evalItems) {
+      const { logprobs } = await engine.score(ids, {
+        job: { index: this.index, virtual: virtualTokens(engine.manifest, this.content) },
+        next,
+        signal: this.controller.signal,
+      });
+      sum -= logprobs.reduce((a, b) => a + b, 0);
+      n += labels;
+    }
+    const loss = sum / n;
+    const best = state.best === null || loss < state.best.loss;
+    if (best) {
+      const keep = this.content && this.settings.select === "best";
+      const adapter = keep ? await engine.adapters.download(this.slot, this.content!) : null;
+      state.best = { step: state.step, loss, adapter };
+    }
+    this.tell({ type: "eval", step: state.step, loss, best });
+  }
+}

@@ -1,0 +1,190 @@
+/**
+ * The requests of an engine: queued with the host, started where it puts them, told what it says of them, and
+ * ended once. Which runs when is the host's.
+ */
+import type { AdapterStore } from "./adapters.ts";
+import { FINISH, KIND, type Manifest, NONE, WeftError } from "./bundle.ts";
+import type { Host } from "./host.ts";
+import { notFinite, type Request, startIn, type TokenEvent, topOf } from "./requests.ts";
+
+type Asked = Omit<Request, "ticket" | "seq" | "done">;
+/** A step's logits: of its rows, and ln Σ exp of each. */
+interface Logits {
+  readonly rowOf: (h: number) => Float32Array;
+  readonly logSums: Float64Array;
+}
+
+export class Serving {
+  /** By ticket, in order of arrival. */
+  private readonly waiting = new Map<number, Request>();
+  /** By sequence. */
+  private readonly live = new Map<number, Request>();
+  /** Those that were given up under a list on its way, until it has ended. */
+  private readonly leaving = new Map<number, Request>();
+  constructor(
+    private readonly manifest: Manifest,
+    private readonly host: Host,
+    private readonly adapters: AdapterStore,
+    private readonly maxQueued: number,
+    /** The adapter that is part of the base weights now. */
+    private readonly merged: () => string | null,
+    /** Something may be done now that could not before. */
+    private readonly kick: () => void,
+  ) {}
+
+  /** Requests that run or wait. */
+  get size(): number {
+    return this.waiting.size + this.live.size;
+  }
+  /** Throws WEFT_CAPACITY, retryable, where too many wait. */
+  enqueue(r: Asked): Request {
+    const length = r.virtual + r.prompt.length;
+    const ticket = this.host.exports.submit(
+      KIND[r.kind],
+      length,
+      length + r.maxTokens,
+      r.virtual,
+      r.generation?.id ?? 0,
+      r.job,
+    );
+    if (ticket === NONE)
+      throw new WeftError({
+        code: "WEFT_CAPACITY",
+        where: r.kind,
+        expected: `at most ${this.maxQueued} requests that wait`,
+        found: "one more",
+        hint: "try again when some have ended; load({ maxQueued }) allows more",
+        retryable: true,
+      });
+    const request: Request = { ...r, ticket, seq: NONE, done: false };
+    // An admitted request finishes on the generation it asked for, even while it waits for a slot.
+    if (request.generation) this.adapters.pin(request.generation);
+    this.waiting.set(ticket, request);
+    this.kick();
+    return request;
+  }
+  /** End a request at once, waiting or running: with an error, or (null) because nobody wants more of it. */
+  cancel(r: Request, error: unknown = null): void {
+    if (r.done) return;
+    if (r.seq === NONE) this.host.exports.withdraw(r.ticket);
+    else if (!this.host.exports.cancel(r.seq)) this.leaving.set(r.seq, r);
+    this.finish(r, error);
+    this.kick();
+  }
+  /** All of them end with `error`; the host is not asked any more. */
+  endAll(error: unknown): void {
+    for (const r of [...this.live.values(), ...this.waiting.values()]) this.finish(r, error);
+  }
+  private finish(r: Request, error: unknown): void {
+    if (r.done) return;
+    r.done = true;
+    if (r.seq === NONE) this.waiting.delete(r.ticket);
+    else this.live.delete(r.seq);
+    if (!this.leaving.has(r.seq)) this.release(r);
+    r.end(error);
+  }
+  /** Its generation is its no more. */
+  private release(r: Request): void {
+    if (r.generation) this.adapters.unpin(r.generation);
+  }
+  /** The list that a request was given up under has ended. */
+  private left(seq: number): void {
+    this.release(this.leaving.get(seq)!);
+    this.leaving.delete(seq);
+  }
+
+  /** The host gives a request's adapter a slot. */
+  load(ticket: number, slot: number): void {
+    this.adapters.fill(slot, this.waiting.get(ticket)!.generation!.content, 0);
+  }
+  /** The host starts a request in a sequence. */
+  start(ticket: number, seq: number): void {
+    const r = this.waiting.get(ticket)!;
+    this.waiting.delete(ticket);
+    r.seq = seq;
+    this.live.set(seq, r);
+    startIn(this.host, seq, r);
+  }
+
+  /** What the events of one step say of requests, in their order. */
+  telling(logits: Float32Array): Telling {
+    const { vocab } = this.manifest.model;
+    const rowOf = (h: number): Float32Array => logits.subarray(h * vocab, (h + 1) * vocab);
+    return new Telling(
+      this.live,
+      { rowOf, logSums: this.host.logSums() },
+      (r) => r.generation?.ref ?? this.merged() ?? "base",
+      (r, error) => this.finish(r, error),
+      (r, error) => this.cancel(r, error),
+      (seq) => this.left(seq),
+    );
+  }
+}
+
+/** One step's events of requests. A token is told once it is known whether it is the last. */
+class Telling {
+  private readonly wrong = new Set<Request>();
+  private held: { r: Request; e: Omit<TokenEvent, "finish"> } | null = null;
+  constructor(
+    private readonly live: ReadonlyMap<number, Request>,
+    private readonly logits: Logits,
+    private readonly adapterOf: (r: Request) => string,
+    private readonly finish: (r: Request, error: unknown) => void,
+    private readonly cancel: (r: Request, error: unknown) => void,
+    private readonly left: (seq: number) => void,
+  ) {}
+
+  private request(seq: number): Request | null {
+    const r = this.live.get(seq);
+    return r && !r.done ? r : null;
+  }
+  private sound(r: Request, logSum: number): boolean {
+    if (!Number.isFinite(logSum)) this.wrong.add(r);
+    return !this.wrong.has(r);
+  }
+  token(seq: number, id: number, h: number): void {
+    this.flush();
+    const r = this.request(seq);
+    const logSum = this.logits.logSums[h]!;
+    if (!r || !this.sound(r, logSum)) return;
+    const row = this.logits.rowOf(h);
+    this.held = {
+      r,
+      e: {
+        id,
+        logprob: row[id]! - logSum,
+        top: topOf(row, r.sampling.logprobs ?? 0, logSum),
+        adapter: this.adapterOf(r),
+        seed: r.seed,
+      },
+    };
+  }
+  scored(seq: number, position: number, h: number): void {
+    const r = this.request(seq);
+    const logSum = this.logits.logSums[h]!;
+    if (r && position >= r.virtual && this.sound(r, logSum))
+      r.scored(position - r.virtual, this.logits.rowOf(h), logSum);
+  }
+  finished(seq: number, why: number): void {
+    if (why === FINISH.givenUp) {
+      this.left(seq);
+      return;
+    }
+    const r = this.request(seq);
+    if (!r) return;
+    const finish = why === FINISH.stop ? "stop" : r.clipped ? "context" : "length";
+    if (this.held?.r === r) {
+      r.push({ ...this.held.e, finish });
+      this.held = null;
+    }
+    this.finish(r, this.wrong.has(r) ? notFinite(r) : null);
+  }
+  private flush(): void {
+    if (this.held) this.held.r.push({ ...this.held.e, finish: null });
+    this.held = null;
+  }
+  end(): void {
+    this.flush();
+    for (const r of this.wrong) this.cancel(r, notFinite(r));
+  }
+}
