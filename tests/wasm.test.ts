@@ -418,7 +418,9 @@ test("bf16: values of a bf16 checkpoint stay as they are, others round to neares
     [2 ** -133 * 1.25, 2 ** -133],
   ] as const)
     assert.is(one(x), want, String(x));
-  await code("WEFT_WEIGHTS", () => one(3.4e38), /bf16.*element 0/s);
+  const payload = new Float32Array(Uint32Array.of(0x7fffffff).buffer)[0]!;
+  for (const x of [3.4e38, -3.4e38, Infinity, NaN, payload])
+    await code("WEFT_WEIGHTS", () => one(x), /bf16.*element 0/s);
   // A checkpoint in bf16 is served in bf16 with the logits of f32.
   const dir = writeModel(configs.odd);
   const rounded = tensorsOf(configs.odd).map((t) => ({ ...t, data: (t.data as Float32Array).map(one) }));

@@ -9,7 +9,8 @@ export const bf16: WeightFormat = {
     return [
       into(new Uint16Array(bits.length), bits, (b, at) => {
         const h = (b + 0x7fff + ((b >>> 16) & 1)) >>> 16;
-        return (h & 0x7f80) === 0x7f80 ? refuse(at, "values within the range of bf16") : h;
+        const finite = (b & 0x7f800000) !== 0x7f800000 && (h & 0x7f80) !== 0x7f80;
+        return finite ? h : refuse(at, "values within the range of bf16");
       }),
     ];
   },
