@@ -180,6 +180,8 @@ async function* bundle(
       eps: model.eps,
       eos: source.generation.eos,
       inverseFrequencies: model.inverseFrequencies,
+      constants: model.constants,
+      perLayer: model.perLayer,
       parameters: model.layers * perLayer + programs.outerParams.reduce((n, p) => n + p.n * p.k, 0),
     },
     generation: source.generation.sampling,

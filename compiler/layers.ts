@@ -3,6 +3,7 @@
  * is being built.
  */
 import {
+  type Attending,
   add,
   attend,
   type Domain,
@@ -101,8 +102,9 @@ export class RegionBuilder {
       format: this.format,
     });
   }
-  norm(x: Value, name: string, eps: number): Value {
-    return rmsNorm(x, this.vector(name, (x.type as Type & { kind: "rows" }).cols), eps);
+  /** RMSNorm; `onePlus`: its gain is 1 + what the checkpoint has. */
+  norm(x: Value, name: string, eps: number, onePlus = false): Value {
+    return rmsNorm(x, this.vector(name, (x.type as Type & { kind: "rows" }).cols), eps, onePlus);
   }
   /** RMSNorm of every head of x on its own; all have one gain [headDim]. */
   headNorm(x: Value, name: string, headDim: number, eps: number): Value {
@@ -180,6 +182,7 @@ export class RegionBuilder {
     k: Value,
     v: Value,
     shape: { heads: number; kvHeads: number; headDim: number; positions: number },
+    how: Attending = {},
   ): Value {
     const table = this.graph.input(this.region, "rotary", {
       kind: "table",
@@ -199,6 +202,6 @@ export class RegionBuilder {
       values = b.through(values, (c) => b.method.cache!("v", values, c));
     }
     const written = kvWrite(kv, keys, values);
-    return attend(rope(q, table, shape.headDim), written, shape.heads).o;
+    return attend(rope(q, table, shape.headDim), written, shape.heads, how).o;
   }
 }

@@ -3,7 +3,16 @@
  * windows. The cache is the saved activation: keys and values are read from the pool. Order of every sum is
  * fixed by absolute position: 32-key tiles from position 0 (law 4).
  */
-import { defineOp, type EvalCtx, make, make1, type Node, type Type, type Value } from "./graph.ts";
+import {
+  type Attrs,
+  defineOp,
+  type EvalCtx,
+  make,
+  make1,
+  type Node,
+  type Type,
+  type Value,
+} from "./graph.ts";
 import { gatherSlice } from "./rows.ts";
 
 type Rows = Type & { kind: "rows" };
@@ -64,7 +73,7 @@ const attendOp = defineOp({
     return [() => attendDq(node, out[0]!, out[1]!, dout!), () => attendDkv(node, out[0]!, out[1]!, dout!)];
   },
   eval: (node, [q, kv], ctx) => {
-    const { heads, headDim, group, scale, kvt, rows, width } = shapeOf(node, ctx);
+    const { heads, headDim, group, scoreOf, firstOf, kvt, rows, width } = shapeOf(node, ctx);
     const o = new Float64Array(rows * width);
     const lse = new Float64Array(rows * heads);
     for (let t = 0; t < rows; t++)
@@ -72,16 +81,16 @@ const attendOp = defineOp({
         const keys = ctx.meta("pos", t) + 1;
         const s = new Float64Array(keys);
         let m = -Infinity;
-        for (let p = 0; p < keys; p++) {
+        for (let p = firstOf(t); p < keys; p++) {
           let dot = 0;
           for (let d = 0; d < headDim; d++)
             dot += q![t * width + h * headDim + d]! * kv![at(kvt, ctx, t, p, 0, Math.floor(h / group), d)]!;
-          s[p] = dot * scale;
+          s[p] = scoreOf(dot).score;
           m = Math.max(m, s[p]!);
         }
         let l = 0;
-        for (let p = 0; p < keys; p++) l += Math.exp(s[p]! - m);
-        for (let p = 0; p < keys; p++)
+        for (let p = firstOf(t); p < keys; p++) l += Math.exp(s[p]! - m);
+        for (let p = firstOf(t); p < keys; p++)
           for (let d = 0; d < headDim; d++) {
             const i = t * width + h * headDim + d;
             o[i] = o[i]! + (Math.exp(s[p]! - m) / l) * kv![at(kvt, ctx, t, p, 1, Math.floor(h / group), d)]!;
@@ -91,13 +100,28 @@ const attendOp = defineOp({
     return [o, lse];
   },
 });
+/** How models attend, beside the plain way. */
+export interface Attending {
+  /** What multiplies q·k. Default: 1/√head_dim. */
+  readonly scale?: number;
+  /** A bound on scores: cap · tanh(score / cap). Default: none. */
+  readonly softcap?: number;
+  /** Each layer says how many positions a row sees, its own the last. Default: all. */
+  readonly window?: boolean;
+}
 /**
- * o [rows, heads × head_dim] and lse [rows, heads] of softmax(q·kᵀ/√head_dim)·v over positions 0..pos[row].
+ * o [rows, heads × head_dim] and lse [rows, heads] of softmax(scale · q·kᵀ)·v over positions 0..pos[row], or
+ * the last of them.
  */
-export function attend(q: Value, kv: Value, heads: number): { o: Value; lse: Value } {
-  const headDim = (kv.type as Kv).headDim;
-  const [o, lse] = make(attendOp, [q, kv], { heads, scale: 1 / Math.sqrt(headDim) }, "attend");
-  return { o: o!, lse: lse! };
+export function attend(q: Value, kv: Value, heads: number, o: Attending = {}): { o: Value; lse: Value } {
+  const attrs: Attrs = {
+    heads,
+    scale: o.scale ?? 1 / Math.sqrt((kv.type as Kv).headDim),
+    ...(o.softcap !== undefined && { softcap: o.softcap }),
+    ...(o.window && { window: true }),
+  };
+  const [out, lse] = make(attendOp, [q, kv], attrs, "attend");
+  return { o: out!, lse: lse! };
 }
 
 function shapeOf(node: Node, ctx: EvalCtx) {
@@ -107,7 +131,16 @@ function shapeOf(node: Node, ctx: EvalCtx) {
     heads,
     headDim: kvt.headDim,
     group: heads / kvt.heads,
-    scale: Number(node.attrs.scale),
+    /** Of a product of q and k: its score, and the derivative of that. */
+    scoreOf: (dot: number): { score: number; slope: number } => {
+      const [scale, cap] = [Number(node.attrs.scale), Number(node.attrs.softcap)];
+      if (node.attrs.softcap === undefined) return { score: dot * scale, slope: scale };
+      const z = Math.tanh((dot * scale) / cap);
+      return { score: cap * z, slope: scale * (1 - z * z) };
+    },
+    /** The first position that a row sees. */
+    firstOf: (t: number): number =>
+      node.attrs.window ? Math.max(0, ctx.meta("pos", t) + 1 - ctx.ofLayer("window")) : 0,
     kvt,
     rows: ctx.rows((node.ins[0]!.type as Rows).domain),
     width: heads * kvt.headDim,
@@ -123,21 +156,22 @@ function backwardRow(
   h: number,
   visit: (p: number, prob: number, ds: number) => void,
 ): void {
-  const { heads, headDim, group, scale, kvt, width } = shapeOf(node, ctx);
+  const { heads, headDim, group, scoreOf, firstOf, kvt, width } = shapeOf(node, ctx);
   const [q, kv, o, lse, dout] = ins;
   const g = Math.floor(h / group);
   let dsum = 0;
   for (let d = 0; d < headDim; d++)
     dsum += dout![t * width + h * headDim + d]! * o![t * width + h * headDim + d]!;
-  for (let p = 0; p <= ctx.meta("pos", t); p++) {
+  for (let p = firstOf(t); p <= ctx.meta("pos", t); p++) {
     let s = 0;
     let dp = 0;
     for (let d = 0; d < headDim; d++) {
       s += q![t * width + h * headDim + d]! * kv![at(kvt, ctx, t, p, 0, g, d)]!;
       dp += dout![t * width + h * headDim + d]! * kv![at(kvt, ctx, t, p, 1, g, d)]!;
     }
-    const prob = Math.exp(s * scale - lse![t * heads + h]!);
-    visit(p, prob, prob * (dp - dsum) * scale);
+    const { score, slope } = scoreOf(s);
+    const prob = Math.exp(score - lse![t * heads + h]!);
+    visit(p, prob, prob * (dp - dsum) * slope);
   }
 }
 

@@ -143,3 +143,30 @@ export const dsilu = elementwise("dsilu", {
     return call("fma", call("pin", call("mul", x!, s)), call("sub", konst(1), s), s);
   },
 });
+/** √(2/π)·(x + 0.044715·x³), bounded where its tanh is 1 in f32. */
+const geluInner = (x: Expr): Expr => {
+  const c = Math.sqrt(2 / Math.PI);
+  const u = call("mul", x, call("fma", call("pin", call("mul", x, x)), konst(0.044715 * c), konst(c)));
+  return call("max", call("min", call("pin", u), konst(20)), konst(-20));
+};
+/** y = ½x·(1 + tanh(…)): GELU by its tanh approximation. */
+export const gelu = elementwise("gelu", {
+  arity: 1,
+  expr: ([x]) => {
+    const half = call("pin", call("mul", x!, konst(0.5)));
+    return call("fma", half, call("tanh", geluInner(x!)), half);
+  },
+  grad: ({ ins: [x], dout }) => [() => mul(dout, dgelu(x!))],
+});
+/** d gelu(x) / dx = ½(1 + t) + ½x·(1 - t²)·√(2/π)·(1 + 3·0.044715·x²) with t = tanh(…). */
+export const dgelu = elementwise("dgelu", {
+  arity: 1,
+  expr: ([x]) => {
+    const c = Math.sqrt(2 / Math.PI);
+    const t = call("tanh", geluInner(x!));
+    const inner = call("fma", call("pin", call("mul", x!, x!)), konst(0.134145 * c), konst(c));
+    const rise = call("fma", call("neg", t), t, konst(1));
+    const curve = call("pin", call("mul", call("pin", call("mul", x!, inner)), rise));
+    return call("fma", call("add", curve, t), konst(0.5), konst(0.5));
+  },
+});

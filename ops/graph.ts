@@ -114,7 +114,11 @@ export interface EvalCtx {
   readonly metaf: (name: string, i: number | null) => number;
   readonly slot: (s: number, branch: number) => { rank: number; scale: number };
   readonly layer: number;
+  /** A constant of the layer. */
+  readonly ofLayer: (name: LayerConstant) => number;
 }
+/** Integers that differ between layers of one graph, a word each in the layer's table. */
+export type LayerConstant = "window";
 
 const registry = new Map<string, Op>();
 export function defineOp(op: Op): Op {

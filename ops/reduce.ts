@@ -3,7 +3,7 @@
  * needs them.
  */
 
-import { affine, mul, rsqrt } from "./elementwise.ts";
+import { affine, fma, mul, rsqrt } from "./elementwise.ts";
 import { konst } from "./expr.ts";
 import { type Domain, defineOp, type Graph, make1, type Type, type Value } from "./graph.ts";
 
@@ -41,13 +41,14 @@ export const rowMax = (x: Value): Value => make1(rowMaxOp, [x]);
 export const spreadTo = (x: Value, cols: number): Value => make1(spread, [x], { cols });
 
 /**
- * RMSNorm: y = x · rsqrt(mean(x²) + eps) · gain. Gradients follow from its parts: what backward keeps is x
- * and one scalar a row.
+ * RMSNorm: y = x · rsqrt(mean(x²) + eps) · gain, or · (1 + gain). Gradients follow from its parts: what
+ * backward keeps is x and one scalar a row.
  */
-export function rmsNorm(x: Value, gain: Value, eps: number): Value {
+export function rmsNorm(x: Value, gain: Value, eps: number, onePlus = false): Value {
   const cols = (x.type as Type & { kind: "rows" }).cols;
   const rstd = rsqrt(affine(rowSum(mul(x, x)), { scale: 1 / cols, shift: eps }));
-  return mul(mul(x, rstd), gain);
+  const unit = mul(x, rstd);
+  return onePlus ? fma(unit, gain, unit) : mul(unit, gain);
 }
 
 const zerosOp = defineOp({

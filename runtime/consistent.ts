@@ -54,6 +54,13 @@ function checkModel({ model: d, capacities: c, tensors }: Manifest): void {
   need(d.heads % d.kvHeads === 0, "model.heads", `a multiple of kvHeads (${d.kvHeads})`, d.heads);
   const frequencies = d.inverseFrequencies.length;
   need(frequencies === d.headDim / 2, "model.inverseFrequencies", `${d.headDim / 2} of them`, frequencies);
+  for (const [name, list] of Object.entries(d.perLayer))
+    need(
+      list.length === d.layers && list.every((x) => x > 0),
+      `model.perLayer.${name}`,
+      `${d.layers} above 0`,
+      list,
+    );
   need(c.context <= d.context, "capacities.context", `at most the model's ${d.context}`, c.context);
 }
 

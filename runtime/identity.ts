@@ -18,6 +18,8 @@ export interface Maths {
   readonly tied: boolean;
   readonly eps: number;
   readonly inverseFrequencies: readonly number[];
+  readonly constants: Readonly<Record<string, number>>;
+  readonly perLayer: { readonly [name: string]: readonly number[] | undefined };
 }
 /**
  * What is hashed, and how: a change of either is another version, so that old hashes match nothing by
@@ -35,6 +37,7 @@ export class BaseHash {
   }
   digest(): Promise<string> {
     const m = this.maths;
+    const constants = Object.entries(m.constants).map(([name, x]) => [name, Math.fround(x)]);
     // As f32, which is what kernels compute with: GGUF keeps these numbers so, config.json in decimals.
     const maths = {
       family: m.family,
@@ -48,6 +51,9 @@ export class BaseHash {
       tied: m.tied,
       eps: Math.fround(m.eps),
       inverseFrequencies: m.inverseFrequencies.map(Math.fround),
+      // Most models have none, and are known without them.
+      ...(constants.length && { constants: Object.fromEntries(constants) }),
+      ...(Object.keys(m.perLayer).length && { perLayer: m.perLayer }),
     };
     return sha256([DOMAIN, JSON.stringify(maths), ...this.lines.toSorted()].join("\n"));
   }

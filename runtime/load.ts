@@ -3,7 +3,14 @@
  * sizes and hashes are checked.
  */
 import * as v from "valibot";
-import { BUNDLE_FORMAT, BUNDLE_VERSION, type Manifest, ManifestSchema, WeftError } from "./bundle.ts";
+import {
+  BUNDLE_FORMAT,
+  BUNDLE_VERSION,
+  layerConstants,
+  type Manifest,
+  ManifestSchema,
+  WeftError,
+} from "./bundle.ts";
 import { checkConsistent } from "./consistent.ts";
 import { type Device, type LoadProgress, paramNamed, rotaryTable } from "./device.ts";
 import { pack, piecesOf, restore, store } from "./formats.ts";
@@ -158,5 +165,8 @@ export async function uploadWeights(
   if (where.size) throw bad("manifest tensors", `${[...where.keys()][0]}`, "no such tensor");
   for (let lane = 0; lane < device.lanes; lane++)
     device.write({ cls: "arena", group: 0, offset: plan.homes.rotary, lane }, rotaryTable(m));
-  for (let g = 0; g <= layers; g++) device.write({ cls: "tables", group: g, offset: 0 }, Uint32Array.of(g));
+  for (let g = 0; g <= layers; g++) {
+    const constants = layerConstants.map((name) => m.model.perLayer[name]?.[g] ?? 0);
+    device.write({ cls: "tables", group: g, offset: 0 }, Uint32Array.of(g, ...constants));
+  }
 }

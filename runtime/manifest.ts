@@ -269,6 +269,10 @@ export const ManifestSchema = object({
     eos: indices,
     inverseFrequencies: numbers("a finite number", Number.isFinite),
     parameters: bytes,
+    /** Other numbers that the maths depends on, as part of what a base is known by. */
+    constants: record(finite),
+    /** Integers that differ between layers: positions that a row sees. */
+    perLayer: object({ window: v.exactOptional(indices) }),
   }),
   /** What generation_config.json asks for; nothing applies it unasked. */
   generation: GenerationEntry,

@@ -63,7 +63,7 @@ function encodeAs(values: Float32Array, format: Format): { data: Uint8Array; exa
   }
   return { data: Uint8Array.from(data), exact };
 }
-const { even, qwen3 } = configs;
+const { even, gemma2, qwen3 } = configs;
 const metaOf = (c: Config): Meta => ({
   "general.architecture": String(c.model_type),
   ...Object.fromEntries(
@@ -82,19 +82,23 @@ const metaOf = (c: Config): Meta => ({
   ),
 });
 /**
- * A model, the even one unless told, with its matrices in a format, as GGUF and as the folder of what that format leaves of them.
+ * A model, the even one unless told, with its matrices in a format: as GGUF, and as the folder of what that
+ * format leaves of them.
  */
 function model(format: Format, more: Meta = {}, c: Config = even): { gguf: string; folder: string } {
   const exact: ReturnType<typeof tensorsOf> = [];
   const tensors = tensorsOf(c).map((t) => {
     const matrix = t.shape.length === 2;
-    const values = t.data as Float32Array;
+    let values = t.data as Float32Array;
+    // What llama.cpp's converter adds to Gemma's norms.
+    const whole = c.model_type === "gemma2" && !matrix;
+    if (whole) values = values.map((w) => w + 1);
     // What llama.cpp's converter turns, of Llama alone.
     const turned = c.model_type === "llama" ? /([qk])_proj/.exec(t.name)?.[1] : undefined;
     const heads = turned ? (turned === "q" ? c.num_attention_heads : c.num_key_value_heads) : 0;
     // Blocks run along a row, so they are the same whatever the order of rows.
     const coded = encodeAs(values, matrix ? format : "F32");
-    exact.push({ ...t, data: coded.exact });
+    exact.push({ ...t, data: whole ? coded.exact.map((gain) => gain - 1) : coded.exact });
     const rowBytes = coded.data.length / t.shape[0]!;
     const order = heads
       ? interleaved(
@@ -109,7 +113,12 @@ function model(format: Format, more: Meta = {}, c: Config = even): { gguf: strin
         coded.data.subarray((order ? order[r]! : r) * rowBytes, ((order ? order[r]! : r) + 1) * rowBytes),
         r * rowBytes,
       );
-    return { name: ggufName(t.name), shape: t.shape, type: types[matrix ? format : "F32"], data };
+    return {
+      name: ggufName(t.name, c.model_type),
+      shape: t.shape,
+      type: types[matrix ? format : "F32"],
+      data,
+    };
   });
   const dir = scratch();
   mkdirSync(dir, { recursive: true });
@@ -138,6 +147,20 @@ test("Qwen3: heads are not turned, their norms have names; the base is the folde
   const [a, b] = await Promise.all([gguf, folder].map((path) => compileInMemory(path, { ...options })));
   assert.is(a!.manifest.base, b!.manifest.base);
   assert.is(a!.manifest.model.family, "qwen3");
+});
+
+test("Gemma 2: gains are whole, bounds and windows are keys; the base is the folder's", async () => {
+  const c = { ...gemma2, query_pre_attn_scalar: gemma2.head_dim };
+  const more = {
+    "gemma2.attn_logit_softcapping": gemma2.attn_logit_softcapping as number,
+    "gemma2.final_logit_softcapping": gemma2.final_logit_softcapping as number,
+    "gemma2.attention.sliding_window": gemma2.sliding_window as number,
+  };
+  const { gguf, folder } = model("F32", more, c);
+  assert.equal(await logitsOf(gguf), await logitsOf(folder));
+  const [a, b] = await Promise.all([gguf, folder].map((path) => compileInMemory(path, { ...options })));
+  assert.is(a!.manifest.base, b!.manifest.base);
+  assert.equal(a!.manifest.model.perLayer, { window: [24, 2 ** 30] });
 });
 
 test("a byte-level BPE vocabulary inside the file becomes the tokenizer, its template the chat", async () => {

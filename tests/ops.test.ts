@@ -6,6 +6,7 @@ import * as assert from "uvu/assert";
 import { vjp } from "../compiler/autodiff.ts";
 import { graphKernels, skeletonOf } from "../compiler/kernels/index.ts";
 import {
+  type Attending,
   add,
   affine,
   allOps,
@@ -159,7 +160,7 @@ for (const target of targets)
 /**
  * Ops that nothing differentiates: they are what gradients are made of, or are taken of what is not trained.
  */
-const constants = ["log", "dsilu", "heads_dot", "linear_t", "outer", "col_sum", "row_max"];
+const constants = ["log", "dsilu", "dgelu", "heads_dot", "linear_t", "outer", "col_sum", "row_max"];
 /** Rows that are all of one slot: a factor's gradient sums over the rows of a job, and a job has one slot. */
 const oneSlot = (b: Batch): Batch => ({
   ...b,
@@ -251,39 +252,42 @@ test("gradients of what a slot holds: low-rank factors behind dropout, gains, bi
   }
 });
 
-/** One sequence from position 0, all of one adapter: what a backward unit sees. */
-function unitBatch(n: number): Batch {
+/** One sequence from a position on, all of one adapter: what a backward unit sees. */
+function unitBatch(n: number, from = 0): Batch {
   const b = batch("attention", n, 3, "unit");
   return {
     ...b,
     arrays: {
       ...b.arrays,
-      pos: Array.from({ length: n }, (_, r) => r),
-      save_row: Array.from({ length: n }, (_, r) => r),
-      seg_keys: [n],
+      pos: Array.from({ length: n }, (_, r) => from + r),
+      save_row: Array.from({ length: n }, (_, r) => from + r),
+      seg_keys: [from + n],
     },
-    header: { ...b.header, n_keys: n },
+    header: { ...b.header, n_keys: from + n },
   };
 }
-function attention(scopeName: string, heads: number, kvHeads: number, hd: number) {
+function attention(scopeName: string, heads: number, kvHeads: number, hd: number, how: Attending = {}) {
   const q = graph.input(scopeName, "q", rows(heads * hd, "W"));
   const k = graph.input(scopeName, "k", rows(kvHeads * hd, "W"));
   const v = graph.input(scopeName, "v", rows(kvHeads * hd, "W"));
   const kv = graph.input(scopeName, "kv", { kind: "kv", heads: kvHeads, headDim: hd });
   const table = graph.input(scopeName, "rotary", { kind: "table", rows: capacities.context, cols: hd });
   const written = kvWrite(kv, rope(k, table, hd), v);
-  const { o, lse } = attend(rope(q, table, hd), written, heads);
+  const { o, lse } = attend(rope(q, table, hd), written, heads, how);
   return { q, k, v, kv, o, lse, cot: graph.input(scopeName, "cot", rows(heads * hd, "W")) };
 }
-for (const [heads, kvHeads, hd] of [
-  [4, 2, 16],
-  [6, 2, 10],
-  [3, 3, 6],
-  [4, 1, 20],
-] as const)
-  test(`attention ${heads}/${kvHeads} × ${hd}: forward and backward on both targets, gradients by differences, across cache blocks`, async () => {
-    const g = attention(`attention${scope++}`, heads, kvHeads, hd);
-    const b = unitBatch(32);
+for (const [heads, kvHeads, hd, o, from] of [
+  [4, 2, 16, {}, 0],
+  [6, 2, 10, {}, 0],
+  [3, 3, 6, {}, 0],
+  [4, 1, 20, {}, 0],
+  [4, 2, 16, { scale: 0.4, softcap: 1.5 }, 0],
+  [6, 2, 10, { window: true }, 0],
+  [4, 2, 12, { scale: 0.7, softcap: 2, window: true }, 43],
+] as [number, number, number, Attending, number][])
+  test(`attention ${heads}/${kvHeads} × ${hd} ${JSON.stringify(o)}: forward and backward on both targets, gradients by differences, across cache blocks`, async () => {
+    const g = attention(`attention${scope++}`, heads, kvHeads, hd, o);
+    const b = unitBatch(32, from);
     const few = unitBatch(9);
     const grads = vjp([[g.o, g.cot]], [g.q, g.k, g.v]);
     const roots = [g.q, g.k, g.v].map((x) => grads.get(valueKey(x))!);

@@ -21,7 +21,14 @@ const contextOf = (words: Readonly<Record<string, number>>): EvalCtx => {
   const absent = (): never => {
     throw new Error("a step reads words of its update alone");
   };
-  return { metaf: (word) => words[word]!, meta: absent, rows: absent, slot: absent, layer: 0 };
+  return {
+    metaf: (word) => words[word]!,
+    meta: absent,
+    rows: absent,
+    slot: absent,
+    layer: 0,
+    ofLayer: absent,
+  };
 };
 const lr = 0.03;
 const decay = 0.1;

@@ -22,7 +22,7 @@ import { suite } from "./support/suite.ts";
 
 const test = suite("reference");
 
-for (const name of ["odd", "even", "qwen3"] as const)
+for (const name of ["odd", "even", "qwen3", "gemma2"] as const)
   for (const target of ["wasm", "webgpu"] as const) {
     const config = configs[name];
     const vocab = config.vocab_size;
@@ -41,6 +41,7 @@ for (const name of ["odd", "even", "qwen3"] as const)
 
     test(`${name} on ${target}: logits, LoRA gradients and ${steps} AdamW steps`, async () => {
       await using engine = await engineOf(config, { targets: [target] });
+      assert.is(engine.core.invariance, "verified");
       await checkLogits(engine, `${name}.logits`, vocab);
       await engine.adapters.load("peft", `${fixtures}peft-${name}`);
       await checkLogits(engine, `${name}.lora_logits`, vocab, "peft");

@@ -19,7 +19,8 @@ export const kvOf = (b: Body) => b.node!.ins[1]!.type as Type & { kind: "kv" };
 
 /** A lane for a row and head. */
 function alone(name: string, b: Body, env: KernelEnv): string {
-  const { hd, group, scaled, kvAt, operand, out, pos, table, dims, vector } = wgslAttentionOf(b, env);
+  const a = wgslAttentionOf(b, env);
+  const { hd, group, kvAt, operand, out, pos, table, dims, vector } = a;
   const [q, o, lse] = [operand(0), out(0), out(1)];
   return wgsl.fn(
     name,
@@ -29,6 +30,7 @@ function alone(name: string, b: Body, env: KernelEnv): string {
       let h = wg.y;
       let kh = h / ${group};
       let keys = ${pos} + 1;
+      ${a.seen}
       let table = ${table};
       ${vector("q")}
       ${vector("o")}
@@ -37,24 +39,25 @@ function alone(name: string, b: Body, env: KernelEnv): string {
       ${dims(`q[d] = ${q.cls}[qp + d];`)}
       var m = -1.0e30f;
       var l = 0.0f;
-      for (var t = 0; t < keys; t += ${KV_BLOCK}) {
+      for (var t = ${a.firstTile}; t < keys; t += ${KV_BLOCK}) {
         let c = min(${KV_BLOCK}, keys - t);
         let k = ${kvAt(0, "t", "kh")};
         var mt = m;
-        for (var j = 0; j < c; j++) {
+        for (var j = ${a.firstKey}; j < c; j++) {
           var dot = 0.0f;
           ${dims(`dot = fma(q[d], kv[k + j * ${hd} + d], dot);`)}
-          s[j] = ${scaled("dot")};
+          ${a.bound}
+          s[j] = ${a.score};
           mt = max(mt, s[j]);
         }
         let corr = exp(m - mt);
         m = mt;
         var lt = 0.0f;
-        for (var j = 0; j < c; j++) { s[j] = exp(s[j] - m); lt = lt + s[j]; }
+        for (var j = ${a.firstKey}; j < c; j++) { s[j] = exp(s[j] - m); lt = lt + s[j]; }
         l = fma(l, corr, lt);
         let v = ${kvAt(1, "t", "kh")};
         ${dims("o[d] = o[d] * corr;")}
-        for (var j = 0; j < c; j++) {
+        for (var j = ${a.firstKey}; j < c; j++) {
           let p = s[j];
           ${dims(`o[d] = fma(p, kv[v + j * ${hd} + d], o[d]);`)}
         }
@@ -66,7 +69,8 @@ function alone(name: string, b: Body, env: KernelEnv): string {
 }
 /** A workgroup for a row and head. */
 function together(name: string, b: Body, env: KernelEnv): string {
-  const { hd, group, scaled, kvAt, operand, out, pos, table, dims } = wgslAttentionOf(b, env);
+  const a = wgslAttentionOf(b, env);
+  const { hd, group, kvAt, operand, out, pos, table, dims } = a;
   const [q, o, lse] = [operand(0), out(0), out(1)];
   // The dims that a lane owns.
   const own = Array.from({ length: Math.ceil(hd / WG) }, (_, i) => i);
@@ -87,36 +91,38 @@ function together(name: string, b: Body, env: KernelEnv): string {
       let h = wg.y;
       let kh = h / ${group};
       let keys = ${pos} + 1;
+      ${a.seen}
       let table = ${table};
       for (var d = lane; d < ${hd}; d += ${WG}) { shared_q[d] = ${q.cls}[${q.at} + h * ${hd} + d]; }
       ${own.map((i) => `var o${i} = 0.0f;`)}
       var m = -1.0e30f;
       var l = 0.0f;
       workgroupBarrier();
-      for (var t = 0; t < keys; t += ${KV_BLOCK}) {
+      for (var t = ${a.firstTile}; t < keys; t += ${KV_BLOCK}) {
         let c = min(${KV_BLOCK}, keys - t);
         if (lane < c) {
           let k = ${kvAt(0, "t + lane", "kh")};
           var dot = 0.0f;
           ${dims("dot = fma(shared_q[d], kv[k + d], dot);")}
-          part[lane] = ${scaled("dot")};
+          ${a.bound}
+          part[lane] = ${a.score};
         }
         workgroupBarrier();
         var mt = m;
-        for (var j = 0; j < c; j++) { mt = max(mt, part[j]); }
+        for (var j = ${a.firstKey}; j < c; j++) { mt = max(mt, part[j]); }
         let corr = exp(m - mt);
         m = mt;
         workgroupBarrier();
         if (lane < c) { part[lane] = exp(part[lane] - m); }
         workgroupBarrier();
         var lt = 0.0f;
-        for (var j = 0; j < c; j++) { lt = lt + part[j]; }
+        for (var j = ${a.firstKey}; j < c; j++) { lt = lt + part[j]; }
         l = fma(l, corr, lt);
         let v = ${kvAt(1, "t", "kh")};
         ${each(
           (i) => lines`
             o${i} = o${i} * corr;
-            for (var j = 0; j < c; j++) { o${i} = fma(part[j], kv[v + j * ${hd} + d], o${i}); }`,
+            for (var j = ${a.firstKey}; j < c; j++) { o${i} = fma(part[j], kv[v + j * ${hd} + d], o${i}); }`,
         )}
         workgroupBarrier();
       }
@@ -147,6 +153,7 @@ export const attend: GraphKernel = {
         const s: usize = scratch;
         for (let row: i32 = 0; row < n; row++) {
           const keys: i32 = ${a.pos} + 1;
+          ${a.seen}
           const table: i32 = ${a.table};
           for (let h: i32 = 0; h < ${a.heads}; h++) {
             if ((row * ${a.heads} + h) % parts != part) continue;
@@ -156,17 +163,19 @@ export const attend: GraphKernel = {
             ${a.zero("o")}
             let m: f32 = -1.0e30;
             let l: f32 = 0;
-            for (let t: i32 = 0; t * 32 < keys; t++) {
+            for (let t: i32 = ${a.firstTile}; t * 32 < keys; t++) {
               const c: i32 = min(32, keys - t * 32);
-              let kp: usize = ${a.block(0, "g")};
+              ${a.firstKey}
+              let kp: usize = ${a.from(a.block(0, "g"))};
               let mt: f32 = m;
-              for (let j: i32 = 0; j < c; j++) {
+              for (let j: i32 = ${a.first}; j < c; j++) {
                 ${a.dot("a", "q", "kp")}
-                a *= ${a.scale};
+                ${a.score}
                 store<f32>(s + ((<usize>j) << 2), a);
                 mt = mt < a ? a : mt;
                 kp += ${a.headBytes};
               }
+              ${a.unseen("s")}
               for (let j: i32 = c; j < 32; j++) store<f32>(s + ((<usize>j) << 2), -1.0e30);
               const corr: f32 = exp1(m - mt);
               m = mt;
@@ -183,8 +192,8 @@ export const attend: GraphKernel = {
                 (i) => [`o${i} = f32x4.mul(o${i}, cv);`],
                 (d) => [`os${d} *= corr;`],
               )}
-              let vp: usize = ${a.block(1, "g")};
-              for (let j: i32 = 0; j < c; j++) {
+              let vp: usize = ${a.from(a.block(1, "g"))};
+              for (let j: i32 = ${a.first}; j < c; j++) {
                 const w: f32 = load<f32>(s + ((<usize>j) << 2));
                 ${a.axpy("o", "w", "vp")}
                 vp += ${a.headBytes};

@@ -24,7 +24,8 @@ export const attend_dkv: GraphKernel = {
   state: "dkv",
   grid: ([b]) => [{ count: "n_keys", mul: 1, div: wgsl.WG }, fixed(kvOf(b!).heads)],
   wgsl: (name, b, env) => {
-    const { hd, group, kvHeads, scale, scaled, kvAt, operand, out, dims, vector } = wgslAttentionOf(b, env);
+    const a = wgslAttentionOf(b, env);
+    const { hd, group, kvHeads, kvAt, operand, out, dims, vector } = a;
     const [q, o, lse, g, d] = [operand(Q), operand(O), operand(LSE), operand(DO), out(0)];
     const width = 2 * kvHeads * hd;
     const word = (array: string, at: string): string => `batch[${env.layout.arrays[array]} + ${at}]`;
@@ -51,7 +52,7 @@ export const attend_dkv: GraphKernel = {
         if (${word("seg_fresh", "s")} == 0) { ${dims(`tk[d] = ${k}; tv[d] = ${v};`)} }
         loop {
           let r0 = ${word("seg_row", "s")};
-          let n = r0 + ${word("seg_rows", "s")};
+          let n = ${a.lastRow(`r0 + ${word("seg_rows", "s")}`, "r0", word("pos", "r0"))};
           let first = r0 + max(0, key - ${word("pos", "r0")});
           ${dims("dk[d] = 0.0f; dv[d] = 0.0f;")}
           for (var h = kh * ${group}; h < (kh + 1) * ${group}; h++) {
@@ -63,8 +64,9 @@ export const attend_dkv: GraphKernel = {
               var dp = 0.0f;
               var dsum = 0.0f;
               ${dims(`${read} ${dots} dsum = fma(g[d], ${o.cls}[op + d], dsum);`)}
-              let p = exp(${scaled("dot")} - ${lse.cls}[${lse.at} + h]);
-              let ds = p * (dp - dsum) * ${scale};
+              ${a.bound}
+              let p = exp(${a.score} - ${lse.cls}[${lse.at} + h]);
+              let ds = p * (dp - dsum) * ${a.slope};
               ${dims("dk[d] = fma(ds, x[d], dk[d]); dv[d] = fma(p, g[d], dv[d]);")}
             }
           }
@@ -167,15 +169,17 @@ export const attend_dkv: GraphKernel = {
               ${a.load("v", "vp")}
               ${a.zero("dk")}
               ${a.zero("dv")}
-              for (let rb: i32 = r0 + max(0, key - pos0); rb < end; rb += ${BLOCK}) {
-                const re: i32 = min(end, rb + ${BLOCK});
+              ${a.lastRow}
+              for (let rb: i32 = r0 + max(0, key - pos0); rb < ${a.last}; rb += ${BLOCK}) {
+                const re: i32 = min(${a.last}, rb + ${BLOCK});
                 ${dots}
                 for (let at: usize = S; at < S + ((<usize>((re - rb) * ${a.group})) << 2); at += 16) {
+                  ${a.bound}
                   const p: v128 = exp4(
-                    f32x4.sub(f32x4.mul(v128.load(at), f32x4.splat(${a.scale})), v128.load(at, ${2 * pair})));
+                    f32x4.sub(${a.scores}, v128.load(at, ${2 * pair})));
                   v128.store(at, p);
                   v128.store(
-                    at, f32x4.mul(f32x4.mul(p, v128.load(at, ${pair})), f32x4.splat(${a.scale})), ${pair});
+                    at, f32x4.mul(f32x4.mul(p, v128.load(at, ${pair})), ${a.slopes}), ${pair});
                 }
                 ${sums}
               }

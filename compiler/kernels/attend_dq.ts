@@ -16,10 +16,8 @@ export const attend_dq: GraphKernel = {
   epilogue: null,
   grid: (bodies) => [rows(bodies, wgsl.WG), fixed(Math.max(...bodies.map(headsOf)))],
   wgsl: (name, b, env) => {
-    const { hd, group, scale, scaled, kvAt, operand, out, pos, table, dims, vector } = wgslAttentionOf(
-      b,
-      env,
-    );
+    const a = wgslAttentionOf(b, env);
+    const { hd, group, kvAt, operand, out, pos, table, dims, vector } = a;
     const [q, o, lse, g, dq] = [operand(Q), operand(O), operand(LSE), operand(DO), out(0)];
     const read = `q[d] = ${q.cls}[qp + d]; g[d] = ${g.cls}[gp + d];`;
     const dots = `dot = fma(q[d], k[d], dot); dp = fma(g[d], kv[vp + j * ${hd} + d], dp);`;
@@ -31,6 +29,7 @@ export const attend_dq: GraphKernel = {
         let h = wg.y;
         let kh = h / ${group};
         let keys = ${pos} + 1;
+        ${a.seen}
         let table = ${table};
         ${["q", "g", "k", "dq"].map(vector)}
         let qp = ${q.at} + h * ${hd};
@@ -39,14 +38,15 @@ export const attend_dq: GraphKernel = {
         var dsum = 0.0f;
         ${dims(`${read} dsum = fma(g[d], ${o.cls}[op + d], dsum);`)}
         let lse = ${lse.cls}[${lse.at} + h];
-        for (var t = 0; t < keys; t += ${KV_BLOCK}) {
+        for (var t = ${a.firstTile}; t < keys; t += ${KV_BLOCK}) {
           let kp = ${kvAt(0, "t", "kh")};
           let vp = ${kvAt(1, "t", "kh")};
-          for (var j = 0; j < min(${KV_BLOCK}, keys - t); j++) {
+          for (var j = ${a.firstKey}; j < min(${KV_BLOCK}, keys - t); j++) {
             var dot = 0.0f;
             var dp = 0.0f;
             ${dims(`k[d] = kv[kp + j * ${hd} + d]; ${dots}`)}
-            let ds = exp(${scaled("dot")} - lse) * (dp - dsum) * ${scale};
+            ${a.bound}
+            let ds = exp(${a.score} - lse) * (dp - dsum) * ${a.slope};
             ${dims("dq[d] = fma(ds, k[d], dq[d]);")}
           }
         }
@@ -60,7 +60,7 @@ export const attend_dq: GraphKernel = {
     const d = a.out(0);
     /** Dots of the tile's rows at `from` with vector `v`, to `to`. */
     const scores = (v: string, from: string, to: string): Lines => lines`
-      for (let j: i32 = 0; j < c; j++) {
+      for (let j: i32 = ${a.first}; j < c; j++) {
         const p: usize = ${from} + <usize>j * ${a.headBytes};
         ${a.dot("a", v, "p")}
         store<f32>(${to} + ((<usize>j) << 2), a);
@@ -72,6 +72,7 @@ export const attend_dq: GraphKernel = {
         const s: usize = scratch;
         for (let row: i32 = 0; row < n; row++) {
           const keys: i32 = ${a.pos} + 1;
+          ${a.seen}
           const table: i32 = ${a.table};
           for (let h: i32 = 0; h < ${a.heads}; h++) {
             if ((row * ${a.heads} + h) % parts != part) continue;
@@ -84,23 +85,25 @@ export const attend_dq: GraphKernel = {
             ${a.dot("dsum", "g", "op")}
             const lse: f32 = load<f32>(${a.row(LSE)} + ((<usize>h) << 2));
             ${a.zero("d")}
-            for (let t: i32 = 0; t * 32 < keys; t++) {
+            for (let t: i32 = ${a.firstTile}; t * 32 < keys; t++) {
               const c: i32 = min(32, keys - t * 32);
+              ${a.firstKey}
               const k0: usize = ${a.block(0, "kh")};
               const v0: usize = ${a.block(1, "kh")};
               ${scores("q", "k0", "s")}
               ${scores("g", "v0", `s + ${KV_BLOCK * 4}`)}
               for (let j: i32 = 0; j < c; j += 4) {
                 const at: usize = s + ((<usize>j) << 2);
+                ${a.bound}
                 const p: v128 = exp4(
-                  f32x4.sub(f32x4.mul(v128.load(at), f32x4.splat(${a.scale})), f32x4.splat(lse)));
+                  f32x4.sub(${a.scores}, f32x4.splat(lse)));
                 v128.store(
                   at,
                   f32x4.mul(
                     f32x4.mul(p, f32x4.sub(v128.load(at, ${KV_BLOCK * 4}), f32x4.splat(dsum))),
-                    f32x4.splat(${a.scale})));
+                    ${a.slopes}));
               }
-              for (let j: i32 = 0; j < c; j++) {
+              for (let j: i32 = ${a.first}; j < c; j++) {
                 const kp: usize = k0 + <usize>j * ${a.headBytes};
                 const ds: f32 = load<f32>(s + ((<usize>j) << 2));
                 ${a.axpy("d", "ds", "kp")}

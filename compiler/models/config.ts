@@ -147,6 +147,8 @@ export type Sizes = Pick<
   | "tied"
   | "eps"
   | "inverseFrequencies"
+  | "constants"
+  | "perLayer"
 >;
 /**
  * A decoder's sizes, checked: query heads share key heads evenly, and a head turns in pairs. `own`: keys that
@@ -175,6 +177,8 @@ export function decoderSizes(config: Json, own: readonly string[], absent: Json 
     layers: count(said, "num_hidden_layers"),
     context: count(said, "max_position_embeddings", 2048),
     inverseFrequencies: inverseFrequencies(said, headDim),
+    constants: {},
+    perLayer: {},
   };
 }
 /** Throws WEFT_CONFIG where a key is set to anything but the one thing that the family does. */

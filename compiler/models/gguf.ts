@@ -56,7 +56,7 @@ export function decoderConfig(g: GgufHeader): Json {
   };
 }
 
-/** Rows [from, to) of heads of `headDim`, from the order of interleaved rotation, pair beside pair, to halves. */
+/** Rows [from, to) of heads of `headDim`: the file has pairs side by side, a model in two halves. */
 export function halves(rows: Rows, from: number, to: number, headDim: number): Float32Array {
   // Rows move inside their head.
   const start = from - (from % headDim);

@@ -2,7 +2,7 @@
  * What a model family gives the compiler: its checked config, its regions as functions on values, and its
  * names in checkpoints and in GGUF files.
  */
-import type { Domain, Value } from "../../ops/index.ts";
+import type { Domain, LayerConstant, Value } from "../../ops/index.ts";
 import type { RegionBuilder } from "../layers.ts";
 
 export type Json = Readonly<Record<string, unknown>>;
@@ -31,6 +31,10 @@ export interface Model {
   readonly eps: number;
   /** Inverse frequencies [headDim / 2] in f64, after any scaling. */
   readonly inverseFrequencies: readonly number[];
+  /** Other numbers that the maths depends on, by name: part of what a base is known by. */
+  readonly constants: Readonly<Record<string, number>>;
+  /** Integers that differ between layers of the one graph, by layer. */
+  readonly perLayer: Readonly<Partial<Record<LayerConstant, readonly number[]>>>;
   /** The rows' token ids → hidden states [rows, hidden], what enters the first layer. */
   readonly embed: (b: RegionBuilder, domain: Domain) => Value;
   /** One layer: hidden states in, hidden states out. `positions` of the rotary table. */

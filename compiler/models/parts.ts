@@ -1,5 +1,16 @@
 /** What model families share: names, embedding and head, attention and feed-forward blocks. */
-import { add, embed, linear, mul, silu, type Value } from "../../ops/index.ts";
+import {
+  type Attending,
+  add,
+  affine,
+  embed,
+  gelu,
+  linear,
+  mul,
+  silu,
+  tanh,
+  type Value,
+} from "../../ops/index.ts";
 import type { RegionBuilder } from "../layers.ts";
 import type { Sizes } from "./config.ts";
 import type { Model, Names } from "./model.ts";
@@ -14,16 +25,22 @@ export const decoderNames: Names = {
   },
   embedding: "embed_tokens.weight",
 };
+/** `scale` multiplies what the table has. */
 export const embedding =
-  (d: Sizes): Model["embed"] =>
-  (b, domain) =>
-    embed(b.weight("embed_tokens.weight", d.vocab, d.hiddenSize), domain);
+  (d: Sizes, scale = 1): Model["embed"] =>
+  (b, domain) => {
+    const rows = embed(b.weight("embed_tokens.weight", d.vocab, d.hiddenSize), domain);
+    return scale === 1 ? rows : affine(rows, { scale, shift: 0 });
+  };
+/** `onePlus`: as its norm says; `cap`: a bound on logits, cap · tanh(logit / cap). */
 export const head =
-  (d: Sizes): Model["head"] =>
+  (d: Sizes, o: { readonly onePlus?: boolean; readonly cap?: number | null } = {}): Model["head"] =>
   (b, h) => {
     const name = d.tied ? "embed_tokens.weight" : "lm_head.weight";
     const weight = b.weight(name, d.vocab, d.hiddenSize);
-    return linear(b.norm(h, "norm.weight", d.eps), weight, "lm_head");
+    const logits = linear(b.norm(h, "norm.weight", d.eps, o.onePlus), weight, "lm_head");
+    if (!o.cap) return logits;
+    return affine(tanh(affine(logits, { scale: 1 / o.cap, shift: 0 })), { scale: o.cap, shift: 0 });
   };
 /** A layer whose blocks read a norm, and are added to what entered them. */
 export const preNorm =
@@ -48,7 +65,7 @@ export function selfAttention(
   x: Value,
   positions: number,
   d: Sizes,
-  o: { readonly bias: boolean; readonly headNorm?: boolean },
+  o: { readonly bias: boolean; readonly headNorm?: boolean; readonly attending?: Attending },
 ): Value {
   const { heads, kvHeads, headDim } = d;
   const { bias } = o;
@@ -61,23 +78,28 @@ export function selfAttention(
   });
   const normed = (y: Value, name: string): Value =>
     o.headNorm ? b.headNorm(y, `self_attn.${name}.weight`, headDim, d.eps) : y;
-  const y = b.attention("self_attn", normed(q, "q_norm"), normed(k, "k_norm"), v, { ...d, positions });
+  const shape = { ...d, positions };
+  const y = b.attention("self_attn", normed(q, "q_norm"), normed(k, "k_norm"), v, shape, o.attending);
   return b.linear(y, "self_attn.o_proj", d.hiddenSize, bias, {
     in: "heads",
     coupling: { group: "heads", axis: "in", unit: headDim, shared },
   });
 }
 
-/** SwiGLU: down(silu(gate(x)) · up(x)). Under S2FT the three share the feed-forward channels. */
-export function swiglu(b: RegionBuilder, x: Value, d: Sizes, bias: boolean): Value {
-  const wide = (module: string): Value =>
-    b.linear(x, module, d.ffn, bias, {
-      out: "ffn",
-      coupling: { group: "ffn", axis: "out", unit: 1, shared: false },
+/** down(act(gate(x)) · up(x)). Under S2FT the three share the feed-forward channels. */
+const gated =
+  (act: (x: Value) => Value) =>
+  (b: RegionBuilder, x: Value, d: Sizes, bias: boolean): Value => {
+    const wide = (module: string): Value =>
+      b.linear(x, module, d.ffn, bias, {
+        out: "ffn",
+        coupling: { group: "ffn", axis: "out", unit: 1, shared: false },
+      });
+    const gate = wide("mlp.gate_proj");
+    return b.linear(mul(act(gate), wide("mlp.up_proj")), "mlp.down_proj", d.hiddenSize, bias, {
+      in: "ffn",
+      coupling: { group: "ffn", axis: "in", unit: 1, shared: false },
     });
-  const gate = wide("mlp.gate_proj");
-  return b.linear(mul(silu(gate), wide("mlp.up_proj")), "mlp.down_proj", d.hiddenSize, bias, {
-    in: "ffn",
-    coupling: { group: "ffn", axis: "in", unit: 1, shared: false },
-  });
-}
+  };
+export const swiglu = gated(silu);
+export const geglu = gated(gelu);

@@ -78,6 +78,7 @@ interface Reference extends S2ftReference {
 const json = (name: string): object => JSON.parse(readFileSync(`${fixtures}${name}`, "utf8")) as object;
 export const reference = { ...json("reference.json"), ...json("families.json") } as {
   qwen3: Omit<Reference, keyof S2ftReference>;
+  gemma2: Omit<Reference, keyof S2ftReference>;
   odd: Reference;
   even: Reference &
     Readonly<

@@ -94,5 +94,12 @@ const names: readonly (readonly [RegExp, string])[] = [
   [/mlp\.(gate|up|down)_proj/, "ffn_$1"],
   [/^model\.layers\.(\d+)\./, "blk.$1."],
 ];
+/** Gemma 2's norms: before and after each block. */
+const gemma2: typeof names = [
+  [/post_attention_layernorm/, "post_attention_norm"],
+  [/pre_feedforward_layernorm/, "ffn_norm"],
+  [/post_feedforward_layernorm/, "post_ffw_norm"],
+];
 /** GGUF's name of a tensor of a folder. */
-export const ggufName = (name: string): string => names.reduce((n, [from, to]) => n.replace(from, to), name);
+export const ggufName = (name: string, family: unknown = "llama"): string =>
+  [...(family === "gemma2" ? gemma2 : []), ...names].reduce((n, [from, to]) => n.replace(from, to), name);

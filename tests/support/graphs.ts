@@ -19,7 +19,7 @@ import {
   type Value,
   valueKey,
 } from "../../ops/index.ts";
-import { headerWords, type Manifest, type TargetPlan } from "../../runtime/bundle.ts";
+import { headerWords, layerWord, type Manifest, type TargetPlan } from "../../runtime/bundle.ts";
 import type { Device } from "../../runtime/device.ts";
 import { type Format, pack, restore, store, unpack } from "../../runtime/formats.ts";
 import { openWasm } from "../../runtime/wasm.ts";
@@ -43,6 +43,8 @@ export const capacities: Capacities = {
   s2ft: null,
 };
 const BRANCHES = 7;
+/** Positions that a row sees where attention has a window. */
+const WINDOW = 7;
 export interface Batch {
   readonly rows: number;
   readonly heads: number;
@@ -125,6 +127,7 @@ export function context(b: Batch): EvalCtx {
     metaf: (name, i) => (i === null ? (b.header[name] ?? 0) : Math.fround(b.arrays[name]![i]!)),
     slot: (s) => ({ rank: b.ranks[s]!, scale: b.scales[s]! }),
     layer: 3,
+    ofLayer: (name) => ({ window: WINDOW })[name],
   };
 }
 type Weight = Type & { kind: "weight" };
@@ -379,6 +382,7 @@ export async function runOn(
   const tables = new Uint32Array(64 + 4 * BRANCHES * 2);
   const scales = new Float32Array(tables.buffer);
   tables[0] = 3;
+  tables[layerWord("window")] = WINDOW;
   for (let s = 0; s < 4; s++)
     for (let i = 0; i < BRANCHES; i++) {
       tables[64 + (s * BRANCHES + i) * 2] = b.ranks[s]!;

@@ -69,7 +69,7 @@ export const mqa: Config = { ...even, num_key_value_heads: 1 };
 /** Tiny models of other families, as make_families.py has them. */
 const file = new URL("../fixtures/families_config.json", import.meta.url);
 export const families = JSON.parse(readFileSync(fileURLToPath(file), "utf8")) as Readonly<
-  Record<"qwen3", Config>
+  Record<"qwen3" | "gemma2", Config>
 >;
 
 /** Names and shapes of a folder's tensors. */
@@ -92,6 +92,8 @@ export function tensorShapes(c: Config): { name: string; shape: number[] }[] {
     linear("self_attn.k_proj", c.num_key_value_heads * hd, c.hidden_size, c.attention_bias);
     linear("self_attn.v_proj", c.num_key_value_heads * hd, c.hidden_size, c.attention_bias);
     linear("self_attn.o_proj", c.hidden_size, c.num_attention_heads * hd, c.attention_bias);
+    if (c.model_type === "gemma2")
+      for (const norm of ["pre", "post"]) put(`${p}${norm}_feedforward_layernorm.weight`, [c.hidden_size]);
     if (c.model_type === "qwen3")
       for (const norm of ["q_norm", "k_norm"]) put(`${p}self_attn.${norm}.weight`, [hd]);
     linear("mlp.gate_proj", c.intermediate_size, c.hidden_size, c.mlp_bias);

@@ -3,6 +3,7 @@
  * dims, then scalar dims. Key tiles of 32 from position 0, folded in order.
  */
 import { KV_BLOCK, type Type } from "../../../ops/index.ts";
+import { layerWord } from "../../../runtime/bundle.ts";
 import type { KernelEnv } from "../../kernel.ts";
 import type { Body } from "../body.ts";
 import { f32, rowPtr } from "./assemblyscript.ts";
@@ -54,6 +55,11 @@ export function attentionOf(b: Body, env: KernelEnv) {
   const heads = Number(node.attrs.heads);
   const at = env.address(node.ins[1]!);
   const headBytes = kv.headDim * 4;
+  const { scale: s, softcap: cap, window } = node.attrs;
+  const splat = (x: number): string => `f32x4.splat(${f32(Math.fround(x))})`;
+  const capped = cap !== undefined;
+  const inCaps = Number(s) / Number(cap);
+  const seen = `load<i32>(tables, ${layerWord("window") * 4})`;
   const word = (array: string, index: string): string =>
     `load<i32>(meta + ((<usize>${index}) << 2), ${env.layout.arrays[array]! * 4})`;
   return {
@@ -63,7 +69,28 @@ export function attentionOf(b: Body, env: KernelEnv) {
     heads,
     kvHeads: kv.heads,
     group: heads / kv.heads,
-    scale: f32(Math.fround(Number(node.attrs.scale))),
+    /** `a`, a product of q and k, becomes a score: bounded, under a soft cap. */
+    score: capped
+      ? `a = tanh1(a * ${f32(Math.fround(inCaps))}) * ${f32(Math.fround(Number(cap)))};`
+      : `a *= ${f32(Math.fround(Number(s)))};`,
+    /** Four products at `at`, as scores; the derivatives of these. Under a soft cap both need `bound`. */
+    bound: capped ? [`const z: v128 = tanh4(f32x4.mul(v128.load(at), ${splat(inCaps)}));`] : [],
+    scores: capped ? `f32x4.mul(z, ${splat(Number(cap))})` : `f32x4.mul(v128.load(at), ${splat(Number(s))})`,
+    slopes: capped
+      ? `f32x4.mul(f32x4.sub(f32x4.splat(1), f32x4.mul(z, z)), ${splat(Number(s))})`
+      : splat(Number(s)),
+    /** The first tile that a row sees, and in tile t its first key; these need `seen` and `firstKey`. */
+    seen: window ? [`const seen: i32 = max(0, keys - ${seen});`] : [],
+    firstTile: window ? "seen >> 5" : "0",
+    firstKey: window ? ["const first: i32 = max(0, seen - t * 32);"] : [],
+    first: window ? "first" : "0",
+    from: (head: string): string => (window ? `${head} + <usize>first * ${headBytes}` : head),
+    /** Scores of keys that are not seen: nothing beside the row's own. */
+    unseen: (to: string): Lines =>
+      window ? [`for (let j: i32 = 0; j < first; j++) store<f32>(${to} + ((<usize>j) << 2), -1.0e30);`] : [],
+    /** The end of a segment's rows that see `key`; with a window it needs `lastRow`. */
+    lastRow: window ? [`const last: i32 = min(end, r0 + max(0, key + ${seen} - pos0));`] : [],
+    last: window ? "last" : "end",
     /** Row `row` of operand `i`, from head 0 and from head `h`. */
     row: (i: number): string => rowPtr(b.operands[i]!, env, "row"),
     head: (i: number): string => `${rowPtr(b.operands[i]!, env, "row")} + <usize>h * ${headBytes}`,

@@ -2,7 +2,8 @@
  * What the kernels of attention share in WGSL. All do the same operations in the same order on every number:
  * dims ascending in a dot product, key tiles of 32 from position 0, keys ascending in a tile.
  */
-import type { Type } from "../../../ops/index.ts";
+import { KV_BLOCK, type Type } from "../../../ops/index.ts";
+import { layerWord } from "../../../runtime/bundle.ts";
 import type { KernelEnv } from "../../kernel.ts";
 import type { Body } from "../body.ts";
 import { f32, pin, rowAt } from "./wgsl.ts";
@@ -14,18 +15,30 @@ export function attentionOf(b: Body, env: KernelEnv) {
   const kv = node.ins[1]!.type as Kv;
   const heads = Number(node.attrs.heads);
   const offset = env.address(node.ins[1]!).offset;
-  const scale = f32(Number(node.attrs.scale));
+  const { scale: s, softcap: cap, window } = node.attrs;
+  const scale = f32(Number(s));
+  const capped = cap !== undefined;
   return {
     hd: kv.headDim,
     heads,
     kvHeads: kv.heads,
     group: heads / kv.heads,
-    scale,
+    /** Under a soft cap: `z`, the score of `dot` in units of the cap. */
+    bound: capped ? [`let z = tanh(clamp(dot * ${f32(Number(s) / Number(cap))}, -20.0f, 20.0f));`] : [],
     /**
-     * A product of q and k in the scale of the softmax; what is subtracted from it next must not be
+     * `dot`, a product of q and k, in the scale of the softmax; what is subtracted from it next must not be
      * contracted into it.
      */
-    scaled: (dot: string): string => pin(`${dot} * ${scale}`),
+    score: pin(capped ? `z * ${f32(Number(cap))}` : `dot * ${scale}`),
+    /** The score's derivative. */
+    slope: capped ? `(${scale} * (1.0f - ${pin("z * z")}))` : scale,
+    /** The first tile that a row sees, and in tile t its first key; with a window these need `seen`. */
+    seen: window ? [`let seen = max(0, keys - tables[${layerWord("window")}]);`] : [],
+    firstTile: window ? `seen / ${KV_BLOCK} * ${KV_BLOCK}` : "0",
+    firstKey: window ? "max(0, seen - t)" : "0",
+    /** Of the rows `r0` to `end` of a segment, the end of those that see `key`. */
+    lastRow: (end: string, r0: string, pos0: string): string =>
+      window ? `min(${end}, ${r0} + max(0, key + tables[${layerWord("window")}] - ${pos0}))` : end,
     /** First word of a position's key (part 0) or value (1). */
     kvAt: (part: 0 | 1, position: string, kh: string): string =>
       `${offset} + kv_index(table, ${position}, ${part}, ${kh}, ${kv.heads}, ${kv.headDim})`,
