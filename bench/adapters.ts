@@ -9,7 +9,8 @@
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
-import { type AdapterConfig, defaultConfig, initialContent } from "../runtime/content.ts";
+import { type AdapterConfig, defaultConfig } from "../runtime/content.ts";
+import { initialContent } from "../runtime/initial.ts";
 import { compile, type DeviceChoice, type Engine, load } from "../sdk/index.ts";
 import { quantile, table, timed } from "./measure.ts";
 import { ids, randomModel } from "./model.ts";
@@ -167,7 +168,7 @@ export async function main(args: string[]): Promise<void> {
   let switches = 0;
   let swapping = 0;
   const mergeable = [...groups].filter(
-    ([a]) => engine.manifest.methods[engine.core.adapters.find(a).content.config.method]!.form !== null,
+    ([a]) => engine.manifest.methods[engine.core.adapters.find(a).content.config.method]!.change !== null,
   );
   const served = mergeable.reduce((k, [, g]) => k + g.length, 0);
   const [merged] = await timed(async () => {

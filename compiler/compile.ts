@@ -307,9 +307,10 @@ function methodEntry(m: AdapterMethod, model: Model, most: number): MethodEntry 
     cache: _k,
     rowNorms: _r,
     calibrates: _s,
-    fixed,
+    peft,
     ...entry
   } = m;
   const rank = m.rank === null ? null : Math.min(m.rank, most);
-  return { ...entry, rank, fixed: typeof fixed === "function" ? fixed(model) : fixed };
+  const fixed = typeof peft.fixed === "function" ? peft.fixed(model) : peft.fixed;
+  return { ...entry, rank, peft: { ...peft, fixed, meaning: peft.meaning ?? [] } };
 }

@@ -9,7 +9,7 @@ import { combine } from "./combine.ts";
 import type { AdapterConfig, AdapterContent, BranchState } from "./content.ts";
 import type { Device } from "./device.ts";
 import type { Host } from "./host.ts";
-import { reorderSlot } from "./order.ts";
+import { reorderSlot } from "./slots.ts";
 
 /**
  * `notes` (its latest generation), `notes@3`, or a weighted sum `{ blue: 0.5, green: 0.5 }` of such names.

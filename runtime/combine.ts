@@ -1,22 +1,20 @@
 /** Weighted sums of adapters as one adapter, exactly: factors are concatenated, selections are united. */
-import { type Manifest, type TargetPlan, WeftError } from "./bundle.ts";
+import { asLowRank } from "./branch.ts";
+import { type Manifest, type ParamEntry, type TargetPlan, WeftError } from "./bundle.ts";
 import {
   type AdapterContent,
+  absent,
   type BranchState,
   defaultConfig,
+  indexOf,
+  placedIn,
   placeOf,
-  readEntries,
-  readSelection,
-  writeEntries,
-  writeSelection,
 } from "./content.ts";
-import { asLowRank } from "./lowrank.ts";
 
 export interface Part {
   readonly content: AdapterContent;
   readonly weight: number;
 }
-const absent: BranchState = { rank: 0, alpha: 0, scale: 0 };
 function tooLarge(where: string, room: number, need: number): never {
   throw new WeftError({
     code: "WEFT_ADAPTER",
@@ -57,11 +55,9 @@ export function combine(manifest: Manifest, plan: TargetPlan, parts: readonly Pa
       });
   const methods = new Set(parts.map((p) => p.content.config.method));
   const [only] = methods;
-  const { form } = manifest.methods[only!]!;
+  const chooses = manifest.methods[only!]!.change?.every(({ of }) => "index" in of);
   const sum =
-    methods.size === 1 && (form === "selection" || form === "entries")
-      ? unite(manifest, plan, parts, only!)
-      : concatenate(manifest, plan, parts);
+    methods.size === 1 && chooses ? unite(manifest, plan, parts, only!) : concatenate(manifest, plan, parts);
   for (const [layer, data] of sum.tensors.entries()) {
     const wrong = data.findIndex((x) => !Number.isFinite(x));
     if (wrong >= 0)
@@ -77,7 +73,9 @@ export function combine(manifest: Manifest, plan: TargetPlan, parts: readonly Pa
 
 /** One LoRA whose factors are those of all parts, one below the other; weights and scales go into B. */
 function concatenate(manifest: Manifest, plan: TargetPlan, parts: readonly Part[]): AdapterContent {
-  const target = Object.values(manifest.methods).find((m) => m.form === "factors");
+  const target = Object.values(manifest.methods).find(
+    ({ change }) => change?.length === 1 && change[0]!.term === "product",
+  );
   if (!target)
     throw new WeftError({
       code: "WEFT_ADAPTER",
@@ -91,7 +89,9 @@ function concatenate(manifest: Manifest, plan: TargetPlan, parts: readonly Part[
     tensors.push(slot);
     return manifest.branches.map((b): BranchState => {
       if (b.method !== target.name) return absent;
-      const [a, up] = [placeOf(plan.factors, b.index, "a"), placeOf(plan.factors, b.index, "b")];
+      const [a, up] = (["a", "b"] as const).map((role) =>
+        placeOf(plan.factors, b.index, target.change![0]!.of[role]!),
+      ) as [ParamEntry, ParamEntry];
       let rank = 0;
       for (const { content, weight } of parts)
         for (const other of manifest.branches) {
@@ -129,48 +129,37 @@ const modulesOf = (manifest: Manifest, branches: readonly (readonly BranchState[
   ),
 ];
 
-/**
- * Selections, or sparse entries, of one method: the union of the chosen; where parts share one their deltas
- * add.
- */
+/** Adapters of one method that choose what they change: the union of the chosen; deltas of what is shared add. */
 function unite(manifest: Manifest, plan: TargetPlan, parts: readonly Part[], method: string): AdapterContent {
-  const sparse = manifest.methods[method]!.form === "entries";
   const tensors: Float32Array[] = [];
   const branches = Array.from({ length: manifest.model.layers }, (_, l) => {
     const slot = new Float32Array(plan.slotWords);
     tensors.push(slot);
     return manifest.branches.map((b): BranchState => {
-      const here = parts.filter((p) => p.content.branches[l]![b.index]!.rank);
-      if (b.method !== method || !here.length) return absent;
-      const { inFeatures: ins, outFeatures: outs } = manifest.sites[b.site]!;
-      const [index, delta] = [
-        placeOf(plan.factors, b.index, "index"),
-        placeOf(plan.factors, b.index, sparse ? "values" : "delta"),
-      ];
-      const chosen = here.map((p) => {
-        const { rank } = p.content.branches[l]![b.index]!;
-        return sparse
-          ? readEntries(p.content.tensors[l]!, index, b.capacity, ins, rank)
-          : readSelection(p.content.tensors[l]!, index, rank);
+      const here = parts.flatMap(({ content, weight }) => {
+        const { rank } = content.branches[l]![b.index]!;
+        if (b.method !== method || !rank) return [];
+        const placed = placedIn(manifest, plan.factors, content.tensors[l]!, l, b.index, rank);
+        const { p, kind } = indexOf(placed)!;
+        return [{ weight, placed, chosen: kind.get(p) }];
       });
-      // A selection of the bundle's own has its order, and adapters take its beginning.
-      const leading = b.tensors.some((t) => t.init === "leading");
-      const union = leading
-        ? chosen.reduce((x, y) => (y.length > x.length ? y : x))
-        : [...new Set(chosen.flat())].sort((x, y) => x - y);
+      if (!here.length) return absent;
+      const index = indexOf(here[0]!.placed)!;
+      const union = index.kind.united(
+        index.p.t,
+        here.map(({ chosen }) => chosen),
+      );
       if (union.length > b.capacity)
         tooLarge(`layer ${l}, ${manifest.sites[b.site]!.module}`, b.capacity, union.length);
-      if (sparse) writeEntries(slot, index, b.capacity, outs, ins, union);
-      else writeSelection(slot, index, b.capacity, union);
+      index.kind.set({ ...index.p, slot, rank: union.length }, union);
       const place = new Map(union.map((x, r) => [x, r]));
-      here.forEach((p, i) => {
-        chosen[i]!.forEach((x, r) => {
-          const to = delta.offset + place.get(x)! * delta.k;
-          const from = delta.offset + r * delta.k;
-          for (let c = 0; c < delta.k; c++)
-            slot[to + c] = slot[to + c]! + p.weight * p.content.tensors[l]![from + c]!;
-        });
-      });
+      for (const { weight, placed, chosen } of here)
+        for (const { t, at, slot: own } of placed)
+          if (t.name !== index.p.t.name)
+            chosen.forEach((x, r) => {
+              const [to, from] = [at.offset + place.get(x)! * t.cols, at.offset + r * t.cols];
+              for (let c = 0; c < t.cols; c++) slot[to + c] = slot[to + c]! + weight * own[from + c]!;
+            });
       return { rank: union.length, alpha: 0, scale: 1 };
     });
   });

@@ -16,6 +16,9 @@ import {
   type TargetPlan,
 } from "./manifest.ts";
 import { planOf } from "./room.ts";
+import { tensorKinds } from "./tensors/index.ts";
+import type { TensorKind } from "./tensors/tensor.ts";
+import { termOf } from "./terms.ts";
 
 function need(ok: unknown, where: string, expected: string, found: unknown): asserts ok {
   if (!ok) throw new WeftError({ code: "WEFT_BUNDLE", where, expected, found: String(found) });
@@ -26,6 +29,14 @@ const same = (a: readonly number[], b: readonly number[]): boolean =>
 /** Throws WEFT_BUNDLE, naming the entry, for a manifest whose parts do not fit each other. */
 export function checkConsistent(m: Manifest): void {
   checkModel(m);
+  const { words } = m.updates;
+  for (const [name, plan] of Object.entries(m.targets))
+    need(
+      plan.header.slice(-words.length).join() === words.join(),
+      `targets.${name}.header`,
+      `the words of updates at its end, ${words.join(", ")}`,
+      plan.header.join(", "),
+    );
   for (const [name, method] of Object.entries(m.methods))
     need(method.name === name, `methods.${name}.name`, name, method.name);
   for (const [i, name] of m.train.entries())
@@ -90,52 +101,28 @@ function checkBranch(m: Manifest, b: BranchEntry, i: number): void {
   need(b.site < m.sites.length, `${at}.site`, `a site below ${m.sites.length}`, b.site);
   const names = b.tensors.map((t) => t.name);
   need(new Set(names).size === names.length, `${at}.tensors`, "tensors of different names", names.join(", "));
-  const { counts, form } = m.methods[b.method]!;
-  for (const [k, t] of b.tensors.entries()) checkShape(m, b, t, `${at}.tensors[${k}]`);
-  // What the form of the method looks up by name or shape.
-  const has = (name: string): boolean => names.includes(name);
-  const wanted: Readonly<Record<NonNullable<typeof form>, readonly string[]>> = {
-    factors: ["a", "b"],
-    selection: ["index", "delta"],
-    entries: ["index", "values"],
-    magnitudes: ["a", "b", "m"],
-    gains: [],
-    sequential: ["pa", "pb", "sa", "sb"],
-    biased: ["a", "b"],
-  };
-  for (const name of form ? wanted[form] : [])
-    need(has(name), `${at}.tensors`, `a tensor ${name}`, names.join(", "));
-  if (counts) need(form === "entries", `${at}.method`, "a method of single entries", form);
+  for (const [k, t] of b.tensors.entries()) checkTensor(m, b, t, `${at}.tensors[${k}]`);
+  const kinds = new Map(b.tensors.map((t) => [t.name, kindOf(t)]));
+  need([...kinds.values()].filter((k) => k.index).length < 2, `${at}.tensors`, "one index", names.join(", "));
+  for (const { term, of } of m.methods[b.method]!.change ?? [])
+    for (const role of termOf(term).roles) {
+      const kind = kinds.get(of[role] ?? "");
+      // Sites without a bias have no tensor of another.
+      if (kind || role !== "bias") need(kind, `${at}.tensors`, `a tensor ${of[role]}`, names.join(", "));
+      if (kind) need(kind.index === (role === "index"), `${at}.tensors`, `${role} of its kind`, of[role]);
+    }
 }
-/** Columns that a tensor's start and its shape in files ask for. */
-function checkShape(m: Manifest, b: BranchEntry, t: BranchTensor, at: string): void {
-  const site = m.sites[b.site]!;
-  const { inFeatures: ins, outFeatures: outs } = site;
-  const cols = (n: number, why: string): void => need(t.cols === n, `${at}.cols`, `${n}, ${why}`, t.cols);
-  if (t.axis) cols(t.axis === "in" ? ins : outs, `the site's ${t.axis}puts`);
-  const chosen = t.init === "selection" || t.init === "leading";
-  need(chosen === (t.shape === "selection"), `${at}.shape`, "selection for chosen channels", t.shape);
-  need((t.init === "entries") === (t.shape === "places"), `${at}.shape`, "places for entries", t.shape);
-  if (chosen) {
-    const { coupling } = site;
-    need(coupling, at, "a site with channels to choose", site.module);
-    const channels = coupling.axis === "in" ? ins : outs;
-    cols(b.capacity + channels, "a number and a place for every channel");
-    need(b.capacity <= channels, `branches[${b.index}].capacity`, `at most ${channels}`, b.capacity);
-    if (t.init === "leading") need(m.selection !== null, `${at}.init`, "a bundle with a selection", t.init);
-  }
-  if (t.init === "entries") {
-    cols(3 * b.capacity + ins + outs + 2, "rows, columns and their starts");
-    need(b.capacity <= ins * outs, `branches[${b.index}].capacity`, `at most ${ins * outs}`, b.capacity);
-    need(t.rows === "one", `${at}.rows`, "one", t.rows);
-  }
-  if (t.shape === "entries") cols(1, "a number an entry");
-  if (t.shape === "vector" || t.shape === "selection") need(t.rows === "one", `${at}.rows`, "one", t.rows);
-  if (t.init === "norm" || t.init === "bias") cols(outs, "one an output");
-  if (t.init === "tokens") cols(m.model.hiddenSize, "an embedding");
-  if (["norm", "bias", "entries", "selection"].includes(t.init))
-    need(site.kind === "linear", `${at}.init`, "a start that this site has", t.init);
-  if (t.init === "bias") need(site.bias, `${at}.init`, "a site with a bias", site.module);
+const kindOf = (t: BranchTensor): TensorKind => tensorKinds[t.kind];
+/** What a tensor's kind and start ask for. */
+function checkTensor(m: Manifest, b: BranchEntry, t: BranchTensor, at: string): void {
+  const kind = kindOf(t);
+  need(Object.hasOwn(kind.starts, t.init), `${at}.init`, Object.keys(kind.starts).join(", "), t.init);
+  if (kind.index) need(t.rows === "one" && t.key !== null, at, "an index of one row, with a key", t.name);
+  const flat = t.rows === "one" || t.cols === 1;
+  need(t.shape !== "vector" || flat, `${at}.shape`, "a vector of one row or column", t.shape);
+  kind.check(t, b, m.sites[b.site]!, m, (ok, where, expected, found) =>
+    need(ok, `${at}.${where}`, expected, found),
+  );
 }
 function checkSelection(m: Manifest): void {
   if (!m.selection) return;

@@ -16,19 +16,14 @@ import {
   NONE,
   type ParamEntry,
 } from "./bundle.ts";
-import {
-  type AdapterContent,
-  defaultConfig,
-  initialContent,
-  placeOf,
-  rowsInUse,
-  virtualTokens,
-} from "./content.ts";
+import { type AdapterContent, defaultConfig, placeOf, virtualTokens } from "./content.ts";
 import type { Device, Range } from "./device.ts";
 import { sha256 } from "./hash.ts";
 import type { Host } from "./host.ts";
+import { initialContent } from "./initial.ts";
 import { mix } from "./random.ts";
 import { startIn } from "./requests.ts";
+import { rowsOf } from "./tensors/tensor.ts";
 
 /**
  * `verified`: every family gives a row the same bits. `single-family`: kernels for few and for many rows
@@ -388,7 +383,7 @@ async function randomContent(all: Manifest, { plan }: Device, method: string): P
       for (const t of manifest.branches[i]!.tensors)
         if (t.init === "zeros")
           data.set(
-            noise(rowsInUse(t, state) * t.cols, mix(layer, i)),
+            noise(rowsOf({ t, rank: state.rank }) * t.cols, mix(layer, i)),
             placeOf(plan.factors, i, t.name).offset,
           );
     });

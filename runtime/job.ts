@@ -4,14 +4,9 @@
  */
 import { WeftError, wordsOf } from "./bundle.ts";
 import { calibrate } from "./calibration.ts";
-import {
-  type AdapterContent,
-  initialContent,
-  type ModelView,
-  trainableCount,
-  virtualTokens,
-} from "./content.ts";
+import { type AdapterContent, trainableCount, virtualTokens } from "./content.ts";
 import type { Engine, Feed } from "./engine.ts";
+import { initialContent } from "./initial.ts";
 import { MicroBatches } from "./microbatches.ts";
 import { mix, shuffled } from "./random.ts";
 import { AtRest } from "./rest.ts";
@@ -25,6 +20,7 @@ import {
   statisticOf,
   weightSquares,
 } from "./scores.ts";
+import type { ModelView } from "./selectors.ts";
 import { onAbort, reasonOf } from "./signals.ts";
 import {
   configOf,

@@ -23,6 +23,8 @@ import {
   sha256Hex,
   text,
 } from "./schema.ts";
+import { startNames, type TensorKindName, tensorKinds } from "./tensors/index.ts";
+import { termNames } from "./terms.ts";
 
 export const BUNDLE_FORMAT = "weft-bundle";
 export const BUNDLE_VERSION = 6;
@@ -83,20 +85,13 @@ const BranchTensor = object({
   /** Which of the site's axes the columns run over, if either. */
   axis: v.exactOptional(side),
   trained: boolean,
-  /**
-   * `uniform`: ±1/√cols (Kaiming with a = √5, as PEFT). `selection`: channels drawn when a job starts.
-   * `norm`: ‖rows of the site's matrix‖₂. `tokens`: embeddings of random tokens. `entries`: places in the
-   * matrix. `leading`: the bundle's own selection. `bias`: the site's bias.
-   */
-  init: oneOf(["zeros", "ones", "uniform", "selection", "norm", "tokens", "entries", "leading", "bias"]),
+  kind: oneOf(Object.keys(tensorKinds) as TensorKindName[]),
+  /** How it begins: one of its kind's starts. */
+  init: oneOf(startNames),
   /** Its key in a PEFT file, after the module path; null for what follows from the others. */
   key: v.nullable(text),
-  /**
-   * How the file has it: as in the slot, transposed, without the one row, or the chosen channels alone
-   * (int32); `beside`: the method's tensors of all layers side by side in one, whose name is the key alone;
-   * `entries`, `places`: numbers of single entries, and their rows and columns (int32).
-   */
-  shape: oneOf(["rows", "columns", "vector", "selection", "beside", "entries", "places"]),
+  /** How a file has numbers, where not as a slot has them: transposed, or in one dimension. */
+  shape: v.exactOptional(oneOf(["columns", "vector"])),
 });
 const BranchEntry = object({
   index: count,
@@ -115,20 +110,28 @@ const configFields = [
   "alphaPattern",
   "selector",
 ] as const;
-const MethodEntry = object({
-  name: text,
+/** How Hugging Face PEFT, or a folder of its shape, has a method. */
+const PeftEntry = object({
   /** `peft_type` of its folders. */
-  peftType: text,
+  type: text,
   /**
    * What its adapter_config.json says beside `peft_type`, where several methods share one: missing counts as
    * false.
    */
   when: record(v.unknown()),
+  /** Keys of its adapter_config.json, and the field of AdapterConfig that each holds. */
+  config: record(oneOf(configFields)),
+  /** Keys that are always written as they are. */
+  fixed: record(v.unknown()),
+  /** Those of them that say what is computed: a file that differs is refused. */
+  meaning: v.array(text),
+});
+/** One thing that a branch does to its site's matrix and bias: a term, and its tensors' names by role. */
+const TermEntry = object({ term: oneOf(termNames), of: record(text) });
+const MethodEntry = object({
+  name: text,
+  peft: PeftEntry,
   scale: oneOf(["alpha/rank", "one"]),
-  /**
-   * What the rank counts, where it is not rows: as many entries as LoRA of the configured rank has numbers.
-   */
-  counts: v.exactOptional(v.literal("entries")),
   /** Its rank counts tokens of its own, which every sequence begins with. */
   virtual: v.exactOptional(v.literal(true)),
   /** Does it adapt every layer, or only the first? */
@@ -137,18 +140,10 @@ const MethodEntry = object({
   targets: v.union([v.literal("all-linear"), v.array(text)], "all-linear or a list of modules"),
   /** Rank when none is asked for; null: all that the bundle has room for. */
   rank: v.nullable(positive),
-  /**
-   * What its branch does to a matrix, which is how it merges: B·A of tensors `a` and `b`; the `delta` of the
-   * channels in `index`; the `values` of single entries; rows of W + B·A scaled to magnitudes; gains; B·A
-   * beside one of W itself; B·A and another bias. Null: it is not linear and cannot merge.
-   */
-  form: v.nullable(oneOf(["factors", "selection", "entries", "magnitudes", "gains", "sequential", "biased"])),
+  /** What its branches do, in order; null: it is not linear in what enters, and cannot merge. */
+  change: v.nullable(v.array(TermEntry)),
   /** Does training drop inputs of its branches? */
   dropout: boolean,
-  /** Keys of its adapter_config.json, and the field of AdapterConfig that each holds. */
-  config: record(oneOf(configFields)),
-  /** Keys that are always written as they are. */
-  fixed: record(v.unknown()),
 });
 /** How many workgroups a launch takes in one dimension: ceil(count · mul / div). */
 const GridDim = object({
@@ -328,6 +323,7 @@ export type BranchTensor = Of<typeof BranchTensor>;
 export type BranchEntry = Of<typeof BranchEntry>;
 /** What the runtime must know about an adapter method beside its kernels. */
 export type MethodEntry = Of<typeof MethodEntry>;
+export type TermEntry = Of<typeof TermEntry>;
 export type GridDim = Of<typeof GridDim>;
 export type LaunchEntry = Of<typeof LaunchEntry>;
 export type ProgramEntry = Of<typeof ProgramEntry>;

@@ -5,7 +5,7 @@
  */
 import * as v from "valibot";
 import type { AdapterRef } from "./adapters.ts";
-import { type AdapterContent, type ModelView, selectors } from "./content.ts";
+import type { AdapterContent } from "./content.ts";
 import { MAX_STOPS } from "./contract.ts";
 import type { LoadProgress } from "./device.ts";
 import type { StepTrace } from "./engine.ts";
@@ -33,6 +33,7 @@ import {
   text,
   tokenIds,
 } from "./schema.ts";
+import { type ModelView, selectors } from "./selectors.ts";
 import type { Row, TrainEvent, TrainState } from "./trainer.ts";
 
 /** Most alternatives that a token is reported with. */

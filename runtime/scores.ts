@@ -2,11 +2,12 @@
  * What S2FT's selectors look at (paper §3.2): weights and activations of the channels that matrices share.
  */
 import type { Manifest, ParamEntry, SiteEntry } from "./bundle.ts";
-import { type AdapterContent, placeOf, readSelection } from "./content.ts";
+import { type AdapterContent, placedIn } from "./content.ts";
 import { paramNamed } from "./device.ts";
 import type { Engine } from "./engine.ts";
 import { packedWords, unpack } from "./formats.ts";
 import { channelOrder, reorder } from "./order.ts";
+import { selection } from "./tensors/selection.ts";
 
 const channelsOf = (s: SiteEntry): number => (s.coupling!.axis === "in" ? s.inFeatures : s.outFeatures);
 
@@ -114,16 +115,11 @@ export function channelsTaken(
   const taken = new Set<number>();
   for (const { branches, tensors } of others)
     branches[layer]!.forEach(({ rank }, i) => {
-      const b = manifest.branches[i]!;
-      const site = manifest.sites[b.site]!;
-      if (
-        !rank ||
-        manifest.methods[b.method]!.form !== "selection" ||
-        site.coupling!.group !== of.coupling!.group ||
-        channelsOf(site) !== channelsOf(of)
-      )
-        return;
-      for (const c of readSelection(tensors[layer]!, placeOf(factors, i, "index"), rank)) taken.add(c);
+      const site = manifest.sites[manifest.branches[i]!.site]!;
+      const shares = site.coupling?.group === of.coupling!.group && channelsOf(site) === channelsOf(of);
+      if (!rank || !shares) return;
+      for (const p of placedIn(manifest, factors, tensors[layer]!, layer, i, rank))
+        if (p.t.kind === "selection") for (const c of selection.get(p)) taken.add(c);
     });
   return taken;
 }

@@ -4,7 +4,8 @@
  */
 import type { CompileOptions } from "../compiler/compile.ts";
 import { type Manifest, type SiteEntry, WeftError } from "../runtime/bundle.ts";
-import { placeOf, readSelection } from "../runtime/content.ts";
+import { placeOf } from "../runtime/content.ts";
+import { readSelection } from "../runtime/tensors/selection.ts";
 import { load } from "./engine.ts";
 import { withTemporaryFolder } from "./files.ts";
 import type { Calibrate } from "./options.ts";

@@ -5,7 +5,7 @@
 
 import * as v from "valibot";
 import { decode, encode, parseHeader, type TensorData, WeftError } from "../runtime/bundle.ts";
-import { type AdapterContent, selectors } from "../runtime/content.ts";
+import type { AdapterContent } from "../runtime/content.ts";
 import {
   boolean,
   check,
@@ -20,6 +20,7 @@ import {
   show,
   text,
 } from "../runtime/schema.ts";
+import { selectors } from "../runtime/selectors.ts";
 import type { TrainState } from "../runtime/trainer.ts";
 import { claimVersions, readVersion, writeVersion } from "../runtime/versions.ts";
 import { parseJson } from "./files.ts";

@@ -2,12 +2,13 @@
 
 import type { AdapterRef } from "../runtime/adapters.ts";
 import { encode, type Manifest, WeftError } from "../runtime/bundle.ts";
-import { type AdapterConfig, defaultConfig, resolveBranches } from "../runtime/content.ts";
+import { type AdapterConfig, defaultConfig } from "../runtime/content.ts";
 import { SMALL_FILE } from "../runtime/disk.ts";
 import { Engine as Core, type Finish, type Score } from "../runtime/engine.ts";
 import { claimFolder, readFolder, writeFolder } from "../runtime/folder.ts";
 import type { Verdicts } from "../runtime/invariance.ts";
 import { readVerified } from "../runtime/load.ts";
+import { resolveBranches } from "../runtime/match.ts";
 import { openDevice } from "../runtime/open.ts";
 import {
   adapterEntries,
@@ -45,7 +46,9 @@ import {
   SaveOptions,
   ScoreOptions,
 } from "./options.ts";
-import { numbersAtMost, readAdapter, writeAdapter, writeAsLora } from "./peft.ts";
+import { numbersAtMost } from "./peft/folder.ts";
+import { readAdapter } from "./peft/read.ts";
+import { writeAdapter, writeAsLora } from "./peft/write.ts";
 import { type Piece, pieces } from "./pieces.ts";
 import { compressTernary, expandTernary } from "./ternary.ts";
 import { type Message, Text } from "./text.ts";

@@ -2,9 +2,12 @@ import { readFileSync, statSync, writeFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import { compile } from "../compiler/compile.ts";
 import type { AdapterRef } from "../runtime/adapters.ts";
+import { asLowRank } from "../runtime/branch.ts";
 import { decode, parseHeader } from "../runtime/bundle.ts";
-import { placeOf, readEntries, readSelection } from "../runtime/content.ts";
-import { addDeltas, asLowRank } from "../runtime/lowrank.ts";
+import { placeOf } from "../runtime/content.ts";
+import { addDeltas } from "../runtime/lowrank.ts";
+import { readEntries } from "../runtime/tensors/entries.ts";
+import { readSelection } from "../runtime/tensors/selection.ts";
 import {
   compile as compileBundle,
   type FinetuneOptions,
@@ -13,7 +16,7 @@ import {
   planMemory,
   type WeftError,
 } from "../sdk/index.ts";
-import { writeAdapter } from "../sdk/peft.ts";
+import { writeAdapter } from "../sdk/peft/write.ts";
 import {
   batchOf,
   bits,

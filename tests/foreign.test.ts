@@ -10,7 +10,8 @@ import { openModel } from "../compiler/open.ts";
 import { parseHeader } from "../runtime/bundle.ts";
 import { asManifest } from "../runtime/load.ts";
 import { planMemory, WeftError } from "../sdk/index.ts";
-import { readAdapter, writeAdapter } from "../sdk/peft.ts";
+import { readAdapter } from "../sdk/peft/read.ts";
+import { writeAdapter } from "../sdk/peft/write.ts";
 import { compressTernary, expandTernary } from "../sdk/ternary.ts";
 import { Text } from "../sdk/text.ts";
 import { batchOf, bundle, configs, engineOf } from "./support/engines.ts";
@@ -46,7 +47,15 @@ test("manifests: every index, offset and length stays inside what it points into
     [(m) => (m.branches[0].site = 99), /branches\[0\]\.site.*below/],
     [(m) => (m.branches[0].index = 1), /branches\[0\]\.index/],
     [(m) => (m.branches[0].method = "toString"), /branches\[0\]\.method/],
-    [(m) => (m.branches[0].tensors[0].shape = "row"), /did you mean "rows"/],
+    [(m) => (m.branches[0].tensors[0].kind = "dens"), /did you mean "dense"/],
+    [(m) => (m.branches[0].tensors[0].kind = "selection"), /tensors\[0\]\.init.*selection, leading/],
+    [(m) => (m.branches[0].tensors[0].init = "leading"), /tensors\[0\]\.init.*zeros, ones/],
+    [(m) => (m.branches[0].tensors[0].shape = "vector"), /a vector of one row/],
+    [(m) => (m.methods.lora.change[0].term = "prodct"), /did you mean "product"/],
+    [(m) => (m.methods.lora.change[0].of.b = "c"), /a tensor c/],
+    [(m) => delete m.methods.lora.change[0].of.b, /branches\[0\]\.tensors/],
+    [(m) => (m.methods.lora.change = [{ term: "entries", of: { index: "a", values: "b" } }]), /of its kind/],
+    [(m) => (m.updates.words = ["lr"]), /wasm\.header.*words of updates/],
     [(m) => m.branches[0].tensors.pop(), /a tensor b/],
     [(m) => (m.sites[0].coupling = { group: "x", axis: "in", unit: 1, shared: false, extra: 1 }), /extra/],
     [(m) => (m.sites.find((s: { kind: string }) => s.kind === "linear").outFeatures *= 2), /./],

@@ -7,6 +7,7 @@ import * as assert from "uvu/assert";
 import { compile } from "../compiler/compile.ts";
 import type { ParamEntry } from "../runtime/bundle.ts";
 import type { StepTrace } from "../runtime/engine.ts";
+import type { TensorKind } from "../runtime/tensors/tensor.ts";
 import type { Engine, FinetuneOptions, WeftError } from "../sdk/index.ts";
 import {
   batchOf,
@@ -333,7 +334,7 @@ test("law 6: the pruned backward of a layer = the full one, bit for bit, for eve
   const { llama } = await import("../compiler/models/llama.ts");
   const { Graph, inputName, toposort } = await import("../ops/index.ts");
   const { batch, inputData, runOn } = await import("./support/graphs.ts");
-  const { writeEntries, writeSelection } = await import("../runtime/content.ts");
+  const { tensorKinds } = await import("../runtime/tensors/index.ts");
   const model = llama.read(configs.odd);
   const unit = { ...batch("pruning", 21, 3, "unit"), ranks: [8, 8, 8, 8] };
   const n = 21;
@@ -353,7 +354,9 @@ test("law 6: the pruned backward of a layer = the full one, bit for bit, for eve
     })();
     // Every site the method can have: all of its kind, for S2FT those that share channels.
     const own = sites.filter(
-      (s) => s.kind === (method.at ?? "linear") && (method.form !== "selection" || s.coupling),
+      (s) =>
+        s.kind === (method.at ?? "linear") &&
+        (!method.change?.some(({ term }) => term === "channels") || s.coupling),
     );
     const branches = own.map((site, index) => ({
       index,
@@ -388,20 +391,25 @@ test("law 6: the pruned backward of a layer = the full one, bit for bit, for eve
         const data = inputData([out, ...roots], unit, "pruning");
         // Chosen channels and entries are numbers of channels and entries.
         for (const x of branches)
-          for (const t of x.tensors.filter((t) => t.name === "index" && data[tensorName(x, "index")])) {
+          for (const t of x.tensors) {
+            const kind: TensorKind = tensorKinds[t.kind];
+            if (!kind.index || !data[tensorName(x, t.name)]) continue;
             const slot = new Float32Array(t.cols);
             const at = { offset: 0, k: t.cols } as ParamEntry;
             const chosen = Array.from({ length: 8 }, (_, i) => i * 7);
-            if (method.form === "entries")
-              writeEntries(slot, at, 8, x.site.outFeatures, x.site.inFeatures, chosen);
-            else
-              writeSelection(
-                slot,
+            kind.set(
+              {
+                t,
                 at,
-                8,
-                chosen.map((c) => c % (t.cols - 8)),
-              );
-            for (let s = 0; s < 4; s++) data[tensorName(x, "index")]!.set(slot, s * t.cols);
+                slot,
+                site: x.site,
+                branch: { ...x, method: method.name, site: 0 },
+                layer: 0,
+                rank: 8,
+              },
+              chosen.map((c) => c % (t.cols - 8)),
+            );
+            for (let s = 0; s < 4; s++) data[tensorName(x, t.name)]!.set(slot, s * t.cols);
           }
         const r = await runOn(target, roots, data, unit);
         outputs = r.outputs.length;

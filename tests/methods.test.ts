@@ -5,7 +5,7 @@ import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import { decode, parseHeader } from "../runtime/bundle.ts";
-import { writeAdapter, writeAsLora } from "../sdk/peft.ts";
+import { writeAdapter, writeAsLora } from "../sdk/peft/write.ts";
 import {
   batchOf,
   checkGradient,

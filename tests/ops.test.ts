@@ -53,7 +53,7 @@ import {
   widen,
 } from "../ops/index.ts";
 import type { ParamEntry } from "../runtime/bundle.ts";
-import { writeEntries } from "../runtime/content.ts";
+import { writeEntries } from "../runtime/tensors/entries.ts";
 import { type Batch, batch, capacities, context, inputData, runOn } from "./support/graphs.ts";
 import { generator } from "./support/random.ts";
 import { suite } from "./support/suite.ts";

@@ -6,7 +6,7 @@ import { createHash } from "node:crypto";
 import { existsSync, readFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import { decode, parseHeader } from "../runtime/bundle.ts";
-import { writeAdapter } from "../sdk/peft.ts";
+import { writeAdapter } from "../sdk/peft/write.ts";
 import {
   batchOf,
   checkGradient,

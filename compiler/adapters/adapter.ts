@@ -17,9 +17,12 @@ export interface BranchContext {
   /** The site's bias, which y holds already. */
   readonly bias: Value | null;
 }
-export interface AdapterMethod extends Omit<MethodEntry, "fixed"> {
-  /** Keys of its adapter_config.json that are always the same, or follow from the model. */
-  readonly fixed: Readonly<Record<string, unknown>> | ((m: Model) => Readonly<Record<string, unknown>>);
+export interface AdapterMethod extends Omit<MethodEntry, "peft"> {
+  /** How files call it. What they always say may follow from the model. */
+  readonly peft: Omit<MethodEntry["peft"], "fixed" | "meaning"> & {
+    readonly fixed: Readonly<Record<string, unknown>> | ((m: Model) => Readonly<Record<string, unknown>>);
+    readonly meaning?: readonly string[];
+  };
   /** The kind of sites that it can have branches at; `linear` when it does not say. */
   readonly at?: SiteKind;
   /**

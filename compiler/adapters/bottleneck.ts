@@ -8,22 +8,25 @@ import type { AdapterMethod } from "./adapter.ts";
 
 const bottleneck = (name: string, parallel: boolean): AdapterMethod => ({
   name,
-  peftType: "BOTTLENECK",
-  when: { use_parallel_adapter: parallel },
+  peft: {
+    type: "BOTTLENECK",
+    when: { use_parallel_adapter: parallel },
+    config: { bottleneck_size: "rank" },
+    fixed: {
+      non_linearity: "tanh",
+      use_parallel_adapter: parallel,
+      use_adapterp: false,
+      scaling: 1,
+      bias: "none",
+      init_weights: "mam_adapter",
+    },
+    meaning: ["non_linearity", "use_adapterp", "scaling"],
+  },
   scale: "one",
   targets: ["o_proj", "down_proj"],
   rank: 8,
-  form: null,
+  change: null,
   dropout: false,
-  config: { bottleneck_size: "rank" },
-  fixed: {
-    non_linearity: "tanh",
-    use_parallel_adapter: parallel,
-    use_adapterp: false,
-    scaling: 1,
-    bias: "none",
-    init_weights: "mam_adapter",
-  },
   capacity: (_, __, c) => c.rank,
   tensors: (site) => [
     {
@@ -32,9 +35,9 @@ const bottleneck = (name: string, parallel: boolean): AdapterMethod => ({
       cols: parallel ? site.inFeatures : site.outFeatures,
       axis: parallel ? "in" : "out",
       trained: true,
+      kind: "dense",
       init: "uniform",
       key: "adapter_down.weight",
-      shape: "rows",
     },
     {
       name: "up",
@@ -42,6 +45,7 @@ const bottleneck = (name: string, parallel: boolean): AdapterMethod => ({
       cols: site.outFeatures,
       axis: "out",
       trained: true,
+      kind: "dense",
       init: "zeros",
       key: "adapter_up.weight",
       shape: "columns",

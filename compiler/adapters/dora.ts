@@ -20,10 +20,9 @@ import { lora } from "./lora.ts";
 export const dora: AdapterMethod = {
   ...lora,
   name: "dora",
-  when: { use_dora: true },
-  form: "magnitudes",
+  peft: { ...lora.peft, when: { use_dora: true }, fixed: { ...lora.peft.fixed, use_dora: true } },
+  change: [...lora.change!, { term: "magnitudes", of: { m: "m" } }],
   dropout: false,
-  fixed: { ...lora.fixed, use_dora: true },
   tensors: (site, capacity) => [
     ...lora.tensors(site, capacity),
     {
@@ -32,6 +31,7 @@ export const dora: AdapterMethod = {
       cols: site.outFeatures,
       axis: "out",
       trained: true,
+      kind: "dense",
       init: "norm",
       key: "lora_magnitude_vector",
       shape: "vector",
@@ -42,6 +42,7 @@ export const dora: AdapterMethod = {
       cols: site.outFeatures,
       axis: "out",
       trained: false,
+      kind: "dense",
       init: "zeros",
       key: null,
       shape: "vector",

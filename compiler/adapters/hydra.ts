@@ -8,15 +8,21 @@ import type { AdapterMethod } from "./adapter.ts";
 
 export const hydra: AdapterMethod = {
   name: "hydra",
-  peftType: "HYDRA",
-  when: {},
+  peft: {
+    type: "HYDRA",
+    when: {},
+    config: { r: "rank", lora_alpha: "alpha" },
+    fixed: { bias: "none" },
+  },
   scale: "alpha/rank",
   targets: ["o_proj", "down_proj"],
   rank: 8,
-  form: "sequential",
+  // The sequential branch has y as the base alone makes it.
+  change: [
+    { term: "after", of: { a: "sa", b: "sb" } },
+    { term: "product", of: { a: "pa", b: "pb" } },
+  ],
   dropout: false,
-  config: { r: "rank", lora_alpha: "alpha" },
-  fixed: { bias: "none" },
   capacity: (_, __, c) => c.rank,
   tensors: (site) => [
     {
@@ -25,9 +31,9 @@ export const hydra: AdapterMethod = {
       cols: site.inFeatures,
       axis: "in",
       trained: true,
+      kind: "dense",
       init: "uniform",
       key: "hydra_parallel_A.weight",
-      shape: "rows",
     },
     {
       name: "pb",
@@ -35,6 +41,7 @@ export const hydra: AdapterMethod = {
       cols: site.outFeatures,
       axis: "out",
       trained: true,
+      kind: "dense",
       init: "zeros",
       key: "hydra_parallel_B.weight",
       shape: "columns",
@@ -45,9 +52,9 @@ export const hydra: AdapterMethod = {
       cols: site.outFeatures,
       axis: "out",
       trained: true,
+      kind: "dense",
       init: "uniform",
       key: "hydra_sequential_A.weight",
-      shape: "rows",
     },
     {
       name: "sb",
@@ -55,6 +62,7 @@ export const hydra: AdapterMethod = {
       cols: site.outFeatures,
       axis: "out",
       trained: true,
+      kind: "dense",
       init: "zeros",
       key: "hydra_sequential_B.weight",
       shape: "columns",

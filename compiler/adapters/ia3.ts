@@ -12,20 +12,23 @@ type Rows = Type & { kind: "rows" };
 
 export const ia3: AdapterMethod = {
   name: "ia3",
-  peftType: "IA3",
-  when: {},
+  peft: {
+    type: "IA3",
+    when: {},
+    config: {},
+    fixed: {
+      feedforward_modules: ["down_proj"],
+      init_ia3_weights: true,
+      fan_in_fan_out: false,
+      modules_to_save: null,
+    },
+    meaning: ["feedforward_modules"],
+  },
   scale: "one",
   targets: ["k_proj", "v_proj", "down_proj"],
   rank: 1,
-  form: "gains",
+  change: [{ term: "gains", of: { gain: "l" } }],
   dropout: false,
-  config: {},
-  fixed: {
-    feedforward_modules: ["down_proj"],
-    init_ia3_weights: true,
-    fan_in_fan_out: false,
-    modules_to_save: null,
-  },
   capacity: () => 1,
   tensors: (site) => [
     feedForward(site)
@@ -35,9 +38,9 @@ export const ia3: AdapterMethod = {
           cols: site.inFeatures,
           axis: "in",
           trained: true,
+          kind: "dense",
           init: "ones",
           key: "ia3_l",
-          shape: "rows",
         }
       : {
           name: "l",
@@ -45,6 +48,7 @@ export const ia3: AdapterMethod = {
           cols: site.outFeatures,
           axis: "out",
           trained: true,
+          kind: "dense",
           init: "ones",
           key: "ia3_l",
           shape: "columns",

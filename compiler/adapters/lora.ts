@@ -7,28 +7,30 @@ import type { AdapterMethod } from "./adapter.ts";
 
 export const lora: AdapterMethod = {
   name: "lora",
-  peftType: "LORA",
-  when: { use_dora: false },
+  peft: {
+    type: "LORA",
+    when: { use_dora: false },
+    config: {
+      r: "rank",
+      lora_alpha: "alpha",
+      lora_dropout: "dropout",
+      use_rslora: "rslora",
+      rank_pattern: "rankPattern",
+      alpha_pattern: "alphaPattern",
+    },
+    fixed: {
+      bias: "none",
+      fan_in_fan_out: false,
+      init_lora_weights: true,
+      modules_to_save: null,
+      layers_to_transform: null,
+    },
+  },
   scale: "alpha/rank",
   targets: "all-linear",
   rank: 8,
-  form: "factors",
+  change: [{ term: "product", of: { a: "a", b: "b" } }],
   dropout: true,
-  config: {
-    r: "rank",
-    lora_alpha: "alpha",
-    lora_dropout: "dropout",
-    use_rslora: "rslora",
-    rank_pattern: "rankPattern",
-    alpha_pattern: "alphaPattern",
-  },
-  fixed: {
-    bias: "none",
-    fan_in_fan_out: false,
-    init_lora_weights: true,
-    modules_to_save: null,
-    layers_to_transform: null,
-  },
   capacity: (_, __, c) => c.rank,
   tensors: (site) => [
     {
@@ -37,9 +39,9 @@ export const lora: AdapterMethod = {
       cols: site.inFeatures,
       axis: "in",
       trained: true,
+      kind: "dense",
       init: "uniform",
       key: "lora_A.weight",
-      shape: "rows",
     },
     {
       name: "b",
@@ -47,6 +49,7 @@ export const lora: AdapterMethod = {
       cols: site.outFeatures,
       axis: "out",
       trained: true,
+      kind: "dense",
       init: "zeros",
       key: "lora_B.weight",
       shape: "columns",

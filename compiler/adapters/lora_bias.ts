@@ -9,9 +9,12 @@ import { lora } from "./lora.ts";
 export const loraBias: AdapterMethod = {
   ...lora,
   name: "lora_bias",
-  when: { ...lora.when, bias: "lora_only" },
-  form: "biased",
-  fixed: { ...lora.fixed, bias: "lora_only" },
+  peft: {
+    ...lora.peft,
+    when: { ...lora.peft.when, bias: "lora_only" },
+    fixed: { ...lora.peft.fixed, bias: "lora_only" },
+  },
+  change: [...lora.change!, { term: "bias", of: { bias: "bias" } }],
   tensors: (site, capacity) => [
     ...lora.tensors(site, capacity),
     ...(site.bias
@@ -22,6 +25,7 @@ export const loraBias: AdapterMethod = {
             cols: site.outFeatures,
             axis: "out",
             trained: true,
+            kind: "dense",
             init: "bias",
             key: "base_layer.bias",
             shape: "vector",

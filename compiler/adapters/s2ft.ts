@@ -36,17 +36,19 @@ function capacity(site: SiteSpec, sites: readonly SiteSpec[], c: Capacities): nu
 
 export const s2ft: AdapterMethod = {
   name: "s2ft",
-  peftType: "S2FT",
-  // Files of the class `permuted` say the same thing, and name its channels too.
-  when: {},
+  peft: {
+    type: "S2FT",
+    // Files of the class `permuted` say the same thing, and name its channels too.
+    when: {},
+    config: { selector: "selector" },
+    fixed: { class: "indexed" },
+  },
   scale: "one",
   targets: "all-linear",
   rank: null,
-  form: "selection",
+  change: [{ term: "channels", of: { index: "index", delta: "delta" } }],
   dropout: false,
   calibrates: true,
-  config: { selector: "selector" },
-  fixed: { class: "indexed" },
   capacity,
   tensors: (site, rank) => {
     const inner = site.coupling!.axis === "in";
@@ -56,18 +58,19 @@ export const s2ft: AdapterMethod = {
         rows: "one",
         cols: rank + (inner ? site.inFeatures : site.outFeatures),
         trained: false,
+        kind: "selection",
         init: "selection",
         key: "s2ft_index",
-        shape: "selection",
       },
       {
         name: "delta",
         rows: "rank",
         cols: length(site),
         trained: true,
+        kind: "dense",
         init: "zeros",
         key: "s2ft_delta",
-        shape: inner ? "columns" : "rows",
+        ...(inner && { shape: "columns" }),
       },
     ];
   },

@@ -11,9 +11,7 @@ const { calibrates: _, ...indexed } = s2ft;
 export const s2ftPermuted: AdapterMethod = {
   ...indexed,
   name: "s2ft_permuted",
-  when: { class: "permuted" },
-  config: {},
-  fixed: { class: "permuted" },
+  peft: { ...s2ft.peft, when: { class: "permuted" }, config: {}, fixed: { class: "permuted" } },
   // Heads that share keys move, and are trained, together.
   capacity: (site, sites, c) => {
     const most = s2ft.capacity(site, sites, c);

@@ -6,31 +6,34 @@
 import { overlay } from "../../ops/index.ts";
 import type { AdapterMethod } from "./adapter.ts";
 
+const files = { when: {}, config: { num_virtual_tokens: "rank" } } as const;
 const common = {
-  when: {},
   scale: "one",
   targets: "all-linear",
   rank: null,
-  form: null,
+  change: null,
   dropout: false,
   virtual: true,
-  config: { num_virtual_tokens: "rank" },
   capacity: (_, __, c) => c.rank,
 } as const satisfies Partial<AdapterMethod>;
 
 export const prefix: AdapterMethod = {
   ...common,
   name: "prefix",
-  peftType: "PREFIX_TUNING",
   at: "cache",
-  fixed: (m) => ({
-    num_layers: m.layers,
-    num_attention_heads: m.kvHeads,
-    token_dim: m.kvHeads * m.headDim,
-    num_transformer_submodules: 1,
-    encoder_hidden_size: m.kvHeads * m.headDim,
-    prefix_projection: false,
-  }),
+  peft: {
+    ...files,
+    type: "PREFIX_TUNING",
+    fixed: (m) => ({
+      num_layers: m.layers,
+      num_attention_heads: m.kvHeads,
+      token_dim: m.kvHeads * m.headDim,
+      num_transformer_submodules: 1,
+      encoder_hidden_size: m.kvHeads * m.headDim,
+      prefix_projection: false,
+    }),
+    meaning: ["prefix_projection"],
+  },
   tensors: (site) =>
     (["k", "v"] as const).map((name) => ({
       name,
@@ -38,34 +41,37 @@ export const prefix: AdapterMethod = {
       cols: site.inFeatures,
       axis: "in",
       trained: true,
+      kind: "beside",
       init: "uniform",
       key: "prompt_embeddings",
-      shape: "beside",
     })),
   cache: (part, x, { tensor }) => overlay(x, tensor(part)),
 };
 export const prompt: AdapterMethod = {
   ...common,
   name: "prompt",
-  peftType: "PROMPT_TUNING",
   at: "entry",
   layers: "first",
-  fixed: (m) => ({
-    num_layers: m.layers,
-    num_attention_heads: m.heads,
-    token_dim: m.hiddenSize,
-    num_transformer_submodules: 1,
-    prompt_tuning_init: "RANDOM",
-  }),
+  peft: {
+    ...files,
+    type: "PROMPT_TUNING",
+    fixed: (m) => ({
+      num_layers: m.layers,
+      num_attention_heads: m.heads,
+      token_dim: m.hiddenSize,
+      num_transformer_submodules: 1,
+      prompt_tuning_init: "RANDOM",
+    }),
+  },
   tensors: (site) => [
     {
       name: "tokens",
       rows: "rank",
       cols: site.inFeatures,
       trained: true,
+      kind: "beside",
       init: "tokens",
       key: "prompt_embeddings",
-      shape: "beside",
     },
   ],
   input: (x, { tensor }) => overlay(x, tensor("tokens")),

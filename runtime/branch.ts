@@ -1,0 +1,73 @@
+/** A branch of an adapter as what it does to its site, in numbers. */
+import { type Manifest, type TargetPlan, WeftError } from "./bundle.ts";
+import { type AdapterContent, placedIn } from "./content.ts";
+import type { LowRank } from "./lowrank.ts";
+import { tensorKinds } from "./tensors/index.ts";
+import { rowsOf, type TensorKind } from "./tensors/tensor.ts";
+import { type TermOf, termOf } from "./terms.ts";
+
+/** A branch of one layer as its terms, in order. Throws WEFT_ADAPTER for a method that has none. */
+export function termsOf(
+  manifest: Manifest,
+  plan: TargetPlan,
+  { branches, tensors }: AdapterContent,
+  layer: number,
+  branch: number,
+): { term: ReturnType<typeof termOf>; c: TermOf }[] {
+  const { method } = manifest.branches[branch]!;
+  const { change } = manifest.methods[method]!;
+  if (!change)
+    throw new WeftError({
+      code: "WEFT_ADAPTER",
+      where: `method ${method}`,
+      expected: "a method that is a change of weights",
+      found: "one that is not: it cannot merge",
+    });
+  const { rank, scale } = branches[layer]![branch]!;
+  const placed = placedIn(manifest, plan.factors, tensors[layer]!, layer, branch, rank);
+  return change.map(({ term, of }) => {
+    const find = (role: string) => placed.find((p) => p.t.name === of[role]);
+    return {
+      term: termOf(term),
+      c: {
+        site: manifest.sites[manifest.branches[branch]!.site]!,
+        rank,
+        scale,
+        tensor: (role) => {
+          const p = find(role);
+          return p ? p.slot.slice(p.at.offset, p.at.offset + rowsOf(p) * p.t.cols) : null;
+        },
+        axis: (role) => find(role)?.t.axis ?? null,
+        chosen: (role) => {
+          const p = find(role)!;
+          const kind: TensorKind = tensorKinds[p.t.kind];
+          return kind.index ? kind.get(p) : [];
+        },
+      },
+    };
+  });
+}
+
+/** A branch of one layer as an exact product. Throws WEFT_ADAPTER for methods that are no sum of products. */
+export function asLowRank(
+  manifest: Manifest,
+  plan: TargetPlan,
+  content: AdapterContent,
+  layer: number,
+  branch: number,
+): LowRank {
+  const parts = termsOf(manifest, plan, content, layer, branch).map(({ term, c }): LowRank => {
+    if (!term.product)
+      throw new WeftError({
+        code: "WEFT_ADAPTER",
+        where: `method ${manifest.branches[branch]!.method}`,
+        expected: "a method that adds a low-rank or indexed delta to weights",
+        found: `one that ${term.says}`,
+      });
+    return term.product(c);
+  });
+  const joined = (of: "a" | "b"): Float32Array => Float32Array.from(parts.flatMap((p) => [...p[of]]));
+  return parts.length === 1
+    ? parts[0]!
+    : { rank: parts.reduce((n, p) => n + p.rank, 0), a: joined("a"), b: joined("b") };
+}

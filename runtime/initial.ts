@@ -1,0 +1,38 @@
+/** Adapters as they begin. */
+import { type BranchTensor, type Manifest, type ParamEntry, WeftError } from "./bundle.ts";
+import { type AdapterConfig, type AdapterContent, placedIn } from "./content.ts";
+import { resolveBranches } from "./match.ts";
+import { type ModelView, selectors } from "./selectors.ts";
+import { tensorKinds } from "./tensors/index.ts";
+import type { Start, TensorKind } from "./tensors/tensor.ts";
+
+/** A fresh adapter, which starts as the base: tensors as their method says, from the seed. */
+export async function initialContent(
+  manifest: Manifest,
+  places: readonly ParamEntry[],
+  slotWords: number,
+  config: AdapterConfig,
+  seed: number,
+  model: ModelView,
+): Promise<AdapterContent> {
+  if (!selectors.includes(config.selector))
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "selector",
+      expected: selectors.join(", "),
+      found: String(config.selector),
+    });
+  const branches = resolveBranches(manifest, config);
+  const from = { manifest, selector: config.selector, seed, model };
+  const tensors: Float32Array[] = [];
+  for (const [l, layer] of branches.entries()) {
+    const slot = new Float32Array(slotWords);
+    for (const [i, { rank }] of layer.entries()) {
+      if (!rank) continue;
+      for (const p of placedIn(manifest, places, slot, l, i, rank)) await startOf(p.t)(p, from);
+    }
+    tensors.push(slot);
+  }
+  return { config, branches, tensors };
+}
+const startOf = ({ kind, init }: BranchTensor): Start => (tensorKinds[kind] as TensorKind).starts[init]!;

@@ -1,0 +1,109 @@
+/** Which branches of which layers an adapter has: its configuration's names against a bundle's sites. */
+import { type BranchEntry, type Manifest, type SiteEntry, WeftError } from "./bundle.ts";
+import { type AdapterConfig, absent, type BranchState, indexTensor, modulePath, siteOf } from "./content.ts";
+import { pattern, steps } from "./pattern.ts";
+import { show } from "./schema.ts";
+import { tensorKinds } from "./tensors/index.ts";
+import type { TensorKind } from "./tensors/tensor.ts";
+
+/** Rows of a branch's tensors for what a configuration calls rank. */
+function rowsAt(b: BranchEntry, rank: number, site: SiteEntry): number {
+  const index = indexTensor(b);
+  const kind: TensorKind | null = index ? tensorKinds[index.kind] : null;
+  return kind?.index ? kind.rows(rank, site) : rank;
+}
+
+/**
+ * Which branches of which layers a config names, as PEFT matches modules. `rankOf` overrides the rank where a
+ * file decides it. Throws WEFT_ADAPTER_MISMATCH for a module or rank that the bundle has no room for.
+ */
+export function resolveBranches(
+  manifest: Manifest,
+  config: AdapterConfig,
+  rankOf?: (path: string, b: BranchEntry) => number | null,
+): BranchState[][] {
+  const { targetModules } = config;
+  const method = Object.hasOwn(manifest.methods, config.method) ? manifest.methods[config.method] : undefined;
+  if (!method)
+    throw new WeftError({
+      code: "WEFT_ADAPTER_MISMATCH",
+      where: "method",
+      expected: Object.keys(manifest.methods).join(", ") || "a bundle compiled for adapters",
+      found: config.method,
+      hint: `compile with --methods ${config.method}`,
+    });
+  const budget = steps();
+  const regex =
+    typeof targetModules === "string" && targetModules !== "all-linear"
+      ? pattern(targetModules, false, { code: "WEFT_ADAPTER", where: "target_modules" })
+      : null;
+  const matches = (p: string): boolean =>
+    targetModules === "all-linear" ||
+    (regex
+      ? regex(p, budget)
+      : (targetModules as readonly string[]).some((t) => p === t || p.endsWith(`.${t}`)));
+  /** A number by module: that of the first key which matches, as PEFT has it. */
+  const byModule = (
+    where: string,
+    map: Readonly<Record<string, number>>,
+  ): ((p: string) => number | undefined) => {
+    const keys = Object.entries(map).map(
+      ([key, v]) =>
+        [pattern(key, true, { code: "WEFT_ADAPTER", where: `${where}[${show(key)}]` }), v] as const,
+    );
+    return (p) => keys.find(([key]) => key(p, budget))?.[1];
+  };
+  const rankAt = byModule("rank_pattern", config.rankPattern);
+  const alphaAt = byModule("alpha_pattern", config.alphaPattern);
+  const ours = manifest.branches.filter((b) => b.method === config.method);
+  const paths = Array.from({ length: manifest.model.layers }, (_, l) =>
+    ours.map((b) => modulePath(manifest, l, siteOf(manifest, b))),
+  ).flat();
+  if (Array.isArray(targetModules))
+    for (const t of targetModules)
+      if (!paths.some((p) => p === t || p.endsWith(`.${t}`)))
+        throw new WeftError({
+          code: "WEFT_ADAPTER_MISMATCH",
+          where: "target_modules",
+          expected: ours.map((b) => siteOf(manifest, b).module.split(".").pop()).join(", "),
+          found: t,
+        });
+  const found = Array.from({ length: manifest.model.layers }, (_, l) =>
+    manifest.branches.map((b): BranchState => {
+      if (b.method !== config.method || (l > 0 && method.layers === "first")) return absent;
+      const site = siteOf(manifest, b);
+      const p = modulePath(manifest, l, site);
+      if (!matches(p)) return absent;
+      const asked = rankAt(p) ?? config.rank;
+      const own = asked === null ? b.capacity : rowsAt(b, asked, site);
+      const rank = rankOf ? rankOf(p, b) : own;
+      if (rank === null) return absent;
+      const alpha = alphaAt(p) ?? config.alpha;
+      if (!Number.isInteger(rank) || rank < 1 || rank > b.capacity)
+        throw new WeftError({
+          code: "WEFT_ADAPTER_MISMATCH",
+          where: p,
+          expected: `a rank from 1 to ${b.capacity}, the largest this bundle's adapter class holds`,
+          found: String(rank),
+          hint: "compile the bundle with a larger rank",
+        });
+      const scale = method.scale === "one" ? 1 : alpha / (config.rslora ? Math.sqrt(rank) : rank);
+      if (!Number.isFinite(Math.fround(scale)))
+        throw new WeftError({
+          code: "WEFT_ADAPTER",
+          where: p,
+          expected: "a scale, alpha over rank, that is finite in f32",
+          found: `${alpha} over ${rank}`,
+        });
+      return { rank, alpha, scale };
+    }),
+  );
+  if (!found.some((layer) => layer.some((s) => s.rank > 0)))
+    throw new WeftError({
+      code: "WEFT_ADAPTER_MISMATCH",
+      where: "target_modules",
+      expected: "at least one linear layer",
+      found: JSON.stringify(targetModules),
+    });
+  return found;
+}

@@ -1,0 +1,100 @@
+/** Numbers in rows, as many as the rank or one, with a tensor of their own in files. */
+import type { BranchTensor } from "../manifest.ts";
+import { mix } from "../random.ts";
+import { channelsOf, type Numbers, type Order, type Placed, rowsOf, type Start } from "./tensor.ts";
+
+export type DenseStart = "zeros" | "ones" | "uniform" | "norm" | "tokens" | "bias";
+const inUse = (p: Placed): Float32Array => p.slot.subarray(p.at.offset, p.at.offset + rowsOf(p) * p.t.cols);
+export const starts: Readonly<Record<DenseStart, Start>> = {
+  zeros: () => {},
+  ones: (p) => {
+    inUse(p).fill(1);
+  },
+  // ±1/√cols: Kaiming with a = √5, as PEFT.
+  uniform: (p, { seed }) => {
+    const of = mix(seed, p.layer * 64 + p.site.index);
+    const bound = Math.sqrt(p.t.cols);
+    const values = inUse(p);
+    for (let x = 0; x < values.length; x++) values[x] = ((mix(of, x) >>> 8) / 8388608 - 1) / bound;
+  },
+  // ‖rows of the site's matrix‖₂.
+  norm: async (p, { model }) => {
+    p.slot.set((await model.scores("row", p.layer, p.site)).map(Math.sqrt), p.at.offset);
+  },
+  // Embeddings of random tokens.
+  tokens: async (p, { model, manifest, seed }) => {
+    for (let r = 0; r < p.rank; r++) {
+      const id = mix(mix(seed, 8), r) % manifest.model.vocab;
+      p.slot.set(await model.embedding(id), p.at.offset + r * p.t.cols);
+    }
+  },
+  bias: async (p, { model }) => {
+    p.slot.set(await model.bias(p.layer, p.site), p.at.offset);
+  },
+};
+export const checkStart: Numbers["check"] = (t, _, site, m, need) => {
+  const cols = (n: number, why: string): void => need(t.cols === n, "cols", `${n}, ${why}`, t.cols);
+  if (t.axis) cols(channelsOf(site, t.axis), `the site's ${t.axis}puts`);
+  if (t.init === "norm" || t.init === "bias") {
+    cols(site.outFeatures, "one an output");
+    need(site.kind === "linear", "init", "a start that this site has", t.init);
+  }
+  if (t.init === "tokens") cols(m.model.hiddenSize, "an embedding");
+  if (t.init === "bias") need(site.bias, "init", "a site with a bias", site.module);
+};
+
+/** [rows, cols] ↔ [cols, rows]. */
+export function transpose(values: Float32Array, rows: number, cols: number): Float32Array {
+  const out = new Float32Array(rows * cols);
+  for (let r = 0; r < rows; r++) for (let c = 0; c < cols; c++) out[c * rows + r] = values[r * cols + c]!;
+  return out;
+}
+/** How a file has [rows, cols] of a slot: its shape, and its numbers both ways. */
+interface Layout {
+  readonly shape: (rows: number, cols: number) => number[];
+  readonly toRows: (values: Float32Array, rows: number, cols: number) => Float32Array;
+  readonly toFile: (values: Float32Array, rows: number, cols: number) => Float32Array;
+}
+const same = (values: Float32Array): Float32Array => values;
+const layouts: Readonly<Record<"rows" | NonNullable<BranchTensor["shape"]>, Layout>> = {
+  rows: { shape: (rows, cols) => [rows, cols], toRows: same, toFile: same },
+  columns: {
+    shape: (rows, cols) => [cols, rows],
+    toRows: (values, rows, cols) => transpose(values, cols, rows),
+    toFile: transpose,
+  },
+  vector: { shape: (rows, cols) => [rows * cols], toRows: same, toFile: same },
+};
+const layoutOf = ({ t }: Placed): Layout => layouts[t.shape ?? "rows"];
+const only = ([p]: readonly Placed[]): Placed => p!;
+/** Row of the file for each row of a slot. */
+const rowsIn = (p: Placed, order: Order): readonly number[] =>
+  (p.t.rows === "rank" && order) || Array.from({ length: rowsOf(p) }, (_, r) => r);
+
+export const dense: Numbers = {
+  index: false,
+  starts,
+  check: checkStart,
+  fileName: (path, key) => `${path}.${key}`,
+  shape: (group) => {
+    const p = only(group);
+    return layoutOf(p).shape(rowsOf(p), p.t.cols);
+  },
+  read: (group, values, [order]) => {
+    const p = only(group);
+    const { cols } = p.t;
+    const rows = layoutOf(p).toRows(values, rowsOf(p), cols);
+    rowsIn(p, order!).forEach((from, r) => {
+      p.slot.set(rows.subarray(from * cols, (from + 1) * cols), p.at.offset + r * cols);
+    });
+  },
+  write: (group, [order]) => {
+    const p = only(group);
+    const { cols } = p.t;
+    const rows = new Float32Array(rowsOf(p) * cols);
+    rowsIn(p, order!).forEach((to, r) => {
+      rows.set(p.slot.subarray(p.at.offset + r * cols, p.at.offset + (r + 1) * cols), to * cols);
+    });
+    return layoutOf(p).toFile(rows, rowsOf(p), cols);
+  },
+};

@@ -1,0 +1,101 @@
+/**
+ * Chosen entries of a site's matrix [outs, ins], by number in row-major order, ascending. In a slot, as exact
+ * floats: their rows, their columns, where each row begins, their order by columns, where each column begins
+ * (`sparseIndex` of the compiler's ops/sparse.ts); in files rows and columns, int32 [2, entries].
+ */
+import type { ParamEntry, SiteEntry } from "../manifest.ts";
+import { mix } from "../random.ts";
+import { chooseEntries } from "../selectors.ts";
+import type { Index, Start } from "./tensor.ts";
+
+export type EntriesStart = "entries";
+
+/** Write `entries` into a slot with room for `capacity`. */
+export function writeEntries(
+  slot: Float32Array,
+  at: ParamEntry,
+  capacity: number,
+  outs: number,
+  ins: number,
+  entries: readonly number[],
+): void {
+  const index = slot.subarray(at.offset, at.offset + at.k).fill(0);
+  const starts = (from: number, n: number, of: (e: number) => number): void => {
+    for (const e of entries) index[from + of(e) + 1] = index[from + of(e) + 1]! + 1;
+    for (let i = 0; i < n; i++) index[from + i + 1] = index[from + i + 1]! + index[from + i]!;
+  };
+  const [rowStart, byColumn] = [2 * capacity, 2 * capacity + outs + 1];
+  entries.forEach((e, k) => {
+    index[k] = Math.floor(e / ins);
+    index[capacity + k] = e % ins;
+  });
+  starts(rowStart, outs, (e) => Math.floor(e / ins));
+  [...entries.keys()]
+    .sort((a, b) => (entries[a]! % ins) - (entries[b]! % ins) || a - b)
+    .forEach((k, i) => {
+      index[byColumn + i] = k;
+    });
+  starts(byColumn + capacity, ins, (e) => e % ins);
+}
+export const readEntries = (
+  slot: Float32Array,
+  at: ParamEntry,
+  capacity: number,
+  ins: number,
+  rank: number,
+): number[] =>
+  Array.from({ length: rank }, (_, k) => slot[at.offset + k]! * ins + slot[at.offset + capacity + k]!);
+
+const ascending = (entries: readonly number[]): number[] => [...entries].sort((x, y) => x - y);
+const sizeOf = (site: SiteEntry): number => site.inFeatures * site.outFeatures;
+const set: Index["set"] = ({ slot, at, branch, site }, chosen) =>
+  writeEntries(slot, at, branch.capacity, site.outFeatures, site.inFeatures, chosen);
+const inFile: Index["inFile"] = ({ site }, file) => {
+  const n = file.length / 2;
+  return Array.from({ length: n }, (_, e) => file[e]! * site.inFeatures + file[n + e]!);
+};
+const starts: Readonly<Record<EntriesStart, Start>> = {
+  entries: async (p, { selector, seed, model }) =>
+    set(p, await chooseEntries(p.site, p.layer, p.rank, selector, mix(seed, 9), model)),
+};
+
+export const entries: Index = {
+  index: true,
+  starts,
+  check: (t, b, site, _, need) => {
+    need(site.kind === "linear", "init", "a start that this site has", t.init);
+    const cols = 3 * b.capacity + site.inFeatures + site.outFeatures + 2;
+    need(t.cols === cols, "cols", `${cols}, rows, columns and their starts`, t.cols);
+    need(b.capacity <= sizeOf(site), "capacity", `at most ${sizeOf(site)}`, b.capacity);
+  },
+  // As many as LoRA of that rank has numbers.
+  rows: (rank, site) => Math.min(rank * (site.inFeatures + site.outFeatures), sizeOf(site)),
+  get: ({ slot, at, branch, site, rank }) => readEntries(slot, at, branch.capacity, site.inFeatures, rank),
+  set,
+  ascending: true,
+  says: "int32 rows and columns",
+  shape: (rank) => [2, rank],
+  parse: (p, _, file, refuse) => {
+    const { outFeatures: outs, inFeatures: ins } = p.site;
+    const n = file.length / 2;
+    const wrong = Array.from({ length: n }, (_, e) => e).find(
+      (e) => file[e]! < 0 || file[e]! >= outs || file[n + e]! < 0 || file[n + e]! >= ins,
+    );
+    const all = inFile(p, file);
+    if (wrong !== undefined || new Set(all).size < n)
+      refuse(
+        `distinct places in a matrix ${outs} × ${ins}`,
+        wrong !== undefined ? `(${file[wrong]}, ${file[n + wrong]})` : "a place twice",
+      );
+    return ascending(all);
+  },
+  inFile,
+  print: ({ site: { inFeatures: ins } }, chosen) =>
+    Int32Array.from([...chosen.map((e) => Math.floor(e / ins)), ...chosen.map((e) => e % ins)]),
+  turned: ({ site: { inFeatures: ins } }, chosen, { in: columns, out: rows }) =>
+    chosen.map((e) => {
+      const [o, c] = [Math.floor(e / ins), e % ins];
+      return (rows ? rows[o]! : o) * ins + (columns ? columns[c]! : c);
+    }),
+  united: (_, lists) => ascending([...new Set(lists.flat())]),
+};

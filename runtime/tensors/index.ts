@@ -1,0 +1,15 @@
+/** Kinds of adapter tensors, one line each. */
+import { beside } from "./beside.ts";
+import { type DenseStart, dense } from "./dense.ts";
+import { type EntriesStart, entries } from "./entries.ts";
+import { type SelectionStart, selection } from "./selection.ts";
+import type { TensorKind } from "./tensor.ts";
+
+export const tensorKinds = { dense, beside, selection, entries } as const satisfies Readonly<
+  Record<string, TensorKind>
+>;
+export type TensorKindName = keyof typeof tensorKinds;
+export type StartName = DenseStart | SelectionStart | EntriesStart;
+export const startNames = [
+  ...new Set(Object.values(tensorKinds).flatMap((k: TensorKind) => Object.keys(k.starts))),
+] as StartName[];

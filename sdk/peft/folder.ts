@@ -1,0 +1,62 @@
+/**
+ * Hugging Face PEFT folders: adapter_config.json + adapter_model.safetensors. Each method of the bundle says
+ * how its tensors and config keys are called; what PEFT has not, is kept in the same two files.
+ */
+import { type Manifest, type TargetPlan, WeftError } from "../../runtime/bundle.ts";
+import { indexOf, modulePath } from "../../runtime/content.ts";
+import { tensorKinds } from "../../runtime/tensors/index.ts";
+import type { Index, Numbers, Order, Placed, TensorKind } from "../../runtime/tensors/tensor.ts";
+
+export type Json = Readonly<Record<string, unknown>>;
+/** What PEFT puts before a name of the base. */
+export const PREFIX = "base_model.model.";
+export const fail = (
+  where: string,
+  expected: string,
+  found: string,
+  code: "WEFT_ADAPTER" | "WEFT_ADAPTER_MISMATCH" = "WEFT_ADAPTER",
+  hint?: string,
+): never => {
+  throw new WeftError({ code, where, expected, found, ...(hint && { hint }) });
+};
+/**
+ * Most numbers of an adapter's files on this base: all of its slot in every layer, and the modules it
+ * replaces.
+ */
+export const numbersAtMost = ({ model, tensors }: Manifest, plan: TargetPlan): number =>
+  model.layers * plan.slotWords + tensors.reduce((n, t) => n + t.shape.reduce((a, b) => a * b, 1), 0);
+
+/** One tensor of a file: what it holds of which slots, and in which order of their rows. */
+export interface InFile<K extends TensorKind> {
+  readonly name: string;
+  readonly kind: K;
+  readonly placed: Placed[];
+  readonly orders: Order[];
+}
+/** The tensors of an adapter's file, in its order; those that follow from others have none. */
+export class InFiles {
+  private readonly byName = new Map<string, InFile<TensorKind>>();
+  constructor(private readonly manifest: Manifest) {}
+  /** A branch of one layer; `orderOf` says the order in the file of the rows that its index is of. */
+  add(branch: readonly Placed[], orderOf: (p: Placed, kind: Index, name: string) => Order): void {
+    const path = `${PREFIX}${modulePath(this.manifest, branch[0]!.layer, branch[0]!.site)}`;
+    const indexName = (p: Placed): string => `${path}.${p.t.key}`;
+    const index = indexOf(branch);
+    const order = index && orderOf(index.p, index.kind, indexName(index.p));
+    for (const p of branch) {
+      const kind: TensorKind = tensorKinds[p.t.kind];
+      if (p.t.key === null) continue;
+      const name = kind.index ? indexName(p) : kind.fileName(path, p.t.key);
+      const known = this.byName.get(name) ?? { name, kind, placed: [], orders: [] };
+      known.placed.push(p);
+      known.orders.push(order);
+      this.byName.set(name, known);
+    }
+  }
+  /** What becomes of each, by what it is. */
+  map<T>(index: (t: InFile<Index>) => T, numbers: (t: InFile<Numbers>) => T): T[] {
+    return [...this.byName.values()].map((t) =>
+      t.kind.index ? index(t as InFile<Index>) : numbers(t as InFile<Numbers>),
+    );
+  }
+}
