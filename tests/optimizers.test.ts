@@ -13,6 +13,7 @@ import {
   optimizers,
   wordsOf,
 } from "../runtime/bundle.ts";
+import { batchOf, configs, engineOf } from "./support/engines.ts";
 import { uniform } from "./support/random.ts";
 import { suite } from "./support/suite.ts";
 
@@ -37,25 +38,34 @@ interface Parameter {
   m: number;
   v: number;
 }
+const near = (a: number, b: number, by: number, what: string): void =>
+  assert.ok(Math.abs(a - b) <= by, `${what} ${a}, not ${b}`);
 /** How `x` moves at gradient g, step t; options are those that the test gives. */
 const rules: Readonly<
   Record<
     OptimizerName,
-    { options: Record<string, unknown>; step: (x: Parameter, g: number, t: number) => void }
+    { options: Record<string, unknown>; step: (x: Parameter, g: number, t: number, lr: number) => void }
   >
 > = {
   adamw: {
     options: { betas: [0.8, 0.95], eps: 1e-4 },
-    step: (x, g, t) => {
+    step: (x, g, t, lr) => {
       x.p *= 1 - lr * decay;
       x.m = 0.8 * x.m + 0.2 * g;
       x.v = 0.95 * x.v + 0.05 * g * g;
       x.p -= (lr / (1 - 0.8 ** t)) * (x.m / (Math.sqrt(x.v) / Math.sqrt(1 - 0.95 ** t) + 1e-4));
     },
   },
+  lion: {
+    options: { betas: [0.8, 0.95] },
+    step: (x, g, _, lr) => {
+      x.p -= lr * (Math.sign(0.8 * x.m + 0.2 * g) + decay * x.p);
+      x.m = 0.95 * x.m + 0.05 * g;
+    },
+  },
   sgd: {
     options: { momentum: 0.7 },
-    step: (x, g) => {
+    step: (x, g, _, lr) => {
       x.m = 0.7 * x.m + (g + decay * x.p);
       x.p -= lr * x.m;
     },
@@ -85,7 +95,7 @@ for (const name of optimizerNames)
       // A gradient of exactly zero too, and one that is not a normal f32.
       const grads = [...uniform(`${name} ${t}`, 50)].map((g, i) => (i === 0 ? 0 : i === 1 ? 1e-42 : g));
       grads.forEach((grad, i) => {
-        step(want[i]!, grad, t);
+        step(want[i]!, grad, t, lr);
         const args = { ...got[i]!, grad };
         for (const [key, e] of Object.entries(exprs)) got[i]![key] = evalExpr(e, new Map(), ctx, 0, 0, args);
         assert.ok(
@@ -114,4 +124,37 @@ for (const name of optimizerNames)
     assert.ok(at("weight") < 2);
     assert.is(at("vector"), 2);
   });
+for (const target of ["wasm", "webgpu"] as const) {
+  const steps = target === "wasm" ? 20 : 4;
+  test(`${steps} steps of LoRA on ${target}, by each: what the rules make of the same gradients`, async () => {
+    await using engine = await engineOf(configs.even, { targets: [target] });
+    const { adapters } = engine.core;
+    const common = { data: batchOf(128), batchSize: 5, shuffle: false, maxGradNorm: 0 } as const;
+    await (await engine.finetune({ ...common, name: "start", steps: 0 })).done;
+    const start = adapters.find("start").content;
+    for (const name of optimizerNames) {
+      const { options, step } = rules[name];
+      const own = { ...options, optimizer: name, learningRate: lr / 30, weightDecay: decay };
+      const job = await engine.finetune({ ...common, ...own, name, from: "start", steps });
+      const { losses } = await job.done;
+      const want = start.tensors.map((slot) => [...slot].map((p): Parameter => ({ p, m: 0, v: 0 })));
+      for (let t = 1; t <= steps; t++) {
+        const tensors = want.map((layer) => Float32Array.from(layer, ({ p }) => p));
+        adapters.publish("at", { ...start, tensors });
+        // A plain step of that length keeps every bit of a gradient that f32 parameters can show.
+        const plain = { optimizer: "sgd", learningRate: 1024, steps: 1, name: "after", from: "at" } as const;
+        const told = await (await engine.finetune({ ...common, ...plain })).done;
+        near(told.losses[0]!, losses[t - 1]!, 1e-5, `${name}, step ${t}: loss`);
+        const after = adapters.find("after").content.tensors;
+        want.forEach((layer, l) =>
+          layer.forEach((x, i) => step(x, (tensors[l]![i]! - after[l]![i]!) / 1024, t, lr / 30)),
+        );
+      }
+      const got = adapters.find(name).content.tensors.flatMap((slot) => [...slot]);
+      // A sign of what is next to nothing may be another: a few numbers may be two steps off.
+      const off = want.flat().filter(({ p }, i) => Math.abs(p - got[i]!) > 1e-5).length;
+      assert.ok(off <= got.length / 1000, `${name}: ${off} of ${got.length} numbers differ`);
+    }
+  });
+}
 test.run();

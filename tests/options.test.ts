@@ -28,8 +28,8 @@ const prompt = idsOf("options", 5, 128);
 const training: readonly Case[] = [
   [{ learning_rate: 1e-3 }, /at learning_rate.*did you mean "learningRate"/],
   [{ optimiser: "sgd" }, /did you mean "optimizer"/],
-  [{ optimizer: "adam" }, /at optimizer.*adamw or sgd.*"adam".*did you mean "adamw"/],
-  [{ optimizer: "lion" }, /adamw or sgd.*"lion"/],
+  [{ optimizer: "adam" }, /at optimizer.*adamw, sgd or lion.*"adam".*did you mean "adamw"/],
+  [{ optimizer: "lamb" }, /adamw, sgd or lion.*"lamb"/],
   [{ schedule: "cosin" }, /did you mean "cosine"/],
   [{ keep: "al" }, /did you mean "all"/],
   [{ select: "bset" }, /did you mean "best"/],

@@ -1,12 +1,13 @@
 /** Optimizers by name. */
 import { WeftError } from "../errors.ts";
 import { adamw } from "./adamw.ts";
+import { lion } from "./lion.ts";
 import type { Optimizer } from "./optimizer.ts";
 import { sgd } from "./sgd.ts";
 
 export type { Optimizer, Scalars } from "./optimizer.ts";
 
-export const optimizers = { adamw, sgd } as const satisfies Readonly<Record<string, Optimizer>>;
+export const optimizers = { adamw, sgd, lion } as const satisfies Readonly<Record<string, Optimizer>>;
 export type OptimizerName = keyof typeof optimizers;
 export const optimizerNames = Object.keys(optimizers) as OptimizerName[];
 const all: readonly Optimizer[] = Object.values(optimizers);

@@ -41,8 +41,10 @@ export const MAX_SEGMENTS = 16;
 export const DELTA_AT = ROWS_AT + MAX_SEGMENTS * BLOCK_ROWS * 4;
 export const DELTA_BYTES = BLOCK_ROWS * BLOCK_STRIDE;
 
-export const f32 = (v: number): string =>
-  `<f32>(${Object.is(v, -0) ? "-0.0" : Number.isInteger(v) ? `${v}.0` : String(v)})`;
+export const f32 = (v: number): string => {
+  const s = Object.is(v, -0) ? "-0" : String(v);
+  return `<f32>(${/[.e]/.test(s) ? s : `${s}.0`})`;
+};
 export const header = (name: string): string =>
   `load<i32>(meta, ${headerWords.indexOf(name as (typeof headerWords)[number]) * 4})`;
 export const headerF = (name: string): string =>
