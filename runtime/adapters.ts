@@ -1,7 +1,7 @@
 /**
  * Adapters and their generations. Content lives here; slots on the device are a cache, and the host decides
- * which holds what. A generation is immutable: training writes its own slot, `publish` copies it out, requests
- * finish on the generation they were admitted with.
+ * which holds what. A generation is immutable: training writes its own slot, `publish` copies it out,
+ * requests finish on the generation they were admitted with.
  */
 import { otherBase } from "./base.ts";
 import { type Manifest, WeftError } from "./bundle.ts";

@@ -1,17 +1,17 @@
 /**
- * The step loop: plan → schedule → upload → run → commit, over requests and jobs of any adapters; one loop a
- * lane of the device. The host decides; the engine moves bytes and keeps promises. What a list on its way may
- * touch (blocks, slots, accumulators) the host gives back after its commit, so what two lanes touch is always
- * apart. The engine knows token ids only; text, files and servers are the SDK's.
+ * An engine of token ids: requests and jobs of any adapters over one base, and whose the base is. The host
+ * decides, the loops play; text, files and servers are the SDK's. Longer than most files, and one thing: what
+ * may be asked of a base, and what excludes what.
  */
 import { type AdapterRef, AdapterStore, type Generation } from "./adapters.ts";
 import { type BaseTensor, BaseWeights, otherBase } from "./base.ts";
-import { COUNTER, EVENT, EVENT_WORDS, KIND, type Manifest, NONE, type Sizes, WeftError } from "./bundle.ts";
+import { type Manifest, NONE, type Sizes, WeftError } from "./bundle.ts";
 import { virtualTokens } from "./content.ts";
-import type { Device, DeviceInfo, LoadProgress, Range } from "./device.ts";
+import type { Device, DeviceInfo, LoadProgress } from "./device.ts";
 import { Host, MAX_QUEUED } from "./host.ts";
 import { type Invariance, settleInvariance, type Verdicts } from "./invariance.ts";
 import { readManifest, readVerified, uploadWeights } from "./load.ts";
+import { type Feed, Loops, type StepTrace } from "./loops.ts";
 import { type Change, mergeChanges } from "./merge.ts";
 import { checked, EngineOptions, GenerateIds } from "./options.ts";
 import type { BundleReader } from "./reader.ts";
@@ -21,54 +21,19 @@ import { Serving } from "./serving.ts";
 import { abortable, onAbort, throwIfAborted } from "./signals.ts";
 import { Stream } from "./stream.ts";
 import { STEP_TIMEOUT, Supervised } from "./supervise.ts";
-import { turn } from "./turn.ts";
 
 export type { Finish, Score, TokenEvent } from "./requests.ts";
-export type { GenerateIds };
-export interface StepTrace {
-  /** Whose list it was: requests have lane 0, jobs the device's last. */
-  readonly lane: number;
-  readonly rows: { readonly generate: number; readonly score: number; readonly train: number };
-  /**
-   * Requests, and jobs, with rows in this forward: more rows than requests means that a prompt chunk was
-   * among them.
-   */
-  readonly requests: number;
-  readonly jobs: number;
-  readonly units: number;
-  readonly commands: number;
-  readonly ms: number;
-}
-export type { EngineOptions };
+export type { EngineOptions, Feed, GenerateIds, StepTrace };
 
 /** Engines that nobody holds any more and nobody disposed of: their devices are let go. */
 const dropped = new FinalizationRegistry<Device>((device) => void device.dispose());
-
-/** By the host's number. */
-const kinds = Object.fromEntries(Object.entries(KIND).map(([name, n]) => [n, name as keyof typeof KIND]));
-
-/** What the host says to a job. */
-export interface Feed {
-  /** It has a slot of its own. */
-  hold(slot: number): void;
-  /** A micro-batch begins with the first `n` rows on offer. */
-  feed(n: number): void;
-  microDone(): Promise<void>;
-  fail(error: unknown): void;
-}
 
 export class Engine {
   readonly adapters: AdapterStore;
   readonly weights: BaseWeights;
   private readonly serving: Serving;
   private readonly jobs = new Map<number, Feed>();
-  /**
-   * Of each lane: does its loop run, may something have come since it last looked for work, and the step on
-   * its way.
-   */
-  private readonly lanes: { running: boolean; kicked: boolean; step: Promise<boolean> | null }[];
-  /** How often the host was given something back, as far as the loops know. */
-  private given = 0;
+  private readonly loops: Loops;
   private dead: WeftError | null = null;
   private released: Promise<void> = Promise.resolve();
   private close: (why: WeftError) => void = () => {};
@@ -92,7 +57,6 @@ export class Engine {
     /** What the caller's own functions threw. */
     readonly reporting: Reports,
   ) {
-    this.lanes = Array.from({ length: device.lanes }, () => ({ running: false, kicked: false, step: null }));
     this.weights = new BaseWeights(manifest, device, reader);
     this.adapters = new AdapterStore(manifest, device, host, () => this.base);
     this.serving = new Serving(
@@ -103,7 +67,15 @@ export class Engine {
       () => this.merged,
       () => this.kick(),
     );
-    this.onStep = reporting.guard("onStep", options.onStep);
+    this.loops = new Loops(
+      { manifest, device, host, serving: this.serving, jobs: this.jobs },
+      {
+        budget: this.budget,
+        idle: options.idleBudget ?? manifest.capacities.tokens,
+        onStep: options.onStep ? reporting.guard("onStep", options.onStep) : null,
+      },
+      (e) => this.fail(e),
+    );
     void device.lost.then((e) => this.fail(e));
   }
   /**
@@ -346,8 +318,8 @@ export class Engine {
   get jobLane(): number {
     return this.device.lanes - 1;
   }
-  async jobsAtRest(): Promise<void> {
-    await this.lanes[this.jobLane]!.step?.catch(() => {});
+  jobsAtRest(): Promise<void> {
+    return this.loops.atRest(this.jobLane);
   }
 
   /**
@@ -430,110 +402,9 @@ export class Engine {
     return this.readers ? "a model that is being saved: its weights are read" : null;
   }
 
-  /** Start the loops that sleep. */
+  /** Something may be done now that could not before. */
   kick(): void {
-    for (const [i, lane] of this.lanes.entries()) {
-      lane.kicked = true;
-      if (lane.running || this.dead) continue;
-      lane.running = true;
-      queueMicrotask(() => void this.loop(i));
-    }
-  }
-  private async loop(index: number): Promise<void> {
-    const lane = this.lanes[index]!;
-    try {
-      while (!this.dead) {
-        lane.kicked = false;
-        this.plan(index);
-        lane.step = this.step(index);
-        const worked = await lane.step.finally(() => {
-          lane.step = null;
-        });
-        if (!worked && !lane.kicked) break;
-        // Consumers and timers run between steps.
-        await turn();
-      }
-    } catch (e) {
-      this.fail(e);
-    } finally {
-      lane.running = false;
-      this.device.rest(index);
-    }
-  }
-
-  /** What comes in before a lane's next step, as the host decides. */
-  private plan(lane: number): void {
-    const count = this.host.exports.plan(lane);
-    const events = this.host.events(lane, count);
-    for (let i = 0; i < events.length; i += EVENT_WORDS) {
-      const [type, a, b] = [events[i]!, events[i + 1]!, events[i + 2]!];
-      if (type === EVENT.load) this.serving.load(a, b);
-      else if (type === EVENT.start) this.serving.start(a, b);
-      else if (type === EVENT.hold) this.jobs.get(a)!.hold(b);
-      else this.jobs.get(a)!.feed(b);
-    }
-  }
-  private readonly onStep: (t: StepTrace) => void;
-  private async step(lane: number): Promise<boolean> {
-    const t0 = performance.now();
-    const { host, device, manifest } = this;
-    const count = host.exports.schedule(
-      lane,
-      this.budget,
-      this.options.idleBudget ?? manifest.capacities.tokens,
-    );
-    const heads = host.exports.counterOf(lane, COUNTER.head);
-    const units = host.exports.counterOf(lane, COUNTER.units);
-    if (count === 0 && units === 0) return false;
-    const reads: Range[] = heads
-      ? [
-          {
-            cls: "arena",
-            group: 0,
-            offset: device.plan.homes.logits,
-            words: heads * manifest.model.vocab,
-            lane,
-          },
-        ]
-      : [];
-    const [logits] = await device.run(lane, host.commands(lane, count), host.meta(lane), reads);
-    if (logits) host.logits().set(logits);
-    const trace = this.options.onStep && this.traceRows(lane);
-    const events = host.events(lane, host.exports.commit(lane)).slice();
-    await this.handle(events, logits ?? new Float32Array(0));
-    const given = host.exports.counterOf(lane, COUNTER.given);
-    // Who waits for room may be of the other lane.
-    if (given !== this.given) this.kick();
-    this.given = given;
-    if (trace) this.onStep({ lane, ...trace, units, commands: count, ms: performance.now() - t0 });
-    return true;
-  }
-  private traceRows(lane: number): Pick<StepTrace, "rows" | "requests" | "jobs"> {
-    const rows = { generate: 0, score: 0, train: 0 };
-    const requests = new Set<number>();
-    const jobs = new Set<number>();
-    for (const s of this.host.rowSequences(lane)) {
-      // As the host knows it: who was aborted under this list is no longer live.
-      const kind = kinds[this.host.exports.kindOf(s)]!;
-      rows[kind]++;
-      if (kind === "train") jobs.add(this.host.exports.jobOf(s));
-      else requests.add(s);
-    }
-    return { rows, requests: requests.size, jobs: jobs.size };
-  }
-
-  private async handle(events: Int32Array, logits: Float32Array): Promise<void> {
-    const said = this.serving.telling(logits);
-    const micros: number[] = [];
-    for (let i = 0; i < events.length; i += EVENT_WORDS) {
-      const [type, a, b, c] = [events[i]!, events[i + 1]!, events[i + 2]!, events[i + 3]!];
-      if (type === EVENT.token) said.token(a, b, c);
-      else if (type === EVENT.scored) said.scored(a, b, c);
-      else if (type === EVENT.finished) said.finished(a, b);
-      else micros.push(a);
-    }
-    said.end();
-    for (const j of micros) await this.jobs.get(j)?.microDone();
+    this.loops.kick();
   }
 
   /**
@@ -553,6 +424,7 @@ export class Engine {
             cause: error,
           });
     dropped.unregister(this);
+    this.loops.end();
     this.released = this.device.end(this.dead);
     this.serving.endAll(this.dead);
     for (const feed of [...this.jobs.values()]) feed.fail(this.dead);

@@ -47,7 +47,7 @@ export interface HostExports {
     stops: number,
   ): void;
   setRow(seq: number, weight: number, dropKey: number, dropP: number): void;
-  /** A request of a caller for an adapter (0: the base), or of a job, where one is given. NONE: queue full. */
+  /** A request of a caller for an adapter (0: the base), or of a job, where one is given. NONE: no place. */
   submit(kind: number, length: number, limit: number, virtual: number, adapter: number, job: number): number;
   withdraw(ticket: number): void;
   /** 1: the sequence is closed. 0: it is in a list on its way, whose commit will say that it finished. */

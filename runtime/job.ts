@@ -22,8 +22,10 @@ import {
 } from "./scores.ts";
 import type { ModelView } from "./selectors.ts";
 import { onAbort, reasonOf } from "./signals.ts";
+import { readTrained, writeTrained } from "./trained.ts";
 import {
   configOf,
+  learningRateAt,
   type Settings,
   settingsOf,
   type TrainEvent,
@@ -149,40 +151,13 @@ export class Job implements Feed {
     return this.rest.ask(() => this.snapshot());
   }
   private async snapshot(): Promise<TrainState> {
-    const { device, manifest, jobLane: lane } = this.engine;
-    const layers = manifest.model.layers;
-    const full = this.o.method === "full";
-    const accum: Float32Array[] = [];
-    const weights: Float32Array[] = [];
-    for (let g = 0; g <= (full ? layers : layers - 1); g++) {
-      const words = full ? device.plan.classes.accum[g === layers ? "outer" : "layer"] : device.plan.jobWords;
-      accum.push(
-        await device.read({
-          cls: "accum",
-          group: g,
-          offset: full ? 0 : this.index * device.plan.jobWords,
-          words,
-          lane,
-        }),
-      );
-      if (full)
-        weights.push(
-          await device.read({
-            cls: "weights",
-            group: g,
-            offset: 0,
-            words: device.plan.classes.weights[g === layers ? "outer" : "layer"],
-            lane,
-          }),
-        );
-    }
+    const kept = await readTrained(this.engine, this.index, this.o.method === "full");
     const adapter = this.content ? await this.engine.adapters.download(this.slot, this.content) : null;
     return {
       step: this.state.step,
       losses: [...this.state.losses],
       adapter,
-      accum,
-      weights,
+      ...kept,
       updates: this.state.updates,
       best: this.state.best,
     };
@@ -226,24 +201,7 @@ export class Job implements Feed {
         this.slot = await this.held();
         engine.adapters.fill(this.slot, this.content, lane);
       }
-      const layers = manifest.model.layers;
-      for (let g = 0; g <= layers; g++) {
-        const words = full
-          ? device.plan.classes.accum[g === layers ? "outer" : "layer"]
-          : g === layers
-            ? 0
-            : device.plan.jobWords;
-        const at = {
-          cls: "accum" as const,
-          group: g,
-          offset: full ? 0 : this.index * device.plan.jobWords,
-          lane,
-        };
-        if (words && o.resume?.accum[g]) device.write(at, o.resume.accum[g]!);
-        else if (words) device.clear({ ...at, words });
-        if (full && o.resume?.weights[g])
-          device.write({ cls: "weights", group: g, offset: 0, lane }, o.resume.weights[g]!);
-      }
+      writeTrained(engine, this.index, full, o.resume ?? null);
       if (o.resume)
         this.state = {
           step: o.resume.step,
@@ -277,7 +235,7 @@ export class Job implements Feed {
         const batch = order
           .slice((step % perEpoch) * batchSize, ((step % perEpoch) + 1) * batchSize)
           .map((i) => items[i]!);
-        const learningRate = this.learningRate(step);
+        const learningRate = learningRateAt(settings, step);
         const { loss, gradNorm, skipped } = await this.optimizerStep(
           batch,
           step,
@@ -355,15 +313,6 @@ export class Job implements Feed {
       // Nobody is served by weights that were trained half.
       if (full && !over && !engine.disposed) await engine.weights.restore().catch((e) => engine.fail(e));
     }
-  }
-
-  private learningRate(step: number): number {
-    const { learningRate: lr, warmupSteps, schedule, steps } = this.settings;
-    if (step < warmupSteps) return (lr * (step + 1)) / warmupSteps;
-    const t = steps > warmupSteps ? (step - warmupSteps) / (steps - warmupSteps) : 0;
-    if (schedule === "linear") return lr * (1 - t);
-    if (schedule === "cosine") return lr * 0.5 * (1 + Math.cos(Math.PI * t));
-    return lr;
   }
 
   private async optimizerStep(

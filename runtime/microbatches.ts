@@ -15,7 +15,7 @@ export interface Offer {
   /** Keep all that the backward reads, where there is room; else what bounds a layer. */
   readonly keep: boolean;
 }
-/** A micro-batch that ran: the rows of it, the loss of each label in order, scale and norm of the gradient. */
+/** A micro-batch that ran: its rows, the loss of each label in order, scale and norm of the gradient. */
 export interface Ran {
   readonly rows: number;
   readonly losses: readonly number[];

@@ -8,8 +8,8 @@ import type { AdapterRef } from "./adapters.ts";
 import type { AdapterContent } from "./content.ts";
 import { MAX_STOPS } from "./contract.ts";
 import type { LoadProgress } from "./device.ts";
-import type { StepTrace } from "./engine.ts";
 import type { WeftError } from "./errors.ts";
+import type { StepTrace } from "./loops.ts";
 import { optimizerEntries, optimizerNames } from "./optimizers/index.ts";
 import { samplingEntries } from "./sampling.ts";
 import {
@@ -86,8 +86,11 @@ export const engineEntries = {
   budget: v.optional(positive),
   /** Row-equivalents of a step while only fine-tuning runs. Default: all that a step can carry. */
   idleBudget: v.optional(positive),
-  /** Requests that may wait before the next is refused with WEFT_CAPACITY (retryable). Default 4096. */
-  maxQueued: v.optional(positive),
+  /**
+   * Requests that may wait before the next is refused with WEFT_CAPACITY (retryable). Default 4096, at most
+   * 2^20: the host has their places from the start.
+   */
+  maxQueued: v.optional(integer(1, 2 ** 20 + 1)),
   /**
    * Milliseconds that the device may take for a step, and threads to start, before the engine ends with an
    * error. Default 300000; 0: as long as it wants.

@@ -93,6 +93,17 @@ export function settingsOf(o: TrainOptions, learned: number): Settings {
     select: o.select ?? "last",
   };
 }
+/** Of a step, counted from 0. */
+export function learningRateAt(
+  { learningRate: lr, warmupSteps, schedule, steps }: Settings,
+  step: number,
+): number {
+  if (step < warmupSteps) return (lr * (step + 1)) / warmupSteps;
+  const t = steps > warmupSteps ? (step - warmupSteps) / (steps - warmupSteps) : 0;
+  if (schedule === "linear") return lr * (1 - t);
+  if (schedule === "cosine") return lr * 0.5 * (1 + Math.cos(Math.PI * t));
+  return lr;
+}
 /** The config of the job's adapter: that of `from`, and what was asked for over it. */
 export const configOf = (manifest: Manifest, o: TrainOptions): AdapterConfig => ({
   ...defaultConfig(manifest, o.method),

@@ -46,16 +46,15 @@ async function storm(name: string, sizes: Parameters<typeof Played.open>[0], lan
   const gap = 4 * Math.ceil(sequences / Math.max(1, headRows - Math.ceil(headRows / 4))) + 8;
   // A sequence computes its tokens one by one at worst, between those of all others.
   const life = longest * gap * 4;
-  const counts = { asks: 0, refused: 0, dropped: 0, jobs: 0, jobSteps: 0, ended: 0, wait: 0, gap: 0 };
+  const counts = { asks: 0, refused: 0, dropped: 0, jobs: 0, jobSteps: 0, wait: 0, gap: 0 };
   const look = (ask: Ask): void => {
     if (ask.started < 0) {
       const wait = p.steps[0]! - ask.asked;
       counts.wait = Math.max(counts.wait, wait);
       assert.ok(wait <= (ask.ahead + jobs + 1) * life, `waits for ${wait} steps behind ${ask.ahead}`);
-    } else if (ask.kind === "generate" && ask.last > ask.started) {
+    } else if (ask.kind === "generate" && ask.rows >= ask.length) {
       counts.gap = Math.max(counts.gap, p.steps[0]! - ask.last);
-      if (ask.length < 2)
-        assert.ok(p.steps[0]! - ask.last <= gap, `no row for ${p.steps[0]! - ask.last} steps`);
+      assert.ok(p.steps[0]! - ask.last <= gap, `no row for ${p.steps[0]! - ask.last} steps`);
     }
   };
   const arrive = (): void => {

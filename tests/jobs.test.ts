@@ -394,6 +394,23 @@ test("a job evaluates although a request waits for the slot that it trains", asy
   assert.equal(await Promise.all(asked), ["resolved"]);
 });
 
+test("a job that finds every slot in use waits for one; given up, it waits no more", async () => {
+  await using engine = await engineOf(configs.even, { ...one, capacities: { slots: 1 } });
+  await (await engine.finetune({ ...base, name: "other", steps: 1 })).done;
+  const free = engine.memory();
+  const stream = engine.generate({ prompt, maxTokens: 100, adapter: "other" });
+  await stream.next();
+  const given = await engine.finetune({ ...base, name: "given-up", steps: 1 });
+  const job = await engine.finetune({ ...base, name: "waits", steps: 1 });
+  const ends = [given.done, job.done].map(outcome);
+  given.cancel();
+  assert.is(await ends[0], "AbortError");
+  assert.is(job.step, 0);
+  await stream.return();
+  assert.is(await ends[1], "resolved");
+  assert.equal(engine.memory(), free);
+});
+
 test("what a method has no use for is refused when the job starts, and not ignored", async () => {
   await using engine = await engineOf(configs.even, {
     ...one,

@@ -121,8 +121,8 @@ function longestLists(h: HostInput): { commands: string; events: string } {
     launches("head");
   return {
     commands: `SLOTS * ${rowNorms} + JOBS * ${update + launches("clip") + rowNorms} + ${units * unit + forward}`,
-    // A logits row says one thing; every sequence may end, and a micro-batch of every job. Before a step every
-    // sequence may start, in a slot that is filled for it, and every job have a slot and begin.
+    // A logits row says one thing; every sequence may end, and a micro-batch of every job. Before a step
+    // every sequence may start, in a slot that is filled for it, and every job have a slot and begin.
     events: `SEQUENCES * 2 + JOBS * 2 + ${headRows}`,
   };
 }

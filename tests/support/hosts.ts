@@ -32,6 +32,8 @@ export interface Ask {
   readonly asked: number;
   started: number;
   last: number;
+  /** Rows computed. */
+  rows: number;
   ended: number;
   /** Requests that waited when it came. */
   readonly ahead: number;
@@ -121,7 +123,7 @@ export class Played {
     if (ticket === NONE) return null;
     const ask: Ask = {
       ...{ kind, length, grows, adapter, job, ticket, seq: NONE, slot: NONE },
-      ...{ asked: this.steps[0]!, started: -1, last: -1, ended: -1, ahead: this.waiting.size },
+      ...{ asked: this.steps[0]!, started: -1, last: -1, rows: 0, ended: -1, ahead: this.waiting.size },
     };
     assert.not(this.waiting.has(ticket), "a ticket of two");
     this.waiting.set(ticket, ask);
@@ -303,6 +305,7 @@ export class Played {
       if (ask && !job) {
         assert.is(ask.ended, -1, "a row of a request that ended");
         ask.last = this.steps[lane]!;
+        ask.rows++;
         if (!ask.job) assert.is(this.slots[ask.slot], ask.adapter, "the slot holds another adapter");
       }
     });

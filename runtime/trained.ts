@@ -1,0 +1,48 @@
+/** What a job's updates go on from: accumulators with their moments, and of full training the weights. */
+import type { Device, Range } from "./device.ts";
+import type { Engine } from "./engine.ts";
+import type { TrainState } from "./training.ts";
+
+type Trained = Pick<TrainState, "accum" | "weights">;
+
+/** Of each group, where a job's accumulators lie; those of full training are all there are. */
+function accumulators({ device, manifest, jobLane: lane }: Engine, job: number, full: boolean): Range[] {
+  const { plan } = device;
+  const { layers } = manifest.model;
+  return Array.from({ length: full ? layers + 1 : layers }, (_, group) => ({
+    cls: "accum",
+    group,
+    offset: full ? 0 : job * plan.jobWords,
+    words: full ? plan.classes.accum[group === layers ? "outer" : "layer"] : plan.jobWords,
+    lane,
+  }));
+}
+function weightsOf({ device, manifest, jobLane: lane }: Engine): Range[] {
+  const { layers } = manifest.model;
+  return Array.from({ length: layers + 1 }, (_, group) => ({
+    cls: "weights",
+    group,
+    offset: 0,
+    words: device.plan.classes.weights[group === layers ? "outer" : "layer"],
+    lane,
+  }));
+}
+async function readEach(device: Device, ranges: readonly Range[]): Promise<Float32Array[]> {
+  const out: Float32Array[] = [];
+  for (const range of ranges) out.push(await device.read(range));
+  return out;
+}
+export const readTrained = async (engine: Engine, job: number, full: boolean): Promise<Trained> => ({
+  accum: await readEach(engine.device, accumulators(engine, job, full)),
+  weights: full ? await readEach(engine.device, weightsOf(engine)) : [],
+});
+/** As they were, or (null) as a job begins: accumulators of zeros, and weights as they are. */
+export function writeTrained(engine: Engine, job: number, full: boolean, from: Trained | null): void {
+  const { device } = engine;
+  accumulators(engine, job, full).forEach((range, group) => {
+    const data = from?.accum[group];
+    if (data) device.write(range, data);
+    else if (range.words) device.clear(range);
+  });
+  if (full && from) weightsOf(engine).forEach((range, group) => device.write(range, from.weights[group]!));
+}
