@@ -139,10 +139,28 @@ test("two equal jobs are never more than a fifth apart, also where one alone fil
     }
 });
 
+test("turns are by cost: a job of short steps has as much of the device as one that could fill it", async () => {
+  const p = await Played.open();
+  const [long, short] = [p.startJob(0, Array(8).fill(40)), p.startJob(1, [40])];
+  until(p, () => long.steps >= 20, 100_000);
+  const [a, b] = p.work.jobs as [number, number];
+  assert.ok(
+    Math.min(a, b) >= 0.8 * Math.max(a, b),
+    `${a} and ${b}, in ${long.steps} and ${short.steps} steps`,
+  );
+});
+
 test("a hundred clients leave each job a twentieth of its speed alone, whatever there is too little of", async () => {
-  for (const sizes of [{}, { blocks: 16 }, { sequences: 8, headRows: 4 }, { tokens: 8, sequences: 32 }])
+  for (const [sizes, budget] of [
+    [{}, 21],
+    // More rows decode than a step is meant to have.
+    [{}, 4],
+    [{ blocks: 16 }, 21],
+    [{ sequences: 8, headRows: 4 }, 21],
+    [{ tokens: 8, sequences: 32 }, 21],
+  ] as const)
     for (const jobs of [1, 2]) {
-      const p = await Played.open(sizes, { queued: 128 });
+      const p = await Played.open(sizes, { queued: 128, budget });
       const running = Array.from({ length: jobs }, (_, j) => p.startJob(j, [100]));
       until(p, () => running.every((j) => j.steps >= 3), 10_000);
       // What a step of a job costs, alone; all of the work is the jobs'.

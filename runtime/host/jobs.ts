@@ -90,11 +90,6 @@ function leastCost(but: i32): f64 {
   for (let k: i32 = 0; k < JOBS; k++) if (k != but && get(IS_OPEN, k) != 0) least = min(least, costOf(k));
   return least == Infinity ? 0 : least;
 }
-function openJobs(): i32 {
-  let n: i32 = 0;
-  for (let j: i32 = 0; j < JOBS; j++) n += get(IS_OPEN, j);
-  return n;
-}
 /** The job wants a slot of its own: SLOT says which, once it has one. */
 export function wantSlot(j: i32): void {
   set(WANTS_SLOT, j, 1);
@@ -135,13 +130,12 @@ export function offeredRows(j: i32): i32 {
   return get(OFFERED, j) > 0 && get(JOB_PHASE, j) == IDLE ? get(OFFER, j * SEQUENCES) : 0;
 }
 /**
- * Start a micro-batch of what is on offer: its first sequence, for which there is room, and what else fits:
- * of saved rows no more than the job's part, and of blocks and of the table of sequences not the last
- * quarter, nor what others (`blocks`, `sequences`) wait for.
+ * Start a micro-batch of what is on offer: its first sequence, for which there is room, and what else fits,
+ * but of blocks and of the table of sequences not the last quarter, nor what others (`blocks`, `sequences`)
+ * wait for.
  */
 export function startMicro(j: i32, blocks: i32, sequences: i32): void {
   const offered: i32 = min(get(OFFERED, j), get(OFFER_MOST, j));
-  const part: i32 = SAVED_ROWS / openJobs();
   const freeBlocks: i32 = counter(C_FREE) - blocks - BLOCKS / 4;
   const freeSequences: i32 = counter(C_FREE_SEQUENCES) - sequences - SEQUENCES / 4;
   let rows: i32 = 0;
@@ -149,7 +143,7 @@ export function startMicro(j: i32, blocks: i32, sequences: i32): void {
   let n: i32 = 0;
   while (n < offered) {
     const length: i32 = get(OFFER, j * SEQUENCES + n);
-    const fits: bool = rows + length <= part && used + blocksOf(length) <= freeBlocks && n < freeSequences;
+    const fits: bool = used + blocksOf(length) <= freeBlocks && n < freeSequences;
     if (n > 0 && !fits) break;
     const base: i32 = findSavedRun(length);
     if (base == NONE) break;

@@ -9,8 +9,8 @@ import { anyRows, grantJob, nextJob, working } from "../jobs";
 import { nextDecoding, nextPrompt, nextScore, serve } from "../ready";
 import { bump, counter } from "../state";
 
-/** Of a step's work, a twelfth is a job's: with the time that it waits for room, a twentieth is left. */
-const SHARE: i32 = 12;
+/** Of a step's work, a tenth is a job's: with the time that it waits for room, a twentieth is left. */
+const SHARE: i32 = 10;
 /** Of rows, and of logits rows, that decoding could fill alone, an eighth and a quarter are others'. */
 const ROWS_KEPT: i32 = 8;
 const HEADS_KEPT: i32 = 4;
