@@ -202,6 +202,21 @@ test("model files: config, index, tokenizer config, GGUF and safetensors headers
     () => models.llama!.read({ ...config, logit_scale: 2 }),
     /logit_scale.*may change/,
   );
+  for (const [of, more, says] of [
+    ["qwen3", { use_sliding_window: true }, /use_sliding_window/],
+    ["qwen3", { layer_types: ["full_attention", "sliding_attention"] }, /layer_types/],
+    ["gemma2", { layer_types: ["full_attention"] }, /layer_types.*2 of/],
+    ["gemma2", { layer_types: ["full_attention", "linear_attention"] }, /layer_types/],
+    ["gemma2", { hidden_activation: "silu" }, /hidden_activation/],
+    ["gemma2", { attn_logit_softcapping: 0 }, /attn_logit_softcapping.*above 0/],
+    ["gemma2", { use_bidirectional_attention: true }, /use_bidirectional_attention/],
+  ] as ["qwen3" | "gemma2", object, RegExp][])
+    refused(JSON.stringify(more), () => models[of]!.read({ ...configs[of], ...more }), says);
+  // A window that no key states is transformers' own, in every other layer; null is no bound.
+  const silent = { ...configs.gemma2, sliding_window: undefined, attn_logit_softcapping: null };
+  const { perLayer, constants } = models.gemma2!.read(silent);
+  assert.equal(perLayer, { window: [4096, 2 ** 30] });
+  assert.equal(Object.keys(constants), ["scale", "cap"]);
   for (const x of [null, [], 3]) refused(String(x), () => checkConfig(x, "c"), /an object/);
   for (const map of [null, 3, { a: 3 }, { a: "../x" }, { a: "/etc/passwd" }])
     refused(JSON.stringify(map), () => shardsOf({ weight_map: map }, "i"), /weight_map/);
