@@ -206,13 +206,15 @@ export const widen = (u: Value, branch: number, cols: number): Value =>
 const slotVectorOp = defineOp({
   name: "slot_vector",
   kind: "point",
-  infer: ([v], a) => [{ kind: "rows", domain: a.domain as Domain, cols: (v as Factor).cols }],
+  infer: ([v], a) => [
+    { kind: "rows", domain: a.domain as Domain, cols: (v as Factor).rows * (v as Factor).cols },
+  ],
   point: ({ ins: [v], attrs }) =>
     where((v!.type as Factor).branch, load(v!, row, col), konst(Number(attrs.absent))),
   grad: (node, [dy]) => [() => colSum(dy!, node.ins[0]!)],
 });
 /**
- * The row's own vector [cols] of a branch; `absent` for rows whose slot lacks it (1 for gains, 0 for
+ * The row's own vector of a branch, one row or one column of a factor; `absent` for rows whose slot lacks it (1 for gains, 0 for
  * offsets).
  */
 export const slotVector = (v: Value, domain: Domain, absent: number): Value =>

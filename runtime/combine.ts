@@ -74,7 +74,8 @@ export function combine(manifest: Manifest, plan: TargetPlan, parts: readonly Pa
 /** One LoRA whose factors are those of all parts, one below the other; weights and scales go into B. */
 function concatenate(manifest: Manifest, plan: TargetPlan, parts: readonly Part[]): AdapterContent {
   const target = Object.values(manifest.methods).find(
-    ({ change }) => change?.length === 1 && change[0]!.term === "product",
+    ({ change }) =>
+      change?.length === 1 && change[0]!.term === "product" && Object.keys(change[0]!.of).length === 2,
   );
   if (!target)
     throw new WeftError({

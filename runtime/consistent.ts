@@ -104,13 +104,16 @@ function checkBranch(m: Manifest, b: BranchEntry, i: number): void {
   for (const [k, t] of b.tensors.entries()) checkTensor(m, b, t, `${at}.tensors[${k}]`);
   const kinds = new Map(b.tensors.map((t) => [t.name, kindOf(t)]));
   need([...kinds.values()].filter((k) => k.index).length < 2, `${at}.tensors`, "one index", names.join(", "));
-  for (const { term, of } of m.methods[b.method]!.change ?? [])
-    for (const role of termOf(term).roles) {
-      const kind = kinds.get(of[role] ?? "");
-      // Sites without a bias have no tensor of another.
-      if (kind || role !== "bias") need(kind, `${at}.tensors`, `a tensor ${of[role]}`, names.join(", "));
-      if (kind) need(kind.index === (role === "index"), `${at}.tensors`, `${role} of its kind`, of[role]);
+  for (const { term, of } of m.methods[b.method]!.change ?? []) {
+    const { roles, optional = [] } = termOf(term);
+    for (const role of roles)
+      need(kinds.has(of[role] ?? ""), `${at}.tensors`, `a tensor ${of[role]}`, names.join(", "));
+    for (const [role, name] of Object.entries(of)) {
+      need([...roles, ...optional].includes(role), `methods.${b.method}.change`, `roles of ${term}`, role);
+      const kind = kinds.get(name);
+      if (kind) need(kind.index === (role === "index"), `${at}.tensors`, `${role} of its kind`, name);
     }
+  }
 }
 const kindOf = (t: BranchTensor): TensorKind => tensorKinds[t.kind];
 /** What a tensor's kind and start ask for. */

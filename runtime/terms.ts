@@ -21,6 +21,8 @@ export interface TermOf {
 }
 interface Term {
   readonly roles: readonly string[];
+  /** Roles that a branch need not have. */
+  readonly optional?: readonly string[];
   /** What a method of such a term is, in an error. */
   readonly says: string;
   readonly weight?: (c: TermOf) => Change;
@@ -35,11 +37,18 @@ const rows =
     for (let o = 0; o * ins < w.length; o++) row(o, w.subarray(o * ins, (o + 1) * ins));
   };
 const scaled = ({ tensor, scale }: TermOf, role: string): Float32Array => tensor(role)!.map((x) => x * scale);
-const productOf = (c: TermOf): LowRank => ({ rank: c.rank, a: c.tensor("a")!, b: scaled(c, "b") });
+function productOf(c: TermOf): LowRank {
+  const { rank, site, tensor } = c;
+  const [a, b, inner, outer] = [tensor("a")!, scaled(c, "b"), tensor("inner"), tensor("outer")];
+  if (inner) for (let i = 0; i < a.length; i++) a[i] = a[i]! * inner[Math.floor(i / site.inFeatures)]!;
+  if (outer) for (let i = 0; i < b.length; i++) b[i] = b[i]! * outer[i % site.outFeatures]!;
+  return { rank, a, b };
+}
 
-/** W += s·Bᵀ·A. */
+/** W += s·(Bᵀ·A), with gains where there are some: of the rows of A (`inner`), of what leaves (`outer`). */
 const product: Term = {
   roles: ["a", "b"],
+  optional: ["inner", "outer"],
   says: "adds a product",
   product: productOf,
   weight: (c) => {
@@ -132,7 +141,8 @@ const gains: Term = {
 };
 /** Another b; sites without one have no such tensor. */
 const bias: Term = {
-  roles: ["bias"],
+  roles: [],
+  optional: ["bias"],
   says: "has biases of its own",
   bias: ({ tensor }) => {
     const other = tensor("bias");

@@ -9,6 +9,7 @@ import { loraBias } from "./lora_bias.ts";
 import { s2ft } from "./s2ft.ts";
 import { s2ftPermuted } from "./s2ft_permuted.ts";
 import { sparse } from "./sparse.ts";
+import { vera } from "./vera.ts";
 import { prefix, prompt } from "./virtual.ts";
 
 export const adapterMethods: Readonly<Record<string, AdapterMethod>> = {
@@ -24,4 +25,5 @@ export const adapterMethods: Readonly<Record<string, AdapterMethod>> = {
   prefix,
   prompt,
   sparse,
+  vera,
 };
