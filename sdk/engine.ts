@@ -2,7 +2,7 @@
 
 import type { AdapterRef } from "../runtime/adapters.ts";
 import { encode, type Manifest, WeftError } from "../runtime/bundle.ts";
-import { type AdapterConfig, defaultConfig } from "../runtime/content.ts";
+import { defaultConfig } from "../runtime/content.ts";
 import { SMALL_FILE } from "../runtime/disk.ts";
 import { Engine as Core, type Finish, type Score } from "../runtime/engine.ts";
 import { claimFolder, readFolder, writeFolder } from "../runtime/folder.ts";
@@ -31,26 +31,25 @@ import {
   type TrainResult,
 } from "../runtime/trainer.ts";
 import { identityOf } from "../runtime/training.ts";
-import { claimCheckpoints, loadCheckpoint, saveCheckpoint } from "./checkpoint.ts";
+import { AdapterHandle } from "./adapter.ts";
+import { loadCheckpoint } from "./checkpoint.ts";
 import { type DataRow, encodeRow, parseJsonl } from "./data.ts";
 import { decodeText, parseJson, readFileOr } from "./files.ts";
+import { Job } from "./job.ts";
 import { openMatrices } from "./model.ts";
 import {
   AdapterName,
   AdapterRefSchema,
   bytesOf,
-  CompressOptions,
   FinetuneOptions,
   GenerateOptions,
   LoadOptions,
-  SaveOptions,
   ScoreOptions,
 } from "./options.ts";
 import { numbersAtMost } from "./peft/folder.ts";
 import { readAdapter } from "./peft/read.ts";
-import { writeAdapter, writeAsLora } from "./peft/write.ts";
 import { type Piece, pieces } from "./pieces.ts";
-import { compressTernary, expandTernary } from "./ternary.ts";
+import { expandTernary } from "./ternary.ts";
 import { type Message, Text } from "./text.ts";
 
 export type {
@@ -111,108 +110,6 @@ async function loading(location: string | URL, options: LoadOptions): Promise<En
   } catch (e) {
     await core.dispose();
     throw e;
-  }
-}
-
-/** A running job: `done` resolves with its result; `publish` makes what it knows available to requests. */
-export class Job {
-  constructor(
-    private readonly core: CoreJob,
-    private readonly engine: Engine,
-    /** What its results depend on. */
-    private readonly identity: Readonly<Record<string, unknown>>,
-  ) {}
-  get name(): string {
-    return this.core.name;
-  }
-  get done(): Promise<TrainResult> {
-    return this.core.done;
-  }
-  get step(): number {
-    return this.core.step;
-  }
-  cancel(): void {
-    this.core.cancel();
-  }
-  /** Resolves with the generation (`name@n`) that new requests get from now on. */
-  publish(): Promise<string> {
-    return this.core.publish();
-  }
-  /**
-   * Make what the job is now the current version in `dir`, from which `finetune({ resume })` goes on, bit for
-   * bit on the same device and bundle. Durable when it resolves; the version before is kept too. Throws
-   * WEFT_IO, before anything is written, when `dir` holds anything else.
-   */
-  async checkpoint(dir: string): Promise<void> {
-    // Asked for at once: the job may end, or be cancelled, while the folder is looked at.
-    const state = this.core.checkpoint();
-    await Promise.all([claimCheckpoints(dir), state]);
-    await saveCheckpoint(dir, await state, this.core.base, this.engine.core.info.numerics, this.identity);
-  }
-}
-
-/** One adapter by name: its latest generation unless pinned. */
-export class AdapterHandle {
-  constructor(
-    private readonly engine: Engine,
-    readonly ref: string,
-  ) {}
-  /**
-   * Write a folder that Hugging Face peft loads; `as: "lora"` turns an S2FT adapter into the LoRA that is
-   * exactly the same. Durable when it resolves. Throws WEFT_IO, before anything is written, when `dir` is
-   * anything but an empty folder or an adapter that weft wrote.
-   */
-  async save(dir: string, o: SaveOptions = {}): Promise<void> {
-    checked(SaveOptions, o);
-    await claimFolder(dir, "adapter");
-    const { content, base } = this.engine.core.adapters.find(this.ref);
-    const { config, weights } = (o.as === "lora" ? writeAsLora : writeAdapter)(
-      content,
-      { ...this.engine.manifest, base },
-      this.engine.core.device.plan,
-    );
-    await writeFolder(dir, "adapter", [
-      ["adapter_model.safetensors", weights],
-      ["adapter_config.json", config],
-    ]);
-  }
-  /**
-   * Write the adapter as signs of its largest numbers with one common magnitude (ComPEFT): a fraction of the
-   * bytes, and not quite the same adapter. Tells how many times smaller the file is, and the relative error
-   * of its numbers. Throws as `save`.
-   */
-  async compress(
-    dir: string,
-    o: CompressOptions = {},
-  ): Promise<{ bytes: number; ratio: number; error: number }> {
-    checked(CompressOptions, o);
-    await claimFolder(dir, "adapter");
-    const { content, base } = this.engine.core.adapters.find(this.ref);
-    const manifest = { ...this.engine.manifest, base };
-    const { config, weights } = writeAdapter(content, manifest, this.engine.core.device.plan);
-    const { bytes, ratio, error } = compressTernary(weights, o.density ?? 0.1);
-    await writeFolder(dir, "adapter", [
-      ["adapter_model.ternary", bytes],
-      [
-        "adapter_config.json",
-        JSON.stringify({ ...(JSON.parse(config) as object), weft_ternary: true }, null, 2),
-      ],
-    ]);
-    return { bytes: bytes.length, ratio, error };
-  }
-  get generation(): number {
-    return this.engine.core.adapters.find(this.ref).number;
-  }
-  /** Identity of the base weights that it was trained on; requests, jobs and merges of another refuse it. */
-  get base(): string {
-    return this.engine.core.adapters.find(this.ref).base;
-  }
-  /** What to know before using it: that it was trained on the same weights in another format. */
-  get warnings(): readonly string[] {
-    return this.engine.core.adapters.find(this.ref).warnings;
-  }
-  get config(): AdapterConfig {
-    return this.engine.core.adapters.find(this.ref).content.config;
   }
 }
 

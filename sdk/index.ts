@@ -10,7 +10,9 @@ export { type ErrorCode, encode as encodeSafetensors, type Manifest, WeftError }
 export type { LoadProgress } from "../runtime/device.ts";
 export type { TokenEvent } from "../runtime/engine.ts";
 export type { DeviceChoice } from "../runtime/open.ts";
+export { AdapterHandle } from "./adapter.ts";
 export * from "./engine.ts";
+export { Job } from "./job.ts";
 export type { Calibrate, CompileOptions, MemoryOptions, MethodMemory };
 
 /**

@@ -1,0 +1,72 @@
+import type { AdapterConfig } from "../runtime/content.ts";
+import { claimFolder, writeFolder } from "../runtime/folder.ts";
+import { checked } from "../runtime/options.ts";
+import type { Engine } from "./engine.ts";
+import { CompressOptions, SaveOptions } from "./options.ts";
+import { writeAdapter, writeAsLora } from "./peft/write.ts";
+import { compressTernary } from "./ternary.ts";
+
+/** One adapter by name: its latest generation unless pinned. */
+export class AdapterHandle {
+  constructor(
+    private readonly engine: Engine,
+    readonly ref: string,
+  ) {}
+  /**
+   * Write a folder that Hugging Face peft loads; `as: "lora"` turns an S2FT adapter into the LoRA that is
+   * exactly the same. Durable when it resolves. Throws WEFT_IO, before anything is written, when `dir` is
+   * anything but an empty folder or an adapter that weft wrote.
+   */
+  async save(dir: string, o: SaveOptions = {}): Promise<void> {
+    checked(SaveOptions, o);
+    await claimFolder(dir, "adapter");
+    const { content, base } = this.engine.core.adapters.find(this.ref);
+    const { config, weights } = (o.as === "lora" ? writeAsLora : writeAdapter)(
+      content,
+      { ...this.engine.manifest, base },
+      this.engine.core.device.plan,
+    );
+    await writeFolder(dir, "adapter", [
+      ["adapter_model.safetensors", weights],
+      ["adapter_config.json", config],
+    ]);
+  }
+  /**
+   * Write the adapter as signs of its largest numbers with one common magnitude (ComPEFT): a fraction of the
+   * bytes, and not quite the same adapter. Tells how many times smaller the file is, and the relative error
+   * of its numbers. Throws as `save`.
+   */
+  async compress(
+    dir: string,
+    o: CompressOptions = {},
+  ): Promise<{ bytes: number; ratio: number; error: number }> {
+    checked(CompressOptions, o);
+    await claimFolder(dir, "adapter");
+    const { content, base } = this.engine.core.adapters.find(this.ref);
+    const manifest = { ...this.engine.manifest, base };
+    const { config, weights } = writeAdapter(content, manifest, this.engine.core.device.plan);
+    const { bytes, ratio, error } = compressTernary(weights, o.density ?? 0.1);
+    await writeFolder(dir, "adapter", [
+      ["adapter_model.ternary", bytes],
+      [
+        "adapter_config.json",
+        JSON.stringify({ ...(JSON.parse(config) as object), weft_ternary: true }, null, 2),
+      ],
+    ]);
+    return { bytes: bytes.length, ratio, error };
+  }
+  get generation(): number {
+    return this.engine.core.adapters.find(this.ref).number;
+  }
+  /** Identity of the base weights that it was trained on; requests, jobs and merges of another refuse it. */
+  get base(): string {
+    return this.engine.core.adapters.find(this.ref).base;
+  }
+  /** What to know before using it: that it was trained on the same weights in another format. */
+  get warnings(): readonly string[] {
+    return this.engine.core.adapters.find(this.ref).warnings;
+  }
+  get config(): AdapterConfig {
+    return this.engine.core.adapters.find(this.ref).content.config;
+  }
+}
