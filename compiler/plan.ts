@@ -6,7 +6,7 @@ import { inputName, isInput, type Type, type Value, valueKey } from "../ops/inde
 import {
   BLOCK,
   type Format,
-  MOST,
+  MOST_JOBS,
   mostStates,
   type ParamEntry,
   packedWords,
@@ -144,8 +144,7 @@ export function layoutOf(
     h: home(c.tokens * d),
     logits: home(c.headRows * model.vocab),
     rotary: home(c.context * model.headDim),
-    nll: home(training ? MOST.savedRows : 0),
-    norms: home(MOST.jobs * (model.layers + 3)),
+    norms: home(MOST_JOBS * (model.layers + 3)),
   };
   const full = train.includes("full");
   return {
@@ -282,7 +281,8 @@ export function addresser(
     if (t.kind === "field") {
       if (name === "dh" || name === "dkv")
         return { cls: "arena", offset: work[name], stride: layout.room.work };
-      if (name === "nll") return { cls: "arena", offset: layout.homes.nll, stride: 1 };
+      // Losses of rows, one after another, lie behind full training's accumulators.
+      if (name === "nll") return { cls: "accum", offset: layout.room.accum.outer, stride: 1 };
       if (name === "hidden") return { cls: "saved", offset: 0, stride: layout.room.hidden };
       const field = layout.fields.get(name);
       if (field) return { cls: "saved", ...field };

@@ -10,7 +10,7 @@ import {
   type BranchEntry,
   type BranchTensor,
   type Manifest,
-  MOST,
+  MOST_JOBS,
   type ParamEntry,
   type SiteEntry,
   type TargetPlan,
@@ -168,8 +168,7 @@ function checkPlan(m: Manifest, plan: TargetPlan, target: "wasm" | "webgpu"): vo
   within(homes.h + c.tokens * d.hiddenSize, room.arena, "homes.h");
   within(homes.logits + c.headRows * d.vocab, room.arena, "homes.logits");
   within(homes.rotary + c.context * d.headDim, room.arena, "homes.rotary");
-  within(homes.norms + MOST.jobs * (d.layers + 3), room.arena, "homes.norms");
-  within(homes.nll + (training ? MOST.savedRows : 0), room.arena, "homes.nll");
+  within(homes.norms + MOST_JOBS * (d.layers + 3), room.arena, "homes.norms");
   // Rows of gradients begin where the rest of the arena ends.
   need(homes.dh === room.arena, `${at}.homes.dh`, `${room.arena}, the arena's end`, homes.dh);
   if (training) within(homes.dkv - homes.dh + kv, room.work, "homes.dkv");

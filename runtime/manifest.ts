@@ -197,7 +197,6 @@ const TargetPlan = object({
     logits: words,
     dh: words,
     dkv: words,
-    nll: words,
     rotary: words,
     norms: words,
   }),
@@ -214,8 +213,8 @@ const TargetPlan = object({
   /** `weights`: does it change the base? Only updates of full training do. */
   kernels: record(object({ workgroup: positive, file: fileName, weights: oneOf(["read", "written"]) })),
 });
-/** The most of what is chosen at load: arrays that kernels address behind them are as long. */
-export const MOST = { jobs: 16, savedRows: 65536 } as const;
+/** The most that a load may choose: what kernels address behind their norms lies behind so many. */
+export const MOST_JOBS = 16;
 const CapacityEntry = object({
   tokens: positive,
   sequences: positive,

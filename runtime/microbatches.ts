@@ -68,14 +68,15 @@ export class MicroBatches {
     // The last word of a job that was dropped while its step ran is not for its successor.
     if (!this.taken.length) return;
     const { device, manifest, jobLane: lane } = this.engine;
-    const { homes } = device.plan;
+    const { homes, room } = device.plan;
     const taken = this.taken;
     this.taken = [];
-    const groups = manifest.model.layers + 1;
+    const { layers } = manifest.model;
+    const groups = layers + 1;
     const at = { cls: "arena", group: 0, lane } as const;
     const norms = homes.norms + (this.full ? 0 : this.index) * (groups + 2) + groups;
     const [nll, ofNorms] = await device.readAll([
-      { ...at, offset: homes.nll, words: manifest.capacities.savedRows },
+      { cls: "accum", group: layers, offset: room.accum.outer, words: manifest.capacities.savedRows, lane },
       { ...at, offset: norms, words: 2 },
     ]);
     const losses = taken.flatMap(({ base, item }) =>

@@ -4,7 +4,7 @@
  * server, with the same bits.
  */
 import { WeftError } from "./errors.ts";
-import { type CapacityEntry, type Manifest, MOST, type TargetPlan } from "./manifest.ts";
+import { type CapacityEntry, type Manifest, MOST_JOBS, type TargetPlan } from "./manifest.ts";
 
 /** What is chosen at load; a bundle's own capacities are what it is meant for. */
 export const sizeNames = ["blocks", "sequences", "slots", "jobs", "savedRows", "keptRows"] as const;
@@ -57,7 +57,8 @@ export function planOf(m: Sized, target: "wasm" | "webgpu", s: Sizes): Plan {
       adapters: { layer: align((s.slots + 1) * plan.slotWords), outer: 64 },
       accum: {
         layer: align(Math.max(room.accum.layer, s.jobs * plan.jobWords)),
-        outer: align(room.accum.outer),
+        // Behind it, the loss of each saved row.
+        outer: align(room.accum.outer + (m.train.length ? s.savedRows : 0)),
       },
       tables: { layer: align(64 + (s.slots + 1) * m.branches.length * 2), outer: 128 },
     },
@@ -162,10 +163,8 @@ function checkSizes(m: Sized, asked: Partial<Sizes>): void {
       found: String(found),
     });
   };
-  for (const [name, most] of Object.entries(MOST)) {
-    const found = asked[name as keyof typeof MOST] ?? m.capacities[name as keyof typeof MOST];
-    if (found > most) refuse(name, `at most ${most}`, found);
-  }
+  const jobs = asked.jobs ?? m.capacities.jobs;
+  if (jobs > MOST_JOBS) refuse("jobs", `at most ${MOST_JOBS}`, jobs);
   const blocks = Math.ceil(m.capacities.context / 32);
   if (asked.blocks !== undefined && asked.blocks < blocks)
     refuse("blocks", `at least ${blocks} blocks to hold one context`, asked.blocks);

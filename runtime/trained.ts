@@ -13,7 +13,7 @@ function accumulators({ device, manifest, jobLane: lane }: Engine, job: number, 
     cls: "accum",
     group,
     offset: full ? 0 : job * plan.jobWords,
-    words: full ? plan.classes.accum[group === layers ? "outer" : "layer"] : plan.jobWords,
+    words: full ? plan.room.accum[group === layers ? "outer" : "layer"] : plan.jobWords,
     lane,
   }));
 }

@@ -82,7 +82,7 @@ test("memory that holds not even the smallest is refused with what that would ta
     [{ capacities: { slot: 1 } }, "WEFT_OPTION", /slots/],
     [{ capacities: { slots: 0 } }, "WEFT_OPTION", /slots/],
     [{ capacities: { blocks: 1 } }, "WEFT_CAPACITY", /capacities\.blocks/],
-    [{ capacities: { savedRows: 2 ** 20 } }, "WEFT_CAPACITY", /capacities\.savedRows/],
+    [{ capacities: { jobs: 99 } }, "WEFT_CAPACITY", /capacities\.jobs.*at most 16/],
   ] as const) {
     const e = await errorOf(() => load(dir, { device: "wasm", ...(o as object) }));
     assert.is(e.code, code, JSON.stringify(o));
