@@ -37,7 +37,7 @@ export function settingsOf(model: Model, options: CompileOptions): Settings {
     throw new WeftError({
       code: "WEFT_CAPACITY",
       where: "capacities.context",
-      expected: `at most max_position_embeddings (${model.context})`,
+      expected: `at most the model's context (${model.context})`,
       found: String(capacities.context),
     });
   const policy = options.policy ?? "coserve";

@@ -15,8 +15,11 @@ interface Elementwise {
     dout: Value;
     attrs: Attrs;
   }) => ((() => Value) | null)[];
-  /** Sample attributes, and a map that keeps random sample operands inside the op's domain. */
+  /** Instead of `grad`: nothing differentiates it, as what only gradients are made of. */
+  readonly constant?: true;
+  /** Of the sample that tests take: attributes, and what keeps random operands inside the op's domain. */
   readonly attrs?: Attrs;
+  readonly within?: (x: number) => number;
 }
 
 /** Define an elementwise op; returns a function on values. */
@@ -25,6 +28,7 @@ export function elementwise(name: string, def: Elementwise) {
     name,
     kind: "point",
     infer: (ins) => [broadcast(name, ins)],
+    ...(def.constant && { constant: def.constant }),
     point: ({ at, attrs }) =>
       def.expr(
         Array.from({ length: def.arity }, (_, i) => at(i)),
@@ -43,6 +47,7 @@ export function elementwise(name: string, def: Elementwise) {
       {
         ins: Array(def.arity).fill({ kind: "rows", domain: "T", cols: 5 }),
         ...(def.attrs && { attrs: def.attrs }),
+        ...(def.within && { within: def.within }),
       },
     ],
   });
@@ -115,15 +120,18 @@ export const tanh = elementwise("tanh", {
 /** Natural logarithm; the argument is clamped to the smallest normal f32. */
 export const log = elementwise("log", {
   arity: 1,
+  constant: true,
+  within: (x) => Math.abs(x) + 0.25,
   expr: ([x]) => call("log", call("max", x!, konst(1.1754943508222875e-38))),
 });
 /** 1 / sqrt(x), x > 0. d/dx = -½ y³. */
 export const rsqrt = elementwise("rsqrt", {
   arity: 1,
+  within: (x) => Math.abs(x) + 0.25,
   expr: ([x]) => call("rsqrt", x!),
   grad: ({ out, dout }) => [() => affine(mul(dout, mul(out, mul(out, out))), { scale: -0.5, shift: 0 })],
 });
-const sigmoidExpr = (x: Expr): Expr =>
+export const sigmoidExpr = (x: Expr): Expr =>
   call(
     "div",
     konst(1),
@@ -138,6 +146,7 @@ export const silu = elementwise("silu", {
 /** d silu(x) / dx = s + x·s·(1 - s) with s = sigmoid(x). */
 export const dsilu = elementwise("dsilu", {
   arity: 1,
+  constant: true,
   expr: ([x]) => {
     const s = sigmoidExpr(x!);
     return call("fma", call("pin", call("mul", x!, s)), call("sub", konst(1), s), s);
@@ -161,6 +170,7 @@ export const gelu = elementwise("gelu", {
 /** d gelu(x) / dx = ½(1 + t) + ½x·(1 - t²)·√(2/π)·(1 + 3·0.044715·x²) with t = tanh(…). */
 export const dgelu = elementwise("dgelu", {
   arity: 1,
+  constant: true,
   expr: ([x]) => {
     const c = Math.sqrt(2 / Math.PI);
     const t = call("tanh", geluInner(x!));

@@ -76,6 +76,8 @@ export interface Op {
    * tensor: pruning is structural.
    */
   readonly grad?: (node: Node, douts: readonly (Value | null)[]) => ((() => Value) | null)[];
+  /** Nothing differentiates it: gradients are made of it, or it is taken of what is not trained. */
+  readonly constant?: true;
   /** For `point`: one element as an expression. */
   readonly point?: (ctx: PointCtx) => Expr;
   /** For `point`: reads some operand away from (row, col), so that operand must be materialised. */
@@ -107,6 +109,8 @@ export type Write =
 export interface Sample {
   readonly ins: readonly Type[];
   readonly attrs?: Attrs;
+  /** Keeps random operands inside the op's domain. */
+  readonly within?: (x: number) => number;
 }
 export interface EvalCtx {
   readonly rows: (domain: Domain) => number;

@@ -46,6 +46,7 @@ export const headScale = (x: Value, s: Value): Value => make1(scaleOp, [x, s]);
 
 const acrossOp = defineOp({
   name: "heads_dot",
+  constant: true,
   kind: "point",
   remote: true,
   infer: ([a], { width }) => [{ ...(a as Rows), cols: Number(width) }],

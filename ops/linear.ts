@@ -66,6 +66,7 @@ export const linear = (x: Value, w: Value, label: string): Value => make1(linear
 
 const linearTOp = defineOp({
   name: "linear_t",
+  constant: true,
   kind: "kernel",
   infer: (ins) => {
     const [dy, w] = [ins[0] as Rows, ins[1] as Weight];
@@ -124,6 +125,7 @@ export const pairsOf = <A>(list: readonly A[]): [A, A][] =>
 
 const outerOp = defineOp({
   name: "outer",
+  constant: true,
   kind: "kernel",
   infer: (_, a) => [{ kind: "grad", of: String(a.of) }],
   eval: (node, [dy, x], ctx) => {
@@ -156,6 +158,7 @@ export const outer = (a: Value, b: Value, param: Value): Value =>
 
 const colSumOp = defineOp({
   name: "col_sum",
+  constant: true,
   kind: "kernel",
   infer: (_, a) => [{ kind: "grad", of: String(a.of) }],
   eval: (node, [x], ctx) => {

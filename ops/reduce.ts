@@ -30,6 +30,7 @@ const rowSumOp = defineOp({
 });
 const rowMaxOp = defineOp({
   name: "row_max",
+  constant: true,
   kind: "reduce",
   reduce: "max",
   infer: rowScalar,

@@ -1,5 +1,6 @@
 import { readFileSync, statSync, writeFileSync } from "node:fs";
 import * as assert from "uvu/assert";
+import { adapterMethods } from "../compiler/adapters/index.ts";
 import { compile } from "../compiler/compile.ts";
 import type { AdapterRef } from "../runtime/adapters.ts";
 import { asLowRank } from "../runtime/branch.ts";
@@ -60,6 +61,9 @@ const selection = {
   })),
   selector: "random",
 };
+/** Tested in vera.test.ts. */
+const apart = ["vera"];
+assert.equal([...every, ...apart].sort(), Object.keys(adapterMethods).sort(), "no method is left out");
 /** A bundle that serves and trains every method, on a permuted base; S2FT on all its sites. */
 const all = (target: "wasm" | "webgpu") => ({
   targets: [target],

@@ -1,6 +1,7 @@
 /**
  * An adapter method in one file: what it computes at a site, which tensors it has there, how they start and
- * how files call them. Batching, gradients, slots, checkpoints and PEFT folders follow from that.
+ * how files call them. Batching, gradients, slots, checkpoints and PEFT folders follow from that. What the
+ * runtime must know of it is described in runtime/manifest.ts: MethodEntry, and BranchTensor for its tensors.
  */
 import type { Value } from "../../ops/index.ts";
 import type { BranchTensor, MethodEntry } from "../../runtime/bundle.ts";

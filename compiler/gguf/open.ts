@@ -6,6 +6,7 @@ import { WeftError } from "../../runtime/bundle.ts";
 import { checkConfig } from "../config.ts";
 import { generationOf } from "../generation.ts";
 import { models } from "../models/index.ts";
+import type { GgufFamily } from "../models/model.ts";
 import type { ModelSource } from "../source.ts";
 import { openFile } from "./file.ts";
 import { tokenizerFiles } from "./tokenizer.ts";
@@ -22,7 +23,7 @@ export async function openGguf(
   const refuse = (key: string, expected: string, found: unknown): never => {
     throw new WeftError({ code: "WEFT_CONFIG", where: `${path}: ${key}`, expected, found: String(found) });
   };
-  const known = new Map(Object.values(models).map((family) => [family.gguf.architecture, family.gguf]));
+  const known = ggufFamilies();
   const architecture = meta["general.architecture"];
   const family =
     known.get(String(architecture)) ??
@@ -56,4 +57,15 @@ export async function openGguf(
     },
     files: tokenizer ?? tokenizerFiles(meta, path),
   };
+}
+/** Families by the architecture that their files say; each is one family's. */
+function ggufFamilies(): ReadonlyMap<string, GgufFamily> {
+  const known = new Map<string, GgufFamily>();
+  for (const [name, { gguf }] of Object.entries(models)) {
+    if (!gguf) continue;
+    if (known.has(gguf.architecture))
+      throw new Error(`${name}: GGUF's ${gguf.architecture} is another family's`);
+    known.set(gguf.architecture, gguf);
+  }
+  return known;
 }

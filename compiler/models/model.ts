@@ -17,6 +17,7 @@ export interface Names {
   readonly embedding: string;
 }
 export interface Model {
+  /** Part of what a base is known by: the same weights under another name are another base. */
   readonly family: string;
   readonly hiddenSize: number;
   readonly layers: number;
@@ -47,7 +48,8 @@ export interface Model {
 export interface Family {
   /** config.json → model. Throws WEFT_CONFIG naming the key that it cannot take. */
   readonly read: (config: Json) => Model;
-  readonly gguf: GgufFamily;
+  /** Left out where GGUF files call it by another family's architecture, or not at all. */
+  readonly gguf?: GgufFamily;
 }
 
 /** What a GGUF file says of itself, to the family that it is of. */
