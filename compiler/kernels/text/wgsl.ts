@@ -13,7 +13,7 @@ export const WG = 64;
  */
 export const ROWS = 4;
 export const f32 = (v: number): string => {
-  const s = String(Math.fround(v));
+  const s = String(Math.fround(v)).replace("e+", "e");
   return /[.e]/.test(s) ? `${s}f` : `${s}.0f`;
 };
 export const header = (name: string): string =>
