@@ -790,6 +790,7 @@ test("the planner counts what the compiler builds: published shapes, and a bundl
     targets: ["wasm"],
     train: [...every],
     selection,
+    quick: true,
     capacities: small,
   });
   const planned = await planMemory(configs.even, { tokens: 10, rank: small.rank! });

@@ -127,7 +127,7 @@ function model(format: Format, more: Meta = {}, c: Config = even): { gguf: strin
   writeFileSync(`${dir}/model.gguf`, writeGguf({ ...metaOf(c), ...more }, tensors));
   return { gguf: `${dir}/model.gguf`, folder };
 }
-const options = { targets: ["wasm"] as const, train: ["lora"], capacities: small };
+const options = { targets: ["wasm"] as const, train: ["lora"], quick: true, capacities: small };
 const logitsOf = async (path: string): Promise<number[]> => {
   const out = `${scratch()}/bundle`;
   await compile(path, out, { ...options });

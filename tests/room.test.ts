@@ -16,6 +16,7 @@ const dir = `${scratch()}/room.weft`;
 const compiled = compileTo(writeModel(configs.odd), dir, {
   targets,
   train: ["lora", "dora", "prefix"],
+  quick: true,
   capacities: small,
 });
 const measures = { wasm: measureWasm(2, 2, 2), webgpu: measureWebGpu(2) };

@@ -164,6 +164,7 @@ test("kernels.wasm: no data section, no start function, no mutable globals, one 
     methods,
     capacities: small,
     relaxed: true,
+    quick: true,
   });
   for (const file of ["kernels.wasm", "kernels.relaxed.wasm"]) {
     const { sections, imports, mutable } = parse(files.get(file)!);
@@ -318,6 +319,7 @@ for (const target of ["wasm", "webgpu"] as const)
           train: methods,
           methods,
           format: as,
+          quick: true,
           capacities: { ...small, s2ft: s2ftOdd },
         });
         sizes.push(m.tensors.reduce((n, t) => n + t.bytes, 0));
@@ -331,7 +333,12 @@ for (const target of ["wasm", "webgpu"] as const)
 test("matrices are packed when a bundle is compiled: a CPU holds the bytes of its files; wider panels hold the same values", async () => {
   for (const format of formats) {
     const out = `${scratch()}/b.weft`;
-    const m = await compileTo(writeModel(configs.odd), out, { targets: ["wasm"], format, capacities: small });
+    const m = await compileTo(writeModel(configs.odd), out, {
+      targets: ["wasm"],
+      format,
+      quick: true,
+      capacities: small,
+    });
     await using engine = await load(out, { device: "wasm" });
     const { device } = engine.core;
     for (const [name, path] of Object.entries(m.checkpoint.layer)) {
@@ -428,7 +435,7 @@ test("bf16: values of a bf16 checkpoint stay as they are, others round to neares
   const said: unknown[] = [];
   for (const format of ["f32", "bf16"] as const) {
     const out = `${scratch()}/b.weft`;
-    await compileTo(dir, out, { targets: ["wasm"], format, capacities: small });
+    await compileTo(dir, out, { targets: ["wasm"], format, quick: true, capacities: small });
     await using engine = await load(out, { device: "wasm" });
     said.push((await engine.score(idsOf("bf16", 30, 259), { logits: true })).logits);
   }
