@@ -214,8 +214,8 @@ const slotVectorOp = defineOp({
   grad: (node, [dy]) => [() => colSum(dy!, node.ins[0]!)],
 });
 /**
- * The row's own vector of a branch, one row or one column of a factor; `absent` for rows whose slot lacks it (1 for gains, 0 for
- * offsets).
+ * The row's own vector of a branch, one row or one column of a factor; `absent` for rows whose slot lacks it
+ * (1 for gains, 0 for offsets).
  */
 export const slotVector = (v: Value, domain: Domain, absent: number): Value =>
   make1(slotVectorOp, [v], { domain, absent }, v.node.label);

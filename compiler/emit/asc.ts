@@ -67,7 +67,7 @@ const versions = (): string[] => {
   );
 };
 
-interface Ask {
+export interface Ask {
   readonly target: Target;
   readonly entry: string;
   readonly sources: Readonly<Record<string, string>>;

@@ -9,7 +9,7 @@ import binaryen from "binaryen";
 
 /**
  * `sources`: path → text, asconfig.json among them. Throws with the compiler's own diagnostics.
- * @param {{ target: string, entry: string, sources: Readonly<Record<string, string>>, quick: boolean, stateless: boolean }} ask
+ * @param {import("./asc.ts").Ask} ask
  */
 async function assemble({ target, entry, sources, quick, stateless }) {
   let wasm = null;
