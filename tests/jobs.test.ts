@@ -395,18 +395,18 @@ test("a job evaluates although a request waits for the slot that it trains", asy
 });
 
 test("a job that finds every slot in use waits for one; given up, it waits no more", async () => {
-  await using engine = await engineOf(configs.even, { ...one, capacities: { slots: 1 } });
-  await (await engine.finetune({ ...base, name: "other", steps: 1 })).done;
+  await using engine = await engineOf(configs.even, { ...one, capacities: { slots: 1, jobs: 3 } });
   const free = engine.memory();
-  const stream = engine.generate({ prompt, maxTokens: 100, adapter: "other" });
-  await stream.next();
+  // Holds the only slot until it is told to end, however slow the machine is.
+  const holder = await stepsOf(engine, { ...base, name: "holder", steps: 1_000_000 }, 1);
   const given = await engine.finetune({ ...base, name: "given-up", steps: 1 });
   const job = await engine.finetune({ ...base, name: "waits", steps: 1 });
   const ends = [given.done, job.done].map(outcome);
   given.cancel();
   assert.is(await ends[0], "AbortError");
   assert.is(job.step, 0);
-  await stream.return();
+  holder.cancel();
+  assert.is(await outcome(holder.done), "AbortError");
   assert.is(await ends[1], "resolved");
   assert.equal(engine.memory(), free);
 });
