@@ -50,7 +50,7 @@ export const CompileOptions = object({
    */
   cache: v.optional(boolean),
   /**
-   * Optimise modules little: a third of the time to compile, and slower to run. The same bits. For trials.
+   * Optimise modules little: a quarter of the time to compile, and slower to run. The same bits. For trials.
    * Default: off.
    */
   quick: v.optional(boolean),

@@ -23,7 +23,7 @@ type Target = keyof typeof targets;
 export interface Making {
   /** Take what was compiled before from the user's cache, and keep it there. */
   readonly cache: boolean;
-  /** Optimise little: compiled three times as fast, and slower. The same bits: Wasm rounds as it says. */
+  /** Optimise little: compiled four times as fast, and slower. The same bits: Wasm rounds as it says. */
   readonly quick: boolean;
 }
 const asShipped: Making = { cache: true, quick: false };

@@ -14,7 +14,7 @@ import binaryen from "binaryen";
 async function assemble({ target, entry, sources, quick, stateless }) {
   let wasm = null;
   const args = [entry, "--outFile", "out.wasm", "--config", "asconfig.json", "--target", target];
-  if (quick) args.push("--optimizeLevel", "1");
+  if (quick) args.push("--optimizeLevel", "0");
   const { error, stderr } = await asc.main(args, {
     readFile: (name) => sources[name.replace(/^\.?\//, "")] ?? null,
     writeFile: (name, contents) => {
@@ -35,6 +35,8 @@ function finish(name, bytes, stateless) {
   try {
     module.setFeatures(binaryen.Features.All);
     if (!module.validate()) throw new Error(`${name}: not a valid module`);
+    // asc without its optimiser leaves an empty table, which is a state.
+    module.runPasses(["duplicate-function-elimination", "remove-unused-module-elements"]);
     if (stateless) {
       const globals = Array.from({ length: module.getNumGlobals() }, (_, i) =>
         binaryen.getGlobalInfo(module.getGlobalByIndex(i)),
@@ -48,7 +50,6 @@ function finish(name, bytes, stateless) {
       };
       for (const [what, there] of Object.entries(has)) if (there) throw new Error(`${name} has ${what}`);
     }
-    module.runPasses(["duplicate-function-elimination"]);
     const out = module.emitBinary();
     return out.length < bytes.length ? out : bytes;
   } finally {
