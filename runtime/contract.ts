@@ -10,6 +10,8 @@ export const BLOCK = 32;
 export const cacheBlocks = (tokens: number): number => Math.ceil(tokens / BLOCK);
 /** Ids that end an answer, at most. */
 export const MAX_STOPS = 16;
+/** Tokens whose logits a request may add to, as many as OpenAI's API takes. */
+export const MAX_BIASES = 300;
 /** The label of a token that teaches nothing. */
 export const IGNORE = -100;
 /** No sequence, row, run or request. */

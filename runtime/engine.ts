@@ -16,7 +16,7 @@ import { type Change, mergeChanges } from "./merge.ts";
 import { checked, EngineOptions, GenerateIds } from "./options.ts";
 import type { BundleReader } from "./reader.ts";
 import { Reports } from "./report.ts";
-import { MAX_TOKENS, roomAfter, type Score, seedOf, type TokenEvent } from "./requests.ts";
+import { checkBiases, MAX_TOKENS, roomAfter, type Score, seedOf, type TokenEvent } from "./requests.ts";
 import { Serving } from "./serving.ts";
 import { abortable, onAbort, throwIfAborted } from "./signals.ts";
 import { Stream } from "./stream.ts";
@@ -186,6 +186,7 @@ export class Engine {
   }
   private begin(o: GenerateIds, stream: Stream<TokenEvent>): () => void {
     throwIfAborted(o.signal);
+    checkBiases(this.manifest, o);
     const generation = this.named(o.adapter);
     const virtual = virtualTokens(this.manifest, generation?.content ?? null);
     const asked = o.maxTokens ?? MAX_TOKENS;

@@ -3,6 +3,7 @@ import {
   COMMAND_WORDS,
   COUNTER,
   EVENT_WORDS,
+  MAX_BIASES,
   MAX_STOPS,
   type Manifest,
   sizeNames,
@@ -24,6 +25,7 @@ export interface HostExports {
   addrLabels(seq: number): number;
   addrHyper(job: number): number;
   addrStops(seq: number): number;
+  addrBiases(seq: number): number;
   addrOffer(job: number): number;
   addrMicro(job: number): number;
   addrRowSeq(lane: number): number;
@@ -43,6 +45,9 @@ export interface HostExports {
     topP: number,
     minP: number,
     penalty: number,
+    presence: number,
+    frequency: number,
+    biases: number,
     seed: number,
     stops: number,
   ): void;
@@ -129,6 +134,7 @@ export class Host {
       this.tokens(seq);
       this.labels(seq);
       this.stops(seq);
+      this.setBiases(seq, []);
     }
     this.hyper(jobs - 1);
     this.offer(jobs - 1);
@@ -170,6 +176,16 @@ export class Host {
   }
   stops(seq: number): Int32Array {
     return new Int32Array(this.buffer, this.exports.addrStops(seq), MAX_STOPS);
+  }
+  /** What is added to the logits of tokens. */
+  setBiases(seq: number, biases: readonly (readonly [id: number, bias: number])[]): void {
+    const at = this.exports.addrBiases(seq);
+    const ids = new Int32Array(this.buffer, at, 2 * MAX_BIASES);
+    const values = new Float32Array(this.buffer, at, 2 * MAX_BIASES);
+    biases.forEach(([id, bias], i) => {
+      ids[2 * i] = id;
+      values[2 * i + 1] = bias;
+    });
   }
   /** Lengths of the rows that a job offers: as many as a micro-batch may have. */
   offer(job: number): Int32Array {

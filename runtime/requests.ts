@@ -74,6 +74,7 @@ export function startIn(
   if (r.kind === "score") return;
   const o = r.sampling;
   const stops = o.stopIds ?? [];
+  const biases = Object.entries(o.logitBias ?? {}).map(([id, bias]) => [Number(id), bias] as const);
   host.exports.setSampling(
     seq,
     o.temperature ?? 0,
@@ -81,10 +82,14 @@ export function startIn(
     o.topP ?? 1,
     o.minP ?? 0,
     o.repetitionPenalty ?? 1,
+    o.presencePenalty ?? 0,
+    o.frequencyPenalty ?? 0,
+    biases.length,
     (r.seed ?? 0) | 0,
     stops.length,
   );
   host.stops(seq).set(stops);
+  host.setBiases(seq, biases);
 }
 
 /**
@@ -123,6 +128,17 @@ export function roomAfter(
       hint: "shorten the prompt, or compile with a larger context",
     });
   return room;
+}
+/** Throws for biases of tokens that there are none of. */
+export function checkBiases({ model: { vocab } }: Manifest, { logitBias = {} }: Sampling): void {
+  const wrong = Object.keys(logitBias).find((id) => Number(id) >= vocab);
+  if (wrong === undefined) return;
+  throw new WeftError({
+    code: "WEFT_OPTION",
+    where: "logitBias",
+    expected: `token ids below ${vocab}`,
+    found: wrong,
+  });
 }
 /** The seed that a request's draws depend on: one of its own where it draws and has none. */
 export const seedOf = (o: Sampling): number | null =>

@@ -1,8 +1,12 @@
 /**
- * How a request's tokens are drawn, in the order of transformers: penalty, temperature, top-k, top-p, min-p.
+ * How a request's tokens are drawn: biases and penalties, then in the order of transformers temperature,
+ * top-k, top-p, min-p.
  */
 import * as v from "valibot";
-import { count, number, type Of, object } from "./schema.ts";
+import { MAX_BIASES } from "./contract.ts";
+import { count, number, type Of, object, record } from "./schema.ts";
+
+const penalty = number("a number from -2 to 2", (x) => x >= -2 && x <= 2);
 
 export const samplingEntries = {
   /** Logits are divided by it. Default 0: greedy. */
@@ -17,6 +21,20 @@ export const samplingEntries = {
    * Divides positive logits, and multiplies negative ones, of tokens that occurred (CTRL, 4.1). Default 1.
    */
   repetitionPenalty: v.optional(number("a number above 0", (x) => x > 0 && x < Number.POSITIVE_INFINITY)),
+  /** Taken from the logits of tokens that are in the answer, once; -2 to 2. Default 0. */
+  presencePenalty: v.optional(penalty),
+  /** Taken from the logits of tokens as often as they are in the answer; -2 to 2. Default 0. */
+  frequencyPenalty: v.optional(penalty),
+  /** Added to the logits of tokens, by id; -100 to 100, at most 300 tokens. Default: none. */
+  logitBias: v.optional(
+    v.pipe(
+      record(
+        number("a number from -100 to 100", (x) => x >= -100 && x <= 100),
+        v.pipe(v.string(), v.regex(/^(0|[1-9]\d{0,9})$/, "a token id")),
+      ),
+      v.check((o) => Object.keys(o).length <= MAX_BIASES, `at most ${MAX_BIASES} tokens`),
+    ),
+  ),
   /** A draw depends on the seed's low 32 bits and the position alone. Default: one of the request's own. */
   seed: v.optional(number("an integer", Number.isSafeInteger)),
 };

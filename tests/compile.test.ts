@@ -1,6 +1,6 @@
 /**
  * The compiler and the host: reproducible output, what fusion saves, memory plans that hold, modules without
- * state of their own, policies, sampling.
+ * state of their own, policies.
  */
 import { createHash } from "node:crypto";
 import { writeFileSync } from "node:fs";
@@ -13,35 +13,22 @@ import type { ModelSource } from "../compiler/source.ts";
 import { print } from "../ops/index.ts";
 import {
   BaseHash,
-  COUNTER,
-  EVENT,
   encode,
   floatToHalf,
   formats,
   halfToFloat,
-  KIND,
   type Maths,
-  NONE,
   parseHeader,
   planOf,
   store,
 } from "../runtime/bundle.ts";
-import { Host } from "../runtime/host.ts";
 import { violations } from "../scripts/imports.ts";
 import { runFile } from "./run.ts";
 import { batchOf, bits, collect, configs, contentBits, engineOf, idsOf, small } from "./support/engines.ts";
-import { generator } from "./support/random.ts";
 import { suite } from "./support/suite.ts";
 import { scratch, writeModel } from "./support/tiny.ts";
 
 const test = suite("compile");
-/** The sampler's draw in [0, 1) from (seed, position). */
-const drawOf = (seed: number, position: number): number => {
-  let h = seed ^ Math.imul(position + 1, 0x9e3779b9);
-  h = Math.imul(h ^ (h >>> 16), 0x7feb352d);
-  h = Math.imul(h ^ (h >>> 15), 0x846ca68b);
-  return ((h ^ (h >>> 16)) >>> 0) / 2 ** 32;
-};
 const options: CompileOptions = { targets: ["wasm", "webgpu"], train: ["lora", "full"], capacities: small };
 
 test("the same input gives the same bundle, byte for byte", async () => {
@@ -253,155 +240,6 @@ test("a policy only grants: first come, first served gives the same tokens and w
     runs.push({ said, losses, content: contentBits(engine, "j") });
   }
   assert.equal(runs[0], runs[1]);
-});
-
-test("sampling: greedy, top-k 1, a peaked nucleus and min-p agree; seeds repeat; draws follow the distribution", async () => {
-  await using engine = await engineOf(configs.even);
-  const prompt = idsOf("sampling", 5, 128);
-  const ids = async (o: object): Promise<number[]> =>
-    (await collect(engine, { prompt, maxTokens: 8, ...o })).ids;
-  const greedy = await ids({});
-  for (const o of [{ topK: 1 }, { topP: 1e-6 }, { minP: 1 }])
-    assert.equal(await ids({ temperature: 1, seed: 3, ...o }), greedy, JSON.stringify(o));
-  assert.equal(await ids({ temperature: 1, seed: 3 }), await ids({ temperature: 1, seed: 3 }));
-  assert.is.not(
-    JSON.stringify(await ids({ temperature: 1, seed: 3 })),
-    JSON.stringify(await ids({ temperature: 1, seed: 4 })),
-  );
-  // One token, many seeds, against the model's own probabilities under top-k 3.
-  const row = (await engine.score(prompt, { logits: true })).logits!.at(-1)!;
-  const top = [...row.keys()].sort((a, b) => row[b]! - row[a]!).slice(0, 3);
-  const weights = top.map((i) => Math.exp((row[i]! - row[top[0]!]!) / 0.7));
-  const total = weights.reduce((a, b) => a + b, 0);
-  const seen = new Map<number, number>();
-  const n = 600;
-  const draws = await Promise.all(
-    Array.from({ length: n }, (_, seed) =>
-      collect(engine, { prompt, maxTokens: 1, temperature: 0.7, topK: 3, seed }),
-    ),
-  );
-  for (const d of draws) seen.set(d.ids[0]!, (seen.get(d.ids[0]!) ?? 0) + 1);
-  top.forEach((id, i) => {
-    const p = weights[i]! / total;
-    const got = (seen.get(id) ?? 0) / n;
-    assert.ok(
-      Math.abs(got - p) < 4 * Math.sqrt((p * (1 - p)) / n) + 0.005,
-      `token ${id}: ${got}, probability ${p}`,
-    );
-  });
-  assert.is(
-    [...seen.keys()].every((id) => top.includes(id)),
-    true,
-  );
-  const scored = await engine.score([...prompt, greedy[0]!]);
-  const first = await collect(engine, { prompt, maxTokens: 1 });
-  assert.is(first.logprobs[0], scored.logprobs.at(-1), "a streamed logprob is the scored one");
-  const penalised = await ids({ repetitionPenalty: 50 });
-  assert.is(new Set(penalised).size, penalised.length, "a strong penalty forbids repeats");
-  assert.equal(
-    await ids({ stopIds: [greedy[0]!] }),
-    [greedy[0]!],
-    "a stop id ends the answer and is its last token",
-  );
-});
-
-test("the sampler against its definition in f64: penalty, temperature, top-k, top-p, min-p, ties, a vocabulary that fills no vector", async () => {
-  const { files, manifest } = await compile(writeModel(configs.odd), {
-    targets: ["wasm"],
-    capacities: small,
-  });
-  const { vocab } = manifest.model;
-  assert.ok(vocab % 4, "a tail");
-  const host = await Host.open(
-    manifest,
-    1,
-    { manyRows: 1, lanes: 1 },
-    files.get("host.wasm")! as Uint8Array<ArrayBuffer>,
-  );
-  const step = (
-    prompt: readonly number[],
-    logits: Float32Array,
-    o: { t: number; k: number; p: number; m: number; penalty: number; seed: number },
-  ): { id: number; logSum: number } => {
-    const { exports } = host;
-    exports.submit(KIND.generate, prompt.length, prompt.length + 1, 0, 0, NONE);
-    const seq = host.events(0, exports.plan(0))[2]!;
-    host.tokens(seq).set(prompt);
-    exports.setSampling(seq, o.t, o.k, o.p, o.m, o.penalty, o.seed, 0);
-    exports.schedule(0, 64, 0);
-    assert.is(exports.counterOf(0, COUNTER.head), 1);
-    host.logits().set(logits);
-    const events = host.events(0, exports.commit(0));
-    assert.is(events[0], EVENT.token);
-    return { id: events[2]!, logSum: host.logSums()[0]! };
-  };
-  const next = generator("sampler");
-  const unit = (): number => next() / 2 ** 32;
-  const pick = <T>(list: readonly T[]): T => list[next() % list.length]!;
-  let certain = 0;
-  for (let round = 0; round < 600; round++) {
-    const prompt = Array.from({ length: 5 }, () => next() % vocab);
-    const logits = Float32Array.from(
-      { length: vocab },
-      () => (unit() + unit() + unit() - 1.5) * pick([1, 6]),
-    );
-    if (round % 3 === 0) logits.forEach((x, i) => (logits[i] = Math.round(x * 2) / 2));
-    if (round % 4 === 0) logits[vocab - 1 - (round % 3)] = 9;
-    const o = {
-      t: pick([0, 1e-42, 2e-38, 1e-30, 0.4, 1, 3]),
-      k: pick([0, 0, 1, 7, vocab + 1]),
-      p: pick([1, 1, 0.9, 0.3]),
-      m: pick([0, 0, 0.05]),
-      penalty: pick([1, 1, 1.3]),
-      seed: next() | 0,
-    };
-    const { id, logSum } = step(prompt, logits, o);
-
-    const exact = (list: readonly number[]): number => {
-      const max = Math.max(...list);
-      return max + Math.log(list.reduce((sum, x) => sum + Math.exp(x - max), 0));
-    };
-    assert.ok(
-      Math.abs(logSum - exact([...logits])) < 1e-6,
-      `log-sum-exp ${logSum}, in f64 ${exact([...logits])}`,
-    );
-    const penalty = Math.fround(o.penalty);
-    const values = [...logits].map((x, i) =>
-      penalty === 1 || !prompt.includes(i) ? x : Math.fround(x > 0 ? x / penalty : x * penalty),
-    );
-    const order = [...values.keys()].sort((a, b) => values[b]! - values[a]! || a - b);
-    const t = Math.fround(o.t);
-    if (t < 1e-30) {
-      // Greedy; at a temperature that is all but zero, one of the largest.
-      assert.is(values[id], values[order[0]!], JSON.stringify(o));
-      if (t === 0) assert.is(id, order[0]);
-      continue;
-    }
-    let left = order
-      .slice(0, o.k || vocab)
-      .map((i) => ({ i, w: Math.exp((values[i]! - values[order[0]!]!) / t) }));
-    const total = left.reduce((sum, { w }) => sum + w, 0);
-    let before = 0;
-    let narrow = false;
-    left = left.filter(({ w }, rank) => {
-      const edge = before - Math.fround(o.p) * total;
-      before += w;
-      narrow ||= Math.abs(edge) < 1e-5 * total || Math.abs(w - Math.fround(o.m)) < 1e-9;
-      return rank === 0 || (edge < 0 && w >= Math.fround(o.m));
-    });
-    const mass = left.reduce((sum, { w }) => sum + w, 0);
-    const u = drawOf(o.seed, prompt.length) * mass;
-    let sum = 0;
-    const want = left.find(({ w }) => {
-      sum += w;
-      narrow ||= Math.abs(sum - u) < 1e-5 * mass;
-      return sum > u;
-    });
-    if (narrow) continue;
-    certain++;
-    assert.is(id, want!.i, JSON.stringify(o));
-  }
-  assert.ok(certain > 200, `${certain} rounds that rounding cannot turn`);
 });
 
 test("half floats: every bit pattern survives, rounding is to nearest even", () => {

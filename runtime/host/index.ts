@@ -6,6 +6,7 @@ import { plan, resetAdmission } from "./admission";
 import { beginStep, emitForward } from "./batch";
 import { resetBlocks } from "./blocks";
 import {
+  BIASES_PER_SEQUENCE,
   BLOCKS,
   C_COMMANDS,
   C_EVENTS,
@@ -38,6 +39,7 @@ import { logSumExp, sample } from "./sampler";
 import { cancel, close, closeGone, isGone, resetSequences, setRow, setSampling } from "./sequences";
 import { forget, resetSlots, slotsInUse } from "./slots";
 import {
+  BIASES,
   bump,
   COMMANDS,
   COUNTERS,
@@ -132,6 +134,9 @@ export function addrStops(seq: i32): usize {
 }
 export function addrHyper(j: i32): usize {
   return HYPER + ((<usize>(j * HYPERS)) << 2);
+}
+export function addrBiases(seq: i32): usize {
+  return BIASES + ((<usize>(2 * seq * BIASES_PER_SEQUENCE)) << 2);
 }
 /** Lengths of the rows that a job offers. */
 export function addrOffer(j: i32): usize {

@@ -1,23 +1,20 @@
 /**
- * The sampler: greedy, or temperature → top-k → top-p → min-p over logits of one row, in the order
- * transformers applies them.
+ * The sampler: biases and penalties, then greedy, or temperature → top-k → top-p → min-p over logits of one
+ * row, in the order transformers applies them.
  */
-import { CONTEXT, VOCAB } from "./config";
+import { VOCAB } from "./config";
 import { exp4 } from "./exp";
+import { penalise, restore } from "./penalties";
 import {
-  FIRST,
   get,
   getf,
   HEAP,
   LENGTH_OF,
   LOGITS,
   MIN_P,
-  PENALTY,
   SEED,
   set,
-  setf,
   TEMPERATURE,
-  TOKENS,
   TOP_K,
   TOP_P,
 } from "./state";
@@ -87,22 +84,15 @@ export function logSumExp(h: i32): f64 {
   return <f64>max + Math.log(sumOfExp(rowAt(h), max, 1));
 }
 
-/** Sample the next token of `seq` from logits row `h`. Penalised logits are written back to the row. */
+/** Draw the next token of `seq` from logits row `h`, which stays as it is. */
 export function sample(seq: i32, h: i32): i32 {
   const row: usize = rowAt(h);
-  const penalty: f32 = getf(PENALTY, seq);
-  if (penalty != 1) {
-    const n: i32 = get(LENGTH_OF, seq);
-    const from: i32 = get(FIRST, seq);
-    for (let i: i32 = from; i < n; i++) {
-      const id: i32 = get(TOKENS, seq * CONTEXT + i);
-      let first: bool = true;
-      for (let k: i32 = from; k < i && first; k++) if (get(TOKENS, seq * CONTEXT + k) == id) first = false;
-      if (!first) continue;
-      const x: f32 = getf(row, id);
-      setf(row, id, x > 0 ? x / penalty : x * penalty);
-    }
-  }
+  penalise(seq, row);
+  const id: i32 = choose(seq, row);
+  restore(row);
+  return id;
+}
+function choose(seq: i32, row: usize): i32 {
   const max: f64 = <f64>largest(row);
   const temperature: f64 = <f64>getf(TEMPERATURE, seq);
   // Below the smallest normal number its reciprocal is infinite in f32.

@@ -14,6 +14,7 @@ import {
 import { leave } from "./ready";
 import { runOff } from "./slots";
 import {
+  BEGIN,
   bump,
   counter,
   DONE,
@@ -21,14 +22,17 @@ import {
   DROP_P,
   EXT_BASE,
   emitEvent,
+  FREQUENCY,
   flies,
   get,
   KIND,
   LENGTH_OF,
   LIMIT,
   MIN_P,
+  NUM_BIASES,
   NUM_STOPS,
   PENALTY,
+  PRESENCE,
   ROW_WEIGHT,
   SAVE_BASE,
   SEED,
@@ -63,6 +67,7 @@ export function open(kind: i32, length: i32, limit: i32, slot: i32): i32 {
   const seq: i32 = get(FREE_SEQUENCES, counter(C_FREE_SEQUENCES));
   set(KIND, seq, kind);
   set(LENGTH_OF, seq, length);
+  set(BEGIN, seq, length);
   set(DONE, seq, 0);
   set(LIMIT, seq, limit);
   set(SLOT, seq, slot);
@@ -118,6 +123,9 @@ export function setSampling(
   topP: f32,
   minP: f32,
   penalty: f32,
+  presence: f32,
+  frequency: f32,
+  biases: i32,
   seed: i32,
   stops: i32,
 ): void {
@@ -126,6 +134,9 @@ export function setSampling(
   setf(TOP_P, seq, topP);
   setf(MIN_P, seq, minP);
   setf(PENALTY, seq, penalty);
+  setf(PRESENCE, seq, presence);
+  setf(FREQUENCY, seq, frequency);
+  set(NUM_BIASES, seq, biases);
   set(SEED, seq, seed);
   set(NUM_STOPS, seq, stops);
 }

@@ -11,6 +11,7 @@
  *                at once
  */
 import {
+  BIASES_PER_SEQUENCE,
   BLOCKS,
   BLOCKS_PER_SEQUENCE,
   C_EVENTS,
@@ -77,6 +78,8 @@ export const DONE: usize = take(SEQUENCES * 4);
 export const LIMIT: usize = take(SEQUENCES * 4);
 /** Position of the first token that has a meaning: those before it are an adapter's own. */
 export const FIRST: usize = take(SEQUENCES * 4);
+/** Position of the first token that is generated. */
+export const BEGIN: usize = take(SEQUENCES * 4);
 export const SLOT: usize = take(SEQUENCES * 4);
 export const NUM_BLOCKS: usize = take(SEQUENCES * 4);
 export const TABLE: usize = take(SEQUENCES * BLOCKS_PER_SEQUENCE * 4);
@@ -88,7 +91,12 @@ export const TOP_K: usize = take(SEQUENCES * 4);
 export const TOP_P: usize = take(SEQUENCES * 4);
 export const MIN_P: usize = take(SEQUENCES * 4);
 export const PENALTY: usize = take(SEQUENCES * 4);
+export const PRESENCE: usize = take(SEQUENCES * 4);
+export const FREQUENCY: usize = take(SEQUENCES * 4);
 export const SEED: usize = take(SEQUENCES * 4);
+/** Pairs of a token id and what is added to its logit. */
+export const NUM_BIASES: usize = take(SEQUENCES * 4);
+export const BIASES: usize = take(SEQUENCES * BIASES_PER_SEQUENCE * 8);
 export const NUM_STOPS: usize = take(SEQUENCES * 4);
 export const STOPS: usize = take(SEQUENCES * STOPS_PER_SEQUENCE * 4);
 // training sequences

@@ -131,7 +131,7 @@ export function run(t: i32): void {
   const seq: i32 = open(word(t, T_KIND), word(t, T_LENGTH), word(t, T_LIMIT), slot);
   set(ENTRY, seq, e);
   set(FIRST, seq, word(t, T_VIRTUAL));
-  setSampling(seq, 0, 0, 1, 0, 1, 0, 0);
+  setSampling(seq, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0);
   ready(seq);
   bump(C_REQUESTS, 1);
   emitEvent(START, t, seq, slot);

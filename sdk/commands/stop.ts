@@ -1,5 +1,5 @@
 /** Signals to a run of `weft finetune`. */
-import type { Job } from "./index.ts";
+import type { Job } from "../index.ts";
 
 /** What a process that a signal ends exits with: 128 and the signal's number. */
 const signals = { SIGHUP: 129, SIGINT: 130, SIGTERM: 143 } as const;

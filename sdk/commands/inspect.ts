@@ -1,17 +1,18 @@
-/** The commands that look: at a bundle, at a shape, at this machine. */
-import { type Manifest, planOf, sizesFor } from "../runtime/bundle.ts";
-import { openAdapter } from "../runtime/dawn.ts";
-import { readManifest } from "../runtime/load.ts";
-import { openReader } from "../runtime/reader.ts";
-import { measureWasm, wasmLimits } from "../runtime/wasm.ts";
-import { measureWebGpu, webGpuLimits } from "../runtime/webgpu.ts";
-import { parseJson, readFileOr } from "./files.ts";
-import { type Command, type Flags, fail, kb, number, string } from "./flags.ts";
-import { planMemory } from "./index.ts";
-import { bytesOf } from "./options.ts";
+/** weft inspect: what a bundle holds and takes, or what methods take of a shape. */
+import { type Manifest, planOf, sizesFor } from "../../runtime/bundle.ts";
+import { readManifest } from "../../runtime/load.ts";
+import { openReader } from "../../runtime/reader.ts";
+import { measureWasm, wasmLimits } from "../../runtime/wasm.ts";
+import { measureWebGpu, webGpuLimits } from "../../runtime/webgpu.ts";
+import { parseJson, readFileOr } from "../files.ts";
+import { planMemory } from "../index.ts";
+import { bytesOf } from "../options.ts";
+import { checkBundle } from "./bundle.ts";
+import { type Command, type Flags, fail, needed, number, string, text, toggle } from "./command.ts";
+import { bytes as kb, table } from "./progress.ts";
 
 /** What a load of one thread would choose, with `--for`: of so many bytes. */
-function roomOf(m: Manifest, target: "wasm" | "webgpu", f: Flags, limits = roomLimits[target]) {
+export function roomOf(m: Manifest, target: "wasm" | "webgpu", f: Flags, limits = roomLimits[target]) {
   const memory = f.for === undefined ? undefined : bytesOf(f.for);
   if (Number.isNaN(memory)) fail("--for", "bytes, or a text like 512MB", String(f.for));
   const { layers } = m.model;
@@ -20,7 +21,7 @@ function roomOf(m: Manifest, target: "wasm" | "webgpu", f: Flags, limits = roomL
   const plan = planOf(m, target, sizes);
   return { sizes, plan, bytes: measure(plan).total };
 }
-const roomLimits = { wasm: wasmLimits, webgpu: webGpuLimits };
+export const roomLimits = { wasm: wasmLimits, webgpu: webGpuLimits };
 /** Memory by method for a shape: a model folder's, or a preset's. */
 async function inspectMemory(f: Flags, json: boolean): Promise<void> {
   const model = f.model ? string(f, "model") : "llama-2-7b";
@@ -36,34 +37,33 @@ async function inspectMemory(f: Flags, json: boolean): Promise<void> {
   console.log(
     `${model}, ${tokens} tokens a step, rank ${rank}; GB. Weights f16 where frozen, f32 for full; kept: all · recomputing inside a layer · recomputing nothing`,
   );
-  const table = [
-    ["method", "trainable", "weights", "kept", "boundary", "no recompute", "grad + Adam", "sum"],
-    ...rows.map((r) => [
-      r.method,
-      r.trainable.toLocaleString("en"),
-      ...[
-        r.weightBytes,
-        r.savedBytes,
-        r.boundaryBytes,
-        r.readBytes,
-        r.stateBytes,
-        r.weightBytes + r.savedBytes + r.stateBytes,
-      ].map(gb),
+  console.log(
+    table([
+      ["method", "trainable", "weights", "kept", "boundary", "no recompute", "grad + Adam", "sum"],
+      ...rows.map((r) => [
+        r.method,
+        r.trainable.toLocaleString("en"),
+        ...[
+          r.weightBytes,
+          r.savedBytes,
+          r.boundaryBytes,
+          r.readBytes,
+          r.stateBytes,
+          r.weightBytes + r.savedBytes + r.stateBytes,
+        ].map(gb),
+      ]),
     ]),
-  ];
-  const widths = table[0]!.map((_, i) => Math.max(...table.map((r) => r[i]!.length)));
-  for (const r of table)
-    console.log(r.map((c, i) => (i ? c.padStart(widths[i]!) : c.padEnd(widths[0]!))).join("  "));
+  );
 }
 
-/** What a bundle holds; with `--memory`, what methods take of a shape. */
-export const inspect: Command = async ([bundle], f, json) => {
-  if (f.memory) return inspectMemory(f, json);
-  const m = await readManifest(await openReader(bundle ?? fail("inspect", "a bundle", "nothing")));
+async function inspectBundle(positional: readonly string[], f: Flags, json: boolean): Promise<void> {
+  const bundle = needed(positional, "inspect", "a bundle");
+  await checkBundle("inspect", bundle);
+  const m = await readManifest(await openReader(bundle));
   if (json) return console.log(JSON.stringify(m));
   if (f.graph) {
     const graphs = new TextDecoder()
-      .decode(await (await openReader(bundle!)).read("graphs.txt"))
+      .decode(await (await openReader(bundle)).read("graphs.txt"))
       .split(/^(?=# )/m);
     const names = graphs.map((g) => g.slice(2, g.indexOf("\n")));
     return console.log(
@@ -105,48 +105,19 @@ export const inspect: Command = async ([bundle], f, json) => {
       if (f.kernels) for (const l of p.launches) console.log(`      ${l.kernel}`);
     }
   }
-};
+}
 
-/** What this machine has, and what a load of a bundle would choose on it. */
-export const doctor: Command = async ([bundle], f, json) => {
-  const report: Record<string, unknown> = {
-    node: process.version,
-    platform: `${process.platform} ${process.arch}`,
-    simd: WebAssembly.validate(
-      new Uint8Array([
-        0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253,
-        98, 11,
-      ]),
-    ),
-  };
-  const adapter = await openAdapter("hardware").catch(() => null);
-  report.webgpu = adapter
-    ? {
-        name: adapter.info.description || adapter.info.device,
-        vendor: adapter.info.vendor,
-        storageBinding: adapter.limits.maxStorageBufferBindingSize,
-        bufferSize: adapter.limits.maxBufferSize,
-        features: [...adapter.features],
-      }
-    : "no adapter: weft runs on Wasm (device: software needs the webgpu and @sparticuz/chromium packages)";
-  if (bundle !== undefined) {
-    const m = await readManifest(await openReader(bundle));
-    const has = {
-      wasm: wasmLimits,
-      webgpu: adapter && { ...webGpuLimits, chamber: adapter.limits.maxStorageBufferBindingSize },
-    };
-    for (const target of ["wasm", "webgpu"] as const) {
-      const limits = has[target];
-      if (!m.targets[target] || !limits) continue;
-      const { sizes, bytes } = roomOf(m, target, f, limits);
-      report[`a load on ${target}`] = { bytes, ...sizes };
-    }
-  }
-  console.log(
-    json
-      ? JSON.stringify(report)
-      : Object.entries(report)
-          .map(([k, v]) => `${k}: ${typeof v === "object" ? JSON.stringify(v) : v}`)
-          .join("\n"),
-  );
+export const inspect: Command = {
+  summary: "what a bundle holds and a load takes; with --memory, what methods take of a shape",
+  synopsis: "BUNDLE | --memory",
+  flags: {
+    for: text("SIZE", "choose as a load of so much memory would, as 512MB"),
+    kernels: toggle("name the kernels of each program"),
+    graph: text("PROGRAM", "print the graph of a program"),
+    memory: toggle("bytes by method, from a shape alone"),
+    model: text("MODEL", "with --memory: a model folder, llama-2-7b or llama-3-8b; default llama-2-7b"),
+    tokens: text("N", "with --memory: tokens an optimizer step; default 512"),
+    rank: text("N", "with --memory: default 16"),
+  },
+  run: (positional, f, json) => (f.memory ? inspectMemory(f, json) : inspectBundle(positional, f, json)),
 };

@@ -1,0 +1,95 @@
+/** weft compile: a model becomes a bundle. */
+import { compile as compileModel, type FinetuneOptions } from "../index.ts";
+import { type Command, type Flags, fail, given, needed, number, string, text, toggle } from "./command.ts";
+import { clearLine, phases } from "./progress.ts";
+
+/** How a bundle is made: for `compile`, and for what compiles on its way. */
+export const compileFlags = {
+  target: text("LIST", "wasm, webgpu or both; default wasm,webgpu"),
+  train: text("LIST", "what jobs can train: lora, s2ft, prefix, …, full, or none; default lora"),
+  methods: text("LIST", "what requests can use beside that; default lora"),
+  format: text("F", "how weights are stored: f32, f16, bf16 or int8; default f32"),
+  policy: text("P", "who goes first: coserve (requests, jobs fill the rest) or fcfs; default coserve"),
+  context: text("N", "longest sequence, tokens; default: the model's, at most 1024"),
+  tokens: text("N", "rows of one step; default 256"),
+  rank: text("N", "largest rank of an adapter, a multiple of 4; default 16"),
+  slots: text("N", "adapters on the device at once; default 8"),
+  jobs: text("N", "fine-tuning jobs at once; default 2"),
+  blocks: text("N", "cache blocks of 32 tokens; default: 8 contexts, at least 256"),
+  "saved-rows": text("N", "tokens of training rows in flight; default 1024"),
+  "kept-rows": text("N", "of these, tokens whose activations are kept; default 1024"),
+  "head-rows": text("N", "tokens drawn in one step; default 32"),
+  quantum: text("N", "rows in which gradients are summed; default 32"),
+  "unit-rows": text("N", "most rows of a backward unit; default 128"),
+  "s2ft-sites": text("LIST", "sites that S2FT trains; default: the paper's"),
+  "no-fuse": toggle("every operation a kernel of its own; the same bits"),
+  relaxed: toggle("add kernels with fused multiply-adds, a class of numerics of their own"),
+  calibrate: text("FILE", "rows by which the channels of S2FT's class `permuted` are chosen now"),
+  selector: text("S", "with --calibrate: random, activation-small, …; default activation-small"),
+  seed: text("N", "with --calibrate: of what is drawn; default 0"),
+} as const;
+
+/** Compile `model` as the flags say, and say what came of it. */
+export async function compileTo(model: string, out: string, f: Flags, json: boolean): Promise<void> {
+  const list = (name: string): string[] | undefined =>
+    typeof f[name] === "string" ? f[name].split(",").filter((x) => x && x !== "none") : undefined;
+  for (const name of ["selector", "seed"])
+    if (f[name] !== undefined && f.calibrate === undefined)
+      fail(`--${name}`, "--calibrate beside it", "nothing to calibrate on");
+  const t0 = performance.now();
+  const manifest = await compileModel(model, out, {
+    ...given({
+      targets: list("target") as never,
+      train: list("train") as never,
+      methods: list("methods") as never,
+      format: f.format as never,
+      policy: f.policy as never,
+      fuse: f["no-fuse"] ? false : undefined,
+      relaxed: f.relaxed ? true : undefined,
+      calibrate: f.calibrate
+        ? {
+            data: string(f, "calibrate"),
+            ...given({ selector: f.selector as FinetuneOptions["selector"], seed: number(f, "seed") }),
+          }
+        : undefined,
+    }),
+    capacities: given({
+      context: number(f, "context"),
+      tokens: number(f, "tokens"),
+      slots: number(f, "slots"),
+      jobs: number(f, "jobs"),
+      rank: number(f, "rank"),
+      blocks: number(f, "blocks"),
+      savedRows: number(f, "saved-rows"),
+      keptRows: number(f, "kept-rows"),
+      headRows: number(f, "head-rows"),
+      quantum: number(f, "quantum"),
+      unitRows: number(f, "unit-rows"),
+      s2ft: f["s2ft-sites"] ? { sites: list("s2ft-sites") ?? [] } : undefined,
+    }),
+    onProgress: phases(),
+  });
+  clearLine();
+  const result = {
+    bundle: out,
+    base: manifest.base,
+    targets: Object.keys(manifest.targets),
+    train: manifest.train,
+    parameters: manifest.model.parameters,
+    seconds: Number(((performance.now() - t0) / 1000).toFixed(2)),
+  };
+  const trains = result.train.join(" and ") || "nothing";
+  console.log(
+    json
+      ? JSON.stringify(result)
+      : `${out}: ${result.parameters} parameters for ${result.targets.join(" and ")}, trains ${trains}, ${result.seconds} s`,
+  );
+}
+
+export const compile: Command = {
+  summary: "a Hugging Face folder or a .gguf file becomes a bundle",
+  synopsis: "MODEL -o BUNDLE",
+  flags: { output: text("BUNDLE", "the folder to write", { short: "o" }), ...compileFlags },
+  run: async (positional, f, json) =>
+    compileTo(needed(positional, "compile", "a model folder or .gguf file"), string(f, "output"), f, json),
+};

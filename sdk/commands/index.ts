@@ -1,0 +1,15 @@
+/** The commands of the command line: one file and one line each. */
+import type { Command } from "./command.ts";
+import { compile } from "./compile.ts";
+import { doctor } from "./doctor.ts";
+import { finetune } from "./finetune.ts";
+import { generate } from "./generate.ts";
+import { inspect } from "./inspect.ts";
+
+export const commands: Readonly<Record<string, Command>> = {
+  compile,
+  generate,
+  finetune,
+  inspect,
+  doctor,
+};
