@@ -45,6 +45,7 @@ const views: Readonly<Record<Plane["dtype"], new (b: ArrayBufferLike, at: number
   F16: Uint16Array,
   BF16: Uint16Array,
   I8: Int8Array,
+  U8: Uint8Array,
 };
 
 /**

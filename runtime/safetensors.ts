@@ -6,7 +6,7 @@ import * as v from "valibot";
 import { WeftError } from "./errors.ts";
 import { bytes, check, foreign, oneOf, record, text } from "./schema.ts";
 
-export type Dtype = "F32" | "F16" | "BF16" | "I32" | "I8";
+export type Dtype = "F32" | "F16" | "BF16" | "I32" | "I8" | "U8";
 export interface TensorInfo {
   readonly name: string;
   readonly dtype: Dtype;
@@ -15,11 +15,11 @@ export interface TensorInfo {
   readonly start: number;
   readonly end: number;
 }
-export const dtypeBytes: Readonly<Record<Dtype, number>> = { F32: 4, F16: 2, BF16: 2, I32: 4, I8: 1 };
+export const dtypeBytes: Readonly<Record<Dtype, number>> = { F32: 4, F16: 2, BF16: 2, I32: 4, I8: 1, U8: 1 };
 const MAX_HEADER = 100 * 2 ** 20;
 const Header = foreign({ __metadata__: v.optional(record(text)) });
 const Entry = foreign({
-  dtype: oneOf(["F32", "F16", "BF16", "I32", "I8"]),
+  dtype: oneOf(["F32", "F16", "BF16", "I32", "I8", "U8"]),
   shape: v.array(bytes),
   data_offsets: v.strictTuple([bytes, bytes], "[start, end], in bytes"),
 });

@@ -294,7 +294,7 @@ test("a memory plan past 4 GiB is refused before anything is allocated, with wha
 });
 
 for (const target of ["wasm", "webgpu"] as const)
-  for (const format of ["int8", "f16", "bf16"] as const)
+  for (const format of ["q4", "int8", "f16", "bf16"] as const)
     test(`${format} on ${target} computes what f32 of the same values does, bit for bit, serving and training`, async () => {
       const model = (round: boolean): string => {
         const dir = writeModel(configs.odd);
@@ -327,7 +327,7 @@ for (const target of ["wasm", "webgpu"] as const)
         said.push(await everything(engine, methods));
       }
       assert.equal(said[0], said[1]);
-      assert.ok(sizes[0]! < sizes[1]! * (format === "int8" ? 0.28 : 0.51), `${sizes}`);
+      assert.ok(sizes[0]! < sizes[1]! * { q4: 0.17, int8: 0.28, f16: 0.51, bf16: 0.51 }[format], `${sizes}`);
     });
 
 test("matrices are packed when a bundle is compiled: a CPU holds the bytes of its files; wider panels hold the same values", async () => {
@@ -404,7 +404,7 @@ test("int8: rounding to the nearest of 127 steps, scales upwards; what needs the
   await code(
     "WEFT_OPTION",
     () => compile(writeModel(configs.even), { format: "int4" as never }),
-    /f32, f16, bf16 or int8/,
+    /f32, f16, bf16, int8 or q4/,
   );
 });
 

@@ -2,7 +2,7 @@
 import { into, type WeightFormat, WGSL_PANEL } from "./format.ts";
 
 export const bf16: WeightFormat = {
-  planes: [{ suffix: "", dtype: "BF16", every: 1 }],
+  planes: [{ suffix: "", dtype: "BF16", every: 1, count: 1 }],
   fine: true,
   encode: (values, n, k, refuse) => {
     const bits = new Uint32Array(values.buffer, values.byteOffset, n * k);

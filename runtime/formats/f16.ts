@@ -9,7 +9,7 @@ export function toHalf(x: number, at: number, refuse: Refuse): number {
 }
 
 export const f16: WeightFormat = {
-  planes: [{ suffix: "", dtype: "F16", every: 1 }],
+  planes: [{ suffix: "", dtype: "F16", every: 1, count: 1 }],
   fine: true,
   encode: (values, _n, _k, refuse) => [
     into(new Uint16Array(values.length), values, (x, at) => toHalf(x, at, refuse)),

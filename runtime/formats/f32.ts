@@ -1,7 +1,7 @@
 import { type WeightFormat, WGSL_PANEL } from "./format.ts";
 
 export const f32: WeightFormat = {
-  planes: [{ suffix: "", dtype: "F32", every: 1 }],
+  planes: [{ suffix: "", dtype: "F32", every: 1, count: 1 }],
   fine: true,
   encode: (values, n, k) => [new Uint32Array(values.buffer, values.byteOffset, n * k)],
   decode: ([bits]) => new Float32Array(bits!.buffer, bits!.byteOffset, bits!.length),

@@ -10,14 +10,15 @@ export interface Plane {
   /** What its tensor in a shard is called, behind the matrix's name. */
   readonly suffix: "" | ".scales";
   readonly dtype: Exclude<Dtype, "I32">;
-  /** Values of a row that one number stands for. */
+  /** Values of a row that share `count` numbers. */
   readonly every: number;
+  readonly count: number;
 }
 /** How many numbers of a plane a row of k values has. */
-export const termsOf = (p: Plane, k: number): number => Math.ceil(k / p.every);
+export const termsOf = (p: Plane, k: number): number => Math.ceil(k / p.every) * p.count;
 export const planeBytes = (p: Plane): number => dtypeBytes[p.dtype];
 
-export type Words = Int8Array | Uint16Array | Uint32Array;
+export type Words = Int8Array | Uint8Array | Uint16Array | Uint32Array;
 /** What cannot be stored: element `at` of the values, and what would have been expected. */
 export type Refuse = (at: number, expected: string) => never;
 
@@ -30,8 +31,8 @@ export interface WeightFormat {
   readonly decode: (planes: readonly Words[], n: number, k: number) => Float32Array;
   /**
    * WGSL, over `weights` as vec4<u32>. `panel_NAME(at…)`: four neighbouring columns from a place in each
-   * plane, a multiple of four, counted in its numbers. `weight_NAME(base, n, k, K)`: one value of the matrix
-   * at word `base`; with several planes also N.
+   * plane, a multiple of four, counted in its numbers; where a number is several rows', also the row.
+   * `weight_NAME(base, n, k, K)`: one value of the matrix at word `base`; with several planes also N.
    */
   readonly wgsl: { readonly panel: string; readonly weight: string };
   /** AssemblyScript, over addresses. */
@@ -43,7 +44,10 @@ export interface WeightFormat {
      * [count][8]; null where panels are f32 as they are.
      */
     readonly unpack: string | null;
-    /** Statements that make columns 0 to 3 and 4 to 7 of row `u` of the panel at `w`, as `b` and `d`. */
+    /**
+     * Statements that make columns 0 to 3 and 4 to 7 of row `u` of the panel at `w`, as `b` and `d`: after
+     * those of the row before where a number is two rows'.
+     */
     readonly load: (u: number) => readonly string[];
     /** Statements that read what a run of rows shares, at `scales`. */
     readonly scales: readonly string[];

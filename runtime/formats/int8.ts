@@ -10,8 +10,8 @@ const BLOCK = 32;
 
 export const int8: WeightFormat = {
   planes: [
-    { suffix: "", dtype: "I8", every: 1 },
-    { suffix: ".scales", dtype: "F16", every: BLOCK },
+    { suffix: "", dtype: "I8", every: 1, count: 1 },
+    { suffix: ".scales", dtype: "F16", every: BLOCK, count: 1 },
   ],
   fine: false,
   encode: (values, n, k, refuse) => {

@@ -16,8 +16,10 @@ interface Storage {
   readonly name: string;
   /** Panels are f32 as they are. */
   readonly direct: boolean;
-  /** Bytes of a term (eight columns) of a panel; terms that share scales, and the bytes of these. */
+  /** Bytes of a term (eight columns) of a panel; terms of one number; terms that share scales, and the bytes
+    of these. */
   readonly bytes: number;
+  readonly together: number;
   readonly scaled: number;
   readonly scaleBytes: number;
   readonly load: (u: number) => Lines;
@@ -30,13 +32,17 @@ function storageOf(name: string): Storage {
     ...assembly,
     name,
     direct: assembly.unpack === null,
-    bytes: planeBytes(values!) * P,
+    bytes: (planeBytes(values!) * P) / values!.every,
+    together: values!.every,
     scaled: shared ? shared.every : 0,
-    scaleBytes: shared ? planeBytes(shared) * P : 0,
+    scaleBytes: shared ? planeBytes(shared) * shared.count * P : 0,
   };
 }
 /** How many runs of terms that share scales a row of K has. */
 const runs = ({ scaled }: Storage): string => `((K + ${scaled - 1}) >> ${Math.log2(scaled)})`;
+/** Terms of a panel of K rows in memory. */
+const whole = ({ together }: Storage): string =>
+  together > 1 ? `(K + ${together - 1} & ${-together})` : "K";
 const TILE_ROWS = [4, 2, 1] as const;
 /**
  * acc[rows][8] += x[rows][K] · panel, K ascending. Loops are short on purpose: engines keep the sums of one
@@ -151,7 +157,7 @@ function tiles(storage: Storage): Lines {
 function products(storage: Storage): Lines {
   const { name, direct, bytes, scaled, scaleBytes } = storage;
   const scales = lines`
-    const scales: usize = w + <usize>(((N + 7) >> 3) * K) * ${bytes}
+    const scales: usize = w + <usize>(((N + 7) >> 3) * ${whole(storage)}) * ${bytes}
       + <usize>(p0 * ${runs(storage)} + (k >> ${Math.log2(scaled)})) * ${scaleBytes};`;
   // As they are: long runs of eight panels.
   const asTheyAre = lines`
@@ -159,7 +165,8 @@ function products(storage: Storage): Lines {
       const terms: i32 = min(${K_DIRECT}, K - k);
       ${scaled ? scales : []}
       tiles_${name}(
-        xs, (<usize>k) << 2, rows, w + <usize>(p0 * K + k) * ${bytes}, (<usize>K) * ${bytes},
+        xs, (<usize>k) << 2, rows, w + <usize>(p0 * ${whole(storage)} + k) * ${bytes},
+        (<usize>${whole(storage)}) * ${bytes},
         ${scaled ? `scales, <usize>${runs(storage)} * ${scaleBytes}, ` : ""}p1 - p0, terms, acc);
     }`;
   const unpacked = lines`

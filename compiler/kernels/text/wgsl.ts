@@ -107,9 +107,11 @@ export function panelReader(
   return (panel, row, column) => {
     const places = planes.map((p) => {
       const start = (offset * 4 + p.from) / planeBytes(p);
-      const term = p.every === 1 ? row : `(${row}) / ${p.every}`;
+      const run = p.every === 1 ? row : `(${row}) / ${p.every}`;
+      const term = p.count === 1 ? run : `${run} * ${p.count}`;
       return `${start} + ((${panel}) * ${p.terms} + ${term}) * ${WGSL_PANEL} + ${column}`;
     });
-    return `panel_${format}(${places.join(", ")})`;
+    const ofRow = planes[0]!.every === 1 ? "" : `, ${row}`;
+    return `panel_${format}(${places.join(", ")}${ofRow})`;
   };
 }

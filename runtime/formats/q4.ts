@@ -1,0 +1,169 @@
+/**
+ * Blocks of 32 along a row, each with an f16 scale and minimum: q · scale + minimum, q of four bits. The
+ * product is exact in f32 (4 + 11 bits), so the sum is rounded once, fused or not. Holds GGUF's Q4_1 as it
+ * is, and Q4_0 with a minimum of -8 scales.
+ */
+import { floatToHalf, halfToFloat } from "../safetensors.ts";
+import { toHalf } from "./f16.ts";
+import { type WeightFormat, WGSL_PANEL } from "./format.ts";
+
+const BLOCK = 32;
+const MOST = 15;
+
+export const q4: WeightFormat = {
+  planes: [
+    // The lower half of a byte is the even row's.
+    { suffix: "", dtype: "U8", every: 2, count: 1 },
+    // Of each block the scale, then the minimum.
+    { suffix: ".scales", dtype: "F16", every: BLOCK, count: 2 },
+  ],
+  fine: false,
+  encode: (values, n, k, refuse) => {
+    const [blocks, pairs] = [Math.ceil(k / BLOCK), Math.ceil(k / 2)];
+    const q = new Uint8Array(n * pairs);
+    const scales = new Uint16Array(n * blocks * 2);
+    for (let row = 0; row < n; row++)
+      for (let b = 0; b < blocks; b++) {
+        const from = row * k + b * BLOCK;
+        const block = values.subarray(from, Math.min(row * k + k, from + BLOCK));
+        const { scale, low } = fit(block);
+        const at = (row * blocks + b) * 2;
+        scales[at] = toHalf(scale, from, refuse);
+        scales[at + 1] = toHalf(low, from, refuse);
+        for (let i = 0; i < block.length; i++) {
+          const j = row * pairs + ((b * BLOCK + i) >> 1);
+          q[j] = q[j]! | (stepOf(block[i]!, scale, low) << ((i & 1) * 4));
+        }
+      }
+    return [q, scales];
+  },
+  decode: ([q, halves], n, k) => {
+    const [blocks, pairs] = [Math.ceil(k / BLOCK), Math.ceil(k / 2)];
+    const scales = Float32Array.from(halves!, halfToFloat);
+    return new Float32Array(n * k).map((_, at) => {
+      const [row, i] = [Math.floor(at / k), at % k];
+      const block = (row * blocks + Math.floor(i / BLOCK)) * 2;
+      const step = (q![row * pairs + (i >> 1)]! >> ((i & 1) * 4)) & MOST;
+      return step * scales[block]! + scales[block + 1]!;
+    });
+  },
+  wgsl: {
+    panel: `
+// Four steps of row k from byte \`at\`, with four scales and minima from half \`scale\` (multiples of four).
+fn panel_q4(at: i32, scale: i32, k: i32) -> vec4<f32> {
+  let q = (weights[at / 16][(at / 4) % 4] >> u32((k & 1) * 4)) & 0x0f0f0f0fu;
+  return fma(
+    vec4<f32>(f32(q & 255u), f32((q >> 8u) & 255u), f32((q >> 16u) & 255u), f32(q >> 24u)),
+    panel_f16(scale),
+    panel_f16(scale + ${WGSL_PANEL}));
+}`,
+    weight: `
+fn weight_q4(base: i32, n: i32, k: i32, K: i32, N: i32) -> f32 {
+  let panels = (N + ${WGSL_PANEL} - 1) / ${WGSL_PANEL};
+  let pairs = (K + 1) / 2;
+  let column = n % ${WGSL_PANEL};
+  let at = base * 4 + ((n / ${WGSL_PANEL}) * pairs + k / 2) * ${WGSL_PANEL} + column;
+  let s = base * 2 + panels * pairs * ${WGSL_PANEL / 2}
+    + ((n / ${WGSL_PANEL}) * ((K + 31) / 32) + k / 32) * ${2 * WGSL_PANEL} + column;
+  let v = panel_q4(at / 4 * 4, s / 4 * 4, k);
+  return v[n % 4];
+}`,
+  },
+  // Scales lie after all panels, [panel][block of 32 rows][2][8].
+  assembly: {
+    weight: `
+function weightq4(w: usize, n: i32, k: i32, K: i32, N: i32): f32 {
+  const pairs: i32 = (K + 1) >> 1;
+  const at: usize = w + <usize>(((n >> 3) * pairs + (k >> 1)) * 8 + (n & 7));
+  const scale: usize = w + <usize>(((N + 7) >> 3) * pairs) * 8
+    + <usize>((((n >> 3) * ((K + 31) >> 5) + (k >> 5)) * 16 + (n & 7)) * 2);
+  return <f32>((load<u8>(at) >> <u8>((k & 1) << 2)) & 15) * half1(load<u16>(scale))
+    + half1(load<u16>(scale, 16));
+}`,
+    unpack: `
+function unpack_q4(w: usize, N: i32, K: i32, p: i32, k: i32, count: i32, out: usize): void {
+  const pairs: i32 = (K + 1) >> 1;
+  let at: usize = w + <usize>(p * pairs + (k >> 1)) * 8;
+  const scales: usize = w + <usize>(((N + 7) >> 3) * pairs) * 8 + <usize>(p * ((K + 31) >> 5)) * 32;
+  const mask: v128 = i16x8.splat(15);
+  const last: i32 = k + count;
+  while (k < last) {
+    const scale: usize = scales + <usize>(k >> 5) * 32;
+    const s0: v128 = half4(scale), s1: v128 = half4(scale + 8);
+    const m0: v128 = half4(scale + 16), m1: v128 = half4(scale + 24);
+    const stop: i32 = min(last, (k | 31) + 1);
+    const end: usize = out + <usize>(stop - k) * 32;
+    while (out < end) {
+      const e: v128 = v128.load_ext<u8>(at);
+      let q: v128 = v128.and(e, mask);
+      v128.store(out, f32x4.add(f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(q)), s0), m0));
+      v128.store(out, f32x4.add(f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_s(q)), s1), m1), 16);
+      out += 32;
+      if (out < end) {
+        q = i16x8.shr_u(e, 4);
+        v128.store(out, f32x4.add(f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(q)), s0), m0));
+        v128.store(out, f32x4.add(f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_s(q)), s1), m1), 16);
+        out += 32;
+      }
+      at += 8;
+    }
+    k = stop;
+  }
+}`,
+    load: (u) => {
+      const e = `e${u >> 1}`;
+      const [name, q] = [`g${u}`, u % 2 ? `i16x8.shr_u(${e}, 4)` : `v128.and(${e}, i16x8.splat(15))`];
+      const half = (part: "low" | "high"): string =>
+        `f32x4.convert_i32x4_s(i32x4.extend_${part}_i16x8_s(${name}))`;
+      return [
+        ...(u % 2 ? [] : [`const ${e}: v128 = v128.load_ext<u8>(w, ${u * 4});`]),
+        `const ${name}: v128 = ${q};`,
+        `const b${u}: v128 = madd(${half("low")}, s0, m0);`,
+        `const d${u}: v128 = madd(${half("high")}, s1, m1);`,
+      ];
+    },
+    scales: [
+      "const s0: v128 = half4(scales), s1: v128 = half4(scales + 8);",
+      "const m0: v128 = half4(scales + 16), m1: v128 = half4(scales + 24);",
+    ],
+  },
+};
+
+/** The step of a block whose value lies nearest. */
+const stepOf = (x: number, scale: number, low: number): number =>
+  scale ? Math.min(MOST, Math.max(0, Math.round((x - low) / scale))) : 0;
+const half = (x: number): number => halfToFloat(floatToHalf(x));
+
+/**
+ * Scale and minimum, as halves, of the least squared error over a block: from those that reach from its least
+ * value to its largest, steps and line are fitted to each other in turns until nothing is gained.
+ */
+function fit(block: Float32Array): { readonly scale: number; readonly low: number } {
+  let [low, high] = [Infinity, -Infinity];
+  for (const x of block) {
+    low = Math.min(low, x);
+    high = Math.max(high, x);
+  }
+  let next = { scale: half((high - low) / MOST), low: half(low) };
+  let best = next;
+  let least = Infinity;
+  for (let turn = 0; turn < 8; turn++) {
+    let [error, sq, sqq, sx, sqx] = [0, 0, 0, 0, 0];
+    for (const x of block) {
+      const q = stepOf(x, next.scale, next.low);
+      error += (q * next.scale + next.low - x) ** 2;
+      sq += q;
+      sqq += q * q;
+      sx += x;
+      sqx += q * x;
+    }
+    if (!(error < least)) break;
+    [best, least] = [next, error];
+    const n = block.length;
+    const spread = n * sqq - sq * sq;
+    if (!spread || !error) break;
+    const scale = half((n * sqx - sq * sx) / spread);
+    next = { scale, low: half((sx - scale * sq) / n) };
+  }
+  return best;
+}
