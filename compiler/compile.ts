@@ -4,6 +4,7 @@ import {
   BaseHash,
   BUNDLE_FORMAT,
   BUNDLE_VERSION,
+  formats,
   type Manifest,
   type MethodEntry,
   optimizerNames,
@@ -18,6 +19,7 @@ import { prelude } from "./emit/assemblyscript.ts";
 import { emitHost } from "./emit/host.ts";
 import { type Emitted, emitTarget } from "./emit/target.ts";
 import { type BundleFile, hasher } from "./files.ts";
+import { checkFormats } from "./formats.ts";
 import { fuse } from "./fuse.ts";
 import { checkLimits } from "./limits.ts";
 import { blockLayouts } from "./metadata.ts";
@@ -87,12 +89,14 @@ async function* bundle(
   checkOptions(options);
   const source = await openModel(folder);
   const model = modelOf(source);
-  const settings = settingsOf(model, options);
-  const { capacities, train, format } = settings;
+  const settings = settingsOf(model, source.weights, options);
+  const { capacities, train } = settings;
 
   // Regions → programs (forward, pruned backward, head, update), verified; then launches.
   const programs = buildPrograms(model, capacities, settings);
-  checkPrograms(programs, settings);
+  checkPrograms(programs, model, settings);
+  const params = [...programs.outerParams, ...programs.layerParams];
+  const stored = formats.filter((f) => params.some((p) => p.kind === "weight" && p.format === f));
   const launches = new Map(
     programs.graphs.map((g) => [g.name, fuse(g.roots, { fuse: settings.fuse, homes: g.homes })]),
   );
@@ -104,8 +108,8 @@ async function* bundle(
   let saved: Manifest["saved"] = {};
   for (const target of settings.targets) {
     settings.progress({ phase: `emit ${target.name}`, done: 0, total: 1 });
-    const layout = layoutOf(model, programs, capacities, target, format, train);
-    const made = emitTarget(target, model, capacities, programs, launches, layout, train, format);
+    const layout = layoutOf(model, programs, capacities, target, train);
+    const made = emitTarget(target, model, capacities, programs, launches, layout, train);
     emitted.set(target.name, made);
     saved = savedFields(programs, layout, train);
   }
@@ -152,10 +156,10 @@ async function* bundle(
   const identity = new BaseHash(model);
   const weights = (done: number): void => settings.progress({ phase: "weights", done, total: model.layers });
   weights(0);
-  const shards = packWeights(source, programs, model.layers, format, checkpoint, identity, weights);
+  const shards = packWeights(source, programs, model.layers, checkpoint, identity, weights);
   let shard = await shards.next();
   for (; !shard.done; shard = await shards.next()) yield counted(shard.value);
-  const tensors = shard.value;
+  const { tensors, rounding } = shard.value;
 
   for (const [name, content] of source.files) yield counted([name, text(content)]);
   yield counted(["config.json", text(JSON.stringify(source.config))]);
@@ -176,7 +180,8 @@ async function* bundle(
       vocab: model.vocab,
       context: model.context,
       tied: model.tied,
-      format,
+      format: stored.join("+"),
+      rounding,
       eps: model.eps,
       eos: source.generation.eos,
       inverseFrequencies: model.inverseFrequencies,
@@ -219,7 +224,13 @@ function modelOf({ config }: ModelSource): Model {
     });
   return family.read(config);
 }
-function checkPrograms(programs: Programs, { selection }: Settings): void {
+function checkPrograms(programs: Programs, model: Model, { selection, formats, train }: Settings): void {
+  const params = [...programs.outerParams, ...programs.layerParams];
+  const paths = [
+    ...Object.values(model.names.outer),
+    ...programs.layerParams.map(({ name }) => model.names.layer + name),
+  ];
+  checkFormats(formats, params, paths, { full: train.includes("full"), selection: selection !== null });
   // Seeds of starts and of dropout tell the sites of a layer apart by six bits.
   if (programs.sites.length > 64)
     throw new WeftError({

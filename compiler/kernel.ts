@@ -1,6 +1,6 @@
 /** Kernels as the emitters see them: launches whose every value has an address. */
 import type { Domain, Value } from "../ops/index.ts";
-import type { GridDim, MemoryClass } from "../runtime/bundle.ts";
+import type { Format, GridDim, MemoryClass } from "../runtime/bundle.ts";
 import type { BlockLayout } from "./metadata.ts";
 import type { Capacities } from "./target.ts";
 
@@ -23,6 +23,8 @@ export interface ParamAddress {
   /** weight: n × k, packed in panels; vector: n; factor: rank × k at a slot. */
   readonly n: number;
   readonly k: number;
+  /** How a weight is stored; f32 for all else. */
+  readonly format: Format;
   /** Adapter branch of a slot tensor. */
   readonly branch: number | null;
   readonly rows: "rank" | "one";

@@ -27,7 +27,11 @@ export interface ParamSpec {
   readonly kind: "weight" | "vector";
   readonly n: number;
   readonly k: number;
+  /** How it is stored: of a vector, f32. */
+  readonly format: Format;
 }
+/** How each matrix of a region is stored, by its name there. */
+export type FormatOf = (region: string, name: string) => Format;
 /**
  * Channels that several matrices share, so that one order serves all (S2FT §3.1): the rows of gate and up and
  * the columns of down; the rows of v and the columns of o. `unit` channels belong together (a head, or 1);
@@ -85,22 +89,21 @@ export class RegionBuilder {
     private readonly graph: Graph,
     readonly region: string,
     readonly domain: Domain,
-    readonly format: Format,
+    private readonly formatOf: FormatOf,
     private readonly branches: readonly BranchSpec[],
   ) {}
 
   vector(name: string, n: number): Value {
-    if (!this.params.some((p) => p.name === name)) this.params.push({ name, kind: "vector", n, k: 1 });
+    this.declare({ name, kind: "vector", n, k: 1, format: "f32" });
     return this.graph.input(this.region, name, { kind: "vector", n });
   }
   weight(name: string, n: number, k: number): Value {
-    if (!this.params.some((p) => p.name === name)) this.params.push({ name, kind: "weight", n, k });
-    return this.graph.input(`${this.region}:${this.format}`, name, {
-      kind: "weight",
-      n,
-      k,
-      format: this.format,
-    });
+    const format = this.formatOf(this.region, name);
+    this.declare({ name, kind: "weight", n, k, format });
+    return this.graph.input(`${this.region}:${format}`, name, { kind: "weight", n, k, format });
+  }
+  private declare(p: ParamSpec): void {
+    if (!this.params.some(({ name }) => name === p.name)) this.params.push(p);
   }
   /** RMSNorm; `onePlus`: its gain is 1 + what the checkpoint has. */
   norm(x: Value, name: string, eps: number, onePlus = false): Value {

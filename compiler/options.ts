@@ -1,6 +1,5 @@
 /** Options of `compile`, each described once. Unknown keys and wrong values are refused with WEFT_OPTION. */
 import * as v from "valibot";
-import { formats } from "../runtime/bundle.ts";
 import {
   boolean,
   bytes,
@@ -9,9 +8,11 @@ import {
   object,
   oneOf,
   positive,
+  record,
   text,
   tokenIds,
 } from "../runtime/schema.ts";
+import { askable } from "./formats.ts";
 import type { Capacities } from "./target.ts";
 
 const names = v.array(text);
@@ -22,8 +23,14 @@ export const CompileOptions = object({
   train: v.optional(names),
   /** Adapter methods that requests can use, beside those that are trained. Default: lora. */
   methods: v.optional(names),
-  /** How matrices are stored. Default f32. */
-  format: v.optional(oneOf(formats)),
+  /**
+   * How matrices are stored: one format for all, or by module (`{ default: "q4", embed_tokens: "int8" }`).
+   * Default: `keep`, each in the format that holds it as its checkpoint has it, or loses least; f32 to train
+   * `full`.
+   */
+  format: v.optional(
+    v.union([oneOf(askable), record(oneOf(askable))], `${askable.join(", ")}, or a record of them by module`),
+  ),
   /**
    * Also emit the Wasm kernels with fused multiply-adds, which machines with relaxed SIMD take: faster, and a
    * class of numerics of its own. Default: no.

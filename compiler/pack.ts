@@ -7,13 +7,16 @@ import {
   type Format,
   type Manifest,
   planesOf,
+  restore,
   STORED_PANEL,
   safetensorsHeader,
   store,
   storedBytes,
+  storePlanes,
   type TensorEntry,
 } from "../runtime/bundle.ts";
 import { type BundleFile, hasher } from "./files.ts";
+import type { ParamSpec } from "./layers.ts";
 import type { Programs } from "./programs/index.ts";
 import type { ModelSource } from "./source.ts";
 
@@ -35,12 +38,12 @@ export async function* packWeights(
   source: ModelSource,
   programs: Programs,
   layers: number,
-  format: Format,
   names: Manifest["checkpoint"],
   identity: BaseHash,
   onLayer: (done: number) => void,
-): AsyncGenerator<BundleFile, TensorEntry[]> {
-  const all = tensorsOf(programs, layers, format, names);
+): AsyncGenerator<BundleFile, { readonly tensors: TensorEntry[]; readonly rounding: number }> {
+  const all = tensorsOf(programs, layers, names);
+  const lost = { error: 0, squares: 0 };
   const entries: TensorEntry[] = [];
   for (const [i, shard] of shardsOf(all).entries()) {
     const file = `weights/model-${String(i).padStart(5, "0")}.safetensors`;
@@ -50,28 +53,21 @@ export async function* packWeights(
       entries.push({ name, shape: [...shape], format, shard: file, start: at, bytes });
       at += bytes;
     }
-    yield [file, bytesOf(header, shard, source, identity)];
+    yield [file, bytesOf(header, shard, source, identity, lost)];
     const done = all.findIndex((t) => t.name === shard.at(-1)!.name) + 1 - programs.outerParams.length;
     if (done > 0) onLayer(Math.floor(done / programs.layerParams.length));
   }
-  return entries;
+  return { tensors: entries, rounding: Math.sqrt(lost.error / (lost.squares || 1)) };
 }
-function tensorsOf(
-  programs: Programs,
-  layers: number,
-  format: Format,
-  names: Manifest["checkpoint"],
-): Tensor[] {
-  const tensor = (name: string, kind: "weight" | "vector", n: number, k: number): Tensor =>
+function tensorsOf(programs: Programs, layers: number, names: Manifest["checkpoint"]): Tensor[] {
+  const tensor = (name: string, { kind, n, k, format }: ParamSpec): Tensor =>
     kind === "weight"
       ? { name, shape: [n, k], format, bytes: storedBytes(format, n, k) }
       : { name, shape: [n], format: "f32", bytes: n * 4 };
   return [
-    ...programs.outerParams.map((p) => tensor(names.outer[p.name]!, p.kind, p.n, p.k)),
+    ...programs.outerParams.map((p) => tensor(names.outer[p.name]!, p)),
     ...Array.from({ length: layers }, (_, l) =>
-      programs.layerParams.map((p) =>
-        tensor(names.layer[p.name]!.replace("{l}", String(l)), p.kind, p.n, p.k),
-      ),
+      programs.layerParams.map((p) => tensor(names.layer[p.name]!.replace("{l}", String(l)), p)),
     ).flat(),
   ];
 }
@@ -99,11 +95,41 @@ function storedTensors({ name, shape, format, bytes }: Tensor): Parameters<typeo
     bytes: to - from,
   }));
 }
+/** Over sampled rows: of what storing took the squared error, and the squares of the values. */
+interface Lost {
+  error: number;
+  squares: number;
+}
+/** Rows of a piece that are sampled: its first panels. */
+const SAMPLED = 4 * STORED_PANEL;
+function measure(
+  lost: Lost,
+  format: Format,
+  values: Float32Array,
+  packed: Uint8Array,
+  rows: number,
+  k: number,
+): void {
+  if (format === "f32") return;
+  const n = Math.min(rows, SAMPLED);
+  const first = planesOf(format, n, k, STORED_PANEL);
+  const sample = new Uint8Array(storedBytes(format, n, k));
+  planesOf(format, rows, k, STORED_PANEL).forEach((p, i) => {
+    const { from, to } = first[i]!;
+    sample.set(packed.subarray(p.from, p.from + to - from), from);
+  });
+  const kept = restore(format, sample, n, k);
+  for (let i = 0; i < kept.length; i++) {
+    lost.error += (kept[i]! - values[i]!) ** 2;
+    lost.squares += values[i]! ** 2;
+  }
+}
 async function* bytesOf(
   header: Uint8Array,
   shard: readonly Tensor[],
   { where, weights }: ModelSource,
   identity: BaseHash,
+  lost: Lost,
 ): AsyncGenerator<Uint8Array> {
   yield header;
   for (const { name, shape, format } of shard) {
@@ -119,7 +145,11 @@ async function* bytesOf(
       hash.update(raw);
       if (shape.length === 1) yield raw;
       else {
-        const packed = store(format, values, rows, k, `${where}: ${name}`, row);
+        const planes = weights.planes(name, shape, format, row, row + rows);
+        const packed = planes
+          ? storePlanes(format, planes, rows, k)
+          : store(format, values, rows, k, `${where}: ${name}`, row);
+        measure(lost, format, values, packed, rows, k);
         const [first, ...others] = planesOf(format, rows, k, STORED_PANEL).map((p) =>
           packed.subarray(p.from, p.to),
         );

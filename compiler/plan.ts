@@ -5,7 +5,6 @@
 import { inputName, isInput, type Type, type Value, valueKey } from "../ops/index.ts";
 import {
   BLOCK,
-  type Format,
   MOST_JOBS,
   mostStates,
   type ParamEntry,
@@ -26,18 +25,18 @@ export const align = (words: number, to = 64): number => Math.ceil(words / to) *
 function placeParams(
   specs: readonly ParamSpec[],
   panel: number,
-  format: Format,
 ): { params: ParamEntry[]; words: number; accumWords: number } {
   let offset = 0;
   let accum = 0;
   const params = specs.map((s): ParamEntry => {
     const full = s.kind === "weight" ? packedWords("f32", s.n, s.k, panel) : align(s.n, 8);
-    const words = s.kind === "weight" ? packedWords(format, s.n, s.k, panel) : full;
+    const words = s.kind === "weight" ? packedWords(s.format, s.n, s.k, panel) : full;
     const entry: ParamEntry = {
       name: s.name,
       kind: s.kind,
       n: s.n,
       k: s.k,
+      format: s.format,
       branch: null,
       rows: "one",
       offset,
@@ -76,11 +75,10 @@ export function layoutOf(
   programs: Programs,
   c: Capacities,
   target: Target,
-  format: Format,
   train: readonly TrainClass[],
 ): Layout {
-  const layer = placeParams(programs.layerParams, target.panel, format);
-  const outer = placeParams(programs.outerParams, target.panel, format);
+  const layer = placeParams(programs.layerParams, target.panel);
+  const outer = placeParams(programs.outerParams, target.panel);
   // A slot holds one adapter and a job trains one method, so methods share the words.
   let slotWords = 0;
   let jobWords = 0;
@@ -98,6 +96,7 @@ export function layoutOf(
             kind: "factor",
             n,
             k: t.cols,
+            format: "f32",
             branch: b.index,
             rows: t.rows,
             offset: slot,
@@ -122,6 +121,7 @@ export function layoutOf(
       kind: "vector",
       n: s.channels,
       k: 1,
+      format: "f32",
       branch: null,
       rows: "one",
       offset: 0,

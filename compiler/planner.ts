@@ -68,7 +68,7 @@ export function planMemory(
   return [...Object.keys(adapterMethods), "full"].map((method): MethodMemory => {
     const full = method === "full";
     const programs = buildPrograms(model, capacities, {
-      format: "f32",
+      format: () => "f32",
       methods: full ? [] : [adapterMethods[method]!],
       train: [method],
     });

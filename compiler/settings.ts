@@ -1,21 +1,26 @@
 /** What is to be compiled: the caller's options with their defaults, checked against the model. */
-import { type Format, formats, type Manifest, WeftError, weightFormats } from "../runtime/bundle.ts";
+import { type Manifest, WeftError } from "../runtime/bundle.ts";
 import { check } from "../runtime/schema.ts";
 import type { AdapterMethod } from "./adapters/adapter.ts";
 import { adapterMethods } from "./adapters/index.ts";
 import type { Making } from "./emit/asc.ts";
 import { policies } from "./emit/host.ts";
+import { type FormatOption, formatsOf } from "./formats.ts";
+import type { FormatOf } from "./layers.ts";
 import type { Model } from "./models/model.ts";
 import { CompileOptions } from "./options.ts";
 import type { TrainClass } from "./programs/index.ts";
 import { checkSelection } from "./selection.ts";
+import type { WeightSource } from "./source.ts";
 import { type Capacities, checkCapacities, defaultCapacities, type Target, targets } from "./target.ts";
 
 export interface Settings {
   readonly targets: readonly Target[];
   readonly train: readonly TrainClass[];
   readonly methods: readonly AdapterMethod[];
-  readonly format: Format;
+  readonly format: FormatOf;
+  /** What was asked of formats. */
+  readonly formats: FormatOption;
   readonly capacities: Capacities;
   readonly policy: string;
   readonly selection: Manifest["selection"];
@@ -29,9 +34,10 @@ export function checkOptions(options: CompileOptions): void {
   check(CompileOptions, options, { code: "WEFT_OPTION", where: "" });
 }
 /** Throws WEFT_OPTION or WEFT_CAPACITY for what this model does not allow. */
-export function settingsOf(model: Model, options: CompileOptions): Settings {
+export function settingsOf(model: Model, weights: WeightSource, options: CompileOptions): Settings {
   const train = options.train ?? ["lora"];
-  const format = options.format ?? "f32";
+  // Full training changes the numbers themselves.
+  const formats = options.format ?? (train.includes("full") ? "f32" : "keep");
   const capacities = checkCapacities({ ...defaultCapacities(model.context), ...options.capacities });
   if (capacities.context > model.context)
     throw new WeftError({
@@ -54,20 +60,12 @@ export function settingsOf(model: Model, options: CompileOptions): Settings {
     return adapterMethods[name]!;
   });
   const selection = checkSelection(options.selection ?? null, model, names);
-  const inPlace = formats.filter((f) => weightFormats[f].planes.every((p) => p.every === 1));
-  if (selection && !inPlace.includes(format))
-    throw new WeftError({
-      code: "WEFT_OPTION",
-      where: "format",
-      expected: `${inPlace.join(" or ")} with a selection, which reorders channels`,
-      found: `${format}, whose blocks are runs of channels`,
-      hint: "train the method s2ft, which leaves them in place",
-    });
   return {
     targets: (options.targets ?? ["wasm", "webgpu"]).map((t) => ({ ...targets[t], ...options.limits })),
     train,
     methods,
-    format,
+    format: formatsOf(model, weights, formats),
+    formats,
     capacities,
     policy,
     selection,

@@ -3,10 +3,21 @@
  * tensor.
  */
 import { join } from "node:path";
-import { decode, dtypeBytes, headerEnd, parseHeader, type TensorInfo, WeftError } from "../runtime/bundle.ts";
+import {
+  type Dtype,
+  decode,
+  dtypeBytes,
+  type Format,
+  headerEnd,
+  parseHeader,
+  type TensorInfo,
+  WeftError,
+} from "../runtime/bundle.ts";
 import { shardsOf } from "./config.ts";
 import { exists, readJson, readRange, sizeOf } from "./files.ts";
 import type { WeightSource } from "./source.ts";
+
+const nearest: Readonly<Partial<Record<Dtype, Format>>> = { F32: "f32", F16: "f16", BF16: "bf16" };
 
 export function openWeights(folder: string): WeightSource {
   const files: string[] = [];
@@ -38,6 +49,8 @@ export function openWeights(folder: string): WeightSource {
   }
   return {
     has: (name) => table.has(name),
+    nearest: (name) => nearest[table.get(name)?.info.dtype ?? "F32"] ?? "f32",
+    planes: () => null,
     read: (name, shape, from = 0, to = shape[0]!) => {
       const t = table.get(name);
       if (!t)

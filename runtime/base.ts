@@ -4,7 +4,7 @@
  */
 import { type Manifest, WeftError } from "./bundle.ts";
 import type { Device } from "./device.ts";
-import { pack, packedWords, store, unpack } from "./formats.ts";
+import { type Format, pack, packedWords, store, unpack } from "./formats.ts";
 import { sha256 } from "./hash.ts";
 import { BaseHash } from "./identity.ts";
 import { uploadWeights } from "./load.ts";
@@ -27,6 +27,7 @@ interface Param {
   readonly n: number;
   /** Columns; null for a vector. */
   readonly k: number | null;
+  readonly format: Format;
   readonly data: Float32Array;
 }
 
@@ -80,7 +81,7 @@ export class BaseWeights {
         manifest,
         device,
         () => {},
-        (layer, name, values) => changes.get(`${layer} ${name}`)?.(values),
+        (layer, name) => changes.get(`${layer} ${name}`),
       );
     else {
       kept!.forEach((data, group) => {
@@ -94,9 +95,8 @@ export class BaseWeights {
     }
     if (!changes.size) this.kept = null;
   }
-  private write({ group, name, offset, n, k, data }: Param, change: Change): void {
-    const { manifest, device, lane } = this;
-    const { format } = manifest.model;
+  private write({ group, name, offset, n, k, format, data }: Param, change: Change): void {
+    const { device, lane } = this;
     change(data);
     this.order(group, name, data, false);
     device.write(
@@ -122,21 +122,22 @@ export class BaseWeights {
   private async *params(): AsyncGenerator<Param> {
     const { device, manifest, lane } = this;
     const { plan } = device;
-    const { format, layers } = manifest.model;
+    const { layers } = manifest.model;
     for (let i = 0; i <= layers; i++) {
       // The outer tensors first, as checkpoints have them.
       const group = (i + layers) % (layers + 1);
       const outer = group === layers;
       for (const p of outer ? plan.outerParams : plan.layerParams) {
         const isVector = p.kind === "vector";
-        const words = isVector ? p.n : packedWords(format, p.n, p.k, plan.panel);
+        const words = isVector ? p.n : packedWords(p.format, p.n, p.k, plan.panel);
         const raw = await device.read({ cls: "weights", group, offset: p.offset, words, lane });
-        const data = isVector ? raw : unpack(format, raw, p.n, p.k, plan.panel);
+        const data = isVector ? raw : unpack(p.format, raw, p.n, p.k, plan.panel);
         this.order(group, p.name, data, true);
         const path = outer
           ? manifest.checkpoint.outer[p.name]!
           : manifest.checkpoint.layer[p.name]!.replace("{l}", String(group));
-        yield { group, name: p.name, path, offset: p.offset, n: p.n, k: isVector ? null : p.k, data };
+        const { name, offset, n, format } = p;
+        yield { group, name, path, offset, n, k: isVector ? null : p.k, format, data };
       }
     }
   }

@@ -5,7 +5,7 @@
  */
 import { BLOCK } from "./contract.ts";
 import { WeftError } from "./errors.ts";
-import { packedWords, storedBytes } from "./formats.ts";
+import { type Format, packedWords, storedBytes } from "./formats.ts";
 import {
   type BranchEntry,
   type BranchTensor,
@@ -202,8 +202,9 @@ function checkPlan(m: Manifest, plan: TargetPlan, target: "wasm" | "webgpu"): vo
       const where = `${list}[${i}]`;
       need(listed.includes(p.name), `${at}.${where}`, `one of ${listed.join(", ")}`, p.name);
       need(p.kind !== "factor", `${at}.${where}.kind`, "weight or vector", p.kind);
+      need(p.kind === "weight" || p.format === "f32", `${at}.${where}.format`, "f32", p.format);
       need(p.kind === "weight" || p.k === 1, `${at}.${where}.k`, "1", p.k);
-      const stored = p.kind === "weight" ? packedWords(m.model.format, p.n, p.k, plan.panel) : p.n;
+      const stored = p.kind === "weight" ? packedWords(p.format, p.n, p.k, plan.panel) : p.n;
       ends.weights = Math.max(ends.weights, p.offset + stored);
       if (!full) continue;
       need(p.accum >= 0 && p.words >= p.n * p.k, `${at}.${where}`, "room for gradients", p.words);
@@ -282,7 +283,7 @@ function checkTensors(m: Manifest): void {
     need(path.includes("{l}"), `checkpoint.layer.${name}`, "a name with {l} for the layer", path);
   const all = outerNames.length + layerNames.length * layers;
   need(m.tensors.length === all, "tensors", `${all}, as the checkpoint's names say`, m.tensors.length);
-  const shapes = new Map<string, readonly number[]>();
+  const shapes = new Map<string, { readonly shape: readonly number[]; readonly format: Format }>();
   const plans = Object.values(m.targets);
   const add = (list: "layerParams" | "outerParams", name: string, path: string): void => {
     for (const [i, plan] of plans.entries()) {
@@ -290,8 +291,12 @@ function checkTensors(m: Manifest): void {
       const shape = p.kind === "vector" ? [p.n] : [p.n, p.k];
       if (i === 0) {
         need(!shapes.has(path), "checkpoint", "different names", path);
-        shapes.set(path, shape);
-      } else need(same(shapes.get(path)!, shape), `${list}: ${name}`, "one shape in all targets", shape);
+        shapes.set(path, { shape, format: p.format });
+      } else {
+        const first = shapes.get(path)!;
+        need(same(first.shape, shape), `${list}: ${name}`, "one shape in all targets", shape);
+        need(first.format === p.format, `${list}: ${name}`, "one format in all targets", p.format);
+      }
     }
   };
   need(plans.length > 0, "targets", "wasm or webgpu", "none");
@@ -301,11 +306,11 @@ function checkTensors(m: Manifest): void {
   const seen = new Set<string>();
   for (const t of m.tensors) {
     const at = `tensor ${t.name}`;
-    const shape = shapes.get(t.name);
-    need(shape && !seen.has(t.name), at, "a parameter of this model, once", "another");
+    const p = shapes.get(t.name);
+    need(p && !seen.has(t.name), at, "a parameter of this model, once", "another");
+    const { shape, format } = p;
     seen.add(t.name);
     need(same(shape, t.shape), at, `shape [${shape}]`, `[${t.shape}]`);
-    const format = shape.length === 1 ? "f32" : m.model.format;
     need(t.format === format, at, format, t.format);
     const file = Object.hasOwn(m.files, t.shard) ? m.files[t.shard] : undefined;
     need(file, at, "a shard that the manifest lists", t.shard);

@@ -3,7 +3,7 @@ import { WeftError } from "./errors.ts";
 import { type Plane, planeBytes, termsOf, type Words } from "./formats/format.ts";
 import { type Format, formatOf, weightFormats } from "./formats/index.ts";
 
-export { type Plane, planeBytes, type WeightFormat, WGSL_PANEL } from "./formats/format.ts";
+export { type Plane, planeBytes, type WeightFormat, WGSL_PANEL, type Words } from "./formats/format.ts";
 export { type Format, formatOf, formats, weightFormats } from "./formats/index.ts";
 
 /**
@@ -60,7 +60,6 @@ export function store(
   where: string,
   first = 0,
 ): Uint8Array {
-  const out = new Uint8Array(storedBytes(format, n, k));
   const planes = weightFormats[format].encode(values, n, k, (at, expected) => {
     throw new WeftError({
       code: "WEFT_WEIGHTS",
@@ -70,6 +69,11 @@ export function store(
       hint: "compile with --format f32",
     });
   });
+  return storePlanes(format, planes, n, k);
+}
+/** The numbers of each plane of a matrix [n, k], row by row → a bundle's panels. */
+export function storePlanes(format: Format, planes: readonly Words[], n: number, k: number): Uint8Array {
+  const out = new Uint8Array(storedBytes(format, n, k));
   planesOf(format, n, k, STORED_PANEL).forEach((p, i) => {
     intoPanels(planes[i]!, n, p.terms, numbersOf(p, out.buffer, 0));
   });

@@ -17,6 +17,7 @@ import { pack, piecesOf, restore, store } from "./formats.ts";
 import { reorder, siteOfParam } from "./order.ts";
 import { type BundleReader, type RangeFile, sha256 } from "./reader.ts";
 import { check, foreign } from "./schema.ts";
+import type { Change } from "./terms.ts";
 
 const bad = (where: string, expected: string, found: string, hint?: string): WeftError =>
   new WeftError({ code: "WEFT_BUNDLE", where, expected, found, ...(hint && { hint }) });
@@ -103,7 +104,7 @@ async function openVerified(
 }
 
 /**
- * Copy every weight into its chamber, in the panels of the device's target; `change` may move any of them on
+ * Copy every weight into its chamber, in the panels of the device's target; `changeOf` may move any of them on
  * the way, in the model's own order.
  */
 export async function uploadWeights(
@@ -111,7 +112,7 @@ export async function uploadWeights(
   m: Manifest,
   device: Device,
   onProgress: (p: LoadProgress) => void,
-  change?: (layer: number, name: string, values: Float32Array) => void,
+  changeOf?: (layer: number, name: string) => Change | undefined,
 ): Promise<void> {
   const { plan } = device;
   const layers = m.model.layers;
@@ -131,19 +132,20 @@ export async function uploadWeights(
         const to = where.get(t.name);
         if (!to) throw bad(`tensor ${t.name}`, "a parameter of this model", "one it does not have");
         const p = paramNamed(to.outer ? plan.outerParams : plan.layerParams, to.name);
+        const change = changeOf?.(to.group, to.name);
         const site = to.outer || !m.selection ? undefined : siteOfParam(m, to.name);
         const at = { cls: "weights", group: to.group } as const;
         let range = (from: number, to: number): Promise<Uint8Array> =>
           file.range(t.start + from, t.start + to);
         if (p.kind === "vector") {
           const values = new Float32Array((await range(0, t.bytes)).slice().buffer);
-          change?.(to.group, to.name, values);
+          change?.(values);
           if (site) reorder(m, to.group, site, values);
           device.write({ ...at, offset: p.offset }, values);
         } else {
           if (change || site) {
             const values = restore(t.format, await range(0, t.bytes), p.n, p.k);
-            change?.(to.group, to.name, values);
+            change?.(values);
             if (site) reorder(m, to.group, site, values);
             const stored = store(t.format, values, p.n, p.k, `${reader.where}: ${t.name}`);
             range = async (from, to) => stored.subarray(from, to);

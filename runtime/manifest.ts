@@ -41,7 +41,7 @@ const TensorEntry = object({
     v.array(positive),
     v.check((s) => s.length === 1 || s.length === 2, "one or two dimensions"),
   ),
-  /** Vectors are f32; matrices have the bundle's format, their scales, if any, right after their values. */
+  /** Vectors are f32; of matrices the scales, if any, lie right after the values. */
   format,
   shard: fileName,
   /** Byte range inside the shard file. */
@@ -53,6 +53,8 @@ const ParamEntry = object({
   kind: oneOf(["weight", "vector", "factor"]),
   n: positive,
   k: positive,
+  /** How a matrix is stored; f32 for all else. */
+  format,
   /**
    * Of a slot tensor: the branch it belongs to, and whether one row or as many as the adapter's rank are
    * used.
@@ -257,7 +259,10 @@ export const ManifestSchema = object({
     vocab: positive,
     context: positive,
     tied: boolean,
-    format,
+    /** The formats of its matrices, in one word: `q4+int8`. */
+    format: text,
+    /** What rounding to them took: of sampled rows, root of the squared error by the squares. 0: nothing. */
+    rounding: atLeast0,
     eps: above0,
     /** Ids that end an answer; the first ends a training row. */
     eos: indices,

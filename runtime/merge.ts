@@ -18,15 +18,6 @@ export function mergeChanges(
   plan: TargetPlan,
   content: AdapterContent,
 ): Map<string, Change> {
-  const { format } = manifest.model;
-  if (!weightFormats[format].fine)
-    throw new WeftError({
-      code: "WEFT_ADAPTER",
-      where: "merge",
-      expected: `a base stored as ${formats.filter((f) => weightFormats[f].fine).join(" or ")}`,
-      found: `${format}, whose steps are wider than what an adapter changes`,
-      hint: "serve the adapter beside the base, or compile with --format f16",
-    });
   const out = new Map<string, Change>();
   const { layers } = manifest.model;
   const params = [
@@ -55,5 +46,18 @@ export function mergeChanges(
       all("weight");
       if (bias) all("bias");
     }
+  for (const key of out.keys()) mergeable(plan, key.slice(key.indexOf(" ") + 1));
   return out;
+}
+/** Throws WEFT_ADAPTER for a matrix in blocks. */
+function mergeable(plan: TargetPlan, name: string): void {
+  const { format } = [...plan.layerParams, ...plan.outerParams].find((p) => p.name === name)!;
+  if (!weightFormats[format].fine)
+    throw new WeftError({
+      code: "WEFT_ADAPTER",
+      where: `merge: ${name}`,
+      expected: `a matrix stored as ${formats.filter((f) => weightFormats[f].fine).join(" or ")}`,
+      found: `${format}, whose steps are wider than what an adapter changes`,
+      hint: "serve the adapter beside the base, or compile with --format f16",
+    });
 }

@@ -36,14 +36,13 @@ export async function embeddingRow(engine: Engine, id: number): Promise<Float32A
   const { manifest, device } = engine;
   const { plan } = device;
   const p = paramNamed(plan.outerParams, manifest.checkpoint.embedding);
-  const { format } = manifest.model;
   const raw = await device.read({
     cls: "weights",
     group: manifest.model.layers,
     offset: p.offset,
-    words: packedWords(format, p.n, p.k, plan.panel),
+    words: packedWords(p.format, p.n, p.k, plan.panel),
   });
-  return unpack(format, raw, p.n, p.k, plan.panel).slice(id * p.k, (id + 1) * p.k);
+  return unpack(p.format, raw, p.n, p.k, plan.panel).slice(id * p.k, (id + 1) * p.k);
 }
 
 /** A site's matrix [out, in], as the device has it now, in the model's order. */
@@ -51,14 +50,13 @@ export async function matrix(engine: Engine, layer: number, site: SiteEntry): Pr
   const { manifest, device } = engine;
   const { plan } = device;
   const p = paramNamed(plan.layerParams, `${site.module}.weight`);
-  const { format } = manifest.model;
   const raw = await device.read({
     cls: "weights",
     group: layer,
     offset: p.offset,
-    words: packedWords(format, p.n, p.k, plan.panel),
+    words: packedWords(p.format, p.n, p.k, plan.panel),
   });
-  const values = unpack(format, raw, p.n, p.k, plan.panel);
+  const values = unpack(p.format, raw, p.n, p.k, plan.panel);
   reorder(manifest, layer, site, values, true);
   return values;
 }

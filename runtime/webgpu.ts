@@ -36,7 +36,7 @@ export async function openWebGpu(
     );
   if (software !== (kind === "software")) return null;
 
-  const { layers, format } = manifest.model;
+  const { layers } = manifest.model;
   const where = `adapter ${info.description || info.device}`;
   const chamber = Math.min(limits.maxStorageBufferBindingSize, limits.maxBufferSize);
   const room = { ...webGpuLimits, chamber };
@@ -44,12 +44,15 @@ export async function openWebGpu(
   const plan = planOf(manifest, "webgpu", sizes);
   // Kernels count the numbers of a matrix in an i32.
   const weights = largestOf(plan, layers, "weights");
-  const least = Math.min(...formatOf(format).planes.map(planeBytes));
+  const { layerParams, outerParams } = manifest.targets.webgpu!;
+  const least = Math.min(
+    ...[...layerParams, ...outerParams].flatMap((p) => formatOf(p.format).planes.map(planeBytes)),
+  );
   if (weights > 2 ** 31 * least)
     throw new WeftError({
       code: "WEFT_CAPACITY",
       where,
-      expected: `${format} weights of at most ${2 * least} GiB a layer`,
+      expected: `${manifest.model.format} weights of at most ${2 * least} GiB a layer`,
       found: `${weights} bytes`,
       hint: "compile with --format f16",
     });

@@ -53,9 +53,9 @@ test("weights go through in pieces, which are what they are as a whole: memory d
   const [rows, k] = [9001, 2048];
   const valueAt = (i: number): number => ((i * 2654435761) % 2 ** 20) / 2 ** 20 - 0.5;
   const all = Float32Array.from({ length: rows * k }, (_, i) => valueAt(i));
-  const param = { kind: "weight", n: rows, k } as const;
-  const programs = { outerParams: [{ ...param, name: "large" }], layerParams: [] } as unknown as Programs;
   for (const format of formats) {
+    const param = { kind: "weight", name: "large", n: rows, k, format } as const;
+    const programs = { outerParams: [param], layerParams: [] } as unknown as Programs;
     let most = 0;
     const read = (_name: string, _shape: readonly number[], from = 0, to = rows): Float32Array => {
       most = Math.max(most, (to - from) * k * 4);
@@ -65,14 +65,15 @@ test("weights go through in pieces, which are what they are as a whole: memory d
     const sums: string[] = [];
     identity.add = (_name, _shape, sum) => void sums.push(sum);
     const names = { layer: {}, outer: { large: "large" }, modules: "{l}.", embedding: "large" };
-    const source = { where: "memory", weights: { has: () => true, read } } as unknown as ModelSource;
+    const weights = { has: () => true, read, planes: () => null };
+    const source = { where: "memory", weights } as unknown as ModelSource;
     const got: Uint8Array[] = [];
-    const shards = packWeights(source, programs, 0, format, names, identity, () => {});
+    const shards = packWeights(source, programs, 0, names, identity, () => {});
     let next = await shards.next();
     for (; !next.done; next = await shards.next())
       for await (const piece of next.value[1] as AsyncIterable<Uint8Array>) got.push(piece.slice());
     const file = Buffer.concat(got);
-    const [entry] = next.value;
+    const [entry] = next.value.tensors;
     const stored = file.subarray(entry!.start, entry!.start + entry!.bytes);
     assert.is(Buffer.compare(stored, store(format, all, rows, k, "whole")), 0, format);
     assert.is(parseHeader(file, file.length, "shard").tensors.at(-1)!.end, file.length);

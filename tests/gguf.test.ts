@@ -5,9 +5,12 @@
 import { mkdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import { compile as compileInMemory } from "../compiler/compile.ts";
+import { layoutOf } from "../compiler/gguf/blocks.ts";
+import { restore, storePlanes } from "../runtime/formats.ts";
 import { encode, floatToHalf, halfToFloat } from "../runtime/safetensors.ts";
 import { compile, load, type WeftError } from "../sdk/index.ts";
-import { configs, idsOf, small } from "./support/engines.ts";
+import { code } from "./support/code.ts";
+import { batchOf, bits, configs, fixtures, idsOf, small } from "./support/engines.ts";
 import { ggufName, interleaved, type Meta, writeGguf } from "./support/gguf.ts";
 import { suite } from "./support/suite.ts";
 import { type Config, scratch, tensorsOf, writeModel } from "./support/tiny.ts";
@@ -141,6 +144,93 @@ for (const format of Object.keys(types) as Format[])
     assert.equal(await logitsOf(gguf), await logitsOf(folder));
   });
 
+test("blocks of every kind say what llama.cpp's own reader makes of them, bit for bit", () => {
+  const kinds = JSON.parse(readFileSync(`${fixtures}gguf_blocks.json`, "utf8")) as Record<
+    string,
+    { type: number; raw: string; values: string }
+  >;
+  for (const [kind, { type, raw, values }] of Object.entries(kinds)) {
+    const bytes = new Uint8Array(Buffer.from(raw, "base64"));
+    const want = new Float32Array(new Uint8Array(Buffer.from(values, "base64")).buffer);
+    const { bytes: row, read, nearest, planes } = layoutOf(type, want.length, kind);
+    assert.is(row, bytes.length, kind);
+    // -0 is 0: a sum of products has no sign of nothing.
+    assert.equal(
+      [...read(bytes, 0)].map((x) => x + 0),
+      [...want].map((x) => x + 0),
+      kind,
+    );
+    // What a format of blocks stores of them.
+    const stored = planes(bytes);
+    assert.is(stored !== null, ["Q4_0", "Q4_1", "Q8_0"].includes(kind), kind);
+    if (stored) {
+      const kept = restore(nearest, storePlanes(nearest, stored, 1, want.length), 1, want.length);
+      assert.equal(
+        [...kept].map((x) => x + 0),
+        [...want].map((x) => x + 0),
+        `${kind} as ${nearest}`,
+      );
+    }
+  }
+});
+
+test("keep: a bundle has what the file has, in the blocks that it lies in; by module, what is asked for", async () => {
+  for (const [kind, format] of [
+    ["Q4_0", "q4"],
+    ["Q4_1", "q4"],
+    ["Q8_0", "int8"],
+    ["BF16", "bf16"],
+    ["F16", "f16"],
+  ] as const) {
+    const { manifest } = await compileInMemory(model(kind).gguf, { ...options });
+    assert.is(manifest.model.format, format, kind);
+    assert.is(manifest.model.rounding, 0, kind);
+  }
+  const { gguf, folder } = model("Q4_1");
+  const asked = { default: "keep", embed_tokens: "int8", down_proj: "f16" } as const;
+  const mixed = await compileInMemory(gguf, { ...options, format: asked });
+  assert.is(mixed.manifest.model.format, "f16+int8+q4");
+  assert.ok(mixed.manifest.model.rounding > 0 && mixed.manifest.model.rounding < 0.005);
+  const formatOf = (name: string): string => mixed.manifest.tensors.find((t) => t.name === name)!.format;
+  assert.is(formatOf("model.embed_tokens.weight"), "int8");
+  assert.is(formatOf("model.layers.1.mlp.down_proj.weight"), "f16");
+  assert.is(formatOf("model.layers.1.mlp.up_proj.weight"), "q4");
+  const full = await compileInMemory(folder, { ...options, train: ["lora", "full"] });
+  assert.is(full.manifest.model.format, "f32");
+  const refused = async (format: unknown, says: RegExp): Promise<void> => {
+    const e = await compileInMemory(folder, { ...options, format: format as "keep" }).then(
+      () => "compiled",
+      (e: WeftError) => `${e.code} ${e.message}`,
+    );
+    assert.match(e, says);
+  };
+  await refused({ down: "q4" }, /WEFT_OPTION .*format\.down.*down_proj/);
+  await refused({ down_proj: "q5" }, /WEFT_OPTION .*keep, f32/);
+});
+
+test("matrices of several formats: a merge changes those that it moves, the others stay bit for bit", async () => {
+  const out = `${scratch()}/bundle`;
+  const { folder } = model("F32");
+  await compile(folder, out, {
+    ...options,
+    format: { default: "q4", q_proj: "f32", embed_tokens: "int8" },
+  });
+  await using engine = await load(out, { device: "wasm" });
+  const before = await engine.core.baseTensors();
+  const job = { data: batchOf(128), steps: 2, learningRate: 0.01 };
+  await (await engine.finetune({ ...job, name: "q", targetModules: ["q_proj"] })).done;
+  await (await engine.finetune({ ...job, name: "k", targetModules: ["k_proj"] })).done;
+  await code("WEFT_ADAPTER", () => engine.merge("k"), /k_proj\.weight.*q4/s);
+  await engine.merge("q");
+  const after = await engine.core.baseTensors();
+  before.forEach((t, i) => {
+    const moved = /q_proj/.test(t.name);
+    assert.is(bits(t.data) === bits(after[i]!.data), !moved, t.name);
+  });
+  await engine.merge(null);
+  (await engine.core.baseTensors()).forEach((t, i) => assert.is(bits(t.data), bits(before[i]!.data), t.name));
+});
+
 test("Qwen3: heads are not turned, their norms have names; the base is the folder's", async () => {
   const { gguf, folder } = model("F32", {}, qwen3);
   assert.equal(await logitsOf(gguf), await logitsOf(folder));
@@ -214,7 +304,7 @@ test("Qwen's vocabularies: composed letters, digits one by one", async () => {
 });
 
 test("files that cannot be right, or are not supported, are refused by name", async () => {
-  const code = async (path: string, want: RegExp): Promise<void> => {
+  const refused = async (path: string, want: RegExp): Promise<void> => {
     const said = await compile(path, `${scratch()}/bundle`, { ...options }).then(
       () => "compiled",
       (e: WeftError) => `${e.code} ${e.message}`,
@@ -226,11 +316,11 @@ test("files that cannot be right, or are not supported, are refused by name", as
   const other = `${scratch()}/other.gguf`;
   writeFileSync(other, bytes);
   truncateSync(other, bytes.length - 4000);
-  await code(other, /WEFT_WEIGHTS .*truncated/);
+  await refused(other, /WEFT_WEIGHTS .*truncated/);
   writeFileSync(other, bytes.subarray(0, 20));
-  await code(other, /WEFT_WEIGHTS .*truncated/);
-  await code(model("F32", { "general.architecture": "gpt2" }).gguf, /WEFT_CONFIG .*general\.architecture/);
-  await code(model("F32", { "llama.rope.scaling.type": "linear" }).gguf, /WEFT_CONFIG .*rope\.scaling/);
-  await code(model("F32", { "tokenizer.ggml.model": "llama" }).gguf, /WEFT_TOKENIZER .*beside/);
+  await refused(other, /WEFT_WEIGHTS .*truncated/);
+  await refused(model("F32", { "general.architecture": "gpt2" }).gguf, /WEFT_CONFIG .*general\.architecture/);
+  await refused(model("F32", { "llama.rope.scaling.type": "linear" }).gguf, /WEFT_CONFIG .*rope\.scaling/);
+  await refused(model("F32", { "tokenizer.ggml.model": "llama" }).gguf, /WEFT_TOKENIZER .*beside/);
 });
 test.run();

@@ -1,6 +1,5 @@
 /** Programs → the kernels of a target, and its plan: where everything lies and what is launched. */
 import {
-  type Format,
   headerWords,
   type LaunchEntry,
   optimizerNames,
@@ -38,7 +37,6 @@ export function emitTarget(
   launches: ReadonlyMap<string, readonly Launch[]>,
   layout: Layout,
   train: readonly TrainClass[],
-  format: Format,
 ): Emitted {
   const blocks = blockLayouts(c, train);
   const sources: Emitted["sources"][number][] = [];
@@ -157,7 +155,6 @@ export function emitTarget(
       {
         branch: b.index,
         weight: params.get(`${b.site.module}.weight`)!,
-        format,
         a: of(rowNorms.a),
         b: of(rowNorms.b),
         out: of(rowNorms.out),

@@ -4,7 +4,7 @@
  */
 import { gguf } from "@huggingface/gguf";
 import * as v from "valibot";
-import { WeftError } from "../../runtime/bundle.ts";
+import { type Format, WeftError, type Words } from "../../runtime/bundle.ts";
 import { boolean, check, count, foreign, numbers, type Of, text } from "../../runtime/schema.ts";
 import { readRange, sizeOf } from "../files.ts";
 import { layoutOf } from "./blocks.ts";
@@ -33,6 +33,15 @@ export interface GgufFile {
   readonly shapeOf: (name: string) => readonly number[] | undefined;
   /** f32 values of the rows [from, to) of a tensor [shape], checked finite. Throws WEFT_WEIGHTS. */
   readonly read: (name: string, shape: readonly number[], from: number, to: number) => Float32Array;
+  /** The format that holds a tensor as it is, or loses least of it; null where there is none. */
+  readonly nearest: (name: string) => Format | null;
+  /** Rows as `nearest` has them, in the blocks that they lie in; null where it does not. Checked as `read`. */
+  readonly planes: (
+    name: string,
+    shape: readonly number[],
+    from: number,
+    to: number,
+  ) => readonly Words[] | null;
 }
 
 /** Throws WEFT_WEIGHTS for a file that is not GGUF, or is truncated. */
@@ -70,19 +79,34 @@ export async function openFile(path: string): Promise<GgufFile> {
       `names of ${table.size} of ${listed || "no"} tensors`,
       "the file is truncated",
     );
+  /** Of a tensor [shape], how its rows lie, and their bytes. */
+  const rowsOf = (name: string, shape: readonly number[]) => {
+    const where = `${path}: ${name}`;
+    const t = table.get(name) ?? fail(where, `a tensor ${JSON.stringify(shape)}`, "no such tensor");
+    if (JSON.stringify(t.shape) !== JSON.stringify(shape))
+      fail(where, JSON.stringify(shape), JSON.stringify(t.shape));
+    const row = shape.slice(1).reduce((a, b) => a * b, 1);
+    const layout = layoutOf(t.type, row, where);
+    const end = t.start + shape[0]! * layout.bytes;
+    if (end > size) fail(where, `bytes up to ${end}`, `a file of ${size}`, "the file is truncated");
+    const rows = (from: number, to: number): Uint8Array =>
+      readRange(path, t.start + from * layout.bytes, t.start + to * layout.bytes);
+    return { layout, row, rows };
+  };
   return {
     meta,
     shapeOf: (name) => table.get(name)?.shape,
     read: (name, shape, from, to) => {
-      const where = `${path}: ${name}`;
-      const t = table.get(name) ?? fail(where, `a tensor ${JSON.stringify(shape)}`, "no such tensor");
-      if (JSON.stringify(t.shape) !== JSON.stringify(shape))
-        fail(where, JSON.stringify(shape), JSON.stringify(t.shape));
-      const row = shape.slice(1).reduce((a, b) => a * b, 1);
-      const { bytes, read } = layoutOf(t.type, row, where);
-      const end = t.start + shape[0]! * bytes;
-      if (end > size) fail(where, `bytes up to ${end}`, `a file of ${size}`, "the file is truncated");
-      return read(readRange(path, t.start + from * bytes, t.start + to * bytes), from * row);
+      const { layout, row, rows } = rowsOf(name, shape);
+      return layout.read(rows(from, to), from * row);
+    },
+    nearest: (name) => {
+      const t = table.get(name);
+      return t ? layoutOf(t.type, t.shape.at(-1)!, `${path}: ${name}`).nearest : null;
+    },
+    planes: (name, shape, from, to) => {
+      const { layout, rows } = rowsOf(name, shape);
+      return layout.planes(rows(from, to));
     },
   };
 }

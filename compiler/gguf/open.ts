@@ -2,7 +2,7 @@
  * A GGUF file as a model folder: config, weights and tokenizer under Hugging Face's names, as the family of
  * its `general.architecture` maps them.
  */
-import { WeftError } from "../../runtime/bundle.ts";
+import { WeftError, type Words } from "../../runtime/bundle.ts";
 import { checkConfig } from "../config.ts";
 import { generationOf } from "../generation.ts";
 import { models } from "../models/index.ts";
@@ -19,7 +19,7 @@ export async function openGguf(
   path: string,
   tokenizer: ReadonlyMap<string, string> | null = null,
 ): Promise<ModelSource> {
-  const { meta, shapeOf, read } = await openFile(path);
+  const { meta, shapeOf, read, nearest, planes } = await openFile(path);
   const refuse = (key: string, expected: string, found: unknown): never => {
     throw new WeftError({ code: "WEFT_CONFIG", where: `${path}: ${key}`, expected, found: String(found) });
   };
@@ -54,6 +54,28 @@ export async function openGguf(
       has: (name) => shapeOf(family.name(name)) !== undefined,
       read: (name, shape, from = 0, to = shape[0]!) =>
         family.restore(name, (a, b) => read(family.name(name), shape, a, b), from, to, config),
+      nearest: (name) => nearest(family.name(name)) ?? "f32",
+      planes: (name, shape, format, from, to) => {
+        const file = family.name(name);
+        if (format !== nearest(file)) return null;
+        const count = planes(file, shape, 0, 1)?.length ?? 0;
+        // A family moves whole rows of a matrix, whatever their numbers are.
+        const moved = Array.from({ length: count }, (_, i) => {
+          let plane: Words | undefined;
+          const rows = family.restore(
+            name,
+            (a, b) => {
+              plane = planes(file, shape, a, b)?.[i];
+              return Float32Array.from(plane ?? []);
+            },
+            from,
+            to,
+            config,
+          );
+          return plane && new (plane.constructor as new (from: Float32Array) => Words)(rows);
+        });
+        return moved.length && moved.every((p) => p !== undefined) ? moved : null;
+      },
     },
     files: tokenizer ?? tokenizerFiles(meta, path),
   };

@@ -10,7 +10,6 @@ import * as wgsl from "./text/wgsl.ts";
 export interface RowNorms {
   readonly branch: number;
   readonly weight: ParamAddress;
-  readonly format: Format;
   readonly a: ParamAddress;
   readonly b: ParamAddress;
   readonly out: ParamAddress;
@@ -72,9 +71,9 @@ export const row_norms: Kernel<RowNormsBody> = {
   parts: (b) => b.norms.length,
   wgsl: (name, b, env) =>
     b.norms
-      .map(({ branch, weight, format, a, b: up, out }, i) => {
+      .map(({ branch, weight, a, b: up, out }, i) => {
         const slot = (p: ParamAddress): string => wgsl.inSlot(p.offset, env);
-        const panel = wgsl.panelReader(format, weight.offset, weight.n, weight.k);
+        const panel = wgsl.panelReader(weight.format, weight.offset, weight.n, weight.k);
         return wgsl.fn(
           `${name}_${i}`,
           lines`
@@ -107,10 +106,10 @@ export const row_norms: Kernel<RowNormsBody> = {
   assembly: (name, b, env) =>
     assembly.fn(
       name,
-      b.norms.flatMap(({ branch, weight, format, a, b: up, out }) => {
+      b.norms.flatMap(({ branch, weight, a, b: up, out }) => {
         const slot = (p: ParamAddress): string => assembly.inSlot(p.offset, env);
         return lines`
-          if ${assembly.maskBit(branch)} rowNorms_${format}(
+          if ${assembly.maskBit(branch)} rowNorms_${weight.format}(
             weights + ${weight.offset * 4}, ${weight.n}, ${weight.k},
             ${slot(a)},
             ${slot(up)},

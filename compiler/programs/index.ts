@@ -4,9 +4,9 @@
  * training head, the update.
  */
 import { Graph, type Value } from "../../ops/index.ts";
-import { type Format, MAX_BRANCHES, WeftError } from "../../runtime/bundle.ts";
+import { MAX_BRANCHES, WeftError } from "../../runtime/bundle.ts";
 import type { AdapterMethod } from "../adapters/adapter.ts";
-import { type BranchSpec, RegionBuilder, type SiteSpec } from "../layers.ts";
+import { type BranchSpec, type FormatOf, RegionBuilder, type SiteSpec } from "../layers.ts";
 import type { Model } from "../models/model.ts";
 import type { Capacities } from "../target.ts";
 import { type Fields, trainLayer } from "./backward.ts";
@@ -20,17 +20,9 @@ export * from "./program.ts";
 export function buildPrograms(
   model: Model,
   c: Capacities,
-  options: { format: Format; methods: readonly AdapterMethod[]; train: readonly TrainClass[] },
+  options: { format: FormatOf; methods: readonly AdapterMethod[]; train: readonly TrainClass[] },
 ): Programs {
   const { format, methods, train } = options;
-  if (train.includes("full") && format !== "f32")
-    throw new WeftError({
-      code: "WEFT_OPTION",
-      where: "train: full",
-      expected: "weights stored as f32",
-      found: format,
-      hint: "compile with --format f32",
-    });
   // The layer without branches declares the sites; methods then say where they have branches.
   const graph = new Graph();
   const plain = buildLayer(graph, model, c.context, format, []);

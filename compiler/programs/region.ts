@@ -13,8 +13,7 @@ import {
   type Value,
   valueKey,
 } from "../../ops/index.ts";
-import type { Format } from "../../runtime/bundle.ts";
-import { type BranchSpec, RegionBuilder } from "../layers.ts";
+import { type BranchSpec, type FormatOf, RegionBuilder } from "../layers.ts";
 import type { Model } from "../models/model.ts";
 
 export type Rows = Type & { kind: "rows" };
@@ -44,7 +43,7 @@ export function buildLayer(
   graph: Graph,
   model: Model,
   positions: number,
-  format: Format,
+  format: FormatOf,
   branches: readonly BranchSpec[],
 ): { readonly builder: RegionBuilder; readonly region: Region } {
   const builder = new RegionBuilder(graph, "layer", "T", format, branches);

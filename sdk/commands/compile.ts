@@ -1,6 +1,7 @@
 /** weft compile: a model becomes a bundle. */
-import { compile as compileModel, type FinetuneOptions } from "../index.ts";
+import { type CompileOptions, compile as compileModel, type FinetuneOptions } from "../index.ts";
 import { type Command, type Flags, fail, given, needed, number, string, text, toggle } from "./command.ts";
+import { rounded } from "./inspect.ts";
 import { clearLine, phases } from "./progress.ts";
 
 /** How a bundle is made: for `compile`, and for what compiles on its way. */
@@ -8,7 +9,7 @@ export const compileFlags = {
   target: text("LIST", "wasm, webgpu or both; default wasm,webgpu"),
   train: text("LIST", "what jobs can train: lora, s2ft, prefix, …, full, or none; default lora"),
   methods: text("LIST", "what requests can use beside that; default lora"),
-  format: text("F", "how weights are stored: f32, f16, bf16 or int8; default f32"),
+  format: text("F", "how weights are stored: keep (as they are), f32, f16, bf16, int8, q4; by module: q4,embed_tokens=int8"),
   policy: text("P", "who goes first: coserve (requests, jobs fill the rest) or fcfs; default coserve"),
   context: text("N", "longest sequence, tokens; default: the model's, at most 1024"),
   tokens: text("N", "rows of one step; default 256"),
@@ -29,6 +30,15 @@ export const compileFlags = {
   seed: text("N", "with --calibrate: of what is drawn; default 0"),
 } as const;
 
+/** `q4`, or `q4,embed_tokens=int8`: for all and by module. Checked as options are. */
+function formats(said: Flags[string]): CompileOptions["format"] {
+  if (typeof said !== "string" || !/[,=]/.test(said)) return said as CompileOptions["format"];
+  const parts = said.split(",").map((part) => part.split("="));
+  return Object.fromEntries(
+    parts.map(([module, format]) => (format === undefined ? ["default", module] : [module, format])),
+  ) as CompileOptions["format"];
+}
+
 /** Compile `model` as the flags say, and say what came of it. */
 export async function compileTo(model: string, out: string, f: Flags, json: boolean): Promise<void> {
   const list = (name: string): string[] | undefined =>
@@ -42,7 +52,7 @@ export async function compileTo(model: string, out: string, f: Flags, json: bool
       targets: list("target") as never,
       train: list("train") as never,
       methods: list("methods") as never,
-      format: f.format as never,
+      format: formats(f.format),
       policy: f.policy as never,
       fuse: f["no-fuse"] ? false : undefined,
       relaxed: f.relaxed ? true : undefined,
@@ -76,13 +86,15 @@ export async function compileTo(model: string, out: string, f: Flags, json: bool
     targets: Object.keys(manifest.targets),
     train: manifest.train,
     parameters: manifest.model.parameters,
+    format: manifest.model.format,
+    rounding: manifest.model.rounding,
     seconds: Number(((performance.now() - t0) / 1000).toFixed(2)),
   };
   const trains = result.train.join(" and ") || "nothing";
   console.log(
     json
       ? JSON.stringify(result)
-      : `${out}: ${result.parameters} parameters for ${result.targets.join(" and ")}, trains ${trains}, ${result.seconds} s`,
+      : `${out}: ${result.parameters} parameters in ${result.format}${rounded(manifest)} for ${result.targets.join(" and ")}, trains ${trains}, ${result.seconds} s`,
   );
 }
 

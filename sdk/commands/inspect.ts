@@ -73,7 +73,7 @@ async function inspectBundle(positional: readonly string[], f: Flags, json: bool
     );
   }
   console.log(
-    `${m.model.family}, ${m.model.parameters} parameters, ${m.model.layers} layers × ${m.model.hiddenSize}, ${m.model.heads}/${m.model.kvHeads} heads × ${m.model.headDim}, vocab ${m.model.vocab}, ${m.model.format}, base ${m.base.slice(0, 12)}`,
+    `${m.model.family}, ${m.model.parameters} parameters, ${m.model.layers} layers × ${m.model.hiddenSize}, ${m.model.heads}/${m.model.kvHeads} heads × ${m.model.headDim}, vocab ${m.model.vocab}, ${m.model.format}${rounded(m)}, base ${m.base.slice(0, 12)}`,
   );
   console.log(
     `policy ${m.policy}; trains ${m.train.join(", ") || "nothing"}; capacities ${Object.entries(m.capacities)
@@ -121,3 +121,7 @@ export const inspect: Command = {
   },
   run: (positional, f, json) => (f.memory ? inspectMemory(f, json) : inspectBundle(positional, f, json)),
 };
+
+/** What storing took of the checkpoint's numbers, if anything. */
+export const rounded = ({ model: { rounding } }: Manifest): string =>
+  rounding ? ` (rounding error ${(100 * rounding).toPrecision(2)} % of the weights)` : "";
