@@ -12,10 +12,15 @@ import {
   text,
   tokenIds,
 } from "../runtime/schema.ts";
-import { askable } from "./formats.ts";
+import { askable, type FormatOption } from "./formats.ts";
 import type { Capacities } from "./target.ts";
 
 const names = v.array(text);
+/** The error is of the shape that was given. */
+const format = v.lazy(
+  (x): v.GenericSchema<unknown, FormatOption> =>
+    typeof x === "object" ? record(oneOf(askable)) : oneOf(askable),
+);
 export const CompileOptions = object({
   /** Default: both. */
   targets: v.optional(v.array(oneOf(["wasm", "webgpu"]))),
@@ -28,9 +33,7 @@ export const CompileOptions = object({
    * Default: `keep`, each in the format that holds it as its checkpoint has it, or loses least; f32 to train
    * `full`.
    */
-  format: v.optional(
-    v.union([oneOf(askable), record(oneOf(askable))], `${askable.join(", ")}, or a record of them by module`),
-  ),
+  format: v.optional(format),
   /**
    * Also emit the Wasm kernels with fused multiply-adds, which machines with relaxed SIMD take: faster, and a
    * class of numerics of its own. Default: no.

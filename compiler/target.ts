@@ -53,9 +53,10 @@ export interface Target {
   readonly panel: number;
 }
 
+/** What indices in kernels reach; how much less a device binds is asked when a bundle is loaded there. */
 export const targets: Readonly<Record<Target["name"], Target>> = {
   wasm: { name: "wasm", bindingBytes: 2 ** 31, workgroupInvocations: 1, panel: STORED_PANEL },
-  webgpu: { name: "webgpu", bindingBytes: 128 * 2 ** 20, workgroupInvocations: 256, panel: 16 },
+  webgpu: { name: "webgpu", bindingBytes: 2 ** 31, workgroupInvocations: 256, panel: 16 },
 };
 
 export function defaultCapacities(context: number): Capacities {

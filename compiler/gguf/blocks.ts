@@ -29,8 +29,14 @@ const bitsAt = (raw: Uint8Array, at: number): number => raw[at]! | (raw[at + 1]!
 const half = (raw: Uint8Array, at: number): number => halfToFloat(bitsAt(raw, at));
 const signed = (byte: number): number => (byte << 24) >> 24;
 /** Sixteen bytes: the lower halves are the first 16 values, the upper the others. */
-const nibbles = (raw: Uint8Array, at: number): Uint8Array =>
-  Uint8Array.from({ length: 32 }, (_, i) => (i < 16 ? raw[at + i]! & 15 : raw[at + i - 16]! >> 4));
+const nibbles = (raw: Uint8Array, at: number): Uint8Array => {
+  const q = new Uint8Array(32);
+  for (let i = 0; i < 16; i++) {
+    q[i] = raw[at + i]! & 15;
+    q[i + 16] = raw[at + i]! >> 4;
+  }
+  return q;
+};
 /** Nibbles, each with a fifth bit of 32. */
 const fives = (raw: Uint8Array, at: number): Uint8Array =>
   nibbles(raw, at + 4).map((q, i) => q | (((raw[at + (i >> 3)]! >> (i & 7)) & 1) << 4));

@@ -2,7 +2,7 @@
  * A GGUF file as a model folder: config, weights and tokenizer under Hugging Face's names, as the family of
  * its `general.architecture` maps them.
  */
-import { WeftError, type Words } from "../../runtime/bundle.ts";
+import { WeftError, type Words, weightFormats } from "../../runtime/bundle.ts";
 import { checkConfig } from "../config.ts";
 import { generationOf } from "../generation.ts";
 import { models } from "../models/index.ts";
@@ -58,23 +58,23 @@ export async function openGguf(
       planes: (name, shape, format, from, to) => {
         const file = family.name(name);
         if (format !== nearest(file)) return null;
-        const count = planes(file, shape, 0, 1)?.length ?? 0;
         // A family moves whole rows of a matrix, whatever their numbers are.
-        const moved = Array.from({ length: count }, (_, i) => {
+        const read = new Map<string, readonly Words[] | null>();
+        const once = (a: number, b: number): readonly Words[] | null => {
+          const key = `${a} ${b}`;
+          if (!read.has(key)) read.set(key, planes(file, shape, a, b));
+          return read.get(key)!;
+        };
+        const moved = weightFormats[format].planes.map((_, i) => {
           let plane: Words | undefined;
-          const rows = family.restore(
-            name,
-            (a, b) => {
-              plane = planes(file, shape, a, b)?.[i];
-              return Float32Array.from(plane ?? []);
-            },
-            from,
-            to,
-            config,
-          );
-          return plane && new (plane.constructor as new (from: Float32Array) => Words)(rows);
+          const rows = (a: number, b: number): Float32Array => {
+            plane = once(a, b)?.[i];
+            return new Float32Array(plane ?? []);
+          };
+          const numbers = family.restore(name, rows, from, to, config);
+          return plane && new (plane.constructor as new (from: Float32Array) => Words)(numbers);
         });
-        return moved.length && moved.every((p) => p !== undefined) ? moved : null;
+        return moved.every((p) => p !== undefined) ? moved : null;
       },
     },
     files: tokenizer ?? tokenizerFiles(meta, path),
