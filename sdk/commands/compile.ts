@@ -9,7 +9,10 @@ export const compileFlags = {
   target: text("LIST", "wasm, webgpu or both; default wasm,webgpu"),
   train: text("LIST", "what jobs can train: lora, s2ft, prefix, …, full, or none; default lora"),
   methods: text("LIST", "what requests can use beside that; default lora"),
-  format: text("F", "how weights are stored: keep (as they are), f32, f16, bf16, int8, q4; by module: q4,embed_tokens=int8"),
+  format: text(
+    "F",
+    "how weights are stored: keep (as they are), f32, f16, bf16, int8, q4; by module: q4,embed_tokens=int8",
+  ),
   policy: text("P", "who goes first: coserve (requests, jobs fill the rest) or fcfs; default coserve"),
   context: text("N", "longest sequence, tokens; default: the model's, at most 1024"),
   tokens: text("N", "rows of one step; default 256"),
