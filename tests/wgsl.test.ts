@@ -5,6 +5,7 @@
 import * as assert from "uvu/assert";
 import { adapterMethods } from "../compiler/adapters/index.ts";
 import { compile } from "../compiler/compile.ts";
+import { inTurn, merged } from "../compiler/kernels/text/alike.ts";
 import { fn } from "../compiler/kernels/text/wgsl.ts";
 import { configs, s2ftOdd, small } from "./support/engines.ts";
 import { suite } from "./support/suite.ts";
@@ -154,5 +155,58 @@ test("the emitter cannot print a variable without an initialiser", () => {
   assert.throws(() => fn("f", ["  var x: f32;"]), /no initialiser/);
   assert.throws(() => fn("f", ["  for (;;) { var k: array<f32, 4>; }"]), /no initialiser/);
   assert.match(fn("f", ["  var x = 0.0f;"]), /var x = 0.0f/);
+});
+
+test("functions that are one text but for whole numbers are one function of these; floats, types and names are no numbers", () => {
+  const e = (i: number, at: number): string =>
+    fn(
+      `b_${i}_e`,
+      [`let v_${at === 9 ? 1 : 0} = vec4<f32>(2.5f) * 7.0f;`, `arena[${at} + row] = 1.0f;`],
+      "row: i32",
+    );
+  const body = (i: number, at: number, bit: number): string =>
+    fn(`b_${i}`, [`if (((batch[7] >> ${bit}u) & 1) == ${bit}) { b_${i}_e(${at}); }`]);
+  const text = [e(0, 3), body(0, 30, 0), e(1, 4), body(1, 40, 1), e(2, 9), body(2, 40, 1)].join("\n");
+  const { functions, select } = merged(text, ["b_0", "b_1", "b_2"]);
+  assert.equal(functions.split("\n"), [
+    "fn b_0_e(p_0: i32, row: i32) {",
+    "  let v_0 = vec4<f32>(2.5f) * 7.0f;",
+    "  arena[p_0 + row] = 1.0f;",
+    "}",
+    "fn b_2_e(row: i32) {",
+    "  let v_1 = vec4<f32>(2.5f) * 7.0f;",
+    "  arena[9 + row] = 1.0f;",
+    "}",
+    "fn b_0(p_0: i32, p_1: i32, p_2: i32, wg: vec3<i32>, lane: i32) {",
+    "  if (((batch[7] >> u32(p_0)) & 1) == p_0) { b_0_e(p_1, p_2); }",
+    "}",
+    "fn b_2(wg: vec3<i32>, lane: i32) {",
+    "  if (((batch[7] >> 1u) & 1) == 1) { b_2_e(40); }",
+    "}",
+  ]);
+  assert.equal(
+    [...select],
+    [
+      "switch wg.z {",
+      "  case 0, 1: {",
+      "    var p_0 = 0;",
+      "    var p_1 = 3;",
+      "    var p_2 = 30;",
+      "    switch wg.z {",
+      "      case 1: { p_0 = 1; p_1 = 4; p_2 = 40; }",
+      "      default: {}",
+      "    }",
+      "    b_0(p_0, p_1, p_2, wg, lane);",
+      "  }",
+      "  case 2: {",
+      "    b_2(wg, lane);",
+      "  }",
+      "  default: {}",
+      "}",
+    ],
+  );
+  const blocks = inTurn([["a[1] = 2;"], ["a[5] = 2;"]], "s");
+  assert.match(blocks.join("\n"), /for \(var s = 0; s < 2; s\+\+\)[\s\S]*a\[s_0\] = 2;/);
+  assert.not.match(inTurn([["a[1] = 2;"], ["b[5] = 2;"]], "s").join("\n"), /for/);
 });
 test.run();

@@ -58,7 +58,9 @@ export function compileAssembly(
       ...{ target, entry, quick, stateless: targets[target].stateless },
       sources: { ...sources, "asconfig.json": config },
     });
-  return cache ? cached(JSON.stringify([versions(), config, target, quick, entry, sources]), make) : make();
+  if (!cache) return make();
+  const making = readBeside(import.meta.url, "./assemble.mjs");
+  return cached(JSON.stringify([versions(), making, config, target, quick, entry, sources]), make);
 }
 const versions = (): string[] => {
   const require = createRequire(import.meta.url);

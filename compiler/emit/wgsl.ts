@@ -6,6 +6,7 @@ import type { GridDim } from "../../runtime/bundle.ts";
 import { type KernelEnv, type MemoryClass, memoryClasses, type Variant } from "../kernel.ts";
 import { fixed } from "../kernels/grid.ts";
 import { type AnyBody, kernelOf, writesWeights } from "../kernels/index.ts";
+import { merged } from "../kernels/text/alike.ts";
 import { called } from "../kernels/text/library.ts";
 import { lines } from "../kernels/text/lines.ts";
 import { WG } from "../kernels/text/wgsl.ts";
@@ -41,7 +42,8 @@ export function emitLaunchWgsl(
   variant: Variant = "any",
 ): string {
   const kernel = kernelOf(bodies[0]!);
-  const functions = bodies.map((b, i) => kernel.wgsl(`body_${i}`, b, env, variant)).join("\n");
+  const text = bodies.map((b, i) => kernel.wgsl(`body_${i}`, b, env, variant)).join("\n");
+  const { functions, select } = merged(text, entriesOf(bodies));
   const library = called(functions);
   const uses = (id: string): boolean => new RegExp(`\\b${id}\\[`).test(`${functions}${library}`);
   const written = writesWeights(bodies);
@@ -50,15 +52,6 @@ export function emitLaunchWgsl(
     return uses(id) ? [`@group(0) @binding(${i}) var<storage, ${access}> ${id}: ${type};`] : [];
   });
   const shared = Math.max(...bodies.map((b) => kernel.shared?.(b, variant) ?? 0));
-  const calls = entriesOf(bodies).map((entry) => `${entry}(wg, lane);`);
-  const select =
-    calls.length > 1
-      ? lines`
-        switch wg.z {
-          ${calls.map((call, i) => `case ${i}: { ${call} }`)}
-          default: {}
-        }`
-      : calls;
   return lines`
     // ${name}
     // ${bodies.map((b) => `${b.skeleton} ${b.name}`).join(", ")}

@@ -1,6 +1,7 @@
 /** Σ g² over a group's gradients of a job: what its part of the gradient's norm is. */
 import type { Kernel, ParamAddress, UpdateBody } from "../kernel.ts";
 import { one } from "./grid.ts";
+import { inTurn } from "./text/alike.ts";
 import * as assembly from "./text/assemblyscript.ts";
 import { lines } from "./text/lines.ts";
 import * as wgsl from "./text/wgsl.ts";
@@ -41,7 +42,7 @@ export const sumsq: Kernel<SumsqBody> = {
       lines`
         let g = ${wgsl.header("job")} * ${env.jobWords};
         var total = 0.0f;
-        ${b.params.flatMap(param)}
+        ${inTurn(b.params.map(param), "s")}
         let sum = fold_sum(total, lane);
         if (lane == 0) { arena[${wgsl.norms(env)} + tables[0]] = sum; }`,
     );

@@ -1,0 +1,135 @@
+/**
+ * WGSL texts that are one but for whole numbers. A launch has a body for each matrix, an optimizer one for
+ * each tensor: as one function of the numbers that differ they are compiled once, and drivers take more than
+ * twice the time for twice the text.
+ */
+import { type Lines, lines } from "./lines.ts";
+
+/** A whole number, i32 or u32: no part of a name, of a float or of a type. */
+const NUMBER = /(?<![\w.])(\d+)(u?)(?![\w.>])/g;
+/** A text without its numbers: texts of the same shape differ in numbers only. */
+const shapeOf = (text: string): string => text.replace(NUMBER, "#$2");
+const numbersOf = (text: string): string[] => [...text.matchAll(NUMBER)].map(([, n]) => n!);
+
+/** One text for several: names `prefix0` … where they differ, and what these are in each. */
+interface Alike {
+  readonly text: string;
+  readonly names: readonly string[];
+  /** By text: a number a name. */
+  readonly values: readonly (readonly string[])[];
+}
+/** Of texts of one shape. */
+function alike(texts: readonly string[], prefix: string): Alike {
+  const numbers = texts.map(numbersOf);
+  // Places whose numbers are the same in every text share a name.
+  const names = new Map<string, string>();
+  const columns: string[][] = [];
+  let at = 0;
+  const text = texts[0]!.replace(NUMBER, (number, _n: string, unsigned: string) => {
+    const place = at++;
+    const column = numbers.map((list) => list[place]!);
+    if (column.every((n) => n === column[0])) return number;
+    const key = column.join();
+    const name = names.get(key) ?? `${prefix}${names.size}`;
+    if (!names.has(key)) columns.push(column);
+    names.set(key, name);
+    return unsigned ? `u32(${name})` : name;
+  });
+  return { text, names: [...names.values()], values: texts.map((_, i) => columns.map((c) => c[i]!)) };
+}
+/** The numbers of the `cases` of a selector, as variables. */
+const chosen = (
+  names: readonly string[],
+  selector: string,
+  cases: readonly (readonly [which: number, values: readonly string[]])[],
+): Lines => {
+  const [first, ...others] = cases;
+  return lines`
+    ${names.map((name, i) => `var ${name} = ${first![1][i]};`)}
+    switch ${selector} {
+      ${others.map(([which, values]) => `case ${which}: { ${names.map((n, i) => `${n} = ${values[i]};`).join(" ")} }`)}
+      default: {}
+    }`;
+};
+
+/** Statements in turn: a loop, where they are one text but for numbers. */
+export function inTurn(blocks: readonly Lines[], prefix: string): Lines {
+  if (blocks.length < 2) return blocks.flat();
+  const texts = blocks.map((b) => b.join("\n"));
+  if (new Set(texts.map(shapeOf)).size > 1)
+    return blocks.flatMap((b) => ["{", ...b.map((l) => `  ${l}`), "}"]);
+  const { text, names, values } = alike(texts, `${prefix}_`);
+  return lines`
+    for (var ${prefix} = 0; ${prefix} < ${texts.length}; ${prefix}++) {
+      ${chosen(names, prefix, [...values.entries()])}
+      ${text.split("\n")}
+    }`;
+}
+
+interface Fn {
+  readonly name: string;
+  readonly params: string;
+  readonly body: string;
+}
+const FUNCTION = /^fn (\w+)\((.*)\) (\{[\s\S]*?^\})/gm;
+
+/**
+ * The functions of a launch, those that are alike as one; and the statements that call the one of `entries`
+ * that wg.z names.
+ */
+export function merged(text: string, entries: readonly string[]): { functions: string; select: Lines } {
+  /** What is called in place of a function, with which numbers before its own arguments. */
+  const called = new Map<string, { readonly name: string; readonly numbers: readonly string[] }>();
+  const calls = (body: string): string =>
+    body.replace(/\b(\w+)\(/g, (call, name: string) => {
+      const to = called.get(name);
+      return to ? `${to.name}(${to.numbers.map((n) => `${n}, `).join("")}` : call;
+    });
+  const out: string[] = [];
+  let waiting = [...text.matchAll(FUNCTION)].map(([, name, params, body]): Fn => {
+    return { name: name!, params: params!, body: body! };
+  });
+  while (waiting.length) {
+    // Those that are called before those that call.
+    const ready = waiting.filter(({ body }) => !waiting.some((f) => body.includes(`${f.name}(`)));
+    waiting = waiting.filter((f) => !ready.includes(f));
+    const groups = new Map<string, Fn[]>();
+    for (const f of ready) {
+      const body = calls(f.body);
+      const shape = shapeOf(`${f.params} ${body}`);
+      groups.set(shape, [...(groups.get(shape) ?? []), { ...f, body }]);
+    }
+    for (const group of groups.values()) {
+      const { name, params } = group[0]!;
+      const one = alike(
+        group.map((f) => f.body),
+        "p_",
+      );
+      const numbers = one.names.map((n) => `${n}: i32, `).join("");
+      out.push(`fn ${name}(${numbers}${params}) ${one.text}`);
+      group.forEach((f, i) => void called.set(f.name, { name, numbers: one.values[i]! }));
+    }
+  }
+  const byFunction = new Map<string, [z: number, numbers: readonly string[]][]>();
+  for (const [z, entry] of entries.entries()) {
+    const { name, numbers } = called.get(entry)!;
+    byFunction.set(name, [...(byFunction.get(name) ?? []), [z, numbers]]);
+  }
+  const cases = [...byFunction].map(([name, cases]): [string, Lines] => {
+    const names = cases[0]![1].map((_, i) => `p_${i}`);
+    const call = `${name}(${[...names, "wg", "lane"].join(", ")});`;
+    return [
+      cases.map(([z]) => z).join(", "),
+      cases.length > 1 ? [...chosen(names, "wg.z", cases), call] : [`${name}(wg, lane);`],
+    ];
+  });
+  const select =
+    cases.length === 1
+      ? cases[0]![1]
+      : lines`
+        switch wg.z {
+          ${cases.flatMap(([zs, body]) => [`case ${zs}: {`, ...body.map((l) => `  ${l}`), "}"])}
+          default: {}
+        }`;
+  return { functions: out.join("\n"), select };
+}
