@@ -323,6 +323,8 @@ export async function runOn(
     scratchWords: 1 << 16,
     slotWords: slotWords + 64,
     jobWords: 0,
+    layerParams: [],
+    outerParams: [],
     blocks,
     kernels,
   } as unknown as TargetPlan;
