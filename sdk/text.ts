@@ -6,6 +6,7 @@ import { Tokenizer } from "@huggingface/tokenizers";
 import { WeftError } from "../runtime/bundle.ts";
 import { show } from "../runtime/schema.ts";
 import { ChatTemplate, type Marked } from "./template.ts";
+import { decodeMarks, mendTokenizer } from "./tokenizer.ts";
 
 /** A part of a message's content, as the OpenAI API has it; only text has a meaning here. */
 export interface TextPart {
@@ -58,7 +59,7 @@ export class Text {
     private readonly template: string | null,
   ) {
     try {
-      this.tokenizer = new Tokenizer(tokenizer, config);
+      this.tokenizer = new Tokenizer(mendTokenizer(tokenizer as Record<string, unknown>), config);
     } catch (cause) {
       throw new WeftError({
         code: "WEFT_TOKENIZER",
@@ -84,9 +85,13 @@ export class Text {
     return this.tokenizer.encode(text, { add_special_tokens: special }).ids;
   }
   decode(ids: readonly number[]): string {
-    return ids.length
-      ? this.tokenizer.decode([...ids], { skip_special_tokens: true, clean_up_tokenization_spaces: false })
-      : "";
+    if (!ids.length) return "";
+    return decodeMarks(
+      ids,
+      (token) => this.tokenizer.token_to_id(token),
+      (some) =>
+        this.tokenizer.decode(some, { skip_special_tokens: true, clean_up_tokenization_spaces: false }),
+    );
   }
   /** Does the chat template say itself, with `{% generation %}`, what an assistant's turn is? */
   get marksTurns(): boolean {

@@ -19,6 +19,8 @@ const Metadata = foreign({
   "tokenizer.ggml.pre": v.optional(text),
   "tokenizer.ggml.tokens": v.optional(strings),
   "tokenizer.ggml.merges": v.optional(strings),
+  "tokenizer.ggml.scores": v.optional(numbers("a score", Number.isFinite)),
+  "tokenizer.ggml.add_space_prefix": v.optional(boolean),
   "tokenizer.ggml.token_type": v.optional(numbers("a type of token", Number.isInteger)),
   "tokenizer.ggml.bos_token_id": v.optional(count),
   "tokenizer.ggml.eos_token_id": v.optional(count),
