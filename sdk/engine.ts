@@ -158,7 +158,11 @@ export class Engine {
       });
     return this.text;
   }
-  private promptIds(o: Pick<GenerateOptions, "prompt" | "messages">): number[] {
+  /**
+   * Ids of a prompt as `generate` takes it: text, ids, or a conversation by the model's template, up to the
+   * assistant's next word. Throws WEFT_TOKENIZER for text without a tokenizer, messages without a template.
+   */
+  promptIds(o: Pick<GenerateOptions, "prompt" | "messages">): number[] {
     if (o.messages)
       return this.needText("messages").encode(this.needText("messages").chat(o.messages, true), false);
     if (typeof o.prompt === "string") return this.needText("prompt").encode(o.prompt);

@@ -48,8 +48,23 @@ export function plainMessages(messages: unknown): Record<string, unknown>[] {
   });
 }
 
+/**
+ * Bytes as GPT-2's tokenizers write them: printable ones of Latin-1 as they are, the others from U+0100 on
+ * (Radford et al. 2019, bytes_to_unicode).
+ */
+const printable = (b: number): boolean => (b > 32 && b < 127) || (b > 160 && b !== 173);
+const byteOf = new Map<string, number>();
+for (let b = 0, next = 256; b < 256; b++) byteOf.set(String.fromCharCode(printable(b) ? b : next++), b);
+/** Null for a piece that is not written so. */
+function byteLevelBytes(piece: string): Uint8Array | null {
+  const bytes = [...piece].map((c) => byteOf.get(c));
+  return bytes.includes(undefined) ? null : Uint8Array.from(bytes as number[]);
+}
+
 export class Text {
   private readonly tokenizer: Tokenizer;
+  /** Are tokens bytes, each a printable character (GPT-2)? */
+  private readonly byteLevel: boolean;
   private readonly special: Readonly<Record<string, string>>;
   private parsed: ChatTemplate | null = null;
   /** Throws WEFT_TOKENIZER for a tokenizer that is none, or of a kind that is not known. */
@@ -69,6 +84,9 @@ export class Text {
         cause,
       });
     }
+    this.byteLevel = JSON.stringify((tokenizer as { decoder?: unknown }).decoder ?? null).includes(
+      '"ByteLevel"',
+    );
     const special: Record<string, string> = {};
     for (const name of ["bos", "eos", "unk", "sep", "pad", "cls", "mask"]) {
       const v = config[`${name}_token`] as string | { content?: unknown } | null | undefined;
@@ -92,6 +110,27 @@ export class Text {
       (some) =>
         this.tokenizer.decode(some, { skip_special_tokens: true, clean_up_tokenization_spaces: false }),
     );
+  }
+  /**
+   * One token alone: its bytes, and the text that these are, with U+FFFD where they are not whole characters.
+   */
+  token(id: number): { text: string; bytes: Uint8Array } {
+    const piece = this.tokenizer.id_to_token(id) ?? "";
+    const hex = /^<0x([0-9A-F]{2})>$/.exec(piece)?.[1];
+    const added = this.tokenizer.get_added_tokens_decoder().has(id);
+    const bytes =
+      hex !== undefined
+        ? Uint8Array.of(Number.parseInt(hex, 16))
+        : (this.byteLevel && !added && byteLevelBytes(piece)) ||
+          new TextEncoder().encode(
+            added
+              ? piece
+              : this.tokenizer.decode([id], {
+                  skip_special_tokens: false,
+                  clean_up_tokenization_spaces: false,
+                }),
+          );
+    return { text: new TextDecoder().decode(bytes), bytes };
   }
   /** Does the chat template say itself, with `{% generation %}`, what an assistant's turn is? */
   get marksTurns(): boolean {

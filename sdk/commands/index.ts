@@ -5,11 +5,13 @@ import { doctor } from "./doctor.ts";
 import { finetune } from "./finetune.ts";
 import { generate } from "./generate.ts";
 import { inspect } from "./inspect.ts";
+import { serve } from "./serve.ts";
 
 export const commands: Readonly<Record<string, Command>> = {
   compile,
   generate,
   finetune,
+  serve,
   inspect,
   doctor,
 };
