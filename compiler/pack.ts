@@ -7,7 +7,10 @@ import {
   type Format,
   type Manifest,
   planesOf,
+  type Rounding,
   restore,
+  roundedTo,
+  roundingOf,
   STORED_PANEL,
   safetensorsHeader,
   store,
@@ -43,7 +46,7 @@ export async function* packWeights(
   onLayer: (done: number) => void,
 ): AsyncGenerator<BundleFile, { readonly tensors: TensorEntry[]; readonly rounding: number }> {
   const all = tensorsOf(programs, layers, names);
-  const lost = { error: 0, squares: 0 };
+  const lost: Rounding[] = [];
   const entries: TensorEntry[] = [];
   for (const [i, shard] of shardsOf(all).entries()) {
     const file = `weights/model-${String(i).padStart(5, "0")}.safetensors`;
@@ -57,7 +60,7 @@ export async function* packWeights(
     const done = all.findIndex((t) => t.name === shard.at(-1)!.name) + 1 - programs.outerParams.length;
     if (done > 0) onLayer(Math.floor(done / programs.layerParams.length));
   }
-  return { tensors: entries, rounding: Math.sqrt(lost.error / (lost.squares || 1)) };
+  return { tensors: entries, rounding: roundingOf(lost) };
 }
 function tensorsOf(programs: Programs, layers: number, names: Manifest["checkpoint"]): Tensor[] {
   const tensor = (name: string, { kind, n, k, format }: ParamSpec): Tensor =>
@@ -95,22 +98,15 @@ function storedTensors({ name, shape, format, bytes }: Tensor): Parameters<typeo
     bytes: to - from,
   }));
 }
-/** Over sampled rows: of what storing took the squared error, and the squares of the values. */
-interface Lost {
-  error: number;
-  squares: number;
-}
 /** Rows of a piece that are sampled: its first panels. */
 const SAMPLED = 4 * STORED_PANEL;
-function measure(
-  lost: Lost,
+function sampled(
   format: Format,
   values: Float32Array,
   packed: Uint8Array,
   rows: number,
   k: number,
-): void {
-  if (format === "f32") return;
+): Rounding {
   const n = Math.min(rows, SAMPLED);
   const first = planesOf(format, n, k, STORED_PANEL);
   const sample = new Uint8Array(storedBytes(format, n, k));
@@ -118,18 +114,14 @@ function measure(
     const { from, to } = first[i]!;
     sample.set(packed.subarray(p.from, p.from + to - from), from);
   });
-  const kept = restore(format, sample, n, k);
-  for (let i = 0; i < kept.length; i++) {
-    lost.error += (kept[i]! - values[i]!) ** 2;
-    lost.squares += values[i]! ** 2;
-  }
+  return roundedTo(restore(format, sample, n, k), values);
 }
 async function* bytesOf(
   header: Uint8Array,
   shard: readonly Tensor[],
   { where, weights }: ModelSource,
   identity: BaseHash,
-  lost: Lost,
+  lost: Rounding[],
 ): AsyncGenerator<Uint8Array> {
   yield header;
   for (const { name, shape, format } of shard) {
@@ -149,7 +141,7 @@ async function* bytesOf(
         const packed = planes
           ? storePlanes(format, planes, rows, k)
           : store(format, values, rows, k, `${where}: ${name}`, row);
-        measure(lost, format, values, packed, rows, k);
+        if (format !== "f32") lost.push(sampled(format, values, packed, rows, k));
         const [first, ...others] = planesOf(format, rows, k, STORED_PANEL).map((p) =>
           packed.subarray(p.from, p.to),
         );

@@ -4,7 +4,7 @@
  */
 import { type Manifest, WeftError } from "./bundle.ts";
 import type { Device } from "./device.ts";
-import { type Format, pack, packedWords, store, unpack } from "./formats.ts";
+import { type Format, pack, packedWords, type Rounding, store, unpack } from "./formats.ts";
 import { sha256 } from "./hash.ts";
 import { BaseHash } from "./identity.ts";
 import { uploadWeights } from "./load.ts";
@@ -73,10 +73,11 @@ export class BaseWeights {
    * As they were when they were kept, with `changes` by `layer tensor`; the bundle's where nothing was
    * trained.
    */
-  async restore(changes: ReadonlyMap<string, Change> = new Map()): Promise<void> {
+  async restore(changes: ReadonlyMap<string, Change> = new Map()): Promise<readonly Rounding[]> {
     const { kept, manifest, device, reader } = this;
+    let lost: readonly Rounding[] = [];
     if (!this.trained)
-      await uploadWeights(
+      lost = await uploadWeights(
         reader,
         manifest,
         device,
@@ -94,6 +95,7 @@ export class BaseWeights {
         }
     }
     if (!changes.size) this.kept = null;
+    return lost;
   }
   private write({ group, name, offset, n, k, format, data }: Param, change: Change): void {
     const { device, lane } = this;

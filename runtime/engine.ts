@@ -8,12 +8,13 @@ import { type BaseTensor, BaseWeights, otherBase } from "./base.ts";
 import { type Manifest, NONE, type Sizes, WeftError } from "./bundle.ts";
 import { virtualTokens } from "./content.ts";
 import type { Device, DeviceInfo, LoadProgress } from "./device.ts";
+import { type Rounding, roundingOf } from "./formats.ts";
 import { Host, MAX_QUEUED } from "./host.ts";
 import { type Invariance, settleInvariance, type Verdicts } from "./invariance.ts";
 import { readManifest, readVerified, uploadWeights } from "./load.ts";
 import { type Feed, Loops, type StepTrace } from "./loops.ts";
-import { type Change, mergeChanges } from "./merge.ts";
-import { checked, EngineOptions, GenerateIds } from "./options.ts";
+import { type Change, type Merged, mergeChanges } from "./merge.ts";
+import { checked, EngineOptions, GenerateIds, MergeOptions } from "./options.ts";
 import type { BundleReader } from "./reader.ts";
 import { Reports } from "./report.ts";
 import { checkBiases, MAX_TOKENS, roomAfter, type Score, seedOf, type TokenEvent } from "./requests.ts";
@@ -23,7 +24,7 @@ import { Stream } from "./stream.ts";
 import { STEP_TIMEOUT, Supervised } from "./supervise.ts";
 
 export type { Finish, Score, TokenEvent } from "./requests.ts";
-export type { EngineOptions, Feed, GenerateIds, StepTrace };
+export type { EngineOptions, Feed, GenerateIds, Merged, MergeOptions, StepTrace };
 
 /** Engines that nobody holds any more and nobody disposed of: their devices are let go. */
 const dropped = new FinalizationRegistry<Device>((device) => void device.dispose());
@@ -325,10 +326,11 @@ export class Engine {
 
   /**
    * Make an adapter part of the base weights, or (null) take them back as they were before: nothing is ever
-   * subtracted. The engine must be at rest. Returns how long the switch took. Throws WEFT_CONFLICT while
-   * anything runs, WEFT_ADAPTER for a method that cannot merge.
+   * subtracted. The engine must be at rest. Throws WEFT_CONFLICT while anything runs, WEFT_ADAPTER for a method
+   * that cannot merge, and for matrices in blocks unless they may be rounded again.
    */
-  async merge(ref: AdapterRef | null): Promise<{ ms: number }> {
+  async merge(ref: AdapterRef | null, options: MergeOptions = {}): Promise<Merged> {
+    checked(MergeOptions, options);
     this.check();
     const found = this.inUse;
     if (found)
@@ -344,12 +346,13 @@ export class Engine {
     const { manifest, device } = this;
     // A method that cannot merge is refused before anything changes.
     const changes = generation
-      ? mergeChanges(manifest, device.plan, generation.content)
+      ? mergeChanges(manifest, device.plan, generation.content, options.requantise)
       : new Map<string, Change>();
+    let lost: readonly Rounding[] = [];
     this.exclusive = "a merge";
     try {
       await this.weights.keep();
-      await this.weights.restore(changes);
+      lost = await this.weights.restore(changes);
       this.merged = generation?.ref ?? null;
     } catch (e) {
       // Some weights may be new and some old: nothing right could be computed with them.
@@ -358,7 +361,7 @@ export class Engine {
     } finally {
       this.exclusive = null;
     }
-    return { ms: performance.now() - t0 };
+    return { ms: performance.now() - t0, rounding: roundingOf(lost) };
   }
 
   /**

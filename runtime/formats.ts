@@ -80,6 +80,71 @@ export function storePlanes(format: Format, planes: readonly Words[], n: number,
   return out;
 }
 
+/** What rounding took: the squared error, and the squares of the values that it is of. */
+export interface Rounding {
+  readonly error: number;
+  readonly squares: number;
+}
+/** What was taken of `values` to make them `kept`. */
+export function roundedTo(kept: Float32Array, values: Float32Array): Rounding {
+  let [error, squares] = [0, 0];
+  for (let i = 0; i < kept.length; i++) {
+    error += (kept[i]! - values[i]!) ** 2;
+    squares += values[i]! ** 2;
+  }
+  return { error, squares };
+}
+/** Of several: root of the squared error by the squares. 0: nothing was rounded. */
+export function roundingOf(all: readonly Rounding[]): number {
+  let [error, squares] = [0, 0];
+  for (const r of all) {
+    error += r.error;
+    squares += r.squares;
+  }
+  return Math.sqrt(error / (squares || 1));
+}
+/**
+ * A bundle's panels of a matrix [n, k] with the values that `change` makes of its own; rows that it leaves
+ * alone keep their numbers, whatever the format. Throws as `store`.
+ */
+export function changed(
+  format: Format,
+  raw: Uint8Array,
+  n: number,
+  k: number,
+  change: (values: Float32Array) => void,
+  where: string,
+): { readonly stored: Uint8Array; readonly rounding: Rounding } {
+  const before = restore(format, raw, n, k);
+  const values = before.slice();
+  change(values);
+  const stored = store(format, values, n, k, where);
+  const rows = Array.from({ length: n }, (_, row) => row);
+  const same = (row: number): boolean => {
+    for (let i = row * k; i < (row + 1) * k; i++) if (values[i] !== before[i]) return false;
+    return true;
+  };
+  keepRows(format, stored, raw, n, k, rows.filter(same));
+  return { stored, rounding: roundedTo(restore(format, stored, n, k), values) };
+}
+/** The numbers of some rows as `from` has them. */
+function keepRows(
+  format: Format,
+  to: Uint8Array,
+  from: Uint8Array,
+  n: number,
+  k: number,
+  rows: readonly number[],
+): void {
+  const raw = from.slice();
+  for (const p of planesOf(format, n, k, STORED_PANEL)) {
+    const [out, old] = [numbersOf(p, to.buffer, 0), numbersOf(p, raw.buffer, 0)];
+    for (const row of rows) {
+      const panel = Math.floor(row / STORED_PANEL) * p.terms * STORED_PANEL + (row % STORED_PANEL);
+      for (let t = 0; t < p.terms; t++) out[panel + t * STORED_PANEL] = old[panel + t * STORED_PANEL]!;
+    }
+  }
+}
 /** [n, k] row-major → panels. */
 function intoPanels(from: Words, n: number, k: number, to: Words): void {
   for (let p = 0; p * STORED_PANEL < n; p++) {

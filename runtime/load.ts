@@ -13,7 +13,7 @@ import {
 } from "./bundle.ts";
 import { checkConsistent } from "./consistent.ts";
 import { type Device, type LoadProgress, paramNamed, rotaryTable } from "./device.ts";
-import { pack, piecesOf, restore, store } from "./formats.ts";
+import { changed, pack, piecesOf, type Rounding } from "./formats.ts";
 import { reorder, siteOfParam } from "./order.ts";
 import { type BundleReader, type RangeFile, sha256 } from "./reader.ts";
 import { check, foreign } from "./schema.ts";
@@ -105,7 +105,7 @@ async function openVerified(
 
 /**
  * Copy every weight into its chamber, in the panels of the device's target; `changeOf` may move any of them on
- * the way, in the model's own order.
+ * the way, in the model's own order: what storing them then took is returned.
  */
 export async function uploadWeights(
   reader: BundleReader,
@@ -113,8 +113,9 @@ export async function uploadWeights(
   device: Device,
   onProgress: (p: LoadProgress) => void,
   changeOf?: (layer: number, name: string) => Change | undefined,
-): Promise<void> {
+): Promise<readonly Rounding[]> {
   const { plan } = device;
+  const lost: Rounding[] = [];
   const layers = m.model.layers;
   const where = new Map<string, { group: number; name: string; outer: boolean }>();
   for (const [name, path] of Object.entries(m.checkpoint.outer))
@@ -144,10 +145,14 @@ export async function uploadWeights(
           device.write({ ...at, offset: p.offset }, values);
         } else {
           if (change || site) {
-            const values = restore(t.format, await range(0, t.bytes), p.n, p.k);
-            change?.(values);
-            if (site) reorder(m, to.group, site, values);
-            const stored = store(t.format, values, p.n, p.k, `${reader.where}: ${t.name}`);
+            const where = `${reader.where}: ${t.name}`;
+            const move = (values: Float32Array): void => {
+              change?.(values);
+              if (site) reorder(m, to.group, site, values);
+            };
+            const { stored, rounding } = changed(t.format, await range(0, t.bytes), p.n, p.k, move, where);
+            // An order alone rounds nothing.
+            if (change) lost.push(rounding);
             range = async (from, to) => stored.subarray(from, to);
           }
           for (const piece of piecesOf(t.format, p.n, p.k, plan.panel))
@@ -171,4 +176,5 @@ export async function uploadWeights(
     const constants = layerConstants.map((name) => m.model.perLayer[name]?.[g] ?? 0);
     device.write({ cls: "tables", group: g, offset: 0 }, Uint32Array.of(g, ...constants));
   }
+  return lost;
 }

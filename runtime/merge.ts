@@ -7,16 +7,25 @@ import { formats, type Manifest, type TargetPlan, WeftError, weightFormats } fro
 import type { AdapterContent } from "./content.ts";
 import type { Change } from "./terms.ts";
 
+/** What a merge took. */
+export interface Merged {
+  readonly ms: number;
+  /** Root of the squared error that storing the moved matrices made, by the squares of their values. */
+  readonly rounding: number;
+}
+
 export type { Change } from "./terms.ts";
 
 /**
  * `layer tensor` (the outer region's layer is the number of layers) → its change, for every base tensor that
- * the adapter moves. Throws WEFT_ADAPTER for a method that is not linear in its input.
+ * the adapter moves. Throws WEFT_ADAPTER for a method that is not linear in its input and, unless they may be
+ * rounded again, for matrices in blocks.
  */
 export function mergeChanges(
   manifest: Manifest,
   plan: TargetPlan,
   content: AdapterContent,
+  requantise = false,
 ): Map<string, Change> {
   const out = new Map<string, Change>();
   const { layers } = manifest.model;
@@ -46,7 +55,7 @@ export function mergeChanges(
       all("weight");
       if (bias) all("bias");
     }
-  for (const key of out.keys()) mergeable(plan, key.slice(key.indexOf(" ") + 1));
+  if (!requantise) for (const key of out.keys()) mergeable(plan, key.slice(key.indexOf(" ") + 1));
   return out;
 }
 /** Throws WEFT_ADAPTER for a matrix in blocks. */
@@ -58,6 +67,6 @@ function mergeable(plan: TargetPlan, name: string): void {
       where: `merge: ${name}`,
       expected: `a matrix stored as ${formats.filter((f) => weightFormats[f].fine).join(" or ")}`,
       found: `${format}, whose steps are wider than what an adapter changes`,
-      hint: "serve the adapter beside the base, or compile with --format f16",
+      hint: "serve the adapter beside the base, compile with --format f16, or round again: { requantise: true }",
     });
 }

@@ -70,6 +70,15 @@ export const requestEntries = {
 export const GenerateIds = object({ ...requestEntries, prompt: tokenIds });
 export type GenerateIds = Of<typeof GenerateIds>;
 
+export const MergeOptions = object({
+  /**
+   * Round the moved rows of matrices in blocks (int8, q4) again, whose steps are wider than most of what an
+   * adapter changes; `rounding` says what it took. Default: no, they are refused.
+   */
+  requantise: v.optional(boolean),
+});
+export type MergeOptions = Of<typeof MergeOptions>;
+
 export const scoreEntries = {
   /** As for `generate`. */
   adapter: v.optional(adapterRef),

@@ -4,7 +4,13 @@ import type { AdapterRef } from "../runtime/adapters.ts";
 import { encode, type Manifest, WeftError } from "../runtime/bundle.ts";
 import { defaultConfig } from "../runtime/content.ts";
 import { SMALL_FILE } from "../runtime/disk.ts";
-import { Engine as Core, type Finish, type Score } from "../runtime/engine.ts";
+import {
+  Engine as Core,
+  type Finish,
+  type Merged,
+  type MergeOptions,
+  type Score,
+} from "../runtime/engine.ts";
 import { claimFolder, readFolder, writeFolder } from "../runtime/folder.ts";
 import type { Verdicts } from "../runtime/invariance.ts";
 import { readVerified } from "../runtime/load.ts";
@@ -343,11 +349,12 @@ export class Engine {
 
   /**
    * Make an adapter (or a weighted sum) part of the base weights; `null` restores the bundle's. Requests then
-   * cost what the base costs, and cannot name adapters. Resolves with the time the switch took. Throws
-   * WEFT_CONFLICT unless the engine is at rest, WEFT_ADAPTER for what cannot merge.
+   * cost what the base costs, and cannot name adapters. Resolves with the time that the switch took, and what
+   * storing the weights rounded. Throws WEFT_CONFLICT unless the engine is at rest, WEFT_ADAPTER for what cannot
+   * merge, and for weights in blocks (int8, q4) without `requantise`.
    */
-  merge(adapter: AdapterRef | null): Promise<{ ms: number }> {
-    return this.core.merge(adapter);
+  merge(adapter: AdapterRef | null, options: MergeOptions = {}): Promise<Merged> {
+    return this.core.merge(adapter, options);
   }
 
   /**

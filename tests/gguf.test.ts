@@ -221,7 +221,22 @@ test("matrices of several formats: a merge changes those that it moves, the othe
   await (await engine.finetune({ ...job, name: "q", targetModules: ["q_proj"] })).done;
   await (await engine.finetune({ ...job, name: "k", targetModules: ["k_proj"] })).done;
   await code("WEFT_ADAPTER", () => engine.merge("k"), /k_proj\.weight.*q4/s);
-  await engine.merge("q");
+  const { rounding } = await engine.merge("k", { requantise: true });
+  assert.ok(rounding > 0 && rounding < 0.1, `${rounding}`);
+  (await engine.core.baseTensors()).forEach((t, i) => {
+    assert.is(bits(t.data) === bits(before[i]!.data), !/k_proj/.test(t.name), t.name);
+  });
+  // It says what a model of those numbers says.
+  const { logits } = await engine.score(idsOf("gguf", 40, 128), { logits: true });
+  writeFileSync(
+    `${folder}/model.safetensors`,
+    encode((await engine.core.baseTensors()).map((t) => ({ ...t, dtype: "F32" }))),
+  );
+  assert.equal(
+    logits!.flatMap((r) => [...r]),
+    await logitsOf(folder),
+  );
+  assert.is((await engine.merge("q")).rounding, 0);
   const after = await engine.core.baseTensors();
   before.forEach((t, i) => {
     const moved = /q_proj/.test(t.name);
