@@ -82,7 +82,7 @@ export function writeGgufF32(
         : 0;
     const data = heads ? interleaved(values, t.shape[0]!, heads) : values;
     return {
-      name: `${ggufName(t.name)}`,
+      name: `${ggufName(t.name, config)}`,
       shape: t.shape,
       type: 0,
       data: new Uint8Array(data.buffer, data.byteOffset, data.byteLength),

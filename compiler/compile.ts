@@ -184,7 +184,7 @@ async function* bundle(
       rounding,
       eps: model.eps,
       eos: source.generation.eos,
-      inverseFrequencies: model.inverseFrequencies,
+      ropes: model.ropes,
       constants: model.constants,
       perLayer: model.perLayer,
       parameters: model.layers * perLayer + programs.outerParams.reduce((n, p) => n + p.n * p.k, 0),

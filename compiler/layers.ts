@@ -10,6 +10,7 @@ import {
   type Graph,
   headNorm,
   kvWrite,
+  layerNorm,
   linear,
   rmsNorm,
   rope,
@@ -18,7 +19,7 @@ import {
   type Value,
   valueKey,
 } from "../ops/index.ts";
-import type { BranchTensor, ChannelAxis, Format } from "../runtime/bundle.ts";
+import type { BranchTensor, ChannelAxis, Format, RopeEntry } from "../runtime/bundle.ts";
 import type { AdapterMethod, BranchContext } from "./adapters/adapter.ts";
 
 export interface ParamSpec {
@@ -109,9 +110,14 @@ export class RegionBuilder {
   norm(x: Value, name: string, eps: number, onePlus = false): Value {
     return rmsNorm(x, this.vector(name, (x.type as Type & { kind: "rows" }).cols), eps, onePlus);
   }
-  /** RMSNorm of every head of x on its own; all have one gain [headDim]. */
-  headNorm(x: Value, name: string, headDim: number, eps: number): Value {
-    return headNorm(x, this.vector(name, headDim), eps);
+  /** LayerNorm, with its gain and bias. */
+  layerNorm(x: Value, module: string, eps: number): Value {
+    const { cols } = x.type as Type & { kind: "rows" };
+    return layerNorm(x, this.vector(`${module}.weight`, cols), this.vector(`${module}.bias`, cols), eps);
+  }
+  /** RMSNorm of every head of x on its own; all have one gain [headDim], or 1 + gain. */
+  headNorm(x: Value, name: string, headDim: number, eps: number, onePlus = false): Value {
+    return headNorm(x, this.vector(name, headDim), eps, onePlus);
   }
   /** Declare an adapter site; its branches in this build, each able to change a value. */
   private site(
@@ -184,27 +190,33 @@ export class RegionBuilder {
     q: Value,
     k: Value,
     v: Value,
-    shape: { heads: number; kvHeads: number; headDim: number; positions: number },
+    shape: { heads: number; kvHeads: number; headDim: number; ropes: readonly RopeEntry[] },
+    positions: number,
     how: Attending = {},
   ): Value {
-    const table = this.graph.input(this.region, "rotary", {
-      kind: "table",
-      rows: shape.positions,
-      cols: shape.headDim,
-    });
+    const { headDim, ropes } = shape;
+    const turn = (x: Value): Value => {
+      if (!ropes.length) return x;
+      const table = this.graph.input(this.region, "rotary", {
+        kind: "table",
+        rows: ropes.length * positions,
+        cols: 2 * ropes[0]!.inverseFrequencies.length,
+      });
+      return rope(x, table, headDim, ropes.length > 1 ? positions : undefined);
+    };
     const kv = this.graph.input(this.region, "kv", {
       kind: "kv",
       heads: shape.kvHeads,
       headDim: shape.headDim,
     });
     const width = shape.kvHeads * shape.headDim;
-    let keys = rope(k, table, shape.headDim);
+    let keys = turn(k);
     let values = v;
     for (const b of this.site("cache", module, width, width, { in: "kvHeads", out: "kvHeads" })) {
       keys = b.through(keys, (c) => b.method.cache!("k", keys, c));
       values = b.through(values, (c) => b.method.cache!("v", values, c));
     }
     const written = kvWrite(kv, keys, values);
-    return attend(rope(q, table, shape.headDim), written, shape.heads, how).o;
+    return attend(turn(q), written, shape.heads, how).o;
   }
 }

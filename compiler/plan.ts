@@ -143,7 +143,7 @@ export function layoutOf(
   const homes = {
     h: home(c.tokens * d),
     logits: home(c.headRows * model.vocab),
-    rotary: home(c.context * model.headDim),
+    rotary: home(model.ropes.length * c.context * 2 * (model.ropes[0]?.inverseFrequencies.length ?? 0)),
     norms: home(MOST_JOBS * (model.layers + 3)),
   };
   const full = train.includes("full");

@@ -3,7 +3,7 @@
  * (with its scalar tail) and the f64 meaning are all printed or run from the same tree, so an elementwise op
  * is defined once.
  */
-import type { Value } from "./graph.ts";
+import type { LayerConstant, Value } from "./graph.ts";
 
 /** An integer index expression: which element a load or a store touches. */
 export type Ix =
@@ -16,6 +16,8 @@ export type Ix =
    */
   | { readonly ix: "meta"; readonly name: string; readonly at: Ix | null }
   | { readonly ix: "bin"; readonly op: IxOp; readonly a: Ix; readonly b: Ix }
+  /** A constant of the layer. */
+  | { readonly ix: "layer"; readonly name: LayerConstant }
   /** Rows in use of the row's slot at an adapter branch; 0 where the slot lacks it. */
   | { readonly ix: "rank"; readonly branch: number; readonly row: Ix }
   /** Element `at` of a slot tensor with one row, an integer kept as an exact f32. */
@@ -112,6 +114,7 @@ export const ixBin = (op: IxOp, a: Ix, b: Ix | number): Ix => ({
   a,
   b: typeof b === "number" ? int(b) : b,
 });
+export const ofLayer = (name: LayerConstant): Ix => ({ ix: "layer", name });
 export const konst = (v: number): Expr => ({ e: "const", v });
 export const call = (fn: ScalarFn, ...args: Expr[]): Expr => ({ e: "call", fn, args });
 export const load = (value: Value, r: Ix = row, c: Ix = col): Expr => ({ e: "load", value, row: r, col: c });
@@ -163,6 +166,7 @@ export function ixUsesCol(ix: Ix): boolean {
       return true;
     case "row":
     case "int":
+    case "layer":
     case "rank":
       return false;
     case "meta":
@@ -195,6 +199,7 @@ export interface IxEnv {
   readonly row: number;
   readonly col: number;
   readonly meta: (name: string, i: number | null) => number;
+  readonly layer: (name: LayerConstant) => number;
   readonly rank: (branch: number, row: number) => number;
   readonly slot: (tensor: Value, row: number, at: number) => number;
 }
@@ -213,6 +218,8 @@ export function evalIx(ix: Ix, at: IxEnv): number {
       const b = evalIx(ix.b, at);
       return ixFns[ix.op](a, b);
     }
+    case "layer":
+      return at.layer(ix.name);
     case "rank":
       return at.rank(ix.branch, evalIx(ix.row, at));
     case "slot":

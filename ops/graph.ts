@@ -122,7 +122,7 @@ export interface EvalCtx {
   readonly ofLayer: (name: LayerConstant) => number;
 }
 /** Integers that differ between layers of one graph, a word each in the layer's table. */
-export type LayerConstant = "window";
+export type LayerConstant = "window" | "rope";
 
 const registry = new Map<string, Op>();
 export function defineOp(op: Op): Op {

@@ -2,7 +2,7 @@
  * Heads: columns of a row in groups of one width, each on its own. The norm of a head is made of its product
  * with itself, of a number a head, and of a gain that all heads share.
  */
-import { affine, rsqrt } from "./elementwise.ts";
+import { add, affine, rsqrt } from "./elementwise.ts";
 import { call, col, type Expr, ixBin, load, row } from "./expr.ts";
 import { defineOp, make1, type Type, type Value } from "./graph.ts";
 
@@ -74,9 +74,11 @@ const gainOp = defineOp({
 /** Every head of x times one gain [width]. */
 export const headGain = (x: Value, gain: Value): Value => make1(gainOp, [x, gain]);
 
-/** RMSNorm of each head on its own: x · rsqrt(mean(x²) + eps) · gain [width]. */
-export function headNorm(x: Value, gain: Value, eps: number): Value {
+/** RMSNorm of each head on its own: x · rsqrt(mean(x²) + eps) · gain [width], or · (1 + gain). */
+export function headNorm(x: Value, gain: Value, eps: number, onePlus = false): Value {
   const { n } = gain.type as Type & { kind: "vector" };
   const rstd = rsqrt(affine(headDot(x, x, n), { scale: 1 / n, shift: eps }));
-  return headGain(headScale(x, rstd), gain);
+  const unit = headScale(x, rstd);
+  const gained = headGain(unit, gain);
+  return onePlus ? add(gained, unit) : gained;
 }

@@ -51,6 +51,7 @@ export function evalExpr(
       row,
       col,
       meta: ctx.meta,
+      layer: ctx.ofLayer,
       rank: (branch, r) => ctx.slot(ctx.meta("slot", r), branch).rank,
       slot: (v, r, k) => env.get(valueKey(v))![slotRow(v, r) * colsOf(v.type) + k]!,
     });

@@ -3,7 +3,7 @@
  * needs them.
  */
 
-import { affine, fma, mul, rsqrt } from "./elementwise.ts";
+import { affine, fma, mul, rsqrt, sub } from "./elementwise.ts";
 import { konst } from "./expr.ts";
 import { type Domain, defineOp, type Graph, make1, type Type, type Value } from "./graph.ts";
 
@@ -50,6 +50,13 @@ export function rmsNorm(x: Value, gain: Value, eps: number, onePlus = false): Va
   const rstd = rsqrt(affine(rowSum(mul(x, x)), { scale: 1 / cols, shift: eps }));
   const unit = mul(x, rstd);
   return onePlus ? fma(unit, gain, unit) : mul(unit, gain);
+}
+/** LayerNorm: y = (x − mean) · rsqrt(variance + eps) · gain + bias. */
+export function layerNorm(x: Value, gain: Value, bias: Value, eps: number): Value {
+  const scale = 1 / (x.type as Type & { kind: "rows" }).cols;
+  const centred = sub(x, affine(rowSum(x), { scale, shift: 0 }));
+  const rstd = rsqrt(affine(rowSum(mul(centred, centred)), { scale, shift: eps }));
+  return fma(mul(centred, rstd), gain, bias);
 }
 
 const zerosOp = defineOp({

@@ -1,9 +1,10 @@
 /**
- * Rotary position embedding over head_dim pairs (i, i + half), from an f64-made table of cosines and sines;
- * its gradient is the inverse rotation.
+ * Rotary position embedding over pairs (i, i + half) of a head's first dims, from an f64-made table of cosines
+ * and sines; its gradient is the inverse rotation. Of several tables each layer says which it turns by; dims
+ * beyond the table's pass.
  */
-import { call, type Expr, ixBin, load, meta, row } from "./expr.ts";
-import { defineOp, make1, type Value } from "./graph.ts";
+import { call, type Expr, type Ix, ixBin, konst, load, meta, ofLayer, row } from "./expr.ts";
+import { defineOp, make1, type Sample, type Type, type Value } from "./graph.ts";
 
 const ropeOp = defineOp({
   name: "rope",
@@ -13,17 +14,26 @@ const ropeOp = defineOp({
   point: ({ ins, attrs }) => {
     const [x, table] = [ins[0]!, ins[1]!];
     const hd = Number(attrs.headDim);
-    const half = hd / 2;
+    const turned = (table.type as Type & { kind: "table" }).cols;
+    const half = turned / 2;
     const c = ixBin("mod", { ix: "col" }, hd);
-    const upper = ixBin("div", c, half); // 0 in the lower half of the head, 1 in the upper
+    const upper = ixBin("div", c, half); // 0 in the lower half of what turns, 1 in the upper
     const i = ixBin("mod", c, half);
-    const pos = meta("pos", row);
-    const cos = load(table, pos, i);
+    const at = meta("pos", row);
+    const pos = attrs.positions
+      ? ixBin("add", at, ixBin("mul", ofLayer("rope"), Number(attrs.positions)))
+      : at;
+    // Every dim loads inside its row and the table, also one that passes.
+    const turns = ixBin("lt", c, turned);
+    const within = (e: Expr, passing: number): Expr =>
+      turned === hd ? e : { e: "if", ix: turns, yes: e, no: konst(passing) };
+    const shift = ixBin("sub", { ix: "int", v: half }, ixBin("mul", upper, turned));
+    const pair: Ix = ixBin("add", { ix: "col" }, turned === hd ? shift : ixBin("mul", turns, shift));
+    const cos = within(load(table, pos, i), 1);
     const sin = load(table, pos, ixBin("add", i, half));
-    const other = load(x, row, ixBin("sub", ixBin("add", { ix: "col" }, half), ixBin("mul", upper, hd)));
     const s: Expr = { e: "if", ix: upper, yes: sin, no: call("neg", sin) };
-    const signed = Number(attrs.sign) > 0 ? s : call("neg", s);
-    return call("fma", load(x), cos, call("pin", call("mul", other, signed)));
+    const signed = within(Number(attrs.sign) > 0 ? s : call("neg", s), 0);
+    return call("fma", load(x), cos, call("pin", call("mul", load(x, row, pair), signed)));
   },
   grad: (node, [dy]) => [
     () =>
@@ -35,16 +45,19 @@ const ropeOp = defineOp({
       ),
     null,
   ],
-  samples: [
-    {
+  samples: [{ turned: 6 }, { turned: 4 }, { turned: 6, several: { positions: 96 } }].map(
+    ({ turned, several }): Sample => ({
       ins: [
         { kind: "rows", domain: "T", cols: 12 },
-        { kind: "table", rows: 16, cols: 6 },
+        { kind: "table", rows: 2 * 96, cols: turned },
       ],
-      attrs: { headDim: 6, sign: 1 },
-    },
-  ],
+      attrs: { headDim: 6, sign: 1, ...several },
+    }),
+  ),
 });
-/** Rotate the heads of x by the angles of `pos[row]`; table [positions, half cosines | half sines]. */
-export const rope = (x: Value, table: Value, headDim: number): Value =>
-  make1(ropeOp, [x, table], { headDim, sign: 1 }, `rope_${x.node.label}`);
+/**
+ * Rotate the heads of x by the angles of `pos[row]`; table [positions, half cosines | half sines]. With
+ * `positions` it holds several, of so many rows each.
+ */
+export const rope = (x: Value, table: Value, headDim: number, positions?: number): Value =>
+  make1(ropeOp, [x, table], { headDim, sign: 1, ...(positions && { positions }) }, `rope_${x.node.label}`);

@@ -63,15 +63,25 @@ function checkModel({ model: d, capacities: c, tensors }: Manifest): void {
   need(d.layers <= tensors.length, "model.layers", `at most one a tensor (${tensors.length})`, d.layers);
   need(d.headDim % 2 === 0, "model.headDim", "an even number", d.headDim);
   need(d.heads % d.kvHeads === 0, "model.heads", `a multiple of kvHeads (${d.kvHeads})`, d.heads);
-  const frequencies = d.inverseFrequencies.length;
-  need(frequencies === d.headDim / 2, "model.inverseFrequencies", `${d.headDim / 2} of them`, frequencies);
-  for (const [name, list] of Object.entries(d.perLayer))
-    need(
-      list.length === d.layers && list.every((x) => x > 0),
-      `model.perLayer.${name}`,
-      `${d.layers} above 0`,
-      list,
-    );
+  const pairs = d.ropes[0]?.inverseFrequencies.length ?? 0;
+  need(2 * pairs <= d.headDim, "model.ropes", `at most ${d.headDim / 2} frequencies`, pairs);
+  for (const [i, { inverseFrequencies, long }] of d.ropes.entries())
+    for (const list of [inverseFrequencies, ...(long ? [long.inverseFrequencies] : [])])
+      need(
+        list.length === pairs && pairs > 0,
+        `model.ropes[${i}]`,
+        `${pairs || "some"} frequencies`,
+        list.length,
+      );
+  for (const [name, fits] of [
+    ["window", (x: number) => x > 0],
+    ["rope", (x: number) => x < d.ropes.length],
+  ] as const) {
+    const list = d.perLayer[name];
+    const ok = !list || (list.length === d.layers && list.every(fits));
+    need(ok, `model.perLayer.${name}`, `${d.layers} of the model's`, list);
+  }
+  need(d.ropes.length < 2 || d.perLayer.rope, "model.perLayer.rope", "a table of each layer", "none");
   need(c.context <= d.context, "capacities.context", `at most the model's ${d.context}`, c.context);
 }
 
@@ -167,7 +177,8 @@ function checkPlan(m: Manifest, plan: TargetPlan, target: "wasm" | "webgpu"): vo
   enough(room.work, training ? d.hiddenSize + kv : 0, "room.work");
   within(homes.h + c.tokens * d.hiddenSize, room.arena, "homes.h");
   within(homes.logits + c.headRows * d.vocab, room.arena, "homes.logits");
-  within(homes.rotary + c.context * d.headDim, room.arena, "homes.rotary");
+  const turned = 2 * (d.ropes[0]?.inverseFrequencies.length ?? 0);
+  within(homes.rotary + d.ropes.length * c.context * turned, room.arena, "homes.rotary");
   within(homes.norms + MOST_JOBS * (d.layers + 3), room.arena, "homes.norms");
   // Rows of gradients begin where the rest of the arena ends.
   need(homes.dh === room.arena, `${at}.homes.dh`, `${room.arena}, the arena's end`, homes.dh);

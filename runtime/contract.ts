@@ -97,7 +97,7 @@ export const DROPOUT_BIT = 128;
 export const TRAIN_BIT = 129;
 
 /** Integers that differ between layers of one graph: in a layer's table, after its group. */
-export const layerConstants = ["window"] as const;
+export const layerConstants = ["window", "rope"] as const;
 export const layerWord = (name: (typeof layerConstants)[number]): number => 1 + layerConstants.indexOf(name);
 
 /** Memory of a device, in the order of the bind record and of the storage bindings. */

@@ -82,16 +82,19 @@ export function chamberWords(plan: Plan, layers: number, cls: MemoryClass, group
 }
 export const isShared = (cls: MemoryClass): boolean => cls === "meta" || cls === "arena";
 
-/** Rotary table [positions][half cosines | half sines], from f64. */
-export function rotaryTable(m: Manifest): Float32Array {
-  const { headDim, inverseFrequencies } = m.model;
-  const half = headDim / 2;
-  const out = new Float32Array(m.capacities.context * headDim);
-  for (let p = 0; p < m.capacities.context; p++)
-    for (let i = 0; i < half; i++) {
-      out[p * headDim + i] = Math.cos(p * inverseFrequencies[i]!);
-      out[p * headDim + half + i] = Math.sin(p * inverseFrequencies[i]!);
-    }
+/** Rotary tables, one after another: each [positions][half cosines | half sines], from f64. */
+export function rotaryTables({ model: { ropes }, capacities: { context } }: Manifest): Float32Array {
+  const half = ropes[0]?.inverseFrequencies.length ?? 0;
+  const out = new Float32Array(ropes.length * context * 2 * half);
+  ropes.forEach(({ inverseFrequencies, scale, long }, t) => {
+    const frequencies = long && context > long.beyond ? long.inverseFrequencies : inverseFrequencies;
+    for (let p = 0; p < context; p++)
+      frequencies.forEach((f, i) => {
+        const at = (t * context + p) * 2 * half + i;
+        out[at] = scale * Math.cos(p * f);
+        out[at + half] = scale * Math.sin(p * f);
+      });
+  });
   return out;
 }
 export const paramNamed = (params: readonly ParamEntry[], name: string): ParamEntry => {

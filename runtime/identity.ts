@@ -4,6 +4,7 @@
  * that it was trained on.
  */
 import { sha256 } from "./hash.ts";
+import type { RopeEntry } from "./manifest.ts";
 
 /** What the maths of a model depends on beside its weights. */
 export interface Maths {
@@ -17,7 +18,7 @@ export interface Maths {
   readonly vocab: number;
   readonly tied: boolean;
   readonly eps: number;
-  readonly inverseFrequencies: readonly number[];
+  readonly ropes: readonly RopeEntry[];
   readonly constants: Readonly<Record<string, number>>;
   readonly perLayer: { readonly [name: string]: readonly number[] | undefined };
 }
@@ -26,6 +27,12 @@ export interface Maths {
  * accident.
  */
 const DOMAIN = "weft base 1";
+
+const inF32 = ({ inverseFrequencies, scale, long }: RopeEntry): unknown => [
+  Math.fround(scale),
+  inverseFrequencies.map(Math.fround),
+  long ? [long.beyond, long.inverseFrequencies.map(Math.fround)] : null,
+];
 
 /** Takes a model's tensors one at a time, in any order, under their checkpoint names. */
 export class BaseHash {
@@ -50,8 +57,11 @@ export class BaseHash {
       vocab: m.vocab,
       tied: m.tied,
       eps: Math.fround(m.eps),
-      inverseFrequencies: m.inverseFrequencies.map(Math.fround),
-      // Most models have none, and are known without them.
+      inverseFrequencies: m.ropes[0]?.inverseFrequencies.map(Math.fround) ?? [],
+      // Most models have none of these, and are known without them.
+      ...(m.ropes.some((r) => r.scale !== 1 || r.long) || m.ropes.length !== 1
+        ? { ropes: m.ropes.map(inF32) }
+        : {}),
       ...(constants.length && { constants: Object.fromEntries(constants) }),
       ...(Object.keys(m.perLayer).length && { perLayer: m.perLayer }),
     };

@@ -243,6 +243,17 @@ const GenerationEntry = object({
   repetitionPenalty: v.exactOptional(above0),
 });
 
+const frequencies = numbers("a finite number", Number.isFinite);
+/** A rotary table: of the pairs (i, i + half) of a head's first dims, how fast each turns. */
+const RopeEntry = object({
+  /** Radians a position, of each pair, in f64; 0 does not turn. */
+  inverseFrequencies: frequencies,
+  /** What cosines and sines are multiplied by. */
+  scale: finite,
+  /** LongRoPE: other frequencies, for bundles with room for more positions than `beyond`. */
+  long: v.exactOptional(object({ beyond: positive, inverseFrequencies: frequencies })),
+});
+
 export const ManifestSchema = object({
   format: v.literal(BUNDLE_FORMAT),
   version: v.literal(BUNDLE_VERSION),
@@ -266,12 +277,13 @@ export const ManifestSchema = object({
     eps: above0,
     /** Ids that end an answer; the first ends a training row. */
     eos: indices,
-    inverseFrequencies: numbers("a finite number", Number.isFinite),
+    /** Rotary tables: all layers turn by the first, or each says by which. None: nothing turns. */
+    ropes: v.array(RopeEntry),
     parameters: bytes,
     /** Other numbers that the maths depends on, as part of what a base is known by. */
     constants: record(finite),
-    /** Integers that differ between layers: positions that a row sees. */
-    perLayer: object({ window: v.exactOptional(indices) }),
+    /** Integers that differ between layers: positions that a row sees, the table it turns by. */
+    perLayer: object({ window: v.exactOptional(indices), rope: v.exactOptional(indices) }),
   }),
   /** What generation_config.json asks for; nothing applies it unasked. */
   generation: GenerationEntry,
@@ -333,6 +345,7 @@ export type LaunchEntry = Of<typeof LaunchEntry>;
 export type ProgramEntry = Of<typeof ProgramEntry>;
 export type BlockEntry = Of<typeof BlockEntry>;
 export type TargetPlan = Of<typeof TargetPlan>;
+export type RopeEntry = Of<typeof RopeEntry>;
 export type GenerationEntry = Of<typeof GenerationEntry>;
 export type CapacityEntry = Of<typeof CapacityEntry>;
 export type Manifest = Of<typeof ManifestSchema>;

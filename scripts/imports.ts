@@ -45,7 +45,6 @@ const nodeFiles = new Set([
   "runtime/swiftshader.ts",
   "sdk/files.ts",
   "sdk/cli.ts",
-  "sdk/commands/chat.ts",
   "sdk/openai/node.ts",
 ]);
 /** Files that may name GPU objects. */

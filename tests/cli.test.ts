@@ -194,9 +194,9 @@ test("rope_theta, rope_scaling and the newer rope_parameters name the same angle
   const { rope_scaling: scaling, rope_theta: theta, ...rest } = configs.odd as Record<string, unknown>;
   const old = models.llama!.read(configs.odd);
   const now = models.llama!.read({ ...rest, rope_parameters: { ...(scaling as object), rope_theta: theta } });
-  assert.equal(now.inverseFrequencies, old.inverseFrequencies);
+  assert.equal(now.ropes, old.ropes);
   const plain = models.llama!.read(configs.even);
-  assert.ok(Math.abs(plain.inverseFrequencies[1]! - 10000 ** (-2 / 16)) < 1e-15);
+  assert.ok(Math.abs(plain.ropes[0]!.inverseFrequencies[1]! - 10000 ** (-2 / 16)) < 1e-15);
 });
 
 test("a job with rows to evaluate publishes its last step, or its best where that is asked for, and says which", async () => {

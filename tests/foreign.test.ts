@@ -17,7 +17,7 @@ import { Text } from "../sdk/text.ts";
 import { batchOf, bundle, configs, engineOf } from "./support/engines.ts";
 import { copy } from "./support/mutate.ts";
 import { suite } from "./support/suite.ts";
-import { scratch, writeModel } from "./support/tiny.ts";
+import { type FamilyName, scratch, writeModel } from "./support/tiny.ts";
 
 const test = suite("files of others");
 const refused = (what: string, f: () => unknown, says: RegExp): void => {
@@ -42,7 +42,10 @@ test("manifests: every index, offset and length stays inside what it points into
     [(m) => (m.model.heads = 3), /heads.*multiple of kvHeads/],
     [(m) => (m.model.layers = 2 ** 31 - 1), /model\.layers.*at most one a tensor/],
     [(m) => (m.model.vocab = 1e300), /model\.vocab.*positive integer/],
-    [(m) => (m.model.inverseFrequencies = [1]), /inverseFrequencies/],
+    [(m) => (m.model.ropes[0].inverseFrequencies = Array(99).fill(1)), /model\.ropes/],
+    [(m) => m.model.ropes.push({ inverseFrequencies: [1], scale: 1 }), /model\.ropes\[1\]/],
+    [(m) => m.model.ropes.push(m.model.ropes[0]), /perLayer\.rope/],
+    [(m) => (m.model.perLayer.rope = [0, 1]), /perLayer\.rope/],
     [(m) => (m.capacities.context = 4096), /capacities\.context/],
     [(m) => (m.branches[0].site = 99), /branches\[0\]\.site.*below/],
     [(m) => (m.branches[0].index = 1), /branches\[0\]\.index/],
@@ -210,8 +213,41 @@ test("model files: config, index, tokenizer config, GGUF and safetensors headers
     ["gemma2", { hidden_activation: "silu" }, /hidden_activation/],
     ["gemma2", { attn_logit_softcapping: 0 }, /attn_logit_softcapping.*above 0/],
     ["gemma2", { use_bidirectional_attention: true }, /use_bidirectional_attention/],
-  ] as ["qwen3" | "gemma2", object, RegExp][])
-    refused(JSON.stringify(more), () => models[of]!.read({ ...configs[of], ...more }), says);
+    ["mistral", { attention_bias: true }, /attention_bias.*may change/],
+    ["mistral", { sliding_window: "all" }, /sliding_window.*above 0/],
+    ["mistral", { partial_rotary_factor: 0.5 }, /partial_rotary_factor/],
+    ["mistral", { rope_scaling: { rope_type: "ntk" } }, /rope_scaling\.rope_type.*longrope/],
+    ["mistral", { rope_scaling: { rope_type: "linear" } }, /rope_scaling\.factor.*a number/],
+    ["mistral", { rope_scaling: { rope_type: "default", mrope_section: [2, 4] } }, /mrope_section/],
+    ["mistral", { rope_scaling: { rope_type: "longrope", short_factor: [1] } }, /short_factor.*6 numbers/],
+    ["qwen2", { layer_types: ["full_attention", "linear_attention"] }, /layer_types/],
+    ["smollm3", { no_rope_layers: [1] }, /no_rope_layers.*2 of/],
+    ["smollm3", { use_sliding_window: true }, /use_sliding_window/],
+    ["granite", { logits_scaling: 0 }, /logits_scaling.*not 0/],
+    ["granite", { embedding_multiplier: "2" }, /embedding_multiplier/],
+    ["olmo2", { mlp_bias: true }, /mlp_bias.*may change/],
+    ["gemma3", { attn_logit_softcapping: 50 }, /attn_logit_softcapping.*null/],
+    ["gemma3", { use_bidirectional_attention: true }, /use_bidirectional_attention/],
+  ] as [FamilyName, object, RegExp][])
+    refused(
+      `${of} ${JSON.stringify(more)}`,
+      () => models[String(configs[of].model_type)]!.read({ ...configs[of], ...more }),
+      says,
+    );
+  // Of six layers of Gemma 3 five see a window, of four of SmolLM3 three turn; of Qwen2 the upper ones may slide.
+  const perLayerOf = (of: FamilyName, more: object): object =>
+    models[String(configs[of].model_type)]!.read({ ...configs[of], ...more }).perLayer;
+  const seven = { num_hidden_layers: 7, layer_types: undefined };
+  assert.equal(perLayerOf("gemma3", seven), {
+    window: [18, 18, 18, 18, 18, 2 ** 30, 18],
+    rope: [1, 1, 1, 1, 1, 0, 1],
+  });
+  const every = { no_rope_layers: undefined, no_rope_layer_interval: undefined };
+  assert.equal(perLayerOf("smollm3", { ...seven, ...every }), { rope: [0, 0, 0, 1, 0, 0, 0] });
+  assert.equal(perLayerOf("smollm3", { no_rope_layers: [1, 1] }), {});
+  const upper = { use_sliding_window: true, sliding_window: 9, max_window_layers: 1 };
+  assert.equal(perLayerOf("qwen2", upper), { window: [2 ** 30, 9] });
+  assert.equal(perLayerOf("mistral", { sliding_window: null }), {});
   // A window that no key states is transformers' own, in every other layer; null is no bound.
   const silent = { ...configs.gemma2, sliding_window: undefined, attn_logit_softcapping: null };
   const { perLayer, constants } = models.gemma2!.read(silent);

@@ -2,10 +2,16 @@
  * GGUF in: a tiny model written as GGUF by the format's own description says what its Hugging Face folder
  * says; block formats against plain f64.
  */
+import { createHash } from "node:crypto";
 import { mkdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import { compile as compileInMemory } from "../compiler/compile.ts";
 import { layoutOf } from "../compiler/gguf/blocks.ts";
+import { models } from "../compiler/models/index.ts";
+import { openModel } from "../compiler/open.ts";
+import { buildPrograms } from "../compiler/programs/index.ts";
+import { settingsOf } from "../compiler/settings.ts";
+import { print } from "../ops/index.ts";
 import { restore, storePlanes } from "../runtime/formats.ts";
 import { encode, floatToHalf, halfToFloat } from "../runtime/safetensors.ts";
 import { compile, load, type WeftError } from "../sdk/index.ts";
@@ -13,7 +19,15 @@ import { code } from "./support/code.ts";
 import { batchOf, bits, configs, fixtures, idsOf, small } from "./support/engines.ts";
 import { ggufName, interleaved, type Meta, writeGguf } from "./support/gguf.ts";
 import { suite } from "./support/suite.ts";
-import { type Config, scratch, tensorsOf, writeModel } from "./support/tiny.ts";
+import {
+  type Config,
+  type FamilyName,
+  families,
+  scratch,
+  tensorsOf,
+  tensorsOfFamily,
+  writeModel,
+} from "./support/tiny.ts";
 
 const test = suite("gguf");
 type Format = "F32" | "F16" | "BF16" | "Q8_0" | "Q4_0" | "Q4_1";
@@ -66,38 +80,106 @@ function encodeAs(values: Float32Array, format: Format): { data: Uint8Array; exa
   }
   return { data: Uint8Array.from(data), exact };
 }
-const { even, gemma2, qwen3 } = configs;
-const metaOf = (c: Config): Meta => ({
-  "general.architecture": String(c.model_type),
-  ...Object.fromEntries(
-    Object.entries({
-      block_count: c.num_hidden_layers,
-      context_length: 256,
-      embedding_length: c.hidden_size,
-      feed_forward_length: c.intermediate_size,
-      "attention.head_count": c.num_attention_heads,
-      "attention.head_count_kv": c.num_key_value_heads,
-      "attention.key_length": c.head_dim as number,
-      "attention.layer_norm_rms_epsilon": c.rms_norm_eps as number,
-      "rope.freq_base": c.rope_theta as number,
-      "rope.dimension_count": c.head_dim as number,
-    }).map(([key, value]) => [`${c.model_type}.${key}`, value]),
-  ),
-});
+const { even } = configs;
+/** Of a family's file: its architecture, other keys, and what the converter does to tensors. */
+interface Kind {
+  readonly architecture?: string;
+  readonly more?: (c: Config) => Meta;
+  /** Gains of norms have 1 added. */
+  readonly whole?: true;
+  /** Heads of queries and keys are turned, as Llama's. */
+  readonly turned?: true;
+}
+/** Numbers of a config under GGUF's keys. */
+const numbers =
+  (keys: Readonly<Record<string, string>>) =>
+  (c: Config): Meta =>
+    Object.fromEntries(Object.entries(keys).map(([key, from]) => [key, c[from] as number]));
+const factor = (c: Config): number => (c.rope_scaling as { factor: number }).factor;
+const kinds: Readonly<Record<string, Kind>> = {
+  llama: { turned: true },
+  qwen2: {
+    more: (c) => ({
+      "rope.scaling.type": "yarn",
+      "rope.scaling.factor": factor(c),
+      "rope.scaling.original_context_length": 64,
+    }),
+  },
+  qwen3: {},
+  smollm3: { turned: true },
+  granite: {
+    turned: true,
+    more: (c) => ({
+      ...numbers({
+        embedding_scale: "embedding_multiplier",
+        "attention.scale": "attention_multiplier",
+        residual_scale: "residual_multiplier",
+        logit_scale: "logits_scaling",
+      })(c),
+      "rope.scaling.type": "linear",
+      "rope.scaling.factor": factor(c),
+    }),
+  },
+  olmo2: {},
+  gemma2: {
+    whole: true,
+    more: numbers({
+      attn_logit_softcapping: "attn_logit_softcapping",
+      final_logit_softcapping: "final_logit_softcapping",
+      "attention.sliding_window": "sliding_window",
+    }),
+  },
+  gemma3_text: {
+    architecture: "gemma3",
+    whole: true,
+    more: (c) => ({
+      "rope.scaling.type": "linear",
+      "rope.scaling.factor": factor(c),
+      "attention.sliding_window": c.sliding_window as number,
+    }),
+  },
+};
+const headDimOf = (c: Config): number =>
+  (c.head_dim as number | undefined) ?? c.hidden_size / c.num_attention_heads;
+function metaOf(c: Config): Meta {
+  const kind = kinds[String(c.model_type)]!;
+  const architecture = kind.architecture ?? String(c.model_type);
+  const own: Meta = {
+    block_count: c.num_hidden_layers,
+    context_length: c.max_position_embeddings as number,
+    embedding_length: c.hidden_size,
+    feed_forward_length: c.intermediate_size,
+    "attention.head_count": c.num_attention_heads,
+    "attention.head_count_kv": c.num_key_value_heads,
+    "attention.key_length": headDimOf(c),
+    "attention.layer_norm_rms_epsilon": c.rms_norm_eps as number,
+    "rope.freq_base": c.rope_theta as number,
+    "rope.dimension_count": headDimOf(c),
+    ...kind.more?.(c),
+  };
+  return {
+    "general.architecture": architecture,
+    ...Object.fromEntries(Object.entries(own).map(([key, value]) => [`${architecture}.${key}`, value])),
+  };
+}
 /**
  * A model, the even one unless told, with its matrices in a format: as GGUF, and as the folder of what that
  * format leaves of them.
  */
-function model(format: Format, more: Meta = {}, c: Config = even): { gguf: string; folder: string } {
+function model(
+  format: Format,
+  more: Meta = {},
+  c: Config = even,
+  extra: Parameters<typeof writeGguf>[1] = [],
+): { gguf: string; folder: string } {
+  const kind = kinds[String(c.model_type)]!;
   const exact: ReturnType<typeof tensorsOf> = [];
   const tensors = tensorsOf(c).map((t) => {
     const matrix = t.shape.length === 2;
     let values = t.data as Float32Array;
-    // What llama.cpp's converter adds to Gemma's norms.
-    const whole = c.model_type === "gemma2" && !matrix;
+    const whole = kind.whole && !matrix;
     if (whole) values = values.map((w) => w + 1);
-    // What llama.cpp's converter turns, of Llama alone.
-    const turned = c.model_type === "llama" ? /([qk])_proj/.exec(t.name)?.[1] : undefined;
+    const turned = kind.turned ? /([qk])_proj/.exec(t.name)?.[1] : undefined;
     const heads = turned ? (turned === "q" ? c.num_attention_heads : c.num_key_value_heads) : 0;
     // Blocks run along a row, so they are the same whatever the order of rows.
     const coded = encodeAs(values, matrix ? format : "F32");
@@ -116,18 +198,13 @@ function model(format: Format, more: Meta = {}, c: Config = even): { gguf: strin
         coded.data.subarray((order ? order[r]! : r) * rowBytes, ((order ? order[r]! : r) + 1) * rowBytes),
         r * rowBytes,
       );
-    return {
-      name: ggufName(t.name, c.model_type),
-      shape: t.shape,
-      type: types[matrix ? format : "F32"],
-      data,
-    };
+    return { name: ggufName(t.name, c), shape: t.shape, type: types[matrix ? format : "F32"], data };
   });
   const dir = scratch();
   mkdirSync(dir, { recursive: true });
   const folder = writeModel(c);
   writeFileSync(`${folder}/model.safetensors`, encode(exact));
-  writeFileSync(`${dir}/model.gguf`, writeGguf({ ...metaOf(c), ...more }, tensors));
+  writeFileSync(`${dir}/model.gguf`, writeGguf({ ...metaOf(c), ...more }, [...tensors, ...extra]));
   return { gguf: `${dir}/model.gguf`, folder };
 }
 const options = { targets: ["wasm"] as const, train: ["lora"], quick: true, capacities: small };
@@ -246,26 +323,65 @@ test("matrices of several formats: a merge changes those that it moves, the othe
   (await engine.core.baseTensors()).forEach((t, i) => assert.is(bits(t.data), bits(before[i]!.data), t.name));
 });
 
-test("Qwen3: heads are not turned, their norms have names; the base is the folder's", async () => {
-  const { gguf, folder } = model("F32", {}, qwen3);
-  assert.equal(await logitsOf(gguf), await logitsOf(folder));
-  const [a, b] = await Promise.all([gguf, folder].map((path) => compileInMemory(path, { ...options })));
-  assert.is(a!.manifest.base, b!.manifest.base);
-  assert.is(a!.manifest.model.family, "qwen3");
-});
-
-test("Gemma 2: gains are whole, bounds and windows are keys; the base is the folder's", async () => {
-  const c = { ...gemma2, query_pre_attn_scalar: gemma2.head_dim };
-  const more = {
-    "gemma2.attn_logit_softcapping": gemma2.attn_logit_softcapping as number,
-    "gemma2.final_logit_softcapping": gemma2.final_logit_softcapping as number,
-    "gemma2.attention.sliding_window": gemma2.sliding_window as number,
+/** What a path says: the model's own numbers, its graphs, and every tensor. */
+async function said(path: string) {
+  const source = await openModel(path);
+  const read = models[String(source.config.model_type)]!.read(source.config);
+  const settings = settingsOf(read, source.weights, { capacities: small });
+  const programs = buildPrograms(read, settings.capacities, {
+    format: () => "f32",
+    methods: [],
+    train: [],
+  });
+  const shape = (p: (typeof programs.layerParams)[number]): number[] =>
+    p.kind === "weight" ? [p.n, p.k] : [p.n];
+  const tensors = [
+    ...programs.outerParams.map((p) => [read.names.outer[p.name]!, shape(p)] as const),
+    ...Array.from({ length: read.layers }, (_, l) =>
+      programs.layerParams.map(
+        (p) => [read.names.layer.replace("{l}", String(l)) + p.name, shape(p)] as const,
+      ),
+    ).flat(),
+  ];
+  return {
+    numbers: asF32(JSON.stringify(read, null, 1)).split("\n"),
+    graphs: asF32(programs.graphs.map((g) => print(g.roots)).join("\n")).split("\n"),
+    tensors: tensors.map(([name, shape]) => {
+      const values = source.weights.read(name, shape);
+      return `${name} ${shape} ${createHash("sha256").update(bits(values)).digest("hex")}`;
+    }),
   };
-  const { gguf, folder } = model("F32", more, c);
-  assert.equal(await logitsOf(gguf), await logitsOf(folder));
-  const [a, b] = await Promise.all([gguf, folder].map((path) => compileInMemory(path, { ...options })));
-  assert.is(a!.manifest.base, b!.manifest.base);
-  assert.equal(a!.manifest.model.perLayer, { window: [24, 2 ** 30] });
+}
+/** Numbers of a text as kernels compute with them, and GGUF keeps them. */
+const asF32 = (text: string): string =>
+  text.replace(/-?\d+(\.\d+)?(e-?\d+)?/g, (x) => String(Math.fround(Number(x))));
+/** Where a tiny model says what no file can: as its file would have it. */
+const changes: Readonly<Record<string, Partial<Config>>> = {
+  gemma2: { query_pre_attn_scalar: configs.gemma2.head_dim },
+  gemma3: { layer_types: undefined },
+  smollm3: { no_rope_layers: undefined, no_rope_layer_interval: 4 },
+};
+for (const name of Object.keys(families) as FamilyName[]) {
+  const c: Config = { ...configs[name], ...changes[name] };
+  if (!tensorsOfFamily(c)!.gguf) continue;
+  test(`${name}: the file has the folder's numbers, graphs and tensors, bit for bit`, async () => {
+    const { gguf, folder } = model("F32", {}, c);
+    assert.equal(await said(gguf), await said(folder));
+  });
+}
+
+test("rope_freqs: frequencies of a file's own divide, as LongRoPE's factors do", async () => {
+  const factors = Float32Array.of(1, 1, 1.5, 2.25, 4, 4, 8, 8);
+  const tensor = {
+    name: "rope_freqs.weight",
+    shape: [8],
+    type: types.F32,
+    data: new Uint8Array(factors.buffer),
+  };
+  const { config } = await openModel(model("F32", {}, even, [tensor]).gguf);
+  assert.equal(models.llama!.read(config).ropes, [
+    { inverseFrequencies: [...factors].map((f, i) => 10000 ** (-i / 8) / f), scale: 1 },
+  ]);
 });
 
 test("a byte-level BPE vocabulary inside the file becomes the tokenizer, its template the chat", async () => {

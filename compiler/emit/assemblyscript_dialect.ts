@@ -11,7 +11,7 @@ import {
   usesCol,
   type Value,
 } from "../../ops/index.ts";
-import { formatOf } from "../../runtime/bundle.ts";
+import { formatOf, layerWord } from "../../runtime/bundle.ts";
 import { type Address, type KernelEnv, SLOT_TABLE } from "../kernel.ts";
 import type { Store } from "../kernels/body.ts";
 import { DELTA_BYTES, f32, header, headerF } from "../kernels/text/assemblyscript.ts";
@@ -82,6 +82,8 @@ function dialect(env: KernelEnv, deltas: readonly Expand[]): Dialect {
         ];
         return ix.op === "lt" ? `<i32>(${a} < ${b})` : `(${a} ${infix[ix.op]} ${b})`;
       }
+      case "layer":
+        return `load<i32>(tables, ${layerWord(ix.name) * 4})`;
       case "rank":
         return `load<i32>(${inTable(slotOf(ix.row, p), ix.branch, 0)})`;
       case "slot":

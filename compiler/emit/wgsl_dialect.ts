@@ -1,7 +1,7 @@
 /** How WGSL spells expressions, and where a body's outputs are stored. */
 
 import { type Ix, ixUsesCol, type Type, usesCol, type Value } from "../../ops/index.ts";
-import { formatOf } from "../../runtime/bundle.ts";
+import { formatOf, layerWord } from "../../runtime/bundle.ts";
 import { type KernelEnv, SLOT_TABLE } from "../kernel.ts";
 import type { Store } from "../kernels/body.ts";
 import { f32, header, headerF, pin } from "../kernels/text/wgsl.ts";
@@ -32,6 +32,8 @@ function dialect(env: KernelEnv): Dialect {
         ];
         return ix.op === "lt" ? `select(0, 1, ${a} < ${b})` : `(${a} ${infix[ix.op]} ${b})`;
       }
+      case "layer":
+        return `tables[${layerWord(ix.name)}]`;
       case "rank":
         return inTable(slotOf(ix.row, p), ix.branch, 0);
       case "slot":

@@ -36,6 +36,10 @@ export async function openGguf(
       return typeof v === "number" ? v : typeof v === "bigint" ? Number(v) : refuse(name, "a number", v);
     },
     shapeOf,
+    values: (tensor) => {
+      const shape = shapeOf(tensor);
+      return shape && read(tensor, shape, 0, shape[0]!);
+    },
     refuse,
   });
   const config = checkConfig(

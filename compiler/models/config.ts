@@ -1,9 +1,10 @@
 /**
- * How families read a config.json: which keys there may be, a decoder's sizes, rotary frequencies. Keys are
+ * How families read a config.json: which keys there may be, a decoder's sizes, what layers see. Keys are
  * Hugging Face's own.
  */
 import { WeftError } from "../../runtime/bundle.ts";
 import type { Json, Model } from "./model.ts";
+import { ropeOf } from "./rope.ts";
 
 /** Keys that never change the maths of a forward pass. */
 const harmless = new Set([
@@ -89,35 +90,6 @@ export function count(config: Json, key: string, fallback?: number): number {
   return v;
 }
 
-/** Inverse frequencies [headDim/2]; `llama3` scaling as in transformers' modeling_rope_utils. */
-export function inverseFrequencies(config: Json, headDim: number): number[] {
-  const params = (config.rope_parameters ?? {}) as Json;
-  const scaling = (config.rope_scaling ?? (config.rope_parameters ? params : null)) as Json | null;
-  const theta = (params.rope_theta ?? config.rope_theta ?? 10000) as number;
-  if (typeof theta !== "number" || !(theta > 0)) fail("rope_theta", "a positive number", theta);
-  const base = Array.from({ length: headDim / 2 }, (_, i) => theta ** ((-2 * i) / headDim));
-  const type = scaling ? (scaling.rope_type ?? scaling.type ?? "default") : "default";
-  if (type === "default") return base;
-  if (type !== "llama3") fail("rope_scaling.rope_type", "default or llama3", type);
-  const [factor, low, high, original] = [
-    "factor",
-    "low_freq_factor",
-    "high_freq_factor",
-    "original_max_position_embeddings",
-  ].map((k) => {
-    const v = scaling![k];
-    if (typeof v !== "number") fail(`rope_scaling.${k}`, "a number", v);
-    return v;
-  }) as [number, number, number, number];
-  return base.map((f) => {
-    const wavelength = (2 * Math.PI) / f;
-    if (wavelength < original / high) return f;
-    if (wavelength > original / low) return f / factor;
-    const smooth = (original / wavelength - low) / (high - low);
-    return ((1 - smooth) * f) / factor + smooth * f;
-  });
-}
-
 /** Keys that every decoder's config.json may have, and `decoderSizes` reads. */
 const keys = [
   "hidden_size",
@@ -132,6 +104,7 @@ const keys = [
   "rope_theta",
   "rope_scaling",
   "rope_parameters",
+  "original_max_position_embeddings",
   "tie_word_embeddings",
 ];
 export type Sizes = Pick<
@@ -146,15 +119,21 @@ export type Sizes = Pick<
   | "context"
   | "tied"
   | "eps"
-  | "inverseFrequencies"
+  | "ropes"
   | "constants"
   | "perLayer"
 >;
 /**
  * A decoder's sizes, checked: query heads share key heads evenly, and a head turns in pairs. `own`: keys that
- * the family reads beside these; `absent`: what the family takes for a key that is not there.
+ * the family reads beside these; `absent`: what the family takes for a key that is not there; `ropes`: its
+ * rotary tables, if there is not one for all layers.
  */
-export function decoderSizes(config: Json, own: readonly string[], absent: Json = {}): Sizes {
+export function decoderSizes(
+  config: Json,
+  own: readonly string[],
+  absent: Json = {},
+  ropes?: (said: Json, headDim: number) => Model["ropes"],
+): Sizes {
   checkKeys(config, [...keys, ...own]);
   const said = { ...absent, ...Object.fromEntries(Object.entries(config).filter(([, v]) => v != null)) };
   const hiddenSize = count(said, "hidden_size");
@@ -176,7 +155,9 @@ export function decoderSizes(config: Json, own: readonly string[], absent: Json 
     eps,
     layers: count(said, "num_hidden_layers"),
     context: count(said, "max_position_embeddings", 2048),
-    inverseFrequencies: inverseFrequencies(said, headDim),
+    ropes: ropes?.(said, headDim) ?? [
+      ropeOf(said, headDim, { partial: own.includes("partial_rotary_factor") }),
+    ],
     constants: {},
     perLayer: {},
   };
@@ -190,4 +171,27 @@ export function only(config: Json, key: string, value: string | number | boolean
 export function allAttend({ layer_types: types }: Json): void {
   if (types != null && !(Array.isArray(types) && types.every((t) => t === "full_attention")))
     fail("layer_types", "full_attention in every layer", types);
+}
+/** A number above 0, or null where the config says that there is none. */
+export function above0OrNull(config: Json, key: string, fallback: number | null): number | null {
+  const x = config[key] === undefined ? fallback : config[key];
+  if (x !== null && !(typeof x === "number" && x > 0)) fail(key, "a number above 0, or null", x);
+  return x as number | null;
+}
+/** Larger than any context: a window that ends nothing. */
+export const ALL = 2 ** 30;
+/**
+ * Which layers slide, by `layer_types`; where the config has none, as `otherwise` says. Throws WEFT_CONFIG for
+ * a kind of layer that there is not.
+ */
+export function slidingLayers(
+  { layer_types: types }: Json,
+  layers: number,
+  otherwise: (layer: number) => boolean,
+): boolean[] {
+  if (types == null) return Array.from({ length: layers }, (_, l) => otherwise(l));
+  const kinds = ["sliding_attention", "full_attention"];
+  if (!Array.isArray(types) || types.length !== layers || !types.every((t) => kinds.includes(t)))
+    fail("layer_types", `${layers} of ${kinds.join(", ")}`, types);
+  return types.map((t) => t === "sliding_attention");
 }

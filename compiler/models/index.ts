@@ -1,11 +1,23 @@
 /** Model families by `model_type`. */
 import { gemma2 } from "./gemma2.ts";
+import { gemma3 } from "./gemma3.ts";
+import { granite } from "./granite.ts";
 import { llama } from "./llama.ts";
+import { mistral } from "./mistral.ts";
 import type { Family } from "./model.ts";
+import { olmo2 } from "./olmo2.ts";
+import { qwen2 } from "./qwen2.ts";
 import { qwen3 } from "./qwen3.ts";
+import { smollm3 } from "./smollm3.ts";
 
 export const models: Readonly<Record<string, Family>> = {
   gemma2,
+  gemma3_text: gemma3,
+  granite,
   llama,
+  mistral,
+  olmo2,
+  qwen2,
   qwen3,
+  smollm3,
 };

@@ -2,7 +2,7 @@
 import { allAttend, decoderSizes, only } from "./config.ts";
 import { decoderConfig, decoderModules, halves, named } from "./gguf.ts";
 import type { Family, Json, Model } from "./model.ts";
-import { decoderNames, embedding, head, preNorm, selfAttention, swiglu } from "./parts.ts";
+import { decoderNames, embedding, head, preNorm, residual, rms, selfAttention, swiglu } from "./parts.ts";
 
 function read(config: Json): Model {
   const d = decoderSizes(config, ["attention_bias", "mlp_bias", "hidden_act", "layer_types"]);
@@ -10,17 +10,13 @@ function read(config: Json): Model {
   only(config, "rope_interleaved", false);
   only(config, "pretraining_tp", 1);
   allAttend(config);
-  const bias = config.attention_bias === true;
+  const attention = selfAttention(d, { bias: config.attention_bias === true });
   return {
     family: "llama",
     ...d,
     names: decoderNames,
     embed: embedding(d),
-    layer: preNorm(
-      d,
-      (b, x, positions) => selfAttention(b, x, positions, d, { bias }),
-      (b, x) => swiglu(b, x, d, config.mlp_bias === true),
-    ),
+    layer: residual(preNorm(attention, swiglu(d, config.mlp_bias === true)), rms(d)),
     head: head(d),
   };
 }
@@ -37,8 +33,6 @@ export const llama: Family = {
       hidden_act: "silu",
     }),
     name: named(decoderModules),
-    // Its converter alone turns the heads of queries and keys.
-    restore: (name, rows, from, to, config) =>
-      /\.[qk]_proj\./.test(name) ? halves(rows, from, to, config.head_dim as number) : rows(from, to),
+    restore: halves,
   },
 };

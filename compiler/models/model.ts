@@ -3,6 +3,7 @@
  * names in checkpoints and in GGUF files.
  */
 import type { Domain, LayerConstant, Value } from "../../ops/index.ts";
+import type { RopeEntry } from "../../runtime/bundle.ts";
 import type { RegionBuilder } from "../layers.ts";
 
 export type Json = Readonly<Record<string, unknown>>;
@@ -30,8 +31,8 @@ export interface Model {
   readonly tied: boolean;
   /** What norms add to a mean square: part of what a base is known by. */
   readonly eps: number;
-  /** Inverse frequencies [headDim / 2] in f64, after any scaling. */
-  readonly inverseFrequencies: readonly number[];
+  /** Rotary tables: all layers turn by the first, or each says by which. None: nothing turns. */
+  readonly ropes: readonly RopeEntry[];
   /** Other numbers that the maths depends on, by name: part of what a base is known by. */
   readonly constants: Readonly<Record<string, number>>;
   /** Integers that differ between layers of the one graph, by layer. */
@@ -60,6 +61,8 @@ export interface GgufHeader {
   readonly number: (key: string, fallback?: number) => number;
   /** Undefined where the file has no tensor of that name. */
   readonly shapeOf: (tensor: string) => readonly number[] | undefined;
+  /** Numbers of a tensor of one dimension; undefined where there is none. */
+  readonly values: (tensor: string) => Float32Array | undefined;
   /** Throws WEFT_CONFIG naming a key, or a tensor. */
   readonly refuse: (key: string, expected: string, found: unknown) => never;
 }

@@ -1,4 +1,4 @@
-/** What model families share: names, embedding and head, attention and feed-forward blocks. */
+/** What model families share: names, embedding and head, norms, attention and feed-forward blocks. */
 import {
   type Attending,
   add,
@@ -25,81 +25,131 @@ export const decoderNames: Names = {
   },
   embedding: "embed_tokens.weight",
 };
+const times = (x: Value, scale: number): Value => (scale === 1 ? x : affine(x, { scale, shift: 0 }));
+
 /** `scale` multiplies what the table has. */
 export const embedding =
   (d: Sizes, scale = 1): Model["embed"] =>
-  (b, domain) => {
-    const rows = embed(b.weight("embed_tokens.weight", d.vocab, d.hiddenSize), domain);
-    return scale === 1 ? rows : affine(rows, { scale, shift: 0 });
-  };
-/** `onePlus`: as its norm says; `cap`: a bound on logits, cap · tanh(logit / cap). */
+  (b, domain) =>
+    times(embed(b.weight("embed_tokens.weight", d.vocab, d.hiddenSize), domain), scale);
+
+/** A norm by its module: of whole rows, or of every head on its own. */
+export type Norm = (b: RegionBuilder, x: Value, module: string) => Value;
+export const rms =
+  (d: Sizes, o: { readonly onePlus?: boolean } = {}): Norm =>
+  (b, x, module) =>
+    b.norm(x, `${module}.weight`, d.eps, o.onePlus);
+export const layerNorm =
+  (d: Sizes): Norm =>
+  (b, x, module) =>
+    b.layerNorm(x, module, d.eps);
+export const perHead =
+  (d: Sizes, o: { readonly onePlus?: boolean } = {}): Norm =>
+  (b, x, module) =>
+    b.headNorm(x, `${module}.weight`, d.headDim, d.eps, o.onePlus);
+
+/** Logits of normed rows, multiplied by `scale`; `cap`: a bound on them, cap · tanh(logit / cap). */
 export const head =
-  (d: Sizes, o: { readonly onePlus?: boolean; readonly cap?: number | null } = {}): Model["head"] =>
+  (
+    d: Sizes,
+    o: { readonly norm?: Norm; readonly scale?: number; readonly cap?: number | null } = {},
+  ): Model["head"] =>
   (b, h) => {
     const name = d.tied ? "embed_tokens.weight" : "lm_head.weight";
     const weight = b.weight(name, d.vocab, d.hiddenSize);
-    const logits = linear(b.norm(h, "norm.weight", d.eps, o.onePlus), weight, "lm_head");
+    const logits = times(linear((o.norm ?? rms(d))(b, h, "norm"), weight, "lm_head"), o.scale ?? 1);
     if (!o.cap) return logits;
     return affine(tanh(affine(logits, { scale: 1 / o.cap, shift: 0 })), { scale: o.cap, shift: 0 });
   };
-/** A layer whose blocks read a norm, and are added to what entered them. */
-export const preNorm =
-  (
-    d: Sizes,
-    attention: (b: RegionBuilder, x: Value, positions: number) => Value,
-    mlp: (b: RegionBuilder, x: Value) => Value,
-  ): Model["layer"] =>
-  (b, entering, positions) => {
-    const h = b.entry(entering);
-    const x = b.norm(h, "input_layernorm.weight", d.eps);
-    const h2 = add(h, attention(b, x, positions));
-    return add(h2, mlp(b, b.norm(h2, "post_attention_layernorm.weight", d.eps)));
-  };
 
+/** What a layer adds to its hidden states: norms before and after, by their modules. */
+export interface Block {
+  readonly before?: string;
+  readonly run: (b: RegionBuilder, x: Value, positions: number) => Value;
+  readonly after?: string;
+}
+/**
+ * A layer of blocks, each added to what entered it, times `multiplier`. `entry`: may adapters change what
+ * enters? Not where a token's embedding is no row of the table: theirs would be of the table.
+ */
+export const residual =
+  (
+    blocks: readonly Block[],
+    norm: Norm,
+    o: { readonly multiplier?: number; readonly entry?: boolean } = {},
+  ): Model["layer"] =>
+  (b, entering, positions) =>
+    blocks.reduce(
+      (h, { before, run, after }) => {
+        const x = before ? norm(b, h, before) : h;
+        const y = run(b, x, positions);
+        return add(h, times(after ? norm(b, y, after) : y, o.multiplier ?? 1));
+      },
+      o.entry === false ? entering : b.entry(entering),
+    );
+
+type Projection = "q" | "k" | "v" | "o";
+export interface Attention {
+  /** Which projections have one; default: none. */
+  readonly bias?: boolean | Readonly<Partial<Record<Projection, boolean>>>;
+  /** Of queries and keys, before they turn. */
+  readonly norm?: Norm;
+  readonly attending?: Attending;
+}
 /**
  * Grouped-query attention of x [rows, hidden] over the cache, with its four projections. Under S2FT v and o
- * share the heads' channels. `headNorm`: every head of queries and keys has a norm before it turns.
+ * share the heads' channels.
  */
-export function selfAttention(
-  b: RegionBuilder,
-  x: Value,
-  positions: number,
-  d: Sizes,
-  o: { readonly bias: boolean; readonly headNorm?: boolean; readonly attending?: Attending },
-): Value {
-  const { heads, kvHeads, headDim } = d;
-  const { bias } = o;
-  const shared = heads !== kvHeads;
-  const q = b.linear(x, "self_attn.q_proj", heads * headDim, bias, { out: "heads" });
-  const k = b.linear(x, "self_attn.k_proj", kvHeads * headDim, bias, { out: "kvHeads" });
-  const v = b.linear(x, "self_attn.v_proj", kvHeads * headDim, bias, {
-    out: "kvHeads",
-    coupling: { group: "heads", axis: "out", unit: headDim, shared },
-  });
-  const normed = (y: Value, name: string): Value =>
-    o.headNorm ? b.headNorm(y, `self_attn.${name}.weight`, headDim, d.eps) : y;
-  const shape = { ...d, positions };
-  const y = b.attention("self_attn", normed(q, "q_norm"), normed(k, "k_norm"), v, shape, o.attending);
-  return b.linear(y, "self_attn.o_proj", d.hiddenSize, bias, {
-    in: "heads",
-    coupling: { group: "heads", axis: "in", unit: headDim, shared },
-  });
-}
+export const selfAttention =
+  (d: Sizes, o: Attention = {}): Block["run"] =>
+  (b, x, positions) => {
+    const { heads, kvHeads, headDim } = d;
+    const has = (p: Projection): boolean => (typeof o.bias === "object" ? o.bias[p] : o.bias) ?? false;
+    const coupled = (axis: "in" | "out") =>
+      ({ group: "heads", axis, unit: headDim, shared: heads !== kvHeads }) as const;
+    const q = b.linear(x, "self_attn.q_proj", heads * headDim, has("q"), { out: "heads" });
+    const k = b.linear(x, "self_attn.k_proj", kvHeads * headDim, has("k"), { out: "kvHeads" });
+    const v = b.linear(x, "self_attn.v_proj", kvHeads * headDim, has("v"), {
+      out: "kvHeads",
+      coupling: coupled("out"),
+    });
+    const normed = (y: Value, name: string): Value => o.norm?.(b, y, `self_attn.${name}`) ?? y;
+    const y = b.attention(
+      "self_attn",
+      normed(q, "q_norm"),
+      normed(k, "k_norm"),
+      v,
+      d,
+      positions,
+      o.attending,
+    );
+    return b.linear(y, "self_attn.o_proj", d.hiddenSize, has("o"), { in: "heads", coupling: coupled("in") });
+  };
 
 /** down(act(gate(x)) · up(x)). Under S2FT the three share the feed-forward channels. */
 const gated =
   (act: (x: Value) => Value) =>
-  (b: RegionBuilder, x: Value, d: Sizes, bias: boolean): Value => {
+  (d: Sizes, bias = false): Block["run"] =>
+  (b, x) => {
+    const coupled = (axis: "in" | "out") => ({ group: "ffn", axis, unit: 1, shared: false }) as const;
     const wide = (module: string): Value =>
-      b.linear(x, module, d.ffn, bias, {
-        out: "ffn",
-        coupling: { group: "ffn", axis: "out", unit: 1, shared: false },
-      });
+      b.linear(x, module, d.ffn, bias, { out: "ffn", coupling: coupled("out") });
     const gate = wide("mlp.gate_proj");
     return b.linear(mul(act(gate), wide("mlp.up_proj")), "mlp.down_proj", d.hiddenSize, bias, {
       in: "ffn",
-      coupling: { group: "ffn", axis: "in", unit: 1, shared: false },
+      coupling: coupled("in"),
     });
   };
 export const swiglu = gated(silu);
 export const geglu = gated(gelu);
+
+/** Blocks whose norms come before them, as Llama has them. */
+export const preNorm = (attention: Block["run"], mlp: Block["run"]): readonly Block[] => [
+  { before: "input_layernorm", run: attention },
+  { before: "post_attention_layernorm", run: mlp },
+];
+/** Blocks with norms before and after, as Gemma has them. */
+export const sandwich = (attention: Block["run"], mlp: Block["run"]): readonly Block[] => [
+  { before: "input_layernorm", run: attention, after: "post_attention_layernorm" },
+  { before: "pre_feedforward_layernorm", run: mlp, after: "post_feedforward_layernorm" },
+];

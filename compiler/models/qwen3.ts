@@ -1,8 +1,18 @@
 /** The Qwen3 family: as Llama, with a norm of its own on every head of queries and keys. */
 import { allAttend, decoderSizes, only } from "./config.ts";
-import { decoderConfig, decoderModules, named } from "./gguf.ts";
+import { decoderConfig, decoderModules, named, queryKeyNorms, whole } from "./gguf.ts";
 import type { Family, Json, Model } from "./model.ts";
-import { decoderNames, embedding, head, preNorm, selfAttention, swiglu } from "./parts.ts";
+import {
+  decoderNames,
+  embedding,
+  head,
+  perHead,
+  preNorm,
+  residual,
+  rms,
+  selfAttention,
+  swiglu,
+} from "./parts.ts";
 
 const own = [
   "attention_bias",
@@ -19,17 +29,13 @@ function read(config: Json): Model {
   only(config, "hidden_act", "silu");
   only(config, "use_sliding_window", false);
   allAttend(config);
-  const bias = config.attention_bias === true;
+  const attention = selfAttention(d, { bias: config.attention_bias === true, norm: perHead(d) });
   return {
     family: "qwen3",
     ...d,
     names: decoderNames,
     embed: embedding(d),
-    layer: preNorm(
-      d,
-      (b, x, positions) => selfAttention(b, x, positions, d, { bias, headNorm: true }),
-      (b, x) => swiglu(b, x, d, false),
-    ),
+    layer: residual(preNorm(attention, swiglu(d)), rms(d)),
     head: head(d),
   };
 }
@@ -39,11 +45,7 @@ export const qwen3: Family = {
   gguf: {
     architecture: "qwen3",
     config: (g) => ({ model_type: "qwen3", ...decoderConfig(g), attention_bias: false, hidden_act: "silu" }),
-    name: named({
-      ...decoderModules,
-      "model.layers.{l}.self_attn.q_norm": "blk.{l}.attn_q_norm",
-      "model.layers.{l}.self_attn.k_norm": "blk.{l}.attn_k_norm",
-    }),
-    restore: (_name, rows, from, to) => rows(from, to),
+    name: named({ ...decoderModules, ...queryKeyNorms }),
+    restore: whole,
   },
 };

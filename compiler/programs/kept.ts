@@ -19,16 +19,20 @@ export interface Kept {
 }
 
 /**
- * Values of the forward that the backward reads, fewest first kept: what is pointwise in kept values is
- * recomputed, never stored.
+ * Values of the forward that the backward reads, fewest first kept: what is pointwise in kept values, those of
+ * the boundary (`edges`) among them, is recomputed, never stored.
  */
-function keptSet(forward: ReadonlySet<Node>, roots: readonly Value[]): { read: Value[]; kept: Value[] } {
+function keptSet(
+  forward: ReadonlySet<Node>,
+  roots: readonly Value[],
+  edges: ReadonlySet<string>,
+): { read: Value[]; kept: Value[] } {
   const read = new Map<string, Value>();
   const order = toposort(roots);
   for (const node of order)
     if (!forward.has(node))
       for (const v of node.ins) if (forward.has(v.node) && v.type.kind === "rows") read.set(valueKey(v), v);
-  const keep = new Set(read.keys());
+  const keep = new Set([...read.keys(), ...edges]);
   const recomputable = (v: Value): boolean => {
     if (keep.has(valueKey(v))) return true;
     const op = opOf(v.node.op);
@@ -37,9 +41,12 @@ function keptSet(forward: ReadonlySet<Node>, roots: readonly Value[]): { read: V
   };
   for (const node of [...order].reverse())
     for (const [key, v] of read)
-      if (v.node === node && opOf(node.op).kind !== "input") {
+      if (v.node === node && opOf(node.op).kind !== "input" && !edges.has(key)) {
         keep.delete(key);
-        if (!recomputable(v)) keep.add(key);
+        if (recomputable(v)) continue;
+        // Steps without dropout never make it.
+        if (opOf(node.op).drops) throw new Error(`${v.node.label}: what it drops from is not kept`);
+        keep.add(key);
       }
   return { read: [...read.values()], kept: [...read].filter(([key]) => keep.has(key)).map(([, v]) => v) };
 }
@@ -54,7 +61,7 @@ export function keptOf(cls: TrainClass, unit: Region, roots: readonly Value[]): 
     { node: attend, index: 1, type: attend.outs[1]! },
   ];
   const edges = new Set(boundary.map(valueKey));
-  const sets = keptSet(new Set(order), roots);
+  const sets = keptSet(new Set(order), roots, edges);
   const inside = (v: Value): boolean => !edges.has(valueKey(v));
   const all = [...boundary, ...sets.kept.filter(inside)];
   const fields = all.map((v): SavedField => {

@@ -8,8 +8,7 @@ import { bodyAs, ChatBody } from "./request.ts";
 export async function chat(api: Api, request: Request, body: unknown): Promise<Response> {
   const b = bodyAs(ChatBody, body);
   const { engine } = api;
-  const messages = b.messages as readonly Message[];
-  const prompt = engine.promptIds({ messages, templateArguments: b.chat_template_kwargs ?? {} });
+  const prompt = engine.promptIds({ messages: b.messages as readonly Message[] });
   const logprobs = ({ pieces }: Spoken) =>
     b.logprobs
       ? {

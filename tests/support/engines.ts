@@ -7,7 +7,7 @@ import type { Capacities } from "../../compiler/target.ts";
 import { decode, parseHeader } from "../../runtime/bundle.ts";
 import { type Engine, type LoadOptions, load } from "../../sdk/index.ts";
 import { generator, uniform } from "./random.ts";
-import { type Config, even, families, mha, mqa, odd, scratch, writeModel } from "./tiny.ts";
+import { type Config, even, type FamilyName, families, mha, mqa, odd, scratch, writeModel } from "./tiny.ts";
 
 export const fixtures = fileURLToPath(new URL("../fixtures/", import.meta.url));
 export const configs = { odd, even, mha, mqa, ...families } as const;
@@ -77,8 +77,6 @@ interface Reference extends S2ftReference {
 }
 const json = (name: string): object => JSON.parse(readFileSync(`${fixtures}${name}`, "utf8")) as object;
 export const reference = { ...json("reference.json"), ...json("families.json") } as {
-  qwen3: Omit<Reference, keyof S2ftReference>;
-  gemma2: Omit<Reference, keyof S2ftReference>;
   odd: Reference;
   even: Reference &
     Readonly<
@@ -97,7 +95,14 @@ export const reference = { ...json("reference.json"), ...json("families.json") }
   >;
   weft_adapter_sha256?: string;
   weft_s2ft_as_lora_sha256?: string;
-};
+  /** Tables by kind of scaling: inverse frequencies, and what cosines and sines are multiplied by. */
+  ropes: readonly {
+    readonly parameters: Readonly<Record<string, unknown>>;
+    readonly inverse: readonly number[];
+    readonly scale: number;
+    readonly long?: readonly number[];
+  }[];
+} & Readonly<Record<FamilyName, Omit<Reference, keyof S2ftReference>>>;
 const tensors = new Map(
   ["reference.safetensors", "families.safetensors"].flatMap((file) => {
     const bytes = readFileSync(`${fixtures}${file}`);

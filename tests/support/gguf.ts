@@ -1,4 +1,5 @@
 /** Writes GGUF from the format's own description. */
+import { type Config, tensorsOfFamily } from "./tiny.ts";
 
 export type Meta = Readonly<
   Record<string, string | number | boolean | Float32Array | readonly string[] | readonly number[]>
@@ -83,10 +84,9 @@ export function interleaved(values: Float32Array, rows: number, heads: number): 
   }
   return out;
 }
-const names: readonly (readonly [RegExp, string])[] = [
+const llama: readonly (readonly [RegExp, string])[] = [
   [/^model\.embed_tokens/, "token_embd"],
   [/^model\.norm/, "output_norm"],
-  [/self_attn\.([qk])_norm/, "attn_$1_norm"],
   [/input_layernorm/, "attn_norm"],
   [/self_attn\.([qkv])_proj/, "attn_$1"],
   [/self_attn\.o_proj/, "attn_output"],
@@ -94,12 +94,6 @@ const names: readonly (readonly [RegExp, string])[] = [
   [/mlp\.(gate|up|down)_proj/, "ffn_$1"],
   [/^model\.layers\.(\d+)\./, "blk.$1."],
 ];
-/** Gemma 2's norms: before and after each block. */
-const gemma2: typeof names = [
-  [/post_attention_layernorm/, "post_attention_norm"],
-  [/pre_feedforward_layernorm/, "ffn_norm"],
-  [/post_feedforward_layernorm/, "post_ffw_norm"],
-];
-/** GGUF's name of a tensor of a folder. */
-export const ggufName = (name: string, family: unknown = "llama"): string =>
-  [...(family === "gemma2" ? gemma2 : []), ...names].reduce((n, [from, to]) => n.replace(from, to), name);
+/** GGUF's name of a tensor of a folder: of families beside Llama, as llama.cpp's tables have it. */
+export const ggufName = (name: string, config: Config): string =>
+  tensorsOfFamily(config)?.gguf?.[name] ?? llama.reduce((n, [from, to]) => n.replace(from, to), name);

@@ -127,7 +127,7 @@ export function context(b: Batch): EvalCtx {
     metaf: (name, i) => (i === null ? (b.header[name] ?? 0) : Math.fround(b.arrays[name]![i]!)),
     slot: (s) => ({ rank: b.ranks[s]!, scale: b.scales[s]! }),
     layer: 3,
-    ofLayer: (name) => ({ window: WINDOW })[name],
+    ofLayer: (name) => ({ window: WINDOW, rope: 1 })[name],
   };
 }
 type Weight = Type & { kind: "weight" };
@@ -155,7 +155,7 @@ export function inputData(roots: readonly Value[], b: Batch, seed: string): Reco
         64 *
         (t as { heads: number; headDim: number }).heads *
         (t as { headDim: number }).headDim,
-      table: () => capacities.context * (t as { cols: number }).cols,
+      table: () => (t as { rows: number }).rows * (t as { cols: number }).cols,
       grad: () => 0,
     }[t.kind]();
     const values = uniform(`${seed} ${name}`, size);
@@ -387,6 +387,7 @@ export async function runOn(
   const scales = new Float32Array(tables.buffer);
   tables[0] = 3;
   tables[layerWord("window")] = WINDOW;
+  tables[layerWord("rope")] = 1;
   for (let s = 0; s < 4; s++)
     for (let i = 0; i < BRANCHES; i++) {
       tables[64 + (s * BRANCHES + i) * 2] = b.ranks[s]!;

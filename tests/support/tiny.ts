@@ -66,15 +66,36 @@ export const even: Config = {
 export const mha: Config = { ...even, num_key_value_heads: 4, attention_bias: true, mlp_bias: true };
 export const mqa: Config = { ...even, num_key_value_heads: 1 };
 
-/** Tiny models of other families, as make_families.py has them. */
-const file = new URL("../fixtures/families_config.json", import.meta.url);
-export const families = JSON.parse(readFileSync(fileURLToPath(file), "utf8")) as Readonly<
-  Record<"qwen3" | "gemma2", Config>
->;
+/** Tiny models of other families, as make_families.py has them; names and shapes of their tensors. */
+const json = (file: string): unknown =>
+  JSON.parse(readFileSync(fileURLToPath(new URL(`../fixtures/${file}`, import.meta.url)), "utf8"));
+export type FamilyName =
+  | "gemma2"
+  | "gemma3"
+  | "granite"
+  | "mistral"
+  | "olmo2"
+  | "qwen2"
+  | "qwen3"
+  | "smollm3";
+export const families = json("families_config.json") as Readonly<Record<FamilyName, Config>>;
+export interface FamilyTensors {
+  readonly shapes: Readonly<Record<string, readonly number[]>>;
+  /** llama.cpp's names; null where it calls the family by another's. */
+  readonly gguf: Readonly<Record<string, string>> | null;
+}
+const tensors = json("families.json") as Readonly<Record<FamilyName, FamilyTensors>>;
+/** What the tensors of a family's tiny model are called; undefined of Llama. */
+export function tensorsOfFamily({ model_type }: Config): FamilyTensors | undefined {
+  const name = Object.keys(families).find((n) => families[n as FamilyName].model_type === model_type);
+  return name ? tensors[name as FamilyName] : undefined;
+}
 
 /** Names and shapes of a folder's tensors. */
 export function tensorShapes(c: Config): { name: string; shape: number[] }[] {
   const hd = (c.head_dim as number | undefined) ?? c.hidden_size / c.num_attention_heads;
+  const known = tensorsOfFamily(c);
+  if (known) return Object.entries(known.shapes).map(([name, shape]) => ({ name, shape: [...shape] }));
   const out: { name: string; shape: number[] }[] = [];
   const put = (name: string, shape: number[]): void => {
     out.push({ name, shape });
@@ -92,10 +113,6 @@ export function tensorShapes(c: Config): { name: string; shape: number[] }[] {
     linear("self_attn.k_proj", c.num_key_value_heads * hd, c.hidden_size, c.attention_bias);
     linear("self_attn.v_proj", c.num_key_value_heads * hd, c.hidden_size, c.attention_bias);
     linear("self_attn.o_proj", c.hidden_size, c.num_attention_heads * hd, c.attention_bias);
-    if (c.model_type === "gemma2")
-      for (const norm of ["pre", "post"]) put(`${p}${norm}_feedforward_layernorm.weight`, [c.hidden_size]);
-    if (c.model_type === "qwen3")
-      for (const norm of ["q_norm", "k_norm"]) put(`${p}self_attn.${norm}.weight`, [hd]);
     linear("mlp.gate_proj", c.intermediate_size, c.hidden_size, c.mlp_bias);
     linear("mlp.up_proj", c.intermediate_size, c.hidden_size, c.mlp_bias);
     linear("mlp.down_proj", c.hidden_size, c.intermediate_size, c.mlp_bias);

@@ -1,0 +1,66 @@
+/**
+ * Law 2 for the families beside Llama: logits, losses, gradients and optimizer steps of tiny models equal those
+ * of torch + transformers + peft; rotary tables equal those of transformers.
+ */
+import * as assert from "uvu/assert";
+import { models } from "../compiler/models/index.ts";
+import { batchOf, configs, engineOf, reference } from "./support/engines.ts";
+import { checkFullGradients, checkFullSteps, checkLora } from "./support/reference.ts";
+import { long } from "./support/scale.ts";
+import { suite } from "./support/suite.ts";
+import { type FamilyName, families } from "./support/tiny.ts";
+
+const test = suite("families");
+/** Those that bring a kernel of their own to WebGPU; of the others only expressions differ. */
+const onGpu: readonly FamilyName[] = ["qwen3", "gemma2", "gemma3"];
+
+for (const name of Object.keys(families) as FamilyName[]) {
+  const config = configs[name];
+  const { vocab_size: vocab } = config;
+  const ref = reference[name];
+
+  test(`${name} on wasm: logits, gradients and AdamW steps, of LoRA and of everything`, async () => {
+    const compiled = { train: ["lora", "full"] };
+    {
+      await using engine = await engineOf(config, compiled);
+      await checkLora(engine, name, vocab, ref, ref.lora.length);
+      // Law 3: what is computed again is what was kept.
+      const losses = ["all", "boundary"].map(async (keep) => {
+        const job = { name: keep, from: "peft", data: batchOf(vocab), batchSize: 5, steps: 2 };
+        return (await (await engine.finetune({ ...job, keep: keep as "all" })).done).losses;
+      });
+      const [kept, again] = await Promise.all(losses);
+      assert.equal(kept, again);
+      await checkFullGradients(engine, vocab, ref);
+    }
+    await using engine = await engineOf(config, compiled);
+    await checkFullSteps(engine, vocab, ref, ref.full.length);
+  });
+
+  if (long || onGpu.includes(name))
+    test(`${name} on webgpu: logits, and gradients of LoRA`, async () => {
+      await using engine = await engineOf(config, { targets: ["webgpu"] });
+      await checkLora(engine, name, vocab, ref, 0);
+    });
+}
+
+test("rotary tables: every kind of scaling is transformers' own", () => {
+  const base = { ...configs.even, hidden_size: 48, head_dim: 12, rope_theta: undefined };
+  for (const { parameters, inverse, scale, long } of reference.ropes) {
+    const config = { ...base, rope_parameters: { rope_theta: 5000, ...parameters } };
+    const [rope] = models.llama!.read(config).ropes;
+    const said = JSON.stringify(parameters);
+    const same = (got: readonly number[], want: readonly number[]): void => {
+      assert.is(got.length, want.length, said);
+      got.forEach((f, i) => assert.ok(Math.abs(f / want[i]! - 1) < 1e-6, `${said} ${i}: ${f}, ${want[i]}`));
+    };
+    same(rope!.inverseFrequencies, inverse);
+    assert.ok(Math.abs(rope!.scale - scale) < 1e-6, `${said}: ${rope!.scale}, ${scale}`);
+    assert.is(rope!.long !== undefined, long !== undefined, said);
+    if (long) {
+      same(rope!.long!.inverseFrequencies, long);
+      assert.is(rope!.long!.beyond, parameters.original_max_position_embeddings);
+    }
+  }
+});
+test.run();
