@@ -1,22 +1,35 @@
 /**
- * Threads that play command lists over one shared memory. The members of a list walk all of it together and
- * do their share of every kernel; between two kernels they meet at a barrier: spin, then wait. Two lanes may
- * each play a list on members of their own. A list that stops at a barrier goes on with other members, so a
- * lane has all threads while the other rests and gives some back within a kernel: results are the same bits
- * for any number.
+ * Threads that play command lists over one shared memory. A command has a part for each member of its list, and
+ * they claim parts one by one: who is free takes the next, and who is kept from running holds nobody up, unless
+ * in the middle of a part. The end of a command's last part opens the next; who finds nothing to claim
+ * spins, then sleeps, so that its core is free for the one that it waits for. Two lanes may each play a list on
+ * members of their own. A list that stops between two commands goes on with other members, so a lane has all
+ * threads while the other rests and gives some back within a step. Results are the same bits for any number
+ * of threads and of parts, and whoever takes them.
  */
 import { WeftError } from "./bundle.ts";
 import { onAbort } from "./signals.ts";
 
 /**
- * Words a lane: arrivals at the barrier, barriers passed, asked to stop, where the list ends, members who
- * left.
+ * Words a lane: the turn and the next part to claim in it; parts of it that are over; asked to stop; where
+ * the list ends.
  */
-const LANE = { arrived: 0, passed: 1, stop: 2, end: 3, left: 4, words: 8 } as const;
-/** Words a thread: lists begun, then what the last one is: lane, this member, members, first word. */
-const POST = { begun: 0, lane: 1, part: 2, parts: 3, from: 4, words: 8 } as const;
+const LANE = { claim: 0, over: 1, stop: 2, end: 3, words: 8 } as const;
+/**
+ * A turn is one playing of one command, numbered on and on, so that a claim tells which command it is of: a
+ * thread that slept through lists claims nothing of those that came after.
+ */
+const PART_BITS = 10;
+const TURNS = 2 ** (32 - PART_BITS);
+/**
+ * Words a thread: lists announced, odd while the others are written; then what the last one is: lane, parts of
+ * a command, first word, one past the last, and the turn of the first command.
+ */
+const POST = { begun: 0, lane: 1, parts: 2, from: 3, to: 4, turn: 5, words: 8 } as const;
 const MAX_COMMANDS = 4096;
 const TABLE_WORDS = MAX_COMMANDS * 6;
+/** Looks at a lane's turn before sleeping: some of a hundred microseconds, as sleeping and waking cost. */
+const SPINS = 20_000;
 /**
  * Bytes of shared memory that a crew needs: control words, and a command table a lane that longer lists pass
  * through in pieces.
@@ -57,9 +70,9 @@ export interface Crew {
 }
 
 /**
- * A worker's program, as text: so it starts from sources, from a package and from a bundled page alike. The
- * last to arrive at a barrier opens it, and ends the list there if the lane was asked to stop; the last to
- * leave tells. Everybody who fails says why.
+ * A worker's program, as text: so it starts from sources, from a package and from a bundled page alike. Who
+ * ends a command's last part ends the list there if the lane was asked to stop, and tells of a list's end.
+ * Everybody who fails says why.
  */
 const program = `
 const node = typeof require === "function";
@@ -73,33 +86,46 @@ const begin = async ({ module, memory, kernels, control, lanes, scratch, thread,
     const posts = control + lanes.length * ${LANE.words * 4};
     const post = words(posts + thread * ${POST.words * 4}, ${POST.words});
     const tables = lanes.map((lane) => words(lane.table, ${TABLE_WORDS}));
-    const meet = (state, parts, barrier, next) => {
-      if (Atomics.add(state, ${LANE.arrived}, 1) + 1 === parts) {
-        Atomics.store(state, ${LANE.arrived}, 0);
-        if (Atomics.load(state, ${LANE.stop})) Atomics.store(state, ${LANE.end}, next);
-        Atomics.store(state, ${LANE.passed}, barrier);
-        Atomics.notify(state, ${LANE.passed});
-        return;
-      }
-      for (let i = 0; i < spins; i++) if (Atomics.load(state, ${LANE.passed}) === barrier) return;
-      for (let seen = Atomics.load(state, ${LANE.passed}); seen !== barrier; seen = Atomics.load(state, ${LANE.passed})) Atomics.wait(state, ${LANE.passed}, seen);
+    const wait = (state, claim) => {
+      for (let i = 0; i < spins; i++) if (Atomics.load(state, ${LANE.claim}) !== claim) return;
+      Atomics.wait(state, ${LANE.claim}, claim);
     };
-    port.postMessage("ready");
-    for (let list = 0; ; ) {
-      // A call to wake may come after the list that it was for.
-      while (Atomics.load(post, ${POST.begun}) === list) Atomics.wait(post, ${POST.begun}, list);
-      list = (list + 1) | 0;
-      const [, lane, part, parts, from] = post;
+    const play = (lane, parts, from, to, turn) => {
       const state = states[lane];
       const commands = tables[lane];
       const { bind, meta } = lanes[lane];
-      let barrier = Atomics.load(state, ${LANE.passed});
-      for (let i = from; i < Atomics.load(state, ${LANE.end}); i += 6) {
-        launch[commands[i]](bind + commands[i + 1] * 32, meta + commands[i + 2], scratch, part, parts);
-        if (parts > 1) meet(state, parts, (barrier = (barrier + 1) | 0), i + 6);
-        else if (Atomics.load(state, ${LANE.stop})) Atomics.store(state, ${LANE.end}, i + 6);
+      for (;;) {
+        const claim = Atomics.load(state, ${LANE.claim});
+        const part = claim & ${2 ** PART_BITS - 1};
+        const i = from + (((claim >>> ${PART_BITS}) - turn) & ${TURNS - 1}) * 6;
+        if (i >= to || i >= Atomics.load(state, ${LANE.end})) return;
+        if (part >= parts) wait(state, claim);
+        else if (Atomics.compareExchange(state, ${LANE.claim}, claim, claim + 1) === claim) {
+          launch[commands[i]](bind + commands[i + 1] * 32, meta + commands[i + 2], scratch, part, parts);
+          if (Atomics.add(state, ${LANE.over}, 1) + 1 < parts) continue;
+          const next = i + 6;
+          Atomics.store(state, ${LANE.over}, 0);
+          if (Atomics.load(state, ${LANE.stop})) Atomics.store(state, ${LANE.end}, next);
+          const last = next >= Atomics.load(state, ${LANE.end});
+          Atomics.store(state, ${LANE.claim}, ((claim >>> ${PART_BITS}) + 1) << ${PART_BITS});
+          Atomics.notify(state, ${LANE.claim});
+          if (last) return port.postMessage(lane);
+        }
       }
-      if (Atomics.add(state, ${LANE.left}, 1) + 1 === parts) port.postMessage(lane);
+    };
+    port.postMessage("ready");
+    for (let heard = 0; ; ) {
+      const list = Atomics.load(post, ${POST.begun});
+      // A call to wake may come after the list that it was for.
+      if (list === heard || list & 1) {
+        Atomics.wait(post, ${POST.begun}, list);
+        continue;
+      }
+      const [lane, parts, from, to, turn] = [1, 2, 3, 4, 5].map((word) => Atomics.load(post, word));
+      // Written anew meanwhile: that list is over.
+      if (Atomics.load(post, ${POST.begun}) !== list) continue;
+      heard = list;
+      play(lane, parts, from, to, turn);
     }
   } catch (e) {
     port.postMessage("thread " + thread + ": " + (e && e.message || e));
@@ -185,12 +211,13 @@ export async function openCrew(o: CrewOptions): Promise<Crew> {
   const posts = Array.from({ length: o.threads }, (_, t) => words(postsAt + t * POST.words * 4, POST.words));
   const lanes = o.lanes.map((lane, l) => ({ ...lane, table: tablesAt + l * TABLE_WORDS * 4 }));
   const tables = lanes.map((lane) => words(lane.table, TABLE_WORDS));
-  // A barrier's partner may share this thread's core: then spinning only keeps it from arriving.
-  const spins = o.threads <= (await cores()) ? 20_000 : 0;
+  // Who is waited for may need this thread's core: then spinning only keeps it from running.
+  const spins = o.threads <= (await cores()) ? SPINS : 0;
   const all = Array.from({ length: o.threads }, (_, t) => t);
   const half = Math.max(1, o.threads >> 1);
   const playing: (Playing | null)[] = lanes.map(() => null);
   const active = lanes.map(() => false);
+  const turns = lanes.map(() => 0);
   let failed: unknown = null;
   let ready = 0;
   let starting: { resolve: () => void; reject: (e: unknown) => void } | null = null;
@@ -206,19 +233,24 @@ export async function openCrew(o: CrewOptions): Promise<Crew> {
   const begin = (p: Playing, lane: number, members: readonly number[]): void => {
     p.members = members;
     const state = states[lane]!;
-    state[LANE.arrived] = 0;
+    const parts = members.length;
+    const turn = turns[lane]!;
+    // One past what the list can take: none of its turns is another's.
+    turns[lane] = (turn + (p.words - p.from) / 6 + 1) % TURNS;
+    state[LANE.over] = 0;
     state[LANE.stop] = 0;
     state[LANE.end] = p.words;
-    state[LANE.left] = 0;
-    members.forEach((t, part) => {
+    Atomics.store(state, LANE.claim, turn << PART_BITS);
+    for (const t of members) {
       const post = posts[t]!;
-      post.set([lane, part, members.length, p.from], POST.lane);
+      Atomics.add(post, POST.begun, 1);
+      [lane, parts, p.from, p.words, turn].forEach((x, i) => void Atomics.store(post, POST.lane + i, x));
       Atomics.add(post, POST.begun, 1);
       Atomics.notify(post, POST.begun);
-    });
+    }
   };
   /**
-   * Lists on members that are not their lane's share stop at the next barrier; lists that wait begin once
+   * Lists on members that are not their lane's share stop at the end of a command; lists that wait begin once
    * their members are free.
    */
   const balance = (): void => {
@@ -248,7 +280,7 @@ export async function openCrew(o: CrewOptions): Promise<Crew> {
       expected: "kernels that run on every thread",
       found,
     });
-    // The others wait at a barrier for one who never comes.
+    // The others wait for the end of a part that never comes.
     void end(error);
     lose(error);
   };

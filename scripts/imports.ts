@@ -45,6 +45,7 @@ const nodeFiles = new Set([
   "runtime/swiftshader.ts",
   "sdk/files.ts",
   "sdk/cli.ts",
+  "sdk/commands/chat.ts",
   "sdk/openai/node.ts",
 ]);
 /** Files that may name GPU objects. */

@@ -3,21 +3,29 @@
  */
 import * as v from "valibot";
 import { IGNORE, WeftError } from "../runtime/bundle.ts";
-import { check, foreign, numbers, show, tokenIds } from "../runtime/schema.ts";
+import { check, foreign, numbers, record, show, tokenIds } from "../runtime/schema.ts";
 import type { Row } from "../runtime/trainer.ts";
-import type { Message, Text } from "./text.ts";
+import type { Message, TemplateArguments, Text } from "./text.ts";
 
 export type DataRow =
   | { readonly text: string }
   | { readonly prompt: string; readonly completion: string }
   /** All assistant turns are learned, but those with `weight: 0`. */
-  | { readonly messages: readonly Message[] }
+  | {
+      readonly messages: readonly Message[];
+      /** What the chat template is told beside them. */
+      readonly tools?: readonly unknown[] | null;
+      readonly chat_template_kwargs?: TemplateArguments | null;
+    }
   | { readonly input_ids: readonly number[]; readonly labels?: readonly number[] };
 const RowSchema = foreign({
   text: v.nullish(v.string()),
   prompt: v.nullish(v.string()),
   completion: v.nullish(v.string()),
   messages: v.nullish(v.custom<readonly Message[]>(Array.isArray, "a list of messages")),
+  /** What the chat template is told beside the messages. */
+  tools: v.nullish(v.custom<readonly unknown[]>(Array.isArray, "a list of tools")),
+  chat_template_kwargs: v.nullish(record(v.unknown())),
   input_ids: v.nullish(tokenIds),
   labels: v.nullish(numbers("a token id, or -100", (x) => Number.isInteger(x) && x >= IGNORE && x < 2 ** 31)),
 });
@@ -105,7 +113,10 @@ export function encodeRow(row: DataRow, text: Text | null, ends: readonly number
     const completion = ended(text.encode(r.completion, false));
     return { input_ids: [...prompt, ...completion], labels: [...prompt.map(() => IGNORE), ...completion] };
   }
-  if (r.messages) return encodeChat(r.messages, text, ends, where);
+  if (r.messages) {
+    const given = { ...r.chat_template_kwargs, ...(r.tools && { tools: r.tools }) };
+    return encodeChat(r.messages, given, text, ends, where);
+  }
   return bad(`keys ${Object.keys(r).join(", ") || "none"}`);
 }
 
@@ -114,7 +125,13 @@ type Span = readonly [number, number];
  * What is trained on is what the template says of the whole conversation; what is learned of it, the
  * assistant's turns.
  */
-function encodeChat(list: readonly Message[], text: Text, ends: readonly number[], where: string): Row {
+function encodeChat(
+  list: readonly Message[],
+  given: TemplateArguments,
+  text: Text,
+  ends: readonly number[],
+  where: string,
+): Row {
   // A mistake in a message, or the template's complaint, told with the row that it is in.
   const inRow = <T>(turn: string, f: () => T): T => {
     try {
@@ -140,13 +157,15 @@ function encodeChat(list: readonly Message[], text: Text, ends: readonly number[
   });
   const turns = inRow("", () => turnsOf(list));
   const { text: whole, spans } = inRow("", () =>
-    text.marksTurns ? text.chatMarked(messages) : { text: text.chat(messages, false), spans: null },
+    text.marksTurns
+      ? text.chatMarked(messages, given)
+      : { text: text.chat(messages, false, given), spans: null },
   );
   const learned = spans
     ? markedTurns(spans, turns, where)
     : turns
         .filter((t) => t.learned)
-        .map(({ at }): Span => prefixTurn(messages, at, whole, text, where, inRow));
+        .map(({ at }): Span => prefixTurn(messages, given, at, whole, text, where, inRow));
   const { ids, bounds } = encodeSpans(whole, learned, text);
   const labels = ids.map(() => IGNORE);
   for (const [from, to] of bounds) {
@@ -191,6 +210,7 @@ function markedTurns(spans: readonly Span[], turns: readonly Turn[], where: stri
  */
 function prefixTurn(
   messages: readonly Message[],
+  given: TemplateArguments,
   at: number,
   whole: string,
   text: Text,
@@ -199,7 +219,7 @@ function prefixTurn(
 ): Span {
   const turn = `messages[${at}]`;
   const length = (before: readonly Message[], prompt: boolean): number => {
-    const part = inRow(`, ${turn}`, () => text.chat(before, prompt));
+    const part = inRow(`, ${turn}`, () => text.chat(before, prompt, given));
     if (whole.startsWith(part)) return part.length;
     let i = 0;
     while (i < part.length && part[i] === whole[i]) i++;

@@ -168,9 +168,12 @@ export class Engine {
    * Ids of a prompt as `generate` takes it: text, ids, or a conversation by the model's template, up to the
    * assistant's next word. Throws WEFT_TOKENIZER for text without a tokenizer, messages without a template.
    */
-  promptIds(o: Pick<GenerateOptions, "prompt" | "messages">): number[] {
-    if (o.messages)
-      return this.needText("messages").encode(this.needText("messages").chat(o.messages, true), false);
+  promptIds(o: Pick<GenerateOptions, "prompt" | "messages" | "tools" | "templateArguments">): number[] {
+    if (o.messages) {
+      const text = this.needText("messages");
+      const given = { ...o.templateArguments, ...(o.tools && { tools: o.tools }) };
+      return text.encode(text.chat(o.messages, true, given), false);
+    }
     if (typeof o.prompt === "string") return this.needText("prompt").encode(o.prompt);
     if (Array.isArray(o.prompt)) return [...(o.prompt as readonly number[])];
     throw new WeftError({

@@ -20,6 +20,7 @@ import {
   oneOf,
   plainName,
   positive,
+  record,
   text,
   tokenIds,
 } from "../runtime/schema.ts";
@@ -78,12 +79,20 @@ export const GenerateOptions = v.pipe(
     prompt: v.optional(v.union([text, tokenIds], "text or token ids")),
     /** A conversation, for models with a chat template; instead of a prompt. */
     messages: v.optional(v.custom<readonly Message[]>(Array.isArray, "a list of messages")),
+    /** With messages: tools that the model may call, as the OpenAI API has them; its template spells them. */
+    tools: v.optional(v.array(v.custom<object>((x) => typeof x === "object" && x !== null, "a tool"))),
+    /** With messages: more that the model's chat template knows, as `{ enable_thinking: false }`. */
+    templateArguments: v.optional(record(v.unknown())),
     /** Texts that end the answer, or one; they are not part of it. */
     stop: v.optional(v.union([nonEmpty, v.array(nonEmpty)], "texts that are not empty, or one")),
   }),
   v.check(
     (o) => (o.prompt === undefined) !== (o.messages === undefined),
     "a prompt (text or token ids), or messages",
+  ),
+  v.check(
+    (o) => o.messages !== undefined || (o.tools === undefined && o.templateArguments === undefined),
+    "messages beside tools and templateArguments, which a chat template takes",
   ),
 );
 export type GenerateOptions = Of<typeof GenerateOptions>;

@@ -61,6 +61,9 @@ function byteLevelBytes(piece: string): Uint8Array | null {
   return bytes.includes(undefined) ? null : Uint8Array.from(bytes as number[]);
 }
 
+/** What else a chat template is told, by the names that it knows. */
+export type TemplateArguments = Readonly<Record<string, unknown>>;
+
 export class Text {
   private readonly tokenizer: Tokenizer;
   /** Are tokens bytes, each a printable character (GPT-2)? */
@@ -138,24 +141,29 @@ export class Text {
   }
   /**
    * The text that the model's chat template makes of a conversation; with `generationPrompt`, up to the
-   * assistant's next word. Throws WEFT_TOKENIZER without a template, and where it cannot render the messages;
+   * assistant's next word. `given`: more that templates know (`tools`, `documents`, `enable_thinking`). Throws WEFT_TOKENIZER without a template, and where it cannot render the messages;
    * WEFT_OPTION for messages that are none.
    */
-  chat(messages: readonly Message[], generationPrompt: boolean): string {
-    return this.chatTemplate().render(this.values(plainMessages(messages), generationPrompt));
+  chat(messages: readonly Message[], generationPrompt: boolean, given: TemplateArguments = {}): string {
+    return this.chatTemplate().render(this.values(plainMessages(messages), generationPrompt, given));
   }
   /** A whole conversation, with the spans of its `{% generation %}` blocks. */
-  chatMarked(messages: readonly Message[]): Marked {
-    return this.chatTemplate().renderMarked(this.values(plainMessages(messages), false));
+  chatMarked(messages: readonly Message[], given: TemplateArguments = {}): Marked {
+    return this.chatTemplate().renderMarked(this.values(plainMessages(messages), false, given));
   }
-  private values(messages: readonly object[], generationPrompt: boolean): Record<string, unknown> {
+  private values(
+    messages: readonly object[],
+    generationPrompt: boolean,
+    given: TemplateArguments,
+  ): Record<string, unknown> {
     // What transformers passes to a template where nobody names tools or documents.
     return {
-      messages,
-      add_generation_prompt: generationPrompt,
       tools: null,
       documents: null,
       ...this.special,
+      ...given,
+      messages,
+      add_generation_prompt: generationPrompt,
     };
   }
   private chatTemplate(): ChatTemplate {

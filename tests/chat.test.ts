@@ -30,6 +30,7 @@ interface Said {
 const theirs = json(`${fixtures}chat.json`) as {
   conversations: Record<string, Message[]>;
   templates: Record<string, Record<string, Said>>;
+  given: { template: string; title: string; given: Record<string, unknown>; text: string }[];
   encoded: Record<string, { processor: object | null; config: object; ids: number[] }>;
 };
 const sourceOf = (name: string): string => readFileSync(`${fixtures}chat_templates/${name}.jinja`, "utf8");
@@ -74,7 +75,26 @@ test("templates say what transformers says, with and without the prompt for an a
       assert.is(text.chat(messages, true), want.prompt, `${name}, ${title}`);
       assert.equal(text.encode(want.text, false), want.ids, `${name}, ${title}`);
     }
-  assert.is(said, 21);
+  assert.is(said, 25);
+});
+
+test("tools and other arguments: a template is told what transformers tells it; rows may bring them", () => {
+  for (const { template, title, given, text: want } of theirs.given)
+    assert.is(
+      textOf(sourceOf(template)).chat(theirs.conversations[title]!, true, given),
+      want,
+      `${template}, ${title}, ${Object.keys(given)}`,
+    );
+  assert.is(theirs.given.length, 16);
+  const text = textOf(sourceOf("tools_thinking"));
+  const messages = theirs.conversations["two turns"]!;
+  const tools = [{ type: "function", function: { name: "clock" } }];
+  const rowOf = (more: object) => encodeRow({ messages, ...more }, text, [END], "row");
+  const said = text.decode(rowOf({ tools }).input_ids);
+  assert.match(said, /clock/);
+  assert.equal(rowOf({ chat_template_kwargs: { tools } }), rowOf({ tools }));
+  assert.equal(rowOf({}), rowOf({ tools: null }));
+  assert.is(caught(() => rowOf({ tools: "clock" })).code, "WEFT_DATA");
 });
 
 test("{% generation %}: the turns that transformers masks are the ones learned, whatever stands around the tags", () => {

@@ -7,11 +7,13 @@ import {
   needed,
   number,
   optional,
-  string,
   strings,
   text,
+  toggle,
   tokenIds,
 } from "./command.ts";
+import { say } from "./progress.ts";
+import { whyEmpty } from "./why.ts";
 
 /** How tokens are drawn: of `generate` and `chat`. */
 export const samplingFlags = {
@@ -34,33 +36,55 @@ export const samplingOf = (f: Parameters<Command["run"]>[1]) =>
     stop: strings(f, "stop").length ? strings(f, "stop") : undefined,
   });
 
+/** Most characters of a prompt from stdin. */
+const LONGEST = 64 * 2 ** 20;
+/** All that stdin has. */
+async function stdin(): Promise<string> {
+  const { stdin } = process;
+  if (stdin.isTTY) return fail("--prompt", "a text, or one on stdin", "nothing", "weft generate --help");
+  let all = "";
+  for await (const piece of stdin.setEncoding("utf8")) {
+    all += piece;
+    if (all.length > LONGEST) fail("stdin", `at most ${LONGEST} characters`, "more");
+  }
+  return all || fail("--prompt", "a text, or one on stdin", "nothing", "weft generate --help");
+}
+
 export const generate: Command = {
   summary: "one answer to a prompt",
-  synopsis: "BUNDLE --prompt TEXT | --ids 1,2,3",
+  synopsis: "BUNDLE [--prompt TEXT | --ids 1,2,3]",
+  details:
+    "Without --prompt and --ids the prompt is read from stdin. For a model with a chat template the prompt is what a user says; --raw gives it to the model as it is.",
   flags: {
     prompt: text("TEXT", "what to answer"),
     ids: text("LIST", "the prompt as token ids instead"),
+    raw: toggle("no chat template: the model goes on from the prompt as it is"),
     adapter: text("DIR", "an adapter to answer with"),
     ...samplingFlags,
     ...loadFlags,
   },
   run: async (positional, f, json) => {
     if (f.ids !== undefined && f.prompt !== undefined) fail("--ids", "--prompt or --ids", "both");
-    const prompt = typeof f.ids === "string" ? tokenIds(f.ids) : string(f, "prompt");
-    await using engine = await openBundle("generate", needed(positional, "generate", "a bundle"), f);
+    const bundle = needed(positional, "generate", "a bundle");
+    const prompt = typeof f.ids === "string" ? tokenIds(f.ids) : (optional(f, "prompt") ?? (await stdin()));
+    await using engine = await openBundle("generate", bundle, f);
     const adapter = optional(f, "adapter");
     if (adapter !== undefined) await engine.adapters.load("adapter", adapter);
+    const raw = f.raw === true || typeof prompt !== "string" || !engine.manifest.chatTemplate;
     let out = "";
     const ids: number[] = [];
+    let finish = null;
     for await (const p of engine.generate({
-      prompt,
+      ...(raw ? { prompt } : { messages: [{ role: "user", content: prompt }] }),
       ...given({ adapter: adapter === undefined ? undefined : "adapter" }),
       ...samplingOf(f),
     })) {
       out += p.text;
       ids.push(p.id);
+      finish = p.finish;
       if (!json) process.stdout.write(engine.text ? p.text : `${p.id} `);
     }
-    console.log(json ? JSON.stringify({ text: out, ids, device: engine.device }) : "");
+    console.log(json ? JSON.stringify({ text: out, ids, finish, device: engine.device }) : "");
+    if (engine.text && !out.trim() && ids.length) say(whyEmpty(engine, { finish, ids }, raw));
   },
 };

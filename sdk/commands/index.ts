@@ -1,4 +1,6 @@
 /** The commands of the command line: one file and one line each. */
+
+import { chat } from "./chat.ts";
 import type { Command } from "./command.ts";
 import { compile } from "./compile.ts";
 import { doctor } from "./doctor.ts";
@@ -9,6 +11,7 @@ import { serve } from "./serve.ts";
 
 export const commands: Readonly<Record<string, Command>> = {
   compile,
+  chat,
   generate,
   finetune,
   serve,

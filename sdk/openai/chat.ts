@@ -8,7 +8,8 @@ import { bodyAs, ChatBody } from "./request.ts";
 export async function chat(api: Api, request: Request, body: unknown): Promise<Response> {
   const b = bodyAs(ChatBody, body);
   const { engine } = api;
-  const prompt = engine.promptIds({ messages: b.messages as readonly Message[] });
+  const messages = b.messages as readonly Message[];
+  const prompt = engine.promptIds({ messages, templateArguments: b.chat_template_kwargs ?? {} });
   const logprobs = ({ pieces }: Spoken) =>
     b.logprobs
       ? {

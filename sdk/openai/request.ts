@@ -57,6 +57,8 @@ export const ChatBody = object({
   logprobs: maybe(v.boolean()),
   top_logprobs: maybe(integer(0, TOP_LOGPROBS + 1)),
   parallel_tool_calls: anything,
+  /** As other servers of this API have it: more that the chat template knows. */
+  chat_template_kwargs: maybe(record(v.unknown())),
   tools: only("no tools: they are not supported", (x) => Array.isArray(x) && x.length === 0),
   tool_choice: only('"none": tools are not supported', (x) => x === "none"),
   functions: only("no functions: they are not supported", (x) => Array.isArray(x) && x.length === 0),
