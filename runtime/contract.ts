@@ -46,7 +46,7 @@ export const LANES = 2;
 export const COMMAND_WORDS = 6;
 /** The host's own counters, then those of a lane's step. */
 export const COUNTER = {
-  /** Free cache blocks and rows of the table of sequences; how often either was given back. */
+  /** Cache blocks with nothing in them, free rows of the table of sequences; how often either was given back. */
   free: 0,
   freeSequences: 1,
   given: 2,
@@ -65,6 +65,8 @@ export const COUNTER = {
   steps: 23,
   /** Row-equivalents that fine-tuning may still use; negative after a unit that was larger. */
   credit: 24,
+  /** Tokens that requests of the lane found computed, since it planned its step. */
+  found: 25,
 } as const;
 
 /** Header words of a metadata block, the same in every block; only updates have the last. */

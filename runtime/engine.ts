@@ -67,6 +67,7 @@ export class Engine {
       options.maxQueued ?? MAX_QUEUED,
       () => this.merged,
       () => this.kick(),
+      options.prefixCache ?? true,
     );
     this.loops = new Loops(
       { manifest, device, host, serving: this.serving, jobs: this.jobs },
@@ -206,6 +207,7 @@ export class Engine {
       seed: seedOf(o),
       generation,
       virtual,
+      salt: o.salt ?? null,
       job: NONE,
       push: (e) => stream.push(e),
       scored: () => {},
@@ -250,6 +252,7 @@ export class Engine {
         seed: null,
         generation,
         virtual,
+        salt: null,
         job: o.job?.index ?? NONE,
         push: () => {},
         scored: (position, row, logSum) => {
@@ -349,7 +352,7 @@ export class Engine {
       ? mergeChanges(manifest, device.plan, generation.content, options.requantise)
       : new Map<string, Change>();
     let lost: readonly Rounding[] = [];
-    this.exclusive = "a merge";
+    this.own("a merge");
     try {
       await this.weights.keep();
       lost = await this.weights.restore(changes);
@@ -398,6 +401,11 @@ export class Engine {
   get jobsRunning(): number {
     return this.jobs.size;
   }
+  /** From now on only `what` may use the base weights, and change them: what was computed is void. */
+  own(what: string): void {
+    this.exclusive = what;
+    this.host.exports.forgetAll();
+  }
   /** Why the base weights cannot change now; null where nothing uses them. */
   get inUse(): string | null {
     if (this.exclusive) return this.exclusive;
@@ -435,18 +443,26 @@ export class Engine {
     this.close(this.dead);
   }
 
-  /** Bytes by purpose, what was chosen at load, and blocks and slots in use. */
+  /**
+   * Bytes by purpose, what was chosen at load, and blocks and slots in use. Of the free blocks, those that are
+   * `cached` keep the prefix of an ended request until somebody needs room.
+   */
   memory(): {
     bytes: Readonly<Record<string, number>>;
     capacities: Sizes;
-    blocks: { total: number; free: number };
+    blocks: { total: number; free: number; cached: number };
     slots: { total: number; used: number };
   } {
+    const { exports } = this.host;
     return {
       bytes: this.device.memory,
       capacities: this.device.sizes,
-      blocks: { total: this.host.exports.blocksTotal(), free: this.host.exports.freeBlocks() },
-      slots: { total: this.manifest.capacities.slots, used: this.host.exports.slotsInUse() },
+      blocks: {
+        total: exports.blocksTotal(),
+        free: exports.freeBlocks(),
+        cached: exports.keptBlocks(),
+      },
+      slots: { total: this.manifest.capacities.slots, used: exports.slotsInUse() },
     };
   }
   get disposed(): boolean {

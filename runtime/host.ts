@@ -9,6 +9,7 @@ import {
   sizeNames,
   WeftError,
 } from "./bundle.ts";
+import { type Request, setTokens } from "./requests.ts";
 
 /** Requests that may wait where the load does not say. */
 export const MAX_QUEUED = 4096;
@@ -30,7 +31,16 @@ export interface HostExports {
   addrMicro(job: number): number;
   addrRowSeq(lane: number): number;
   counterOf(lane: number, i: number): number;
+  /** Blocks that may be had; of these, those that are kept for their prefix until somebody needs room. */
   freeBlocks(): number;
+  keptBlocks(): number;
+  addrHolders(): number;
+  isPrefix(block: number): number;
+  prefixBefore(block: number): number;
+  addrTable(seq: number): number;
+  blocksOfSequence(seq: number): number;
+  foundOf(seq: number): number;
+  share(): void;
   addrFreeBlocks(): number;
   blocksTotal(): number;
   slotsInUse(): number;
@@ -52,12 +62,24 @@ export interface HostExports {
     stops: number,
   ): void;
   setRow(seq: number, weight: number, dropKey: number, dropP: number): void;
-  /** A request of a caller for an adapter (0: the base), or of a job, where one is given. NONE: no place. */
-  submit(kind: number, length: number, limit: number, virtual: number, adapter: number, job: number): number;
+  /**
+   * A request of a caller for an adapter (0: the base), or of a job, where one is given; it shares prefixes
+   * with those of its adapter and salt (0: none). NONE: no place.
+   */
+  submit(
+    kind: number,
+    length: number,
+    limit: number,
+    virtual: number,
+    adapter: number,
+    job: number,
+    salt: number,
+  ): number;
   withdraw(ticket: number): void;
   /** 1: the sequence is closed. 0: it is in a list on its way, whose commit will say that it finished. */
   cancel(seq: number): number;
   forget(adapter: number): void;
+  forgetAll(): void;
   jobSlot(job: number): void;
   jobOpen(job: number, cls: number, optimizer: number): void;
   jobOffer(job: number, rows: number, most: number, keep: number, last: number): void;
@@ -67,7 +89,11 @@ export interface HostExports {
   commit(lane: number): number;
 }
 
+/** The tokens of a request that waits. */
+type PromptOf = (ticket: number) => Pick<Request, "prompt" | "virtual">;
+
 export class Host {
+  private promptOf: PromptOf | null = null;
   private constructor(
     readonly exports: HostExports,
     private readonly manifest: Manifest,
@@ -96,6 +122,10 @@ export class Host {
     const imports = {
       sizes: Object.fromEntries(sizeNames.map((name) => [name, capacities[name]])),
       env: {
+        prompt: (ticket: number, at: number) => {
+          const to = new Int32Array(exports.memory.buffer, at, capacities.context);
+          setTokens(to, host.promptOf!(ticket));
+        },
         abort: (what: number, _file: number, line: number) => {
           throw new WeftError({
             code: "WEFT_BUNDLE",
@@ -108,13 +138,14 @@ export class Host {
       },
     };
     let exports: HostExports;
+    let host: Host;
     try {
       const made = (await WebAssembly.instantiate(module, imports)) as unknown as {
         instance: WebAssembly.Instance;
       };
       exports = made.instance.exports as unknown as HostExports;
       exports.init(manyRows, lanes, queued);
-      const host = new Host(exports, manifest, metaWords);
+      host = new Host(exports, manifest, metaWords);
       if (!host.fits(lanes)) throw bad("the capacities of its manifest", "a host of others");
       return host;
     } catch (cause) {
@@ -140,6 +171,11 @@ export class Host {
     this.offer(jobs - 1);
     this.micro(jobs - 1);
     return true;
+  }
+  /** Requests share what they compute of equal prefixes from now on. */
+  share(promptOf: PromptOf): void {
+    this.promptOf = promptOf;
+    this.exports.share();
   }
   private get buffer(): ArrayBuffer {
     return this.exports.memory.buffer;
@@ -195,9 +231,18 @@ export class Host {
   micro(job: number): Int32Array {
     return new Int32Array(this.buffer, this.exports.addrMicro(job), this.manifest.capacities.sequences);
   }
-  /** Ids of the cache blocks that no sequence holds. */
+  /** Ids of the cache blocks with nothing in them. */
   freeBlockIds(): Int32Array {
-    return new Int32Array(this.buffer, this.exports.addrFreeBlocks(), this.exports.freeBlocks());
+    const { exports } = this;
+    return new Int32Array(this.buffer, exports.addrFreeBlocks(), exports.counterOf(0, COUNTER.free));
+  }
+  /** How many sequences hold each block. */
+  holders(): Int32Array {
+    return new Int32Array(this.buffer, this.exports.addrHolders(), this.manifest.capacities.blocks);
+  }
+  /** Blocks of a sequence, in order. */
+  table(seq: number): Int32Array {
+    return new Int32Array(this.buffer, this.exports.addrTable(seq), this.exports.blocksOfSequence(seq));
   }
   /** Sequence of each row of a lane's last step. */
   rowSequences(lane: number): Int32Array {

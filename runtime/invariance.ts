@@ -272,7 +272,7 @@ class Check {
       const virtual = virtualTokens(manifest, adapter?.content ?? null);
       const length = virtual + ids.length;
       const limit = length + (kind === "generate" ? 1 : 0);
-      waiting.set(exports.submit(KIND[kind], length, limit, virtual, adapter?.id ?? 0, NONE), i);
+      waiting.set(exports.submit(KIND[kind], length, limit, virtual, adapter?.id ?? 0, NONE, 0), i);
     });
     /** Those that the host lets in. */
     const admit = (): void => {

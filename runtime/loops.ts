@@ -19,6 +19,8 @@ export interface StepTrace {
    */
   readonly requests: number;
   readonly jobs: number;
+  /** Tokens of prompts that its requests found computed. */
+  readonly cached: number;
   readonly units: number;
   readonly commands: number;
   readonly ms: number;
@@ -134,13 +136,14 @@ export class Loops {
     const [logits] = await device.run(lane, host.commands(lane, count), host.meta(lane), reads);
     if (logits) host.logits().set(logits);
     const trace = this.o.onStep && this.traceRows(lane);
+    const cached = host.exports.counterOf(lane, COUNTER.found);
     const events = host.events(lane, host.exports.commit(lane)).slice();
     await this.handle(events, logits ?? new Float32Array(0));
     const given = host.exports.counterOf(lane, COUNTER.given);
     // Who waits for room may be of the other lane.
     if (given !== this.given) this.kick();
     this.given = given;
-    if (trace) this.o.onStep!({ lane, ...trace, units, commands: count, ms: performance.now() - t0 });
+    if (trace) this.o.onStep!({ lane, ...trace, cached, units, commands: count, ms: performance.now() - t0 });
     return true;
   }
   private traceRows(lane: number): Pick<StepTrace, "rows" | "requests" | "jobs"> {

@@ -38,6 +38,8 @@ import type { Row, TrainEvent, TrainState } from "./trainer.ts";
 
 /** Most alternatives that a token is reported with. */
 export const MAX_LOGPROBS = 256;
+/** Longest salt, in UTF-16 units: all of it is compared, so all of it is kept. */
+export const MAX_SALT = 256;
 
 /**
  * `notes` (its latest generation), `notes@3`, or a weighted sum `{ blue: 0.5, green: 0.5 }` of such names.
@@ -60,6 +62,16 @@ export const requestEntries = {
     v.pipe(
       tokenIds,
       v.check((l) => l.length <= MAX_STOPS, `at most ${MAX_STOPS} ids, the model's own among them`),
+    ),
+  ),
+  /**
+   * Shares what was computed only with requests of the same salt: how soon an answer comes tells nothing of
+   * what others asked. Default: none, shared by all without one.
+   */
+  salt: v.optional(
+    v.pipe(
+      text,
+      v.check((s) => s.length > 0 && s.length <= MAX_SALT, `a text of 1 to ${MAX_SALT} characters`),
     ),
   ),
   /** Number of alternatives to report a token, at most 256. Default 0: the chosen one only. */
@@ -100,6 +112,11 @@ export const engineEntries = {
    * 2^20: the host has their places from the start.
    */
   maxQueued: v.optional(integer(1, 2 ** 20 + 1)),
+  /**
+   * Keep the cache of requests that ended, until somebody needs room: a prompt that begins like one before
+   * computes only what is new. Default: yes. Never changes a result.
+   */
+  prefixCache: v.optional(boolean),
   /**
    * Milliseconds that the device may take for a step, and threads to start, before the engine ends with an
    * error. Default 300000; 0: as long as it wants.

@@ -28,6 +28,8 @@ export interface TokenEvent {
    * drawn.
    */
   readonly seed: number | null;
+  /** Tokens of the prompt that were not computed for this request: an earlier one had the same prefix. */
+  readonly cached: number;
   readonly finish: Finish | null;
 }
 export interface Score {
@@ -52,6 +54,8 @@ export interface Request {
   readonly generation: Generation | null;
   /** Tokens of the adapter's own before the prompt. */
   readonly virtual: number;
+  /** Who it shares prefixes with: all that say the same, or nothing. */
+  readonly salt: string | null;
   /** The job that asks, on what it trains; NONE for callers. */
   readonly job: number;
   readonly push: (e: TokenEvent) => void;
@@ -63,14 +67,18 @@ export interface Request {
   seq: number;
   done: boolean;
 }
+/** A request's tokens, behind those of its adapter's own. */
+export function setTokens(to: Int32Array, { prompt, virtual }: Pick<Request, "prompt" | "virtual">): void {
+  to.fill(0, 0, virtual);
+  to.set(prompt, virtual);
+}
 /** Where the host put a request: its tokens, and how it draws. */
 export function startIn(
   host: Host,
   seq: number,
   r: Pick<Request, "kind" | "prompt" | "virtual" | "sampling" | "seed">,
 ): void {
-  host.tokens(seq).fill(0, 0, r.virtual);
-  host.tokens(seq).set(r.prompt, r.virtual);
+  setTokens(host.tokens(seq), r);
   if (r.kind === "score") return;
   const o = r.sampling;
   const stops = o.stopIds ?? [];

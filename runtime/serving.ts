@@ -7,6 +7,9 @@ import { FINISH, KIND, type Manifest, NONE, WeftError } from "./bundle.ts";
 import type { Host } from "./host.ts";
 import { notFinite, type Request, startIn, type TokenEvent, topOf } from "./requests.ts";
 
+/** Salts whose number is kept: one that comes again after so many others shares nothing with before. */
+const KEPT_SALTS = 4096;
+
 type Asked = Omit<Request, "ticket" | "seq" | "done">;
 /** A step's logits: of its rows, and ln Σ exp of each. */
 interface Logits {
@@ -21,6 +24,9 @@ export class Serving {
   private readonly live = new Map<number, Request>();
   /** Those that were given up under a list on its way, until it has ended. */
   private readonly leaving = new Map<number, Request>();
+  /** The host's numbers of salts, the least recently used first: from 1 up, each once. */
+  private readonly salts = new Map<string, number>();
+  private salted = 0;
   constructor(
     private readonly manifest: Manifest,
     private readonly host: Host,
@@ -30,11 +36,22 @@ export class Serving {
     private readonly merged: () => string | null,
     /** Something may be done now that could not before. */
     private readonly kick: () => void,
-  ) {}
+    prefixCache: boolean,
+  ) {
+    if (prefixCache) host.share((ticket) => this.waiting.get(ticket)!);
+  }
 
   /** Requests that run or wait. */
   get size(): number {
     return this.waiting.size + this.live.size;
+  }
+  private saltOf({ salt }: Asked): number {
+    if (salt === null) return 0;
+    const number = this.salts.get(salt) ?? ++this.salted;
+    this.salts.delete(salt);
+    this.salts.set(salt, number);
+    if (this.salts.size > KEPT_SALTS) this.salts.delete(this.salts.keys().next().value!);
+    return number;
   }
   /** Throws WEFT_CAPACITY, retryable, where too many wait. */
   enqueue(r: Asked): Request {
@@ -46,6 +63,7 @@ export class Serving {
       r.virtual,
       r.generation?.id ?? 0,
       r.job,
+      this.saltOf(r),
     );
     if (ticket === NONE)
       throw new WeftError({
@@ -113,6 +131,7 @@ export class Serving {
     return new Telling(
       this.live,
       { rowOf, logSums: this.host.logSums() },
+      (r) => Math.max(0, this.host.exports.foundOf(r.seq) - r.virtual),
       (r) => r.generation?.ref ?? this.merged() ?? "base",
       (r, error) => this.finish(r, error),
       (r, error) => this.cancel(r, error),
@@ -128,6 +147,7 @@ class Telling {
   constructor(
     private readonly live: ReadonlyMap<number, Request>,
     private readonly logits: Logits,
+    private readonly cachedOf: (r: Request) => number,
     private readonly adapterOf: (r: Request) => string,
     private readonly finish: (r: Request, error: unknown) => void,
     private readonly cancel: (r: Request, error: unknown) => void,
@@ -156,6 +176,7 @@ class Telling {
         top: topOf(row, r.sampling.logprobs ?? 0, logSum),
         adapter: this.adapterOf(r),
         seed: r.seed,
+        cached: this.cachedOf(r),
       },
     };
   }

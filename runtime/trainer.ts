@@ -128,7 +128,7 @@ export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>
       found: "one more",
       retryable: true,
     });
-  if (full) engine.exclusive = "full training";
+  if (full) engine.own("full training");
   const job = new Job(engine, index, o, data);
   engine.attach(index, job);
   return job;

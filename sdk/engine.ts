@@ -216,6 +216,8 @@ export class Engine {
     adapter: string;
     /** Give it to get the same answer again; null where nothing was drawn. */
     seed: number | null;
+    /** Tokens of the prompt that were not computed: an earlier request had the same prefix. */
+    cached: number;
   }> {
     const ids: number[] = [];
     let text = "";
@@ -226,8 +228,13 @@ export class Engine {
       last = p;
     }
     // No token: none was asked for.
-    const { finish, adapter, seed } = last ?? { finish: null, adapter: "base", seed: null };
-    return { text, ids, finish: finish ?? "length", adapter, seed };
+    const { finish, adapter, seed, cached } = last ?? {
+      finish: null,
+      adapter: "base",
+      seed: null,
+      cached: 0,
+    };
+    return { text, ids, finish: finish ?? "length", adapter, seed, cached };
   }
   /** Loss and log-probabilities of a text or ids; on request all logits [position][vocab]. */
   score(input: string | readonly number[], o: ScoreOptions = {}): Promise<Score> {

@@ -39,7 +39,7 @@ async function longestList(
     for (let slot = 1; slot <= c.slots; slot++)
       for (let word = 0; word < 4; word++) exports.setMask(slot, word, -1);
     // Of jobs, on slots that they hold: a request of each adapter too would be one for each slot.
-    for (let i = 0; i < 3; i++) exports.submit(KIND.score, 9, 9, 0, 0, i % c.jobs);
+    for (let i = 0; i < 3; i++) exports.submit(KIND.score, 9, 9, 0, 0, i % c.jobs, 0);
     idle.forEach((free, j) => {
       if (!free) return;
       host.offer(j).fill(40, 0, 3);

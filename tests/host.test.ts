@@ -46,13 +46,23 @@ async function storm(name: string, sizes: Parameters<typeof Played.open>[0], lan
   const gap = 4 * Math.ceil(sequences / Math.max(1, headRows - Math.ceil(headRows / 4))) + 8;
   // A sequence computes its tokens one by one at worst, between those of all others.
   const life = longest * gap * 4;
-  const counts = { asks: 0, refused: 0, dropped: 0, jobs: 0, jobSteps: 0, wait: 0, gap: 0 };
+  const counts = { asks: 0, refused: 0, dropped: 0, jobs: 0, jobSteps: 0, wait: 0, gap: 0, published: 0 };
+  // Adapters by what they are called, each with its latest generation; and how prompts begin.
+  const latest = Array.from({ length: 9 }, (_, name) => name);
+  const beginnings = Array.from({ length: 3 }, () => Array.from({ length: longest }, () => below(64)));
+  const publish = (): void => {
+    const name = 1 + below(8);
+    // Who has asked for the one before finishes on it.
+    p.forget(latest[name]!);
+    latest[name]! += 9;
+    counts.published++;
+  };
   const look = (ask: Ask): void => {
     if (ask.started < 0) {
       const wait = p.steps[0]! - ask.asked;
       counts.wait = Math.max(counts.wait, wait);
       assert.ok(wait <= (ask.ahead + jobs + 1) * life, `waits for ${wait} steps behind ${ask.ahead}`);
-    } else if (ask.kind === "generate" && ask.rows >= ask.length) {
+    } else if (ask.kind === "generate" && ask.done >= ask.length) {
       counts.gap = Math.max(counts.gap, p.steps[0]! - ask.last);
       assert.ok(p.steps[0]! - ask.last <= gap, `no row for ${p.steps[0]! - ask.last} steps`);
     }
@@ -60,11 +70,15 @@ async function storm(name: string, sizes: Parameters<typeof Played.open>[0], lan
   const arrive = (): void => {
     for (let n = below(4); n > 0; n--) {
       const kind = below(5) ? "generate" : "score";
-      const length = 1 + below(below(3) ? 6 : longest);
+      // Every other one begins as one of few do.
+      const prefix = below(2) ? beginnings[below(3)]!.slice(0, below(longest)) : [];
+      const length = prefix.length + 1 + below(Math.min(longest - prefix.length, below(4) ? 6 : longest));
       const grows = kind === "score" ? 0 : 1 + below(longest - 1);
-      const made = p.ask({ kind, length, grows, adapter: below(2) ? below(9) : 0 });
+      const adapter = latest[below(2) ? below(9) : 0]!;
+      const made = p.ask({ kind, length, grows, adapter, salt: below(4) ? 0 : below(3), prefix });
       counts[made ? "asks" : "refused"]++;
     }
+    if (below(40) === 0) publish();
     if (below(6) === 0) {
       const all = [...p.waiting.values(), ...p.live.values()].filter((a) => !a.job && a.ended < 0);
       if (all.length) {
@@ -110,6 +124,7 @@ async function storm(name: string, sizes: Parameters<typeof Played.open>[0], lan
     }
   }
   p.drain((24 + sequences) * life);
+  assert.ok(p.found > 0 && p.evicted > 0, `${p.found} tokens found, ${p.evicted} blocks evicted`);
   assert.ok(
     counts.asks > steps / 50 && counts.refused && counts.dropped && counts.jobSteps,
     JSON.stringify(counts),

@@ -9,7 +9,7 @@ import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import * as assert from "uvu/assert";
 import { type Engine, load } from "../sdk/index.ts";
-import { batchOf, bundle, collect, configs, contentBits, idsOf } from "./support/engines.ts";
+import { batchOf, bundle, collect, configs, contentBits, idsOf, inUse } from "./support/engines.ts";
 import { generator } from "./support/random.ts";
 import { long, rounds } from "./support/scale.ts";
 import { suite } from "./support/suite.ts";
@@ -96,7 +96,7 @@ async function soak(name: string, o: Soak): Promise<void> {
   const taught = await (await engine.finetune({ ...job, name: "told" })).done;
   const told = contentBits(engine, "told");
   engine.adapters.remove("told");
-  const free = engine.memory();
+  const free = inUse(engine);
 
   const next = generator(name);
   const below = (n: number): number => next() % n;
@@ -169,8 +169,7 @@ async function soak(name: string, o: Soak): Promise<void> {
   }
   if (long) console.log(`  ${name}: ${JSON.stringify(counts)}`);
   flat(name, samples);
-  assert.equal(engine.memory().blocks, free.blocks);
-  assert.equal(engine.memory().slots, free.slots);
+  assert.equal(inUse(engine), free);
   rmSync(dir, { recursive: true });
 }
 /** `n` turns in the short form, minutes in the long one. */

@@ -251,6 +251,10 @@ export async function emitHost(h: HostInput, how: Making): Promise<{ wasm: Uint8
 }
 /** host.wasm from a config module. */
 export function compileHost(config: string, policy: string, how: Making): Promise<Uint8Array> {
+  return compileAssembly("host", hostSources(config, policy), "index.ts", how);
+}
+/** The host's modules by path. */
+export function hostSources(config: string, policy: string): Record<string, string> {
   const exp = readFileSync(new URL("./assembly/exp.ts", import.meta.url), "utf8");
   const sources: Record<string, string> = {
     "exp.ts": exp,
@@ -260,5 +264,5 @@ export function compileHost(config: string, policy: string, how: Making): Promis
   for (const dir of ["", "policies/"])
     for (const f of readdirSync(new URL(dir || ".", hostFolder)))
       if (f.endsWith(".ts")) sources[dir + f] = readFileSync(new URL(dir + f, hostFolder), "utf8");
-  return compileAssembly("host", sources, "index.ts", how);
+  return sources;
 }

@@ -4,11 +4,11 @@
  * were made, and what a claim waits for nobody else may take: as everything that runs ends, every first of a
  * queue is served after those that claimed before it.
  */
-import { blocksOf, findSavedRun } from "./blocks";
-import { C_EVENTS, C_FREE, C_FREE_SEQUENCES, JOBS, NONE } from "./config";
+import { available, blocksOf, findSavedRun } from "./blocks";
+import { C_EVENTS, C_FOUND, C_FREE_SEQUENCES, JOBS, NONE } from "./config";
 import { giveSlots, offeredRows, startMicro } from "./jobs";
 import { bump, counter, enter, get, serves, set, take, trains } from "./state";
-import { blocksOfTicket, nextEvaluation, nextRequest, run } from "./waiting";
+import { foundFor, needOfTicket, nextEvaluation, nextRequest, run } from "./waiting";
 
 /** When each queue (requests, then jobs) claimed room: 0 where it has not, else the smaller is the older. */
 const CLAIM: usize = take((JOBS + 1) * 4);
@@ -36,6 +36,7 @@ function nextQueue(): i32 {
 export function plan(lane: i32): i32 {
   enter(lane);
   bump(C_EVENTS, -counter(C_EVENTS));
+  bump(C_FOUND, -counter(C_FOUND));
   if (trains()) giveSlots();
   let blocks: i32 = 0;
   let sequences: i32 = 0;
@@ -49,15 +50,16 @@ export function plan(lane: i32): i32 {
       set(PASSED_OVER, q, 1);
       continue;
     }
-    const need: i32 = rows > 0 ? blocksOf(rows) : blocksOfTicket(t);
+    const found: i32 = rows > 0 ? 0 : foundFor(t);
+    const need: i32 = rows > 0 ? blocksOf(rows) : needOfTicket(t, found);
     const room: bool =
-      need + blocks <= counter(C_FREE) &&
+      need + blocks <= available() &&
       sequences < counter(C_FREE_SEQUENCES) &&
       (rows == 0 || (!runs && findSavedRun(rows) != NONE));
     if (room && (rows > 0 ? trains() : serves())) {
       set(CLAIM, q, 0);
       if (rows > 0) startMicro(q - 1, blocks, sequences);
-      else run(t);
+      else run(t, found);
       continue;
     }
     set(PASSED_OVER, q, 1);

@@ -4,13 +4,13 @@
  */
 import { plan, resetAdmission } from "./admission";
 import { beginStep, emitForward } from "./batch";
-import { resetBlocks } from "./blocks";
+import { ALL, available, discard, HOLDERS, idleBlocks, resetBlocks } from "./blocks";
 import {
   BIASES_PER_SEQUENCE,
   BLOCKS,
+  BLOCKS_PER_SEQUENCE,
   C_COMMANDS,
   C_EVENTS,
-  C_FREE,
   C_HEAD,
   C_LANES,
   C_MANY,
@@ -34,10 +34,12 @@ import {
 } from "./config";
 import { closeJob, OFFER, offer, openJob, resetJobs, settleForwards, wantSlot } from "./jobs";
 import { policy } from "./policy";
+import { isEntry, parentOf, resetPrefixes } from "./prefix";
 import { ready, resetReady } from "./ready";
+import { foundIn } from "./reuse";
 import { logSumExp, sample } from "./sampler";
 import { cancel, close, closeGone, isGone, resetSequences, setRow, setSampling } from "./sequences";
-import { forget, resetSlots, slotsInUse } from "./slots";
+import { forget as forgetSlot, resetSlots, slotsInUse } from "./slots";
 import {
   BIASES,
   bump,
@@ -61,6 +63,7 @@ import {
   LOG_SUMS,
   LOGITS,
   META,
+  NUM_BLOCKS,
   NUM_STOPS,
   ROW_SEQ,
   SAVE_BASE,
@@ -70,6 +73,7 @@ import {
   serves,
   set,
   setFlying,
+  TABLE,
   TOKENS,
 } from "./state";
 import { finishMicros, refreshSlots } from "./units";
@@ -83,6 +87,7 @@ export function init(many: i32, lanes: i32, queued: i32): void {
   set(COUNTERS, C_MANY, many);
   set(COUNTERS, C_LANES, lanes);
   resetSequences();
+  resetPrefixes();
   resetBlocks();
   resetReady();
   resetSlots(queued);
@@ -97,9 +102,23 @@ export {
   openJob as jobOpen,
   wantSlot as jobSlot,
 } from "./jobs";
+export { share } from "./reuse";
 export { cancel, setRow, setSampling } from "./sequences";
-export { forget, slotsInUse } from "./slots";
+export { slotsInUse } from "./slots";
 export { submit, withdraw } from "./waiting";
+/** Nobody asks for an adapter any more: its slot and what is kept of it go first. */
+export function forget(adapter: i32): void {
+  forgetSlot(adapter);
+  discard(adapter);
+}
+/** The base weights change: what was computed with them holds no more. */
+export function forgetAll(): void {
+  discard(ALL);
+}
+/** Tokens of a request that were not computed for it. */
+export function foundOf(seq: i32): i32 {
+  return foundIn(seq);
+}
 // Addresses of what the engine reads and writes.
 export function addrMeta(lane: i32): usize {
   enter(lane);
@@ -156,8 +175,30 @@ export function counterOf(lane: i32, i: i32): i32 {
 export function blocksTotal(): i32 {
   return BLOCKS;
 }
+/** Blocks that may be had; of these, those that are kept for their prefix until then. */
 export function freeBlocks(): i32 {
-  return counter(C_FREE);
+  return available();
+}
+export function keptBlocks(): i32 {
+  return idleBlocks();
+}
+/** Blocks of a sequence, in order. */
+export function addrTable(seq: i32): usize {
+  return TABLE + ((<usize>(seq * BLOCKS_PER_SEQUENCE)) << 2);
+}
+export function blocksOfSequence(seq: i32): i32 {
+  return get(NUM_BLOCKS, seq);
+}
+/** How many sequences hold each block. */
+export function addrHolders(): usize {
+  return HOLDERS;
+}
+/** Is a block an entry of the prefixes, and which one does it go on from? */
+export function isPrefix(block: i32): bool {
+  return isEntry(block);
+}
+export function prefixBefore(block: i32): i32 {
+  return parentOf(block);
 }
 export function kindOf(seq: i32): i32 {
   return get(KIND, seq);

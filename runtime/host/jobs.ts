@@ -4,10 +4,9 @@
  * has had the least.
  */
 import { grant, rowsLeft } from "./batch";
-import { blocksOf, findKeptRun, findSavedRun } from "./blocks";
+import { available, blocksOf, findKeptRun, findSavedRun } from "./blocks";
 import {
   BLOCKS,
-  C_FREE,
   C_FREE_SEQUENCES,
   FEED,
   HOLD,
@@ -136,7 +135,7 @@ export function offeredRows(j: i32): i32 {
  */
 export function startMicro(j: i32, blocks: i32, sequences: i32): void {
   const offered: i32 = min(get(OFFERED, j), get(OFFER_MOST, j));
-  const freeBlocks: i32 = counter(C_FREE) - blocks - BLOCKS / 4;
+  const freeBlocks: i32 = available() - blocks - BLOCKS / 4;
   const freeSequences: i32 = counter(C_FREE_SEQUENCES) - sequences - SEQUENCES / 4;
   let rows: i32 = 0;
   let used: i32 = 0;
@@ -148,7 +147,7 @@ export function startMicro(j: i32, blocks: i32, sequences: i32): void {
     const base: i32 = findSavedRun(length);
     if (base == NONE) break;
     const ext: i32 = get(OFFER_KEEP, j) != 0 ? findKeptRun(get(JOB_CLASS, j), length) : NONE;
-    const seq: i32 = open(TRAIN, length, length, get(JOB_SLOT, j));
+    const seq: i32 = open(TRAIN, length, length, get(JOB_SLOT, j), 0);
     set(SAVE_BASE, seq, base);
     set(EXT_BASE, seq, ext);
     set(JOB, seq, j);

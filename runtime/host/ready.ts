@@ -3,8 +3,9 @@
  * served. Policies ask here and grant; they never touch a sequence.
  */
 import { grant } from "./batch";
-import { GENERATE, NONE, SCORE, SEQUENCES } from "./config";
+import { NONE, SCORE, SEQUENCES } from "./config";
 import { append, clearList, firstOf, LINK_BYTES, LIST_BYTES, lengthOf, unlink } from "./lists";
+import { fillPrefix, readPrefix } from "./reuse";
 import { DONE, get, KIND, LENGTH_OF, serves, set, take } from "./state";
 
 const DECODING: usize = take(LIST_BYTES);
@@ -38,13 +39,17 @@ export function leave(s: i32): void {
   unlink(<usize>get(IN, s), LINKS, s);
   set(IN, s, 0);
 }
-/** Grant `n` rows to a request; what is left of it waits where it belongs. Returns what was granted. */
+/**
+ * Grant `n` rows to a request, behind what others computed of it; what is left of it waits where it belongs.
+ * Returns what was granted.
+ */
 export function serve(s: i32, n: i32): i32 {
+  readPrefix(s);
   const granted: i32 = grant(s, n);
-  if (granted == 0) return 0;
+  fillPrefix(s);
   const left: i32 = remaining(s);
   if (left == 0) leave(s);
-  else if (left == 1 && get(KIND, s) == GENERATE) {
+  else if (left == 1 && get(IN, s) == <i32>READING) {
     leave(s);
     joins(s);
   }

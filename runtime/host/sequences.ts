@@ -12,6 +12,7 @@ import {
   TRAIN,
 } from "./config";
 import { leave } from "./ready";
+import { keepsApart } from "./reuse";
 import { runOff } from "./slots";
 import {
   BEGIN,
@@ -61,8 +62,11 @@ export function resetSequences(): void {
   }
   bump(C_FREE_SEQUENCES, SEQUENCES - counter(C_FREE_SEQUENCES));
 }
-/** A sequence of `length` tokens that may grow to `limit`, with the blocks for them. There must be room. */
-export function open(kind: i32, length: i32, limit: i32, slot: i32): i32 {
+/**
+ * A sequence of `length` tokens that may grow to `limit`, with the blocks for them, the first `found` of them
+ * those of CHAIN. There must be room.
+ */
+export function open(kind: i32, length: i32, limit: i32, slot: i32, found: i32): i32 {
   bump(C_FREE_SEQUENCES, -1);
   const seq: i32 = get(FREE_SEQUENCES, counter(C_FREE_SEQUENCES));
   set(KIND, seq, kind);
@@ -74,7 +78,8 @@ export function open(kind: i32, length: i32, limit: i32, slot: i32): i32 {
   set(SAVE_BASE, seq, NONE);
   set(EXT_BASE, seq, NONE);
   set(ENTRY, seq, NONE);
-  allocate(seq, limit);
+  keepsApart(seq);
+  allocate(seq, limit, found);
   return seq;
 }
 /** Its blocks, its row of the table and its slot are free for others. */

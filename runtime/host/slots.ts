@@ -95,6 +95,10 @@ export function entryOf(adapter: i32): i32 {
   set(CHAINS, adapter & mask, e);
   return e;
 }
+/** The adapter of an entry. */
+export function adapterOf(e: i32): i32 {
+  return get(ADAPTER, e);
+}
 /** Forget an entry that nothing holds. */
 function tidy(e: i32): void {
   if (get(ENTRY_SLOT, e) != NONE || lengthOf(waitingFor(e)) > 0) return;

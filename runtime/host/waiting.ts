@@ -2,13 +2,15 @@
  * Requests that wait to be admitted: of callers, by adapter, as many as the load allows; and those with which
  * a job evaluates, which are the job's. A request is a ticket until it runs.
  */
-import { blocksOf } from "./blocks";
-import { C_REQUESTS, JOBS, NONE, SLOTS, START } from "./config";
+import { needOf } from "./blocks";
+import { C_REQUESTS, GENERATE, JOBS, NONE, SLOTS, START } from "./config";
 import { append, clearList, firstOf, LINK_BYTES, LIST_BYTES, unlink } from "./lists";
 import { ready } from "./ready";
+import { lookUp, shares } from "./reuse";
 import { ENTRY, open, setSampling } from "./sequences";
 import {
   ADAPTERS,
+  adapterOf,
   entryOf,
   firstAbsent,
   left,
@@ -31,7 +33,9 @@ const T_ENTRY: i32 = 4;
 const T_JOB: i32 = 5;
 /** Order of arrival: the smaller came first. */
 const T_ARRIVAL: i32 = 6;
-const T_WORDS: i32 = 7;
+/** Whose prefixes it may share, of those with its adapter; 0: of all without one. */
+const T_SALT: i32 = 7;
+const T_WORDS: i32 = 8;
 let TICKETS: usize = 0;
 let LINKS: usize = 0;
 let spare: i32 = 0;
@@ -69,7 +73,15 @@ function listOf(t: i32): usize {
  * Queue a request of `length` tokens, the first `virtual` an adapter's own, that may grow to `limit`: of a
  * caller for an adapter, or of a job on what it trains. Returns its ticket; NONE where the queue is full.
  */
-export function submit(kind: i32, length: i32, most: i32, virtual: i32, adapter: i32, job: i32): i32 {
+export function submit(
+  kind: i32,
+  length: i32,
+  most: i32,
+  virtual: i32,
+  adapter: i32,
+  job: i32,
+  salt: i32,
+): i32 {
   if (spare == NONE || (job == NONE && queued == limit)) return NONE;
   const t: i32 = spare;
   spare = get(LINKS, t * 2);
@@ -79,6 +91,7 @@ export function submit(kind: i32, length: i32, most: i32, virtual: i32, adapter:
   note(t, T_VIRTUAL, virtual);
   note(t, T_JOB, job);
   note(t, T_ENTRY, job == NONE ? entryOf(adapter) : NONE);
+  note(t, T_SALT, salt);
   note(t, T_ARRIVAL, ++arrivals);
   append(listOf(t), LINKS, t);
   if (job == NONE) {
@@ -117,18 +130,28 @@ export function nextRequest(): i32 {
 export function nextEvaluation(j: i32): i32 {
   return firstOf(evaluationsOf(j));
 }
-/** Cache blocks that a request needs. */
-export function blocksOfTicket(t: i32): i32 {
-  return blocksOf(word(t, T_LIMIT));
+/** Does a request read and fill prefixes? */
+function generates(t: i32): bool {
+  return word(t, T_KIND) == GENERATE && word(t, T_JOB) == NONE;
 }
-/** Run a request: there is room, and a slot. */
-export function run(t: i32): void {
+/** Blocks of a request's prompt that are there already: into CHAIN. */
+export function foundFor(t: i32): i32 {
+  if (!generates(t)) return 0;
+  return lookUp(t, word(t, T_LENGTH), adapterOf(word(t, T_ENTRY)), word(t, T_SALT));
+}
+/** Blocks that a request needs beside those of `found` that others hold. */
+export function needOfTicket(t: i32, found: i32): i32 {
+  return needOf(word(t, T_LIMIT), found);
+}
+/** Run a request, `found` blocks of which are in CHAIN: there is room, and a slot. */
+export function run(t: i32, found: i32): void {
   const e: i32 = word(t, T_ENTRY);
   const j: i32 = word(t, T_JOB);
   const waits: i32 = firstFor(firstAbsent());
   const overtakes: bool = e != NONE && waits != NONE && waits != t && cameBefore(waits, t);
   const slot: i32 = j == NONE ? runOn(e, t) : get(JOB_SLOT, j);
-  const seq: i32 = open(word(t, T_KIND), word(t, T_LENGTH), word(t, T_LIMIT), slot);
+  const seq: i32 = open(word(t, T_KIND), word(t, T_LENGTH), word(t, T_LIMIT), slot, found);
+  if (generates(t)) shares(seq, adapterOf(e), word(t, T_SALT), found);
   set(ENTRY, seq, e);
   set(FIRST, seq, word(t, T_VIRTUAL));
   setSampling(seq, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0);

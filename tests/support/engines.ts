@@ -141,7 +141,9 @@ export async function engineOf(
 ): Promise<Engine> {
   const { load: loading, ...compile } = options;
   const target = compile.targets?.[0] ?? "wasm";
-  return load(await bundle(config, compile), { device: target === "wasm" ? "wasm" : "software", ...loading });
+  // What is compared is computed, and not read again: tests of prefixes ask for them.
+  const device = target === "wasm" ? "wasm" : "software";
+  return load(await bundle(config, compile), { device, prefixCache: false, ...loading });
 }
 export async function collect(
   engine: Engine,
@@ -153,6 +155,11 @@ export async function collect(
     out.logprobs.push(p.logprob);
   }
   return out;
+}
+/** Memory in use. What is cached is not: whoever needs room has it. */
+export function inUse(engine: Engine) {
+  const { blocks, ...others } = engine.memory();
+  return { ...others, blocks: { total: blocks.total, free: blocks.free } };
 }
 export const bits = (a: Float32Array): string =>
   Buffer.from(a.buffer, a.byteOffset, a.byteLength).toString("base64");

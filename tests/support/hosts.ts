@@ -1,10 +1,12 @@
 /**
  * The host alone, without a device: asks it for things, does what it says, draws token 0 always, and checks
- * after every call what must always hold.
+ * after every call what must always hold. In place of a cache there is a model of one: what a row leaves at its
+ * position is a hash of whose it is and of all tokens up to there, as keys and values are in a model.
  */
 import { readFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import {
+  BLOCK,
   COUNTER,
   cacheBlocks,
   EVENT,
@@ -25,15 +27,21 @@ export interface Ask {
   readonly length: number;
   /** Tokens to draw. */
   readonly grows: number;
+  /** Number of a generation: 0 the base. */
   readonly adapter: number;
+  readonly salt: number;
   readonly job: PlayedJob | null;
   readonly ticket: number;
+  /** Its tokens, and what the cache has to hold of each. */
+  readonly ids: Int32Array;
+  readonly kept: Int32Array;
   /** Steps of its lane at which it was asked, started, had its last row, and ended; -1: not yet. */
   readonly asked: number;
   started: number;
   last: number;
-  /** Rows computed. */
+  /** Rows computed for it; tokens that are in the cache. */
   rows: number;
+  done: number;
   ended: number;
   /** Requests that waited when it came. */
   readonly ahead: number;
@@ -62,8 +70,18 @@ export interface PlayOptions {
   readonly queued?: number;
   readonly budget?: number;
   readonly idle?: number;
+  /** Requests share prefixes. Default: yes. */
+  readonly prefixes?: boolean;
+  /** Another host.wasm. */
+  readonly module?: BufferSource;
 }
 type Sizes = NonNullable<Parameters<typeof bundle>[1]>["capacities"];
+
+const mix = (a: number, b: number): number => {
+  const h = Math.imul(a ^ Math.imul(b + 1, 0x9e3779b1), 0x85ebca6b);
+  // 0: nothing was computed.
+  return (h ^ (h >>> 13)) | 1;
+};
 
 export class Played {
   steps = [0, 0];
@@ -74,6 +92,15 @@ export class Played {
   readonly slots: (number | PlayedJob | null)[];
   /** Layers that rows went through, forward or (twice) back: of requests, of each job. */
   work = { requests: 0, jobs: [] as number[] };
+  /** Tokens that requests found computed; idle blocks that gave way to others. */
+  found = 0;
+  evicted = 0;
+  private asked = 0;
+  /** The base weights that requests run on. */
+  private base = 0;
+  private readonly pool: Int32Array;
+  /** Blocks that were shared when what they hold became void: those who hold them go on. */
+  private readonly voided = new Set<number>();
   /** Of each lane: is a list on its way? */
   private readonly flying = [false, false];
   private readonly stepWords: number;
@@ -91,7 +118,13 @@ export class Played {
     this.stepWords = planOf(manifest, "wasm", manifest.capacities).stepWords;
     this.budget = o.budget ?? 21;
     this.idle = o.idle ?? tokens;
+    this.pool = new Int32Array(manifest.capacities.blocks * BLOCK);
     host.logits().fill(0);
+    if (o.prefixes ?? true)
+      host.share((ticket) => {
+        const { ids, length } = this.waiting.get(ticket)!;
+        return { prompt: [...ids.subarray(0, length)], virtual: 0 };
+      });
   }
   static async open(capacities: Sizes = {}, o: PlayOptions = {}): Promise<Played> {
     // Compiled for what shapes a step alone: the rest is chosen at load.
@@ -105,7 +138,7 @@ export class Played {
       manifest,
       planOf(manifest, "wasm", manifest.capacities).metaWords,
       { manyRows: 2 ** 30, lanes, queued: o.queued ?? 64 },
-      readFileSync(`${dir}/host.wasm`),
+      o.module ?? readFileSync(`${dir}/host.wasm`),
     );
     return new Played(manifest, host, lanes, o);
   }
@@ -116,13 +149,22 @@ export class Played {
     adapter?: number;
     kind?: Ask["kind"];
     job?: PlayedJob;
+    salt?: number;
+    /** How its prompt begins; what follows is like no other's. */
+    prefix?: readonly number[];
   }): Ask | null {
-    const { length, grows = 0, adapter = 0, kind = "generate", job = null } = o;
+    const { length, grows = 0, adapter = 0, kind = "generate", job = null, salt = 0, prefix = [] } = o;
     const index = job ? job.index : NONE;
-    const ticket = this.host.exports.submit(KIND[kind], length, length + grows, 0, adapter, index);
+    const ticket = this.host.exports.submit(KIND[kind], length, length + grows, 0, adapter, index, salt);
     if (ticket === NONE) return null;
+    const ids = new Int32Array(this.manifest.capacities.context);
+    const own = [++this.asked, this.asked >> 6, this.asked >> 12, this.asked >> 18].map((x) => x & 63);
+    ids.set([...prefix, ...own].slice(0, length));
+    const kept = new Int32Array(length + grows);
+    for (let i = 0; i < kept.length; i++)
+      kept[i] = mix(i ? kept[i - 1]! : mix(mix(this.base, adapter), mix(salt, index)), ids[i]!);
     const ask: Ask = {
-      ...{ kind, length, grows, adapter, job, ticket, seq: NONE, slot: NONE },
+      ...{ kind, length, grows, adapter, salt, job, ticket, ids, kept, seq: NONE, slot: NONE, done: 0 },
       ...{ asked: this.steps[0]!, started: -1, last: -1, rows: 0, ended: -1, ahead: this.waiting.size },
     };
     assert.not(this.waiting.has(ticket), "a ticket of two");
@@ -140,6 +182,31 @@ export class Played {
       if (closed) this.live.delete(ask.seq);
     }
     ask.ended = this.steps[0]!;
+  }
+  /** Nobody asks for a generation any more. */
+  forget(adapter: number): void {
+    this.void(() => this.host.exports.forget(adapter));
+  }
+  /** The base weights are others; nobody is served meanwhile. */
+  change(): void {
+    assert.is(this.waiting.size, 0);
+    for (const a of this.live.values()) assert.ok(a.ended >= 0, "only what was given up is left");
+    this.void(() => this.host.exports.forgetAll());
+    this.base++;
+  }
+  private void(forget: () => void): void {
+    const { exports } = this.host;
+    const held = [...this.host.holders().keys()].filter((b) => exports.isPrefix(b));
+    forget();
+    for (const b of held) if (!exports.isPrefix(b)) this.voided.add(b);
+    this.clear();
+  }
+  /** What is free holds nothing. */
+  private clear(): void {
+    for (const b of this.host.freeBlockIds()) {
+      this.pool.fill(0, b * BLOCK, (b + 1) * BLOCK);
+      this.voided.delete(b);
+    }
   }
   startJob(
     index: number,
@@ -186,7 +253,15 @@ export class Played {
   begin(lane: number): boolean {
     const { exports } = this.host;
     assert.not(this.flying[lane], "one list of a lane at a time");
-    this.each(lane, exports.plan(lane), (type, a, b) => this.decided(type, a, b));
+    this.clear();
+    const idle = this.idleBlocks();
+    const decided = exports.plan(lane);
+    for (const b of idle)
+      if (!exports.isPrefix(b)) {
+        this.pool.fill(0, b * BLOCK, (b + 1) * BLOCK);
+        this.evicted++;
+      }
+    this.each(lane, decided, (type, a, b) => this.decided(type, a, b));
     this.steps[lane]!++;
     const commands = exports.schedule(lane, this.budget, this.idle);
     const units = exports.counterOf(lane, COUNTER.units);
@@ -229,7 +304,7 @@ export class Played {
       assert.ok(ask.slot >= 0, `adapter ${ask.adapter} runs in no slot`);
       assert.not(this.live.has(b), "a sequence of two");
       this.live.set(b, ask);
-      this.host.tokens(b).fill(1, 0, ask.length);
+      this.host.tokens(b).set(ask.ids.subarray(0, ask.length));
     } else if (type === EVENT.hold) {
       const job = this.jobs.get(a)!;
       this.checkEmpty(b);
@@ -259,6 +334,7 @@ export class Played {
       return;
     }
     const ask = this.live.get(a)!;
+    if (type === EVENT.finished) this.found += this.host.exports.foundOf(a);
     assert.is(type === EVENT.finished && b === FINISH.givenUp, ask.ended >= 0, "said of one that ended");
     if (type !== EVENT.finished) return;
     if (ask.ended >= 0) {
@@ -275,6 +351,43 @@ export class Played {
     }
   }
 
+  /** Blocks that are kept for nobody in particular. */
+  private idleBlocks(): number[] {
+    const holders = this.host.holders();
+    return [...holders.keys()].filter((b) => !holders[b] && this.host.exports.isPrefix(b));
+  }
+  /** Where in the pool a row's position lies, or an earlier one. */
+  private cellOf(meta: Uint32Array, r: number, pos: number): number {
+    const { table } = this.manifest.targets.wasm!.blocks.step.arrays;
+    return meta[meta[table! + r]! + Math.floor(pos / BLOCK)]! * BLOCK + (pos % BLOCK);
+  }
+  /** A row of a request: every position before it is as its own tokens make it, and its own is empty. */
+  private compute(ask: Ask, meta: Uint32Array, r: number): void {
+    const { pos, ids } = this.manifest.targets.wasm!.blocks.step.arrays;
+    const at = meta[pos! + r]!;
+    assert.is(meta[ids! + r], ask.ids[at], "a row of another token");
+    assert.ok(at >= ask.done, "a row twice");
+    // Rows of one step follow each other: all before the first of them were looked at with it.
+    for (let i = ask.last === this.steps[0] && at === ask.done ? at - 1 : 0; i < at; i++)
+      if (this.pool[this.cellOf(meta, r, i)] !== ask.kept[i])
+        assert.unreachable(`position ${i} of ${ask.length}, read by ${at}, is not its own`);
+    const cell = this.cellOf(meta, r, at);
+    assert.ok(
+      this.host.holders()[Math.floor(cell / BLOCK)]! > 0,
+      "a row goes into a block that nobody holds",
+    );
+    assert.is(this.pool[cell], 0, "a row is written over another");
+    this.pool[cell] = ask.kept[at]!;
+    ask.done = at + 1;
+  }
+  /** A row in training: nobody else reads its block. */
+  private checkOwn(meta: Uint32Array, r: number): void {
+    const { pos } = this.manifest.targets.wasm!.blocks.step.arrays;
+    const cell = this.cellOf(meta, r, meta[pos! + r]!);
+    const b = Math.floor(cell / BLOCK);
+    assert.ok(this.host.holders()[b] === 1 && !this.host.exports.isPrefix(b), "training in a shared block");
+    this.pool[cell] = 1;
+  }
   private checkEmpty(slot: number): void {
     assert.ok(typeof this.slots[slot] !== "object" || this.slots[slot] === null, "a job's slot is taken");
     for (const ask of this.live.values()) assert.ok(ask.slot !== slot || ask.job, "a slot is taken in use");
@@ -300,10 +413,12 @@ export class Played {
       const ask = this.live.get(seq);
       assert.ok(job || ask, "a row of nobody");
       assert.is(meta[blocks.step.arrays.slot! + r], (job ?? ask)!.slot, "a row reads another's slot");
+      if (!ask) this.checkOwn(meta, r);
       if (job) this.work.jobs[job.index]! += layers;
       else this.work.requests += layers;
       if (ask && !job) {
         assert.is(ask.ended, -1, "a row of a request that ended");
+        this.compute(ask, meta, r);
         ask.last = this.steps[lane]!;
         ask.rows++;
         if (!ask.job) assert.is(this.slots[ask.slot], ask.adapter, "the slot holds another adapter");
@@ -318,13 +433,33 @@ export class Played {
   checkWhole(): void {
     const { host, manifest } = this;
     const { blocks, sequences, slots } = manifest.capacities;
-    const free = host.freeBlockIds();
-    assert.is(new Set(free).size, free.length, "a block is free twice");
     const rows = [...this.jobs.values()].flatMap((j) => j.taken);
-    const held =
-      [...this.live.values()].reduce((n, a) => n + cacheBlocks(a.length + a.grows), 0) +
-      rows.reduce((n, r) => n + cacheBlocks(r.length), 0);
-    assert.is(free.length + held, blocks, "blocks are lost");
+    const held = [
+      ...[...this.live.values()].map((a) => ({ seq: a.seq, tokens: a.length + a.grows })),
+      ...rows.map((r) => ({ seq: r.seq, tokens: r.length })),
+    ];
+    const holders = new Int32Array(blocks);
+    for (const { seq, tokens } of held) {
+      const table = host.table(seq);
+      assert.is(table.length, cacheBlocks(tokens));
+      for (const b of table) holders[b]!++;
+    }
+    assert.equal([...host.holders()], [...holders]);
+    const free = new Set(host.freeBlockIds());
+    assert.is(free.size, host.freeBlockIds().length, "a block is free twice");
+    const idle = this.idleBlocks().length;
+    for (let b = 0; b < blocks; b++) {
+      const kept = Boolean(host.exports.isPrefix(b));
+      assert.is(free.has(b), !holders[b] && !kept, "a block is free, or is held, or is kept");
+      const before = kept ? host.exports.prefixBefore(b) : NONE;
+      if (before !== NONE) {
+        assert.ok(host.exports.isPrefix(before), "what a prefix goes on from is one");
+        assert.ok(holders[before]! >= holders[b]!, "who holds a block holds those before it");
+      }
+      assert.ok(holders[b]! <= 1 || kept || this.voided.has(b), "a block of two is not full");
+    }
+    assert.is(host.exports.keptBlocks(), idle);
+    assert.is(host.exports.freeBlocks(), free.size + idle);
     const used = this.live.size + rows.length;
     assert.is(host.exports.counterOf(0, COUNTER.freeSequences) + used, sequences, "sequences are lost");
     const inUse = new Set([...this.live.values()].map((a) => a.slot).filter((s) => s > 0));
