@@ -62,7 +62,12 @@ test("chat: the engine's own answer, its usage and why it ended; as a stream the
     prompt_tokens: prompt,
     completion_tokens: want.ids.length,
     total_tokens: prompt + want.ids.length,
+    // The engine was asked the same just now.
+    prompt_tokens_details: { cached_tokens: Math.floor((prompt - 1) / 32) * 32 },
   });
+  const salted = await client.chat.completions.create({ ...o, cache_salt: "tenant" } as typeof o);
+  assert.is(salted.usage!.prompt_tokens_details!.cached_tokens, 0);
+  assert.is(salted.choices[0]!.message.content, want.text);
   const stream = await client.chat.completions.create({
     ...o,
     stream: true,

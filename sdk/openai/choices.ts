@@ -9,6 +9,7 @@ export interface Usage {
   readonly prompt_tokens: number;
   readonly completion_tokens: number;
   readonly total_tokens: number;
+  readonly prompt_tokens_details: { readonly cached_tokens: number };
 }
 
 export class Choices {
@@ -17,9 +18,16 @@ export class Choices {
   private readonly coming = new Map<number, Promise<{ index: number; got: IteratorResult<Piece, void> }>>();
   private readonly promptTokens: number;
   private said = 0;
+  /** Of each stream that has begun, tokens of its prompt that were not computed for it. */
+  private readonly cached = new Map<number, number>();
 
   /** `n` answers to each prompt, in the order of the prompts. Each draws with a seed of its own: `seed + i`. */
-  constructor(engine: Engine, prompts: readonly (readonly number[])[], n: number, o: GenerateOptions) {
+  constructor(
+    engine: Engine,
+    prompts: readonly (readonly number[])[],
+    private readonly n: number,
+    o: GenerateOptions,
+  ) {
     this.promptTokens = prompts.reduce((sum, p) => sum + p.length, 0);
     this.streams = prompts.flatMap((prompt) =>
       Array.from({ length: n }, (_, i) =>
@@ -50,6 +58,7 @@ export class Choices {
         this.coming.delete(index);
         if (got.done) continue;
         this.said++;
+        this.cached.set(index, got.value.cached);
         if (got.value.finish === null) this.ask(index);
         return { index, piece: got.value };
       } catch (e) {
@@ -65,6 +74,13 @@ export class Choices {
   }
   get usage(): Usage {
     const [prompt, completion] = [this.promptTokens, this.said];
-    return { prompt_tokens: prompt, completion_tokens: completion, total_tokens: prompt + completion };
+    // A prompt is counted once, as it came to its first answer, however many it has.
+    const cached = [...this.cached].reduce((sum, [i, tokens]) => (i % this.n ? sum : sum + tokens), 0);
+    return {
+      prompt_tokens: prompt,
+      completion_tokens: completion,
+      total_tokens: prompt + completion,
+      prompt_tokens_details: { cached_tokens: cached },
+    };
   }
 }

@@ -1,6 +1,6 @@
 /** Bodies of requests for answers: what OpenAI's API may be asked, described once, as options of the engine. */
 import * as v from "valibot";
-import { checked } from "../../runtime/options.ts";
+import { checked, requestEntries } from "../../runtime/options.ts";
 import {
   count,
   integer,
@@ -39,6 +39,7 @@ export const common = {
   top_k: maybe(count),
   min_p: maybe(number("a number from 0 to 1", (x) => x >= 0 && x <= 1)),
   repetition_penalty: maybe(number("a number above 0", (x) => x > 0)),
+  cache_salt: maybe(requestEntries.salt.wrapped),
   // What changes no answer here.
   user: anything,
   metadata: anything,
@@ -110,6 +111,7 @@ export function drawnAs(
     frequencyPenalty: body.frequency_penalty,
     logitBias: body.logit_bias,
     seed: body.seed,
+    salt: body.cache_salt,
     stop: list.filter((s) => s !== ""),
   });
 }
