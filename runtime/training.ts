@@ -1,6 +1,7 @@
 /** What a fine-tuning job is asked for, with every default, what it tells, and what its results depend on. */
 import { type Chosen, chosen, IGNORE, type Manifest, type TargetPlan } from "./bundle.ts";
 import { type AdapterConfig, type AdapterContent, defaultConfig } from "./content.ts";
+import type { WeftError } from "./errors.ts";
 import { sha256 } from "./hash.ts";
 import { adapterEntries, picked, type TrainOptions as TrainOptionsSchema } from "./options.ts";
 import type { Row } from "./rows.ts";
@@ -27,6 +28,8 @@ export type TrainEvent =
       readonly tokensPerSecond: number;
     }
   | { readonly type: "eval"; readonly step: number; readonly loss: number; readonly best: boolean }
+  /** One was taken by itself; with what went wrong where it could not be kept. */
+  | { readonly type: "checkpoint"; readonly step: number; readonly error: WeftError | null }
   | { readonly type: "publish"; readonly step: number; readonly generation: string }
   /** `kept`: the step whose weights the end published. */
   | { readonly type: "done"; readonly step: number; readonly loss: number; readonly kept: number };

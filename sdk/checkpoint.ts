@@ -55,11 +55,23 @@ const Saved = object({
 type Saved = Of<typeof Saved>;
 const STATE = "trainer_state.json";
 const TENSORS = "trainer_state.safetensors";
+/** What whoever took it wants to know when it goes on. */
+const ABOUT = "about.json";
 /**
  * Can checkpoints be written to `dir`? Asked before work starts. Throws WEFT_IO that names what stands in the
  * way.
  */
-export const claimCheckpoints = (dir: string): Promise<void> => claimVersions(dir, [STATE, TENSORS]);
+export const claimCheckpoints = (dir: string): Promise<void> => claimVersions(dir, [STATE, TENSORS, ABOUT]);
+
+/** How many steps a job is to take is no part of what it was until now: it may be more when it goes on. */
+type Options = Readonly<Record<string, unknown>>;
+const settingsIn = (o: Options): Readonly<Record<string, unknown>> =>
+  typeof o.settings === "object" && o.settings ? (o.settings as Record<string, unknown>) : {};
+const stepsOf = (o: Options): number => Number(settingsIn(o).steps);
+const withoutSteps = (o: Options): Options => {
+  const { steps: _, ...settings } = settingsIn(o);
+  return { ...o, settings };
+};
 
 /** `options` are what results depend on; resuming with others is refused. */
 export async function saveCheckpoint(
@@ -68,6 +80,7 @@ export async function saveCheckpoint(
   base: string,
   numerics: string,
   options: Readonly<Record<string, unknown>>,
+  about?: Readonly<Record<string, unknown>>,
 ): Promise<void> {
   const tensors: TensorData[] = [];
   const put = (name: string, list: readonly Float32Array[] | undefined): void =>
@@ -93,7 +106,13 @@ export async function saveCheckpoint(
   await writeVersion(dir, state.step, [
     [STATE, JSON.stringify(json)],
     [TENSORS, encode(tensors, { format: "weft" })],
+    ...(about ? ([[ABOUT, JSON.stringify(about)]] as const) : []),
   ]);
+}
+/** What was kept with a checkpoint for who goes on; null where nothing was. Throws WEFT_IO. */
+export async function readAbout(dir: string): Promise<Record<string, unknown> | null> {
+  const bytes = (await readVersion(dir)).get(ABOUT);
+  return bytes ? parseJson(bytes, `${dir}: ${ABOUT}`) : null;
 }
 
 /** Where two values of JSON differ first: the path, and what stands there. */
@@ -140,8 +159,11 @@ export async function loadCheckpoint(
   const json = check(Saved, raw, { code: "WEFT_IO", where: `${dir}: ${STATE}` });
   if (json.base !== base) refuse("base", json.base.slice(0, 12), base.slice(0, 12));
   if (json.numerics !== numerics) refuse("numerics", json.numerics, numerics);
-  const other = difference(json.options, options, "options");
+  const [then, now] = [json.options, options].map(withoutSteps);
+  const other = difference(then, now, "options");
   if (other) refuse(other[0], show(other[1]), show(other[2]));
+  const [done, wanted] = [json.options, options].map(stepsOf);
+  if (!(wanted! >= done!)) refuse("options.settings.steps", `at least ${done}`, String(wanted));
   const where = `${dir}: ${TENSORS}`;
   const bytes = file(TENSORS);
   const { tensors } = parseHeader(bytes, bytes.length, where);

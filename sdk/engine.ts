@@ -38,7 +38,7 @@ import {
 } from "../runtime/trainer.ts";
 import { identityOf } from "../runtime/training.ts";
 import { AdapterHandle } from "./adapter.ts";
-import { loadCheckpoint } from "./checkpoint.ts";
+import { claimCheckpoints, loadCheckpoint } from "./checkpoint.ts";
 import { type DataRow, encodeRow, parseJsonl } from "./data.ts";
 import { decodeText, parseJson, readFileOr } from "./files.ts";
 import { Job } from "./job.ts";
@@ -286,10 +286,16 @@ export class Engine {
         found: `base ${this.core.base.slice(0, 12)}, of a full training that ended`,
         retryable: true,
       });
-    const job = startJob(this.core, { ...options, resume }, this.jobs);
-    this.jobs.add(job);
-    job.done.catch(() => {}).finally(() => this.jobs.delete(job));
-    return new Job(job, this, identity);
+    if (o.checkpoint) await claimCheckpoints(o.checkpoint.dir);
+    const onEvent = (e: TrainEvent): unknown => {
+      job.hear(e);
+      return o.onEvent?.(e);
+    };
+    const core = startJob(this.core, { ...options, resume, onEvent }, this.jobs);
+    const job = new Job(core, this, identity, o);
+    this.jobs.add(core);
+    core.done.catch(() => {}).finally(() => this.jobs.delete(core));
+    return job;
   }
   private async rows(data: string | readonly DataRow[], what: string): Promise<Row[]> {
     const list = typeof data === "string" ? parseJsonl(await readFileOr(data, "WEFT_DATA"), data) : data;

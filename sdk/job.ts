@@ -1,20 +1,55 @@
-import type { Job as CoreJob, TrainResult } from "../runtime/trainer.ts";
+import type { Job as CoreJob, TrainEvent, TrainResult, TrainState } from "../runtime/trainer.ts";
+import { Autosave } from "./autosave.ts";
 import { claimCheckpoints, saveCheckpoint } from "./checkpoint.ts";
 import type { Engine } from "./engine.ts";
+import type { FinetuneOptions } from "./options.ts";
 
 /** A running job: `done` resolves with its result; `publish` makes what it knows available to requests. */
 export class Job {
+  private readonly auto: Autosave | null;
+  /**
+   * Rejects when the job fails or is cancelled, and when its last automatic checkpoint could not be kept: what
+   * it learned is published then.
+   */
+  readonly done: Promise<TrainResult>;
   constructor(
     private readonly core: CoreJob,
     private readonly engine: Engine,
     /** What its results depend on. */
     private readonly identity: Readonly<Record<string, unknown>>,
-  ) {}
+    private readonly o: Pick<FinetuneOptions, "name" | "checkpoint" | "onEvent">,
+  ) {
+    const { checkpoint } = o;
+    this.auto = checkpoint
+      ? new Autosave(
+          checkpoint.every,
+          () => core.checkpoint(),
+          (state) => this.write(checkpoint.dir, state),
+          engine.core.reporting.guard(`onEvent of job ${o.name}`, o.onEvent),
+        )
+      : null;
+    this.done = this.finish();
+    this.done.catch(() => {});
+  }
+  private async finish(): Promise<TrainResult> {
+    try {
+      const result = await this.core.done;
+      await this.auto?.settled;
+      return result;
+    } finally {
+      await this.auto?.quiet();
+    }
+  }
+  /** What happens to it, before others hear of it. */
+  hear(e: TrainEvent): void {
+    this.auto?.hear(e);
+  }
+  private write(dir: string, state: TrainState): Promise<void> {
+    const { numerics } = this.engine.core.info;
+    return saveCheckpoint(dir, state, this.core.base, numerics, this.identity, this.o.checkpoint?.about);
+  }
   get name(): string {
     return this.core.name;
-  }
-  get done(): Promise<TrainResult> {
-    return this.core.done;
   }
   get step(): number {
     return this.core.step;
@@ -35,6 +70,6 @@ export class Job {
     // Asked for at once: the job may end, or be cancelled, while the folder is looked at.
     const state = this.core.checkpoint();
     await Promise.all([claimCheckpoints(dir), state]);
-    await saveCheckpoint(dir, await state, this.core.base, this.engine.core.info.numerics, this.identity);
+    await this.write(dir, await state);
   }
 }

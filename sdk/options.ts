@@ -12,6 +12,7 @@ import {
   trainEntries,
 } from "../runtime/options.ts";
 import {
+  atLeast0,
   boolean,
   integer,
   number,
@@ -125,8 +126,19 @@ export const FinetuneOptions = object({
   tuned: v.optional(text),
   /** Go on from an adapter that is loaded, instead of a fresh one. */
   from: v.optional(text),
-  /** A checkpoint folder to go on from; options and data must be the same. */
+  /** A checkpoint folder to go on from; options and data must be the same, `epochs` or `steps` may be more. */
   resume: v.optional(text),
+  /** Checkpoints by themselves, while the job runs and behind its last step. Default: none. */
+  checkpoint: v.optional(
+    object({
+      /** Their folder: the last two are kept. */
+      dir: text,
+      /** Seconds between two. Default 60; 0: only behind the last step. */
+      every: v.optional(atLeast0),
+      /** What is kept with them, for who goes on. */
+      about: v.optional(record(v.unknown())),
+    }),
+  ),
 });
 export type FinetuneOptions = Of<typeof FinetuneOptions>;
 

@@ -139,9 +139,41 @@ test("SIGTERM to npm, whose shell passes nothing on, ends the job with a checkpo
   assert.ok(existsSync(join(checkpoint, "CURRENT")));
 });
 
-test("without --checkpoint a signal ends the job, and says what keeps one", async () => {
+test("a run that says nothing of checkpoints has them: killed or told to stop, it goes on by --resume alone", async () => {
   const { dir, args } = await job();
-  const run = start(...setup, ...args);
+  const run = start(...setup, ...args, "--save-every", "0.01");
+  const kept = join(dir, "out.checkpoint");
+  await run.says(/step [1-9]/);
+  while (!existsSync(join(kept, "CURRENT"))) await new Promise((resolve) => setTimeout(resolve, 5));
+  run.kill("SIGKILL");
+  await run.ended;
+  const again = start("--import", "tsx", "sdk/cli.ts", "finetune", "--resume", kept);
+  const [, first] = await again.says(/step ([1-9]\d*) of 100000 .* left/);
+  assert.ok(Number(first) > 1);
+  again.kill("SIGTERM");
+  const { code, err } = await again.ended;
+  assert.is(code, 143);
+  assert.match(err, /go on with\n {2}weft finetune --resume .*out\.checkpoint\n/);
+  const step = Number(/^v-(\d+)-/.exec(readdirSync(kept).sort().at(-1)!)![1]);
+  const rest = start(
+    "--import",
+    "tsx",
+    "sdk/cli.ts",
+    "finetune",
+    "--resume",
+    kept,
+    "--steps",
+    `${step + 100000}`,
+  );
+  const [, next] = await rest.says(/step ([1-9]\d*) of/);
+  assert.ok(Number(next) > Number(first), "it goes on from the second, with more steps");
+  rest.kill("SIGINT");
+  assert.is((await rest.ended).code, 130);
+});
+
+test("with --checkpoint none a signal ends the job, and says what keeps one", async () => {
+  const { dir, args } = await job();
+  const run = start(...setup, ...args, "--checkpoint", "none");
   await run.says(/step [1-9]/);
   run.kill("SIGINT");
   const { code, err, orphans } = await run.ended;

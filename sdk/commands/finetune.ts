@@ -1,24 +1,66 @@
 /** weft finetune: rows become an adapter, or the model anew. */
-
 import { node } from "../../runtime/disk.ts";
 import { claimFolder } from "../../runtime/folder.ts";
 import { readManifest } from "../../runtime/load.ts";
 import { openReader } from "../../runtime/reader.ts";
-import { claimCheckpoints } from "../checkpoint.ts";
+import { claimCheckpoints, readAbout } from "../checkpoint.ts";
 import type { FinetuneOptions } from "../index.ts";
 import { checkBundle, loadFlags, openBundle } from "./bundle.ts";
-import { type Command, fail, given, needed, number, optional, shellWords, string, text } from "./command.ts";
-import { endLine, progress } from "./progress.ts";
+import {
+  type Command,
+  type Flags,
+  fail,
+  given,
+  number,
+  optional,
+  shellWords,
+  string,
+  text,
+} from "./command.ts";
+import { Learning } from "./learning.ts";
+import { clearLine, endLine } from "./progress.ts";
 import { Stop } from "./stop.ts";
+
+/** Flags that name files: kept as whole paths, so that a job goes on from any folder. */
+const paths = ["data", "eval-data", "tuned", "out", "from", "checkpoint"];
+const isAddress = (s: string): boolean => /^[a-z][a-z\d+.-]+:\/\//i.test(s);
+
+/** What was said, over what the checkpoint's command said. */
+async function recalled(positional: readonly string[], said: Flags): Promise<{ bundle: string; f: Flags }> {
+  const { path } = await node();
+  const whole = (p: string): string => (isAddress(p) ? p : path.resolve(p));
+  let bundle = positional[0];
+  let f: Record<string, Flags[string]> = { ...said };
+  const resume = optional(said, "resume");
+  const about = resume === undefined ? null : await readAbout(resume);
+  if (about && typeof about.bundle === "string" && typeof about.flags === "object") {
+    bundle ??= about.bundle;
+    const { steps, epochs, ...flags } = about.flags as Record<string, string>;
+    const length = said.steps === undefined && said.epochs === undefined ? given({ steps, epochs }) : {};
+    f = { checkpoint: whole(resume!), ...flags, ...length, ...said };
+  }
+  if (bundle === undefined)
+    return fail(
+      "weft finetune",
+      "a bundle",
+      resume === undefined ? "nothing" : `nothing, nor one in ${resume}`,
+      "weft finetune --help",
+    );
+  for (const name of paths) if (typeof f[name] === "string" && f[name] !== "none") f[name] = whole(f[name]);
+  return { bundle: whole(bundle), f };
+}
 
 export const finetune: Command = {
   summary: "teach an adapter, or the whole model, rows of data",
-  synopsis: "BUNDLE --data FILE.jsonl --name NAME --out DIR",
+  synopsis: "BUNDLE --data FILE.jsonl --name NAME --out DIR | --resume DIR",
+  details:
+    "Checkpoints are taken by themselves, and when Ctrl-C or SIGTERM ends the run; `weft finetune --resume DIR` goes on from one, with more --epochs or --steps where they are given.",
   flags: {
     data: text("FILE", "rows to learn, JSONL"),
     name: text("NAME", "what the adapter is called"),
     out: text("DIR", "the folder to write"),
-    method: text("M", "lora, s2ft, …, full; default: the bundle's first"),
+    method: text("M", "lora, s2ft, …, full; default: that of --from, else the bundle's first"),
+    from: text("DIR", "an adapter to go on from, instead of a fresh one"),
     selector: text("S", "how S2FT and sparse adapters choose: random, activation-small, …; default random"),
     tuned: text("MODEL", "with --selector difference: the same model fine-tuned in full"),
     rank: text("N", "default: LoRA and its kin 8, others what the bundle has room for"),
@@ -35,31 +77,42 @@ export const finetune: Command = {
     "eval-data": text("FILE", "rows to evaluate on, never learned"),
     "eval-every": text("N", "optimizer steps between evaluations; default: an epoch"),
     select: text("S", "last or best: which step is kept; default last"),
-    checkpoint: text("DIR", "where a checkpoint is taken when the process is told to stop"),
-    resume: text("DIR", "a checkpoint to go on from"),
+    checkpoint: text("DIR", "where checkpoints go, or none; default: OUT.checkpoint, or that of --resume"),
+    "save-every": text("SECONDS", "between two checkpoints; 0: only at the end; default 60"),
+    resume: text("DIR", "a checkpoint to go on from; what it was started with need not be said again"),
     ...loadFlags,
   },
-  run: async (positional, f, json) => {
+  run: async (positional, said, json) => {
+    const { path } = await node();
+    const { bundle, f } = await recalled(positional, said);
     const out = string(f, "out");
-    const from = needed(positional, "finetune", "a bundle");
-    await checkBundle("finetune", from);
-    const method = optional(f, "method") ?? (await readManifest(await openReader(from))).train[0] ?? "lora";
+    await checkBundle("finetune", bundle);
+    const from = optional(f, "from");
+    const method =
+      optional(f, "method") ??
+      (from === undefined ? ((await readManifest(await openReader(bundle))).train[0] ?? "lora") : undefined);
+    if (from !== undefined && method === "full") fail("--from", "none: full training has no adapter", from);
     // Paths that cannot be written are told now, not after the training.
     await claimFolder(out, method === "full" ? "model" : "adapter");
-    const checkpoint = f.checkpoint === undefined ? null : string(f, "checkpoint");
+    const dir = optional(f, "checkpoint") ?? `${out}.checkpoint`;
+    const checkpoint = dir === "none" ? null : dir;
     if (checkpoint) {
-      const { path } = await node();
       const [a, b] = [path.resolve(out) + path.sep, path.resolve(checkpoint) + path.sep];
       if (a.startsWith(b) || b.startsWith(a))
         fail("--checkpoint", "a folder that neither holds that of --out nor lies in it", checkpoint);
       await claimCheckpoints(checkpoint);
     }
-    await using engine = await openBundle("finetune", from, f);
+    await using engine = await openBundle("finetune", bundle, f);
+    const name = string(f, "name");
+    if (from !== undefined) await engine.adapters.load(`from.${name}`, from);
+    const learning = new Learning(engine.device.name);
+    const { resume: _resume, checkpoint: _checkpoint, json: _json, ...flags } = f;
     const o: FinetuneOptions = {
-      name: string(f, "name"),
+      name,
       data: string(f, "data"),
-      method,
       ...given({
+        method,
+        from: from === undefined ? undefined : `from.${name}`,
         evalData: optional(f, "eval-data"),
         evalEvery: number(f, "eval-every"),
         select: f.select as FinetuneOptions["select"],
@@ -78,38 +131,37 @@ export const finetune: Command = {
         weightDecay: number(f, "weight-decay"),
         dropout: number(f, "dropout"),
       }),
-      onEvent: (e) => {
-        if (e.type === "start")
-          progress(
-            `${e.steps} steps, ${e.rows} rows (${e.skippedRows} without labels skipped), ${e.trainable} trainable parameters on ${engine.device.name}`,
-          );
-        if (e.type === "start") endLine();
-        if (e.type === "step")
-          progress(
-            `step ${e.step} loss ${e.loss.toFixed(4)} lr ${e.learningRate.toExponential(2)} ${Math.round(e.tokensPerSecond)} tokens/s`,
-          );
-        if (e.type === "eval")
-          progress(`eval at step ${e.step}: loss ${e.loss.toFixed(4)}${e.best ? " (best)" : ""}`);
-        if (e.type === "eval") endLine();
-      },
+      ...(checkpoint !== null && {
+        checkpoint: {
+          dir: checkpoint,
+          ...given({ every: number(f, "save-every") }),
+          about: { command: "finetune", bundle, flags },
+        },
+      }),
+      onEvent: (e) => learning.hear(e),
     };
     const job = await engine.finetune(o);
-    const flags = Object.entries({ ...f, resume: checkpoint ?? undefined }).flatMap(([k, v]) =>
-      typeof v === "string" ? [`--${k}`, v] : v ? [`--${k}`] : [],
+    const stop = new Stop(
+      job,
+      checkpoint,
+      shellWords(["weft", "finetune", "--resume", checkpoint ?? ""]),
+      endLine,
     );
-    const stop = new Stop(job, checkpoint, shellWords(["weft", "finetune", from, ...flags]), endLine);
     try {
       const result = await job.done;
-      endLine();
+      clearLine();
       stop.saving = true;
-      await (method === "full" ? engine.saveModel(out) : engine.adapters.get(o.name).save(out));
+      await (method === "full" ? engine.saveModel(out) : engine.adapters.get(name).save(out));
       const [first, last] = [result.losses[0], result.losses.at(-1)].map((x) => x?.toFixed(4));
       const kept = o.evalData ? `, kept step ${result.kept} (${o.select ?? "last"})` : "";
+      if (!json && result.losses.length) console.log(learning.summary());
       console.log(
         json
-          ? JSON.stringify({ ...result, out })
+          ? JSON.stringify({ ...result, out, checkpoint })
           : `${out}: ${result.steps} steps, loss ${first} → ${last}${kept}`,
       );
+      if (!json && checkpoint)
+        console.log(`on with more: ${shellWords(["weft", "finetune", "--resume", checkpoint])} --epochs N`);
     } catch (e) {
       const code = await stop.code;
       if (code === null) throw e;
