@@ -42,7 +42,7 @@ import { claimCheckpoints, loadCheckpoint } from "./checkpoint.ts";
 import { type DataRow, encodeRow, parseJsonl } from "./data.ts";
 import { decodeText, parseJson, readFileOr } from "./files.ts";
 import { Job } from "./job.ts";
-import { openMatrices } from "./model.ts";
+import { openMatrices, savedConfig } from "./model.ts";
 import {
   AdapterName,
   AdapterRefSchema,
@@ -297,7 +297,8 @@ export class Engine {
     core.done.catch(() => {}).finally(() => this.jobs.delete(core));
     return job;
   }
-  private async rows(data: string | readonly DataRow[], what: string): Promise<Row[]> {
+  /** Rows as jobs learn them: ids and labels. `what` names them in errors. Throws WEFT_DATA. */
+  async rows(data: string | readonly DataRow[], what: string): Promise<Row[]> {
     const list = typeof data === "string" ? parseJsonl(await readFileOr(data, "WEFT_DATA"), data) : data;
     if (!list.length)
       throw new WeftError({ code: "WEFT_DATA", where: what, expected: "at least one row", found: "none" });
@@ -389,7 +390,7 @@ export class Engine {
     ];
     for (const name of ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
       if (this.manifest.files[name]) files.push([name, await readVerified(this.reader, this.manifest, name)]);
-    files.push(["config.json", JSON.stringify(this.modelConfig, null, 2)]);
+    files.push(["config.json", JSON.stringify(savedConfig(this.modelConfig), null, 2)]);
     await writeFolder(dir, "model", files);
   }
 

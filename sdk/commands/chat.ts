@@ -4,6 +4,7 @@ import { WeftError } from "../../runtime/bundle.ts";
 import { node, onDisk } from "../../runtime/disk.ts";
 import { nearest } from "../../runtime/schema.ts";
 import type { Engine, GenerateOptions, Message } from "../index.ts";
+import { loadNamed } from "./adapters.ts";
 import { loadFlags, openBundle } from "./bundle.ts";
 import { type Command, fail, needed, optional, strings, text } from "./command.ts";
 import { samplingFlags, samplingOf } from "./generate.ts";
@@ -144,12 +145,7 @@ export const chat: Command = {
     if (!engine.manifest.chatTemplate)
       fail("weft chat", "a model with a chat template", "one without", "weft generate goes on from any text");
     const { path } = await node();
-    const names: string[] = [];
-    for (const said of strings(f, "adapter")) {
-      const [, name, dir] = /^([\w.-]+)=(.+)$/.exec(said) ?? ["", path.basename(path.resolve(said)), said];
-      await engine.adapters.load(name!, dir!);
-      names.push(name!);
-    }
+    const names = await loadNamed(engine, strings(f, "adapter"));
     const talk = new Conversation(engine, optional(f, "system"), samplingOf(f), names[0]);
     const { stdin, stdout } = process;
     const tty = stdin.isTTY === true && stdout.isTTY === true;

@@ -47,7 +47,7 @@ async function recalled(positional: readonly string[], said: Flags): Promise<{ b
       "weft finetune --help",
     );
   for (const name of paths) if (typeof f[name] === "string" && f[name] !== "none") f[name] = whole(f[name]);
-  return { bundle: whole(bundle), f };
+  return { bundle, f: { ...f, bundle: whole(bundle) } };
 }
 
 export const finetune: Command = {
@@ -106,7 +106,7 @@ export const finetune: Command = {
     const name = string(f, "name");
     if (from !== undefined) await engine.adapters.load(`from.${name}`, from);
     const learning = new Learning(engine.device.name);
-    const { resume: _resume, checkpoint: _checkpoint, json: _json, ...flags } = f;
+    const { bundle: at, resume: _resume, checkpoint: _checkpoint, json: _json, ...flags } = f;
     const o: FinetuneOptions = {
       name,
       data: string(f, "data"),
@@ -135,7 +135,7 @@ export const finetune: Command = {
         checkpoint: {
           dir: checkpoint,
           ...given({ every: number(f, "save-every") }),
-          about: { command: "finetune", bundle, flags },
+          about: { command: "finetune", bundle: at, flags },
         },
       }),
       onEvent: (e) => learning.hear(e),
