@@ -9,7 +9,7 @@
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
-import { type AdapterConfig, defaultConfig } from "../runtime/content.ts";
+import { type AdapterConfig, defaultConfig, placedIn } from "../runtime/content.ts";
 import { initialContent } from "../runtime/initial.ts";
 import { compile, type DeviceChoice, type Engine, load } from "../sdk/index.ts";
 import { quantile, table, timed } from "./measure.ts";
@@ -25,34 +25,23 @@ async function publish(engine: Engine, n: number): Promise<void> {
     { method: "lora", rank: 8, targetModules: ["q_proj", "v_proj"] },
   ];
   const { manifest, core } = engine;
-  const { factors, slotWords } = core.device.plan;
   for (let i = 0; i < n; i++) {
     const kind = kinds[i % kinds.length]!;
-    const content = await initialContent(
-      manifest,
-      factors,
-      slotWords,
-      { ...defaultConfig(manifest, kind.method!), ...kind },
-      i,
-      {
-        scores: () => Promise.reject(new Error("random selections need no scores")),
-        bias: () => Promise.reject(new Error("no biases")),
-        matrix: () => Promise.reject(new Error("random selections need no weights")),
-        tuned: null,
-        taken: () => new Set(),
-        embedding: () => Promise.reject(new Error("no tokens of their own")),
-      },
-    );
+    const content = await initialContent(manifest, { ...defaultConfig(manifest, kind.method!), ...kind }, i, {
+      scores: () => Promise.reject(new Error("random selections need no scores")),
+      bias: () => Promise.reject(new Error("no biases")),
+      matrix: () => Promise.reject(new Error("random selections need no weights")),
+      tuned: null,
+      taken: () => new Set(),
+      embedding: () => Promise.reject(new Error("no tokens of their own")),
+    });
     // Zero tensors are moved off zero, so that nothing is skipped for being nothing.
-    for (const f of factors) {
-      const b = manifest.branches[f.branch!]!;
-      const t = b.tensors.find((x) => f.name.endsWith(`.${x.name}`))!;
-      content.tensors.forEach((slot, l) => {
-        const { rank } = content.branches[l]![b.index]!;
-        if (t.init === "zeros")
-          for (let k = 0; k < rank * t.cols; k++) slot[f.offset + k] = (((k * 31 + i) % 17) - 8) * 1e-4;
-      });
-    }
+    content.tensors.forEach((words, l) => {
+      const states = content.branches[l]!;
+      for (const b of manifest.branches)
+        for (const { t, values } of placedIn(manifest, states, words, l, b.index))
+          if (t.init === "zeros") values.forEach((_, k) => (values[k] = (((k * 31 + i) % 17) - 8) * 1e-4));
+    });
     core.adapters.publish(`a${i}`, content);
   }
 }

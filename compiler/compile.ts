@@ -4,10 +4,12 @@ import {
   BaseHash,
   BUNDLE_FORMAT,
   BUNDLE_VERSION,
+  type CapacityEntry,
   formats,
   type Manifest,
   type MethodEntry,
   optimizerNames,
+  pagesAtMost,
   type TargetPlan,
   updateWords,
   WeftError,
@@ -22,7 +24,6 @@ import { type BundleFile, hasher } from "./files.ts";
 import { checkFormats } from "./formats.ts";
 import { fuse } from "./fuse.ts";
 import { checkLimits } from "./limits.ts";
-import { blockLayouts } from "./metadata.ts";
 import { models } from "./models/index.ts";
 import type { Model } from "./models/model.ts";
 import { openModel } from "./open.ts";
@@ -90,10 +91,10 @@ async function* bundle(
   const source = await openModel(folder);
   const model = modelOf(source);
   const settings = settingsOf(model, source.weights, options);
-  const { capacities, train } = settings;
+  const { train } = settings;
 
   // Regions → programs (forward, pruned backward, head, update), verified; then launches.
-  const programs = buildPrograms(model, capacities, settings);
+  const programs = buildPrograms(model, settings.capacities, settings);
   checkPrograms(programs, model, settings);
   const params = [...programs.outerParams, ...programs.layerParams];
   const stored = formats.filter((f) => params.some((p) => p.kind === "weight" && p.format === f));
@@ -108,12 +109,13 @@ async function* bundle(
   let saved: Manifest["saved"] = {};
   for (const target of settings.targets) {
     settings.progress({ phase: `emit ${target.name}`, done: 0, total: 1 });
-    const layout = layoutOf(model, programs, capacities, target, train);
-    const made = emitTarget(target, model, capacities, programs, launches, layout, train);
+    const layout = layoutOf(model, programs, settings.capacities, target, train);
+    const made = emitTarget(target, model, settings.capacities, programs, launches, layout, train);
     emitted.set(target.name, made);
     saved = savedFields(programs, layout, train);
   }
   const targets = Object.fromEntries([...emitted].map(([name, e]): [string, TargetPlan] => [name, e.plan]));
+  const { plan, kernels } = [...emitted.values()].at(-1)!;
   const branches = programs.branches.map((b) => ({
     index: b.index,
     method: b.method.name,
@@ -121,20 +123,23 @@ async function* bundle(
     capacity: b.capacity,
     tensors: b.tensors,
   }));
+  const pagesPerSlot = pagesAtMost({ branches }, plan);
+  const pages = settings.capacities.pages ?? settings.largest * pagesPerSlot;
+  const capacities: CapacityEntry = { ...settings.capacities, pages };
   for (const target of settings.targets) checkLimits({ capacities, train, saved, branches, targets }, target);
   for (const [name, made] of emitted)
     for await (const file of kernelFiles(name, made, settings)) yield counted(file);
 
   // The scheduler, with this bundle's capacities and programs compiled in.
   const perLayer = programs.layerParams.reduce((n, p) => n + p.n * p.k, 0);
-  const { plan, kernels } = [...emitted.values()].at(-1)!;
   const host = await emitHost(
     {
       capacities,
       layers: model.layers,
       vocab: model.vocab,
       policy: settings.policy,
-      blocks: blockLayouts(capacities, train),
+      blocks: plan.blocks,
+      pagesPerSlot,
       train,
       saved,
       programs: plan.programs,

@@ -1,6 +1,6 @@
 /** Kernels as the emitters see them: launches whose every value has an address. */
 import type { Domain, Value } from "../ops/index.ts";
-import type { Format, GridDim, MemoryClass } from "../runtime/bundle.ts";
+import { type Format, type GridDim, type MemoryClass, ranked } from "../runtime/bundle.ts";
 import type { BlockLayout } from "./metadata.ts";
 import type { Capacities } from "./target.ts";
 
@@ -28,7 +28,7 @@ export interface ParamAddress {
   /** Adapter branch of a slot tensor. */
   readonly branch: number | null;
   readonly rows: "rank" | "one";
-  /** Words from the chamber's start (weights), or from the slot's start (adapters). */
+  /** Words from the chamber's start (weights); from the start of a quad, or of the branch's vectors (adapters). */
   readonly offset: number;
   /** Words of the tensor as stored, padding included. */
   readonly words: number;
@@ -38,14 +38,22 @@ export interface ParamAddress {
   readonly accum: number;
 }
 
+/** Does a slot have a tensor's rows in quads? Others are vectors, side by side at the branch's home. */
+export const inQuads = (p: Pick<ParamAddress, "kind" | "rows" | "k">): boolean =>
+  p.kind === "factor" && ranked({ rows: p.rows, cols: p.k });
+
+/** Words of a slot's row of the table, and where each branch begins in it. */
+export interface SlotTable {
+  readonly row: number;
+  readonly branches: readonly { readonly at: number; readonly quads: number }[];
+}
 /** Everything an emitter needs beside the launch. */
 export interface KernelEnv {
   readonly capacities: Capacities;
   readonly layout: BlockLayout;
   readonly panel: number;
-  readonly branches: number;
-  /** Words of one slot in `adapters`, of one job in `accum`. */
-  readonly slotWords: number;
+  readonly slots: SlotTable;
+  /** Words of one job in `accum`. */
   readonly jobWords: number;
   readonly groups: number;
   readonly address: (v: Value) => Address;
@@ -93,6 +101,3 @@ export interface UpdateBody<S extends string> {
   /** Mask bits without any of which it has nothing to do; none: always. */
   readonly bits: readonly number[];
 }
-
-/** The slot table of a group: word 0 = group index; from word 64, [slot][branch] (rank u32, scale f32). */
-export const SLOT_TABLE = 64;

@@ -9,7 +9,7 @@ export function checkLimits(m: Sized, target: Target): void {
     weights: "the model (use --format f16)",
     kv: "capacities.blocks",
     saved: "capacities.savedRows",
-    adapters: "capacities.slots or rank",
+    adapters: "capacities.pages, slots or rank",
     accum: "capacities.jobs or rank",
     tables: "capacities.slots",
   };

@@ -14,13 +14,11 @@ import {
 import type { Address } from "./kernel.ts";
 import type { Launch } from "./kernels/body.ts";
 import { stateOf, storesResult } from "./kernels/index.ts";
-import { type ParamSpec, tensorName } from "./layers.ts";
+import type { ParamSpec } from "./layers.ts";
 import type { Model } from "./models/model.ts";
+import { placePages } from "./pages.ts";
 import type { GraphProgram, Programs, TrainClass } from "./programs/index.ts";
-import type { Capacities, Target } from "./target.ts";
-
-/** 256-byte alignment, in words. */
-export const align = (words: number, to = 64): number => Math.ceil(words / to) * to;
+import { align, type Capacities, type Target } from "./target.ts";
 
 function placeParams(
   specs: readonly ParamSpec[],
@@ -64,7 +62,7 @@ export interface Layout {
   readonly fields: ReadonlyMap<string, FieldPlace>;
   /** By class of training: words of a row's records. */
   readonly records: Readonly<Record<string, { readonly boundary: number; readonly kept: number }>>;
-  readonly slotWords: number;
+  readonly slots: TargetPlan["slots"];
   readonly jobWords: number;
   readonly room: Omit<TargetPlan["room"], "arena">;
 }
@@ -79,39 +77,7 @@ export function layoutOf(
 ): Layout {
   const layer = placeParams(programs.layerParams, target.panel);
   const outer = placeParams(programs.outerParams, target.panel);
-  // A slot holds one adapter and a job trains one method, so methods share the words.
-  let slotWords = 0;
-  let jobWords = 0;
-  const factors = [...new Set(programs.branches.map((b) => b.method.name))].flatMap((method) => {
-    let slot = 0;
-    let accum = 0;
-    const entries = programs.branches
-      .filter((b) => b.method.name === method)
-      .flatMap((b) =>
-        b.tensors.map((t): ParamEntry => {
-          const n = t.rows === "rank" ? b.capacity : 1;
-          const words = align(n * t.cols, 4);
-          const entry: ParamEntry = {
-            name: tensorName(b, t.name),
-            kind: "factor",
-            n,
-            k: t.cols,
-            format: "f32",
-            branch: b.index,
-            rows: t.rows,
-            offset: slot,
-            words,
-            accum: t.trained ? accum : -1,
-          };
-          slot += words;
-          if (t.trained) accum += (1 + mostStates) * words;
-          return entry;
-        }),
-      );
-    slotWords = Math.max(slotWords, align(slot));
-    if (train.includes(method)) jobWords = Math.max(jobWords, align(accum));
-    return entries;
-  });
+  const { factors, slots, ...pages } = placePages(programs.branches, train);
   let statAt = 0;
   const statistics = programs.statistics.map((s): ParamEntry => {
     const words = align(s.channels, 4);
@@ -129,7 +95,8 @@ export function layoutOf(
       accum: statAt - words,
     };
   });
-  jobWords = Math.max(jobWords, align(statAt));
+  // A job trains one method, or looks at what channels carry.
+  const jobWords = Math.max(pages.jobWords, align(statAt));
   const d = model.hiddenSize;
   const kvDim = model.kvHeads * model.headDim;
   const training = train.length > 0;
@@ -153,7 +120,7 @@ export function layoutOf(
     persistent: at,
     fields: saved.fields,
     records: saved.records,
-    slotWords,
+    slots,
     jobWords,
     room: {
       weights: { layer: layer.words, outer: outer.words },

@@ -22,6 +22,8 @@ export interface Settings {
   /** What was asked of formats. */
   readonly formats: FormatOption;
   readonly capacities: Capacities;
+  /** Adapters of the largest rank that pages are for where their number was not given. */
+  readonly largest: number;
   readonly policy: string;
   readonly selection: Manifest["selection"];
   readonly fuse: boolean;
@@ -67,6 +69,7 @@ export function settingsOf(model: Model, weights: WeightSource, options: Compile
     format: formatsOf(model, weights, formats),
     formats,
     capacities,
+    largest: options.capacities?.slots ?? Math.ceil(capacities.slots / 2),
     policy,
     selection,
     fuse: options.fuse ?? true,

@@ -17,8 +17,13 @@ export const capacityEntries = {
   headRows: positive,
   /** Cache blocks of 32 tokens. Default: 256, or eight contexts. */
   blocks: positive,
-  /** Adapter slots, beside slot 0 which is the base. Default 8. */
+  /** Adapter slots, beside slot 0 which is the base. Default 16. */
   slots: positive,
+  /**
+   * Pages of all slots: an adapter takes as many as its rank does. Default null: enough for adapters of the
+   * largest rank in all slots that were asked for, or in half of those by default.
+   */
+  pages: v.nullable(positive),
   /** Fine-tuning jobs at once. Default 2. */
   jobs: positive,
   /** Largest adapter rank; a multiple of 4. Default 16. */
@@ -44,6 +49,9 @@ export const capacityEntries = {
 };
 const Capacities = object(capacityEntries);
 export type Capacities = Of<typeof Capacities>;
+/** 256-byte alignment, in words. */
+export const align = (words: number, to = 64): number => Math.ceil(words / to) * to;
+
 export interface Target {
   readonly name: "wasm" | "webgpu";
   /** Largest storage binding, bytes. */
@@ -67,7 +75,8 @@ export function defaultCapacities(context: number): Capacities {
     context: ctx,
     headRows: 32,
     blocks: Math.max(256, 8 * cacheBlocks(ctx)),
-    slots: 8,
+    slots: 16,
+    pages: null,
     jobs: 2,
     rank: 16,
     savedRows: 1024,

@@ -88,8 +88,13 @@ export type Expr =
       readonly step: number;
       readonly n: number;
     }
-  /** A field of the slot table: scale of a (slot, branch), 0 where the slot lacks the branch. */
-  | { readonly e: "scale"; readonly branch: number; readonly row: Ix }
+  /**
+   * factor[slot[row]][at][col]: of a factor with rows by rank, row `at` of the row's slot; anything, but no
+   * fault, where the slot has no such row.
+   */
+  | { readonly e: "ranked"; readonly factor: Value; readonly at: Ix; readonly row: Ix; readonly col: Ix }
+  /** By what the row's slot scales row `col` of a branch's factors; anything beyond the slot's rank. */
+  | { readonly e: "scale"; readonly branch: number; readonly row: Ix; readonly col: Ix }
   /**
    * Uniform number in [0, 1) from (key, salt of layer and site, column): counter-based, so any order of
    * evaluation gives the same bits.
@@ -146,6 +151,7 @@ const parts: ExprTable<[], Parts> = {
   expand: (e) => ({ exprs: [], values: [e.u, e.factor] }),
   sparse: (e) => ({ exprs: [], values: [e.x, e.values, e.index] }),
   dot: (e) => ({ exprs: [], values: [e.a, e.b] }),
+  ranked: (e) => ({ exprs: [], values: [e.factor] }),
   scale: () => leaf,
   rand: () => leaf,
   acc: () => leaf,
@@ -186,7 +192,8 @@ const columnwise: ExprTable<[], boolean> = {
   expand: () => true,
   sparse: () => true,
   dot: (e) => ixUsesCol(e.row) || ixUsesCol(e.from),
-  scale: () => false,
+  ranked: (e) => ixUsesCol(e.col),
+  scale: (e) => ixUsesCol(e.col),
   rand: () => true,
   acc: () => true,
   arg: () => true,

@@ -116,7 +116,7 @@ export interface EvalCtx {
   readonly rows: (domain: Domain) => number;
   readonly meta: (name: string, i: number | null) => number;
   readonly metaf: (name: string, i: number | null) => number;
-  readonly slot: (s: number, branch: number) => { rank: number; scale: number };
+  readonly slot: (s: number, branch: number) => { rank: number; scale: (rankRow: number) => number };
   readonly layer: number;
   /** A constant of the layer. */
   readonly ofLayer: (name: LayerConstant) => number;

@@ -71,8 +71,13 @@ export function evalExpr(
         return go(ix(x.ix) !== 0 ? x.yes : x.no);
       case "metaf":
         return ctx.metaf(x.name, x.at === null ? null : ix(x.at));
+      case "ranked": {
+        const t = x.factor.type as Type & { kind: "factor" };
+        const r = slotRow(x.factor, ix(x.row)) + Math.min(ix(x.at), t.rows - 1);
+        return env.get(valueKey(x.factor))![r * t.cols + ix(x.col)]!;
+      }
       case "scale":
-        return ctx.slot(ctx.meta("slot", ix(x.row)), x.branch).scale;
+        return ctx.slot(ctx.meta("slot", ix(x.row)), x.branch).scale(ix(x.col));
       case "rand":
         return rand01(ix(x.key), ctx.layer * 64 + x.site, ix(x.col));
       case "expand": {

@@ -73,12 +73,17 @@ export const expand = (u: Value, factor: Value): Value =>
 const scaleOp = defineOp({
   name: "slot_scale",
   kind: "point",
-  infer: (_, a) => [{ kind: "rows", domain: a.domain as Domain, cols: 1 }],
-  point: ({ attrs }) => ({ e: "scale", branch: Number(attrs.branch), row }),
+  infer: (_, a) => [{ kind: "rows", domain: a.domain as Domain, cols: Number(a.cols) }],
+  point: ({ attrs }) => ({ e: "scale", branch: Number(attrs.branch), row, col: { ix: "col" } }),
 });
-/** u scaled by the row's adapter scale at this branch (alpha/r, or alpha/√r for rsLoRA). */
-export const scaleBySlot = (u: Value, branch: number): Value =>
-  mul(u, u.node.graph.make1(scaleOp, [], { branch, domain: (u.type as Rows).domain }));
+/**
+ * u, what a branch's rows make of x, scaled by the row's adapter: alpha/r, or alpha/√r for rsLoRA; in a sum of
+ * adapters each adapter's rows by its own, times its weight.
+ */
+export const scaleBySlot = (u: Value, branch: number): Value => {
+  const { domain, cols } = u.type as Rows;
+  return mul(u, u.node.graph.make1(scaleOp, [], { branch, domain, cols }));
+};
 
 /** `yes` for rows whose slot has the branch, else `no`. */
 const where = (branch: number, yes: Expr, no: Expr): Expr => ({
@@ -235,12 +240,8 @@ const overlayOp = defineOp({
   kind: "point",
   infer: ([x]) => [x!],
   point: ({ ins: [, f], at }) => {
-    const { branch, cols } = f!.type as Factor;
-    return whereVirtual(
-      branch,
-      load(f!, row, ixBin("add", col, ixBin("mul", meta("pos", row), cols))),
-      at(0),
-    );
+    const { branch } = f!.type as Factor;
+    return whereVirtual(branch, { e: "ranked", factor: f!, at: meta("pos", row), row, col }, at(0));
   },
   grad: (node, [dy]) => {
     const f = node.ins[1]!;

@@ -3,13 +3,14 @@
  * which holds what. A generation is immutable: training writes its own slot, `publish` copies it out,
  * requests finish on the generation they were admitted with.
  */
-import { otherBase } from "./base.ts";
-import { type Manifest, WeftError } from "./bundle.ts";
-import { combine } from "./combine.ts";
-import type { AdapterConfig, AdapterContent, BranchState } from "./content.ts";
+import { type Manifest, SLOT_TABLE, WeftError } from "./bundle.ts";
+import type { AdapterConfig, AdapterContent, AdapterShape } from "./content.ts";
 import type { Device } from "./device.ts";
 import type { Host } from "./host.ts";
+import { Contents, type KeptContent } from "./kept.ts";
+import { SlotPages } from "./pages.ts";
 import { reorderSlot } from "./slots.ts";
+import { Sums, type WeightedPart } from "./sums.ts";
 
 /**
  * `notes` (its latest generation), `notes@3`, or a weighted sum `{ blue: 0.5, green: 0.5 }` of such names.
@@ -20,20 +21,27 @@ export interface Generation {
   readonly number: number;
   /** What a response says answered it: `notes@3`. */
   readonly ref: string;
+  readonly shape: AdapterShape;
+  /** Its tensors too, as they are read from where they are kept. */
   readonly content: AdapterContent;
+  /** Why its tensors could not be read from where they are kept; null: nothing is known to be wrong. */
+  failed: WeftError | null;
+  /** Those whose rows a slot of it consists of; none where it has rows of its own. */
+  readonly parts: readonly WeightedPart[];
   /** Identity of the base weights that it was trained on. */
   readonly base: string;
   /** What whoever uses it should know. */
   readonly warnings: readonly string[];
   /** The host's number for it: from 1 up, each once. */
   readonly id: number;
+  readonly kept: KeptContent;
   /** Requests that asked for it, waiting or running: it is kept. */
   pins: number;
 }
+/** A generation as it is made. */
+export type Made = Omit<Generation, "id" | "pins" | "content" | "failed"> & { readonly kept: KeptContent };
 /** Generations kept by name before the oldest unpinned one is dropped. */
 const KEPT_GENERATIONS = 4;
-/** Weighted sums kept ready, and in use at once. */
-const KEPT_SUMS = 32;
 /** Numbers kept of names that were removed. */
 const KEPT_NUMBERS = 4096;
 
@@ -43,72 +51,52 @@ export class AdapterStore {
   private readonly latest = new Map<string, number>();
   /** The largest number of names that are no longer in `latest`: names that are new go on from it. */
   private forgotten = 0;
-  /** Weighted sums that requests asked for, by what they are sums of; the least recently asked for first. */
-  private readonly sums = new Map<string, Generation>();
+  private readonly sums: Sums;
+  /** Those that requests wait for or run on, by number. */
+  private readonly pinned = new Map<number, Generation>();
   private made = 0;
+  private readonly pages: SlotPages;
   constructor(
     private readonly manifest: Manifest,
     private readonly device: Device,
     private readonly host: Host,
     /** The base weights as they are now. */
     private readonly base: () => string,
-  ) {}
-  private make(g: Omit<Generation, "id" | "pins">): Generation {
-    return { ...g, id: ++this.made, pins: 0 };
+    private readonly contents = new Contents(manifest, null, null),
+  ) {
+    this.pages = new SlotPages(manifest, device.plan);
+    const make = (g: Made): Generation => this.make(g);
+    this.sums = new Sums(manifest, this.pages, host, make, (g) => this.drop(g));
+  }
+  private make(g: Made): Generation {
+    return {
+      ...g,
+      id: ++this.made,
+      pins: 0,
+      failed: null,
+      get content() {
+        return g.kept.read();
+      },
+    };
   }
 
   list(): { name: string; generations: number[]; config: AdapterConfig }[] {
     return [...this.byName].map(([name, g]) => ({
       name,
       generations: g.map((x) => x.number),
-      config: g[g.length - 1]!.content.config,
+      config: g[g.length - 1]!.shape.config,
     }));
   }
   has(name: string): boolean {
     return this.byName.has(name);
   }
   /**
-   * The generation a reference means now; a weighted sum is made when it is first asked for. Throws
+   * The generation a reference means now; a weighted sum becomes one when it is first asked for. Throws
    * WEFT_NOT_FOUND, or WEFT_ADAPTER for what does not add up.
    */
   find(ref: AdapterRef): Generation {
-    return typeof ref === "string" ? this.named(ref) : this.sum(ref);
-  }
-  private sum(weights: Readonly<Record<string, number>>): Generation {
-    const parts = Object.entries(weights)
-      .map(([name, weight]) => ({ g: this.named(name), weight }))
-      .sort((a, b) => (a.g.ref < b.g.ref ? -1 : 1));
-    const ref = parts.map(({ g, weight }) => `${weight}*${g.ref}`).join("+");
-    const made = this.sums.get(ref) ?? this.combined(ref, parts);
-    this.sums.delete(ref);
-    this.sums.set(ref, made);
-    for (const [key, old] of this.sums) {
-      if (this.sums.size <= KEPT_SUMS) break;
-      if (old.pins || old === made) continue;
-      this.drop(old);
-      this.sums.delete(key);
-    }
-    return made;
-  }
-  private combined(ref: string, parts: readonly { g: Generation; weight: number }[]): Generation {
-    const base = parts[0]?.g.base ?? this.base();
-    const other = parts.find(({ g }) => g.base !== base);
-    if (other) throw otherBase(other.g.ref, other.g.base, base);
-    if ([...this.sums.values()].filter((s) => s.pins).length >= KEPT_SUMS)
-      throw new WeftError({
-        code: "WEFT_CAPACITY",
-        where: "adapter",
-        expected: `at most ${KEPT_SUMS} weighted sums in use at once`,
-        found: "one more",
-        hint: "adapters.combine makes a sum an adapter of its own",
-        retryable: true,
-      });
-    const content = combine(
-      this.manifest,
-      this.device.plan,
-      parts.map(({ g, weight }) => ({ content: g.content, weight })),
-    );
-    return this.make({ name: ref, number: 1, ref, content, base, warnings: [] });
+    if (typeof ref === "string") return this.named(ref);
+    return this.sums.find(Object.entries(ref).map(([name, weight]) => ({ g: this.named(name), weight })));
   }
   private named(ref: string): Generation {
     const [name, n] = ref.includes("@")
@@ -136,6 +124,8 @@ export class AdapterStore {
     content: AdapterContent,
     { base = this.base(), warnings = [] }: { base?: string; warnings?: readonly string[] } = {},
   ): Generation {
+    const kept = this.contents.keep(content);
+    const { tensors: _, ...shape } = content;
     const number = (this.latest.get(name) ?? this.forgotten) + 1;
     this.latest.delete(name);
     this.latest.set(name, number);
@@ -145,7 +135,7 @@ export class AdapterStore {
       this.forgotten = Math.max(this.forgotten, n);
       this.latest.delete(old);
     }
-    const g = this.make({ name, number, ref: `${name}@${number}`, content, base, warnings });
+    const g = this.make({ name, number, ref: `${name}@${number}`, shape, parts: [], kept, base, warnings });
     const list = [...(this.byName.get(name) ?? []), g];
     for (let i = 0; i < list.length - 1 && list.length > KEPT_GENERATIONS; ) {
       if (list[i]!.pins === 0) this.drop(list.splice(i, 1)[0]!);
@@ -176,68 +166,126 @@ export class AdapterStore {
   }
   private drop(g: Generation): void {
     this.host.exports.forget(g.id);
+    g.kept.drop();
   }
-  /** Keep a generation for a request; `unpin` when it has ended. */
+  /** Bytes of the host's memory that adapters' numbers take. */
+  get bytes(): number {
+    return this.contents.bytes;
+  }
+  /** What was put outside of memory is gone. */
+  close(): void {
+    this.contents.close();
+  }
+  /** Keep a generation for a request, and what it is a sum of; `unpin` when it has ended. */
   pin(g: Generation): void {
     g.pins++;
+    this.pinned.set(g.id, g);
+    for (const part of g.parts) this.pin(part.g);
   }
   unpin(g: Generation): void {
     g.pins--;
-    if (g.pins === 0 && !this.byName.get(g.name)?.includes(g) && this.sums.get(g.ref) !== g) this.drop(g);
+    for (const part of g.parts) this.unpin(part.g);
+    if (g.pins) return;
+    this.pinned.delete(g.id);
+    if (!this.byName.get(g.name)?.includes(g) && !this.sums.has(g)) this.drop(g);
+  }
+  /** Queue a request with the host: its ticket; NONE where there is no place. */
+  submit(
+    kind: number,
+    length: number,
+    limit: number,
+    virtual: number,
+    g: Generation | null,
+    job: number,
+    salt: number,
+  ): number {
+    const { exports } = this.host;
+    const staged = g?.parts.flatMap((part) => [part.g.id, this.pages.count(part.g.shape)]) ?? [];
+    this.host.parts().set(staged);
+    const pages = g && !staged.length ? this.pages.count(g.shape) : 0;
+    return exports.submit(kind, length, limit, virtual, g?.id ?? 0, pages, staged.length / 2, job, salt);
+  }
+  /** A job wants a slot for what it trains. */
+  wantSlot(job: number, content: AdapterShape): void {
+    this.host.exports.jobSlot(job, this.pages.count(content));
   }
   private get jobLane(): number {
     return this.device.lanes - 1;
   }
-  /** Put an adapter into a slot, behind what the lane has on its way. */
-  fill(slot: number, content: AdapterContent, lane: number): void {
-    const n = this.manifest.branches.length;
-    const masks = new Map<number, number>();
-    content.tensors.forEach((data, l) => {
-      this.write(slot, l, content.branches[l]!, data, lane);
-      const table = new Uint32Array(n * 2);
-      const scales = new Float32Array(table.buffer);
-      content.branches[l]!.forEach((s, i) => {
-        table[i * 2] = s.rank;
-        scales[i * 2 + 1] = s.scale;
-        masks.set(i >> 5, (masks.get(i >> 5) ?? 0) | (s.rank ? 1 << (i & 31) : 0));
-      });
-      this.device.write({ cls: "tables", group: l, offset: 64 + slot * n * 2, lane }, table);
-    });
-    for (const [word, bits] of masks) this.host.exports.setMask(slot, word, bits);
+  /** The host gives an adapter that is asked for a slot. Where it cannot be read, its requests fail. */
+  load(id: number, slot: number, lane: number): void {
+    const g = this.pinned.get(id)!;
+    if (!g.parts.length) {
+      try {
+        this.fill(slot, g.content, lane);
+      } catch (e) {
+        if (!(e instanceof WeftError)) throw e;
+        g.failed = e;
+      }
+    } else
+      this.point(
+        slot,
+        g.parts.map((part) => ({ ...part, ...part.g.shape, slot: this.host.exports.slotOf(part.g.id) })),
+        lane,
+      );
   }
-  /** Put a layer's tensors into a slot. */
-  private write(
+  /** Put an adapter into a slot that has pages for it, behind what the lane has on its way. */
+  fill(slot: number, content: AdapterContent, lane: number): void {
+    this.restore(slot, content, lane);
+    this.point(slot, [{ ...content, slot, weight: 1 }], lane);
+  }
+  /** A slot's rows are those of adapters in slots, times their weights. */
+  private point(
     slot: number,
-    layer: number,
-    branches: readonly BranchState[],
-    data: Float32Array,
+    parts: readonly (AdapterShape & { readonly slot: number; readonly weight: number })[],
     lane: number,
   ): void {
-    const { plan } = this.device;
-    this.device.write(
-      { cls: "adapters", group: layer, offset: slot * plan.slotWords, lane },
-      reorderSlot(this.manifest, plan.factors, layer, branches, data),
-    );
+    const { manifest, device } = this;
+    const masks = new Map<number, number>();
+    for (let group = 0; group < parts[0]!.branches.length; group++) {
+      const rows = parts.map(({ config, branches, weight, slot: at }) => ({
+        ...{ method: config.method, states: branches[group]!, weight },
+        pages: this.host.pages(at),
+      }));
+      const offset = SLOT_TABLE + slot * device.plan.slots.row;
+      device.write({ cls: "tables", group, offset, lane }, this.pages.row(rows));
+      for (const { states } of rows)
+        for (const { index: i } of manifest.branches)
+          masks.set(i >> 5, (masks.get(i >> 5) ?? 0) | (states[i]!.rank ? 1 << (i & 31) : 0));
+    }
+    for (const [word, bits] of masks) this.host.exports.setMask(slot, word, bits);
   }
-  /** Put content of the same shape into a training slot. */
-  restore(slot: number, content: AdapterContent): void {
-    content.tensors.forEach((data, l) => this.write(slot, l, content.branches[l]!, data, this.jobLane));
+  /** Put content of the same shape into a slot. */
+  restore(slot: number, content: AdapterContent, lane = this.jobLane): void {
+    const pages = this.host.pages(slot);
+    const { page } = this.device.plan.slots;
+    content.tensors.forEach((words, l) => {
+      const states = content.branches[l]!;
+      const turned = reorderSlot(this.manifest, l, states, words);
+      this.pages.write(l, states, turned, pages.length).forEach((data, i) => {
+        this.device.write({ cls: "adapters", group: l, offset: pages[i]! * page, lane }, data);
+      });
+    });
   }
   /** Copy a training slot out. */
   async download(slot: number, like: AdapterContent): Promise<AdapterContent> {
-    const { plan } = this.device;
-    const slots = await this.device.readAll(
-      like.tensors.map((_, l) => ({
-        cls: "adapters",
-        group: l,
-        offset: slot * plan.slotWords,
-        words: plan.slotWords,
-        lane: this.jobLane,
-      })),
+    const pages = [...this.host.pages(slot)];
+    const { page } = this.device.plan.slots;
+    const read = await this.device.readAll(
+      like.tensors.flatMap((_, group) =>
+        pages.map((p) => ({
+          cls: "adapters" as const,
+          group,
+          offset: p * page,
+          words: page,
+          lane: this.jobLane,
+        })),
+      ),
     );
-    const tensors = slots.map((data, l) =>
-      reorderSlot(this.manifest, plan.factors, l, like.branches[l]!, data, true),
-    );
+    const tensors = like.branches.map((states, l) => {
+      const own = read.slice(l * pages.length, (l + 1) * pages.length);
+      return reorderSlot(this.manifest, l, states, this.pages.read(l, states, own), true);
+    });
     return { ...like, tensors };
   }
 }

@@ -1,15 +1,14 @@
 /** A branch of an adapter as what it does to its site, in numbers. */
-import { type Manifest, type TargetPlan, WeftError } from "./bundle.ts";
+import { type Manifest, WeftError } from "./bundle.ts";
 import { type AdapterContent, placedIn } from "./content.ts";
 import type { LowRank } from "./lowrank.ts";
 import { tensorKinds } from "./tensors/index.ts";
-import { rowsOf, type TensorKind } from "./tensors/tensor.ts";
+import type { TensorKind } from "./tensors/tensor.ts";
 import { type TermOf, termOf } from "./terms.ts";
 
 /** A branch of one layer as its terms, in order. Throws WEFT_ADAPTER for a method that has none. */
 export function termsOf(
   manifest: Manifest,
-  plan: TargetPlan,
   { branches, tensors }: AdapterContent,
   layer: number,
   branch: number,
@@ -24,7 +23,7 @@ export function termsOf(
       found: "one that is not: it cannot merge",
     });
   const { rank, scale } = branches[layer]![branch]!;
-  const placed = placedIn(manifest, plan.factors, tensors[layer]!, layer, branch, rank);
+  const placed = placedIn(manifest, branches[layer]!, tensors[layer]!, layer, branch);
   return change.map(({ term, of }) => {
     const find = (role: string) => placed.find((p) => p.t.name === of[role]);
     return {
@@ -33,10 +32,7 @@ export function termsOf(
         site: manifest.sites[manifest.branches[branch]!.site]!,
         rank,
         scale,
-        tensor: (role) => {
-          const p = find(role);
-          return p ? p.slot.slice(p.at.offset, p.at.offset + rowsOf(p) * p.t.cols) : null;
-        },
+        tensor: (role) => find(role)?.values.slice() ?? null,
         axis: (role) => find(role)?.t.axis ?? null,
         chosen: (role) => {
           const p = find(role)!;
@@ -51,12 +47,11 @@ export function termsOf(
 /** A branch of one layer as an exact product. Throws WEFT_ADAPTER for methods that are no sum of products. */
 export function asLowRank(
   manifest: Manifest,
-  plan: TargetPlan,
   content: AdapterContent,
   layer: number,
   branch: number,
 ): LowRank {
-  const parts = termsOf(manifest, plan, content, layer, branch).map(({ term, c }): LowRank => {
+  const parts = termsOf(manifest, content, layer, branch).map(({ term, c }): LowRank => {
     if (!term.product)
       throw new WeftError({
         code: "WEFT_ADAPTER",

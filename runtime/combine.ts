@@ -1,15 +1,19 @@
 /** Weighted sums of adapters as one adapter, exactly: factors are concatenated, selections are united. */
 import { asLowRank } from "./branch.ts";
-import { type Manifest, type ParamEntry, type TargetPlan, WeftError } from "./bundle.ts";
+import { type BranchEntry, type Manifest, WeftError } from "./bundle.ts";
 import {
   type AdapterContent,
+  type AdapterShape,
   absent,
   type BranchState,
   defaultConfig,
   indexOf,
+  placedBy,
   placedIn,
-  placeOf,
+  siteOf,
+  wordsIn,
 } from "./content.ts";
+import type { Placed } from "./tensors/tensor.ts";
 
 export interface Part {
   readonly content: AdapterContent;
@@ -25,11 +29,10 @@ function tooLarge(where: string, room: number, need: number): never {
   });
 }
 
-/**
- * Σ weight · adapter. Adapters that all select channels, or all single entries, stay what they are; all
- * others become one LoRA. Throws WEFT_ADAPTER for what does not add up.
- */
-export function combine(manifest: Manifest, plan: TargetPlan, parts: readonly Part[]): AdapterContent {
+/** Throws WEFT_OPTION, or WEFT_ADAPTER for an adapter that adds to nothing. */
+export function checkParts(
+  parts: readonly (Omit<Part, "content"> & { readonly content: AdapterShape })[],
+): void {
   if (!parts.length)
     throw new WeftError({
       code: "WEFT_OPTION",
@@ -53,11 +56,17 @@ export function combine(manifest: Manifest, plan: TargetPlan, parts: readonly Pa
         expected: "adapters that share the base",
         found: "one with modules of its own",
       });
+}
+/**
+ * Σ weight · adapter. Adapters that all select channels, or all single entries, stay what they are; all
+ * others become one LoRA. Throws WEFT_ADAPTER for what does not add up.
+ */
+export function combine(manifest: Manifest, parts: readonly Part[]): AdapterContent {
+  checkParts(parts);
   const methods = new Set(parts.map((p) => p.content.config.method));
   const [only] = methods;
   const chooses = manifest.methods[only!]!.change?.every(({ of }) => "index" in of);
-  const sum =
-    methods.size === 1 && chooses ? unite(manifest, plan, parts, only!) : concatenate(manifest, plan, parts);
+  const sum = methods.size === 1 && chooses ? unite(manifest, parts, only!) : concatenate(manifest, parts);
   for (const [layer, data] of sum.tensors.entries()) {
     const wrong = data.findIndex((x) => !Number.isFinite(x));
     if (wrong >= 0)
@@ -72,7 +81,7 @@ export function combine(manifest: Manifest, plan: TargetPlan, parts: readonly Pa
 }
 
 /** One LoRA whose factors are those of all parts, one below the other; weights and scales go into B. */
-function concatenate(manifest: Manifest, plan: TargetPlan, parts: readonly Part[]): AdapterContent {
+function concatenate(manifest: Manifest, parts: readonly Part[]): AdapterContent {
   const target = Object.values(manifest.methods).find(
     ({ change }) =>
       change?.length === 1 && change[0]!.term === "product" && Object.keys(change[0]!.of).length === 2,
@@ -84,32 +93,34 @@ function concatenate(manifest: Manifest, plan: TargetPlan, parts: readonly Part[
       expected: "a bundle with the lora method",
       found: Object.keys(manifest.methods).join(", "),
     });
-  const tensors: Float32Array[] = [];
-  const branches = Array.from({ length: manifest.model.layers }, (_, l) => {
-    const slot = new Float32Array(plan.slotWords);
-    tensors.push(slot);
-    return manifest.branches.map((b): BranchState => {
-      if (b.method !== target.name) return absent;
-      const [a, up] = (["a", "b"] as const).map((role) =>
-        placeOf(plan.factors, b.index, target.change![0]!.of[role]!),
-      ) as [ParamEntry, ParamEntry];
-      let rank = 0;
-      for (const { content, weight } of parts)
-        for (const other of manifest.branches) {
-          if (other.site !== b.site || !content.branches[l]![other.index]!.rank) continue;
-          const low = asLowRank(manifest, plan, content, l, other.index);
-          if (rank + low.rank > b.capacity)
-            tooLarge(`layer ${l}, ${manifest.sites[b.site]!.module}`, b.capacity, rank + low.rank);
-          slot.set(low.a, a.offset + rank * a.k);
-          slot.set(
-            low.b.map((x) => x * weight),
-            up.offset + rank * up.k,
-          );
-          rank += low.rank;
-        }
-      return rank ? { rank, alpha: rank, scale: 1 } : absent;
-    });
-  });
+  const { a, b: up } = target.change![0]!.of;
+  const layers = Array.from({ length: manifest.model.layers }, (_, l) =>
+    layerOf(manifest, l, (b) => {
+      if (b.method !== target.name) return null;
+      const lows = parts.flatMap(({ content, weight }) =>
+        manifest.branches
+          .filter((other) => other.site === b.site && content.branches[l]![other.index]!.rank)
+          .map((other) => ({ weight, low: asLowRank(manifest, content, l, other.index) })),
+      );
+      const rank = lows.reduce((n, { low }) => n + low.rank, 0);
+      return {
+        state: { rank, alpha: rank, scale: 1 },
+        write: (to) => {
+          let row = 0;
+          for (const { weight, low } of lows) {
+            const [down, out] = [placedBy(to, a!), placedBy(to, up!)];
+            down.values.set(low.a, row * down.t.cols);
+            out.values.set(
+              low.b.map((x) => x * weight),
+              row * out.t.cols,
+            );
+            row += low.rank;
+          }
+        },
+      };
+    }),
+  );
+  const branches = layers.map(({ states }) => states);
   const rank = Math.max(1, ...branches.flat().map((s) => s.rank));
   return {
     config: {
@@ -119,8 +130,27 @@ function concatenate(manifest: Manifest, plan: TargetPlan, parts: readonly Part[
       targetModules: modulesOf(manifest, branches),
     },
     branches,
-    tensors,
+    tensors: layers.map(({ words }) => words),
   };
+}
+/** A layer of a sum: what each branch is, and what its tensors hold. Throws where one has too many rows. */
+function layerOf(
+  manifest: Manifest,
+  layer: number,
+  of: (b: BranchEntry) => { state: BranchState; write: (to: readonly Placed[]) => void } | null,
+): { states: BranchState[]; words: Float32Array } {
+  const made = manifest.branches.map((b) => {
+    const sum = of(b);
+    const rank = sum?.state.rank ?? 0;
+    if (rank > b.capacity) tooLarge(`layer ${layer}, ${siteOf(manifest, b).module}`, b.capacity, rank);
+    return rank ? sum : null;
+  });
+  const states = made.map((sum) => sum?.state ?? absent);
+  const words = new Float32Array(wordsIn(manifest, states));
+  made.forEach((sum, i) => {
+    sum?.write(placedIn(manifest, states, words, layer, i));
+  });
+  return { states, words };
 }
 const modulesOf = (manifest: Manifest, branches: readonly (readonly BranchState[])[]): string[] => [
   ...new Set(
@@ -131,42 +161,44 @@ const modulesOf = (manifest: Manifest, branches: readonly (readonly BranchState[
 ];
 
 /** Adapters of one method that choose what they change: the union of the chosen; deltas of what is shared add. */
-function unite(manifest: Manifest, plan: TargetPlan, parts: readonly Part[], method: string): AdapterContent {
-  const tensors: Float32Array[] = [];
-  const branches = Array.from({ length: manifest.model.layers }, (_, l) => {
-    const slot = new Float32Array(plan.slotWords);
-    tensors.push(slot);
-    return manifest.branches.map((b): BranchState => {
+function unite(manifest: Manifest, parts: readonly Part[], method: string): AdapterContent {
+  const layers = Array.from({ length: manifest.model.layers }, (_, l) =>
+    layerOf(manifest, l, (b) => {
+      if (b.method !== method) return null;
       const here = parts.flatMap(({ content, weight }) => {
-        const { rank } = content.branches[l]![b.index]!;
-        if (b.method !== method || !rank) return [];
-        const placed = placedIn(manifest, plan.factors, content.tensors[l]!, l, b.index, rank);
+        const placed = placedIn(manifest, content.branches[l]!, content.tensors[l]!, l, b.index);
+        if (!placed.length) return [];
         const { p, kind } = indexOf(placed)!;
         return [{ weight, placed, chosen: kind.get(p) }];
       });
-      if (!here.length) return absent;
+      if (!here.length) return null;
       const index = indexOf(here[0]!.placed)!;
       const union = index.kind.united(
         index.p.t,
         here.map(({ chosen }) => chosen),
       );
-      if (union.length > b.capacity)
-        tooLarge(`layer ${l}, ${manifest.sites[b.site]!.module}`, b.capacity, union.length);
-      index.kind.set({ ...index.p, slot, rank: union.length }, union);
       const place = new Map(union.map((x, r) => [x, r]));
-      for (const { weight, placed, chosen } of here)
-        for (const { t, at, slot: own } of placed)
-          if (t.name !== index.p.t.name)
-            chosen.forEach((x, r) => {
-              const [to, from] = [at.offset + place.get(x)! * t.cols, at.offset + r * t.cols];
-              for (let c = 0; c < t.cols; c++) slot[to + c] = slot[to + c]! + weight * own[from + c]!;
+      return {
+        state: { rank: union.length, alpha: 0, scale: 1 },
+        write: (to) => {
+          index.kind.set(placedBy(to, index.p.t.name), union);
+          for (const { weight, placed, chosen } of here)
+            placed.forEach(({ t, values: own }, k) => {
+              if (t.name === index.p.t.name) return;
+              const { values } = to[k]!;
+              chosen.forEach((x, r) => {
+                const [at, from] = [place.get(x)! * t.cols, r * t.cols];
+                for (let c = 0; c < t.cols; c++) values[at + c] = values[at + c]! + weight * own[from + c]!;
+              });
             });
-      return { rank: union.length, alpha: 0, scale: 1 };
-    });
-  });
+        },
+      };
+    }),
+  );
+  const branches = layers.map(({ states }) => states);
   return {
     config: { ...defaultConfig(manifest, method), targetModules: modulesOf(manifest, branches) },
     branches,
-    tensors,
+    tensors: layers.map(({ words }) => words),
   };
 }

@@ -3,7 +3,7 @@
  * what it points into. Checked before anything is allocated; what passes cannot make the runtime read or
  * write outside a chamber, or take memory out of proportion to the files.
  */
-import { BLOCK } from "./contract.ts";
+import { BLOCK, QUAD, QUAD_WORDS, quadsOf, ranked, SLOT_ROW } from "./contract.ts";
 import { WeftError } from "./errors.ts";
 import { type Format, packedWords, storedBytes } from "./formats.ts";
 import {
@@ -189,6 +189,26 @@ function checkPlan(m: Manifest, plan: TargetPlan, target: "wasm" | "webgpu"): vo
     enough(words.boundary, end("save_row"), `saved.${cls}.words.boundary`);
     enough(words.kept, end("ext_row"), `saved.${cls}.words.kept`);
   }
+  const { slots } = plan;
+  need(
+    slots.branches.length === branches.length,
+    `${at}.slots.branches`,
+    "one a branch",
+    slots.branches.length,
+  );
+  for (const [i, b] of slots.branches.entries())
+    within(b.at + SLOT_ROW.quads + b.quads * QUAD_WORDS, slots.row, `slots.branches[${i}]`);
+  for (const [name, { homes, quad }] of Object.entries(slots.methods)) {
+    need(Object.hasOwn(m.methods, name), `${at}.slots.methods`, "methods of the bundle", name);
+    need(
+      homes <= branches.length && quad <= slots.page,
+      `${at}.slots.methods.${name}`,
+      "quads in pages",
+      quad,
+    );
+  }
+  for (const { method } of branches)
+    need(Object.hasOwn(slots.methods, method), `${at}.slots.methods`, `one for ${method}`, "none");
   // Chambers of what the bundle is meant for are of a size that indices reach.
   const { classes, arenaWords, metaWords } = planOf(m, target, c);
   for (const [name, words] of [
@@ -247,19 +267,19 @@ function checkPlan(m: Manifest, plan: TargetPlan, target: "wasm" | "webgpu"): vo
       const n = t.rows === "rank" ? b.capacity : 1;
       need(f.n === n && f.k === t.cols, `${at}.${where}`, `[${n}, ${t.cols}]`, `[${f.n}, ${f.k}]`);
       need(f.rows === t.rows, `${at}.${where}.rows`, t.rows, f.rows);
-      within(f.offset + n * t.cols, plan.slotWords, `${where}.offset`);
+      const { home, page, quads } = slots.branches[b.index]!;
+      const { homes, quad } = slots.methods[b.method]!;
+      const rows = ranked(t) ? QUAD : n;
+      const [from, room] = ranked(t) ? [0, quad] : [home, slots.page];
+      within(from + f.offset + rows * t.cols, room, `${where}.offset`);
+      need(ranked(t) ? quads >= quadsOf(n) : page < homes, `${at}.slots.branches[${b.index}]`, "room", n);
       if (!m.train.includes(b.method)) continue;
       need(f.accum >= 0 === t.trained, `${at}.${where}.accum`, t.trained ? "a place" : "-1", f.accum);
       if (t.trained) within(f.accum + 3 * n * t.cols, plan.jobWords, `${where}.accum`);
     }
   need(factors === plan.factors.length, `${at}.factors`, `${factors} of them`, plan.factors.length);
   const slot = plan.factors.reduce((n, f) => n + f.n * f.k, 0);
-  need(
-    plan.slotWords <= 2 * slot + 2 ** 16,
-    `${at}.slotWords`,
-    "no more than its tensors take",
-    plan.slotWords,
-  );
+  need(slots.page <= 2 * slot + 2 ** 16, `${at}.slots.page`, "no more than its tensors take", slots.page);
   const most = 8 * slot + 8 * plan.statistics.reduce((n, s) => n + s.n, 0) + 2 ** 16;
   need(plan.jobWords <= most, `${at}.jobWords`, "no more than its tensors take", plan.jobWords);
   for (const [i, s] of plan.statistics.entries()) {

@@ -1,8 +1,8 @@
 /**
- * What an adapter is on the host: its configuration, which branches it has in each layer, and its tensors in
- * slot layout.
+ * What an adapter is on the host: its configuration, which branches it has in each layer, and the rows in use
+ * of their tensors, one after another.
  */
-import type { BranchEntry, BranchTensor, Manifest, ParamEntry, SiteEntry } from "./bundle.ts";
+import type { BranchEntry, BranchTensor, Manifest, SiteEntry } from "./bundle.ts";
 import type { Selector } from "./selectors.ts";
 import { tensorKinds } from "./tensors/index.ts";
 import { type Index, type Placed, rowsOf, type TensorKind } from "./tensors/tensor.ts";
@@ -37,20 +37,23 @@ export const defaultConfig = (manifest: Manifest, method: string): AdapterConfig
   alphaPattern: {},
   selector: "random",
 });
-export interface AdapterContent {
+/** What an adapter is, but for the numbers of its tensors. */
+export interface AdapterShape {
   readonly config: AdapterConfig;
   /** [layer][branch of the bundle]. */
   readonly branches: readonly (readonly BranchState[])[];
-  /** [layer]: one slot's words. */
-  readonly tensors: readonly Float32Array[];
   /**
    * Base tensors that the adapter replaces as a whole (PEFT's `modules_to_save`), by checkpoint name: it is
    * served merged, on a base of its own.
    */
   readonly replaces?: ReadonlyMap<string, Float32Array>;
 }
+export interface AdapterContent extends AdapterShape {
+  /** [layer]: the tensors of the branches that it has, in the bundle's order, each [rows in use, cols]. */
+  readonly tensors: readonly Float32Array[];
+}
 /** Tokens of its own that an adapter puts before every sequence. */
-export const virtualTokens = (manifest: Manifest, content: AdapterContent | null): number =>
+export const virtualTokens = (manifest: Manifest, content: AdapterShape | null): number =>
   content && manifest.methods[content.config.method]!.virtual
     ? Math.max(...content.branches.flat().map((s) => s.rank))
     : 0;
@@ -60,40 +63,49 @@ export const absent: BranchState = { rank: 0, alpha: 0, scale: 0 };
 export const modulePath = (manifest: Manifest, layer: number, site: SiteEntry): string =>
   manifest.checkpoint.modules.replace("{l}", String(layer)) + site.module;
 export const siteOf = (manifest: Manifest, b: BranchEntry): SiteEntry => manifest.sites[b.site]!;
-/** Where a branch's tensor lies in a slot. */
-export const placeOf = (tensors: readonly ParamEntry[], branch: number, name: string): ParamEntry =>
-  tensors.find((f) => f.branch === branch && f.name.endsWith(`.${name}`))!;
-/** The tensors of a branch in one layer's slot. */
-export const placedIn = (
+const wordsOf = ({ tensors }: BranchEntry, { rank }: BranchState): number =>
+  rank ? tensors.reduce((n, t) => n + rowsOf({ t, rank }) * t.cols, 0) : 0;
+/** Words of one layer's tensors. */
+export const wordsIn = ({ branches }: Manifest, states: readonly BranchState[]): number =>
+  branches.reduce((n, b, i) => n + wordsOf(b, states[i]!), 0);
+/** The tensors of a branch, views of one layer's words; none where the adapter lacks it. */
+export function placedIn(
   manifest: Manifest,
-  places: readonly ParamEntry[],
-  slot: Float32Array,
+  states: readonly BranchState[],
+  words: Float32Array,
   layer: number,
   index: number,
-  rank: number,
-): Placed[] => {
-  const branch = manifest.branches[index]!;
+): Placed[] {
+  const { branches } = manifest;
+  const branch = branches[index]!;
+  const { rank } = states[index]!;
+  let at = 0;
+  for (let i = 0; i < index; i++) at += wordsOf(branches[i]!, states[i]!);
+  if (!rank) return [];
   const site = siteOf(manifest, branch);
-  return branch.tensors.map((t) => ({
-    t,
-    at: placeOf(places, index, t.name),
-    slot,
-    layer,
-    branch,
-    site,
-    rank,
-  }));
-};
+  return branch.tensors.map((t) => {
+    const values = words.subarray(at, (at += rowsOf({ t, rank }) * t.cols));
+    return { t, values, layer, branch, site, rank };
+  });
+}
+/** A tensor of a branch by its name. */
+export const placedBy = (placed: readonly Placed[], name: string): Placed =>
+  placed.find((p) => p.t.name === name)!;
 /** The tensor that says what the rows of a branch's others are of, where there is one. */
 export const indexTensor = (b: BranchEntry): BranchTensor | undefined =>
   b.tensors.find(({ kind }) => (tensorKinds[kind] as TensorKind).index);
-/** That tensor among those of a branch in a slot. */
+/** That tensor among those of a branch. */
 export function indexOf(placed: readonly Placed[]): { readonly p: Placed; readonly kind: Index } | null {
   for (const p of placed) {
     const kind: TensorKind = tensorKinds[p.t.kind];
     if (kind.index) return { p, kind };
   }
   return null;
+}
+/** What a branch that chooses has chosen, in the adapter's order. */
+export function chosenIn(m: Manifest, c: AdapterContent, layer: number, branch: number): number[] {
+  const { p, kind } = indexOf(placedIn(m, c.branches[layer]!, c.tensors[layer]!, layer, branch))!;
+  return kind.get(p);
 }
 /** Numbers that training moves. */
 export const trainableCount = (manifest: Manifest, branches: readonly (readonly BranchState[])[]): number =>

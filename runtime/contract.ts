@@ -27,7 +27,7 @@ export const EVENT = {
   finished: 2,
   scored: 3,
   microDone: 4,
-  // What to do before the next one. An adapter into a slot: (ticket of a request for it, slot).
+  // What to do before the next one. An adapter into a slot: (adapter, slot).
   load: 5,
   /** A request's tokens into a sequence: (ticket, sequence). */
   start: 6,
@@ -40,6 +40,9 @@ export const EVENT_WORDS = 4;
 /** Why a request ended: of its own, or because it was given up. */
 export const FINISH = { stop: 1, length: 2, givenUp: 3 } as const;
 
+/** Weighted sums of adapters that requests may be for at once, and adapters in one. */
+export const MOST_SUMS = 32;
+export const MOST_PARTS = 16;
 /** Command lists that may be on their way at once: of requests, and of jobs. */
 export const LANES = 2;
 /** A command: kernel, group, byte offset of the metadata block, x, y, z. */
@@ -101,6 +104,26 @@ export const TRAIN_BIT = 129;
 /** Integers that differ between layers of one graph: in a layer's table, after its group. */
 export const layerConstants = ["window", "rope"] as const;
 export const layerWord = (name: (typeof layerConstants)[number]): number => 1 + layerConstants.indexOf(name);
+
+/**
+ * Rows of an adapter's factors that lie side by side: a quad. Slots have quads, as many as their rank takes;
+ * what a row of a kernel reads of its slot, it finds by the slot's row of the table: of each branch its rank,
+ * where its vectors are, and of each quad where it is and its scale.
+ */
+export const QUAD = 4;
+export const quadsOf = (rank: number): number => Math.ceil(rank / QUAD);
+/**
+ * Has a tensor rows by rank that kernels read as rows? A column of numbers, and what has one row, is a vector:
+ * it lies at its branch's home, as long as the branch has room for.
+ */
+export const ranked = (t: { readonly rows: "rank" | "one"; readonly cols: number }): boolean =>
+  t.rows === "rank" && t.cols > 1;
+/** Words of a branch in a slot's row of the table. */
+export const SLOT_ROW = { rank: 0, home: 1, quads: 2 } as const;
+/** Of each quad: where it is, and its scale. */
+export const QUAD_WORDS = 2;
+/** Words of a group's table before the slots' rows. */
+export const SLOT_TABLE = 64;
 
 /** Memory of a device, in the order of the bind record and of the storage bindings. */
 export const memoryClasses = [

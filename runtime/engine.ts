@@ -11,6 +11,7 @@ import type { Device, DeviceInfo, LoadProgress } from "./device.ts";
 import { type Rounding, roundingOf } from "./formats.ts";
 import { Host, MAX_QUEUED } from "./host.ts";
 import { type Invariance, settleInvariance, type Verdicts } from "./invariance.ts";
+import { Contents, type Spill } from "./kept.ts";
 import { readManifest, readVerified, uploadWeights } from "./load.ts";
 import { type Feed, Loops, type StepTrace } from "./loops.ts";
 import { type Change, type Merged, mergeChanges } from "./merge.ts";
@@ -57,9 +58,10 @@ export class Engine {
     reader: BundleReader,
     /** What the caller's own functions threw. */
     readonly reporting: Reports,
+    contents: Contents,
   ) {
     this.weights = new BaseWeights(manifest, device, reader);
-    this.adapters = new AdapterStore(manifest, device, host, () => this.base);
+    this.adapters = new AdapterStore(manifest, device, host, () => this.base, contents);
     this.serving = new Serving(
       manifest,
       host,
@@ -70,7 +72,7 @@ export class Engine {
       options.prefixCache ?? true,
     );
     this.loops = new Loops(
-      { manifest, device, host, serving: this.serving, jobs: this.jobs },
+      { manifest, device, host, serving: this.serving, adapters: this.adapters, jobs: this.jobs },
       {
         budget: this.budget,
         idle: options.idleBudget ?? manifest.capacities.tokens,
@@ -90,7 +92,8 @@ export class Engine {
 
   /**
    * Load a bundle onto a device that `open` makes from its manifest. An abort rejects at once, in every
-   * phase. What `verdicts` says of a bundle on a device is not checked again.
+   * phase. What `verdicts` says of a bundle on a device is not checked again. `spill` opens a place for
+   * adapters that there is no room for in memory.
    */
   static open(
     reader: BundleReader,
@@ -101,11 +104,12 @@ export class Engine {
     ) => Promise<Device>,
     options: EngineOptions = {},
     verdicts: Verdicts = new Map(),
+    spill: (() => Promise<Spill>) | null = null,
   ): Promise<Engine> {
     checked(EngineOptions, options);
     return abortable(
       options.signal,
-      () => Engine.opening(reader, open, options, verdicts),
+      () => Engine.opening(reader, open, options, verdicts, spill),
       (late) => late.dispose(),
     );
   }
@@ -114,6 +118,7 @@ export class Engine {
     open: Parameters<typeof Engine.open>[1],
     options: EngineOptions,
     verdicts: Verdicts,
+    spill: (() => Promise<Spill>) | null,
   ): Promise<Engine> {
     const reporting = new Reports(options.onError);
     const told = reporting.guard("onProgress", options.onProgress);
@@ -145,7 +150,9 @@ export class Engine {
           ),
         verdicts,
       );
-      const engine = new Engine(manifest, device, host, options, reader, reporting);
+      const most = options.adapters?.memory ?? null;
+      const contents = new Contents(manifest, most, most === null || !spill ? null : await spill());
+      const engine = new Engine(manifest, device, host, options, reader, reporting, contents);
       dropped.register(engine, opened, engine);
       engine.invariance = invariance;
       progress({ phase: "ready", done: 1, total: 1 });
@@ -190,7 +197,7 @@ export class Engine {
     throwIfAborted(o.signal);
     checkBiases(this.manifest, o);
     const generation = this.named(o.adapter);
-    const virtual = virtualTokens(this.manifest, generation?.content ?? null);
+    const virtual = virtualTokens(this.manifest, generation?.shape ?? null);
     const asked = o.maxTokens ?? MAX_TOKENS;
     const room = roomAfter(this.manifest, o.prompt, virtual, Math.min(asked, 1));
     if (asked === 0) {
@@ -236,7 +243,7 @@ export class Engine {
   ): Promise<Score> {
     throwIfAborted(o.signal);
     const generation = this.named(o.adapter);
-    const virtual = o.job?.virtual ?? virtualTokens(this.manifest, generation?.content ?? null);
+    const virtual = o.job?.virtual ?? virtualTokens(this.manifest, generation?.shape ?? null);
     roomAfter(this.manifest, ids, virtual, 0);
     const next = o.next ?? ids.slice(1);
     const logprobs = new Float64Array(next.length);
@@ -287,12 +294,12 @@ export class Engine {
   private named(ref: AdapterRef | undefined): Generation | null {
     this.check();
     const generation = ref ? this.adapter(ref) : null;
-    if (generation?.content.replaces)
+    if (generation?.shape.replaces)
       throw new WeftError({
         code: "WEFT_ADAPTER",
         where: `adapter ${generation.name}`,
         expected: "an adapter that shares the base",
-        found: `one with modules of its own (${[...generation.content.replaces.keys()].join(", ")})`,
+        found: `one with modules of its own (${[...generation.shape.replaces.keys()].join(", ")})`,
         hint: "engine.merge(name) serves it on the base alone",
       });
     return generation;
@@ -439,19 +446,21 @@ export class Engine {
     this.loops.end();
     this.released = this.device.end(this.dead);
     this.serving.endAll(this.dead);
+    this.adapters.close();
     for (const feed of [...this.jobs.values()]) feed.fail(this.dead);
     this.close(this.dead);
   }
 
   /**
-   * Bytes by purpose, what was chosen at load, and blocks and slots in use. Of the free blocks, those that are
-   * `cached` keep the prefix of an ended request until somebody needs room.
+   * Bytes by purpose, what was chosen at load, and blocks, slots and their pages in use. Of the free blocks,
+   * those that are `cached` keep the prefix of an ended request until somebody needs room.
    */
   memory(): {
     bytes: Readonly<Record<string, number>>;
     capacities: Sizes;
     blocks: { total: number; free: number; cached: number };
     slots: { total: number; used: number };
+    pages: { total: number; used: number };
   } {
     const { exports } = this.host;
     return {
@@ -463,6 +472,7 @@ export class Engine {
         cached: exports.keptBlocks(),
       },
       slots: { total: this.manifest.capacities.slots, used: exports.slotsInUse() },
+      pages: { total: this.manifest.capacities.pages, used: exports.pagesInUse() },
     };
   }
   get disposed(): boolean {

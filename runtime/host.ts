@@ -6,6 +6,7 @@ import {
   MAX_BIASES,
   MAX_STOPS,
   type Manifest,
+  MOST_PARTS,
   sizeNames,
   WeftError,
 } from "./bundle.ts";
@@ -62,9 +63,10 @@ export interface HostExports {
     stops: number,
   ): void;
   setRow(seq: number, weight: number, dropKey: number, dropP: number): void;
+  addrParts(): number;
   /**
-   * A request of a caller for an adapter (0: the base), or of a job, where one is given; it shares prefixes
-   * with those of its adapter and salt (0: none). NONE: no place.
+   * A request of a caller for an adapter (0: the base) that takes `pages`, or of `parts` parts, or of a job,
+   * where one is given; it shares prefixes with those of its adapter and salt (0: none). NONE: no place.
    */
   submit(
     kind: number,
@@ -72,6 +74,8 @@ export interface HostExports {
     limit: number,
     virtual: number,
     adapter: number,
+    pages: number,
+    parts: number,
     job: number,
     salt: number,
   ): number;
@@ -80,7 +84,13 @@ export interface HostExports {
   cancel(seq: number): number;
   forget(adapter: number): void;
   forgetAll(): void;
-  jobSlot(job: number): void;
+  slotOf(adapter: number): number;
+  pagesOf(slot: number): number;
+  addrPages(slot: number): number;
+  freePages(): number;
+  pagesInUse(): number;
+  sumFits(parts: number, pages: number): number;
+  jobSlot(job: number, pages: number): void;
   jobOpen(job: number, cls: number, optimizer: number): void;
   jobOffer(job: number, rows: number, most: number, keep: number, last: number): void;
   jobClose(job: number): void;
@@ -230,6 +240,14 @@ export class Host {
   /** Sequences of a job's micro-batch, in the order of its rows. */
   micro(job: number): Int32Array {
     return new Int32Array(this.buffer, this.exports.addrMicro(job), this.manifest.capacities.sequences);
+  }
+  /** [adapter, pages] of each part of a sum that is asked for. */
+  parts(): Int32Array {
+    return new Int32Array(this.buffer, this.exports.addrParts(), MOST_PARTS * 2);
+  }
+  /** Numbers of a slot's pages. */
+  pages(slot: number): Int32Array {
+    return new Int32Array(this.buffer, this.exports.addrPages(slot), this.exports.pagesOf(slot));
   }
   /** Ids of the cache blocks with nothing in them. */
   freeBlockIds(): Int32Array {

@@ -1,6 +1,6 @@
 /** Adapters as they begin. */
-import { type BranchTensor, type Manifest, type ParamEntry, WeftError } from "./bundle.ts";
-import { type AdapterConfig, type AdapterContent, placedIn } from "./content.ts";
+import { type BranchTensor, type Manifest, WeftError } from "./bundle.ts";
+import { type AdapterConfig, type AdapterContent, placedIn, wordsIn } from "./content.ts";
 import { resolveBranches } from "./match.ts";
 import { type ModelView, selectors } from "./selectors.ts";
 import { tensorKinds } from "./tensors/index.ts";
@@ -9,8 +9,6 @@ import type { Start, TensorKind } from "./tensors/tensor.ts";
 /** A fresh adapter, which starts as the base: tensors as their method says, from the seed. */
 export async function initialContent(
   manifest: Manifest,
-  places: readonly ParamEntry[],
-  slotWords: number,
   config: AdapterConfig,
   seed: number,
   model: ModelView,
@@ -26,12 +24,10 @@ export async function initialContent(
   const from = { manifest, selector: config.selector, seed, model };
   const tensors: Float32Array[] = [];
   for (const [l, layer] of branches.entries()) {
-    const slot = new Float32Array(slotWords);
-    for (const [i, { rank }] of layer.entries()) {
-      if (!rank) continue;
-      for (const p of placedIn(manifest, places, slot, l, i, rank)) await startOf(p.t)(p, from);
-    }
-    tensors.push(slot);
+    const words = new Float32Array(wordsIn(manifest, layer));
+    for (const i of layer.keys())
+      for (const p of placedIn(manifest, layer, words, l, i)) await startOf(p.t)(p, from);
+    tensors.push(words);
   }
   return { config, branches, tensors };
 }

@@ -16,14 +16,13 @@ import {
   NONE,
   type ParamEntry,
 } from "./bundle.ts";
-import { type AdapterContent, defaultConfig, placeOf, virtualTokens } from "./content.ts";
+import { type AdapterContent, defaultConfig, placedIn, virtualTokens } from "./content.ts";
 import type { Device, Range } from "./device.ts";
 import { sha256 } from "./hash.ts";
 import type { Host } from "./host.ts";
 import { initialContent } from "./initial.ts";
 import { mix } from "./random.ts";
 import { startIn } from "./requests.ts";
-import { rowsOf } from "./tensors/tensor.ts";
 
 /**
  * `verified`: every family gives a row the same bits. `single-family`: kernels for few and for many rows
@@ -174,7 +173,7 @@ class Check {
     for (let at = 0; at < names.length; at += capacities.slots) {
       const group: Generation[] = [];
       for (const name of names.slice(at, at + capacities.slots))
-        group.push(this.store.publish(name, await randomContent(this.manifest, this.device, name)));
+        group.push(this.store.publish(name, await randomContent(this.manifest, name)));
       const plays = [undefined, ...group].map(
         (adapter): Play => ({ ids: idsOf(SHORT, model.vocab), adapter, kind: "generate" }),
       );
@@ -209,11 +208,11 @@ class Check {
     const { capacities: c, model, methods } = manifest;
     const { exports } = host;
     const lane = device.lanes - 1;
-    const content = cls === "full" ? null : await randomContent(manifest, device, cls);
+    const content = cls === "full" ? null : await randomContent(manifest, cls);
     const ranges = this.gradientRanges(cls);
     for (const r of ranges) device.clear(r);
     exports.jobOpen(0, index, 0);
-    if (content) exports.jobSlot(0);
+    if (content) store.wantSlot(0, content);
     const virtual = virtualTokens(manifest, content);
     const longest = Math.min(c.context, c.savedRows, c.blocks * BLOCK);
     // One sequence of several quanta, and a short one beside it where there is room.
@@ -269,23 +268,24 @@ class Check {
     /** Those that wait, by ticket. */
     const waiting = new Map<number, number>();
     plays.forEach(({ ids, adapter, kind }, i) => {
-      const virtual = virtualTokens(manifest, adapter?.content ?? null);
+      const virtual = virtualTokens(manifest, adapter?.shape ?? null);
       const length = virtual + ids.length;
       const limit = length + (kind === "generate" ? 1 : 0);
-      waiting.set(exports.submit(KIND[kind], length, limit, virtual, adapter?.id ?? 0, NONE, 0), i);
+      waiting.set(store.submit(KIND[kind], length, limit, virtual, adapter ?? null, NONE, 0), i);
+      if (adapter) store.pin(adapter);
     });
     /** Those that the host lets in. */
     const admit = (): void => {
       const events = host.events(0, exports.plan(0)).slice();
       for (let i = 0; i < events.length; i += EVENT_WORDS) {
-        const [type, ticket, at] = [events[i], events[i + 1]!, events[i + 2]!];
-        const { ids: prompt, adapter, kind } = plays[waiting.get(ticket)!]!;
-        if (type === EVENT.load) store.fill(at, adapter!.content, 0);
+        const [type, a, at] = [events[i], events[i + 1]!, events[i + 2]!];
+        if (type === EVENT.load) store.load(a, at, 0);
         else {
-          const virtual = virtualTokens(manifest, adapter?.content ?? null);
+          const { ids: prompt, adapter, kind } = plays[waiting.get(a)!]!;
+          const virtual = virtualTokens(manifest, adapter?.shape ?? null);
           startIn(host, at, { kind, prompt, virtual, sampling: {}, seed: null });
-          live.set(at, left[waiting.get(ticket)!]!);
-          waiting.delete(ticket);
+          live.set(at, left[waiting.get(a)!]!);
+          waiting.delete(a);
         }
       }
     };
@@ -303,6 +303,7 @@ class Check {
         if (type === EVENT.finished) live.delete(seq);
       }
     }
+    for (const { adapter } of plays) if (adapter) store.unpin(adapter);
     return left;
   }
   /** One step of a lane: the sequence and last hidden state of each row, logits, and what the host says. */
@@ -361,7 +362,7 @@ class Check {
  * An adapter of a method as it may come out of training: no tensor of zeros, which would hide what its
  * kernels do.
  */
-async function randomContent(all: Manifest, { plan }: Device, method: string): Promise<AdapterContent> {
+async function randomContent(all: Manifest, method: string): Promise<AdapterContent> {
   const layers = Math.min(LAYERS, all.model.layers);
   const manifest: Manifest = { ...all, model: { ...all.model, layers } };
   const config = defaultConfig(manifest, method);
@@ -369,7 +370,7 @@ async function randomContent(all: Manifest, { plan }: Device, method: string): P
   const rank = config.rank === null ? null : Math.min(config.rank, room);
   const noise = (n: number, seed: number): Float32Array =>
     Float32Array.from({ length: n }, (_, i) => (mix(seed, i) / 2 ** 32 - 0.5) / 8);
-  const content = await initialContent(manifest, plan.factors, plan.slotWords, { ...config, rank }, 1, {
+  const content = await initialContent(manifest, { ...config, rank }, 1, {
     scores: async (_what, _layer, site) => new Float64Array(site.outFeatures).fill(1),
     taken: () => new Set(),
     matrix: async (_layer, site) => noise(site.outFeatures * site.inFeatures, 2),
@@ -378,14 +379,10 @@ async function randomContent(all: Manifest, { plan }: Device, method: string): P
     embedding: async (id) => noise(manifest.model.hiddenSize, id),
   });
   content.tensors.forEach((data, layer) => {
-    content.branches[layer]!.forEach((state, i) => {
-      if (!state.rank) return;
-      for (const t of manifest.branches[i]!.tensors)
-        if (t.init === "zeros")
-          data.set(
-            noise(rowsOf({ t, rank: state.rank }) * t.cols, mix(layer, i)),
-            placeOf(plan.factors, i, t.name).offset,
-          );
+    const states = content.branches[layer]!;
+    states.forEach((_, i) => {
+      for (const { t, values } of placedIn(manifest, states, data, layer, i))
+        if (t.init === "zeros") values.set(noise(values.length, mix(layer, i)));
     });
   });
   return content;

@@ -101,10 +101,10 @@ export class Job implements Feed {
     this.holding = null;
   }
   /** A slot for its own weights, once the host has one to give. */
-  private held(): Promise<number> {
+  private held(content: AdapterContent): Promise<number> {
     return new Promise((resolve, reject) => {
       this.holding = { resolve, reject };
-      this.engine.host.exports.jobSlot(this.index);
+      this.engine.adapters.wantSlot(this.index, content);
       this.engine.kick();
     });
   }
@@ -177,14 +177,13 @@ export class Job implements Feed {
       if (full) await engine.weights.keep();
       this.controller.signal.throwIfAborted();
       if (!full) {
-        const { factors, slotWords } = device.plan;
         const statistics: Partial<Record<"activation" | "gradient", Float32Array[][]>> = {};
         const model: ModelView = {
           embedding: (id) => embeddingRow(engine, id),
           bias: (layer, site) => biasOf(engine, layer, site),
           matrix: (layer, site) => matrix(engine, layer, site),
           tuned: o.tuned ?? null,
-          taken: (layer, site) => channelsTaken(manifest, factors, o.disjointFrom ?? [], layer, site),
+          taken: (layer, site) => channelsTaken(manifest, o.disjointFrom ?? [], layer, site),
           scores: async (what, layer, site) => {
             if (what === "row") return rowSquares(engine, layer, site);
             if (what === "weight") return weightSquares(engine, layer, site);
@@ -194,11 +193,9 @@ export class Job implements Feed {
           },
         };
         this.content =
-          o.resume?.adapter ??
-          o.from ??
-          (await initialContent(manifest, factors, slotWords, config, mix(seed, 1), model));
+          o.resume?.adapter ?? o.from ?? (await initialContent(manifest, config, mix(seed, 1), model));
         this.controller.signal.throwIfAborted();
-        this.slot = await this.held();
+        this.slot = await this.held(this.content);
         engine.adapters.fill(this.slot, this.content, lane);
       }
       writeTrained(engine, this.index, full, o.resume ?? null);

@@ -70,6 +70,18 @@ async function describe(): Promise<Owner> {
 }
 let described: Promise<Owner> | undefined;
 const self = (): Promise<Owner> => (described ??= describe());
+/** This process, for who asks later whether it lives. */
+export const whoAmI = async (): Promise<string> => JSON.stringify(await self());
+/** Is a process that said who it is known to be gone? One of another machine or container never is. */
+export async function isDead(said: string): Promise<boolean> {
+  let owner: Owner;
+  try {
+    owner = JSON.parse(said) as Owner;
+  } catch {
+    return false;
+  }
+  return owner.space === (await self()).space && !(await isAlive(owner));
+}
 
 interface Holder {
   readonly id: string;

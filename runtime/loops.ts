@@ -3,6 +3,7 @@
  * the loops move bytes and tell requests and jobs what it says. What a list on its way may touch (blocks,
  * slots, accumulators) the host gives back after its commit, so what two lanes touch is always apart.
  */
+import type { AdapterStore } from "./adapters.ts";
 import { COUNTER, EVENT, EVENT_WORDS, KIND, type Manifest } from "./bundle.ts";
 import type { Device, Range } from "./device.ts";
 import type { Host } from "./host.ts";
@@ -43,6 +44,7 @@ interface Played {
   readonly device: Device;
   readonly host: Host;
   readonly serving: Serving;
+  readonly adapters: AdapterStore;
   readonly jobs: ReadonlyMap<number, Feed>;
 }
 export class Loops {
@@ -109,7 +111,7 @@ export class Loops {
     const events = this.engine.host.events(lane, count);
     for (let i = 0; i < events.length; i += EVENT_WORDS) {
       const [type, a, b] = [events[i]!, events[i + 1]!, events[i + 2]!];
-      if (type === EVENT.load) this.engine.serving.load(a, b);
+      if (type === EVENT.load) this.engine.adapters.load(a, b, 0);
       else if (type === EVENT.start) this.engine.serving.start(a, b);
       else if (type === EVENT.hold) this.engine.jobs.get(a)!.hold(b);
       else this.engine.jobs.get(a)!.feed(b);

@@ -202,7 +202,18 @@ const TargetPlan = object({
     rotary: words,
     norms: words,
   }),
-  slotWords: words,
+  slots: object({
+    /** Words of a page, and of a slot's row of the table. */
+    page: words,
+    row: words,
+    /**
+     * Of each branch: where it begins in that row and how many quads it has there; in which of a slot's pages
+     * its vectors are, and where in it.
+     */
+    branches: v.array(object({ at: words, quads: count, page: count, home: words })),
+    /** Of each method: a slot's pages of vectors, which are its first, and words of a quad. */
+    methods: record(object({ homes: count, quad: words })),
+  }),
   jobWords: words,
   layerParams: v.array(ParamEntry),
   outerParams: v.array(ParamEntry),
@@ -224,6 +235,7 @@ const CapacityEntry = object({
   headRows: positive,
   blocks: positive,
   slots: positive,
+  pages: positive,
   jobs: positive,
   rank: positive,
   savedRows: positive,

@@ -44,7 +44,7 @@ export function mergeChanges(
     for (const [i, { rank }] of layer.entries()) {
       if (!rank) continue;
       const { module, bias } = manifest.sites[manifest.branches[i]!.site]!;
-      const list = termsOf(manifest, plan, content, l, i);
+      const list = termsOf(manifest, content, l, i);
       const all = (of: "weight" | "bias"): void => {
         const changes = list.flatMap(({ term, c }) => (term[of] ? [term[of](c)] : []));
         if (changes.length)

@@ -127,6 +127,11 @@ export const engineEntries = {
    * kept in `engine.reports`.
    */
   onError: v.optional(callback<(e: WeftError) => void>()),
+  /**
+   * Of adapters: bytes of memory that their numbers may take on the host. Those used least recently are put on
+   * disk beyond it (in a page, where there is none, one more is refused). Default: as many as there are.
+   */
+  adapters: v.optional(object({ memory: v.exactOptional(positive) })),
   /** Hears what is done of loading. */
   onProgress: v.optional(callback<(p: LoadProgress) => void>()),
   /** Hears of every step. */

@@ -3,11 +3,12 @@
  * for `load`, `inspect` and `doctor`: kernels do not depend on it, so one bundle runs on a phone and on a
  * server, with the same bits.
  */
+import { SLOT_TABLE } from "./contract.ts";
 import { WeftError } from "./errors.ts";
 import { type CapacityEntry, type Manifest, MOST_JOBS, type TargetPlan } from "./manifest.ts";
 
 /** What is chosen at load; a bundle's own capacities are what it is meant for. */
-export const sizeNames = ["blocks", "sequences", "slots", "jobs", "savedRows", "keptRows"] as const;
+export const sizeNames = ["blocks", "sequences", "slots", "pages", "jobs", "savedRows", "keptRows"] as const;
 export type Sizes = Pick<CapacityEntry, (typeof sizeNames)[number]>;
 
 interface Chambers {
@@ -28,10 +29,18 @@ const align = (words: number): number => Math.max(64, Math.ceil(words / 64) * 64
 /** Tiles read up to a panel past a row. */
 const SLACK = 64;
 
+/** Pages of a slot whose adapter has so many quads at most in any branch. */
+export const pagesFor = ({ slots }: TargetPlan, method: string, quads: number): number => {
+  const { homes, quad } = slots.methods[method]!;
+  return homes + (quads ? Math.ceil(quads / Math.floor(slots.page / quad)) : 0);
+};
+/** Pages of the largest adapter. */
+export const pagesAtMost = (m: Pick<Manifest, "branches">, plan: TargetPlan): number =>
+  Math.max(1, ...m.branches.map((b) => pagesFor(plan, b.method, plan.slots.branches[b.index]!.quads)));
+
 /** What a plan depends on. */
 export type Sized = Pick<Manifest, "capacities" | "train" | "saved" | "branches" | "targets">;
-/** The plan of a target for these sizes. */
-export function planOf(m: Sized, target: "wasm" | "webgpu", s: Sizes): Plan {
+function targetOf(m: Sized, target: "wasm" | "webgpu"): TargetPlan {
   const plan = m.targets[target];
   if (!plan)
     throw new WeftError({
@@ -40,6 +49,11 @@ export function planOf(m: Sized, target: "wasm" | "webgpu", s: Sizes): Plan {
       expected: `a bundle compiled for ${target}`,
       found: Object.keys(m.targets).join(", "),
     });
+  return plan;
+}
+/** The plan of a target for these sizes. */
+export function planOf(m: Sized, target: "wasm" | "webgpu", s: Sizes): Plan {
+  const plan = targetOf(m, target);
   const { room, blocks } = plan;
   const records = Object.entries(m.saved);
   const kept = Math.max(0, ...records.map(([, { words }]) => words.kept));
@@ -54,13 +68,13 @@ export function planOf(m: Sized, target: "wasm" | "webgpu", s: Sizes): Plan {
       weights: room.weights,
       kv: { layer: s.blocks * room.block, outer: 64 },
       saved: { layer: align(saved), outer: align(s.savedRows * room.hidden + SLACK) },
-      adapters: { layer: align((s.slots + 1) * plan.slotWords), outer: 64 },
+      adapters: { layer: align(s.pages * plan.slots.page + SLACK), outer: 64 },
       accum: {
         layer: align(Math.max(room.accum.layer, s.jobs * plan.jobWords)),
         // Behind it, the loss of each saved row.
         outer: align(room.accum.outer + (m.train.length ? s.savedRows : 0)),
       },
-      tables: { layer: align(64 + (s.slots + 1) * m.branches.length * 2), outer: 128 },
+      tables: { layer: align(SLOT_TABLE + (s.slots + 1) * plan.slots.row), outer: 128 },
     },
     arenaWords: align(room.arena + s.savedRows * room.work + SLACK),
     metaWords: stepWords + m.capacities.units * blocks.unit.words + (s.jobs + s.slots) * blocks.update.words,
@@ -95,14 +109,18 @@ export function sizesFor(
   limits: Limits,
   measure: Measure,
 ): Sizes {
-  checkSizes(m, asked);
+  const plan = targetOf(m, target);
+  checkSizes(m, plan, asked);
+  const least = leastOf(m, plan);
   const most = Math.min(memory ?? limits.memory, limits.memory);
   const at = (share: number): Sizes => {
     const of = (name: SizeName): number => {
       const want = m.capacities[name];
-      const low = Math.min(want, leastOf(m)[name]);
+      const low = Math.min(want, least[name]);
       const size = share <= 1 ? low + (want - low) * share : want * (forRequests.has(name) ? share : 1);
-      return asked[name] ?? Math.floor(size);
+      // Slots that are asked for have pages in proportion.
+      const slots = name === "pages" && asked.slots ? want * (asked.slots / m.capacities.slots) : null;
+      return asked[name] ?? Math.floor(slots ? Math.max(low, slots) : size);
     };
     return Object.fromEntries(sizeNames.map((name) => [name, of(name)])) as Sizes;
   };
@@ -136,25 +154,26 @@ export function sizesFor(
 }
 type SizeName = (typeof sizeNames)[number];
 /** Of more of these, more requests run at once. */
-const forRequests: ReadonlySet<SizeName> = new Set(["blocks", "sequences", "slots"]);
+const forRequests: ReadonlySet<SizeName> = new Set(["blocks", "sequences", "slots", "pages"]);
 /** More than this many times what a bundle is meant for helps nobody. */
 const MOST_SHARE = 64;
 const mib = (bytes: number): string => `${Math.ceil(bytes / 2 ** 20)} MiB`;
 
 /** One request and one job at a time, of a whole context. */
-function leastOf(m: Sized): Sizes {
+function leastOf(m: Sized, plan: TargetPlan): Sizes {
   const { context, quantum, unitRows } = m.capacities;
   return {
     blocks: Math.ceil(context / 32),
     sequences: 4,
     slots: 1,
+    pages: pagesAtMost(m, plan),
     jobs: 1,
     savedRows: Math.max(quantum, Math.min(context, unitRows)),
     keptRows: quantum,
   };
 }
 /** Throws WEFT_CAPACITY for sizes that no bundle has. */
-function checkSizes(m: Sized, asked: Partial<Sizes>): void {
+function checkSizes(m: Sized, plan: TargetPlan, asked: Partial<Sizes>): void {
   const refuse = (name: string, expected: string, found: number): never => {
     throw new WeftError({
       code: "WEFT_CAPACITY",
@@ -165,6 +184,9 @@ function checkSizes(m: Sized, asked: Partial<Sizes>): void {
   };
   const jobs = asked.jobs ?? m.capacities.jobs;
   if (jobs > MOST_JOBS) refuse("jobs", `at most ${MOST_JOBS}`, jobs);
+  const pages = pagesAtMost(m, plan);
+  if (asked.pages !== undefined && asked.pages < pages)
+    refuse("pages", `at least ${pages} pages to hold the largest adapter`, asked.pages);
   const blocks = Math.ceil(m.capacities.context / 32);
   if (asked.blocks !== undefined && asked.blocks < blocks)
     refuse("blocks", `at least ${blocks} blocks to hold one context`, asked.blocks);

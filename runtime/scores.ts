@@ -1,7 +1,7 @@
 /**
  * What S2FT's selectors look at (paper §3.2): weights and activations of the channels that matrices share.
  */
-import type { Manifest, ParamEntry, SiteEntry } from "./bundle.ts";
+import type { Manifest, SiteEntry } from "./bundle.ts";
 import { type AdapterContent, placedIn } from "./content.ts";
 import { paramNamed } from "./device.ts";
 import type { Engine } from "./engine.ts";
@@ -105,7 +105,6 @@ export function statisticOf(
  */
 export function channelsTaken(
   manifest: Manifest,
-  factors: readonly ParamEntry[],
   others: readonly AdapterContent[],
   layer: number,
   of: SiteEntry,
@@ -116,7 +115,7 @@ export function channelsTaken(
       const site = manifest.sites[manifest.branches[i]!.site]!;
       const shares = site.coupling?.group === of.coupling!.group && channelsOf(site) === channelsOf(of);
       if (!rank || !shares) return;
-      for (const p of placedIn(manifest, factors, tensors[layer]!, layer, i, rank))
+      for (const p of placedIn(manifest, branches[layer]!, tensors[layer]!, layer, i))
         if (p.t.kind === "selection") for (const c of selection.get(p)) taken.add(c);
     });
   return taken;

@@ -56,15 +56,10 @@ export class Serving {
   /** Throws WEFT_CAPACITY, retryable, where too many wait. */
   enqueue(r: Asked): Request {
     const length = r.virtual + r.prompt.length;
-    const ticket = this.host.exports.submit(
-      KIND[r.kind],
-      length,
-      length + r.maxTokens,
-      r.virtual,
-      r.generation?.id ?? 0,
-      r.job,
-      this.saltOf(r),
-    );
+    const limit = length + r.maxTokens;
+    const { generation, job, virtual } = r;
+    const kind = KIND[r.kind];
+    const ticket = this.adapters.submit(kind, length, limit, virtual, generation, job, this.saltOf(r));
     if (ticket === NONE)
       throw new WeftError({
         code: "WEFT_CAPACITY",
@@ -111,10 +106,6 @@ export class Serving {
     this.leaving.delete(seq);
   }
 
-  /** The host gives a request's adapter a slot. */
-  load(ticket: number, slot: number): void {
-    this.adapters.fill(slot, this.waiting.get(ticket)!.generation!.content, 0);
-  }
   /** The host starts a request in a sequence. */
   start(ticket: number, seq: number): void {
     const r = this.waiting.get(ticket)!;
@@ -122,6 +113,9 @@ export class Serving {
     r.seq = seq;
     this.live.set(seq, r);
     startIn(this.host, seq, r);
+    const failed =
+      r.generation && [r.generation, ...r.generation.parts.map(({ g }) => g)].find((g) => g.failed);
+    if (failed) this.cancel(r, failed.failed);
   }
 
   /** What the events of one step say of requests, in their order. */

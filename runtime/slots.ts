@@ -1,13 +1,12 @@
-/** Adapters' slots in the order in which a device keeps channels. */
-import type { Manifest, ParamEntry } from "./bundle.ts";
-import { type BranchState, indexOf, placedIn } from "./content.ts";
+/** Adapters in the order in which a device keeps channels. */
+import type { Manifest } from "./bundle.ts";
+import { type BranchState, indexOf, placedBy, placedIn } from "./content.ts";
 import { channelOrder, inverse } from "./order.ts";
 import { type Order, type Placed, rowsOf } from "./tensors/tensor.ts";
 
-/** One layer of an adapter, as its slot's words: from the model's order into the device's, or back. */
+/** One layer of an adapter: from the model's order into the device's, or back. */
 export function reorderSlot(
   m: Manifest,
-  places: readonly ParamEntry[],
   layer: number,
   branches: readonly BranchState[],
   data: Float32Array,
@@ -15,9 +14,10 @@ export function reorderSlot(
 ): Float32Array {
   if (!m.selection) return data;
   const out = data.slice();
-  branches.forEach(({ rank }, i) => {
-    if (!rank) return;
-    const placed = placedIn(m, places, data, layer, i, rank);
+  branches.forEach((_, i) => {
+    const placed = placedIn(m, branches, data, layer, i);
+    if (!placed.length) return;
+    const moved = placedIn(m, branches, out, layer, i);
     const { axes } = m.sites[m.branches[i]!.site]!;
     const orders = { in: channelOrder(m, layer, axes.in), out: channelOrder(m, layer, axes.out) };
     // A channel's number moves to its position, or back.
@@ -26,24 +26,24 @@ export function reorderSlot(
     let rows: Order = null;
     if (index) {
       const { p, kind } = index;
-      const moved = kind.turned(p, kind.get(p), { in: turn(orders.in), out: turn(orders.out) });
-      if (kind.ascending) rows = [...moved.keys()].sort((x, y) => moved[x]! - moved[y]!);
-      kind.set({ ...p, slot: out }, rows ? rows.map((r) => moved[r]!) : moved);
+      const chosen = kind.turned(p, kind.get(p), { in: turn(orders.in), out: turn(orders.out) });
+      if (kind.ascending) rows = [...chosen.keys()].sort((x, y) => chosen[x]! - chosen[y]!);
+      kind.set(placedBy(moved, p.t.name), rows ? rows.map((r) => chosen[r]!) : chosen);
     }
-    for (const p of placed) {
+    placed.forEach((p, k) => {
       const order = p.t.axis ? orders[p.t.axis] : null;
       if (p !== index?.p)
-        move(p, out, p.t.rows === "rank" ? rows : null, order && back ? inverse(order) : order);
-    }
+        move(p, moved[k]!, p.t.rows === "rank" ? rows : null, order && back ? inverse(order) : order);
+    });
   });
   return out;
 }
 /** Row r, column c of a tensor: what `from` has at rows[r], columns[c]. */
-function move({ t, at, slot, rank }: Placed, to: Float32Array, rows: Order, columns: Order): void {
+function move({ t, values, rank }: Placed, to: Placed, rows: Order, columns: Order): void {
   if (!rows && !columns) return;
   for (let r = 0; r < rowsOf({ t, rank }); r++)
     for (let c = 0; c < t.cols; c++) {
       const from = (rows ? rows[r]! : r) * t.cols + (columns ? columns[c]! : c);
-      to[at.offset + r * t.cols + c] = slot[at.offset + from]!;
+      to.values[r * t.cols + c] = values[from]!;
     }
 }

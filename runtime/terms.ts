@@ -27,6 +27,11 @@ interface Term {
   readonly says: string;
   readonly weight?: (c: TermOf) => Change;
   readonly bias?: (c: TermOf) => Change;
+  /**
+   * Are its roles rows that the branch's scale scales, one by one, where there are no others? Then rows of
+   * several adapters, one below the other, are their sum.
+   */
+  readonly stacks?: true;
   /** The change of the weight as Bᵀ·A, where it is exactly that and all there is. */
   readonly product?: (c: TermOf) => LowRank;
 }
@@ -50,6 +55,7 @@ const product: Term = {
   roles: ["a", "b"],
   optional: ["inner", "outer"],
   says: "adds a product",
+  stacks: true,
   product: productOf,
   weight: (c) => {
     const low = productOf(c);

@@ -147,12 +147,12 @@ async function hashOfContent(c: AdapterContent): Promise<string> {
 /** How adapters, moments and weights lie on the device, word by word: so a checkpoint keeps them. */
 const layoutOf = (
   { branches, selection }: Manifest,
-  { panel, slotWords, jobWords, factors, layerParams, outerParams }: TargetPlan,
+  { panel, slots, jobWords, factors, layerParams, outerParams }: TargetPlan,
 ): Promise<string> =>
   sha256(
     canonical([
       panel,
-      slotWords,
+      slots,
       jobWords,
       branches.map(({ method, site, capacity }) => [method, site, capacity]),
       [...factors, ...layerParams, ...outerParams].map((p) => [p.name, p.offset, p.accum, p.n, p.k]),

@@ -42,6 +42,7 @@ const nodeFiles = new Set([
   "runtime/dawn.ts",
   "runtime/disk.ts",
   "runtime/reader.ts",
+  "runtime/spill.ts",
   "runtime/swiftshader.ts",
   "sdk/files.ts",
   "sdk/cli.ts",

@@ -21,11 +21,10 @@ export class AdapterHandle {
     checked(SaveOptions, o);
     await claimFolder(dir, "adapter");
     const { content, base } = this.engine.core.adapters.find(this.ref);
-    const { config, weights } = (o.as === "lora" ? writeAsLora : writeAdapter)(
-      content,
-      { ...this.engine.manifest, base },
-      this.engine.core.device.plan,
-    );
+    const { config, weights } = (o.as === "lora" ? writeAsLora : writeAdapter)(content, {
+      ...this.engine.manifest,
+      base,
+    });
     await writeFolder(dir, "adapter", [
       ["adapter_model.safetensors", weights],
       ["adapter_config.json", config],
@@ -44,7 +43,7 @@ export class AdapterHandle {
     await claimFolder(dir, "adapter");
     const { content, base } = this.engine.core.adapters.find(this.ref);
     const manifest = { ...this.engine.manifest, base };
-    const { config, weights } = writeAdapter(content, manifest, this.engine.core.device.plan);
+    const { config, weights } = writeAdapter(content, manifest);
     const { bytes, ratio, error } = compressTernary(weights, o.density ?? 0.1);
     await writeFolder(dir, "adapter", [
       ["adapter_model.ternary", bytes],
@@ -67,6 +66,6 @@ export class AdapterHandle {
     return this.engine.core.adapters.find(this.ref).warnings;
   }
   get config(): AdapterConfig {
-    return this.engine.core.adapters.find(this.ref).content.config;
+    return this.engine.core.adapters.find(this.ref).shape.config;
   }
 }

@@ -4,8 +4,7 @@
  */
 import type { CompileOptions } from "../compiler/compile.ts";
 import { type Manifest, type SiteEntry, WeftError } from "../runtime/bundle.ts";
-import { placeOf } from "../runtime/content.ts";
-import { readSelection } from "../runtime/tensors/selection.ts";
+import { chosenIn } from "../runtime/content.ts";
 import { load } from "./engine.ts";
 import { withTemporaryFolder } from "./files.ts";
 import type { Calibrate } from "./options.ts";
@@ -46,13 +45,7 @@ export async function chooseSelection(
       s.coupling?.group === group && s.coupling.axis === axis;
     const chosen = (layer: number, group: string, axis: "in" | "out"): number[] | null => {
       const b = manifest.branches.find((x) => shares(manifest.sites[x.site]!, group, axis));
-      return b
-        ? readSelection(
-            content.tensors[layer]!,
-            placeOf(engine.core.device.plan.factors, b.index, "index"),
-            content.branches[layer]![b.index]!.rank,
-          )
-        : null;
+      return b ? chosenIn(manifest, content, layer, b.index) : null;
     };
     const layers = content.branches.map((_, l) => {
       // Under grouped queries the key heads are ranked, and their query heads come with them.

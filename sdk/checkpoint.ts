@@ -27,7 +27,7 @@ import { parseJson } from "./files.ts";
 
 const branchState = object({ rank: count, alpha: finite, scale: finite });
 const Saved = object({
-  version: v.literal(5),
+  version: v.literal(6),
   base: sha256Hex,
   numerics: text,
   /** What results depend on; resuming with others is refused. */
@@ -92,7 +92,7 @@ export async function saveCheckpoint(
   put("adapter", state.adapter?.tensors);
   put("best", state.best?.adapter?.tensors);
   const json: Saved = {
-    version: 5,
+    version: 6,
     base,
     numerics,
     options,
@@ -155,7 +155,7 @@ export async function loadCheckpoint(
     });
   };
   const raw = parseJson(file(STATE), `${dir}: ${STATE}`);
-  if (raw.version !== 5) refuse("version", "5", show(raw.version));
+  if (raw.version !== 6) refuse("version", "6", show(raw.version));
   const json = check(Saved, raw, { code: "WEFT_IO", where: `${dir}: ${STATE}` });
   if (json.base !== base) refuse("base", json.base.slice(0, 12), base.slice(0, 12));
   if (json.numerics !== numerics) refuse("numerics", json.numerics, numerics);

@@ -84,11 +84,13 @@ export async function load(location: string | URL, options: LoadOptions = {}): P
     (late) => late.dispose(),
   );
 }
+const inNode = typeof process !== "undefined" && Boolean(process.versions?.node);
 /** What this process found of bundles on its devices. */
 const verdicts: Verdicts = new Map();
 async function loading(location: string | URL, options: LoadOptions): Promise<Engine> {
   const { device, threads, lanes, relaxed, stepTimeout, signal, capacities } = options;
   const memory = options.memory === undefined ? undefined : bytesOf(options.memory);
+  const kept = options.adapters?.memory;
   const reader = await openReader(location);
   const core = await Core.open(
     reader,
@@ -97,8 +99,12 @@ async function loading(location: string | URL, options: LoadOptions): Promise<En
         ...{ threads, lanes, relaxed, memory, capacities },
         ...{ stepTimeout, signal, onProgress },
       }),
-    picked(engineEntries, options),
+    {
+      ...picked(engineEntries, options),
+      adapters: kept === undefined ? undefined : { memory: bytesOf(kept) },
+    },
     verdicts,
+    inNode ? async () => (await import("../runtime/spill.ts")).openSpill() : null,
   );
   try {
     let text: Text | null = null;
@@ -253,7 +259,7 @@ export class Engine {
     const { base, info, device } = this.core;
     const method =
       o.method ??
-      (o.from ? this.core.adapter(o.from).content.config.method : (this.manifest.train[0] ?? "lora"));
+      (o.from ? this.core.adapter(o.from).shape.config.method : (this.manifest.train[0] ?? "lora"));
     const rows = await this.rows(o.data, "data");
     const evalRows = o.evalData ? await this.rows(o.evalData, "evalData") : undefined;
     const adapter = picked(adapterEntries, o);
@@ -331,11 +337,11 @@ export class Engine {
           ? expandTernary(
               needed("adapter_model.ternary"),
               `${dir}/adapter_model.ternary`,
-              numbersAtMost(this.manifest, this.core.device.plan),
+              numbersAtMost(this.manifest),
             )
           : needed("adapter_model.safetensors");
       const { base } = this.core;
-      const content = readAdapter(config, file, { ...this.manifest, base }, this.core.device.plan, dir);
+      const content = readAdapter(config, file, { ...this.manifest, base }, dir);
       const { format } = this.manifest.model;
       const its = config.weft_format;
       const warnings =

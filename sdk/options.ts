@@ -65,6 +65,12 @@ export const LoadOptions = object({
    * the bundle is meant for, as far as the device has it.
    */
   memory: v.optional(memorySize),
+  /**
+   * Of adapters: bytes of memory that their numbers may take on the host, or a text like "4GB". Those used least
+   * recently are put on disk beyond it (in a page, where there is none, one more is refused). Default: as many
+   * as there are.
+   */
+  adapters: v.optional(object({ memory: v.exactOptional(memorySize) })),
   /** Sizes that are not to follow from `memory`: see `compile`. */
   capacities: v.optional(
     object(Object.fromEntries(sizeNames.map((n) => [n, v.exactOptional(positive)])) as SizeEntries),

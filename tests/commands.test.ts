@@ -33,13 +33,13 @@ async function longestList(
   const idle = Array.from({ length: c.jobs }, () => true);
   for (let j = 0; j < c.jobs; j++) {
     exports.jobOpen(j, cls, 0);
-    exports.jobSlot(j);
+    exports.jobSlot(j, 1);
   }
   for (let step = 0; step < 40; step++) {
     for (let slot = 1; slot <= c.slots; slot++)
       for (let word = 0; word < 4; word++) exports.setMask(slot, word, -1);
     // Of jobs, on slots that they hold: a request of each adapter too would be one for each slot.
-    for (let i = 0; i < 3; i++) exports.submit(KIND.score, 9, 9, 0, 0, i % c.jobs, 0);
+    for (let i = 0; i < 3; i++) exports.submit(KIND.score, 9, 9, 0, 0, 0, 0, i % c.jobs, 0);
     idle.forEach((free, j) => {
       if (!free) return;
       host.offer(j).fill(40, 0, 3);

@@ -181,6 +181,13 @@ function watch(engine: Engine): { readonly wrong: string[]; lists: number } {
   const { device, manifest } = engine.core;
   const { plan } = device;
   const { step, unit } = plan.blocks;
+  const { host } = engine.core;
+  const slotOf = (word: number): number => {
+    const page = Math.floor(word / plan.slots.page);
+    return Array.from({ length: engine.manifest.capacities.slots + 1 }, (_, s) => s).findIndex((s) =>
+      host.pages(s).includes(page),
+    );
+  };
   const next = generator("held");
   const held: { lane: number; blocks: Set<number>; slots: Set<number> }[] = [];
   const seen = { wrong: [] as string[], lists: 0 };
@@ -214,8 +221,7 @@ function watch(engine: Engine): { readonly wrong: string[]; lists: number } {
   (device as { write: typeof write }).write = (to, data) => {
     if (to.cls === "adapters")
       for (const { slots } of held)
-        if (slots.has(Math.floor(to.offset / plan.slotWords)))
-          seen.wrong.push(`slot ${to.offset / plan.slotWords} filled under a list`);
+        if (slots.has(slotOf(to.offset))) seen.wrong.push(`slot ${slotOf(to.offset)} filled under a list`);
     write(to, data);
   };
   return seen;

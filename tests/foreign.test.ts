@@ -69,7 +69,7 @@ test("manifests: every index, offset and length stays inside what it points into
     [(m) => (m.targets.wasm.layerParams[0].name = "x"), /layerParams/],
     [(m) => (m.targets.wasm.room.block = 2 ** 28), /room\.block/],
     [(m) => (m.saved.lora.words.kept = 8), /saved\.lora\.words\.kept/],
-    [(m) => (m.targets.wasm.slotWords = 2 ** 28), /./],
+    [(m) => (m.targets.wasm.slots.page = 2 ** 28), /./],
     [(m) => (m.targets.wasm.homes.rotary = m.targets.wasm.room.arena), /homes\.rotary/],
     [(m) => (m.targets.wasm.homes.dh += 64), /homes\.dh/],
     [(m) => (m.targets.wasm.programs[0].launches[0].kernel = "constructor"), /a kernel of this target/],
@@ -93,11 +93,10 @@ test("manifests: every index, offset and length stays inside what it points into
 test("adapters: configs, scales, numbers; patterns that never end elsewhere", async () => {
   await using engine = await engineOf(configs.even, { methods: ["lora", "sparse"] });
   const { manifest, core } = engine;
-  const { plan } = core.device;
   await (await engine.finetune({ name: "a", data: batchOf(128), steps: 1 })).done;
-  const { config, weights } = writeAdapter(core.adapters.find("a").content, manifest, plan);
+  const { config, weights } = writeAdapter(core.adapters.find("a").content, manifest);
   const json = JSON.parse(config) as Record<string, unknown>;
-  const read = (more: object, file = weights) => readAdapter({ ...json, ...more }, file, manifest, plan, "a");
+  const read = (more: object, file = weights) => readAdapter({ ...json, ...more }, file, manifest, "a");
   read({});
   // What peft 0.18 writes beside what is read, and lists that it takes for none.
   read({

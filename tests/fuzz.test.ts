@@ -148,7 +148,6 @@ test("every kind of input: taken, or refused with one error; nothing grows; the 
   await using engine = await engineOf(configs.even, { methods, train: ["lora"] });
   const dir = await bundle(configs.even, { methods, train: ["lora"] });
   const { manifest } = engine;
-  const { plan } = engine.core.device;
   const before = await bits(engine);
   const raw: unknown = JSON.parse(readFileSync(`${dir}/manifest.json`, "utf8"));
   assert.equal(asManifest(raw, "m"), raw);
@@ -156,13 +155,13 @@ test("every kind of input: taken, or refused with one error; nothing grows; the 
   // Adapters of each method, as files.
   const files: { config: object; weights: Uint8Array; ternary: Uint8Array }[] = [];
   await (await engine.finetune({ name: "lora", data: batchOf(128), steps: 1 })).done;
-  const trained = writeAdapter(engine.core.adapters.find("lora").content, manifest, plan);
+  const trained = writeAdapter(engine.core.adapters.find("lora").content, manifest);
   files.push({
     config: JSON.parse(trained.config) as object,
     weights: trained.weights,
     ternary: compressTernary(trained.weights, 0.2).bytes,
   });
-  const most = numbersAtMost(manifest, plan);
+  const most = numbersAtMost(manifest);
   const model = { ...configs.even, rope_scaling: { rope_type: "llama3", factor: 8, low_freq_factor: 1 } };
   const container = gguf();
   checkContainer((a, b) => container.subarray(a, b), container.length, "x.gguf");
@@ -247,20 +246,14 @@ test("every kind of input: taken, or refused with one error; nothing grows; the 
         exclude_modules: "x.*",
         layers_to_transform: [0, 1],
       };
-      readAdapter(
-        mutate(r(2) ? f.config : more, r) as Record<string, unknown>,
-        f.weights,
-        manifest,
-        plan,
-        "a",
-      );
+      readAdapter(mutate(r(2) ? f.config : more, r) as Record<string, unknown>, f.weights, manifest, "a");
     });
     await go("adapter tensors", 8, (r) => {
       const f = files[r(files.length)]!;
       const bytes = r(2)
         ? withHeader(f.weights, 8, r)
         : mutateBytes(f.weights, r, r(2) ? 600 : f.weights.length);
-      readAdapter(f.config as Record<string, unknown>, bytes, manifest, plan, "a");
+      readAdapter(f.config as Record<string, unknown>, bytes, manifest, "a");
     });
     const small = encode([
       { name: "a", shape: [2, 3], dtype: "F32", data: new Float32Array(6) },

@@ -3,7 +3,7 @@
  * done, never in time.
  */
 import * as assert from "uvu/assert";
-import { type Ask, Played, type PlayedJob } from "./support/hosts.ts";
+import { type Ask, Played, type PlayedJob, pagesOf } from "./support/hosts.ts";
 import { generator } from "./support/random.ts";
 import { rounds } from "./support/scale.ts";
 import { suite } from "./support/suite.ts";
@@ -30,6 +30,8 @@ const tight = {
   ...{ blocks: 8, sequences: 5, slots: 2, headRows: 3, tokens: 9, context: 96, unitRows: 64 },
   ...{ savedRows: 96, keptRows: 64, jobs: 2, units: 3 },
 } as const;
+/** Sums of adapters, and fewer pages than slots could take. */
+const summed = { sequences: 10, slots: 7, pages: 17, jobs: 2, headRows: 6, tokens: 24 } as const;
 const loose = { sequences: 12, slots: 4, headRows: 8, tokens: 40 } as const;
 
 /**
@@ -46,7 +48,17 @@ async function storm(name: string, sizes: Parameters<typeof Played.open>[0], lan
   const gap = 4 * Math.ceil(sequences / Math.max(1, headRows - Math.ceil(headRows / 4))) + 8;
   // A sequence computes its tokens one by one at worst, between those of all others.
   const life = longest * gap * 4;
-  const counts = { asks: 0, refused: 0, dropped: 0, jobs: 0, jobSteps: 0, wait: 0, gap: 0, published: 0 };
+  const counts = {
+    asks: 0,
+    refused: 0,
+    dropped: 0,
+    jobs: 0,
+    jobSteps: 0,
+    wait: 0,
+    gap: 0,
+    published: 0,
+    sums: 0,
+  };
   // Adapters by what they are called, each with its latest generation; and how prompts begin.
   const latest = Array.from({ length: 9 }, (_, name) => name);
   const beginnings = Array.from({ length: 3 }, () => Array.from({ length: longest }, () => below(64)));
@@ -56,6 +68,17 @@ async function storm(name: string, sizes: Parameters<typeof Played.open>[0], lan
     p.forget(latest[name]!);
     latest[name]! += 9;
     counts.published++;
+  };
+  /** Of a few sums, those that may be asked for here; each has a number of its own. */
+  const sums = new Map<string, number>();
+  const sumOf = (i: number): { adapter: number; parts: number[] } | null => {
+    const parts = [latest[1 + (i % 4)]!, latest[5 + (i % 3)]!];
+    const asked = [...p.waiting.values(), ...p.live.values()].filter((a) => a.parts.length);
+    const pages = parts.reduce((n, a) => n + pagesOf(a), 0);
+    if (asked.length >= 30 || !p.host.exports.sumFits(2, pages)) return null;
+    const key = parts.join();
+    if (!sums.has(key)) sums.set(key, 1_000_000 + sums.size);
+    return { adapter: sums.get(key)!, parts };
   };
   const look = (ask: Ask): void => {
     if (ask.started < 0) {
@@ -75,7 +98,12 @@ async function storm(name: string, sizes: Parameters<typeof Played.open>[0], lan
       const length = prefix.length + 1 + below(Math.min(longest - prefix.length, below(4) ? 6 : longest));
       const grows = kind === "score" ? 0 : 1 + below(longest - 1);
       const adapter = latest[below(2) ? below(9) : 0]!;
-      const made = p.ask({ kind, length, grows, adapter, salt: below(4) ? 0 : below(3), prefix });
+      const sum = below(3) ? null : sumOf(below(30));
+      const made = p.ask({
+        ...{ kind, length, grows, adapter, salt: below(4) ? 0 : below(3), prefix },
+        ...sum,
+      });
+      if (made && sum) counts.sums++;
       counts[made ? "asks" : "refused"]++;
     }
     if (below(40) === 0) publish();
@@ -137,6 +165,8 @@ test("100,000 random steps: what is held and what is free is all there is, nobod
   await storm("tight, two lanes", tight, 2, n);
   await storm("loose", loose, 1, n);
   await storm("loose, two lanes", loose, 2, n);
+  await storm("sums", summed, 1, n);
+  await storm("sums, two lanes", summed, 2, n);
 });
 
 /** Two equal jobs, side by side until the first has done `steps`. */

@@ -5,9 +5,9 @@
 import { createHash } from "node:crypto";
 import * as assert from "uvu/assert";
 import { compile } from "../compiler/compile.ts";
-import type { ParamEntry } from "../runtime/bundle.ts";
+import { placedBy, placedIn } from "../runtime/content.ts";
 import type { StepTrace } from "../runtime/engine.ts";
-import type { TensorKind } from "../runtime/tensors/tensor.ts";
+import type { Placed, TensorKind } from "../runtime/tensors/tensor.ts";
 import type { Engine, FinetuneOptions, WeftError } from "../sdk/index.ts";
 import {
   batchOf,
@@ -248,21 +248,19 @@ test("law 5: merged = unmerged", async () => {
   await using engine = await engineOf(configs.even);
   await engine.adapters.load("peft", `${fixtures}peft-even`);
   const { branches, tensors } = engine.core.adapters.find("peft").content;
-  const { plan } = engine.core.device;
   const merged = tensorsOf(configs.even).map((t) => {
     const m = /^model\.layers\.(\d+)\.(.*)\.weight$/.exec(t.name);
     const site = m && engine.manifest.sites.find((s) => s.module === m[2]);
     if (!m || !site) return t;
     const branch = engine.manifest.branches.find((b) => b.site === site.index)!.index;
-    const [l, s] = [Number(m[1]), branches[Number(m[1])]![branch]!];
-    const at = (side: "a" | "b") =>
-      plan.factors.find((f) => f.branch === branch && f.name.endsWith(`.${side}`))!;
+    const l = Number(m[1]);
+    const s = branches[l]![branch]!;
+    const placed = placedIn(engine.manifest, branches[l]!, tensors[l]!, l, branch);
+    const [down, up] = (["a", "b"] as const).map((side) => placedBy(placed, side)) as [Placed, Placed];
     const data = Float32Array.from(t.data as Float32Array, (w, i) => {
       const [o, k] = [Math.floor(i / site.inFeatures), i % site.inFeatures];
       let d = 0;
-      for (let r = 0; r < s.rank; r++)
-        d +=
-          tensors[l]![at("b").offset + r * at("b").k + o]! * tensors[l]![at("a").offset + r * at("a").k + k]!;
+      for (let r = 0; r < s.rank; r++) d += up.values[r * up.t.cols + o]! * down.values[r * down.t.cols + k]!;
       return w + s.scale * d;
     });
     return { ...t, data };
@@ -398,14 +396,12 @@ test("law 6: the pruned backward of a layer = the full one, bit for bit, for eve
           for (const t of x.tensors) {
             const kind: TensorKind = tensorKinds[t.kind];
             if (!kind.index || !data[tensorName(x, t.name)]) continue;
-            const slot = new Float32Array(t.cols);
-            const at = { offset: 0, k: t.cols } as ParamEntry;
+            const values = new Float32Array(t.cols);
             const chosen = Array.from({ length: 8 }, (_, i) => i * 7);
             kind.set(
               {
                 t,
-                at,
-                slot,
+                values,
                 site: x.site,
                 branch: { ...x, method: method.name, site: 0 },
                 layer: 0,
@@ -413,7 +409,7 @@ test("law 6: the pruned backward of a layer = the full one, bit for bit, for eve
               },
               chosen.map((c) => c % (t.cols - 8)),
             );
-            for (let s = 0; s < 4; s++) data[tensorName(x, t.name)]!.set(slot, s * t.cols);
+            for (let s = 0; s < 4; s++) data[tensorName(x, t.name)]!.set(values, s * t.cols);
           }
         const r = await runOn(target, roots, data, unit);
         outputs = r.outputs.length;

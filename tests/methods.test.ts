@@ -72,9 +72,7 @@ for (const [name, cls] of [
         `loss ${losses[0]}, torch says ${ref.s2ft_loss}`,
       );
       const files = ["s2ft", "grad"].map(
-        (a) =>
-          writeAdapter(engine.core.adapters.find(a).content, engine.manifest, engine.core.device.plan)
-            .weights,
+        (a) => writeAdapter(engine.core.adapters.find(a).content, engine.manifest).weights,
       );
       const [h0, h1] = files.map((f) => parseHeader(f, f.length, "adapter").tensors) as [
         ReturnType<typeof parseHeader>["tensors"],
@@ -115,11 +113,7 @@ test("S2FT exported as a LoRA: the file peft read, the logits peft computed, and
     capacities: { rank: 60, s2ft: s2ftOdd },
   });
   await engine.adapters.load("s2ft", `${fixtures}s2ft-odd`);
-  const { weights } = writeAsLora(
-    engine.core.adapters.find("s2ft").content,
-    engine.manifest,
-    engine.core.device.plan,
-  );
+  const { weights } = writeAsLora(engine.core.adapters.find("s2ft").content, engine.manifest);
   assert.is(createHash("sha256").update(weights).digest("hex"), reference.weft_s2ft_as_lora_sha256);
   await engine.adapters.load("lora", folder);
   await checkLogits(engine, "s2ft_as_lora.logits", 259, "s2ft");
@@ -153,9 +147,7 @@ for (const method of Object.keys(reference.methods))
       const { losses } = await one.done;
       assert.ok(Math.abs(losses[0]! - ref.loss) <= 1e-5, `loss ${losses[0]}, torch says ${ref.loss}`);
       const [given, moved] = ["given", "grad"].map(
-        (a) =>
-          writeAdapter(engine.core.adapters.find(a).content, engine.manifest, engine.core.device.plan)
-            .weights,
+        (a) => writeAdapter(engine.core.adapters.find(a).content, engine.manifest).weights,
       );
       const original = readFileSync(`${folder}/adapter_model.safetensors`);
       const value = (file: Uint8Array, name: string): Float32Array => {

@@ -53,7 +53,6 @@ import {
   valueKey,
   widen,
 } from "../ops/index.ts";
-import type { ParamEntry } from "../runtime/bundle.ts";
 import { writeEntries } from "../runtime/tensors/entries.ts";
 import { type Batch, batch, capacities, context, inputData, runOn } from "./support/graphs.ts";
 import { generator } from "./support/random.ts";
@@ -401,7 +400,7 @@ test("sparse entries and virtual tokens: rows of several slots, gradients of the
       const places = [...new Set(Array.from({ length: 40 }, (_, i) => (i * 29 + s * 7) % (outs * ins)))]
         .slice(0, b.ranks[s])
         .sort((p, q) => p - q);
-      writeEntries(slot, { offset: 0, k: at.words } as ParamEntry, entries, outs, ins, places);
+      writeEntries(slot, entries, outs, ins, places);
       data.index!.set(slot, s * at.words);
     }
     return data;

@@ -104,7 +104,7 @@ test("the sampler against its definition in f64: biases, penalties, temperature,
   ): { id: number; logSum: number } => {
     const { exports } = host;
     const length = prompt.length;
-    exports.submit(KIND.generate, length, length + answer.length + 1, 0, 0, NONE, 0);
+    exports.submit(KIND.generate, length, length + answer.length + 1, 0, 0, 0, 0, NONE, 0);
     const seq = host.events(0, exports.plan(0))[2]!;
     host.tokens(seq).set(prompt);
     const draw = (row: Float32Array, h: How): Int32Array => {

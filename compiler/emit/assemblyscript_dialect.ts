@@ -12,13 +12,23 @@ import {
   type Value,
 } from "../../ops/index.ts";
 import { formatOf, layerWord } from "../../runtime/bundle.ts";
-import { type Address, type KernelEnv, SLOT_TABLE } from "../kernel.ts";
+import type { Address, KernelEnv } from "../kernel.ts";
 import type { Store } from "../kernels/body.ts";
-import { DELTA_BYTES, f32, header, headerF } from "../kernels/text/assemblyscript.ts";
+import {
+  DELTA_BYTES,
+  f32,
+  header,
+  headerF,
+  inTable,
+  QUAD_SHIFT,
+  quadsAt,
+  vectorOf,
+} from "../kernels/text/assemblyscript.ts";
 import { lines } from "../kernels/text/lines.ts";
 import { type Dialect, infix, Printer } from "./printer.ts";
 
 type Kv = Type & { kind: "kv" };
+type Factor = Type & { kind: "factor" };
 /** A low-rank delta that is ready when an epilogue runs. */
 export type Expand = Expr & { e: "expand" };
 
@@ -85,24 +95,30 @@ function dialect(env: KernelEnv, deltas: readonly Expand[]): Dialect {
       case "layer":
         return `load<i32>(tables, ${layerWord(ix.name) * 4})`;
       case "rank":
-        return `load<i32>(${inTable(slotOf(ix.row, p), ix.branch, 0)})`;
+        return inTable(slotOf(ix.row, p), ix.branch, "rank", env);
       case "slot":
         return `<i32>load<f32>(${slotPtr(ix.tensor, ix.row, p)} + ((<usize>${p.ix(ix.at, lane)}) << 2))`;
     }
   };
   const slotOf = (row: Ix, p: Printer): string => p.ix({ ix: "meta", name: "slot", at: row });
-  /** A word of the slot table, as a load's operands: the rank (0) or the scale (1) of a branch. */
-  const inTable = (slot: string, branch: number, word: 0 | 1): string =>
-    `tables + ((<usize>(${slot} * ${env.branches * 2})) << 2), ${(SLOT_TABLE + branch * 2 + word) * 4}`;
-  /** Where a slot's tensor begins. */
-  const ofSlot = (a: Address, slot: string): string =>
-    `${a.cls} + ((<usize>(${slot} * ${env.slotWords})) << 2) + ${a.offset * 4}`;
+  const branchOf = (v: Value): number => (v.type as Factor).branch;
+  const quadsOf = (branch: number, row: Ix, p: Printer): string =>
+    pointer(quadsAt(slotOf(row, p), branch, env), p);
   const pointer = (text: string, p: Printer): string =>
     p.hoist(text, (name) => `const ${name}: usize = ${text};`, "p");
+  /** Where a vector of the row's slot begins. */
   const slotPtr = (v: Value, row: Ix, p: Printer): string =>
-    pointer(ofSlot(env.address(v), slotOf(row, p)), p);
+    pointer(vectorOf(slotOf(row, p), branchOf(v), env.address(v).offset, env), p);
   const element = (base: string, index: string, lanes: 1 | 4): string =>
     `${lanes === 4 ? "v128.load" : "load<f32>"}(${base} + ((<usize>(${index})) << 2))`;
+  /** Columns `col` of what begins at a pointer. */
+  const elements = (ptr: string, col: Ix, p: Printer, lanes: 1 | 4): string => {
+    const one = (lane: number): string => `load<f32>(${ptr} + ((<usize>${p.ix(col, lane)}) << 2))`;
+    if (lanes === 1 || !ixUsesCol(col)) return one(0);
+    const contiguous =
+      col.ix === "col" || (col.ix === "bin" && col.op === "add" && col.a.ix === "col" && !ixUsesCol(col.b));
+    return contiguous ? `v128.load(${ptr} + ((<usize>${p.ix(col)}) << 2))` : lanesOf(one);
+  };
   const lanesOf = (one: (lane: number) => string): string =>
     [1, 2, 3].reduce(
       (v, lane) => `f32x4.replace_lane(${v}, ${lane}, ${one(lane)})`,
@@ -133,20 +149,28 @@ function dialect(env: KernelEnv, deltas: readonly Expand[]): Dialect {
             : ad.stride === 0 || t.kind === "vector"
               ? startOf(ad)
               : rowOf(ad, row);
-        const ptr = pointer(start, p);
-        if (!ixUsesCol(e.col)) return `load<f32>(${ptr} + ((<usize>${p.ix(e.col)}) << 2))`;
-        const contiguous =
-          e.col.ix === "col" ||
-          (e.col.ix === "bin" && e.col.op === "add" && e.col.a.ix === "col" && !ixUsesCol(e.col.b));
-        if (lanes === 4 && contiguous) return `v128.load(${ptr} + ((<usize>${p.ix(e.col)}) << 2))`;
-        const one = (lane: number): string => `load<f32>(${ptr} + ((<usize>${p.ix(e.col, lane)}) << 2))`;
-        return lanes === 4 ? lanesOf(one) : one(0);
+        return elements(pointer(start, p), e.col, p, lanes);
+      },
+      ranked: (e, p, lanes) => {
+        const { branch, cols } = e.factor.type as Factor;
+        const at = p.ix(e.at);
+        // A row that the slot has not is read where there is one.
+        const quad = `((<usize>min(${at} >> 2, ${env.slots.branches[branch]!.quads - 1})) << ${QUAD_SHIFT})`;
+        const place = `load<i32>(${quadsOf(branch, e.row, p)} + ${quad})`;
+        const words = `${place} + (${at} & 3) * ${cols}`;
+        const { cls, offset } = env.address(e.factor);
+        return elements(pointer(`${cls} + ((<usize>(${words})) << 2) + ${offset * 4}`, p), e.col, p, lanes);
       },
       metaf: (e, p) =>
         e.at === null
           ? headerF(e.name)
           : `load<f32>(meta + ((<usize>${p.ix(e.at)}) << 2), ${env.layout.arrays[e.name]! * 4})`,
-      scale: (e, p) => `load<f32>(${inTable(slotOf(e.row, p), e.branch, 1)})`,
+      // Four columns from a multiple of four are of one quad.
+      scale: (e, p, lanes) => {
+        const quad = `((<usize>(${p.ix(e.col)} >> 2)) << ${QUAD_SHIFT})`;
+        const scale = `load<f32>(${quadsOf(e.branch, e.row, p)} + ${quad}, 4)`;
+        return lanes === 4 ? `f32x4.splat(${scale})` : scale;
+      },
       rand: (e, p, lanes) => {
         const key = p.ix(e.key);
         const text = `load<i32>(tables) * 64 + ${e.site}`;
@@ -156,17 +180,15 @@ function dialect(env: KernelEnv, deltas: readonly Expand[]): Dialect {
       expand: (e, p, lanes) => {
         const ready = deltas.findIndex((d) => sameValue(d.u, e.u) && sameValue(d.factor, e.factor));
         if (ready >= 0) return element(`delta_ + ${ready * DELTA_BYTES}`, "col - c0", lanes);
-        const t = e.factor.type as Type & { kind: "factor" };
-        const slot = slotOf(e.row, p);
-        const rank = `load<i32>(${inTable(slot, t.branch, 0)})`;
-        const r = p.hoist(rank, (name) => `const ${name}: i32 = ${rank};`, "i");
+        const { branch, cols } = e.factor.type as Factor;
+        const rank = p.ix({ ix: "rank", branch, row: e.row });
         const x = pointer(rowOf(env.address(e.u), p.ix(e.row)), p);
-        const f = pointer(ofSlot(env.address(e.factor), slot), p);
-        return `expand${lanes}(${x}, ${f} + ((<usize>col) << 2), ${r}, ${t.cols * 4})`;
+        const { cls, offset } = env.address(e.factor);
+        const f = `${cls} + ${offset * 4} + ((<usize>col) << 2)`;
+        return `expand${lanes}(${x}, ${quadsOf(branch, e.row, p)}, ${f}, ${rank}, ${cols * 4})`;
       },
       sparse: (e, p, lanes) => {
-        const slot = slotOf(e.row, p);
-        const words = (v: Value): string => pointer(ofSlot(env.address(v), slot), p);
+        const words = (v: Value): string => slotPtr(v, e.row, p);
         const x = pointer(rowOf(env.address(e.x), p.ix(e.row)), p);
         const index = words(e.index);
         const order = e.order === null ? "0" : `${index} + ${e.order * 4}`;

@@ -25,6 +25,8 @@ import {
   MAX_BIASES,
   MAX_STOPS,
   type Manifest,
+  MOST_PARTS,
+  MOST_SUMS,
   NONE,
   optimizerNames,
   type ProgramEntry,
@@ -81,6 +83,8 @@ export interface HostInput {
   readonly blocks: Readonly<Record<"step" | "unit" | "update", BlockEntry>>;
   readonly programs: readonly ProgramEntry[];
   readonly kernels: readonly string[];
+  /** Pages of the largest adapter. */
+  readonly pagesPerSlot: number;
   readonly parametersPerLayer: number;
   readonly headParameters: number;
 }
@@ -123,8 +127,8 @@ function longestLists(h: HostInput): { commands: string; events: string } {
   return {
     commands: `SLOTS * ${rowNorms} + JOBS * ${update + launches("clip") + rowNorms} + ${units * unit + forward}`,
     // A logits row says one thing; every sequence may end, and a micro-batch of every job. Before a step
-    // every sequence may start, in a slot that is filled for it, and every job have a slot and begin.
-    events: `SEQUENCES * 2 + JOBS * 2 + ${headRows}`,
+    // every sequence may start, every slot be filled, and every job have a slot and begin.
+    events: `SEQUENCES * 2 + SLOTS + JOBS * 2 + ${headRows}`,
   };
 }
 const constant = (name: string): string => name.replace(/[A-Z]/g, "_$&").toUpperCase();
@@ -138,6 +142,8 @@ function contract(): Record<string, number> {
     FREE,
     STOPS_PER_SEQUENCE: MAX_STOPS,
     BIASES_PER_SEQUENCE: MAX_BIASES,
+    MOST_SUMS,
+    MOST_PARTS,
     MAX_LANES: LANES,
     COMMAND_WORDS,
     EVENT_WORDS,
@@ -178,6 +184,7 @@ export function hostConfig(h: HostInput): string {
     SEGMENTS: segmentsOf(c),
     UNITS: c.units,
     BLOCKS_PER_SEQUENCE: cacheBlocks(c.context),
+    PAGES_PER_SLOT: h.pagesPerSlot,
     LAYERS: h.layers,
     VOCAB: h.vocab,
     UNIT_ROW_COST: Math.max(1, Math.round((1024 * 2 * h.parametersPerLayer) / rowCost)),

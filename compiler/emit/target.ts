@@ -14,9 +14,9 @@ import type { RowNorms } from "../kernels/row_norms.ts";
 import { tensorName } from "../layers.ts";
 import { type BlockKind, blockLayouts } from "../metadata.ts";
 import type { Model } from "../models/model.ts";
-import { addresser, align, type Layout, placeValues } from "../plan.ts";
+import { addresser, type Layout, placeValues } from "../plan.ts";
 import type { Programs, TrainClass } from "../programs/index.ts";
-import type { Capacities, Target } from "../target.ts";
+import { align, type Capacities, type Target } from "../target.ts";
 import { emitAlias, emitLaunchAs, scratchBytes } from "./assemblyscript.ts";
 import { emitLaunchWgsl, gridOf, variantsOf } from "./wgsl.ts";
 
@@ -54,8 +54,7 @@ export function emitTarget(
     capacities: c,
     layout: blocks[block],
     panel: target.panel,
-    branches: programs.branches.length,
-    slotWords: layout.slotWords,
+    slots: layout.slots,
     jobWords: layout.jobWords,
     groups: model.layers + 1,
     address,
@@ -169,7 +168,7 @@ export function emitTarget(
     room: { ...layout.room, arena },
     scratchWords: target.name === "wasm" ? align(scratch / 4) : 0,
     homes: { ...layout.homes, ...work },
-    slotWords: layout.slotWords,
+    slots: layout.slots,
     jobWords: layout.jobWords,
     layerParams: layout.params.layer,
     outerParams: layout.params.outer,

@@ -1,13 +1,14 @@
 /** How WGSL spells expressions, and where a body's outputs are stored. */
 
 import { type Ix, ixUsesCol, type Type, usesCol, type Value } from "../../ops/index.ts";
-import { formatOf, layerWord } from "../../runtime/bundle.ts";
-import { type KernelEnv, SLOT_TABLE } from "../kernel.ts";
+import { formatOf, layerWord, QUAD_WORDS } from "../../runtime/bundle.ts";
+import type { KernelEnv } from "../kernel.ts";
 import type { Store } from "../kernels/body.ts";
-import { f32, header, headerF, pin } from "../kernels/text/wgsl.ts";
+import { f32, header, headerF, inTable, pin, quadsAt, vectorOf } from "../kernels/text/wgsl.ts";
 import { type Dialect, infix, Printer } from "./printer.ts";
 
 type Kv = Type & { kind: "kv" };
+type Factor = Type & { kind: "factor" };
 
 function dialect(env: KernelEnv): Dialect {
   const ixText = (ix: Ix, p: Printer): string => {
@@ -35,20 +36,15 @@ function dialect(env: KernelEnv): Dialect {
       case "layer":
         return `tables[${layerWord(ix.name)}]`;
       case "rank":
-        return inTable(slotOf(ix.row, p), ix.branch, 0);
+        return inTable(slotOf(ix.row, p), ix.branch, "rank", env);
       case "slot":
-        return `i32(${slotAt(ix.tensor, ix.row, p)} + ${p.ix(ix.at)}])`;
+        return `i32(adapters[${vectorAt(ix.tensor, ix.row, p)} + ${p.ix(ix.at)}])`;
     }
   };
   const slotOf = (row: Ix, p: Printer): string => p.ix({ ix: "meta", name: "slot", at: row });
-  /** A word of the slot table: the rank (0) or the scale (1) of a branch. */
-  const inTable = (slot: string, branch: number, word: 0 | 1): string =>
-    `tables[${SLOT_TABLE + branch * 2 + word} + ${slot} * ${env.branches * 2}]`;
-  /** An element of a slot tensor of the row's slot, up to its column. */
-  const slotAt = (v: Value, row: Ix, p: Printer): string => {
-    const f = env.address(v);
-    return `${f.cls}[${f.offset} + ${slotOf(row, p)} * ${env.slotWords}`;
-  };
+  /** First word of a vector of the row's slot. */
+  const vectorAt = (v: Value, row: Ix, p: Printer): string =>
+    vectorOf(slotOf(row, p), (v.type as Factor).branch, env.address(v).offset, env);
   return {
     type: () => "f32",
     constant: (v) => f32(v),
@@ -81,7 +77,7 @@ function dialect(env: KernelEnv): Dialect {
           const n = formatOf(t.format).planes.length > 1 ? `, ${t.n}` : "";
           return `weight_${t.format}(${ad.offset}, ${p.ix(e.row)}, ${p.ix(e.col)}, ${t.k}${n})`;
         }
-        if (t.kind === "factor") return `${slotAt(e.value, e.row, p)} + ${p.ix(e.col)}]`;
+        if (t.kind === "factor") return `adapters[${vectorAt(e.value, e.row, p)} + ${p.ix(e.col)}]`;
         const at =
           ad.stride === 0 || t.kind === "vector"
             ? `${ad.offset} + ${p.ix(e.col)}`
@@ -90,22 +86,33 @@ function dialect(env: KernelEnv): Dialect {
       },
       metaf: (e, p) =>
         e.at === null ? headerF(e.name) : `bitcast<f32>(batch[${env.layout.arrays[e.name]} + ${p.ix(e.at)}])`,
-      scale: (e, p) => `bitcast<f32>(${inTable(slotOf(e.row, p), e.branch, 1)})`,
+      ranked: (e, p) => {
+        const { branch, cols } = e.factor.type as Factor;
+        const at = p.ix(e.at);
+        // A row that the slot has not is read where there is one.
+        const quad = `min(${at} >> 2u, ${env.slots.branches[branch]!.quads - 1}) * ${QUAD_WORDS}`;
+        const place = `tables[${quadsAt(slotOf(e.row, p), branch, env)} + ${quad}]`;
+        return `adapters[${place} + ${env.address(e.factor).offset} + (${at} & 3) * ${cols} + ${p.ix(e.col)}]`;
+      },
+      scale: (e, p) => {
+        const quad = `(${p.ix(e.col)} >> 2u) * ${QUAD_WORDS} + 1`;
+        return `bitcast<f32>(tables[${quadsAt(slotOf(e.row, p), e.branch, env)} + ${quad}])`;
+      },
       rand: (e, p) => `rand(${p.ix(e.key)}, tables[0] * 64 + ${e.site}, ${p.ix(e.col)})`,
       expand: (e, p) => {
-        const t = e.factor.type as Type & { kind: "factor" };
+        const { branch, cols } = e.factor.type as Factor;
         const u = env.address(e.u);
         const slot = slotOf(e.row, p);
         const x = `${u.offset} + ${p.ix(e.row)} * ${u.stride}`;
-        const f = `${env.address(e.factor).offset} + ${slot} * ${env.slotWords} + col`;
-        return `expand(${x}, ${f}, ${inTable(slot, t.branch, 0)}, ${t.cols})`;
+        const f = `${env.address(e.factor).offset} + col`;
+        const rank = inTable(slot, branch, "rank", env);
+        return `expand(${x}, ${quadsAt(slot, branch, env)}, ${f}, ${rank}, ${cols})`;
       },
       sparse: (e, p) => {
         const x = env.address(e.x);
-        const slot = `${slotOf(e.row, p)} * ${env.slotWords}`;
-        const index = `${env.address(e.index).offset} + ${slot}`;
+        const index = vectorAt(e.index, e.row, p);
         const order = e.order === null ? -1 : `${index} + ${e.order}`;
-        const values = `${env.address(e.values).offset} + ${slot}`;
+        const values = vectorAt(e.values, e.row, p);
         const start = `${index} + ${e.start} + col`;
         const row = `${x.offset} + ${p.ix(e.row)} * ${x.stride}`;
         return `sparse(${row}, ${values}, ${start}, ${order}, ${index} + ${e.at})`;

@@ -2,11 +2,11 @@
  * A step of an optimizer over the parameters of a group: clipped gradient in, new parameter and states out,
  * gradient cleared. After a gradient that is not finite (clip < 0) only the clearing happens.
  */
-import { type OptimizerName, optimizers } from "../../runtime/bundle.ts";
+import { type OptimizerName, optimizers, QUAD, QUAD_WORDS } from "../../runtime/bundle.ts";
 import { assemblyPrinter } from "../emit/assemblyscript_dialect.ts";
 import type { Printer } from "../emit/printer.ts";
 import { wgslPrinter } from "../emit/wgsl_dialect.ts";
-import type { Kernel, ParamAddress, UpdateBody } from "../kernel.ts";
+import { inQuads, type Kernel, type KernelEnv, type ParamAddress, type UpdateBody } from "../kernel.ts";
 import { stepOf } from "../optimizers.ts";
 import { fixed, one } from "./grid.ts";
 import * as assembly from "./text/assemblyscript.ts";
@@ -28,6 +28,30 @@ const groupsOf = (b: OptimizerBody): number =>
 const nextOf = (b: OptimizerBody, p: ParamAddress, printer: Printer): (readonly [string, string])[] =>
   Object.entries(stepOf(b.optimizer, p)).map(([key, e]) => [key, printer.at(e)]);
 
+/** WGSL: word `i` of a parameter. */
+function paramWgsl(p: ParamAddress, env: KernelEnv): string {
+  if (p.kind !== "factor") return `weights[${p.offset} + i]`;
+  if (!inQuads(p)) return `adapters[${wgsl.jobVector(p, env)} + i]`;
+  const words = QUAD * p.k;
+  const quad = `tables[${wgsl.jobQuads(p.branch!, env)} + (i / ${words}) * ${QUAD_WORDS}]`;
+  return `adapters[${quad} + ${p.offset} + i % ${words}]`;
+}
+/**
+ * AssemblyScript: the parts of a parameter that lie side by side, each of so many words. Of the last quad the
+ * rows in use: what is beyond them stays zero, whatever their gradient.
+ */
+function partsOf(p: ParamAddress, env: KernelEnv): { loop: string; param: string; words: string } {
+  if (p.kind !== "factor") return { loop: "", param: `weights + ${p.offset * 4}`, words: String(p.words) };
+  if (!inQuads(p)) return { loop: "", param: assembly.jobVector(p, env), words: String(p.words) };
+  const rank = assembly.jobRank(p.branch!, env);
+  const place = `load<i32>(${assembly.jobQuads(p.branch!, env)} + ((<usize>q) << ${assembly.QUAD_SHIFT}))`;
+  return {
+    loop: `for (let q: i32 = 0; (q << 2) < ${rank}; q++) `,
+    param: `adapters + ((<usize>${place}) << 2) + ${p.offset * 4}`,
+    words: `((min(${QUAD}, ${rank} - (q << 2)) * ${p.k} + 3) & ~3)`,
+  };
+}
+
 export const optimizer: Kernel<OptimizerBody> = {
   grid: ([b]) => [fixed(groupsOf(b!)), one],
   parts: (b) => b.params.length,
@@ -37,10 +61,7 @@ export const optimizer: Kernel<OptimizerBody> = {
       .map((p, i) => {
         const printer = wgslPrinter(env);
         const next = nextOf(b, p, printer);
-        const where: Record<string, string> = {
-          param:
-            p.kind === "factor" ? `adapters[${wgsl.inSlot(p.offset, env)} + i]` : `weights[${p.offset} + i]`,
-        };
+        const where: Record<string, string> = { param: paramWgsl(p, env) };
         optimizers[b.optimizer].states.forEach((s, k) => {
           where[s] = `accum[g + ${(k + 1) * p.words} + i]`;
         });
@@ -65,16 +86,16 @@ export const optimizer: Kernel<OptimizerBody> = {
   assembly: (name, b, env) => {
     const { states } = optimizers[b.optimizer];
     const step = (p: ParamAddress): string[] => {
-      const param = p.kind === "factor" ? assembly.inSlot(p.offset, env) : `weights + ${p.offset * 4}`;
+      const { loop, param, words } = partsOf(p, env);
       const printer = assemblyPrinter(env, 4);
       const next = nextOf(b, p, printer);
       return lines`
-        ${p.branch === null ? "" : `if ${assembly.maskBit(p.branch)} `}{
-          const quads: i32 = (${assembly.wordsInUse(p, env)}) >> 2;
-          const from: usize = (<usize>share(quads, part, parts)) << 4;
-          const to: usize = (<usize>share(quads, part + 1, parts)) << 4;
+        ${p.branch === null ? "" : `if ${assembly.maskBit(p.branch)} `}${loop}{
+          const words: i32 = ${words} >> 2;
+          const from: usize = (<usize>share(words, part, parts)) << 4;
+          const to: usize = (<usize>share(words, part + 1, parts)) << 4;
           const param_: usize = ${param};
-          const grad_: usize = g + ${p.accum * 4};
+          const grad_: usize = g + ${p.accum * 4}${inQuads(p) ? ` + <usize>q * ${QUAD * p.k * 4}` : ""};
           ${states.map((s, i) => `const ${s}_: usize = grad_ + ${(i + 1) * p.words * 4};`)}
           if (clip >= 0) for (let i: usize = from; i < to; i += 16)
             v128.store(grad_ + i, f32x4.mul(v128.load(grad_ + i), cv));

@@ -1,5 +1,5 @@
 /** out[o] = 1 / ‖W[o] + s·Σ_r b[r][o]·a[r]‖₂ in the slot of the block: what DoRA scales rows by. */
-import { type Format, formatOf, formats } from "../../runtime/bundle.ts";
+import { type Format, formatOf, formats, QUAD, QUAD_WORDS } from "../../runtime/bundle.ts";
 import type { Kernel, ParamAddress, UpdateBody } from "../kernel.ts";
 import { most, one } from "./grid.ts";
 import * as assembly from "./text/assemblyscript.ts";
@@ -26,18 +26,18 @@ function normsOf(name: Format): Lines {
   const direct = formatOf(name).assembly.unpack === null;
   return lines`
     function rowNorms_${name}(
-      w: usize, N: i32, K: i32, a: usize, b: usize, rank: i32, scale: f32, out: usize, pack: usize,
+      w: usize, N: i32, K: i32, a: usize, b: usize, quads: usize, rank: i32, out: usize, pack: usize,
       part: i32, parts: i32
     ): void {
-      const quads: i32 = (N + 3) >> 2;
-      for (let o: i32 = share(quads, part, parts) << 2; o < share(quads, part + 1, parts) << 2; o += 4) {
+      const groups: i32 = (N + 3) >> 2;
+      for (let o: i32 = share(groups, part, parts) << 2; o < share(groups, part + 1, parts) << 2; o += 4) {
         let sum: v128 = f32x4.splat(0);
         for (let k: i32 = 0; k < K; k += ${assembly.K_CHUNK}) {
           const terms: i32 = min(${assembly.K_CHUNK}, K - k);
           const panel: usize = ${direct ? "w + <usize>((o >> 3) * K + k) * 32" : "pack"} + <usize>(o & 7) * 4;
           ${direct ? [] : [`unpack_${name}(w, N, K, o >> 3, k, terms, pack);`]}
           for (let i: i32 = 0; i < terms; i++)
-            sum = rowNormStep(v128.load(panel + <usize>i * 32), k + i, o, N, K, a, b, rank, scale, sum);
+            sum = rowNormStep(v128.load(panel + <usize>i * 32), k + i, o, N, K, a, b, quads, rank, sum);
         }
         rowNormsOut(sum, o, N, out, pack);
       }
@@ -46,17 +46,23 @@ function normsOf(name: Format): Lines {
 const steps = `
 // @ts-ignore: decorator
 @inline function rowNormStep(
-  w: v128, k: i32, o: i32, n: i32, K: i32, a: usize, b: usize, rank: i32, scale: f32, sum: v128
+  w: v128, k: i32, o: i32, n: i32, K: i32, a: usize, b: usize, quads: usize, rank: i32, sum: v128
 ): v128 {
   let d: v128 = f32x4.splat(0);
-  let ap: usize = a + ((<usize>k) << 2);
-  let bp: usize = b + ((<usize>o) << 2);
+  let ap: usize = 0;
+  let bp: usize = 0;
   for (let r: i32 = 0; r < rank; r++) {
+    if (!(r & 3)) {
+      const q: usize = (<usize>load<i32>(quads + ((<usize>r) << 1))) << 2;
+      ap = a + q + ((<usize>k) << 2);
+      bp = b + q + ((<usize>o) << 2);
+    }
     d = madd(v128.load_splat<f32>(ap), v128.load(bp), d);
     ap += (<usize>K) << 2;
     bp += (<usize>n) << 2;
   }
-  const x: v128 = f32x4.add(w, f32x4.mul(f32x4.splat(scale), d));
+  // All quads of an adapter that is not a sum have one scale.
+  const x: v128 = f32x4.add(w, f32x4.mul(v128.load_splat<f32>(quads, 4), d));
   return f32x4.add(sum, f32x4.mul(x, x));
 }
 function rowNormsOut(sum: v128, o: i32, n: i32, out: usize, acc: usize): void {
@@ -72,7 +78,7 @@ export const row_norms: Kernel<RowNormsBody> = {
   wgsl: (name, b, env) =>
     b.norms
       .map(({ branch, weight, a, b: up, out }, i) => {
-        const slot = (p: ParamAddress): string => wgsl.inSlot(p.offset, env);
+        const quads = wgsl.jobQuads(branch, env);
         const panel = wgsl.panelReader(weight.format, weight.offset, weight.n, weight.k);
         return wgsl.fn(
           `${name}_${i}`,
@@ -80,15 +86,18 @@ export const row_norms: Kernel<RowNormsBody> = {
             ${wgsl.guard([branch])}
             let col = (wg.x * ${wgsl.WG} + lane) * 4;
             if (col >= ${weight.n}) { return; }
-            let scale = bitcast<f32>(${wgsl.inTable(branch, 1, env)});
+            // All quads of an adapter that is not a sum have one scale.
+            let scale = bitcast<f32>(tables[${quads} + 1]);
+            let home = ${wgsl.jobVector(out, env)};
             let rank = ${wgsl.jobRank(branch, env)};
             var sum = vec4<f32>();
             for (var k = 0; k < ${weight.k}; k++) {
               var d = vec4<f32>();
               for (var r = 0; r < rank; r++) {
-                let p = ${slot(up)} + r * ${weight.n} + col;
+                let quad = tables[${quads} + (r / ${QUAD}) * ${QUAD_WORDS}];
+                let p = quad + ${up.offset} + (r % ${QUAD}) * ${weight.n} + col;
                 d = fma(
-                  vec4<f32>(adapters[${slot(a)} + r * ${weight.k} + k]),
+                  vec4<f32>(adapters[quad + ${a.offset} + (r % ${QUAD}) * ${weight.k} + k]),
                   vec4<f32>(adapters[p], adapters[p + 1], adapters[p + 2], adapters[p + 3]),
                   d);
               }
@@ -96,7 +105,7 @@ export const row_norms: Kernel<RowNormsBody> = {
               sum = fma(x, x, sum);
             }
             for (var c = 0; c < min(4, ${weight.n} - col); c++) {
-              adapters[${slot(out)} + col + c] = 1.0f / sqrt(sum[c]);
+              adapters[home + col + c] = 1.0f / sqrt(sum[c]);
             }`,
         );
       })
@@ -106,17 +115,16 @@ export const row_norms: Kernel<RowNormsBody> = {
   assembly: (name, b, env) =>
     assembly.fn(
       name,
-      b.norms.flatMap(({ branch, weight, a, b: up, out }) => {
-        const slot = (p: ParamAddress): string => assembly.inSlot(p.offset, env);
-        return lines`
+      b.norms.flatMap(
+        ({ branch, weight, a, b: up, out }) => lines`
           if ${assembly.maskBit(branch)} rowNorms_${weight.format}(
             weights + ${weight.offset * 4}, ${weight.n}, ${weight.k},
-            ${slot(a)},
-            ${slot(up)},
+            adapters + ${a.offset * 4},
+            adapters + ${up.offset * 4},
+            ${assembly.jobQuads(branch, env)},
             ${assembly.jobRank(branch, env)},
-            load<f32>(${assembly.inTable(branch, 1, env)}),
-            ${slot(out)},
-            scratch, part, parts);`;
-      }),
+            ${assembly.jobVector(out, env)},
+            scratch, part, parts);`,
+      ),
     ),
 };

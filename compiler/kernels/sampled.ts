@@ -25,7 +25,7 @@ export const sampled: GraphKernel = {
   wgsl: (name, b, env) => {
     const { branch, places, at } = entriesOf(b, env);
     const [dy, x] = [wgsl.rowAt(b.operands[0]!, env, "r"), wgsl.rowAt(b.operands[1]!, env, "r")];
-    const entry = `${places} + ${wgsl.header("slot")} * ${env.slotWords} + e`;
+    const entry = `${wgsl.vectorOf(wgsl.header("slot"), branch, places, env)} + e`;
     return wgsl.fn(
       name,
       lines`
@@ -52,7 +52,7 @@ export const sampled: GraphKernel = {
       lines`
         ${assembly.guard(b.bits)}
         const out: usize = ${assembly.gradient(b, env)};
-        const places: usize = ${assembly.inSlot(places, env)};
+        const places: usize = ${assembly.vectorOf(assembly.header("slot"), branch, places, env)};
         ${assembly.shareOf(assembly.jobRank(branch, env))}
         ${assembly.overSegments(
           b.domain,

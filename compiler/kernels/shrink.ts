@@ -1,6 +1,6 @@
 /** u = A·x, each row by its slot's own A. */
 import type { Type } from "../../ops/index.ts";
-import { SLOT_TABLE } from "../kernel.ts";
+import { QUAD, QUAD_WORDS } from "../../runtime/bundle.ts";
 import type { GraphKernel } from "./body.ts";
 import { one, rows } from "./grid.ts";
 import * as assembly from "./text/assemblyscript.ts";
@@ -113,12 +113,13 @@ export const shrink: GraphKernel = {
       let row = wg.x * ${wgsl.ROWS} + lane / ${lanes};
       if (row >= ${wgsl.count(b.domain)}) { return; }
       let slot = batch[${env.layout.arrays.slot!} + row];
-      let rank = tables[${SLOT_TABLE + branch * 2} + slot * ${env.branches * 2}];
+      let rank = ${wgsl.inTable("slot", branch, "rank", env)};
       let x = ${x.at};
       for (var r = lane % ${lanes}; r < ${b.cols}; r += ${lanes}) {
         var sum = 0.0f;
         if (r < rank) {
-          let f = ${env.address(f).offset} + slot * ${env.slotWords} + r * ${cols};
+          let quad = tables[${wgsl.quadsAt("slot", branch, env)} + (r / ${QUAD}) * ${QUAD_WORDS}];
+          let f = quad + ${env.address(f).offset} + (r % ${QUAD}) * ${cols};
           for (var c = 0; c < ${cols}; c++) { sum = fma(${x.cls}[x + c], adapters[f + c], sum); }
         }
         ${name}_e(row, r, sum);
@@ -140,20 +141,21 @@ export const shrink: GraphKernel = {
       while (row < hi) {
         const slots: usize = meta + ((<usize>row) << 2) + ${env.layout.arrays.slot! * 4};
         const slot: i32 = load<i32>(slots);
-        const rank: i32 = load<i32>(
-          tables + ((<usize>(slot * ${env.branches * 2})) << 2), ${(SLOT_TABLE + branch * 2) * 4});
-        const f: usize = ${at.cls} + ((<usize>(slot * ${env.slotWords})) << 2) + ${at.offset * 4};
+        const rank: i32 = ${assembly.inTable("slot", branch, "rank", env)};
+        let quads: usize = ${assembly.quadsAt("slot", branch, env)};
         const four: bool = row + 4 <= hi && load<i32>(slots, 4) == slot
           && load<i32>(slots, 8) == slot && load<i32>(slots, 12) == slot;
         const count: i32 = four ? 4 : 1;
         let r: i32 = 0;
         for (; r < rank; r += 4) {
+          const f: usize = ${at.cls} + ((<usize>load<i32>(quads)) << 2) + ${at.offset * 4};
+          quads += 8;
           if (four) shrink4x4(
             ${[0, 1, 2, 3].map((i) => `${assembly.rowPtr(x, env, `row + ${i}`)},`)}
-            f + ((<usize>(r * ${cols})) << 2), ${cols}, scratch + ((<usize>r) << 2), ${outStride});
+            f, ${cols}, scratch + ((<usize>r) << 2), ${outStride});
           else shrink4(
             ${assembly.rowPtr(x, env, "row")},
-            f + ((<usize>(r * ${cols})) << 2), ${cols}, scratch + ((<usize>r) << 2));
+            f, ${cols}, scratch + ((<usize>r) << 2));
         }
         for (let i: i32 = 0; i < count; i++) {
           for (let z: i32 = r; z < ${b.cols}; z += 4)

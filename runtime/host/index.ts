@@ -33,13 +33,14 @@ import {
   TOKEN,
 } from "./config";
 import { closeJob, OFFER, offer, openJob, resetJobs, settleForwards, wantSlot } from "./jobs";
+import { resetPages } from "./pages";
 import { policy } from "./policy";
 import { isEntry, parentOf, resetPrefixes } from "./prefix";
 import { ready, resetReady } from "./ready";
 import { foundIn } from "./reuse";
 import { logSumExp, sample } from "./sampler";
 import { cancel, close, closeGone, isGone, resetSequences, setRow, setSampling } from "./sequences";
-import { forget as forgetSlot, resetSlots, slotsInUse } from "./slots";
+import { forget as forgetSlot, PARTS_GIVEN, resetSlots } from "./slots";
 import {
   BIASES,
   bump,
@@ -90,6 +91,7 @@ export function init(many: i32, lanes: i32, queued: i32): void {
   resetPrefixes();
   resetBlocks();
   resetReady();
+  resetPages();
   resetSlots(queued);
   resetWaiting(queued);
   resetJobs();
@@ -104,7 +106,8 @@ export {
 } from "./jobs";
 export { share } from "./reuse";
 export { cancel, setRow, setSampling } from "./sequences";
-export { slotsInUse } from "./slots";
+export { addrPages, freePages, pagesOf } from "./pages";
+export { pagesInUse, slotOf, slotsInUse, sumFits } from "./slots";
 export { submit, withdraw } from "./waiting";
 /** Nobody asks for an adapter any more: its slot and what is kept of it go first. */
 export function forget(adapter: i32): void {
@@ -156,6 +159,10 @@ export function addrHyper(j: i32): usize {
 }
 export function addrBiases(seq: i32): usize {
   return BIASES + ((<usize>(2 * seq * BIASES_PER_SEQUENCE)) << 2);
+}
+/** [adapter, pages] of each part of the sum that the next request is for. */
+export function addrParts(): usize {
+  return PARTS_GIVEN;
 }
 /** Lengths of the rows that a job offers. */
 export function addrOffer(j: i32): usize {

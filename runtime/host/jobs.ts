@@ -50,8 +50,9 @@ const OFFER_LAST: usize = take(JOBS * 4);
 /** Lengths of the rows on offer, in order. */
 export const OFFER: usize = take(JOBS * SEQUENCES * 4);
 const IS_OPEN: usize = take(JOBS * 4);
-/** 1 for a job that waits for a slot. */
+/** 1 for a job that waits for a slot, and its pages. */
 const WANTS_SLOT: usize = take(JOBS * 4);
+const WANTS_PAGES: usize = take(JOBS * 4);
 /** The sequence of a micro-batch whose rows are next, and rows that are left of all. */
 const JOB_AT: usize = take(JOBS * 4);
 const JOB_LEFT: usize = take(JOBS * 4);
@@ -89,15 +90,16 @@ function leastCost(but: i32): f64 {
   for (let k: i32 = 0; k < JOBS; k++) if (k != but && get(IS_OPEN, k) != 0) least = min(least, costOf(k));
   return least == Infinity ? 0 : least;
 }
-/** The job wants a slot of its own: SLOT says which, once it has one. */
-export function wantSlot(j: i32): void {
+/** The job wants a slot of its own, of so many pages: SLOT says which, once it has one. */
+export function wantSlot(j: i32, pages: i32): void {
   set(WANTS_SLOT, j, 1);
+  set(WANTS_PAGES, j, pages);
 }
 /** Slots for jobs that wait for one. */
 export function giveSlots(): void {
   for (let j: i32 = 0; j < JOBS; j++) {
     if (get(WANTS_SLOT, j) == 0) continue;
-    const s: i32 = holdFor(j);
+    const s: i32 = holdFor(j, get(WANTS_PAGES, j));
     if (s == NONE) continue;
     set(WANTS_SLOT, j, 0);
     set(JOB_SLOT, j, s);

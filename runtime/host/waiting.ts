@@ -9,16 +9,16 @@ import { ready } from "./ready";
 import { lookUp, shares } from "./reuse";
 import { ENTRY, open, setSampling } from "./sequences";
 import {
-  ADAPTERS,
   adapterOf,
   entryOf,
   firstAbsent,
   left,
   overtake,
   residentIn,
+  roomFor,
   runOn,
   settle,
-  slotFor,
+  sumOf,
   waitingFor,
 } from "./slots";
 import { bump, emitEvent, FIRST, get, JOB_SLOT, set, take } from "./state";
@@ -71,7 +71,8 @@ function listOf(t: i32): usize {
 
 /**
  * Queue a request of `length` tokens, the first `virtual` an adapter's own, that may grow to `limit`: of a
- * caller for an adapter, or of a job on what it trains. Returns its ticket; NONE where the queue is full.
+ * caller for an adapter that takes `pages`, or is the sum of `parts` (that many of PARTS_GIVEN); or of a job on
+ * what it trains. Returns its ticket; NONE where the queue is full.
  */
 export function submit(
   kind: i32,
@@ -79,6 +80,8 @@ export function submit(
   most: i32,
   virtual: i32,
   adapter: i32,
+  pages: i32,
+  parts: i32,
   job: i32,
   salt: i32,
 ): i32 {
@@ -90,7 +93,8 @@ export function submit(
   note(t, T_LIMIT, most);
   note(t, T_VIRTUAL, virtual);
   note(t, T_JOB, job);
-  note(t, T_ENTRY, job == NONE ? entryOf(adapter) : NONE);
+  const e: i32 = job != NONE ? NONE : parts > 0 ? sumOf(adapter, parts) : entryOf(adapter, pages);
+  note(t, T_ENTRY, e);
   note(t, T_SALT, salt);
   note(t, T_ARRIVAL, ++arrivals);
   append(listOf(t), LINKS, t);
@@ -125,7 +129,7 @@ export function nextRequest(): i32 {
     if (t != NONE && cameBefore(t, best)) best = t;
   }
   const t: i32 = firstFor(firstAbsent());
-  return t != NONE && cameBefore(t, best) && slotFor(ADAPTERS) != NONE ? t : best;
+  return t != NONE && cameBefore(t, best) && roomFor(firstAbsent()) ? t : best;
 }
 export function nextEvaluation(j: i32): i32 {
   return firstOf(evaluationsOf(j));
@@ -149,7 +153,7 @@ export function run(t: i32, found: i32): void {
   const j: i32 = word(t, T_JOB);
   const waits: i32 = firstFor(firstAbsent());
   const overtakes: bool = e != NONE && waits != NONE && waits != t && cameBefore(waits, t);
-  const slot: i32 = j == NONE ? runOn(e, t) : get(JOB_SLOT, j);
+  const slot: i32 = j == NONE ? runOn(e) : get(JOB_SLOT, j);
   const seq: i32 = open(word(t, T_KIND), word(t, T_LENGTH), word(t, T_LIMIT), slot, found);
   if (generates(t)) shares(seq, adapterOf(e), word(t, T_SALT), found);
   set(ENTRY, seq, e);

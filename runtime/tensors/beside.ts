@@ -3,12 +3,12 @@ import { checkStart, starts } from "./dense.ts";
 import type { Numbers, Placed } from "./tensor.ts";
 
 const total = (group: readonly Placed[]): number => group.reduce((n, p) => n + p.t.cols, 0);
-/** Each row of a part in its slot, and where it is in the file. */
-function* parts(group: readonly Placed[]): Generator<readonly [p: Placed, inSlot: number, inFile: number]> {
+/** Each row of a part, where it begins in it, and in the file. */
+function* parts(group: readonly Placed[]): Generator<readonly [p: Placed, at: number, inFile: number]> {
   const width = total(group);
   let column = 0;
   for (const p of group) {
-    for (let r = 0; r < p.rank; r++) yield [p, p.at.offset + r * p.t.cols, r * width + column];
+    for (let r = 0; r < p.rank; r++) yield [p, r * p.t.cols, r * width + column];
     column += p.t.cols;
   }
 }
@@ -20,11 +20,11 @@ export const beside: Numbers = {
   fileName: (_, key) => key,
   shape: (group) => [Math.max(...group.map((p) => p.rank)), total(group)],
   read: (group, values) => {
-    for (const [p, to, from] of parts(group)) p.slot.set(values.subarray(from, from + p.t.cols), to);
+    for (const [p, to, from] of parts(group)) p.values.set(values.subarray(from, from + p.t.cols), to);
   },
   write: (group) => {
     const out = new Float32Array(Math.max(...group.map((p) => p.rank)) * total(group));
-    for (const [p, from, to] of parts(group)) out.set(p.slot.subarray(from, from + p.t.cols), to);
+    for (const [p, from, to] of parts(group)) out.set(p.values.subarray(from, from + p.t.cols), to);
     return out;
   },
 };

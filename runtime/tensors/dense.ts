@@ -4,32 +4,30 @@ import { mix } from "../random.ts";
 import { channelsOf, type Numbers, type Order, type Placed, rowsOf, type Start } from "./tensor.ts";
 
 export type DenseStart = "zeros" | "ones" | "uniform" | "norm" | "tokens" | "bias";
-const inUse = (p: Placed): Float32Array => p.slot.subarray(p.at.offset, p.at.offset + rowsOf(p) * p.t.cols);
 export const starts: Readonly<Record<DenseStart, Start>> = {
   zeros: () => {},
   ones: (p) => {
-    inUse(p).fill(1);
+    p.values.fill(1);
   },
   // ±1/√cols: Kaiming with a = √5, as PEFT.
-  uniform: (p, { seed }) => {
-    const of = mix(seed, p.layer * 64 + p.site.index);
-    const bound = Math.sqrt(p.t.cols);
-    const values = inUse(p);
+  uniform: ({ t, values, layer, site }, { seed }) => {
+    const of = mix(seed, layer * 64 + site.index);
+    const bound = Math.sqrt(t.cols);
     for (let x = 0; x < values.length; x++) values[x] = ((mix(of, x) >>> 8) / 8388608 - 1) / bound;
   },
   // ‖rows of the site's matrix‖₂.
   norm: async (p, { model }) => {
-    p.slot.set((await model.scores("row", p.layer, p.site)).map(Math.sqrt), p.at.offset);
+    p.values.set((await model.scores("row", p.layer, p.site)).map(Math.sqrt));
   },
   // Embeddings of random tokens.
   tokens: async (p, { model, manifest, seed }) => {
     for (let r = 0; r < p.rank; r++) {
       const id = mix(mix(seed, 8), r) % manifest.model.vocab;
-      p.slot.set(await model.embedding(id), p.at.offset + r * p.t.cols);
+      p.values.set(await model.embedding(id), r * p.t.cols);
     }
   },
   bias: async (p, { model }) => {
-    p.slot.set(await model.bias(p.layer, p.site), p.at.offset);
+    p.values.set(await model.bias(p.layer, p.site));
   },
 };
 export const checkStart: Numbers["check"] = (t, _, site, m, need) => {
@@ -49,7 +47,7 @@ export function transpose(values: Float32Array, rows: number, cols: number): Flo
   for (let r = 0; r < rows; r++) for (let c = 0; c < cols; c++) out[c * rows + r] = values[r * cols + c]!;
   return out;
 }
-/** How a file has [rows, cols] of a slot: its shape, and its numbers both ways. */
+/** How a file has [rows, cols] of an adapter: its shape, and its numbers both ways. */
 interface Layout {
   readonly shape: (rows: number, cols: number) => number[];
   readonly toRows: (values: Float32Array, rows: number, cols: number) => Float32Array;
@@ -67,7 +65,7 @@ const layouts: Readonly<Record<"rows" | NonNullable<BranchTensor["shape"]>, Layo
 };
 const layoutOf = ({ t }: Placed): Layout => layouts[t.shape ?? "rows"];
 const only = ([p]: readonly Placed[]): Placed => p!;
-/** Row of the file for each row of a slot. */
+/** Row of the file for each row of an adapter. */
 const rowsIn = (p: Placed, order: Order): readonly number[] =>
   (p.t.rows === "rank" && order) || Array.from({ length: rowsOf(p) }, (_, r) => r);
 
@@ -85,7 +83,7 @@ export const dense: Numbers = {
     const { cols } = p.t;
     const rows = layoutOf(p).toRows(values, rowsOf(p), cols);
     rowsIn(p, order!).forEach((from, r) => {
-      p.slot.set(rows.subarray(from * cols, (from + 1) * cols), p.at.offset + r * cols);
+      p.values.set(rows.subarray(from * cols, (from + 1) * cols), r * cols);
     });
   },
   write: (group, [order]) => {
@@ -93,7 +91,7 @@ export const dense: Numbers = {
     const { cols } = p.t;
     const rows = new Float32Array(rowsOf(p) * cols);
     rowsIn(p, order!).forEach((to, r) => {
-      rows.set(p.slot.subarray(p.at.offset + r * cols, p.at.offset + (r + 1) * cols), to * cols);
+      rows.set(p.values.subarray(r * cols, (r + 1) * cols), to * cols);
     });
     return layoutOf(p).toFile(rows, rowsOf(p), cols);
   },

@@ -3,23 +3,22 @@
  * floats: their rows, their columns, where each row begins, their order by columns, where each column begins
  * (`sparseIndex` of the compiler's ops/sparse.ts); in files rows and columns, int32 [2, entries].
  */
-import type { ParamEntry, SiteEntry } from "../manifest.ts";
+import type { SiteEntry } from "../manifest.ts";
 import { mix } from "../random.ts";
 import { chooseEntries } from "../selectors.ts";
 import type { Index, Start } from "./tensor.ts";
 
 export type EntriesStart = "entries";
 
-/** Write `entries` into a slot with room for `capacity`. */
+/** Write `entries` where there is room for `capacity`. */
 export function writeEntries(
-  slot: Float32Array,
-  at: ParamEntry,
+  index: Float32Array,
   capacity: number,
   outs: number,
   ins: number,
   entries: readonly number[],
 ): void {
-  const index = slot.subarray(at.offset, at.offset + at.k).fill(0);
+  index.fill(0);
   const starts = (from: number, n: number, of: (e: number) => number): void => {
     for (const e of entries) index[from + of(e) + 1] = index[from + of(e) + 1]! + 1;
     for (let i = 0; i < n; i++) index[from + i + 1] = index[from + i + 1]! + index[from + i]!;
@@ -37,19 +36,10 @@ export function writeEntries(
     });
   starts(byColumn + capacity, ins, (e) => e % ins);
 }
-export const readEntries = (
-  slot: Float32Array,
-  at: ParamEntry,
-  capacity: number,
-  ins: number,
-  rank: number,
-): number[] =>
-  Array.from({ length: rank }, (_, k) => slot[at.offset + k]! * ins + slot[at.offset + capacity + k]!);
-
 const ascending = (entries: readonly number[]): number[] => [...entries].sort((x, y) => x - y);
 const sizeOf = (site: SiteEntry): number => site.inFeatures * site.outFeatures;
-const set: Index["set"] = ({ slot, at, branch, site }, chosen) =>
-  writeEntries(slot, at, branch.capacity, site.outFeatures, site.inFeatures, chosen);
+const set: Index["set"] = ({ values, branch, site }, chosen) =>
+  writeEntries(values, branch.capacity, site.outFeatures, site.inFeatures, chosen);
 const inFile: Index["inFile"] = ({ site }, file) => {
   const n = file.length / 2;
   return Array.from({ length: n }, (_, e) => file[e]! * site.inFeatures + file[n + e]!);
@@ -70,7 +60,8 @@ export const entries: Index = {
   },
   // As many as LoRA of that rank has numbers.
   rows: (rank, site) => Math.min(rank * (site.inFeatures + site.outFeatures), sizeOf(site)),
-  get: ({ slot, at, branch, site, rank }) => readEntries(slot, at, branch.capacity, site.inFeatures, rank),
+  get: ({ values, branch, site, rank }) =>
+    Array.from(values.subarray(0, rank), (row, k) => row * site.inFeatures + values[branch.capacity + k]!),
   set,
   ascending: true,
   says: "int32 rows and columns",

@@ -1,8 +1,7 @@
 /**
- * Chosen channels of a site's coupled axis: in a slot the channels, then each channel's place among them plus
+ * Chosen channels of a site's coupled axis: in an adapter the channels, then each channel's place among them plus
  * one (0: not chosen), as exact floats; in files the channels alone, int32.
  */
-import type { ParamEntry } from "../manifest.ts";
 import { channelOrder } from "../order.ts";
 import { mix } from "../random.ts";
 import { chooseChannels } from "../selectors.ts";
@@ -10,24 +9,16 @@ import { channelsOf, type Index, type Start } from "./tensor.ts";
 
 export type SelectionStart = "selection" | "leading";
 
-/** Write a selection of `channels` into a slot with room for `capacity`. */
-export function writeSelection(
-  slot: Float32Array,
-  at: ParamEntry,
-  capacity: number,
-  channels: readonly number[],
-): void {
-  slot.fill(0, at.offset, at.offset + at.k);
+/** Write a selection of `channels` where there is room for `capacity`. */
+export function writeSelection(words: Float32Array, capacity: number, channels: readonly number[]): void {
+  words.fill(0);
   channels.forEach((c, r) => {
-    slot[at.offset + r] = c;
-    slot[at.offset + capacity + c] = r + 1;
+    words[r] = c;
+    words[capacity + c] = r + 1;
   });
 }
-export const readSelection = (slot: Float32Array, at: ParamEntry, rank: number): number[] =>
-  Array.from(slot.subarray(at.offset, at.offset + rank));
 
-const set: Index["set"] = ({ slot, at, branch }, channels) =>
-  writeSelection(slot, at, branch.capacity, channels);
+const set: Index["set"] = ({ values, branch }, channels) => writeSelection(values, branch.capacity, channels);
 const starts: Readonly<Record<SelectionStart, Start>> = {
   /** Chosen when a job starts. */
   selection: async (p, { selector, seed, model }) =>
@@ -49,7 +40,7 @@ export const selection: Index = {
     if (t.init === "leading") need(m.selection !== null, "init", "a bundle with a selection", t.init);
   },
   rows: (rank) => rank,
-  get: ({ slot, at, rank }) => readSelection(slot, at, rank),
+  get: ({ values, rank }) => Array.from(values.subarray(0, rank)),
   set,
   ascending: false,
   says: "int32 channels",
@@ -60,7 +51,7 @@ export const selection: Index = {
     const wrong = channels.findIndex((c, r) => c < 0 || c >= limit || channels.indexOf(c) !== r);
     if (wrong >= 0) refuse(`distinct channels below ${limit}`, String(channels[wrong]), { at: `[${wrong}]` });
     if (t.init !== "leading") return channels;
-    // Where the bundle has chosen, its order is the slot's.
+    // Where the bundle has chosen, its order is the adapter's.
     const own = channelOrder(m, layer, site.axes[site.coupling!.axis])!.slice(0, rank);
     if (!own.every((c) => channels.includes(c)))
       refuse(

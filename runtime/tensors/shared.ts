@@ -9,7 +9,7 @@ import { channelsOf, type Numbers, type Placed, type Start } from "./tensor.ts";
 export type SharedStart = "projection";
 const starts: Readonly<Record<SharedStart, Start>> = {
   // ±1/√(inputs): Kaiming with a = √5, as PEFT; a site's columns are the first of the widest's.
-  projection: ({ t, at, slot, branch, rank }, { manifest, seed }) => {
+  projection: ({ t, values, branch, rank }, { manifest, seed }) => {
     const alike = manifest.branches
       .filter(({ method }) => method === branch.method)
       .flatMap(({ tensors }) => tensors.filter(({ name }) => name === t.name));
@@ -17,7 +17,7 @@ const starts: Readonly<Record<SharedStart, Start>> = {
     const of = mix(mix(seed, 10), branch.tensors.indexOf(t));
     for (let r = 0; r < rank; r++)
       for (let c = 0; c < t.cols; c++)
-        slot[at.offset + r * t.cols + c] = ((mix(mix(of, r), c) >>> 8) / 8388608 - 1) / Math.sqrt(inputs);
+        values[r * t.cols + c] = ((mix(mix(of, r), c) >>> 8) / 8388608 - 1) / Math.sqrt(inputs);
   },
 };
 const widest = (group: readonly Placed[]): Placed => group.reduce((x, y) => (y.t.cols > x.t.cols ? y : x));
@@ -41,16 +41,14 @@ export const shared: Numbers = {
     const rows = t.shape === "columns" ? transpose(values, t.cols, most(group)) : values;
     for (const p of group)
       for (let r = 0; r < p.rank; r++)
-        p.slot.set(rows.subarray(r * t.cols, r * t.cols + p.t.cols), p.at.offset + r * p.t.cols);
+        p.values.set(rows.subarray(r * t.cols, r * t.cols + p.t.cols), r * p.t.cols);
   },
   write: (group) => {
     const { t } = widest(group);
     const rows = new Float32Array(most(group) * t.cols);
     for (const p of group)
-      for (let r = 0; r < p.rank; r++) {
-        const from = p.at.offset + r * p.t.cols;
-        rows.set(p.slot.subarray(from, from + p.t.cols), r * t.cols);
-      }
+      for (let r = 0; r < p.rank; r++)
+        rows.set(p.values.subarray(r * p.t.cols, (r + 1) * p.t.cols), r * t.cols);
     return t.shape === "columns" ? transpose(rows, most(group), t.cols) : rows;
   },
 };

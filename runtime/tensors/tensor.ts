@@ -2,14 +2,14 @@
  * What a kind of adapter tensor is: how it starts, lies in files, moves with the bundle's order of channels,
  * and, where it says what the branch's other rows are of, how those of several adapters are united.
  */
-import type { BranchEntry, BranchTensor, Manifest, ParamEntry, SiteEntry } from "../manifest.ts";
+import type { BranchEntry, BranchTensor, Manifest, SiteEntry } from "../manifest.ts";
 import type { ModelView, Selector } from "../selectors.ts";
 
-/** A tensor of one branch in one layer, in that layer's slot. */
+/** A tensor of one branch in one layer. */
 export interface Placed {
   readonly t: BranchTensor;
-  readonly at: ParamEntry;
-  readonly slot: Float32Array;
+  /** [rows in use, cols]. */
+  readonly values: Float32Array;
   readonly layer: number;
   readonly branch: BranchEntry;
   readonly site: SiteEntry;
@@ -40,7 +40,7 @@ interface Common {
   /** What a bundle must keep of it, beside its start being one of these. */
   readonly check: (t: BranchTensor, b: BranchEntry, site: SiteEntry, m: Manifest, need: Need) => void;
 }
-/** Of each row of a slot, its row in a file; null: the same. */
+/** Of each row of an adapter, its row in a file; null: the same. */
 export type Order = readonly number[] | null;
 /** A tensor of numbers. Tensors of one name are one tensor of a file: a group. */
 export interface Numbers extends Common {
@@ -59,12 +59,12 @@ export interface Index extends Common {
   readonly rows: (rank: number, site: SiteEntry) => number;
   readonly get: (p: Placed) => number[];
   readonly set: (p: Placed, chosen: readonly number[]) => void;
-  /** Does a slot have them in ascending order, or in any? */
+  /** Does an adapter have them in ascending order, or in any? */
   readonly ascending: boolean;
   /** Its shape in a file, and what such a tensor is called in an error. */
   readonly shape: (rank: number) => number[];
   readonly says: string;
-  /** What a file chooses, in its order; and, checked, in that of a slot. */
+  /** What a file chooses, in its order; and, checked, in that of an adapter. */
   readonly inFile: (p: Placed, file: Int32Array) => number[];
   readonly parse: (p: Placed, m: Manifest, file: Int32Array, refuse: Refuse) => number[];
   readonly print: (p: Placed, chosen: readonly number[]) => Int32Array;

@@ -17,7 +17,7 @@ export const compileFlags = {
   context: text("N", "longest sequence, tokens; default: the model's, at most 1024"),
   tokens: text("N", "rows of one step; default 256"),
   rank: text("N", "largest rank of an adapter, a multiple of 4; default 16"),
-  slots: text("N", "adapters on the device at once; default 8"),
+  slots: text("N", "adapters on the device at once; default 16"),
   jobs: text("N", "fine-tuning jobs at once; default 2"),
   blocks: text("N", "cache blocks of 32 tokens; default: 8 contexts, at least 256"),
   "saved-rows": text("N", "tokens of training rows in flight; default 1024"),

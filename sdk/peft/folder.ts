@@ -2,8 +2,8 @@
  * Hugging Face PEFT folders: adapter_config.json + adapter_model.safetensors. Each method of the bundle says
  * how its tensors and config keys are called; what PEFT has not, is kept in the same two files.
  */
-import { type Manifest, type TargetPlan, WeftError } from "../../runtime/bundle.ts";
-import { indexOf, modulePath } from "../../runtime/content.ts";
+import { type Manifest, WeftError } from "../../runtime/bundle.ts";
+import { absent, type BranchState, indexOf, modulePath, wordsIn } from "../../runtime/content.ts";
 import { tensorKinds } from "../../runtime/tensors/index.ts";
 import type { Index, Numbers, Order, Placed, TensorKind } from "../../runtime/tensors/tensor.ts";
 
@@ -19,14 +19,21 @@ export const fail = (
 ): never => {
   throw new WeftError({ code, where, expected, found, ...(hint && { hint }) });
 };
+/** Words of a layer with all that the branches of a method have room for: of the largest method. */
+const mostWords = (manifest: Manifest): number => {
+  const of = (method: string): BranchState[] =>
+    manifest.branches.map((b) => (b.method === method ? { ...absent, rank: b.capacity } : absent));
+  return Math.max(0, ...Object.keys(manifest.methods).map((method) => wordsIn(manifest, of(method))));
+};
 /**
- * Most numbers of an adapter's files on this base: all of its slot in every layer, and the modules it
- * replaces.
+ * Most numbers of an adapter's files on this base: all that its branches have room for in every layer, and
+ * the modules it replaces.
  */
-export const numbersAtMost = ({ model, tensors }: Manifest, plan: TargetPlan): number =>
-  model.layers * plan.slotWords + tensors.reduce((n, t) => n + t.shape.reduce((a, b) => a * b, 1), 0);
+export const numbersAtMost = (manifest: Manifest): number =>
+  manifest.model.layers * mostWords(manifest) +
+  manifest.tensors.reduce((n, t) => n + t.shape.reduce((a, b) => a * b, 1), 0);
 
-/** One tensor of a file: what it holds of which slots, and in which order of their rows. */
+/** One tensor of a file: what it holds of which layers, and in which order of their rows. */
 export interface InFile<K extends TensorKind> {
   readonly name: string;
   readonly kind: K;

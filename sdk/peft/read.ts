@@ -5,7 +5,6 @@ import {
   headerEnd,
   type Manifest,
   parseHeader,
-  type TargetPlan,
   type TensorInfo,
 } from "../../runtime/bundle.ts";
 import {
@@ -15,6 +14,7 @@ import {
   modulePath,
   placedIn,
   siteOf,
+  wordsIn,
 } from "../../runtime/content.ts";
 import { resolveBranches } from "../../runtime/match.ts";
 import { pattern, steps } from "../../runtime/pattern.ts";
@@ -22,14 +22,8 @@ import type { Index, Placed } from "../../runtime/tensors/tensor.ts";
 import { readConfig } from "./config.ts";
 import { fail, InFiles, type Json, PREFIX } from "./folder.ts";
 
-/** PEFT files → adapter content in slot layout. Every tensor must belong to this base and class. */
-export function readAdapter(
-  json: Json,
-  file: Uint8Array,
-  manifest: Manifest,
-  plan: TargetPlan,
-  where: string,
-): AdapterContent {
+/** PEFT files → adapter content. Every tensor must belong to this base and class. */
+export function readAdapter(json: Json, file: Uint8Array, manifest: Manifest, where: string): AdapterContent {
   const { config, method, layers, exclude, replaced } = readConfig(
     json,
     manifest,
@@ -89,7 +83,7 @@ export function readAdapter(
     byName.delete(key);
     return info;
   };
-  /** What a file chooses, in the slot; and the file's row of each of the slot's. */
+  /** What a file chooses, in the adapter; and the file's row of each of its own. */
   const readIndex = (p: Placed, kind: Index, key: string): number[] => {
     const info = take(key, kind.shape(p.rank));
     if (info.dtype !== "I32") fail(`${name}: ${key}`, kind.says, info.dtype);
@@ -103,11 +97,11 @@ export function readAdapter(
   };
   const all = new InFiles(manifest);
   const tensors = branches.map((layer, l) => {
-    const slot = new Float32Array(plan.slotWords);
+    const words = new Float32Array(wordsIn(manifest, layer));
     layer.forEach(({ rank }, i) => {
-      if (rank) all.add(placedIn(manifest, plan.factors, slot, l, i, rank), readIndex);
+      if (rank) all.add(placedIn(manifest, layer, words, l, i), readIndex);
     });
-    return slot;
+    return words;
   });
   all.map(
     () => {},

@@ -1,7 +1,7 @@
 /** An adapter as the two files of a PEFT folder. */
 
 import { asLowRank } from "../../runtime/branch.ts";
-import { encode, type Manifest, type TargetPlan, type TensorData } from "../../runtime/bundle.ts";
+import { encode, type Manifest, type TensorData } from "../../runtime/bundle.ts";
 import {
   type AdapterConfig,
   type AdapterContent,
@@ -26,11 +26,10 @@ const files = (
 export function writeAdapter(
   content: AdapterContent,
   manifest: Manifest,
-  plan: TargetPlan,
 ): { config: string; weights: Uint8Array } {
   const method = manifest.methods[content.config.method]!;
   const all = new InFiles(manifest);
-  // Files name what is chosen in ascending order, whatever the slot's.
+  // Files name what is chosen in ascending order, whatever the adapter's order.
   const sorted = (p: Placed, kind: Index): number[] => kind.get(p).sort((x, y) => x - y);
   const orderOf = (p: Placed, kind: Index): number[] => {
     const place = new Map(sorted(p, kind).map((x, r) => [x, r]));
@@ -38,7 +37,7 @@ export function writeAdapter(
   };
   content.branches.forEach((layer, l) => {
     layer.forEach(({ rank }, i) => {
-      if (rank) all.add(placedIn(manifest, plan.factors, content.tensors[l]!, l, i, rank), orderOf);
+      if (rank) all.add(placedIn(manifest, layer, content.tensors[l]!, l, i), orderOf);
     });
   });
   const tensors = all.map<TensorData>(
@@ -91,7 +90,6 @@ export function writeAdapter(
 export function writeAsLora(
   content: AdapterContent,
   manifest: Manifest,
-  plan: TargetPlan,
 ): { config: string; weights: Uint8Array } {
   if (content.replaces)
     fail("save as lora", "an adapter that shares the base", "one with modules of its own");
@@ -102,7 +100,7 @@ export function writeAsLora(
     layer.forEach((s, i) => {
       if (!s.rank) return;
       const site = siteOf(manifest, manifest.branches[i]!);
-      const { rank, a, b } = asLowRank(manifest, plan, content, l, i);
+      const { rank, a, b } = asLowRank(manifest, content, l, i);
       const path = modulePath(manifest, l, site);
       tensors.push({
         name: `${PREFIX}${path}.lora_A.weight`,

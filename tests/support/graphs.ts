@@ -8,8 +8,8 @@ import { emitLaunchWgsl, gridOf, variantsOf } from "../../compiler/emit/wgsl.ts"
 import { fuse } from "../../compiler/fuse.ts";
 import type { KernelEnv, ParamAddress } from "../../compiler/kernel.ts";
 import { blockLayouts } from "../../compiler/metadata.ts";
-import { align, type Layout, placeValues } from "../../compiler/plan.ts";
-import { type Capacities, type Target, targets } from "../../compiler/target.ts";
+import { type Layout, placeValues } from "../../compiler/plan.ts";
+import { align, type Capacities, type Target, targets } from "../../compiler/target.ts";
 import {
   type EvalCtx,
   inputName,
@@ -19,7 +19,17 @@ import {
   type Value,
   valueKey,
 } from "../../ops/index.ts";
-import { headerWords, layerWord, type Manifest, type TargetPlan } from "../../runtime/bundle.ts";
+import {
+  headerWords,
+  layerWord,
+  type Manifest,
+  QUAD,
+  QUAD_WORDS,
+  quadsOf,
+  ranked,
+  SLOT_ROW,
+  type TargetPlan,
+} from "../../runtime/bundle.ts";
 import type { Device } from "../../runtime/device.ts";
 import { type Format, pack, restore, store, unpack } from "../../runtime/formats.ts";
 import { openWasm } from "../../runtime/wasm.ts";
@@ -33,6 +43,7 @@ export const capacities: Capacities = {
   headRows: 16,
   blocks: 16,
   slots: 3,
+  pages: null,
   jobs: 1,
   rank: 8,
   savedRows: 96,
@@ -54,6 +65,9 @@ export interface Batch {
   readonly ranks: readonly number[];
   readonly scales: readonly number[];
 }
+/** In a sum of adapters each quad has a scale of its own. */
+const scaleOf = (b: Batch, slot: number, r: number): number =>
+  b.scales[slot]! * (1 + Math.floor(r / QUAD) / 2);
 const isFloat = (name: string): boolean => name === "drop_p" || name === "weight";
 
 /** Rows of two sequences at odd positions, of several slots, with random ids. */
@@ -125,7 +139,7 @@ export function context(b: Batch): EvalCtx {
     rows: (d) => (d === "R" ? b.heads : b.rows),
     meta: (name, i) => (name === "raw" ? raw(i!) : i === null ? (b.header[name] ?? 0) : b.arrays[name]![i]!),
     metaf: (name, i) => (i === null ? (b.header[name] ?? 0) : Math.fround(b.arrays[name]![i]!)),
-    slot: (s) => ({ rank: b.ranks[s]!, scale: b.scales[s]! }),
+    slot: (s) => ({ rank: b.ranks[s]!, scale: (r) => scaleOf(b, s, r) }),
     layer: 3,
     ofLayer: (name) => ({ window: WINDOW, rope: 1 })[name],
   };
@@ -195,7 +209,6 @@ export async function runOn(
   // Inputs: rows, fields and tables in the arena; weights, factors and caches in their chambers.
   let arena = 2048;
   let weights = 0;
-  let slot = 0;
   let kv = 64;
   let accum = 0;
   const fixed = new Map<
@@ -203,6 +216,8 @@ export async function runOn(
     { cls: "arena" | "weights" | "adapters" | "kv"; offset: number; stride: number }
   >();
   const params = new Map<string, ParamAddress>();
+  /** Of each branch: words of its vectors, words of a quad, and how many quads. */
+  const slots = Array.from({ length: BRANCHES }, () => ({ home: 0, quad: 0, quads: 0 }));
   for (const v of inputNodes) {
     const name = inputName(v);
     const ty = v.type;
@@ -225,7 +240,11 @@ export async function runOn(
       accum += words;
     } else if (ty.kind === "factor") {
       const words = align(ty.rows * ty.cols, 4);
-      fixed.set(name, { cls: "adapters", offset: slot, stride: ty.cols });
+      const s = slots[ty.branch]!;
+      const rows = ty.rows > 1 ? "rank" : "one";
+      const quads = ranked({ rows, cols: ty.cols });
+      const offset = quads ? s.quad : s.home;
+      fixed.set(name, { cls: "adapters", offset, stride: ty.cols });
       params.set(name, {
         name,
         kind: "factor",
@@ -233,12 +252,15 @@ export async function runOn(
         k: ty.cols,
         format: "f32",
         branch: ty.branch,
-        rows: ty.rows > 1 ? "rank" : "one",
-        offset: slot,
+        rows,
+        offset,
         words,
         accum,
       });
-      slot += words;
+      if (quads) {
+        s.quads = Math.max(s.quads, quadsOf(ty.rows));
+        s.quad += align(QUAD * ty.cols, 4);
+      } else s.home += words;
       accum += align(words);
     } else if (ty.kind === "kv") {
       fixed.set(name, { cls: "kv", offset: 0, stride: 0 });
@@ -249,13 +271,26 @@ export async function runOn(
       arena += align((inputs[name]!.length / ty.cols) * stride + 256);
     }
   }
-  const slotWords = align(Math.max(64, slot));
+  // Vectors and quads of slots lie anywhere, here from the last to the first.
+  let row = 0;
+  const tableOf = slots.map(({ quads }) => {
+    const at = row;
+    row += SLOT_ROW.quads + quads * QUAD_WORDS;
+    return { at, quads };
+  });
+  let top = 4 * slots.reduce((n, s) => n + s.home + s.quads * s.quad, 0) + 64;
+  const down = (words: number): number => (top -= words);
+  const homes = Array.from({ length: 4 }, () => slots.map((s) => down(s.home)));
+  const quads = Array.from({ length: 4 }, () =>
+    slots.map((s) => Array.from({ length: s.quads }, () => down(s.quad))),
+  );
+  const adapterWords = align(4 * slots.reduce((n, s) => n + s.home + s.quads * s.quad, 0) + 128);
   const dkvAt = arena;
   arena += align(capacities.savedRows * 512);
   const rowRoots = roots.filter((r) => r.type.kind === "rows");
-  const homes: Record<string, number> = {};
+  const outs: Record<string, number> = {};
   rowRoots.forEach((r, i) => {
-    homes[`out${i}`] = arena;
+    outs[`out${i}`] = arena;
     arena += align(64 * (r.type as { cols: number }).cols + 64);
   });
   const program = {
@@ -267,14 +302,13 @@ export async function runOn(
   };
   const { places, end } = placeValues(program, launches, capacities, {
     persistent: arena,
-    homes,
+    homes: outs,
   } as unknown as Layout);
   const env: KernelEnv = {
     capacities,
     layout: blocks[kind],
     panel: t.panel,
-    branches: BRANCHES,
-    slotWords,
+    slots: { row, branches: tableOf },
     jobWords: 0,
     groups: 2,
     norms: 1024,
@@ -321,19 +355,19 @@ export async function runOn(
       work: 0,
     },
     scratchWords: 1 << 16,
-    slotWords: slotWords + 64,
+    slots: { page: adapterWords, row, branches: [], methods: {} },
     jobWords: 0,
     layerParams: [],
     outerParams: [],
     blocks,
     kernels,
   } as unknown as TargetPlan;
-  const one = { blocks: 1, sequences: 1, slots: 3, jobs: 1, savedRows: 1, keptRows: 1 };
+  const one = { blocks: 1, sequences: 1, slots: 3, pages: 1, jobs: 1, savedRows: 1, keptRows: 1 };
   const manifest = {
     model: { layers: 1, format: "f32" },
     train: [],
     saved: {},
-    branches: Array(BRANCHES),
+    branches: [],
     capacities: { ...capacities, ...one, units: 0 },
     targets: { [target]: plan },
   } as unknown as Manifest;
@@ -357,23 +391,26 @@ export async function runOn(
     device = d;
   }
   // Poison: nothing may read what nobody wrote.
-  for (const cls of ["arena", "saved"] as const)
-    device.write(
-      { cls, group: 0, offset: 0 },
-      new Float32Array(cls === "arena" ? device.plan.arenaWords : 64).fill(Number.NaN),
-    );
+  const poisoned = { arena: device.plan.arenaWords, saved: 64, adapters: adapterWords };
+  for (const [cls, words] of Object.entries(poisoned) as [keyof typeof poisoned, number][])
+    device.write({ cls, group: 0, offset: 0 }, new Float32Array(words).fill(Number.NaN));
   for (const v of inputNodes) {
     const name = inputName(v);
     const f = fixed.get(name);
     if (!f) continue;
     const data = Float32Array.from(inputs[name]!);
-    if (v.type.kind === "factor")
-      for (let s = 0; s < 4; s++)
-        device.write(
-          { cls: "adapters", group: 0, offset: s * slotWords + f.offset },
-          data.slice(s * v.type.rows * v.type.cols, (s + 1) * v.type.rows * v.type.cols),
-        );
-    else
+    if (v.type.kind === "factor") {
+      const { branch, rows, cols } = v.type;
+      for (let s = 0; s < 4; s++) {
+        const own = data.slice(s * rows * cols, (s + 1) * rows * cols);
+        const put = (at: number, values: Float32Array): void =>
+          device.write({ cls: "adapters", group: 0, offset: at + f.offset }, values);
+        if (!ranked({ rows: rows > 1 ? "rank" : "one", cols })) put(homes[s]![branch]!, own);
+        else
+          for (let q = 0; q < quadsOf(Math.min(rows, b.ranks[s]!)); q++)
+            put(quads[s]![branch]![q]!, own.slice(q * QUAD * cols, (q + 1) * QUAD * cols));
+      }
+    } else
       device.write(
         { cls: f.cls, group: 0, offset: f.offset },
         v.type.kind === "weight"
@@ -383,16 +420,21 @@ export async function runOn(
             : data,
       );
   }
-  const tables = new Uint32Array(64 + 4 * BRANCHES * 2);
+  const tables = new Uint32Array(64 + 4 * row);
   const scales = new Float32Array(tables.buffer);
   tables[0] = 3;
   tables[layerWord("window")] = WINDOW;
   tables[layerWord("rope")] = 1;
   for (let s = 0; s < 4; s++)
-    for (let i = 0; i < BRANCHES; i++) {
-      tables[64 + (s * BRANCHES + i) * 2] = b.ranks[s]!;
-      scales[64 + (s * BRANCHES + i) * 2 + 1] = b.scales[s]!;
-    }
+    tableOf.forEach(({ at, quads: room }, i) => {
+      const entry = 64 + s * row + at;
+      tables[entry + SLOT_ROW.rank] = b.ranks[s]!;
+      tables[entry + SLOT_ROW.home] = homes[s]![i]!;
+      for (let q = 0; q < Math.min(room, quadsOf(b.ranks[s]!)); q++) {
+        tables[entry + SLOT_ROW.quads + q * QUAD_WORDS] = quads[s]![i]![q]!;
+        scales[entry + SLOT_ROW.quads + q * QUAD_WORDS + 1] = scaleOf(b, s, q * QUAD);
+      }
+    });
   device.write({ cls: "tables", group: 0, offset: 0 }, tables);
   const meta = new Uint32Array(blocks[kind].words + 64);
   const metaF = new Float32Array(meta.buffer);
@@ -409,7 +451,7 @@ export async function runOn(
         await device.read({
           cls: "arena",
           group: 0,
-          offset: homes[`out${rowRoots.indexOf(r)}`]!,
+          offset: outs[`out${rowRoots.indexOf(r)}`]!,
           words: rowsOf(b, r.type) * r.type.cols,
         }),
       );

@@ -30,6 +30,8 @@ export interface Ask {
   /** Number of a generation: 0 the base. */
   readonly adapter: number;
   readonly salt: number;
+  /** Adapters that it is a sum of; none where it is not. */
+  readonly parts: readonly number[];
   readonly job: PlayedJob | null;
   readonly ticket: number;
   /** Its tokens, and what the cache has to hold of each. */
@@ -75,6 +77,9 @@ export interface PlayOptions {
   /** Another host.wasm. */
   readonly module?: BufferSource;
 }
+/** Pages that adapters and jobs take, of the four that the largest does. */
+const MOST_PAGES = 4;
+export const pagesOf = (adapter: number): number => (adapter ? 1 + (adapter % MOST_PAGES) : 0);
 type Sizes = NonNullable<Parameters<typeof bundle>[1]>["capacities"];
 
 const mix = (a: number, b: number): number => {
@@ -130,9 +135,11 @@ export class Played {
     // Compiled for what shapes a step alone: the rest is chosen at load.
     const isSize = (name: string): boolean => (sizeNames as readonly string[]).includes(name);
     const shape = Object.fromEntries(Object.entries(capacities).filter(([name]) => !isSize(name)));
-    const dir = await bundle(configs.even, { capacities: { ...small, ...shape } });
+    const dir = await bundle(configs.even, { capacities: { ...small, rank: 4 * MOST_PAGES, ...shape } });
     const compiled = JSON.parse(readFileSync(`${dir}/manifest.json`, "utf8")) as Manifest;
-    const manifest: Manifest = { ...compiled, capacities: { ...compiled.capacities, ...capacities } };
+    const sizes = { ...compiled.capacities, ...capacities };
+    const pages = capacities.pages ?? sizes.slots * MOST_PAGES;
+    const manifest: Manifest = { ...compiled, capacities: { ...sizes, pages } };
     const lanes = o.lanes ?? 1;
     const host = await Host.open(
       manifest,
@@ -147,6 +154,7 @@ export class Played {
     length: number;
     grows?: number;
     adapter?: number;
+    parts?: readonly number[];
     kind?: Ask["kind"];
     job?: PlayedJob;
     salt?: number;
@@ -154,8 +162,11 @@ export class Played {
     prefix?: readonly number[];
   }): Ask | null {
     const { length, grows = 0, adapter = 0, kind = "generate", job = null, salt = 0, prefix = [] } = o;
+    const { parts = [] } = o;
     const index = job ? job.index : NONE;
-    const ticket = this.host.exports.submit(KIND[kind], length, length + grows, 0, adapter, index, salt);
+    this.host.parts().set(parts.flatMap((p) => [p, pagesOf(p)]));
+    const of = [adapter, parts.length ? 0 : pagesOf(adapter), parts.length] as const;
+    const ticket = this.host.exports.submit(KIND[kind], length, length + grows, 0, ...of, index, salt);
     if (ticket === NONE) return null;
     const ids = new Int32Array(this.manifest.capacities.context);
     const own = [++this.asked, this.asked >> 6, this.asked >> 12, this.asked >> 18].map((x) => x & 63);
@@ -164,7 +175,21 @@ export class Played {
     for (let i = 0; i < kept.length; i++)
       kept[i] = mix(i ? kept[i - 1]! : mix(mix(this.base, adapter), mix(salt, index)), ids[i]!);
     const ask: Ask = {
-      ...{ kind, length, grows, adapter, salt, job, ticket, ids, kept, seq: NONE, slot: NONE, done: 0 },
+      ...{
+        kind,
+        length,
+        grows,
+        adapter,
+        parts,
+        salt,
+        job,
+        ticket,
+        ids,
+        kept,
+        seq: NONE,
+        slot: NONE,
+        done: 0,
+      },
       ...{ asked: this.steps[0]!, started: -1, last: -1, rows: 0, ended: -1, ahead: this.waiting.size },
     };
     assert.not(this.waiting.has(ticket), "a ticket of two");
@@ -220,7 +245,7 @@ export class Played {
     };
     this.jobs.set(index, job);
     this.host.exports.jobOpen(index, 0, 0);
-    this.host.exports.jobSlot(index);
+    this.host.exports.jobSlot(index, 1 + (rows.length % MOST_PAGES));
     return job;
   }
   /** Between two lists of its lane. */
@@ -293,7 +318,8 @@ export class Played {
   private decided(type: number, a: number, b: number): void {
     if (type === EVENT.load) {
       this.checkEmpty(b);
-      this.slots[b] = this.waiting.get(a)!.adapter;
+      this.slots.forEach((x, s) => x === a && (this.slots[s] = null));
+      this.slots[b] = a;
     } else if (type === EVENT.start) {
       const ask = this.waiting.get(a)!;
       this.waiting.delete(a);
@@ -302,6 +328,8 @@ export class Played {
       ask.last = ask.started;
       ask.slot = ask.job ? ask.job.slot : this.slots.indexOf(ask.adapter);
       assert.ok(ask.slot >= 0, `adapter ${ask.adapter} runs in no slot`);
+      for (const p of ask.parts)
+        assert.is(this.slots[this.host.exports.slotOf(p)], p, `part ${p} is in no slot`);
       assert.not(this.live.has(b), "a sequence of two");
       this.live.set(b, ask);
       this.host.tokens(b).set(ask.ids.subarray(0, ask.length));
@@ -390,7 +418,12 @@ export class Played {
   }
   private checkEmpty(slot: number): void {
     assert.ok(typeof this.slots[slot] !== "object" || this.slots[slot] === null, "a job's slot is taken");
-    for (const ask of this.live.values()) assert.ok(ask.slot !== slot || ask.job, "a slot is taken in use");
+    for (const ask of this.live.values())
+      assert.ok(ask.job || !this.slotsOf(ask).includes(slot), "a slot is taken in use");
+  }
+  /** Slots that a request reads: its own, and those of what it is a sum of. */
+  private slotsOf({ slot, parts }: Ask): number[] {
+    return [slot, ...parts.map((p) => this.slots.indexOf(p))];
   }
   private checkRuns(): void {
     const runs = [...this.jobs.values()].flatMap((j) => j.taken).sort((a, b) => a.base - b.base);
@@ -422,6 +455,10 @@ export class Played {
         ask.last = this.steps[lane]!;
         ask.rows++;
         if (!ask.job) assert.is(this.slots[ask.slot], ask.adapter, "the slot holds another adapter");
+        for (const p of ask.parts) {
+          const s = host.exports.slotOf(p);
+          assert.ok(this.slots[s] === p && host.exports.pagesOf(s) === pagesOf(p), "a part is gone");
+        }
       }
     });
     const word = (u: number, name: (typeof headerWords)[number]): number =>
@@ -432,7 +469,7 @@ export class Played {
   /** Everything that is held, and everything that is free, is all there is. */
   checkWhole(): void {
     const { host, manifest } = this;
-    const { blocks, sequences, slots } = manifest.capacities;
+    const { blocks, sequences, slots, pages } = manifest.capacities;
     const rows = [...this.jobs.values()].flatMap((j) => j.taken);
     const held = [
       ...[...this.live.values()].map((a) => ({ seq: a.seq, tokens: a.length + a.grows })),
@@ -462,10 +499,16 @@ export class Played {
     assert.is(host.exports.freeBlocks(), free.size + idle);
     const used = this.live.size + rows.length;
     assert.is(host.exports.counterOf(0, COUNTER.freeSequences) + used, sequences, "sequences are lost");
-    const inUse = new Set([...this.live.values()].map((a) => a.slot).filter((s) => s > 0));
+    const inUse = new Set([...this.live.values()].flatMap((a) => this.slotsOf(a)).filter((s) => s > 0));
     for (const j of this.jobs.values()) if (j.slot > 0) inUse.add(j.slot);
     assert.is(host.exports.slotsInUse(), inUse.size);
     assert.ok(inUse.size <= slots);
+    const given = Array.from({ length: slots + 1 }, (_, s) => [...host.pages(s)]).flat();
+    assert.ok(
+      new Set(given).size === given.length && given.every((p) => p >= 0 && p < pages),
+      "a page of two",
+    );
+    assert.is(host.exports.freePages() + given.length, pages, "pages are lost");
   }
   /** Nothing is asked any more: all that runs and waits ends. */
   drain(most: number): void {

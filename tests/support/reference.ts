@@ -48,11 +48,7 @@ export async function checkLora(
   });
   near((await one.done).losses[0]!, ref.lora_loss);
   const [before, after] = ["peft", "grad"].map((adapter) => {
-    const { weights } = writeAdapter(
-      engine.core.adapters.find(adapter).content,
-      engine.manifest,
-      engine.core.device.plan,
-    );
+    const { weights } = writeAdapter(engine.core.adapters.find(adapter).content, engine.manifest);
     return parseHeader(weights, weights.length, adapter).tensors.map(({ name, start, end }) => ({
       name,
       values: decode(weights.subarray(start, end), "F32", name),

@@ -102,36 +102,54 @@ function kvRow(kv: usize, meta: usize, table: i32, pos: i32, part: i32, heads: i
   const block: i32 = load<i32>(meta + ((<usize>(table + (pos >> 5))) << 2));
   return kv + ((<usize>((block * 2 + part) * heads * 32 * hd + (pos & 31) * hd)) << 2);
 }
-function expand4(u: usize, f: usize, rank: i32, stride: i32): v128 {
+/** Σ_r u[r] · F[r], r ascending: four rows to a quad, which begins at f past the place that *quads says. */
+function expand4(u: usize, quads: usize, f: usize, rank: i32, stride: i32): v128 {
   let acc: v128 = f32x4.splat(0);
-  for (let r: i32 = 0; r < rank; r++) {
-    acc = madd(v128.load_splat<f32>(u), v128.load(f), acc);
-    u += 4;
-    f += stride;
+  const row: usize = <usize>stride;
+  let r: i32 = 0;
+  for (; r + 4 <= rank; r += 4) {
+    const q: usize = f + ((<usize>load<i32>(quads)) << 2);
+    acc = madd(v128.load_splat<f32>(u), v128.load(q), acc);
+    acc = madd(v128.load_splat<f32>(u, 4), v128.load(q + row), acc);
+    acc = madd(v128.load_splat<f32>(u, 8), v128.load(q + 2 * row), acc);
+    acc = madd(v128.load_splat<f32>(u, 12), v128.load(q + 3 * row), acc);
+    u += 16;
+    quads += 8;
+  }
+  if (r < rank) {
+    let q: usize = f + ((<usize>load<i32>(quads)) << 2);
+    for (; r < rank; r++) {
+      acc = madd(v128.load_splat<f32>(u), v128.load(q), acc);
+      u += 4;
+      q += row;
+    }
   }
   return acc;
 }
 /**
  * Low-rank deltas for a product's epilogue: out[row][panels × 8] = Σ_r u[row][r] · F[slot[row]][r], r
- * ascending as in expand4. Four rows of one slot share the factor's loads.
+ * ascending as in expand4. Four rows of one slot share the factor's loads. A slot's rank is at `ranks`, what
+ * its quads are two words after it.
  */
 function delta(
   u: usize, uStride: i32, rows: i32, slots: usize, ranks: usize, slotEntry: i32,
-  f: usize, slotBytes: i32, colBytes: i32, panels: i32, out: usize
+  f: usize, colBytes: i32, panels: i32, out: usize
 ): void {
   const u1: usize = <usize>uStride;
   let i: i32 = 0;
   while (i < rows) {
     const s: i32 = load<i32>(slots);
-    const rank: i32 = load<i32>(ranks + <usize>(s * slotEntry));
-    const factor: usize = f + <usize>(s * slotBytes);
+    const entry: usize = ranks + <usize>(s * slotEntry);
+    const rank: i32 = load<i32>(entry);
+    const quads: usize = entry + 8;
     if (i + 4 <= rows && load<i32>(slots, 4) == s && load<i32>(slots, 8) == s && load<i32>(slots, 12) == s) {
       for (let p: i32 = 0; p < panels; p++) {
         let a0: v128 = f32x4.splat(0), a1: v128 = a0, b0: v128 = a0, b1: v128 = a0,
           c0: v128 = a0, c1: v128 = a0, d0: v128 = a0, d1: v128 = a0;
-        let fp: usize = factor + <usize>p * 32;
+        let fp: usize = 0;
         let up: usize = u;
         for (let r: i32 = 0; r < rank; r++) {
+          if (!(r & 3)) fp = f + ((<usize>load<i32>(quads + ((<usize>r) << 1))) << 2) + <usize>p * 32;
           const w0: v128 = v128.load(fp);
           const w1: v128 = v128.load(fp, 16);
           let x: v128 = v128.load_splat<f32>(up);
@@ -165,7 +183,7 @@ function delta(
       out += 1024;
     } else {
       for (let h: i32 = 0; h < panels * 2; h++)
-        v128.store(out + <usize>h * 16, expand4(u, factor + <usize>h * 16, rank, colBytes));
+        v128.store(out + <usize>h * 16, expand4(u, quads, f + <usize>h * 16, rank, colBytes));
       i++;
       u += u1;
       slots += 4;
@@ -199,12 +217,14 @@ function dot1(a: usize, b: usize, step: i32, n: i32): f32 {
   }
   return sum;
 }
-function expand1(u: usize, f: usize, rank: i32, stride: i32): f32 {
+function expand1(u: usize, quads: usize, f: usize, rank: i32, stride: i32): f32 {
   let acc: f32 = 0;
+  let q: usize = 0;
   for (let r: i32 = 0; r < rank; r++) {
-    acc += load<f32>(u) * load<f32>(f);
+    if (!(r & 3)) q = f + ((<usize>load<i32>(quads + ((<usize>r) << 1))) << 2);
+    acc += load<f32>(u) * load<f32>(q);
     u += 4;
-    f += stride;
+    q += stride;
   }
   return acc;
 }

@@ -2,15 +2,8 @@
  * Pieces of AssemblyScript text that every kernel is made of, and the layout of a thread's scratch memory.
  */
 import type { Domain } from "../../../ops/index.ts";
-import { DROPOUT_BIT, headerWords } from "../../../runtime/bundle.ts";
-import {
-  type KernelEnv,
-  memoryClasses,
-  type ParamAddress,
-  ROWS_HEADER,
-  SEGMENT_ROWS,
-  SLOT_TABLE,
-} from "../../kernel.ts";
+import { DROPOUT_BIT, headerWords, QUAD_WORDS, SLOT_ROW, SLOT_TABLE } from "../../../runtime/bundle.ts";
+import { type KernelEnv, memoryClasses, type ParamAddress, ROWS_HEADER, SEGMENT_ROWS } from "../../kernel.ts";
 import type { Body, Operand } from "../body.ts";
 import { indent, type Lines, lines } from "./lines.ts";
 
@@ -80,12 +73,25 @@ export const wordsInUse = (p: ParamAddress, env: KernelEnv): string =>
   p.kind !== "factor" || p.rows === "one"
     ? String(p.words)
     : `min(${p.words}, (${jobRank(p.branch!, env)} * ${p.k} + 3) & ~3)`;
-/** A word of the slot table for the job's slot, as a load's operands: rank (0) or scale (1) of a branch. */
-export const inTable = (branch: number, word: 0 | 1, env: KernelEnv): string => {
-  const at = (SLOT_TABLE + branch * 2 + word) * 4;
-  return `tables + ((<usize>(${header("slot")} * ${env.branches * 2})) << 2), ${at}`;
-};
-export const jobRank = (branch: number, env: KernelEnv): string => `load<i32>(${inTable(branch, 0, env)})`;
+/** Bytes from a table's start to a word of a branch in the first slot's row. */
+export const tableAt = (branch: number, word: keyof typeof SLOT_ROW, env: KernelEnv): number =>
+  (SLOT_TABLE + env.slots.branches[branch]!.at + SLOT_ROW[word]) * 4;
+/** A slot's row of the table. */
+export const tableRow = (slot: string, env: KernelEnv): string =>
+  `tables + ((<usize>(${slot} * ${env.slots.row})) << 2)`;
+/** A branch's word in it. */
+export const inTable = (slot: string, branch: number, word: "rank" | "home", env: KernelEnv): string =>
+  `load<i32>(${tableRow(slot, env)}, ${tableAt(branch, word, env)})`;
+/** Where its quads are: pairs of words, a quad's place and its scale. */
+export const quadsAt = (slot: string, branch: number, env: KernelEnv): string =>
+  `${tableRow(slot, env)} + ${tableAt(branch, "quads", env)}`;
+/** Bytes of a quad's pair. */
+export const QUAD_SHIFT = Math.log2(QUAD_WORDS * 4);
+/** A vector of a slot's branch, whose vectors begin at the branch's home. */
+export const vectorOf = (slot: string, branch: number, offset: number, env: KernelEnv): string =>
+  `adapters + ((<usize>${inTable(slot, branch, "home", env)}) << 2) + ${offset * 4}`;
+export const jobRank = (branch: number, env: KernelEnv): string =>
+  inTable(header("slot"), branch, "rank", env);
 
 /**
  * A loop over the unit's segments, each of `n` rows from row `r0`: a segment is summed on its own, then
@@ -107,9 +113,11 @@ export function gradient(b: Body, env: KernelEnv): string {
   const { accum } = env.param(String(b.node!.attrs.of));
   return `accum + ((<usize>(${header("job")} * ${env.jobWords} + ${accum})) << 2)`;
 }
-/** A tensor of the job's slot. */
-export const inSlot = (offset: number, env: KernelEnv): string =>
-  `adapters + ((<usize>(${header("slot")} * ${env.slotWords})) << 2) + ${offset * 4}`;
+/** A vector of the job's slot. */
+export const jobVector = (p: ParamAddress, env: KernelEnv): string =>
+  vectorOf(header("slot"), p.branch!, p.offset, env);
+/** Quads of a branch of the job's slot. */
+export const jobQuads = (branch: number, env: KernelEnv): string => quadsAt(header("slot"), branch, env);
 /** The job's gradient norms: [group sums…, clip scale, total norm]. */
 export const norms = (env: KernelEnv): string =>
   `arena + ((<usize>(${header("job")} * ${env.groups + 2})) << 2) + ${env.norms * 4}`;

@@ -4,7 +4,7 @@
  */
 import { pairsOf, sameValue, type Type, walkExpr } from "../../../ops/index.ts";
 import { assemblyPrinter, type Expand, storeLoops } from "../../emit/assemblyscript_dialect.ts";
-import { type KernelEnv, SLOT_TABLE } from "../../kernel.ts";
+import type { KernelEnv } from "../../kernel.ts";
 import type { Body } from "../body.ts";
 import {
   BLOCK_COLS,
@@ -22,6 +22,7 @@ import {
   rowPtr,
   shareOf,
   signature,
+  tableAt,
 } from "./assemblyscript.ts";
 import { type Lines, lines } from "./lines.ts";
 
@@ -49,8 +50,8 @@ function fillDeltas(b: Body, env: KernelEnv, r: string, rows: string, c0: string
       delta(
         ${u.cls} + ((<usize>((${r}) * ${u.stride})) << 2) + ${u.offset * 4}, ${u.stride * 4}, ${rows},
         meta + ((<usize>(${r})) << 2) + ${env.layout.arrays.slot! * 4},
-        tables + ${(SLOT_TABLE + t.branch * 2) * 4}, ${env.branches * 8},
-        ${f.cls} + ${f.offset * 4} + ((<usize>(${c0})) << 2), ${env.slotWords * 4}, ${t.cols * 4},
+        tables + ${tableAt(t.branch, "rank", env)}, ${env.slots.row * 4},
+        ${f.cls} + ${f.offset * 4} + ((<usize>(${c0})) << 2), ${t.cols * 4},
         ${panels}, scratch + ${DELTA_AT + i * DELTA_BYTES});`;
   });
 }

@@ -1,6 +1,6 @@
 /** Functions of WGSL that kernels call. A module has those that its text calls. */
 import { KV_BLOCK } from "../../../ops/index.ts";
-import { weightFormats } from "../../../runtime/bundle.ts";
+import { QUAD, QUAD_WORDS, weightFormats } from "../../../runtime/bundle.ts";
 import { WG } from "./wgsl.ts";
 
 /** `panel_NAME` or `weight_NAME` of every format. */
@@ -15,10 +15,13 @@ fn vector_at(i: i32) -> f32 {
   ...ofFormats("panel"),
   ...ofFormats("weight"),
   expand: `
-fn expand(u: i32, f: i32, rank: i32, cols: i32) -> f32 {
+fn expand(u: i32, quads: i32, f: i32, rank: i32, cols: i32) -> f32 {
   var sum = 0.0f;
-  for (var r = 0; r < rank; r++) {
-    sum = fma(arena[u + r], adapters[f + r * cols], sum);
+  for (var r = 0; r < rank; r += ${QUAD}) {
+    let quad = tables[quads + r / ${QUAD / QUAD_WORDS}] + f;
+    for (var i = 0; i < min(${QUAD}, rank - r); i++) {
+      sum = fma(arena[u + r + i], adapters[quad + i * cols], sum);
+    }
   }
   return sum;
 }`,

@@ -1,7 +1,15 @@
 /** Pieces of WGSL text that every kernel is made of. */
 import type { Domain } from "../../../ops/index.ts";
-import { DROPOUT_BIT, headerWords, planeBytes, planesOf, WGSL_PANEL } from "../../../runtime/bundle.ts";
-import { type KernelEnv, type ParamAddress, ROWS_HEADER, SEGMENT_ROWS, SLOT_TABLE } from "../../kernel.ts";
+import {
+  DROPOUT_BIT,
+  headerWords,
+  planeBytes,
+  planesOf,
+  SLOT_ROW,
+  SLOT_TABLE,
+  WGSL_PANEL,
+} from "../../../runtime/bundle.ts";
+import { type KernelEnv, type ParamAddress, ROWS_HEADER, SEGMENT_ROWS } from "../../kernel.ts";
 import type { Body, Operand } from "../body.ts";
 import { indent, type Lines, lines } from "./lines.ts";
 
@@ -56,10 +64,19 @@ export const count = (domain: Domain): string => header(ROWS_HEADER[domain]);
 /** Return where the body has nothing to do. */
 export const guard = (bits: readonly number[]): Lines =>
   bits.map((bit) => `if (!(${maskBit(bit)})) { return; }`);
-/** A word of the slot table for the job's slot: rank (0) or scale (1) of a branch. */
-export const inTable = (branch: number, word: 0 | 1, env: KernelEnv): string =>
-  `tables[${SLOT_TABLE + branch * 2 + word} + ${header("slot")} * ${env.branches * 2}]`;
-export const jobRank = (branch: number, env: KernelEnv): string => inTable(branch, 0, env);
+/** Where a word of a branch is in a slot's row of the table. */
+const tableAt = (slot: string, branch: number, word: keyof typeof SLOT_ROW, env: KernelEnv): string =>
+  `${SLOT_TABLE + env.slots.branches[branch]!.at + SLOT_ROW[word]} + ${slot} * ${env.slots.row}`;
+export const inTable = (slot: string, branch: number, word: "rank" | "home", env: KernelEnv): string =>
+  `tables[${tableAt(slot, branch, word, env)}]`;
+/** Where its quads are: pairs of words, a quad's place and its scale. */
+export const quadsAt = (slot: string, branch: number, env: KernelEnv): string =>
+  tableAt(slot, branch, "quads", env);
+/** First word of a vector of a slot's branch, whose vectors begin at the branch's home. */
+export const vectorOf = (slot: string, branch: number, offset: number, env: KernelEnv): string =>
+  `${inTable(slot, branch, "home", env)} + ${offset}`;
+export const jobRank = (branch: number, env: KernelEnv): string =>
+  inTable(header("slot"), branch, "rank", env);
 /** Words of a slot tensor that the job's slot uses: what lies beyond its rank is zero. */
 export const wordsInUse = (p: ParamAddress, env: KernelEnv): string =>
   p.kind !== "factor" || p.rows === "one"
@@ -90,9 +107,11 @@ export function overSegments(
 /** First word of the job's gradient of the parameter that a body is of. */
 export const gradient = (b: Body, env: KernelEnv): string =>
   `${header("job")} * ${env.jobWords} + ${env.param(String(b.node!.attrs.of)).accum}`;
-/** First word of a tensor of the job's slot. */
-export const inSlot = (offset: number, env: KernelEnv): string =>
-  `${offset} + ${header("slot")} * ${env.slotWords}`;
+/** First word of a vector of the job's slot. */
+export const jobVector = (p: ParamAddress, env: KernelEnv): string =>
+  vectorOf(header("slot"), p.branch!, p.offset, env);
+/** Quads of a branch of the job's slot. */
+export const jobQuads = (branch: number, env: KernelEnv): string => quadsAt(header("slot"), branch, env);
 /** First word of the job's gradient norms: [group sums…, clip scale, total norm]. */
 export const norms = (env: KernelEnv): string => `${env.norms} + ${header("job")} * ${env.groups + 2}`;
 
