@@ -3,23 +3,22 @@
  * be used again, even as code. `WEFT_CACHE` names another place, or is `off`; else it is
  * `$XDG_CACHE_HOME/weft` or `~/.cache/weft`.
  */
+import { node } from "./node.ts";
 
 /**
  * A folder of the cache, made if need be; null where there is none to be trusted: no home, another owner,
  * open to others, or `off`.
  */
 export async function cacheFolder(name: string): Promise<string | null> {
-  const { lstat, mkdir } = await import("node:fs/promises");
-  const { homedir } = await import("node:os");
-  const { join, resolve } = await import("node:path");
+  const { fs, os, path } = await node();
   const { WEFT_CACHE: asked, XDG_CACHE_HOME: xdg } = process.env;
   if (asked === "off") return null;
-  const base = resolve(asked || join(xdg || join(homedir(), ".cache"), "weft"));
-  const folder = join(base, name);
+  const base = path.resolve(asked || path.join(xdg || path.join(os.homedir(), ".cache"), "weft"));
+  const folder = path.join(base, name);
   try {
-    await mkdir(folder, { recursive: true, mode: 0o700 });
-    for (const path of [base, folder]) {
-      const s = await lstat(path);
+    await fs.mkdir(folder, { recursive: true, mode: 0o700 });
+    for (const at of [base, folder]) {
+      const s = await fs.lstat(at);
       const own = process.getuid === undefined || (s.uid === process.getuid() && (s.mode & 0o022) === 0);
       if (!s.isDirectory() || !own) return null;
     }

@@ -8,6 +8,7 @@
  * of threads and of parts, and whoever takes them.
  */
 import { WeftError } from "./bundle.ts";
+import { isNode, node } from "./node.ts";
 import { onAbort } from "./signals.ts";
 
 /**
@@ -142,12 +143,11 @@ interface Thread {
   readonly hold: (busy: boolean) => void;
   readonly end: () => Promise<unknown>;
 }
-const isNode = typeof process !== "undefined" && Boolean(process.versions?.node);
 
 async function thread(hear: (message: string | number) => void): Promise<Thread> {
   if (isNode) {
-    const { Worker: NodeWorker } = await import("node:worker_threads");
-    const w = new NodeWorker(program, { eval: true });
+    const { threads } = await node();
+    const w = new threads.Worker(program, { eval: true });
     w.on("message", hear);
     w.on("error", (e) => hear(e.message));
     w.on("messageerror", (e) => hear(e.message));
@@ -181,7 +181,7 @@ export async function threadsHere(): Promise<number> {
   return asked || cores();
 }
 async function cores(): Promise<number> {
-  if (isNode) return (await import("node:os")).availableParallelism();
+  if (isNode) return (await node()).os.availableParallelism();
   return (globalThis as { crossOriginIsolated?: boolean }).crossOriginIsolated && typeof Worker === "function"
     ? navigator.hardwareConcurrency
     : 1;

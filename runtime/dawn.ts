@@ -1,11 +1,12 @@
 /**
  * Where adapters come from: a browser's own WebGPU, or in Node Dawn (the optional `webgpu` package), over a
- * software driver if asked for.
+ * software driver if asked for. In a bundle for pages dawn.page.ts stands in its place.
  */
 import { WeftError } from "./errors.ts";
+import { askAdapter, type Gpu } from "./gpu.ts";
+import { isNode, node } from "./node.ts";
 import { loadSoftwareDriver } from "./swiftshader.ts";
 
-type Gpu = Pick<GPU, "requestAdapter">;
 let opened: { readonly kind: "hardware" | "software"; readonly gpu: Gpu } | null = null;
 
 /** Kept alive for the life of the process: Dawn needs that. Null where the package is not installed. */
@@ -36,29 +37,27 @@ async function openDawn(kind: "hardware" | "software"): Promise<Gpu | null> {
  * when it cannot be asked for.
  */
 export async function openAdapter(kind: "hardware" | "software"): Promise<GPUAdapter | null> {
-  const inBrowser = typeof navigator !== "undefined" && Boolean((navigator as Partial<Navigator>).gpu);
-  if (!inBrowser && (typeof process === "undefined" || !process.versions?.node)) return null;
-  const load = !inBrowser && kind === "software" && !opened;
+  const own = typeof navigator === "undefined" ? undefined : (navigator as Partial<Navigator>).gpu;
+  if (!own && !isNode) return null;
+  const load = !own && kind === "software" && !opened;
   const restore = load ? await loadSoftwareDriver() : () => {};
   if (!restore) return null;
   try {
-    const gpu = inBrowser ? navigator.gpu : await openDawn(kind);
-    return (
-      (await gpu?.requestAdapter(kind === "hardware" ? { powerPreference: "high-performance" } : {})) ?? null
-    );
-  } catch (cause) {
-    if (cause instanceof WeftError) throw cause;
-    throw new WeftError({
-      code: "WEFT_DEVICE",
-      where: "webgpu adapter",
-      expected: "an answer to requestAdapter",
-      found: (cause as Error)?.message ?? String(cause),
-      cause,
-    });
+    return await askAdapter(kind, async () => own ?? openDawn(kind));
   } finally {
     // Drivers are looked for when the first adapter is asked for; later ones come from the same list.
     restore();
   }
+}
+/**
+ * May this machine have a GPU? On Linux one without any device file of one has none: looking for it would
+ * only make Vulkan's loader complain on stderr to somebody who did not ask for a GPU.
+ */
+export async function mayHaveGpu(): Promise<boolean> {
+  if (!isNode || process.platform !== "linux") return true;
+  const { fs } = await node();
+  const names = await Promise.all(["/dev", "/dev/dri"].map((dir) => fs.readdir(dir).catch(() => [])));
+  return names.flat().some((name) => /^(renderD\d|nvidia\d|nvidiactl$|dxg$|kfd$|mali\d|kgsl)/.test(name));
 }
 
 /**

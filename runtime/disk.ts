@@ -1,29 +1,17 @@
 /**
  * The disk, as folders, versions and readers use it: what is written is durable when its promise resolves,
  * what is read is a regular file of bounded size, and what the system says becomes a WeftError that names the
- * path. Node alone; its modules are loaded on first use, so that pages can import what imports this.
+ * path. Node alone.
  */
-import type { FileHandle } from "node:fs/promises";
 import type { GenericSchema, InferOutput } from "valibot";
 import { type ErrorCode, WeftError } from "./bundle.ts";
+import { type Dirent, type FileHandle, node, type Stats } from "./node.ts";
 import { check } from "./schema.ts";
-
-async function loadNode() {
-  const [fs, path, crypto, os] = await Promise.all([
-    import("node:fs/promises"),
-    import("node:path"),
-    import("node:crypto"),
-    import("node:os"),
-  ]);
-  return { fs, path, crypto, os };
-}
-let loaded: ReturnType<typeof loadNode> | undefined;
-export const node = (): ReturnType<typeof loadNode> => (loaded ??= loadNode());
 
 /** What any folder may have from the system; never touched. */
 export const SYSTEM = /^(lost\+found|\.DS_Store|Thumbs\.db|desktop\.ini|\.nfs[0-9a-f]+)$/;
 /** An entry of a folder. */
-export type Entry = import("node:fs").Dirent;
+export type Entry = Dirent;
 
 export interface FileSum {
   readonly bytes: number;
@@ -159,7 +147,7 @@ export async function openRegular(
     return refuse("a readable file", (cause as Error).message, cause);
   }
 }
-function kindOf(stat: import("node:fs").Stats): string {
+function kindOf(stat: Stats): string {
   if (stat.isDirectory()) return "a folder";
   if (stat.isFIFO()) return "a pipe";
   if (stat.isSocket()) return "a socket";

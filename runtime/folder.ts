@@ -21,7 +21,6 @@ import {
   type Entry,
   type FileSum,
   isMissing,
-  node,
   onDisk,
   openRegular,
   type RegularFile,
@@ -36,6 +35,7 @@ import {
   writeFile,
 } from "./disk.ts";
 import { LOCK, type Lock, withLock } from "./lock.ts";
+import { node } from "./node.ts";
 
 export type FolderKind = "adapter" | "model" | "bundle";
 /** Names and contents; they may be made while they are written. */

@@ -12,7 +12,8 @@
  * and is dead when the file has not moved for a lease.
  */
 import { WeftError } from "./bundle.ts";
-import { makeFolder, node, onDisk, randomName, unless } from "./disk.ts";
+import { makeFolder, onDisk, randomName, unless } from "./disk.ts";
+import { node } from "./node.ts";
 
 export const LOCK = ".weft.lock";
 

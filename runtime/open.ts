@@ -3,9 +3,9 @@
  * for by name.
  */
 import { type Manifest, WeftError } from "./bundle.ts";
+import { mayHaveGpu } from "./dawn.ts";
 import type { Device } from "./device.ts";
-import { hasRelaxed, openWasm, type WasmOptions } from "./wasm.ts";
-import { openWebGpu } from "./webgpu.ts";
+import type { WasmOptions } from "./wasm.ts";
 
 export type DeviceChoice = "auto" | "wasm" | "webgpu" | "software";
 export const deviceChoices: readonly DeviceChoice[] = ["auto", "wasm", "webgpu", "software"];
@@ -23,7 +23,9 @@ export async function openDevice(
       expected: deviceChoices.join(", "),
       found: String(choice),
     });
+  // Each target is loaded only where it is used.
   const wasm = async (): Promise<Device> => {
+    const { hasRelaxed, openWasm } = await import("./wasm.ts");
     const name = "kernels.relaxed.wasm";
     const can = name in manifest.files && hasRelaxed();
     const relaxed = options.relaxed ?? can;
@@ -40,12 +42,15 @@ export async function openDevice(
       });
     return openWasm(manifest, await file(relaxed ? name : "kernels.wasm"), { ...options, relaxed });
   };
+  const webgpu = async (kind: "hardware" | "software"): Promise<Device | null> =>
+    (await import("./webgpu.ts")).openWebGpu(manifest, file, kind, options);
   if (choice === "wasm") return wasm();
   if (choice === "auto") {
-    const device = manifest.targets.webgpu ? await openWebGpu(manifest, file, "hardware", options) : null;
+    const look = manifest.targets.webgpu && (await mayHaveGpu());
+    const device = look ? await webgpu("hardware") : null;
     return device ?? wasm();
   }
-  const device = await openWebGpu(manifest, file, choice === "webgpu" ? "hardware" : "software", options);
+  const device = await webgpu(choice === "webgpu" ? "hardware" : "software");
   if (!device)
     throw new WeftError({
       code: "WEFT_DEVICE",

@@ -99,6 +99,8 @@ export const scoreEntries = {
   signal: v.optional(signal),
 };
 
+/** Most threads of the Wasm target. */
+export const MAX_THREADS = 64;
 export const engineEntries = {
   /**
    * Row-equivalents of a step while requests are being served. Default: 21 on Wasm, 18 on WebGPU. Never

@@ -1,7 +1,7 @@
 /** Where a bundle is read from: a folder or an HTTP(S) address. The runtime's only door to files. */
 import { WeftError } from "./bundle.ts";
-import { isMissing, node, readAndClose, readRange, SMALL_FILE } from "./disk.ts";
-import { openFolder } from "./folder.ts";
+import { SMALL_FILE } from "./disk.ts";
+import { openLocal } from "./local.ts";
 
 export { sha256 } from "./hash.ts";
 
@@ -37,11 +37,8 @@ export function checkName(name: string): void {
     });
 }
 
-/** How much of a large file is in memory while it is hashed. */
-const PIECE = 8 * 2 ** 20;
-
 /** What a server sends, of at most `limit` bytes. Throws WEFT_IO, and WEFT_BUNDLE for more. */
-async function readResponse(url: URL, where: string, limit: number): Promise<Uint8Array> {
+export async function readResponse(url: URL, where: string, limit: number): Promise<Uint8Array> {
   const broken = (cause: Error): never => {
     const found = cause.message;
     throw new WeftError({ code: "WEFT_IO", where, expected: "a response", found, retryable: true, cause });
@@ -72,67 +69,24 @@ async function readResponse(url: URL, where: string, limit: number): Promise<Uin
   return out;
 }
 
+/**
+ * A reader of a bundle: an address, whose query (a token, say) goes with every file, or a folder. In a page
+ * what is no address is one relative to the page.
+ */
 export async function openReader(location: string | URL): Promise<BundleReader> {
   const text = String(location);
   if (/^https?:/.test(text)) {
-    const base = text.endsWith("/") ? text : `${text}/`;
+    const base = new URL(text);
+    if (!base.pathname.endsWith("/")) base.pathname += "/";
     return {
       where: text,
       read: async (name, limit = SMALL_FILE) => {
         checkName(name);
-        return readResponse(new URL(name, base), `${base}${name}`, limit);
+        const url = new URL(name, base);
+        url.search = base.search;
+        return readResponse(url, url.origin + url.pathname, limit);
       },
     };
   }
-  const { fileURLToPath } = await import("node:url");
-  const { path, crypto } = await node();
-  const folder = text.startsWith("file:") ? fileURLToPath(text) : text;
-  // Merges read weights again later, when the process may stand in another folder.
-  const opened = openFolder(path.resolve(folder), "WEFT_BUNDLE");
-  // Errors of a file that is there name what it is; one that is missing may be no bundle at all.
-  const open = async (name: string, limit: number) => {
-    checkName(name);
-    return opened.open(name, limit).catch((cause: unknown) => {
-      if (!isMissing(cause)) throw cause;
-      throw new WeftError({
-        code: "WEFT_BUNDLE",
-        where: path.join(folder, name),
-        expected: "a file of the bundle",
-        found: "none",
-        hint: "compile the model with `weft compile`",
-        cause,
-      });
-    });
-  };
-  const unreadable = (name: string) => (cause: Error) => {
-    throw new WeftError({
-      code: "WEFT_BUNDLE",
-      where: path.join(folder, name),
-      expected: "a readable file",
-      found: cause.message,
-      cause,
-    });
-  };
-  return {
-    where: folder,
-    read: async (name, limit = SMALL_FILE) => readAndClose(await open(name, limit)).catch(unreadable(name)),
-    open: async (name, limit) => {
-      const file = await open(name, limit);
-      try {
-        const hash = crypto.createHash("sha256");
-        const piece = new Uint8Array(PIECE);
-        for (let at = 0; at < file.bytes; at += PIECE)
-          hash.update(await readRange(file, at, Math.min(file.bytes, at + PIECE), piece));
-        return {
-          bytes: file.bytes,
-          sha256: hash.digest("hex"),
-          range: (from, to) => readRange(file, from, to),
-          close: () => file.handle.close(),
-        };
-      } catch (e) {
-        await file.handle.close();
-        return unreadable(name)(e as Error);
-      }
-    },
-  };
+  return openLocal(text);
 }

@@ -2,11 +2,11 @@
  * A folder of the system's for temporary files, for what there is no room for in memory. It is removed when it
  * is closed; one that a killed process left is removed by the next that opens one. Node alone.
  */
-import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { node, onDisk, randomName, systemCode, unless } from "./disk.ts";
+import { onDisk, randomName, systemCode, unless } from "./disk.ts";
 import { WeftError } from "./errors.ts";
 import type { Spill } from "./kept.ts";
 import { isDead, whoAmI } from "./lock.ts";
+import { node } from "./node.ts";
 
 const PREFIX = "weft-adapters-";
 /** Who has the folder. */
@@ -15,14 +15,14 @@ const OWNER = "owner.json";
 const UNSAID = 3_600_000;
 
 export async function openSpill(): Promise<Spill> {
-  const { os, path } = await node();
+  const { os, path, sync } = await node();
   const all = os.tmpdir();
   await sweep(all);
   const dir = path.join(all, `${PREFIX}${await randomName()}`);
   const owner = await whoAmI();
   await onDisk(dir, "a folder that can be written", async () => {
-    mkdirSync(dir, { mode: 0o700 });
-    writeFileSync(path.join(dir, OWNER), owner);
+    sync.mkdirSync(dir, { mode: 0o700 });
+    sync.writeFileSync(path.join(dir, OWNER), owner);
   });
   const at = (id: number): string => path.join(dir, String(id));
   const tell = <T>(file: string, expected: string, f: () => T): T => {
@@ -35,14 +35,14 @@ export async function openSpill(): Promise<Spill> {
   };
   return {
     write: (id, bytes) =>
-      tell(at(id), "room for an adapter on disk", () => writeFileSync(at(id), bytes, { mode: 0o600 })),
+      tell(at(id), "room for an adapter on disk", () => sync.writeFileSync(at(id), bytes, { mode: 0o600 })),
     read: (id) => {
-      const file = tell(at(id), "an adapter that was put there", () => readFileSync(at(id)));
+      const file = tell(at(id), "an adapter that was put there", () => sync.readFileSync(at(id)));
       // Of its own buffer from the start: its numbers are aligned.
       return new Uint8Array(file.buffer.slice(file.byteOffset, file.byteOffset + file.length));
     },
-    remove: (id) => rmSync(at(id), { force: true }),
-    close: () => rmSync(dir, { recursive: true, force: true }),
+    remove: (id) => sync.rmSync(at(id), { force: true }),
+    close: () => sync.rmSync(dir, { recursive: true, force: true }),
   };
 }
 /** Remove what processes left that are no more. */

@@ -5,6 +5,7 @@
  */
 import { cacheFolder } from "./cache.ts";
 import { WeftError } from "./errors.ts";
+import { node } from "./node.ts";
 
 const ICD = "vk_swiftshader_icd.json";
 const LIBRARIES = ["libvk_swiftshader.so", "libvulkan.so.1"];
@@ -19,14 +20,14 @@ export async function loadSoftwareDriver(): Promise<(() => void) | null> {
   const named = Boolean(env.VK_ICD_FILENAMES || env.VK_DRIVER_FILES);
   const folder = await softwareDriver();
   if (!folder) return named ? () => {} : null;
-  const { constants } = await import("node:os");
+  const { os } = await node();
   try {
     // RTLD_NODELETE (0x1000): the loader must outlive this call. Node then complains that it is no addon; it
     // stays loaded.
     process.dlopen(
       { exports: {} } as NodeJS.Module,
       `${folder}/libvulkan.so.1`,
-      constants.dlopen.RTLD_NOW | constants.dlopen.RTLD_GLOBAL | 0x1000,
+      os.constants.dlopen.RTLD_NOW | os.constants.dlopen.RTLD_GLOBAL | 0x1000,
     );
   } catch (cause) {
     if (!String(cause).includes("did not self-register"))
@@ -52,13 +53,10 @@ export async function softwareDriver(): Promise<string | null> {
   if (process.platform !== "linux" || process.arch !== "x64") return null;
   const archive = await findArchive();
   if (!archive) return null;
-  const { chmodSync, mkdtempSync, readFileSync, rmSync } = await import("node:fs");
-  const { createHash } = await import("node:crypto");
-  const { tmpdir } = await import("node:os");
-  const { join } = await import("node:path");
-  const packed = readFileSync(archive);
+  const { fs, sync, crypto, os, path } = await node();
+  const packed = await fs.readFile(archive);
   const files = await unpack(packed);
-  const version = createHash("sha256").update(packed).digest("hex").slice(0, 16);
+  const version = crypto.createHash("sha256").update(packed).digest("hex").slice(0, 16);
   const cache = await cacheFolder(`swiftshader-${version}`);
   if (cache)
     try {
@@ -67,35 +65,33 @@ export async function softwareDriver(): Promise<string | null> {
     } catch {
       // A full or read-only cache: the driver is unpacked for this process alone.
     }
-  const own = mkdtempSync(join(tmpdir(), "weft-swiftshader-"));
-  process.on("exit", () => rmSync(own, { recursive: true, force: true }));
-  chmodSync(own, 0o700);
+  const own = await fs.mkdtemp(path.join(os.tmpdir(), "weft-swiftshader-"));
+  process.on("exit", () => sync.rmSync(own, { recursive: true, force: true }));
+  await fs.chmod(own, 0o700);
   await fill(own, files);
   return own;
 }
 
 /** Where the installed package keeps its drivers; null where it is not installed. */
 async function findArchive(): Promise<string | null> {
-  const { createRequire } = await import("node:module");
-  const { existsSync } = await import("node:fs");
-  const { dirname, join } = await import("node:path");
+  const { sync, path, module } = await node();
   let root: string;
   try {
-    root = dirname(createRequire(import.meta.url).resolve("@sparticuz/chromium"));
+    root = path.dirname(module.createRequire(import.meta.url).resolve("@sparticuz/chromium"));
   } catch {
     return null;
   }
-  for (; root !== dirname(root); root = dirname(root)) {
-    const archive = join(root, "bin", "swiftshader.tar.br");
-    if (existsSync(archive)) return archive;
+  for (; root !== path.dirname(root); root = path.dirname(root)) {
+    const archive = path.join(root, "bin", "swiftshader.tar.br");
+    if (sync.existsSync(archive)) return archive;
   }
   return null;
 }
 
 /** The driver's libraries out of the packed archive, by name. */
 async function unpack(packed: Uint8Array): Promise<Map<string, Uint8Array>> {
-  const { brotliDecompressSync } = await import("node:zlib");
-  const tar = brotliDecompressSync(packed);
+  const { zlib } = await node();
+  const tar = zlib.brotliDecompressSync(packed);
   const field = (at: number, length: number): string =>
     tar
       .subarray(at, at + length)
@@ -115,39 +111,37 @@ async function unpack(packed: Uint8Array): Promise<Map<string, Uint8Array>> {
  * differs is written anew.
  */
 async function fill(folder: string, libraries: ReadonlyMap<string, Uint8Array>): Promise<void> {
-  const { closeSync, constants, fstatSync, openSync, readFileSync, renameSync, rmSync, writeFileSync } =
-    await import("node:fs");
-  const { randomUUID } = await import("node:crypto");
-  const { join } = await import("node:path");
+  const { sync, crypto, path } = await node();
   // The driver's own path in its manifest is relative to the package; here it must be absolute.
   const icd = JSON.stringify({
     file_format_version: "1.0.0",
-    ICD: { library_path: join(folder, "libvk_swiftshader.so"), api_version: "1.0.5" },
+    ICD: { library_path: path.join(folder, "libvk_swiftshader.so"), api_version: "1.0.5" },
   });
-  const holds = (path: string, wanted: Uint8Array): boolean => {
-    let file: number;
+  const holds = (file: string, wanted: Uint8Array): boolean => {
+    let opened: number;
     try {
-      file = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+      const { O_RDONLY, O_NOFOLLOW, O_NONBLOCK } = sync.constants;
+      opened = sync.openSync(file, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
     } catch {
       return false;
     }
     try {
-      const s = fstatSync(file);
+      const s = sync.fstatSync(opened);
       const own = s.isFile() && s.uid === process.getuid!() && (s.mode & 0o022) === 0;
-      return own && s.size === wanted.length && readFileSync(file).equals(wanted);
+      return own && s.size === wanted.length && sync.readFileSync(opened).equals(wanted);
     } finally {
-      closeSync(file);
+      sync.closeSync(opened);
     }
   };
   for (const [name, wanted] of [...libraries, [ICD, Buffer.from(icd)] as const]) {
-    const path = join(folder, name);
-    if (holds(path, wanted)) continue;
-    const aside = `${path}.${randomUUID()}`;
+    const file = path.join(folder, name);
+    if (holds(file, wanted)) continue;
+    const aside = `${file}.${crypto.randomUUID()}`;
     try {
-      writeFileSync(aside, wanted, { mode: 0o600, flag: "wx" });
-      renameSync(aside, path);
+      sync.writeFileSync(aside, wanted, { mode: 0o600, flag: "wx" });
+      sync.renameSync(aside, file);
     } catch (e) {
-      rmSync(aside, { force: true });
+      sync.rmSync(aside, { force: true });
       throw e;
     }
   }

@@ -13,7 +13,6 @@ import { WeftError } from "./bundle.ts";
 import {
   type Content,
   isMissing,
-  node,
   onDisk,
   randomName,
   readRecord,
@@ -25,6 +24,7 @@ import {
   writeFile,
 } from "./disk.ts";
 import { LOCK, withLock } from "./lock.ts";
+import { node } from "./node.ts";
 
 const CURRENT = "CURRENT";
 const VERSION = /^v-\d+-[0-9a-f]{16}$/;

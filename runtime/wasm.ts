@@ -23,6 +23,7 @@ import {
   type Range,
   type RoomOptions,
 } from "./device.ts";
+import { MAX_THREADS } from "./options.ts";
 import { STEP_TIMEOUT } from "./supervise.ts";
 import { turn } from "./turn.ts";
 
@@ -30,7 +31,6 @@ type Kernel = (bind: number, meta: number, scratch: number, part: number, parts:
 const PAGE = 65536;
 /** Of a memory that 32 bits address. */
 const MOST_PAGES = 65536;
-export const MAX_THREADS = 64;
 /** Without threads of its own a device lets the event loop run this often, milliseconds. */
 const SLICE_MS = 8;
 

@@ -3,8 +3,6 @@ import { claimFolder, writeFolder } from "../runtime/folder.ts";
 import { checked } from "../runtime/options.ts";
 import type { Engine } from "./engine.ts";
 import { CompressOptions, SaveOptions } from "./options.ts";
-import { writeAdapter, writeAsLora } from "./peft/write.ts";
-import { compressTernary } from "./ternary.ts";
 
 /** One adapter by name: its latest generation unless pinned. */
 export class AdapterHandle {
@@ -20,6 +18,7 @@ export class AdapterHandle {
   async save(dir: string, o: SaveOptions = {}): Promise<void> {
     checked(SaveOptions, o);
     await claimFolder(dir, "adapter");
+    const { writeAdapter, writeAsLora } = await import("./peft/index.ts");
     const { content, base } = this.engine.core.adapters.find(this.ref);
     const { config, weights } = (o.as === "lora" ? writeAsLora : writeAdapter)(content, {
       ...this.engine.manifest,
@@ -41,6 +40,7 @@ export class AdapterHandle {
   ): Promise<{ bytes: number; ratio: number; error: number }> {
     checked(CompressOptions, o);
     await claimFolder(dir, "adapter");
+    const { compressTernary, writeAdapter } = await import("./peft/index.ts");
     const { content, base } = this.engine.core.adapters.find(this.ref);
     const manifest = { ...this.engine.manifest, base };
     const { config, weights } = writeAdapter(content, manifest);

@@ -3,6 +3,8 @@
  * The command line: `weft COMMAND …`, a command a file in commands/. Progress on stderr, results on stdout;
  * `--json` for machines; exit 1 on any error.
  */
+import { realpathSync } from "node:fs";
+import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { WeftError } from "../runtime/bundle.ts";
 import { nearest } from "../runtime/schema.ts";
@@ -117,5 +119,6 @@ export async function main(argv: readonly string[]): Promise<number> {
     return 1;
   }
 }
-if (process.argv[1] && /cli\.[tj]s$/.test(process.argv[1]))
+// Installed, `weft` is a link to this file.
+if (process.argv[1] && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url))
   process.exitCode = await main(process.argv.slice(2));

@@ -3,23 +3,14 @@
 import type { AdapterRef } from "../runtime/adapters.ts";
 import { encode, type Manifest, WeftError } from "../runtime/bundle.ts";
 import { defaultConfig } from "../runtime/content.ts";
-import { SMALL_FILE } from "../runtime/disk.ts";
-import {
-  Engine as Core,
-  type Finish,
-  type Merged,
-  type MergeOptions,
-  type Score,
-} from "../runtime/engine.ts";
-import { claimFolder, readFolder, writeFolder } from "../runtime/folder.ts";
-import type { Verdicts } from "../runtime/invariance.ts";
+import type { Engine as Core, Finish, Merged, MergeOptions, Score } from "../runtime/engine.ts";
+import { claimFolder, writeFolder } from "../runtime/folder.ts";
+import { openEngine } from "../runtime/index.ts";
 import { readVerified } from "../runtime/load.ts";
 import { resolveBranches } from "../runtime/match.ts";
-import { openDevice } from "../runtime/open.ts";
 import {
   adapterEntries,
   checked,
-  engineEntries,
   picked,
   requestEntries,
   scoreEntries,
@@ -46,17 +37,13 @@ import { openMatrices, savedConfig } from "./model.ts";
 import {
   AdapterName,
   AdapterRefSchema,
-  bytesOf,
   FinetuneOptions,
   GenerateOptions,
   LoadOptions,
   ScoreOptions,
 } from "./options.ts";
-import { numbersAtMost } from "./peft/folder.ts";
-import { readAdapter } from "./peft/read.ts";
 import { type Piece, pieces } from "./pieces.ts";
-import { expandTernary } from "./ternary.ts";
-import { type Message, Text } from "./text.ts";
+import type { Message, Text } from "./text.ts";
 
 export type {
   DataRow,
@@ -84,34 +71,16 @@ export async function load(location: string | URL, options: LoadOptions = {}): P
     (late) => late.dispose(),
   );
 }
-const inNode = typeof process !== "undefined" && Boolean(process.versions?.node);
-/** What this process found of bundles on its devices. */
-const verdicts: Verdicts = new Map();
 async function loading(location: string | URL, options: LoadOptions): Promise<Engine> {
-  const { device, threads, lanes, relaxed, stepTimeout, signal, capacities } = options;
-  const memory = options.memory === undefined ? undefined : bytesOf(options.memory);
-  const kept = options.adapters?.memory;
   const reader = await openReader(location);
-  const core = await Core.open(
-    reader,
-    (m, file, onProgress) =>
-      openDevice(device ?? "auto", m, file, {
-        ...{ threads, lanes, relaxed, memory, capacities },
-        ...{ stepTimeout, signal, onProgress },
-      }),
-    {
-      ...picked(engineEntries, options),
-      adapters: kept === undefined ? undefined : { memory: bytesOf(kept) },
-    },
-    verdicts,
-    inNode ? async () => (await import("../runtime/spill.ts")).openSpill() : null,
-  );
+  const core = await openEngine(reader, options);
   try {
     let text: Text | null = null;
     if (core.manifest.tokenizer) {
       const file = async (name: string): Promise<string> =>
         decodeText(await readVerified(reader, core.manifest, name));
-      text = new Text(
+      const { openText } = await import("./text.ts");
+      text = await openText(
         JSON.parse(await file("tokenizer.json")) as object,
         JSON.parse(await file("tokenizer_config.json")) as Record<string, unknown>,
         core.manifest.chatTemplate ? await file("chat_template.jinja") : null,
@@ -317,37 +286,9 @@ export class Engine {
     /** Read a Hugging Face PEFT folder, or one that `compress` wrote; returns its first generation. */
     load: async (name: string, dir: string): Promise<AdapterHandle> => {
       checked(AdapterName, name, { where: "name" });
-      // Not more than the whole model in f32, and what describes it.
-      const limit = 4 * this.manifest.model.parameters + SMALL_FILE;
-      const names = ["adapter_config.json", "adapter_model.ternary", "adapter_model.safetensors"];
-      const files = await readFolder(dir, names, limit, "WEFT_ADAPTER");
-      const needed = (name: string): Uint8Array => {
-        const bytes = files.get(name);
-        if (bytes) return bytes;
-        throw new WeftError({
-          code: "WEFT_ADAPTER",
-          where: dir,
-          expected: `a folder with ${name}`,
-          found: "none",
-        });
-      };
-      const config = parseJson(needed("adapter_config.json"), `${dir}/adapter_config.json`);
-      const file =
-        config.weft_ternary === true
-          ? expandTernary(
-              needed("adapter_model.ternary"),
-              `${dir}/adapter_model.ternary`,
-              numbersAtMost(this.manifest),
-            )
-          : needed("adapter_model.safetensors");
+      const { readAdapterFolder } = await import("./peft/index.ts");
       const { base } = this.core;
-      const content = readAdapter(config, file, { ...this.manifest, base }, dir);
-      const { format } = this.manifest.model;
-      const its = config.weft_format;
-      const warnings =
-        typeof its === "string" && its !== format
-          ? [`trained on ${its} weights, used on ${format}: near, and not the same numbers`]
-          : [];
+      const { content, warnings } = await readAdapterFolder(dir, { ...this.manifest, base });
       this.core.adapters.publish(name, content, { base, warnings });
       return new AdapterHandle(this, name);
     },

@@ -1,6 +1,7 @@
 /** The SDK's files in Node. */
 import { WeftError } from "../runtime/bundle.ts";
 import { readRegular } from "../runtime/disk.ts";
+import { node } from "../runtime/node.ts";
 import { check, foreign } from "../runtime/schema.ts";
 
 /** What a single file that nothing describes may have: rows of data, a shard of a model. */
@@ -28,13 +29,11 @@ export function parseJson(bytes: Uint8Array, where: string): Record<string, unkn
 }
 /** Run `f` on a new empty folder, which is removed afterwards. */
 export async function withTemporaryFolder<T>(f: (folder: string) => Promise<T>): Promise<T> {
-  const { mkdtemp, rm } = await import("node:fs/promises");
-  const { tmpdir } = await import("node:os");
-  const { join } = await import("node:path");
-  const folder = await mkdtemp(join(tmpdir(), "weft-"));
+  const { fs, os, path } = await node();
+  const folder = await fs.mkdtemp(path.join(os.tmpdir(), "weft-"));
   try {
-    return await f(join(folder, "bundle"));
+    return await f(path.join(folder, "bundle"));
   } finally {
-    await rm(folder, { recursive: true, force: true });
+    await fs.rm(folder, { recursive: true, force: true });
   }
 }

@@ -2,81 +2,22 @@
  * Options of the SDK's calls, each described once: the engine's own, and what text, files and devices add.
  */
 import * as v from "valibot";
-import { sizeNames } from "../runtime/bundle.ts";
-import { deviceChoices } from "../runtime/open.ts";
-import {
-  adapterEntries,
-  engineEntries,
-  requestEntries,
-  scoreEntries,
-  trainEntries,
-} from "../runtime/options.ts";
+import { adapterEntries, requestEntries, scoreEntries, trainEntries } from "../runtime/options.ts";
 import {
   atLeast0,
-  boolean,
-  integer,
   number,
   type Of,
   object,
-  oneOf,
   plainName,
   positive,
   record,
   text,
   tokenIds,
 } from "../runtime/schema.ts";
-import { MAX_THREADS } from "../runtime/wasm.ts";
 import type { DataRow } from "./data.ts";
 import type { Message } from "./text.ts";
 
-type SizeEntries = Record<(typeof sizeNames)[number], v.ExactOptionalSchema<typeof positive, undefined>>;
-const units = { "": 1, KB: 1e3, MB: 1e6, GB: 1e9, KIB: 2 ** 10, MIB: 2 ** 20, GIB: 2 ** 30 } as const;
-/** Bytes of a number, or of a text like "512MB" or "3 GiB"; NaN for anything else. */
-export function bytesOf(memory: unknown): number {
-  if (typeof memory === "number") return Number.isInteger(memory) && memory > 0 ? memory : Number.NaN;
-  const [, number, unit] = /^(\d+(?:\.\d+)?)\s*([KMG]i?B|)$/i.exec(String(memory)) ?? [];
-  if (number === undefined) return Number.NaN;
-  return Math.floor(Number(number) * units[unit!.toUpperCase() as keyof typeof units]);
-}
-const memorySize = v.custom<number | string>((x) => bytesOf(x) > 0, "bytes, or a text like 512MB");
-
-export const LoadOptions = object({
-  ...engineEntries,
-  /** Default `auto`: WebGPU on a hardware adapter, else Wasm. A software adapter only by name. */
-  device: v.optional(oneOf(deviceChoices)),
-  /**
-   * Threads of the Wasm target. Default: as many as the machine has cores (in a page: if it is cross-origin
-   * isolated). Never changes a result.
-   */
-  threads: v.optional(integer(1, MAX_THREADS + 1)),
-  /**
-   * Command lists that run side by side: 2 (the default of the Wasm target from two threads on) gives jobs a
-   * list beside the requests', 1 puts both in one. Never changes a result.
-   */
-  lanes: v.optional(v.picklist([1, 2], "1 or 2")),
-  /**
-   * Take the bundle's kernels with fused multiply-adds (`compile --relaxed`). Default: where the machine can.
-   * A class of numerics of its own.
-   */
-  relaxed: v.optional(boolean),
-  /**
-   * Bytes that the device may take, or a text like "512MB" or "3 GiB". Less than the bundle is meant for makes
-   * room for fewer requests and smaller jobs, more for more requests; results are the same bits. Default: what
-   * the bundle is meant for, as far as the device has it.
-   */
-  memory: v.optional(memorySize),
-  /**
-   * Of adapters: bytes of memory that their numbers may take on the host, or a text like "4GB". Those used least
-   * recently are put on disk beyond it (in a page, where there is none, one more is refused). Default: as many
-   * as there are.
-   */
-  adapters: v.optional(object({ memory: v.exactOptional(memorySize) })),
-  /** Sizes that are not to follow from `memory`: see `compile`. */
-  capacities: v.optional(
-    object(Object.fromEntries(sizeNames.map((n) => [n, v.exactOptional(positive)])) as SizeEntries),
-  ),
-});
-export type LoadOptions = Of<typeof LoadOptions>;
+export { bytesOf, LoadOptions } from "../runtime/index.ts";
 
 const nonEmpty = v.custom<string>((x) => typeof x === "string" && x !== "", "a text that is not empty");
 export const GenerateOptions = v.pipe(

@@ -1,11 +1,11 @@
 /**
  * Text ↔ ids: tokenizer.json by @huggingface/tokenizers, chat templates, and a decoder that streams whole
- * characters.
+ * characters. Imported only for bundles that have a tokenizer.
  */
 import { Tokenizer } from "@huggingface/tokenizers";
 import { WeftError } from "../runtime/bundle.ts";
 import { show } from "../runtime/schema.ts";
-import { ChatTemplate, type Marked } from "./template.ts";
+import type { ChatTemplate, Marked } from "./template.ts";
 import { decodeMarks, mendTokenizer } from "./tokenizer.ts";
 
 /** A part of a message's content, as the OpenAI API has it; only text has a meaning here. */
@@ -64,6 +64,20 @@ function byteLevelBytes(piece: string): Uint8Array | null {
 /** What else a chat template is told, by the names that it knows. */
 export type TemplateArguments = Readonly<Record<string, unknown>>;
 
+/**
+ * The text of a bundle, from what its files say; `template` is null where it has none. Throws
+ * WEFT_TOKENIZER.
+ */
+export async function openText(
+  tokenizer: object,
+  config: Readonly<Record<string, unknown>>,
+  template: string | null,
+): Promise<Text> {
+  if (template === null) return new Text(tokenizer, config, null);
+  const { ChatTemplate } = await import("./template.ts");
+  return new Text(tokenizer, config, () => new ChatTemplate(template));
+}
+
 export class Text {
   private readonly tokenizer: Tokenizer;
   /** Are tokens bytes, each a printable character (GPT-2)? */
@@ -74,7 +88,8 @@ export class Text {
   constructor(
     tokenizer: object,
     config: Readonly<Record<string, unknown>>,
-    private readonly template: string | null,
+    /** Parsed when it is first used: a template that cannot be read stops nobody who has no use for it. */
+    private readonly template: (() => ChatTemplate) | null,
   ) {
     try {
       this.tokenizer = new Tokenizer(mendTokenizer(tokenizer as Record<string, unknown>), config);
@@ -175,7 +190,7 @@ export class Text {
         found: "none",
         hint: "use a text prompt",
       });
-    return (this.parsed ??= new ChatTemplate(this.template));
+    return (this.parsed ??= this.template());
   }
   /**
    * A decoder for one stream: text that is complete so far, characters split over tokens held back until they

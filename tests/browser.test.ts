@@ -2,16 +2,14 @@
  * The same bundle in a real browser, on its own WebGPU (software) and on Wasm: without the compiler, over
  * HTTP, the same answers as in Node.
  */
-import { spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
-import { createServer } from "node:http";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import * as assert from "uvu/assert";
+import { doors, forPages } from "../scripts/build.ts";
 import { load } from "../sdk/index.ts";
+import { inChromium, type Served } from "./support/chromium.ts";
 import { batchOf, bundle, collect, configs, idsOf } from "./support/engines.ts";
 import { suite } from "./support/suite.ts";
-import { scratch } from "./support/tiny.ts";
 
 const test = suite("browser");
 interface Result {
@@ -28,7 +26,7 @@ const page = (device: string, isolated: boolean): string => `
 import { load } from "/sdk.js";
 const send = (r) => fetch("/result", { method: "POST", body: JSON.stringify(r) });
 try {
-  const engine = await load(new URL("/model.weft", location.href), { device: ${JSON.stringify(device)}, ${isolated ? "threads: 2" : ""} });
+  const engine = await load("/model.weft", { device: ${JSON.stringify(device)}, ${isolated ? "threads: 2" : ""} });
   let ticks = 0;
   const timer = setInterval(() => ticks++, 1);
   const ids = [];
@@ -43,82 +41,30 @@ try {
   await send({ error: String(e && e.stack || e) });
 }`;
 
+/** The SDK as the package ships it for pages. */
+let sdk: Promise<ReadonlyMap<string, string>> | undefined;
+const built = async (): Promise<ReadonlyMap<string, string>> => {
+  const { outputFiles } = await forPages({ entryPoints: { sdk: doors.index }, outdir: "/", write: false });
+  return new Map(outputFiles!.map((f) => [f.path, f.text]));
+};
 async function inBrowser(folder: string, device: string, isolated: boolean): Promise<Result> {
-  const { build } = await import("esbuild");
-  const sdk = await build({
-    entryPoints: [fileURLToPath(new URL("../sdk/index.ts", import.meta.url))],
-    bundle: true,
-    format: "esm",
-    platform: "browser",
-    write: false,
-    external: ["*/compiler/compile.ts", "node:*"],
-    logLevel: "error",
-  });
-  const code = sdk.outputFiles[0]!.text;
-  assert.is(
-    /compileAssembly|binaryen|emitLaunch/.test(code),
-    false,
-    "a page that plays a bundle ships no compiler",
+  const scripts = await (sdk ??= built());
+  const script = (body: string): Served => ({ type: "text/javascript", body });
+  return inChromium<Result>(
+    (path) => {
+      if (path === "/")
+        return { type: "text/html", body: '<!doctype html><script type="module" src="/page.js"></script>' };
+      if (path === "/page.js") return script(page(device, isolated));
+      if (path.startsWith("/model.weft/"))
+        return {
+          type: "application/octet-stream",
+          body: readFileSync(join(folder, path.slice("/model.weft/".length))),
+        };
+      const body = scripts.get(path);
+      return body === undefined ? null : script(body);
+    },
+    { isolated },
   );
-  const { default: chromium } = (await import("@sparticuz/chromium")) as unknown as {
-    default: { executablePath: () => Promise<string> };
-  };
-  let resolve: (r: Result) => void = () => {};
-  const result = new Promise<Result>((r) => (resolve = r));
-  const server = createServer((req, res) => {
-    if (isolated) {
-      res.setHeader("cross-origin-opener-policy", "same-origin");
-      res.setHeader("cross-origin-embedder-policy", "require-corp");
-    }
-    const url = req.url ?? "/";
-    if (url === "/result") {
-      let body = "";
-      req.on("data", (d) => (body += d));
-      req.on("end", () => {
-        res.end();
-        resolve(JSON.parse(body) as Result);
-      });
-    } else if (url.startsWith("/model.weft/"))
-      res.end(readFileSync(join(folder, url.slice("/model.weft/".length))));
-    else if (url === "/sdk.js" || url === "/page.js")
-      res
-        .writeHead(200, { "content-type": "text/javascript" })
-        .end(url === "/sdk.js" ? code : page(device, isolated));
-    else
-      res
-        .writeHead(200, { "content-type": "text/html" })
-        .end('<!doctype html><script type="module" src="/page.js"></script>');
-  });
-  await new Promise<void>((r) => server.listen(0, "localhost", r));
-  const { port } = server.address() as { port: number };
-  const child = spawn(
-    await chromium.executablePath(),
-    [
-      "--headless",
-      "--no-sandbox",
-      "--enable-unsafe-webgpu",
-      "--use-webgpu-adapter=swiftshader",
-      "--disable-gpu-sandbox",
-      `--user-data-dir=${scratch("weft-chromium-")}`,
-      `http://localhost:${port}/`,
-    ],
-    { stdio: ["ignore", "ignore", "pipe"] },
-  );
-  let stderr = "";
-  child.stderr.on("data", (d) => (stderr += d));
-  const timeout = new Promise<Result>((_, reject) =>
-    setTimeout(
-      () => reject(new Error(`the page said nothing for two minutes\n${stderr.slice(-2000)}`)),
-      120_000,
-    ).unref(),
-  );
-  try {
-    return await Promise.race([result, timeout]);
-  } finally {
-    child.kill("SIGKILL");
-    server.close();
-    server.closeAllConnections();
-  }
 }
 
 for (const [device, isolated] of [

@@ -34,7 +34,7 @@ const theirs = json(`${fixtures}chat.json`) as {
   encoded: Record<string, { processor: object | null; config: object; ids: number[] }>;
 };
 const sourceOf = (name: string): string => readFileSync(`${fixtures}chat_templates/${name}.jinja`, "utf8");
-const textOf = (template: string): Text => new Text(tokenizer, config, template);
+const textOf = (template: string): Text => new Text(tokenizer, config, () => new ChatTemplate(template));
 const caught = (f: () => unknown): WeftError => {
   try {
     f();

@@ -13,7 +13,7 @@ import {
 } from "../examples/model/train.ts";
 import { encodeRow, parseJsonl } from "../sdk/data.ts";
 import { compile, load, type Message } from "../sdk/index.ts";
-import { Text } from "../sdk/text.ts";
+import { openText } from "../sdk/text.ts";
 import { suite } from "./support/suite.ts";
 import { scratch } from "./support/tiny.ts";
 
@@ -100,7 +100,7 @@ test("text: a story in, a story out; streamed pieces join to the decoded ids; st
   assert.is(engine.core.invariance, "verified");
 });
 
-test("data: text, prompt and completion, messages, ids; labels are what should be learned", () => {
+test("data: text, prompt and completion, messages, ids; labels are what should be learned", async () => {
   const tokenizer = JSON.parse(readFileSync(`${story}/tokenizer.json`, "utf8")) as object;
   const config = JSON.parse(readFileSync(`${story}/tokenizer_config.json`, "utf8")) as Record<
     string,
@@ -108,7 +108,7 @@ test("data: text, prompt and completion, messages, ids; labels are what should b
   >;
   const template =
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
-  const text = new Text(tokenizer, config, template);
+  const text = await openText(tokenizer, config, template);
   const learned = (r: { input_ids: readonly number[]; labels: readonly number[] }): string =>
     text.decode(r.labels.filter((x) => x !== -100));
   const rows = parseJsonl(

@@ -1,5 +1,5 @@
 /** Adapters as the command line names them: a folder, or NAME=DIR. */
-import { node } from "../../runtime/disk.ts";
+import { node } from "../../runtime/node.ts";
 import type { Engine } from "../index.ts";
 import { say } from "./progress.ts";
 

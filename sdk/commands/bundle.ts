@@ -1,5 +1,5 @@
 /** Bundles as the command line takes them: loaded, and what to do where something else was named. */
-import { node } from "../../runtime/disk.ts";
+import { node } from "../../runtime/node.ts";
 import type { DeviceChoice } from "../../runtime/open.ts";
 import { type Engine, type LoadOptions, load } from "../index.ts";
 import { type Flags, fail, given, number, optional, text } from "./command.ts";

@@ -1,7 +1,8 @@
 /** weft chat: a conversation, line by line. */
 import { createInterface } from "node:readline";
 import { WeftError } from "../../runtime/bundle.ts";
-import { node, onDisk } from "../../runtime/disk.ts";
+import { onDisk } from "../../runtime/disk.ts";
+import { node } from "../../runtime/node.ts";
 import { nearest } from "../../runtime/schema.ts";
 import type { Engine, GenerateOptions, Message } from "../index.ts";
 import { loadNamed } from "./adapters.ts";

@@ -1,7 +1,7 @@
 /** weft finetune: rows become an adapter, or the model anew. */
-import { node } from "../../runtime/disk.ts";
 import { claimFolder } from "../../runtime/folder.ts";
 import { readManifest } from "../../runtime/load.ts";
+import { node } from "../../runtime/node.ts";
 import { openReader } from "../../runtime/reader.ts";
 import { claimCheckpoints, readAbout } from "../checkpoint.ts";
 import type { FinetuneOptions } from "../index.ts";

@@ -4,8 +4,9 @@
  */
 import { downloadFile, HubApiError, type ListFileEntry, listFiles } from "@huggingface/hub";
 import { WeftError } from "../../runtime/bundle.ts";
-import { makeFolder, node, onDisk, unless } from "../../runtime/disk.ts";
+import { makeFolder, onDisk, unless } from "../../runtime/disk.ts";
 import { claimFolder } from "../../runtime/folder.ts";
+import { node } from "../../runtime/node.ts";
 import { type Command, type Flags, fail, optional, text, toggle } from "./command.ts";
 import { compileFlags, compileTo } from "./compile.ts";
 import { bytes, clearLine, progress } from "./progress.ts";

@@ -1,5 +1,6 @@
 /** weft serve: an engine as OpenAI's API, over HTTP. */
-import { node, unless } from "../../runtime/disk.ts";
+import { unless } from "../../runtime/disk.ts";
+import { node } from "../../runtime/node.ts";
 import { claimCheckpoints } from "../checkpoint.ts";
 import type { Engine } from "../index.ts";
 import { Api } from "../openai/api.ts";

@@ -1,0 +1,105 @@
+/**
+ * The runtime alone: ids in, ids out, for who brings their own text. No tokenizer, no templates, no adapter
+ * folders.
+ */
+import * as v from "valibot";
+import { sizeNames } from "./bundle.ts";
+import { Engine } from "./engine.ts";
+import type { Verdicts } from "./invariance.ts";
+import { isNode } from "./node.ts";
+import { deviceChoices, openDevice } from "./open.ts";
+import { checked, engineEntries, MAX_THREADS, picked } from "./options.ts";
+import { type BundleReader, openReader } from "./reader.ts";
+import { boolean, integer, type Of, object, oneOf, positive } from "./schema.ts";
+import { abortable } from "./signals.ts";
+
+export { type ErrorCode, type Manifest, WeftError } from "./bundle.ts";
+export type { DeviceInfo, LoadProgress } from "./device.ts";
+export { Engine, type Finish, type GenerateIds, type Score, type TokenEvent } from "./engine.ts";
+export type { DeviceChoice } from "./open.ts";
+export type { BundleReader } from "./reader.ts";
+export { Job, type Row, startJob, type TrainEvent, type TrainOptions, type TrainResult } from "./trainer.ts";
+
+type SizeEntries = Record<(typeof sizeNames)[number], v.ExactOptionalSchema<typeof positive, undefined>>;
+const units = { "": 1, KB: 1e3, MB: 1e6, GB: 1e9, KIB: 2 ** 10, MIB: 2 ** 20, GIB: 2 ** 30 } as const;
+/** Bytes of a number, or of a text like "512MB" or "3 GiB"; NaN for anything else. */
+export function bytesOf(memory: unknown): number {
+  if (typeof memory === "number") return Number.isInteger(memory) && memory > 0 ? memory : Number.NaN;
+  const [, number, unit] = /^(\d+(?:\.\d+)?)\s*([KMG]i?B|)$/i.exec(String(memory)) ?? [];
+  if (number === undefined) return Number.NaN;
+  return Math.floor(Number(number) * units[unit!.toUpperCase() as keyof typeof units]);
+}
+const memorySize = v.custom<number | string>((x) => bytesOf(x) > 0, "bytes, or a text like 512MB");
+
+export const LoadOptions = object({
+  ...engineEntries,
+  /** Default `auto`: WebGPU on a hardware adapter, else Wasm. A software adapter only by name. */
+  device: v.optional(oneOf(deviceChoices)),
+  /**
+   * Threads of the Wasm target. Default: as many as the machine has cores (in a page: if it is cross-origin
+   * isolated). Never changes a result.
+   */
+  threads: v.optional(integer(1, MAX_THREADS + 1)),
+  /**
+   * Command lists that run side by side: 2 (the default of the Wasm target from two threads on) gives jobs a
+   * list beside the requests', 1 puts both in one. Never changes a result.
+   */
+  lanes: v.optional(v.picklist([1, 2], "1 or 2")),
+  /**
+   * Take the bundle's kernels with fused multiply-adds (`compile --relaxed`). Default: where the machine can.
+   * A class of numerics of its own.
+   */
+  relaxed: v.optional(boolean),
+  /**
+   * Bytes that the device may take, or a text like "512MB" or "3 GiB". Less than the bundle is meant for makes
+   * room for fewer requests and smaller jobs, more for more requests; results are the same bits. Default: what
+   * the bundle is meant for, as far as the device has it.
+   */
+  memory: v.optional(memorySize),
+  /**
+   * Of adapters: bytes of memory that their numbers may take on the host, or a text like "4GB". Those used least
+   * recently are put on disk beyond it (in a page, where there is none, one more is refused). Default: as many
+   * as there are.
+   */
+  adapters: v.optional(object({ memory: v.exactOptional(memorySize) })),
+  /** Sizes that are not to follow from `memory`: see `compile`. */
+  capacities: v.optional(
+    object(Object.fromEntries(sizeNames.map((n) => [n, v.exactOptional(positive)])) as SizeEntries),
+  ),
+});
+export type LoadOptions = Of<typeof LoadOptions>;
+
+/** What this process found of bundles on its devices. */
+const verdicts: Verdicts = new Map();
+/**
+ * Load a bundle: a folder, an address, or a reader of it. Throws WeftError before anything is allocated if the
+ * bundle is not what its manifest says. An abort rejects at once, in every phase.
+ */
+export async function openEngine(
+  bundle: string | URL | BundleReader,
+  options: LoadOptions = {},
+): Promise<Engine> {
+  checked(LoadOptions, options);
+  const { device, threads, lanes, relaxed, stepTimeout, signal, capacities } = options;
+  const memory = options.memory === undefined ? undefined : bytesOf(options.memory);
+  const kept = options.adapters?.memory;
+  return abortable(
+    signal,
+    async () =>
+      Engine.open(
+        typeof bundle === "string" || bundle instanceof URL ? await openReader(bundle) : bundle,
+        (m, file, onProgress) =>
+          openDevice(device ?? "auto", m, file, {
+            ...{ threads, lanes, relaxed, memory, capacities },
+            ...{ stepTimeout, signal, onProgress },
+          }),
+        {
+          ...picked(engineEntries, options),
+          adapters: kept === undefined ? undefined : { memory: bytesOf(kept) },
+        },
+        verdicts,
+        isNode ? async () => (await import("./spill.ts")).openSpill() : null,
+      ),
+    (late) => late.dispose(),
+  );
+}

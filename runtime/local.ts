@@ -1,0 +1,63 @@
+/** A bundle in a folder of this machine. */
+import { WeftError } from "./bundle.ts";
+import { isMissing, readAndClose, readRange, SMALL_FILE } from "./disk.ts";
+import { openFolder } from "./folder.ts";
+import { node } from "./node.ts";
+import { type BundleReader, checkName } from "./reader.ts";
+
+/** How much of a large file is in memory while it is hashed. */
+const PIECE = 8 * 2 ** 20;
+
+/** A reader of the folder that `text` names: a path, or a file: address. */
+export async function openLocal(text: string): Promise<BundleReader> {
+  const { path, crypto, url } = await node();
+  const folder = text.startsWith("file:") ? url.fileURLToPath(text) : text;
+  // Merges read weights again later, when the process may stand in another folder.
+  const opened = openFolder(path.resolve(folder), "WEFT_BUNDLE");
+  // Errors of a file that is there name what it is; one that is missing may be no bundle at all.
+  const open = async (name: string, limit: number) => {
+    checkName(name);
+    return opened.open(name, limit).catch((cause: unknown) => {
+      if (!isMissing(cause)) throw cause;
+      throw new WeftError({
+        code: "WEFT_BUNDLE",
+        where: path.join(folder, name),
+        expected: "a file of the bundle",
+        found: "none",
+        hint: "compile the model with `weft compile`",
+        cause,
+      });
+    });
+  };
+  const unreadable = (name: string) => (cause: Error) => {
+    throw new WeftError({
+      code: "WEFT_BUNDLE",
+      where: path.join(folder, name),
+      expected: "a readable file",
+      found: cause.message,
+      cause,
+    });
+  };
+  return {
+    where: folder,
+    read: async (name, limit = SMALL_FILE) => readAndClose(await open(name, limit)).catch(unreadable(name)),
+    open: async (name, limit) => {
+      const file = await open(name, limit);
+      try {
+        const hash = crypto.createHash("sha256");
+        const piece = new Uint8Array(PIECE);
+        for (let at = 0; at < file.bytes; at += PIECE)
+          hash.update(await readRange(file, at, Math.min(file.bytes, at + PIECE), piece));
+        return {
+          bytes: file.bytes,
+          sha256: hash.digest("hex"),
+          range: (from, to) => readRange(file, from, to),
+          close: () => file.handle.close(),
+        };
+      } catch (e) {
+        await file.handle.close();
+        return unreadable(name)(e as Error);
+      }
+    },
+  };
+}

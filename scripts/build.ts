@@ -1,0 +1,134 @@
+/**
+ * Makes dist/, what the package ships beside its documents: for Node every source file as JavaScript of its
+ * own, with declarations and the texts that the compiler reads; for pages one bundle, in which NAME.page.ts
+ * stands wherever there is one in place of NAME.ts.
+ */
+import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { dirname, join, relative } from "node:path";
+import { fileURLToPath } from "node:url";
+import { type BuildOptions, type BuildResult, build, type Metafile, type Plugin } from "esbuild";
+import ts from "typescript";
+
+export const root = fileURLToPath(new URL("..", import.meta.url));
+const dist = join(root, "dist");
+const layers = ["ops", "compiler", "runtime", "sdk"];
+/** AssemblyScript: texts that bundles are compiled from. */
+const assemblyScript = ["runtime/host", "compiler/emit/assembly"];
+/** What else is read, or started, beside the module that does. */
+const beside = [...assemblyScript, "compiler/emit/assemble.mjs", "asconfig.json"];
+const target = "es2022";
+
+/** Every TypeScript source of the layers, as a path from the root. */
+function* sources(folder: string): Generator<string> {
+  for (const e of readdirSync(join(root, folder), { withFileTypes: true })) {
+    const path = `${folder}/${e.name}`;
+    if (e.isDirectory()) {
+      if (!assemblyScript.includes(path)) yield* sources(path);
+    } else if (path.endsWith(".ts")) yield path;
+  }
+}
+const all = layers.flatMap((layer) => [...sources(layer)]);
+const forNode = all.filter((path) => !path.endsWith(".page.ts"));
+
+/** Sources import each other as .ts, what is shipped as .js. */
+const apart: Plugin = {
+  name: "every module apart",
+  setup: (b) => {
+    b.onResolve({ filter: /^\./ }, ({ path, kind }) =>
+      kind === "entry-point" ? undefined : { path: path.replace(/\.ts$/, ".js"), external: true },
+    );
+  },
+};
+/** For pages: NAME.page.ts in place of NAME.ts. */
+const pages: Plugin = {
+  name: "pages",
+  setup: (b) => {
+    b.onResolve({ filter: /^\.\.?\/.*\.ts$/ }, ({ path, resolveDir }) => {
+      const there = join(resolveDir, path.replace(/\.ts$/, ".page.ts"));
+      return existsSync(there) ? { path: there } : undefined;
+    });
+  },
+};
+
+/** The doors of the package that open in a page too. */
+export const doors = { index: "sdk/index.ts", runtime: "runtime/index.ts", openai: "sdk/openai/index.ts" };
+/**
+ * Bundle `entryPoints` for pages, with all that they need: neither `node:`, nor the compiler, nor a package is
+ * left to be found.
+ */
+export async function forPages(options: BuildOptions): Promise<BuildResult & { metafile: Metafile }> {
+  const result = await build({
+    ...{ bundle: true, splitting: true, format: "esm", platform: "browser", target, metafile: true },
+    ...{ absWorkingDir: root, logLevel: "warning", plugins: [pages], legalComments: "none" },
+    ...options,
+  });
+  return { ...result, metafile: result.metafile! };
+}
+
+/** Licenses of the packages whose code is in a bundle. */
+function licenses({ inputs }: Metafile): string {
+  const packages = new Set(
+    Object.keys(inputs).flatMap((path) => /^.*node_modules\/(?:@[^/]+\/)?[^/]+/.exec(path)?.[0] ?? []),
+  );
+  return [...packages]
+    .sort()
+    .map((path) => {
+      const folder = join(root, path);
+      const { name, version } = JSON.parse(readFileSync(join(folder, "package.json"), "utf8")) as {
+        name: string;
+        version: string;
+      };
+      const file = readdirSync(folder).find((f) => /^licen[cs]e/i.test(f));
+      if (!file) throw new Error(`${name} has no license file to ship`);
+      return `${name} ${version}\n\n${readFileSync(join(folder, file), "utf8").trim()}\n`;
+    })
+    .join(`\n${"-".repeat(80)}\n\n`);
+}
+
+/** Declarations of what Node gets; pages have the same doors. */
+function declare(): void {
+  const config = ts.readConfigFile(join(root, "tsconfig.json"), ts.sys.readFile).config as object;
+  const { options } = ts.parseJsonConfigFileContent(config, ts.sys, root);
+  const program = ts.createProgram(
+    forNode.map((path) => join(root, path)),
+    {
+      ...options,
+      ...{ noEmit: false, declaration: true, emitDeclarationOnly: true, outDir: dist, rootDir: root },
+    },
+  );
+  // Declarations keep the names of sources in their imports; what is shipped is .js and .d.ts.
+  const write: ts.WriteFileCallback = (name, text, bom) =>
+    ts.sys.writeFile(name, text.replace(/((?:from |import\()"\.[^"]+)\.ts"/g, '$1.js"'), bom);
+  // Only what cannot be declared: types are checked by tsc.
+  const wrong = program.emit(undefined, write).diagnostics;
+  if (wrong.length)
+    throw new Error(
+      ts.formatDiagnostics(wrong, {
+        getCanonicalFileName: (f) => f,
+        getCurrentDirectory: () => root,
+        getNewLine: () => "\n",
+      }),
+    );
+}
+
+export async function buildAll(): Promise<void> {
+  rmSync(dist, { recursive: true, force: true });
+  await build({
+    entryPoints: forNode,
+    ...{ bundle: true, format: "esm", platform: "node", packages: "external", target: "node20" },
+    ...{ absWorkingDir: root, outbase: ".", outdir: "dist", plugins: [apart], logLevel: "warning" },
+  });
+  const { metafile } = await forPages({ entryPoints: doors, outdir: "dist/page" });
+  writeFileSync(join(dist, "page/LICENSES.txt"), licenses(metafile));
+  for (const path of beside) {
+    const to = join(dist, path);
+    mkdirSync(dirname(to), { recursive: true });
+    cpSync(join(root, path), to, { recursive: true, filter: (from) => !from.endsWith("tsconfig.json") });
+  }
+  declare();
+}
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  const t0 = performance.now();
+  await buildAll();
+  console.log(`${relative(process.cwd(), dist)}: ${((performance.now() - t0) / 1000).toFixed(1)} s`);
+}

@@ -1,0 +1,55 @@
+/** What happens ahead of time, in Node. The compiler is only loaded when it is asked for. */
+import type { CompileOptions } from "../compiler/compile.ts";
+import type { MethodMemory } from "../compiler/planner.ts";
+import { type Manifest, WeftError } from "../runtime/bundle.ts";
+import { claimFolder } from "../runtime/folder.ts";
+import { checked } from "../runtime/options.ts";
+import { Calibrate, MemoryOptions } from "./options.ts";
+
+export type { Calibrate, CompileOptions, MemoryOptions, MethodMemory };
+
+/**
+ * Compile a Hugging Face model folder, or a GGUF file, into a bundle folder. With `calibrate` the bundle also
+ * trains S2FT of the class `permuted`, on channels that its data chooses now.
+ */
+export async function compile(
+  folder: string,
+  out: string,
+  o: CompileOptions & { readonly calibrate?: Calibrate } = {},
+): Promise<Manifest> {
+  const { compileTo } = await import("../compiler/compile.ts");
+  const { calibrate, ...options } = o;
+  if (calibrate !== undefined) checked(Calibrate, calibrate, { where: "calibrate" });
+  if (!calibrate) return compileTo(folder, out, options);
+  await claimFolder(out, "bundle");
+  const { chooseSelection } = await import("./calibrate.ts");
+  const train = [...new Set([...(options.train ?? ["lora"]), "s2ft_permuted"])];
+  return compileTo(folder, out, {
+    ...options,
+    train,
+    selection: await chooseSelection(folder, calibrate, options),
+  });
+}
+
+/**
+ * What fine-tuning takes by each method (weights, saved activations, gradients and moments, in bytes), from a
+ * model's shape alone: a config.json as an object, or a preset (`llama-2-7b`, `llama-3-8b`). `tokens` of one
+ * optimizer step; `rank` for methods that have one. Throws WEFT_OPTION or WEFT_CONFIG.
+ */
+export async function planMemory(
+  model: string | Readonly<Record<string, unknown>>,
+  o: MemoryOptions = {},
+): Promise<MethodMemory[]> {
+  checked(MemoryOptions, o);
+  const planner = await import("../compiler/planner.ts");
+  const config =
+    typeof model !== "string" ? model : Object.hasOwn(planner.shapes, model) ? planner.shapes[model] : null;
+  if (!config)
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "model",
+      expected: `a config or ${Object.keys(planner.shapes).join(", ")}`,
+      found: String(model),
+    });
+  return planner.planMemory(config, o.tokens ?? 512, o.rank ?? 16);
+}

@@ -1,0 +1,12 @@
+// Plain JavaScript in Node: compiles, loads, generates, teaches.
+import { compile, load, WeftError } from "@weft/sdk";
+import { WeftError as same } from "@weft/sdk/runtime";
+
+const { model, out, options, prompt, rows } = JSON.parse(process.argv[2]);
+await compile(model, out, options);
+const engine = await load(out, { device: "wasm", threads: 1 });
+const { ids } = await engine.complete({ prompt, maxTokens: 6 });
+const job = await engine.finetune({ name: "j", data: rows, steps: 1, batchSize: 5, shuffle: false, rank: 4 });
+const { losses } = await job.done;
+await engine.dispose();
+console.log(JSON.stringify({ ids, losses: [...losses], one: WeftError === same }));
