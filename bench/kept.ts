@@ -52,16 +52,20 @@ export async function main(args: string[]): Promise<void> {
     ...{ scores: none, taken: none, matrix: none, bias: none, tuned: null, embedding: none },
   });
   const n = Number(o.adapters);
-  /** Adapter i: numbers of its own, 11 bits each where they are to be halves. */
-  const contentOf = (i: number): AdapterContent => ({
-    ...start,
-    tensors: start.tensors.map((words, l) =>
-      words.map((_, k) => {
-        const x = (Math.imul(k + 1, 0x9e3779b9) ^ Math.imul(i * 31 + l, 0x85ebca6b)) >>> 0;
-        return o.numbers === "f16" ? ((x >>> 21) - 1024) / 2048 : (x - 2 ** 31) / 2 ** 33;
-      }),
-    ),
-  });
+  // 11 bits each where they are to be halves.
+  const numberOf = (x: number): number =>
+    o.numbers === "f16" ? ((x >>> 21) - 1024) / 2048 : ((x >>> 0) - 2 ** 31) / 2 ** 33;
+  for (const [l, layer] of start.tensors.entries())
+    layer.forEach((_, k) => {
+      layer[k] = numberOf(Math.imul(k + 1, 0x9e3779b9) ^ Math.imul(l + 1, 0x85ebca6b));
+    });
+  /** Adapter i: a number of its own in each layer, in the same words again and again. */
+  const contentOf = (i: number): AdapterContent => {
+    for (const layer of start.tensors) layer[i % layer.length] = numberOf(Math.imul(i + 1, 0x9e3779b9));
+    return start;
+  };
+  const original = start.tensors.map((t) => t.slice());
+  const put = (i: number): void => start.tensors.forEach((t, l) => t.set(original[l]!.subarray(i, i + 1), i));
   const words = start.tensors.reduce((sum, t) => sum + t.length, 0);
   const most = o.memory === undefined ? null : bytesOf(o.memory);
   const contents = new Contents(manifest, most, most === null ? null : await openSpill());
@@ -71,6 +75,7 @@ export async function main(args: string[]): Promise<void> {
   const [keeping] = await timed(async () => {
     for (let i = 0; i < n; i++) {
       kept.push(contents.keep(contentOf(i)));
+      put(i);
       peak = Math.max(peak, rss());
     }
   });
@@ -83,6 +88,7 @@ export async function main(args: string[]): Promise<void> {
       const got = kept[i]!.read().tensors;
       if (!got.every((t, l) => Buffer.compare(Buffer.from(t.buffer), Buffer.from(want[l]!.buffer)) === 0))
         wrong++;
+      put(i);
       peak = Math.max(peak, rss());
     }
   });
