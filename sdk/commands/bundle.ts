@@ -51,7 +51,8 @@ export async function openBundle(
   const engine = await load(location, {
     device: (optional(f, "device") ?? "auto") as DeviceChoice,
     ...given({ memory: optional(f, "memory"), threads: number(f, "threads") }),
-    onProgress: phases(),
+    // A log has no use for how far a load is.
+    ...(process.stderr.isTTY && { onProgress: phases() }),
     ...more,
   });
   clearLine();

@@ -1,6 +1,7 @@
 /** weft inspect: what a bundle holds and takes, or what methods take of a shape. */
 import { type Manifest, planOf, sizesFor } from "../../runtime/bundle.ts";
-import { readManifest } from "../../runtime/load.ts";
+import { Host } from "../../runtime/host.ts";
+import { readManifest, readVerified } from "../../runtime/load.ts";
 import { openReader } from "../../runtime/reader.ts";
 import { measureWasm, wasmLimits } from "../../runtime/wasm.ts";
 import { measureWebGpu, webGpuLimits } from "../../runtime/webgpu.ts";
@@ -19,7 +20,35 @@ export function roomOf(m: Manifest, target: "wasm" | "webgpu", f: Flags, limits 
   const measure = target === "wasm" ? measureWasm(layers, 1, 1) : measureWebGpu(layers);
   const sizes = sizesFor(m, target, { memory }, limits, measure);
   const plan = planOf(m, target, sizes);
-  return { sizes, plan, bytes: measure(plan).total };
+  const { bytes: byPurpose, total } = measure(plan);
+  return { sizes, plan, bytes: total, byPurpose };
+}
+/** What host.wasm takes for a load of such sizes: it is started, and asked. */
+async function hostBytes(
+  reader: Awaited<ReturnType<typeof openReader>>,
+  m: Manifest,
+  { sizes, plan }: Pick<ReturnType<typeof roomOf>, "sizes" | "plan">,
+): Promise<number> {
+  const host = await Host.open(
+    { ...m, capacities: { ...m.capacities, ...sizes } },
+    plan.metaWords,
+    { manyRows: 1, lanes: 1 },
+    (await readVerified(reader, m, "host.wasm")) as BufferSource,
+  );
+  return host.exports.memory.buffer.byteLength;
+}
+/** Bytes of a load by target: in total, and by purpose. */
+async function loads(reader: Awaited<ReturnType<typeof openReader>>, m: Manifest, f: Flags) {
+  const out: Record<string, { total: number; bytes: Readonly<Record<string, number>> }> = {};
+  for (const name of ["wasm", "webgpu"] as const) {
+    if (!m.targets[name]) continue;
+    const room = roomOf(m, name, f);
+    const bytes = { ...room.byPurpose, host: await hostBytes(reader, m, room) };
+    const planned = Object.values(room.byPurpose).reduce((a, b) => a + b, 0);
+    // What alignment adds.
+    out[name] = { total: room.bytes + bytes.host, bytes: { ...bytes, padding: room.bytes - planned } };
+  }
+  return out;
 }
 export const roomLimits = { wasm: wasmLimits, webgpu: webGpuLimits };
 /** Memory by method for a shape: a model folder's, or a preset's. */
@@ -59,8 +88,10 @@ async function inspectMemory(f: Flags, json: boolean): Promise<void> {
 async function inspectBundle(positional: readonly string[], f: Flags, json: boolean): Promise<void> {
   const bundle = needed(positional, "inspect", "a bundle");
   await checkBundle("inspect", bundle);
-  const m = await readManifest(await openReader(bundle));
-  if (json) return console.log(JSON.stringify(m));
+  const reader = await openReader(bundle);
+  const m = await readManifest(reader);
+  const taken = await loads(reader, m, f);
+  if (json) return console.log(JSON.stringify({ ...m, loads: taken }));
   if (f.graph) {
     const graphs = new TextDecoder()
       .decode(await (await openReader(bundle)).read("graphs.txt"))
@@ -86,11 +117,13 @@ async function inspectBundle(positional: readonly string[], f: Flags, json: bool
     );
   for (const name of ["wasm", "webgpu"] as const) {
     if (!m.targets[name]) continue;
-    const { sizes, plan, bytes } = roomOf(m, name, f);
+    const { sizes, plan } = roomOf(m, name, f);
     const list = Object.entries(sizes).map(([k, v]) => `${k} ${v}`);
     console.log(
-      `\ntarget ${name}: ${Object.keys(plan.kernels).length} kernels, arena ${kb(plan.arenaWords * 4)}, metadata ${kb(plan.metaWords * 4)}; a load takes ${kb(bytes)}: ${list.join(", ")}`,
+      `\ntarget ${name}: ${Object.keys(plan.kernels).length} kernels, arena ${kb(plan.arenaWords * 4)}, metadata ${kb(plan.metaWords * 4)}; a load takes ${kb(taken[name]!.total)}: ${list.join(", ")}`,
     );
+    const purposes = Object.entries(taken[name]!.bytes).filter(([, n]) => n > 0);
+    console.log(`  of these ${purposes.map(([purpose, n]) => `${purpose} ${kb(n)}`).join(", ")}`);
     for (const [cls, w] of Object.entries(plan.classes))
       console.log(
         `  ${cls.padEnd(9)} ${kb(w.layer * 4).padStart(10)} a layer, ${kb((w.layer * m.model.layers + w.outer) * 4).padStart(10)} in all`,
@@ -110,6 +143,8 @@ async function inspectBundle(positional: readonly string[], f: Flags, json: bool
 export const inspect: Command = {
   summary: "what a bundle holds and a load takes; with --memory, what methods take of a shape",
   synopsis: "BUNDLE | --memory",
+  details:
+    "What a load takes is of one thread, and what is allocated: the system gives much of it only when it is used. Node itself, and adapters that are not on the device, come on top.",
   flags: {
     for: text("SIZE", "choose as a load of so much memory would, as 512MB"),
     kernels: toggle("name the kernels of each program"),

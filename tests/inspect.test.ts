@@ -1,0 +1,46 @@
+/** What inspect says of a load is what a load takes: every memory that WebAssembly is asked for is counted. */
+import * as assert from "uvu/assert";
+import { load } from "../sdk/index.ts";
+import { weft } from "./support/console.ts";
+import { bundle, configs } from "./support/engines.ts";
+import { suite } from "./support/suite.ts";
+
+const test = suite("inspect");
+test("bytes of a load in total and by purpose, within 15 % of what is allocated, for little memory and for much", async () => {
+  const dir = await bundle(configs.even, { train: ["lora", "s2ft"] });
+  for (const memory of [undefined, "3MB", "40MB"]) {
+    const how = memory === undefined ? [] : ["--for", memory];
+    const said = JSON.parse((await weft("inspect", dir, ...how, "--json")).out) as {
+      loads: { wasm: { total: number; bytes: Record<string, number> } };
+    };
+    const { total, bytes } = said.loads.wasm;
+    const made: WebAssembly.Memory[] = [];
+    const { Memory } = WebAssembly;
+    WebAssembly.Memory = class extends Memory {
+      constructor(d: WebAssembly.MemoryDescriptor) {
+        super(d);
+        made.push(this);
+      }
+    } as typeof Memory;
+    try {
+      const o = memory === undefined ? {} : { memory };
+      await using engine = await load(dir, { device: "wasm", threads: 1, ...o });
+      const host = engine.core.host.exports.memory.buffer.byteLength;
+      const measured = made.reduce((n, m) => n + m.buffer.byteLength, 0) + host;
+      assert.ok(measured > host, "the device's is seen");
+      assert.ok(Math.abs(total / measured - 1) < 0.15, `${total} said, ${measured} allocated`);
+      const sum = Object.values(bytes).reduce((a, b) => a + b, 0);
+      assert.is(sum, total);
+      for (const [purpose, n] of Object.entries(engine.memory().bytes))
+        assert.ok(
+          Math.abs(bytes[purpose]! - n) <= 0.15 * n + 65536,
+          `${purpose}: ${bytes[purpose]} said, ${n} there`,
+        );
+    } finally {
+      WebAssembly.Memory = Memory;
+    }
+    const shown = await weft("inspect", dir, ...how);
+    assert.match(shown.out, /a load takes [\d.]+ MB: .*\n {2}of these .*weights .*host /);
+  }
+});
+test.run();
