@@ -107,6 +107,7 @@ export async function main(args: string[]): Promise<void> {
       lasts!.push(on.at(-1)!.first / off.at(-1)!.first);
       cached = `${on[0]!.cached}–${on.at(-1)!.cached}`;
     }
+    process.stderr.write(`${name}: ${spread(ratios!, 3)} × without\n`);
     rows.push([name, spread(without!), spread(withIt!), spread(ratios!, 3), spread(lasts!, 3), cached]);
     results.push({
       ...{ way: name, without: median(without!), with: median(withIt!), ratio: median(ratios!) },
