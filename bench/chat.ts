@@ -4,7 +4,7 @@
  * begin with one system prompt, one after the other, and all at once. Means from the second turn, or the second
  * first token, on.
  *
- *   npm run -s bench -- chat [--repeats 3] [--threads 2]
+ *   npm run -s bench -- chat [--repeats 3] [--threads 2] [--turns 10] [--requests 32]
  */
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -15,9 +15,9 @@ import { ids, randomModel, smol } from "./model.ts";
 
 const AIM = 0.15;
 /** Tokens of a question and of an answer in the chat. */
-const [TURNS, QUESTION, ANSWER] = [10, 40, 60];
-/** Requests, and tokens of the system prompt, of what each asks, and of what it is told. */
-const [REQUESTS, SYSTEM, ASKED, TOLD] = [32, 360, 24, 8];
+const [QUESTION, ANSWER] = [40, 60];
+/** Tokens of the system prompt, of what each request asks, and of what it is told. */
+const [SYSTEM, ASKED, TOLD] = [360, 24, 8];
 
 interface Asked {
   /** Milliseconds. */
@@ -37,30 +37,31 @@ async function ask(engine: Engine, prompt: readonly number[], maxTokens: number)
   }
   return { first, cached, ids: out };
 }
-type Way = (engine: Engine, seed: number) => Promise<readonly Asked[]>;
+/** As many turns, or requests. */
+type Way = (engine: Engine, seed: number, n: number) => Promise<readonly Asked[]>;
 const vocab = smol.vocab_size;
-const chat: Way = async (engine, seed) => {
+const chat: Way = async (engine, seed, n) => {
   const said: number[] = [];
   const turns: Asked[] = [];
-  for (let turn = 0; turn < TURNS; turn++) {
+  for (let turn = 0; turn < n; turn++) {
     said.push(...ids(QUESTION, seed * 100 + turn, vocab));
     turns.push(await ask(engine, said, ANSWER));
     said.push(...turns[turn]!.ids);
   }
   return turns;
 };
-const requests = (seed: number): number[][] =>
-  Array.from({ length: REQUESTS }, (_, i) => [
+const requests = (seed: number, n: number): number[][] =>
+  Array.from({ length: n }, (_, i) => [
     ...ids(SYSTEM, seed * 100, vocab),
     ...ids(ASKED, seed * 100 + 1 + i, vocab),
   ]);
-const inTurn: Way = async (engine, seed) => {
+const inTurn: Way = async (engine, seed, n) => {
   const out: Asked[] = [];
-  for (const prompt of requests(seed)) out.push(await ask(engine, prompt, TOLD));
+  for (const prompt of requests(seed, n)) out.push(await ask(engine, prompt, TOLD));
   return out;
 };
-const together: Way = async (engine, seed) => {
-  const out = await Promise.all(requests(seed).map((prompt) => ask(engine, prompt, TOLD)));
+const together: Way = async (engine, seed, n) => {
+  const out = await Promise.all(requests(seed, n).map((prompt) => ask(engine, prompt, TOLD)));
   return out.sort((a, b) => a.first - b.first);
 };
 
@@ -70,33 +71,36 @@ export async function main(args: string[]): Promise<void> {
     options: {
       repeats: { type: "string", default: "3" },
       threads: { type: "string", default: "2" },
+      turns: { type: "string", default: "10" },
+      requests: { type: "string", default: "32" },
     },
   });
+  const [turns, count] = [Number(values.turns), Number(values.requests)];
   const bundle = join(tmpdir(), "weft-bench-smol-chat.weft");
   console.log("compiling …");
   await compile(randomModel(smol), bundle, {
     targets: ["wasm"],
     train: [],
-    capacities: { context: 1024, sequences: REQUESTS, blocks: 416, slots: 1, jobs: 1 },
+    capacities: { context: 1024, sequences: 32, blocks: 416, slots: 1, jobs: 1 },
   });
   const open = (prefixCache: boolean): Promise<Engine> =>
     load(bundle, { device: "wasm", threads: Number(values.threads), prefixCache });
   const engines = [await open(false), await open(true)] as const;
   for (const engine of engines) await ask(engine, ids(64, 7, vocab), 4);
-  const ways: Readonly<Record<string, Way>> = {
-    [`chat, ${TURNS} turns`]: chat,
-    [`${REQUESTS} requests, one after the other`]: inTurn,
-    [`${REQUESTS} requests at once`]: together,
+  const ways: Readonly<Record<string, readonly [Way, number]>> = {
+    [`${count} requests, one after the other`]: [inTurn, count],
+    [`${count} requests at once`]: [together, count],
+    [`chat, ${turns} turns`]: [chat, turns],
   };
   const rows = [["", "without ms", "with ms", "ratio", "the last", "cached"]];
   const results: Record<string, unknown>[] = [];
-  for (const [name, way] of Object.entries(ways)) {
+  for (const [name, [way, n]] of Object.entries(ways)) {
     const [without, withIt, ratios, lasts] = [[], [], [], []] as number[][];
     let cached = "";
     for (let turn = 0; turn < Number(values.repeats); turn++) {
       process.stderr.write(`${name}, turn ${turn + 1} of ${values.repeats}\r`);
       const both: (readonly Asked[])[] = [];
-      for (const which of turn % 2 ? [1, 0] : [0, 1]) both[which] = await way(engines[which]!, turn + 1);
+      for (const which of turn % 2 ? [1, 0] : [0, 1]) both[which] = await way(engines[which]!, turn + 1, n);
       const [off, on] = both.map((list) => list.slice(1)) as [Asked[], Asked[]];
       if (way !== together && JSON.stringify(off.map((a) => a.ids)) !== JSON.stringify(on.map((a) => a.ids)))
         throw new Error(`${name}: other tokens with prefixes than without`);
