@@ -157,6 +157,7 @@ async function* bundle(
     outer: Object.fromEntries(programs.outerParams.map((p) => [p.name, model.names.outer[p.name]!])),
     modules: model.names.layer,
     embedding: model.names.embedding,
+    transposed: [...(model.names.transposed ?? [])],
   };
   const identity = new BaseHash(model);
   const weights = (done: number): void => settings.progress({ phase: "weights", done, total: model.layers });
@@ -327,6 +328,9 @@ function methodEntry(m: AdapterMethod, model: Model, most: number): MethodEntry 
     ...entry
   } = m;
   const rank = m.rank === null ? null : Math.min(m.rank, most);
-  const fixed = typeof peft.fixed === "function" ? peft.fixed(model) : peft.fixed;
+  const said = typeof peft.fixed === "function" ? peft.fixed(model) : peft.fixed;
+  // How checkpoints have matrices; what an adapter adds to them is the same.
+  const turned = "fan_in_fan_out" in said && { fan_in_fan_out: model.names.transposed !== undefined };
+  const fixed = { ...said, ...turned };
   return { ...entry, rank, peft: { ...peft, fixed, meaning: peft.meaning ?? [] } };
 }

@@ -4,6 +4,7 @@ import { checkConfig, checkTokenizer, checkTokenizerConfig } from "./config.ts";
 import { exists, readJson, readText } from "./files.ts";
 import { generationOf } from "./generation.ts";
 import { openGguf } from "./gguf/open.ts";
+import { models } from "./models/index.ts";
 import type { ModelSource } from "./source.ts";
 import { openWeights } from "./weights.ts";
 
@@ -23,7 +24,7 @@ export async function openModel(path: string): Promise<ModelSource> {
       exists(generation) ? readJson(generation, "WEFT_CONFIG") : null,
       generation,
     ),
-    weights: openWeights(path),
+    weights: openWeights(path, models[String(config.model_type)]!.read(config).names),
     files: tokenizerBeside(path),
   };
 }

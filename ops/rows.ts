@@ -1,5 +1,5 @@
 /** Crossing row domains and named storage: every crossing is explicit. */
-import { int, ixBin, load, meta, row } from "./expr.ts";
+import { int, ixBin, konst, load, meta, row } from "./expr.ts";
 import { type Domain, defineOp, make1, type Type, type Value } from "./graph.ts";
 
 type Rows = Type & { kind: "rows" };
@@ -32,6 +32,39 @@ const sliceOp = defineOp({
 export const gatherSlice = (x: Value, index: string, domain: Domain, offset: number, cols: number): Value =>
   make1(sliceOp, [x], { index, domain, offset, cols }, `read_${x.node.label}`);
 
+const columnsOp = defineOp({
+  name: "columns",
+  kind: "point",
+  remote: true,
+  infer: ([x], { cols }) => [{ ...(x as Rows), cols: Number(cols) }],
+  point: ({ ins: [x], attrs }) => load(x!, row, ixBin("add", { ix: "col" }, Number(attrs.from))),
+  grad: ({ ins: [x], attrs }, [dy]) => [() => amongColumns(dy!, Number(attrs.from), (x!.type as Rows).cols)],
+  samples: [{ ins: [{ kind: "rows", domain: "T", cols: 11 }], attrs: { from: 3, cols: 6 } }],
+});
+/** Columns [from, from + cols) of x: a part of what one product gives for several. */
+export const columns = (x: Value, from: number, cols: number): Value =>
+  make1(columnsOp, [x], { from, cols }, `columns_${x.node.label}`);
+
+const amongOp = defineOp({
+  name: "among_columns",
+  kind: "point",
+  remote: true,
+  infer: ([x], { cols }) => [{ ...(x as Rows), cols: Number(cols) }],
+  point: ({ ins: [x], attrs }) => {
+    const { cols } = x!.type as Rows;
+    const from = Number(attrs.from);
+    const at = ixBin("sub", { ix: "col" }, from);
+    const inside = ixBin("mul", ixBin("lt", int(from - 1), { ix: "col" }), ixBin("lt", at, cols));
+    // Both sides are evaluated: what is outside loads the first column.
+    return { e: "if", ix: inside, yes: load(x!, row, ixBin("mul", inside, at)), no: konst(0) };
+  },
+  grad: ({ ins: [x], attrs }, [dy]) => [() => columns(dy!, Number(attrs.from), (x!.type as Rows).cols)],
+  samples: [{ ins: [{ kind: "rows", domain: "T", cols: 6 }], attrs: { from: 3, cols: 11 } }],
+});
+/** x as the columns from `from` on of `cols`, among zeros. */
+export const amongColumns = (x: Value, from: number, cols: number): Value =>
+  make1(amongOp, [x], { from, cols }, `among_${x.node.label}`);
+
 const storeOp = defineOp({
   name: "store_rows",
   kind: "effect",
@@ -56,11 +89,15 @@ const embedOp = defineOp({
   kind: "point",
   remote: true,
   infer: ([w], a) => [{ kind: "rows", domain: a.domain as Domain, cols: (w as Type & { kind: "weight" }).k }],
-  point: ({ ins }) => load(ins[0]!, meta("ids", row), { ix: "col" }),
-  grad: (node, [dh]) => [() => scatterRows(dh!, node.ins[0]!)],
+  point: ({ ins, attrs }) => load(ins[0]!, meta(String(attrs.by), row), { ix: "col" }),
+  grad: (node, [dh]) => [() => scatterRows(dh!, node.ins[0]!, String(node.attrs.by))],
 });
-/** h[t] = W[ids[t]]: the embedding table may be the tied head, in its packed layout. */
-export const embed = (w: Value, domain: Domain): Value => make1(embedOp, [w], { domain }, "embed");
+/**
+ * h[t] = W[ids[t]]: the embedding table may be the tied head, in its packed layout. By `pos`, the table has a
+ * row for each position.
+ */
+export const embed = (w: Value, domain: Domain, by: "ids" | "pos" = "ids"): Value =>
+  make1(embedOp, [w], { domain, by }, "embed");
 
 const scatterOp = defineOp({
   name: "scatter_rows",
@@ -70,7 +107,7 @@ const scatterOp = defineOp({
     const { n, k } = node.ins[1]!.type as Type & { kind: "weight" };
     const out = new Float64Array(n * k);
     for (let t = 0; t < ctx.rows((node.ins[0]!.type as Rows).domain); t++) {
-      const id = ctx.meta("ids", t);
+      const id = ctx.meta(String(node.attrs.by), t);
       for (let i = 0; i < k; i++) out[id * k + i] = out[id * k + i]! + dh![t * k + i]!;
     }
     return [out];
@@ -80,5 +117,5 @@ const scatterOp = defineOp({
  * Gradient of the embedding table: rows with the same id fold in row order. Always adds to what the
  * accumulator holds.
  */
-export const scatterRows = (dh: Value, w: Value): Value =>
-  make1(scatterOp, [dh, w], { of: String(w.node.attrs.name) }, "d_embed");
+export const scatterRows = (dh: Value, w: Value, by: string): Value =>
+  make1(scatterOp, [dh, w], { of: String(w.node.attrs.name), by }, "d_embed");

@@ -11,6 +11,7 @@ import { uploadWeights } from "./load.ts";
 import type { Change } from "./merge.ts";
 import { reorder, siteOfParam } from "./order.ts";
 import type { BundleReader } from "./reader.ts";
+import { transpose } from "./tensors/dense.ts";
 
 export interface BaseTensor {
   readonly name: string;
@@ -146,8 +147,12 @@ export class BaseWeights {
   /** Every base tensor as it is now, under its checkpoint name. */
   async tensors(): Promise<BaseTensor[]> {
     const out: BaseTensor[] = [];
-    for await (const { path, n, k, data } of this.params())
-      out.push({ name: path, shape: k === null ? [n] : [n, k], data });
+    const { layers } = this.manifest.model;
+    const { transposed } = this.manifest.checkpoint;
+    for await (const { group, name, path, n, k, data } of this.params())
+      if (k !== null && group < layers && transposed.includes(name))
+        out.push({ name: path, shape: [k, n], data: transpose(data, n, k) });
+      else out.push({ name: path, shape: k === null ? [n] : [n, k], data });
     return out;
   }
 }

@@ -9,3 +9,4 @@ export * from "./manifest.ts";
 export * from "./optimizers/index.ts";
 export * from "./room.ts";
 export * from "./safetensors.ts";
+export { transpose } from "./tensors/dense.ts";

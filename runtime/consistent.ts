@@ -15,6 +15,7 @@ import {
   type SiteEntry,
   type TargetPlan,
 } from "./manifest.ts";
+import { axisLength } from "./order.ts";
 import { planOf } from "./room.ts";
 import { tensorKinds } from "./tensors/index.ts";
 import type { TensorKind } from "./tensors/tensor.ts";
@@ -87,16 +88,14 @@ function checkModel({ model: d, capacities: c, tensors }: Manifest): void {
 
 function checkSite(m: Manifest, s: SiteEntry, i: number): void {
   const at = `sites[${i}]`;
-  const { ffn, heads, kvHeads, headDim } = m.model;
   need(s.index === i, `${at}.index`, String(i), s.index);
-  const length = { ffn, heads: heads * headDim, kvHeads: kvHeads * headDim };
   for (const [side, features] of [
     ["in", s.inFeatures],
     ["out", s.outFeatures],
   ] as const) {
     const axis = s.axes[side];
-    if (axis)
-      need(features === length[axis], `${at}.${side}Features`, `${length[axis]}, all ${axis}`, features);
+    const all = axis && axisLength(m, axis);
+    if (axis) need(features === all, `${at}.${side}Features`, `${all}, all ${axis}`, features);
   }
   if (!s.coupling) return;
   const channels = s.coupling.axis === "in" ? s.inFeatures : s.outFeatures;

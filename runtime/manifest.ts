@@ -66,7 +66,8 @@ const ParamEntry = object({
   /** Offset of its gradient in the accumulators; -1 for a tensor that is not trained. */
   accum: integer(-1),
 });
-const ChannelAxis = oneOf(["ffn", "heads", "kvHeads"]);
+/** `qkv` and `gateUp`: those of matrices that are one, after another. */
+const ChannelAxis = oneOf(["ffn", "heads", "kvHeads", "qkv", "gateUp"]);
 const side = oneOf(["in", "out"]);
 const SiteEntry = object({
   index: count,
@@ -328,7 +329,14 @@ export const ManifestSchema = object({
    * Checkpoint names of a layer's parameters, with `{l}` for the layer, and of the outer region's; what the
    * paths of a layer's modules begin with; which outer parameter has a row for each token.
    */
-  checkpoint: object({ layer: record(text), outer: record(text), modules: text, embedding: text }),
+  checkpoint: object({
+    layer: record(text),
+    outer: record(text),
+    modules: text,
+    embedding: text,
+    /** Matrices of a layer that checkpoints have as [in, out]. */
+    transposed: v.array(text),
+  }),
   tensors: v.array(TensorEntry),
   tokenizer: boolean,
   chatTemplate: boolean,

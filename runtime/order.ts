@@ -6,9 +6,38 @@
  */
 import type { ChannelAxis, Manifest, SiteEntry } from "./manifest.ts";
 
+/** Axes that are others, one after another. */
+const fused: Readonly<Partial<Record<ChannelAxis, readonly ChannelAxis[]>>> = {
+  qkv: ["heads", "kvHeads", "kvHeads"],
+  gateUp: ["ffn", "ffn"],
+};
+/** Channels of an axis. */
+export function axisLength(m: Pick<Manifest, "model">, axis: ChannelAxis): number {
+  const { ffn, heads, kvHeads, headDim } = m.model;
+  const own: Readonly<Partial<Record<ChannelAxis, number>>> = {
+    ffn,
+    heads: heads * headDim,
+    kvHeads: kvHeads * headDim,
+  };
+  return own[axis] ?? fused[axis]!.reduce((n, part) => n + axisLength(m, part), 0);
+}
+function joined(m: Manifest, layer: number, parts: readonly ChannelAxis[]): readonly number[] | null {
+  const orders = parts.map((part) => channelOrder(m, layer, part));
+  if (orders.every((o) => o === null)) return null;
+  let start = 0;
+  return parts.flatMap((part, i) => {
+    const n = axisLength(m, part);
+    const from = start;
+    start += n;
+    return (orders[i] ?? Array.from({ length: n }, (_, c) => c)).map((c) => from + c);
+  });
+}
+
 /** Original channel at each position of an axis in a layer; null where the order is the model's own. */
 export function channelOrder(m: Manifest, layer: number, axis: ChannelAxis | null): readonly number[] | null {
   if (!axis || !m.selection) return null;
+  const parts = fused[axis];
+  if (parts) return joined(m, layer, parts);
   const { heads, kvHeads, headDim } = m.model;
   const first = m.selection.layers[layer]![axis === "ffn" ? "ffn" : "groups"];
   if (!first.length) return null;

@@ -64,7 +64,13 @@ test("weights go through in pieces, which are what they are as a whole: memory d
     const identity = new BaseHash({} as Maths);
     const sums: string[] = [];
     identity.add = (_name, _shape, sum) => void sums.push(sum);
-    const names = { layer: {}, outer: { large: "large" }, modules: "{l}.", embedding: "large" };
+    const names = {
+      layer: {},
+      outer: { large: "large" },
+      modules: "{l}.",
+      embedding: "large",
+      transposed: [],
+    };
     const weights = { has: () => true, read, planes: () => null };
     const source = { where: "memory", weights } as unknown as ModelSource;
     const got: Uint8Array[] = [];

@@ -4,6 +4,8 @@
  */
 import * as assert from "uvu/assert";
 import { models } from "../compiler/models/index.ts";
+import type { Manifest } from "../runtime/bundle.ts";
+import { rotaryTables } from "../runtime/device.ts";
 import { batchOf, configs, engineOf, reference } from "./support/engines.ts";
 import { checkFullGradients, checkFullSteps, checkLora } from "./support/reference.ts";
 import { long } from "./support/scale.ts";
@@ -12,7 +14,7 @@ import { type FamilyName, families } from "./support/tiny.ts";
 
 const test = suite("families");
 /** Those that bring a kernel of their own to WebGPU; of the others only expressions differ. */
-const onGpu: readonly FamilyName[] = ["qwen3", "gemma2", "gemma3"];
+const onGpu: readonly FamilyName[] = ["qwen3", "gemma2", "gemma3", "phi3", "gpt2"];
 
 for (const name of Object.keys(families) as FamilyName[]) {
   const config = configs[name];
@@ -39,10 +41,22 @@ for (const name of Object.keys(families) as FamilyName[]) {
 
   if (long || onGpu.includes(name))
     test(`${name} on webgpu: logits, and gradients of LoRA`, async () => {
-      await using engine = await engineOf(config, { targets: ["webgpu"] });
+      const train = long ? ["lora", "full"] : ["lora"];
+      await using engine = await engineOf(config, { targets: ["webgpu"], train });
       await checkLora(engine, name, vocab, ref, 0);
+      if (long) await checkFullGradients(engine, vocab, ref);
     });
 }
+
+test("LongRoPE: a bundle with room for more than the first positions turns by its long factors", () => {
+  const rope = { inverseFrequencies: [1], scale: 2, long: { beyond: 8, inverseFrequencies: [0.5] } };
+  const angle = (context: number): number =>
+    Math.acos(
+      rotaryTables({ model: { ropes: [rope] }, capacities: { context } } as unknown as Manifest)[2]! / 2,
+    );
+  assert.ok(Math.abs(angle(8) - 1) < 1e-6);
+  assert.ok(Math.abs(angle(9) - 0.5) < 1e-6);
+});
 
 test("rotary tables: every kind of scaling is transformers' own", () => {
   const base = { ...configs.even, hidden_size: 48, head_dim: 12, rope_theta: undefined };

@@ -14,6 +14,7 @@ import { settingsOf } from "../compiler/settings.ts";
 import { print } from "../ops/index.ts";
 import { restore, storePlanes } from "../runtime/formats.ts";
 import { encode, floatToHalf, halfToFloat } from "../runtime/safetensors.ts";
+import { transpose } from "../runtime/tensors/dense.ts";
 import { compile, load, type WeftError } from "../sdk/index.ts";
 import { code } from "./support/code.ts";
 import { batchOf, bits, configs, fixtures, idsOf, small } from "./support/engines.ts";
@@ -89,6 +90,9 @@ interface Kind {
   readonly whole?: true;
   /** Heads of queries and keys are turned, as Llama's. */
   readonly turned?: true;
+  /** Matrices that checkpoints have as [in, out]. */
+  readonly flipped?: RegExp;
+  readonly extra?: (c: Config) => Parameters<typeof writeGguf>[1];
 }
 /** Numbers of a config under GGUF's keys. */
 const numbers =
@@ -121,6 +125,29 @@ const kinds: Readonly<Record<string, Kind>> = {
     }),
   },
   olmo2: {},
+  phi3: {
+    more: (c) => ({
+      "rope.dimension_count": headDimOf(c) * (c.partial_rotary_factor as number),
+      "rope.scaling.original_context_length": 128,
+      "rope.scaling.attn_factor": Math.sqrt(1 + Math.log(256 / 128) / Math.log(128)),
+      "attention.sliding_window": c.sliding_window as number,
+    }),
+    extra: ({ rope_scaling: said }) => {
+      const { short_factor: short, long_factor: long } = said as Record<string, number[]>;
+      return [vector("rope_factors_short", short!), vector("rope_factors_long", long!)];
+    },
+  },
+  gpt2: {
+    flipped: /(attn|mlp)\.c_\w+\.weight/,
+    more: numbers({
+      block_count: "n_layer",
+      context_length: "n_positions",
+      embedding_length: "n_embd",
+      feed_forward_length: "n_inner",
+      "attention.head_count": "n_head",
+      "attention.layer_norm_epsilon": "layer_norm_epsilon",
+    }),
+  },
   gemma2: {
     whole: true,
     more: numbers({
@@ -139,6 +166,12 @@ const kinds: Readonly<Record<string, Kind>> = {
     }),
   },
 };
+const vector = (name: string, values: readonly number[]): Parameters<typeof writeGguf>[1][number] => ({
+  name: `${name}.weight`,
+  shape: [values.length],
+  type: types.F32,
+  data: new Uint8Array(Float32Array.from(values).buffer),
+});
 const headDimOf = (c: Config): number =>
   (c.head_dim as number | undefined) ?? c.hidden_size / c.num_attention_heads;
 function metaOf(c: Config): Meta {
@@ -159,7 +192,11 @@ function metaOf(c: Config): Meta {
   };
   return {
     "general.architecture": architecture,
-    ...Object.fromEntries(Object.entries(own).map(([key, value]) => [`${architecture}.${key}`, value])),
+    ...Object.fromEntries(
+      Object.entries(own)
+        .filter(([, value]) => value !== undefined && !Number.isNaN(value))
+        .map(([key, value]) => [`${architecture}.${key}`, value]),
+    ),
   };
 }
 /**
@@ -177,34 +214,45 @@ function model(
   const tensors = tensorsOf(c).map((t) => {
     const matrix = t.shape.length === 2;
     let values = t.data as Float32Array;
+    let { shape } = t;
+    if (kind.flipped?.test(t.name)) {
+      values = transpose(values, shape[0]!, shape[1]!);
+      shape = [shape[1]!, shape[0]!];
+    }
     const whole = kind.whole && !matrix;
     if (whole) values = values.map((w) => w + 1);
     const turned = kind.turned ? /([qk])_proj/.exec(t.name)?.[1] : undefined;
     const heads = turned ? (turned === "q" ? c.num_attention_heads : c.num_key_value_heads) : 0;
     // Blocks run along a row, so they are the same whatever the order of rows.
     const coded = encodeAs(values, matrix ? format : "F32");
-    exact.push({ ...t, data: whole ? coded.exact.map((gain) => gain - 1) : coded.exact });
-    const rowBytes = coded.data.length / t.shape[0]!;
+    exact.push({
+      ...t,
+      data: kind.flipped ? t.data : whole ? coded.exact.map((gain) => gain - 1) : coded.exact,
+    });
+    const rowBytes = coded.data.length / shape[0]!;
     const order = heads
       ? interleaved(
-          Float32Array.from({ length: t.shape[0]! }, (_, r) => r),
-          t.shape[0]!,
+          Float32Array.from({ length: shape[0]! }, (_, r) => r),
+          shape[0]!,
           heads,
         )
       : null;
     const data = new Uint8Array(coded.data.length);
-    for (let r = 0; r < t.shape[0]!; r++)
+    for (let r = 0; r < shape[0]!; r++)
       data.set(
         coded.data.subarray((order ? order[r]! : r) * rowBytes, ((order ? order[r]! : r) + 1) * rowBytes),
         r * rowBytes,
       );
-    return { name: ggufName(t.name, c), shape: t.shape, type: types[matrix ? format : "F32"], data };
+    return { name: ggufName(t.name, c), shape, type: types[matrix ? format : "F32"], data };
   });
   const dir = scratch();
   mkdirSync(dir, { recursive: true });
   const folder = writeModel(c);
   writeFileSync(`${folder}/model.safetensors`, encode(exact));
-  writeFileSync(`${dir}/model.gguf`, writeGguf({ ...metaOf(c), ...more }, [...tensors, ...extra]));
+  writeFileSync(
+    `${dir}/model.gguf`,
+    writeGguf({ ...metaOf(c), ...more }, [...tensors, ...(kind.extra?.(c) ?? []), ...extra]),
+  );
   return { gguf: `${dir}/model.gguf`, folder };
 }
 const options = { targets: ["wasm"] as const, train: ["lora"], quick: true, capacities: small };
@@ -371,16 +419,11 @@ for (const name of Object.keys(families) as FamilyName[]) {
 }
 
 test("rope_freqs: frequencies of a file's own divide, as LongRoPE's factors do", async () => {
-  const factors = Float32Array.of(1, 1, 1.5, 2.25, 4, 4, 8, 8);
-  const tensor = {
-    name: "rope_freqs.weight",
-    shape: [8],
-    type: types.F32,
-    data: new Uint8Array(factors.buffer),
-  };
+  const factors = [1, 1, 1.5, 2.25, 4, 4, 8, 8];
+  const tensor = vector("rope_freqs", factors);
   const { config } = await openModel(model("F32", {}, even, [tensor]).gguf);
   assert.equal(models.llama!.read(config).ropes, [
-    { inverseFrequencies: [...factors].map((f, i) => 10000 ** (-i / 8) / f), scale: 1 },
+    { inverseFrequencies: factors.map((f, i) => 10000 ** (-i / 8) / f), scale: 1 },
   ]);
 });
 
@@ -450,7 +493,10 @@ test("files that cannot be right, or are not supported, are refused by name", as
   await refused(other, /WEFT_WEIGHTS .*truncated/);
   writeFileSync(other, bytes.subarray(0, 20));
   await refused(other, /WEFT_WEIGHTS .*truncated/);
-  await refused(model("F32", { "general.architecture": "gpt2" }).gguf, /WEFT_CONFIG .*general\.architecture/);
+  await refused(
+    model("F32", { "general.architecture": "mamba" }).gguf,
+    /WEFT_CONFIG .*general\.architecture/,
+  );
   await refused(model("F32", { "llama.rope.scaling.type": "linear" }).gguf, /WEFT_CONFIG .*rope\.scaling/);
   await refused(model("F32", { "tokenizer.ggml.model": "llama" }).gguf, /WEFT_TOKENIZER .*beside/);
 });

@@ -20,7 +20,7 @@ export const scatter_rows: GraphKernel = {
         let k = wg.x * ${wgsl.WG} + lane;
         if (k >= ${k}) { return; }
         for (var r = 0; r < ${wgsl.count(b.domain)}; r++) {
-          let id = batch[${env.layout.arrays.ids!} + r];
+          let id = batch[${env.layout.arrays[String(b.node!.attrs.by)]!} + r];
           let o = ${wgsl.gradient(b, env)} + ((id / 16) * ${k} + k) * 16 + id % 16;
           accum[o] = accum[o] + ${x.cls}[${x.at} + k];
         }`,
@@ -36,7 +36,7 @@ export const scatter_rows: GraphKernel = {
         ${assembly.shareOf(k)}
         const out: usize = ${assembly.gradient(b, env)};
         for (let row: i32 = 0; row < n; row++) {
-          const id: i32 = load<i32>(meta + ((<usize>row) << 2), ${env.layout.arrays.ids! * 4});
+          const id: i32 = load<i32>(meta + ((<usize>row) << 2), ${env.layout.arrays[String(b.node!.attrs.by)]! * 4});
           const x: usize = ${assembly.rowPtr(b.operands[0]!, env, "row")};
           const o: usize = out + ((<usize>(id / ${P} * ${k * P} + id % ${P})) << 2);
           for (let c: i32 = lo; c < hi; c++)

@@ -31,8 +31,8 @@ export const named =
   (modules: Readonly<Record<string, string>>) =>
   (checkpoint: string): string => {
     const [, module, kind] = /^(.*)\.(weight|bias)$/.exec(checkpoint)!;
-    const layer = /\.layers\.(\d+)\./.exec(checkpoint)?.[1] ?? "";
-    const name = modules[module!.replace(`.layers.${layer}.`, ".layers.{l}.")];
+    const layer = /\.(\d+)\./.exec(checkpoint)?.[1] ?? "";
+    const name = modules[module!.replace(`.${layer}.`, ".{l}.")];
     if (name === undefined) throw new Error(`no GGUF name of ${checkpoint}`);
     return `${name.replace("{l}", layer)}.${kind}`;
   };

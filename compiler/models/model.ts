@@ -16,6 +16,10 @@ export interface Names {
   readonly outer: Readonly<Record<string, string>>;
   /** Which of those has a row for each token. */
   readonly embedding: string;
+  /** Matrices of a layer that checkpoints have as [in, out], by the names that a layer has for them. */
+  readonly transposed?: readonly string[];
+  /** What some checkpoints leave out before every name. */
+  readonly prefix?: string;
 }
 export interface Model {
   /** Part of what a base is known by: the same weights under another name are another base. */

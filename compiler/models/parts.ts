@@ -3,6 +3,7 @@ import {
   type Attending,
   add,
   affine,
+  columns,
   embed,
   gelu,
   linear,
@@ -32,6 +33,13 @@ export const embedding =
   (d: Sizes, scale = 1): Model["embed"] =>
   (b, domain) =>
     times(embed(b.weight("embed_tokens.weight", d.vocab, d.hiddenSize), domain), scale);
+/** The sum of a token's row and of its position's. */
+export const positioned =
+  (d: Sizes): Model["embed"] =>
+  (b, domain) => {
+    const token = embed(b.weight("embed_tokens.weight", d.vocab, d.hiddenSize), domain);
+    return add(token, embed(b.weight("embed_positions.weight", d.context, d.hiddenSize), domain, "pos"));
+  };
 
 /** A norm by its module: of whole rows, or of every head on its own. */
 export type Norm = (b: RegionBuilder, x: Value, module: string) => Value;
@@ -126,6 +134,31 @@ export const selfAttention =
     return b.linear(y, "self_attn.o_proj", d.hiddenSize, has("o"), { in: "heads", coupling: coupled("in") });
   };
 
+/** Modules of attention whose queries, keys and values are one projection. */
+interface Fused {
+  readonly module: string;
+  readonly qkv: string;
+  readonly out: string;
+}
+/** The same with one projection for three, whose rows are those of queries, then keys, then values. */
+export const fusedAttention =
+  (
+    d: Sizes,
+    { module, qkv, out }: Fused,
+    o: Omit<Attention, "norm" | "bias"> & { bias?: boolean } = {},
+  ): Block["run"] =>
+  (b, x, positions) => {
+    const [wide, narrow] = [d.heads * d.headDim, d.kvHeads * d.headDim];
+    const { bias = false } = o;
+    const all = b.linear(x, `${module}.${qkv}`, wide + 2 * narrow, bias, { out: "qkv" });
+    const q = columns(all, 0, wide);
+    const k = columns(all, wide, narrow);
+    const v = columns(all, wide + narrow, narrow);
+    const y = b.attention(module, q, k, v, d, positions, o.attending);
+    const coupling = { group: "heads", axis: "in", unit: d.headDim, shared: d.heads !== d.kvHeads } as const;
+    return b.linear(y, `${module}.${out}`, d.hiddenSize, bias, { in: "heads", coupling });
+  };
+
 /** down(act(gate(x)) · up(x)). Under S2FT the three share the feed-forward channels. */
 const gated =
   (act: (x: Value) => Value) =>
@@ -139,6 +172,15 @@ const gated =
       in: "ffn",
       coupling: coupled("in"),
     });
+  };
+/** The same with gate and up in one projection, one after the other. */
+export const fusedSwiglu =
+  (d: Sizes): Block["run"] =>
+  (b, x) => {
+    const both = b.linear(x, "mlp.gate_up_proj", 2 * d.ffn, false, { out: "gateUp" });
+    const y = mul(silu(columns(both, 0, d.ffn)), columns(both, d.ffn, d.ffn));
+    const coupling = { group: "ffn", axis: "in", unit: 1, shared: false } as const;
+    return b.linear(y, "mlp.down_proj", d.hiddenSize, false, { in: "ffn", coupling });
   };
 export const swiglu = gated(silu);
 export const geglu = gated(gelu);

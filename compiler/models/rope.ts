@@ -128,7 +128,8 @@ export function ropeOf(
   if (typeof theta !== "number" || !(theta > 0)) fail("rope_theta", "a positive number", theta);
   const part =
     scaling.partial_rotary_factor ?? parameters.partial_rotary_factor ?? config.partial_rotary_factor;
-  const turned = Math.floor(headDim * Number(part ?? 1));
+  // A quotient of dims, as GGUF's are, may lie a little below.
+  const turned = Math.floor(headDim * Number(part ?? 1) + 1e-9);
   if (!(turned > 0 && turned <= headDim && turned % 2 === 0 && (partial || turned === headDim)))
     fail("partial_rotary_factor", partial ? `an even part of ${headDim} dims` : "1, or nothing", part);
   const type = String(scaling.rope_type ?? scaling.type ?? "default");

@@ -24,7 +24,7 @@ const features: Readonly<Record<string, (v: unknown) => boolean>> = {
 /** Throws WEFT_ADAPTER for a feature that the method is not known by. */
 export function refuseFeatures(json: Json, { peft }: MethodEntry, where: string): void {
   for (const [key, isOn] of Object.entries(features))
-    if (isOn(json[key]) && peft.when[key] !== json[key])
+    if (isOn(json[key]) && peft.when[key] !== json[key] && peft.fixed[key] !== json[key])
       fail(`${where}: ${key}`, "a feature this build supports", show(json[key]));
   const init = json.init_lora_weights;
   if (typeof init === "string" && /^(pissa|olora|corda|lora_ga|loftq)/.test(init))

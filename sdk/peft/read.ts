@@ -122,6 +122,8 @@ export function readAdapter(json: Json, file: Uint8Array, manifest: Manifest, wh
       : undefined;
     const saved = replaced.some((m) => key.slice(0, key.lastIndexOf(".")).endsWith(m));
     if (!saved || !tensor) continue;
+    if (manifest.checkpoint.transposed.some((end) => key.endsWith(`.${end}`)))
+      fail(`${name}: ${key}`, "no module in modules_to_save whose matrix is [in, out]", "one");
     if (JSON.stringify(info.shape) !== JSON.stringify(tensor.shape))
       fail(
         `${name}: ${key}`,

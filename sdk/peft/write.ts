@@ -129,7 +129,7 @@ export function writeAsLora(
     rank_pattern: pattern,
     alpha_pattern: pattern,
     bias: "none",
-    fan_in_fan_out: false,
+    fan_in_fan_out: manifest.checkpoint.transposed.length > 0,
     init_lora_weights: true,
     modules_to_save: null,
   };

@@ -72,9 +72,11 @@ const json = (file: string): unknown =>
 export type FamilyName =
   | "gemma2"
   | "gemma3"
+  | "gpt2"
   | "granite"
   | "mistral"
   | "olmo2"
+  | "phi3"
   | "qwen2"
   | "qwen3"
   | "smollm3";
