@@ -27,7 +27,7 @@ import { startNames, type TensorKindName, tensorKinds } from "./tensors/index.ts
 import { termNames } from "./terms.ts";
 
 export const BUNDLE_FORMAT = "weft-bundle";
-export const BUNDLE_VERSION = 9;
+export const BUNDLE_VERSION = 10;
 
 const FileEntry = object({ bytes, sha256: sha256Hex });
 const format = oneOf(formats);
