@@ -302,8 +302,11 @@ test("a job whose gradients are not finite stops by itself and tells", async () 
 test("dispose while running rejects what runs; nothing works after", async () => {
   const engine = await engineOf(configs.even);
   const job = await engine.finetune({ name: "j", data: batchOf(128), steps: 500 });
-  const stream = collect(engine, { prompt, maxTokens: 100 });
-  await new Promise((r) => setTimeout(r, 5));
+  const tokens = engine.generate({ prompt, maxTokens: 100 });
+  await tokens.next();
+  const stream = (async () => {
+    for await (const _ of tokens);
+  })();
   const ends = Promise.allSettled([job.done, stream]);
   await engine.dispose();
   for (const r of await ends) assert.is(r.status, "rejected");

@@ -137,9 +137,9 @@ test("compile, inspect, finetune, generate, doctor: results on stdout, progress 
 
 test("sharded, F16 and BF16 checkpoints give the model of their values", async () => {
   const all = tensorsOf(configs.even);
-  const base = (await compile(writeModel(configs.even), { targets: ["wasm"], capacities: small })).files.get(
-    "weights/model-00000.safetensors",
-  )!;
+  const base = (
+    await compile(writeModel(configs.even), { targets: ["wasm"], quick: true, capacities: small })
+  ).files.get("weights/model-00000.safetensors")!;
   const sharded = writeModel(configs.even);
   rmSync(`${sharded}/model.safetensors`);
   const half = Math.ceil(all.length / 2);
@@ -152,7 +152,7 @@ test("sharded, F16 and BF16 checkpoints give the model of their values", async (
     for (const t of list) map[t.name] = file;
   }
   writeFileSync(`${sharded}/model.safetensors.index.json`, JSON.stringify({ weight_map: map }));
-  const shards = (await compile(sharded, { targets: ["wasm"], capacities: small })).files.get(
+  const shards = (await compile(sharded, { targets: ["wasm"], quick: true, capacities: small })).files.get(
     "weights/model-00000.safetensors",
   )!;
   assert.ok(Buffer.compare(Buffer.from(base), Buffer.from(shards)) === 0);
@@ -166,7 +166,7 @@ test("sharded, F16 and BF16 checkpoints give the model of their values", async (
   );
   const whole = writeModel(configs.even);
   writeFileSync(`${whole}/model.safetensors`, encode(coarse));
-  const want = (await compile(whole, { targets: ["wasm"], capacities: small })).files.get(
+  const want = (await compile(whole, { targets: ["wasm"], quick: true, capacities: small })).files.get(
     "weights/model-00000.safetensors",
   )!;
   const bits = new Uint32Array(1);
@@ -183,9 +183,9 @@ test("sharded, F16 and BF16 checkpoints give the model of their values", async (
       }),
     }));
     writeFileSync(`${dir}/model.safetensors`, encode(packed as unknown as TensorData[]));
-    const got = (await compile(dir, { targets: ["wasm"], format: "f32", capacities: small })).files.get(
-      "weights/model-00000.safetensors",
-    )!;
+    const got = (
+      await compile(dir, { targets: ["wasm"], format: "f32", quick: true, capacities: small })
+    ).files.get("weights/model-00000.safetensors")!;
     assert.ok(Buffer.compare(Buffer.from(got), Buffer.from(want)) === 0, dtype);
   }
 });

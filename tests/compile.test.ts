@@ -29,7 +29,12 @@ import { suite } from "./support/suite.ts";
 import { scratch, writeModel } from "./support/tiny.ts";
 
 const test = suite("compile");
-const options: CompileOptions = { targets: ["wasm", "webgpu"], train: ["lora", "full"], capacities: small };
+const options: CompileOptions = {
+  targets: ["wasm", "webgpu"],
+  train: ["lora", "full"],
+  quick: true,
+  capacities: small,
+};
 
 test("the same input gives the same bundle, byte for byte", async () => {
   const [a, b] = [
@@ -190,7 +195,7 @@ function globalsOf(body: Uint8Array): boolean[] {
   return out;
 }
 test("kernels.wasm has no data, no mutable global, no memory of its own", async () => {
-  const { files } = await compile(writeModel(configs.even), options);
+  const { files } = await compile(writeModel(configs.even), { ...options, quick: false });
   const s = sections(files.get("kernels.wasm")!);
   assert.is(s.has(11), false, "data section");
   assert.is(s.has(5), false, "memory section");

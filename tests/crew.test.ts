@@ -5,7 +5,16 @@ import * as assert from "uvu/assert";
 import { compileKernels } from "../compiler/emit/asc.ts";
 import { openCrew } from "../runtime/crew.ts";
 import { type Engine, type FinetuneOptions, load, WeftError } from "../sdk/index.ts";
-import { batchOf, bundle, collect, configs, contentBits, engineOf, idsOf } from "./support/engines.ts";
+import {
+  atRest,
+  batchOf,
+  bundle,
+  collect,
+  configs,
+  contentBits,
+  engineOf,
+  idsOf,
+} from "./support/engines.ts";
 import { generator } from "./support/random.ts";
 import { suite } from "./support/suite.ts";
 
@@ -271,7 +280,7 @@ test("jobs and requests that are dropped in the middle of a list leave nothing b
   }
   assert.equal(seen.wrong, []);
   assert.ok(seen.lists > 200, `${seen.lists} lists`);
-  for (let i = 0; i < 100 && engine.memory().blocks.free < free.blocks.free; i++) await pause(10);
+  await atRest(engine);
   assert.equal(engine.memory(), free);
 });
 
@@ -299,7 +308,7 @@ test("a request that is aborted under its list keeps its blocks, slot and genera
     signal: c.signal,
   });
   assert.is(await said.catch((e: Error) => e.name), "AbortError");
-  for (let i = 0; i < 100 && engine.memory().blocks.free < free.blocks.free; i++) await pause(5);
+  await atRest(engine);
   assert.is(held!.blocks.free, free.blocks.free - 3, "80 tokens have three blocks");
   assert.is(held!.slots.used, 1);
   assert.equal(engine.memory(), free);

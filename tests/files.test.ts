@@ -526,7 +526,11 @@ test("pipes, devices, links out and files over their size, wherever a folder is 
     // A model that the user names may be links to files, as the caches of Hugging Face are.
     for (const name of ["model.safetensors", "config.json"]) {
       const out = join(scratch(), "out");
-      const made = compileTo(await replace(model, name, what), out, { targets: ["wasm"], capacities: small });
+      const made = compileTo(await replace(model, name, what), out, {
+        targets: ["wasm"],
+        quick: true,
+        capacities: small,
+      });
       if (what === "out") await made;
       else await refused("WEFT_IO", /a regular file/, () => made);
     }
@@ -541,7 +545,8 @@ test("pipes, devices, links out and files over their size, wherever a folder is 
 test("a bundle that is replaced while it is open is told as such, and never mixed", async () => {
   const out = join(scratch(), "m.weft");
   const model = writeModel(configs.even);
-  const compile = (o: object = {}) => compileTo(model, out, { targets: ["wasm"], capacities: small, ...o });
+  const compile = (o: object = {}) =>
+    compileTo(model, out, { targets: ["wasm"], quick: true, capacities: small, ...o });
   await compile();
   const reader = await openReader(out);
   await reader.read("manifest.json");

@@ -20,7 +20,7 @@ import { type Config, scratch, tensorsOf, writeModel } from "./support/tiny.ts";
 const test = suite("identity");
 const story = fileURLToPath(new URL("../examples/model/story", import.meta.url));
 const c = configs.even;
-const quick: CompileOptions = { targets: ["webgpu"], train: [], capacities: small };
+const quick: CompileOptions = { targets: ["webgpu"], train: [], quick: true, capacities: small };
 const baseOf = async (path: string, o: CompileOptions = {}): Promise<string> =>
   (await compile(path, { ...quick, ...o })).manifest.base;
 const plain = Promise.resolve().then(() => baseOf(folder()));
@@ -84,7 +84,7 @@ test("another base, another identity: one bit of a weight, and each number of th
 
 test("a device's weights hash to the base that was compiled, and to another after full training", async () => {
   const dir = `${scratch()}/full.weft`;
-  await compileTo(folder(), dir, { targets: ["wasm"], train: ["full"], capacities: small });
+  await compileTo(folder(), dir, { targets: ["wasm"], train: ["full"], quick: true, capacities: small });
   await using engine = await load(dir, { device: "wasm" });
   const now = async (): Promise<string> => {
     const hash = new BaseHash(engine.manifest.model);

@@ -1,11 +1,10 @@
 /**
- * Adapter methods: each equals real torch (+ peft where peft has it), and the laws hold for mixtures of them.
+ * Adapter methods, each as real torch (+ peft where peft has it) computes it. S2FT has a file of its own.
  */
-import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import { decode, parseHeader } from "../runtime/bundle.ts";
-import { writeAdapter, writeAsLora } from "../sdk/peft/write.ts";
+import { writeAdapter } from "../sdk/peft/write.ts";
 import {
   batchOf,
   checkGradient,
@@ -14,111 +13,10 @@ import {
   engineOf,
   fixtures,
   reference,
-  s2ftAll,
-  s2ftOdd,
 } from "./support/engines.ts";
-import { permuted } from "./support/permuted.ts";
 import { suite } from "./support/suite.ts";
 
 const test = suite("methods");
-
-for (const [name, cls] of [
-  ["odd", "indexed"],
-  ["even", "indexed"],
-  ["mha", "indexed"],
-  ["mqa", "indexed"],
-  ["odd", "permuted"],
-  ["even", "permuted"],
-  ["mha", "permuted"],
-] as const)
-  for (const target of ["wasm", "webgpu"] as const)
-    test(`S2FT, ${cls}, on ${name}, ${target}: logits, gradients and AdamW steps of torch's masked full fine-tuning`, async () => {
-      const steps = target === "wasm" ? 20 : 4;
-      const vocab = configs[name].vocab_size;
-      const ref = reference[name];
-      // The pool of saved rows is small here, so that everything fits 1 MiB: micro-batches never change a
-      // result.
-      const capacities = {
-        savedRows: 160,
-        keptRows: 96,
-        ...(name === "odd" && { s2ft: s2ftOdd }),
-        ...(name.startsWith("m") && { s2ft: s2ftAll }),
-      };
-      const given = cls === "permuted" ? permuted(name) : null;
-      const method = given ? "s2ft_permuted" : "s2ft";
-      await using engine = await engineOf(configs[name], {
-        targets: [target],
-        train: [method],
-        methods: [],
-        capacities,
-        ...(given && { selection: given.selection }),
-      });
-      await engine.adapters.load("s2ft", given?.folder ?? `${fixtures}s2ft-${name}`);
-      await checkLogits(engine, `${name}.s2ft_logits`, vocab, "s2ft");
-      const common = { data: batchOf(vocab), batchSize: 5, shuffle: false, from: "s2ft", method } as const;
-      const lr = 16;
-      const one = await engine.finetune({
-        ...common,
-        name: "grad",
-        steps: 1,
-        optimizer: "sgd",
-        momentum: 0,
-        learningRate: lr,
-        maxGradNorm: 0,
-      });
-      const { losses } = await one.done;
-      assert.ok(
-        Math.abs(losses[0]! - ref.s2ft_loss) <= 1e-5,
-        `loss ${losses[0]}, torch says ${ref.s2ft_loss}`,
-      );
-      const files = ["s2ft", "grad"].map(
-        (a) => writeAdapter(engine.core.adapters.find(a).content, engine.manifest).weights,
-      );
-      const [h0, h1] = files.map((f) => parseHeader(f, f.length, "adapter").tensors) as [
-        ReturnType<typeof parseHeader>["tensors"],
-        ReturnType<typeof parseHeader>["tensors"],
-      ];
-      let seen = 0;
-      h0.forEach((t, i) => {
-        const bytes = (k: 0 | 1): Uint8Array =>
-          files[k]!.subarray([h0, h1][k]![i]!.start, [h0, h1][k]![i]!.end);
-        if (t.dtype === "I32") return assert.equal([...bytes(0)], [...bytes(1)], "a selection stays");
-        const path = t.name.replace("base_model.model.", "").replace(".s2ft_delta", "");
-        checkGradient(
-          t.name,
-          decode(bytes(0), "F32", t.name),
-          decode(bytes(1), "F32", t.name),
-          lr,
-          ref.s2ft_grads[path]!,
-        );
-        seen++;
-      });
-      assert.is(seen, Object.keys(ref.s2ft_grads).length);
-      const job = await engine.finetune({ ...common, name: "adamw", steps, learningRate: 1e-3 });
-      (await job.done).losses.forEach((x, i) =>
-        assert.ok(Math.abs(x - ref.s2ft[i]!) <= 1e-4, `step ${i + 1}: loss ${x}, torch says ${ref.s2ft[i]}`),
-      );
-    });
-
-test("S2FT exported as a LoRA: the file peft read, the logits peft computed, and the same in weft as S2FT and as LoRA", async () => {
-  const folder = `${fixtures}weft-s2ft-as-lora`;
-  const file = readFileSync(`${folder}/adapter_model.safetensors`);
-  assert.is(
-    createHash("sha256").update(file).digest("hex"),
-    reference.weft_s2ft_as_lora_sha256,
-    "run tests/fixtures/save_adapter.ts, then make.py",
-  );
-  await using engine = await engineOf(configs.odd, {
-    methods: ["lora", "s2ft"],
-    capacities: { rank: 60, s2ft: s2ftOdd },
-  });
-  await engine.adapters.load("s2ft", `${fixtures}s2ft-odd`);
-  const { weights } = writeAsLora(engine.core.adapters.find("s2ft").content, engine.manifest);
-  assert.is(createHash("sha256").update(weights).digest("hex"), reference.weft_s2ft_as_lora_sha256);
-  await engine.adapters.load("lora", folder);
-  await checkLogits(engine, "s2ft_as_lora.logits", 259, "s2ft");
-  await checkLogits(engine, "s2ft_as_lora.logits", 259, "lora");
-});
 
 for (const method of Object.keys(reference.methods))
   for (const target of ["wasm", "webgpu"] as const)

@@ -23,6 +23,8 @@ export interface FileResult {
   readonly passed: number;
   readonly output: string;
   readonly ms: number;
+  /** Seconds of processors, without those of processes that the file started. */
+  readonly cpu: number;
 }
 export function runFile(path: string): Promise<FileResult> {
   return new Promise((resolve) => {
@@ -37,8 +39,8 @@ export function runFile(path: string): Promise<FileResult> {
     child.on("close", (code) => {
       const line = /weft-tests (\{.*\})/.exec(output)?.[1];
       const r = line
-        ? (JSON.parse(line) as { registered: number; passed: number })
-        : { registered: 0, passed: 0 };
+        ? (JSON.parse(line) as { registered: number; passed: number; cpu: number })
+        : { registered: 0, passed: 0, cpu: 0 };
       const narrowed = /\.(only|skip)\(/.test(readFileSync(path, "utf8"));
       const failed = code !== 0 || !line || r.registered === 0 || narrowed;
       resolve({
@@ -47,12 +49,16 @@ export function runFile(path: string): Promise<FileResult> {
         passed: r.passed,
         output: narrowed ? `${output}\na test is narrowed or skipped` : output,
         ms: performance.now() - t0,
+        cpu: r.cpu,
       });
     });
   });
 }
 
-const LONGEST = ["methods", "adapters", "laws", "wasm", "reference"];
+const LONGEST = [
+  ...["methods", "laws", "adapters", "reference", "s2ft", "wasm", "example", "webgpu", "room", "compile"],
+  ...["crew", "cli", "optimizers", "vera", "soak", "gguf", "host"],
+];
 const rankOf = (file: string): number => {
   const at = LONGEST.findIndex((name) => file === `${name}.test.ts`);
   return at < 0 ? LONGEST.length : at;
@@ -73,9 +79,9 @@ async function main(): Promise<void> {
       const bad = r.registered - r.passed;
       passed += r.passed;
       failed += bad;
-      console.log(
-        `${bad ? "FAIL" : "ok  "} ${f.padEnd(28)} ${String(r.passed).padStart(3)} of ${r.registered}  ${(r.ms / 1000).toFixed(1)} s`,
-      );
+      const count = `${String(r.passed).padStart(3)} of ${r.registered}`.padEnd(11);
+      const time = `${(r.ms / 1000).toFixed(1)} s, of processors ${r.cpu.toFixed(1)} s`;
+      console.log(`${bad ? "FAIL" : "ok  "} ${f.padEnd(28)} ${count} ${time}`);
       if (bad || long) console.log(r.output);
     }
   };

@@ -193,7 +193,11 @@ test("a thread that joins mid-run changes no byte: of the kernels' memory, or of
     await using engine = await engineOf(configs.even, { load: { threads: 2 } });
     assert.is(memories.length, 1);
     const { core } = engine;
-    const { files } = await compile(writeModel(configs.even), { targets: ["wasm"], capacities: small });
+    const { files } = await compile(writeModel(configs.even), {
+      targets: ["wasm"],
+      quick: true,
+      capacities: small,
+    });
     const module = await WebAssembly.compile(files.get("kernels.wasm")! as BufferSource);
     const hash = (): string[] =>
       [memories[0]!.buffer, core.host.exports.memory.buffer].map((b) =>
@@ -244,6 +248,7 @@ test("threads: bad numbers, a kernel that traps, and what is written while a lis
     await code("WEFT_OPTION", () => load(path, { device: "wasm", threads }), /threads/);
   const { manifest, files } = await compile(writeModel(configs.even), {
     targets: ["wasm"],
+    quick: true,
     capacities: small,
   });
   for (const threads of [1, 2]) {
@@ -279,6 +284,7 @@ test("threads: bad numbers, a kernel that traps, and what is written while a lis
 test("a memory plan past 4 GiB is refused before anything is allocated, with what takes the room", async () => {
   const { manifest, files } = await compile(writeModel(configs.even), {
     targets: ["wasm"],
+    quick: true,
     capacities: small,
   });
   const plan = manifest.targets.wasm!;

@@ -30,7 +30,12 @@ try {
 }
 process.stdout.write = write;
 if (error) write(`${error}\n`);
-write(
-  `\nweft-tests ${JSON.stringify({ registered: g.weftTests.registered, passed, error: error !== null })}\n`,
-);
+const { user, system } = process.cpuUsage();
+const told = {
+  registered: g.weftTests.registered,
+  passed,
+  error: error !== null,
+  cpu: (user + system) / 1e6,
+};
+write(`\nweft-tests ${JSON.stringify(told)}\n`);
 process.exit(error || passed !== g.weftTests.registered || passed === 0 ? 1 : 0);
