@@ -1,4 +1,6 @@
-/** Optimizers' steps as expressions over a parameter, its gradient and its states, which both targets print. */
+/**
+ * Optimizers' steps as expressions over a parameter, its gradient and its states, which both targets print.
+ */
 import { call, type Expr, konst, type ScalarFn, scalarFns } from "../ops/index.ts";
 import { type Optimizer, type OptimizerName, optimizers, type Scalars } from "../runtime/bundle.ts";
 import type { ParamAddress } from "./kernel.ts";

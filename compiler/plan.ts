@@ -139,8 +139,8 @@ interface FieldPlace {
 }
 /**
  * Saved rows are records, so that their number may be chosen at load. Two of a row: what bounds a unit, which
- * adapters of all classes share, and what its class alone keeps; full training, which runs alone, has both for
- * itself. Words are multiples of four.
+ * adapters of all classes share, and what its class alone keeps; full training, which runs alone, has both
+ * for itself. Words are multiples of four.
  */
 function savedRecords(
   programs: Programs,

@@ -67,6 +67,7 @@ export const kvWrite = (kv: Value, k: Value, v: Value): Value => make1(kvWriteOp
 const attendOp = defineOp({
   name: "attend",
   kind: "kernel",
+  edge: true,
   infer: ([q], a) => [q!, { kind: "rows", domain: (q as Rows).domain, cols: Number(a.heads) }],
   grad: (node, [dout]) => {
     const out = node.outs.map((type, index) => ({ node, index, type }));

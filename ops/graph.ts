@@ -90,6 +90,8 @@ export interface Op {
   readonly drops?: boolean;
   /** For `reduce`: how two partial results combine, and the neutral element. */
   readonly reduce?: "sum" | "max";
+  /** Never run again in a backward: what it gives is kept of every row that is trained. */
+  readonly edge?: true;
   /** For `effect`: what it writes into its first operand. */
   readonly writes?: (node: Node) => readonly Write[];
   /** For `kernel` and `effect`: the meaning in f64. */

@@ -1,11 +1,11 @@
 /**
- * Threads that play command lists over one shared memory. A command has a part for each member of its list, and
- * they claim parts one by one: who is free takes the next, and who is kept from running holds nobody up, unless
- * in the middle of a part. The end of a command's last part opens the next; who finds nothing to claim
- * spins, then sleeps, so that its core is free for the one that it waits for. Two lanes may each play a list on
- * members of their own. A list that stops between two commands goes on with other members, so a lane has all
- * threads while the other rests and gives some back within a step. Results are the same bits for any number
- * of threads and of parts, and whoever takes them.
+ * Threads that play command lists over one shared memory. A command has a part for each member of its list,
+ * and they claim parts one by one: who is free takes the next, and who is kept from running holds nobody up,
+ * unless in the middle of a part. The end of a command's last part opens the next; who finds nothing to claim
+ * spins, then sleeps, so that its core is free for the one that it waits for. Two lanes may each play a list
+ * on members of their own. A list that stops between two commands goes on with other members, so a lane has
+ * all threads while the other rests and gives some back within a step. Results are the same bits for any
+ * number of threads and of parts, and whoever takes them.
  */
 import { WeftError } from "./bundle.ts";
 import { isNode, node } from "./node.ts";
@@ -23,8 +23,8 @@ const LANE = { claim: 0, over: 1, stop: 2, end: 3, words: 8 } as const;
 const PART_BITS = 10;
 const TURNS = 2 ** (32 - PART_BITS);
 /**
- * Words a thread: lists announced, odd while the others are written; then what the last one is: lane, parts of
- * a command, first word, one past the last, and the turn of the first command.
+ * Words a thread: lists announced, odd while the others are written; then what the last one is: lane, parts
+ * of a command, first word, one past the last, and the turn of the first command.
  */
 const POST = { begun: 0, lane: 1, parts: 2, from: 3, to: 4, turn: 5, words: 8 } as const;
 const MAX_COMMANDS = 4096;

@@ -336,8 +336,8 @@ export class Engine {
 
   /**
    * Make an adapter part of the base weights, or (null) take them back as they were before: nothing is ever
-   * subtracted. The engine must be at rest. Throws WEFT_CONFLICT while anything runs, WEFT_ADAPTER for a method
-   * that cannot merge, and for matrices in blocks unless they may be rounded again.
+   * subtracted. The engine must be at rest. Throws WEFT_CONFLICT while anything runs, WEFT_ADAPTER for a
+   * method that cannot merge, and for matrices in blocks unless they may be rounded again.
    */
   async merge(ref: AdapterRef | null, options: MergeOptions = {}): Promise<Merged> {
     checked(MergeOptions, options);

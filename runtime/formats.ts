@@ -49,8 +49,8 @@ const views: Readonly<Record<Plane["dtype"], new (b: ArrayBufferLike, at: number
 };
 
 /**
- * f32 values [n, k], the rows of a matrix from row `first` on → a bundle's panels. Throws WEFT_WEIGHTS, naming
- * the element, when the format has no such value.
+ * f32 values [n, k], the rows of a matrix from row `first` on → a bundle's panels. Throws WEFT_WEIGHTS,
+ * naming the element, when the format has no such value.
  */
 export function store(
   format: Format,

@@ -104,8 +104,8 @@ async function openVerified(
 }
 
 /**
- * Copy every weight into its chamber, in the panels of the device's target; `changeOf` may move any of them on
- * the way, in the model's own order: what storing them then took is returned.
+ * Copy every weight into its chamber, in the panels of the device's target; `changeOf` may move any of them
+ * on the way, in the model's own order: what storing them then took is returned.
  */
 export async function uploadWeights(
   reader: BundleReader,

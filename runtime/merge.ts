@@ -67,6 +67,8 @@ function mergeable(plan: TargetPlan, name: string): void {
       where: `merge: ${name}`,
       expected: `a matrix stored as ${formats.filter((f) => weightFormats[f].fine).join(" or ")}`,
       found: `${format}, whose steps are wider than what an adapter changes`,
-      hint: "serve the adapter beside the base, compile with --format f16, or round again: { requantise: true }",
+      hint:
+        "serve the adapter beside the base, compile with --format f16, " +
+        "or round again: { requantise: true }",
     });
 }

@@ -133,8 +133,8 @@ export function floatToHalf(x: number): number {
 }
 
 /**
- * Bytes of a tensor, from its element `first` on → f32 values. Throws WEFT_WEIGHTS naming the tensor if one is
- * not finite.
+ * Bytes of a tensor, from its element `first` on → f32 values. Throws WEFT_WEIGHTS naming the tensor if one
+ * is not finite.
  */
 export function decode(bytes: Uint8Array, dtype: Dtype, where: string, first = 0): Float32Array {
   const n = bytes.byteLength / dtypeBytes[dtype];

@@ -171,7 +171,9 @@ export async function openWasm(
       where: "threads",
       expected: "memory that threads can share",
       found: "a page that is not cross-origin isolated",
-      hint: "serve it with Cross-Origin-Opener-Policy: same-origin and Cross-Origin-Embedder-Policy: require-corp, or leave threads out",
+      hint:
+        "serve it with Cross-Origin-Opener-Policy: same-origin and Cross-Origin-Embedder-Policy: require-corp, " +
+        "or leave threads out",
     });
   const most = threads > 1 && manifest.train.length ? 2 : 1;
   const lanes = options.lanes ?? most;
@@ -283,12 +285,13 @@ export async function openWasm(
   const wordAt = (r: Omit<Range, "words">): number => addressOf(r.cls, r.group, r.lane ?? 0) / 4 + r.offset;
   const slice = (r: Range): Float32Array => floats.slice(wordAt(r), wordAt(r) + r.words);
   const stats = { launches: 0, encodeMs: 0 };
+  const many = `${threads} thread${threads > 1 ? "s" : ""}`;
   return {
     stats,
     info: {
       target: "wasm",
       numerics: options.relaxed ? "wasm relaxed" : "wasm",
-      name: `CPU (${options.relaxed ? "relaxed " : ""}SIMD WebAssembly, ${threads} thread${threads > 1 ? "s" : ""})`,
+      name: `CPU (${options.relaxed ? "relaxed " : ""}SIMD WebAssembly, ${many})`,
       software: false,
     },
     plan,

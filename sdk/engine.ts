@@ -314,8 +314,8 @@ export class Engine {
   /**
    * Make an adapter (or a weighted sum) part of the base weights; `null` restores the bundle's. Requests then
    * cost what the base costs, and cannot name adapters. Resolves with the time that the switch took, and what
-   * storing the weights rounded. Throws WEFT_CONFLICT unless the engine is at rest, WEFT_ADAPTER for what cannot
-   * merge, and for weights in blocks (int8, q4) without `requantise`.
+   * storing the weights rounded. Throws WEFT_CONFLICT unless the engine is at rest, WEFT_ADAPTER for what
+   * cannot merge, and for weights in blocks (int8, q4) without `requantise`.
    */
   merge(adapter: AdapterRef | null, options: MergeOptions = {}): Promise<Merged> {
     return this.core.merge(adapter, options);

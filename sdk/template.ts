@@ -1,6 +1,6 @@
 /**
- * Chat templates, within bounds. @huggingface/jinja parses them, and interprets them through `evaluate`, which
- * bounded.ts makes pay for its work.
+ * Chat templates, within bounds. @huggingface/jinja parses them, and interprets them through `evaluate`,
+ * which bounded.ts makes pay for its work.
  */
 import { Environment, type Interpreter, parse, tokenize } from "@huggingface/jinja";
 import { WeftError } from "../runtime/bundle.ts";

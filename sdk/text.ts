@@ -156,8 +156,9 @@ export class Text {
   }
   /**
    * The text that the model's chat template makes of a conversation; with `generationPrompt`, up to the
-   * assistant's next word. `given`: more that templates know (`tools`, `documents`, `enable_thinking`). Throws WEFT_TOKENIZER without a template, and where it cannot render the messages;
-   * WEFT_OPTION for messages that are none.
+   * assistant's next word. `given`: more that templates know (`tools`, `documents`, `enable_thinking`).
+   * Throws WEFT_TOKENIZER without a template, and where it cannot render the messages; WEFT_OPTION for
+   * messages that are none.
    */
   chat(messages: readonly Message[], generationPrompt: boolean, given: TemplateArguments = {}): string {
     return this.chatTemplate().render(this.values(plainMessages(messages), generationPrompt, given));

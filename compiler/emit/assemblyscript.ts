@@ -5,7 +5,7 @@
 import { readFileSync } from "node:fs";
 import type { KernelEnv } from "../kernel.ts";
 import { type AnyBody, kernelOf, libraries } from "../kernels/index.ts";
-import { passed, signature } from "../kernels/text/assemblyscript.ts";
+import { head, passed } from "../kernels/text/assemblyscript.ts";
 import { productText } from "../kernels/text/assemblyscript_tiles.ts";
 import type { Capacities } from "../target.ts";
 
@@ -21,12 +21,12 @@ export const prelude = (): string =>
 export function emitLaunchAs(name: string, bodies: readonly AnyBody[], env: KernelEnv): string {
   const parts = bodies.map((b, i) => kernelOf(b).assembly(`${name}_${i}`, b, env));
   const calls = bodies.map((_, i) => `  ${name}_${i}(${passed});`).join("\n");
-  return `${parts.join("\n")}\nexport function ${name}(${signature}): void {\n${calls}\n}\n`;
+  return `${parts.join("\n")}\nexport ${head(name)}\n${calls}\n}\n`;
 }
 
 /** The same launch under another name: on a CPU one kernel serves few rows and many. */
 export const emitAlias = (name: string, of: string): string =>
-  `export function ${name}(${signature}): void {\n  ${of}(${passed});\n}\n`;
+  `export ${head(name)}\n  ${of}(${passed});\n}\n`;
 
 /** Bytes of scratch that a thread needs for a body. */
 export const scratchBytes = (b: AnyBody, c: Capacities): number => kernelOf(b).scratch?.(b, c) ?? 0;

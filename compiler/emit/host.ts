@@ -124,8 +124,9 @@ function longestLists(h: HostInput): { commands: string; events: string } {
     h.layers * Math.max(launches("forward"), launches("forward.full")) +
     launches("stash") +
     launches("head");
+  const ofJob = update + launches("clip") + rowNorms;
   return {
-    commands: `SLOTS * ${rowNorms} + JOBS * ${update + launches("clip") + rowNorms} + ${units * unit + forward}`,
+    commands: `SLOTS * ${rowNorms} + JOBS * ${ofJob} + ${units * unit + forward}`,
     // A logits row says one thing; every sequence may end, and a micro-batch of every job. Before a step
     // every sequence may start, every slot be filled, and every job have a slot and begin.
     events: `SEQUENCES * 2 + SLOTS + JOBS * 2 + ${headRows}`,
@@ -227,10 +228,11 @@ export function hostConfig(h: HostInput): string {
   }
   return [
     "// Generated from the bundle's capacities and programs. Sizes come from whoever loads it.",
-    ...sizeNames.map(
-      (name) =>
-        `// @ts-ignore: decorator\n@external("sizes", "${name}")\nexport declare const ${constant(name)}: i32;`,
-    ),
+    ...sizeNames.flatMap((name) => [
+      "// @ts-ignore: decorator",
+      `@external("sizes", "${name}")`,
+      `export declare const ${constant(name)}: i32;`,
+    ]),
     ...Object.entries(constants).map(([k, v]) => `export const ${k}: i32 = ${v};`),
     ...Object.entries(arrays).map(
       ([k, v]) => `export const ${k}: StaticArray<i32> = [${v.length ? v.join(", ") : "-1"}];`,

@@ -9,7 +9,7 @@ import {
 } from "../../runtime/bundle.ts";
 import type { KernelEnv, Variant } from "../kernel.ts";
 import type { Launch } from "../kernels/body.ts";
-import { type AnyBody, type Update, writesWeights } from "../kernels/index.ts";
+import { type AnyBody, storesResult, type Update, writesWeights } from "../kernels/index.ts";
 import type { RowNorms } from "../kernels/row_norms.ts";
 import { tensorName } from "../layers.ts";
 import { type BlockKind, blockLayouts } from "../metadata.ts";
@@ -91,7 +91,8 @@ export function emitTarget(
         const onlySaves =
           program.block === "step" &&
           program.region === "layer" &&
-          b.skeleton === "map" &&
+          "stores" in b &&
+          !storesResult(b) &&
           b.stores.every((s) => s.to === "field");
         return onlySaves ? [TRAIN_BIT] : b.bits;
       });

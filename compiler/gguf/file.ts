@@ -37,7 +37,9 @@ export interface GgufFile {
   readonly read: (name: string, shape: readonly number[], from: number, to: number) => Float32Array;
   /** The format that holds a tensor as it is, or loses least of it; null where there is none. */
   readonly nearest: (name: string) => Format | null;
-  /** Rows as `nearest` has them, in the blocks that they lie in; null where it does not. Checked as `read`. */
+  /**
+   * Rows as `nearest` has them, in the blocks that they lie in; null where it does not. Checked as `read`.
+   */
   readonly planes: (
     name: string,
     shape: readonly number[],

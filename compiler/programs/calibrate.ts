@@ -1,19 +1,11 @@
 /**
  * Jobs that only look: sums over a data set of what each channel carries, which selectors of channels rank.
  */
-import {
-  colSum,
-  gatherRows,
-  mul,
-  rowSum,
-  storeRows,
-  toposort,
-  type Value,
-  valueKey,
-} from "../../ops/index.ts";
+import { colSum, gatherRows, mul, opOf, rowSum, storeRows, type Value, valueKey } from "../../ops/index.ts";
 import { vjp } from "../autodiff.ts";
 import type { SiteSpec } from "../layers.ts";
 import type { Fields } from "./backward.ts";
+import { edgesOf, fieldName } from "./kept.ts";
 import { CALIBRATE, CALIBRATE_GRADIENT, type GraphProgram, type Statistic } from "./program.ts";
 import { type Region, type Rows, substitute } from "./region.ts";
 
@@ -53,17 +45,17 @@ export function calibration(unit: Region, statistics: readonly Statistic[], fiel
   const back = storeRows(dh, grads.get(valueKey(h))!, "save_row");
 
   // Rebuilt from what every adapter in training keeps of a layer, which bounds the recomputed part.
-  const attend = toposort([out]).find((n) => n.op === "attend")!;
-  const replace = new Map([[valueKey(attend.ins[1]!), attend.ins[1]!.node.ins[0]!]]);
-  const edges: [Value, string][] = [
-    [h, "h_in"],
-    ...attend.outs.map((type, index): [Value, string] => [
-      { node: attend, index, type },
-      `${attend.label}${index ? `_${index}` : ""}`,
-    ]),
-  ];
-  for (const [v, name] of edges)
-    replace.set(valueKey(v), gatherRows(field(`adapter.${name}`, (v.type as Rows).cols), "save_row", "W"));
+  const edges = edgesOf(unit);
+  const replace = new Map<string, Value>();
+  // The cache is as the forward left it.
+  for (const { node } of edges)
+    for (const state of node.ins)
+      if (opOf(state.node.op).kind === "effect") replace.set(valueKey(state), state.node.ins[0]!);
+  for (const v of [h, ...edges])
+    replace.set(
+      valueKey(v),
+      gatherRows(field(`adapter.${fieldName(unit, v)}`, (v.type as Rows).cols), "save_row", "W"),
+    );
   const program = (cls: string, roots: readonly Value[]): GraphProgram => ({
     name: `backward.${cls}.boundary`,
     region: "layer",

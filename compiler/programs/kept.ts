@@ -51,22 +51,27 @@ function keptSet(
   return { read: [...read.values()], kept: [...read].filter(([key]) => keep.has(key)).map(([, v]) => v) };
 }
 
+/** What the nodes of a layer that are never run again give. */
+export const edgesOf = (unit: Region): Value[] =>
+  toposort([unit.out])
+    .filter((node) => opOf(node.op).edge)
+    .flatMap((node) => node.outs.map((type, index) => ({ node, index, type })));
+
+/** The name of a kept value, before its class's. */
+export const fieldName = (unit: Region, v: Value): string =>
+  `${v === unit.h ? "h_in" : v.node.label}${v.index ? `_${v.index}` : ""}`;
+
 /** The kept sets of `unit`, a layer over a unit's rows whose backward is `roots`. */
 export function keptOf(cls: TrainClass, unit: Region, roots: readonly Value[]): Kept {
   const order = toposort([unit.out]);
-  const attend = order.find((n) => n.op === "attend")!;
-  const boundary = [
-    unit.h,
-    { node: attend, index: 0, type: attend.outs[0]! },
-    { node: attend, index: 1, type: attend.outs[1]! },
-  ];
+  const boundary = [unit.h, ...edgesOf(unit)];
   const edges = new Set(boundary.map(valueKey));
   const sets = keptSet(new Set(order), roots, edges);
   const inside = (v: Value): boolean => !edges.has(valueKey(v));
   const all = [...boundary, ...sets.kept.filter(inside)];
   const fields = all.map((v): SavedField => {
     const edge = edges.has(valueKey(v));
-    const label = `${v === unit.h ? "h_in" : v.node.label}${v.index ? `_${v.index}` : ""}`;
+    const label = fieldName(unit, v);
     const name = edge
       ? `${cls === "full" ? "full" : "adapter"}.${label}`
       : `${cls}.${label}_${order.indexOf(v.node)}`;

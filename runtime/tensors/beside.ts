@@ -1,4 +1,6 @@
-/** Numbers in rows; a file has those of all branches side by side in one tensor, whose name is the key alone. */
+/**
+ * Numbers in rows; a file has those of all branches side by side in one tensor, whose name is the key alone.
+ */
 import { checkStart, starts } from "./dense.ts";
 import type { Numbers, Placed } from "./tensor.ts";
 

@@ -50,8 +50,8 @@ export async function jsonOf(request: Request, limit: number): Promise<Record<st
 }
 
 /**
- * Server-sent events: what `next` gives, one event each, until it gives null; then `[DONE]`. An error ends the
- * stream with an event that says it. `close` is called once, whoever ends it.
+ * Server-sent events: what `next` gives, one event each, until it gives null; then `[DONE]`. An error ends
+ * the stream with an event that says it. `close` is called once, whoever ends it.
  */
 export function events(
   next: () => Promise<unknown>,

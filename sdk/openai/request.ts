@@ -1,4 +1,6 @@
-/** Bodies of requests for answers: what OpenAI's API may be asked, described once, as options of the engine. */
+/**
+ * Bodies of requests for answers: what OpenAI's API may be asked, described once, as options of the engine.
+ */
 import * as v from "valibot";
 import { checked, requestEntries } from "../../runtime/options.ts";
 import {

@@ -44,10 +44,11 @@ const chosen = (
   cases: readonly (readonly [which: number, values: readonly string[]])[],
 ): Lines => {
   const [first, ...others] = cases;
+  const set = (values: readonly string[]): string => names.map((n, i) => `${n} = ${values[i]};`).join(" ");
   return lines`
     ${names.map((name, i) => `var ${name} = ${first![1][i]};`)}
     switch ${selector} {
-      ${others.map(([which, values]) => `case ${which}: { ${names.map((n, i) => `${n} = ${values[i]};`).join(" ")} }`)}
+      ${others.map(([which, values]) => `case ${which}: { ${set(values)} }`)}
       default: {}
     }`;
 };

@@ -57,7 +57,12 @@ const bases = (text: string): string =>
 /** A function over a body's share, with the base pointers that its text names. */
 export function fn(name: string, body: Lines, params = signature): string {
   const text = indent(body, 2).join("\n");
-  return `function ${name}(${params}): void {\n${bases(text)}\n${text}\n}\n`;
+  return `${head(name, params)}\n${bases(text)}\n${text}\n}\n`;
+}
+/** The first line of a function, or three where it is long. */
+export function head(name: string, params = signature): string {
+  const line = `function ${name}(${params}): void {`;
+  return line.length > 110 ? `function ${name}(\n  ${params}\n): void {` : line;
 }
 /** The thread's contiguous share of `total` equal pieces, as `lo` and `hi`. */
 export const shareOf = (total: string | number): Lines => lines`
