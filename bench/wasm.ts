@@ -26,7 +26,7 @@ export async function main(args: string[]): Promise<void> {
   const gguf = randomGguf(smol);
   const dir = peerFolder();
   const bundles: Record<string, string> = {};
-  for (const format of ["f32", "f16", "int8"] as const) {
+  for (const format of ["f32", "f16", "bf16", "int8"] as const) {
     bundles[format] = join(tmpdir(), `weft-bench-smol-${format}.weft`);
     console.log(`compiling ${format} …`);
     await compile(folder, bundles[format], {
@@ -74,6 +74,7 @@ export async function main(args: string[]): Promise<void> {
   const us = (await weft("weft f32", "f32"))!;
   const relaxed = await weft("weft f32 relaxed", "f32", ["relaxed"]);
   const f16 = (await weft("weft f16", "f16"))!;
+  const bf16 = (await weft("weft bf16", "bf16"))!;
   const int8 = (await weft("weft int8", "int8"))!;
   const llama = await peer("llama.cpp f32", "llama.mjs", gguf);
   const ort = await peer("onnxruntime-web", "ort.mjs");
@@ -107,7 +108,7 @@ export async function main(args: string[]): Promise<void> {
     }
     put("read bandwidth, GB/s", us.name, (await us.ask<{ rate: number }>("bandwidth")).rate);
     for (const batch of [1, 4])
-      for (const c of [us, relaxed, f16, int8, llama])
+      for (const c of [us, relaxed, f16, bf16, int8, llama])
         await ask(
           `decode batch ${batch}, tokens/s`,
           c,
@@ -116,10 +117,10 @@ export async function main(args: string[]): Promise<void> {
           (ms) => (batch * 1000) / ms,
         );
     for (const n of [128, 512])
-      for (const c of [us, relaxed, f16, int8, llama])
+      for (const c of [us, relaxed, f16, bf16, int8, llama])
         await ask(`prefill ${n}, tokens/s`, c, "prefill", { n }, (ms) => (n * 1000) / ms);
     for (const n of [128, 256])
-      for (const c of [us, relaxed, f16, int8, torch])
+      for (const c of [us, relaxed, f16, bf16, int8, torch])
         await ask(`LoRA step of ${n}, tokens/s`, c, "lora", { n }, (ms) => (n * 1000) / ms);
     for (const c of [tfjs, jax])
       if (c) {
@@ -147,12 +148,13 @@ export async function main(args: string[]): Promise<void> {
   const kernels: Record<string, Record<string, number>> = {};
   for (const of of ["decode", "prefill", "lora"])
     kernels[of] = (await us.ask<{ kernels: Record<string, number> }>("kernels", { of })).kernels;
-  for (const c of [us, relaxed, f16, int8, llama, ort, tfjs, jax, torch]) c?.end();
+  for (const c of [us, relaxed, f16, bf16, int8, llama, ort, tfjs, jax, torch]) c?.end();
   // Peak memory, in processes that do nothing but train.
   const rss: Record<string, number> = {};
   for (const start of [
     () => weft("weft f32", "f32"),
     () => weft("weft f16", "f16"),
+    () => weft("weft bf16", "bf16"),
     () => weft("weft int8", "int8"),
     python,
   ]) {
