@@ -1,8 +1,8 @@
 /**
  * Time to the first token with prefixes kept and without, on the shape of SmolLM2-135M: two engines of one
  * bundle, turn by turn. A chat of ten turns, each asked with all that was said so far; and 32 requests that
- * begin with one system prompt, one after the other, and all at once. Means from the second turn, or the second
- * first token, on.
+ * begin with one system prompt, one after the other, and all at once. Means from the second turn, or the
+ * second first token, on.
  *
  *   npm run -s bench -- chat [--repeats 3] [--threads 2] [--turns 10] [--requests 32]
  */

@@ -1,7 +1,7 @@
 /**
- * Rotary position embedding over pairs (i, i + half) of a head's first dims, from an f64-made table of cosines
- * and sines; its gradient is the inverse rotation. Of several tables each layer says which it turns by; dims
- * beyond the table's pass.
+ * Rotary position embedding over pairs (i, i + half) of a head's first dims, from an f64-made table of
+ * cosines and sines; its gradient is the inverse rotation. Of several tables each layer says which it turns
+ * by; dims beyond the table's pass.
  */
 import { call, type Expr, type Ix, ixBin, konst, load, meta, ofLayer, row } from "./expr.ts";
 import { defineOp, make1, type Sample, type Type, type Value } from "./graph.ts";

@@ -49,7 +49,9 @@ export const LANES = 2;
 export const COMMAND_WORDS = 6;
 /** The host's own counters, then those of a lane's step. */
 export const COUNTER = {
-  /** Cache blocks with nothing in them, free rows of the table of sequences; how often either was given back. */
+  /**
+   * Cache blocks with nothing in them, free rows of the table of sequences; how often either was given back.
+   */
   free: 0,
   freeSequences: 1,
   given: 2,

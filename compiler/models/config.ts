@@ -184,8 +184,8 @@ export function above0OrNull(config: Json, key: string, fallback: number | null)
 /** Larger than any context: a window that ends nothing. */
 export const ALL = 2 ** 30;
 /**
- * Which layers slide, by `layer_types`; where the config has none, as `otherwise` says. Throws WEFT_CONFIG for
- * a kind of layer that there is not.
+ * Which layers slide, by `layer_types`; where the config has none, as `otherwise` says. Throws WEFT_CONFIG
+ * for a kind of layer that there is not.
  */
 export function slidingLayers(
   { layer_types: types }: Json,

@@ -61,7 +61,10 @@ export function decoderConfig(g: GgufHeader): Json {
 }
 /** Keys of YaRN that say more than transformers' do: refused where they are not as if they were not there. */
 const neutral = { "rope.scaling.yarn_log_multiplier": 0, "rope.scaling.yarn_ext_factor": -1 };
-/** `rope_scaling` as the file's keys say it, or its tensors: frequencies of its own are factors, as LongRoPE's. */
+/**
+ * `rope_scaling` as the file's keys say it, or its tensors: frequencies of its own are factors, as
+ * LongRoPE's.
+ */
 function ropeScaling(g: GgufHeader): Json | null {
   const original = g.number("rope.scaling.original_context_length", g.number("context_length"));
   const [long, short, own] = ["rope_factors_long", "rope_factors_short", "rope_freqs"].map((name) =>

@@ -1,4 +1,6 @@
-/** The Granite family: as Llama, with constants that multiply embeddings, scores, what blocks add, and logits. */
+/**
+ * The Granite family: as Llama, with constants that multiply embeddings, scores, what blocks add, and logits.
+ */
 import { allAttend, decoderSizes, fail, only } from "./config.ts";
 import { decoderConfig, decoderModules, halves, named } from "./gguf.ts";
 import type { Family, Json, Model } from "./model.ts";

@@ -1,4 +1,7 @@
-/** The Qwen2 family (2.5 too): as Llama, with biases of queries, keys and values; upper layers may see a window. */
+/**
+ * The Qwen2 family (2.5 too): as Llama, with biases of queries, keys and values; upper layers may see a
+ * window.
+ */
 import { ALL, above0OrNull, count, decoderSizes, only, slidingLayers } from "./config.ts";
 import { decoderConfig, decoderModules, named, whole } from "./gguf.ts";
 import type { Family, Json, Model } from "./model.ts";

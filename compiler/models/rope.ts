@@ -1,6 +1,7 @@
 /**
  * Rotary positions as config.json describes them: each kind of scaling makes a table. Facts: transformers'
- * modeling_rope_utils.py, whose keys these are; llama3 and LongRoPE (Ding et al. 2024), YaRN (Peng et al. 2023).
+ * modeling_rope_utils.py, whose keys these are; llama3 and LongRoPE (Ding et al. 2024), YaRN (Peng et al.
+ * 2023).
  */
 import type { RopeEntry } from "../../runtime/bundle.ts";
 import { fail } from "./config.ts";

@@ -19,8 +19,8 @@ export interface Kept {
 }
 
 /**
- * Values of the forward that the backward reads, fewest first kept: what is pointwise in kept values, those of
- * the boundary (`edges`) among them, is recomputed, never stored.
+ * Values of the forward that the backward reads, fewest first kept: what is pointwise in kept values, those
+ * of the boundary (`edges`) among them, is recomputed, never stored.
  */
 function keptSet(
   forward: ReadonlySet<Node>,

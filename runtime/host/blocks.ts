@@ -5,8 +5,8 @@
  *   block b:   free; or held by so many sequences, more than one only where it is full; or idle: held by none,
  *              and kept for the prefix that it has until somebody needs room
  *
- * Whoever holds an entry holds those before it, and lets go of the last first: so idle blocks, in the order in
- * which they were let go, never have one behind another that follows it in a prefix, and the first is the
+ * Whoever holds an entry holds those before it, and lets go of the last first: so idle blocks, in the order
+ * in which they were let go, never have one behind another that follows it in a prefix, and the first is the
  * least recently used that nothing depends on.
  */
 import {

@@ -1,9 +1,9 @@
 /**
  * Which requests read and fill prefixes: those that generate, where the load allows it. A score needs the
  * logits of every token, and what a job trains is nobody else's. A block is an entry from the moment its last
- * row is granted: the list that fills it writes the keys and values of all its rows before any row reads them,
- * so whoever comes to the same tokens, in the same step or later, reads them and computes what follows. The
- * last, partly filled block of a sequence is always its own.
+ * row is granted: the list that fills it writes the keys and values of all its rows before any row reads
+ * them, so whoever comes to the same tokens, in the same step or later, reads them and computes what follows.
+ * The last, partly filled block of a sequence is always its own.
  */
 import { hold, letGo } from "./blocks";
 import { BLOCK, BLOCKS_PER_SEQUENCE, C_FOUND, C_GIVEN, CONTEXT, NONE, SEQUENCES } from "./config";

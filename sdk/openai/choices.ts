@@ -21,7 +21,9 @@ export class Choices {
   /** Of each stream that has begun, tokens of its prompt that were not computed for it. */
   private readonly cached = new Map<number, number>();
 
-  /** `n` answers to each prompt, in the order of the prompts. Each draws with a seed of its own: `seed + i`. */
+  /**
+   * `n` answers to each prompt, in the order of the prompts. Each draws with a seed of its own: `seed + i`.
+   */
   constructor(
     engine: Engine,
     prompts: readonly (readonly number[])[],
