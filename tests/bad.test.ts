@@ -78,7 +78,7 @@ test("model folders: truncated, lying, missing, misshapen, not finite, unknown",
   await refuse("WEFT_CONFIG", config({ sliding_window: 128 }), /sliding_window/);
   const windowed = ["full_attention", "sliding_attention"];
   await refuse("WEFT_CONFIG", config({ layer_types: windowed }), /layer_types.*sliding/);
-  await refuse("WEFT_CONFIG", config({ rope_scaling: { rope_type: "yarn", factor: 2 } }), /rope_type/);
+  await refuse("WEFT_CONFIG", config({ rope_scaling: { rope_type: "spiral", factor: 2 } }), /rope_type/);
   await code(
     "WEFT_OPTION",
     () => compile(writeModel(configs.even), out, { ...options, targets: ["cuda"] as never }),
