@@ -17,6 +17,8 @@ export const architectures: Readonly<Record<string, string>> = {
   llama: "LlamaForCausalLM",
   mistral: "MistralForCausalLM",
   olmo2: "Olmo2ForCausalLM",
+  gpt2: "GPT2LMHeadModel",
+  phi3: "Phi3ForCausalLM",
   qwen2: "Qwen2ForCausalLM",
   qwen3: "Qwen3ForCausalLM",
   smollm3: "SmolLM3ForCausalLM",
