@@ -1,7 +1,7 @@
 /**
- * Host memory of many adapters: of rank 8 on all seven linear sites of a model of SmolLM2-135M's shape, kept in
- * f32 (as training leaves them), in 16 bits (as they are published), and under a budget, past which they are on
- * disk. Each is read back and compared, bit for bit.
+ * Host memory of many adapters: of rank 8 on all seven linear sites of a model of SmolLM2-135M's shape, kept
+ * in f32 (as training leaves them), in 16 bits (as they are published), and under a budget, past which they
+ * are on disk. Each is read back and compared, bit for bit.
  *
  *   npm run -s bench -- kept [--adapters 2000] [--numbers f16|f32] [--memory 4GB]
  */

@@ -28,7 +28,10 @@ export interface ParamAddress {
   /** Adapter branch of a slot tensor. */
   readonly branch: number | null;
   readonly rows: "rank" | "one";
-  /** Words from the chamber's start (weights); from the start of a quad, or of the branch's vectors (adapters). */
+  /**
+   * Words from the chamber's start (weights); from the start of a quad, or of the branch's vectors
+   * (adapters).
+   */
   readonly offset: number;
   /** Words of the tensor as stored, padding included. */
   readonly words: number;

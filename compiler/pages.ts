@@ -1,7 +1,7 @@
 /**
- * Where tensors of adapters lie: in pages of one size, so that a slot is as many as its rank takes and any page
- * will do for any of it. A method's first pages hold the vectors of its branches, those of a branch side by
- * side; then come quads, four rows of every factor of a layer, as many a page as fit.
+ * Where tensors of adapters lie: in pages of one size, so that a slot is as many as its rank takes and any
+ * page will do for any of it. A method's first pages hold the vectors of its branches, those of a branch
+ * side by side; then come quads, four rows of every factor of a layer, as many a page as fit.
  */
 import {
   mostStates,

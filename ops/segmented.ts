@@ -77,8 +77,8 @@ const scaleOp = defineOp({
   point: ({ attrs }) => ({ e: "scale", branch: Number(attrs.branch), row, col: { ix: "col" } }),
 });
 /**
- * u, what a branch's rows make of x, scaled by the row's adapter: alpha/r, or alpha/√r for rsLoRA; in a sum of
- * adapters each adapter's rows by its own, times its weight.
+ * u, what a branch's rows make of x, scaled by the row's adapter: alpha/r, or alpha/√r for rsLoRA; in a sum
+ * of adapters each adapter's rows by its own, times its weight.
  */
 export const scaleBySlot = (u: Value, branch: number): Value => {
   const { domain, cols } = u.type as Rows;

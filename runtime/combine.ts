@@ -160,7 +160,10 @@ const modulesOf = (manifest: Manifest, branches: readonly (readonly BranchState[
   ),
 ];
 
-/** Adapters of one method that choose what they change: the union of the chosen; deltas of what is shared add. */
+/**
+ * Adapters of one method that choose what they change: the union of the chosen; deltas of what is shared
+ * add.
+ */
 function unite(manifest: Manifest, parts: readonly Part[], method: string): AdapterContent {
   const layers = Array.from({ length: manifest.model.layers }, (_, l) =>
     layerOf(manifest, l, (b) => {

@@ -115,8 +115,8 @@ export const layerWord = (name: (typeof layerConstants)[number]): number => 1 + 
 export const QUAD = 4;
 export const quadsOf = (rank: number): number => Math.ceil(rank / QUAD);
 /**
- * Has a tensor rows by rank that kernels read as rows? A column of numbers, and what has one row, is a vector:
- * it lies at its branch's home, as long as the branch has room for.
+ * Has a tensor rows by rank that kernels read as rows? A column of numbers, and what has one row, is a
+ * vector: it lies at its branch's home, as long as the branch has room for.
  */
 export const ranked = (t: { readonly rows: "rank" | "one"; readonly cols: number }): boolean =>
   t.rows === "rank" && t.cols > 1;

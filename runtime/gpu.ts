@@ -1,7 +1,10 @@
 import { WeftError } from "./errors.ts";
 
 export type Gpu = Pick<GPU, "requestAdapter">;
-/** An adapter of what `open` gives; null where there is none. Throws WEFT_DEVICE when it cannot be asked for. */
+/**
+ * An adapter of what `open` gives; null where there is none. Throws WEFT_DEVICE when it cannot be asked
+ * for.
+ */
 export async function askAdapter(
   kind: "hardware" | "software",
   open: () => Promise<Gpu | null>,

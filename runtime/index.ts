@@ -51,15 +51,15 @@ export const LoadOptions = object({
    */
   relaxed: v.optional(boolean),
   /**
-   * Bytes that the device may take, or a text like "512MB" or "3 GiB". Less than the bundle is meant for makes
-   * room for fewer requests and smaller jobs, more for more requests; results are the same bits. Default: what
-   * the bundle is meant for, as far as the device has it.
+   * Bytes that the device may take, or a text like "512MB" or "3 GiB". Less than the bundle is meant for
+   * makes room for fewer requests and smaller jobs, more for more requests; results are the same bits.
+   * Default: what the bundle is meant for, as far as the device has it.
    */
   memory: v.optional(memorySize),
   /**
-   * Of adapters: bytes of memory that their numbers may take on the host, or a text like "4GB". Those used least
-   * recently are put on disk beyond it (in a page, where there is none, one more is refused). Default: as many
-   * as there are.
+   * Of adapters: bytes of memory that their numbers may take on the host, or a text like "4GB". Those used
+   * least recently are put on disk beyond it (in a page, where there is none, one more is refused). Default:
+   * as many as there are.
    */
   adapters: v.optional(object({ memory: v.exactOptional(memorySize) })),
   /** Sizes that are not to follow from `memory`: see `compile`. */
@@ -72,8 +72,8 @@ export type LoadOptions = Of<typeof LoadOptions>;
 /** What this process found of bundles on its devices. */
 const verdicts: Verdicts = new Map();
 /**
- * Load a bundle: a folder, an address, or a reader of it. Throws WeftError before anything is allocated if the
- * bundle is not what its manifest says. An abort rejects at once, in every phase.
+ * Load a bundle: a folder, an address, or a reader of it. Throws WeftError before anything is allocated if
+ * the bundle is not what its manifest says. An abort rejects at once, in every phase.
  */
 export async function openEngine(
   bundle: string | URL | BundleReader,

@@ -1,7 +1,7 @@
 /**
- * Contents of adapters as the host keeps them: each tensor in 16 bits where that loses nothing, as it does for
- * adapters that were published so; and, past a budget, the least recently used in a folder, from which they are
- * read when they are needed. What is read has the bits that were kept.
+ * Contents of adapters as the host keeps them: each tensor in 16 bits where that loses nothing, as it does
+ * for adapters that were published so; and, past a budget, the least recently used in a folder, from which
+ * they are read when they are needed. What is read has the bits that were kept.
  */
 import { floatToHalf, halfToFloat, type Manifest, WeftError } from "./bundle.ts";
 import { type AdapterContent, type AdapterShape, placedIn } from "./content.ts";

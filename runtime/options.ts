@@ -130,8 +130,8 @@ export const engineEntries = {
    */
   onError: v.optional(callback<(e: WeftError) => void>()),
   /**
-   * Of adapters: bytes of memory that their numbers may take on the host. Those used least recently are put on
-   * disk beyond it (in a page, where there is none, one more is refused). Default: as many as there are.
+   * Of adapters: bytes of memory that their numbers may take on the host. Those used least recently are put
+   * on disk beyond it (in a page, where there is none, one more is refused). Default: as many as there are.
    */
   adapters: v.optional(object({ memory: v.exactOptional(positive) })),
   /** Hears what is done of loading. */

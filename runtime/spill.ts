@@ -1,6 +1,6 @@
 /**
- * A folder of the system's for temporary files, for what there is no room for in memory. It is removed when it
- * is closed; one that a killed process left is removed by the next that opens one. Node alone.
+ * A folder of the system's for temporary files, for what there is no room for in memory. It is removed when
+ * it is closed; one that a killed process left is removed by the next that opens one. Node alone.
  */
 import { onDisk, randomName, systemCode, unless } from "./disk.ts";
 import { WeftError } from "./errors.ts";

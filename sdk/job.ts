@@ -8,8 +8,8 @@ import type { FinetuneOptions } from "./options.ts";
 export class Job {
   private readonly auto: Autosave | null;
   /**
-   * Rejects when the job fails or is cancelled, and when its last automatic checkpoint could not be kept: what
-   * it learned is published then.
+   * Rejects when the job fails or is cancelled, and when its last automatic checkpoint could not be kept:
+   * what it learned is published then.
    */
   readonly done: Promise<TrainResult>;
   constructor(

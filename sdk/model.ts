@@ -9,7 +9,10 @@ import {
 } from "../runtime/bundle.ts";
 import { parseJson, readFileOr } from "./files.ts";
 
-/** The class of transformers that loads a `model_type`, where its config does not say (one out of a GGUF file). */
+/**
+ * The class of transformers that loads a `model_type`, where its config does not say (one out of a GGUF
+ * file).
+ */
 export const architectures: Readonly<Record<string, string>> = {
   gemma2: "Gemma2ForCausalLM",
   gemma3_text: "Gemma3ForCausalLM",

@@ -73,7 +73,9 @@ export const FinetuneOptions = object({
   tuned: v.optional(text),
   /** Go on from an adapter that is loaded, instead of a fresh one. */
   from: v.optional(text),
-  /** A checkpoint folder to go on from; options and data must be the same, `epochs` or `steps` may be more. */
+  /**
+   * A checkpoint folder to go on from; options and data must be the same, `epochs` or `steps` may be more.
+   */
   resume: v.optional(text),
   /** Checkpoints by themselves, while the job runs and behind its last step. Default: none. */
   checkpoint: v.optional(

@@ -3,7 +3,8 @@
  * signs with one common magnitude; their places are gaps in Rice code (Golomb's with a power of two).
  * Selections of channels are kept as they are.
  *
- *   file: "WEFT3" · u32 length of the JSON header · header · bit stream (gap: unary quotient, b low bits; then the sign), most significant bit first
+ *   file: "WEFT3" · u32 length of the JSON header · header · bit stream (gap: unary quotient, b low bits;
+ *   then the sign), most significant bit first
  */
 import * as v from "valibot";
 import { decode, encode, parseHeader, type TensorData, WeftError } from "../runtime/bundle.ts";

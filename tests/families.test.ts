@@ -1,6 +1,6 @@
 /**
- * Law 2 for the families beside Llama: logits, losses, gradients and optimizer steps of tiny models equal those
- * of torch + transformers + peft; rotary tables equal those of transformers.
+ * Law 2 for the families beside Llama: logits, losses, gradients and optimizer steps of tiny models equal
+ * those of torch + transformers + peft; rotary tables equal those of transformers.
  */
 import * as assert from "uvu/assert";
 import { models } from "../compiler/models/index.ts";

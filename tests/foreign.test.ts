@@ -233,7 +233,8 @@ test("model files: config, index, tokenizer config, GGUF and safetensors headers
       () => models[String(configs[of].model_type)]!.read({ ...configs[of], ...more }),
       says,
     );
-  // Of six layers of Gemma 3 five see a window, of four of SmolLM3 three turn; of Qwen2 the upper ones may slide.
+  // Of six layers of Gemma 3 five see a window, of four of SmolLM3 three turn; of Qwen2 the upper ones may
+  // slide.
   const perLayerOf = (of: FamilyName, more: object): object =>
     models[String(configs[of].model_type)]!.read({ ...configs[of], ...more }).perLayer;
   const seven = { num_hidden_layers: 7, layer_types: undefined };

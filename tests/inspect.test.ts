@@ -1,4 +1,6 @@
-/** What inspect says of a load is what a load takes: every memory that WebAssembly is asked for is counted. */
+/**
+ * What inspect says of a load is what a load takes: every memory that WebAssembly is asked for is counted.
+ */
 import * as assert from "uvu/assert";
 import { load } from "../sdk/index.ts";
 import { weft } from "./support/console.ts";

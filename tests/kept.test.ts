@@ -1,4 +1,7 @@
-/** Adapters on the host: in as few bits as lose nothing, and on disk past a budget; always the bits that were kept. */
+/**
+ * Adapters on the host: in as few bits as lose nothing, and on disk past a budget; always the bits that
+ * were kept.
+ */
 import { spawn } from "node:child_process";
 import { existsSync, mkdirSync, readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";

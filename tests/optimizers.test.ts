@@ -1,6 +1,6 @@
 /**
- * Each optimizer's step, in f64, is the rule of its paper as torch writes it: written here a second time, with
- * plain numbers and from the definition.
+ * Each optimizer's step, in f64, is the rule of its paper as torch writes it: written here a second time,
+ * with plain numbers and from the definition.
  */
 import * as assert from "uvu/assert";
 import { stepOf } from "../compiler/optimizers.ts";

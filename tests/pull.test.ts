@@ -1,4 +1,7 @@
-/** weft pull against a server with the Hub's layout: what is taken, cut off and gone on from, checked, refused. */
+/**
+ * weft pull against a server with the Hub's layout: what is taken, cut off and gone on from, checked,
+ * refused.
+ */
 import { createHash } from "node:crypto";
 import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";

@@ -1,6 +1,6 @@
 /**
- * S2FT equals a masked full fine-tuning of real torch, chosen at run time and when the base is compiled; and as a
- * LoRA what peft computes.
+ * S2FT equals a masked full fine-tuning of real torch, chosen at run time and when the base is compiled; and
+ * as a LoRA what peft computes.
  */
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";

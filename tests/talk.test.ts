@@ -1,4 +1,6 @@
-/** `weft chat` and `weft generate` on a model with turns: what is said, saved, stopped, and why nothing is. */
+/**
+ * `weft chat` and `weft generate` on a model with turns: what is said, saved, stopped, and why nothing is.
+ */
 import { spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";

@@ -43,7 +43,8 @@ const kinds: Readonly<Record<string, Kind>> = {
       return unscaled(plain.map((f) => f / factor));
     },
   },
-  // It grows theta with a length beyond the model's own positions, and no bundle has room for more than those.
+  // It grows theta with a length beyond the model's own positions, and no bundle has room for more than
+  // those.
   dynamic: { keys: ["factor", original], make: ({ plain }) => unscaled(plain) },
   llama3: {
     keys: ["factor", "low_freq_factor", "high_freq_factor", original],

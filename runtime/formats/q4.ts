@@ -81,6 +81,10 @@ function weightq4(w: usize, n: i32, k: i32, K: i32, N: i32): f32 {
     + half1(load<u16>(scale, 16));
 }`,
     unpack: `
+// @ts-ignore: decorator
+@inline function q4of(q: v128, scale: v128, low: v128): v128 {
+  return f32x4.add(f32x4.mul(f32x4.convert_i32x4_s(q), scale), low);
+}
 function unpack_q4(w: usize, N: i32, K: i32, p: i32, k: i32, count: i32, out: usize): void {
   const pairs: i32 = (K + 1) >> 1;
   let at: usize = w + <usize>(p * pairs + (k >> 1)) * 8;
@@ -96,13 +100,13 @@ function unpack_q4(w: usize, N: i32, K: i32, p: i32, k: i32, count: i32, out: us
     while (out < end) {
       const e: v128 = v128.load_ext<u8>(at);
       let q: v128 = v128.and(e, mask);
-      v128.store(out, f32x4.add(f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(q)), s0), m0));
-      v128.store(out, f32x4.add(f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_s(q)), s1), m1), 16);
+      v128.store(out, q4of(i32x4.extend_low_i16x8_s(q), s0, m0));
+      v128.store(out, q4of(i32x4.extend_high_i16x8_s(q), s1, m1), 16);
       out += 32;
       if (out < end) {
         q = i16x8.shr_u(e, 4);
-        v128.store(out, f32x4.add(f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(q)), s0), m0));
-        v128.store(out, f32x4.add(f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_s(q)), s1), m1), 16);
+        v128.store(out, q4of(i32x4.extend_low_i16x8_s(q), s0, m0));
+        v128.store(out, q4of(i32x4.extend_high_i16x8_s(q), s1, m1), 16);
         out += 32;
       }
       at += 8;

@@ -2,7 +2,8 @@
  * The block manager: cache blocks of 32 tokens and contiguous runs of saved rows. The only allocator; every
  * sequence reserves its whole need up front.
  *
- *   block b:   free; or held by so many sequences, more than one only where it is full; or idle: held by none,
+ *   block b:   free; or held by so many sequences, more than one only where it is full; or idle: held by
+ *   none,
  *              and kept for the prefix that it has until somebody needs room
  *
  * Whoever holds an entry holds those before it, and lets go of the last first: so idle blocks, in the order

@@ -1,5 +1,6 @@
 /**
- * Which adapter is in which slot. An adapter is a number of the caller's, 0 the base; the host knows those
+ * Which adapter is in which slot; longer than most files, and one thing: who may have a slot, and its pages,
+ * when. An adapter is a number of the caller's, 0 the base; the host knows those
  * that requests wait for or that a slot holds. Slots are a cache: least recently used, pinned while a request
  * runs on it. A slot has as many pages as its adapter takes. What somebody has waited for long enough is
  * drained: its adapters' next requests wait until they have other slots.
@@ -273,7 +274,10 @@ function usedAt(s: i32): i32 {
   const e: i32 = get(SLOT_ENTRY, s);
   return e < 0 ? -1 : get(USED, e);
 }
-/** A slot of `pages` for `who`, who keeps what `e` is a sum of: those are emptied that were drained, or idle longest. */
+/**
+ * A slot of `pages` for `who`, who keeps what `e` is a sum of: those are emptied that were drained, or idle
+ * longest.
+ */
 function takeSlot(who: i32, e: i32, pages: i32): i32 {
   let at: i32 = NONE;
   while (at == NONE || freePages() < pages) {

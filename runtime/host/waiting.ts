@@ -71,8 +71,8 @@ function listOf(t: i32): usize {
 
 /**
  * Queue a request of `length` tokens, the first `virtual` an adapter's own, that may grow to `limit`: of a
- * caller for an adapter that takes `pages`, or is the sum of `parts` (that many of PARTS_GIVEN); or of a job on
- * what it trains. Returns its ticket; NONE where the queue is full.
+ * caller for an adapter that takes `pages`, or is the sum of `parts` (that many of PARTS_GIVEN); or of a job
+ * on what it trains. Returns its ticket; NONE where the queue is full.
  */
 export function submit(
   kind: i32,

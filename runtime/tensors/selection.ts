@@ -1,6 +1,6 @@
 /**
- * Chosen channels of a site's coupled axis: in an adapter the channels, then each channel's place among them plus
- * one (0: not chosen), as exact floats; in files the channels alone, int32.
+ * Chosen channels of a site's coupled axis: in an adapter the channels, then each channel's place among them
+ * plus one (0: not chosen), as exact floats; in files the channels alone, int32.
  */
 import { channelOrder } from "../order.ts";
 import { mix } from "../random.ts";

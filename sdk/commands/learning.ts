@@ -1,4 +1,7 @@
-/** What a job says while it learns: a line that moves, with what is left of the time, and a table at the end. */
+/**
+ * What a job says while it learns: a line that moves, with what is left of the time, and a table at the
+ * end.
+ */
 import type { TrainEvent } from "../index.ts";
 import { duration, endLine, progress, say, table } from "./progress.ts";
 

@@ -1,6 +1,6 @@
 /**
- * weft pull: a model of the Hugging Face Hub becomes a bundle in one step. Files are downloaded beside it, go on
- * where they ended, and are checked against the Hub's SHA-256 where it says one.
+ * weft pull: a model of the Hugging Face Hub becomes a bundle in one step. Files are downloaded beside it,
+ * go on where they ended, and are checked against the Hub's SHA-256 where it says one.
  */
 import { downloadFile, HubApiError, type ListFileEntry, listFiles } from "@huggingface/hub";
 import { WeftError } from "../../runtime/bundle.ts";

@@ -135,7 +135,9 @@ export function bundle(config: Config, options: CompileOptions = {}): Promise<st
   }
   return made;
 }
-/** What was left in the middle of a list is given back at its end: a request that comes after it has ended. */
+/**
+ * What was left in the middle of a list is given back at its end: a request that comes after it has ended.
+ */
 export async function atRest(engine: Engine): Promise<void> {
   await engine.score([1, 2]);
   await engine.core.jobsAtRest();
