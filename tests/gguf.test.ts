@@ -12,7 +12,7 @@ import { openModel } from "../compiler/open.ts";
 import { buildPrograms } from "../compiler/programs/index.ts";
 import { settingsOf } from "../compiler/settings.ts";
 import { print } from "../ops/index.ts";
-import { restore, storePlanes } from "../runtime/formats.ts";
+import { changed, formats, restore, roundingOf, store, storePlanes } from "../runtime/formats.ts";
 import { encode, floatToHalf, halfToFloat } from "../runtime/safetensors.ts";
 import { transpose } from "../runtime/tensors/dense.ts";
 import { compile, load, type WeftError } from "../sdk/index.ts";
@@ -331,6 +331,30 @@ test("keep: a bundle has what the file has, in the blocks that it lies in; by mo
   };
   await refused({ down: "q4" }, /WEFT_OPTION .*format\.down.*down_proj/);
   await refused({ down_proj: "q5" }, /WEFT_OPTION .*keep, f32/);
+});
+
+test("what changes some rows leaves the numbers of the others, in blocks too", () => {
+  const [n, k] = [11, 77];
+  const moved = [3, 8];
+  const move = (v: Float32Array): void => {
+    for (const row of moved) for (let i = row * k; i < (row + 1) * k; i++) v[i] = v[i]! * 1.37 + 0.01;
+  };
+  for (const format of formats) {
+    const values = Float32Array.from(idsOf("rows", n * k, 1000), (x) => x / 500 - 1);
+    // Steps of q4 as others choose them, of which a block has a few: rounding such values again moves them.
+    const few = [
+      Uint8Array.from(idsOf("steps", n * 39, 4), (x) => 0x56 + x * 0x11),
+      Uint16Array.from(idsOf("scales", n * 6, 1000), (x) => 0x3001 + x),
+    ];
+    const raw = format === "q4" ? storePlanes(format, few, n, k) : store(format, values, n, k, "t");
+    const before = restore(format, raw, n, k);
+    const { stored, rounding } = changed(format, raw, n, k, move, "t");
+    const after = restore(format, stored, n, k);
+    const rowOf = (all: Float32Array, row: number): string => bits(all.slice(row * k, (row + 1) * k));
+    for (let row = 0; row < n; row++)
+      assert.is(rowOf(after, row) === rowOf(before, row), !moved.includes(row), `${format}, row ${row}`);
+    assert.is(roundingOf([rounding]) === 0, format === "f32", format);
+  }
 });
 
 test("matrices of several formats: a merge changes those that it moves, the others stay bit for bit", async () => {

@@ -160,39 +160,35 @@ const q3_k: BlockFormat = {
   },
   nearest: "q4",
 };
-const q4_k: BlockFormat = {
-  name: "Q4_K",
-  values: LARGE,
-  bytes: 144,
-  // d and dmin, eight pairs of six bits, 128 bytes of steps.
-  read: (raw, at, out, to) => {
+/**
+ * d and dmin, eight pairs of six bits; then 128 bytes of steps from byte `from`, before them the fifth bits
+ * (`high`) where there are any.
+ */
+const ofPairs = (from: number, high: number | null): BlockFormat["read"] => {
+  return (raw, at, out, to) => {
     const [d, dmin] = [half(raw, at), half(raw, at + 2)];
     for (let j = 0; j < 8; j++) {
       const [scale, low] = pair(raw, at + 4, j);
       for (let i = 0; i < 32; i++) {
-        const q = (raw[at + 16 + (j >> 1) * 32 + i]! >> ((j & 1) * 4)) & 15;
-        out[to + j * 32 + i] = d * scale * q - dmin * low;
+        const q = (raw[at + from + (j >> 1) * 32 + i]! >> ((j & 1) * 4)) & 15;
+        const fifth = high === null ? 0 : (raw[at + high + i]! >> j) & 1;
+        out[to + j * 32 + i] = d * scale * (q | (fifth << 4)) - dmin * low;
       }
     }
-  },
+  };
+};
+const q4_k: BlockFormat = {
+  name: "Q4_K",
+  values: LARGE,
+  bytes: 144,
+  read: ofPairs(16, null),
   nearest: "q4",
 };
 const q5_k: BlockFormat = {
   name: "Q5_K",
   values: LARGE,
   bytes: 176,
-  // As Q4_K, with 32 bytes of fifth bits before the steps.
-  read: (raw, at, out, to) => {
-    const [d, dmin] = [half(raw, at), half(raw, at + 2)];
-    for (let j = 0; j < 8; j++) {
-      const [scale, low] = pair(raw, at + 4, j);
-      for (let i = 0; i < 32; i++) {
-        const q = (raw[at + 48 + (j >> 1) * 32 + i]! >> ((j & 1) * 4)) & 15;
-        const high = (raw[at + 16 + i]! >> j) & 1;
-        out[to + j * 32 + i] = d * scale * (q | (high << 4)) - dmin * low;
-      }
-    }
-  },
+  read: ofPairs(48, 16),
   nearest: "int8",
 };
 const q6_k: BlockFormat = {
