@@ -56,7 +56,12 @@ function helpOf(name: string, c: Command): string {
   ].join("\n");
 }
 
-function parsed(name: string, command: Command, args: string[]): { values: Flags; positionals: string[] } {
+/** Flags and other words of a command. Throws WEFT_CLI naming what is nearest to a flag that there is not. */
+export function parsed(
+  name: string,
+  command: Command,
+  args: string[],
+): { values: Flags; positionals: string[] } {
   const options = Object.fromEntries(
     Object.entries({ ...command.flags, ...common }).map(([flag, { type, short, multiple }]) => [
       flag,

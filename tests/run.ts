@@ -57,7 +57,7 @@ export function runFile(path: string): Promise<FileResult> {
 
 const LONGEST = [
   ...["methods", "laws", "adapters", "reference", "s2ft", "wasm", "example", "webgpu", "room", "compile"],
-  ...["crew", "cli", "optimizers", "vera", "soak", "gguf", "host"],
+  ...["crew", "docs", "cli", "optimizers", "vera", "soak", "gguf", "host"],
 ];
 const rankOf = (file: string): number => {
   const at = LONGEST.findIndex((name) => file === `${name}.test.ts`);

@@ -59,15 +59,7 @@ export const serve: Command = {
       onError,
     });
     const server = await listen((request) => api.respond(request), { port, host, onError });
-    const about = { url: `${server.url}/v1`, model: api.models.base, adapters, device: engine.device.name };
-    console.log(
-      json
-        ? JSON.stringify(about)
-        : `${about.url}: ${[about.model, ...adapters.map((a) => `${about.model}:${a}`)].join(", ")}, on ${about.device}`,
-    );
-    if (!isLoopback(host) && apiKey === undefined)
-      say(`whoever reaches ${host} can use it: --api-key KEY asks for a key`);
-
+    // Before anybody is told that it runs: who is told may stop it.
     let stopping = false;
     const stopped = new Promise<void>((resolve) => {
       for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const)
@@ -78,6 +70,15 @@ export const serve: Command = {
           resolve();
         });
     });
+    const about = { url: `${server.url}/v1`, model: api.models.base, adapters, device: engine.device.name };
+    console.log(
+      json
+        ? JSON.stringify(about)
+        : `${about.url}: ${[about.model, ...adapters.map((a) => `${about.model}:${a}`)].join(", ")}, on ${about.device}`,
+    );
+    if (!isLoopback(host) && apiKey === undefined)
+      say(`whoever reaches ${host} can use it: --api-key KEY asks for a key`);
+
     const ended = await Promise.race([stopped, engine.closed]);
     const closed = server.close();
     if (ended) {

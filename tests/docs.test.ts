@@ -1,0 +1,170 @@
+/**
+ * Every block of code in README.md and docs/ runs as it stands: types are checked against the package's own,
+ * commands by the command line itself, links lead somewhere.
+ */
+import { cpSync, existsSync, readdirSync, readFileSync, symlinkSync } from "node:fs";
+import { dirname, join } from "node:path";
+import * as assert from "uvu/assert";
+import { inChromium } from "./support/chromium.ts";
+import {
+  bundlePage,
+  commandError,
+  furnish,
+  inlineCommands,
+  type Program,
+  programsOf,
+  root,
+  runNode,
+  runShell,
+  shellLines,
+  typeErrors,
+} from "./support/docs.ts";
+import { openHub } from "./support/hub.ts";
+import { storyBundle, storyModel } from "./support/story.ts";
+import { suite } from "./support/suite.ts";
+import { scratch } from "./support/tiny.ts";
+
+const test = suite("docs");
+const pages = [
+  "README.md",
+  ...readdirSync(join(root, "docs")).flatMap((f) => (/\.md$/.test(f) ? [`docs/${f}`] : [])),
+];
+const read = (page: string): string => readFileSync(join(root, page), "utf8");
+const programs = pages.flatMap((page) => programsOf(page, read(page)));
+
+let made: Promise<{ folder: string; env: NodeJS.ProcessEnv }> | undefined;
+/** A folder with what the pages speak of: a model that talks, a bundle of it, rows. */
+const world = () =>
+  (made ??= (async () => {
+    const folder = scratch("weft-docs-");
+    const env = furnish(folder);
+    symlinkSync(join(root, "examples"), join(folder, "examples"));
+    cpSync(storyModel(), join(folder, "smollm2"), { recursive: true });
+    for (const name of ["story.weft", "model.weft"]) symlinkSync(await storyBundle(), join(folder, name));
+    for (const name of ["facts.jsonl", "rows.jsonl"])
+      cpSync(join(root, "examples/facts.jsonl"), join(folder, name));
+    const hub = await openHub(join(folder, "smollm2"), {
+      ...{ repo: "HuggingFaceTB/SmolLM2-135M-Instruct", revision: "main" },
+    });
+    test.after(hub.close);
+    return { folder, env: { ...env, HF_ENDPOINT: hub.url } };
+  })());
+/** What is wrong with a program when it is run; null: nothing. Code has been through `typeErrors`. */
+async function wrong(p: Program): Promise<string | null> {
+  const { folder, env } = await world();
+  if (p.kind === "shell") return runShell(folder, p.text, env);
+  if (p.kind === "node") {
+    const { code, err } = await runNode(folder, p);
+    return code === 0 ? null : err;
+  }
+  const script = await bundlePage(folder, p).catch((e: Error) => e);
+  if (script instanceof Error) return script.message;
+  const there = await inChromium<{ error: string | null }>((path) => {
+    const file = join(folder, path);
+    if (path === "/")
+      return {
+        type: "text/html",
+        body: `<meta charset="utf-8"><body><script type="module" src="/page.js"></script>`,
+      };
+    if (path === "/page.js") return { type: "text/javascript", body: told(script) };
+    return existsSync(file) ? { type: "application/octet-stream", body: readFileSync(file) } : null;
+  });
+  return there.error;
+}
+/** A module that runs a script, and says how that ended. */
+const told = (script: string): string => `
+const tell = (error) => fetch("/result", { method: "POST", body: JSON.stringify({ error }) });
+addEventListener("error", (e) => tell(e.message));
+import(URL.createObjectURL(new Blob([${JSON.stringify(script)}], { type: "text/javascript" }))).then(
+  () => tell(null), (e) => tell(String(e)));
+`;
+const code = (list: readonly Program[]): Program[] => list.filter((p) => p.kind !== "shell");
+
+/** Command lines of a page, in blocks and in its text, that the command line does not take. */
+const wrongCommands = (page: string, markdown: string): string[] => {
+  const inBlocks = programsOf(page, markdown)
+    .filter((p) => p.kind === "shell")
+    .flatMap(({ where, text }) => shellLines(text).map((line) => ({ where, line })));
+  const inText = inlineCommands(markdown).map(({ line, text }) => ({ where: `${page}:${line}`, line: text }));
+  return [...inBlocks, ...inText].flatMap(({ where, line }) => {
+    const error = commandError(line);
+    return error === null ? [] : [`${where}: ${error}`];
+  });
+};
+
+test("code agrees with the package's types, and commands with their flags", async () => {
+  const { folder } = await world();
+  assert.equal(typeErrors(folder, code(programs)), []);
+  assert.equal(
+    pages.flatMap((page) => wrongCommands(page, read(page))),
+    [],
+  );
+});
+
+test("what is broken is found, with its page and line", async () => {
+  const { folder } = await world();
+  const fence = (language: string, text: string, mark = ""): string =>
+    `# A page\n${mark}\n\`\`\`${language}\n${text}\n\`\`\`\n`;
+  const one = (markdown: string): Program => programsOf("broken.md", markdown)[0]!;
+  const load = 'import { load } from "@weft/sdk";\n';
+  const types = (text: string): string[] => typeErrors(folder, [one(fence("ts", load + text))]);
+  assert.match(types('await load("./story.weft", { thread: 1 });')[0]!, /^broken\.md:5: .*'thread'/s);
+  assert.match(types("console.log(engine);")[0]!, /^broken\.md:5: Cannot find name 'engine'/);
+  assert.match(types("const;")[0]!, /^broken\.md:5: /);
+  for (const [text, found] of [
+    [`${load}await load("./none.weft");`, /WEFT_BUNDLE/],
+    ['throw new Error("broken");', /broken/],
+  ] as const) {
+    const p = one(fence("ts", text));
+    assert.equal(typeErrors(folder, [p]), []);
+    assert.match((await wrong(p)) ?? "", found);
+  }
+  const node = one(
+    fence("js", 'import { readFileSync } from "node:fs";\nreadFileSync("x");', "<!-- in a page -->"),
+  );
+  assert.equal(typeErrors(folder, [node]), []);
+  assert.match((await wrong(node)) ?? "", /node:fs/);
+  const thrown = one(fence("js", `${load}await load("none.weft");`, "<!-- in a page -->"));
+  assert.equal(typeErrors(folder, [thrown]), []);
+  assert.match((await wrong(thrown)) ?? "", /WEFT_IO .*404/);
+  assert.match((await wrong(one(fence("sh", "weft inspect ./none.weft")))) ?? "", /WEFT_BUNDLE/);
+  assert.match(
+    wrongCommands("broken.md", fence("sh", "weft chat ./x --sytem hi"))[0]!,
+    /^broken\.md:4: .*--system/s,
+  );
+  assert.match(
+    wrongCommands("broken.md", "Say `weft inspct BUNDLE`.")[0]!,
+    /^broken\.md:1: no command inspct/,
+  );
+  assert.throws(() => programsOf("broken.md", fence("python", "1")), /broken\.md:3: .*python/);
+  assert.throws(() => programsOf("broken.md", "```ts\n1"), /without an end/);
+  assert.is(one(fence("sh", "weft", "<!-- not run: nothing -->")).unrun, "nothing");
+});
+
+test("links lead to files and headings that are there", () => {
+  const anchors = (page: string): string[] =>
+    [...read(page).matchAll(/^#+ (.*)$/gm)].map(([, h]) =>
+      h!
+        .toLowerCase()
+        .replaceAll(/[^\p{L}\p{N} -]/gu, "")
+        .replaceAll(" ", "-"),
+    );
+  for (const page of pages)
+    for (const [, to, anchor] of read(page).matchAll(/\]\(([^)#]*)(?:#([^)]*))?\)/g)) {
+      if (/^https?:/.test(to!)) continue;
+      const there = to ? join(dirname(page), to) : page;
+      assert.ok(existsSync(join(root, there)), `${page}: ${to}`);
+      if (anchor !== undefined) assert.ok(anchors(there).includes(anchor), `${page}: ${to}#${anchor}`);
+    }
+});
+
+for (const p of programs.filter(({ unrun }) => unrun === null))
+  test(`${p.where} runs`, async () => assert.is(await wrong(p), null));
+
+test("what is not run says why", () => {
+  const unrun = programs.filter((p) => p.unrun !== null);
+  for (const { where, unrun: why } of unrun) console.log(`not run: ${where}: ${why}`);
+  console.log(`${programs.length} programs, ${unrun.length} not run`);
+  assert.ok(unrun.length <= 3, "nearly all run");
+});
+test.run();

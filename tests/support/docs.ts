@@ -1,0 +1,234 @@
+/**
+ * Code in Markdown, and how it is run. A block is a fence with a language; what is to know of it is a comment
+ * on the line before: `<!-- in a page -->` (JavaScript for browsers), or `<!-- not run: WHY -->`. Blocks of
+ * TypeScript and JavaScript that import nothing go on from the one before them.
+ */
+import { spawn } from "node:child_process";
+import { chmodSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { fileURLToPath, pathToFileURL } from "node:url";
+import ts from "typescript";
+import { forPages } from "../../scripts/build.ts";
+import { parsed } from "../../sdk/cli.ts";
+import { commands } from "../../sdk/commands/index.ts";
+import { type Ran, runIn } from "./package.ts";
+
+export const root = fileURLToPath(new URL("../..", import.meta.url));
+const tsx = pathToFileURL(join(root, "node_modules/tsx/dist/loader.mjs")).href;
+
+interface Block {
+  /** Of its first line in the page, from 1. */
+  readonly line: number;
+  readonly language: string;
+  readonly text: string;
+  readonly inPage: boolean;
+  /** Why it is not run; null: it is. */
+  readonly unrun: string | null;
+}
+/** What runs at once: a script of the shell, or blocks of code that go on from each other. */
+export interface Program {
+  readonly where: string;
+  readonly kind: "shell" | "node" | "page";
+  /** The page with nothing but this: lines are numbered as in the page. */
+  readonly text: string;
+  readonly unrun: string | null;
+}
+const known: Readonly<Record<string, "shell" | "code">> = { sh: "shell", ts: "code", js: "code" };
+
+function blocksOf(page: string, markdown: string): Block[] {
+  const out: Block[] = [];
+  const lines = markdown.split("\n");
+  for (let i = 0; i < lines.length; i++) {
+    const language = /^```(\S*)/.exec(lines[i]!)?.[1];
+    if (language === undefined) continue;
+    const end = lines.indexOf("```", i + 1);
+    if (end < 0) throw new Error(`${page}:${i + 1}: a block without an end`);
+    const said = /^<!-- (?:(in a page)|not run: (.+)) -->$/.exec(lines[i - 1] ?? "");
+    // Without a language: a drawing, or what a program says.
+    if (language) {
+      const text = lines.slice(i + 1, end).join("\n");
+      if (!Object.hasOwn(known, language))
+        throw new Error(`${page}:${i + 1}: a block of ${language}, which nobody runs`);
+      out.push({ line: i + 2, language, text, inPage: !!said?.[1], unrun: said?.[2] ?? null });
+    }
+    i = end;
+  }
+  return out;
+}
+/** The programs of a page, in order. */
+export function programsOf(page: string, markdown: string): Program[] {
+  const out: (Program & { text: string })[] = [];
+  for (const { line, language, text, inPage, unrun } of blocksOf(page, markdown)) {
+    const kind: Program["kind"] = known[language] === "shell" ? "shell" : inPage ? "page" : "node";
+    const before = out.findLast((p) => p.kind !== "shell");
+    const goesOn = kind === "node" && !/^import /m.test(text) && before?.kind === kind && !unrun;
+    const program = goesOn ? before : { where: `${page}:${line}`, kind, text: "", unrun };
+    const gap = line - program.text.split("\n").length;
+    program.text += "\n".repeat(gap) + text;
+    if (!goesOn) out.push(program);
+  }
+  return out;
+}
+
+/** The package's doors as their sources, by the names that its users import. */
+export function doorsOf(): Record<string, string> {
+  const { name, exports } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as {
+    name: string;
+    exports: Record<string, { default: string } | string>;
+  };
+  return Object.fromEntries(
+    Object.entries(exports).flatMap(([door, to]) =>
+      typeof to === "string"
+        ? []
+        : [[name + door.slice(1), join(root, to.default.replace(/^\.\/dist/, "").replace(/\.js$/, ".ts"))]],
+    ),
+  );
+}
+/**
+ * A folder in which the pages' commands and programs work: `weft` is on the PATH, `npm run weft` is there, and
+ * `@weft/sdk` is these sources.
+ */
+export function furnish(folder: string): NodeJS.ProcessEnv {
+  const bin = join(folder, "node_modules/.bin");
+  mkdirSync(bin, { recursive: true });
+  const weft = `#!/bin/sh\nexec '${process.execPath}' --import '${tsx}' '${join(root, "sdk/cli.ts")}' "$@"\n`;
+  writeFileSync(join(bin, "weft"), weft);
+  chmodSync(join(bin, "weft"), 0o755);
+  writeFileSync(join(folder, "package.json"), JSON.stringify({ private: true, scripts: { weft: "weft" } }));
+  const inside = join(folder, "node_modules/@weft/sdk");
+  mkdirSync(inside, { recursive: true });
+  const doors = Object.entries(doorsOf());
+  const file = (door: string): string => `./${door.replaceAll(/\W+/g, "-")}.mjs`;
+  for (const [door, source] of doors)
+    writeFileSync(join(inside, file(door)), `export * from ${JSON.stringify(pathToFileURL(source).href)};\n`);
+  const exports = doors.map(([door]) => [door.replace("@weft/sdk", "."), file(door)]);
+  writeFileSync(
+    join(inside, "package.json"),
+    JSON.stringify({ name: "@weft/sdk", type: "module", exports: Object.fromEntries(exports) }),
+  );
+  return { PATH: `${bin}:${process.env.PATH}` };
+}
+
+const fileOf = (folder: string, { where }: Program): string =>
+  join(folder, `${where.replaceAll(/\W+/g, "-")}.mts`);
+/** Write programs of code into `folder`, and say what TypeScript has against them: `page:line: message`. */
+export function typeErrors(folder: string, programs: readonly Program[]): string[] {
+  const files = new Map(programs.map((p) => [fileOf(folder, p), p]));
+  // A block without an import is a module all the same.
+  for (const [file, { text }] of files) writeFileSync(file, `${text}\nexport {};\n`);
+  const config = ts.readConfigFile(join(root, "tsconfig.json"), ts.sys.readFile).config as object;
+  const { options } = ts.parseJsonConfigFileContent(config, ts.sys, root);
+  const program = ts.createProgram([...files.keys()], {
+    ...options,
+    ...{ noUnusedLocals: false, noUnusedParameters: false, typeRoots: [join(root, "node_modules/@types")] },
+    types: ["node"],
+    paths: Object.fromEntries(Object.entries(doorsOf()).map(([door, source]) => [door, [source]])),
+  });
+  return [...files].flatMap(([file, { where }]) => {
+    const source = program.getSourceFile(file)!;
+    const wrong = [...program.getSyntacticDiagnostics(source), ...program.getSemanticDiagnostics(source)];
+    return wrong.map((d) => {
+      const line = source.getLineAndCharacterOfPosition(d.start ?? 0).line + 1;
+      return `${where.replace(/\d+$/, String(line))}: ${ts.flattenDiagnosticMessageText(d.messageText, "\n")}`;
+    });
+  });
+}
+/** Run a program of Node, which `typeErrors` has written. */
+export const runNode = (folder: string, p: Program): Promise<Ran> =>
+  runIn(folder, process.execPath, ["--import", tsx, fileOf(folder, p)]);
+/** A program of a page as one script; throws where it needs what pages have not. */
+export async function bundlePage(folder: string, p: Program): Promise<string> {
+  const { outputFiles } = await forPages({
+    ...{ entryPoints: [fileOf(folder, p)], alias: doorsOf(), splitting: false, write: false },
+    ...{ outdir: "page", logLevel: "silent" },
+  });
+  return outputFiles![0]!.text;
+}
+
+const said = /^\s*(?:weft|npm run -s weft --)(?=\s)/;
+/** The words of a command line behind `weft`, as the shell splits them; null where it is none of weft's. */
+function weftWords(line: string): string[] | null {
+  const at = line
+    .split(/[|;&]+/)
+    .map((part) => part.trim())
+    .find((part) => said.test(`${part} `));
+  if (at === undefined) return null;
+  const words = at.replace(said, "").match(/'[^']*'|"[^"]*"|[^\s'"]+/g) ?? [];
+  const comment = words.findIndex((w) => w.startsWith("#"));
+  return (comment < 0 ? words : words.slice(0, comment)).map((w) => w.replace(/^(['"])(.*)\1$/, "$2"));
+}
+/** What the command line has against a line of the shell; null: nothing, or it is none of weft's. */
+export function commandError(line: string): string | null {
+  const [name, ...args] = weftWords(line) ?? [];
+  if (name === undefined || name.startsWith("-") || /^[A-Z]+$/.test(name)) return null;
+  if (!Object.hasOwn(commands, name)) return `no command ${name}`;
+  try {
+    parsed(name, commands[name]!, args);
+    return null;
+  } catch (e) {
+    return (e as Error).message;
+  }
+}
+/** Command lines of weft inside the text of a page, by line. */
+export const inlineCommands = (markdown: string): { readonly line: number; readonly text: string }[] =>
+  markdown
+    .split("\n")
+    .flatMap((text, i) =>
+      [...text.matchAll(/`([^`]+)`/g)]
+        .filter(([, code]) => said.test(code!))
+        .map(([, code]) => ({ line: i + 1, text: code!.replaceAll(/[[\]…]/g, "") })),
+    );
+/** Lines of a script, with those that end in a backslash as one. */
+export const shellLines = (text: string): string[] =>
+  text
+    .replaceAll("\\\n", " ")
+    .split("\n")
+    .filter((line) => line.trim() && !/^\s*#/.test(line));
+
+/**
+ * Run a script, line after line. A line that starts a server runs until the script ends, on a port of its own,
+ * and lines behind it talk to it. Resolves with what the first line that failed said, or null.
+ */
+export async function runShell(folder: string, text: string, env: NodeJS.ProcessEnv): Promise<string | null> {
+  const servers: Awaited<ReturnType<typeof startServer>>[] = [];
+  const failed = async (): Promise<string | null> => {
+    for (const line of shellLines(text)) {
+      if (weftWords(line)?.[0] === "serve") servers.push(await startServer(folder, line, env));
+      else {
+        const there = line.replaceAll("http://127.0.0.1:8080", servers.at(-1)?.url ?? "$&");
+        const { code, out, err } = await runIn(folder, "sh", ["-ec", there], env);
+        if (code !== 0 || /"error"/.test(out)) return `${line}\n${err}${out}`;
+      }
+    }
+    return null;
+  };
+  try {
+    return await failed();
+  } finally {
+    for (const { stop } of servers) await stop();
+  }
+}
+async function startServer(folder: string, line: string, env: NodeJS.ProcessEnv) {
+  const child = spawn("sh", ["-c", `exec ${line.replace(/\s#.*$/, "")} --port 0`], {
+    cwd: folder,
+    stdio: ["ignore", "pipe", "pipe"],
+    env: { ...process.env, ...env },
+  });
+  let said = "";
+  child.stderr.on("data", (d) => (said += d));
+  const ended = new Promise<number | null>((resolve) => child.on("close", resolve));
+  const url = await new Promise<string>((resolve, reject) => {
+    child.stdout.on("data", (d) => {
+      said += d;
+      const found = /^(http:\S+)\/v1: /m.exec(said)?.[1];
+      if (found) resolve(found);
+    });
+    void ended.then(() => reject(new Error(`${line}\n${said}`)));
+  });
+  const stop = async (): Promise<void> => {
+    child.kill("SIGTERM");
+    const code = await ended;
+    if (code !== 0) throw new Error(`${line} ended with ${code}\n${said}`);
+  };
+  return { url, stop };
+}
