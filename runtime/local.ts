@@ -2,8 +2,9 @@
 import { WeftError } from "./bundle.ts";
 import { isMissing, readAndClose, readRange, SMALL_FILE } from "./disk.ts";
 import { openFolder } from "./folder.ts";
+import { checkName } from "./names.ts";
 import { node } from "./node.ts";
-import { type BundleReader, checkName } from "./reader.ts";
+import type { BundleReader } from "./reader.ts";
 
 /** How much of a large file is in memory while it is hashed. */
 const PIECE = 8 * 2 ** 20;

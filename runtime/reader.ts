@@ -2,6 +2,7 @@
 import { WeftError } from "./bundle.ts";
 import { SMALL_FILE } from "./disk.ts";
 import { openLocal } from "./local.ts";
+import { checkName } from "./names.ts";
 
 export { sha256 } from "./hash.ts";
 
@@ -19,22 +20,6 @@ export interface RangeFile {
   readonly sha256: string;
   readonly range: (from: number, to: number) => Promise<Uint8Array>;
   readonly close: () => Promise<void>;
-}
-
-/** Names inside a bundle stay inside it. */
-export function checkName(name: string): void {
-  if (
-    name.startsWith("/") ||
-    name.includes("\\") ||
-    name.split("/").some((p) => p === "" || p === "." || p === "..") ||
-    /^[a-z]+:/i.test(name)
-  )
-    throw new WeftError({
-      code: "WEFT_BUNDLE",
-      where: `manifest file ${JSON.stringify(name)}`,
-      expected: "a path inside the bundle",
-      found: "a path that leaves it",
-    });
 }
 
 /** What a server sends, of at most `limit` bytes. Throws WEFT_IO, and WEFT_BUNDLE for more. */

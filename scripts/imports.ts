@@ -1,6 +1,6 @@
 /**
- * The import rule: ops ← compiler → runtime/bundle.ts ← runtime ← sdk ← examples, and no other arrow. Also:
- * where GPU objects and node: may appear.
+ * The import rule: ops ← compiler → runtime/bundle.ts ← runtime ← sdk ← examples, and no other arrow; no
+ * module needs itself to be there before it is. Also: where GPU objects and node: may appear.
  */
 import { readdirSync, readFileSync } from "node:fs";
 import { dirname, join, relative, resolve } from "node:path";
@@ -54,12 +54,49 @@ function* sources(dir: string): Generator<string> {
   }
 }
 
+/** Files whose values a source needs before its own are there: neither types nor what it imports later. */
+function needs(path: string, text: string): string[] {
+  const typesOnly = (named: ts.NamedImportBindings | ts.NamedExportBindings | undefined): boolean =>
+    named !== undefined &&
+    (ts.isNamedImports(named) || ts.isNamedExports(named)) &&
+    named.elements.every((e) => e.isTypeOnly);
+  return ts.createSourceFile(path, text, ts.ScriptTarget.ES2022).statements.flatMap((s) => {
+    let types: boolean;
+    if (ts.isImportDeclaration(s)) {
+      const clause = s.importClause;
+      types =
+        clause?.phaseModifier === ts.SyntaxKind.TypeKeyword ||
+        (clause !== undefined && !clause.name && typesOnly(clause.namedBindings));
+    } else if (ts.isExportDeclaration(s)) types = s.isTypeOnly || typesOnly(s.exportClause);
+    else return [];
+    const from = s.moduleSpecifier;
+    if (types || !from || !ts.isStringLiteral(from) || !from.text.startsWith(".")) return [];
+    return [relative(root, resolve(root, dirname(path), from.text)).replaceAll("\\", "/")];
+  });
+}
+/** Circles of a graph: a way from a node back to itself, once each. */
+function circles(graph: ReadonlyMap<string, readonly string[]>): string[] {
+  const out: string[] = [];
+  const done = new Set<string>();
+  const walk = (at: string, way: readonly string[]): void => {
+    const since = way.indexOf(at);
+    if (since >= 0) out.push([...way.slice(since), at].join(" → "));
+    if (since >= 0 || done.has(at)) return;
+    for (const next of graph.get(at) ?? []) walk(next, [...way, at]);
+    done.add(at);
+  };
+  for (const at of graph.keys()) walk(at, []);
+  return out;
+}
+
 /** Every violation, one line each. */
 export function violations(): string[] {
   const out: string[] = [];
+  const graph = new Map<string, string[]>();
   for (const [folder, may] of Object.entries(allowed))
     for (const path of sources(folder)) {
       const text = readFileSync(join(root, path), "utf8");
+      graph.set(path, needs(path, text));
       for (const { fileName: spec } of ts.preProcessFile(text, true, true).importedFiles) {
         const dynamic = text.includes(`import("${spec}")`);
         if (spec.startsWith("node:")) {
@@ -78,7 +115,7 @@ export function violations(): string[] {
       if (!gpuFiles.test(path) && /\bGPU(Device|Buffer|Queue|Adapter|ComputePipeline|BindGroup)\b/.test(text))
         out.push(`${path}: names a GPU object`);
     }
-  return out;
+  return [...out, ...circles(graph).map((way) => `a circle: ${way}`)];
 }
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const found = violations();

@@ -2,8 +2,9 @@
  * The Gemma 2 family: norms before and after each block, with gains of 1 + w; bounded scores and logits;
  * layers that see a window take turns with layers that see all.
  */
-import { ALL, above0OrNull, decoderSizes, only, slidingLayers } from "./config.ts";
+import { ALL, decoderSizes, slidingLayers } from "./config.ts";
 import { decoderConfig, decoderModules, gainsLessOne, named, normedAfter } from "./gguf.ts";
+import { above0OrNull, only } from "./keys.ts";
 import type { Family, Json, Model } from "./model.ts";
 import { decoderNames, embedding, geglu, head, residual, rms, sandwich, selfAttention } from "./parts.ts";
 

@@ -2,8 +2,9 @@
  * The Gemma 3 family (text): as Gemma 2 without its bounds; a norm on every head of queries and keys; of six
  * layers five see a window and turn by a table of their own.
  */
-import { ALL, above0OrNull, count, decoderSizes, fail, only, slidingLayers } from "./config.ts";
+import { ALL, decoderSizes, slidingLayers } from "./config.ts";
 import { decoderConfig, decoderModules, gainsLessOne, named, normedAfter, queryKeyNorms } from "./gguf.ts";
+import { above0OrNull, count, fail, only } from "./keys.ts";
 import type { Family, Json, Model } from "./model.ts";
 import {
   decoderNames,

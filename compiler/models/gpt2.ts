@@ -3,8 +3,9 @@
  * and checkpoints have matrices as [in, out].
  */
 import { gelu } from "../../ops/index.ts";
-import { checkKeys, count, decoderSizes, only } from "./config.ts";
+import { decoderSizes } from "./config.ts";
 import { named, whole } from "./gguf.ts";
+import { checkKeys, count, only } from "./keys.ts";
 import type { Family, Json, Model, Names } from "./model.ts";
 import { type Block, fusedAttention, head, layerNorm, positioned, residual } from "./parts.ts";
 

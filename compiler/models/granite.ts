@@ -1,8 +1,9 @@
 /**
  * The Granite family: as Llama, with constants that multiply embeddings, scores, what blocks add, and logits.
  */
-import { allAttend, decoderSizes, fail, only } from "./config.ts";
+import { allAttend, decoderSizes } from "./config.ts";
 import { decoderConfig, decoderModules, halves, named } from "./gguf.ts";
+import { fail, only } from "./keys.ts";
 import type { Family, Json, Model } from "./model.ts";
 import { decoderNames, embedding, head, preNorm, residual, rms, selfAttention, swiglu } from "./parts.ts";
 

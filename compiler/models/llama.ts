@@ -1,6 +1,7 @@
 /** The Llama family: RMSNorm, rotary positions, grouped-query attention, SwiGLU. */
-import { allAttend, decoderSizes, only } from "./config.ts";
+import { allAttend, decoderSizes } from "./config.ts";
 import { decoderConfig, decoderModules, halves, named } from "./gguf.ts";
+import { only } from "./keys.ts";
 import type { Family, Json, Model } from "./model.ts";
 import { decoderNames, embedding, head, preNorm, residual, rms, selfAttention, swiglu } from "./parts.ts";
 

@@ -1,5 +1,6 @@
 /** The Mistral family: as Llama, and every layer may see a window. GGUF files call it Llama. */
-import { above0OrNull, decoderSizes, only } from "./config.ts";
+import { decoderSizes } from "./config.ts";
+import { above0OrNull, only } from "./keys.ts";
 import type { Family, Json, Model } from "./model.ts";
 import { decoderNames, embedding, head, preNorm, residual, rms, selfAttention, swiglu } from "./parts.ts";
 

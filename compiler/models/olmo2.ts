@@ -1,6 +1,7 @@
 /** The OLMo 2 family: norms after attention and feed-forward, and one over all of queries and of keys. */
-import { allAttend, decoderSizes, only } from "./config.ts";
+import { allAttend, decoderSizes } from "./config.ts";
 import { decoderConfig, decoderModules, named, normedAfter, queryKeyNorms, whole } from "./gguf.ts";
+import { only } from "./keys.ts";
 import type { Family, Json, Model } from "./model.ts";
 import { decoderNames, embedding, head, residual, rms, selfAttention, swiglu } from "./parts.ts";
 

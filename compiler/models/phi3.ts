@@ -2,8 +2,9 @@
  * The Phi-3 family (3.5 and 4-mini too): as Llama, with queries, keys and values one projection, and gate and
  * up one; heads may turn in part.
  */
-import { above0OrNull, decoderSizes, only } from "./config.ts";
+import { decoderSizes } from "./config.ts";
 import { decoderConfig, decoderModules, named, whole } from "./gguf.ts";
+import { above0OrNull, only } from "./keys.ts";
 import type { Family, Json, Model } from "./model.ts";
 import {
   decoderNames,

@@ -2,8 +2,9 @@
  * The Qwen2 family (2.5 too): as Llama, with biases of queries, keys and values; upper layers may see a
  * window.
  */
-import { ALL, above0OrNull, count, decoderSizes, only, slidingLayers } from "./config.ts";
+import { ALL, decoderSizes, slidingLayers } from "./config.ts";
 import { decoderConfig, decoderModules, named, whole } from "./gguf.ts";
+import { above0OrNull, count, only } from "./keys.ts";
 import type { Family, Json, Model } from "./model.ts";
 import { decoderNames, embedding, head, preNorm, residual, rms, selfAttention, swiglu } from "./parts.ts";
 

@@ -1,6 +1,7 @@
 /** The Qwen3 family: as Llama, with a norm of its own on every head of queries and keys. */
-import { allAttend, decoderSizes, only } from "./config.ts";
+import { allAttend, decoderSizes } from "./config.ts";
 import { decoderConfig, decoderModules, named, queryKeyNorms, whole } from "./gguf.ts";
+import { only } from "./keys.ts";
 import type { Family, Json, Model } from "./model.ts";
 import {
   decoderNames,

@@ -4,7 +4,7 @@
  * 2023).
  */
 import type { RopeEntry } from "../../runtime/bundle.ts";
-import { fail } from "./config.ts";
+import { fail } from "./keys.ts";
 import type { Json } from "./model.ts";
 
 /** What a kind reads: its own keys, and what all tables are made of. */

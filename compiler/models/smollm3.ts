@@ -1,6 +1,7 @@
 /** The SmolLM3 family: as Llama, with layers that do not turn by position (NoPE; Kazemnejad et al. 2023). */
-import { allAttend, count, decoderSizes, fail, only } from "./config.ts";
+import { allAttend, decoderSizes } from "./config.ts";
 import { decoderConfig, decoderModules, halves, named } from "./gguf.ts";
+import { count, fail, only } from "./keys.ts";
 import type { Family, Json, Model } from "./model.ts";
 import { decoderNames, embedding, head, preNorm, residual, rms, selfAttention, swiglu } from "./parts.ts";
 import { still } from "./rope.ts";
