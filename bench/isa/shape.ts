@@ -1,0 +1,129 @@
+/** The WebGPU kernels of a model's shape, without its weights. */
+import { closeSync, ftruncateSync, mkdtempSync, openSync, rmSync, writeFileSync, writeSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { emitTarget } from "../../compiler/emit/target.ts";
+import { fuse } from "../../compiler/fuse.ts";
+import { models } from "../../compiler/models/index.ts";
+import { openModel } from "../../compiler/open.ts";
+import type { CompileOptions } from "../../compiler/options.ts";
+import { layoutOf } from "../../compiler/plan.ts";
+import { buildPrograms } from "../../compiler/programs/index.ts";
+import { settingsOf } from "../../compiler/settings.ts";
+import { targets } from "../../compiler/target.ts";
+import type { TargetPlan } from "../../runtime/bundle.ts";
+
+export type Config = Readonly<Record<string, unknown>>;
+const llama = (more: Config): Config => ({
+  architectures: ["LlamaForCausalLM"],
+  model_type: "llama",
+  max_position_embeddings: 2048,
+  rms_norm_eps: 1e-5,
+  rope_theta: 500000,
+  attention_bias: false,
+  mlp_bias: false,
+  hidden_act: "silu",
+  bos_token_id: 0,
+  eos_token_id: 1,
+  tie_word_embeddings: true,
+  ...more,
+});
+export const shapes: Readonly<Record<string, Config>> = {
+  "llama-1b": llama({
+    hidden_size: 2048,
+    num_hidden_layers: 16,
+    num_attention_heads: 32,
+    num_key_value_heads: 8,
+    head_dim: 64,
+    intermediate_size: 8192,
+    vocab_size: 128256,
+  }),
+  "llama-8b": llama({
+    hidden_size: 4096,
+    num_hidden_layers: 32,
+    num_attention_heads: 32,
+    num_key_value_heads: 8,
+    head_dim: 128,
+    intermediate_size: 14336,
+    vocab_size: 128256,
+  }),
+  "smollm2-135m": llama({
+    hidden_size: 576,
+    num_hidden_layers: 30,
+    num_attention_heads: 9,
+    num_key_value_heads: 3,
+    head_dim: 64,
+    intermediate_size: 1536,
+    vocab_size: 49152,
+  }),
+};
+
+/** A folder with a checkpoint of holes. */
+function holes(config: Config): string {
+  const n = (key: string): number => Number(config[key]);
+  const [d, hd, f, vocab] = [n("hidden_size"), n("head_dim"), n("intermediate_size"), n("vocab_size")];
+  const [q, kv] = [n("num_attention_heads") * hd, n("num_key_value_heads") * hd];
+  const shapeOf: Record<string, readonly number[]> = { embed_tokens: [vocab, d], norm: [d] };
+  for (let l = 0; l < n("num_hidden_layers"); l++)
+    for (const [name, shape] of Object.entries({
+      input_layernorm: [d],
+      post_attention_layernorm: [d],
+      "self_attn.q_proj": [q, d],
+      "self_attn.k_proj": [kv, d],
+      "self_attn.v_proj": [kv, d],
+      "self_attn.o_proj": [d, q],
+      "mlp.gate_proj": [f, d],
+      "mlp.up_proj": [f, d],
+      "mlp.down_proj": [d, f],
+    }))
+      shapeOf[`layers.${l}.${name}`] = shape;
+  let at = 0;
+  const header = Object.entries(shapeOf).map(([name, shape]) => {
+    const from = at;
+    at += 2 * shape.reduce((a, b) => a * b);
+    return [`model.${name}.weight`, { dtype: "BF16", shape, data_offsets: [from, at] }];
+  });
+  const json = JSON.stringify(Object.fromEntries(header));
+  const folder = mkdtempSync(join(tmpdir(), "weft-shape-"));
+  const file = openSync(join(folder, "model.safetensors"), "w");
+  const length = Buffer.alloc(8);
+  length.writeBigUInt64LE(BigInt(json.length));
+  writeSync(file, length);
+  writeSync(file, json);
+  ftruncateSync(file, 8 + json.length + at);
+  closeSync(file);
+  writeFileSync(join(folder, "config.json"), JSON.stringify(config));
+  return folder;
+}
+
+export interface Kernels {
+  readonly plan: TargetPlan;
+  /** By name. */
+  readonly texts: ReadonlyMap<string, string>;
+}
+/** What a bundle of the shape, or of the model in a folder, holds for WebGPU. */
+export async function kernelsOf(model: Config | string, options: CompileOptions): Promise<Kernels> {
+  const folder = typeof model === "string" ? model : holes(model);
+  try {
+    const source = await openModel(folder);
+    const built = models[String(source.config.model_type)]!.read(source.config);
+    const { capacities, train, ...settings } = settingsOf(built, source.weights, options);
+    const programs = buildPrograms(built, capacities, { ...settings, train });
+    const launches = new Map(
+      programs.graphs.map((g) => [g.name, fuse(g.roots, { fuse: true, homes: g.homes })]),
+    );
+    const layout = layoutOf(built, programs, capacities, targets.webgpu, train);
+    const { plan, sources } = emitTarget(
+      targets.webgpu,
+      built,
+      capacities,
+      programs,
+      launches,
+      layout,
+      train,
+    );
+    return { plan, texts: new Map(sources.map((s) => [s.name, s.text])) };
+  } finally {
+    if (folder !== model) rmSync(folder, { recursive: true });
+  }
+}
