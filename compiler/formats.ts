@@ -30,7 +30,7 @@ export function formatsOf(model: Model, weights: WeightSource, option: FormatOpt
   };
 }
 /** One that holds what either does, or loses least of it. */
-function finest(a: Format, b: Format): Format {
+export function finest(a: Format, b: Format): Format {
   if (a === b) return a;
   const coarse = [a, b].filter((f) => !weightFormats[f].fine);
   if (coarse.length === 2) return "int8";

@@ -11,7 +11,10 @@ import type { Capacities } from "./target.ts";
  */
 export { type MemoryClass, memoryClasses } from "../runtime/bundle.ts";
 
-/** Where a value lives: words from the start of its class's chamber; `stride` words a row. */
+/**
+ * Where a value lives: words from the start of its class's chamber; `stride` words a row, or from one
+ * expert's matrix to the next.
+ */
 export interface Address {
   readonly cls: MemoryClass;
   readonly offset: number;

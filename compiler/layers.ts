@@ -7,6 +7,7 @@ import {
   add,
   attend,
   type Domain,
+  experts,
   type Graph,
   headNorm,
   kvWrite,
@@ -21,6 +22,7 @@ import {
 } from "../ops/index.ts";
 import type { BranchTensor, ChannelAxis, Format, RopeEntry } from "../runtime/bundle.ts";
 import type { AdapterMethod, BranchContext } from "./adapters/adapter.ts";
+import { finest } from "./formats.ts";
 
 export interface ParamSpec {
   /** Name inside its region: `self_attn.q_proj.weight`. */
@@ -103,6 +105,16 @@ export class RegionBuilder {
     this.declare({ name, kind: "weight", n, k, format });
     return this.graph.input(`${this.region}:${format}`, name, { kind: "weight", n, k, format });
   }
+  /**
+   * Matrices [n, k] of `count` experts, each a parameter: `name` has `{e}` for the expert. They are stored
+   * alike, as what is finest of them.
+   */
+  private experts(name: string, count: number, n: number, k: number): Value {
+    const names = Array.from({ length: count }, (_, e) => name.replace("{e}", String(e)));
+    const format = names.map((one) => this.formatOf(this.region, one)).reduce(finest);
+    for (const one of names) this.declare({ name: one, kind: "weight", n, k, format });
+    return this.graph.input(`${this.region}:${format}`, name, { kind: "experts", count, n, k, format });
+  }
   private declare(p: ParamSpec): void {
     if (!this.params.some(({ name }) => name === p.name)) this.params.push(p);
   }
@@ -183,6 +195,14 @@ export class RegionBuilder {
     if (offset) y = add(y, offset);
     for (const b of here) if (b.method.output) y = b.through(y, (c) => b.method.output!(x, y, c));
     return y;
+  }
+  /**
+   * Linear layers of the experts that each row chose (`chosen` [rows, k]): [rows, k · outFeatures], from x
+   * that all read, or that has a part for each. `module` has `{e}` for the expert, of `count`.
+   */
+  mixture(x: Value, chosen: Value, module: string, count: number, inFeatures: number, outFeatures: number) {
+    const w = this.experts(`${module}.weight`, count, outFeatures, inFeatures);
+    return experts(x, chosen, w, module.replace(".{e}", ""));
   }
   /** Causal attention of q over the paged cache after appending k and v; `module` has the cache. */
   attention(

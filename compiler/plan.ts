@@ -241,6 +241,10 @@ export function addresser(
       const p = layer.get(name) ?? outer.get(name);
       if (p) return { cls: "weights", offset: p.offset, stride: 0 };
     }
+    if (t.kind === "experts") {
+      const at = (e: number): number => layer.get(name.replace("{e}", String(e)))!.offset;
+      return { cls: "weights", offset: at(0), stride: t.count > 1 ? at(1) - at(0) : 0 };
+    }
     if (t.kind === "factor") return { cls: "adapters", offset: factors.get(name)!.offset, stride: t.cols };
     if (t.kind === "kv") return { cls: "kv", offset: 0, stride: 0 };
     if (t.kind === "table") return { cls: "arena", offset: layout.homes.rotary, stride: t.cols };

@@ -94,6 +94,13 @@ export const mul = elementwise("mul", {
   expr: ([a, b]) => call("pin", call("mul", a!, b!)),
   grad: ({ ins: [a, b], dout }) => [() => mul(dout, b!), () => mul(dout, a!)],
 });
+/** a / b, b not 0. */
+export const div = elementwise("div", {
+  arity: 2,
+  within: (x) => Math.abs(x) + 0.25,
+  expr: ([a, b]) => call("div", a!, b!),
+  grad: ({ ins: [, b], out, dout }) => [() => div(dout, b!), () => neg(div(mul(dout, out), b!))],
+});
 /** a·b + c. */
 export const fma = elementwise("fma", {
   arity: 3,

@@ -21,7 +21,9 @@ export type Ix =
   /** Rows in use of the row's slot at an adapter branch; 0 where the slot lacks it. */
   | { readonly ix: "rank"; readonly branch: number; readonly row: Ix }
   /** Element `at` of a slot tensor with one row, an integer kept as an exact f32. */
-  | { readonly ix: "slot"; readonly tensor: Value; readonly row: Ix; readonly at: Ix };
+  | { readonly ix: "slot"; readonly tensor: Value; readonly row: Ix; readonly at: Ix }
+  /** Element `at` of a row of step values, an integer kept as an exact f32. */
+  | { readonly ix: "element"; readonly value: Value; readonly row: Ix; readonly at: Ix };
 export type IxOp = "add" | "sub" | "mul" | "div" | "mod" | "lt" | "xor";
 
 /**
@@ -142,11 +144,27 @@ interface Parts {
   readonly values: readonly Value[];
 }
 const leaf: Parts = { exprs: [], values: [] };
+/** Step values that an index is read from. */
+function valuesOf(...list: readonly (Ix | null)[]): Value[] {
+  return list.flatMap((ix): Value[] => {
+    switch (ix?.ix) {
+      case "element":
+        return [ix.value, ...valuesOf(ix.row, ix.at)];
+      case "bin":
+        return valuesOf(ix.a, ix.b);
+      case "meta":
+      case "slot":
+        return valuesOf(ix.at);
+      default:
+        return [];
+    }
+  });
+}
 const parts: ExprTable<[], Parts> = {
   const: () => leaf,
-  load: (e) => ({ exprs: [], values: [e.value] }),
+  load: (e) => ({ exprs: [], values: [e.value, ...valuesOf(e.row, e.col)] }),
   call: (e) => ({ exprs: e.args, values: [] }),
-  if: (e) => ({ exprs: [e.yes, e.no], values: [] }),
+  if: (e) => ({ exprs: [e.yes, e.no], values: valuesOf(e.ix) }),
   metaf: () => leaf,
   expand: (e) => ({ exprs: [], values: [e.u, e.factor] }),
   sparse: (e) => ({ exprs: [], values: [e.x, e.values, e.index] }),
@@ -179,6 +197,8 @@ export function ixUsesCol(ix: Ix): boolean {
       return ix.at !== null && ixUsesCol(ix.at);
     case "slot":
       return ixUsesCol(ix.at);
+    case "element":
+      return ixUsesCol(ix.row) || ixUsesCol(ix.at);
     case "bin":
       return ixUsesCol(ix.a) || ixUsesCol(ix.b);
   }
@@ -209,6 +229,7 @@ export interface IxEnv {
   readonly layer: (name: LayerConstant) => number;
   readonly rank: (branch: number, row: number) => number;
   readonly slot: (tensor: Value, row: number, at: number) => number;
+  readonly element: (value: Value, row: number, at: number) => number;
 }
 export function evalIx(ix: Ix, at: IxEnv): number {
   switch (ix.ix) {
@@ -231,6 +252,8 @@ export function evalIx(ix: Ix, at: IxEnv): number {
       return at.rank(ix.branch, evalIx(ix.row, at));
     case "slot":
       return at.slot(ix.tensor, evalIx(ix.row, at), evalIx(ix.at, at));
+    case "element":
+      return at.element(ix.value, evalIx(ix.row, at), evalIx(ix.at, at));
   }
 }
 const ixFns: Record<IxOp, (a: number, b: number) => number> = {

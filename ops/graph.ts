@@ -18,6 +18,14 @@ export type Type =
    * the same numbers in every kernel.
    */
   | { readonly kind: "weight"; readonly n: number; readonly k: number; readonly format: string }
+  /** Base matrices [n, k], one an expert, one after another. */
+  | {
+      readonly kind: "experts";
+      readonly count: number;
+      readonly n: number;
+      readonly k: number;
+      readonly format: string;
+    }
   /** A base vector [n], f32. */
   | { readonly kind: "vector"; readonly n: number }
   /**
@@ -233,6 +241,8 @@ export function showType(t: Type): string {
       return `${t.domain}×${t.cols}`;
     case "weight":
       return `${t.format}[${t.n},${t.k}]`;
+    case "experts":
+      return `${t.format}[${t.count},${t.n},${t.k}]`;
     case "vector":
       return `f32[${t.n}]`;
     case "factor":

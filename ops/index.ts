@@ -1,6 +1,7 @@
 /** The language: every op file, one line each. */
 export * from "./attention.ts";
 export * from "./elementwise.ts";
+export * from "./experts.ts";
 export * from "./expr.ts";
 export * from "./graph.ts";
 export * from "./heads.ts";

@@ -26,6 +26,7 @@ const colsOf = (t: Type): number => {
     case "table":
       return t.cols;
     case "weight":
+    case "experts":
       return t.k;
     case "vector":
       return t.n;
@@ -54,6 +55,7 @@ export function evalExpr(
       layer: ctx.ofLayer,
       rank: (branch, r) => ctx.slot(ctx.meta("slot", r), branch).rank,
       slot: (v, r, k) => env.get(valueKey(v))![slotRow(v, r) * colsOf(v.type) + k]!,
+      element: (v, r, k) => env.get(valueKey(v))![r * colsOf(v.type) + k]!,
     });
   const go = (x: Expr): number => {
     switch (x.e) {

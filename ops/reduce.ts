@@ -3,8 +3,8 @@
  * needs them.
  */
 
-import { affine, fma, mul, rsqrt, sub } from "./elementwise.ts";
-import { konst } from "./expr.ts";
+import { affine, exp, fma, mul, rsqrt, sub } from "./elementwise.ts";
+import { call, konst } from "./expr.ts";
 import { type Domain, defineOp, type Graph, make1, type Type, type Value } from "./graph.ts";
 
 const rowScalar = (ins: readonly Type[]): Type[] => {
@@ -57,6 +57,23 @@ export function layerNorm(x: Value, gain: Value, bias: Value, eps: number): Valu
   const centred = sub(x, affine(rowSum(x), { scale, shift: 0 }));
   const rstd = rsqrt(affine(rowSum(mul(centred, centred)), { scale, shift: eps }));
   return fma(mul(centred, rstd), gain, bias);
+}
+
+const softmaxOp = defineOp({
+  name: "softmax",
+  kind: "point",
+  infer: ([x]) => [x!],
+  // Any number in place of the largest gives the same: no gradient passes through it.
+  point: ({ at }) => call("div", call("exp", call("sub", at(0), at(1))), at(2)),
+  grad: (node, [dp]) => {
+    const p: Value = { node, index: 0, type: node.outs[0]! };
+    return [() => mul(p, sub(dp!, rowSum(mul(dp!, p)))), null, null];
+  },
+});
+/** exp(x) / Σ exp(x), over the columns of a row. */
+export function softmax(x: Value): Value {
+  const max = rowMax(x);
+  return make1(softmaxOp, [x, max, rowSum(exp(sub(x, max)))]);
 }
 
 const zerosOp = defineOp({

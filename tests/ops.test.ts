@@ -118,6 +118,11 @@ const together = new Set([
   "cross_entropy_grad",
   "spread",
   "zeros",
+  "softmax",
+  "pick",
+  "put",
+  "experts",
+  "experts_t",
 ]);
 
 test("every op has samples, or a test of its own", () => {

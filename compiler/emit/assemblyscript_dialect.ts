@@ -98,6 +98,10 @@ function dialect(env: KernelEnv, deltas: readonly Expand[]): Dialect {
         return inTable(slotOf(ix.row, p), ix.branch, "rank", env);
       case "slot":
         return `<i32>load<f32>(${slotPtr(ix.tensor, ix.row, p)} + ((<usize>${p.ix(ix.at, lane)}) << 2))`;
+      case "element": {
+        const start = pointer(rowOf(env.address(ix.value), p.ix(ix.row)), p);
+        return `<i32>load<f32>(${start} + ((<usize>${p.ix(ix.at, lane)}) << 2))`;
+      }
     }
   };
   const slotOf = (row: Ix, p: Printer): string => p.ix({ ix: "meta", name: "slot", at: row });

@@ -11,6 +11,7 @@ import {
   matchExpr,
   type ScalarFn,
   usesCol,
+  valueKey,
 } from "../../ops/index.ts";
 
 /** Expressions without expressions in them. */
@@ -73,7 +74,7 @@ export class Printer {
   /** An i32 expression; row-level metadata reads are hoisted. */
   ix(ix: Ix, lane = 0): string {
     if (ix.ix === "int" || ix.ix === "row" || ixUsesCol(ix)) return this.dialect.ix(ix, this, lane);
-    const key = JSON.stringify(ix);
+    const key = JSON.stringify(ix, (_, v) => (v?.node ? valueKey(v) : v));
     const known = this.ixMemo.get(key);
     if (known) return known;
     const text = this.dialect.ix(ix, this, 0);

@@ -39,6 +39,10 @@ function dialect(env: KernelEnv): Dialect {
         return inTable(slotOf(ix.row, p), ix.branch, "rank", env);
       case "slot":
         return `i32(adapters[${vectorAt(ix.tensor, ix.row, p)} + ${p.ix(ix.at)}])`;
+      case "element": {
+        const { cls, offset, stride } = env.address(ix.value);
+        return `i32(${cls}[${offset} + ${p.ix(ix.row)} * ${stride} + ${p.ix(ix.at)}])`;
+      }
     }
   };
   const slotOf = (row: Ix, p: Printer): string => p.ix({ ix: "meta", name: "slot", at: row });

@@ -7,6 +7,8 @@ import { attend_dq } from "./attend_dq.ts";
 import type { Body, GraphKernel } from "./body.ts";
 import { clip } from "./clip.ts";
 import { col_sum } from "./col_sum.ts";
+import { experts } from "./experts.ts";
+import { experts_t } from "./experts_t.ts";
 import { linear } from "./linear.ts";
 import { linear_t } from "./linear_t.ts";
 import { map } from "./map.ts";
@@ -18,12 +20,16 @@ import { sampled } from "./sampled.ts";
 import { scatter_rows } from "./scatter_rows.ts";
 import { shrink } from "./shrink.ts";
 import { sumsq } from "./sumsq.ts";
+import { topk } from "./topk.ts";
 
 export const graphKernels = {
   map,
   row,
   linear,
   linear_t,
+  experts,
+  experts_t,
+  topk,
   shrink,
   outer,
   col_sum,

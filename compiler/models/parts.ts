@@ -5,16 +5,20 @@ import {
   affine,
   columns,
   embed,
+  fold,
   gelu,
   linear,
   mul,
+  route,
   silu,
   tanh,
   type Value,
+  weighed,
 } from "../../ops/index.ts";
 import type { RegionBuilder } from "../layers.ts";
 import type { Sizes } from "./config.ts";
-import type { Model, Names } from "./model.ts";
+import { count, fail, only } from "./keys.ts";
+import type { Json, Model, Names } from "./model.ts";
 
 /** A decoder's names, as Hugging Face's families have them. */
 export const decoderNames: Names = {
@@ -184,6 +188,58 @@ export const fusedSwiglu =
   };
 export const swiglu = gated(silu);
 export const geglu = gated(gelu);
+
+/** A mixture of gated experts: its modules, how many there are and how many a row chooses. */
+export interface Mixture {
+  readonly module: string;
+  /** Of an expert, as it calls its three matrices. */
+  readonly gate: string;
+  readonly up: string;
+  readonly down: string;
+  readonly count: number;
+  readonly top: number;
+  /** Do the weights of those that are chosen sum to 1? */
+  readonly normed: boolean;
+}
+/**
+ * Σ over the experts that a row chooses of weight · down(silu(gate(x)) · up(x)), in the order of the row's
+ * choice: `ffn` channels each.
+ */
+export const mixture =
+  (d: Sizes, m: Mixture): Block["run"] =>
+  (b, x) => {
+    const { chosen, weights } = route(b.linear(x, `${m.module}.gate`, m.count, false), m.top, m.normed);
+    const expert = (v: Value, name: string, ins: number, outs: number): Value =>
+      b.mixture(v, chosen, `${m.module}.experts.{e}.${name}`, m.count, ins, outs);
+    const gate = expert(x, m.gate, d.hiddenSize, d.ffn);
+    const up = expert(x, m.up, d.hiddenSize, d.ffn);
+    const inner = weighed(mul(silu(gate), up), weights);
+    return fold(expert(inner, m.down, d.ffn, d.hiddenSize), m.top);
+  };
+/**
+ * Constants of a mixture that the maths depends on. Throws WEFT_CONFIG where a row would choose more than
+ * there are.
+ */
+export function mixtureSizes(
+  config: Json,
+  said: { readonly count: string; readonly top?: number; readonly normed: boolean },
+): Pick<Mixture, "count" | "top" | "normed"> & { readonly constants: Model["constants"] } {
+  // What these add to a loss, or to what a router is trained on, is not there.
+  only(config, "output_router_logits", false);
+  only(config, "router_jitter_noise", 0);
+  const key = "num_experts_per_tok";
+  const [experts, top] = [count(config, said.count), count(config, key, said.top)];
+  if (top > experts) fail(key, `at most ${said.count} (${experts})`, top);
+  const { normed } = said;
+  return { count: experts, top, normed, constants: { experts: top, normed: Number(normed) } };
+}
+/** Keys that `mixtureSizes` reads, and a coefficient of what it refuses. */
+export const mixtureKeys = [
+  "num_experts_per_tok",
+  "output_router_logits",
+  "router_aux_loss_coef",
+  "router_jitter_noise",
+];
 
 /** Blocks whose norms come before them, as Llama has them. */
 export const preNorm = (attention: Block["run"], mlp: Block["run"]): readonly Block[] => [

@@ -31,7 +31,7 @@ import {
   type TargetPlan,
 } from "../../runtime/bundle.ts";
 import type { Device } from "../../runtime/device.ts";
-import { type Format, pack, restore, store, unpack } from "../../runtime/formats.ts";
+import { type Format, pack, packedWords, restore, store, unpack } from "../../runtime/formats.ts";
 import { openWasm } from "../../runtime/wasm.ts";
 import { openWebGpu } from "../../runtime/webgpu.ts";
 import { uniform } from "./random.ts";
@@ -145,11 +145,25 @@ export function context(b: Batch): EvalCtx {
   };
 }
 type Weight = Type & { kind: "weight" };
+type Experts = Type & { kind: "experts" };
+/** Each expert's own of what all have. */
+const eachExpert = ({ count, n, k, format }: Experts, all: Float32Array) =>
+  Array.from({ length: count }, (_, e) => {
+    const weight: Weight = { kind: "weight", n, k, format };
+    return { weight, values: all.slice(e * n * k, (e + 1) * n * k) };
+  });
+/** Words of a matrix, as the bundle has them one after another. */
+const wordsOf = ({ format, n, k }: Weight | Experts, panel: number): number =>
+  align(packedWords(format as Format, n, k, panel));
 const packedFor = ({ format, n, k }: Weight, values: Float32Array, name: string, panel: number) =>
   pack(format as Format, store(format as Format, values, n, k, name), n, k, panel);
-/** What a matrix holds once it is stored. */
-const stored = ({ format, n, k }: Weight, values: Float32Array, name: string): Float32Array =>
-  restore(format as Format, store(format as Format, values, n, k, name), n, k);
+/** What a matrix holds that is stored as it is: rounding again may round to another grid. */
+function stored(weight: Weight, values: Float32Array, name: string): Float32Array {
+  const { n, k } = weight;
+  const format = weight.format as Format;
+  const held = restore(format, store(format, values, n, k, name), n, k);
+  return held.every((v, i) => v === values[i]) ? held : stored(weight, held, name);
+}
 /** Random data for a graph's inputs, f32 values. */
 export function inputData(roots: readonly Value[], b: Batch, seed: string): Record<string, Float64Array> {
   const out: Record<string, Float64Array> = {};
@@ -161,6 +175,7 @@ export function inputData(roots: readonly Value[], b: Batch, seed: string): Reco
     const size = {
       rows: () => rowsOf(b, t as never) * (t as { cols: number }).cols,
       weight: () => (t as { n: number; k: number }).n * (t as { k: number }).k,
+      experts: () => (t as Experts).count * (t as Experts).n * (t as Experts).k,
       vector: () => (t as { n: number }).n,
       factor: () => 4 * (t as { rows: number }).rows * (t as { cols: number }).cols,
       field: () => capacities.savedRows * (t as { cols: number }).cols,
@@ -174,7 +189,13 @@ export function inputData(roots: readonly Value[], b: Batch, seed: string): Reco
     }[t.kind]();
     const values = uniform(`${seed} ${name}`, size);
     // A matrix has values that its format can hold.
-    out[name] = Float64Array.from(t.kind === "weight" ? stored(t, Float32Array.from(values), name) : values);
+    const held = (): Float32Array => {
+      const all = Float32Array.from(values);
+      if (t.kind === "weight") return stored(t, all, name);
+      if (t.kind !== "experts") return all;
+      return Float32Array.from(eachExpert(t, all).flatMap((e) => [...stored(e.weight, e.values, name)]));
+    };
+    out[name] = Float64Array.from(held());
     if (t.kind === "factor" && t.rows > 1) {
       // Rows beyond a slot's rank are zero, as in a real slot.
       for (let s = 0; s < 4; s++)
@@ -262,6 +283,10 @@ export async function runOn(
         s.quad += align(QUAD * ty.cols, 4);
       } else s.home += words;
       accum += align(words);
+    } else if (ty.kind === "experts") {
+      const stride = wordsOf(ty, t.panel);
+      fixed.set(name, { cls: "weights", offset: weights, stride });
+      weights += ty.count * stride;
     } else if (ty.kind === "kv") {
       fixed.set(name, { cls: "kv", offset: 0, stride: 0 });
       kv = Math.max(kv, inputs[name]!.length);
@@ -410,7 +435,12 @@ export async function runOn(
           for (let q = 0; q < quadsOf(Math.min(rows, b.ranks[s]!)); q++)
             put(quads[s]![branch]![q]!, own.slice(q * QUAD * cols, (q + 1) * QUAD * cols));
       }
-    } else
+    } else if (v.type.kind === "experts")
+      eachExpert(v.type, data).forEach(({ weight, values }, e) => {
+        const at = { cls: f.cls, group: 0, offset: f.offset + e * f.stride };
+        device.write(at, packedFor(weight, values, name, t.panel));
+      });
+    else
       device.write(
         { cls: f.cls, group: 0, offset: f.offset },
         v.type.kind === "weight"

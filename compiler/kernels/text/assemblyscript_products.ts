@@ -26,7 +26,7 @@ import {
 } from "./assemblyscript.ts";
 import { type Lines, lines } from "./lines.ts";
 
-const PANEL_GROUP = BLOCK_COLS / P;
+export const PANEL_GROUP = BLOCK_COLS / P;
 
 /** The distinct low-rank deltas that a body's epilogue adds. */
 function deltasOf(b: Body): Expand[] {

@@ -115,17 +115,22 @@ export const jobQuads = (branch: number, env: KernelEnv): string => quadsAt(head
 /** First word of the job's gradient norms: [group sums…, clip scale, total norm]. */
 export const norms = (env: KernelEnv): string => `${env.norms} + ${header("job")} * ${env.groups + 2}`;
 
-/** Text of four neighbouring columns of a matrix in panels of 16, at (panel, k, column in the panel). */
+/**
+ * Text of four neighbouring columns of a matrix in panels of 16, at (panel, k, column in the panel); `one`: of
+ * several matrices, so many words apart, that with the number in a variable.
+ */
 export function panelReader(
   format: string,
   offset: number,
   n: number,
   k: number,
+  one?: { readonly at: string; readonly words: number },
 ): (panel: string, k: string, column: string) => string {
   const planes = planesOf(format, n, k, WGSL_PANEL);
   return (panel, row, column) => {
     const places = planes.map((p) => {
-      const start = (offset * 4 + p.from) / planeBytes(p);
+      const first = (offset * 4 + p.from) / planeBytes(p);
+      const start = one ? `${first} + ${one.at} * ${(one.words * 4) / planeBytes(p)}` : first;
       const run = p.every === 1 ? row : `(${row}) / ${p.every}`;
       const term = p.count === 1 ? run : `${run} * ${p.count}`;
       return `${start} + ((${panel}) * ${p.terms} + ${term}) * ${WGSL_PANEL} + ${column}`;

@@ -1,16 +1,57 @@
-/** Register tiles of products in WGSL: a lane owns four columns of a few rows. */
+/** Register tiles of products in WGSL: a lane owns four columns, from `col` on, of a few rows. */
 import { wgslPrinter, wgslStores } from "../../emit/wgsl_dialect.ts";
 import type { KernelEnv } from "../../kernel.ts";
 import type { Body, Operand } from "../body.ts";
 import { type Lines, lines } from "./lines.ts";
-import { count, fn, rowAt, WG } from "./wgsl.ts";
+import { count, fn, type panelReader, rowAt, WG } from "./wgsl.ts";
 
 /**
  * Rows of a product's register tile; a tail of at least so many takes a tile too, its missing rows being the
  * last one again.
  */
 export const TILE = 8;
-const TILE_FROM = 3;
+export const TILE_FROM = 3;
+
+/** Where a row of an operand is. */
+export interface Place {
+  readonly cls: string;
+  readonly at: string;
+}
+type Panel = ReturnType<typeof panelReader>;
+/** a0 … += x·Wᵀ of a matrix [n, k] in panels, `at` the rows of x. */
+export const ascending = (at: readonly Place[], panel: Panel, { k }: { readonly k: number }): Lines => lines`
+  ${at.map((row, i) => `let x${i} = ${row.at};`)}
+  for (var k = 0; k < ${k}; k++) {
+    let w = ${panel("col / 16", "k", "col % 16")};
+    ${at.map((row, i) => `a${i} = fma(vec4<f32>(${row.cls}[x${i} + k]), w, a${i});`)}
+  }`;
+const four = [0, 1, 2, 3];
+/** a0 … += dy·W, `at` the rows of dy. Twelve loads for 32 products at eight rows and one column of dy. */
+export function across(at: readonly Place[], panel: Panel, { n }: { readonly n: number }): Lines {
+  /** The chains of `terms` columns of dy from j. */
+  const chains = (terms: number): Lines => lines`
+    ${four.map((c) => `let w${c} = ${panel("j / 16", `col + ${c}`, "j % 16")};`)}
+    ${four
+      .slice(0, terms)
+      .flatMap((j) => [
+        `let n${j} = vec4<f32>(${four.map((c) => `w${c}.${"xyzw"[j]}`).join(", ")});`,
+        ...at.map((row, i) => `a${i} = fma(vec4<f32>(${row.cls}[y${i} + j + ${j}]), n${j}, a${i});`),
+      ])}`;
+  const [full, rest] = [n - (n % 4), n % 4];
+  return lines`
+    ${at.map((row, i) => `let y${i} = ${row.at};`)}
+    for (var j = 0; j < ${full}; j += 4) {
+      ${chains(4)}
+    }
+    ${
+      rest
+        ? lines`
+      { let j = ${full};
+        ${chains(rest)}
+      }`
+        : []
+    }`;
+}
 
 /** `name_e`: one element of a product's epilogue. */
 export function epilogue(name: string, b: Body, env: KernelEnv): string {
@@ -20,7 +61,7 @@ export function epilogue(name: string, b: Body, env: KernelEnv): string {
 }
 
 /** Places of the rows of an operand that a tile of `n` rows reads. */
-export const tileRows = (o: Operand, env: KernelEnv, n: number) =>
+export const tileRows = (o: Operand, env: KernelEnv, n: number): Place[] =>
   Array.from({ length: n }, (_, i) => rowAt(o, env, n === 1 ? "r" : `min(r0 + ${i}, n - 1)`));
 
 /**

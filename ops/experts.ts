@@ -1,0 +1,175 @@
+/**
+ * Mixtures of experts. A row chooses k of E experts by number, in an order of its own, and what they give it
+ * lies side by side: [rows, k · cols], the j-th part from the j-th that it chose. So no row's numbers depend
+ * on which others chose the same; kernels go through the rows expert by expert.
+ */
+import { div } from "./elementwise.ts";
+import { call, col, type Expr, type Ix, int, ixBin, konst, load, row } from "./expr.ts";
+import { defineOp, type EvalCtx, make1, type Type, type Value } from "./graph.ts";
+import { headScale } from "./heads.ts";
+import { rowSum, softmax } from "./reduce.ts";
+
+type Rows = Type & { kind: "rows" };
+type Experts = Type & { kind: "experts" };
+const rows = (cols: number): Type => ({ kind: "rows", domain: "T", cols });
+const colsOf = (v: Value): number => (v.type as Rows).cols;
+
+const topkOp = defineOp({
+  name: "topk",
+  constant: true,
+  kind: "kernel",
+  infer: ([x], { k }) => {
+    const { cols } = x as Rows;
+    if (Number(k) > cols) throw new Error(`topk: ${k} of ${cols}`);
+    return [{ ...(x as Rows), cols: Number(k) }];
+  },
+  eval: (node, [x], ctx) => {
+    const [cols, k] = [colsOf(node.ins[0]!), Number(node.attrs.k)];
+    const n = ctx.rows((node.outs[0] as Rows).domain);
+    const out = new Float64Array(n * k);
+    for (let r = 0; r < n; r++) {
+      const at = (e: number): number => x![r * cols + e]!;
+      const order = Array.from({ length: cols }, (_, e) => e).sort((a, b) => at(b) - at(a) || a - b);
+      out.set(order.slice(0, k), r * k);
+    }
+    return [out];
+  },
+  samples: [
+    { ins: [rows(5)], attrs: { k: 2 } },
+    { ins: [rows(70)], attrs: { k: 8 } },
+  ],
+});
+/** The columns of each row's k largest, in descending order; of equal ones the first comes first. */
+export const topk = (x: Value, k: number): Value => make1(topkOp, [x], { k }, "chosen");
+
+/** The expert that a row chose as number j. */
+const chosenAt = (chosen: Value, j: Ix): Ix => ({ ix: "element", value: chosen, row, at: j });
+const pickOp = defineOp({
+  name: "pick",
+  kind: "point",
+  remote: true,
+  infer: (ins) => [ins[1]!],
+  point: ({ ins: [x, chosen] }) => load(x!, row, chosenAt(chosen!, col)),
+  grad: ({ ins: [x, chosen] }, [dy]) => [() => make1(putOp, [dy!, chosen!], { cols: colsOf(x!) }), null],
+});
+const putOp = defineOp({
+  name: "put",
+  constant: true,
+  kind: "point",
+  remote: true,
+  infer: ([x], { cols }) => [{ ...(x as Rows), cols: Number(cols) }],
+  point: ({ ins: [x, chosen] }) =>
+    Array.from({ length: colsOf(x!) }, (_, j) => j).reduceRight<Expr>(
+      (rest, j) => ({
+        e: "if",
+        ix: ixBin("lt", ixBin("xor", chosenAt(chosen!, int(j)), col), 1),
+        yes: load(x!, row, int(j)),
+        no: rest,
+      }),
+      konst(0),
+    ),
+});
+/** y [rows, k]: y[t, j] = x[t, chosen[t, j]]. */
+export const pick = (x: Value, chosen: Value): Value => make1(pickOp, [x, chosen]);
+
+/**
+ * Which k experts a row's logits choose, and what each weighs: its probability, of the chosen ones' alone
+ * where `normed`.
+ */
+export function route(logits: Value, k: number, normed: boolean): { chosen: Value; weights: Value } {
+  const probabilities = softmax(logits);
+  const chosen = topk(probabilities, k);
+  const weights = pick(probabilities, chosen);
+  return { chosen, weights: normed ? div(weights, rowSum(weights)) : weights };
+}
+
+const foldOp = defineOp({
+  name: "fold",
+  kind: "point",
+  remote: true,
+  infer: ([x], { k }) => [{ ...(x as Rows), cols: (x as Rows).cols / Number(k) }],
+  point: ({ ins: [x], attrs }) => {
+    const k = Number(attrs.k);
+    const part = (j: number): Expr => load(x!, row, ixBin("add", col, (j * colsOf(x!)) / k));
+    return Array.from({ length: k - 1 }, (_, j) => part(j + 1)).reduce((s, p) => call("add", s, p), part(0));
+  },
+  grad: ({ attrs }, [dy]) => [() => repeat(dy!, Number(attrs.k))],
+  samples: [{ ins: [rows(18)], attrs: { k: 3 } }],
+});
+/** The sum of a row's k parts, in their order: [rows, k · cols] → [rows, cols]. */
+export const fold = (x: Value, k: number): Value => (k === 1 ? x : make1(foldOp, [x], { k }));
+const repeatOp = defineOp({
+  name: "repeat",
+  kind: "point",
+  remote: true,
+  infer: ([x], { k }) => [{ ...(x as Rows), cols: (x as Rows).cols * Number(k) }],
+  point: ({ ins: [x] }) => load(x!, row, ixBin("mod", col, colsOf(x!))),
+  grad: ({ attrs }, [dy]) => [() => fold(dy!, Number(attrs.k))],
+  samples: [{ ins: [rows(6)], attrs: { k: 3 } }],
+});
+/** A row k times, side by side. */
+export const repeat = (x: Value, k: number): Value => (k === 1 ? x : make1(repeatOp, [x], { k }));
+/** What the chosen experts gave a row, each as much as it weighs. */
+export const weighed = (x: Value, weights: Value): Value => headScale(x, weights);
+
+/** Every row's part j, with the matrix of the expert that it chose as number j: [row, j, matrix]. */
+function* parts(chosen: Float64Array, k: number, n: number): Generator<[number, number, number]> {
+  for (let t = 0; t < n; t++) for (let j = 0; j < k; j++) yield [t, j, chosen[t * k + j]!];
+}
+const rowsOf = (v: Value, ctx: EvalCtx): number => ctx.rows((v.type as Rows).domain);
+
+const expertsOp = defineOp({
+  name: "experts",
+  kind: "kernel",
+  infer: ([x, chosen, w]) => {
+    const [xr, k, wt] = [x as Rows, (chosen as Rows).cols, w as Experts];
+    if (xr.cols !== wt.k && xr.cols !== k * wt.k)
+      throw new Error(`experts: x has ${xr.cols} columns, W expects ${wt.k} or ${k} times as many`);
+    return [{ ...xr, cols: k * wt.n }];
+  },
+  grad: ({ ins: [x, chosen, w] }, [dy]) => {
+    const k = colsOf(chosen!);
+    const apart = (): Value => make1(expertsTOp, [dy!, chosen!, w!], {}, `d_${w!.node.label}`);
+    return [() => (colsOf(x!) === (w!.type as Experts).k ? fold(apart(), k) : apart()), null, null];
+  },
+  eval: (node, [x, chosen, w], ctx) => {
+    const { n, k } = node.ins[2]!.type as Experts;
+    const [top, wide] = [colsOf(node.ins[1]!), colsOf(node.ins[0]!)];
+    const count = rowsOf(node.ins[0]!, ctx);
+    const y = new Float64Array(count * top * n);
+    for (const [t, j, e] of parts(chosen!, top, count))
+      for (let o = 0; o < n; o++) {
+        let acc = 0;
+        const from = t * wide + (wide === k ? 0 : j * k);
+        for (let i = 0; i < k; i++) acc += x![from + i]! * w![(e * n + o) * k + i]!;
+        y[(t * top + j) * n + o] = acc;
+      }
+    return [y];
+  },
+});
+/**
+ * y [rows, k · n]: y[t, j] = W[chosen[t, j]] · x[t], or · x[t, j] where x [rows, k · ins] has a part for each
+ * expert that a row chose.
+ */
+export const experts = (x: Value, chosen: Value, w: Value, label: string): Value =>
+  make1(expertsOp, [x, chosen, w], {}, label);
+
+const expertsTOp = defineOp({
+  name: "experts_t",
+  constant: true,
+  kind: "kernel",
+  infer: ([dy, chosen, w]) => [{ ...(dy as Rows), cols: (chosen as Rows).cols * (w as Experts).k }],
+  eval: (node, [dy, chosen, w], ctx) => {
+    const { n, k } = node.ins[2]!.type as Experts;
+    const top = colsOf(node.ins[1]!);
+    const count = rowsOf(node.ins[0]!, ctx);
+    const dx = new Float64Array(count * top * k);
+    for (const [t, j, e] of parts(chosen!, top, count))
+      for (let o = 0; o < n; o++)
+        for (let i = 0; i < k; i++) {
+          const at = (t * top + j) * k + i;
+          dx[at] = dx[at]! + dy![(t * top + j) * n + o]! * w![(e * n + o) * k + i]!;
+        }
+    return [dx];
+  },
+});

@@ -1,0 +1,191 @@
+/**
+ * Mixtures of experts, op by op: products, their transposes and routing on both targets against f64, for every
+ * format of weights; gradients against finite differences; a row has the same bits whoever is beside it.
+ */
+import * as assert from "uvu/assert";
+import { vjp } from "../compiler/autodiff.ts";
+import {
+  experts,
+  fold,
+  Graph,
+  interpret,
+  mul,
+  route,
+  silu,
+  softmax,
+  type Type,
+  topk,
+  type Value,
+  valueKey,
+  weighed,
+} from "../ops/index.ts";
+import { formats } from "../runtime/bundle.ts";
+import { type Batch, batch, context, inputData, runOn } from "./support/graphs.ts";
+import { suite } from "./support/suite.ts";
+
+const test = suite("experts");
+const targets = ["wasm", "webgpu"] as const;
+const rows = (cols: number): Type => ({ kind: "rows", domain: "T", cols });
+type Data = Record<string, Float64Array>;
+
+function close(got: ArrayLike<number>, want: ArrayLike<number>, where: string, tolerance = 3e-5): void {
+  const max = Array.from(want).reduce((m, x) => Math.max(m, Math.abs(x)), 0);
+  for (let i = 0; i < want.length; i++)
+    if (!(Math.abs(got[i]! - want[i]!) <= tolerance * (1 + max)))
+      assert.unreachable(`${where}: element ${i} is ${got[i]}, f64 says ${want[i]}`);
+}
+interface Shape {
+  readonly count: number;
+  readonly top: number;
+  readonly hidden: number;
+  readonly ffn: number;
+  readonly normed?: boolean;
+  readonly format?: string;
+}
+/** A block of experts as families have them; its outputs, what it chose, and gradients of what enters. */
+function mixture({ count, top, hidden, ffn, normed = true, format = "f32" }: Shape) {
+  const graph = new Graph();
+  const input = (name: string, type: Type): Value => graph.input("mixture", name, type);
+  const w = (name: string, n: number, k: number): Value =>
+    input(name, { kind: "experts", count, n, k, format });
+  const [x, logits] = [input("x", rows(hidden)), input("logits", rows(count))];
+  const { chosen, weights } = route(logits, top, normed);
+  const gate = experts(x, chosen, w("gate", ffn, hidden), "gate");
+  const up = experts(x, chosen, w("up", ffn, hidden), "up");
+  const y = fold(experts(weighed(mul(silu(gate), up), weights), chosen, w("down", hidden, ffn), "down"), top);
+  const cot = input("cot", rows(hidden));
+  const grads = vjp([[y, cot]], [x, logits]);
+  return { y, x, logits, cot, chosen, grads: [x, logits].map((v) => grads.get(valueKey(v))!) };
+}
+/** Rows of step values, of all that have some. */
+const rowOf = (data: Data, sizes: Readonly<Record<string, number>>, r: number): Data =>
+  Object.fromEntries(
+    Object.entries(data).map(([name, values]) => {
+      const cols = sizes[name];
+      return [name, cols ? values.slice(r * cols, (r + 1) * cols) : values];
+    }),
+  );
+/** Data whose rows choose as `of` says: its columns score highest, the rest by chance. */
+function choosing(data: Data, count: number, of: (row: number) => readonly number[]): Data {
+  const logits = data.logits!.slice();
+  for (let r = 0; r * count < logits.length; r++)
+    of(r).forEach((e, j) => {
+      logits[r * count + e] = Math.fround(4 - j / 2);
+    });
+  return { ...data, logits };
+}
+const bits = (a: Float32Array): string => Buffer.from(a.buffer, a.byteOffset, a.byteLength).toString("hex");
+
+const shapes: Readonly<Record<string, Shape & { of?: (row: number) => readonly number[] }>> = {
+  "odd sizes, one expert empty": {
+    ...{ count: 5, top: 2, hidden: 21, ffn: 19 },
+    of: (r) => [(r % 4) + 1, ((r + 1) % 4) + 1],
+  },
+  "more experts than rows": { count: 40, top: 3, hidden: 16, ffn: 12, normed: false },
+  "all rows choose the same": { count: 4, top: 1, hidden: 20, ffn: 24, of: () => [2] },
+  "every expert chosen": { count: 3, top: 3, hidden: 12, ffn: 20 },
+};
+for (const target of targets) {
+  test(`a mixture on ${target}, forward and backward, equals f64`, async () => {
+    for (const [name, { of, ...shape }] of Object.entries(shapes)) {
+      const { y, grads, chosen } = mixture(shape);
+      const roots = [y, chosen, ...grads];
+      const b = batch(name, 21, 3, "step");
+      const drawn = inputData(roots, b, name);
+      const data = of ? choosing(drawn, shape.count, of) : drawn;
+      const want = interpret(roots, data, context(b));
+      for (const fuse of [true, false]) {
+        const { outputs } = await runOn(target, roots, data, b, { fuse });
+        want.forEach((w, i) => close(outputs[i]!, w, `${name} ${fuse ? "fused" : "unfused"} ${i}`));
+      }
+    }
+  });
+  test(`a mixture on ${target} whose weights are stored in each format equals f64 of what they hold`, async () => {
+    for (const format of formats) {
+      const { y, grads } = mixture({ count: 4, top: 2, hidden: 45, ffn: 37, format });
+      const b = batch("formats", 29, 3, "step");
+      const data = inputData([y, ...grads], b, format);
+      const want = interpret([y, ...grads], data, context(b));
+      const { outputs } = await runOn(target, [y, ...grads], data, b);
+      want.forEach((w, i) => close(outputs[i]!, w, `${format} ${i}`));
+    }
+  });
+  test(`a row on ${target} has the bits that it has alone, whoever is beside it`, async () => {
+    const shape = { count: 6, top: 2, hidden: 21, ffn: 35 };
+    const { y, chosen, grads } = mixture(shape);
+    const roots = [y, chosen, ...grads];
+    const b = batch("alone", 40, 3, "step");
+    const data = inputData(roots, b, "alone");
+    const crowded = choosing(data, 6, (r) => (r === 7 ? [1, 4] : r % 3 ? [1, 0] : [4, 1]));
+    const sizes = { x: shape.hidden, logits: shape.count, cot: shape.hidden };
+    const one: Batch = { ...batch("alone", 1, 1, "step"), rows: 1 };
+    const alone = await runOn(target, roots, rowOf(crowded, sizes, 7), one);
+    const threads = target === "wasm" ? { threads: 3 } : {};
+    for (const options of [{}, threads]) {
+      const { outputs } = await runOn(target, roots, crowded, b, options);
+      outputs.forEach((all, i) => {
+        const cols = (roots[i]!.type as { cols: number }).cols;
+        assert.is(bits(all.slice(7 * cols, 8 * cols)), bits(alone.outputs[i]!), `${i}`);
+      });
+    }
+  });
+  test(`of equal scores the first wins on ${target}; a row of NaN disturbs no other`, async () => {
+    const { y, chosen } = mixture({ count: 70, top: 4, hidden: 8, ffn: 8 });
+    const b = batch("ties", 3, 1, "step");
+    const data = inputData([y, chosen], b, "ties");
+    data.logits!.fill(0.5);
+    for (const e of [69, 33, 65]) data.logits![2 * 70 + e] = 0.75;
+    const calm = await runOn(target, [y, chosen], data, b);
+    assert.equal([...calm.outputs[1]!], [0, 1, 2, 3, 0, 1, 2, 3, 33, 65, 69, 0]);
+    data.logits!.fill(Number.NaN, 70, 140);
+    const { outputs } = await runOn(target, [y, chosen], data, b);
+    for (const r of [0, 2])
+      assert.is(bits(outputs[0]!.slice(r * 8, r * 8 + 8)), bits(calm.outputs[0]!.slice(r * 8, r * 8 + 8)));
+    assert.ok(outputs[0]!.slice(8, 16).every(Number.isNaN));
+    assert.ok(outputs[1]!.slice(4, 8).every((e) => Number.isInteger(e) && e >= 0 && e < 70));
+  });
+}
+
+test("gradients of a mixture, through its inputs, weights and router, equal central differences in f64", () => {
+  for (const normed of [true, false]) {
+    const { y, x, logits, cot, grads } = mixture({ count: 6, top: 3, hidden: 7, ffn: 5, normed });
+    const b = batch("differences", 5, 3, "step");
+    const ctx = context(b);
+    const data = inputData([y, cot, ...grads], b, "differences");
+    const loss = (d: Data): number =>
+      interpret([y], d, ctx)[0]!.reduce((s, v, i) => s + v * data.cot![i]!, 0);
+    [x, logits].forEach((v, i) => {
+      const name = String(v.node.attrs.name);
+      const [got] = interpret([grads[i]!], data, ctx);
+      const h = 1e-5;
+      got!.forEach((g, k) => {
+        const at = (step: number): number => {
+          const moved = data[name]!.slice();
+          moved[k] = moved[k]! + step;
+          return loss({ ...data, [name]: moved });
+        };
+        const want = (at(h) - at(-h)) / (2 * h);
+        assert.ok(Math.abs(g - want) < 1e-6 * (1 + Math.abs(want)), `${name} ${k}: ${g}, ${want}`);
+      });
+      assert.ok(got!.some((g) => Math.abs(g) > 1e-3));
+    });
+  }
+});
+
+test("softmax sums to 1 whatever is added to a row; the largest are told apart at any size", () => {
+  const graph = new Graph();
+  const x = graph.input("softmax", "x", rows(9));
+  const b = batch("softmax", 4, 1, "step");
+  const data = { x: inputData([x], b, "softmax").x!.map((v, i) => v + (i < 18 ? 300 : -300)) };
+  const [p, chosen] = interpret([softmax(x), topk(x, 9)], data, context(b));
+  for (let r = 0; r < 4; r++) {
+    const row = p!.slice(r * 9, r * 9 + 9);
+    assert.ok(Math.abs(row.reduce((s, v) => s + v, 0) - 1) < 1e-12);
+    const order = [...chosen!.slice(r * 9, r * 9 + 9)].map((e) => row[e]!);
+    assert.equal(
+      order,
+      [...row].sort((a, z) => z - a),
+    );
+  }
+});
+test.run();
