@@ -117,7 +117,11 @@ export interface RoomOptions {
   readonly capacities?: Partial<Sizes> | undefined;
 }
 
-/** Progress of loading: what is done of what is to do, in units of the phase's own. */
+/**
+ * Progress of loading: what is done of what is to do, in units of the phase's own. `fetch` and `upload` count
+ * bytes of weights, and take turns, a file after the other; what came from a cache counts as fetched. `fetch`
+ * begins with a total of 0, before the manifest is there.
+ */
 export interface LoadProgress {
   readonly phase: "fetch" | "plan" | "upload" | "check" | "ready";
   readonly done: number;

@@ -6,17 +6,12 @@
 import type { GenericSchema, InferOutput } from "valibot";
 import { type ErrorCode, WeftError } from "./bundle.ts";
 import { type Dirent, type FileHandle, node, type Stats } from "./node.ts";
-import { check } from "./schema.ts";
+import type { Content, FileSum } from "./records.ts";
+import { check, SMALL_FILE } from "./schema.ts";
 
-/** What any folder may have from the system; never touched. */
-export const SYSTEM = /^(lost\+found|\.DS_Store|Thumbs\.db|desktop\.ini|\.nfs[0-9a-f]+)$/;
 /** An entry of a folder. */
 export type Entry = Dirent;
 
-export interface FileSum {
-  readonly bytes: number;
-  readonly sha256: string;
-}
 /** Names that nobody can guess or meet twice. */
 export const randomName = async (): Promise<string> => (await node()).crypto.randomBytes(8).toString("hex");
 export const sumOf = async (data: Uint8Array): Promise<FileSum> => ({
@@ -72,8 +67,6 @@ export async function makeFolder(dir: string): Promise<string | null> {
     if (at === first) return first;
   }
 }
-/** What a file is to hold: whole, or in pieces that may be made while it is written. */
-export type Content = Uint8Array | string | AsyncIterable<Uint8Array>;
 /** A new file in an existing folder, durable but for its entry there (`syncFolder`). */
 export async function writeFile(path: string, content: Content): Promise<FileSum> {
   const { fs, crypto } = await node();
@@ -93,9 +86,6 @@ export async function writeFile(path: string, content: Content): Promise<FileSum
   }
   return { bytes, sha256: hash.digest("hex") };
 }
-
-/** What may lie in memory at once of a file whose size nothing declares: JSON, mostly. */
-export const SMALL_FILE = 64 * 2 ** 20;
 
 export interface RegularFile {
   readonly bytes: number;

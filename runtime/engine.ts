@@ -127,7 +127,7 @@ export class Engine {
       throwIfAborted(options.signal);
       told(p);
     };
-    progress({ phase: "fetch", done: 0, total: 1 });
+    progress({ phase: "fetch", done: 0, total: 0 });
     const bundle = await readManifest(reader);
     const opened = await open(bundle, (name) => readVerified(reader, bundle, name), told);
     // From here on its capacities are those that the device has room for.
@@ -155,6 +155,7 @@ export class Engine {
       const engine = new Engine(manifest, device, host, options, reader, reporting, contents);
       dropped.register(engine, opened, engine);
       engine.invariance = invariance;
+      await reader.loaded?.();
       progress({ phase: "ready", done: 1, total: 1 });
       return engine;
     } catch (e) {

@@ -14,12 +14,9 @@
  * checks that the marker is the same before and after: all files are of one version. A writer that finds
  * `writing` (the one before it was killed) finishes that first. Readers never write.
  */
-import * as v from "valibot";
 import { type ErrorCode, WeftError } from "./bundle.ts";
 import {
-  type Content,
   type Entry,
-  type FileSum,
   isMissing,
   onDisk,
   openRegular,
@@ -28,7 +25,6 @@ import {
   readAndClose,
   readRecord,
   readRegular,
-  SYSTEM,
   sumOf,
   syncFolder,
   unless,
@@ -36,44 +32,31 @@ import {
 } from "./disk.ts";
 import { LOCK, type Lock, withLock } from "./lock.ts";
 import { node } from "./node.ts";
+import {
+  checkKind,
+  EDITED,
+  type FileSum,
+  type Files,
+  type FolderKind,
+  MARKER,
+  type Marker,
+  markerSchema,
+  refused,
+  replaced,
+  STAGING,
+  STRANGER,
+  SYSTEM,
+  stagingOf,
+} from "./records.ts";
 
-export type FolderKind = "adapter" | "model" | "bundle";
-/** Names and contents; they may be made while they are written. */
-export type Files = Iterable<readonly [string, Content]> | AsyncIterable<readonly [string, Content]>;
+export type { Files, FolderKind };
 
-const MARKER = ".weft.json";
 /** The marker with `writing`, while it waits in the staging folder. */
 const WRITING = ".weft.writing.json";
-const STAGING = /^\.weft-[0-9a-f]{16}$/;
-const insideName = v.pipe(
-  v.string(),
-  v.check(
-    (name) =>
-      !/^\.weft|[\\\0]|^[a-z]+:/i.test(name) &&
-      name.split("/").every((part) => part !== "" && part !== "." && part !== ".."),
-    "a path inside the folder",
-  ),
-);
-const sums = v.record(
-  insideName,
-  v.object({ bytes: v.pipe(v.number(), v.safeInteger(), v.minValue(0)), sha256: v.string() }),
-);
-const markerSchema = v.object({
-  format: v.literal("weft-folder"),
-  kind: v.picklist(["adapter", "model", "bundle"]),
-  /** Random, new with each write: two markers of one id are of one version. */
-  id: v.pipe(v.string(), v.regex(/^[0-9a-f]{16}$/)),
-  /** What weft wrote here; while `writing`, what it wrote before. */
-  files: sums,
-  /** The version on its way in, `.weft-<id>`. */
-  writing: v.optional(sums),
-});
-type Marker = v.InferOutput<typeof markerSchema>;
 
 const readMarker = async (dir: string): Promise<Marker | null> =>
   readRecord(markerSchema, (await node()).path.join(dir, MARKER), dir);
 
-const stagingOf = (m: Pick<Marker, "id">): string => `.weft-${m.id}`;
 const isTemporary = (e: Entry): boolean =>
   e.isDirectory() && (e.name === LOCK || e.name.startsWith(`${LOCK}-`) || STAGING.test(e.name));
 
@@ -92,14 +75,6 @@ async function stranger(dir: string, owned: ReadonlySet<string>, below = ""): Pr
   }
   return null;
 }
-const refused = (where: string, expected: string, found: string): WeftError =>
-  new WeftError({
-    code: "WEFT_IO",
-    where,
-    expected,
-    found,
-    hint: "weft only replaces what it wrote itself: choose another folder, or move this away",
-  });
 /** The folder's marker, if `kind` may be written there. Throws WEFT_IO that names what stands in the way. */
 async function inspect(dir: string, kind: FolderKind): Promise<Marker | null> {
   const { fs } = await node();
@@ -112,10 +87,9 @@ async function inspect(dir: string, kind: FolderKind): Promise<Marker | null> {
     if (other) {
       // Unless a writer has just brought it.
       if ((await readMarker(dir))?.id !== marker?.id) continue;
-      throw refused(dir, "a folder with nothing but what weft wrote", other);
+      throw refused(dir, STRANGER, other);
     }
-    if (marker && marker.kind !== kind)
-      throw refused(dir, `${article(kind)} to replace`, article(marker.kind));
+    if (marker) checkKind(dir, marker, kind);
     return marker;
   }
 }
@@ -136,11 +110,9 @@ async function checkUnchanged(dir: string, marker: Marker): Promise<void> {
     );
     if (sums.length && now.mtimeMs <= written) continue;
     const found = sums.length ? (await sumOf(await readRegular(file, now.size, { inside: dir }))).sha256 : "";
-    if (!sums.some(({ sha256 }) => sha256 === found))
-      throw refused(file, "the file that weft wrote", "one that was changed since");
+    if (!sums.some(({ sha256 }) => sha256 === found)) throw refused(file, ...EDITED);
   }
 }
-const article = (kind: FolderKind): string => (kind === "adapter" ? "an adapter" : `a ${kind}`);
 
 /** Every folder that files of these names lie in, innermost first; "" is the folder itself, last. */
 function foldersOf(names: Iterable<string>): string[] {
@@ -325,16 +297,6 @@ export async function readFolder(
   }
   throw replaced(dir);
 }
-const replaced = (dir: string): WeftError =>
-  new WeftError({
-    code: "WEFT_CONFLICT",
-    where: dir,
-    expected: "one version of the folder",
-    found: "another than a moment ago: it is being replaced",
-    hint: "load it again",
-    retryable: true,
-  });
-
 /** A folder that stays what it was when it was opened: once it is replaced, its files are refused. */
 export interface OpenFolder {
   /** Throws WEFT_CONFLICT (retryable) when the folder was replaced, else as `openRegular`. */

@@ -9,15 +9,15 @@ import type { Verdicts } from "./invariance.ts";
 import { isNode } from "./node.ts";
 import { deviceChoices, openDevice } from "./open.ts";
 import { checked, engineEntries, MAX_THREADS, picked } from "./options.ts";
-import { type BundleReader, openReader } from "./reader.ts";
-import { boolean, integer, type Of, object, oneOf, positive } from "./schema.ts";
+import { type BundleReader, openReader, type Place } from "./reader.ts";
+import { boolean, callback, integer, type Of, object, oneOf, positive, record, text } from "./schema.ts";
 import { abortable } from "./signals.ts";
 
 export { type ErrorCode, type Manifest, WeftError } from "./bundle.ts";
 export type { DeviceInfo, LoadProgress } from "./device.ts";
 export { Engine, type Finish, type GenerateIds, type Score, type TokenEvent } from "./engine.ts";
 export type { DeviceChoice } from "./open.ts";
-export type { BundleReader } from "./reader.ts";
+export type { BundleReader, Place } from "./reader.ts";
 export { Job, type Row, startJob, type TrainEvent, type TrainOptions, type TrainResult } from "./trainer.ts";
 
 type SizeEntries = Record<(typeof sizeNames)[number], v.ExactOptionalSchema<typeof positive, undefined>>;
@@ -31,8 +31,22 @@ export function bytesOf(memory: unknown): number {
 }
 const memorySize = v.custom<number | string>((x) => bytesOf(x) > 0, "bytes, or a text like 512MB");
 
+/** How an address is read. */
+export const remoteEntries = {
+  /**
+   * Keep a bundle that comes from an address, and read it from there the next time: in a page in its own storage
+   * (OPFS, else IndexedDB), in Node in the user's cache (`WEFT_CACHE=off` keeps nothing). A name instead of its
+   * address. Default: where something can be kept.
+   */
+  cache: v.optional(v.union([boolean, text], "yes, no, or a name")),
+  /** Instead of the global `fetch`. */
+  fetch: v.optional(callback<typeof globalThis.fetch>()),
+  /** Headers of every request. */
+  headers: v.optional(record(text)),
+};
 export const LoadOptions = object({
   ...engineEntries,
+  ...remoteEntries,
   /** Default `auto`: WebGPU on a hardware adapter, else Wasm. A software adapter only by name. */
   device: v.optional(oneOf(deviceChoices)),
   /**
@@ -69,16 +83,18 @@ export const LoadOptions = object({
 });
 export type LoadOptions = Of<typeof LoadOptions>;
 
+/** What of a load is the reader's. */
+export const readEntries = { ...remoteEntries, signal: engineEntries.signal };
+const isReader = (bundle: Place | BundleReader): bundle is BundleReader =>
+  typeof bundle === "object" && "read" in bundle;
+
 /** What this process found of bundles on its devices. */
 const verdicts: Verdicts = new Map();
 /**
  * Load a bundle: a folder, an address, or a reader of it. Throws WeftError before anything is allocated if
  * the bundle is not what its manifest says. An abort rejects at once, in every phase.
  */
-export async function openEngine(
-  bundle: string | URL | BundleReader,
-  options: LoadOptions = {},
-): Promise<Engine> {
+export async function openEngine(bundle: Place | BundleReader, options: LoadOptions = {}): Promise<Engine> {
   checked(LoadOptions, options);
   const { device, threads, lanes, relaxed, stepTimeout, signal, capacities } = options;
   const memory = options.memory === undefined ? undefined : bytesOf(options.memory);
@@ -87,7 +103,7 @@ export async function openEngine(
     signal,
     async () =>
       Engine.open(
-        typeof bundle === "string" || bundle instanceof URL ? await openReader(bundle) : bundle,
+        isReader(bundle) ? bundle : await openReader(bundle, picked(readEntries, options)),
         (m, file, onProgress) =>
           openDevice(device ?? "auto", m, file, {
             ...{ threads, lanes, relaxed, memory, capacities },

@@ -16,6 +16,7 @@ import { type Device, type LoadProgress, paramNamed, rotaryTables } from "./devi
 import { changed, pack, piecesOf, type Rounding } from "./formats.ts";
 import { reorder, siteOfParam } from "./order.ts";
 import { type BundleReader, type RangeFile, sha256 } from "./reader.ts";
+import type { Heard } from "./remote.ts";
 import { check, foreign } from "./schema.ts";
 import type { Change } from "./terms.ts";
 
@@ -52,10 +53,15 @@ export function asManifest(json: unknown, where: string): Manifest {
 }
 
 /** A file with its recorded size and hash, or an error. */
-export async function readVerified(reader: BundleReader, m: Manifest, name: string): Promise<Uint8Array> {
+export async function readVerified(
+  reader: BundleReader,
+  m: Manifest,
+  name: string,
+  heard?: Heard,
+): Promise<Uint8Array> {
   const entry = m.files[name];
   if (!entry) throw bad(`manifest`, `an entry for ${name}`, "none");
-  const bytes = await reader.read(name, entry.bytes);
+  const bytes = await reader.read(name, entry.bytes, heard);
   await checkFile(reader, m, name, bytes.length, () => sha256(bytes));
   return bytes;
 }
@@ -88,12 +94,13 @@ async function openVerified(
   reader: BundleReader,
   m: Manifest,
   name: string,
+  heard: Heard,
 ): Promise<Pick<RangeFile, "range" | "close">> {
   if (!reader.open) {
-    const bytes = await readVerified(reader, m, name);
+    const bytes = await readVerified(reader, m, name, heard);
     return { range: async (from, to) => bytes.subarray(from, to), close: async () => {} };
   }
-  const file = await reader.open(name, m.files[name]!.bytes);
+  const file = await reader.open(name, m.files[name]!.bytes, heard);
   try {
     await checkFile(reader, m, name, file.bytes, async () => file.sha256);
     return file;
@@ -125,8 +132,12 @@ export async function uploadWeights(
       where.set(path.replace("{l}", String(l)), { group: l, name, outer: false });
   const total = m.tensors.reduce((n, t) => n + t.bytes, 0);
   let done = 0;
-  for (const shard of new Set(m.tensors.map((t) => t.shard))) {
-    const file = await openVerified(reader, m, shard);
+  const shards = [...new Set(m.tensors.map((t) => t.shard))];
+  const toFetch = shards.reduce((n, shard) => n + (m.files[shard]?.bytes ?? 0), 0);
+  let fetched = 0;
+  const heard: Heard = (bytes) => onProgress({ phase: "fetch", done: (fetched += bytes), total: toFetch });
+  for (const shard of shards) {
+    const file = await openVerified(reader, m, shard, heard);
     try {
       for (const t of m.tensors) {
         if (t.shard !== shard) continue;

@@ -1,19 +1,25 @@
-/** Where a bundle is read from: a folder or an HTTP(S) address. The runtime's only door to files. */
-import { WeftError } from "./bundle.ts";
-import { SMALL_FILE } from "./disk.ts";
+/** Where a bundle is read from: a folder, an address, or what is kept of one. */
+import { openAddress } from "./address.ts";
 import { openLocal } from "./local.ts";
-import { checkName } from "./names.ts";
+import type { Heard, Remote } from "./remote.ts";
+import type { Place } from "./storage/places.ts";
 
 export { sha256 } from "./hash.ts";
+export type { Place };
 
 export interface BundleReader {
   readonly where: string;
-  /** A whole file of the bundle, of at most `limit` bytes where its size is declared. */
-  readonly read: (name: string, limit?: number) => Promise<Uint8Array>;
+  /**
+   * A whole file of the bundle, of at most `limit` bytes where its size is declared. `heard` hears of bytes that
+   * come over a network.
+   */
+  readonly read: (name: string, limit?: number, heard?: Heard) => Promise<Uint8Array>;
   /**
    * A large file in pieces, where that can be: its size and SHA-256, read through once, and any range of it.
    */
-  readonly open?: (name: string, limit: number) => Promise<RangeFile>;
+  readonly open?: (name: string, limit: number, heard?: Heard) => Promise<RangeFile>;
+  /** A load has read all that it needs. */
+  readonly loaded?: () => Promise<void>;
 }
 export interface RangeFile {
   readonly bytes: number;
@@ -22,56 +28,18 @@ export interface RangeFile {
   readonly close: () => Promise<void>;
 }
 
-/** What a server sends, of at most `limit` bytes. Throws WEFT_IO, and WEFT_BUNDLE for more. */
-export async function readResponse(url: URL, where: string, limit: number): Promise<Uint8Array> {
-  const broken = (cause: Error): never => {
-    const found = cause.message;
-    throw new WeftError({ code: "WEFT_IO", where, expected: "a response", found, retryable: true, cause });
-  };
-  const response = await fetch(url).catch(broken);
-  if (!response.ok)
-    throw new WeftError({ code: "WEFT_IO", where, expected: "200", found: String(response.status) });
-  const body = response.body?.getReader();
-  const pieces: Uint8Array[] = [];
-  let bytes = 0;
-  for (;;) {
-    const piece = await body?.read().catch(broken);
-    if (!piece || piece.done) break;
-    bytes += piece.value.length;
-    if (bytes > limit) {
-      await body!.cancel().catch(() => {});
-      const expected = `at most ${limit} bytes`;
-      throw new WeftError({ code: "WEFT_BUNDLE", where, expected, found: "more" });
-    }
-    pieces.push(piece.value);
-  }
-  const out = new Uint8Array(bytes);
-  let at = 0;
-  for (const piece of pieces) {
-    out.set(piece, at);
-    at += piece.length;
-  }
-  return out;
+/** How a bundle is read from an address. */
+export interface ReadOptions extends Remote {
+  /** Keep it for the next time: under its address, or under a name. Default: where something can be kept. */
+  readonly cache?: boolean | string | undefined;
 }
-
 /**
- * A reader of a bundle: an address, whose query (a token, say) goes with every file, or a folder. In a page
- * what is no address is one relative to the page.
+ * A reader of a bundle: of a folder, of an address, whose query (a token, say) goes with every file, or of what
+ * a page got from its user. In a page what is no full address is one relative to the page.
  */
-export async function openReader(location: string | URL): Promise<BundleReader> {
+export async function openReader(location: Place, o: ReadOptions = {}): Promise<BundleReader> {
+  if (typeof location !== "string" && !(location instanceof URL))
+    return (await (await import("./folders.ts")).folderAt(location)).bundle();
   const text = String(location);
-  if (/^https?:/.test(text)) {
-    const base = new URL(text);
-    if (!base.pathname.endsWith("/")) base.pathname += "/";
-    return {
-      where: text,
-      read: async (name, limit = SMALL_FILE) => {
-        checkName(name);
-        const url = new URL(name, base);
-        url.search = base.search;
-        return readResponse(url, url.origin + url.pathname, limit);
-      },
-    };
-  }
-  return openLocal(text);
+  return /^https?:/i.test(text) ? openAddress(new URL(text), o) : openLocal(text, o);
 }

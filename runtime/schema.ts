@@ -173,6 +173,8 @@ export const integer = (least: number, limit = LIMIT) =>
 /** An integer from 1 up; `count` from 0 up, below 2^31 as indices of the device are. */
 export const positive = integer(1);
 export const count = integer(0);
+/** What may lie in memory at once of a file whose size nothing declares: JSON, mostly. */
+export const SMALL_FILE = 64 * 2 ** 20;
 /** Bytes of a file or place in one. */
 export const bytes = number("a number of bytes", (x) => Number.isSafeInteger(x) && x >= 0);
 export const finite = number("a finite number", Number.isFinite);

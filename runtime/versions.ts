@@ -8,16 +8,12 @@
  * The current version and the one before it are kept; the others, and what killed writers left, are swept by
  * the next writer.
  */
-import * as v from "valibot";
-import { WeftError } from "./bundle.ts";
 import {
-  type Content,
   isMissing,
   onDisk,
   randomName,
   readRecord,
   readRegular,
-  SYSTEM,
   sumOf,
   syncFolder,
   unless,
@@ -25,21 +21,18 @@ import {
 } from "./disk.ts";
 import { LOCK, withLock } from "./lock.ts";
 import { node } from "./node.ts";
-
-const CURRENT = "CURRENT";
-const VERSION = /^v-\d+-[0-9a-f]{16}$/;
-const currentSchema = v.object({
-  format: v.literal("weft-versions"),
-  version: v.pipe(v.string(), v.regex(VERSION)),
-  files: v.record(
-    v.pipe(v.string(), v.regex(/^[\w-]+(\.[\w-]+)*$/)),
-    v.object({
-      bytes: v.pipe(v.number(), v.safeInteger(), v.minValue(0)),
-      sha256: v.pipe(v.string(), v.regex(/^[0-9a-f]{64}$/)),
-    }),
-  ),
-});
-type Current = v.InferOutput<typeof currentSchema>;
+import {
+  type Content,
+  CURRENT,
+  type Current,
+  changedSince,
+  currentSchema,
+  type Files,
+  noVersion,
+  refusedVersions,
+  SYSTEM,
+  VERSION,
+} from "./records.ts";
 
 const readCurrent = async (dir: string): Promise<Current | null> =>
   readRecord(currentSchema, (await node()).path.join(dir, CURRENT), dir);
@@ -49,14 +42,8 @@ const readCurrent = async (dir: string): Promise<Current | null> =>
  */
 async function inspect(dir: string, names: readonly string[]): Promise<Current | null> {
   const { fs, path } = await node();
-  const refuse = (found: string, expected = "a folder with nothing but checkpoints"): never => {
-    throw new WeftError({
-      code: "WEFT_IO",
-      where: dir,
-      expected,
-      found,
-      hint: "choose another folder, or move this away",
-    });
+  const refuse = (found: string, expected?: string): never => {
+    throw refusedVersions(dir, found, expected);
   };
   const stat = await unless(["ENOENT"], () => fs.stat(dir), null);
   if (!stat) return null;
@@ -108,12 +95,9 @@ export async function claimVersions(dir: string, names: readonly string[]): Prom
  * weft's, or when the disk does not take them (the version before stays the current one), and WEFT_CONFLICT
  * (retryable) when another writer does not end.
  */
-export async function writeVersion(
-  dir: string,
-  step: number,
-  files: Iterable<readonly [string, Content]>,
-): Promise<void> {
-  const list = [...files];
+export async function writeVersion(dir: string, step: number, files: Files): Promise<void> {
+  const list: (readonly [string, Content])[] = [];
+  for await (const file of files) list.push(file);
   const { fs, path } = await node();
   await asWriter(
     dir,
@@ -151,13 +135,7 @@ export async function readVersion(dir: string): Promise<ReadonlyMap<string, Uint
   const { path } = await node();
   for (let tried: string | undefined; ; ) {
     const current = await readCurrent(dir);
-    if (!current)
-      throw new WeftError({
-        code: "WEFT_IO",
-        where: path.join(dir, CURRENT),
-        expected: "the name of a version",
-        found: "no such file",
-      });
+    if (!current) throw noVersion(path.join(dir, CURRENT));
     const folder = path.join(dir, current.version);
     const out = new Map<string, Uint8Array>();
     try {
@@ -165,14 +143,7 @@ export async function readVersion(dir: string): Promise<ReadonlyMap<string, Uint
         const where = path.join(folder, name);
         const data = await readRegular(where, sum.bytes, { inside: dir });
         const found = await sumOf(data);
-        if (found.sha256 !== sum.sha256)
-          throw new WeftError({
-            code: "WEFT_IO",
-            where,
-            expected: `${sum.bytes} bytes of sha-256 ${sum.sha256}`,
-            found: `${found.bytes} bytes of sha-256 ${found.sha256}`,
-            hint: "the file was changed after it was written",
-          });
+        if (found.sha256 !== sum.sha256) throw changedSince(where, sum, found);
         out.set(name, data);
       }
       return out;

@@ -24,8 +24,8 @@ const allowed: Readonly<Record<string, readonly string[]>> = {
     "@huggingface/gguf",
     "valibot",
   ],
-  runtime: ["runtime/", "valibot"],
-  sdk: ["sdk/", "runtime/", "@huggingface/", "valibot"],
+  runtime: ["runtime/", "valibot", "@noble/hashes/"],
+  sdk: ["sdk/", "runtime/", "@huggingface/", "valibot", "fflate"],
   examples: ["examples/", "sdk/index.ts"],
 };
 /** The only files with `node:` imports outside tests, benches, scripts and examples. */

@@ -1,9 +1,16 @@
 import type { AdapterConfig } from "../runtime/content.ts";
-import { claimFolder, writeFolder } from "../runtime/folder.ts";
+import type { Folder, Place } from "../runtime/folders.ts";
 import { checked } from "../runtime/options.ts";
 import type { Engine } from "./engine.ts";
 import { CompressOptions, SaveOptions } from "./options.ts";
 
+/** A folder that takes an adapter, asked before work starts. */
+async function claimed(place: Place): Promise<Folder> {
+  const { folderAt } = await import("../runtime/folders.ts");
+  const folder = await folderAt(place);
+  await folder.claim("adapter");
+  return folder;
+}
 /** One adapter by name: its latest generation unless pinned. */
 export class AdapterHandle {
   constructor(
@@ -12,22 +19,35 @@ export class AdapterHandle {
   ) {}
   /**
    * Write a folder that Hugging Face peft loads; `as: "lora"` turns an S2FT adapter into the LoRA that is
-   * exactly the same. Durable when it resolves. Throws WEFT_IO, before anything is written, when `dir` is
-   * anything but an empty folder or an adapter that weft wrote.
+   * exactly the same. Durable when it resolves, on a disk. Throws WEFT_IO, before anything is written, when
+   * `place` is anything but an empty folder or an adapter that weft wrote.
    */
-  async save(dir: string, o: SaveOptions = {}): Promise<void> {
+  async save(place: Place, o: SaveOptions = {}): Promise<void> {
     checked(SaveOptions, o);
-    await claimFolder(dir, "adapter");
+    const folder = await claimed(place);
+    await folder.write("adapter", await this.files(o));
+  }
+  /** The files of that folder, by name. */
+  async toBlobs(o: SaveOptions = {}): Promise<Map<string, Blob>> {
+    checked(SaveOptions, o);
+    return new Map((await this.files(o)).map(([name, data]) => [name, new Blob([data as BlobPart])]));
+  }
+  /** In a page: let the user save that folder as NAME.zip. */
+  async download(o: SaveOptions = {}): Promise<void> {
+    const { download } = await import("./download.ts");
+    await download(this.ref.replace("@", "-"), await this.toBlobs(o));
+  }
+  private async files(o: SaveOptions): Promise<[string, Uint8Array | string][]> {
     const { writeAdapter, writeAsLora } = await import("./peft/index.ts");
     const { content, base } = this.engine.core.adapters.find(this.ref);
     const { config, weights } = (o.as === "lora" ? writeAsLora : writeAdapter)(content, {
       ...this.engine.manifest,
       base,
     });
-    await writeFolder(dir, "adapter", [
+    return [
       ["adapter_model.safetensors", weights],
       ["adapter_config.json", config],
-    ]);
+    ];
   }
   /**
    * Write the adapter as signs of its largest numbers with one common magnitude (ComPEFT): a fraction of the
@@ -35,17 +55,17 @@ export class AdapterHandle {
    * of its numbers. Throws as `save`.
    */
   async compress(
-    dir: string,
+    place: Place,
     o: CompressOptions = {},
   ): Promise<{ bytes: number; ratio: number; error: number }> {
     checked(CompressOptions, o);
-    await claimFolder(dir, "adapter");
+    const folder = await claimed(place);
     const { compressTernary, writeAdapter } = await import("./peft/index.ts");
     const { content, base } = this.engine.core.adapters.find(this.ref);
     const manifest = { ...this.engine.manifest, base };
     const { config, weights } = writeAdapter(content, manifest);
     const { bytes, ratio, error } = compressTernary(weights, o.density ?? 0.1);
-    await writeFolder(dir, "adapter", [
+    await folder.write("adapter", [
       ["adapter_model.ternary", bytes],
       [
         "adapter_config.json",

@@ -6,6 +6,7 @@
 import * as v from "valibot";
 import { decode, encode, parseHeader, type TensorData, WeftError } from "../runtime/bundle.ts";
 import type { AdapterContent } from "../runtime/content.ts";
+import { type Folder, folderAt, type Place } from "../runtime/folders.ts";
 import {
   boolean,
   check,
@@ -22,7 +23,6 @@ import {
 } from "../runtime/schema.ts";
 import { selectors } from "../runtime/selectors.ts";
 import type { TrainState } from "../runtime/trainer.ts";
-import { claimVersions, readVersion, writeVersion } from "../runtime/versions.ts";
 import { parseJson } from "./files.ts";
 
 const branchState = object({ rank: count, alpha: finite, scale: finite });
@@ -57,11 +57,12 @@ const STATE = "trainer_state.json";
 const TENSORS = "trainer_state.safetensors";
 /** What whoever took it wants to know when it goes on. */
 const ABOUT = "about.json";
-/**
- * Can checkpoints be written to `dir`? Asked before work starts. Throws WEFT_IO that names what stands in the
- * way.
- */
-export const claimCheckpoints = (dir: string): Promise<void> => claimVersions(dir, [STATE, TENSORS, ABOUT]);
+/** A folder that takes checkpoints, asked before work starts. Throws WEFT_IO that names what is in the way. */
+export async function claimCheckpoints(place: Place): Promise<Folder> {
+  const folder = await folderAt(place);
+  await folder.claimVersions([STATE, TENSORS, ABOUT]);
+  return folder;
+}
 
 /** How many steps a job is to take is no part of what it was until now: it may be more when it goes on. */
 type Options = Readonly<Record<string, unknown>>;
@@ -75,7 +76,7 @@ const withoutSteps = (o: Options): Options => {
 
 /** `options` are what results depend on; resuming with others is refused. */
 export async function saveCheckpoint(
-  dir: string,
+  folder: Folder,
   state: TrainState,
   base: string,
   numerics: string,
@@ -103,16 +104,17 @@ export async function saveCheckpoint(
     branches: state.adapter?.branches ?? null,
     best: state.best ? { step: state.best.step, loss: state.best.loss } : null,
   };
-  await writeVersion(dir, state.step, [
+  await folder.writeVersion(state.step, [
     [STATE, JSON.stringify(json)],
     [TENSORS, encode(tensors, { format: "weft" })],
     ...(about ? ([[ABOUT, JSON.stringify(about)]] as const) : []),
   ]);
 }
 /** What was kept with a checkpoint for who goes on; null where nothing was. Throws WEFT_IO. */
-export async function readAbout(dir: string): Promise<Record<string, unknown> | null> {
-  const bytes = (await readVersion(dir)).get(ABOUT);
-  return bytes ? parseJson(bytes, `${dir}: ${ABOUT}`) : null;
+export async function readAbout(place: Place): Promise<Record<string, unknown> | null> {
+  const folder = await folderAt(place);
+  const bytes = (await folder.readVersion()).get(ABOUT);
+  return bytes ? parseJson(bytes, `${folder.where}: ${ABOUT}`) : null;
 }
 
 /** Where two values of JSON differ first: the path, and what stands there. */
@@ -128,12 +130,14 @@ function difference(a: unknown, b: unknown, path: string): readonly [string, unk
 }
 
 export async function loadCheckpoint(
-  dir: string,
+  place: Place,
   base: string,
   numerics: string,
   options: Readonly<Record<string, unknown>>,
 ): Promise<TrainState> {
-  const files = await readVersion(dir);
+  const folder = await folderAt(place);
+  const { where: dir } = folder;
+  const files = await folder.readVersion();
   const file = (name: string): Uint8Array => {
     const bytes = files.get(name);
     if (!bytes)

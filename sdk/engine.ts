@@ -4,8 +4,7 @@ import type { AdapterRef } from "../runtime/adapters.ts";
 import { encode, type Manifest, WeftError } from "../runtime/bundle.ts";
 import { defaultConfig } from "../runtime/content.ts";
 import type { Engine as Core, Finish, Merged, MergeOptions, Score } from "../runtime/engine.ts";
-import { claimFolder, writeFolder } from "../runtime/folder.ts";
-import { openEngine } from "../runtime/index.ts";
+import { openEngine, readEntries } from "../runtime/index.ts";
 import { readVerified } from "../runtime/load.ts";
 import { resolveBranches } from "../runtime/match.ts";
 import {
@@ -16,7 +15,8 @@ import {
   scoreEntries,
   trainEntries,
 } from "../runtime/options.ts";
-import { openReader } from "../runtime/reader.ts";
+import { type BundleReader, openReader, type Place } from "../runtime/reader.ts";
+import type { Remote } from "../runtime/remote.ts";
 import { abortable, throwIfAborted } from "../runtime/signals.ts";
 import { MappedStream } from "../runtime/stream.ts";
 import {
@@ -29,11 +29,9 @@ import {
 } from "../runtime/trainer.ts";
 import { identityOf } from "../runtime/training.ts";
 import { AdapterHandle } from "./adapter.ts";
-import { claimCheckpoints, loadCheckpoint } from "./checkpoint.ts";
 import { type DataRow, encodeRow, parseJsonl } from "./data.ts";
 import { decodeText, parseJson, readFileOr } from "./files.ts";
-import { Job } from "./job.ts";
-import { openMatrices, savedConfig } from "./model.ts";
+import { Job, type Keeping } from "./job.ts";
 import {
   AdapterName,
   AdapterRefSchema,
@@ -60,10 +58,11 @@ export type {
 };
 
 /**
- * Load a bundle folder or address. Throws WeftError before anything is allocated if the bundle is not what
+ * Load a bundle: a folder, an address, which is kept for the next time unless `cache` says no, a directory
+ * handle, or files. Throws WeftError before anything is allocated if the bundle is not what
  * its manifest says. An abort rejects at once, in every phase.
  */
-export async function load(location: string | URL, options: LoadOptions = {}): Promise<Engine> {
+export async function load(location: Place, options: LoadOptions = {}): Promise<Engine> {
   checked(LoadOptions, options);
   return abortable(
     options.signal,
@@ -71,8 +70,8 @@ export async function load(location: string | URL, options: LoadOptions = {}): P
     (late) => late.dispose(),
   );
 }
-async function loading(location: string | URL, options: LoadOptions): Promise<Engine> {
-  const reader = await openReader(location);
+async function loading(location: Place, options: LoadOptions): Promise<Engine> {
+  const reader = await openReader(location, picked(readEntries, options));
   const core = await openEngine(reader, options);
   try {
     let text: Text | null = null;
@@ -101,7 +100,7 @@ export class Engine {
     readonly core: Core,
     readonly text: Text | null,
     private readonly modelConfig: Readonly<Record<string, unknown>>,
-    private readonly reader: Awaited<ReturnType<typeof openReader>>,
+    private readonly reader: BundleReader,
   ) {}
 
   get manifest(): Manifest {
@@ -247,11 +246,16 @@ export class Engine {
       adapter,
       from,
       disjointFrom: o.disjointFrom?.map((name) => this.core.adapter(name).content),
-      tuned: o.tuned === undefined ? undefined : await openMatrices(o.tuned, this.manifest),
+      tuned:
+        o.tuned === undefined
+          ? undefined
+          : await (await import("./model.ts")).openMatrices(o.tuned, this.manifest),
       resume: undefined,
     };
     const identity = { ...(await identityOf(this.manifest, device.plan, options)), tuned: o.tuned ?? null };
-    const resume = o.resume ? await loadCheckpoint(o.resume, base, info.numerics, identity) : undefined;
+    const resume = o.resume
+      ? await (await import("./checkpoint.ts")).loadCheckpoint(o.resume, base, info.numerics, identity)
+      : undefined;
     // What was read until now is of the base as it was.
     if (this.core.base !== base)
       throw new WeftError({
@@ -261,20 +265,32 @@ export class Engine {
         found: `base ${this.core.base.slice(0, 12)}, of a full training that ended`,
         retryable: true,
       });
-    if (o.checkpoint) await claimCheckpoints(o.checkpoint.dir);
+    let keeping: Keeping | null = null;
+    if (o.checkpoint) {
+      const [{ claimCheckpoints }, { Autosave }] = await Promise.all([
+        import("./checkpoint.ts"),
+        import("./autosave.ts"),
+      ]);
+      keeping = { folder: await claimCheckpoints(o.checkpoint.dir), Autosave };
+    }
     const onEvent = (e: TrainEvent): unknown => {
       job.hear(e);
       return o.onEvent?.(e);
     };
     const core = startJob(this.core, { ...options, resume, onEvent }, this.jobs);
-    const job = new Job(core, this, identity, o);
+    const job = new Job(core, this, identity, o, keeping);
     this.jobs.add(core);
     core.done.catch(() => {}).finally(() => this.jobs.delete(core));
     return job;
   }
   /** Rows as jobs learn them: ids and labels. `what` names them in errors. Throws WEFT_DATA. */
-  async rows(data: string | readonly DataRow[], what: string): Promise<Row[]> {
-    const list = typeof data === "string" ? parseJsonl(await readFileOr(data, "WEFT_DATA"), data) : data;
+  async rows(data: string | Blob | readonly DataRow[], what: string): Promise<Row[]> {
+    const list =
+      data instanceof Blob
+        ? parseJsonl(new Uint8Array(await data.arrayBuffer()), what)
+        : typeof data === "string"
+          ? parseJsonl(await readFileOr(data, "WEFT_DATA"), data)
+          : data;
     if (!list.length)
       throw new WeftError({ code: "WEFT_DATA", where: what, expected: "at least one row", found: "none" });
     const where = typeof data === "string" ? data : what;
@@ -283,12 +299,19 @@ export class Engine {
 
   /** Adapters on this engine: PEFT folders in, names out. */
   readonly adapters = {
-    /** Read a Hugging Face PEFT folder, or one that `compress` wrote; returns its first generation. */
-    load: async (name: string, dir: string): Promise<AdapterHandle> => {
+    /**
+     * Read a Hugging Face PEFT folder, or one that `compress` wrote: a path, an address (asked as `remote`
+     * says), a directory handle, files or blobs. Returns its first generation.
+     */
+    load: async (name: string, place: Place, remote: Remote = {}): Promise<AdapterHandle> => {
       checked(AdapterName, name, { where: "name" });
-      const { readAdapterFolder } = await import("./peft/index.ts");
+      const [{ readAdapterFolder }, { folderAt }] = await Promise.all([
+        import("./peft/index.ts"),
+        import("../runtime/folders.ts"),
+      ]);
+      const folder = await folderAt(place, remote);
       const { base } = this.core;
-      const { content, warnings } = await readAdapterFolder(dir, { ...this.manifest, base });
+      const { content, warnings } = await readAdapterFolder(folder, { ...this.manifest, base });
       this.core.adapters.publish(name, content, { base, warnings });
       return new AdapterHandle(this, name);
     },
@@ -323,12 +346,17 @@ export class Engine {
 
   /**
    * After full training, or with an adapter merged: a Hugging Face folder with the base as it is now. Durable
-   * when it resolves. Throws WEFT_IO, before anything is read or written, when `dir` is anything but an empty
-   * folder or a model that weft wrote.
+   * when it resolves, on a disk. Throws WEFT_IO, before anything is read or written, when `place` is anything
+   * but an empty folder or a model that weft wrote.
    */
-  async saveModel(dir: string): Promise<void> {
+  async saveModel(place: Place): Promise<void> {
     this.core.check();
-    await claimFolder(dir, "model");
+    const [{ folderAt }, { savedConfig }] = await Promise.all([
+      import("../runtime/folders.ts"),
+      import("./model.ts"),
+    ]);
+    const folder = await folderAt(place);
+    await folder.claim("model");
     const files: [string, Uint8Array | string][] = [
       [
         "model.safetensors",
@@ -338,7 +366,7 @@ export class Engine {
     for (const name of ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
       if (this.manifest.files[name]) files.push([name, await readVerified(this.reader, this.manifest, name)]);
     files.push(["config.json", JSON.stringify(savedConfig(this.modelConfig), null, 2)]);
-    await writeFolder(dir, "model", files);
+    await folder.write("model", files);
   }
 
   /**

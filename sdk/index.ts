@@ -2,8 +2,10 @@
 export { type ErrorCode, encode as encodeSafetensors, type Manifest, WeftError } from "../runtime/bundle.ts";
 export type { LoadProgress } from "../runtime/device.ts";
 export type { TokenEvent } from "../runtime/engine.ts";
+export type { Place } from "../runtime/folders.ts";
 export type { DeviceChoice } from "../runtime/open.ts";
 export { AdapterHandle } from "./adapter.ts";
+export { type CachedBundle, cache } from "./cache.ts";
 export * from "./compile.ts";
 export * from "./engine.ts";
 export { Job } from "./job.ts";

@@ -1,8 +1,14 @@
+import type { Folder, Place } from "../runtime/folders.ts";
 import type { Job as CoreJob, TrainEvent, TrainResult, TrainState } from "../runtime/trainer.ts";
-import { Autosave } from "./autosave.ts";
-import { claimCheckpoints, saveCheckpoint } from "./checkpoint.ts";
+import type { Autosave } from "./autosave.ts";
 import type { Engine } from "./engine.ts";
 import type { FinetuneOptions } from "./options.ts";
+
+/** Where a job keeps checkpoints by itself: taken before it starts. */
+export interface Keeping {
+  readonly folder: Folder;
+  readonly Autosave: typeof Autosave;
+}
 
 /** A running job: `done` resolves with its result; `publish` makes what it knows available to requests. */
 export class Job {
@@ -18,13 +24,13 @@ export class Job {
     /** What its results depend on. */
     private readonly identity: Readonly<Record<string, unknown>>,
     private readonly o: Pick<FinetuneOptions, "name" | "checkpoint" | "onEvent">,
+    keeping: Keeping | null,
   ) {
-    const { checkpoint } = o;
-    this.auto = checkpoint
-      ? new Autosave(
-          checkpoint.every,
+    this.auto = keeping
+      ? new keeping.Autosave(
+          o.checkpoint?.every,
           () => core.checkpoint(),
-          (state) => this.write(checkpoint.dir, state),
+          (state) => this.write(keeping.folder, state),
           engine.core.reporting.guard(`onEvent of job ${o.name}`, o.onEvent),
         )
       : null;
@@ -44,9 +50,10 @@ export class Job {
   hear(e: TrainEvent): void {
     this.auto?.hear(e);
   }
-  private write(dir: string, state: TrainState): Promise<void> {
+  private async write(folder: Folder, state: TrainState): Promise<void> {
+    const { saveCheckpoint } = await import("./checkpoint.ts");
     const { numerics } = this.engine.core.info;
-    return saveCheckpoint(dir, state, this.core.base, numerics, this.identity, this.o.checkpoint?.about);
+    return saveCheckpoint(folder, state, this.core.base, numerics, this.identity, this.o.checkpoint?.about);
   }
   get name(): string {
     return this.core.name;
@@ -62,14 +69,15 @@ export class Job {
     return this.core.publish();
   }
   /**
-   * Make what the job is now the current version in `dir`, from which `finetune({ resume })` goes on, bit for
-   * bit on the same device and bundle. Durable when it resolves; the version before is kept too. Throws
-   * WEFT_IO, before anything is written, when `dir` holds anything else.
+   * Make what the job is now the current version in a folder, from which `finetune({ resume })` goes on, bit
+   * for bit on the same device and bundle. Durable when it resolves, on a disk; the version before is kept
+   * too. Throws WEFT_IO, before anything is written, when the folder holds anything else.
    */
-  async checkpoint(dir: string): Promise<void> {
+  async checkpoint(place: Place): Promise<void> {
     // Asked for at once: the job may end, or be cancelled, while the folder is looked at.
-    const state = this.core.checkpoint();
-    await Promise.all([claimCheckpoints(dir), state]);
-    await this.write(dir, await state);
+    const taken = this.core.checkpoint();
+    const claimed = import("./checkpoint.ts").then((m) => m.claimCheckpoints(place));
+    const [folder, state] = await Promise.all([claimed, taken]);
+    await this.write(folder, state);
   }
 }

@@ -3,6 +3,7 @@
  */
 import * as v from "valibot";
 import { adapterEntries, requestEntries, scoreEntries, trainEntries } from "../runtime/options.ts";
+import type { Place } from "../runtime/reader.ts";
 import {
   atLeast0,
   number,
@@ -49,8 +50,12 @@ export const ScoreOptions = object(scoreEntries);
 export type ScoreOptions = Of<typeof ScoreOptions>;
 
 const rows = v.union(
-  [text, v.custom<readonly DataRow[]>(Array.isArray)],
-  "the path of a JSONL file, or a list of rows",
+  [text, v.custom<Blob>((x) => x instanceof Blob), v.custom<readonly DataRow[]>(Array.isArray)],
+  "the path of a JSONL file, such a file, or a list of rows",
+);
+const place = v.custom<Place>(
+  (x) => typeof x === "string" || (typeof x === "object" && x !== null),
+  "a folder: a path, an address, a directory handle, or a map of blobs",
 );
 export const FinetuneOptions = object({
   ...trainEntries,
@@ -76,12 +81,12 @@ export const FinetuneOptions = object({
   /**
    * A checkpoint folder to go on from; options and data must be the same, `epochs` or `steps` may be more.
    */
-  resume: v.optional(text),
+  resume: v.optional(place),
   /** Checkpoints by themselves, while the job runs and behind its last step. Default: none. */
   checkpoint: v.optional(
     object({
-      /** Their folder: the last two are kept. */
-      dir: text,
+      /** Their folder, in a page `storage:NAME` or a directory handle: the last two are kept. */
+      dir: place,
       /** Seconds between two. Default 60; 0: only behind the last step. */
       every: v.optional(atLeast0),
       /** What is kept with them, for who goes on. */

@@ -1,8 +1,8 @@
 /** Adapters as files, all that it takes: imported when the first is read or written. */
 import { type Manifest, WeftError } from "../../runtime/bundle.ts";
 import type { AdapterContent } from "../../runtime/content.ts";
-import { SMALL_FILE } from "../../runtime/disk.ts";
-import { readFolder } from "../../runtime/folder.ts";
+import type { Folder } from "../../runtime/folders.ts";
+import { SMALL_FILE } from "../../runtime/schema.ts";
 import { parseJson } from "../files.ts";
 import { expandTernary } from "../ternary.ts";
 import { numbersAtMost } from "./folder.ts";
@@ -16,13 +16,14 @@ export { writeAdapter, writeAsLora } from "./write.ts";
  * same. Throws WEFT_ADAPTER, or WEFT_ADAPTER_MISMATCH for another base than the manifest's.
  */
 export async function readAdapterFolder(
-  dir: string,
+  folder: Folder,
   manifest: Manifest,
 ): Promise<{ content: AdapterContent; warnings: string[] }> {
   // Not more than the whole model in f32, and what describes it.
   const limit = 4 * manifest.model.parameters + SMALL_FILE;
   const names = ["adapter_config.json", "adapter_model.ternary", "adapter_model.safetensors"];
-  const files = await readFolder(dir, names, limit, "WEFT_ADAPTER");
+  const { where: dir } = folder;
+  const files = await folder.read(names, limit, "WEFT_ADAPTER");
   const needed = (name: string): Uint8Array => {
     const bytes = files.get(name);
     if (bytes) return bytes;
