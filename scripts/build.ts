@@ -39,7 +39,22 @@ const apart: Plugin = {
     );
   },
 };
-/** For pages: NAME.page.ts in place of NAME.ts. */
+/** A format without the texts that kernels are made of: only the compiler reads them. */
+function withoutTexts(path: string): string {
+  const source = ts.createSourceFile(path, readFileSync(path, "utf8"), ts.ScriptTarget.Latest, true);
+  const { text } = source;
+  let [out, at] = ["", 0];
+  const visit = (node: ts.Node): void => {
+    const isText = ts.isPropertyAssignment(node) && ["wgsl", "assembly"].includes(node.name.getText(source));
+    if (isText) {
+      out += text.slice(at, node.getStart(source));
+      at = node.end + (text[node.end] === "," ? 1 : 0);
+    } else ts.forEachChild(node, visit);
+  };
+  visit(source);
+  return out + text.slice(at);
+}
+/** For pages: NAME.page.ts in place of NAME.ts; formats without their kernels' texts. */
 const pages: Plugin = {
   name: "pages",
   setup: (b) => {
@@ -47,6 +62,10 @@ const pages: Plugin = {
       const there = join(resolveDir, path.replace(/\.ts$/, ".page.ts"));
       return existsSync(there) ? { path: there } : undefined;
     });
+    b.onLoad({ filter: /\/runtime\/formats\/\w+\.ts$/ }, ({ path }) => ({
+      contents: withoutTexts(path),
+      loader: "ts",
+    }));
   },
 };
 

@@ -5,6 +5,8 @@
 import { Tokenizer } from "@huggingface/tokenizers";
 import { WeftError } from "../runtime/bundle.ts";
 import { show } from "../runtime/schema.ts";
+import type { Row } from "../runtime/trainer.ts";
+import { encodeChat } from "./conversation.ts";
 import type { ChatTemplate, Marked } from "./template.ts";
 import { decodeMarks, mendTokenizer } from "./tokenizer.ts";
 
@@ -166,6 +168,18 @@ export class Text {
   /** A whole conversation, with the spans of its `{% generation %}` blocks. */
   chatMarked(messages: readonly Message[], given: TemplateArguments = {}): Marked {
     return this.chatTemplate().renderMarked(this.values(plainMessages(messages), false, given));
+  }
+  /**
+   * A conversation as a row: the assistant's turns are learned, with their end marks. `ends`: ids that end an
+   * answer. Throws WEFT_DATA that names `where`, and the turn.
+   */
+  learned(
+    messages: readonly Message[],
+    given: TemplateArguments,
+    ends: readonly number[],
+    where: string,
+  ): Row {
+    return encodeChat(messages, given, this, ends, where);
   }
   private values(
     messages: readonly object[],
