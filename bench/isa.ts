@@ -118,7 +118,9 @@ export async function main(args: string[]): Promise<void> {
       });
       failed += misses.length;
       const shown = o.all ? rows : rows.filter((r) => misses.some((m) => m.kernels.includes(r.kernel)));
-      console.log(`\n${name} on ${chip}: ${rows.length} pipelines of ${kernels.texts.size} kernels`);
+      console.log(
+        `\n${name} on ${chip}: ${rows.length} pipelines of ${Object.keys(kernels.plan.kernels).length} kernels`,
+      );
       const short = (n: string): string => (n.length > 60 ? `${n.slice(0, 44)}…${n.slice(-15)}` : n);
       if (shown.length)
         table([
@@ -136,7 +138,7 @@ export async function main(args: string[]): Promise<void> {
       summary.push({
         model: name,
         chip,
-        kernels: kernels.texts.size,
+        kernels: Object.keys(kernels.plan.kernels).length,
         pipelines: rows.length,
         spilling: rows.filter((r) => r.spills > 0).length,
         scratch: rows.filter((r) => r.scratch > 0).length,

@@ -139,3 +139,6 @@ export const memoryClasses = [
   "tables",
 ] as const;
 export type MemoryClass = (typeof memoryClasses)[number];
+/** WebGPU: where the numbers that a launch brings to its kernel are bound, and how many vectors of four. */
+export const LAUNCH_BINDING = memoryClasses.length;
+export const LAUNCH_VECTORS = 4;

@@ -3,6 +3,7 @@
  * schemas; consistent.ts checks what ties their parts together.
  */
 import * as v from "valibot";
+import { LAUNCH_VECTORS } from "./contract.ts";
 import { formats } from "./formats.ts";
 import {
   above0,
@@ -27,7 +28,7 @@ import { startNames, type TensorKindName, tensorKinds } from "./tensors/index.ts
 import { termNames } from "./terms.ts";
 
 export const BUNDLE_FORMAT = "weft-bundle";
-export const BUNDLE_VERSION = 10;
+export const BUNDLE_VERSION = 11;
 
 const FileEntry = object({ bytes, sha256: sha256Hex });
 const format = oneOf(formats);
@@ -224,8 +225,18 @@ const TargetPlan = object({
   blocks: object({ step: BlockEntry, unit: BlockEntry, update: BlockEntry }),
   header: v.array(text),
   programs: v.array(ProgramEntry),
-  /** `weights`: does it change the base? Only updates of full training do. */
-  kernels: record(object({ workgroup: positive, file: fileName, weights: oneOf(["read", "written"]) })),
+  /**
+   * `launch`: the numbers that it brings to a module that others share. `weights`: does it change the base?
+   * Only updates of full training do.
+   */
+  kernels: record(
+    object({
+      workgroup: positive,
+      file: fileName,
+      launch: v.pipe(v.array(count), v.maxLength(4 * LAUNCH_VECTORS)),
+      weights: oneOf(["read", "written"]),
+    }),
+  ),
 });
 /** The most that a load may choose: what kernels address behind their norms lies behind so many. */
 export const MOST_JOBS = 16;

@@ -5,6 +5,7 @@
 import * as assert from "uvu/assert";
 import { adapterMethods } from "../compiler/adapters/index.ts";
 import { compile } from "../compiler/compile.ts";
+import { share } from "../compiler/emit/share.ts";
 import { inTurn, merged } from "../compiler/kernels/text/alike.ts";
 import { fn } from "../compiler/kernels/text/wgsl.ts";
 import { configs, s2ftOdd, small } from "./support/engines.ts";
@@ -208,5 +209,38 @@ test("functions that are one text but for whole numbers are one function of thes
   const blocks = inTurn([["a[1] = 2;"], ["a[5] = 2;"]], "s");
   assert.match(blocks.join("\n"), /for \(var s = 0; s < 2; s\+\+\)[\s\S]*a\[s_0\] = 2;/);
   assert.not.match(inTurn([["a[1] = 2;"], ["b[5] = 2;"]], "s").join("\n"), /for/);
+});
+test("kernels that are one text but for what a launch may bring are one module; what compilers use stays", () => {
+  const kernel = (name: string, at: number, { rows = 8, by = 3, mask = 1 } = {}) => ({
+    name,
+    text: `// ${name}\nfn main() {\n  for (var i = 0; i < ${rows}; i++) { arena[${at} + i / ${by}] = 1e-6f * ${mask}.0f; }\n}\n`,
+  });
+  const { modules, of } = share([
+    kernel("a", 100),
+    kernel("b", 7),
+    kernel("c", 100, { rows: 9 }),
+    kernel("d", 100, { by: 4 }),
+    kernel("e", 100, { mask: 2 }),
+  ]);
+  assert.equal(
+    modules.map((m) => m.name),
+    ["a", "c", "d", "e"],
+  );
+  assert.equal(
+    [...of.values()],
+    [
+      { module: "a", launch: [100] },
+      { module: "a", launch: [7] },
+      ...["c", "d", "e"].map((module) => ({ module, launch: [] })),
+    ],
+  );
+  assert.match(modules[0]!.text, /^\/\/ a\n\/\/ b\n@group.*launch: array/);
+  assert.match(modules[0]!.text, /i < 8; i\+\+\) \{ arena\[launch\[0\]\.x \+ i \/ 3\] = 1e-6f \* 1\.0f/);
+  // More numbers than a launch has room for.
+  const many = (name: string, first: number) => ({
+    name,
+    text: `fn main() { ${Array.from({ length: 17 }, (_, i) => `arena[${first + i}] = 0.0f;`).join(" ")} }`,
+  });
+  assert.is(share([many("a", 1), many("b", 100)]).modules.length, 2);
 });
 test.run();

@@ -18,16 +18,14 @@ import { addresser, type Layout, placeValues } from "../plan.ts";
 import type { Programs, TrainClass } from "../programs/index.ts";
 import { align, type Capacities, type Target } from "../target.ts";
 import { emitAlias, emitLaunchAs, scratchBytes } from "./assemblyscript.ts";
+import { share } from "./share.ts";
 import { emitLaunchWgsl, gridOf, variantsOf } from "./wgsl.ts";
 
 export interface Emitted {
   readonly plan: TargetPlan;
   readonly kernels: readonly string[];
-  readonly sources: readonly {
-    readonly name: string;
-    readonly text: string;
-    readonly weights: "read" | "written";
-  }[];
+  /** What the kernels are compiled from: on WebGPU a module each, which several may share. */
+  readonly sources: readonly { readonly name: string; readonly text: string }[];
 }
 export function emitTarget(
   target: Target,
@@ -39,7 +37,7 @@ export function emitTarget(
   train: readonly TrainClass[],
 ): Emitted {
   const blocks = blockLayouts(c, train);
-  const sources: Emitted["sources"][number][] = [];
+  const sources: { name: string; text: string; weights: "read" | "written" }[] = [];
   const entries: ProgramEntry[] = [];
   let scratch = 0;
   const params = new Map(
@@ -164,6 +162,7 @@ export function emitTarget(
   if (norms.length)
     update("layer", { skeleton: "row_norms", name: "row_norms", norms, bits: norms.map((n) => n.branch) });
   if (train.length) update("outer", { skeleton: "clip", name: "clip", bits: [] });
+  const modules = target.name === "wasm" ? null : share(sources);
   const plan: TargetPlan = {
     panel: target.panel,
     room: { ...layout.room, arena },
@@ -179,15 +178,12 @@ export function emitTarget(
     header: headerWords,
     programs: entries,
     kernels: Object.fromEntries(
-      sources.map((s) => [
-        s.name,
-        {
-          workgroup: 64,
-          file: target.name === "wasm" ? "kernels.wasm" : `kernels/${s.name}.wgsl`,
-          weights: s.weights,
-        },
-      ]),
+      sources.map(({ name, weights }) => {
+        const { module, launch } = modules?.of.get(name) ?? { module: null, launch: [] };
+        const file = module === null ? "kernels.wasm" : `kernels/${module}.wgsl`;
+        return [name, { workgroup: 64, file, launch, weights }];
+      }),
     ),
   };
-  return { plan, kernels: sources.map((s) => s.name), sources };
+  return { plan, kernels: sources.map((s) => s.name), sources: modules?.modules ?? sources };
 }

@@ -1,8 +1,10 @@
 /** Chambers as buffers: what they take, and bind groups over them, one a group. */
-import type { Limits, Measure, Plan } from "../bundle.ts";
+import { LAUNCH_BINDING, LAUNCH_VECTORS, type Limits, type Measure, type Plan } from "../bundle.ts";
 import { chamberWords, isShared, type MemoryClass, memoryClasses } from "../device.ts";
 
 const READ_ONLY: readonly MemoryClass[] = ["weights", "meta", "tables"];
+/** From the numbers of one kernel to those of the next: what any device takes as an offset. */
+export const LAUNCH_BYTES = 256;
 
 /**
  * Adapters do not say how much memory they have: what they refuse is told when it is taken. The smallest
@@ -56,17 +58,24 @@ export function allocate(device: GPUDevice, plan: Plan, layers: number): Memory 
   const blockBytes = 4 * Math.max(plan.stepWords, plan.blocks.unit.words, plan.blocks.update.words);
   const layoutFor = (writable: boolean): GPUBindGroupLayout =>
     device.createBindGroupLayout({
-      entries: memoryClasses.map((cls, binding) => ({
-        binding,
-        visibility: GPUShaderStage.COMPUTE,
-        buffer: {
-          type:
-            READ_ONLY.includes(cls) && !(writable && cls === "weights")
-              ? ("read-only-storage" as const)
-              : ("storage" as const),
-          hasDynamicOffset: cls === "meta",
+      entries: [
+        ...memoryClasses.map((cls, binding) => ({
+          binding,
+          visibility: GPUShaderStage.COMPUTE,
+          buffer: {
+            type:
+              READ_ONLY.includes(cls) && !(writable && cls === "weights")
+                ? ("read-only-storage" as const)
+                : ("storage" as const),
+            hasDynamicOffset: cls === "meta",
+          },
+        })),
+        {
+          binding: LAUNCH_BINDING,
+          visibility: GPUShaderStage.COMPUTE,
+          buffer: { type: "uniform", hasDynamicOffset: true },
         },
-      })),
+      ],
     });
   const layouts = [layoutFor(false), layoutFor(true)] as const;
   const meta = device.createBuffer({
@@ -74,14 +83,26 @@ export function allocate(device: GPUDevice, plan: Plan, layers: number): Memory 
     size: plan.metaWords * 4 + blockBytes,
     usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_DST,
   });
+  const kernels = Object.values(plan.kernels);
+  const launches = device.createBuffer({
+    label: "numbers of launches",
+    size: kernels.length * LAUNCH_BYTES,
+    usage: GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST,
+  });
+  const numbers = new Int32Array((kernels.length * LAUNCH_BYTES) / 4);
+  for (const [i, { launch }] of kernels.entries()) numbers.set(launch, (i * LAUNCH_BYTES) / 4);
+  device.queue.writeBuffer(launches, 0, numbers);
   const groups = layouts.map((layout) =>
     Array.from({ length: layers + 1 }, (_, g) =>
       device.createBindGroup({
         layout,
-        entries: memoryClasses.map((cls, binding) => ({
-          binding,
-          resource: cls === "meta" ? { buffer: meta, offset: 0, size: blockBytes } : { buffer: of(cls, g) },
-        })),
+        entries: [
+          ...memoryClasses.map((cls, binding) => ({
+            binding,
+            resource: cls === "meta" ? { buffer: meta, offset: 0, size: blockBytes } : { buffer: of(cls, g) },
+          })),
+          { binding: LAUNCH_BINDING, resource: { buffer: launches, offset: 0, size: LAUNCH_VECTORS * 16 } },
+        ],
       }),
     ),
   );

@@ -1,17 +1,19 @@
 /** Kernels as pipelines. */
 import type { Plan } from "../bundle.ts";
 import { WeftError } from "../errors.ts";
-import type { Memory } from "./memory.ts";
+import { LAUNCH_BYTES, type Memory } from "./memory.ts";
 import type { Watch } from "./watch.ts";
 
 type FileOf = (name: string) => Promise<Uint8Array>;
 export interface Kernel {
   readonly pipeline: GPUComputePipeline;
+  /** Where the numbers lie that it brings: bytes. */
+  readonly launch: number;
   /** Which layout it has: 1 where it writes weights. */
   readonly layout: 0 | 1;
 }
 /**
- * Compile every kernel, by index; those with the same text share a pipeline. All have ended when this does,
+ * Compile every kernel, by index; those of one module share a pipeline. All have ended when this does,
  * also when one fails.
  */
 export async function compileKernels(
@@ -48,13 +50,14 @@ export async function compileKernels(
       await scope;
     }
   };
-  const all = Object.entries(plan.kernels).map(async ([name, kernel]): Promise<Kernel> => {
-    const code = new TextDecoder().decode(await file(kernel.file));
+  const all = Object.entries(plan.kernels).map(async ([name, kernel], i): Promise<Kernel> => {
     const layout = kernel.weights === "written" ? 1 : 0;
-    const key = `${layout}${code.slice(code.indexOf("\n"))}`;
-    const known = made.get(key) ?? compile(name, code, layout);
+    const key = `${layout} ${kernel.file}`;
+    const known =
+      made.get(key) ??
+      file(kernel.file).then((bytes) => compile(name, new TextDecoder().decode(bytes), layout));
     made.set(key, known);
-    return { pipeline: await known, layout };
+    return { pipeline: await known, launch: kernel.launch.length ? i * LAUNCH_BYTES : 0, layout };
   });
   const ended = await watch.until(Promise.allSettled(all), "webgpu kernels");
   return ended.map((e) => {

@@ -99,14 +99,20 @@ export function play(
     let group = -1;
     let offset = -1;
     let layout = -1;
+    let launch = -1;
     for (let i = 0; i < commands.length; i += 6) {
       const kernel = kernels[commands[i]!]!;
       pass.setPipeline(kernel.pipeline);
-      if (commands[i + 1] !== group || commands[i + 2] !== offset || kernel.layout !== layout) {
+      if (
+        commands[i + 1] !== group ||
+        commands[i + 2] !== offset ||
+        kernel.layout !== layout ||
+        kernel.launch !== launch
+      ) {
         group = commands[i + 1]!;
         offset = commands[i + 2]!;
-        ({ layout } = kernel);
-        pass.setBindGroup(0, memory.groups[layout]![group]!, [offset]);
+        ({ layout, launch } = kernel);
+        pass.setBindGroup(0, memory.groups[layout]![group]!, [offset, launch]);
       }
       pass.dispatchWorkgroups(commands[i + 3]!, commands[i + 4]!, commands[i + 5]!);
     }

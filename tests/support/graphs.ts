@@ -350,12 +350,12 @@ export async function runOn(
       return f;
     },
   };
-  const kernels: Record<string, { workgroup: number; file: string }> = {};
+  const kernels: Record<string, { workgroup: number; file: string; launch: number[] }> = {};
   const sources: string[] = [];
   const commands: number[] = [];
   launches.forEach((l, i) => {
     const name = `k${i}`;
-    kernels[name] = { workgroup: 64, file: name };
+    kernels[name] = { workgroup: 64, file: name, launch: [] };
     const variant = variantsOf(l.bodies).length > 1 ? (options.variant ?? "many") : "any";
     const text =
       target === "wasm" ? emitLaunchAs(name, l.bodies, env) : emitLaunchWgsl(name, l.bodies, env, variant);

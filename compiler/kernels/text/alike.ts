@@ -9,7 +9,8 @@ import { type Lines, lines } from "./lines.ts";
 const NUMBER = /(?<![\w.])(\d+)(u?)(?![\w.>])/g;
 /** A text without its numbers: texts of the same shape differ in numbers only. */
 const shapeOf = (text: string): string => text.replace(NUMBER, "#$2");
-const numbersOf = (text: string): string[] => [...text.matchAll(NUMBER)].map(([, n]) => n!);
+const numbersOf = (text: string, number: RegExp): string[] =>
+  [...text.matchAll(number)].flatMap(([, n]) => (n === undefined ? [] : [n]));
 
 /** One text for several: names `prefix0` … where they differ, and what these are in each. */
 interface Alike {
@@ -18,19 +19,23 @@ interface Alike {
   /** By text: a number a name. */
   readonly values: readonly (readonly string[])[];
 }
-/** Of texts of one shape. */
-function alike(texts: readonly string[], prefix: string): Alike {
-  const numbers = texts.map(numbersOf);
+/**
+ * Of texts of one shape; `number` finds what may differ in its first group, an `u` in
+ * the second.
+ */
+export function alike(texts: readonly string[], nameOf: (i: number) => string, number = NUMBER): Alike {
+  const numbers = texts.map((t) => numbersOf(t, number));
   // Places whose numbers are the same in every text share a name.
   const names = new Map<string, string>();
   const columns: string[][] = [];
   let at = 0;
-  const text = texts[0]!.replace(NUMBER, (number, _n: string, unsigned: string) => {
+  const text = texts[0]!.replace(number, (found: string, n: string | undefined, unsigned: string) => {
+    if (n === undefined) return found;
     const place = at++;
     const column = numbers.map((list) => list[place]!);
-    if (column.every((n) => n === column[0])) return number;
+    if (column.every((n) => n === column[0])) return found;
     const key = column.join();
-    const name = names.get(key) ?? `${prefix}${names.size}`;
+    const name = names.get(key) ?? nameOf(names.size);
     if (!names.has(key)) columns.push(column);
     names.set(key, name);
     return unsigned ? `u32(${name})` : name;
@@ -59,7 +64,7 @@ export function inTurn(blocks: readonly Lines[], prefix: string): Lines {
   const texts = blocks.map((b) => b.join("\n"));
   if (new Set(texts.map(shapeOf)).size > 1)
     return blocks.flatMap((b) => ["{", ...b.map((l) => `  ${l}`), "}"]);
-  const { text, names, values } = alike(texts, `${prefix}_`);
+  const { text, names, values } = alike(texts, (i) => `${prefix}_${i}`);
   return lines`
     for (var ${prefix} = 0; ${prefix} < ${texts.length}; ${prefix}++) {
       ${chosen(names, prefix, [...values.entries()])}
@@ -104,7 +109,7 @@ export function merged(text: string, entries: readonly string[]): { functions: s
       const { name, params } = group[0]!;
       const one = alike(
         group.map((f) => f.body),
-        "p_",
+        (i) => `p_${i}`,
       );
       const numbers = one.names.map((n) => `${n}: i32, `).join("");
       out.push(`fn ${name}(${numbers}${params}) ${one.text}`);
