@@ -27,7 +27,7 @@ import {
   statusOf,
 } from "../remote.ts";
 import { bytes, foreign, record, SMALL_FILE, sha256Hex, text } from "../schema.ts";
-import { bytesOf, isFull, type WritableDrive } from "./drive.ts";
+import { isFull, readWhole, type WritableDrive } from "./drive.ts";
 import { readJson } from "./folder.ts";
 import { keepOwn, ownDrive } from "./own.ts";
 
@@ -256,8 +256,7 @@ class Cached {
     const piece = async (n: number): Promise<Uint8Array> => {
       if (last?.n === n) return last.data;
       for (let again = false; ; again = true) {
-        const blob = await this.drive.get(`${filePath(file.sha256)}/${n}`, PIECE);
-        const data = blob && (await bytesOf(blob));
+        const data = await readWhole(this.drive, `${filePath(file.sha256)}/${n}`, PIECE);
         if (data && (await sha256(data)) === sum.pieces[n]) {
           last = { n, data };
           return data;
@@ -373,9 +372,8 @@ class Fetching {
     const { file, drive, path } = this;
     let hash = await hasher();
     while (this.at < file.bytes) {
-      const blob = await drive.get(`${path}/${this.n}`, PIECE);
-      if (!blob?.size || this.at + blob.size > file.bytes) break;
-      const data = await bytesOf(blob);
+      const data = await readWhole(drive, `${path}/${this.n}`, PIECE);
+      if (!data?.length || this.at + data.length > file.bytes) break;
       hash.update(data);
       this.piece.set(data);
       this.filled = data.length;

@@ -31,6 +31,20 @@ export const isWritable = (drive: Drive): drive is WritableDrive => "put" in dri
 
 export const join = (...parts: readonly string[]): string => parts.filter((p) => p !== "").join("/");
 export const bytesOf = async (blob: Blob): Promise<Uint8Array> => new Uint8Array(await blob.arrayBuffer());
+/** Replaced, or removed, after it was found: such a blob cannot be read any more. */
+const isGone = (e: unknown): boolean =>
+  ["NotReadableError", "NotFoundError"].includes((e as { name?: string } | null)?.name ?? "");
+const TRIES = 100;
+/** A whole file of at most `limit` bytes as it is at one moment; null where there is none. */
+export async function readWhole(drive: Drive, path: string, limit: number): Promise<Uint8Array | null> {
+  for (let i = 0; ; i++)
+    try {
+      const blob = await drive.get(path, limit);
+      return blob && (await bytesOf(blob));
+    } catch (e) {
+      if (!isGone(e) || i === TRIES) throw e;
+    }
+}
 export const byName = (a: { readonly name: string }, b: { readonly name: string }): number =>
   a.name < b.name ? -1 : 1;
 /** The file, if it has at most `limit` bytes. Throws WEFT_IO. */

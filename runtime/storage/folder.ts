@@ -33,7 +33,7 @@ import {
   VERSION,
 } from "../records.ts";
 import { check, SMALL_FILE } from "../schema.ts";
-import { bytesOf, type Drive, type Entry, isWritable, join, type WritableDrive } from "./drive.ts";
+import { bytesOf, type Drive, type Entry, isWritable, join, readWhole, type WritableDrive } from "./drive.ts";
 
 export interface Folder {
   readonly where: string;
@@ -80,12 +80,12 @@ export async function readJson<const S extends GenericSchema>(
   drive: Drive,
   path: string,
 ): Promise<InferOutput<S> | null> {
-  const blob = await drive.get(path, SMALL_FILE);
-  if (!blob) return null;
+  const data = await readWhole(drive, path, SMALL_FILE);
+  if (!data) return null;
   const where = `${drive.where}/${path}`;
   let value: unknown;
   try {
-    value = JSON.parse(await blob.text());
+    value = JSON.parse(new TextDecoder().decode(data));
   } catch (cause) {
     throw new WeftError({ code: "WEFT_IO", where, expected: "JSON", found: (cause as Error).message, cause });
   }
@@ -176,9 +176,9 @@ async function flatly(
     // A file that somebody edited is theirs. On its way to another version a folder has files of both.
     for (const name of Object.keys({ ...files, ...writing })) {
       const sums = [files[name], writing?.[name]].filter((s) => s !== undefined);
-      const blob = await drive.get(name, Number.POSITIVE_INFINITY);
-      if (!blob) continue;
-      const { sha256 } = await sumOf(await bytesOf(blob));
+      const data = await readWhole(drive, name, Number.POSITIVE_INFINITY);
+      if (!data) continue;
+      const { sha256 } = await sumOf(data);
       if (!sums.some((s) => s.sha256 === sha256)) throw refused(`${drive.where}/${name}`, ...EDITED);
     }
     if (marker && writing) await finish(drive, { ...marker, writing });
@@ -193,9 +193,9 @@ async function finish(
 ): Promise<void> {
   const staging = stagingOf(m);
   for (const [name, sum] of Object.entries(m.writing)) {
-    const blob = await drive.get(`${staging}/${name}`, sum.bytes);
-    if (blob) {
-      await drive.put(name, await bytesOf(blob));
+    const data = await readWhole(drive, `${staging}/${name}`, sum.bytes);
+    if (data) {
+      await drive.put(name, data);
       await drive.remove(`${staging}/${name}`);
       continue;
     }
@@ -254,23 +254,24 @@ async function readFlat(
     const before = await markerOf(drive);
     const staged = before?.writing ? `${stagingOf(before)}/` : null;
     const out = new Map<string, Uint8Array>();
-    let torn = false;
     for (const name of names) {
-      const blob =
-        (staged && (await drive.get(staged + name, limit))) || (await getOr(drive, name, limit, code));
-      if (!blob) continue;
-      // A file that is replaced after it was found cannot be read any more.
-      const data = await bytesOf(blob).catch(() => null);
-      torn ||= data === null;
+      const data =
+        (staged && (await readWhole(drive, staged + name, limit))) ||
+        (await readOr(drive, name, limit, code));
       if (data) out.set(name, data);
     }
-    if (!torn && (await markerOf(drive))?.id === before?.id) return out;
+    if ((await markerOf(drive))?.id === before?.id) return out;
   }
   throw replaced(drive.where);
 }
-async function getOr(drive: Drive, name: string, limit: number, code: ErrorCode): Promise<Blob | null> {
+async function readOr(
+  drive: Drive,
+  name: string,
+  limit: number,
+  code: ErrorCode,
+): Promise<Uint8Array | null> {
   try {
-    return await drive.get(name, limit);
+    return await readWhole(drive, name, limit);
   } catch (e) {
     if (!(e instanceof WeftError)) throw e;
     const { where, expected, found, hint, retryable } = e;
@@ -326,9 +327,8 @@ async function readVersionOf(drive: Drive): Promise<ReadonlyMap<string, Uint8Arr
     const out = new Map<string, Uint8Array>();
     for (const [name, sum] of Object.entries(current.files)) {
       const path = `${current.version}/${name}`;
-      const blob = await drive.get(path, sum.bytes);
-      if (!blob) break;
-      const data = await bytesOf(blob);
+      const data = await readWhole(drive, path, sum.bytes);
+      if (!data) break;
       const found = await sumOf(data);
       if (found.sha256 !== sum.sha256) throw changedSince(`${drive.where}/${path}`, sum, found);
       out.set(name, data);

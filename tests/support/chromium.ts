@@ -1,27 +1,76 @@
-/** A real browser, headless, on a page that a test serves: the page ends by posting its result. */
+/** A real browser, headless, on pages that a test serves: a page ends by posting its result. */
 import { spawn } from "node:child_process";
-import { createServer } from "node:http";
+import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
+import type { Readable, Writable } from "node:stream";
 import { scratch } from "./tiny.ts";
 
 export interface Served {
   readonly type: string;
   readonly body: string | Uint8Array;
 }
+/** What lies at a path, or null; `answered` where the response was written by itself. */
+export type Serve = (
+  path: string,
+  request: IncomingMessage,
+  response: ServerResponse,
+) => Served | null | "answered";
+interface Options {
+  /** Pages may share memory. */
+  readonly isolated?: boolean;
+  /** The name under which pages find the server; of localhost alone a browser thinks that it is secure. */
+  readonly host?: string;
+}
+export interface Browser {
+  readonly origin: string;
+  /** Open a path in a tab of its own; resolves with what it posts to /result, as JSON. The tab is closed then. */
+  readonly open: <T>(path: string) => Promise<T>;
+  /** A command of the DevTools protocol to a tab of its own; what it overrides, is so for all of the origin. */
+  readonly send: (method: string, params?: object) => Promise<Record<string, unknown>>;
+  readonly close: () => void;
+}
 const patience = 120_000;
 
-/**
- * Open `/` and resolve with what the page posts to /result, as JSON. `serve` gives what lies at a path, or
- * null. With `isolated` the page may share memory.
- */
-export async function inChromium<T>(
-  serve: (path: string) => Served | null,
-  { isolated = false }: { readonly isolated?: boolean } = {},
-): Promise<T> {
+/** The DevTools protocol over two pipes: JSON, each message ended by a zero byte. */
+function protocol(
+  to: Writable,
+  from: Readable,
+): (method: string, params?: object, sessionId?: string) => Promise<Record<string, unknown>> {
+  const waiting = new Map<
+    number,
+    { resolve: (r: Record<string, unknown>) => void; reject: (e: Error) => void }
+  >();
+  let rest = "";
+  let next = 1;
+  from.setEncoding("utf8").on("data", (data: string) => {
+    const messages = (rest + data).split("\0");
+    rest = messages.pop()!;
+    for (const text of messages) {
+      const { id, result, error } = JSON.parse(text) as {
+        id?: number;
+        result?: Record<string, unknown>;
+        error?: { message: string };
+      };
+      const asked = id === undefined ? undefined : waiting.get(id);
+      if (id !== undefined) waiting.delete(id);
+      if (error) asked?.reject(new Error(error.message));
+      else asked?.resolve(result ?? {});
+    }
+  });
+  // A browser that was killed hears nothing more.
+  to.on("error", () => {});
+  return (method, params = {}, sessionId) =>
+    new Promise((resolve, reject) => {
+      waiting.set(next, { resolve, reject });
+      to.write(`${JSON.stringify({ id: next++, method, params, sessionId })}\0`);
+    });
+}
+
+export async function openChromium(serve: Serve, o: Options = {}): Promise<Browser> {
   const { default: chromium } = (await import("@sparticuz/chromium")) as unknown as {
     default: { executablePath: () => Promise<string> };
   };
-  let resolve: (r: T) => void = () => {};
-  const result = new Promise<T>((r) => (resolve = r));
+  const { isolated = false, host = "localhost" } = o;
+  const results = new Map<string, (r: unknown) => void>();
   const server = createServer((req, res) => {
     if (isolated) {
       res.setHeader("cross-origin-opener-policy", "same-origin");
@@ -33,16 +82,18 @@ export async function inChromium<T>(
       req.on("data", (d) => (body += d));
       req.on("end", () => {
         res.end();
-        resolve(JSON.parse(body) as T);
+        results.get(String(req.headers.referer))?.(JSON.parse(body));
       });
       return;
     }
-    const served = serve(path);
+    const served = serve(path, req, res);
+    if (served === "answered") return;
     if (served) res.writeHead(200, { "content-type": served.type }).end(served.body);
     else res.writeHead(404).end();
   });
-  await new Promise<void>((r) => server.listen(0, "localhost", r));
+  await new Promise<void>((r) => server.listen(0, "127.0.0.1", r));
   const { port } = server.address() as { port: number };
+  const origin = `http://${host}:${port}`;
   const child = spawn(
     await chromium.executablePath(),
     [
@@ -51,24 +102,56 @@ export async function inChromium<T>(
       "--enable-unsafe-webgpu",
       "--use-webgpu-adapter=swiftshader",
       "--disable-gpu-sandbox",
+      `--host-resolver-rules=MAP ${host} 127.0.0.1`,
       `--user-data-dir=${scratch("weft-chromium-")}`,
-      `http://localhost:${port}/`,
+      "--remote-debugging-pipe",
+      "about:blank",
     ],
-    { stdio: ["ignore", "ignore", "pipe"] },
+    { stdio: ["ignore", "ignore", "pipe", "pipe", "pipe"] },
   );
   let stderr = "";
-  child.stderr.on("data", (d) => (stderr += d));
-  const timeout = new Promise<T>((_, reject) =>
-    setTimeout(
-      () => reject(new Error(`the page said nothing for two minutes\n${stderr.slice(-2000)}`)),
-      patience,
-    ).unref(),
-  );
+  child.stderr!.on("data", (d) => (stderr += d));
+  const send = protocol(child.stdio[3] as Writable, child.stdio[4] as Readable);
+  let session: Promise<string> | undefined;
+  const attach = async (): Promise<string> => {
+    const { targetId } = await send("Target.createTarget", { url: "about:blank" });
+    return String((await send("Target.attachToTarget", { targetId, flatten: true })).sessionId);
+  };
+  let tabs = 0;
+  return {
+    origin,
+    send: async (method, params) => send(method, params, await (session ??= attach())),
+    open: async <T>(path: string): Promise<T> => {
+      // Which tab a result is of: pages say where they are.
+      const url = `${origin}${path}${path.includes("?") ? "&" : "?"}tab=${tabs++}`;
+      const result = new Promise<T>((resolve) => results.set(url, resolve as (r: unknown) => void));
+      let timer: NodeJS.Timeout | undefined;
+      const timeout = new Promise<T>((_, reject) => {
+        const said = (): Error => new Error(`the page said nothing for two minutes\n${stderr.slice(-2000)}`);
+        timer = setTimeout(() => reject(said()), patience);
+      });
+      const { targetId } = await send("Target.createTarget", { url });
+      try {
+        return await Promise.race([result, timeout]);
+      } finally {
+        clearTimeout(timer);
+        results.delete(url);
+        await send("Target.closeTarget", { targetId });
+      }
+    },
+    close: () => {
+      child.kill("SIGKILL");
+      server.close();
+      server.closeAllConnections();
+    },
+  };
+}
+/** One page, `/`, in a browser of its own. */
+export async function inChromium<T>(serve: Serve, o: Options = {}): Promise<T> {
+  const browser = await openChromium(serve, o);
   try {
-    return await Promise.race([result, timeout]);
+    return await browser.open<T>("/");
   } finally {
-    child.kill("SIGKILL");
-    server.close();
-    server.closeAllConnections();
+    browser.close();
   }
 }

@@ -1,0 +1,374 @@
+/**
+ * A page in a real browser keeps what it loads and makes: bundles, adapters, checkpoints, on its own storage; and
+ * says what it can.
+ */
+import { readFileSync, statSync } from "node:fs";
+import type { IncomingMessage } from "node:http";
+import { join } from "node:path";
+import { unzipSync } from "fflate";
+import * as assert from "uvu/assert";
+import { doors, forPages } from "../scripts/build.ts";
+import { load } from "../sdk/index.ts";
+import { type Browser, openChromium, type Serve } from "./support/chromium.ts";
+import { batchOf, bundle, configs, idsOf } from "./support/engines.ts";
+import { laws } from "./support/folders.ts";
+import { suite } from "./support/suite.ts";
+
+const test = suite("page");
+const prompt = idsOf("page", 10, 128);
+const rows = batchOf(128);
+const job = { name: "j", batchSize: 5, rank: 4, shuffle: false } as const;
+const shard = "weights/model-00000.safetensors";
+
+/** The SDK as the package ships it for pages, and what tests run beside it. */
+let scripts: Promise<ReadonlyMap<string, string>> | undefined;
+const built = async (): Promise<ReadonlyMap<string, string>> => {
+  const { outputFiles } = await forPages({
+    entryPoints: { sdk: doors.index, support: "tests/support/page.ts" },
+    ...{ outdir: "/", write: false },
+  });
+  return new Map(outputFiles!.map((f) => [f.path, f.text]));
+};
+interface Asked {
+  readonly path: string;
+  readonly query: string;
+  readonly headers: IncomingMessage["headers"];
+}
+/** A browser, and a server of pages and of one bundle. */
+class Site {
+  readonly asked: Asked[] = [];
+  sent = 0;
+  /** Nothing of the bundle is answered. */
+  down = false;
+  /** The next answer for weights breaks off behind so many bytes. */
+  cut: number | null = null;
+  /** A file whose bytes are others. */
+  spoilt: string | null = null;
+  private script = "";
+  private constructor(
+    readonly browser: Browser,
+    readonly folder: string,
+  ) {}
+  static async run(f: (site: Site) => Promise<void>, o: { host?: string } = {}): Promise<void> {
+    const all = await (scripts ??= built());
+    const folder = await bundle(configs.even);
+    let site: Site;
+    const serve: Serve = (path, request, response) => {
+      if (path.startsWith("/page"))
+        return { type: "text/html", body: '<!doctype html><script type="module" src="/script.js"></script>' };
+      if (path === "/script.js") return { type: "text/javascript", body: site.script };
+      if (path.startsWith("/model.weft/")) return site.bundle(path, request, response);
+      const body = all.get(path);
+      return body === undefined ? null : { type: "text/javascript", body };
+    };
+    const browser = await openChromium(serve, o);
+    site = new Site(browser, folder);
+    try {
+      await f(site);
+    } finally {
+      browser.close();
+    }
+  }
+  private bundle(path: string, request: IncomingMessage, response: Parameters<Serve>[2]): "answered" {
+    if (this.down) {
+      request.socket.destroy();
+      return "answered";
+    }
+    const name = path.slice("/model.weft/".length);
+    const query = new URL(request.url!, "http://x").search;
+    this.asked.push({ path: name, query, headers: request.headers });
+    let body: Buffer;
+    try {
+      body = readFileSync(join(this.folder, name));
+    } catch {
+      response.writeHead(404).end();
+      return "answered";
+    }
+    const from = Number(/^bytes=(\d+)-$/.exec(request.headers.range ?? "")?.[1] ?? 0);
+    const range = { "content-range": `bytes ${from}-${body.length - 1}/${body.length}` };
+    if (name === this.spoilt) body[body.length - 1]! ^= 1;
+    body = body.subarray(from);
+    response.writeHead(from ? 206 : 200, { "content-length": body.length, ...(from && range) });
+    if (this.cut !== null && name === shard) {
+      body = body.subarray(0, this.cut);
+      this.cut = null;
+      response.write(body, () => setTimeout(() => response.destroy(), 100));
+    } else response.end(body);
+    this.sent += body.length;
+    return "answered";
+  }
+  reset(): void {
+    this.asked.length = 0;
+    this.sent = 0;
+  }
+  /**
+   * Run a script in a new tab: a function's body, to which `weft` is the SDK, `support` what tests add, and
+   * `said(f)` the WeftError that f throws. Resolves with what it returns.
+   */
+  async visit<T>(body: string, path = "/page"): Promise<T> {
+    this.script = `
+import * as weft from "/sdk.js";
+import * as support from "/support.js";
+const [prompt, rows, job] = ${JSON.stringify([prompt, rows, job])};
+const said = (f) => f().then(() => "nothing", (e) => e instanceof weft.WeftError
+  ? { code: e.code, message: e.message, retryable: e.retryable } : String(e && e.stack || e));
+const open = (o = {}) => weft.load("model.weft", { device: "wasm", ...o });
+const answer = async (engine) => (await engine.complete({ prompt, maxTokens: 5 })).ids;
+const bits = async (blobs) => {
+  let out = "";
+  for (const [name, blob] of blobs) out += name + [...new Uint8Array(await blob.arrayBuffer())].join();
+  return out;
+};
+let result;
+try {
+  result = { value: await (async () => { ${body} })() };
+} catch (e) {
+  result = { error: String(e && e.stack || e) };
+}
+await fetch("/result", { method: "POST", body: JSON.stringify(result), referrer: location.href });`;
+    const { value, error } = await this.browser.open<{ value: T; error?: string }>(path);
+    assert.is(error, undefined, error);
+    return value;
+  }
+}
+interface Said {
+  readonly code: string;
+  readonly message: string;
+  readonly retryable: boolean;
+}
+let expected: Promise<number[]> | undefined;
+/** What Node answers. */
+const here = (): Promise<number[]> =>
+  (expected ??= (async () => {
+    await using engine = await load(await bundle(configs.even), { device: "wasm", threads: 1 });
+    return (await engine.complete({ prompt, maxTokens: 5 })).ids;
+  })());
+const shardBytes = async (): Promise<number> => statSync(join(await bundle(configs.even), shard)).size;
+/** Without files that can be written in OPFS, as over plain http and in older browsers. */
+const noFiles = "delete FileSystemFileHandle.prototype.createWritable;";
+
+test("what holds of folders on a disk holds on a page's storage, in its database, and behind a handle", () =>
+  Site.run(async (site) => {
+    const names = [...Object.keys(laws), "a writer killed at any change leaves one whole version"];
+    for (const [before, place] of [
+      ["", "storage of the page"],
+      [noFiles, "storage of the page"],
+      ["", "directory handle"],
+    ])
+      assert.equal(await site.visit(`${before} return support.tryLaws(${JSON.stringify(place)});`), names);
+  }));
+
+for (const [what, before] of [
+  ["its storage", ""],
+  ["its database", noFiles],
+] as const)
+  test(`a second visit plays from ${what} with the network off; what is spoilt there is fetched again`, () =>
+    Site.run(async (site) => {
+      const first = await site.visit<{
+        ids: number[];
+        fetched: number[][];
+        list: { complete: boolean }[];
+      }>(`${before}
+        const fetched = [];
+        const engine = await open({ onProgress: (p) => p.phase === "fetch" && fetched.push([p.done, p.total]) });
+        return { ids: await answer(engine), fetched, list: await weft.cache.list() };`);
+      const bytes = await shardBytes();
+      assert.equal(first.ids, await here());
+      assert.equal(first.fetched.at(-1), [bytes, bytes]);
+      assert.ok(first.fetched.length > 2, "within a shard");
+      assert.is(first.list[0]?.complete, true);
+      site.reset();
+      site.down = true;
+      assert.equal(await site.visit(`${before} return answer(await open());`), first.ids);
+      assert.equal(site.asked, []);
+      site.down = false;
+      const spoil = before
+        ? `const db = await new Promise((r) => { const q = indexedDB.open("weft"); q.onsuccess = () => r(q.result); });
+           const store = db.transaction("files", "readwrite").objectStore("files");
+           const keys = await new Promise((r) => { const q = store.getAllKeys(); q.onsuccess = () => r(q.result); });
+           let most = 0, at;
+           for (const key of keys) {
+             const value = await new Promise((r) => { const q = store.get(key); q.onsuccess = () => r(q.result); });
+             if (value.byteLength > most) [most, at] = [value.byteLength, key];
+           }
+           const data = await new Promise((r) => { const q = store.get(at); q.onsuccess = () => r(q.result); });
+           new Uint8Array(data)[1000] ^= 1;
+           await new Promise((r) => { store.put(data, at).onsuccess = r; });`
+        : `const root = await navigator.storage.getDirectory();
+           const files = await (await (await root.getDirectoryHandle("weft")).getDirectoryHandle("bundles")).getDirectoryHandle("files");
+           let most = 0, at;
+           for await (const folder of files.values()) {
+             const piece = await folder.getFileHandle("0");
+             const { size } = await piece.getFile();
+             if (size > most) [most, at] = [size, piece];
+           }
+           const data = new Uint8Array(await (await at.getFile()).arrayBuffer());
+           data[1000] ^= 1;
+           const to = await at.createWritable();
+           await to.write(data);
+           await to.close();`;
+      assert.equal(await site.visit(`${before} ${spoil} return answer(await open());`), first.ids);
+      assert.equal(
+        site.asked.map((a) => a.path),
+        ["manifest.json", shard],
+      );
+      assert.equal(
+        await site.visit(`${before} const [{ name }] = await weft.cache.list();
+          return [await weft.cache.delete(name), await weft.cache.list()];`),
+        [true, []],
+      );
+      site.down = true;
+      const gone = await site.visit<Said>(`${before} return said(open);`);
+      assert.equal([gone.code, gone.retryable], ["WEFT_IO", true]);
+    }));
+
+test("a download that broke off goes on by range in the next tab; two tabs at once fetch it once", () =>
+  Site.run(async (site) => {
+    const bytes = await shardBytes();
+    site.cut = Math.floor(bytes / 2);
+    const broken = await site.visit<Said>("return said(open);");
+    assert.equal([broken.code, broken.retryable], ["WEFT_IO", true]);
+    site.reset();
+    const told = await site.visit<number[]>(`const told = [];
+      const engine = await open({ onProgress: (p) => p.phase === "fetch" && told.push(p.done) });
+      await answer(engine);
+      return told;`);
+    const asked = site.asked.filter((a) => a.path === shard);
+    const from = Number(/^bytes=(\d+)-$/.exec(asked[0]?.headers.range ?? "")?.[1]);
+    assert.is(asked.length, 1);
+    assert.ok(from > 0 && from <= bytes / 2, `from ${from} of ${bytes}`);
+    assert.is(told.at(-1), bytes);
+    assert.ok(site.sent < bytes / 2 + 600_000, `${site.sent} bytes for the rest of ${bytes}`);
+    await site.visit("return weft.cache.delete((await weft.cache.list())[0].name);");
+    site.reset();
+    const both = [1, 2].map(() => site.visit<number[]>("return answer(await open());"));
+    for (const ids of await Promise.all(both)) assert.equal(ids, await here());
+    assert.is(site.asked.filter((a) => a.path === shard).length, 1);
+  }));
+
+test("no room is told before anything is fetched, with how much was missing; a bundle missing or changed too", () =>
+  Site.run(async (site) => {
+    const { origin, send } = site.browser;
+    const quota = (quotaSize?: number): Promise<unknown> =>
+      send("Storage.overrideQuotaForOrigin", { origin, ...(quotaSize !== undefined && { quotaSize }) });
+    await quota(100_000);
+    const full = await site.visit<Said>("return said(open);");
+    assert.is(full.code, "WEFT_IO", full.message);
+    assert.match(full.message, /expected \d+ bytes of storage, found \d+ bytes, \d+ too few \(delete/);
+    assert.is(site.asked.filter((a) => a.path === shard).length, 0);
+    assert.equal(await site.visit("return answer(await open({ cache: false }));"), await here());
+    await quota();
+    site.spoilt = shard;
+    const changed = await site.visit<Said>("return said(open);");
+    assert.is(changed.code, "WEFT_BUNDLE", changed.message);
+    assert.match(changed.message, /model-00000.*sha-256/);
+    site.spoilt = null;
+    assert.equal(await site.visit("return answer(await open());"), await here());
+    const missing = await site.visit<Said>('return said(() => weft.load("nothing.weft"));');
+    assert.match(missing.message, /WEFT_IO.*nothing\.weft\/manifest\.json: expected 200, found 404/);
+  }));
+
+test("an adapter goes out as blobs, a zip and folders, and comes in again; a checkpoint outlives its tab", () =>
+  Site.run(async (site) => {
+    const out = await site.visit<{ same: boolean[]; zip: number[]; name: string; ids: number[] }>(`
+      const engine = await open();
+      await (await engine.finetune({ ...job, data: rows, steps: 2, checkpoint: { dir: "storage:jobs/j", every: 0 } })).done;
+      const a = engine.adapters.get("j");
+      const blobs = await a.toBlobs();
+      await a.save("storage:adapters/j");
+      const root = await navigator.storage.getDirectory();
+      const picked = await root.getDirectoryHandle("picked", { create: true });
+      await a.save(picked);
+      await engine.adapters.load("b", blobs);
+      await engine.adapters.load("c", "storage:adapters/j");
+      await engine.adapters.load("d", picked);
+      await engine.adapters.load("e", [...blobs].map(([name, blob]) => new File([blob], name)));
+      const same = [];
+      for (const name of "bcde") same.push((await bits(await engine.adapters.get(name).toBlobs())) === (await bits(blobs)));
+      let link;
+      HTMLAnchorElement.prototype.click = function () { link = this; };
+      await a.download();
+      const zip = [...new Uint8Array(await (await fetch(link.href)).arrayBuffer())];
+      const ids = (await engine.complete({ prompt, maxTokens: 5, adapter: "b" })).ids;
+      return { same, zip, name: link.download, ids };`);
+    assert.equal(out.same, [true, true, true, true]);
+    assert.is(out.name, "j.zip");
+    const unzipped = unzipSync(Uint8Array.from(out.zip));
+    assert.equal(Object.keys(unzipped).sort(), ["adapter_config.json", "adapter_model.safetensors"]);
+    const resumed = await site.visit<string>(`
+      const engine = await open();
+      await (await engine.finetune({ ...job, data: rows, steps: 4, resume: "storage:jobs/j" })).done;
+      return bits(await engine.adapters.get("j").toBlobs());`);
+    // As Node makes them in one go: Wasm is the same bits everywhere.
+    await using engine = await load(site.folder, { device: "wasm", threads: 1 });
+    await (await engine.finetune({ ...job, data: rows, steps: 2 })).done;
+    const of = async (): Promise<Map<string, Uint8Array>> => {
+      const blobs = await engine.adapters.get("j").toBlobs();
+      return new Map(
+        await Promise.all(
+          [...blobs].map(async ([name, b]) => [name, new Uint8Array(await b.arrayBuffer())] as const),
+        ),
+      );
+    };
+    for (const [name, data] of await of()) assert.equal([...unzipped[name]!], [...data], name);
+    assert.equal(out.ids, (await engine.complete({ prompt, maxTokens: 5, adapter: "j" })).ids);
+    await (await engine.finetune({ ...job, data: rows, steps: 4 })).done;
+    assert.is(resumed, [...(await of())].map(([name, data]) => name + [...data].join()).join(""));
+    const refused = await site.visit<Said[]>(`
+      const engine = await open();
+      await (await engine.finetune({ ...job, data: rows, steps: 1 })).done;
+      const root = await navigator.storage.getDirectory();
+      const theirs = await root.getDirectoryHandle("theirs", { create: true });
+      const to = await (await theirs.getFileHandle("notes.txt", { create: true })).createWritable();
+      await to.write("mine");
+      await to.close();
+      return [
+        await said(() => engine.adapters.get("j").save(theirs)),
+        await said(() => engine.adapters.get("j").save("adapters/j")),
+        await said(() => engine.adapters.load("x", "storage:nothing")),
+        await said(() => engine.finetune({ ...job, data: rows, checkpoint: { dir: "storage:adapters/j" } })),
+      ];`);
+    for (const [i, says] of [
+      /WEFT_IO.*theirs.*found notes\.txt/,
+      /WEFT_IO.*expected a folder that can be written/,
+      /WEFT_ADAPTER.*adapter_config\.json/,
+      /WEFT_IO.*nothing but checkpoints/,
+    ].entries())
+      assert.match(refused[i]!.message ?? String(refused[i]), says);
+  }));
+
+test("a token goes with every file; headers and a fetch of one's own; addresses relative to the page", () =>
+  Site.run(async (site) => {
+    const ids = await site.visit(
+      `let n = 0;
+      const own = (url, init) => { n++; return fetch(url, init); };
+      const engine = await weft.load("../../model.weft?token=s3cret", { device: "wasm", fetch: own, headers: { "x-who": "me" } });
+      return [await answer(engine), n > 3];`,
+      "/page/below/",
+    );
+    assert.equal(ids, [await here(), true]);
+    for (const a of site.asked) assert.equal([a.query, a.headers["x-who"]], ["?token=s3cret", "me"]);
+  }));
+
+test("over plain http, where a page has no WebCrypto and no file system, all of it works too", () =>
+  Site.run(
+    async (site) => {
+      const made = await site.visit<unknown>(`
+        if (globalThis.isSecureContext || crypto.subtle || navigator.storage) throw new Error("this page is secure");
+        const engine = await open();
+        const ids = await answer(engine);
+        await (await engine.finetune({ ...job, data: rows, steps: 1, checkpoint: { dir: "storage:j", every: 0 } })).done;
+        await engine.adapters.get("j").save("storage:adapters/j");
+        return ids;`);
+      assert.equal(made, await here());
+      site.down = true;
+      const again = await site.visit(`
+        const engine = await open();
+        await engine.adapters.load("k", "storage:adapters/j");
+        await (await engine.finetune({ ...job, name: "l", data: rows, steps: 1, resume: undefined })).done;
+        return [await answer(engine), (await bits(await engine.adapters.get("k").toBlobs())) === (await bits(await engine.adapters.get("l").toBlobs()))];`);
+      assert.equal(again, [made, true]);
+    },
+    { host: "weft.test" },
+  ));
+test.run();
