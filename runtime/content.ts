@@ -68,26 +68,32 @@ const wordsOf = ({ tensors }: BranchEntry, { rank }: BranchState): number =>
 /** Words of one layer's tensors. */
 export const wordsIn = ({ branches }: Manifest, states: readonly BranchState[]): number =>
   branches.reduce((n, b, i) => n + wordsOf(b, states[i]!), 0);
-/** The tensors of a branch, views of one layer's words; none where the adapter lacks it. */
-export function placedIn(
+/** The tensors of every branch, views of one layer's words; none where the adapter lacks it. */
+export function placedOf(
   manifest: Manifest,
   states: readonly BranchState[],
   words: Float32Array,
   layer: number,
-  index: number,
-): Placed[] {
-  const { branches } = manifest;
-  const branch = branches[index]!;
-  const { rank } = states[index]!;
+): Placed[][] {
   let at = 0;
-  for (let i = 0; i < index; i++) at += wordsOf(branches[i]!, states[i]!);
-  if (!rank) return [];
-  const site = siteOf(manifest, branch);
-  return branch.tensors.map((t) => {
-    const values = words.subarray(at, (at += rowsOf({ t, rank }) * t.cols));
-    return { t, values, layer, branch, site, rank };
+  return manifest.branches.map((branch, i) => {
+    const { rank } = states[i]!;
+    if (!rank) return [];
+    const site = siteOf(manifest, branch);
+    return branch.tensors.map((t) => {
+      const values = words.subarray(at, (at += rowsOf({ t, rank }) * t.cols));
+      return { t, values, layer, branch, site, rank };
+    });
   });
 }
+/** Those of one branch. */
+export const placedIn = (
+  manifest: Manifest,
+  states: readonly BranchState[],
+  words: Float32Array,
+  layer: number,
+  branch: number,
+): Placed[] => placedOf(manifest, states, words, layer)[branch]!;
 /** A tensor of a branch by its name. */
 export const placedBy = (placed: readonly Placed[], name: string): Placed =>
   placed.find((p) => p.t.name === name)!;

@@ -4,7 +4,7 @@
  * they are read when they are needed. What is read has the bits that were kept.
  */
 import { floatToHalf, halfToFloat, type Manifest, WeftError } from "./bundle.ts";
-import { type AdapterContent, type AdapterShape, placedIn } from "./content.ts";
+import { type AdapterContent, type AdapterShape, placedOf } from "./content.ts";
 
 /** Bytes by number, outside of memory. Its calls return when they are done; what fails throws WEFT_IO. */
 export interface Spill {
@@ -128,7 +128,7 @@ export class Contents {
   /** Every tensor of every layer: views of the layers' words. */
   private pieces({ branches }: AdapterShape, tensors: readonly Float32Array[]): Float32Array[] {
     return tensors.flatMap((words, l) =>
-      branches[l]!.flatMap((_, i) => placedIn(this.manifest, branches[l]!, words, l, i).map((p) => p.values)),
+      placedOf(this.manifest, branches[l]!, words, l).flatMap((placed) => placed.map((p) => p.values)),
     );
   }
   private read(e: Entry, shape: AdapterShape, words: readonly number[]): Float32Array[] {

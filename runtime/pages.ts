@@ -13,7 +13,7 @@ import {
   SLOT_ROW,
   type TargetPlan,
 } from "./bundle.ts";
-import { type AdapterShape, type BranchState, placedIn, wordsIn } from "./content.ts";
+import { type AdapterShape, type BranchState, placedOf, wordsIn } from "./content.ts";
 
 /** Numbers that lie side by side in one of a slot's pages. */
 interface Run {
@@ -53,14 +53,14 @@ export class SlotPages {
     return { page: homes + Math.floor(q / each), at: (q % each) * quad };
   }
   private *runs(layer: number, states: readonly BranchState[], words: Float32Array): Generator<Run> {
-    for (const [i, { method }] of this.manifest.branches.entries())
-      for (const { t, values } of placedIn(this.manifest, states, words, layer, i)) {
+    for (const [i, placed] of placedOf(this.manifest, states, words, layer).entries())
+      for (const { t, values, branch } of placed) {
         const { offset } = this.factors.get(`${i} ${t.name}`)!;
         const { page, home } = this.plan.slots.branches[i]!;
         if (!ranked(t)) yield { values, page, at: home + offset };
         else
           for (let q = 0; q * QUAD * t.cols < values.length; q++) {
-            const place = this.quad(method, q);
+            const place = this.quad(branch.method, q);
             const rows = values.subarray(q * QUAD * t.cols, (q + 1) * QUAD * t.cols);
             yield { values: rows, page: place.page, at: place.at + offset };
           }

@@ -1,6 +1,6 @@
 /** Adapters in the order in which a device keeps channels. */
 import type { Manifest } from "./bundle.ts";
-import { type BranchState, indexOf, placedBy, placedIn } from "./content.ts";
+import { type BranchState, indexOf, placedBy, placedOf } from "./content.ts";
 import { channelOrder, inverse } from "./order.ts";
 import { type Order, type Placed, rowsOf } from "./tensors/tensor.ts";
 
@@ -14,11 +14,11 @@ export function reorderSlot(
 ): Float32Array {
   if (!m.selection) return data;
   const out = data.slice();
-  branches.forEach((_, i) => {
-    const placed = placedIn(m, branches, data, layer, i);
+  const all = placedOf(m, branches, out, layer);
+  placedOf(m, branches, data, layer).forEach((placed, i) => {
     if (!placed.length) return;
-    const moved = placedIn(m, branches, out, layer, i);
-    const { axes } = m.sites[m.branches[i]!.site]!;
+    const moved = all[i]!;
+    const { axes } = placed[0]!.site;
     const orders = { in: channelOrder(m, layer, axes.in), out: channelOrder(m, layer, axes.out) };
     // A channel's number moves to its position, or back.
     const turn = (order: Order): Order => order && (back ? order : inverse(order));

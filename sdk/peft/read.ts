@@ -12,7 +12,7 @@ import {
   absent,
   indexTensor,
   modulePath,
-  placedIn,
+  placedOf,
   siteOf,
   wordsIn,
 } from "../../runtime/content.ts";
@@ -98,9 +98,7 @@ export function readAdapter(json: Json, file: Uint8Array, manifest: Manifest, wh
   const all = new InFiles(manifest);
   const tensors = branches.map((layer, l) => {
     const words = new Float32Array(wordsIn(manifest, layer));
-    layer.forEach(({ rank }, i) => {
-      if (rank) all.add(placedIn(manifest, layer, words, l, i), readIndex);
-    });
+    for (const placed of placedOf(manifest, layer, words, l)) if (placed.length) all.add(placed, readIndex);
     return words;
   });
   all.map(

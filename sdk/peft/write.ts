@@ -6,7 +6,7 @@ import {
   type AdapterConfig,
   type AdapterContent,
   modulePath,
-  placedIn,
+  placedOf,
   siteOf,
 } from "../../runtime/content.ts";
 import { transpose } from "../../runtime/tensors/dense.ts";
@@ -36,9 +36,8 @@ export function writeAdapter(
     return kind.get(p).map((x) => place.get(x)!);
   };
   content.branches.forEach((layer, l) => {
-    layer.forEach(({ rank }, i) => {
-      if (rank) all.add(placedIn(manifest, layer, content.tensors[l]!, l, i), orderOf);
-    });
+    for (const placed of placedOf(manifest, layer, content.tensors[l]!, l))
+      if (placed.length) all.add(placed, orderOf);
   });
   const tensors = all.map<TensorData>(
     ({ name, kind, placed: [p] }) => ({
