@@ -4,7 +4,17 @@
  */
 import { type Manifest, WeftError } from "./bundle.ts";
 import type { Device } from "./device.ts";
-import { type Format, pack, packedWords, type Rounding, store, unpack } from "./formats.ts";
+import {
+  type Format,
+  pack,
+  packedWords,
+  type Rounding,
+  store,
+  unpack,
+  unpackPlanes,
+  type Words,
+  weightFormats,
+} from "./formats.ts";
 import { sha256 } from "./hash.ts";
 import { BaseHash } from "./identity.ts";
 import { uploadWeights } from "./load.ts";
@@ -19,6 +29,15 @@ export interface BaseTensor {
   readonly data: Float32Array;
 }
 
+/** A base tensor as it is stored: the numbers of each plane of its format, row by row. */
+export interface StoredTensor {
+  readonly name: string;
+  /** A matrix is [out, in], also where checkpoints have it otherwise. */
+  readonly shape: readonly number[];
+  readonly format: Format;
+  readonly planes: readonly Words[];
+}
+
 interface Param {
   readonly group: number;
   readonly name: string;
@@ -30,6 +49,8 @@ interface Param {
   readonly k: number | null;
   readonly format: Format;
   readonly data: Float32Array;
+  /** As the device has it: panels of a matrix, in its own order. */
+  readonly raw: Float32Array;
 }
 
 const bytes = (a: Float32Array): Uint8Array => new Uint8Array(a.buffer, a.byteOffset, a.byteLength);
@@ -140,8 +161,25 @@ export class BaseWeights {
           ? manifest.checkpoint.outer[p.name]!
           : manifest.checkpoint.layer[p.name]!.replace("{l}", String(group));
         const { name, offset, n, format } = p;
-        yield { group, name, path, offset, n, k: isVector ? null : p.k, format, data };
+        yield { group, name, path, offset, n, k: isVector ? null : p.k, format, data, raw };
       }
+    }
+  }
+  /** Every base tensor as it is now, in its format; in f32 where the device has its blocks in another order. */
+  async *stored(): AsyncGenerator<StoredTensor> {
+    const { manifest, device } = this;
+    for await (const { path, n, k, format, data, raw } of this.params()) {
+      const { planes, encode } = weightFormats[k === null ? "f32" : format];
+      const shape = k === null ? [n] : [n, k];
+      const inBlocks = planes.length > 1;
+      const never = (): never => {
+        throw new Error(`${path}: a value of ${format} that ${format} has not`);
+      };
+      if (inBlocks && !manifest.selection)
+        yield { name: path, shape, format, planes: unpackPlanes(format, raw, n, k!, device.plan.panel) };
+      else if (inBlocks || k === null)
+        yield { name: path, shape, format: "f32", planes: weightFormats.f32.encode(data, n, k ?? 1, never) };
+      else yield { name: path, shape, format, planes: encode(data, n, k, never) };
     }
   }
   /** Every base tensor as it is now, under its checkpoint name. */

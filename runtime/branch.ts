@@ -44,14 +44,22 @@ export function termsOf(
   });
 }
 
-/** A branch of one layer as an exact product. Throws WEFT_ADAPTER for methods that are no sum of products. */
+/** Is a method nothing but rows that its scale scales? Then an adapter's scale may be told apart from them. */
+export const isScaledRows = (manifest: Manifest, method: string): boolean =>
+  manifest.methods[method]!.change?.every(({ term }) => termOf(term).stacks) ?? false;
+/**
+ * A branch of one layer as an exact product, with `scale` in place of its own. Throws WEFT_ADAPTER for methods
+ * that are no sum of products.
+ */
 export function asLowRank(
   manifest: Manifest,
   content: AdapterContent,
   layer: number,
   branch: number,
+  scale?: number,
 ): LowRank {
-  const parts = termsOf(manifest, content, layer, branch).map(({ term, c }): LowRank => {
+  const parts = termsOf(manifest, content, layer, branch).map(({ term, c: own }): LowRank => {
+    const c = scale === undefined ? own : { ...own, scale };
     if (!term.product)
       throw new WeftError({
         code: "WEFT_ADAPTER",

@@ -87,6 +87,51 @@ export async function writeFile(path: string, content: Content): Promise<FileSum
   return { bytes, sha256: hash.digest("hex") };
 }
 
+/** Throws WEFT_IO where there is something of that name, or no folder to put it in. */
+export async function claimFile(file: string): Promise<void> {
+  const { fs, path } = await node();
+  await onDisk(file, "a file that can be written", async () => {
+    await fs.access(path.dirname(path.resolve(file)), fs.constants.W_OK);
+    if (await unless(["ENOENT"], () => fs.lstat(file), null)) throw taken(file);
+  });
+}
+const taken = (file: string): WeftError =>
+  new WeftError({
+    code: "WEFT_IO",
+    where: file,
+    expected: "a name that is free",
+    found: "a file, or a folder",
+    hint: "weft replaces no file: choose another name, or move this away",
+  });
+/** A new file, whole or not at all, and durable when it resolves. Throws as `claimFile`. */
+export async function writeNewFile(file: string, content: Content): Promise<FileSum> {
+  const { fs, path } = await node();
+  await claimFile(file);
+  const folder = path.dirname(path.resolve(file));
+  return onDisk(file, "a file that can be written", async () => {
+    const aside = path.join(folder, `.${path.basename(file)}.weft-${await randomName()}`);
+    try {
+      const sum = await writeFile(aside, content);
+      // A link never replaces. Where a file system has none, a name that was free a moment ago is taken.
+      const linked = await unless(
+        ["EPERM", "ENOTSUP", "ENOSYS", "EMLINK"],
+        () => fs.link(aside, file).then(() => true),
+        false,
+      );
+      if (!linked) {
+        await claimFile(file);
+        await fs.rename(aside, file);
+      }
+      return sum;
+    } catch (e) {
+      throw systemCode(e) === "EEXIST" ? taken(file) : e;
+    } finally {
+      await fs.rm(aside, { force: true });
+      await syncFolder(folder);
+    }
+  });
+}
+
 export interface RegularFile {
   readonly bytes: number;
   readonly handle: FileHandle;

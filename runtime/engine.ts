@@ -4,7 +4,7 @@
  * may be asked of a base, and what excludes what.
  */
 import { type AdapterRef, AdapterStore, type Generation } from "./adapters.ts";
-import { type BaseTensor, BaseWeights, otherBase } from "./base.ts";
+import { type BaseTensor, BaseWeights, otherBase, type StoredTensor } from "./base.ts";
 import { type Manifest, NONE, type Sizes, WeftError } from "./bundle.ts";
 import { virtualTokens } from "./content.ts";
 import type { Device, DeviceInfo, LoadProgress } from "./device.ts";
@@ -385,6 +385,18 @@ export class Engine {
     this.readers++;
     try {
       return await this.weights.tensors();
+    } finally {
+      this.readers--;
+    }
+  }
+
+  /** The same one by one, as they are stored. Throws as `baseTensors`. */
+  async *storedTensors(): AsyncGenerator<StoredTensor, void, void> {
+    this.check();
+    if (this.exclusive) throw this.taken("base weights");
+    this.readers++;
+    try {
+      yield* this.weights.stored();
     } finally {
       this.readers--;
     }

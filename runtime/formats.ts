@@ -208,20 +208,27 @@ export function pack(format: Format, raw: Uint8Array, n: number, k: number, pane
   });
   return out;
 }
-/** Panels (a bundle's, or a device's) → f32 values [n, k]. */
-export function unpack(
+/** Panels (a bundle's, or a device's) → the numbers of each plane, row by row. */
+export function unpackPlanes(
   format: Format,
   packed: Uint8Array | Float32Array,
   n: number,
   k: number,
   panel: number,
-): Float32Array {
+): readonly Words[] {
   const { buffer, byteOffset } = packed.byteOffset % 4 ? packed.slice() : packed;
-  const planes = planesOf(format, n, k, panel).map((p) =>
+  return planesOf(format, n, k, panel).map((p) =>
     outOfPanels(numbersOf(p, buffer, byteOffset), n, p.terms, panel),
   );
-  return weightFormats[format].decode(planes, n, k);
 }
+/** Panels (a bundle's, or a device's) → f32 values [n, k]. */
+export const unpack = (
+  format: Format,
+  packed: Uint8Array | Float32Array,
+  n: number,
+  k: number,
+  panel: number,
+): Float32Array => weightFormats[format].decode(unpackPlanes(format, packed, n, k, panel), n, k);
 /** A bundle's panels → f32 values [n, k]. */
 export const restore = (format: Format, raw: Uint8Array, n: number, k: number): Float32Array =>
   unpack(format, raw, n, k, STORED_PANEL);

@@ -2,6 +2,7 @@ import type { AdapterConfig } from "../runtime/content.ts";
 import type { Folder, Place } from "../runtime/folders.ts";
 import { checked } from "../runtime/options.ts";
 import type { Engine } from "./engine.ts";
+import { isGguf } from "./files.ts";
 import { CompressOptions, SaveOptions } from "./options.ts";
 
 /** A folder that takes an adapter, asked before work starts. */
@@ -19,11 +20,17 @@ export class AdapterHandle {
   ) {}
   /**
    * Write a folder that Hugging Face peft loads; `as: "lora"` turns an S2FT adapter into the LoRA that is
-   * exactly the same. Durable when it resolves, on a disk. Throws WEFT_IO, before anything is written, when
-   * `place` is anything but an empty folder or an adapter that weft wrote.
+   * exactly the same. A path that ends in .gguf becomes a LoRA that llama.cpp loads, of whatever is exactly
+   * one. Durable when it resolves, on a disk. Throws WEFT_IO, before anything is written, when `place` is
+   * anything but an empty folder or an adapter that weft wrote, or a file is there; WEFT_ADAPTER for what is
+   * no LoRA.
    */
   async save(place: Place, o: SaveOptions = {}): Promise<void> {
     checked(SaveOptions, o);
+    if (isGguf(place)) {
+      const { saveAdapterAsGguf } = await import("./gguf.ts");
+      return saveAdapterAsGguf(place, this.engine, this.ref);
+    }
     const folder = await claimed(place);
     await folder.write("adapter", await this.files(o));
   }

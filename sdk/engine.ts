@@ -30,7 +30,7 @@ import {
 import { identityOf } from "../runtime/training.ts";
 import { AdapterHandle } from "./adapter.ts";
 import { type DataRow, encodeRow, parseJsonl } from "./data.ts";
-import { decodeText, parseJson, readFileOr } from "./files.ts";
+import { decodeText, isGguf, parseJson, readFileOr } from "./files.ts";
 import { Job, type Keeping } from "./job.ts";
 import {
   AdapterName,
@@ -99,8 +99,9 @@ export class Engine {
     /** The engine of ids underneath. */
     readonly core: Core,
     readonly text: Text | null,
-    private readonly modelConfig: Readonly<Record<string, unknown>>,
-    private readonly reader: BundleReader,
+    /** config.json of the model. */
+    readonly modelConfig: Readonly<Record<string, unknown>>,
+    readonly reader: BundleReader,
   ) {}
 
   get manifest(): Manifest {
@@ -301,17 +302,23 @@ export class Engine {
   readonly adapters = {
     /**
      * Read a Hugging Face PEFT folder, or one that `compress` wrote: a path, an address (asked as `remote`
-     * says), a directory handle, files or blobs. Returns its first generation.
+     * says), a directory handle, files or blobs; or a LoRA of llama.cpp, where the path ends in .gguf. Returns
+     * its first generation.
      */
     load: async (name: string, place: Place, remote: Remote = {}): Promise<AdapterHandle> => {
       checked(AdapterName, name, { where: "name" });
-      const [{ readAdapterFolder }, { folderAt }] = await Promise.all([
-        import("./peft/index.ts"),
-        import("../runtime/folders.ts"),
-      ]);
-      const folder = await folderAt(place, remote);
       const { base } = this.core;
-      const { content, warnings } = await readAdapterFolder(folder, { ...this.manifest, base });
+      const manifest = { ...this.manifest, base };
+      const fromFolder = async () => {
+        const [{ readAdapterFolder }, { folderAt }] = await Promise.all([
+          import("./peft/index.ts"),
+          import("../runtime/folders.ts"),
+        ]);
+        return readAdapterFolder(await folderAt(place, remote), manifest);
+      };
+      const { content, warnings } = isGguf(place)
+        ? await (await import("./gguf.ts")).readAdapterGguf(place, manifest, this.modelConfig)
+        : await fromFolder();
       this.core.adapters.publish(name, content, { base, warnings });
       return new AdapterHandle(this, name);
     },
@@ -345,12 +352,18 @@ export class Engine {
   }
 
   /**
-   * After full training, or with an adapter merged: a Hugging Face folder with the base as it is now. Durable
-   * when it resolves, on a disk. Throws WEFT_IO, before anything is read or written, when `place` is anything
-   * but an empty folder or a model that weft wrote.
+   * The base as it is now, also after full training or with an adapter merged: as a Hugging Face folder, or,
+   * where the path ends in .gguf, as a file that llama.cpp loads, with every tensor in the type that holds
+   * what the bundle has. Durable when it resolves, on a disk; resolves with what is not quite as it was.
+   * Throws WEFT_IO, before anything is read or written, when `place` is anything but an empty folder or a
+   * model that weft wrote, or a file is there; WEFT_CONFIG or WEFT_TOKENIZER for what GGUF files cannot say.
    */
-  async saveModel(place: Place): Promise<void> {
+  async saveModel(place: Place): Promise<{ readonly notes: readonly string[] }> {
     this.core.check();
+    if (isGguf(place)) {
+      const { saveModelAsGguf } = await import("./gguf.ts");
+      return { notes: await saveModelAsGguf(place, this) };
+    }
     const [{ folderAt }, { savedConfig }] = await Promise.all([
       import("../runtime/folders.ts"),
       import("./model.ts"),
@@ -367,6 +380,7 @@ export class Engine {
       if (this.manifest.files[name]) files.push([name, await readVerified(this.reader, this.manifest, name)]);
     files.push(["config.json", JSON.stringify(savedConfig(this.modelConfig), null, 2)]);
     await folder.write("model", files);
+    return { notes: [] };
   }
 
   /**

@@ -11,6 +11,8 @@ export const readFileOr = (
   path: string,
   code: "WEFT_ADAPTER" | "WEFT_DATA" | "WEFT_IO",
 ): Promise<Uint8Array> => readRegular(path, LARGE_FILE, { code });
+/** Is a path that of a GGUF file, and not of a folder? */
+export const isGguf = (path: unknown): path is string => typeof path === "string" && path.endsWith(".gguf");
 export const decodeText = (b: Uint8Array): string => new TextDecoder().decode(b);
 export function parseJson(bytes: Uint8Array, where: string): Record<string, unknown> {
   let json: unknown;

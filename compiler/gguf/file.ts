@@ -24,6 +24,7 @@ const Metadata = foreign({
   "tokenizer.ggml.token_type": v.optional(numbers("a type of token", Number.isInteger)),
   "tokenizer.ggml.bos_token_id": v.optional(count),
   "tokenizer.ggml.eos_token_id": v.optional(count),
+  "tokenizer.ggml.eot_token_id": v.optional(count),
   "tokenizer.ggml.add_bos_token": v.optional(boolean),
   "tokenizer.chat_template": v.optional(text),
 });
@@ -31,6 +32,8 @@ export type Metadata = Of<typeof Metadata> & Readonly<Record<string, unknown>>;
 
 export interface GgufFile {
   readonly meta: Metadata;
+  /** Of its tensors. */
+  readonly names: readonly string[];
   /** Undefined where there is no tensor of that name. */
   readonly shapeOf: (name: string) => readonly number[] | undefined;
   /** f32 values of the rows [from, to) of a tensor [shape], checked finite. Throws WEFT_WEIGHTS. */
@@ -99,6 +102,7 @@ export async function openFile(path: string): Promise<GgufFile> {
   };
   return {
     meta,
+    names: [...table.keys()],
     shapeOf: (name) => table.get(name)?.shape,
     read: (name, shape, from, to) => {
       const { layout, row, rows } = rowsOf(name, shape);

@@ -23,6 +23,7 @@ export async function openGguf(
   const refuse = (key: string, expected: string, found: unknown): never => {
     throw new WeftError({ code: "WEFT_CONFIG", where: `${path}: ${key}`, expected, found: String(found) });
   };
+  if (meta["general.type"] === "adapter") refuse("general.type", "model", "adapter");
   const known = ggufFamilies();
   const architecture = meta["general.architecture"];
   const family =
@@ -42,11 +43,13 @@ export async function openGguf(
     },
     refuse,
   });
+  // Of a text, and of a turn.
+  const ends = (["eos", "eot"] as const).flatMap((end) => meta[`tokenizer.ggml.${end}_token_id`] ?? []);
   const config = checkConfig(
     {
       ...said,
       bos_token_id: meta["tokenizer.ggml.bos_token_id"] ?? null,
-      eos_token_id: meta["tokenizer.ggml.eos_token_id"] ?? null,
+      eos_token_id: ends.length ? ends : null,
     },
     path,
   );
@@ -57,7 +60,7 @@ export async function openGguf(
     weights: {
       has: (name) => shapeOf(family.name(name)) !== undefined,
       read: (name, shape, from = 0, to = shape[0]!) =>
-        family.restore(name, (a, b) => read(family.name(name), shape, a, b), from, to, config),
+        family.layout.restore(name, (a, b) => read(family.name(name), shape, a, b), from, to, config),
       nearest: (name) => nearest(family.name(name)) ?? "f32",
       planes: (name, shape, format, from, to) => {
         const file = family.name(name);
@@ -75,7 +78,7 @@ export async function openGguf(
             plane = once(a, b)?.[i];
             return new Float32Array(plane ?? []);
           };
-          const numbers = family.restore(name, rows, from, to, config);
+          const numbers = family.layout.restore(name, rows, from, to, config);
           return plane && new (plane.constructor as new (from: Float32Array) => Words)(numbers);
         });
         return moved.every((p) => p !== undefined) ? moved : null;

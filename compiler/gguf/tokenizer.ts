@@ -170,13 +170,26 @@ const vocabularies: Readonly<Record<string, (v: Vocabulary) => Spelled>> = {
   llama: sentencePiece,
 };
 
+/** What keys may say of how text is cut, of vocabularies with bytes as tokens (SentencePiece's) or as letters. */
+export const kindsOf = (inBytes: boolean): readonly Readonly<Record<string, string | boolean>>[] =>
+  inBytes
+    ? [true, false].map((spaced) => ({
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.add_space_prefix": spaced,
+      }))
+    : Object.keys(preTokenizers).map((pre) => ({
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+      }));
+
 /**
  * tokenizer.json and its config from the vocabulary inside the file; none where it has none. Throws
  * WEFT_TOKENIZER for a kind that is not known.
  */
 export function tokenizerFiles(meta: Metadata, path: string): ReadonlyMap<string, string> {
   const model = meta["tokenizer.ggml.model"];
-  if (model === undefined) return new Map();
+  if (model === undefined || model === "none") return new Map();
   const refuse = (key: string, expected: string, found: unknown): never => {
     throw new WeftError({
       code: "WEFT_TOKENIZER",

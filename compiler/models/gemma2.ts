@@ -3,7 +3,17 @@
  * layers that see a window take turns with layers that see all.
  */
 import { ALL, decoderSizes, slidingLayers } from "./config.ts";
-import { decoderConfig, decoderModules, gainsLessOne, named, normedAfter } from "./gguf.ts";
+import {
+  decoderConfig,
+  decoderModules,
+  decoderSays,
+  f32,
+  gainsLessOne,
+  named,
+  normedAfter,
+  saysMore,
+  u32,
+} from "./gguf.ts";
 import { above0OrNull, only } from "./keys.ts";
 import type { Family, Json, Model } from "./model.ts";
 import { decoderNames, embedding, geglu, head, residual, rms, sandwich, selfAttention } from "./parts.ts";
@@ -70,6 +80,12 @@ export const gemma2: Family = {
       ...normedAfter,
       "model.layers.{l}.pre_feedforward_layernorm": "blk.{l}.ffn_norm",
     }),
-    restore: gainsLessOne,
+    layout: gainsLessOne,
+    says: (m, config) =>
+      saysMore(decoderSays(m, config), {
+        ...(m.constants.softcap && { attn_logit_softcapping: f32(m.constants.softcap) }),
+        ...(m.constants.cap && { final_logit_softcapping: f32(m.constants.cap) }),
+        "attention.sliding_window": u32(Math.min(...m.perLayer.window!)),
+      }),
   },
 };

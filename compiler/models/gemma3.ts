@@ -3,7 +3,18 @@
  * layers five see a window and turn by a table of their own.
  */
 import { ALL, decoderSizes, slidingLayers } from "./config.ts";
-import { decoderConfig, decoderModules, gainsLessOne, named, normedAfter, queryKeyNorms } from "./gguf.ts";
+import {
+  decoderConfig,
+  decoderModules,
+  decoderSays,
+  f32,
+  gainsLessOne,
+  named,
+  normedAfter,
+  queryKeyNorms,
+  saysMore,
+  u32,
+} from "./gguf.ts";
 import { above0OrNull, count, fail, only } from "./keys.ts";
 import type { Family, Json, Model } from "./model.ts";
 import {
@@ -103,6 +114,13 @@ export const gemma3: Family = {
       ...queryKeyNorms,
       "model.layers.{l}.pre_feedforward_layernorm": "blk.{l}.ffn_norm",
     }),
-    restore: gainsLessOne,
+    layout: gainsLessOne,
+    says: (m, config) =>
+      saysMore(decoderSays(m, config, { rope_theta: 1e6 }), {
+        ...(m.constants.cap && { final_logit_softcapping: f32(m.constants.cap) }),
+        "rope.freq_base_swa": f32(1 / m.ropes[1]!.inverseFrequencies[1]! ** (m.headDim / 2)),
+        "attention.sliding_window": u32(Math.min(...m.perLayer.window!)),
+        "attention.sliding_window_pattern": u32(m.perLayer.window!.indexOf(ALL) + 1 || 6),
+      }),
   },
 };

@@ -1,5 +1,5 @@
 /** How most decoders lie in GGUF files: names of tensors and keys, and what llama.cpp's converter changes. */
-import type { GgufFamily, GgufHeader, Json } from "./model.ts";
+import type { GgufHeader, GgufNumber, GgufSaid, Json, Layout, Model, Move } from "./model.ts";
 
 /** Modules of a decoder, as Hugging Face's families name them, with `{l}` for the layer; and GGUF's names. */
 export const decoderModules = {
@@ -95,28 +95,123 @@ function ropeScaling(g: GgufHeader): Json | null {
   };
 }
 
-type Restore = GgufFamily["restore"];
+/** The keys and tensors from which `decoderConfig` reads. `absent`: what the family takes for a key not there. */
+export function decoderSays(m: Model, config: Json, absent: Json = {}): GgufSaid {
+  const { keys, tensors } = ropeSays(m, config, absent);
+  return {
+    keys: {
+      vocab_size: u32(m.vocab),
+      context_length: u32(m.context),
+      embedding_length: u32(m.hiddenSize),
+      block_count: u32(m.layers),
+      feed_forward_length: u32(m.ffn),
+      "attention.head_count": u32(m.heads),
+      "attention.head_count_kv": u32(m.kvHeads),
+      "attention.key_length": u32(m.headDim),
+      "attention.value_length": u32(m.headDim),
+      "attention.layer_norm_rms_epsilon": f32(m.eps),
+      ...keys,
+    },
+    tensors,
+  };
+}
+export const u32 = (x: number): GgufNumber => ({ u32: x });
+export const f32 = (x: number): GgufNumber => ({ f32: x });
+/** With keys of the family's own. */
+export const saysMore = (said: GgufSaid, keys: GgufSaid["keys"]): GgufSaid => ({
+  ...said,
+  keys: { ...said.keys, ...keys },
+});
+/** The first rotary table: its base, how much of a head turns, its scaling. */
+function ropeSays(m: Model, config: Json, absent: Json): GgufSaid {
+  const all = (config.rope_parameters ?? {}) as Json;
+  const own = (all.full_attention ?? all) as Json;
+  const scaling = (config.rope_scaling ?? own) as Json;
+  const theta = Number(
+    own.rope_theta ?? scaling.rope_theta ?? config.rope_theta ?? absent.rope_theta ?? 10000,
+  );
+  const { inverseFrequencies, scale } = m.ropes[0]!;
+  const turned = 2 * inverseFrequencies.length;
+  const original = Number(
+    config.original_max_position_embeddings ?? scaling.original_max_position_embeddings ?? m.context,
+  );
+  const factor = Number(scaling.factor ?? m.context / original);
+  const vector = (list: unknown): Float32Array => Float32Array.from(list as number[]);
+  const kinds: Readonly<Record<string, () => GgufSaid>> = {
+    linear: () => ({
+      keys: { "rope.scaling.type": "linear", "rope.scaling.factor": f32(factor) },
+      tensors: {},
+    }),
+    // As llama.cpp's converter: what divides each frequency.
+    llama3: () => ({
+      keys: {},
+      tensors: {
+        "rope_freqs.weight": Float32Array.from(
+          inverseFrequencies,
+          (f, i) => theta ** ((-2 * i) / turned) / f,
+        ),
+      },
+    }),
+    yarn: () => ({
+      keys: {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": f32(factor),
+        "rope.scaling.original_context_length": u32(original),
+        "rope.scaling.yarn_beta_fast": f32(Number(scaling.beta_fast || 32)),
+        "rope.scaling.yarn_beta_slow": f32(Number(scaling.beta_slow || 1)),
+      },
+      tensors: {},
+    }),
+    longrope: () => ({
+      keys: {
+        "rope.scaling.attn_factor": f32(scale),
+        "rope.scaling.original_context_length": u32(original),
+      },
+      tensors: {
+        "rope_factors_long.weight": vector(scaling.long_factor),
+        "rope_factors_short.weight": vector(scaling.short_factor),
+      },
+    }),
+  };
+  const kind = String(scaling.rope_type ?? scaling.type ?? "default");
+  const said = kinds[kind === "su" ? "longrope" : kind]?.() ?? { keys: {}, tensors: {} };
+  return saysMore(said, { "rope.freq_base": f32(theta), "rope.dimension_count": u32(turned) });
+}
+
 /** Tensors that llama.cpp's converter leaves as they are. */
-export const whole: Restore = (_name, rows, from, to) => rows(from, to);
+export const whole: Layout = {
+  convert: (_name, rows, from, to) => rows(from, to),
+  restore: (_name, rows, from, to) => rows(from, to),
+};
+const gains =
+  (by: number): Move =>
+  (name, rows, from, to) =>
+    name.endsWith("norm.weight") ? rows(from, to).map((gain) => gain + by) : rows(from, to);
 /** Gains of norms that a checkpoint has as 1 + w: the file has them whole. */
-export const gainsLessOne: Restore = (name, rows, from, to) =>
-  name.endsWith("norm.weight") ? rows(from, to).map((gain) => gain - 1) : rows(from, to);
+export const gainsLessOne: Layout = { convert: gains(1), restore: gains(-1) };
+/** Rows of queries and keys move inside their head: row i of a head is row `source(i)` of the other's. */
+const inHeads =
+  (source: (i: number, headDim: number) => number): Move =>
+  (name, rows, from, to, config) => {
+    if (!/\.[qk]_proj\./.test(name)) return rows(from, to);
+    const headDim =
+      (config.head_dim as number) ?? Number(config.hidden_size) / Number(config.num_attention_heads);
+    const [start, end] = [from - (from % headDim), Math.ceil(to / headDim) * headDim];
+    const others = rows(start, end);
+    const width = others.length / (end - start);
+    const out = new Float32Array((to - from) * width);
+    for (let r = from; r < to; r++) {
+      const i = r % headDim;
+      const at = r - i - start + source(i, headDim);
+      out.set(others.subarray(at * width, (at + 1) * width), (r - from) * width);
+    }
+    return out;
+  };
 /**
  * Heads of queries and keys, which the converter of Llama and of what derives from it turns: the file has
  * pairs side by side, a model in two halves.
  */
-export const halves: Restore = (name, rows, from, to, config) => {
-  if (!/\.[qk]_proj\./.test(name)) return rows(from, to);
-  const headDim = config.head_dim as number;
-  // Rows move inside their head.
-  const start = from - (from % headDim);
-  const source = rows(start, Math.ceil(to / headDim) * headDim);
-  const width = source.length / (Math.ceil(to / headDim) * headDim - start);
-  const out = new Float32Array((to - from) * width);
-  for (let r = from; r < to; r++) {
-    const i = r % headDim;
-    const at = r - i - start + (i % (headDim / 2)) * 2 + Math.floor((2 * i) / headDim);
-    out.set(source.subarray(at * width, (at + 1) * width), (r - from) * width);
-  }
-  return out;
+export const halves: Layout = {
+  convert: inHeads((i, headDim) => (i % 2) * (headDim / 2) + (i >> 1)),
+  restore: inHeads((i, headDim) => (i % (headDim / 2)) * 2 + Math.floor((2 * i) / headDim)),
 };

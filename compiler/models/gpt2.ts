@@ -4,7 +4,7 @@
  */
 import { gelu } from "../../ops/index.ts";
 import { decoderSizes } from "./config.ts";
-import { named, whole } from "./gguf.ts";
+import { f32, named, u32, whole } from "./gguf.ts";
 import { checkKeys, count, only } from "./keys.ts";
 import type { Family, Json, Model, Names } from "./model.ts";
 import { type Block, fusedAttention, head, layerNorm, positioned, residual } from "./parts.ts";
@@ -114,6 +114,18 @@ export const gpt2: Family = {
       "transformer.h.{l}.mlp.c_proj": "blk.{l}.ffn_down",
     }),
     // As [out, in], which is what a model has, whatever its checkpoints do.
-    restore: whole,
+    layout: whole,
+    says: (m) => ({
+      keys: {
+        vocab_size: u32(m.vocab),
+        context_length: u32(m.context),
+        embedding_length: u32(m.hiddenSize),
+        block_count: u32(m.layers),
+        feed_forward_length: u32(m.ffn),
+        "attention.head_count": u32(m.heads),
+        "attention.layer_norm_epsilon": f32(m.eps),
+      },
+      tensors: {},
+    }),
   },
 };

@@ -2,7 +2,7 @@
  * The Granite family: as Llama, with constants that multiply embeddings, scores, what blocks add, and logits.
  */
 import { allAttend, decoderSizes } from "./config.ts";
-import { decoderConfig, decoderModules, halves, named } from "./gguf.ts";
+import { decoderConfig, decoderModules, decoderSays, f32, halves, named, saysMore } from "./gguf.ts";
 import { fail, only } from "./keys.ts";
 import type { Family, Json, Model } from "./model.ts";
 import { decoderNames, embedding, head, preNorm, residual, rms, selfAttention, swiglu } from "./parts.ts";
@@ -56,6 +56,13 @@ export const granite: Family = {
       hidden_act: "silu",
     }),
     name: named(decoderModules),
-    restore: halves,
+    layout: halves,
+    says: (m, config) =>
+      saysMore(
+        decoderSays(m, config),
+        Object.fromEntries(
+          Object.entries(constants).map(([key, name]) => [name, f32(Number(config[key] ?? 1))]),
+        ),
+      ),
   },
 };

@@ -1,6 +1,6 @@
 /** The Llama family: RMSNorm, rotary positions, grouped-query attention, SwiGLU. */
 import { allAttend, decoderSizes } from "./config.ts";
-import { decoderConfig, decoderModules, halves, named } from "./gguf.ts";
+import { decoderConfig, decoderModules, decoderSays, halves, named } from "./gguf.ts";
 import { only } from "./keys.ts";
 import type { Family, Json, Model } from "./model.ts";
 import { decoderNames, embedding, head, preNorm, residual, rms, selfAttention, swiglu } from "./parts.ts";
@@ -34,6 +34,7 @@ export const llama: Family = {
       hidden_act: "silu",
     }),
     name: named(decoderModules),
-    restore: halves,
+    layout: halves,
+    says: decoderSays,
   },
 };

@@ -1,6 +1,7 @@
 /** The Mistral family: as Llama, and every layer may see a window. GGUF files call it Llama. */
 import { decoderSizes } from "./config.ts";
 import { above0OrNull, only } from "./keys.ts";
+import { llama } from "./llama.ts";
 import type { Family, Json, Model } from "./model.ts";
 import { decoderNames, embedding, head, preNorm, residual, rms, selfAttention, swiglu } from "./parts.ts";
 
@@ -20,4 +21,4 @@ function read(config: Json): Model {
   };
 }
 
-export const mistral: Family = { read };
+export const mistral: Family = { read, writtenAs: llama.gguf! };

@@ -55,6 +55,8 @@ export interface Family {
   readonly read: (config: Json) => Model;
   /** Left out where GGUF files call it by another family's architecture, or not at all. */
   readonly gguf?: GgufFamily;
+  /** That other family's, in which its files are written. */
+  readonly writtenAs?: GgufFamily;
 }
 
 /** What a GGUF file says of itself, to the family that it is of. */
@@ -78,6 +80,22 @@ export interface GgufFamily {
   readonly config: (g: GgufHeader) => Json;
   /** GGUF's name of a tensor by that of a checkpoint. */
   readonly name: (checkpoint: string) => string;
-  /** Rows [from, to) of a tensor as they were before it was converted; `rows` reads the file's. */
-  readonly restore: (checkpoint: string, rows: Rows, from: number, to: number, config: Json) => Float32Array;
+  readonly layout: Layout;
+  /** The other way: what a file says of a model. What it cannot say is not there: whoever writes, reads again. */
+  readonly says: (model: Model, config: Json) => GgufSaid;
+}
+/** Rows [from, to) of a tensor; `rows` reads those of what it is made of. */
+export type Move = (checkpoint: string, rows: Rows, from: number, to: number, config: Json) => Float32Array;
+/** What llama.cpp's converter does to tensors, and back. */
+export interface Layout {
+  readonly convert: Move;
+  readonly restore: Move;
+}
+/** A number of 32 bits as a file has it: whole, or not. */
+export type GgufNumber = { readonly u32: number } | { readonly f32: number };
+export interface GgufSaid {
+  /** Under the family's own keys. */
+  readonly keys: Readonly<Record<string, string | GgufNumber>>;
+  /** Vectors beside the model's own tensors. */
+  readonly tensors: Readonly<Record<string, Float32Array>>;
 }

@@ -1,6 +1,14 @@
 /** The OLMo 2 family: norms after attention and feed-forward, and one over all of queries and of keys. */
 import { allAttend, decoderSizes } from "./config.ts";
-import { decoderConfig, decoderModules, named, normedAfter, queryKeyNorms, whole } from "./gguf.ts";
+import {
+  decoderConfig,
+  decoderModules,
+  decoderSays,
+  named,
+  normedAfter,
+  queryKeyNorms,
+  whole,
+} from "./gguf.ts";
 import { only } from "./keys.ts";
 import type { Family, Json, Model } from "./model.ts";
 import { decoderNames, embedding, head, residual, rms, selfAttention, swiglu } from "./parts.ts";
@@ -37,6 +45,7 @@ export const olmo2: Family = {
       hidden_act: "silu",
     }),
     name: named({ ...decoderModules, ...normedAfter, ...queryKeyNorms }),
-    restore: whole,
+    layout: whole,
+    says: decoderSays,
   },
 };

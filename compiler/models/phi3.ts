@@ -3,7 +3,7 @@
  * up one; heads may turn in part.
  */
 import { decoderSizes } from "./config.ts";
-import { decoderConfig, decoderModules, named, whole } from "./gguf.ts";
+import { decoderConfig, decoderModules, decoderSays, named, saysMore, u32, whole } from "./gguf.ts";
 import { above0OrNull, only } from "./keys.ts";
 import type { Family, Json, Model } from "./model.ts";
 import {
@@ -57,6 +57,13 @@ export const phi3: Family = {
       "model.layers.{l}.self_attn.qkv_proj": "blk.{l}.attn_qkv",
       "model.layers.{l}.mlp.gate_up_proj": "blk.{l}.ffn_up",
     }),
-    restore: whole,
+    layout: whole,
+    says: (m, config) =>
+      saysMore(decoderSays(m, config), {
+        "attention.sliding_window": u32(m.perLayer.window?.[0] ?? 0),
+        "rope.scaling.original_context_length": u32(
+          Number(config.original_max_position_embeddings ?? m.context),
+        ),
+      }),
   },
 };

@@ -3,7 +3,7 @@
  * window.
  */
 import { ALL, decoderSizes, slidingLayers } from "./config.ts";
-import { decoderConfig, decoderModules, named, whole } from "./gguf.ts";
+import { decoderConfig, decoderModules, decoderSays, named, whole } from "./gguf.ts";
 import { above0OrNull, count, only } from "./keys.ts";
 import type { Family, Json, Model } from "./model.ts";
 import { decoderNames, embedding, head, preNorm, residual, rms, selfAttention, swiglu } from "./parts.ts";
@@ -35,6 +35,7 @@ export const qwen2: Family = {
     architecture: "qwen2",
     config: (g) => ({ model_type: "qwen2", ...decoderConfig(g), hidden_act: "silu" }),
     name: named(decoderModules),
-    restore: whole,
+    layout: whole,
+    says: decoderSays,
   },
 };

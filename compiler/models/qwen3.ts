@@ -1,6 +1,6 @@
 /** The Qwen3 family: as Llama, with a norm of its own on every head of queries and keys. */
 import { allAttend, decoderSizes } from "./config.ts";
-import { decoderConfig, decoderModules, named, queryKeyNorms, whole } from "./gguf.ts";
+import { decoderConfig, decoderModules, decoderSays, named, queryKeyNorms, whole } from "./gguf.ts";
 import { only } from "./keys.ts";
 import type { Family, Json, Model } from "./model.ts";
 import {
@@ -47,6 +47,7 @@ export const qwen3: Family = {
     architecture: "qwen3",
     config: (g) => ({ model_type: "qwen3", ...decoderConfig(g), attention_bias: false, hidden_act: "silu" }),
     name: named({ ...decoderModules, ...queryKeyNorms }),
-    restore: whole,
+    layout: whole,
+    says: decoderSays,
   },
 };

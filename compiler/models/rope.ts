@@ -50,15 +50,15 @@ const kinds: Readonly<Record<string, Kind>> = {
     keys: ["factor", "low_freq_factor", "high_freq_factor", original],
     make: ({ plain, number, original }) => {
       const [factor, low, high] = [number("factor"), number("low_freq_factor"), number("high_freq_factor")];
-      return unscaled(
-        plain.map((f) => {
-          const wavelength = (2 * Math.PI) / f;
-          if (wavelength < original / high) return f;
-          if (wavelength > original / low) return f / factor;
-          const smooth = (original / wavelength - low) / (high - low);
-          return ((1 - smooth) * f) / factor + smooth * f;
-        }),
-      );
+      const divisorOf = (f: number): number => {
+        const wavelength = (2 * Math.PI) / f;
+        if (wavelength < original / high) return 1;
+        if (wavelength > original / low) return factor;
+        const smooth = (original / wavelength - low) / (high - low);
+        return 1 / ((1 - smooth) / factor + smooth);
+      };
+      // As f32, which GGUF keeps them in.
+      return unscaled(plain.map((f) => f / Math.fround(divisorOf(f))));
     },
   },
   yarn: {

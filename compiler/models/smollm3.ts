@@ -1,6 +1,6 @@
 /** The SmolLM3 family: as Llama, with layers that do not turn by position (NoPE; Kazemnejad et al. 2023). */
 import { allAttend, decoderSizes } from "./config.ts";
-import { decoderConfig, decoderModules, halves, named } from "./gguf.ts";
+import { decoderConfig, decoderModules, decoderSays, halves, named } from "./gguf.ts";
 import { count, fail, only } from "./keys.ts";
 import type { Family, Json, Model } from "./model.ts";
 import { decoderNames, embedding, head, preNorm, residual, rms, selfAttention, swiglu } from "./parts.ts";
@@ -61,6 +61,7 @@ export const smollm3: Family = {
       hidden_act: "silu",
     }),
     name: named(decoderModules),
-    restore: halves,
+    layout: halves,
+    says: (m, config) => decoderSays(m, config, absent),
   },
 };

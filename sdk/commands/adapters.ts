@@ -8,7 +8,11 @@ export async function loadNamed(engine: Engine, list: readonly string[]): Promis
   const { path } = await node();
   const names: string[] = [];
   for (const said of list) {
-    const [, name, dir] = /^([\w.-]+)=(.+)$/.exec(said) ?? ["", path.basename(path.resolve(said)), said];
+    const [, name, dir] = /^([\w.-]+)=(.+)$/.exec(said) ?? [
+      "",
+      path.basename(path.resolve(said)).replace(/\.gguf$/, ""),
+      said,
+    ];
     const { warnings } = await engine.adapters.load(name!, dir!);
     for (const w of warnings) say(`${name}: ${w}`);
     names.push(name!);

@@ -5,6 +5,7 @@ import type { Command } from "./command.ts";
 import { compile } from "./compile.ts";
 import { doctor } from "./doctor.ts";
 import { evalCommand } from "./eval.ts";
+import { exportCommand } from "./export.ts";
 import { finetune } from "./finetune.ts";
 import { generate } from "./generate.ts";
 import { inspect } from "./inspect.ts";
@@ -20,6 +21,7 @@ export const commands: Readonly<Record<string, Command>> = {
   finetune,
   eval: evalCommand,
   merge,
+  export: exportCommand,
   serve,
   inspect,
   doctor,

@@ -2,7 +2,7 @@
  * Hugging Face PEFT folders: adapter_config.json + adapter_model.safetensors. Each method of the bundle says
  * how its tensors and config keys are called; what PEFT has not, is kept in the same two files.
  */
-import { type Manifest, WeftError } from "../../runtime/bundle.ts";
+import { type Manifest, type SiteEntry, WeftError } from "../../runtime/bundle.ts";
 import { absent, type BranchState, indexOf, modulePath, wordsIn } from "../../runtime/content.ts";
 import { tensorKinds } from "../../runtime/tensors/index.ts";
 import type { Index, Numbers, Order, Placed, TensorKind } from "../../runtime/tensors/tensor.ts";
@@ -19,6 +19,30 @@ export const fail = (
 ): never => {
   throw new WeftError({ code, where, expected, found, ...(hint && { hint }) });
 };
+/** What a LoRA folder says beside ranks, scales and modules, of a plain LoRA. */
+export const plainLora = (m: Manifest): Json => ({
+  lora_dropout: 0,
+  use_rslora: false,
+  bias: "none",
+  fan_in_fan_out: m.checkpoint.transposed.length > 0,
+  init_lora_weights: true,
+  modules_to_save: null,
+});
+/** `target_modules` that name exactly these paths of modules: in short, where all of a name are among them. */
+export function targetsOf(m: Manifest, adapted: ReadonlySet<string>): string[] {
+  const layers = Array.from({ length: m.model.layers }, (_, l) => l);
+  const sites = m.sites.filter((s) => s.kind === "linear");
+  const paths = (of: readonly SiteEntry[]): string[] =>
+    of.flatMap((s) => layers.map((l) => modulePath(m, l, s)));
+  const last = (s: SiteEntry): string => s.module.split(".").at(-1)!;
+  return [...new Set(sites.map(last))].flatMap((name) => {
+    const its = sites.filter((s) => last(s) === name);
+    if (paths(its).every((p) => adapted.has(p))) return [name];
+    return its.flatMap((s) =>
+      paths([s]).every((p) => adapted.has(p)) ? [s.module] : paths([s]).filter((p) => adapted.has(p)),
+    );
+  });
+}
 /** Words of a layer with all that the branches of a method have room for: of the largest method. */
 const mostWords = (manifest: Manifest): number => {
   const of = (method: string): BranchState[] =>

@@ -11,7 +11,7 @@ import {
 } from "../../runtime/content.ts";
 import { transpose } from "../../runtime/tensors/dense.ts";
 import type { Index, Placed } from "../../runtime/tensors/tensor.ts";
-import { fail, InFiles, type Json, PREFIX } from "./folder.ts";
+import { fail, InFiles, type Json, PREFIX, plainLora, targetsOf } from "./folder.ts";
 
 const files = (
   config: Json,
@@ -114,7 +114,7 @@ export function writeAsLora(
         data: transpose(b, rank, site.outFeatures),
       });
       ranks[path.replaceAll(".", "\\.")] = rank;
-      modules.add(site.module.split(".").pop()!);
+      modules.add(path);
     });
   });
   // The scale is folded into B: alpha equals the rank everywhere.
@@ -123,14 +123,13 @@ export function writeAsLora(
   const config = {
     r,
     lora_alpha: r,
-    lora_dropout: 0,
-    use_rslora: false,
     rank_pattern: pattern,
     alpha_pattern: pattern,
-    bias: "none",
-    fan_in_fan_out: manifest.checkpoint.transposed.length > 0,
-    init_lora_weights: true,
-    modules_to_save: null,
+    ...plainLora(manifest),
   };
-  return files({ peft_type: "LORA", ...config, target_modules: [...modules] }, tensors, manifest);
+  return files(
+    { peft_type: "LORA", ...config, target_modules: targetsOf(manifest, modules) },
+    tensors,
+    manifest,
+  );
 }
