@@ -38,6 +38,16 @@ export interface Generation {
   /** Requests that asked for it, waiting or running: it is kept. */
   pins: number;
 }
+/** What must be known of a generation to have it in another engine. */
+export interface Published {
+  readonly name: string;
+  readonly number: number;
+  readonly content: AdapterContent;
+  readonly base: string;
+  readonly warnings: readonly string[];
+  /** Numbers that its name has from then on. */
+  readonly kept: readonly number[];
+}
 /** A generation as it is made. */
 export type Made = Omit<Generation, "id" | "pins" | "content" | "failed"> & { readonly kept: KeptContent };
 /** Generations kept by name before the oldest unpinned one is dropped. */
@@ -124,9 +134,8 @@ export class AdapterStore {
     content: AdapterContent,
     { base = this.base(), warnings = [] }: { base?: string; warnings?: readonly string[] } = {},
   ): Generation {
-    const kept = this.contents.keep(content);
-    const { tensors: _, ...shape } = content;
     const number = (this.latest.get(name) ?? this.forgotten) + 1;
+    const g = this.generation(name, number, content, base, warnings);
     this.latest.delete(name);
     this.latest.set(name, number);
     for (const [old, n] of this.latest) {
@@ -135,7 +144,6 @@ export class AdapterStore {
       this.forgotten = Math.max(this.forgotten, n);
       this.latest.delete(old);
     }
-    const g = this.make({ name, number, ref: `${name}@${number}`, shape, parts: [], kept, base, warnings });
     const list = [...(this.byName.get(name) ?? []), g];
     for (let i = 0; i < list.length - 1 && list.length > KEPT_GENERATIONS; ) {
       if (list[i]!.pins === 0) this.drop(list.splice(i, 1)[0]!);
@@ -143,6 +151,34 @@ export class AdapterStore {
     }
     this.byName.set(name, list);
     return g;
+  }
+  private generation(
+    name: string,
+    number: number,
+    { tensors, ...shape }: AdapterContent,
+    base: string,
+    warnings: readonly string[],
+  ): Generation {
+    const kept = this.contents.keep({ ...shape, tensors });
+    return this.make({ name, number, ref: `${name}@${number}`, shape, parts: [], kept, base, warnings });
+  }
+  /** A name as it was in an engine that ended: its generations, and the last number that was given. */
+  bringBack(name: string, last: number, generations: readonly Published[]): void {
+    this.latest.set(name, last);
+    const list = generations.map((p) => this.generation(name, p.number, p.content, p.base, p.warnings));
+    if (list.length) this.byName.set(name, list);
+  }
+  /** A generation with what it is, and which numbers of its name are kept beside it. */
+  published(ref: string): Published {
+    const { name, number, content, base, warnings } = this.named(ref);
+    return { name, number, content, base, warnings, kept: this.byName.get(name)!.map((g) => g.number) };
+  }
+  /** A reference whose generations stay those that it means now; as it is where it means none. */
+  fixed(ref: AdapterRef): AdapterRef {
+    const of = (name: string): string =>
+      name.includes("@") ? name : (this.byName.get(name)?.at(-1)?.ref ?? name);
+    if (typeof ref === "string") return of(ref);
+    return Object.fromEntries(Object.entries(ref).map(([name, weight]) => [of(name), weight]));
   }
   remove(name: string): void {
     const list = this.byName.get(name);

@@ -2,6 +2,11 @@
 import type * as there from "./disk.ts";
 import { readUrl } from "./remote.ts";
 
+/** In a worker: the page that it works for. */
+let page: string | null = null;
+export const setHere = (address: string | null): void => {
+  page = address;
+};
 export const hereof = (address: string): URL =>
-  new URL(address, typeof document === "undefined" ? location.href : document.baseURI);
+  new URL(address, typeof document === "undefined" ? (page ?? location.href) : document.baseURI);
 export const readRegular: typeof there.readRegular = (path, limit) => readUrl(hereof(path), limit, {});

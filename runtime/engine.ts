@@ -18,7 +18,8 @@ import { type Change, type Merged, mergeChanges } from "./merge.ts";
 import { checked, EngineOptions, GenerateIds, MergeOptions } from "./options.ts";
 import type { BundleReader } from "./reader.ts";
 import { Reports } from "./report.ts";
-import { checkBiases, MAX_TOKENS, roomAfter, type Score, seedOf, type TokenEvent } from "./requests.ts";
+import { checkBiases, MAX_TOKENS, roomAfter, type Score, type TokenEvent } from "./requests.ts";
+import { seedOf } from "./sampling.ts";
 import { Serving } from "./serving.ts";
 import { abortable, onAbort, throwIfAborted } from "./signals.ts";
 import { Stream } from "./stream.ts";
@@ -199,16 +200,18 @@ export class Engine {
     checkBiases(this.manifest, o);
     const generation = this.named(o.adapter);
     const virtual = virtualTokens(this.manifest, generation?.shape ?? null);
-    const asked = o.maxTokens ?? MAX_TOKENS;
-    const room = roomAfter(this.manifest, o.prompt, virtual, Math.min(asked, 1));
-    if (asked === 0) {
+    const said = o.said?.length ?? 0;
+    const asked = (o.maxTokens ?? MAX_TOKENS) - said;
+    const prompt = said ? [...o.prompt, ...o.said!] : o.prompt;
+    const room = roomAfter(this.manifest, prompt, virtual, asked > 0 ? 1 : 0);
+    if (asked <= 0) {
       stream.end(null);
       return () => {};
     }
     let forget = (): void => {};
     const request = this.enqueue({
       kind: "generate",
-      prompt: o.prompt,
+      prompt,
       maxTokens: Math.min(asked, room),
       clipped: asked > room,
       sampling: o,
@@ -490,6 +493,10 @@ export class Engine {
   }
   get disposed(): boolean {
     return this.dead !== null;
+  }
+  /** Why it ended; null while it lives. */
+  get ended(): WeftError | null {
+    return this.dead;
   }
   /**
    * Reject what runs, waits or comes, and let the device go: resolves when its threads and memory are free.

@@ -61,6 +61,7 @@ export interface HostExports {
     biases: number,
     seed: number,
     stops: number,
+    said: number,
   ): void;
   setRow(seq: number, weight: number, dropKey: number, dropP: number): void;
   addrParts(): number;

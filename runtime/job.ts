@@ -9,7 +9,7 @@ import type { Engine, Feed } from "./engine.ts";
 import { initialContent } from "./initial.ts";
 import { MicroBatches } from "./microbatches.ts";
 import { mix, shuffled } from "./random.ts";
-import { AtRest } from "./rest.ts";
+import { AtRest, jobEnded } from "./rest.ts";
 import type { Item } from "./rows.ts";
 import {
   biasOf,
@@ -134,6 +134,8 @@ export class Job implements Feed {
         expected: "an adapter job",
         found: "full training",
       });
+    const before = this.o.published?.get(this.state.step);
+    if (before !== undefined) return (this.lastGeneration = `${this.name}@${before}`);
     const content = await this.engine.adapters.download(this.slot, this.content);
     // Who cancelled meanwhile wants nothing published.
     this.controller.signal.throwIfAborted();
@@ -296,14 +298,7 @@ export class Job implements Feed {
         kept,
       };
     } finally {
-      this.rest.close(
-        new WeftError({
-          code: "WEFT_CONFLICT",
-          where: `job ${this.name}`,
-          expected: "a running job",
-          found: "one that ended",
-        }),
-      );
+      this.rest.close(jobEnded(this.name));
       // What its list on the way may touch is given back after it.
       await engine.jobsAtRest();
       if (!engine.disposed) host.exports.jobClose(this.index);

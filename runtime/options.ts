@@ -65,6 +65,11 @@ export const requestEntries = {
     ),
   ),
   /**
+   * Ids of the answer that were said before: it goes on behind them, as if it had not stopped. Draws,
+   * penalties and `maxTokens` count them. Default: none.
+   */
+  said: v.optional(tokenIds),
+  /**
    * Shares what was computed only with requests of the same salt: how soon an answer comes tells nothing of
    * what others asked. Default: none, shared by all without one.
    */
@@ -241,6 +246,8 @@ export const TrainOptions = object({
   /** Start from this adapter's content instead of a fresh one. */
   from: v.optional(given<AdapterContent>()),
   resume: v.optional(given<TrainState>()),
+  /** Generations that the job made before it was interrupted, by step: it makes none there again. */
+  published: v.optional(v.custom<ReadonlyMap<number, number>>((x) => x instanceof Map, "a map")),
 });
 
 /** Options as their schema has them. Throws WEFT_OPTION. */

@@ -44,6 +44,7 @@ export interface Score {
 /** One request, from the queue to its end. */
 export interface Request {
   readonly kind: "generate" | "score";
+  /** What was said of the answer already is its end. */
   readonly prompt: readonly number[];
   /** Tokens to generate, as far as the context has room. */
   readonly maxTokens: number;
@@ -95,6 +96,7 @@ export function startIn(
     biases.length,
     (r.seed ?? 0) | 0,
     stops.length,
+    o.said?.length ?? 0,
   );
   host.stops(seq).set(stops);
   host.setBiases(seq, biases);
@@ -148,10 +150,6 @@ export function checkBiases({ model: { vocab } }: Manifest, { logitBias = {} }: 
     found: wrong,
   });
 }
-/** The seed that a request's draws depend on: one of its own where it draws and has none. */
-export const seedOf = (o: Sampling): number | null =>
-  o.seed ?? (o.temperature ? crypto.getRandomValues(new Uint32Array(1))[0]! : null);
-
 /**
  * Logits that are not numbers: the weights of the request are not, or overflow. Nothing else in the batch
  * reads them.

@@ -1,6 +1,16 @@
 /**
  * What is asked of a job while it runs and done between two optimizer steps, when its weights are at rest.
  */
+import { WeftError } from "./errors.ts";
+
+/** What is asked of a job that ended is rejected with. */
+export const jobEnded = (name: string): WeftError =>
+  new WeftError({
+    code: "WEFT_CONFLICT",
+    where: `job ${name}`,
+    expected: "a running job",
+    found: "one that ended",
+  });
 
 interface Task {
   readonly run: () => Promise<void>;

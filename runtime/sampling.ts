@@ -40,3 +40,6 @@ export const samplingEntries = {
 };
 const Sampling = object(samplingEntries);
 export type Sampling = Of<typeof Sampling>;
+/** The seed that a request's draws depend on: one of its own where it draws and has none. */
+export const seedOf = (o: Sampling): number | null =>
+  o.seed ?? (o.temperature ? crypto.getRandomValues(new Uint32Array(1))[0]! : null);

@@ -70,7 +70,17 @@ const pages: Plugin = {
 };
 
 /** The doors of the package that open in a page too. */
-export const doors = { index: "sdk/index.ts", runtime: "runtime/index.ts", openai: "sdk/openai/index.ts" };
+export const doors = {
+  ...{ index: "sdk/index.ts", runtime: "runtime/index.ts", openai: "sdk/openai/index.ts" },
+  worker: "sdk/worker/index.ts",
+};
+/**
+ * What the page's worker runs, in one file: bundlers that find it by its address may make another kind of
+ * script of it, which has no chunks.
+ */
+export const workerEntry: BuildOptions = {
+  ...{ entryPoints: { "worker-entry": "sdk/worker/entry.ts" }, splitting: false, minify: true },
+};
 /**
  * Bundle `entryPoints` for pages, with all that they need: neither `node:`, nor the compiler, nor a package is
  * left to be found.
@@ -138,6 +148,7 @@ export async function buildAll(): Promise<void> {
     ...{ absWorkingDir: root, outbase: ".", outdir: "dist", plugins: [apart], logLevel: "warning" },
   });
   const { metafile } = await forPages({ entryPoints: doors, outdir: "dist/page" });
+  await forPages({ ...workerEntry, outdir: "dist/page" });
   writeFileSync(join(dist, "page/LICENSES.txt"), licenses(metafile));
   for (const path of beside) {
     const to = join(dist, path);

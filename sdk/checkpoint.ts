@@ -74,13 +74,18 @@ const withoutSteps = (o: Options): Options => {
   return { ...o, settings };
 };
 
-/** `options` are what results depend on; resuming with others is refused. */
+/** What a job's results depend on; going on with others is refused. */
+export interface Grounds {
+  readonly base: string;
+  readonly numerics: string;
+  readonly options: Options;
+}
+export interface Checkpoint extends Grounds {
+  readonly state: TrainState;
+}
 export async function saveCheckpoint(
   folder: Folder,
-  state: TrainState,
-  base: string,
-  numerics: string,
-  options: Readonly<Record<string, unknown>>,
+  { state, base, numerics, options }: Checkpoint,
   about?: Readonly<Record<string, unknown>>,
 ): Promise<void> {
   const tensors: TensorData[] = [];
@@ -129,12 +134,26 @@ function difference(a: unknown, b: unknown, path: string): readonly [string, unk
   return [path, a, b];
 }
 
-export async function loadCheckpoint(
-  place: Place,
-  base: string,
-  numerics: string,
-  options: Readonly<Record<string, unknown>>,
-): Promise<TrainState> {
+/** Throws WEFT_CONFLICT where a job would go on from `then` on other grounds. */
+export function checkSame(then: Grounds, now: Grounds, where: string): void {
+  const refuse = (what: string, expected: string, found: string): never => {
+    throw new WeftError({
+      code: "WEFT_CONFLICT",
+      where: `${where}: ${what}`,
+      expected,
+      found,
+      hint: "resume with the bundle, device, data and options of the checkpoint",
+    });
+  };
+  if (then.base !== now.base) refuse("base", then.base.slice(0, 12), now.base.slice(0, 12));
+  if (then.numerics !== now.numerics) refuse("numerics", then.numerics, now.numerics);
+  const other = difference(withoutSteps(then.options), withoutSteps(now.options), "options");
+  if (other) refuse(other[0], show(other[1]), show(other[2]));
+  const [done, wanted] = [stepsOf(then.options), stepsOf(now.options)];
+  if (!(wanted >= done)) refuse("options.settings.steps", `at least ${done}`, String(wanted));
+}
+
+export async function loadCheckpoint(place: Place, now: Grounds): Promise<TrainState> {
   const folder = await folderAt(place);
   const { where: dir } = folder;
   const files = await folder.readVersion();
@@ -149,25 +168,17 @@ export async function loadCheckpoint(
       });
     return bytes;
   };
-  const refuse = (what: string, expected: string, found: string): never => {
+  const raw = parseJson(file(STATE), `${dir}: ${STATE}`);
+  if (raw.version !== 6)
     throw new WeftError({
       code: "WEFT_CONFLICT",
-      where: `${dir}: ${what}`,
-      expected,
-      found,
-      hint: "resume with the bundle, device, data and options of the checkpoint",
+      where: `${dir}: version`,
+      expected: "6",
+      found: show(raw.version),
+      hint: "it was written by another version of weft",
     });
-  };
-  const raw = parseJson(file(STATE), `${dir}: ${STATE}`);
-  if (raw.version !== 6) refuse("version", "6", show(raw.version));
   const json = check(Saved, raw, { code: "WEFT_IO", where: `${dir}: ${STATE}` });
-  if (json.base !== base) refuse("base", json.base.slice(0, 12), base.slice(0, 12));
-  if (json.numerics !== numerics) refuse("numerics", json.numerics, numerics);
-  const [then, now] = [json.options, options].map(withoutSteps);
-  const other = difference(then, now, "options");
-  if (other) refuse(other[0], show(other[1]), show(other[2]));
-  const [done, wanted] = [json.options, options].map(stepsOf);
-  if (!(wanted! >= done!)) refuse("options.settings.steps", `at least ${done}`, String(wanted));
+  checkSame(json, now, dir);
   const where = `${dir}: ${TENSORS}`;
   const bytes = file(TENSORS);
   const { tensors } = parseHeader(bytes, bytes.length, where);

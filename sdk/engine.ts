@@ -1,6 +1,6 @@
 /** The thin door: text in, text out, over the runtime's engine of ids. */
 
-import type { AdapterRef } from "../runtime/adapters.ts";
+import type { AdapterRef, Generation } from "../runtime/adapters.ts";
 import { encode, type Manifest, WeftError } from "../runtime/bundle.ts";
 import { defaultConfig } from "../runtime/content.ts";
 import type { Engine as Core, Finish, Merged, MergeOptions, Score } from "../runtime/engine.ts";
@@ -31,7 +31,8 @@ import { identityOf } from "../runtime/training.ts";
 import { AdapterHandle } from "./adapter.ts";
 import { type DataRow, encodeRow, parseJsonl } from "./data.ts";
 import { decodeText, isGguf, parseJson, readFileOr } from "./files.ts";
-import { Job, type Keeping } from "./job.ts";
+import { Job } from "./job.ts";
+import { type Again, keepingsOf, stateToGoOnFrom } from "./keeping.ts";
 import {
   AdapterName,
   AdapterRefSchema,
@@ -40,10 +41,11 @@ import {
   LoadOptions,
   ScoreOptions,
 } from "./options.ts";
-import { type Piece, pieces } from "./pieces.ts";
+import { type Completion, gather, type Piece, pieces } from "./pieces.ts";
 import type { Message, Text } from "./text.ts";
 
 export type {
+  Completion,
   DataRow,
   FinetuneOptions,
   Finish,
@@ -91,6 +93,12 @@ async function loading(location: Place, options: LoadOptions): Promise<Engine> {
     await core.dispose();
     throw e;
   }
+}
+
+/** A request in ids, of generations that stay what they are. */
+export interface Asked {
+  readonly prompt: readonly number[];
+  readonly adapter: AdapterRef | undefined;
 }
 
 export class Engine {
@@ -162,54 +170,30 @@ export class Engine {
   /**
    * Stream an answer: it starts with the first `next()`. `break` out of the loop, `return()` or an abort ends
    * it at once, waiting or running, and frees its cache. Throws WEFT_CONTEXT_OVERFLOW for a prompt that
-   * leaves no room, WEFT_CAPACITY (retryable) when too many requests wait.
+   * leaves no room, WEFT_CAPACITY (retryable) when too many requests wait. `hear` is told what was asked for
+   * when it is.
    */
-  generate(o: GenerateOptions): AsyncGenerator<Piece, void, void> {
+  generate(o: GenerateOptions, hear?: (asked: Asked) => void): AsyncGenerator<Piece, void, void> {
     const stops = typeof o.stop === "string" ? [o.stop] : (o.stop ?? []);
     return new MappedStream(
       () => {
         checked(GenerateOptions, o);
         if (stops.length) this.needText("stop");
+        const prompt = this.promptIds(o);
+        hear?.({ prompt, adapter: o.adapter && this.core.adapters.fixed(o.adapter) });
         return this.core.generate({
           ...picked(requestEntries, o),
-          prompt: this.promptIds(o),
+          prompt,
           stopIds: [...(o.stopIds ?? []), ...this.manifest.model.eos],
         });
       },
-      pieces(this.text, stops),
+      pieces(this.text, stops, o.said),
       (p) => p.finish !== null,
     );
   }
   /** The whole answer at once. */
-  async complete(o: GenerateOptions): Promise<{
-    text: string;
-    ids: number[];
-    /**
-     * `stop`: at a stop id or text; `length`: at `maxTokens`; `context`: the context had no room for as many.
-     */
-    finish: Finish;
-    adapter: string;
-    /** Give it to get the same answer again; null where nothing was drawn. */
-    seed: number | null;
-    /** Tokens of the prompt that were not computed: an earlier request had the same prefix. */
-    cached: number;
-  }> {
-    const ids: number[] = [];
-    let text = "";
-    let last: Piece | null = null;
-    for await (const p of this.generate(o)) {
-      text += p.text;
-      ids.push(p.id);
-      last = p;
-    }
-    // No token: none was asked for.
-    const { finish, adapter, seed, cached } = last ?? {
-      finish: null,
-      adapter: "base",
-      seed: null,
-      cached: 0,
-    };
-    return { text, ids, finish: finish ?? "length", adapter, seed, cached };
+  complete(o: GenerateOptions): Promise<Completion> {
+    return gather(this.generate(o));
   }
   /** Loss and log-probabilities of a text or ids; on request all logits [position][vocab]. */
   score(input: string | readonly number[], o: ScoreOptions = {}): Promise<Score> {
@@ -219,9 +203,9 @@ export class Engine {
 
   /**
    * Start a fine-tuning job; the engine serves on. Mistakes in options or data are thrown here, not at step
-   * 40.
+   * 40. `again`: it went on in an engine that ended, and is the same job.
    */
-  async finetune(o: FinetuneOptions): Promise<Job> {
+  async finetune(o: FinetuneOptions, again?: Again): Promise<Job> {
     checked(FinetuneOptions, o);
     this.core.check();
     throwIfAborted(o.signal);
@@ -232,11 +216,12 @@ export class Engine {
     const rows = await this.rows(o.data, "data");
     const evalRows = o.evalData ? await this.rows(o.evalData, "evalData") : undefined;
     const adapter = picked(adapterEntries, o);
-    const from = o.from ? this.core.adapter(o.from).content : undefined;
+    const named = (name: string): Generation => this.core.adapter(name);
+    const [from, disjointFrom] = [o.from ? named(o.from) : undefined, o.disjointFrom?.map(named)];
     if (Object.hasOwn(this.manifest.methods, method))
       resolveBranches(this.manifest, {
         ...defaultConfig(this.manifest, method),
-        ...(from?.config ?? {}),
+        ...(from?.shape.config ?? {}),
         ...adapter,
       });
     const options: TrainOptions = {
@@ -245,8 +230,8 @@ export class Engine {
       rows,
       evalRows,
       adapter,
-      from,
-      disjointFrom: o.disjointFrom?.map((name) => this.core.adapter(name).content),
+      from: from?.content,
+      disjointFrom: disjointFrom?.map((g) => g.content),
       tuned:
         o.tuned === undefined
           ? undefined
@@ -254,9 +239,7 @@ export class Engine {
       resume: undefined,
     };
     const identity = { ...(await identityOf(this.manifest, device.plan, options)), tuned: o.tuned ?? null };
-    const resume = o.resume
-      ? await (await import("./checkpoint.ts")).loadCheckpoint(o.resume, base, info.numerics, identity)
-      : undefined;
+    const resume = await stateToGoOnFrom(o, again, { base, numerics: info.numerics, options: identity });
     // What was read until now is of the base as it was.
     if (this.core.base !== base)
       throw new WeftError({
@@ -266,20 +249,15 @@ export class Engine {
         found: `base ${this.core.base.slice(0, 12)}, of a full training that ended`,
         retryable: true,
       });
-    let keeping: Keeping | null = null;
-    if (o.checkpoint) {
-      const [{ claimCheckpoints }, { Autosave }] = await Promise.all([
-        import("./checkpoint.ts"),
-        import("./autosave.ts"),
-      ]);
-      keeping = { folder: await claimCheckpoints(o.checkpoint.dir), Autosave };
-    }
+    const keepings = await keepingsOf(o, again);
     const onEvent = (e: TrainEvent): unknown => {
       job.hear(e);
       return o.onEvent?.(e);
     };
-    const core = startJob(this.core, { ...options, resume, onEvent }, this.jobs);
-    const job = new Job(core, this, identity, o, keeping);
+    const published = again?.published;
+    const core = startJob(this.core, { ...options, resume, published, onEvent }, this.jobs);
+    const learnsFrom = { from: from?.ref, disjointFrom: disjointFrom?.map((g) => g.ref) };
+    const job = new Job(core, this, identity, o, learnsFrom, keepings);
     this.jobs.add(core);
     core.done.catch(() => {}).finally(() => this.jobs.delete(core));
     return job;

@@ -1,18 +1,14 @@
-import type { Folder, Place } from "../runtime/folders.ts";
+import type { Place } from "../runtime/folders.ts";
 import type { Job as CoreJob, TrainEvent, TrainResult, TrainState } from "../runtime/trainer.ts";
 import type { Autosave } from "./autosave.ts";
+import type { Checkpoint } from "./checkpoint.ts";
 import type { Engine } from "./engine.ts";
+import type { Keeping } from "./keeping.ts";
 import type { FinetuneOptions } from "./options.ts";
-
-/** Where a job keeps checkpoints by itself: taken before it starts. */
-export interface Keeping {
-  readonly folder: Folder;
-  readonly Autosave: typeof Autosave;
-}
 
 /** A running job: `done` resolves with its result; `publish` makes what it knows available to requests. */
 export class Job {
-  private readonly auto: Autosave | null;
+  private readonly autos: readonly Autosave[];
   /**
    * Rejects when the job fails or is cancelled, and when its last automatic checkpoint could not be kept:
    * what it learned is published then.
@@ -24,36 +20,38 @@ export class Job {
     /** What its results depend on. */
     private readonly identity: Readonly<Record<string, unknown>>,
     private readonly o: Pick<FinetuneOptions, "name" | "checkpoint" | "onEvent">,
-    keeping: Keeping | null,
+    /** The generations that it began from. */
+    readonly learnsFrom: Pick<FinetuneOptions, "from" | "disjointFrom">,
+    keepings: readonly Keeping[],
   ) {
-    this.auto = keeping
-      ? new keeping.Autosave(
-          o.checkpoint?.every,
+    this.autos = keepings.map(
+      ({ Autosave, every, keep, told }) =>
+        new Autosave(
+          every,
           () => core.checkpoint(),
-          (state) => this.write(keeping.folder, state),
-          engine.core.reporting.guard(`onEvent of job ${o.name}`, o.onEvent),
-        )
-      : null;
+          (state) => keep(this.checkpointOf(state)),
+          engine.core.reporting.guard(`onEvent of job ${o.name}`, told),
+        ),
+    );
     this.done = this.finish();
     this.done.catch(() => {});
   }
   private async finish(): Promise<TrainResult> {
     try {
       const result = await this.core.done;
-      await this.auto?.settled;
+      for (const auto of this.autos) await auto.settled;
       return result;
     } finally {
-      await this.auto?.quiet();
+      for (const auto of this.autos) await auto.quiet();
     }
   }
   /** What happens to it, before others hear of it. */
   hear(e: TrainEvent): void {
-    this.auto?.hear(e);
+    for (const auto of this.autos) auto.hear(e);
   }
-  private async write(folder: Folder, state: TrainState): Promise<void> {
-    const { saveCheckpoint } = await import("./checkpoint.ts");
+  private checkpointOf(state: TrainState): Checkpoint {
     const { numerics } = this.engine.core.info;
-    return saveCheckpoint(folder, state, this.core.base, numerics, this.identity, this.o.checkpoint?.about);
+    return { state, base: this.core.base, numerics, options: this.identity };
   }
   get name(): string {
     return this.core.name;
@@ -76,8 +74,9 @@ export class Job {
   async checkpoint(place: Place): Promise<void> {
     // Asked for at once: the job may end, or be cancelled, while the folder is looked at.
     const taken = this.core.checkpoint();
-    const claimed = import("./checkpoint.ts").then((m) => m.claimCheckpoints(place));
-    const [folder, state] = await Promise.all([claimed, taken]);
-    await this.write(folder, state);
+    const kept = import("./checkpoint.ts");
+    const claimed = kept.then((m) => m.claimCheckpoints(place));
+    const [{ saveCheckpoint }, folder, state] = await Promise.all([kept, claimed, taken]);
+    await saveCheckpoint(folder, this.checkpointOf(state), this.o.checkpoint?.about);
   }
 }

@@ -2,7 +2,7 @@
  * Tokens as pieces of text: what became complete with each, and texts that end an answer without being part
  * of it.
  */
-import type { TokenEvent } from "../runtime/engine.ts";
+import type { Finish, TokenEvent } from "../runtime/engine.ts";
 import type { Text } from "./text.ts";
 
 export interface Piece extends TokenEvent {
@@ -10,12 +10,19 @@ export interface Piece extends TokenEvent {
   readonly text: string;
 }
 
-/** Turns the tokens of one answer into pieces, one a token; the first with a `finish` is the last. */
-export function pieces(decoder: Text | null, stops: readonly string[]): (e: TokenEvent) => Piece {
+/**
+ * Turns the tokens of one answer into pieces, one a token; the first with a `finish` is the last. `said` are
+ * its tokens before those.
+ */
+export function pieces(
+  decoder: Text | null,
+  stops: readonly string[],
+  said: readonly number[] = [],
+): (e: TokenEvent) => Piece {
   const stream = decoder?.stream();
   const longest = Math.max(0, ...stops.map((s) => s.length - 1));
   let held = ""; // text that may be the start of a stop
-  return (e) => {
+  const change = (e: TokenEvent): Piece => {
     const isStop = e.finish === "stop";
     let text = held + (isStop || !stream ? "" : stream.push(e.id));
     if (e.finish && !isStop && stream) text += stream.flush();
@@ -31,4 +38,36 @@ export function pieces(decoder: Text | null, stops: readonly string[]): (e: Toke
         }
     return { ...e, text };
   };
+  for (const id of said) change({ ...silent, id });
+  return change;
+}
+const silent: Omit<TokenEvent, "id"> = {
+  ...{ logprob: 0, top: [], adapter: "base", seed: null, cached: 0, finish: null },
+};
+
+/** An answer as a whole. */
+export interface Completion {
+  readonly text: string;
+  readonly ids: number[];
+  /** `stop`: at a stop id or text; `length`: at `maxTokens`; `context`: the context had no room for as many. */
+  readonly finish: Finish;
+  readonly adapter: string;
+  /** Give it to get the same answer again; null where nothing was drawn. */
+  readonly seed: number | null;
+  /** Tokens of the prompt that were not computed: an earlier request had the same prefix. */
+  readonly cached: number;
+}
+/** The whole answer of a stream. */
+export async function gather(stream: AsyncIterable<Piece>): Promise<Completion> {
+  const ids: number[] = [];
+  let text = "";
+  let last: Piece | null = null;
+  for await (const p of stream) {
+    text += p.text;
+    ids.push(p.id);
+    last = p;
+  }
+  // No token: none was asked for.
+  const { finish, adapter, seed, cached } = last ?? { ...silent, finish: null };
+  return { text, ids, finish: finish ?? "length", adapter, seed, cached };
 }

@@ -107,10 +107,10 @@ test("the sampler against its definition in f64: biases, penalties, temperature,
     exports.submit(KIND.generate, length, length + answer.length + 1, 0, 0, 0, 0, NONE, 0);
     const seq = host.events(0, exports.plan(0))[2]!;
     host.tokens(seq).set(prompt);
-    const draw = (row: Float32Array, h: How): Int32Array => {
+    const draw = (row: Float32Array, h: How, said: number): Int32Array => {
       exports.setSampling(
         ...([seq, h.t, h.k, h.p, h.m, h.penalty, h.presence, h.frequency] as const),
-        ...([h.biases.length, h.seed, 0] as const),
+        ...([h.biases.length, h.seed, 0, said] as const),
       );
       host.setBiases(seq, h.biases);
       exports.schedule(0, 64, 0);
@@ -121,8 +121,8 @@ test("the sampler against its definition in f64: biases, penalties, temperature,
       assert.is(bits(host.logits().slice(0, vocab)), bits(row), "the row is as it was");
       return events;
     };
-    for (const id of answer) draw(new Float32Array(vocab).fill(1, id, id + 1), greedy);
-    const events = draw(logits, o);
+    for (const [i, id] of answer.entries()) draw(new Float32Array(vocab).fill(1, id, id + 1), greedy, i);
+    const events = draw(logits, o, answer.length);
     return { id: events[2]!, logSum: host.logSums()[0]! };
   };
   const next = generator("sampler");

@@ -120,7 +120,7 @@ export function closeGone(): void {
   }
 }
 
-/** How a request's tokens are drawn. */
+/** How a request's tokens are drawn; its last `said` ones are of the answer already. */
 export function setSampling(
   seq: i32,
   temperature: f32,
@@ -133,6 +133,7 @@ export function setSampling(
   biases: i32,
   seed: i32,
   stops: i32,
+  said: i32,
 ): void {
   setf(TEMPERATURE, seq, temperature);
   set(TOP_K, seq, topK);
@@ -144,6 +145,7 @@ export function setSampling(
   set(NUM_BIASES, seq, biases);
   set(SEED, seq, seed);
   set(NUM_STOPS, seq, stops);
+  set(BEGIN, seq, get(LENGTH_OF, seq) - said);
 }
 /** What a training sequence's rows weigh, and their dropout. */
 export function setRow(seq: i32, weight: f32, key: i32, p: f32): void {
