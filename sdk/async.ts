@@ -14,7 +14,9 @@ type Laters<T, K extends keyof T> = { readonly [P in K]: Later<T[P]> };
 type Adapters = Engine["adapters"];
 
 /** What an adapter was when it was asked for; what it is saved as is what it is then. */
-export interface AsyncAdapter extends AdapterFacts, Laters<AdapterHandle, "save" | "compress"> {}
+export interface AsyncAdapter
+  extends AdapterFacts,
+    Laters<AdapterHandle, "save" | "compress" | "toBlobs" | "download"> {}
 /** A running job: `done` resolves with its result; `publish` makes what it knows available to requests. */
 export type AsyncJob = Pick<Job, "name" | "step" | "done" | "publish" | "checkpoint" | "cancel">;
 

@@ -52,6 +52,7 @@ export const calls = {
   remove: (e: Engine, ...a: Of<Adapters["remove"]>) => e.adapters.remove(...a),
   save: (e: Engine, ref: string, ...a: Of<Handle["save"]>) => e.adapters.get(ref).save(...a),
   compress: (e: Engine, ref: string, ...a: Of<Handle["compress"]>) => e.adapters.get(ref).compress(...a),
+  toBlobs: (e: Engine, ref: string, ...a: Of<Handle["toBlobs"]>) => e.adapters.get(ref).toBlobs(...a),
   bringBack: (e: Engine, name: string, last: number, generations: readonly Published[]) =>
     e.core.adapters.bringBack(name, last, generations),
 } satisfies Record<string, (e: Engine, ...args: never[]) => unknown>;

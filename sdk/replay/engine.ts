@@ -158,6 +158,13 @@ export class ReplayEngine implements AsyncEngine {
       ...facts,
       save: (...a) => this.call(undefined, "save", facts.ref, ...a),
       compress: (...a) => this.call(undefined, "compress", facts.ref, ...a),
+      toBlobs: (...a) => this.call(undefined, "toBlobs", facts.ref, ...a),
+      // To the user of this page: a worker has none.
+      download: async (...a) => {
+        const files = await this.call(undefined, "toBlobs", facts.ref, ...a);
+        const { download } = await import("../download.ts");
+        await download(facts.ref.replace("@", "-"), files);
+      },
     };
   }
 

@@ -1,5 +1,6 @@
 /** An engine in a worker: the page stays awake, and the engine survives what ends it. */
 import * as v from "valibot";
+import type { Place } from "../../runtime/folders.ts";
 import type { LoadOptions } from "../../runtime/index.ts";
 import { Reports } from "../../runtime/report.ts";
 import { atLeast0, callback, check, type Of, object } from "../../runtime/schema.ts";
@@ -45,10 +46,7 @@ const HEARTBEAT = 10_000;
  * promises; and when its worker or device is lost, another takes its place: answers and jobs go on where they
  * were, with the same bits. Throws as `load`.
  */
-export async function createWorkerEngine(
-  location: string | URL,
-  options: WorkerOptions = {},
-): Promise<AsyncEngine> {
+export async function createWorkerEngine(location: Place, options: WorkerOptions = {}): Promise<AsyncEngine> {
   const { recover, onRecover, worker, heartbeat, onError, onProgress, onStep, signal, ...rest } = options;
   check(OwnOptions, { recover, onRecover, worker, heartbeat }, { code: "WEFT_OPTION", where: "" });
   const reporting = new Reports(onError);
@@ -68,7 +66,7 @@ export async function createWorkerEngine(
     return Remote.open(
       () => startWorker(worker),
       {
-        ...{ location: String(location), here: here(), options: o },
+        ...{ location: location instanceof URL ? location.href : location, here: here(), options: o },
         hears: { progress: onProgress !== undefined, step: onStep !== undefined },
       },
       { progress, step },

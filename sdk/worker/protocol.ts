@@ -5,6 +5,7 @@
 
 import type { Published } from "../../runtime/adapters.ts";
 import type { LoadProgress } from "../../runtime/device.ts";
+import type { Place } from "../../runtime/folders.ts";
 import type { LoadOptions } from "../../runtime/index.ts";
 import type { StepTrace } from "../../runtime/loops.ts";
 import type { Checkpoint } from "../checkpoint.ts";
@@ -18,7 +19,7 @@ import type { Thrown } from "./wire.ts";
 /** Asked of the thread. */
 export interface Asks {
   open: {
-    readonly location: string;
+    readonly location: Place;
     /** What addresses are relative to, in a page. */
     readonly here: string | null;
     readonly options: LoadOptions;
