@@ -25,7 +25,7 @@ import { checkFormats } from "./formats.ts";
 import { fuse } from "./fuse.ts";
 import { checkLimits } from "./limits.ts";
 import { models } from "./models/index.ts";
-import type { Model } from "./models/model.ts";
+import type { Family, Model } from "./models/model.ts";
 import { openModel } from "./open.ts";
 import type { CompileOptions } from "./options.ts";
 import { packWeights } from "./pack.ts";
@@ -89,7 +89,7 @@ async function* bundle(
 ): AsyncGenerator<BundleFile, Omit<Compiled, "files">> {
   checkOptions(options);
   const source = await openModel(folder);
-  const model = modelOf(source);
+  const model = familyOf(source).read(source.config);
   const settings = settingsOf(model, source.weights, options);
   const { train } = settings;
 
@@ -168,7 +168,8 @@ async function* bundle(
   const { tensors, rounding } = shard.value;
 
   for (const [name, content] of source.files) yield counted([name, text(content)]);
-  yield counted(["config.json", text(JSON.stringify(source.config))]);
+  const architectures = [familyOf(source).loadedBy];
+  yield counted(["config.json", text(JSON.stringify({ architectures, ...source.config }))]);
   const graphs = programs.graphs.map((g) => `# ${g.name}\n${print(g.roots)}\n`).join("\n");
   yield counted(["graphs.txt", text(graphs)]);
   const manifest: Manifest = {
@@ -219,7 +220,7 @@ async function* bundle(
 }
 const text = (s: string): Uint8Array => new TextEncoder().encode(s);
 
-function modelOf({ config }: ModelSource): Model {
+function familyOf({ config }: ModelSource): Family {
   const family = models[String(config.model_type)];
   if (!family)
     throw new WeftError({
@@ -228,7 +229,7 @@ function modelOf({ config }: ModelSource): Model {
       expected: Object.keys(models).join(", "),
       found: String(config.model_type),
     });
-  return family.read(config);
+  return family;
 }
 function checkPrograms(programs: Programs, model: Model, { selection, formats, train }: Settings): void {
   const params = [...programs.outerParams, ...programs.layerParams];

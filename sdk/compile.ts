@@ -33,23 +33,22 @@ export async function compile(
 
 /**
  * What fine-tuning takes by each method (weights, saved activations, gradients and moments, in bytes), from a
- * model's shape alone: a config.json as an object, or a preset (`llama-2-7b`, `llama-3-8b`). `tokens` of one
- * optimizer step; `rank` for methods that have one. Throws WEFT_OPTION or WEFT_CONFIG.
+ * model's shape alone: a config.json as an object, or a preset (`llama-3.2-1b`, say; another name is told all of
+ * them). `tokens` of one optimizer step; `rank` for methods that have one; `format` of frozen weights. Throws WEFT_OPTION or WEFT_CONFIG.
  */
 export async function planMemory(
   model: string | Readonly<Record<string, unknown>>,
   o: MemoryOptions = {},
 ): Promise<MethodMemory[]> {
   checked(MemoryOptions, o);
-  const planner = await import("../compiler/planner.ts");
-  const config =
-    typeof model !== "string" ? model : Object.hasOwn(planner.shapes, model) ? planner.shapes[model] : null;
+  const { planMemory, presets } = await import("../compiler/planner.ts");
+  const config = typeof model !== "string" ? model : Object.hasOwn(presets, model) ? presets[model] : null;
   if (!config)
     throw new WeftError({
       code: "WEFT_OPTION",
       where: "model",
-      expected: `a config or ${Object.keys(planner.shapes).join(", ")}`,
+      expected: `a config or ${Object.keys(presets).join(", ")}`,
       found: String(model),
     });
-  return planner.planMemory(config, o.tokens ?? 512, o.rank ?? 16);
+  return planMemory(config, o.tokens ?? 512, o.rank ?? 16, o.format ?? "f16");
 }

@@ -9,32 +9,10 @@ import {
 } from "../runtime/bundle.ts";
 import { parseJson, readFileOr } from "./files.ts";
 
-/**
- * The class of transformers that loads a `model_type`, where its config does not say (one out of a GGUF
- * file).
- */
-export const architectures: Readonly<Record<string, string>> = {
-  gemma2: "Gemma2ForCausalLM",
-  gemma3_text: "Gemma3ForCausalLM",
-  granite: "GraniteForCausalLM",
-  llama: "LlamaForCausalLM",
-  mistral: "MistralForCausalLM",
-  olmo2: "Olmo2ForCausalLM",
-  gpt2: "GPT2LMHeadModel",
-  phi3: "Phi3ForCausalLM",
-  qwen2: "Qwen2ForCausalLM",
-  qwen3: "Qwen3ForCausalLM",
-  smollm3: "SmolLM3ForCausalLM",
-};
-/** config.json of a saved model: as it was, of weights that are float32, with a class that loads it. */
+/** config.json of a saved model: as the bundle has it, of weights that are float32. */
 export function savedConfig(config: Readonly<Record<string, unknown>>): Record<string, unknown> {
-  const { architectures: said, torch_dtype: _, dtype: __, quantization_config: ___, ...rest } = config;
-  const known = architectures[String(config.model_type)];
-  return {
-    ...((said ?? known) ? { architectures: said ?? [known] } : {}),
-    ...rest,
-    torch_dtype: "float32",
-  };
+  const { torch_dtype: _, dtype: __, quantization_config: ___, ...rest } = config;
+  return { ...rest, torch_dtype: "float32" };
 }
 
 /**

@@ -2,6 +2,7 @@
  * Options of the SDK's calls, each described once: the engine's own, and what text, files and devices add.
  */
 import * as v from "valibot";
+import { formats } from "../runtime/bundle.ts";
 import { adapterEntries, requestEntries, scoreEntries, trainEntries } from "../runtime/options.ts";
 import type { Place } from "../runtime/reader.ts";
 import {
@@ -9,6 +10,7 @@ import {
   number,
   type Of,
   object,
+  oneOf,
   plainName,
   positive,
   record,
@@ -126,5 +128,7 @@ export const MemoryOptions = object({
   tokens: v.optional(positive),
   /** Default 16. */
   rank: v.optional(positive),
+  /** Of frozen weights. Default f16. */
+  format: v.optional(oneOf(formats)),
 });
 export type MemoryOptions = Of<typeof MemoryOptions>;

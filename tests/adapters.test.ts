@@ -740,6 +740,19 @@ test("the planner counts what the compiler builds: published shapes, and a bundl
   // Parameters of the published checkpoints.
   assert.is(of(seven, "full").trainable, 6_738_415_616);
   assert.is(of(eight, "full").trainable, 8_030_261_248);
+  for (const [preset, parameters] of Object.entries({
+    "smollm2-135m": 134_515_008,
+    "qwen3-0.6b": 596_049_920,
+    "gemma-3-1b": 999_885_952,
+    "llama-3.2-1b": 1_235_814_400,
+  })) {
+    const [q4, f16] = [await planMemory(preset, { format: "q4" }), await planMemory(preset)];
+    assert.is(of(q4, "full").trainable, parameters, preset);
+    assert.is(of(q4, "full").weightBytes, 4 * parameters, "full training stores f32");
+    // Five bits a weight, blocks of 32 with a scale and a minimum of 16 bits each; vectors are f32.
+    assert.ok(Math.abs(of(q4, "lora").weightBytes / parameters - 5 / 8) < 0.01, preset);
+    assert.ok(Math.abs(of(f16, "lora").weightBytes / parameters - 2) < 0.01, preset);
+  }
   // LoRA r = 16: 16 · Σ (in + out) · layers.
   assert.is(of(seven, "lora").trainable, 16 * 32 * (4 * 8192 + 3 * (4096 + 11008)));
   // S2FT: as many parameters, to within a unit a site; o and down where heads are not shared, down alone

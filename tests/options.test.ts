@@ -69,7 +69,7 @@ test("finetune", async () => {
   await using engine = await engineOf(configs.even);
   for (const [o, says] of [
     ...training,
-    [{ data: 3 }, /data.*the path of a JSONL file, or a list of rows/],
+    [{ data: 3 }, /data.*the path of a JSONL file, such a file, or a list of rows/],
     [{ resume: true }, /resume/],
     [{ disjointFrom: "a" }, /disjointFrom/],
     [{ datas: [] }, /did you mean "data"/],

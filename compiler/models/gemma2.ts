@@ -58,6 +58,7 @@ function read(config: Json): Model {
 }
 
 export const gemma2: Family = {
+  loadedBy: "Gemma2ForCausalLM",
   read,
   gguf: {
     architecture: "gemma2",

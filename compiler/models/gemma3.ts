@@ -89,6 +89,7 @@ function read(config: Json): Model {
 }
 
 export const gemma3: Family = {
+  loadedBy: "Gemma3ForCausalLM",
   read,
   gguf: {
     architecture: "gemma3",

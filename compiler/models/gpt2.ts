@@ -86,6 +86,7 @@ function read(config: Json): Model {
 }
 
 export const gpt2: Family = {
+  loadedBy: "GPT2LMHeadModel",
   read,
   gguf: {
     architecture: "gpt2",

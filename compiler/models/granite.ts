@@ -44,6 +44,7 @@ function read(config: Json): Model {
 }
 
 export const granite: Family = {
+  loadedBy: "GraniteForCausalLM",
   read,
   gguf: {
     architecture: "granite",

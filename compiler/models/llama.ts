@@ -23,6 +23,7 @@ function read(config: Json): Model {
 }
 
 export const llama: Family = {
+  loadedBy: "LlamaForCausalLM",
   read,
   gguf: {
     architecture: "llama",

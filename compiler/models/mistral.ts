@@ -21,4 +21,4 @@ function read(config: Json): Model {
   };
 }
 
-export const mistral: Family = { read, writtenAs: llama.gguf! };
+export const mistral: Family = { loadedBy: "MistralForCausalLM", read, writtenAs: llama.gguf! };

@@ -51,6 +51,8 @@ export interface Model {
 }
 /** A family: models of one `model_type`. */
 export interface Family {
+  /** The class of transformers that loads such a model, for a config.json that names none. */
+  readonly loadedBy: string;
   /** config.json → model. Throws WEFT_CONFIG naming the key that it cannot take. */
   readonly read: (config: Json) => Model;
   /** Left out where GGUF files call it by another family's architecture, or not at all. */

@@ -35,6 +35,7 @@ function read(config: Json): Model {
 }
 
 export const olmo2: Family = {
+  loadedBy: "Olmo2ForCausalLM",
   read,
   gguf: {
     architecture: "olmo2",

@@ -38,6 +38,7 @@ function read(config: Json): Model {
 }
 
 export const phi3: Family = {
+  loadedBy: "Phi3ForCausalLM",
   read,
   gguf: {
     architecture: "phi3",

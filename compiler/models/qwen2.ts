@@ -30,6 +30,7 @@ function read(config: Json): Model {
 }
 
 export const qwen2: Family = {
+  loadedBy: "Qwen2ForCausalLM",
   read,
   gguf: {
     architecture: "qwen2",

@@ -42,6 +42,7 @@ function read(config: Json): Model {
 }
 
 export const qwen3: Family = {
+  loadedBy: "Qwen3ForCausalLM",
   read,
   gguf: {
     architecture: "qwen3",

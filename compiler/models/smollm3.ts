@@ -49,6 +49,7 @@ function read(config: Json): Model {
 }
 
 export const smollm3: Family = {
+  loadedBy: "SmolLM3ForCausalLM",
   read,
   gguf: {
     architecture: "smollm3",

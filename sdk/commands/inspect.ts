@@ -7,7 +7,7 @@ import { measureWasm, wasmLimits } from "../../runtime/wasm.ts";
 import { measureWebGpu, webGpuLimits } from "../../runtime/webgpu.ts";
 import { parseJson, readFileOr } from "../files.ts";
 import { planMemory } from "../index.ts";
-import { bytesOf } from "../options.ts";
+import { bytesOf, type MemoryOptions } from "../options.ts";
 import { checkBundle } from "./bundle.ts";
 import { type Command, type Flags, fail, needed, number, string, text, toggle } from "./command.ts";
 import { bytes as kb, table } from "./progress.ts";
@@ -56,15 +56,17 @@ async function inspectMemory(f: Flags, json: boolean): Promise<void> {
   const model = f.model ? string(f, "model") : "llama-2-7b";
   const tokens = number(f, "tokens") ?? 512;
   const rank = number(f, "rank") ?? 16;
-  const folder = /[\\/.]/.test(model);
+  const format =
+    f.format === undefined ? "f16" : (string(f, "format") as NonNullable<MemoryOptions["format"]>);
+  const folder = /[\\/]|^\.+$/.test(model);
   const rows = await planMemory(
     folder ? parseJson(await readFileOr(`${model}/config.json`, "WEFT_IO"), `${model}/config.json`) : model,
-    { tokens, rank },
+    { tokens, rank, format },
   );
-  if (json) return console.log(JSON.stringify({ model, tokens, rank, methods: rows }));
+  if (json) return console.log(JSON.stringify({ model, tokens, rank, format, methods: rows }));
   const gb = (n: number): string => (n / 1e9).toFixed(2);
   console.log(
-    `${model}, ${tokens} tokens a step, rank ${rank}; GB. Weights f16 where frozen, f32 for full; kept: all · recomputing inside a layer · recomputing nothing`,
+    `${model}, ${tokens} tokens a step, rank ${rank}; GB. Weights ${format} where frozen, f32 for full; kept: all · recomputing inside a layer · recomputing nothing`,
   );
   console.log(
     table([
@@ -150,9 +152,10 @@ export const inspect: Command = {
     kernels: toggle("name the kernels of each program"),
     graph: text("PROGRAM", "print the graph of a program"),
     memory: toggle("bytes by method, from a shape alone"),
-    model: text("MODEL", "with --memory: a model folder, llama-2-7b or llama-3-8b; default llama-2-7b"),
+    model: text("MODEL", "with --memory: a model folder, or a name such as llama-3.2-1b; default llama-2-7b"),
     tokens: text("N", "with --memory: tokens an optimizer step; default 512"),
     rank: text("N", "with --memory: default 16"),
+    format: text("FORMAT", "with --memory: of frozen weights; default f16"),
   },
   run: (positional, f, json) => (f.memory ? inspectMemory(f, json) : inspectBundle(positional, f, json)),
 };

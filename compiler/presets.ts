@@ -1,0 +1,101 @@
+/** Shapes of well-known models, as their config.json on the Hugging Face Hub has them. */
+import type { Json } from "./models/model.ts";
+
+const llama = {
+  model_type: "llama",
+  hidden_act: "silu",
+  rms_norm_eps: 1e-5,
+  tie_word_embeddings: false,
+} as const;
+const seven = {
+  ...llama,
+  hidden_size: 4096,
+  num_hidden_layers: 32,
+  num_attention_heads: 32,
+} as const;
+const qwen3 = {
+  hidden_act: "silu",
+  rms_norm_eps: 1e-6,
+  rope_theta: 1e6,
+  head_dim: 128,
+  vocab_size: 151936,
+  max_position_embeddings: 40960,
+} as const;
+
+export const presets: Readonly<Record<string, Json>> = {
+  "smollm2-135m": {
+    ...llama,
+    hidden_size: 576,
+    num_hidden_layers: 30,
+    num_attention_heads: 9,
+    num_key_value_heads: 3,
+    intermediate_size: 1536,
+    vocab_size: 49152,
+    max_position_embeddings: 8192,
+    rope_theta: 100000,
+    tie_word_embeddings: true,
+  },
+  "qwen3-0.6b": {
+    ...qwen3,
+    model_type: "qwen3",
+    hidden_size: 1024,
+    num_hidden_layers: 28,
+    num_attention_heads: 16,
+    num_key_value_heads: 8,
+    intermediate_size: 3072,
+    tie_word_embeddings: true,
+  },
+  "gemma-3-1b": {
+    model_type: "gemma3_text",
+    hidden_activation: "gelu_pytorch_tanh",
+    hidden_size: 1152,
+    num_hidden_layers: 26,
+    num_attention_heads: 4,
+    num_key_value_heads: 1,
+    head_dim: 256,
+    intermediate_size: 6912,
+    vocab_size: 262144,
+    max_position_embeddings: 32768,
+    query_pre_attn_scalar: 256,
+    sliding_window: 512,
+    sliding_window_pattern: 6,
+    rope_theta: 1e6,
+    rope_local_base_freq: 10000,
+    rms_norm_eps: 1e-6,
+  },
+  "llama-3.2-1b": {
+    ...llama,
+    hidden_size: 2048,
+    num_hidden_layers: 16,
+    num_attention_heads: 32,
+    num_key_value_heads: 8,
+    head_dim: 64,
+    intermediate_size: 8192,
+    vocab_size: 128256,
+    max_position_embeddings: 131072,
+    rope_theta: 500000,
+    rope_scaling: {
+      rope_type: "llama3",
+      factor: 32,
+      low_freq_factor: 1,
+      high_freq_factor: 4,
+      original_max_position_embeddings: 8192,
+    },
+    tie_word_embeddings: true,
+  },
+  "llama-2-7b": {
+    ...seven,
+    num_key_value_heads: 32,
+    intermediate_size: 11008,
+    vocab_size: 32000,
+    max_position_embeddings: 4096,
+  },
+  "llama-3-8b": {
+    ...seven,
+    num_key_value_heads: 8,
+    intermediate_size: 14336,
+    vocab_size: 128256,
+    max_position_embeddings: 8192,
+    rope_theta: 500000,
+  },
+};
