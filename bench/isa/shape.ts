@@ -12,6 +12,7 @@ import { buildPrograms } from "../../compiler/programs/index.ts";
 import { settingsOf } from "../../compiler/settings.ts";
 import { targets } from "../../compiler/target.ts";
 import type { TargetPlan } from "../../runtime/bundle.ts";
+import { generator } from "../../tests/support/random.ts";
 
 export type Config = Readonly<Record<string, unknown>>;
 const llama = (more: Config): Config => ({
@@ -56,10 +57,20 @@ export const shapes: Readonly<Record<string, Config>> = {
     intermediate_size: 1536,
     vocab_size: 49152,
   }),
+  /** For software adapters. */
+  tiny: llama({
+    hidden_size: 128,
+    num_hidden_layers: 2,
+    num_attention_heads: 4,
+    num_key_value_heads: 2,
+    head_dim: 32,
+    intermediate_size: 256,
+    vocab_size: 1024,
+  }),
 };
 
-/** A folder with a checkpoint of holes. */
-function holes(config: Config): string {
+/** A folder with a checkpoint: of holes, or of the same mebibyte of small random numbers again and again. */
+export function checkpoint(config: Config, filled = false): string {
   const n = (key: string): number => Number(config[key]);
   const [d, hd, f, vocab] = [n("hidden_size"), n("head_dim"), n("intermediate_size"), n("vocab_size")];
   const [q, kv] = [n("num_attention_heads") * hd, n("num_key_value_heads") * hd];
@@ -91,6 +102,14 @@ function holes(config: Config): string {
   writeSync(file, length);
   writeSync(file, json);
   ftruncateSync(file, 8 + json.length + at);
+  if (filled) {
+    const next = generator("checkpoint");
+    const numbers = Float32Array.from({ length: 2 ** 19 }, () => ((next() % 2001) - 1000) / 50000);
+    const halves = new Uint16Array(numbers.buffer).filter((_, i) => i & 1);
+    const block = new Uint8Array(halves.buffer);
+    for (let done = 0; done < at; done += block.length)
+      writeSync(file, block, 0, Math.min(block.length, at - done), 8 + json.length + done);
+  }
   closeSync(file);
   writeFileSync(join(folder, "config.json"), JSON.stringify(config));
   return folder;
@@ -103,7 +122,7 @@ export interface Kernels {
 }
 /** What a bundle of the shape, or of the model in a folder, holds for WebGPU. */
 export async function kernelsOf(model: Config | string, options: CompileOptions): Promise<Kernels> {
-  const folder = typeof model === "string" ? model : holes(model);
+  const folder = typeof model === "string" ? model : checkpoint(model);
   try {
     const source = await openModel(folder);
     const built = models[String(source.config.model_type)]!.read(source.config);
