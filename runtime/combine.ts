@@ -1,6 +1,6 @@
 /** Weighted sums of adapters as one adapter, exactly: factors are concatenated, selections are united. */
 import { asLowRank } from "./branch.ts";
-import { type BranchEntry, type Manifest, WeftError } from "./bundle.ts";
+import { type BranchEntry, type Manifest, type MethodEntry, WeftError } from "./bundle.ts";
 import {
   type AdapterContent,
   type AdapterShape,
@@ -80,12 +80,19 @@ export function combine(manifest: Manifest, parts: readonly Part[]): AdapterCont
   return sum;
 }
 
-/** One LoRA whose factors are those of all parts, one below the other; weights and scales go into B. */
-function concatenate(manifest: Manifest, parts: readonly Part[]): AdapterContent {
-  const target = Object.values(manifest.methods).find(
+/** The method whose branches are a product and nothing else; of several, one that trains both factors. */
+function productMethod({ methods, branches }: Manifest): MethodEntry | undefined {
+  const plain = Object.values(methods).filter(
     ({ change }) =>
       change?.length === 1 && change[0]!.term === "product" && Object.keys(change[0]!.of).length === 2,
   );
+  const trained = ({ name }: MethodEntry): boolean =>
+    branches.every((b) => b.method !== name || b.tensors.every((t) => t.trained));
+  return plain.find(trained) ?? plain[0];
+}
+/** One LoRA whose factors are those of all parts, one below the other; weights and scales go into B. */
+function concatenate(manifest: Manifest, parts: readonly Part[]): AdapterContent {
+  const target = productMethod(manifest);
   if (!target)
     throw new WeftError({
       code: "WEFT_ADAPTER",

@@ -31,6 +31,7 @@ import {
   small,
 } from "./support/engines.ts";
 import { permuted } from "./support/permuted.ts";
+import { generator } from "./support/random.ts";
 import { suite } from "./support/suite.ts";
 import { scratch, writeModel } from "./support/tiny.ts";
 
@@ -118,22 +119,11 @@ for (const target of ["wasm", "webgpu"] as const)
         `${method} has learned something`,
       );
     }
-    const order = [
-      "s2ft",
-      "prompt",
-      "hydra",
-      "dora",
-      "base",
-      "ia3",
-      "lora",
-      "sparse",
-      "series",
-      "s2ft_permuted",
-      "parallel",
-      "lora_bias",
-      "prefix",
-      "base",
-    ];
+    const next = generator("mixed methods");
+    const order = ["base", ...every, "base"]
+      .map((name) => ({ name, at: next() }))
+      .sort((a, b) => a.at - b.at)
+      .map(({ name }) => name);
     const mixed = await Promise.all(
       order.map((name) => collect(engine, { ...o, ...(name !== "base" && { adapter: name }) })),
     );
@@ -174,7 +164,7 @@ test("saved = loaded, bit for bit; base and other slots stay as they were; train
     [d, ffn],
     [ffn, d],
   ];
-  const formula: Record<string, number> = {
+  const formula: Record<(typeof every)[number], number> = {
     lora: 2 * shapes.reduce((n, [i, o]) => n + 8 * (i + o), 0),
     dora: 2 * shapes.reduce((n, [i, o]) => n + 8 * (i + o) + o, 0),
     s2ft: 2 * 5 * 16 * d,

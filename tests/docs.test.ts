@@ -5,6 +5,8 @@
 import { cpSync, existsSync, readdirSync, readFileSync, symlinkSync } from "node:fs";
 import { dirname, join } from "node:path";
 import * as assert from "uvu/assert";
+import { adapterMethods } from "../compiler/adapters/index.ts";
+import { models } from "../compiler/models/index.ts";
 import { inChromium } from "./support/chromium.ts";
 import {
   bundlePage,
@@ -156,6 +158,17 @@ test("links lead to files and headings that are there", () => {
       assert.ok(existsSync(join(root, there)), `${page}: ${to}`);
       if (anchor !== undefined) assert.ok(anchors(there).includes(anchor), `${page}: ${to}#${anchor}`);
     }
+});
+
+test("tables have every model family and every adapter method, and no other", () => {
+  /** Names in the first column of a page's table whose first line begins so. */
+  const listed = (page: string, head: string): string[] => {
+    const table = read(page).slice(read(page).indexOf(`\n| ${head} |`) + 1);
+    const lines = table.slice(0, table.indexOf("\n\n")).split("\n").slice(2);
+    return lines.flatMap((line) => [...line.split("|")[1]!.matchAll(/`(\w+)`/g)].map(([, name]) => name!));
+  };
+  assert.equal(listed("README.md", "`model_type`").sort(), Object.keys(models).sort());
+  assert.equal(listed("docs/methods.md", "method").sort(), [...Object.keys(adapterMethods), "full"].sort());
 });
 
 for (const p of programs.filter(({ unrun }) => unrun === null))

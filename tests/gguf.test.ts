@@ -82,7 +82,7 @@ function encodeAs(values: Float32Array, format: Format): { data: Uint8Array; exa
   return { data: Uint8Array.from(data), exact };
 }
 const { even } = configs;
-/** Of a family's file: its architecture, other keys, and what the converter does to tensors. */
+/** Where a family's file is not as Qwen3's: its architecture, other keys, what the converter does to tensors. */
 interface Kind {
   readonly architecture?: string;
   readonly more?: (c: Config) => Meta;
@@ -109,7 +109,6 @@ const kinds: Readonly<Record<string, Kind>> = {
       "rope.scaling.original_context_length": 64,
     }),
   },
-  qwen3: {},
   smollm3: { turned: true },
   granite: {
     turned: true,
@@ -124,7 +123,6 @@ const kinds: Readonly<Record<string, Kind>> = {
       "rope.scaling.factor": factor(c),
     }),
   },
-  olmo2: {},
   phi3: {
     more: (c) => ({
       "rope.dimension_count": headDimOf(c) * (c.partial_rotary_factor as number),
@@ -175,7 +173,7 @@ const vector = (name: string, values: readonly number[]): Parameters<typeof writ
 const headDimOf = (c: Config): number =>
   (c.head_dim as number | undefined) ?? c.hidden_size / c.num_attention_heads;
 function metaOf(c: Config): Meta {
-  const kind = kinds[String(c.model_type)]!;
+  const kind = kinds[String(c.model_type)] ?? {};
   const architecture = kind.architecture ?? String(c.model_type);
   const own: Meta = {
     block_count: c.num_hidden_layers,
@@ -209,7 +207,7 @@ function model(
   c: Config = even,
   extra: Parameters<typeof writeGguf>[1] = [],
 ): { gguf: string; folder: string } {
-  const kind = kinds[String(c.model_type)]!;
+  const kind = kinds[String(c.model_type)] ?? {};
   const exact: ReturnType<typeof tensorsOf> = [];
   const tensors = tensorsOf(c).map((t) => {
     const matrix = t.shape.length === 2;

@@ -1,7 +1,9 @@
 /** Slots by rank, and weighted sums of adapters that requests ask for. */
 import * as assert from "uvu/assert";
 import type { AdapterRef } from "../runtime/adapters.ts";
-import type { WeftError } from "../runtime/bundle.ts";
+import type { Manifest, WeftError } from "../runtime/bundle.ts";
+import { combine } from "../runtime/combine.ts";
+import { absent } from "../runtime/content.ts";
 import { type Engine, load } from "../sdk/index.ts";
 import { batchOf, bundle, collect, configs, contentBits, engineOf, idsOf } from "./support/engines.ts";
 import { suite } from "./support/suite.ts";
@@ -99,5 +101,32 @@ test("an adapter takes as many pages as its rank; its bits are those of a bundle
     }
   }
   assert.equal(seen[1], seen[0]);
+});
+
+test("a sum is of the method that trains both factors, also where one that trains one of them comes first", async () => {
+  await using engine = await engineOf(configs.even, { targets: ["wasm"] });
+  for (const [name, seed] of [
+    ["blue", 1],
+    ["green", 2],
+  ] as const)
+    await (await engine.finetune({ ...job, name, seed, rank: 3, steps: 1 })).done;
+  const { methods, branches, ...rest } = engine.manifest;
+  const half = branches.map((b, i) => ({
+    ...b,
+    index: branches.length + i,
+    method: "half",
+    tensors: b.tensors.map((t) => ({ ...t, trained: t.name !== "a" })),
+  }));
+  const manifest: Manifest = {
+    ...rest,
+    methods: { half: { ...methods.lora!, name: "half" }, ...methods },
+    branches: [...branches, ...half],
+  };
+  const parts = ["blue", "green"].map((name) => {
+    const { content } = engine.core.adapters.find(name);
+    const states = content.branches.map((layer) => [...layer, ...half.map(() => absent)]);
+    return { content: { ...content, branches: states }, weight: 0.5 };
+  });
+  assert.is(combine(manifest, parts).config.method, "lora");
 });
 test.run();

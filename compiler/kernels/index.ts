@@ -66,7 +66,8 @@ const opens: Readonly<Record<Exclude<Op["kind"], "kernel">, Skeleton | null>> = 
 /** The kernel that a node of an op opens: a heavy op has one of its own name. */
 export function skeletonOf(op: Op): Skeleton {
   const name = op.kind === "kernel" ? op.name : opens[op.kind];
-  if (name === null || !Object.hasOwn(graphKernels, name)) throw new Error(`op ${op.name} has no kernel`);
+  if (name === null || !Object.hasOwn(graphKernels, name))
+    throw new Error(`op ${op.name} has no kernel: kernels/index.ts has none named ${name ?? op.name}`);
   return name as Skeleton;
 }
 /** Does a kernel store the rows of its result itself? Without an epilogue, nobody else does. */

@@ -164,7 +164,7 @@ export const fusedAttention =
   };
 
 /** down(act(gate(x)) · up(x)). Under S2FT the three share the feed-forward channels. */
-const gated =
+export const gated =
   (act: (x: Value) => Value) =>
   (d: Sizes, bias = false): Block["run"] =>
   (b, x) => {

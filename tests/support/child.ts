@@ -30,6 +30,7 @@ try {
 }
 process.stdout.write = write;
 if (error) write(`${error}\n`);
+else if (!g.weftTests.registered) write(`no test in it, or none that WEFT_TEST matches\n`);
 const { user, system } = process.cpuUsage();
 const told = {
   registered: g.weftTests.registered,

@@ -354,7 +354,8 @@ export async function runOn(
   const sources: string[] = [];
   const commands: number[] = [];
   launches.forEach((l, i) => {
-    const name = `k${i}`;
+    // An error of a target's compiler names the kernel.
+    const name = `k${i}_${l.bodies[0]!.skeleton}`;
     kernels[name] = { workgroup: 64, file: name, launch: [] };
     const variant = variantsOf(l.bodies).length > 1 ? (options.variant ?? "many") : "any";
     const text =
@@ -409,7 +410,7 @@ export async function runOn(
   } else {
     const d = await openWebGpu(
       manifest,
-      async (name) => new TextEncoder().encode(sources[Number(name.slice(1))]!),
+      async (name) => new TextEncoder().encode(sources[Number.parseInt(name.slice(1), 10)]!),
       "software",
     );
     if (!d) throw new Error("no software WebGPU adapter: install the dev dependencies");

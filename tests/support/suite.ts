@@ -5,6 +5,8 @@ interface Count {
   registered: number;
   narrowed: string[];
 }
+/** Of those tests only whose names match, to try one: `WEFT_TEST=pattern npm test -- file`. */
+const wanted = new RegExp(process.env.WEFT_TEST ?? "");
 const counts = ((globalThis as { weftTests?: Count }).weftTests ??= { registered: 0, narrowed: [] });
 
 export interface Suite {
@@ -15,6 +17,7 @@ export interface Suite {
 export function suite(name: string): Suite {
   const inner = uvu(name);
   const test = (title: string, body: () => void | Promise<void>): void => {
+    if (!wanted.test(title)) return;
     counts.registered++;
     inner(title, async () => {
       const t0 = performance.now();

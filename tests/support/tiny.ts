@@ -69,17 +69,7 @@ export const mqa: Config = { ...even, num_key_value_heads: 1 };
 /** Tiny models of other families, as make_families.py has them; names and shapes of their tensors. */
 const json = (file: string): unknown =>
   JSON.parse(readFileSync(fileURLToPath(new URL(`../fixtures/${file}`, import.meta.url)), "utf8"));
-export type FamilyName =
-  | "gemma2"
-  | "gemma3"
-  | "gpt2"
-  | "granite"
-  | "mistral"
-  | "olmo2"
-  | "phi3"
-  | "qwen2"
-  | "qwen3"
-  | "smollm3";
+export type FamilyName = keyof typeof import("../fixtures/families_config.json");
 export const families = json("families_config.json") as Readonly<Record<FamilyName, Config>>;
 export interface FamilyTensors {
   readonly shapes: Readonly<Record<string, readonly number[]>>;
