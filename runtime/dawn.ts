@@ -9,7 +9,10 @@ import { loadSoftwareDriver } from "./swiftshader.ts";
 
 let opened: { readonly kind: "hardware" | "software"; readonly gpu: Gpu } | null = null;
 
-/** Kept alive for the life of the process: Dawn needs that. Null where the package is not installed. */
+/**
+ * Kept alive for the life of the process: Dawn needs that; with the flags of `WEFT_DAWN`, a space between
+ * two. Null where the package is not installed.
+ */
 async function openDawn(kind: "hardware" | "software"): Promise<Gpu | null> {
   if (opened && opened.kind !== kind && kind === "software")
     throw new WeftError({
@@ -28,7 +31,7 @@ async function openDawn(kind: "hardware" | "software"): Promise<Gpu | null> {
   } | null;
   if (!dawn) return null;
   Object.assign(globalThis, dawn.globals);
-  opened = { kind, gpu: dawn.create([]) };
+  opened = { kind, gpu: dawn.create(process.env.WEFT_DAWN?.split(" ") ?? []) };
   return opened.gpu;
 }
 

@@ -34,12 +34,8 @@ for (const name of ["odd", "even"] as const)
     });
 
     test(`${name} on ${target}: full gradients and ${steps} AdamW steps`, async () => {
-      const full = { targets: [target], train: ["full"] };
-      {
-        await using engine = await engineOf(config, full);
-        await checkFullGradients(engine, vocab, ref);
-      }
-      await using engine = await engineOf(config, full);
+      await using engine = await engineOf(config, { targets: [target], train: ["full"] });
+      await checkFullGradients(engine, vocab, ref);
       await checkFullSteps(engine, vocab, ref, steps);
     });
   }

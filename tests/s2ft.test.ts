@@ -23,17 +23,21 @@ import { suite } from "./support/suite.ts";
 
 const test = suite("s2ft");
 
-for (const [name, cls] of [
-  ["odd", "indexed"],
-  ["even", "indexed"],
-  ["mha", "indexed"],
-  ["mqa", "indexed"],
-  ["odd", "permuted"],
-  ["even", "permuted"],
-  ["mha", "permuted"],
+// On a software adapter, which takes seconds to load, those of odd sizes, with three query heads a key head,
+// one key head for all and one each.
+const both = ["wasm", "webgpu"] as const;
+const onCpu = ["wasm"] as const;
+for (const [name, cls, targets] of [
+  ["odd", "indexed", both],
+  ["even", "indexed", onCpu],
+  ["mha", "indexed", onCpu],
+  ["mqa", "indexed", both],
+  ["odd", "permuted", both],
+  ["even", "permuted", onCpu],
+  ["mha", "permuted", both],
 ] as const)
-  for (const target of ["wasm", "webgpu"] as const)
-    test(`S2FT, ${cls}, on ${name}, ${target}: logits, gradients and AdamW steps of torch's masked full fine-tuning`, async () => {
+  for (const target of targets)
+    test(`S2FT, ${cls}, on ${name}, ${target}: as torch's masked full fine-tuning`, async () => {
       const steps = target === "wasm" ? 20 : 4;
       const vocab = configs[name].vocab_size;
       const ref = reference[name];
@@ -101,7 +105,7 @@ for (const [name, cls] of [
       );
     });
 
-test("S2FT exported as a LoRA: the file peft read, the logits peft computed, and the same in weft as S2FT and as LoRA", async () => {
+test("S2FT as a LoRA: the file that peft read, its logits, as S2FT and as LoRA", async () => {
   const folder = `${fixtures}weft-s2ft-as-lora`;
   const file = readFileSync(`${folder}/adapter_model.safetensors`);
   assert.is(

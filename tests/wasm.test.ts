@@ -1,81 +1,21 @@
-/** The Wasm target: threads, its module's shape, storage formats, relaxed SIMD, limits. */
+/** The Wasm target: threads, its module's shape, relaxed SIMD, limits. */
 import { spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { readFileSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import * as assert from "uvu/assert";
-import { compile, compileTo } from "../compiler/compile.ts";
+import { compile } from "../compiler/compile.ts";
 import { compileKernels } from "../compiler/emit/asc.ts";
 import { prelude } from "../compiler/emit/assemblyscript.ts";
-import { formats, pack, restore, store, unpack } from "../runtime/formats.ts";
-import { encode } from "../runtime/safetensors.ts";
 import { hasRelaxed, openWasm } from "../runtime/wasm.ts";
-import { type Engine, type FinetuneOptions, load, WeftError } from "../sdk/index.ts";
-import {
-  batchOf,
-  bits,
-  bundle,
-  collect,
-  configs,
-  contentBits,
-  engineOf,
-  idsOf,
-  s2ftOdd,
-  small,
-} from "./support/engines.ts";
+import { type Engine, load } from "../sdk/index.ts";
+import { code } from "./support/code.ts";
+import { bits, bundle, collect, configs, engineOf, idsOf, s2ftOdd, small } from "./support/engines.ts";
+import { everything, job } from "./support/everything.ts";
 import { suite } from "./support/suite.ts";
-import { scratch, tensorsOf, writeModel } from "./support/tiny.ts";
+import { writeModel } from "./support/tiny.ts";
 
 const test = suite("wasm");
 const vocab = 128;
-const job: FinetuneOptions = {
-  name: "job",
-  data: batchOf(vocab),
-  steps: 2,
-  batchSize: 5,
-  learningRate: 5e-3,
-  dropout: 0.1,
-  seed: 5,
-  rank: 4,
-};
-const code = async (want: string, f: () => unknown, says: RegExp): Promise<void> => {
-  const e = await Promise.resolve()
-    .then(f)
-    .then(
-      () => null,
-      (e: unknown) => e,
-    );
-  assert.instance(e, WeftError);
-  assert.is((e as WeftError).code, want);
-  assert.match(String((e as WeftError).message), says);
-};
-
-/** What a served and trained engine says: tokens and logprobs while jobs run, their losses, their weights. */
-async function everything(engine: Engine, methods: readonly string[]): Promise<unknown[]> {
-  const out: unknown[] = [];
-  for (const method of methods) {
-    const j = await engine.finetune({
-      ...job,
-      name: method,
-      method,
-      ...(method !== "lora" && { dropout: 0 }),
-    });
-    const said = await Promise.all(
-      [0, 1, 2].map((i) =>
-        collect(engine, { prompt: idsOf(`threads${i}`, 5 + i * 17, vocab), maxTokens: 6, temperature: 0 }),
-      ),
-    );
-    const { losses } = await j.done;
-    out.push(said, losses, method === "full" ? null : contentBits(engine, method));
-    const { logits } = await engine.score(idsOf("after", 41, vocab), {
-      ...(method !== "full" && { adapter: method }),
-      logits: true,
-    });
-    out.push(logits!.map(bits));
-  }
-  return out;
-}
-
 test("law 4 for threads: one, two and three compute the same bits, serving and training", async () => {
   const methods = ["lora", "s2ft", "dora", "sparse", "series", "prefix"];
   for (const [options, list] of [
@@ -144,7 +84,7 @@ function parse(module: Uint8Array): { sections: number[]; imports: string[]; mut
   }
   return { sections, imports, mutable };
 }
-test("kernels.wasm: no data section, no start function, no mutable globals, one import: a shared memory", async () => {
+test("kernels.wasm: no data, start function or mutable globals; one import, a shared memory", async () => {
   const methods = [
     "lora",
     "s2ft",
@@ -281,7 +221,7 @@ test("threads: bad numbers, a kernel that traps, and what is written while a lis
   broken.dispose();
 });
 
-test("a memory plan past 4 GiB is refused before anything is allocated, with what takes the room", async () => {
+test("a memory plan past 4 GiB is refused before anything is allocated", async () => {
   const { manifest, files } = await compile(writeModel(configs.even), {
     targets: ["wasm"],
     quick: true,
@@ -299,158 +239,15 @@ test("a memory plan past 4 GiB is refused before anything is allocated, with wha
   );
 });
 
-for (const target of ["wasm", "webgpu"] as const)
-  for (const format of ["q4", "int8", "f16", "bf16"] as const)
-    test(`${format} on ${target} computes what f32 of the same values does, bit for bit, serving and training`, async () => {
-      const model = (round: boolean): string => {
-        const dir = writeModel(configs.odd);
-        const tensors = tensorsOf(configs.odd).map((t) => {
-          const [n, k] = t.shape as [number, number];
-          if (!round || t.shape.length < 2) return t;
-          return { ...t, data: restore(format, store(format, t.data as Float32Array, n, k, t.name), n, k) };
-        });
-        writeFileSync(`${dir}/model.safetensors`, encode(tensors));
-        return dir;
-      };
-      const methods = target === "wasm" ? ["lora", "dora", "s2ft"] : ["lora"];
-      const said: unknown[] = [];
-      const sizes: number[] = [];
-      for (const [dir, as] of [
-        [model(false), format],
-        [model(true), "f32"],
-      ] as const) {
-        const out = `${scratch()}/b.weft`;
-        const m = await compileTo(dir, out, {
-          targets: [target],
-          train: methods,
-          methods,
-          format: as,
-          quick: true,
-          capacities: { ...small, s2ft: s2ftOdd },
-        });
-        sizes.push(m.tensors.reduce((n, t) => n + t.bytes, 0));
-        await using engine = await load(out, { device: target === "wasm" ? "wasm" : "software" });
-        said.push(await everything(engine, methods));
-      }
-      assert.equal(said[0], said[1]);
-      assert.ok(sizes[0]! < sizes[1]! * { q4: 0.17, int8: 0.28, f16: 0.51, bf16: 0.51 }[format], `${sizes}`);
-    });
-
-test("matrices are packed when a bundle is compiled: a CPU holds the bytes of its files; wider panels hold the same values", async () => {
-  for (const format of formats) {
-    const out = `${scratch()}/b.weft`;
-    const m = await compileTo(writeModel(configs.odd), out, {
-      targets: ["wasm"],
-      format,
-      quick: true,
-      capacities: small,
-    });
-    await using engine = await load(out, { device: "wasm" });
-    const { device } = engine.core;
-    for (const [name, path] of Object.entries(m.checkpoint.layer)) {
-      const p = device.plan.layerParams.find((p) => p.name === name)!;
-      const t = m.tensors.find((t) => t.name === path.replace("{l}", "1"))!;
-      const words = await device.read({ cls: "weights", group: 1, offset: p.offset, words: t.bytes / 4 });
-      const file = readFileSync(`${out}/${t.shard}`).subarray(t.start, t.start + t.bytes);
-      assert.ok(Buffer.from(words.buffer).equals(file), `${format} ${name}`);
-    }
-    for (const [n, k] of [
-      [5, 77],
-      [8, 32],
-      [41, 33],
-    ] as const) {
-      const values = Float32Array.from(idsOf(`panels ${n}`, n * k, 1000), (x) => x / 500 - 1);
-      const stored = store(format, values, n, k, "t");
-      const wide = pack(format, stored, n, k, 16);
-      assert.equal(
-        unpack(format, new Float32Array(wide.buffer), n, k, 16),
-        restore(format, stored, n, k),
-        `${format} ${n} × ${k}`,
-      );
-      // From an address that is no multiple of four.
-      const moved = new Uint8Array(stored.length + 1);
-      moved.set(stored, 1);
-      assert.equal(pack(format, moved.subarray(1), n, k, 16), wide);
-      if (format === "f32") assert.equal(restore(format, stored, n, k), values);
-    }
-  }
-});
-
-test("int8: rounding to the nearest of 127 steps, scales upwards; what needs the values themselves is refused by name", async () => {
-  const [n, k] = [5, 77];
-  const values = Float32Array.from(
-    idsOf("steps", n * k, 100_000),
-    (x, i) => (x / 50_000 - 1) * 10 ** ((i % 7) - 4),
-  );
-  const got = restore("int8", store("int8", values, n, k, "t"), n, k);
-  for (let row = 0; row < n; row++)
-    for (let b = 0; b < k; b += 32) {
-      const at = Array.from({ length: Math.min(32, k - b) }, (_, i) => row * k + b + i);
-      const step = Math.max(...at.map((i) => Math.abs(values[i]!))) / 127;
-      // Half a step, and what the scale's eleven bits add to it.
-      for (const i of at)
-        assert.ok(
-          Math.abs(got[i]! - values[i]!) <= step * 0.5 * (1 + 2 ** -10) + 2 ** -25,
-          `${values[i]} became ${got[i]}, step ${step}`,
-        );
-    }
-  assert.equal(
-    [...restore("int8", store("int8", got, n, k, "t"), n, k)],
-    [...got],
-    "values of int8 stay as they are",
-  );
-  await using engine = await engineOf(configs.even, { format: "int8" });
-  await (await engine.finetune(job)).done;
-  await code("WEFT_ADAPTER", () => engine.merge("job"), /int8/);
-  await code(
-    "WEFT_OPTION",
-    () => compile(writeModel(configs.even), { train: ["full"], format: "int8" }),
-    /full/,
-  );
-  await code(
-    "WEFT_OPTION",
-    () => compile(writeModel(configs.even), { format: "int4" as never }),
-    /f32, f16, bf16, int8 or q4/,
-  );
-});
-
-test("bf16: values of a bf16 checkpoint stay as they are, others round to nearest even, none beyond its range", async () => {
-  const bits = Uint32Array.from({ length: 2 ** 16 }, (_, h) => h << 16).filter(
-    (b) => (b & 0x7f800000) !== 0x7f800000,
-  );
-  const all = new Float32Array(bits.buffer);
-  const kept = restore("bf16", store("bf16", all, all.length, 1, "t"), all.length, 1);
-  assert.equal(new Uint32Array(kept.buffer), bits);
-  const one = (x: number): number => restore("bf16", store("bf16", Float32Array.of(x), 1, 1, "t"), 1, 1)[0]!;
-  const step = 2 ** -7;
-  for (const [x, want] of [
-    [1 + step / 2, 1],
-    [1 + step / 2 + 2 ** -20, 1 + step],
-    [1 + (3 * step) / 2, 1 + 2 * step],
-    [-(1 + step / 2 - 2 ** -20), -1],
-    [2 ** -133 * 1.25, 2 ** -133],
-  ] as const)
-    assert.is(one(x), want, String(x));
-  const payload = new Float32Array(Uint32Array.of(0x7fffffff).buffer)[0]!;
-  for (const x of [3.4e38, -3.4e38, Infinity, NaN, payload])
-    await code("WEFT_WEIGHTS", () => one(x), /bf16.*element 0/s);
-  // A checkpoint in bf16 is served in bf16 with the logits of f32.
-  const dir = writeModel(configs.odd);
-  const rounded = tensorsOf(configs.odd).map((t) => ({ ...t, data: (t.data as Float32Array).map(one) }));
-  writeFileSync(`${dir}/model.safetensors`, encode(rounded));
-  const said: unknown[] = [];
-  for (const format of ["f32", "bf16"] as const) {
-    const out = `${scratch()}/b.weft`;
-    await compileTo(dir, out, { targets: ["wasm"], format, quick: true, capacities: small });
-    await using engine = await load(out, { device: "wasm" });
-    said.push((await engine.score(idsOf("bf16", 30, 259), { logits: true })).logits);
-  }
-  assert.equal(said[1], said[0]);
-});
-
 test("exp, log and tanh keep their stated errors", async () => {
-  const kernels = await compileKernels(`${prelude()}
-${["exp", "log", "tanh"].map((f) => `export function ${f}_(at: usize, n: i32): void { for (let i: usize = 0; i < <usize>n * 4; i += 16) v128.store(at + i, ${f}4(v128.load(at + i))); }`).join("\n")}`);
+  const over4 = (f: string): string => `
+export function ${f}_(at: usize, n: i32): void {
+  for (let i: usize = 0; i < <usize>n * 4; i += 16) v128.store(at + i, ${f}4(v128.load(at + i)));
+}`;
+  const kernels = await compileKernels(`${prelude()}${["exp", "log", "tanh"].map(over4).join("")}`, {
+    cache: true,
+    quick: true,
+  });
   const memory = new WebAssembly.Memory({ initial: 64, maximum: 64, shared: true });
   const { instance } = (await WebAssembly.instantiate(kernels as BufferSource, {
     env: { memory },
@@ -501,7 +298,7 @@ ${["exp", "log", "tanh"].map((f) => `export function ${f}_(at: usize, n: i32): v
   );
 });
 
-test("relaxed SIMD: taken where it can be, near the exact kernels, batch-invariant, and told apart by checkpoints", () => {
+test("relaxed SIMD: taken where it can be, near exact, batch-invariant, told apart by checkpoints", () => {
   const script = fileURLToPath(new URL("./support/relaxed.ts", import.meta.url));
   // Node 20 has it behind a flag, which later ones do not know.
   const flags = hasRelaxed() ? [] : ["--experimental-wasm-relaxed-simd"];

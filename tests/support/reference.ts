@@ -1,6 +1,7 @@
 /** Training as torch + transformers + peft have it: loss, gradients and AdamW's losses, from one batch. */
 import * as assert from "uvu/assert";
 import { decode, parseHeader } from "../../runtime/bundle.ts";
+import type { Range } from "../../runtime/device.ts";
 import type { Engine } from "../../sdk/index.ts";
 import { writeAdapter } from "../../sdk/peft/write.ts";
 import { batchOf, checkGradient, checkLogits, fixtures, type reference } from "./engines.ts";
@@ -64,9 +65,22 @@ export async function checkLora(
   checkLosses((await job.done).losses, ref.lora);
 }
 
-/** Gradients of every tensor; it leaves other weights. */
+/** Every base weight as the device has it; and how they come back. */
+async function weightsOf({ core: { device, manifest } }: Engine): Promise<() => void> {
+  const { layers } = manifest.model;
+  const { layer, outer } = device.plan.classes.weights;
+  const at = Array.from({ length: layers + 1 }, (_, group): Range => {
+    const words = group === layers ? outer : layer;
+    return { cls: "weights", group, offset: 0, words, lane: device.lanes - 1 };
+  });
+  const kept: Float32Array[] = [];
+  for (const range of at) kept.push(await device.read(range));
+  return () => kept.forEach((data, i) => void device.write(at[i]!, data));
+}
+/** Gradients of every tensor; it leaves the weights as they were. */
 export async function checkFullGradients(engine: Engine, vocab: number, ref: Reference): Promise<void> {
   const lr = 0.5;
+  const restore = await weightsOf(engine);
   const before = await engine.core.baseTensors();
   const job = await engine.finetune({
     ...common,
@@ -80,6 +94,7 @@ export async function checkFullGradients(engine: Engine, vocab: number, ref: Ref
   const after = await engine.core.baseTensors();
   assert.equal(before.map((t) => t.name).sort(), Object.keys(ref.grads).sort());
   before.forEach((t, i) => checkGradient(t.name, t.data, after[i]!.data, lr, ref.grads[t.name]!));
+  restore();
 }
 /** Losses of `steps` of AdamW over every tensor. */
 export async function checkFullSteps(

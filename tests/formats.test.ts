@@ -1,0 +1,202 @@
+/** Storage formats of weights: what is stored, and that kernels compute with it as with f32. */
+import { readFileSync, writeFileSync } from "node:fs";
+import * as assert from "uvu/assert";
+import { compile, compileTo } from "../compiler/compile.ts";
+import type { FormatOption } from "../compiler/formats.ts";
+import { type Format, formats, pack, restore, store, unpack } from "../runtime/formats.ts";
+import { encode } from "../runtime/safetensors.ts";
+import { load } from "../sdk/index.ts";
+import { code } from "./support/code.ts";
+import { configs, engineOf, idsOf, s2ftOdd, small } from "./support/engines.ts";
+import { everything, job } from "./support/everything.ts";
+import { suite } from "./support/suite.ts";
+import { scratch, tensorsOf, writeModel } from "./support/tiny.ts";
+
+const test = suite("formats");
+
+/** What an engine says whose matrices are stored as `formatOf` has it, and one of f32 of the same values. */
+async function storedAndF32(
+  target: "wasm" | "webgpu",
+  formatOf: (tensor: string) => Format,
+  format: FormatOption,
+  train: readonly string[],
+): Promise<{ said: unknown[]; bytes: number[] }> {
+  const model = (round: boolean): string => {
+    const dir = writeModel(configs.odd);
+    const tensors = tensorsOf(configs.odd).map((t) => {
+      const [n, k] = t.shape as [number, number];
+      if (!round || t.shape.length < 2) return t;
+      const as = formatOf(t.name);
+      return { ...t, data: restore(as, store(as, t.data as Float32Array, n, k, t.name), n, k) };
+    });
+    writeFileSync(`${dir}/model.safetensors`, encode(tensors));
+    return dir;
+  };
+  const said: unknown[] = [];
+  const bytes: number[] = [];
+  for (const [dir, as] of [
+    [model(false), format],
+    [model(true), "f32"],
+  ] as const) {
+    const out = `${scratch()}/b.weft`;
+    const m = await compileTo(dir, out, {
+      targets: [target],
+      train,
+      methods: train,
+      format: as,
+      quick: true,
+      capacities: { ...small, s2ft: s2ftOdd },
+    });
+    bytes.push(m.tensors.reduce((n, t) => n + t.bytes, 0));
+    await using engine = await load(out, { device: target === "wasm" ? "wasm" : "software" });
+    said.push(await everything(engine, train));
+  }
+  return { said, bytes };
+}
+const stored = { q4: 0.17, int8: 0.28, f16: 0.51, bf16: 0.51 } as const;
+const names = Object.keys(stored) as (keyof typeof stored)[];
+
+for (const format of names)
+  test(`${format} on wasm computes what f32 of the same values does, serving and training`, async () => {
+    const methods = ["lora", "dora", "s2ft"];
+    const { said, bytes } = await storedAndF32("wasm", () => format, format, methods);
+    assert.equal(said[0], said[1]);
+    assert.ok(bytes[0]! < bytes[1]! * stored[format], `${bytes}`);
+  });
+
+// A software adapter takes seconds to load, so each bundle has all formats. Turned by one, every matrix is
+// served in each, sums over 120 and 150, with a last block in part, too; the first turn trains.
+const matrices = [
+  "embed_tokens",
+  "q_proj",
+  "k_proj",
+  "v_proj",
+  "o_proj",
+  "gate_proj",
+  "up_proj",
+  "down_proj",
+];
+for (const turn of names.keys())
+  test(`formats on webgpu compute what f32 of the same values does: turn ${turn}`, async () => {
+    const of = Object.fromEntries(
+      [...matrices, "lm_head"].map((module, i) => [module, names[(i + turn) % names.length]!]),
+    );
+    const formatOf = (tensor: string): Format => of[tensor.split(".").at(-2)!]!;
+    const { said } = await storedAndF32("webgpu", formatOf, of, turn ? [] : ["lora"]);
+    assert.equal(said[0], said[1]);
+  });
+
+test("matrices are packed at compile time: a CPU holds the bytes of its files", async () => {
+  for (const format of formats) {
+    const out = `${scratch()}/b.weft`;
+    const m = await compileTo(writeModel(configs.odd), out, {
+      targets: ["wasm"],
+      format,
+      train: [],
+      quick: true,
+      capacities: small,
+    });
+    await using engine = await load(out, { device: "wasm" });
+    const { device } = engine.core;
+    for (const [name, path] of Object.entries(m.checkpoint.layer)) {
+      const p = device.plan.layerParams.find((p) => p.name === name)!;
+      const t = m.tensors.find((t) => t.name === path.replace("{l}", "1"))!;
+      const words = await device.read({ cls: "weights", group: 1, offset: p.offset, words: t.bytes / 4 });
+      const file = readFileSync(`${out}/${t.shard}`).subarray(t.start, t.start + t.bytes);
+      assert.ok(Buffer.from(words.buffer).equals(file), `${format} ${name}`);
+    }
+    for (const [n, k] of [
+      [5, 77],
+      [8, 32],
+      [41, 33],
+    ] as const) {
+      const values = Float32Array.from(idsOf(`panels ${n}`, n * k, 1000), (x) => x / 500 - 1);
+      const stored = store(format, values, n, k, "t");
+      const wide = pack(format, stored, n, k, 16);
+      assert.equal(
+        unpack(format, new Float32Array(wide.buffer), n, k, 16),
+        restore(format, stored, n, k),
+        `${format} ${n} × ${k}`,
+      );
+      // From an address that is no multiple of four.
+      const moved = new Uint8Array(stored.length + 1);
+      moved.set(stored, 1);
+      assert.equal(pack(format, moved.subarray(1), n, k, 16), wide);
+      if (format === "f32") assert.equal(restore(format, stored, n, k), values);
+    }
+  }
+});
+
+test("int8: the nearest of 127 steps, scales upwards; what needs the values is refused", async () => {
+  const [n, k] = [5, 77];
+  const values = Float32Array.from(
+    idsOf("steps", n * k, 100_000),
+    (x, i) => (x / 50_000 - 1) * 10 ** ((i % 7) - 4),
+  );
+  const got = restore("int8", store("int8", values, n, k, "t"), n, k);
+  for (let row = 0; row < n; row++)
+    for (let b = 0; b < k; b += 32) {
+      const at = Array.from({ length: Math.min(32, k - b) }, (_, i) => row * k + b + i);
+      const step = Math.max(...at.map((i) => Math.abs(values[i]!))) / 127;
+      // Half a step, and what the scale's eleven bits add to it.
+      for (const i of at)
+        assert.ok(
+          Math.abs(got[i]! - values[i]!) <= step * 0.5 * (1 + 2 ** -10) + 2 ** -25,
+          `${values[i]} became ${got[i]}, step ${step}`,
+        );
+    }
+  assert.equal(
+    [...restore("int8", store("int8", got, n, k, "t"), n, k)],
+    [...got],
+    "values of int8 stay as they are",
+  );
+  await using engine = await engineOf(configs.even, { format: "int8" });
+  await (await engine.finetune(job)).done;
+  await code("WEFT_ADAPTER", () => engine.merge("job"), /int8/);
+  await code(
+    "WEFT_OPTION",
+    () => compile(writeModel(configs.even), { train: ["full"], format: "int8" }),
+    /full/,
+  );
+  await code(
+    "WEFT_OPTION",
+    () => compile(writeModel(configs.even), { format: "int4" as never }),
+    /f32, f16, bf16, int8 or q4/,
+  );
+});
+
+test("bf16: its own values stay, others round to nearest even, none beyond its range", async () => {
+  const bits = Uint32Array.from({ length: 2 ** 16 }, (_, h) => h << 16).filter(
+    (b) => (b & 0x7f800000) !== 0x7f800000,
+  );
+  const all = new Float32Array(bits.buffer);
+  const kept = restore("bf16", store("bf16", all, all.length, 1, "t"), all.length, 1);
+  assert.equal(new Uint32Array(kept.buffer), bits);
+  const one = (x: number): number => restore("bf16", store("bf16", Float32Array.of(x), 1, 1, "t"), 1, 1)[0]!;
+  const step = 2 ** -7;
+  for (const [x, want] of [
+    [1 + step / 2, 1],
+    [1 + step / 2 + 2 ** -20, 1 + step],
+    [1 + (3 * step) / 2, 1 + 2 * step],
+    [-(1 + step / 2 - 2 ** -20), -1],
+    [2 ** -133 * 1.25, 2 ** -133],
+  ] as const)
+    assert.is(one(x), want, String(x));
+  const payload = new Float32Array(Uint32Array.of(0x7fffffff).buffer)[0]!;
+  for (const x of [3.4e38, -3.4e38, Infinity, NaN, payload])
+    await code("WEFT_WEIGHTS", () => one(x), /bf16.*element 0/s);
+  // A checkpoint in bf16 is served in bf16 with the logits of f32.
+  const dir = writeModel(configs.odd);
+  const rounded = tensorsOf(configs.odd).map((t) => ({ ...t, data: (t.data as Float32Array).map(one) }));
+  writeFileSync(`${dir}/model.safetensors`, encode(rounded));
+  const said: unknown[] = [];
+  for (const format of ["f32", "bf16"] as const) {
+    const out = `${scratch()}/b.weft`;
+    await compileTo(dir, out, { targets: ["wasm"], format, train: [], quick: true, capacities: small });
+    await using engine = await load(out, { device: "wasm" });
+    said.push((await engine.score(idsOf("bf16", 30, 259), { logits: true })).logits);
+  }
+  assert.equal(said[1], said[0]);
+});
+
+test.run();
