@@ -52,6 +52,10 @@ function partsOf(p: ParamAddress, env: KernelEnv): { loop: string; param: string
   };
 }
 
+/** AssemblyScript: a parameter, its gradient, its states so many bytes apart, and vectors of four words. */
+const stepParams =
+  "param_: usize, grad_: usize, apart: usize, words: i32, bind: usize, meta: usize, part: i32, parts: i32";
+
 export const optimizer: Kernel<OptimizerBody> = {
   grid: ([b]) => [fixed(groupsOf(b!)), one],
   parts: (b) => b.params.length,
@@ -85,34 +89,42 @@ export const optimizer: Kernel<OptimizerBody> = {
       .join("\n"),
   assembly: (name, b, env) => {
     const { states } = optimizers[b.optimizer];
+    // A function for all parameters with one step: what differs are numbers.
+    const functions = new Map<string, { readonly name: string; readonly text: string }>();
     const step = (p: ParamAddress): string[] => {
       const { loop, param, words } = partsOf(p, env);
       const printer = assemblyPrinter(env, 4);
       const next = nextOf(b, p, printer);
+      const text = lines`
+        const clip: f32 = load<f32>(${assembly.norms(env)}, ${env.groups * 4});
+        const cv: v128 = f32x4.splat(clip);
+        const from: usize = (<usize>share(words, part, parts)) << 4;
+        const to: usize = (<usize>share(words, part + 1, parts)) << 4;
+        ${states.map((s, i) => `const ${s}_: usize = grad_ + apart${i ? ` * ${i + 1}` : ""};`)}
+        if (clip >= 0) for (let i: usize = from; i < to; i += 16)
+          v128.store(grad_ + i, f32x4.mul(v128.load(grad_ + i), cv));
+        if (clip >= 0) for (let i: usize = from; i < to; i += 16) {
+          ${[...printer.row, ...printer.col]}
+          ${next.map(([key, t]) => `v128.store(${key}_ + i, ${t});`)}
+        }
+        memory.fill(grad_ + from, 0, to - from);`;
+      const key = text.join("\n");
+      const known = functions.get(key)?.name ?? `${name}_${functions.size}`;
+      functions.set(key, { name: known, text: assembly.fn(known, text, stepParams) });
+      const quad = inQuads(p) ? ` + <usize>q * ${QUAD * p.k * 4}` : "";
       return lines`
-        ${p.branch === null ? "" : `if ${assembly.maskBit(p.branch)} `}${loop}{
-          const words: i32 = ${words} >> 2;
-          const from: usize = (<usize>share(words, part, parts)) << 4;
-          const to: usize = (<usize>share(words, part + 1, parts)) << 4;
-          const param_: usize = ${param};
-          const grad_: usize = g + ${p.accum * 4}${inQuads(p) ? ` + <usize>q * ${QUAD * p.k * 4}` : ""};
-          ${states.map((s, i) => `const ${s}_: usize = grad_ + ${(i + 1) * p.words * 4};`)}
-          if (clip >= 0) for (let i: usize = from; i < to; i += 16)
-            v128.store(grad_ + i, f32x4.mul(v128.load(grad_ + i), cv));
-          if (clip >= 0) for (let i: usize = from; i < to; i += 16) {
-            ${[...printer.row, ...printer.col]}
-            ${next.map(([key, t]) => `v128.store(${key}_ + i, ${t});`)}
-          }
-          memory.fill(grad_ + from, 0, to - from);
-        }`;
+        ${p.branch === null ? "" : `if ${assembly.maskBit(p.branch)} `}${loop}${known}(
+          ${param},
+          g + ${p.accum * 4}${quad}, ${p.words * 4}, ${words} >> 2, bind, meta, part, parts
+        );`;
     };
-    return assembly.fn(
+    const steps = b.params.flatMap(step);
+    const launch = assembly.fn(
       name,
       lines`
-        const clip: f32 = load<f32>(${assembly.norms(env)}, ${env.groups * 4});
         const g: usize = ${assembly.gradients(env)};
-        const cv: v128 = f32x4.splat(clip);
-        ${b.params.flatMap(step)}`,
+        ${steps}`,
     );
+    return [...[...functions.values()].map((f) => f.text), launch].join("\n");
   },
 };
