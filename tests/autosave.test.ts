@@ -17,7 +17,7 @@ const stepsIn = (dir: string): number[] =>
     .map(Number)
     .sort((a, b) => a - b);
 
-test("the last two are kept, and the end; from there a job goes on for more epochs as if it had been asked for all of them", async () => {
+test("the last two are kept, and the end; a job goes on from there as if asked for all", async () => {
   await using engine = await engineOf(configs.even);
   for (const o of [
     {},
@@ -54,7 +54,7 @@ test("the last two are kept, and the end; from there a job goes on for more epoc
   }
 });
 
-test("one that cannot be kept is told, and the job goes on; without the last the job is not done", async () => {
+test("one that cannot be kept is told, the job goes on; without the last it is not done", async () => {
   await using engine = await engineOf(configs.even);
   const dir = join(scratch(), "kept");
   const errors: (string | undefined)[] = [];

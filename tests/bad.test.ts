@@ -242,7 +242,7 @@ test("adapters: of another base, over the class's rank, with features that chang
   await alive(wide);
 });
 
-test("jobs: empty data, a row that is not JSON, two on one name, bad options, exclusive full training", async () => {
+test("jobs: empty data, a row not JSON, two on a name, bad options, exclusive training", async () => {
   await using engine = await engineOf(configs.even, { train: ["lora", "full"] });
   const rows = batchOf(128);
   const start = (o: Partial<FinetuneOptions>) => engine.finetune({ name: "job", data: rows, steps: 1, ...o });

@@ -72,7 +72,7 @@ for (const [device, isolated] of [
   ["wasm", false],
   ["software", false],
 ] as const)
-  test(`a page ${isolated ? "with shared memory " : ""}on ${device} answers and learns as Node does, and stays awake`, async () => {
+  test(`${isolated ? "with shared memory, " : ""}on ${device}: answers and learns as Node, awake`, async () => {
     const folder = await bundle(configs.even, { targets: ["wasm", "webgpu"] });
     const there = await inBrowser(folder, device, isolated);
     assert.is(there.error, undefined, there.error);

@@ -59,7 +59,7 @@ const learned = (text: Text, r: ReturnType<typeof row>): string[] => {
   return turns.map((ids) => ids.map((id) => (id === END ? "</s>" : text.decode([id]))).join(""));
 };
 
-test("templates say what transformers says, with and without the prompt for an answer, in the same ids", () => {
+test("templates say what transformers says, with and without an answer's prompt, in ids", () => {
   let said = 0;
   for (const [name, results] of Object.entries(theirs.templates))
     for (const [title, want] of Object.entries(results)) {
@@ -97,7 +97,7 @@ test("tools and other arguments: a template is told what transformers tells it; 
   assert.is(caught(() => rowOf({ tools: "clock" })).code, "WEFT_DATA");
 });
 
-test("{% generation %}: the turns that transformers masks are the ones learned, whatever stands around the tags", () => {
+test("{% generation %}: the turns that transformers masks are learned, however tagged", () => {
   let rows = 0;
   for (const [name, results] of Object.entries(theirs.templates))
     for (const [title, want] of Object.entries(results)) {
@@ -177,7 +177,7 @@ test("by checked prefixes: a turn is what comes after the prompt that is served 
   }
 });
 
-test("a template that rewrites earlier turns is an error that names the turn; its last turn can be learned alone", () => {
+test("a template that rewrites earlier turns is an error that names the turn", () => {
   const lastOnly = `{% for m in messages %}<|{{ m.role }}|>{% if m.role == "assistant" and not loop.last %}{{ m.content.split("</think>")[-1] }}{% else %}{{ m.content }}{% endif %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}`;
   const messages = theirs.conversations.thinking!;
   for (const source of [lastOnly, sourceOf("qwen3")]) {
@@ -218,7 +218,7 @@ test("a template that rewrites earlier turns is an error that names the turn; it
   );
 });
 
-test("where a token would reach over the end of a prompt, the text is cut there: the prompt's ids are those served", () => {
+test("where a token would reach over a prompt's end, text is cut: its ids are served", () => {
   const text = textOf(
     "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }} Ann{% else %}{{ m.content }}.{% endif %}{% endfor %}",
   );
@@ -237,7 +237,7 @@ test("where a token would reach over the end of a prompt, the text is cut there:
   assert.equal(learned(text, r), ["a has a dog.", "a ran."]);
 });
 
-test("messages: parts of text are joined, other parts and things that are no messages refused by name, the rest passed on", () => {
+test("messages: parts of text are joined, other parts refused by name, the rest passed", () => {
   const text = textOf(sourceOf("chatml"));
   const parts = (content: unknown): Message[] => [{ role: "user", content } as Message];
   const two = parts([
@@ -341,7 +341,7 @@ const hostile: Readonly<Record<string, string>> = {
   "a template of a megabyte": "x".repeat(2 ** 20),
   "a loop without an end": "{% for m in messages %}",
 };
-test("a hostile template is refused before it has taken time or memory, with the bound that it passed", () => {
+test("a hostile template is refused before it takes time or memory, with its bound", () => {
   const messages = [{ role: "user", content: "hello ".repeat(20000) }];
   const before = process.memoryUsage.rss();
   let most = 0;

@@ -25,7 +25,7 @@ const weft = (...args: string[]): Promise<{ code: number; out: string; err: stri
     child.on("close", (code) => resolve({ code: code ?? -1, out, err }));
   });
 
-test("compile, inspect, finetune, generate, doctor: results on stdout, progress on stderr, errors with a code", async () => {
+test("compile, inspect, finetune, generate, doctor: results on stdout, else stderr; codes", async () => {
   const dir = scratch();
   const model = writeModel(configs.even);
   const made = await weft(
@@ -199,7 +199,7 @@ test("rope_theta, rope_scaling and the newer rope_parameters name the same angle
   assert.ok(Math.abs(plain.ropes[0]!.inverseFrequencies[1]! - 10000 ** (-2 / 16)) < 1e-15);
 });
 
-test("a job with rows to evaluate publishes its last step, or its best where that is asked for, and says which", async () => {
+test("a job with rows to evaluate publishes its last step, or its best, and says which", async () => {
   await using engine = await engineOf(configs.even);
   const rows = batchOf(128);
   const evals: number[] = [];

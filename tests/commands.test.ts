@@ -70,7 +70,7 @@ async function longestList(
   return most;
 }
 
-test("a step's list has room for every launch of the bundle's programs, fused or not, whatever the methods; past its bound the host says so", async () => {
+test("a step's list has room for every launch, fused or not; past its bound it says so", async () => {
   const methods = Object.keys(adapterMethods).filter((m) => m !== "s2ft_permuted");
   const deep = { ...configs.even, num_hidden_layers: 12 };
   for (const [config, o] of [

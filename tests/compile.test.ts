@@ -54,7 +54,7 @@ test("the same input gives the same bundle, byte for byte", async () => {
   assert.match(text(a), /attend\(/);
 });
 
-test("weights go through in pieces, which are what they are as a whole: memory does not grow with a tensor", async () => {
+test("weights go through in pieces, the same as a whole: memory does not grow", async () => {
   const [rows, k] = [9001, 2048];
   const valueAt = (i: number): number => ((i * 2654435761) % 2 ** 20) / 2 ** 20 - 0.5;
   const all = Float32Array.from({ length: rows * k }, (_, i) => valueAt(i));
@@ -93,7 +93,7 @@ test("weights go through in pieces, which are what they are as a whole: memory d
   }
 });
 
-test("fusion changes launches, never bits: a layer's forward takes at most 10 launches without adapters", async () => {
+test("fusion changes launches, never bits: at most 10 a layer's forward", async () => {
   const fused = await compile(writeModel(configs.even), options);
   const launches = (name: string): { all: number; base: number } => {
     // Of two kernels for few rows and for many, a step launches one.
@@ -125,7 +125,7 @@ test("fusion changes launches, never bits: a layer's forward takes at most 10 la
   assert.equal(runs[0], runs[1]);
 });
 
-test("a small device: every chamber fits 1 MiB bindings, kernels take 8 buffers, 16 KiB and 64 lanes", async () => {
+test("a small device: chambers fit 1 MiB bindings, kernels 8 buffers, 16 KiB, 64 lanes", async () => {
   const limits = { bindingBytes: 2 ** 20, workgroupInvocations: 128 };
   const c = await compile(writeModel(configs.even), { ...options, targets: ["webgpu"], limits });
   const plan = planOf(c.manifest, "webgpu", c.manifest.capacities);
@@ -214,7 +214,7 @@ test("kernels.wasm has no data, no mutable global, no memory of its own", async 
 
 test("the import rule holds", () => assert.equal(violations(), []));
 
-test("the strict runner fails on a forgotten run(), a throwing hook, an empty file, a crash, a left-in narrowing", async () => {
+test("the strict runner fails: no run(), throwing hook, empty file, crash, narrowing", async () => {
   const dir = scratch();
   const suitePath = new URL("./support/suite.ts", import.meta.url).href;
   const head = `import { suite } from ${JSON.stringify(suitePath)};\nconst test = suite("x");\n`;

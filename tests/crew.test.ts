@@ -38,7 +38,7 @@ export function mark(bind: usize, meta: usize, scratch: usize, part: i32, parts:
   store<i32>(meta, parts, 16);
 }`;
 
-test("every part of every kernel runs once and after the kernel before it, while lists of two lanes come, go, rest and trade threads", async () => {
+test("every part of a kernel runs once, after the one before, while two lanes trade", async () => {
   const module = await WebAssembly.compile((await compileKernels(marker)) as BufferSource);
   for (const threads of [2, 4]) {
     const memory = new WebAssembly.Memory({ initial: 64, maximum: 64, shared: true });
@@ -127,7 +127,7 @@ const job: Omit<FinetuneOptions, "name"> = {
   steps: 8,
 };
 
-test("law 4 for two lists: what jobs learn beside requests, and requests say beside jobs, is what one list computes, bit for bit", async () => {
+test("law 4 for two lists: jobs beside requests are what one list computes", async () => {
   const answers = new Map<string, unknown>();
   const same = (what: string, value: unknown, where: string): void => {
     if (answers.has(what)) assert.equal(value, answers.get(what), `${what}, ${where}`);
@@ -236,7 +236,7 @@ function watch(engine: Engine): { readonly wrong: string[]; lists: number } {
   return seen;
 }
 
-test("jobs and requests that are dropped in the middle of a list leave nothing behind, and nothing of theirs is given away before its end", async () => {
+test("what is dropped in mid-list leaves nothing, and gives nothing away before its end", async () => {
   await using engine = await engineOf(configs.even, {
     ...compile,
     capacities: { slots: 3, blocks: 18 },
@@ -284,7 +284,7 @@ test("jobs and requests that are dropped in the middle of a list leave nothing b
   assert.equal(engine.memory(), free);
 });
 
-test("a request that is aborted under its list keeps its blocks, slot and generation until the list has ended", async () => {
+test("a request aborted under its list keeps its blocks, slot, generation to its end", async () => {
   await using engine = await engineOf(configs.even, { load: { threads: 2 } });
   await (await engine.finetune({ ...job, name: "first", method: "lora", steps: 1 })).done;
   const { device } = engine.core;

@@ -57,7 +57,7 @@ const everything = (engine: Engine): (() => Promise<unknown>)[] => [
   () => engine.saveModel(`${scratch()}/model`),
 ];
 
-test("after dispose every call rejects at once, also a second dispose resolves, and closed says why", async () => {
+test("after dispose calls reject at once, a second dispose resolves, closed says why", async () => {
   const engine = await engineOf(configs.even, { load: { threads: 2 } });
   const job = await engine.finetune({ name: "j", data, steps: 1000 });
   const pending = [job.done, job.publish(), job.checkpoint(`${scratch()}/c`)];
@@ -223,7 +223,7 @@ test("a step past its deadline ends the engine; dispose does not wait for one th
   }
 });
 
-test("disposed engines give memory and threads back, also while they are held; dropped ones too", async () => {
+test("disposed engines give memory and threads back, also while held; dropped ones too", async () => {
   const child = fileURLToPath(new URL("./support/released.ts", import.meta.url));
   const dir = await bundle(configs.even);
   const n = rounds(8, 100);

@@ -25,7 +25,7 @@ const crowd = async (engine: Engine, n = 16): Promise<AsyncGenerator<Piece, void
   return streams;
 };
 
-test("a signal that is aborted already: generate, score, finetune and load reject at once and leave nothing", async () => {
+test("a signal that is aborted already: every call rejects at once and leaves nothing", async () => {
   await using engine = await engineOf(configs.even, one);
   const signal = AbortSignal.abort(new Error("early"));
   const rejects = async (f: () => Promise<unknown>): Promise<void> => {
@@ -66,7 +66,7 @@ test("an abort with any reason is an error; a stream is told the reason where it
   assert.is(held(engine), 0);
 });
 
-test("return() before the first next(), while one waits, and while one runs: settled at once, nothing is held", async () => {
+test("return() before the first next(), in a wait, in a run: settled, nothing is held", async () => {
   await using engine = await engineOf(configs.even, one);
   const free = engine.memory();
   for (const of of [engine, engine.core]) {
@@ -133,7 +133,7 @@ test("functions of the caller that throw are reported, and end neither engine, j
   assert.ok(engine.reports.length > 0 && engine.reports.length <= 16);
 });
 
-test("20,000 waiting requests aborted at once: each rejects, and no search through the others for any", async () => {
+test("20,000 waiting requests aborted at once: each rejects, with no search for any", async () => {
   const n = 20_000;
   await using engine = await engineOf(configs.even, { load: { threads: 1, maxQueued: n } });
   const controllers = Array.from({ length: n }, () => new AbortController());
@@ -234,7 +234,7 @@ test("a request without a seed draws one and tells it; given, it gives the same 
   assert.is((await engine.complete({ ...o, seed: 7 })).seed, 7);
 });
 
-test("logits that are not numbers: WEFT_NUMERICS for that request, the others as if it was not there", async () => {
+test("logits that are not numbers: WEFT_NUMERICS for that request, others as without it", async () => {
   await using engine = await engineOf(configs.even, one);
   await (await engine.finetune({ name: "good", data: batchOf(vocab), steps: 1 })).done;
   const { content } = engine.core.adapters.find("good");
@@ -256,7 +256,7 @@ test("logits that are not numbers: WEFT_NUMERICS for that request, the others as
   assert.is(engine.memory().blocks.free, engine.memory().blocks.total);
 });
 
-test("what an engine remembers of adapters is bounded: numbers of removed ones, and sums in use", async () => {
+test("what an engine remembers of adapters is bounded: removed ones, and sums in use", async () => {
   await using engine = await engineOf(configs.even, one);
   await (await engine.finetune({ name: "a", data: batchOf(vocab), steps: 1 })).done;
   const store = engine.core.adapters;

@@ -10,7 +10,7 @@ import { scratch } from "./support/tiny.ts";
 
 const test = suite("evaluate");
 
-test("eval and merge: losses from logits in f64, exact answers as generate gives them, base and adapter; a merged folder is the adapter's model", async () => {
+test("eval and merge: losses in f64, exact answers as generated; a merged folder", async () => {
   const dir = scratch();
   const bundle = await storyBundle();
   await using engine = await load(bundle, { device: "wasm" });

@@ -100,7 +100,7 @@ for (const target of targets) {
       }
     }
   });
-  test(`a mixture on ${target} whose weights are stored in each format equals f64 of what they hold`, async () => {
+  test(`a mixture on ${target} stored in each format equals f64 of what it holds`, async () => {
     for (const format of formats) {
       const { y, grads } = mixture({ count: 4, top: 2, hidden: 45, ffn: 37, format });
       const b = batch("formats", 29, 3, "step");
@@ -146,7 +146,7 @@ for (const target of targets) {
   });
 }
 
-test("gradients of a mixture, through its inputs, weights and router, equal central differences in f64", () => {
+test("gradients of a mixture: inputs, weights and router by central differences in f64", () => {
   for (const normed of [true, false]) {
     const { y, x, logits, cot, grads } = mixture({ count: 6, top: 3, hidden: 7, ffn: 5, normed });
     const b = batch("differences", 5, 3, "step");

@@ -74,7 +74,7 @@ async function same(engine: Engine, there: string): Promise<void> {
   a.forEach((t, i) => assert.is(bits(t.data), bits(b[i]!.data), t.name));
 }
 for (const format of ["f16", "bf16", "int8", "q4"] as const)
-  test(`${format}: tensors lie in the file as in the bundle, rows that are no whole blocks as f32`, async () => {
+  test(`${format}: tensors lie in the file as in the bundle, rows of no whole blocks as f32`, async () => {
     const more = { ...options, format: { default: format, up_proj: "f32" } } as const;
     await using engine = await opened(await bundle(configs.even, more));
     const { manifest, file, out } = await again(engine);

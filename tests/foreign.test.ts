@@ -309,7 +309,7 @@ test("model files: config, index, tokenizer config, GGUF and safetensors headers
   ] as [unknown, RegExp][])
     refused(JSON.stringify(json), () => tensors(json), says);
 });
-test("tokenizers: one that cannot be read is told when the model is compiled; of several templates the default", async () => {
+test("tokenizers: one that cannot be read is told at compile time; the default template", async () => {
   const dir = writeModel(configs.even);
   const model = { type: "BPE", vocab: {}, merges: [] };
   for (const [file, says] of [

@@ -144,7 +144,7 @@ function gguf(): Uint8Array {
   return Uint8Array.from(Buffer.concat(parts));
 }
 
-test("every kind of input: taken, or refused with one error; nothing grows; the engine serves on", async () => {
+test("every input: taken, or refused with one error; nothing grows; the engine serves on", async () => {
   await using engine = await engineOf(configs.even, { methods, train: ["lora"] });
   const dir = await bundle(configs.even, { methods, train: ["lora"] });
   const { manifest } = engine;

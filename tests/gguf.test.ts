@@ -297,7 +297,7 @@ test("blocks of every kind say what llama.cpp's own reader makes of them, bit fo
   }
 });
 
-test("keep: a bundle has what the file has, in the blocks that it lies in; by module, what is asked for", async () => {
+test("keep: a bundle has what the file has, in its blocks; by module, what is asked for", async () => {
   for (const [kind, format] of [
     ["Q4_0", "q4"],
     ["Q4_1", "q4"],
@@ -355,7 +355,7 @@ test("what changes some rows leaves the numbers of the others, in blocks too", (
   }
 });
 
-test("matrices of several formats: a merge changes those that it moves, the others stay bit for bit", async () => {
+test("matrices of several formats: a merge changes those that it moves, no other bit", async () => {
   const out = `${scratch()}/bundle`;
   const { folder } = model("F32");
   await compile(folder, out, {

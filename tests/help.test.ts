@@ -26,7 +26,7 @@ test("every command's help says every flag, in lines that fit", async () => {
   }
 });
 
-test("a wrong word is answered with the nearest; a model where a bundle is wanted, with the command that makes one", async () => {
+test("a wrong word is answered with the nearest; a model, with what makes a bundle", async () => {
   const dir = scratch();
   const model = writeModel(configs.even);
   writeFileSync(`${dir}/adapter_config.json`, "{}");

@@ -159,7 +159,7 @@ async function storm(name: string, sizes: Parameters<typeof Played.open>[0], lan
   );
   return counts;
 }
-test("100,000 random steps: what is held and what is free is all there is, nobody starves, everything ends", async () => {
+test("100,000 random steps: held and free are all there is, nobody starves, all ends", async () => {
   const n = rounds(26_000, 1_000_000);
   await storm("tight", tight, 1, n);
   await storm("tight, two lanes", tight, 2, n);
@@ -176,7 +176,7 @@ async function pair(rows: readonly number[], lanes: number, o: { evaluates?: num
   until(p, () => Math.max(a.steps, b.steps) >= 30, 100_000);
   return [a.steps, b.steps] as const;
 }
-test("two equal jobs are never more than a fifth apart, also where one alone fills the saved rows", async () => {
+test("two equal jobs are never a fifth apart, also where one alone fills the saved rows", async () => {
   for (const lanes of [1, 2])
     for (const rows of [Array(8).fill(40), Array(4).fill(80), [128, 128], Array(8).fill(16)]) {
       const [a, b] = await pair(rows, lanes);
@@ -184,7 +184,7 @@ test("two equal jobs are never more than a fifth apart, also where one alone fil
     }
 });
 
-test("turns are by cost: a job of short steps has as much of the device as one that could fill it", async () => {
+test("turns are by cost: a job of short steps has as much of the device as one of long", async () => {
   const p = await Played.open();
   const [long, short] = [p.startJob(0, Array(8).fill(40)), p.startJob(1, [40])];
   until(p, () => long.steps >= 20, 100_000);
@@ -195,7 +195,7 @@ test("turns are by cost: a job of short steps has as much of the device as one t
   );
 });
 
-test("a hundred clients leave each job a twentieth of its speed alone, whatever there is too little of", async () => {
+test("a hundred clients leave each job a twentieth of its speed, whatever is scarce", async () => {
   for (const [sizes, budget] of [
     [{}, 21],
     // More rows decode than a step is meant to have.
@@ -228,7 +228,7 @@ test("a hundred clients leave each job a twentieth of its speed alone, whatever 
     }
 });
 
-test("a request that needs most of the cache starts between micro-batches, and what is behind it too", async () => {
+test("a request of most of the cache starts between micro-batches, and what follows", async () => {
   for (const lanes of [1, 2]) {
     const p = await Played.open({ context: 96, blocks: 4 }, { lanes });
     const jobs = [0, 1].map((j) => p.startJob(j, Array(4).fill(60), { most: 1 }));
@@ -256,7 +256,7 @@ test("the base answers behind adapters that wait for slots as it does without th
   assert.ok(behind <= 3 * alone, `${behind} steps, ${alone} without`);
 });
 
-test("an adapter without a slot is overtaken so many times and no more; a job's slot is drained for it", async () => {
+test("an adapter without a slot is overtaken so often, no more; a job's slot is drained", async () => {
   const p = await Played.open({ slots: 2 });
   // Two adapters whose clients never let their slots rest.
   const more = clients(p, 8, (i) => ({ length: 4, grows: 20 + i, adapter: 1 + (i % 2) }));
@@ -316,7 +316,7 @@ test("adapters share slots by batches: many of them leave most of the table in u
     );
 });
 
-test("logits rows are shared: scores, evaluations and every stream go on beside more streams than rows", async () => {
+test("logits rows are shared: scores, evaluations, streams go on, with fewer rows", async () => {
   const p = await Played.open({ sequences: 40, blocks: 256, headRows: 12 });
   const more = clients(p, 30, () => ({ length: 3, grows: 60 }));
   until(p, () => p.live.size === 30, 100, more);

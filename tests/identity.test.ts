@@ -82,7 +82,7 @@ test("another base, another identity: one bit of a weight, and each number of th
   assert.is.not(await baseOf(folder(c, swapped)), base, "names");
 });
 
-test("a device's weights hash to the base that was compiled, and to another after full training", async () => {
+test("a device's weights hash to the compiled base, and to another after full training", async () => {
   const dir = `${scratch()}/full.weft`;
   await compileTo(folder(), dir, { targets: ["wasm"], train: ["full"], quick: true, capacities: small });
   await using engine = await load(dir, { device: "wasm" });
@@ -116,7 +116,7 @@ test("config.json is one of the files under their hashes, and so is every other"
   assert.match(error!.where, /config\.json/);
 });
 
-test("generation_config.json: its end ids end answers; its sampling is told, not applied; a wrong type is named", async () => {
+test("generation_config.json: end ids end answers; sampling is told; wrong types named", async () => {
   const said = {
     eos_token_id: [5, 2],
     do_sample: true,

@@ -8,7 +8,7 @@ import { bundle, configs } from "./support/engines.ts";
 import { suite } from "./support/suite.ts";
 
 const test = suite("inspect");
-test("bytes of a load in total and by purpose, within 15 % of what is allocated, for little memory and for much", async () => {
+test("bytes of a load by purpose, within 15 % of what is allocated, for little and much", async () => {
   const dir = await bundle(configs.even, { train: ["lora", "s2ft"] });
   for (const memory of [undefined, "3MB", "40MB"]) {
     const how = memory === undefined ? [] : ["--for", memory];

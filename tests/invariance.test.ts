@@ -40,7 +40,7 @@ const compiled = (o: CompileOptions = {}, config = configs.even) =>
     capacities: { ...small, ...o.capacities },
   });
 
-test("an intact bundle of many methods is verified, on one thread and on two, and nothing of the check stays", async () => {
+test("an intact bundle of many methods is verified, on one thread and two, without trace", async () => {
   const { files, manifest } = await compiled(
     { train: ["lora", "dora", "s2ft", "prefix", "sparse", "full"], capacities: { s2ft: s2ftOdd } },
     configs.odd,
@@ -67,7 +67,7 @@ test("an intact bundle of many methods is verified, on one thread and on two, an
   }
 });
 
-test("what was found of a bundle on a device is not checked again; on another device, and of another bundle, it is", async () => {
+test("what was found of a bundle on a device is not checked again; of others it is", async () => {
   const { files } = await compiled();
   const reader = { where: "memory", read: async (name: string) => files.get(name)! };
   const verdicts: Verdicts = new Map();
@@ -107,7 +107,7 @@ test("what was found of a bundle on a device is not checked again; on another de
 
 const inside = (name: RegExp, change: (body: string) => string) => (source: string) =>
   source.replace(new RegExp(`function ${name.source}\\([\\s\\S]*?\\n}`, "g"), change);
-test("a perturbed family is seen: adapters, kept sets and packing of training, contexts past 256 tokens", async () => {
+test("a perturbed family is seen: adapters, kept sets, packing, contexts past 256", async () => {
   const { files } = await compiled();
   const long = await compiled(
     { train: [], capacities: { context: 288 } },
@@ -144,7 +144,7 @@ test("a perturbed family is seen: adapters, kept sets and packing of training, c
   }
 });
 
-test("kernels for few and for many rows that differ: one of them serves all, and law 4 holds; where neither is sound, it says so", async () => {
+test("kernels for few and many rows differ: one serves all; where none is sound, told", async () => {
   const { files } = await compile(writeModel({ ...configs.even, num_hidden_layers: 1 }), {
     targets: ["webgpu"],
     train: [],

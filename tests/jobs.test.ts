@@ -52,7 +52,7 @@ const stateBits = (s: TrainState): string =>
     ...[...s.accum, ...s.weights, ...(s.adapter?.tensors ?? [])].map(bits),
   ].join();
 
-test("publish() and checkpoint() that wait when a job is cancelled are rejected: the slot is another's by then", async () => {
+test("publish() and checkpoint() that wait when a job is cancelled are rejected", async () => {
   await using engine = await engineOf(configs.even, { ...one, capacities: { slots: 1 } });
   await (await engine.finetune({ ...base, name: "other", learningRate: 0.05 })).done;
   for (let i = 0; i < rounds(4, 30); i++) {
@@ -131,7 +131,7 @@ test("tasks asked for in the last event, at the end, and by dispose: each settle
   assert.equal(await ends, ["WEFT_DISPOSED", "WEFT_DISPOSED", "WEFT_DISPOSED"]);
 });
 
-test("full training waits for nobody's answer to change, and a cancelled one leaves the base as it was", async () => {
+test("full training changes nobody's answer, and a cancelled one leaves the base", async () => {
   await using engine = await engineOf(configs.even, { ...one, train: ["lora", "full"] });
   const full = { ...base, name: "full", method: "full", steps: 200 };
   const weights = async (): Promise<string> =>
@@ -184,7 +184,7 @@ test("full training waits for nobody's answer to change, and a cancelled one lea
   assert.equal(await answer(), at);
 });
 
-test("the base is what its weights are: adapters of another are refused by name, merge(null) brings the trained back", async () => {
+test("the base is its weights: adapters of another are refused, merge(null) restores", async () => {
   await using engine = await engineOf(configs.even, { ...one, train: ["lora", "full"] });
   const folder = scratch();
   const lora = { ...base, method: "lora", steps: 2 };

@@ -48,7 +48,7 @@ const atRest = async (engine: Engine): Promise<void> => {
   assert.is(free, total);
 };
 
-test("chat: the engine's own answer, its usage and why it ended; as a stream the same in parts, with usage at the end", async () => {
+test("chat: the engine's answer, usage and why it ended; as a stream the same in parts", async () => {
   const { engine, client } = await open();
   const want = await engine.complete({ messages: ask.messages, maxTokens: 12 });
   const o = { ...ask, temperature: 0, max_completion_tokens: 12 };
@@ -137,7 +137,7 @@ test("n answers, seeds that repeat, stops, biases and penalties: as the engine h
   );
 });
 
-test("completions: text, ids and lists of either; log-probabilities in both shapes are the engine's", async () => {
+test("completions: text, ids and lists of either; log-probabilities in both shapes", async () => {
   const { engine, client } = await open();
   const prompt = "Tom has a pet frog. 🧵";
   const ids = engine.encode(prompt);
@@ -186,7 +186,7 @@ test("completions: text, ids and lists of either; log-probabilities in both shap
   assert.is(Buffer.from(whole).toString().at(-1), "🧵".at(-1));
 });
 
-test("a client that goes away, before or in the middle of an answer, whole or streamed, frees its cache at once", async () => {
+test("a client that goes away, before or in an answer, whole or streamed, frees its cache", async () => {
   const { engine, client } = await open();
   const long = { ...ask, temperature: 0, max_tokens: 150, logit_bias: { 1: -100 } };
   const stream = await client.chat.completions.create({ ...long, n: 3, stream: true });
@@ -205,7 +205,7 @@ test("a client that goes away, before or in the middle of an answer, whole or st
   assert.not(engine.core.busy);
 });
 
-test("a job to its end: a file, its rows checked; events, a model of its name, chat with it; the engine answers meanwhile", async () => {
+test("a job to its end: a file, rows checked, events, a model of its name, chat with it", async () => {
   const saved: string[] = [];
   const { engine, client } = await open({ onAdapter: (name) => saved.push(name) });
   const rows = facts().map((r) => {
@@ -314,7 +314,7 @@ test("a job to its end: a file, its rows checked; events, a model of its name, c
   await atRest(engine);
 });
 
-test("errors in OpenAI's shape: the right class and status, the parameter by its name there, never half a stream", async () => {
+test("errors in OpenAI's shape: class, status, the parameter's name; never half a stream", async () => {
   const { engine, client, answer } = await open();
   const chat = (o: object) => client.chat.completions.create({ ...ask, ...o } as never);
   const text = (o: object) => client.completions.create({ model: "story", prompt: "x", ...o } as never);
@@ -419,7 +419,7 @@ test("errors in OpenAI's shape: the right class and status, the parameter by its
   await atRest(engine);
 });
 
-test("too many at once: 429 and when to try again, for all of the request; those that run go on", async () => {
+test("too many at once: 429 and when to try again; those that run go on", async () => {
   const { engine, client } = await open();
   const o = { ...ask, temperature: 0, max_tokens: 150, logit_bias: { 1: -100 } };
   const running = await client.chat.completions.create({ ...o, n: 6, stream: true });

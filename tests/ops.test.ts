@@ -287,7 +287,7 @@ for (const [heads, kvHeads, hd, o, from] of [
   [6, 2, 10, { window: true }, 0],
   [4, 2, 12, { scale: 0.7, softcap: 2, window: true }, 43],
 ] as [number, number, number, Attending, number][])
-  test(`attention ${heads}/${kvHeads} × ${hd} ${JSON.stringify(o)}: forward and backward on both targets, gradients by differences, across cache blocks`, async () => {
+  test(`attention ${heads}/${kvHeads} × ${hd} ${JSON.stringify(o)}: across blocks`, async () => {
     const g = attention(`attention${scope++}`, heads, kvHeads, hd, o);
     const b = unitBatch(32, from);
     const few = unitBatch(9);
@@ -315,7 +315,7 @@ for (const [heads, kvHeads, hd, o, from] of [
     }
   });
 
-test("rows, embedding, dropout and adapters: every op that needs its surroundings, on both targets", async () => {
+test("rows, embedding, dropout, adapters: ops that need surroundings, on both targets", async () => {
   const name = `together${scope++}`;
   const b = batch("together", 17, 6, "step", 11);
   const x = graph.input(name, "x", rows(12));
@@ -333,7 +333,7 @@ test("rows, embedding, dropout and adapters: every op that needs its surrounding
     }
 });
 
-test("selections and slot vectors: gathered, scattered and broadcast by each row's slot, on both targets", async () => {
+test("selections, slot vectors: gathered, scattered, broadcast by slot, on both targets", async () => {
   const name = `selection${scope++}`;
   const b = batch("selection", 19, 6, "step", 11);
   const [channels, rank] = [21, 8];
@@ -374,7 +374,7 @@ test("selections and slot vectors: gathered, scattered and broadcast by each row
   checkGradients("widen of leading", roots[4]!, cot, [x], vjp([[roots[4]!, cot]], [x]), few, b);
 });
 
-test("sparse entries and virtual tokens: rows of several slots, gradients of the job's slot, on both targets and by differences", async () => {
+test("sparse entries and virtual tokens: rows of several slots, gradients of the job's", async () => {
   const name = `sparse${scope++}`;
   const [outs, ins, entries] = [13, 9, 8];
   const at = sparseIndex(entries, outs, ins);
@@ -470,7 +470,7 @@ test("cross-entropy: loss and gradient of a chunk of logits, on both targets", a
     );
 });
 
-test("random fused chains with odd tails: fused = unfused bit for bit, both within tolerance of f64", async () => {
+test("random fused chains, odd tails: fused = unfused bit for bit, both near f64", async () => {
   const next = generator("chains");
   for (let c = 0; c < 6; c++) {
     const name = `chain${scope++}`;

@@ -126,7 +126,7 @@ for (const name of optimizerNames)
   });
 for (const target of ["wasm", "webgpu"] as const) {
   const steps = target === "wasm" ? 20 : 4;
-  test(`${steps} steps of LoRA on ${target}, by each: what the rules make of the same gradients`, async () => {
+  test(`${steps} steps of LoRA on ${target}, by each: what the rules make of its gradients`, async () => {
     await using engine = await engineOf(configs.even, { targets: [target] });
     const { adapters } = engine.core;
     const common = { data: batchOf(128), batchSize: 5, shuffle: false, maxGradNorm: 0 } as const;

@@ -102,7 +102,7 @@ test("a service that brings its own text uses the runtime alone", async () => {
   );
 });
 
-test("CommonJS requires it where Node can require ES modules, else Node says in a sentence what to do", async () => {
+test("CommonJS requires it where Node can require ES modules, else it is told how", async () => {
   const { folder } = await install();
   const ran = await runIn(folder, process.execPath, ["commonjs/main.cjs", await asked()]);
   if ((process.features as { require_module?: boolean }).require_module)
@@ -198,7 +198,7 @@ test("a page gets neither Node nor the compiler, and at most 67 KB until it spea
 });
 
 for (const isolated of [false, true])
-  test(`Vite builds a page that says and learns the same${isolated ? ", with shared memory" : ""}`, async () => {
+  test(`Vite builds a page that learns the same${isolated ? ", with shared memory" : ""}`, async () => {
     const { folder } = await install();
     const here = await bundle(configs.even, options);
     const { build: vite } = await import("vite");

@@ -96,7 +96,7 @@ test("requests that come together compute a beginning once, in whatever pieces",
   }
 });
 
-test("what is shared needs room once, and what is kept gives way to whoever needs room, the oldest first", async () => {
+test("what is shared needs room once; what is kept gives way, the oldest first", async () => {
   const p = await Played.open({ context: 96, blocks: 6, sequences: 8 });
   const prefix = beginning(1, 64);
   finish(p, [p.ask({ length: 66, grows: 4, prefix })!]);
@@ -248,7 +248,7 @@ async function converse(
   return answers;
 }
 
-test("law 4: tokens and log-probabilities are the same bits with prefixes and without, alone and together", async () => {
+test("law 4: the same bits with prefixes and without, alone and together", async () => {
   const turns = 5;
   await using without = await opened({});
   const want = await converse(without, turns);
@@ -296,7 +296,7 @@ test("law 4 on webgpu: the same bits with prefixes and without", async () => {
   assert.ok(got.some((a) => a.cached > 0));
 });
 
-test("law 4 over prefixes can fail: a host that leaves out whose or which they are answers something else", async () => {
+test("law 4 over prefixes can fail: a host that leaves out whose they are is wrong", async () => {
   const dir = await bundle(configs.even, { train: ["lora", "prefix"] });
   await using without = await opened({});
   const want = await converse(without, 4);
@@ -372,7 +372,7 @@ test("a publish, an unload, a merge and full training void what they change, and
   await asked(null, 0);
 });
 
-test("an answer says how much was cached, per salt; the load may leave it out; a wrong salt is refused", async () => {
+test("an answer says how much was cached, per salt; a load without; a wrong salt", async () => {
   await using engine = await load(await bundle(configs.even), { device: "wasm" });
   const o = { prompt: idsOf("salt", 70, vocab), maxTokens: 2 };
   for (const salt of [undefined, "one", "two"]) {

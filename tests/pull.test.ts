@@ -13,7 +13,7 @@ import { scratch, writeModel } from "./support/tiny.ts";
 const test = suite("pull");
 const small = ["--target", "wasm", "--context", "64", "--tokens", "32", "--rank", "4"];
 
-test("a model in one step: only its files, resumed where it was cut off, checked by hash, behind a token", async () => {
+test("a model in one step: its files, resumed where cut off, hashes, behind a token", async () => {
   const model = writeModel(configs.even);
   writeFileSync(`${model}/README.md`, "not needed");
   writeFileSync(`${model}/pytorch_model.bin`, "not needed");

@@ -32,7 +32,7 @@ const errorOf = async (work: () => unknown): Promise<WeftError> => {
   return assert.unreachable("this throws") as never;
 };
 
-test("more memory never gives less room, what is chosen fits, and what the bundle is meant for is the default", async () => {
+test("more memory never gives less room, what is chosen fits, as meant by default", async () => {
   const m = await compiled;
   for (const target of targets) {
     const total = (s: Sizes): number => measures[target](planOf(m, target, s)).total;
@@ -65,7 +65,7 @@ test("more memory never gives less room, what is chosen fits, and what the bundl
   }
 });
 
-test("memory that holds not even the smallest is refused with what that would take; sizes that no bundle has too", async () => {
+test("memory below the smallest is refused with what that takes; unknown sizes too", async () => {
   const m = await compiled;
   const least = await errorOf(() => load(dir, { device: "wasm", threads: 1, memory: "1MB" }));
   assert.is(least.code, "WEFT_CAPACITY");
@@ -109,7 +109,7 @@ async function bitsOf(engine: Engine, methods: readonly string[]): Promise<unkno
   };
 }
 for (const target of targets)
-  test(`${target}: the same bits at its smallest, as it is meant, and with room for more requests`, async () => {
+  test(`${target}: the same bits at its smallest, as meant, and with room for more requests`, async () => {
     // A software GPU compiles kernels for long: there the jobs are of one method, and so is the bundle.
     const methods = target === "wasm" ? train : ["lora"];
     const path = target === "wasm" ? dir : `${scratch()}/lora.weft`;

@@ -17,7 +17,7 @@ const drawOf = (seed: number, position: number): number => {
   return ((h ^ (h >>> 16)) >>> 0) / 2 ** 32;
 };
 
-test("sampling: greedy, top-k 1, a peaked nucleus and min-p agree; seeds repeat; draws follow the distribution", async () => {
+test("sampling: greedy, top-k 1, a peaked nucleus, min-p agree; seeds; the distribution", async () => {
   await using engine = await engineOf(configs.even);
   const prompt = idsOf("sampling", 5, 128);
   const ids = async (o: object): Promise<number[]> =>
@@ -67,7 +67,7 @@ test("sampling: greedy, top-k 1, a peaked nucleus and min-p agree; seeds repeat;
   );
 });
 
-test("the sampler against its definition in f64: biases, penalties, temperature, top-k, top-p, min-p, ties, a vocabulary that fills no vector", async () => {
+test("the sampler against its definition in f64, with ties, and odd vocabularies", async () => {
   const { files, manifest } = await compile(writeModel(configs.odd), {
     targets: ["wasm"],
     capacities: small,
@@ -214,7 +214,7 @@ test("the sampler against its definition in f64: biases, penalties, temperature,
   assert.ok(certain > 200, `${certain} rounds that rounding cannot turn`);
 });
 
-test("what is told of a token is the model's own probability, whatever was added before the draw", async () => {
+test("what is told of a token is the model's probability, whatever was added", async () => {
   await using engine = await engineOf(configs.even);
   const prompt = idsOf("told", 6, 128);
   const plain = await collect(engine, { prompt, maxTokens: 6 });

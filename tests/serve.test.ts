@@ -57,7 +57,7 @@ async function serve(...args: string[]): Promise<Serving> {
   };
 }
 
-test("chat, a job that is saved and there again after a restart, a stream given up, names of others, SIGTERM in the middle", async () => {
+test("chat, a job that is there after a restart, a stream given up, names, SIGTERM", async () => {
   const dir = scratch();
   const adapters = `${dir}/adapters`;
   const first = await serve("--adapters", adapters);

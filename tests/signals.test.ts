@@ -139,7 +139,7 @@ test("SIGTERM to npm, whose shell passes nothing on, ends the job with a checkpo
   assert.ok(existsSync(join(checkpoint, "CURRENT")));
 });
 
-test("a run that says nothing of checkpoints has them: killed or told to stop, it goes on by --resume alone", async () => {
+test("a run has checkpoints unasked: killed or told to stop, it goes on by --resume", async () => {
   const { dir, args } = await job();
   const run = start(...setup, ...args, "--save-every", "0.01");
   const kept = join(dir, "out.checkpoint");

@@ -145,7 +145,7 @@ test("read only: an address and files give what was saved, and refuse to be writ
   await refused("WEFT_OPTION", /expected a path, an address/, () => folderAt(7 as never));
 });
 
-test("an adapter goes out as blobs and comes in again, and a checkpoint too, with the same bits", async () => {
+test("an adapter goes out as blobs and comes in again, a checkpoint too, bit for bit", async () => {
   await using engine = await load(await bundle(configs.even), { device: "wasm", threads: 1 });
   const o = { name: "a", data: batchOf(128), batchSize: 5, rank: 4, steps: 2 } as const;
   await (await engine.finetune(o)).done;

@@ -22,7 +22,7 @@ const codeOf = (p: Promise<unknown>): Promise<string> =>
   );
 
 for (const target of ["wasm", "webgpu"] as const)
-  test(`${target}: a weighted sum reads the rows of its parts: as combined, and in a batch as alone bit for bit`, async () => {
+  test(`${target}: a weighted sum reads its parts' rows: as combined, in a batch as alone`, async () => {
     await using engine = await engineOf(configs.even, {
       targets: [target],
       capacities: { slots: 8, rank: 24 },

@@ -83,7 +83,7 @@ test("a long conversation forgets its first turns, and says so", async () => {
   assert.match(err, /no longer fit/);
 });
 
-test("generate: the template for a model that has one, --raw without it, a prompt on stdin, and why an answer is empty", async () => {
+test("generate: a model's template, --raw without it, stdin, why an answer is empty", async () => {
   const bundle = await storyBundle();
   await using engine = await load(bundle, { device: "wasm" });
   const asked = await engine.complete({ messages: [{ role: "user", content: questions[0]! }], maxTokens: 9 });

@@ -131,7 +131,7 @@ test("the lint sees products that feed additions, where they are and by name, an
   assert.is(count("let a = fma(x, x, x * x) * 2.0f;\nlet i = row * 4 + 1;"), 0);
 });
 
-test("in the WGSL of a bundle with every method: no product that feeds an addition, no variable without an initialiser", async () => {
+test("WGSL of every method: no product feeds an addition, every variable has a value", async () => {
   const methods = Object.keys(adapterMethods).filter((m) => m !== "s2ft_permuted");
   for (const format of ["f32", "int8"] as const) {
     const { files } = await compile(writeModel(configs.odd), {
@@ -158,7 +158,7 @@ test("the emitter cannot print a variable without an initialiser", () => {
   assert.match(fn("f", ["  var x = 0.0f;"]), /var x = 0.0f/);
 });
 
-test("functions that are one text but for whole numbers are one function of these; floats, types and names are no numbers", () => {
+test("functions that are one text but for whole numbers are one function of these", () => {
   const e = (i: number, at: number): string =>
     fn(
       `b_${i}_e`,
@@ -210,7 +210,7 @@ test("functions that are one text but for whole numbers are one function of thes
   assert.match(blocks.join("\n"), /for \(var s = 0; s < 2; s\+\+\)[\s\S]*a\[s_0\] = 2;/);
   assert.not.match(inTurn([["a[1] = 2;"], ["b[5] = 2;"]], "s").join("\n"), /for/);
 });
-test("kernels that are one text but for what a launch may bring are one module; what compilers use stays", () => {
+test("kernels that are one text but for what a launch brings are one module", () => {
   const kernel = (name: string, at: number, { rows = 8, by = 3, mask = 1 } = {}) => ({
     name,
     text: `// ${name}\nfn main() {\n  for (var i = 0; i < ${rows}; i++) { arena[${at} + i / ${by}] = 1e-6f * ${mask}.0f; }\n}\n`,
