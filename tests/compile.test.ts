@@ -94,7 +94,7 @@ test("weights go through in pieces, the same as a whole: memory does not grow", 
 });
 
 test("fusion changes launches, never bits: at most 10 a layer's forward", async () => {
-  const fused = await compile(writeModel(configs.even), options);
+  const fused = await compile(writeModel(configs.even), { ...options, targets: ["webgpu"] });
   const launches = (name: string): { all: number; base: number } => {
     // Of two kernels for few rows and for many, a step launches one.
     const launched = fused.manifest.targets

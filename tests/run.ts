@@ -56,8 +56,19 @@ export function runFile(path: string): Promise<FileResult> {
 }
 
 const LONGEST = [
-  ...["methods", "laws", "adapters", "reference", "s2ft", "wasm", "example", "webgpu", "room", "compile"],
-  ...["crew", "docs", "cli", "optimizers", "vera", "soak", "gguf", "host"],
+  ...[
+    "adapters",
+    "laws",
+    "methods",
+    "example",
+    "reference",
+    "families",
+    "formats",
+    "room",
+    "compile",
+    "s2ft",
+  ],
+  ...["webgpu", "docs", "crew", "cli", "optimizers", "package", "soak", "gguf", "vera", "host", "wasm"],
 ];
 const rankOf = (file: string): number => {
   const at = LONGEST.findIndex((name) => file === `${name}.test.ts`);

@@ -70,6 +70,8 @@ test("sampling: greedy, top-k 1, a peaked nucleus, min-p agree; seeds; the distr
 test("the sampler against its definition in f64, with ties, and odd vocabularies", async () => {
   const { files, manifest } = await compile(writeModel(configs.odd), {
     targets: ["wasm"],
+    train: [],
+    quick: true,
     capacities: small,
   });
   const { vocab } = manifest.model;
