@@ -349,7 +349,7 @@ test("S2FT selects what a brute-force ranking does, one a coupled group; seeds r
 test("a weighted sum is the sum of the deltas; combined, merged and exported it is the same", async () => {
   await using engine = await engineOf(configs.even, {
     ...all("wasm"),
-    train: ["lora", "s2ft", "ia3", "sparse"],
+    train: ["lora", "s2ft", "ia3", "sparse", "s2ft_permuted"],
     capacities: {
       ...all("wasm").capacities,
       rank: 24,
