@@ -173,3 +173,97 @@ const expertsTOp = defineOp({
     return [dx];
   },
 });
+
+type Factor = Type & { kind: "factor" };
+/** Columns of one expert's factor: those of all lie side by side. */
+const insOf = (f: Value, count: number): number => (f.type as Factor).cols / count;
+const shrinkOp = defineOp({
+  name: "experts_shrink",
+  kind: "kernel",
+  infer: ([x, f, chosen]) => [{ ...(x as Rows), cols: (chosen as Rows).cols * (f as Factor).rows }],
+  grad: ({ ins: [x, f, chosen], attrs }, [du]) => {
+    const [count, k] = [Number(attrs.count), colsOf(chosen!)];
+    const apart = (): Value => expandExperts(du!, f!, chosen!, count);
+    return [
+      () => (colsOf(x!) === insOf(f!, count) ? fold(apart(), k) : apart()),
+      () => outerExperts(du!, x!, f!, chosen!, count),
+      null,
+    ];
+  },
+  eval: (node, [x, f, chosen], ctx) => {
+    const { rows: most, cols, branch } = node.ins[1]!.type as Factor;
+    const [top, wide] = [colsOf(node.ins[2]!), colsOf(node.ins[0]!)];
+    const ins = insOf(node.ins[1]!, Number(node.attrs.count));
+    const n = rowsOf(node.ins[0]!, ctx);
+    const u = new Float64Array(n * top * most);
+    for (const [t, j, e] of parts(chosen!, top, n)) {
+      const s = ctx.meta("slot", t);
+      for (let r = 0; r < ctx.slot(s, branch).rank; r++)
+        for (let c = 0; c < ins; c++) {
+          const at = (t * top + j) * most + r;
+          const from = t * wide + (wide === ins ? 0 : j * ins);
+          u[at] = u[at]! + x![from + c]! * f![(s * most + r) * cols + e * ins + c]!;
+        }
+    }
+    return [u];
+  },
+});
+/**
+ * u [rows, k · factor rows]: u[t, j] = F[slot[t]] of the expert chosen[t, j] · x[t], or · x[t, j] where x has a
+ * part for each; 0 beyond the slot's rank. Of `count` experts.
+ */
+export const shrinkExperts = (x: Value, factor: Value, chosen: Value, count: number): Value =>
+  make1(shrinkOp, [x, factor, chosen], { count }, `shrink_${factor.node.label}`);
+
+const expandOp = defineOp({
+  name: "experts_expand",
+  kind: "point",
+  remote: true,
+  infer: ([u, f, chosen], { count }) => [
+    { ...(u as Rows), cols: ((chosen as Rows).cols * (f as Factor).cols) / Number(count) },
+  ],
+  point: ({ ins: [u, f, chosen], attrs }) => {
+    const outs = insOf(f!, Number(attrs.count));
+    const part = ixBin("div", col, outs);
+    const of = ixBin("add", ixBin("mul", chosenAt(chosen!, part), outs), ixBin("mod", col, outs));
+    const from = ixBin("mul", part, (f!.type as Factor).rows);
+    return { e: "expand", u: u!, from, factor: f!, row, col: of };
+  },
+  grad: ({ ins: [u, f, chosen], attrs }, [dy]) => [
+    () => shrinkExperts(dy!, f!, chosen!, Number(attrs.count)),
+    () => outerExperts(u!, dy!, f!, chosen!, Number(attrs.count)),
+    null,
+  ],
+});
+/** y [rows, k · columns]: y[t, j] = Σ_r u[t, j, r] · F[slot[t]][r] of the expert chosen[t, j]. */
+export const expandExperts = (u: Value, factor: Value, chosen: Value, count: number): Value =>
+  make1(expandOp, [u, factor, chosen], { count }, `expand_${factor.node.label}`);
+
+const outerOp = defineOp({
+  name: "experts_outer",
+  constant: true,
+  kind: "kernel",
+  infer: (_, a) => [{ kind: "grad", of: String(a.of) }],
+  eval: (node, [u, x, chosen], ctx) => {
+    const f = node.ins[3]!.type as Factor;
+    const ins = insOf(node.ins[3]!, Number(node.attrs.count));
+    const [top, wide] = [colsOf(node.ins[2]!), colsOf(node.ins[1]!)];
+    const out = new Float64Array(f.rows * f.cols);
+    for (const [t, j, e] of parts(chosen!, top, rowsOf(node.ins[0]!, ctx)))
+      for (let r = 0; r < f.rows; r++)
+        for (let c = 0; c < ins; c++) {
+          const at = r * f.cols + e * ins + c;
+          const from = t * wide + (wide === ins ? 0 : j * ins);
+          out[at] = out[at]! + u![(t * top + j) * f.rows + r]! * x![from + c]!;
+        }
+    return [out];
+  },
+});
+/** Gradient of experts' factors: each row's u[t, j] ⊗ x[t], or ⊗ x[t, j], goes to the expert chosen[t, j]. */
+const outerExperts = (u: Value, x: Value, factor: Value, chosen: Value, count: number): Value =>
+  make1(
+    outerOp,
+    [u, x, chosen, factor],
+    { of: String(factor.node.attrs.name), count },
+    `d_${factor.node.label}`,
+  );

@@ -64,8 +64,18 @@ export type Expr =
   | { readonly e: "if"; readonly ix: Ix; readonly yes: Expr; readonly no: Expr }
   /** f32 bits of a metadata word. */
   | { readonly e: "metaf"; readonly name: string; readonly at: Ix | null }
-  /** Σ_r u[row, r] · factor[slot[row]][r][col] over the rank of the row's slot; exactly 0 for rank 0. */
-  | { readonly e: "expand"; readonly u: Value; readonly factor: Value; readonly row: Ix; readonly col: Ix }
+  /**
+   * Σ_r u[row, from + r] · factor[slot[row]][r][col] over the rank of the row's slot; exactly 0 for rank 0.
+   * `from` is 0 where it is not given.
+   */
+  | {
+      readonly e: "expand";
+      readonly u: Value;
+      readonly from?: Ix;
+      readonly factor: Value;
+      readonly row: Ix;
+      readonly col: Ix;
+    }
   /**
    * Σ over entries k from index[start + col] to index[start + col + 1] of values[e] · x[row, index[at + e]],
    * e = k, or index[order + k] where there is an order; values and index of the row's slot.
@@ -166,7 +176,7 @@ const parts: ExprTable<[], Parts> = {
   call: (e) => ({ exprs: e.args, values: [] }),
   if: (e) => ({ exprs: [e.yes, e.no], values: valuesOf(e.ix) }),
   metaf: () => leaf,
-  expand: (e) => ({ exprs: [], values: [e.u, e.factor] }),
+  expand: (e) => ({ exprs: [], values: [e.u, e.factor, ...valuesOf(e.from ?? null, e.col)] }),
   sparse: (e) => ({ exprs: [], values: [e.x, e.values, e.index] }),
   dot: (e) => ({ exprs: [], values: [e.a, e.b] }),
   ranked: (e) => ({ exprs: [], values: [e.factor] }),

@@ -86,9 +86,10 @@ export function evalExpr(
         const [u, f] = [env.get(valueKey(x.u))!, env.get(valueKey(x.factor))!];
         const t = x.factor.type as Type & { kind: "factor" };
         const s = ctx.meta("slot", ix(x.row));
+        const from = x.from ? ix(x.from) : 0;
         let acc = 0;
         for (let r = 0; r < ctx.slot(s, t.branch).rank; r++)
-          acc += u[ix(x.row) * t.rows + r]! * f[(s * t.rows + r) * t.cols + ix(x.col)]!;
+          acc += u[ix(x.row) * colsOf(x.u.type) + from + r]! * f[(s * t.rows + r) * t.cols + ix(x.col)]!;
         return acc;
       }
       case "sparse": {

@@ -6,7 +6,7 @@
  */
 
 import { mul } from "./elementwise.ts";
-import { call, type Expr, type Ix, int, ixBin, konst, load, meta, row } from "./expr.ts";
+import { call, col, type Expr, type Ix, int, ixBin, konst, load, meta, row } from "./expr.ts";
 import { type Domain, defineOp, type Graph, make1, type Type, type Value } from "./graph.ts";
 import { colSum, outer } from "./linear.ts";
 
@@ -74,15 +74,20 @@ const scaleOp = defineOp({
   name: "slot_scale",
   kind: "point",
   infer: (_, a) => [{ kind: "rows", domain: a.domain as Domain, cols: Number(a.cols) }],
-  point: ({ attrs }) => ({ e: "scale", branch: Number(attrs.branch), row, col: { ix: "col" } }),
+  point: ({ attrs }) => {
+    const at = attrs.rows === undefined ? col : ixBin("mod", col, Number(attrs.rows));
+    return { e: "scale", branch: Number(attrs.branch), row, col: at };
+  },
 });
 /**
  * u, what a branch's rows make of x, scaled by the row's adapter: alpha/r, or alpha/√r for rsLoRA; in a sum
- * of adapters each adapter's rows by its own, times its weight.
+ * of adapters each adapter's rows by its own, times its weight. `rows`: of parts of a row, so many columns
+ * each.
  */
-export const scaleBySlot = (u: Value, branch: number): Value => {
+export const scaleBySlot = (u: Value, branch: number, rows?: number): Value => {
   const { domain, cols } = u.type as Rows;
-  return mul(u, u.node.graph.make1(scaleOp, [], { branch, domain, cols }));
+  const attrs = { branch, domain, cols, ...(rows !== undefined && { rows }) };
+  return mul(u, u.node.graph.make1(scaleOp, [], attrs));
 };
 
 /** `yes` for rows whose slot has the branch, else `no`. */
@@ -92,7 +97,6 @@ const where = (branch: number, yes: Expr, no: Expr): Expr => ({
   yes,
   no,
 });
-const col: Ix = { ix: "col" };
 /**
  * Columns of a selection tensor: the chosen channels in order, then for each channel its place in that order
  * plus one, 0 where it is not chosen.

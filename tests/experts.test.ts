@@ -5,12 +5,15 @@
 import * as assert from "uvu/assert";
 import { vjp } from "../compiler/autodiff.ts";
 import {
+  expandExperts,
   experts,
   fold,
   Graph,
   interpret,
   mul,
   route,
+  scaleBySlot,
+  shrinkExperts,
   silu,
   softmax,
   type Type,
@@ -168,6 +171,76 @@ test("gradients of a mixture: inputs, weights and router by central differences 
         assert.ok(Math.abs(g - want) < 1e-6 * (1 + Math.abs(want)), `${name} ${k}: ${g}, ${want}`);
       });
       assert.ok(got!.some((g) => Math.abs(g) > 1e-3));
+    });
+  }
+});
+
+/** An adapter on the experts of one matrix: x that all read, or a part for each; of the rows of a job's unit. */
+function adapted(wide: boolean, domain: "T" | "W", { count, top, ins, outs }: Sizes) {
+  const graph = new Graph();
+  const of = (cols: number): Type => ({ kind: "rows", domain, cols });
+  const [x, logits] = [of(wide ? top * ins : ins), of(count)].map((t, i) => graph.input("a", `x${i}`, t));
+  const factor = (name: string, cols: number): Value =>
+    graph.input("adapted", name, { kind: "factor", rows: 8, cols: count * cols, branch: 1 });
+  const [a, b] = [factor("a", ins), factor("b", outs)];
+  const chosen = topk(logits!, top);
+  const u = scaleBySlot(shrinkExperts(x!, a, chosen, count), 1, 8);
+  const y = expandExperts(u, b, chosen, count);
+  const cot = graph.input("adapted", "cot", of(top * outs));
+  const grads = vjp([[y, cot]], [x!, a, b]);
+  return { y, cot, wanted: [x!, a, b], grads: [x!, a, b].map((v) => grads.get(valueKey(v))!) };
+}
+interface Sizes {
+  readonly count: number;
+  readonly top: number;
+  readonly ins: number;
+  readonly outs: number;
+}
+const adapters: Readonly<Record<string, Sizes>> = {
+  odd: { count: 5, top: 2, ins: 21, outs: 19 },
+  even: { count: 8, top: 3, ins: 16, outs: 24 },
+  "one each": { count: 40, top: 1, ins: 9, outs: 8 },
+};
+for (const target of targets)
+  test(`adapters of experts on ${target}: rows of many slots, and gradients of one job's, equal f64`, async () => {
+    for (const [name, sizes] of Object.entries(adapters))
+      for (const wide of [false, true])
+        for (const domain of ["T", "W"] as const) {
+          const { y, grads } = adapted(wide, domain, sizes);
+          // What is trained is of one slot; what is served of any.
+          const roots = domain === "T" ? [y] : [y, ...grads];
+          const b = batch(`${name} ${domain}`, 25, 3, domain === "T" ? "step" : "unit");
+          const data = inputData(roots, b, name);
+          const want = interpret(roots, data, context(b));
+          const { outputs } = await runOn(target, roots, data, b, { fuse: wide });
+          want.forEach((w, i) => {
+            // Rows of a factor beyond the job's rank are left alone.
+            close(outputs[i]!.slice(0, w.length), w, `${name} ${wide} ${domain} ${i}`);
+          });
+        }
+  });
+test("gradients of experts' adapters equal central differences in f64", () => {
+  for (const wide of [false, true]) {
+    const { y, cot, wanted, grads } = adapted(wide, "W", { count: 4, top: 2, ins: 5, outs: 3 });
+    const b = batch("adapted", 6, 3, "unit");
+    const ctx = context(b);
+    const data = inputData([y, cot, ...grads], b, "adapted");
+    const loss = (d: Data): number =>
+      interpret([y], d, ctx)[0]!.reduce((s, v, i) => s + v * data.cot![i]!, 0);
+    wanted.forEach((v, i) => {
+      const name = String(v.node.attrs.name);
+      const [got] = interpret([grads[i]!], data, ctx);
+      // Of a factor, the job's slot.
+      const from = v.type.kind === "factor" ? b.header.slot! * v.type.rows * v.type.cols : 0;
+      got!.forEach((g, k) => {
+        const at = (step: number): number => {
+          const moved = data[name]!.slice();
+          moved[from + k] = moved[from + k]! + step;
+          return loss({ ...data, [name]: moved });
+        };
+        const want = (at(1e-5) - at(-1e-5)) / 2e-5;
+        assert.ok(Math.abs(g - want) < 1e-6 * (1 + Math.abs(want)), `${name} ${k}: ${g}, ${want}`);
+      });
     });
   }
 });

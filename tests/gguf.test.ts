@@ -123,6 +123,20 @@ const kinds: Readonly<Record<string, Kind>> = {
       "rope.scaling.factor": factor(c),
     }),
   },
+  mixtral: {
+    architecture: "llama",
+    turned: true,
+    more: numbers({ expert_count: "num_local_experts", expert_used_count: "num_experts_per_tok" }),
+  },
+  qwen3_moe: {
+    architecture: "qwen3moe",
+    more: numbers({
+      expert_count: "num_experts",
+      expert_used_count: "num_experts_per_tok",
+      expert_feed_forward_length: "moe_intermediate_size",
+    }),
+  },
+  olmoe: { more: numbers({ expert_count: "num_experts", expert_used_count: "num_experts_per_tok" }) },
   phi3: {
     more: (c) => ({
       "rope.dimension_count": headDimOf(c) * (c.partial_rotary_factor as number),
@@ -243,28 +257,58 @@ function model(
       );
     return { name: ggufName(t.name, c), shape, type: types[matrix ? format : "F32"], data };
   });
+  // Matrices of one name are one tensor.
+  const stacked = [...new Set(tensors.map((t) => t.name))].map((name) => {
+    const parts = tensors.filter((t) => t.name === name);
+    const [first] = parts as [(typeof parts)[number]];
+    if (parts.length === 1) return first;
+    return { ...first, shape: [parts.length, ...first.shape], data: Buffer.concat(parts.map((t) => t.data)) };
+  });
   const dir = scratch();
   mkdirSync(dir, { recursive: true });
   const folder = writeModel(c);
   writeFileSync(`${folder}/model.safetensors`, encode(exact));
   writeFileSync(
     `${dir}/model.gguf`,
-    writeGguf({ ...metaOf(c), ...more }, [...tensors, ...(kind.extra?.(c) ?? []), ...extra]),
+    writeGguf({ ...metaOf(c), ...more }, [...stacked, ...(kind.extra?.(c) ?? []), ...extra]),
   );
   return { gguf: `${dir}/model.gguf`, folder };
 }
 const options = { targets: ["wasm"] as const, train: ["lora"], quick: true, capacities: small };
-const logitsOf = async (path: string): Promise<number[]> => {
+const logitsOf = async (path: string, vocab = 128): Promise<number[]> => {
   const out = `${scratch()}/bundle`;
   await compile(path, out, { ...options });
   await using engine = await load(out, { device: "wasm" });
-  return (await engine.score(idsOf("gguf", 40, 128), { logits: true })).logits!.flatMap((r) => [...r]);
+  return (await engine.score(idsOf("gguf", 40, vocab), { logits: true })).logits!.flatMap((r) => [...r]);
 };
 
 for (const format of Object.keys(types) as Format[])
   test(`${format}: the file says what a folder of the same numbers says, bit for bit`, async () => {
     const { gguf, folder } = model(format);
     assert.equal(await logitsOf(gguf), await logitsOf(folder));
+  });
+
+for (const format of ["Q8_0", "Q4_0"] as const)
+  test(`${format}: experts that are one tensor of a file are their own rows of it, bit for bit`, async () => {
+    const { gguf, folder } = model(format, {}, configs.olmoe);
+    const { vocab_size: vocab } = configs.olmoe;
+    assert.equal(await logitsOf(gguf, vocab), await logitsOf(folder, vocab));
+    const file = await openModel(gguf);
+    const name = "model.layers.1.mlp.experts.4.down_proj.weight";
+    const { hidden_size: n, intermediate_size: k } = configs.olmoe;
+    const planes = file.weights.planes(name, [n, k], file.weights.nearest(name), 8, 24)!;
+    assert.ok(planes.every((p) => p.length > 0));
+    const refused = (path: string, where: RegExp): Promise<void> =>
+      openModel(path).then(
+        () => assert.unreachable(),
+        (e: WeftError) => assert.match(`${e.code} ${e.message}`, where),
+      );
+    await refused(model(format, { "olmoe.attention.clamp_kqv": 8 }, configs.olmoe).gguf, /clamp_kqv/);
+    await refused(model(format, { "olmoe.expert_gating_func": 2 }, configs.olmoe).gguf, /expert_gating_func/);
+    assert.throws(
+      () => file.weights.read(name.replace(".4.", ".6."), [n, k]),
+      (e: WeftError) => /ffn_down_exps.*more than 6 matrices/.test(e.message),
+    );
   });
 
 test("blocks of every kind say what llama.cpp's own reader makes of them, bit for bit", () => {
@@ -429,6 +473,7 @@ const asF32 = (text: string): string =>
 const changes: Readonly<Record<string, Partial<Config>>> = {
   gemma2: { query_pre_attn_scalar: configs.gemma2.head_dim },
   gemma3: { layer_types: undefined },
+  mixtral: { sliding_window: undefined },
   smollm3: { no_rope_layers: undefined, no_rope_layer_interval: 4 },
 };
 for (const name of Object.keys(families) as FamilyName[]) {

@@ -123,6 +123,9 @@ const together = new Set([
   "put",
   "experts",
   "experts_t",
+  "experts_shrink",
+  "experts_expand",
+  "experts_outer",
 ]);
 
 test("every op has samples, or a test of its own", () => {

@@ -182,14 +182,19 @@ function dialect(env: KernelEnv, deltas: readonly Expand[]): Dialect {
         return `rand${lanes}(${key}, ${salt}, ${p.ix(e.col)})`;
       },
       expand: (e, p, lanes) => {
-        const ready = deltas.findIndex((d) => sameValue(d.u, e.u) && sameValue(d.factor, e.factor));
-        if (ready >= 0) return element(`delta_ + ${ready * DELTA_BYTES}`, "col - c0", lanes);
         const { branch, cols } = e.factor.type as Factor;
         const rank = p.ix({ ix: "rank", branch, row: e.row });
         const x = pointer(rowOf(env.address(e.u), p.ix(e.row)), p);
         const { cls, offset } = env.address(e.factor);
-        const f = `${cls} + ${offset * 4} + ((<usize>col) << 2)`;
-        return `expand${lanes}(${x}, ${quadsOf(branch, e.row, p)}, ${f}, ${rank}, ${cols * 4})`;
+        const at = (lane: number, n: 1 | 4): string => {
+          const u = e.from ? ` + ((<usize>${p.ix(e.from, lane)}) << 2)` : "";
+          const f = `${cls} + ${offset * 4} + ((<usize>${p.ix(e.col, lane)}) << 2)`;
+          return `expand${n}(${x}${u}, ${quadsOf(branch, e.row, p)}, ${f}, ${rank}, ${cols * 4})`;
+        };
+        const ready = deltas.findIndex((d) => sameValue(d.u, e.u) && sameValue(d.factor, e.factor));
+        if (ready >= 0) return element(`delta_ + ${ready * DELTA_BYTES}`, "col - c0", lanes);
+        // Four columns that begin anywhere may be of two parts of a row.
+        return lanes === 4 && e.from ? lanesOf((lane) => at(lane, 1)) : at(0, lanes);
       },
       sparse: (e, p, lanes) => {
         const words = (v: Value): string => slotPtr(v, e.row, p);

@@ -107,8 +107,9 @@ function dialect(env: KernelEnv): Dialect {
         const { branch, cols } = e.factor.type as Factor;
         const u = env.address(e.u);
         const slot = slotOf(e.row, p);
-        const x = `${u.offset} + ${p.ix(e.row)} * ${u.stride}`;
-        const f = `${env.address(e.factor).offset} + col`;
+        const from = e.from ? ` + ${p.ix(e.from)}` : "";
+        const x = `${u.offset} + ${p.ix(e.row)} * ${u.stride}${from}`;
+        const f = `${env.address(e.factor).offset} + ${p.ix(e.col)}`;
         const rank = inTable(slot, branch, "rank", env);
         return `expand(${x}, ${quadsAt(slot, branch, env)}, ${f}, ${rank}, ${cols})`;
       },

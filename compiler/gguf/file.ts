@@ -36,7 +36,10 @@ export interface GgufFile {
   readonly names: readonly string[];
   /** Undefined where there is no tensor of that name. */
   readonly shapeOf: (name: string) => readonly number[] | undefined;
-  /** f32 values of the rows [from, to) of a tensor [shape], checked finite. Throws WEFT_WEIGHTS. */
+  /**
+   * f32 values of the rows [from, to) of a tensor [shape], checked finite; matrices that are one tensor are
+   * their rows, one after another. Throws WEFT_WEIGHTS.
+   */
   readonly read: (name: string, shape: readonly number[], from: number, to: number) => Float32Array;
   /** The format that holds a tensor as it is, or loses least of it; null where there is none. */
   readonly nearest: (name: string) => Format | null;
@@ -90,7 +93,8 @@ export async function openFile(path: string): Promise<GgufFile> {
   const rowsOf = (name: string, shape: readonly number[]) => {
     const where = `${path}: ${name}`;
     const t = table.get(name) ?? fail(where, `a tensor ${JSON.stringify(shape)}`, "no such tensor");
-    if (JSON.stringify(t.shape) !== JSON.stringify(shape))
+    const own = [t.shape.slice(0, -1).reduce((a, b) => a * b, 1), ...t.shape.slice(-1)];
+    if (JSON.stringify(shape.length > 1 ? own : t.shape) !== JSON.stringify(shape))
       fail(where, JSON.stringify(shape), JSON.stringify(t.shape));
     const row = shape.slice(1).reduce((a, b) => a * b, 1);
     const layout = layoutOf(t.type, row, where);

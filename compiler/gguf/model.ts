@@ -36,24 +36,23 @@ export function writtenAs(config: Json): { readonly model: Model; readonly gguf:
   });
 }
 
-/** As `ggmlOf`'s type has it, with its rows where the file has them. */
-function converted(t: StoredTensor, gguf: GgufFamily, config: Json): { type: GgmlName; bytes: Uint8Array } {
+/** As a type has it that holds it, with its rows where the file has them. */
+function converted(t: StoredTensor, type: GgmlName, gguf: GgufFamily, config: Json): Uint8Array {
   const { name, shape } = t;
   const [n, k] = [shape[0]!, shape.length > 1 ? shape[1]! : 1];
-  const type = ggmlOf(t.format, t.planes, k);
   const move = (numbers: ArrayLike<number>): Float32Array => {
     const width = numbers.length / n;
     const values = numbers instanceof Float32Array ? numbers : Float32Array.from(numbers);
     return gguf.layout.convert(name, (a, b) => values.slice(a * width, b * width), 0, n, config);
   };
-  if (type === null || type === "F32") {
+  if (type === "F32") {
     const values = weightFormats[t.format].decode(t.planes, n, k);
     const moved = move(values);
-    return { type: "F32", bytes: new Uint8Array(moved.buffer, moved.byteOffset, moved.byteLength) };
+    return new Uint8Array(moved.buffer, moved.byteOffset, moved.byteLength);
   }
   // At most 16 bits each, so they are whole numbers of f32 too.
   const planes = t.planes.map((p) => new (p.constructor as new (from: Float32Array) => Words)(move(p)));
-  return { type, bytes: ggmlBytes(type, planes) };
+  return ggmlBytes(type, planes);
 }
 /** Is a vector the same after it was converted, and restored? What a file has otherwise may round. */
 function survives({ name, shape, planes }: StoredTensor, gguf: GgufFamily, config: Json): boolean {
@@ -79,17 +78,23 @@ export async function modelAsGguf(
   const extra = Object.entries(said.tensors);
   const tensors: GgufTensor[] = extra.map(([name, v]) => ({ name, shape: [v.length], layout: ggml.F32 }));
   const notes: string[] = [];
+  const types = new Map<string, GgmlName>();
   for await (const t of stored()) {
-    const [n, k] = [t.shape[0]!, t.shape[1] ?? 1];
-    const layout = ggml[ggmlOf(t.format, t.planes, k) ?? "F32"];
-    tensors.push({ name: gguf.name(t.name), shape: t.shape.length > 1 ? [n, k] : [n], layout });
+    const type = ggmlOf(t.format, t.planes, t.shape[1] ?? 1) ?? "F32";
+    const name = gguf.name(t.name);
+    const part = gguf.part(t.name);
+    // Matrices that are one tensor of the file are of one type: Q4_1 holds what Q4_0 does.
+    types.set(name, part && types.get(name) !== type ? "Q4_1" : type);
+    const layout = ggml[types.get(name)!];
+    if (part) tensors.push({ ...tensors.pop()!, shape: [part + 1, ...t.shape], layout });
+    else tensors.push({ name, shape: part === null ? t.shape : [1, ...t.shape], layout });
     if (!survives(t, gguf, config)) notes.push(`${t.name} is rounded: files have 1 + w`);
   }
   checkSaid(model, gguf, said, tensors);
   const quantised = tensors.some(({ layout }) => [ggml.Q4_0, ggml.Q4_1, ggml.Q8_0].includes(layout as never));
   async function* data(): AsyncGenerator<Uint8Array, void, void> {
     for (const [, values] of extra) yield new Uint8Array(values.buffer);
-    for await (const t of stored()) yield converted(t, gguf, config).bytes;
+    for await (const t of stored()) yield converted(t, types.get(gguf.name(t.name))!, gguf, config);
   }
   const keys = Object.entries(said.keys).map(([key, v]) => [`${gguf.architecture}.${key}`, v] as const);
   const all = {

@@ -25,10 +25,9 @@ export async function openGguf(
   };
   if (meta["general.type"] === "adapter") refuse("general.type", "model", "adapter");
   const known = ggufFamilies();
-  const architecture = meta["general.architecture"];
-  const family =
-    known.get(String(architecture)) ??
-    refuse("general.architecture", [...known.keys()].join(", "), architecture);
+  const architecture = String(meta["general.architecture"]);
+  const key = keyOf(architecture, Number(meta[`${architecture}.expert_count`] ?? 0) > 0);
+  const family = known.get(key) ?? refuse("general.architecture", [...known.keys()].join(", "), key);
   const said = family.config({
     get: (key) => meta[`${family.architecture}.${key}`],
     number: (key, fallback) => {
@@ -53,23 +52,33 @@ export async function openGguf(
     },
     path,
   );
+  /** The tensor of the file that a checkpoint's is, or is a part of: its rows, and the first that are. */
+  const placeOf = (name: string, shape: readonly number[]) => {
+    const [file, part] = [family.name(name), family.part(name)];
+    const parts = part === null ? 1 : (shapeOf(file)?.[0] ?? part + 1);
+    if ((part ?? 0) >= parts) refuse(file, `more than ${part} matrices`, parts);
+    const [rows, ...columns] = shape as [number, ...number[]];
+    return { file, shape: [parts * rows, ...columns], first: (part ?? 0) * rows };
+  };
   return {
     where: path,
     config,
     generation: generationOf(config, null, path),
     weights: {
       has: (name) => shapeOf(family.name(name)) !== undefined,
-      read: (name, shape, from = 0, to = shape[0]!) =>
-        family.layout.restore(name, (a, b) => read(family.name(name), shape, a, b), from, to, config),
+      read: (name, shape, from = 0, to = shape[0]!) => {
+        const { file, shape: whole, first } = placeOf(name, shape);
+        return family.layout.restore(name, (a, b) => read(file, whole, first + a, first + b), from, to, config);
+      },
       nearest: (name) => nearest(family.name(name)) ?? "f32",
       planes: (name, shape, format, from, to) => {
-        const file = family.name(name);
+        const { file, shape: whole, first } = placeOf(name, shape);
         if (format !== nearest(file)) return null;
         // A family moves whole rows of a matrix, whatever their numbers are.
         const read = new Map<string, readonly Words[] | null>();
         const once = (a: number, b: number): readonly Words[] | null => {
           const key = `${a} ${b}`;
-          if (!read.has(key)) read.set(key, planes(file, shape, a, b));
+          if (!read.has(key)) read.set(key, planes(file, whole, first + a, first + b));
           return read.get(key)!;
         };
         const moved = weightFormats[format].planes.map((_, i) => {
@@ -87,14 +96,17 @@ export async function openGguf(
     files: tokenizer ?? tokenizerFiles(meta, path),
   };
 }
-/** Families by the architecture that their files say; each is one family's. */
+/** What a family's files are told by: their architecture, and whether there are experts. */
+const keyOf = (architecture: string, mixture = false): string =>
+  mixture ? `${architecture} (experts)` : architecture;
+/** Families by what their files say; each is one family's. */
 function ggufFamilies(): ReadonlyMap<string, GgufFamily> {
   const known = new Map<string, GgufFamily>();
   for (const [name, { gguf }] of Object.entries(models)) {
     if (!gguf) continue;
-    if (known.has(gguf.architecture))
-      throw new Error(`${name}: GGUF's ${gguf.architecture} is another family's`);
-    known.set(gguf.architecture, gguf);
+    const key = keyOf(gguf.architecture, gguf.mixture);
+    if (known.has(key)) throw new Error(`${name}: GGUF's ${key} is another family's`);
+    known.set(key, gguf);
   }
   return known;
 }

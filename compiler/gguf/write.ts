@@ -159,8 +159,8 @@ function putValue(b: Bytes, value: GgufValue): void {
   } else array(STRING, value, (x) => b.text(x));
 }
 /**
- * A file in pieces: what it says, its table of tensors, and the bytes of each, asked for in order. Throws
- * where those are not as many as the table has.
+ * A file in pieces: what it says, its table of tensors, and the bytes of each, of one or several pieces, asked
+ * for in order. Throws where those are not as many as the table has.
  */
 export async function* writeGguf(
   said: Readonly<Record<string, GgufValue>>,
@@ -189,12 +189,17 @@ export async function* writeGguf(
   yield head;
   yield new Uint8Array(padded(head.length) - head.length);
   let i = 0;
+  let written = 0;
   for await (const bytes of data) {
-    const t = tensors[i++];
-    if (!t || bytes.length !== tensorBytes(t))
-      throw new Error(`${t?.name}: ${bytes.length} bytes, and not ${t && tensorBytes(t)}`);
+    const t = tensors[i];
+    written += bytes.length;
+    if (!t || written > tensorBytes(t))
+      throw new Error(`${t?.name}: ${written} bytes, and not ${t && tensorBytes(t)}`);
     yield bytes;
-    yield new Uint8Array(padded(bytes.length) - bytes.length);
+    if (written < tensorBytes(t)) continue;
+    yield new Uint8Array(padded(written) - written);
+    written = 0;
+    i++;
   }
   if (i !== tensors.length) throw new Error(`bytes of ${i} tensors, and not of ${tensors.length}`);
 }

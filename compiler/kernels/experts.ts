@@ -19,7 +19,7 @@ function sizesOf(b: Body) {
   return { x, chosen, w, type, top, outs: b.cols / top };
 }
 /** Where part j of a row begins, in numbers of so many units; nothing where all experts read the same. */
-const partOf = (x: Value, ins: number, j: string, units = 1): string =>
+export const partOf = (x: Value, ins: number, j: string, units = 1): string =>
   (x.type as Rows).cols === ins ? "" : ` + ${j} * ${ins * units}`;
 
 /**

@@ -8,6 +8,8 @@ import type { Body, GraphKernel } from "./body.ts";
 import { clip } from "./clip.ts";
 import { col_sum } from "./col_sum.ts";
 import { experts } from "./experts.ts";
+import { experts_outer } from "./experts_outer.ts";
+import { experts_shrink } from "./experts_shrink.ts";
 import { experts_t } from "./experts_t.ts";
 import { linear } from "./linear.ts";
 import { linear_t } from "./linear_t.ts";
@@ -29,6 +31,8 @@ export const graphKernels = {
   linear_t,
   experts,
   experts_t,
+  experts_shrink,
+  experts_outer,
   topk,
   shrink,
   outer,

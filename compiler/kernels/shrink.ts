@@ -11,16 +11,16 @@ import { epilogue as wgslEpilogue } from "./text/wgsl_products.ts";
 
 type Factor = Type & { kind: "factor" };
 /** Bytes of a row of sums in a thread's scratch. */
-const rowBytes = (cols: number): number => Math.ceil(cols / 4) * 16;
+export const rowBytes = (cols: number): number => Math.ceil(cols / 4) * 16;
 
 /** Products of rows with four rows of a factor. */
 const functions = `
-/** u[0..4) = x · rows of a factor. */
-function shrink4(x: usize, f: usize, cols: i32, out: usize): void {
+/** u[0..4) = x · rows of a factor, \`apart\` numbers apart. */
+function shrink4(x: usize, f: usize, cols: i32, apart: i32, out: usize): void {
   let a0: v128 = f32x4.splat(0), a1: v128 = a0, a2: v128 = a0, a3: v128 = a0;
-  const f1: usize = f + ((<usize>cols) << 2);
-  const f2: usize = f1 + ((<usize>cols) << 2);
-  const f3: usize = f2 + ((<usize>cols) << 2);
+  const f1: usize = f + ((<usize>apart) << 2);
+  const f2: usize = f1 + ((<usize>apart) << 2);
+  const f3: usize = f2 + ((<usize>apart) << 2);
   let c: i32 = 0;
   for (; c + 4 <= cols; c += 4) {
     const o: usize = (<usize>c) << 2;
@@ -155,7 +155,7 @@ export const shrink: GraphKernel = {
             f, ${cols}, scratch + ((<usize>r) << 2), ${outStride});
           else shrink4(
             ${assembly.rowPtr(x, env, "row")},
-            f, ${cols}, scratch + ((<usize>r) << 2));
+            f, ${cols}, ${cols}, scratch + ((<usize>r) << 2));
         }
         for (let i: i32 = 0; i < count; i++) {
           for (let z: i32 = r; z < ${b.cols}; z += 4)

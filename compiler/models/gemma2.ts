@@ -76,7 +76,7 @@ export const gemma2: Family = {
         sliding_window: g.number("attention.sliding_window", 4096),
       };
     },
-    name: named({
+    ...named({
       ...decoderModules,
       ...normedAfter,
       "model.layers.{l}.pre_feedforward_layernorm": "blk.{l}.ffn_norm",

@@ -109,7 +109,7 @@ export const gemma3: Family = {
         sliding_window_pattern: g.number("attention.sliding_window_pattern", 6),
       };
     },
-    name: named({
+    ...named({
       ...decoderModules,
       ...normedAfter,
       ...queryKeyNorms,

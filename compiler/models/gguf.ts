@@ -1,5 +1,6 @@
 /** How most decoders lie in GGUF files: names of tensors and keys, and what llama.cpp's converter changes. */
-import type { GgufHeader, GgufNumber, GgufSaid, Json, Layout, Model, Move } from "./model.ts";
+import type { GgufFamily, GgufHeader, GgufNumber, GgufSaid, Json, Layout, Model, Move } from "./model.ts";
+import type { Mixture } from "./parts.ts";
 
 /** Modules of a decoder, as Hugging Face's families name them, with `{l}` for the layer; and GGUF's names. */
 export const decoderModules = {
@@ -26,16 +27,35 @@ export const queryKeyNorms = {
   "model.layers.{l}.self_attn.q_norm": "blk.{l}.attn_q_norm",
   "model.layers.{l}.self_attn.k_norm": "blk.{l}.attn_k_norm",
 } as const;
-/** Names by a table of modules; what the table lacks is a mistake of the family's. */
-export const named =
-  (modules: Readonly<Record<string, string>>) =>
-  (checkpoint: string): string => {
+/** Modules of a mixture of experts by its own names; a file has what experts have of one kind as one tensor. */
+export const expertModules = (
+  m: Pick<Mixture, "module" | "gate" | "up" | "down">,
+): Readonly<Record<string, string>> =>
+  Object.fromEntries([
+    [`model.layers.{l}.${m.module}.gate`, "blk.{l}.ffn_gate_inp"],
+    ...(["gate", "up", "down"] as const).map((kind) => [
+      `model.layers.{l}.${m.module}.experts.{e}.${m[kind]}`,
+      `blk.{l}.ffn_${kind}_exps`,
+    ]),
+  ]);
+const EXPERT = /\.experts\.(\d+)\./;
+/**
+ * Names by a table of modules, and which of the matrices under such a name a tensor is; what the table lacks
+ * is a mistake of the family's.
+ */
+export const named = (modules: Readonly<Record<string, string>>): Pick<GgufFamily, "name" | "part"> => ({
+  name: (checkpoint) => {
     const [, module, kind] = /^(.*)\.(weight|bias)$/.exec(checkpoint)!;
     const layer = /\.(\d+)\./.exec(checkpoint)?.[1] ?? "";
-    const name = modules[module!.replace(`.${layer}.`, ".{l}.")];
+    const name = modules[module!.replace(`.${layer}.`, ".{l}.").replace(EXPERT, ".experts.{e}.")];
     if (name === undefined) throw new Error(`no GGUF name of ${checkpoint}`);
     return `${name.replace("{l}", layer)}.${kind}`;
-  };
+  },
+  part: (checkpoint) => {
+    const expert = EXPERT.exec(checkpoint);
+    return expert ? Number(expert[1]) : null;
+  },
+});
 
 /** Sizes, norms, rotation and tying of a decoder, under the keys of config.json. */
 export function decoderConfig(g: GgufHeader): Json {
@@ -58,6 +78,17 @@ export function decoderConfig(g: GgufHeader): Json {
     ...(scaling && { rope_scaling: scaling }),
     tie_word_embeddings: !g.shapeOf("output.weight"),
   };
+}
+/** What a mixture of experts says beside, under the keys of config.json. */
+export function mixtureConfig(g: GgufHeader): Json {
+  // What would weigh experts otherwise than by the softmax of their scores.
+  for (const [key, usual] of [
+    ["expert_gating_func", 1],
+    ["expert_weights_scale", 1],
+    ["expert_shared_count", 0],
+  ] as const)
+    if (g.number(key, usual) !== usual) g.refuse(key, String(usual), g.get(key));
+  return { num_experts: g.number("expert_count"), num_experts_per_tok: g.number("expert_used_count") };
 }
 /** Keys of YaRN that say more than transformers' do: refused where they are not as if they were not there. */
 const neutral = { "rope.scaling.yarn_log_multiplier": 0, "rope.scaling.yarn_ext_factor": -1 };
@@ -122,6 +153,12 @@ export const saysMore = (said: GgufSaid, keys: GgufSaid["keys"]): GgufSaid => ({
   ...said,
   keys: { ...said.keys, ...keys },
 });
+/** With the keys from which `mixtureConfig` reads. */
+export const mixtureSays = (m: Model, config: Json, absent: Json = {}): GgufSaid =>
+  saysMore(decoderSays(m, config, absent), {
+    expert_count: u32(Number(config.num_local_experts ?? config.num_experts)),
+    expert_used_count: u32(m.constants.experts!),
+  });
 /** The first rotary table: its base, how much of a head turns, its scaling. */
 function ropeSays(m: Model, config: Json, absent: Json): GgufSaid {
   const all = (config.rope_parameters ?? {}) as Json;

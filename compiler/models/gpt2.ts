@@ -102,7 +102,7 @@ export const gpt2: Family = {
       activation_function: "gelu_new",
       tie_word_embeddings: !g.shapeOf("output.weight"),
     }),
-    name: named({
+    ...named({
       "transformer.wte": "token_embd",
       "transformer.wpe": "position_embd",
       "transformer.ln_f": "output_norm",

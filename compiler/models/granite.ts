@@ -56,7 +56,7 @@ export const granite: Family = {
       mlp_bias: g.shapeOf("blk.0.ffn_down.bias") !== undefined,
       hidden_act: "silu",
     }),
-    name: named(decoderModules),
+    ...named(decoderModules),
     layout: halves,
     says: (m, config) =>
       saysMore(

@@ -5,11 +5,14 @@ import { gpt2 } from "./gpt2.ts";
 import { granite } from "./granite.ts";
 import { llama } from "./llama.ts";
 import { mistral } from "./mistral.ts";
+import { mixtral } from "./mixtral.ts";
 import type { Family } from "./model.ts";
 import { olmo2 } from "./olmo2.ts";
+import { olmoe } from "./olmoe.ts";
 import { phi3 } from "./phi3.ts";
 import { qwen2 } from "./qwen2.ts";
 import { qwen3 } from "./qwen3.ts";
+import { qwen3Moe } from "./qwen3_moe.ts";
 import { smollm3 } from "./smollm3.ts";
 
 export const models: Readonly<Record<string, Family>> = {
@@ -19,9 +22,12 @@ export const models: Readonly<Record<string, Family>> = {
   granite,
   llama,
   mistral,
+  mixtral,
   olmo2,
+  olmoe,
   phi3,
   qwen2,
   qwen3,
+  qwen3_moe: qwen3Moe,
   smollm3,
 };

@@ -34,7 +34,7 @@ export const llama: Family = {
       mlp_bias: g.shapeOf("blk.0.ffn_down.bias") !== undefined,
       hidden_act: "silu",
     }),
-    name: named(decoderModules),
+    ...named(decoderModules),
     layout: halves,
     says: decoderSays,
   },

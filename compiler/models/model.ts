@@ -78,10 +78,14 @@ export type Rows = (from: number, to: number) => Float32Array;
 export interface GgufFamily {
   /** `general.architecture`, which the family's keys begin with. */
   readonly architecture: string;
+  /** Its files say how many experts there are: another family's of that architecture do not. */
+  readonly mixture?: true;
   /** config.json, as the file's keys and tensors say it. */
   readonly config: (g: GgufHeader) => Json;
   /** GGUF's name of a tensor by that of a checkpoint. */
   readonly name: (checkpoint: string) => string;
+  /** Which of the matrices that a file has as one tensor, one after another; null: it is a tensor alone. */
+  readonly part: (checkpoint: string) => number | null;
   readonly layout: Layout;
   /** The other way: what a file says of a model. What it cannot say is not there: whoever writes, reads again. */
   readonly says: (model: Model, config: Json) => GgufSaid;

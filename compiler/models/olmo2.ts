@@ -45,7 +45,7 @@ export const olmo2: Family = {
       attention_bias: g.shapeOf("blk.0.attn_q.bias") !== undefined,
       hidden_act: "silu",
     }),
-    name: named({ ...decoderModules, ...normedAfter, ...queryKeyNorms }),
+    ...named({ ...decoderModules, ...normedAfter, ...queryKeyNorms }),
     layout: whole,
     says: decoderSays,
   },

@@ -216,30 +216,32 @@ export const mixture =
     const inner = weighed(mul(silu(gate), up), weights);
     return fold(expert(inner, m.down, d.ffn, d.hiddenSize), m.top);
   };
-/**
- * Constants of a mixture that the maths depends on. Throws WEFT_CONFIG where a row would choose more than
- * there are.
- */
-export function mixtureSizes(
-  config: Json,
-  said: { readonly count: string; readonly top?: number; readonly normed: boolean },
-): Pick<Mixture, "count" | "top" | "normed"> & { readonly constants: Model["constants"] } {
-  // What these add to a loss, or to what a router is trained on, is not there.
-  only(config, "output_router_logits", false);
-  only(config, "router_jitter_noise", 0);
-  const key = "num_experts_per_tok";
-  const [experts, top] = [count(config, said.count), count(config, key, said.top)];
-  if (top > experts) fail(key, `at most ${said.count} (${experts})`, top);
-  const { normed } = said;
-  return { count: experts, top, normed, constants: { experts: top, normed: Number(normed) } };
-}
 /** Keys that `mixtureSizes` reads, and a coefficient of what it refuses. */
 export const mixtureKeys = [
+  "num_experts",
+  "num_local_experts",
   "num_experts_per_tok",
   "output_router_logits",
   "router_aux_loss_coef",
   "router_jitter_noise",
 ];
+/**
+ * How many experts there are, and what else the maths depends on; `top`: of how many a row chooses where the
+ * config does not say. Throws WEFT_CONFIG where a row would choose more than there are.
+ */
+export function mixtureSizes(config: Json, { top, normed }: Pick<Mixture, "top" | "normed">) {
+  // What these add to a loss, or to what a router is trained on, is not there.
+  only(config, "output_router_logits", false);
+  only(config, "router_jitter_noise", 0);
+  // One number: which of the names a config has depends on the transformers that wrote it.
+  const key = config.num_local_experts == null ? "num_experts" : "num_local_experts";
+  const experts = count(config, key);
+  only(config, "num_experts", experts);
+  const chosen = count(config, "num_experts_per_tok", top);
+  if (chosen > experts) fail("num_experts_per_tok", `at most ${key} (${experts})`, chosen);
+  const constants: Model["constants"] = { experts: chosen, normed: Number(normed) };
+  return { constants, sizes: { count: experts, top: chosen, normed } };
+}
 
 /** Blocks whose norms come before them, as Llama has them. */
 export const preNorm = (attention: Block["run"], mlp: Block["run"]): readonly Block[] => [

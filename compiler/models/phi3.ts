@@ -53,7 +53,7 @@ export const phi3: Family = {
       sliding_window: g.number("attention.sliding_window", 0) || null,
       hidden_act: "silu",
     }),
-    name: named({
+    ...named({
       ...decoderModules,
       "model.layers.{l}.self_attn.qkv_proj": "blk.{l}.attn_qkv",
       "model.layers.{l}.mlp.gate_up_proj": "blk.{l}.ffn_up",

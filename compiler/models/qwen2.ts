@@ -35,7 +35,7 @@ export const qwen2: Family = {
   gguf: {
     architecture: "qwen2",
     config: (g) => ({ model_type: "qwen2", ...decoderConfig(g), hidden_act: "silu" }),
-    name: named(decoderModules),
+    ...named(decoderModules),
     layout: whole,
     says: decoderSays,
   },

@@ -47,7 +47,7 @@ export const qwen3: Family = {
   gguf: {
     architecture: "qwen3",
     config: (g) => ({ model_type: "qwen3", ...decoderConfig(g), attention_bias: false, hidden_act: "silu" }),
-    name: named({ ...decoderModules, ...queryKeyNorms }),
+    ...named({ ...decoderModules, ...queryKeyNorms }),
     layout: whole,
     says: decoderSays,
   },

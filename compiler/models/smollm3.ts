@@ -61,7 +61,7 @@ export const smollm3: Family = {
       mlp_bias: g.shapeOf("blk.0.ffn_down.bias") !== undefined,
       hidden_act: "silu",
     }),
-    name: named(decoderModules),
+    ...named(decoderModules),
     layout: halves,
     says: (m, config) => decoderSays(m, config, absent),
   },

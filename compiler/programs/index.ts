@@ -3,7 +3,7 @@
  * program is what one command list entry runs: the forward, the pruned backward in its two kept sets, the
  * training head, the update.
  */
-import { Graph, type Value } from "../../ops/index.ts";
+import { Graph, toposort, type Value } from "../../ops/index.ts";
 import { MAX_BRANCHES, WeftError } from "../../runtime/bundle.ts";
 import type { AdapterMethod } from "../adapters/adapter.ts";
 import { type BranchSpec, type FormatOf, RegionBuilder, type SiteSpec } from "../layers.ts";
@@ -28,6 +28,14 @@ export function buildPrograms(
   const plain = buildLayer(graph, model, c.context, format, []);
   const { sites } = plain.builder;
   const branches = branchesOf(methods, sites, c);
+  if (train.includes("full") && toposort([plain.region.out]).some((n) => n.outs[0]!.kind === "experts"))
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "train",
+      expected: "methods of adapters: full training is of dense models",
+      found: "full",
+      hint: "a mixture of experts learns by lora",
+    });
   const { region: whole, builder } = buildLayer(graph, model, c.context, format, branches);
   const outer = new RegionBuilder(graph, "outer", "T", format, []);
   const field: Fields = (name, cols) => graph.input("field", name, { kind: "field", cols });

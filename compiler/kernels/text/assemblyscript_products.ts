@@ -33,7 +33,11 @@ function deltasOf(b: Body): Expand[] {
   const out: Expand[] = [];
   for (const s of b.stores)
     walkExpr(s.expr, (e) => {
-      if (e.e === "expand" && !out.some((o) => sameValue(o.u, e.u) && sameValue(o.factor, e.factor)))
+      if (
+        e.e === "expand" &&
+        !e.from &&
+        !out.some((o) => sameValue(o.u, e.u) && sameValue(o.factor, e.factor))
+      )
         out.push(e);
     });
   return out;

@@ -1,0 +1,147 @@
+/** A gradient of experts' factors: dA += uᵀ·x over a unit's rows, each row's part to the expert that it chose. */
+import type { Type } from "../../ops/index.ts";
+import type { KernelEnv } from "../kernel.ts";
+import type { Body, GraphKernel } from "./body.ts";
+import { partOf } from "./experts.ts";
+import { fixed } from "./grid.ts";
+import * as assembly from "./text/assemblyscript.ts";
+import { lines } from "./text/lines.ts";
+import * as wgsl from "./text/wgsl.ts";
+
+function sizesOf(b: Body, env: KernelEnv) {
+  const { n: rows, k: cols, branch } = env.param(String(b.node!.attrs.of));
+  const count = Number(b.node!.attrs.count);
+  const top = (b.operands[2]!.value.type as Type & { kind: "rows" }).cols;
+  return { rows, cols, branch: branch!, count, top, ins: cols / count };
+}
+const four = [0, 1, 2, 3];
+/** Four rows and eight columns of a gradient; a row of up to eight: summed from zero, then added once. */
+const functions = `
+function outerListed4(us: usize, xs: usize, n: i32, u: usize, x: usize, out: usize, apart: usize): void {
+  let c0: v128 = f32x4.splat(0), c1: v128 = c0, c2: v128 = c0, c3: v128 = c0,
+      d0: v128 = c0, d1: v128 = c0, d2: v128 = c0, d3: v128 = c0;
+  for (let i: usize = 0; i < (<usize>n) << 2; i += 4) {
+    const up: usize = <usize>load<u32>(us + i) + u;
+    const xp: usize = <usize>load<u32>(xs + i) + x;
+    const l0: v128 = v128.load(xp);
+    const l1: v128 = v128.load(xp, 16);
+${four
+  .map(
+    (i) => `    const s${i}: v128 = v128.load_splat<f32>(up, ${i * 4});
+    c${i} = madd(s${i}, l0, c${i});
+    d${i} = madd(s${i}, l1, d${i});`,
+  )
+  .join("\n")}
+  }
+${four
+  .map(
+    (i) => `  v128.store(out, f32x4.add(v128.load(out), c${i}));
+  v128.store(out, f32x4.add(v128.load(out, 16), d${i}), 16);${i < 3 ? "\n  out += apart;" : ""}`,
+  )
+  .join("\n")}
+}
+function outerListed1(us: usize, xs: usize, n: i32, u: usize, x: usize, out: usize, count: i32): void {
+  for (let c: i32 = 0; c < count; c++) {
+    let sum: f32 = 0;
+    for (let i: usize = 0; i < (<usize>n) << 2; i += 4)
+      sum += load<f32>(<usize>load<u32>(us + i) + u) * load<f32>(<usize>load<u32>(xs + i) + x);
+    store<f32>(out, load<f32>(out) + sum);
+    x += 4;
+    out += 4;
+  }
+}`;
+
+export const experts_outer: GraphKernel = {
+  epilogue: null,
+  grid: (bodies, env) => {
+    const sizes = bodies.map((b) => sizesOf(b, env));
+    const lanes = Math.max(...sizes.map((s) => s.count * Math.ceil(s.ins / 4)));
+    return [fixed(Math.ceil(lanes / wgsl.WG)), fixed(Math.ceil(Math.max(...sizes.map((s) => s.rows)) / 4))];
+  },
+  // A lane owns four columns of four rows of one expert's.
+  wgsl: (name, b, env) => {
+    const { branch, cols, count, top, ins } = sizesOf(b, env);
+    const [u, x, chosen] = b.operands.slice(0, 3).map((o) => wgsl.rowAt(o, env, "r"));
+    const each = Math.ceil(ins / 4);
+    const at = (i: number, c: number): string => `accum[o + ${i * cols + c}]`;
+    const quad = (text: (c: number) => string): string => `vec4<f32>(${four.map(text).join(", ")})`;
+    const inside = (c: number): string => (ins % 4 === 0 ? "" : `if (col + ${c} < ${ins}) `);
+    return wgsl.fn(
+      name,
+      lines`
+        ${wgsl.guard(b.bits)}
+        let at = wg.x * ${wgsl.WG} + lane;
+        let expert = at / ${each};
+        let col = at % ${each} * 4;
+        let k = wg.y * 4;
+        if (expert >= ${count} || k >= ${wgsl.jobRank(branch, env)}) { return; }
+        let o = ${wgsl.gradient(b, env)} + k * ${cols} + expert * ${ins} + col;
+        ${four.map((i) => `var total${i} = ${quad((c) => at(i, c))};`)}
+        ${wgsl.overSegments(b.domain, env, {
+          before: four.map((i) => `var sum${i} = vec4<f32>();`),
+          row: lines`
+            for (var j = 0; j < ${top}; j++) {
+              if (i32(${chosen!.cls}[${chosen!.at} + j]) != expert) { continue; }
+              let xp = ${x!.at}${partOf(b.operands[1]!.value, ins, "j")} + col;
+              let x = ${quad((c) => `${x!.cls}[xp + ${c}]`)};
+              let up = ${u!.at} + j * ${sizesOf(b, env).rows} + k;
+              ${four.map((i) => `sum${i} = fma(vec4<f32>(${u!.cls}[up + ${i}]), x, sum${i});`)}
+            }`,
+          after: four.map((i) => `total${i} = total${i} + sum${i};`),
+        })}
+        ${four.flatMap((i) => four.map((c) => `${inside(c)}{ ${at(i, c)} = total${i}.${"xyzw"[c]}; }`))}`,
+    );
+  },
+  scratch: (b, { unitRows }) =>
+    2 * 4 * unitRows * (b.operands[2]!.value.type as Type & { kind: "rows" }).cols,
+  library: () => functions,
+  // A thread owns panels of columns of every expert, and lists the rows that chose it.
+  assembly: (name, b, env) => {
+    const { P } = assembly;
+    const { rows, branch, cols, count, top, ins } = sizesOf(b, env);
+    const [u, x, chosen] = b.operands as [
+      (typeof b.operands)[0],
+      (typeof b.operands)[0],
+      (typeof b.operands)[0],
+    ];
+    const xs = `scratch + ${4 * env.capacities.unitRows * top}`;
+    const put = (list: string, ptr: string): string => `store<u32>(${list} + ((<usize>pairs) << 2), ${ptr});`;
+    return assembly.fn(
+      name,
+      lines`
+        ${assembly.guard(b.bits)}
+        const rank: i32 = min(${rows}, (${assembly.jobRank(branch, env)} + 3) & ~3);
+        ${assembly.shareOf(Math.ceil(ins / P))}
+        if (lo == hi) return;
+        for (let expert: i32 = 0; expert < ${count}; expert++) {
+          const out: usize = ${assembly.gradient(b, env)} + <usize>expert * ${ins * 4};
+          ${assembly.overSegments(
+            b.domain,
+            env,
+            lines`
+              let pairs: i32 = 0;
+              for (let r: i32 = r0; r < r0 + n; r++)
+                for (let j: usize = 0; j < ${top}; j++) {
+                  if (<i32>load<f32>(${assembly.rowPtr(chosen, env, "r")} + (j << 2)) != expert) continue;
+                  ${put("scratch", `${assembly.rowPtr(u, env, "r")} + j * ${rows * 4}`)}
+                  ${put(xs, `${assembly.rowPtr(x, env, "r")}${partOf(x.value, ins, "j", 4)}`)}
+                  pairs++;
+                }
+              if (!pairs) continue;
+              for (let p: i32 = lo; p < hi; p++) {
+                const at: usize = <usize>p * ${P * 4};
+                const width: i32 = min(${P}, ${ins} - p * ${P});
+                for (let k: i32 = 0; k < rank; k += 4) {
+                  const u: usize = (<usize>k) << 2;
+                  const o: usize = out + at + <usize>k * ${cols * 4};
+                  if (width == ${P}) outerListed4(scratch, ${xs}, pairs, u, at, o, ${cols * 4});
+                  else
+                    for (let i: usize = 0; i < 4; i++)
+                      outerListed1(scratch, ${xs}, pairs, u + (i << 2), at, o + i * ${cols * 4}, width);
+                }
+              }`,
+          )}
+        }`,
+    );
+  },
+};

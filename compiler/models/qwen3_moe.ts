@@ -1,0 +1,93 @@
+/** The Qwen3 family with a mixture of experts for a feed-forward, in every layer. */
+import { decoderSizes } from "./config.ts";
+import {
+  decoderConfig,
+  decoderModules,
+  expertModules,
+  mixtureConfig,
+  mixtureSays,
+  named,
+  queryKeyNorms,
+  saysMore,
+  u32,
+  whole,
+} from "./gguf.ts";
+import { count, fail, only } from "./keys.ts";
+import type { Family, Json, Model } from "./model.ts";
+import {
+  decoderNames,
+  embedding,
+  head,
+  mixture,
+  mixtureKeys,
+  mixtureSizes,
+  perHead,
+  preNorm,
+  residual,
+  rms,
+  selfAttention,
+} from "./parts.ts";
+
+const own = [
+  "attention_bias",
+  "hidden_act",
+  "use_sliding_window",
+  // Read only where use_sliding_window is true.
+  "sliding_window",
+  "max_window_layers",
+  "decoder_sparse_step",
+  "mlp_only_layers",
+  "moe_intermediate_size",
+  "norm_topk_prob",
+  ...mixtureKeys,
+];
+const modules = { module: "mlp", gate: "gate_proj", up: "up_proj", down: "down_proj" } as const;
+/** Of layers without experts, of which there are none. */
+const absent = { intermediate_size: 6144 };
+
+function read(config: Json): Model {
+  const outer = decoderSizes(config, own, absent);
+  only(config, "hidden_act", "silu");
+  only(config, "use_sliding_window", false);
+  only(config, "decoder_sparse_step", 1);
+  const { mlp_only_layers: dense } = config;
+  if (dense != null && !(Array.isArray(dense) && !dense.length)) fail("mlp_only_layers", "no layers", dense);
+  const d = { ...outer, ffn: count(config, "moe_intermediate_size", 768) };
+  const normed = config.norm_topk_prob === true;
+  const { constants, sizes } = mixtureSizes(config, { top: 8, normed });
+  const attention = selfAttention(d, { bias: config.attention_bias === true, norm: perHead(d) });
+  return {
+    family: "qwen3_moe",
+    ...d,
+    constants,
+    names: decoderNames,
+    embed: embedding(d),
+    layer: residual(preNorm(attention, mixture(d, { ...modules, ...sizes })), rms(d)),
+    head: head(d),
+  };
+}
+
+export const qwen3Moe: Family = {
+  read,
+  gguf: {
+    architecture: "qwen3moe",
+    mixture: true,
+    config: (g) => ({
+      model_type: "qwen3_moe",
+      ...decoderConfig(g),
+      ...mixtureConfig(g),
+      moe_intermediate_size: g.number("expert_feed_forward_length"),
+      norm_topk_prob: true,
+      attention_bias: false,
+      hidden_act: "silu",
+    }),
+    ...named({ ...decoderModules, ...queryKeyNorms, ...expertModules(modules) }),
+    layout: whole,
+    says: (m, config) =>
+      saysMore(mixtureSays(m, config), {
+        // Of layers without experts.
+        feed_forward_length: u32(Number(config.intermediate_size ?? absent.intermediate_size)),
+        expert_feed_forward_length: u32(m.ffn),
+      }),
+  },
+};
