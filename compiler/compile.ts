@@ -318,6 +318,7 @@ function savedFields(programs: Programs, layout: Layout, train: readonly TrainCl
 function methodEntry(m: AdapterMethod, model: Model, most: number): MethodEntry {
   const {
     at: _a,
+    experts: _e,
     capacity: _c,
     tensors: _t,
     input: _i,

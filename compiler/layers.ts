@@ -48,10 +48,15 @@ export interface Coupling {
 }
 export interface SiteSpec {
   readonly index: number;
-  /** A linear layer; what enters the layer; the keys and values that enter the cache. */
+  /**
+   * A linear layer; those of experts, of which a row has some; what enters the layer; the keys and values
+   * that enter the cache.
+   */
   readonly kind: SiteKind;
-  /** Module path inside the layer: `self_attn.q_proj`. */
+  /** Module path inside the layer: `self_attn.q_proj`; of experts with `{e}` for the expert. */
   readonly module: string;
+  /** How many there are. */
+  readonly experts?: number;
   readonly inFeatures: number;
   readonly outFeatures: number;
   readonly bias: boolean;
@@ -64,7 +69,7 @@ export interface SiteRole {
   readonly out?: ChannelAxis;
   readonly coupling?: Coupling;
 }
-export type SiteKind = "linear" | "entry" | "cache";
+export type SiteKind = "linear" | "experts" | "entry" | "cache";
 /** One adapter method at one site. */
 export interface BranchSpec {
   readonly index: number;
@@ -139,11 +144,13 @@ export class RegionBuilder {
     outFeatures: number,
     role: SiteRole,
     bias: Value | null = null,
+    mixture?: { readonly count: number; readonly chosen: Value },
   ) {
     this.sites.push({
       index: this.sites.length,
       kind,
       module,
+      ...(mixture && { experts: mixture.count }),
       inFeatures,
       outFeatures,
       bias: bias !== null,
@@ -164,7 +171,10 @@ export class RegionBuilder {
               branch: b.index,
             });
           };
-          const after = change({ branch: b.index, site: b.site, tensor, bias });
+          const after = change({
+            ...{ branch: b.index, site: b.site, tensor, bias },
+            chosen: mixture?.chosen ?? null,
+          });
           if (!sameValue(after, before)) this.wrapped.set(valueKey(after), { before, method: b.method.name });
           return after;
         },
@@ -202,7 +212,10 @@ export class RegionBuilder {
    */
   mixture(x: Value, chosen: Value, module: string, count: number, inFeatures: number, outFeatures: number) {
     const w = this.experts(`${module}.weight`, count, outFeatures, inFeatures);
-    return experts(x, chosen, w, module.replace(".{e}", ""));
+    let y = experts(x, chosen, w, module.replace(".{e}", ""));
+    for (const b of this.site("experts", module, inFeatures, outFeatures, {}, null, { count, chosen }))
+      y = b.through(y, (c) => b.method.output!(x, y, c));
+    return y;
   }
   /** Causal attention of q over the paged cache after appending k and v; `module` has the cache. */
   attention(

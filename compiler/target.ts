@@ -28,6 +28,11 @@ export const capacityEntries = {
   jobs: positive,
   /** Largest adapter rank; a multiple of 4. Default 16. */
   rank: number("a multiple of 4", (x) => Number.isInteger(x) && x > 0 && x < 2 ** 20 && x % 4 === 0),
+  /**
+   * Largest rank of adapters on the matrices of experts; a multiple of 4. Default 0: there are none. An
+   * adapter takes as much for each expert as for another matrix.
+   */
+  experts: number("a multiple of 4", (x) => Number.isInteger(x) && x >= 0 && x < 2 ** 20 && x % 4 === 0),
   /** Rows of training sequences in flight at once (all jobs): their boundary activations. Default 1024. */
   savedRows: positive,
   /**
@@ -79,6 +84,7 @@ export function defaultCapacities(context: number): Capacities {
     pages: null,
     jobs: 2,
     rank: 16,
+    experts: 0,
     savedRows: 1024,
     keptRows: 1024,
     quantum: 32,

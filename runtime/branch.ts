@@ -1,17 +1,22 @@
 /** A branch of an adapter as what it does to its site, in numbers. */
 import { type Manifest, WeftError } from "./bundle.ts";
 import { type AdapterContent, placedIn } from "./content.ts";
+import { singleBranch, singleSites } from "./experts.ts";
 import type { LowRank } from "./lowrank.ts";
 import { tensorKinds } from "./tensors/index.ts";
 import type { TensorKind } from "./tensors/tensor.ts";
 import { type TermOf, termOf } from "./terms.ts";
 
-/** A branch of one layer as its terms, in order. Throws WEFT_ADAPTER for a method that has none. */
+/**
+ * A branch of one layer as its terms, in order; of experts' matrices, that of one. Throws WEFT_ADAPTER for a
+ * method that has none.
+ */
 export function termsOf(
   manifest: Manifest,
   { branches, tensors }: AdapterContent,
   layer: number,
   branch: number,
+  expert: number | null = null,
 ): { term: ReturnType<typeof termOf>; c: TermOf }[] {
   const { method } = manifest.branches[branch]!;
   const { change } = manifest.methods[method]!;
@@ -23,13 +28,15 @@ export function termsOf(
       found: "one that is not: it cannot merge",
     });
   const { rank, scale } = branches[layer]![branch]!;
-  const placed = placedIn(manifest, branches[layer]!, tensors[layer]!, layer, branch);
+  const all = placedIn(manifest, branches[layer]!, tensors[layer]!, layer, branch);
+  const { site } = all[0]!;
+  const placed = expert === null ? all : singleBranch(all, expert, singleSites(site)[expert]!);
   return change.map(({ term, of }) => {
     const find = (role: string) => placed.find((p) => p.t.name === of[role]);
     return {
       term: termOf(term),
       c: {
-        site: manifest.sites[manifest.branches[branch]!.site]!,
+        site: placed[0]!.site,
         rank,
         scale,
         tensor: (role) => find(role)?.values.slice() ?? null,
@@ -48,8 +55,8 @@ export function termsOf(
 export const isScaledRows = (manifest: Manifest, method: string): boolean =>
   manifest.methods[method]!.change?.every(({ term }) => termOf(term).stacks) ?? false;
 /**
- * A branch of one layer as an exact product, with `scale` in place of its own. Throws WEFT_ADAPTER for methods
- * that are no sum of products.
+ * A branch of one layer as an exact product, with `scale` in place of its own; of experts' matrices, that of
+ * one, or of all side by side. Throws WEFT_ADAPTER for methods that are no sum of products.
  */
 export function asLowRank(
   manifest: Manifest,
@@ -57,8 +64,9 @@ export function asLowRank(
   layer: number,
   branch: number,
   scale?: number,
+  expert: number | null = null,
 ): LowRank {
-  const parts = termsOf(manifest, content, layer, branch).map(({ term, c: own }): LowRank => {
+  const parts = termsOf(manifest, content, layer, branch, expert).map(({ term, c: own }): LowRank => {
     const c = scale === undefined ? own : { ...own, scale };
     if (!term.product)
       throw new WeftError({

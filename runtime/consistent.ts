@@ -5,6 +5,7 @@
  */
 import { BLOCK, QUAD, QUAD_WORDS, quadsOf, ranked, SLOT_ROW } from "./contract.ts";
 import { WeftError } from "./errors.ts";
+import { singleSites } from "./experts.ts";
 import { type Format, packedWords, storedBytes } from "./formats.ts";
 import {
   type BranchEntry,
@@ -89,6 +90,10 @@ function checkModel({ model: d, capacities: c, tensors }: Manifest): void {
 function checkSite(m: Manifest, s: SiteEntry, i: number): void {
   const at = `sites[${i}]`;
   need(s.index === i, `${at}.index`, String(i), s.index);
+  const mixture = s.kind === "experts";
+  need(mixture === (s.experts !== undefined), `${at}.experts`, mixture ? "a number" : "none", s.experts);
+  need(!mixture || s.module.includes("{e}"), `${at}.module`, "a path with {e} for the expert", s.module);
+  need(!mixture || s.experts! <= m.tensors.length, `${at}.experts`, "one a tensor at most", s.experts);
   for (const [side, features] of [
     ["in", s.inFeatures],
     ["out", s.outFeatures],
@@ -249,7 +254,7 @@ function checkPlan(m: Manifest, plan: TargetPlan, target: "wasm" | "webgpu"): vo
     need(p.n === n && p.k === k, `${at}.${where}: ${name}`, `[${n}, ${k}]`, `[${p.n}, ${p.k}]`);
   };
   param(plan.outerParams, m.checkpoint.embedding, d.vocab, d.hiddenSize, "outerParams");
-  for (const s of m.sites) {
+  for (const s of m.sites.flatMap(singleSites)) {
     if (s.kind !== "linear") continue;
     param(plan.layerParams, `${s.module}.weight`, s.outFeatures, s.inFeatures, "layerParams");
     if (s.bias) param(plan.layerParams, `${s.module}.bias`, s.outFeatures, 1, "layerParams");

@@ -28,7 +28,7 @@ import { startNames, type TensorKindName, tensorKinds } from "./tensors/index.ts
 import { termNames } from "./terms.ts";
 
 export const BUNDLE_FORMAT = "weft-bundle";
-export const BUNDLE_VERSION = 11;
+export const BUNDLE_VERSION = 12;
 
 const FileEntry = object({ bytes, sha256: sha256Hex });
 const format = oneOf(formats);
@@ -72,8 +72,11 @@ const ChannelAxis = oneOf(["ffn", "heads", "kvHeads", "qkv", "gateUp"]);
 const side = oneOf(["in", "out"]);
 const SiteEntry = object({
   index: count,
-  kind: oneOf(["linear", "entry", "cache"]),
+  kind: oneOf(["linear", "experts", "entry", "cache"]),
+  /** Of experts' matrices it has `{e}` for the expert. */
   module: text,
+  /** How many experts there are, each with a matrix. */
+  experts: v.exactOptional(positive),
   inFeatures: positive,
   outFeatures: positive,
   bias: boolean,
@@ -250,6 +253,7 @@ const CapacityEntry = object({
   pages: positive,
   jobs: positive,
   rank: positive,
+  experts: count,
   savedRows: positive,
   keptRows: positive,
   quantum: positive,

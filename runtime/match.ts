@@ -1,6 +1,7 @@
 /** Which branches of which layers an adapter has: its configuration's names against a bundle's sites. */
 import { type BranchEntry, type Manifest, type SiteEntry, WeftError } from "./bundle.ts";
 import { type AdapterConfig, absent, type BranchState, indexTensor, modulePath, siteOf } from "./content.ts";
+import { singleSites } from "./experts.ts";
 import { pattern, steps } from "./pattern.ts";
 import { show } from "./schema.ts";
 import { tensorKinds } from "./tensors/index.ts";
@@ -57,7 +58,7 @@ export function resolveBranches(
   const alphaAt = byModule("alpha_pattern", config.alphaPattern);
   const ours = manifest.branches.filter((b) => b.method === config.method);
   const paths = Array.from({ length: manifest.model.layers }, (_, l) =>
-    ours.map((b) => modulePath(manifest, l, siteOf(manifest, b))),
+    ours.flatMap((b) => singleSites(siteOf(manifest, b)).map((s) => modulePath(manifest, l, s))),
   ).flat();
   if (Array.isArray(targetModules))
     for (const t of targetModules)
@@ -72,13 +73,26 @@ export function resolveBranches(
     manifest.branches.map((b): BranchState => {
       if (b.method !== config.method || (l > 0 && method.layers === "first")) return absent;
       const site = siteOf(manifest, b);
-      const p = modulePath(manifest, l, site);
-      if (!matches(p)) return absent;
-      const asked = rankAt(p) ?? config.rank;
+      // Of experts, all or none: they are one branch.
+      const singles = singleSites(site).map((s) => modulePath(manifest, l, s));
+      const alike = <T>(of: (path: string) => T, where: string): T => {
+        const [first, ...others] = singles.map(of);
+        if (others.some((x) => x !== first))
+          throw new WeftError({
+            code: "WEFT_ADAPTER",
+            where: `${where}: ${modulePath(manifest, l, site)}`,
+            expected: "the same for all experts",
+            found: "some that differ",
+          });
+        return first!;
+      };
+      const p = singles[0]!;
+      if (!alike(matches, "target_modules")) return absent;
+      const asked = alike(rankAt, "rank_pattern") ?? config.rank;
       const own = asked === null ? b.capacity : rowsAt(b, asked, site);
       const rank = rankOf ? rankOf(p, b) : own;
       if (rank === null) return absent;
-      const alpha = alphaAt(p) ?? config.alpha;
+      const alpha = alike(alphaAt, "alpha_pattern") ?? config.alpha;
       if (!Number.isInteger(rank) || rank < 1 || rank > b.capacity)
         throw new WeftError({
           code: "WEFT_ADAPTER_MISMATCH",

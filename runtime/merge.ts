@@ -5,6 +5,7 @@
 import { termsOf } from "./branch.ts";
 import { formats, type Manifest, type TargetPlan, WeftError, weightFormats } from "./bundle.ts";
 import type { AdapterContent } from "./content.ts";
+import { singleSites } from "./experts.ts";
 import type { Change } from "./terms.ts";
 
 /** What a merge took. */
@@ -43,17 +44,20 @@ export function mergeChanges(
   for (const [l, layer] of content.branches.entries())
     for (const [i, { rank }] of layer.entries()) {
       if (!rank) continue;
-      const { module, bias } = manifest.sites[manifest.branches[i]!.site]!;
-      const list = termsOf(manifest, content, l, i);
-      const all = (of: "weight" | "bias"): void => {
-        const changes = list.flatMap(({ term, c }) => (term[of] ? [term[of](c)] : []));
-        if (changes.length)
-          out.set(`${l} ${module}.${of}`, (values) => {
-            for (const change of changes) change(values);
-          });
-      };
-      all("weight");
-      if (bias) all("bias");
+      const site = manifest.sites[manifest.branches[i]!.site]!;
+      const terms = termsOf(manifest, content, l, i);
+      for (const [e, { module, bias }] of singleSites(site).entries()) {
+        // Of an expert, what it is of is copied when its matrix is due.
+        const expert = site.experts ? e : null;
+        const all = (of: "weight" | "bias"): void => {
+          if (terms.some(({ term }) => term[of]))
+            out.set(`${l} ${module}.${of}`, (values) => {
+              for (const { term, c } of termsOf(manifest, content, l, i, expert)) term[of]?.(c)(values);
+            });
+        };
+        all("weight");
+        if (bias) all("bias");
+      }
     }
   if (!requantise) for (const key of out.keys()) mergeable(plan, key.slice(key.indexOf(" ") + 1));
   return out;

@@ -115,6 +115,16 @@ export async function saveAdapterAsGguf(
       expected: "one that shares the base",
       found: "one with modules of its own",
     });
+  if (
+    manifest.branches.some((b, i) => siteOf(manifest, b).experts && content.branches.some((l) => l[i]!.rank))
+  )
+    throw new WeftError({
+      code: "WEFT_ADAPTER",
+      where: `adapter ${name}`,
+      expected: "one that leaves experts alone",
+      found: "one of experts' matrices",
+      hint: "save it as a folder",
+    });
   const used = content.branches.flatMap((layer, l) =>
     layer.flatMap((s, i) => (s.rank ? [{ ...s, l, i }] : [])),
   );

@@ -34,12 +34,14 @@ type Name = keyof typeof configs;
 /** Where a config says what no file of its family can. */
 const unsayable: Readonly<Partial<Record<Name, RegExp>>> = {
   mistral: /GGUF's llama: perLayer/,
+  mixtral: /GGUF's llama: perLayer/,
   gemma2: /GGUF's gemma2: constants/,
   smollm3: /GGUF's smollm3: ropes/,
 };
 /** The same models, as files can say them. */
 const sayable: Readonly<Partial<Record<Name, object>>> = {
   mistral: { sliding_window: null },
+  mixtral: { sliding_window: null },
   gemma2: { query_pre_attn_scalar: configs.gemma2.head_dim },
   smollm3: { no_rope_layers: undefined, no_rope_layer_interval: 4 },
 };
@@ -90,6 +92,15 @@ for (const format of ["f16", "bf16", "int8", "q4"] as const)
     await same(odd, other);
     const blocks = format === "int8" || format === "q4";
     assert.is((await openFile(there)).nearest("blk.1.ffn_down.weight"), blocks ? "f32" : format);
+  });
+
+for (const format of ["f32", "q4"] as const)
+  test(`${format}: experts of one kind are one tensor of the file`, async () => {
+    await using engine = await opened(await bundle(configs.olmoe, { ...options, format }));
+    const { file, out } = await again(engine);
+    await same(engine, out);
+    const { num_experts: count, intermediate_size: n, hidden_size: k } = configs.olmoe;
+    assert.equal((await openFile(file)).shapeOf("blk.1.ffn_up_exps.weight"), [count, n, k]);
   });
 
 test("blocks are written as llama.cpp has them, byte for byte", () => {

@@ -4,13 +4,22 @@
  */
 import * as assert from "uvu/assert";
 import { models } from "../compiler/models/index.ts";
-import type { Manifest } from "../runtime/bundle.ts";
+import type { Manifest, WeftError } from "../runtime/bundle.ts";
 import { rotaryTables } from "../runtime/device.ts";
-import { batchOf, configs, engineOf, reference } from "./support/engines.ts";
+import {
+  batchOf,
+  bundle,
+  configs,
+  contentBits,
+  engineOf,
+  fixtures,
+  idsOf,
+  reference,
+} from "./support/engines.ts";
 import { checkFullGradients, checkFullSteps, checkLora } from "./support/reference.ts";
 import { long } from "./support/scale.ts";
 import { suite } from "./support/suite.ts";
-import { type FamilyName, families } from "./support/tiny.ts";
+import { type FamilyName, families, scratch } from "./support/tiny.ts";
 
 const test = suite("families");
 /** Those that bring a kernel of their own to WebGPU; of the others only expressions differ. */
@@ -39,7 +48,62 @@ for (const name of Object.keys(families) as FamilyName[]) {
     await checkFullSteps(engine, vocab, ref, ref.full.length);
   });
 
-  if (long || onGpu.includes(name))
+  if (!dense) {
+    const experts = (targets: ["wasm" | "webgpu"]) => engineOf(config, { targets, train });
+    test(`${name} on wasm: LoRA on every expert; merged, saved and recomputed it is the same`, async () => {
+      await using engine = await experts(["wasm"]);
+      await checkLora(engine, name, vocab, ref.experts!, ref.experts!.lora.length, `${name}-experts`);
+      const losses = ["all", "boundary"].map(async (keep) => {
+        const job = { name: keep, from: "peft", data: batchOf(vocab), batchSize: 5, steps: 2 };
+        return (await (await engine.finetune({ ...job, keep: keep as "all" })).done).losses;
+      });
+      const [kept, again] = await Promise.all(losses);
+      assert.equal(kept, again);
+      const folder = `${scratch()}/adapter`;
+      await engine.adapters.get("adamw").save(folder);
+      await engine.adapters.load("again", folder);
+      assert.is(contentBits(engine, "again"), contentBits(engine, "adamw"));
+      const ids = idsOf("merged", 30, vocab);
+      const served = await engine.score(ids, { adapter: "peft", logits: true });
+      await engine.adapters.get("peft").save(`${folder}-lora`, { as: "lora" });
+      await engine.adapters.load("lora", `${folder}-lora`);
+      const folded = await engine.score(ids, { adapter: "lora", logits: true });
+      await engine.merge("peft");
+      const merged = await engine.score(ids, { logits: true });
+      for (const other of [folded, merged])
+        other.logits!.forEach((row, t) => {
+          row.forEach((x, i) => assert.ok(Math.abs(x - served.logits![t]![i]!) < 2e-5 * (1 + Math.abs(x))));
+        });
+    });
+    test(`${name}: what is not of experts here is refused by name`, async () => {
+      await using engine = await experts(["wasm"]);
+      await engine.adapters.load("peft", `${fixtures}peft-${name}-experts`);
+      const refused = (f: () => Promise<unknown>, code: string, says: RegExp): Promise<void> =>
+        f().then(
+          () => assert.unreachable(),
+          (e: WeftError) =>
+            assert.match(`${e.code} ${e.message}`, new RegExp(`^${code}.*${says.source}`, "s")),
+        );
+      const data = batchOf(vocab);
+      await refused(
+        async () =>
+          (await engine.finetune({ name: "some", data, targetModules: ".*experts\\.0\\..*", steps: 1 })).done,
+        "WEFT_ADAPTER",
+        /the same for all experts/,
+      );
+      await refused(() => engine.adapters.get("peft").save(`${scratch()}/l.gguf`), "WEFT_ADAPTER", /experts/);
+      await refused(() => bundle(config, { train: ["full"] }), "WEFT_OPTION", /dense/);
+      await using none = await engineOf(config, { train, capacities: { experts: 0 } });
+      const load = (): Promise<unknown> => none.adapters.load("peft", `${fixtures}peft-${name}-experts`);
+      await refused(load, "WEFT_ADAPTER_MISMATCH", /target_modules/);
+    });
+    if (long || onGpu.includes(name))
+      test(`${name} on webgpu: gradients of LoRA on every expert`, async () => {
+        await using engine = await experts(["webgpu"]);
+        await checkLora(engine, name, vocab, ref.experts!, 0, `${name}-experts`);
+      });
+  }
+  if (long || (dense && onGpu.includes(name)))
     test(`${name} on webgpu: logits, and gradients of LoRA`, async () => {
       await using engine = await engineOf(config, { targets: ["webgpu"], train: long ? train : ["lora"] });
       await checkLora(engine, name, vocab, ref, 0);

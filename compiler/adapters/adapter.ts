@@ -17,6 +17,8 @@ export interface BranchContext {
   readonly tensor: (name: string) => Value;
   /** The site's bias, which y holds already. */
   readonly bias: Value | null;
+  /** The experts that each row chose, where the site is their matrices; a row of x or y has a part for each. */
+  readonly chosen: Value | null;
 }
 export interface AdapterMethod extends Omit<MethodEntry, "peft"> {
   /** How files call it. What they always say may follow from the model. */
@@ -26,6 +28,8 @@ export interface AdapterMethod extends Omit<MethodEntry, "peft"> {
   };
   /** The kind of sites that it can have branches at; `linear` when it does not say. */
   readonly at?: SiteKind;
+  /** May it have branches at the matrices of experts too? Tensors there have the columns of all, side by side. */
+  readonly experts: boolean;
   /**
    * Most rows its tensors can have at a site of that kind; 0 where it has no branch. `sites` are all of them
    * in a layer.

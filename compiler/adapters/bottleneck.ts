@@ -27,6 +27,7 @@ const bottleneck = (name: string, parallel: boolean): AdapterMethod => ({
   rank: 8,
   change: null,
   dropout: false,
+  experts: false,
   capacity: (_, __, c) => c.rank,
   tensors: (site) => [
     {

@@ -23,6 +23,7 @@ export const dora: AdapterMethod = {
   peft: { ...lora.peft, when: { use_dora: true }, fixed: { ...lora.peft.fixed, use_dora: true } },
   change: [...lora.change!, { term: "magnitudes", of: { m: "m" } }],
   dropout: false,
+  experts: false,
   tensors: (site, capacity) => [
     ...lora.tensors(site, capacity),
     {

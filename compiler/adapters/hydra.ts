@@ -23,6 +23,7 @@ export const hydra: AdapterMethod = {
     { term: "product", of: { a: "pa", b: "pb" } },
   ],
   dropout: false,
+  experts: false,
   capacity: (_, __, c) => c.rank,
   tensors: (site) => [
     {

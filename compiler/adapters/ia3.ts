@@ -29,6 +29,7 @@ export const ia3: AdapterMethod = {
   rank: 1,
   change: [{ term: "gains", of: { gain: "l" } }],
   dropout: false,
+  experts: false,
   capacity: () => 1,
   tensors: (site) => [
     feedForward(site)

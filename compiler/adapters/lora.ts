@@ -2,7 +2,16 @@
  * LoRA (Hu et al. 2021): y += s · B(A·drop(x)), s = alpha/r, or alpha/√r for rsLoRA (Kalajdzievski 2023). B
  * is kept transposed, [r, out].
  */
-import { add, dropout, expand, scaleBySlot, shrink } from "../../ops/index.ts";
+import {
+  add,
+  dropout,
+  expand,
+  expandExperts,
+  scaleBySlot,
+  shrink,
+  shrinkExperts,
+  type Type,
+} from "../../ops/index.ts";
 import type { AdapterMethod } from "./adapter.ts";
 
 export const lora: AdapterMethod = {
@@ -31,12 +40,13 @@ export const lora: AdapterMethod = {
   rank: 8,
   change: [{ term: "product", of: { a: "a", b: "b" } }],
   dropout: true,
-  capacity: (_, __, c) => c.rank,
-  tensors: (site) => [
+  experts: true,
+  capacity: (site, __, c) => (site.experts ? c.experts : c.rank),
+  tensors: ({ inFeatures, outFeatures, experts = 1 }) => [
     {
       name: "a",
       rows: "rank",
-      cols: site.inFeatures,
+      cols: experts * inFeatures,
       axis: "in",
       trained: true,
       kind: "dense",
@@ -46,7 +56,7 @@ export const lora: AdapterMethod = {
     {
       name: "b",
       rows: "rank",
-      cols: site.outFeatures,
+      cols: experts * outFeatures,
       axis: "out",
       trained: true,
       kind: "dense",
@@ -55,7 +65,13 @@ export const lora: AdapterMethod = {
       shape: "columns",
     },
   ],
-  output: (x, y, { branch, site, tensor }) => {
+  output: (x, y, { branch, site, tensor, chosen }) => {
+    if (chosen) {
+      const a = tensor("a");
+      const u = shrinkExperts(dropout(x, site.index), a, chosen, site.experts!);
+      const scaled = scaleBySlot(u, branch, (a.type as Type & { kind: "factor" }).rows);
+      return add(expandExperts(scaled, tensor("b"), chosen, site.experts!), y);
+    }
     const u = scaleBySlot(shrink(dropout(x, site.index), tensor("a")), branch);
     return add(expand(u, tensor("b")), y);
   },

@@ -48,6 +48,7 @@ export const s2ft: AdapterMethod = {
   rank: null,
   change: [{ term: "channels", of: { index: "index", delta: "delta" } }],
   dropout: false,
+  experts: false,
   calibrates: true,
   capacity,
   tensors: (site, rank) => {

@@ -20,6 +20,7 @@ export const sparse: AdapterMethod = {
   rank: 8,
   change: [{ term: "entries", of: { index: "index", values: "values" } }],
   dropout: false,
+  experts: false,
   capacity: (site, _, c) =>
     Math.min(c.rank * (site.inFeatures + site.outFeatures), site.inFeatures * site.outFeatures),
   tensors: (site, entries) => [

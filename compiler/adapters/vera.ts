@@ -28,6 +28,7 @@ export const vera: AdapterMethod = {
   rank: null,
   change: [{ term: "product", of: { a: "pa", b: "pb", inner: "d", outer: "b" } }],
   dropout: true,
+  experts: false,
   capacity: (_, __, c) => c.rank,
   tensors: (site) => [
     {

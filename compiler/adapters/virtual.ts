@@ -13,6 +13,7 @@ const common = {
   rank: null,
   change: null,
   dropout: false,
+  experts: false,
   virtual: true,
   capacity: (_, __, c) => c.rank,
 } as const satisfies Partial<AdapterMethod>;

@@ -68,7 +68,13 @@ export async function openGguf(
       has: (name) => shapeOf(family.name(name)) !== undefined,
       read: (name, shape, from = 0, to = shape[0]!) => {
         const { file, shape: whole, first } = placeOf(name, shape);
-        return family.layout.restore(name, (a, b) => read(file, whole, first + a, first + b), from, to, config);
+        return family.layout.restore(
+          name,
+          (a, b) => read(file, whole, first + a, first + b),
+          from,
+          to,
+          config,
+        );
       },
       nearest: (name) => nearest(family.name(name)) ?? "f32",
       planes: (name, shape, format, from, to) => {

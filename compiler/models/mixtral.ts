@@ -1,6 +1,14 @@
 /** The Mixtral family: as Mistral, with a mixture of experts for a feed-forward. GGUF files call it Llama. */
 import { decoderSizes } from "./config.ts";
-import { decoderConfig, decoderModules, expertModules, halves, mixtureConfig, mixtureSays, named } from "./gguf.ts";
+import {
+  decoderConfig,
+  decoderModules,
+  expertModules,
+  halves,
+  mixtureConfig,
+  mixtureSays,
+  named,
+} from "./gguf.ts";
 import { above0OrNull, only } from "./keys.ts";
 import type { Family, Json, Model } from "./model.ts";
 import {

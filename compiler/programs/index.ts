@@ -105,7 +105,8 @@ function branchesOf(
 ): BranchSpec[] {
   const branches: BranchSpec[] = [];
   for (const method of methods) {
-    const own = sites.filter((s) => s.kind === (method.at ?? "linear"));
+    const kinds = [method.at ?? "linear", ...(method.experts ? ["experts"] : [])];
+    const own = sites.filter((s) => kinds.includes(s.kind));
     for (const site of own) {
       const capacity = method.capacity(site, own, c);
       if (capacity > 0) {

@@ -12,7 +12,7 @@ export const starts: Readonly<Record<DenseStart, Start>> = {
   // ±1/√cols: Kaiming with a = √5, as PEFT.
   uniform: ({ t, values, layer, site }, { seed }) => {
     const of = mix(seed, layer * 64 + site.index);
-    const bound = Math.sqrt(t.cols);
+    const bound = Math.sqrt(t.cols / (site.experts ?? 1));
     for (let x = 0; x < values.length; x++) values[x] = ((mix(of, x) >>> 8) / 8388608 - 1) / bound;
   },
   // ‖rows of the site's matrix‖₂.

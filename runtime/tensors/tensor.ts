@@ -17,7 +17,7 @@ export interface Placed {
   readonly rank: number;
 }
 export const channelsOf = (site: SiteEntry, axis: "in" | "out"): number =>
-  axis === "in" ? site.inFeatures : site.outFeatures;
+  (site.experts ?? 1) * (axis === "in" ? site.inFeatures : site.outFeatures);
 export const rowsOf = ({ t, rank }: Pick<Placed, "t" | "rank">): number => (t.rows === "rank" ? rank : 1);
 
 /** What a fresh adapter begins from. */

@@ -4,6 +4,7 @@
  */
 import { type Manifest, type SiteEntry, WeftError } from "../../runtime/bundle.ts";
 import { absent, type BranchState, indexOf, modulePath, wordsIn } from "../../runtime/content.ts";
+import { putBack, singleBranch, singleSites } from "../../runtime/experts.ts";
 import { tensorKinds } from "../../runtime/tensors/index.ts";
 import type { Index, Numbers, Order, Placed, TensorKind } from "../../runtime/tensors/tensor.ts";
 
@@ -31,15 +32,17 @@ export const plainLora = (m: Manifest): Json => ({
 /** `target_modules` that name exactly these paths of modules: in short, where all of a name are among them. */
 export function targetsOf(m: Manifest, adapted: ReadonlySet<string>): string[] {
   const layers = Array.from({ length: m.model.layers }, (_, l) => l);
-  const sites = m.sites.filter((s) => s.kind === "linear");
+  const sites = m.sites.filter((s) => s.kind === "linear" || s.kind === "experts");
   const paths = (of: readonly SiteEntry[]): string[] =>
-    of.flatMap((s) => layers.map((l) => modulePath(m, l, s)));
+    of.flatMap(singleSites).flatMap((s) => layers.map((l) => modulePath(m, l, s)));
   const last = (s: SiteEntry): string => s.module.split(".").at(-1)!;
   return [...new Set(sites.map(last))].flatMap((name) => {
     const its = sites.filter((s) => last(s) === name);
     if (paths(its).every((p) => adapted.has(p))) return [name];
     return its.flatMap((s) =>
-      paths([s]).every((p) => adapted.has(p)) ? [s.module] : paths([s]).filter((p) => adapted.has(p)),
+      !s.experts && paths([s]).every((p) => adapted.has(p))
+        ? [s.module]
+        : paths([s]).filter((p) => adapted.has(p)),
     );
   });
 }
@@ -68,8 +71,25 @@ export interface InFile<K extends TensorKind> {
 export class InFiles {
   private readonly byName = new Map<string, InFile<TensorKind>>();
   constructor(private readonly manifest: Manifest) {}
-  /** A branch of one layer; `orderOf` says the order in the file of the rows that its index is of. */
+  /**
+   * A branch of one layer; `orderOf` says the order in the file of the rows that its index is of. Of experts,
+   * a file has those of single matrices: what was read is there once it is `done`.
+   */
   add(branch: readonly Placed[], orderOf: (p: Placed, kind: Index, name: string) => Order): void {
+    for (const [one, site] of singleSites(branch[0]!.site).entries()) {
+      const single = singleBranch(branch, one, site);
+      this.addSingle(single, orderOf);
+      this.read.push(() => putBack(branch, one, single));
+    }
+  }
+  private readonly read: (() => void)[] = [];
+  done(): void {
+    for (const put of this.read) put();
+  }
+  private addSingle(
+    branch: readonly Placed[],
+    orderOf: (p: Placed, kind: Index, name: string) => Order,
+  ): void {
     const path = `${PREFIX}${modulePath(this.manifest, branch[0]!.layer, branch[0]!.site)}`;
     const indexName = (p: Placed): string => `${path}.${p.t.key}`;
     const index = indexOf(branch);

@@ -109,6 +109,7 @@ export function readAdapter(json: Json, file: Uint8Array, manifest: Manifest, wh
       kind.read(placed, values, orders);
     },
   );
+  all.done();
   // Modules whose path ends in a name of modules_to_save, as PEFT matches them.
   const replaces = new Map<string, Float32Array>();
   for (const m of replaced)

@@ -9,6 +9,7 @@ import {
   placedOf,
   siteOf,
 } from "../../runtime/content.ts";
+import { singleSites } from "../../runtime/experts.ts";
 import { transpose } from "../../runtime/tensors/dense.ts";
 import type { Index, Placed } from "../../runtime/tensors/tensor.ts";
 import { fail, InFiles, type Json, PREFIX, plainLora, targetsOf } from "./folder.ts";
@@ -98,23 +99,26 @@ export function writeAsLora(
   content.branches.forEach((layer, l) => {
     layer.forEach((s, i) => {
       if (!s.rank) return;
-      const site = siteOf(manifest, manifest.branches[i]!);
-      const { rank, a, b } = asLowRank(manifest, content, l, i);
-      const path = modulePath(manifest, l, site);
-      tensors.push({
-        name: `${PREFIX}${path}.lora_A.weight`,
-        shape: [rank, site.inFeatures],
-        dtype: "F32",
-        data: a,
-      });
-      tensors.push({
-        name: `${PREFIX}${path}.lora_B.weight`,
-        shape: [site.outFeatures, rank],
-        dtype: "F32",
-        data: transpose(b, rank, site.outFeatures),
-      });
-      ranks[path.replaceAll(".", "\\.")] = rank;
-      modules.add(path);
+      const whole = siteOf(manifest, manifest.branches[i]!);
+      for (const [e, site] of singleSites(whole).entries()) {
+        const expert = whole.experts ? e : null;
+        const { rank, a, b } = asLowRank(manifest, content, l, i, undefined, expert);
+        const path = modulePath(manifest, l, site);
+        tensors.push({
+          name: `${PREFIX}${path}.lora_A.weight`,
+          shape: [rank, site.inFeatures],
+          dtype: "F32",
+          data: a,
+        });
+        tensors.push({
+          name: `${PREFIX}${path}.lora_B.weight`,
+          shape: [site.outFeatures, rank],
+          dtype: "F32",
+          data: transpose(b, rank, site.outFeatures),
+        });
+        ranks[path.replaceAll(".", "\\.")] = rank;
+        modules.add(path);
+      }
     });
   });
   // The scale is folded into B: alpha equals the rank everywhere.

@@ -22,6 +22,7 @@ export const small: Partial<Capacities> = {
   unitRows: 80,
   slots: 4,
   rank: 8,
+  experts: 4,
   units: 8,
   blocks: 64,
   jobs: 2,
@@ -75,6 +76,10 @@ interface Reference extends S2ftReference {
   readonly lora_grads: Readonly<Record<string, readonly number[]>>;
   readonly lora: readonly number[];
 }
+type FamilyReference = Omit<Reference, keyof S2ftReference> & {
+  /** Of a mixture: LoRA on the matrices of its experts too. */
+  readonly experts?: Pick<Reference, "lora_loss" | "lora_grads" | "lora">;
+};
 const json = (name: string): object => JSON.parse(readFileSync(`${fixtures}${name}`, "utf8")) as object;
 export const reference = { ...json("reference.json"), ...json("families.json") } as {
   odd: Reference;
@@ -102,7 +107,7 @@ export const reference = { ...json("reference.json"), ...json("families.json") }
     readonly scale: number;
     readonly long?: readonly number[];
   }[];
-} & Readonly<Record<FamilyName, Omit<Reference, keyof S2ftReference>>>;
+} & Readonly<Record<FamilyName, FamilyReference>>;
 const tensors = new Map(
   ["reference.safetensors", "families.safetensors"].flatMap((file) => {
     const bytes = readFileSync(`${fixtures}${file}`);

@@ -46,6 +46,7 @@ export const capacities: Capacities = {
   pages: null,
   jobs: 1,
   rank: 8,
+  experts: 8,
   savedRows: 96,
   keptRows: 96,
   quantum: 32,

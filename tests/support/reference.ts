@@ -7,6 +7,7 @@ import { writeAdapter } from "../../sdk/peft/write.ts";
 import { batchOf, checkGradient, checkLogits, fixtures, type reference } from "./engines.ts";
 
 type Reference = (typeof reference)["qwen3"];
+type LoraReference = Pick<Reference, "lora_loss" | "lora_grads" | "lora">;
 const common = {
   batchSize: 5,
   shuffle: false,
@@ -25,19 +26,23 @@ function checkLosses(got: readonly number[], want: readonly number[]): void {
 const near = (loss: number, want: number): void =>
   assert.ok(Math.abs(loss - want) <= 1e-5, `loss ${loss}, torch says ${want}`);
 
-/** Logits of the base and of the adapter that peft saved; its gradients, and `steps` of AdamW from it. */
+/**
+ * Logits of the base and of the adapter that peft saved, or loads; its gradients, and `steps` of AdamW from
+ * it.
+ */
 export async function checkLora(
   engine: Engine,
   name: string,
   vocab: number,
-  ref: Reference,
+  ref: LoraReference,
   steps: number,
+  adapter: string = name,
 ): Promise<void> {
   const data = batchOf(vocab);
   assert.is(engine.core.invariance, "verified");
   await checkLogits(engine, `${name}.logits`, vocab);
-  await engine.adapters.load("peft", `${fixtures}peft-${name}`);
-  await checkLogits(engine, `${name}.lora_logits`, vocab, "peft");
+  await engine.adapters.load("peft", `${fixtures}peft-${adapter}`);
+  await checkLogits(engine, `${adapter}.lora_logits`, vocab, "peft");
   const lr = 16;
   const one = await engine.finetune({
     ...common,
