@@ -15,7 +15,7 @@ import {
   WeftError,
 } from "../runtime/bundle.ts";
 import { claimFolder, writeFolder } from "../runtime/folder.ts";
-import type { AdapterMethod } from "./adapters/adapter.ts";
+import { type AdapterMethod, namesOf, type Role } from "./adapters/adapter.ts";
 import { compileKernels, compileRelaxed } from "./emit/asc.ts";
 import { prelude } from "./emit/assemblyscript.ts";
 import { emitHost } from "./emit/host.ts";
@@ -23,6 +23,7 @@ import { type Emitted, emitTarget } from "./emit/target.ts";
 import { type BundleFile, hasher } from "./files.ts";
 import { checkFormats } from "./formats.ts";
 import { fuse } from "./fuse.ts";
+import type { SiteSpec } from "./layers.ts";
 import { checkLimits } from "./limits.ts";
 import { models } from "./models/index.ts";
 import type { Family, Model } from "./models/model.ts";
@@ -204,7 +205,7 @@ async function* bundle(
     capacities,
     sites: programs.sites,
     methods: Object.fromEntries(
-      settings.methods.map((m) => [m.name, methodEntry(m, model, capacities.rank)]),
+      settings.methods.map((m) => [m.name, methodEntry(m, model, programs.sites, capacities.rank)]),
     ),
     branches,
     saved,
@@ -231,7 +232,17 @@ function familyOf({ config }: ModelSource): Family {
     });
   return family;
 }
-function checkPrograms(programs: Programs, model: Model, { selection, formats, train }: Settings): void {
+function checkPrograms(programs: Programs, model: Model, settings: Settings): void {
+  const { selection, formats, train, methods } = settings;
+  for (const method of methods)
+    if (!programs.branches.some((b) => b.method === method))
+      throw new WeftError({
+        code: "WEFT_OPTION",
+        where: `method ${method.name}`,
+        expected: "a model with matrices that it adapts",
+        found: "none, by default or of those that were asked for",
+        ...(method.name.startsWith("s2ft") && { hint: "name sites in capacities.s2ft" }),
+      });
   const params = [...programs.outerParams, ...programs.layerParams];
   const paths = [
     ...Object.values(model.names.outer),
@@ -315,7 +326,7 @@ function savedFields(programs: Programs, layout: Layout, train: readonly TrainCl
  * What the runtime must know of a method. Its rank, when none is asked for, is one that the bundle has room
  * for.
  */
-function methodEntry(m: AdapterMethod, model: Model, most: number): MethodEntry {
+function methodEntry(m: AdapterMethod, model: Model, sites: readonly SiteSpec[], most: number): MethodEntry {
   const {
     at: _a,
     experts: _e,
@@ -329,10 +340,12 @@ function methodEntry(m: AdapterMethod, model: Model, most: number): MethodEntry 
     peft,
     ...entry
   } = m;
+  const named = (...wanted: Role[]): string[] => namesOf(sites, wanted);
+  const targets = m.targets === "all-linear" ? m.targets : named(...m.targets);
   const rank = m.rank === null ? null : Math.min(m.rank, most);
-  const said = typeof peft.fixed === "function" ? peft.fixed(model) : peft.fixed;
+  const said = typeof peft.fixed === "function" ? peft.fixed(model, named) : peft.fixed;
   // How checkpoints have matrices; what an adapter adds to them is the same.
   const turned = "fan_in_fan_out" in said && { fan_in_fan_out: model.names.transposed !== undefined };
   const fixed = { ...said, ...turned };
-  return { ...entry, rank, peft: { ...peft, fixed, meaning: peft.meaning ?? [] } };
+  return { ...entry, rank, targets, peft: { ...peft, fixed, meaning: peft.meaning ?? [] } };
 }

@@ -31,7 +31,7 @@ export interface MethodMemory {
 }
 /**
  * Memory of one optimizer step of `tokens` tokens by each adapter method (rank for those that have one) and
- * `full`; frozen weights stored as `format`.
+ * `full` of dense models; frozen weights stored as `format`.
  */
 export function planMemory(
   config: Readonly<Record<string, unknown>>,
@@ -41,7 +41,8 @@ export function planMemory(
 ): MethodMemory[] {
   const model = models[String(checkConfig(config, "config.json").model_type)]!.read(config);
   const capacities = { ...defaultCapacities(model.context), rank };
-  return [...Object.keys(adapterMethods), "full"].map((method): MethodMemory => {
+  const methods = [...Object.keys(adapterMethods), ...(model.mixture ? [] : ["full"])];
+  const all = methods.map((method): MethodMemory => {
     const full = method === "full";
     const programs = buildPrograms(model, capacities, {
       format: () => (full ? "f32" : format),
@@ -71,4 +72,6 @@ export function planMemory(
       stateBytes: 4 * (1 + optimizers.adamw.states.length) * trainable,
     };
   });
+  // Some models have nothing that a method changes by default.
+  return all.filter(({ trainable }) => trainable > 0);
 }

@@ -20,10 +20,33 @@ export interface BranchContext {
   /** The experts that each row chose, where the site is their matrices; a row of x or y has a part for each. */
   readonly chosen: Value | null;
 }
-export interface AdapterMethod extends Omit<MethodEntry, "peft"> {
-  /** How files call it. What they always say may follow from the model. */
+/** Linear sites by what they are for; one that is for several has each of these roles. */
+export const roles = {
+  queries: ({ axes }: SiteSpec) => axes.out === "heads" || axes.out === "qkv",
+  keys: ({ axes, coupling }: SiteSpec) => (axes.out === "kvHeads" && !coupling) || axes.out === "qkv",
+  values: ({ axes, coupling }: SiteSpec) =>
+    (axes.out === "kvHeads" && coupling !== null) || axes.out === "qkv",
+  /** The last matrix of attention, and of a feed-forward. */
+  attention: ({ axes }: SiteSpec) => axes.in === "heads",
+  feedForward: ({ axes }: SiteSpec) => axes.in === "ffn",
+} as const;
+export type Role = keyof typeof roles;
+/** Names that a model's modules of some roles, and no others, end in. */
+export function namesOf(sites: readonly SiteSpec[], wanted: readonly Role[]): string[] {
+  const linear = sites.filter((s) => s.kind === "linear");
+  const last = (s: SiteSpec): string => s.module.split(".").at(-1)!;
+  const are = linear.filter((s) => wanted.some((role) => roles[role](s)));
+  const others = new Set(linear.filter((s) => !are.includes(s)).map(last));
+  return [...new Set(are.map((s) => (others.has(last(s)) ? s.module : last(s))))];
+}
+export interface AdapterMethod extends Omit<MethodEntry, "peft" | "targets"> {
+  /** Modules that a job adapts when it names none. */
+  readonly targets: "all-linear" | readonly Role[];
+  /** How files call it. What they always say may follow from the model, and from what it calls modules. */
   readonly peft: Omit<MethodEntry["peft"], "fixed" | "meaning"> & {
-    readonly fixed: Readonly<Record<string, unknown>> | ((m: Model) => Readonly<Record<string, unknown>>);
+    readonly fixed:
+      | Readonly<Record<string, unknown>>
+      | ((m: Model, named: (...wanted: Role[]) => string[]) => Readonly<Record<string, unknown>>);
     readonly meaning?: readonly string[];
   };
   /** The kind of sites that it can have branches at; `linear` when it does not say. */

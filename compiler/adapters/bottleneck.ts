@@ -23,7 +23,7 @@ const bottleneck = (name: string, parallel: boolean): AdapterMethod => ({
     meaning: ["non_linearity", "use_adapterp", "scaling"],
   },
   scale: "one",
-  targets: ["o_proj", "down_proj"],
+  targets: ["attention", "feedForward"],
   rank: 8,
   change: null,
   dropout: false,

@@ -15,7 +15,7 @@ export const hydra: AdapterMethod = {
     fixed: { bias: "none" },
   },
   scale: "alpha/rank",
-  targets: ["o_proj", "down_proj"],
+  targets: ["attention", "feedForward"],
   rank: 8,
   // The sequential branch has y as the base alone makes it.
   change: [

@@ -16,7 +16,7 @@ export const sparse: AdapterMethod = {
     fixed: { mask_type: "random", init_weights: true, fan_in_fan_out: false, modules_to_save: null },
   },
   scale: "one",
-  targets: ["q_proj", "v_proj"],
+  targets: ["queries", "values"],
   rank: 8,
   change: [{ term: "entries", of: { index: "index", values: "values" } }],
   dropout: false,

@@ -38,6 +38,7 @@ function read(config: Json): Model {
     family: "mixtral",
     ...d,
     constants,
+    mixture: true,
     ...(window && { perLayer: { window: Array<number>(d.layers).fill(window) } }),
     names: decoderNames,
     embed: embedding(d),
@@ -48,6 +49,7 @@ function read(config: Json): Model {
 
 export const mixtral: Family = {
   read,
+  loadedBy: "MixtralForCausalLM",
   gguf: {
     architecture: "llama",
     mixture: true,

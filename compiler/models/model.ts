@@ -39,6 +39,8 @@ export interface Model {
   readonly ropes: readonly RopeEntry[];
   /** Other numbers that the maths depends on, by name: part of what a base is known by. */
   readonly constants: Readonly<Record<string, number>>;
+  /** Rows choose experts: not trained in full. */
+  readonly mixture?: true;
   /** Integers that differ between layers of the one graph, by layer. */
   readonly perLayer: Readonly<Partial<Record<LayerConstant, readonly number[]>>>;
   /** The rows' token ids → hidden states [rows, hidden], what enters the first layer. */

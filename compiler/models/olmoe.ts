@@ -39,6 +39,7 @@ function read(config: Json): Model {
     family: "olmoe",
     ...d,
     constants,
+    mixture: true,
     names: decoderNames,
     embed: embedding(d),
     layer: residual(preNorm(attention, mixture(d, { ...modules, ...sizes })), rms(d)),
@@ -48,6 +49,7 @@ function read(config: Json): Model {
 
 export const olmoe: Family = {
   read,
+  loadedBy: "OlmoeForCausalLM",
   gguf: {
     architecture: "olmoe",
     mixture: true,

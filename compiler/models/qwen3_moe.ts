@@ -60,6 +60,7 @@ function read(config: Json): Model {
     family: "qwen3_moe",
     ...d,
     constants,
+    mixture: true,
     names: decoderNames,
     embed: embedding(d),
     layer: residual(preNorm(attention, mixture(d, { ...modules, ...sizes })), rms(d)),
@@ -69,6 +70,7 @@ function read(config: Json): Model {
 
 export const qwen3Moe: Family = {
   read,
+  loadedBy: "Qwen3MoeForCausalLM",
   gguf: {
     architecture: "qwen3moe",
     mixture: true,

@@ -3,7 +3,7 @@
  * program is what one command list entry runs: the forward, the pruned backward in its two kept sets, the
  * training head, the update.
  */
-import { Graph, toposort, type Value } from "../../ops/index.ts";
+import { Graph, type Value } from "../../ops/index.ts";
 import { MAX_BRANCHES, WeftError } from "../../runtime/bundle.ts";
 import type { AdapterMethod } from "../adapters/adapter.ts";
 import { type BranchSpec, type FormatOf, RegionBuilder, type SiteSpec } from "../layers.ts";
@@ -28,7 +28,7 @@ export function buildPrograms(
   const plain = buildLayer(graph, model, c.context, format, []);
   const { sites } = plain.builder;
   const branches = branchesOf(methods, sites, c);
-  if (train.includes("full") && toposort([plain.region.out]).some((n) => n.outs[0]!.kind === "experts"))
+  if (train.includes("full") && model.mixture)
     throw new WeftError({
       code: "WEFT_OPTION",
       where: "train",

@@ -44,9 +44,14 @@ function keptSet(
       if (v.node === node && opOf(node.op).kind !== "input" && !edges.has(key)) {
         keep.delete(key);
         if (recomputable(v)) continue;
-        // Steps without dropout never make it.
-        if (opOf(node.op).drops) throw new Error(`${v.node.label}: what it drops from is not kept`);
-        keep.add(key);
+        if (!opOf(node.op).drops) {
+          keep.add(key);
+          continue;
+        }
+        // Steps without dropout never make it: what it drops from is kept, unless that is recomputed in turn.
+        const [from] = node.ins as [Value];
+        read.set(valueKey(from), from);
+        keep.add(valueKey(from));
       }
   return { read: [...read.values()], kept: [...read].filter(([key]) => keep.has(key)).map(([, v]) => v) };
 }
