@@ -82,7 +82,7 @@ function encodeAs(values: Float32Array, format: Format): { data: Uint8Array; exa
   return { data: Uint8Array.from(data), exact };
 }
 const { even } = configs;
-/** Where a family's file is not as Qwen3's: its architecture, other keys, what the converter does to tensors. */
+/** Where a family's file is not as Qwen3's: its architecture, more keys, what the converter does. */
 interface Kind {
   readonly architecture?: string;
   readonly more?: (c: Config) => Meta;
