@@ -5,7 +5,7 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import * as assert from "uvu/assert";
-import { doors, forPages } from "../scripts/build.ts";
+import { doors, forPages, workerEntry } from "../scripts/build.ts";
 import { load } from "../sdk/index.ts";
 import { inChromium, type Served } from "./support/chromium.ts";
 import { batchOf, bundle, collect, configs, idsOf } from "./support/engines.ts";
@@ -44,17 +44,21 @@ try {
 /** The SDK as the package ships it for pages. */
 let sdk: Promise<ReadonlyMap<string, string>> | undefined;
 const built = async (): Promise<ReadonlyMap<string, string>> => {
-  const { outputFiles } = await forPages({ entryPoints: { sdk: doors.index }, outdir: "/", write: false });
-  return new Map(outputFiles!.map((f) => [f.path, f.text]));
+  const to = { outdir: "/", write: false };
+  const made = await Promise.all([
+    forPages({ entryPoints: { sdk: doors.index, worker: doors.worker }, ...to }),
+    forPages({ ...workerEntry, ...to }),
+  ]);
+  return new Map(made.flatMap(({ outputFiles }) => outputFiles!.map((f) => [f.path, f.text])));
 };
-async function inBrowser(folder: string, device: string, isolated: boolean): Promise<Result> {
+async function inBrowser<T = Result>(folder: string, page: string, isolated: boolean): Promise<T> {
   const scripts = await (sdk ??= built());
   const script = (body: string): Served => ({ type: "text/javascript", body });
-  return inChromium<Result>(
+  return inChromium<T>(
     (path) => {
       if (path === "/")
         return { type: "text/html", body: '<!doctype html><script type="module" src="/page.js"></script>' };
-      if (path === "/page.js") return script(page(device, isolated));
+      if (path === "/page.js") return script(page);
       if (path.startsWith("/model.weft/"))
         return {
           type: "application/octet-stream",
@@ -74,7 +78,7 @@ for (const [device, isolated] of [
 ] as const)
   test(`${isolated ? "with shared memory, " : ""}on ${device}: answers and learns as Node, awake`, async () => {
     const folder = await bundle(configs.even, { targets: ["wasm", "webgpu"] });
-    const there = await inBrowser(folder, device, isolated);
+    const there = await inBrowser(folder, page(device, isolated), isolated);
     assert.is(there.error, undefined, there.error);
     assert.is(there.invariance, "verified");
     if (device === "wasm") assert.match(there.device, isolated ? /2 threads/ : /1 thread/);
@@ -99,5 +103,99 @@ for (const [device, isolated] of [
       losses.forEach((x, i) => assert.ok(Math.abs(x - there.losses[i]!) < 1e-5));
       logits!.at(-1)!.forEach((x, i) => assert.ok(Math.abs(x - there.logits[i]!) < 1e-3));
     }
+  });
+
+interface Apart {
+  readonly ids: readonly number[][];
+  readonly losses: number[];
+  readonly adapted: number[];
+  readonly lost: number;
+  readonly files: string[];
+  readonly longest: number;
+  readonly long: number[];
+  readonly error?: string;
+}
+const steps = 4;
+/** Loads, streams and trains at once while its own thread is watched; then the worker is ended under it. */
+const apart = (device: string, isolated: boolean): string => `
+import { createWorkerEngine } from "/worker.js";
+const send = (r) => fetch("/result", { method: "POST", body: JSON.stringify(r) });
+try {
+  const long = [];
+  new PerformanceObserver((l) => long.push(...l.getEntries().map((e) => e.duration))).observe({ entryTypes: ["longtask"] });
+  let longest = 0, last = performance.now(), watching = true;
+  const { port1, port2 } = new MessageChannel();
+  port1.onmessage = () => {
+    const now = performance.now();
+    longest = Math.max(longest, now - last);
+    last = now;
+    if (watching) port2.postMessage(0);
+  };
+  port2.postMessage(0);
+  const workers = [];
+  const worker = () => {
+    const w = new Worker("/worker-entry.js", { type: "module" });
+    workers.push(w);
+    return w;
+  };
+  let lost = 0;
+  const engine = await createWorkerEngine("model.weft", {
+    device: ${JSON.stringify(device)}, ${isolated ? "threads: 2," : ""} worker, heartbeat: 100, cache: false,
+    recover: { checkpoint: 0.001, losses: 10 }, onRecover: (e) => e.type === "lost" && lost++,
+  });
+  const options = ${JSON.stringify(sampled)};
+  const read = async (o) => {
+    const ids = [];
+    for await (const p of engine.generate(o)) ids.push(p.id);
+    return ids;
+  };
+  const job = await engine.finetune(${JSON.stringify({ name: "j", data: batchOf(128), steps, batchSize: 5, shuffle: false, rank: 4 })});
+  const ids = await Promise.all(options.map(read));
+  await job.done;
+  watching = false;
+  // Once more, and now its worker ends in the middle.
+  const again = await engine.finetune(${JSON.stringify({ name: "k", data: batchOf(128), steps, batchSize: 5, shuffle: false, rank: 4 })});
+  let n = 0;
+  for await (const p of engine.generate(options[1])) {
+    if (p.id !== ids[1][n]) throw new Error("another token at " + n);
+    if (++n === 5) workers.at(-1).terminate();
+  }
+  const { losses } = await again.done;
+  const { ids: adapted } = await engine.complete({ ...options[0], adapter: "k" });
+  const files = [...(await (await engine.adapters.get("k")).toBlobs()).keys()];
+  await engine.dispose();
+  await send({ ids, losses, adapted, lost, files, longest, long });
+} catch (e) {
+  await send({ error: String(e && e.stack || e) });
+}`;
+const sampled = [
+  { prompt, maxTokens: 12 },
+  { prompt, maxTokens: 24, temperature: 1, seed: 9, presencePenalty: 1 },
+];
+
+for (const [device, isolated] of [
+  ["wasm", true],
+  ["wasm", false],
+  ["software", false],
+] as const)
+  test(`a page whose engine is in a worker ${isolated ? "with shared memory " : ""}on ${device}: the same, also when the worker ends`, async () => {
+    const folder = await bundle(configs.even, { targets: ["wasm", "webgpu"] });
+    const there = await inBrowser<Apart>(folder, apart(device, isolated), isolated);
+    assert.is(there.error, undefined, there.error);
+    assert.is(there.lost, 1);
+    assert.equal(there.files, ["adapter_model.safetensors", "adapter_config.json"]);
+    console.log(
+      `page, engine on ${device}${isolated ? ", shared memory" : ""}: longest gap ${there.longest.toFixed(1)} ms, tasks over 50 ms: ${there.long.length}`,
+    );
+    await using engine = await load(folder, { device });
+    for (const [i, o] of sampled.entries()) assert.equal(there.ids[i], (await collect(engine, o)).ids);
+    const job = await engine.finetune({
+      ...{ name: "k", data: batchOf(128), steps, batchSize: 5, shuffle: false, rank: 4 },
+    });
+    const { losses } = await job.done;
+    if (device === "wasm") {
+      assert.equal(there.losses, [...losses], "Wasm is the same bits everywhere");
+      assert.equal(there.adapted, (await collect(engine, { ...sampled[0]!, adapter: "k" })).ids);
+    } else losses.forEach((x, i) => assert.ok(Math.abs(x - there.losses[i]!) < 1e-5));
   });
 test.run();

@@ -2,8 +2,10 @@
  * What a replay plays on: an engine that may end, in this thread (local.ts) or in a worker
  * (worker/client.ts). What is asked of one may be asked again of the next.
  */
+
 import type { Published } from "../../runtime/adapters.ts";
 import type { Manifest, WeftError } from "../../runtime/bundle.ts";
+import type { Place } from "../../runtime/folders.ts";
 import type { Checkpoint } from "../checkpoint.ts";
 import type { Asked, Engine, Piece, TrainEvent, TrainResult } from "../engine.ts";
 import type { Again } from "../keeping.ts";
@@ -38,7 +40,7 @@ export interface BackendJob {
   readonly learnsFrom: Pick<FinetuneOptions, "from" | "disjointFrom">;
   readonly done: Promise<Learned>;
   publish(): Promise<string>;
-  checkpoint(dir: string): Promise<void>;
+  checkpoint(dir: Place): Promise<void>;
   cancel(): void;
 }
 export interface Backend {

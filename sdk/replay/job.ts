@@ -1,5 +1,7 @@
 /** A job that outlives the engine it runs on: it goes on from its last checkpoint, and tells nothing twice. */
+
 import type { Published } from "../../runtime/adapters.ts";
+import type { Place } from "../../runtime/folders.ts";
 import { jobEnded } from "../../runtime/rest.ts";
 import { onAbort, reasonOf } from "../../runtime/signals.ts";
 import type { TrainEvent, TrainResult } from "../../runtime/training.ts";
@@ -148,7 +150,7 @@ export class ReplayJob {
     return this.ask((job) => job.publish());
   }
   /** Make what the job is now the current version in `dir`, as `Job.checkpoint`. */
-  checkpoint(dir: string): Promise<void> {
+  checkpoint(dir: Place): Promise<void> {
     return this.ask((job) => job.checkpoint(dir));
   }
   /** Stop at once; `done` rejects with an AbortError, or the reason given. */

@@ -8,7 +8,15 @@ import type { FinetuneOptions, GenerateOptions } from "../options.ts";
 import type { Backend, BackendJob, Facts, JobEars, Learned } from "../replay/backend.ts";
 import type { ArgsOf, CallName, ResultOf } from "../replay/calls.ts";
 import { type Deferred, deferred } from "../replay/deferred.ts";
-import { type Asks, dispatch, type Ears, type Message, type Says, type WorkerPort } from "./protocol.ts";
+import {
+  type Asks,
+  dispatch,
+  type Ears,
+  type Message,
+  mapsIn,
+  type Says,
+  type WorkerPort,
+} from "./protocol.ts";
 import { fromWire, toWire } from "./wire.ts";
 
 /** Pieces that may be on their way to a reader, and how many are asked for at a time. */
@@ -114,11 +122,17 @@ export class Remote implements Backend {
   private once<K extends keyof Asks>(
     kind: K,
     value: Asks[K],
-    signal?: AbortSignal | undefined,
+    { signal, args = [] }: { signal?: AbortSignal | undefined; args?: readonly unknown[] } = {},
   ): Promise<unknown> {
     const answer: Deferred<unknown> = deferred();
     const id = this.ask(kind, value, {
-      answer: answer.resolve,
+      answer: ({ value, maps }) => {
+        for (const [i, map] of mapsIn(args).entries()) {
+          map.clear();
+          for (const [name, file] of maps[i]!) map.set(name, file);
+        }
+        answer.resolve(value);
+      },
       error: (e) => answer.reject(fromWire(e)),
     });
     const forget = onAbort(signal, (reason) => {
@@ -137,7 +151,9 @@ export class Remote implements Backend {
     const signal = typeof last === "object" && last && "signal" in last ? last.signal : undefined;
     if (signal) args.splice(-1, 1, { ...(last as object), signal: undefined });
     const value = { name, args, abortable: Boolean(signal) };
-    return this.once("call", value, signal as AbortSignal | undefined) as Promise<ResultOf<K>>;
+    return this.once("call", value, { signal: signal as AbortSignal | undefined, args }) as Promise<
+      ResultOf<K>
+    >;
   }
   generate(o: GenerateOptions, hear: (asked: Asked) => void): AsyncGenerator<Piece, void, void> {
     let id = 0;
@@ -162,7 +178,7 @@ export class Remote implements Backend {
             },
           );
           const forget = onAbort(signal, (reason) => {
-            this.post(id, "abort", toWire(reason));
+            this.post(id, "leave", null);
             ended(reason);
           });
           return () => {
@@ -178,6 +194,14 @@ export class Remote implements Backend {
     );
   }
   async finetune(options: FinetuneOptions, again: Omit<Again, "keep">, ears: JobEars): Promise<BackendJob> {
+    if (options.checkpoint?.dir instanceof Map)
+      throw new WeftError({
+        code: "WEFT_OPTION",
+        where: "checkpoint.dir",
+        expected: "a folder that a worker can write to",
+        found: "blobs in this thread's memory",
+        hint: "a directory handle, storage:NAME or a path; job.checkpoint(map) fills a map of blobs",
+      });
     const started = deferred<BackendJob["learnsFrom"]>();
     const done = deferred<Learned>();
     const id = this.ask(
@@ -198,7 +222,7 @@ export class Remote implements Backend {
       learnsFrom: await started.promise,
       done: done.promise,
       publish: () => this.once("publish", { job: id }) as Promise<string>,
-      checkpoint: (dir) => this.once("checkpoint", { job: id, dir }) as Promise<void>,
+      checkpoint: (dir) => this.once("checkpoint", { job: id, dir }, { args: [dir] }) as Promise<void>,
       cancel: () => this.post(id, "cancel", null),
     };
   }

@@ -35,18 +35,25 @@ export interface Asks {
   abort: Thrown;
   finetune: { readonly options: FinetuneOptions; readonly again: Omit<Again, "keep"> };
   publish: { readonly job: number };
-  checkpoint: { readonly job: number; readonly dir: string };
+  checkpoint: { readonly job: number; readonly dir: Place };
   cancel: null;
   /** Are you there? */
   ping: null;
   dispose: null;
 }
+/** Files in memory are filled where they are written: `maps` are what the asked ones are then, in order. */
+export interface Answer {
+  readonly value: unknown;
+  readonly maps: readonly Map<unknown, unknown>[];
+}
+export const mapsIn = (args: readonly unknown[]): Map<unknown, unknown>[] =>
+  args.filter((x) => x instanceof Map);
 /** Told by the thread. */
 export interface Says {
   /** It runs, and hears. */
   ready: null;
   /** To what is answered once. */
-  answer: unknown;
+  answer: Answer;
   /** It was refused, or has failed. */
   error: Thrown;
   asked: Asked;

@@ -3,7 +3,7 @@ import { jobEnded } from "../../runtime/rest.ts";
 import { load, type Piece } from "../engine.ts";
 import type { Backend, BackendJob } from "../replay/backend.ts";
 import { Local } from "../replay/local.ts";
-import { type Asks, dispatch, type Ears, type Message, type Port, type Says } from "./protocol.ts";
+import { type Asks, dispatch, type Ears, type Message, mapsIn, type Port, type Says } from "./protocol.ts";
 import { setHere } from "./transport.ts";
 import { fromWire, handedOver, toWire } from "./wire.ts";
 
@@ -34,9 +34,9 @@ export function serve(port: Port): void {
     say(id, "error", toWire(e));
   };
   /** What `work` gives is the answer. */
-  const answer = async (id: number, work: () => unknown): Promise<void> => {
+  const answer = async (id: number, work: () => unknown, args: readonly unknown[] = []): Promise<void> => {
     try {
-      say(id, "answer", await work());
+      say(id, "answer", { value: await work(), maps: mapsIn(args) });
     } catch (e) {
       fail(id, e);
     }
@@ -55,19 +55,13 @@ export function serve(port: Port): void {
   }
   /** Pieces go out as far as they are wanted: who reads slowly has few of them on the way. */
   async function generate(id: number, { options, credit }: Asks["generate"]): Promise<void> {
-    const controller = new AbortController();
-    const pieces: AsyncGenerator<Piece, void, void> = backend!.generate(
-      { ...options, signal: controller.signal },
-      (asked) => say(id, "asked", asked),
+    const pieces: AsyncGenerator<Piece, void, void> = backend!.generate(options, (asked) =>
+      say(id, "asked", asked),
     );
     let wanted = credit;
     let left = false;
     let wake = (): void => {};
     running.set(id, {
-      abort: (reason) => {
-        controller.abort(reason);
-        wake();
-      },
       leave: () => {
         left = true;
         void pieces.return();
@@ -86,7 +80,6 @@ export function serve(port: Port): void {
           if (got.done) break;
           say(id, "piece", got.value);
         } else await new Promise<void>((resolve) => (wake = resolve));
-        controller.signal.throwIfAborted();
       }
       say(id, "end", null);
     } finally {
@@ -115,7 +108,7 @@ export function serve(port: Port): void {
   const ears: Ears<Asks> = {
     open: (id, o) => void open(id, o).catch((e) => fail(id, e)),
     call: (id, { name, args, abortable }) => {
-      if (!abortable) return void answer(id, () => backend!.call(name, ...(args as never)));
+      if (!abortable) return void answer(id, () => backend!.call(name, ...(args as never)), args);
       const controller = new AbortController();
       running.set(id, { abort: (reason) => controller.abort(reason) });
       const last = { ...(args.at(-1) as object), signal: controller.signal };
@@ -128,9 +121,9 @@ export function serve(port: Port): void {
     abort: (id, reason) => running.get(id)?.abort?.(fromWire(reason)),
     finetune: (id, o) => void finetune(id, o).catch((e) => fail(id, e)),
     publish: (id, { job }) => void answer(id, () => jobOf(job).publish()),
-    checkpoint: (id, { job, dir }) => void answer(id, () => jobOf(job).checkpoint(dir)),
+    checkpoint: (id, { job, dir }) => void answer(id, () => jobOf(job).checkpoint(dir), [dir]),
     cancel: (id) => running.get(id)?.job?.cancel(),
-    ping: (id) => say(id, "answer", null),
+    ping: (id) => void answer(id, () => null),
     dispose: (id) => void answer(id, async () => backend?.dispose()),
   };
   port.hear((message) => dispatch(ears, message as Message<Asks>));
