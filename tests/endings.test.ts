@@ -1,8 +1,6 @@
 /** How engines end: nothing that was asked of one stays unsettled, and what it had is given back. */
 import { execFile } from "node:child_process";
-import { createRequire, syncBuiltinESMExports } from "node:module";
 import { fileURLToPath } from "node:url";
-import type { Worker } from "node:worker_threads";
 import * as assert from "uvu/assert";
 import type { Device } from "../runtime/device.ts";
 import { Engine as Core } from "../runtime/engine.ts";
@@ -15,6 +13,7 @@ import { code } from "./support/code.ts";
 import { batchOf, bundle, configs, engineOf, idsOf } from "./support/engines.ts";
 import { rounds } from "./support/scale.ts";
 import { suite } from "./support/suite.ts";
+import { withWorkers } from "./support/threads.ts";
 import { scratch } from "./support/tiny.ts";
 
 const test = suite("endings");
@@ -22,31 +21,6 @@ const vocab = 128;
 const prompt = idsOf("endings", 6, vocab);
 const data = batchOf(vocab);
 
-const threads = createRequire(import.meta.url)("node:worker_threads") as { Worker: typeof Worker };
-/** Threads that are started while `f` runs: `program` replaces theirs. */
-async function withWorkers(
-  f: (started: Worker[], gone: Promise<unknown>[]) => Promise<void>,
-  program?: string,
-) {
-  const { Worker: Real } = threads;
-  const started: Worker[] = [];
-  const gone: Promise<unknown>[] = [];
-  threads.Worker = new Proxy(Real, {
-    construct: (of, [own, o]: ConstructorParameters<typeof Worker>) => {
-      const w = new of(program ?? own, o);
-      started.push(w);
-      gone.push(new Promise((resolve) => w.once("exit", resolve)));
-      return w;
-    },
-  });
-  syncBuiltinESMExports();
-  try {
-    await f(started, gone);
-  } finally {
-    threads.Worker = Real;
-    syncBuiltinESMExports();
-  }
-}
 /** Everything that can be asked of an engine, and of a job on it. */
 const everything = (engine: Engine): (() => Promise<unknown>)[] => [
   () => engine.finetune({ name: "new", data }),

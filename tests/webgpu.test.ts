@@ -13,11 +13,11 @@ import { runInNewContext } from "node:vm";
 import * as assert from "uvu/assert";
 import { compile, compileTo } from "../compiler/compile.ts";
 import type { WeftError } from "../runtime/bundle.ts";
-import { openAdapter } from "../runtime/dawn.ts";
 import type { Device } from "../runtime/device.ts";
 import { softwareDriver } from "../runtime/swiftshader.ts";
 import { openWebGpu } from "../runtime/webgpu.ts";
 import { load } from "../sdk/index.ts";
+import { devicesOf } from "./support/devices.ts";
 import { configs, idsOf, small, tiny } from "./support/engines.ts";
 import { long, rounds } from "./support/scale.ts";
 import { suite } from "./support/suite.ts";
@@ -39,23 +39,6 @@ const open = async (change: (file: FileOf) => FileOf = (file) => file): Promise<
     "software",
   ))!;
 };
-/** Every GPU device that `body` opens. */
-async function devicesOf<T>(body: (devices: GPUDevice[]) => Promise<T>): Promise<T> {
-  const adapter = (await openAdapter("software"))!;
-  const prototype = Object.getPrototypeOf(adapter) as GPUAdapter;
-  const { requestDevice } = prototype;
-  const devices: GPUDevice[] = [];
-  prototype.requestDevice = async function (this: GPUAdapter, d?: GPUDeviceDescriptor) {
-    const device = await requestDevice.call(this, d);
-    devices.push(device);
-    return device;
-  };
-  try {
-    return await body(devices);
-  } finally {
-    prototype.requestDevice = requestDevice;
-  }
-}
 const errorOf = (work: Promise<unknown>): Promise<WeftError> =>
   work.then(
     () => assert.unreachable("this rejects") as never,
