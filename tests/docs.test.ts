@@ -20,6 +20,7 @@ import {
   runShell,
   shellLines,
   typeErrors,
+  workerScript,
 } from "./support/docs.ts";
 import { openHub } from "./support/hub.ts";
 import { storyBundle, storyModel } from "./support/story.ts";
@@ -61,6 +62,7 @@ async function wrong(p: Program): Promise<string | null> {
   }
   const script = await bundlePage(folder, p).catch((e: Error) => e);
   if (script instanceof Error) return script.message;
+  const worker = await workerScript();
   const there = await inChromium<{ error: string | null }>((path) => {
     const file = join(folder, path);
     if (path === "/")
@@ -68,17 +70,18 @@ async function wrong(p: Program): Promise<string | null> {
         type: "text/html",
         body: `<meta charset="utf-8"><body><script type="module" src="/page.js"></script>`,
       };
-    if (path === "/page.js") return { type: "text/javascript", body: told(script) };
+    if (path === "/page.js") return { type: "text/javascript", body: told };
+    if (path === "/script.js") return { type: "text/javascript", body: script };
+    if (path === "/worker-entry.js") return { type: "text/javascript", body: worker };
     return existsSync(file) ? { type: "application/octet-stream", body: readFileSync(file) } : null;
   });
   return there.error;
 }
 /** A module that runs a script, and says how that ended. */
-const told = (script: string): string => `
+const told = `
 const tell = (error) => fetch("/result", { method: "POST", body: JSON.stringify({ error }) });
 addEventListener("error", (e) => tell(e.message));
-import(URL.createObjectURL(new Blob([${JSON.stringify(script)}], { type: "text/javascript" }))).then(
-  () => tell(null), (e) => tell(String(e)));
+import("/script.js").then(() => tell(null), (e) => tell(String(e)));
 `;
 const code = (list: readonly Program[]): Program[] => list.filter((p) => p.kind !== "shell");
 

@@ -8,7 +8,7 @@ import { chmodSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import ts from "typescript";
-import { forPages } from "../../scripts/build.ts";
+import { forPages, workerEntry } from "../../scripts/build.ts";
 import { parsed } from "../../sdk/cli.ts";
 import { commands } from "../../sdk/commands/index.ts";
 import { type Ran, runIn } from "./package.ts";
@@ -142,6 +142,11 @@ export async function bundlePage(folder: string, p: Program): Promise<string> {
     ...{ entryPoints: [fileOf(folder, p)], alias: doorsOf(), splitting: false, write: false },
     ...{ outdir: "page", logLevel: "silent" },
   });
+  return outputFiles![0]!.text;
+}
+/** What a page's worker runs. */
+export async function workerScript(): Promise<string> {
+  const { outputFiles } = await forPages({ ...workerEntry, write: false, outdir: "page" });
   return outputFiles![0]!.text;
 }
 
