@@ -32,7 +32,7 @@ import { AdapterHandle } from "./adapter.ts";
 import { type DataRow, encodeRow, parseJsonl } from "./data.ts";
 import { decodeText, isGguf, parseJson, readFileOr } from "./files.ts";
 import { Job } from "./job.ts";
-import { type Again, keepingsOf, stateToGoOnFrom } from "./keeping.ts";
+import type { Again } from "./keeping.ts";
 import {
   AdapterName,
   AdapterRefSchema,
@@ -239,7 +239,12 @@ export class Engine {
       resume: undefined,
     };
     const identity = { ...(await identityOf(this.manifest, device.plan, options)), tuned: o.tuned ?? null };
-    const resume = await stateToGoOnFrom(o, again, { base, numerics: info.numerics, options: identity });
+    const keeping = o.resume || o.checkpoint || again ? await import("./keeping.ts") : null;
+    const resume = await keeping?.stateToGoOnFrom(o, again, {
+      base,
+      numerics: info.numerics,
+      options: identity,
+    });
     // What was read until now is of the base as it was.
     if (this.core.base !== base)
       throw new WeftError({
@@ -249,7 +254,7 @@ export class Engine {
         found: `base ${this.core.base.slice(0, 12)}, of a full training that ended`,
         retryable: true,
       });
-    const keepings = await keepingsOf(o, again);
+    const keepings = (await keeping?.keepingsOf(o, again)) ?? [];
     const onEvent = (e: TrainEvent): unknown => {
       job.hear(e);
       return o.onEvent?.(e);

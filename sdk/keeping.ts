@@ -1,7 +1,14 @@
 /** What a job keeps of itself while it runs, and what it goes on from. */
 import type { TrainEvent, TrainState } from "../runtime/trainer.ts";
-import type { Autosave } from "./autosave.ts";
-import type { Checkpoint, Grounds } from "./checkpoint.ts";
+import { Autosave } from "./autosave.ts";
+import {
+  type Checkpoint,
+  checkSame,
+  claimCheckpoints,
+  type Grounds,
+  loadCheckpoint,
+  saveCheckpoint,
+} from "./checkpoint.ts";
 import type { FinetuneOptions } from "./options.ts";
 
 /** Checkpoints that a job takes by itself: how often, where they go, and who hears of it. */
@@ -29,18 +36,12 @@ export async function stateToGoOnFrom(
   now: Grounds,
 ): Promise<TrainState | undefined> {
   if (!o.resume && !again?.from) return undefined;
-  const { checkSame, loadCheckpoint } = await import("./checkpoint.ts");
   if (!again?.from) return loadCheckpoint(o.resume!, now);
   checkSame(again.from, now, `job ${o.name}`);
   return again.from.state;
 }
 /** Asked before it starts whether they can be kept. */
 export async function keepingsOf(o: FinetuneOptions, again: Again | undefined): Promise<Keeping[]> {
-  if (!o.checkpoint && !again) return [];
-  const [{ claimCheckpoints, saveCheckpoint }, { Autosave }] = await Promise.all([
-    import("./checkpoint.ts"),
-    import("./autosave.ts"),
-  ]);
   const keepings: Keeping[] = [];
   if (o.checkpoint) {
     const { dir, every, about } = o.checkpoint;
