@@ -88,7 +88,8 @@ test("Node, plain JavaScript: compiles the same bytes, says and learns the same"
     "node/main.mjs",
     await asked({ model: writeModel(configs.even), out, options }),
   ]);
-  assert.equal(answer(ran), { ...(await expected()), one: true });
+  const want = await expected();
+  assert.equal(answer(ran), { ...want, apart: want.ids, one: true });
   const here = await bundle(configs.even, options);
   const manifest = (at: string): unknown => JSON.parse(readFileSync(join(at, "manifest.json"), "utf8"));
   assert.equal(manifest(out), manifest(here), "every file has the same hash");
@@ -207,7 +208,7 @@ for (const isolated of [false, true])
       await vite({ root: join(folder, "vite"), logLevel: "error", configFile: false, publicDir: false });
     const file = (at: string, type: string) =>
       existsSync(at) && !at.endsWith("/") ? { type, body: readFileSync(at) } : null;
-    const there = await inChromium<Answer & { told: string; error?: string }>(
+    const there = await inChromium<Answer & { told: string; apart: number[]; error?: string }>(
       (path) => {
         if (path === "/asked.json") return { type: "application/json", body: JSON.stringify({ prompt }) };
         if (path === "/rows.jsonl")
@@ -220,8 +221,9 @@ for (const isolated of [false, true])
       { isolated },
     );
     assert.is(there.error, undefined, there.error);
-    const { told, ...rest } = there;
+    const { told, apart, ...rest } = there;
     assert.equal(rest, await expected());
+    assert.equal(apart, rest.ids);
     assert.match(told, /WEFT_OPTION.*compiling ahead of time, in Node/);
   });
 test.run();

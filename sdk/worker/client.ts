@@ -82,6 +82,7 @@ export class Remote implements Backend {
       remote.ask("open", o, { ...hears, opened: opened.resolve, error: (e) => opened.reject(fromWire(e)) });
       if (beat) remote.watch(beat);
       remote.facts = await opened.promise;
+      remote.idle();
       return remote;
     } catch (e) {
       await remote.stop();
@@ -116,7 +117,11 @@ export class Remote implements Backend {
   /** Nothing more will be heard of it. */
   private over(id: number): void {
     this.heard.delete(id);
-    if (!this.heard.size) this.port.hold(false);
+    this.idle();
+  }
+  /** Only what was opened is heard of: a process that has nothing else to do may end. */
+  private idle(): void {
+    if (this.heard.size <= 1) this.port.hold(false);
   }
   /** Asked and answered once. */
   private once<K extends keyof Asks>(

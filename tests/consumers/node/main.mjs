@@ -1,6 +1,7 @@
 // Plain JavaScript in Node: compiles, loads, generates, teaches.
 import { compile, load, WeftError } from "@weft/sdk";
 import { WeftError as same } from "@weft/sdk/runtime";
+import { createWorkerEngine, WeftError as third } from "@weft/sdk/worker";
 
 const { model, out, options, prompt, rows } = JSON.parse(process.argv[2]);
 await compile(model, out, options);
@@ -9,4 +10,7 @@ const { ids } = await engine.complete({ prompt, maxTokens: 6 });
 const job = await engine.finetune({ name: "j", data: rows, steps: 1, batchSize: 5, shuffle: false, rank: 4 });
 const { losses } = await job.done;
 await engine.dispose();
-console.log(JSON.stringify({ ids, losses: [...losses], one: WeftError === same }));
+// The same in a thread of its own; nobody disposes of it, and the process ends by itself.
+const there = await createWorkerEngine(out, { device: "wasm", threads: 1 });
+const apart = (await there.complete({ prompt, maxTokens: 6 })).ids;
+console.log(JSON.stringify({ ids, losses: [...losses], apart, one: WeftError === same && same === third }));

@@ -17,7 +17,12 @@ try {
   const { losses } = await job.done;
   const told = await compile("model", "model.weft").catch((e) => e.message);
   await engine.dispose();
-  await send({ ids, losses: [...losses], told });
+  // The same in a worker, whose script the bundler has to find.
+  const { createWorkerEngine } = await import("@weft/sdk/worker");
+  const there = await createWorkerEngine("model.weft", { device: "wasm" });
+  const apart = (await there.complete({ prompt, maxTokens: 6 })).ids;
+  await there.dispose();
+  await send({ ids, losses: [...losses], told, apart });
 } catch (e) {
   await send({ error: String(e?.stack ?? e) });
 }
