@@ -187,7 +187,7 @@ export class Engine {
           stopIds: [...(o.stopIds ?? []), ...this.manifest.model.eos],
         });
       },
-      pieces(this.text, stops, o.said),
+      pieces(this.text, stops, { said: o.said, marks: o.marks }),
       (p) => p.finish !== null,
     );
   }

@@ -34,6 +34,11 @@ export const GenerateOptions = v.pipe(
     tools: v.optional(v.array(v.custom<object>((x) => typeof x === "object" && x !== null, "a tool"))),
     /** With messages: more that the model's chat template knows, as `{ enable_thinking: false }`. */
     templateArguments: v.optional(record(v.unknown())),
+    /**
+     * Spell the special tokens that the model says, but for the mark that ends its answer, as a template may
+     * want of calls of tools. Default false.
+     */
+    marks: v.optional(v.boolean()),
     /** Texts that end the answer, or one; they are not part of it. */
     stop: v.optional(v.union([nonEmpty, v.array(nonEmpty)], "texts that are not empty, or one")),
   }),

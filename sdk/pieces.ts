@@ -12,14 +12,15 @@ export interface Piece extends TokenEvent {
 
 /**
  * Turns the tokens of one answer into pieces, one a token; the first with a `finish` is the last. `said` are
- * its tokens before those.
+ * its tokens before those; `marks`: special tokens are spelled, too.
  */
 export function pieces(
   decoder: Text | null,
   stops: readonly string[],
-  said: readonly number[] = [],
+  o: { readonly said?: readonly number[] | undefined; readonly marks?: boolean | undefined } = {},
 ): (e: TokenEvent) => Piece {
-  const stream = decoder?.stream();
+  const { said = [], marks = false } = o;
+  const stream = decoder?.stream(marks);
   const longest = Math.max(0, ...stops.map((s) => s.length - 1));
   let held = ""; // text that may be the start of a stop
   const change = (e: TokenEvent): Piece => {

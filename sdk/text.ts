@@ -122,13 +122,14 @@ export class Text {
   encode(text: string, special = true): number[] {
     return this.tokenizer.encode(text, { add_special_tokens: special }).ids;
   }
-  decode(ids: readonly number[]): string {
+  /** `marks`: special tokens are spelled, too. */
+  decode(ids: readonly number[], marks = false): string {
     if (!ids.length) return "";
     return decodeMarks(
       ids,
       (token) => this.tokenizer.token_to_id(token),
       (some) =>
-        this.tokenizer.decode(some, { skip_special_tokens: true, clean_up_tokenization_spaces: false }),
+        this.tokenizer.decode(some, { skip_special_tokens: !marks, clean_up_tokenization_spaces: false }),
     );
   }
   /**
@@ -209,27 +210,27 @@ export class Text {
   }
   /**
    * A decoder for one stream: text that is complete so far, characters split over tokens held back until they
-   * are whole.
+   * are whole. `marks`: special tokens are spelled, too.
    */
-  stream(): { push: (id: number) => string; flush: () => string } {
+  stream(marks = false): { push: (id: number) => string; flush: () => string } {
     const ids: number[] = [];
     let start = 0; // ids before this are settled
     let said = "";
     return {
       push: (id) => {
         ids.push(id);
-        const text = this.decode(ids.slice(start));
+        const text = this.decode(ids.slice(start), marks);
         if (text.endsWith("\ufffd")) return "";
         const piece = text.slice(said.length);
         said = text;
         // Restart from the last few tokens now and then, so that decoding stays linear.
         if (ids.length - start > 32) {
           start = ids.length - 4;
-          said = this.decode(ids.slice(start));
+          said = this.decode(ids.slice(start), marks);
         }
         return piece;
       },
-      flush: () => this.decode(ids.slice(start)).slice(said.length),
+      flush: () => this.decode(ids.slice(start), marks).slice(said.length),
     };
   }
 }

@@ -1,10 +1,13 @@
 /** The API as OpenAI's own client uses it, over an engine in this process. */
+import { writeFileSync } from "node:fs";
 import OpenAI, { APIError, toFile } from "openai";
 import * as assert from "uvu/assert";
-import { type Engine, load } from "../sdk/index.ts";
+import { compile, type Engine, load } from "../sdk/index.ts";
 import { type HandlerOptions, handler } from "../sdk/openai/index.ts";
-import { facts, storyBundle } from "./support/story.ts";
+import { small } from "./support/engines.ts";
+import { facts, storyBundle, storyModel, template } from "./support/story.ts";
 import { suite } from "./support/suite.ts";
+import { scratch } from "./support/tiny.ts";
 
 const test = suite("openai");
 let shared: Engine | null = null;
@@ -314,6 +317,40 @@ test("a job to its end: a file, rows checked, events, a model of its name, chat 
   await atRest(engine);
 });
 
+test("tools: a template that knows them tells the model; no mark that it says of them is lost", async () => {
+  const folder = storyModel();
+  const spelled = "{% for t in tools or [] %}Once {{ t.function.name }} {% endfor %}";
+  writeFileSync(`${folder}/chat_template.jinja`, spelled + template);
+  const out = `${scratch()}/tools.weft`;
+  const options = { targets: ["wasm" as const], quick: true, capacities: { ...small, context: 192 } };
+  const { base } = await compile(folder, out, options);
+  assert.ok(base);
+  await using engine = await load(out, { device: "wasm" });
+  const client = clientOf(handler(engine, { model: "story" }));
+  const tools = [{ type: "function" as const, function: { name: "upon", parameters: {} } }];
+  const tokens = async (o: object): Promise<number> => {
+    const said = await client.chat.completions.create({ ...ask, ...o } as typeof ask);
+    return said.usage!.prompt_tokens;
+  };
+  const plain = await tokens({});
+  const told = engine.promptIds({ messages: ask.messages, tools }).length;
+  assert.ok(told > plain);
+  assert.is(await tokens({ tools }), told);
+  assert.is(await tokens({ tools, tool_choice: "auto" }), told);
+  assert.is(await tokens({ tools, tool_choice: "none" }), plain);
+  assert.is(await tokens({ tools: [] }), plain);
+  // A special token that does not end the answer, said by force.
+  const special = 0;
+  assert.is(engine.text!.token(special).text, "<s>");
+  const forced = { logit_bias: { [special]: 100 }, temperature: 0, max_tokens: 2 };
+  const heard = async (o: object): Promise<string | null> => {
+    const said = await client.chat.completions.create({ ...ask, ...forced, ...o } as typeof ask);
+    return said.choices[0]!.message.content;
+  };
+  assert.is(await heard({}), "");
+  assert.is(await heard({ tools }), "<s><s>");
+});
+
 test("errors in OpenAI's shape: class, status, the parameter's name; never half a stream", async () => {
   const { engine, client, answer } = await open();
   const chat = (o: object) => client.chat.completions.create({ ...ask, ...o } as never);
@@ -329,7 +366,15 @@ test("errors in OpenAI's shape: class, status, the parameter's name; never half 
     ],
     [() => chat({ temperature: 3 }), 400, "temperature", "invalid_value"],
     [() => chat({ temprature: 1 }), 400, "temprature", "invalid_value"],
-    [() => chat({ tools: [{ type: "function" }] }), 400, "tools", "invalid_value"],
+    [() => chat({ tools: [{ type: "function", function: { name: "f" } }] }), 400, "tools", "invalid_value"],
+    [() => chat({ tools: [{ type: "other" }] }), 400, "tools[0]", "invalid_value"],
+    [() => chat({ tools: [], tool_choice: "required" }), 400, "tool_choice", "invalid_value"],
+    [
+      () => chat({ response_format: { type: "json_schema", json_schema: { name: "x" } } }),
+      400,
+      "response_format",
+      "invalid_value",
+    ],
     [() => chat({ response_format: { type: "json_object" } }), 400, "response_format", "invalid_value"],
     [() => chat({ logit_bias: { 9999: 1 } }), 400, "logit_bias", "invalid_value"],
     [() => chat({ max_tokens: 0 }), 400, "max_tokens", "invalid_value"],

@@ -10,18 +10,20 @@ const llama = await getLlama({
   progressLogs: false,
 });
 const model = await llama.loadModel({ modelPath: process.argv[2], gpuLayers: 0 });
-const context = (sequences) =>
-  model.createContext({ contextSize: 1024, batchSize: 512, threads: 2, sequences });
+const context = (sequences, more = {}) =>
+  model.createContext({ contextSize: 1024, batchSize: 512, threads: 2, sequences, ...more });
 
 await serve({
-  greedy: async ({ ids, count }) => {
-    const c = await context(1);
+  /** `lora`: the file of an adapter; `context`: tokens that there is room for. */
+  greedy: async ({ ids, count, context: contextSize, lora }) => {
+    const c = await context(1, { ...(contextSize && { contextSize }), ...(lora && { lora }) });
     const out = [];
     for await (const t of c.getSequence().evaluate(ids, { temperature: 0, yieldEogToken: true }))
       if (out.push(t) >= count) break;
     await c.dispose();
     return { ids: out };
   },
+  tokenize: ({ texts }) => ({ ids: texts.map((t) => model.tokenize(t, false)) }),
   prefill: async ({ n }) => {
     const c = await context(1);
     const s = c.getSequence();

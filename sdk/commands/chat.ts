@@ -10,6 +10,7 @@ import { loadFlags, openBundle } from "./bundle.ts";
 import { type Command, fail, needed, optional, strings, text } from "./command.ts";
 import { samplingFlags, samplingOf } from "./generate.ts";
 import { say } from "./progress.ts";
+import { Speed } from "./speed.ts";
 import { whyEmpty } from "./why.ts";
 
 /** Tokens of an answer where nobody says. */
@@ -51,17 +52,20 @@ class Conversation {
     this.turns.push({ role: "user", content: question });
     this.controller = new AbortController();
     const ids: number[] = [];
+    const messages = this.messages();
+    const speed = new Speed(this.engine.promptIds({ messages }).length);
     let [said, finish] = ["", null as GenerateFinish];
     try {
       for await (const p of this.engine.generate({
         maxTokens: MAX_TOKENS,
         ...this.drawn,
-        messages: this.messages(),
+        messages,
         signal: this.controller.signal,
         ...(this.adapter !== undefined && { adapter: this.adapter }),
       })) {
         said += p.text;
         ids.push(p.id);
+        speed.hear(p);
         finish = p.finish;
         process.stdout.write(p.text);
       }
@@ -74,6 +78,7 @@ class Conversation {
       this.controller = null;
       process.stdout.write("\n");
     }
+    if (ids.length && process.stderr.isTTY) say(speed.line());
     if (said.trim()) this.turns.push({ role: "assistant", content: said });
     else {
       this.turns.pop();

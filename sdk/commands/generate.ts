@@ -13,6 +13,7 @@ import {
   tokenIds,
 } from "./command.ts";
 import { say } from "./progress.ts";
+import { Speed } from "./speed.ts";
 import { whyEmpty } from "./why.ts";
 
 /** How tokens are drawn: of `generate` and `chat`. */
@@ -71,20 +72,26 @@ export const generate: Command = {
     const adapter = optional(f, "adapter");
     if (adapter !== undefined) await engine.adapters.load("adapter", adapter);
     const raw = f.raw === true || typeof prompt !== "string" || !engine.manifest.chatTemplate;
+    const asked = raw ? { prompt } : { messages: [{ role: "user", content: prompt }] };
     let out = "";
     const ids: number[] = [];
     let finish = null;
+    const speed = new Speed(engine.promptIds(asked).length);
     for await (const p of engine.generate({
-      ...(raw ? { prompt } : { messages: [{ role: "user", content: prompt }] }),
+      ...asked,
       ...given({ adapter: adapter === undefined ? undefined : "adapter" }),
       ...samplingOf(f),
     })) {
       out += p.text;
       ids.push(p.id);
       finish = p.finish;
+      speed.hear(p);
       if (!json) process.stdout.write(engine.text ? p.text : `${p.id} `);
     }
-    console.log(json ? JSON.stringify({ text: out, ids, finish, device: engine.device }) : "");
+    console.log(
+      json ? JSON.stringify({ text: out, ids, finish, cached: speed.cached, device: engine.device }) : "",
+    );
+    if (!json && process.stderr.isTTY) say(speed.line());
     if (engine.text && !out.trim() && ids.length) say(whyEmpty(engine, { finish, ids }, raw));
   },
 };

@@ -18,6 +18,8 @@ export interface Shape {
   readonly id: string;
   readonly prompts: readonly (readonly number[])[];
   readonly maxTokens: number;
+  /** Special tokens are text: calls of tools begin with some. */
+  readonly marks?: true;
   /** Alternatives a token; null where nothing is asked. */
   readonly logprobs: number | null;
   readonly object: { readonly whole: string; readonly part: string };
@@ -46,6 +48,7 @@ export async function answered(
   const choices = new Choices(engine, shape.prompts, n, {
     ...drawnAs(engine, b),
     maxTokens: shape.maxTokens,
+    ...(shape.marks && { marks: true }),
     ...(adapter !== undefined && { adapter }),
     ...(shape.logprobs !== null && { logprobs: shape.logprobs }),
     signal: request.signal,

@@ -1,5 +1,5 @@
 /** POST /v1/chat/completions. */
-import type { Message } from "../index.ts";
+import { type Message, WeftError } from "../index.ts";
 import { answered, type Spoken } from "./answer.ts";
 import type { Api } from "./api.ts";
 import { chatLogprob, isText } from "./logprobs.ts";
@@ -9,7 +9,16 @@ export async function chat(api: Api, request: Request, body: unknown): Promise<R
   const b = bodyAs(ChatBody, body);
   const { engine } = api;
   const messages = b.messages as readonly Message[];
-  const prompt = engine.promptIds({ messages, templateArguments: b.chat_template_kwargs ?? {} });
+  const tools = b.tool_choice !== "none" && b.tools?.length ? b.tools : null;
+  const asked = { messages, templateArguments: b.chat_template_kwargs ?? {} };
+  const prompt = engine.promptIds({ ...asked, ...(tools && { tools }) });
+  if (tools && `${prompt}` === `${engine.promptIds(asked)}`)
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "tools",
+      expected: "none: the model's chat template does not tell it of tools",
+      found: `${tools.length}`,
+    });
   const logprobs = ({ pieces }: Spoken) =>
     b.logprobs
       ? {
@@ -20,6 +29,7 @@ export async function chat(api: Api, request: Request, body: unknown): Promise<R
   return answered(api, request, b, {
     id: "chatcmpl",
     prompts: [prompt],
+    ...(tools && { marks: true as const }),
     maxTokens: b.max_completion_tokens ?? b.max_tokens ?? api.maxTokens,
     logprobs: b.logprobs ? (b.top_logprobs ?? 0) : null,
     object: { whole: "chat.completion", part: "chat.completion.chunk" },

@@ -53,6 +53,10 @@ export const common = {
 };
 /** Most alternatives a token, as OpenAI has it. */
 const TOP_LOGPROBS = 20;
+const tool = v.custom<object>(
+  (x) => (x as { type?: unknown } | null)?.type === "function",
+  'a tool, { type: "function", function }',
+);
 export const ChatBody = object({
   ...common,
   messages: v.array(v.unknown()),
@@ -62,9 +66,13 @@ export const ChatBody = object({
   parallel_tool_calls: anything,
   /** As other servers of this API have it: more that the chat template knows. */
   chat_template_kwargs: maybe(record(v.unknown())),
-  tools: only("no tools: they are not supported", (x) => Array.isArray(x) && x.length === 0),
-  tool_choice: only('"none": tools are not supported', (x) => x === "none"),
-  functions: only("no functions: they are not supported", (x) => Array.isArray(x) && x.length === 0),
+  /** The model's template spells them; what the model says of them is text. */
+  tools: maybe(v.array(tool)),
+  tool_choice: only(
+    '"auto" or "none": nothing makes a model call a tool',
+    (x) => x === "auto" || x === "none",
+  ),
+  functions: only("no functions: pass tools", (x) => Array.isArray(x) && x.length === 0),
   response_format: only(
     '{ type: "text" }: others are not supported',
     (x) => (x as { type?: unknown }).type === "text",
