@@ -82,7 +82,6 @@ export class Remote implements Backend {
       remote.ask("open", o, { ...hears, opened: opened.resolve, error: (e) => opened.reject(fromWire(e)) });
       if (beat) remote.watch(beat);
       remote.facts = await opened.promise;
-      remote.idle();
       return remote;
     } catch (e) {
       await remote.stop();
@@ -98,7 +97,6 @@ export class Remote implements Backend {
   private ask<K extends keyof Asks>(kind: K, value: Asks[K], ear: Ear): number {
     const id = ++this.asked;
     this.heard.set(id, ear);
-    this.port.hold(true);
     if (this.ended) this.reject(id, this.ended);
     else this.post(id, kind, value);
     return id;
@@ -117,11 +115,6 @@ export class Remote implements Backend {
   /** Nothing more will be heard of it. */
   private over(id: number): void {
     this.heard.delete(id);
-    this.idle();
-  }
-  /** Only what was opened is heard of: a process that has nothing else to do may end. */
-  private idle(): void {
-    if (this.heard.size <= 1) this.port.hold(false);
   }
   /** Asked and answered once. */
   private once<K extends keyof Asks>(

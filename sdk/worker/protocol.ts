@@ -88,8 +88,6 @@ export interface Port {
 export interface WorkerPort extends Port {
   /** Resolves with why, once it can say nothing more. Never rejects. */
   readonly lost: Promise<string>;
-  /** A process does not end while it is busy. */
-  readonly hold: (busy: boolean) => void;
   /** What may have stopped it for a while is over: it should be asked whether it is still there. */
   readonly thawed: (f: () => void) => void;
   readonly end: () => Promise<void>;

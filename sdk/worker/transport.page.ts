@@ -18,7 +18,6 @@ export const startWorker: typeof there.startWorker = async (own) => {
       w.onmessage = (e: MessageEvent<unknown>) => f(e.data);
     },
     lost,
-    hold: () => {},
     thawed: (f) => {
       // https://wicg.github.io/page-lifecycle/, and pages that come back out of a cache.
       document.addEventListener("resume", f);

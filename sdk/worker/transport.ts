@@ -19,7 +19,6 @@ export async function startWorker(own: OwnWorker | undefined): Promise<WorkerPor
     post: (message, memory = []) => w.postMessage(message, memory),
     hear: (f) => void w.on("message", f),
     lost,
-    hold: (busy) => (busy ? w.ref() : w.unref()),
     thawed: () => {},
     end: async () => void (await w.terminate()),
   };

@@ -10,7 +10,8 @@ const { ids } = await engine.complete({ prompt, maxTokens: 6 });
 const job = await engine.finetune({ name: "j", data: rows, steps: 1, batchSize: 5, shuffle: false, rank: 4 });
 const { losses } = await job.done;
 await engine.dispose();
-// The same in a thread of its own; nobody disposes of it, and the process ends by itself.
+// The same in a thread of its own.
 const there = await createWorkerEngine(out, { device: "wasm", threads: 1 });
 const apart = (await there.complete({ prompt, maxTokens: 6 })).ids;
+await there.dispose();
 console.log(JSON.stringify({ ids, losses: [...losses], apart, one: WeftError === same && same === third }));
