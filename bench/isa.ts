@@ -45,7 +45,9 @@ interface Row extends Isa {
 }
 /** Of a model, its kernels by distinct text, as pipelines are made. */
 async function rowsOf({ texts }: Kernels, chip: string): Promise<Row[]> {
-  const distinct = new Map([...texts].map(([name, text]) => [text.slice(text.indexOf("\n")), name]));
+  // What CPUs take in place of tiles runs on no GPU.
+  const taken = [...texts].filter(([name]) => !/_plain(_\d+)?$/.test(name));
+  const distinct = new Map(taken.map(([name, text]) => [text.slice(text.indexOf("\n")), name]));
   const names = [...distinct.values()];
   const isa = await compileFor(
     chip,
@@ -68,7 +70,8 @@ function token({ plan }: Kernels, layers: number): { launches: number; bytes: nu
   const of = (name: string): number => {
     const { launches } = plan.programs.find((p): p is ProgramEntry => p.name === name)!;
     // Of a launch for few rows and one for many, a token runs one.
-    return launches.filter((l) => !l.bits.length && l.grid.every((g) => !g.count.startsWith("many"))).length;
+    return launches.filter((l) => !l.bits.length && l.grid.every((g) => !/^(many|tile|plain)_/.test(g.count)))
+      .length;
   };
   const words = (list: readonly ParamEntry[]): number =>
     list.reduce((n, p) => n + (p.kind === "weight" ? packedWords(p.format, p.n, p.k, plan.panel) : p.n), 0);

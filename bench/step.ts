@@ -5,10 +5,12 @@
  *
  *   npm run -s bench -- step [--device wasm|software|webgpu] [--model random|story] [--repeats 3]
  */
+
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
+import { isForMany } from "../runtime/bundle.ts";
 import { compile, type DeviceChoice, type Engine, load } from "../sdk/index.ts";
 import { median, quantile, spread, table, timed } from "./measure.ts";
 import { ids, randomModel } from "./model.ts";
@@ -89,9 +91,7 @@ export async function main(args: string[]): Promise<void> {
   const plan = engine.manifest.targets[target]!;
   const perLayer = (name: string): [number, number] => {
     // Of two kernels for few rows and for many, a step launches one.
-    const l = plan.programs
-      .find((p) => p.name === name)!
-      .launches.filter((x) => x.grid[0].count !== "few_rows");
+    const l = plan.programs.find((p) => p.name === name)!.launches.filter(isForMany);
     return [l.filter((x) => x.bits.length === 0).length, l.length];
   };
   const launches = {

@@ -73,9 +73,14 @@ export const SEGMENT_ROWS: Readonly<Partial<Record<Domain, readonly [string, str
   R: ["seg_head", "seg_heads"],
 };
 export const ROWS_HEADER: Readonly<Record<Domain, string>> = { T: "n_rows", W: "n_rows", R: "n_head" };
+/** Header words that say how many rows at a domain's end kernels for a few take. */
+export const REST_HEADER: Readonly<Partial<Record<Domain, string>>> = { T: "rest_rows", R: "rest_head" };
 
-/** Versions of one launch for steps of few rows and of many, where they differ; `any` otherwise. */
-export type Variant = "any" | "few" | "many";
+/**
+ * Versions of one launch for few rows and for many, and a plain one for CPUs, where they differ; `any`
+ * otherwise.
+ */
+export type Variant = "any" | "plain" | "few" | "many";
 
 /**
  * A kernel, which runs bodies of kind `B`: all that planning and both targets must know of it. One file each
@@ -85,14 +90,16 @@ export interface Kernel<B> {
   /** WGSL: workgroups in x and y that cover the largest body; z picks the body. */
   readonly grid: (bodies: readonly B[], env: KernelEnv, variant: Variant) => readonly [GridDim, GridDim];
   /** WGSL: versions of the launch, where there are several. */
-  readonly variants?: readonly Variant[];
+  readonly variants?: (body: B) => readonly Variant[];
+  /** WGSL: lanes of a workgroup; without it, 64. */
+  readonly lanes?: (bodies: readonly B[], variant: Variant) => number;
   /** WGSL: how many functions `name_0` … a body has, which run side by side; without it, one `name`. */
   readonly parts?: (body: B) => number;
-  /** WGSL: words that a workgroup shares, as `shared_q`. */
-  readonly shared?: (body: B, variant: Variant) => number;
+  /** WGSL: declarations of what a workgroup of so many lanes shares. */
+  readonly shared?: (variant: Variant, lanes: number, bodies: readonly B[]) => readonly string[];
   /** WGSL: does a body write base weights? They are bound as words then, not as packed panels. */
   readonly writesWeights?: (body: B) => boolean;
-  readonly wgsl: (name: string, body: B, env: KernelEnv, variant: Variant) => string;
+  readonly wgsl: (name: string, body: B, env: KernelEnv, variant: Variant, lanes: number) => string;
   /** Wasm: bytes of a thread's scratch. */
   readonly scratch?: (body: B, capacities: Capacities) => number;
   /** Wasm: functions that its text calls, beside those that all kernels share. */

@@ -171,7 +171,7 @@ async function main(): Promise<number> {
     },
   });
   const layerLaunches = manifest.targets[target]!.programs.find((p) => p.name === "forward")!.launches.filter(
-    (l) => l.grid[0].count !== "few_rows",
+    (l) => l.grid.every((g) => !/^(plain|few|rest)_/.test(g.count)),
   ).length;
   say(
     `  ${manifest.model.parameters} parameters, ${manifest.model.layers} layers, ${layerLaunches} launches a layer, ${Object.keys(manifest.targets[target]!.kernels).length} kernels, ${((performance.now() - t0) / 1000).toFixed(1)} s`,

@@ -6,6 +6,8 @@ import { updateWords } from "./optimizers/index.ts";
 
 /** Tokens of a cache block, and of a key tile. */
 export const BLOCK = 32;
+/** Rows of a tile of a product on WebGPU. */
+export const ROW_TILE = 64;
 /** Blocks that hold `tokens`. */
 export const cacheBlocks = (tokens: number): number => Math.ceil(tokens / BLOCK);
 /** Ids that end an answer, at most. */
@@ -59,6 +61,8 @@ export const COUNTER = {
   many: 3,
   lanes: 4,
   requests: 5,
+  /** Rows that kernels for a few take at most, beside whole tiles. */
+  few: 6,
   /** Of the step: rows granted, logits rows, units, commands, events, words of metadata, rows in training. */
   rows: 16,
   head: 17,
@@ -89,6 +93,9 @@ export const headerWords: readonly string[] = [
   "mask_3",
   "mask_4",
   "zero",
+  // Rows at the end of n_rows, and of n_head, that kernels for a few take.
+  "rest_rows",
+  "rest_head",
   ...updateWords,
 ];
 export const HEADER = Math.ceil(headerWords.length / 32) * 32;

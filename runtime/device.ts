@@ -31,6 +31,13 @@ export interface Range {
   /** Whose arena it is, and whose lists it comes after; 0 when left out. */
   readonly lane?: number;
 }
+/** Which of the kernels for the same thing serve how many rows. */
+export interface Families {
+  /** Rows from which a step takes attention for many rows. */
+  readonly manyRows: number;
+  /** Rows beside whole tiles that products for a few rows take at most; null: plain ones take all rows. */
+  readonly fewRows: number | null;
+}
 /**
  * A lane plays command lists one after another, with an arena and metadata of its own. A device with two
  * plays two lists at once, on threads of their own: requests have the first lane, jobs the last. What the
@@ -41,8 +48,7 @@ export interface Device {
   readonly plan: Plan;
   /** What was chosen when it was opened. */
   readonly sizes: Sizes;
-  /** Rows from which a step takes the kernels for many rows, where there are two. */
-  readonly manyRows: number;
+  readonly families: Families;
   readonly lanes: number;
   /** Bytes held, by memory class. */
   readonly memory: Readonly<Record<string, number>>;

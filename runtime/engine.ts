@@ -142,11 +142,11 @@ export class Engine {
       const { invariance, host } = await settleInvariance(
         manifest,
         device,
-        (manyRows) =>
+        (families) =>
           Host.open(
             manifest,
             device.plan.metaWords,
-            { manyRows, lanes: device.lanes, queued: options.maxQueued ?? MAX_QUEUED },
+            { families, lanes: device.lanes, queued: options.maxQueued ?? MAX_QUEUED },
             module,
           ),
         verdicts,

@@ -12,19 +12,31 @@ export { type Format, formatOf, formats, weightFormats } from "./formats/index.t
  */
 export const STORED_PANEL = 8;
 
-/** Where a plane of a matrix [n, k] lies: bytes from the matrix's start, as [panel][terms][panel columns]. */
+/**
+ * Where a plane of a matrix [n, k] lies: bytes from the matrix's start, as [panel][terms / run][panel
+ * columns][run]. In a bundle a run is one term. On a GPU it is as many as a word holds: a word is one
+ * column's, and what a lane reads in one go is four columns', whatever the format.
+ */
 export interface PlacedPlane extends Plane {
   readonly terms: number;
+  readonly run: number;
   readonly from: number;
   readonly to: number;
 }
-/** The planes of a matrix [n, k] in panels, one after another; the last panel is padded with zeros. */
+/** The planes of a matrix [n, k] in panels, one after another; what is no column or term is zero. */
 export function planesOf(format: string, n: number, k: number, panel: number): PlacedPlane[] {
   const columns = Math.ceil(n / panel) * panel;
   let from = 0;
   return formatOf(format).planes.map((p) => {
     const terms = termsOf(p, k);
-    const placed = { ...p, terms, from, to: from + columns * terms * planeBytes(p) };
+    const run = panel === STORED_PANEL ? 1 : 4 / planeBytes(p);
+    const placed = {
+      ...p,
+      terms,
+      run,
+      from,
+      to: from + columns * Math.ceil(terms / run) * run * planeBytes(p),
+    };
     from = placed.to;
     return placed;
   });
@@ -156,20 +168,25 @@ function intoPanels(from: Words, n: number, k: number, to: Words): void {
     }
   }
 }
-/** Panels as a bundle has them → panels of `panel` columns, a multiple. */
-function widenPanels(from: Words, n: number, k: number, panel: number, to: Words): void {
+/** Panels as a bundle has them → panels of `panel` columns, a multiple, in runs. */
+function widenPanels(from: Words, n: number, { terms, run }: PlacedPlane, panel: number, to: Words): void {
+  const runs = Math.ceil(terms / run);
   for (let column = 0, at = 0; column < n; column += STORED_PANEL) {
-    let out = Math.floor(column / panel) * panel * k + (column % panel);
-    for (let i = 0; i < k; i++, out += panel)
-      for (let c = 0; c < STORED_PANEL; c++) to[out + c] = from[at++]!;
+    const base = (Math.floor(column / panel) * panel * runs + (column % panel)) * run;
+    for (let i = 0; i < terms; i++) {
+      const out = base + Math.floor(i / run) * panel * run + (i % run);
+      for (let c = 0; c < STORED_PANEL; c++) to[out + c * run] = from[at++]!;
+    }
   }
 }
-/** Panels → [n, k] row-major. */
-function outOfPanels(from: Words, n: number, k: number, panel: number): Words {
-  const to = new (from.constructor as new (length: number) => Words)(n * k);
+/** Panels → [n, terms] row-major. */
+function outOfPanels(from: Words, n: number, { terms, run }: PlacedPlane, panel: number): Words {
+  const runs = Math.ceil(terms / run);
+  const to = new (from.constructor as new (length: number) => Words)(n * terms);
   for (let j = 0; j < n; j++) {
-    const base = Math.floor(j / panel) * k * panel + (j % panel);
-    for (let i = 0; i < k; i++) to[j * k + i] = from[base + i * panel]!;
+    const base = (Math.floor(j / panel) * panel * runs + (j % panel)) * run;
+    for (let i = 0; i < terms; i++)
+      to[j * terms + i] = from[base + Math.floor(i / run) * panel * run + (i % run)]!;
   }
   return to;
 }
@@ -204,7 +221,7 @@ export function pack(format: Format, raw: Uint8Array, n: number, k: number, pane
   const out = new Uint32Array(packedWords(format, n, k, panel));
   const wide = planesOf(format, n, k, panel);
   planesOf(format, n, k, STORED_PANEL).forEach((p, i) => {
-    widenPanels(numbersOf(p, buffer, byteOffset), n, p.terms, panel, numbersOf(wide[i]!, out.buffer, 0));
+    widenPanels(numbersOf(p, buffer, byteOffset), n, wide[i]!, panel, numbersOf(wide[i]!, out.buffer, 0));
   });
   return out;
 }
@@ -217,9 +234,7 @@ export function unpackPlanes(
   panel: number,
 ): readonly Words[] {
   const { buffer, byteOffset } = packed.byteOffset % 4 ? packed.slice() : packed;
-  return planesOf(format, n, k, panel).map((p) =>
-    outOfPanels(numbersOf(p, buffer, byteOffset), n, p.terms, panel),
-  );
+  return planesOf(format, n, k, panel).map((p) => outOfPanels(numbersOf(p, buffer, byteOffset), n, p, panel));
 }
 /** Panels (a bundle's, or a device's) → f32 values [n, k]. */
 export const unpack = (

@@ -10,6 +10,7 @@ import {
   sizeNames,
   WeftError,
 } from "./bundle.ts";
+import type { Families } from "./device.ts";
 import { type Request, setTokens } from "./requests.ts";
 
 /** Requests that may wait where the load does not say. */
@@ -17,7 +18,7 @@ export const MAX_QUEUED = 4096;
 
 export interface HostExports {
   readonly memory: WebAssembly.Memory;
-  init(many: number, lanes: number, queued: number): void;
+  init(many: number, few: number, lanes: number, queued: number): void;
   addrMeta(lane: number): number;
   addrCommands(lane: number): number;
   addrEvents(lane: number): number;
@@ -110,15 +111,15 @@ export class Host {
     private readonly manifest: Manifest,
     private readonly metaWords: number,
   ) {}
-  /** `manyRows` and `lanes` as the device says; `queued` requests may wait. */
+  /** `families` and `lanes` as the device says; `queued` requests may wait. */
   static async open(
     manifest: Manifest,
     metaWords: number,
     {
-      manyRows,
+      families: { manyRows, fewRows },
       lanes,
       queued = MAX_QUEUED,
-    }: { readonly manyRows: number; readonly lanes: number; readonly queued?: number },
+    }: { readonly families: Families; readonly lanes: number; readonly queued?: number },
     module: BufferSource,
   ): Promise<Host> {
     // A string of AssemblyScript: UTF-16, its bytes counted in the word before.
@@ -155,7 +156,7 @@ export class Host {
         instance: WebAssembly.Instance;
       };
       exports = made.instance.exports as unknown as HostExports;
-      exports.init(manyRows, lanes, queued);
+      exports.init(manyRows, fewRows ?? -1, lanes, queued);
       host = new Host(exports, manifest, metaWords);
       if (!host.fits(lanes)) throw bad("the capacities of its manifest", "a host of others");
       return host;

@@ -17,7 +17,7 @@ import {
   type ParamEntry,
 } from "./bundle.ts";
 import { type AdapterContent, defaultConfig, placedIn, virtualTokens } from "./content.ts";
-import type { Device, Range } from "./device.ts";
+import type { Device, Families, Range } from "./device.ts";
 import { sha256 } from "./hash.ts";
 import type { Host } from "./host.ts";
 import { initialContent } from "./initial.ts";
@@ -33,8 +33,7 @@ export type Invariance = "verified" | "single-family" | "off";
 
 interface Verdict {
   readonly invariance: Invariance;
-  /** Rows from which steps take the kernels for many. */
-  readonly manyRows: number;
+  readonly families: Families;
 }
 /** What was found, by bundle (its manifest names all other files by hash) and device. */
 export type Verdicts = Map<string, Verdict>;
@@ -53,40 +52,41 @@ const SAMPLE = 4096;
 /** No step has so many rows. */
 const NEVER = 2 ** 30;
 
-/**
- * Check the device, unless `verdicts` knows it, and open the host that serves on it. `open` opens one that
- * takes the kernels for many rows from `manyRows` on.
- */
+/** Check the device, unless `verdicts` knows it, and open the host that serves on it with such families. */
 export async function settleInvariance(
   manifest: Manifest,
   device: Device,
-  open: (manyRows: number) => Promise<Host>,
+  open: (families: Families) => Promise<Host>,
   verdicts: Verdicts,
 ): Promise<{ invariance: Invariance; host: Host }> {
-  const { info, lanes, manyRows } = device;
+  const { info, lanes, families } = device;
   const bundle = await sha256(JSON.stringify(manifest));
-  const key = JSON.stringify([bundle, info, lanes, manyRows]);
+  const key = JSON.stringify([bundle, info, lanes, families]);
   let verdict = verdicts.get(key);
   if (!verdict) {
     verdict = await judge(manifest, device, open);
     verdicts.set(key, verdict);
   }
-  return { invariance: verdict.invariance, host: await open(verdict.manyRows) };
+  return { invariance: verdict.invariance, host: await open(verdict.families) };
 }
 async function judge(
   manifest: Manifest,
   device: Device,
-  open: (manyRows: number) => Promise<Host>,
+  open: (families: Families) => Promise<Host>,
 ): Promise<Verdict> {
-  const holds = async (manyRows: number): Promise<boolean> =>
-    new Check(manifest, device, await open(manyRows), manyRows).holds();
-  const { manyRows } = device;
-  if (await holds(manyRows)) return { invariance: "verified", manyRows };
+  const holds = async (families: Families): Promise<boolean> =>
+    new Check(manifest, device, await open(families), families.manyRows).holds();
+  const { families } = device;
+  if (await holds(families)) return { invariance: "verified", families };
   // Where steps of both kinds occur, one kind may do for all.
-  if (manyRows > 1 && manyRows <= manifest.capacities.tokens)
-    for (const single of [NEVER, 1])
-      if (await holds(single)) return { invariance: "single-family", manyRows: single };
-  return { invariance: "off", manyRows };
+  const { tokens } = manifest.capacities;
+  const both = families.manyRows > 1 && families.manyRows <= tokens;
+  if (both || families.fewRows)
+    for (const manyRows of both ? [families.manyRows, NEVER, 1] : [families.manyRows]) {
+      const single = { manyRows, fewRows: families.fewRows === null ? null : 0 };
+      if (await holds(single)) return { invariance: "single-family", families: single };
+    }
+  return { invariance: "off", families };
 }
 
 /** A request of the check. */

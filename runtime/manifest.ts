@@ -28,7 +28,7 @@ import { startNames, type TensorKindName, tensorKinds } from "./tensors/index.ts
 import { termNames } from "./terms.ts";
 
 export const BUNDLE_FORMAT = "weft-bundle";
-export const BUNDLE_VERSION = 12;
+export const BUNDLE_VERSION = 13;
 
 const FileEntry = object({ bytes, sha256: sha256Hex });
 const format = oneOf(formats);
@@ -157,8 +157,24 @@ const GridDim = object({
   /**
    * A header word or 1. `few_rows` is n_rows in a step of few rows and 0 in one of many, `many_rows` the
    * other way round: of two kernels for the same thing one runs. How many is many is the device's to say.
+   * `tile_rows` are those in whole tiles, and `rest_rows` what is left over where it is a few: of two kernels
+   * for the same thing each takes its rows. `plain_rows` is all of them on a device without such, where the
+   * two are 0. With `head`: the same of n_head.
    */
-  count: oneOf(["one", "n_rows", "n_head", "n_keys", "few_rows", "many_rows"]),
+  count: oneOf([
+    "one",
+    "n_rows",
+    "n_head",
+    "n_keys",
+    "few_rows",
+    "many_rows",
+    "tile_rows",
+    "rest_rows",
+    "plain_rows",
+    "tile_head",
+    "rest_head",
+    "plain_head",
+  ]),
   mul: count,
   div: positive,
 });
@@ -168,6 +184,9 @@ const LaunchEntry = object({
   /** Mask bits (adapter branches, flags) of its bodies; empty when it always runs. */
   bits: indices,
 });
+/** Of launches that do the same thing for different rows: is this the one for many? Others have no such. */
+export const isForMany = (l: Of<typeof LaunchEntry>): boolean =>
+  !l.grid.some((g) => /^(plain|few|rest)_/.test(g.count));
 const block = oneOf(["step", "unit", "update"]);
 const ProgramEntry = object({
   name: text,

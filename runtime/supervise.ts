@@ -17,7 +17,7 @@ export class Supervised implements Device {
   readonly info: Device["info"];
   readonly plan: Device["plan"];
   readonly sizes: Device["sizes"];
-  readonly manyRows: number;
+  readonly families: Device["families"];
   readonly lanes: number;
   readonly memory: Device["memory"];
   readonly stats: Device["stats"];
@@ -37,7 +37,7 @@ export class Supervised implements Device {
       info: this.info,
       plan: this.plan,
       sizes: this.sizes,
-      manyRows: this.manyRows,
+      families: this.families,
       lanes: this.lanes,
       memory: this.memory,
       stats: this.stats,

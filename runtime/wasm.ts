@@ -296,7 +296,7 @@ export async function openWasm(
     },
     plan,
     sizes,
-    manyRows: 2 ** 30,
+    families: { manyRows: 2 ** 30, fewRows: null },
     lanes,
     memory: bytes,
     write: (where, data) => {

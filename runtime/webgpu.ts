@@ -3,7 +3,7 @@
  */
 import { type Manifest, planOf, sizesFor } from "./bundle.ts";
 import { openAdapter } from "./dawn.ts";
-import { type Device, type LoadProgress, planProgress, type RoomOptions } from "./device.ts";
+import { type Device, type Families, type LoadProgress, planProgress, type RoomOptions } from "./device.ts";
 import { WeftError } from "./errors.ts";
 import { formatOf, planeBytes } from "./formats.ts";
 import { allocate, largestOf, measureWebGpu, sizesOf, webGpuLimits } from "./webgpu/memory.ts";
@@ -14,6 +14,9 @@ import { Watch } from "./webgpu/watch.ts";
 export { measureWebGpu, webGpuLimits };
 
 type FileOf = (name: string) => Promise<Uint8Array>;
+const GPU: Families = { manyRows: 64, fewRows: 8 };
+/** It has few lanes behind WebGPU and pays for every barrier: kernels without them, however few the rows. */
+const CPU: Families = { manyRows: 1, fewRows: null };
 
 /**
  * Open the bundle's `webgpu` plan; null when there is no adapter of the wanted kind. Throws WEFT_CAPACITY
@@ -24,7 +27,10 @@ export async function openWebGpu(
   manifest: Manifest,
   file: FileOf,
   kind: "hardware" | "software",
-  options: RoomOptions & { readonly onProgress?: ((p: LoadProgress) => void) | undefined } = {},
+  options: RoomOptions & {
+    readonly onProgress?: ((p: LoadProgress) => void) | undefined;
+    readonly families?: Families | undefined;
+  } = {},
 ): Promise<Device | null> {
   const adapter = await openAdapter(kind);
   if (!adapter) return null;
@@ -77,7 +83,15 @@ export async function openWebGpu(
     const bytes = sizesOf(plan, layers);
     options.onProgress?.(planProgress(bytes));
     const memory = await watch.scoped(Object.values(bytes), () => allocate(device, plan, layers));
-    const kernels = await compileKernels(watch, plan, memory.layouts, file);
+    const families = options.families ?? (software ? CPU : GPU);
+    const kernels = await compileKernels(
+      watch,
+      plan,
+      memory.layouts,
+      file,
+      families,
+      manifest.capacities.tokens,
+    );
     watch.loaded();
     return play(watch, plan, memory, kernels, {
       info: {
@@ -88,6 +102,7 @@ export async function openWebGpu(
       },
       bytes,
       sizes,
+      families,
     });
   } catch (e) {
     // Whatever failed after the device was gone failed because of that.

@@ -149,32 +149,52 @@ test("kernels for few and many rows differ: one serves all; where none is sound,
     targets: ["webgpu"],
     train: [],
     methods: [],
-    capacities: small,
+    capacities: { ...small, tokens: 80 },
     limits: tiny,
   });
   const reader = { where: "memory", read: async (name: string) => files.get(name)! };
   const inv = "let inv = 1.0f / l;";
-  const prompt = idsOf("few and many", 40, 128);
+  const prompt = idsOf("few and many", 72, 128);
   const said: string[] = [];
-  for (const [manyRows, change, verdict] of [
-    [1, (s: string) => s, "verified"],
-    [33, (s: string) => s, "verified"],
-    // The kernel for few rows is off, in the same way for every row.
+  const [plain, both] = [
+    { manyRows: 1, fewRows: null },
+    { manyRows: 33, fewRows: 8 },
+  ];
+  for (const [what, families, change, verdict] of [
+    ["intact, without tiles", plain, (s: string) => s, "verified"],
+    ["intact, as on a GPU", both, (s: string) => s, "verified"],
     [
-      33,
+      "attention for few rows is off, in the same way for every row",
+      both,
       (s: string) => (s.includes("shared_q") ? s.replace(inv, "let inv = 1.0000002f / l;") : s),
       "single-family",
     ],
-    // Either kernel gives a row other bits at another place of the batch.
-    [33, (s: string) => s.replace(inv, "let inv = fma(f32(row), 1.0e-6f, 1.0f) / l;"), "off"],
+    [
+      "products for few rows are off, in the same way for every row",
+      both,
+      (s: string) => s.replace(/total = total \+ (sums[^;]*)/g, "total = total + $1 * 0.9999999f"),
+      "single-family",
+    ],
+    [
+      "attention gives a row other bits at another place of the batch",
+      both,
+      (s: string) => s.replace(inv, "let inv = fma(f32(row), 1.0e-6f, 1.0f) / l;"),
+      "off",
+    ],
+    [
+      "tiles of products do",
+      both,
+      (s: string) => s.replace("t7 = t7 + a7;", "t7 = t7 + a7 * 0.9999999f;"),
+      "off",
+    ],
   ] as const) {
     const core = await Core.open(reader, async (m, file) => {
       const changed = async (name: string) => new TextEncoder().encode(change(text(await file(name))));
-      return { ...(await openWebGpu(m, changed, "software"))!, manyRows };
+      return (await openWebGpu(m, changed, "software", { families }))!;
     });
-    assert.is(core.invariance, verdict, `many from ${manyRows} rows`);
+    assert.is(core.invariance, verdict, what);
     if (verdict !== "off") {
-      // In one step of 40 rows, and in pieces of at most 12.
+      // In one step of 72 rows, a whole tile and a few, and in pieces of at most 12.
       const { logits } = await core.score(prompt, { logits: true });
       for await (const e of core.generate({ prompt, maxTokens: 1, logprobs: 1 })) {
         const scored = await core.score([...prompt, e.id]);

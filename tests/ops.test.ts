@@ -53,6 +53,7 @@ import {
   valueKey,
   widen,
 } from "../ops/index.ts";
+import { weightFormats } from "../runtime/formats.ts";
 import { writeEntries } from "../runtime/tensors/entries.ts";
 import { type Batch, batch, capacities, context, inputData, runOn } from "./support/graphs.ts";
 import { generator } from "./support/random.ts";
@@ -165,6 +166,56 @@ for (const target of targets)
           close(outputs[at++]!, want, `${op.name} on ${target}`);
     }
   });
+
+test("products on webgpu: a row has the same bits from the kernel for a few rows and from tiles, whatever the format", async () => {
+  // Chunks of 128: a few side by side, the last no whole word of some formats; and so many that they take
+  // turns.
+  const sizes = [
+    { n: 70, k: 300 },
+    { n: 5, k: 4300 },
+  ];
+  for (const format of Object.keys(weightFormats))
+    for (const { n, k } of format === "f32" ? sizes : sizes.slice(0, 1)) {
+      const name = `product ${format} ${k}`;
+      const x = graph.input(name, "x", rows(k));
+      const w = graph.input(`${name}:${format}`, "w", { kind: "weight", n, k, format });
+      const y = linear(x, w, "y");
+      const b = batch(name, 37, 5, "step");
+      const data = inputData([y], b, name);
+      const [want] = interpret([y], data, context(b));
+      const { outputs } = await runOn("webgpu", [y], data, b, { variant: "plain" });
+      close(outputs[0]!, want!, name);
+      for (const variant of ["few", "many"] as const)
+        assert.equal(
+          (await runOn("webgpu", [y], data, b, { variant })).outputs,
+          outputs,
+          `${name} ${variant}`,
+        );
+      if (format !== "f32") continue;
+      // A family that sums chunks in another order has other bits.
+      const perturbed = await runOn("webgpu", [y], data, b, {
+        variant: "few",
+        mutate: (text) => text.replace(/(total\d*) = \1 \+ sums/g, "$1 = $1 * 0.9999999f + sums"),
+      });
+      assert.not.equal(perturbed.outputs, outputs, name);
+    }
+});
+
+test("products with a matrix turned on webgpu: the same bits in tiles and in registers, over several pairs", async () => {
+  const b = batch("turned", 37, 5, "step");
+  for (const format of Object.keys(weightFormats)) {
+    const name = `turned ${format}`;
+    const pairs = [150, 13].map((n): [Value, Value] => [
+      graph.input(name, `y${n}`, rows(n)),
+      graph.input(`${name}:${format}`, `w${n}`, { kind: "weight", n, k: 70, format }),
+    ]);
+    const y = linearT(pairs);
+    const data = inputData([y], b, name);
+    const { outputs } = await runOn("webgpu", [y], data, b, { variant: "plain" });
+    close(outputs[0]!, interpret([y], data, context(b))[0]!, name);
+    assert.equal((await runOn("webgpu", [y], data, b, { variant: "many" })).outputs, outputs, name);
+  }
+});
 
 /** Rows that are all of one slot: a factor's gradient sums over the rows of a job, and a job has one slot. */
 const oneSlot = (b: Batch): Batch => ({

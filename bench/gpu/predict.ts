@@ -3,7 +3,7 @@
  * for each other. It takes the longer of the first two, and the launches on top.
  */
 import type { Manifest, ParamEntry, TargetPlan } from "../../runtime/bundle.ts";
-import { storedBytes } from "../../runtime/bundle.ts";
+import { isForMany, storedBytes } from "../../runtime/bundle.ts";
 import type { Rates } from "./rates.ts";
 
 /**
@@ -44,7 +44,7 @@ export class Model {
     const p = this.plan.programs.find((program) => program.name === name);
     if (!p) return 0;
     // Of two kernels for few rows and for many, a step launches one.
-    const list = p.launches.filter((l) => l.grid[0].count !== "few_rows" && (adapted || l.bits.length === 0));
+    const list = p.launches.filter((l) => isForMany(l) && (adapted || l.bits.length === 0));
     return list.length * (p.region === "layer" ? this.m.model.layers : 1);
   }
   /** Bytes of keys and values that a row at `position` reads; multiply-adds of its attention. */

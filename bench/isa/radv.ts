@@ -93,7 +93,7 @@ const isFma = (line: string): number => line.match(FMA)?.length ?? 0;
 /** What takes no turn of its own: hints to the scheduler, alignment. */
 const HINT = /^\s*(?:s_delay_alu|s_nop|s_clause|\(then repeated|;|\/\*)/;
 
-/** The innermost loop with most fused multiply-adds; of code without loops, all of it. */
+/** The innermost loop with most fused multiply-adds; of code that was unrolled, all of it. */
 function mainLoop(text: string): { fmaShare: number; loads: number } {
   const code = /^disasm:\n([\s\S]*?)\n\s*\*\*\* SHADER STATS/m.exec(text)?.[1] ?? "";
   const lines = code.split("\n").filter((l) => l.trim() && !HINT.test(l));
@@ -110,7 +110,9 @@ function mainLoop(text: string): { fmaShare: number; loads: number } {
   const inner = loops.filter(([a, b]) => !loops.some(([c, d]) => (c !== a || d !== b) && c >= a && d <= b));
   const fmas = ([a, b]: [number, number]): number => lines.slice(a, b + 1).reduce((n, l) => n + isFma(l), 0);
   const all: [number, number] = [0, lines.length - 1];
-  const [from, to] = inner.reduce((best, l) => (fmas(l) > fmas(best) ? l : best), inner[0] ?? all);
+  const most = inner.reduce((best, l) => (fmas(l) > fmas(best) ? l : best), inner[0] ?? all);
+  // Where most of them are in no loop, it was unrolled.
+  const [from, to] = 4 * fmas(most) < fmas(all) ? all : most;
   const body = lines.slice(from, to + 1).filter((l) => !/^BB/.test(l));
   return {
     // Two in one instruction count as two.

@@ -30,6 +30,7 @@ import {
   NONE,
   optimizerNames,
   type ProgramEntry,
+  ROW_TILE,
   sizeNames,
   TRAIN_BIT,
   updateWords,
@@ -46,6 +47,12 @@ const gridCode: Readonly<Record<GridDim["count"], number>> = {
   n_keys: 3,
   few_rows: 4,
   many_rows: 5,
+  tile_rows: 6,
+  rest_rows: 7,
+  plain_rows: 8,
+  tile_head: 9,
+  rest_head: 10,
+  plain_head: 11,
 };
 /** A launch: kernel, mask words, then (count, mul, div) of x, y, z. */
 const LAUNCH_WORDS = 1 + MASK_WORDS + 9;
@@ -91,16 +98,16 @@ export interface HostInput {
 
 /**
  * The longest command list of a step, and its most events, as if every mask bit were set: all slots filled
- * anew, all units granted, every job's update, and a forward. Of two kernels for few and for many rows a step
- * runs one.
+ * anew, all units granted, every job's update, and a forward. Of attention for few and for many rows a step
+ * runs one, of products in tiles and for the rest both.
  */
 function longestLists(h: HostInput): { commands: string; events: string } {
   const { units, headRows } = h.capacities;
   const launches = (name: string): number => {
     const list = h.programs.find((p) => p.name === name)?.launches ?? [];
-    const without = (count: GridDim["count"]): number =>
-      list.filter((l) => l.grid.every((g) => g.count !== count)).length;
-    return Math.max(without("few_rows"), without("many_rows"));
+    const without = (counts: RegExp): number =>
+      list.filter((l) => l.grid.every((g) => !counts.test(g.count))).length;
+    return Math.max(without(/^(plain|few)_/), without(/^(plain|many)_/));
   };
   const most = (of: (program: (key: string) => number, cls: string) => number): number =>
     Math.max(0, ...classesOf(h).map((cls) => of((key) => launches(classPrograms[key]!(cls)), cls)));
@@ -138,6 +145,7 @@ function contract(): Record<string, number> {
   const flag = (bit: number): number => 1 << (bit & 31);
   const out: Record<string, number> = {
     BLOCK,
+    ROW_TILE,
     NONE,
     IGNORE,
     FREE,

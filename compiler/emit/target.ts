@@ -19,7 +19,7 @@ import type { Programs, TrainClass } from "../programs/index.ts";
 import { align, type Capacities, type Target } from "../target.ts";
 import { emitAlias, emitLaunchAs, scratchBytes } from "./assemblyscript.ts";
 import { share } from "./share.ts";
-import { emitLaunchWgsl, gridOf, variantsOf } from "./wgsl.ts";
+import { emitLaunchWgsl, gridOf, lanesOf, variantsOf } from "./wgsl.ts";
 
 export interface Emitted {
   readonly plan: TargetPlan;
@@ -37,7 +37,7 @@ export function emitTarget(
   train: readonly TrainClass[],
 ): Emitted {
   const blocks = blockLayouts(c, train);
-  const sources: { name: string; text: string; weights: "read" | "written" }[] = [];
+  const sources: { name: string; text: string; weights: "read" | "written"; lanes: number }[] = [];
   const entries: ProgramEntry[] = [];
   let scratch = 0;
   const params = new Map(
@@ -64,24 +64,32 @@ export function emitTarget(
     list: readonly { name: string; bodies: readonly AnyBody[] }[],
     env: KernelEnv,
   ): void => {
-    const out: LaunchEntry[] = list.flatMap(({ name, bodies }) =>
-      variantsOf(bodies).map((variant) =>
-        launch(variant === "any" ? name : `${name}.${variant}`, bodies, variant),
-      ),
-    );
+    const out: LaunchEntry[] = list.flatMap(({ name, bodies }) => {
+      const entries: LaunchEntry[] = [];
+      for (const variant of variantsOf(bodies))
+        entries.push(
+          launch(variant === "any" ? name : `${name}.${variant}`, bodies, variant, entries[0]?.kernel),
+        );
+      return entries;
+    });
     entries.push({ ...program, launches: out });
-    function launch(name: string, bodies: readonly AnyBody[], variant: Variant): LaunchEntry {
+    function launch(
+      name: string,
+      bodies: readonly AnyBody[],
+      variant: Variant,
+      first: string | undefined,
+    ): LaunchEntry {
       for (const b of bodies) scratch = Math.max(scratch, scratchBytes(b, c));
       // Kernel names are file names too.
       const kernel = `${program.name}.${name}`.replace(/[^a-zA-Z0-9]+/g, "_").slice(0, 100);
       const unique = sources.some((s) => s.name === kernel) ? `${kernel}_${sources.length}` : kernel;
       // On a CPU one kernel serves few rows and many.
-      const wasm = (): string =>
-        variant === "many" ? emitAlias(unique, sources.at(-1)!.name) : emitLaunchAs(unique, bodies, env);
+      const wasm = (): string => (first ? emitAlias(unique, first) : emitLaunchAs(unique, bodies, env));
       sources.push({
         name: unique,
         text: target.name === "wasm" ? wasm() : emitLaunchWgsl(unique, bodies, env, variant),
         weights: writesWeights(bodies) ? "written" : "read",
+        lanes: lanesOf(bodies, variant),
       });
       // The mask bits without which a body has nothing to do; a launch is skipped when none of its bodies
       // has.
@@ -178,10 +186,10 @@ export function emitTarget(
     header: headerWords,
     programs: entries,
     kernels: Object.fromEntries(
-      sources.map(({ name, weights }) => {
+      sources.map(({ name, weights, lanes }) => {
         const { module, launch } = modules?.of.get(name) ?? { module: null, launch: [] };
         const file = module === null ? "kernels.wasm" : `kernels/${module}.wgsl`;
-        return [name, { workgroup: 64, file, launch, weights }];
+        return [name, { workgroup: lanes, file, launch, weights }];
       }),
     ),
   };

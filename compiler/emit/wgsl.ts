@@ -32,7 +32,10 @@ const bindings: Readonly<Record<MemoryClass, Binding>> = {
 
 /** Versions of a launch. */
 export const variantsOf = (bodies: readonly AnyBody[]): readonly Variant[] =>
-  kernelOf(bodies[0]!).variants ?? ["any"];
+  kernelOf(bodies[0]!).variants?.(bodies[0]!) ?? ["any"];
+/** Lanes of a workgroup. */
+export const lanesOf = (bodies: readonly AnyBody[], variant: Variant): number =>
+  kernelOf(bodies[0]!).lanes?.(bodies, variant) ?? WG;
 
 /** WGSL of one launch. */
 export function emitLaunchWgsl(
@@ -42,7 +45,8 @@ export function emitLaunchWgsl(
   variant: Variant = "any",
 ): string {
   const kernel = kernelOf(bodies[0]!);
-  const text = bodies.map((b, i) => kernel.wgsl(`body_${i}`, b, env, variant)).join("\n");
+  const lanes = lanesOf(bodies, variant);
+  const text = bodies.map((b, i) => kernel.wgsl(`body_${i}`, b, env, variant, lanes)).join("\n");
   const { functions, select } = merged(text, entriesOf(bodies));
   const library = called(functions);
   const uses = (id: string): boolean => new RegExp(`\\b${id}\\[`).test(`${functions}${library}`);
@@ -51,16 +55,15 @@ export function emitLaunchWgsl(
     const { id, type, access } = c === "weights" && written ? numbers(c) : bindings[c];
     return uses(id) ? [`@group(0) @binding(${i}) var<storage, ${access}> ${id}: ${type};`] : [];
   });
-  const shared = Math.max(...bodies.map((b) => kernel.shared?.(b, variant) ?? 0));
   return lines`
     // ${name}
     // ${bodies.map((b) => `${b.skeleton} ${b.name}`).join(", ")}
     ${declarations}
     ${uses("part") ? [`var<workgroup> part: array<f32, ${WG}>;`] : []}
-    ${shared ? [`var<workgroup> shared_q: array<f32, ${shared}>;`] : []}
+    ${kernel.shared?.(variant, lanes, bodies) ?? []}
     ${library ? library.split("\n") : []}
     ${functions.split("\n")}
-    @compute @workgroup_size(${WG})
+    @compute @workgroup_size(${lanes})
     fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
       let wg = vec3<i32>(group);
       let lane = i32(index);

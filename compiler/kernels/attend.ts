@@ -134,12 +134,15 @@ function together(name: string, b: Body, env: KernelEnv): string {
 
 export const attend: GraphKernel = {
   epilogue: null,
-  variants: ["few", "many"],
+  variants: () => ["many", "few"],
   grid: (bodies, _env, variant) => [
     variant === "few" ? { count: "few_rows", mul: 1, div: 1 } : { count: "many_rows", mul: 1, div: WG },
     fixed(Math.max(...bodies.map(headsOf))),
   ],
-  shared: (b, variant) => (variant === "few" ? kvOf(b).headDim : 0),
+  shared: (variant, _lanes, bodies) =>
+    variant === "few"
+      ? [`var<workgroup> shared_q: array<f32, ${Math.max(...bodies.map((b) => kvOf(b).headDim))}>;`]
+      : [],
   wgsl: (name, b, env, variant) => (variant === "few" ? together : alone)(name, b, env),
   /** Scores of a tile. */
   scratch: () => KV_BLOCK * 4,

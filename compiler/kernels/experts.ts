@@ -7,7 +7,9 @@ import * as assembly from "./text/assemblyscript.ts";
 import { epilogue, PANEL_GROUP, productScratch } from "./text/assemblyscript_products.ts";
 import { type Lines, lines } from "./text/lines.ts";
 import * as wgsl from "./text/wgsl.ts";
-import { type across, ascending, TILE, TILE_FROM, epilogue as wgslEpilogue } from "./text/wgsl_products.ts";
+import { panelsOf } from "./text/wgsl_panels.ts";
+import { type across, ascending, PLAIN_FROM, PLAIN_ROWS } from "./text/wgsl_plain.ts";
+import { epilogue as wgslEpilogue } from "./text/wgsl_products.ts";
 
 type Experts = Type & { kind: "experts" };
 type Rows = Type & { kind: "rows" };
@@ -35,7 +37,7 @@ export function tiledByExpert(
 ): string {
   const { x, chosen, w, type, top, outs } = sizesOf(b);
   const { offset, stride } = env.address(w.value);
-  const panel = wgsl.panelReader(type.format, offset, type.n, type.k, { at: "expert", words: stride });
+  const panels = panelsOf(type.format, offset, type.n, type.k, { at: "expert", words: stride });
   const ids = wgsl.rowAt(chosen, env, `p / ${top}`);
   const tile = (n: number): Lines => {
     const pair = (i: string): string => (n === 1 ? "pairs[r]" : `pairs[${i}]`);
@@ -47,9 +49,9 @@ export function tiledByExpert(
     const columns = outs % 4 ? `min(4, ${outs} - col)` : "4";
     const to = `${pair("i")} / ${top}, ${pair("i")} % ${top} * ${outs} + col + c`;
     return lines`
-      ${is.map((i) => `var a${i} = vec4<f32>();`)}
-      ${sums(at, panel, type)}
-      var out = array<vec4<f32>, ${n}>(${is.map((i) => `a${i}`).join(", ")});
+      ${is.map((i) => `var t${i} = vec4<f32>();`)}
+      ${sums(at, panels, type)}
+      var out = array<vec4<f32>, ${n}>(${is.map((i) => `t${i}`).join(", ")});
       for (var i = 0; i < ${n === 1 ? 1 : "found"}; i++) {
         for (var c = 0; c < ${columns}; c++) { ${name}_e(${to}, out[i][c]); }
       }`;
@@ -62,16 +64,16 @@ export function tiledByExpert(
     var p = 0;
     while (p < n) {
       var found = 0;
-      var pairs = array<i32, ${TILE}>();
-      for (; p < n && found < ${TILE}; p++) {
+      var pairs = array<i32, ${PLAIN_ROWS}>();
+      for (; p < n && found < ${PLAIN_ROWS}; p++) {
         if (i32(${ids.cls}[${ids.at} + p % ${top}]) == expert) {
           pairs[found] = p;
           found++;
         }
       }
-      if (found >= ${TILE_FROM}) {
-        for (var i = found; i < ${TILE}; i++) { pairs[i] = pairs[found - 1]; }
-        ${tile(TILE)}
+      if (found >= ${PLAIN_FROM}) {
+        for (var i = found; i < ${PLAIN_ROWS}; i++) { pairs[i] = pairs[found - 1]; }
+        ${tile(PLAIN_ROWS)}
       } else {
         for (var r = 0; r < found; r++) {
           ${tile(1)}

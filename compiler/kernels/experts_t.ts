@@ -2,7 +2,7 @@
 import type { Type } from "../../ops/index.ts";
 import type { Body, GraphKernel } from "./body.ts";
 import { experts, productByExpert, tiledByExpert } from "./experts.ts";
-import { across } from "./text/wgsl_products.ts";
+import { across } from "./text/wgsl_plain.ts";
 
 const outsOf = (b: Body): number => (b.operands[2]!.value.type as Type & { kind: "experts" }).n;
 

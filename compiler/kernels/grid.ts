@@ -11,6 +11,18 @@ export const rows = (bodies: readonly Body[], div = 1): GridDim => ({
   mul: 1,
   div,
 });
+/**
+ * Of the rows of a product, those that whole tiles take, and a few that these leave; or all, where kernels
+ * without workgroup memory do. One for every `div`.
+ */
+const part =
+  (of: "plain" | "tile" | "rest") =>
+  (bodies: readonly Body[], div: number): GridDim => ({
+    count: `${of}_${bodies[0]!.domain === "R" ? "head" : "rows"}`,
+    mul: 1,
+    div,
+  });
+export const [plainRows, tileRows, restRows] = [part("plain"), part("tile"), part("rest")];
 /** A lane for each of the most that a body has. */
-export const most = <B>(bodies: readonly B[], lanes: (b: B) => number): GridDim =>
-  fixed(Math.max(...bodies.map((b) => Math.ceil(lanes(b) / WG))));
+export const most = <B>(bodies: readonly B[], lanes: (b: B) => number, of = WG): GridDim =>
+  fixed(Math.max(...bodies.map((b) => Math.ceil(lanes(b) / of))));

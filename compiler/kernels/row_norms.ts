@@ -5,6 +5,7 @@ import { most, one } from "./grid.ts";
 import * as assembly from "./text/assemblyscript.ts";
 import { type Lines, lines } from "./text/lines.ts";
 import * as wgsl from "./text/wgsl.ts";
+import { panelsOf } from "./text/wgsl_panels.ts";
 
 /** Norms of one branch: of the matrix `weight`, with the branch's delta b·a. */
 export interface RowNorms {
@@ -79,7 +80,28 @@ export const row_norms: Kernel<RowNormsBody> = {
     b.norms
       .map(({ branch, weight, a, b: up, out }, i) => {
         const quads = wgsl.jobQuads(branch, env);
-        const panel = wgsl.panelReader(weight.format, weight.offset, weight.n, weight.k);
+        const panels = panelsOf(weight.format, weight.offset, weight.n, weight.k);
+        const place = ["col >> 4u", "k", "((col >> 2u) & 3)"] as const;
+        /** Adds the square of W + scale·Σ b·a at k + j of a word. */
+        const term = (j: number): string[] => lines`
+          {
+            var d = vec4<f32>();
+            for (var r = 0; r < rank; r++) {
+              let quad = tables[${quads} + (r / ${QUAD}) * ${QUAD_WORDS}];
+              let p = quad + ${up.offset} + (r % ${QUAD}) * ${weight.n} + col;
+              d = fma(
+                vec4<f32>(adapters[quad + ${a.offset} + (r % ${QUAD}) * ${weight.k} + k + ${j}]),
+                vec4<f32>(adapters[p], adapters[p + 1], adapters[p + 2], adapters[p + 3]),
+                d);
+            }
+            let x = fma(vec4<f32>(scale), d, ${panels.value("w", j)});
+            sum = fma(x, x, sum);
+          }`;
+        const full = weight.k - (weight.k % panels.run);
+        const word = (terms: number): string[] => lines`
+          let w = weights[${panels.at(...place)}];
+          ${panels.scales(...place)}
+          ${Array.from({ length: terms }, (_, j) => term(j)).flat()}`;
         return wgsl.fn(
           `${name}_${i}`,
           lines`
@@ -91,18 +113,17 @@ export const row_norms: Kernel<RowNormsBody> = {
             let home = ${wgsl.jobVector(out, env)};
             let rank = ${wgsl.jobRank(branch, env)};
             var sum = vec4<f32>();
-            for (var k = 0; k < ${weight.k}; k++) {
-              var d = vec4<f32>();
-              for (var r = 0; r < rank; r++) {
-                let quad = tables[${quads} + (r / ${QUAD}) * ${QUAD_WORDS}];
-                let p = quad + ${up.offset} + (r % ${QUAD}) * ${weight.n} + col;
-                d = fma(
-                  vec4<f32>(adapters[quad + ${a.offset} + (r % ${QUAD}) * ${weight.k} + k]),
-                  vec4<f32>(adapters[p], adapters[p + 1], adapters[p + 2], adapters[p + 3]),
-                  d);
-              }
-              let x = fma(vec4<f32>(scale), d, ${panel("col / 16", "k", "col % 16")});
-              sum = fma(x, x, sum);
+            for (var k = 0; k < ${full}; k += ${panels.run}) {
+              ${word(panels.run)}
+            }
+            ${
+              full < weight.k
+                ? lines`
+            {
+              let k = ${full};
+              ${word(weight.k - full)}
+            }`
+                : []
             }
             for (var c = 0; c < min(4, ${weight.n} - col); c++) {
               adapters[home + col + c] = 1.0f / sqrt(sum[c]);

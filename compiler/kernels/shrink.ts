@@ -2,14 +2,16 @@
 import type { Type } from "../../ops/index.ts";
 import { QUAD, QUAD_WORDS } from "../../runtime/bundle.ts";
 import type { GraphKernel } from "./body.ts";
-import { one, rows } from "./grid.ts";
+import { most, rows } from "./grid.ts";
 import * as assembly from "./text/assemblyscript.ts";
 import { epilogue } from "./text/assemblyscript_products.ts";
-import { lines } from "./text/lines.ts";
+import { type Lines, lines } from "./text/lines.ts";
 import * as wgsl from "./text/wgsl.ts";
-import { epilogue as wgslEpilogue } from "./text/wgsl_products.ts";
+import { CHUNK, indices, epilogue as wgslEpilogue } from "./text/wgsl_products.ts";
 
 type Factor = Type & { kind: "factor" };
+/** Terms that WGSL asks for in one go. */
+const STEP = 8;
 /** Bytes of a row of sums in a thread's scratch. */
 export const rowBytes = (cols: number): number => Math.ceil(cols / 4) * 16;
 
@@ -102,27 +104,73 @@ function shrink4x4(
 
 export const shrink: GraphKernel = {
   epilogue: "elements",
-  grid: (bodies) => [rows(bodies, wgsl.ROWS), one],
+  grid: (bodies) => [most(bodies, (b) => b.cols / QUAD, 1), rows(bodies)],
+  // A workgroup has a row and a quad of its slot's rows of A; a lane a chunk of one of these.
   wgsl: (name, b, env) => {
     const f = b.operands[1]!.value;
     const { branch, cols } = f.type as Factor;
     const x = wgsl.rowAt(b.operands[0]!, env, "row");
-    const lanes = wgsl.WG / wgsl.ROWS;
+    const slots = wgsl.WG / QUAD;
+    const chunks = Math.ceil(cols / CHUNK);
+    const [full, rest] = [Math.floor(cols / CHUNK), cols % CHUNK];
+    const terms = (n: number): string[] =>
+      indices(n).map((j) => `sum = fma(${x.cls}[x + k + ${j}], adapters[f + k + ${j}], sum);`);
+    const chain = (length: number): Lines => lines`
+      for (var i = 0; i < ${Math.floor(length / STEP)}; i++) {
+        let k = c * ${CHUNK} + i * ${STEP};
+        ${terms(STEP)}
+      }
+      ${
+        length % STEP
+          ? lines`
+      {
+        let k = c * ${CHUNK} + ${length - (length % STEP)};
+        ${terms(length % STEP)}
+      }`
+          : []
+      }`;
     const text = lines`
       ${wgsl.guard(b.bits)}
-      let row = wg.x * ${wgsl.ROWS} + lane / ${lanes};
-      if (row >= ${wgsl.count(b.domain)}) { return; }
+      let row = wg.y;
+      let quad = wg.x;
+      let r = lane % ${QUAD};
+      if (quad * ${QUAD} >= ${b.cols}) { return; }
       let slot = batch[${env.layout.arrays.slot!} + row];
       let rank = ${wgsl.inTable("slot", branch, "rank", env)};
-      let x = ${x.at};
-      for (var r = lane % ${lanes}; r < ${b.cols}; r += ${lanes}) {
-        var sum = 0.0f;
-        if (r < rank) {
-          let quad = tables[${wgsl.quadsAt("slot", branch, env)} + (r / ${QUAD}) * ${QUAD_WORDS}];
-          let f = quad + ${env.address(f).offset} + (r % ${QUAD}) * ${cols};
-          for (var c = 0; c < ${cols}; c++) { sum = fma(${x.cls}[x + c], adapters[f + c], sum); }
+      var total = 0.0f;
+      if (quad * ${QUAD} < rank) {
+        let x = ${x.at};
+        let f = tables[${wgsl.quadsAt("slot", branch, env)} + quad * ${QUAD_WORDS}]
+          + ${env.address(f).offset} + r * ${cols};
+        for (var turn = 0; turn < ${Math.ceil(chunks / slots)}; turn++) {
+          let c = turn * ${slots} + lane / ${QUAD};
+          var sum = 0.0f;
+          ${
+            full
+              ? lines`
+          if (c < ${full}) {
+            ${chain(CHUNK)}
+          }`
+              : []
+          }
+          ${
+            rest
+              ? lines`
+          if (c == ${full}) {
+            ${chain(rest)}
+          }`
+              : []
+          }
+          part[lane] = sum;
+          workgroupBarrier();
+          if (lane < ${QUAD}) {
+            for (var i = 0; i < ${Math.min(chunks, slots)}; i++) { total = total + part[i * ${QUAD} + lane]; }
+          }
+          workgroupBarrier();
         }
-        ${name}_e(row, r, sum);
+      }
+      if (lane < ${QUAD} && quad * ${QUAD} + lane < ${b.cols}) {
+        ${name}_e(row, quad * ${QUAD} + lane, select(0.0f, total, quad * ${QUAD} + lane < rank));
       }`;
     return `${wgslEpilogue(name, b, env)}\n${wgsl.fn(name, text)}`;
   },

@@ -17,19 +17,13 @@ export const bf16: WeightFormat = {
   decode: ([halves]) =>
     new Float32Array(into(new Uint32Array(halves!.length), halves!, (h) => h << 16).buffer),
   wgsl: {
-    panel: `
-// Four halves from half-index \`at\` (a multiple of four).
-fn panel_bf16(at: i32) -> vec4<f32> {
-  let v = weights[at / 8];
-  let w = select(v.xy, v.zw, (at & 4) != 0);
-  return bitcast<vec4<f32>>(vec4<u32>(w.x << 16u, w.x & 0xffff0000u, w.y << 16u, w.y & 0xffff0000u));
-}`,
+    value: (w, j) => `bitcast<vec4<f32>>(${w} ${j ? "& vec4<u32>(0xffff0000u)" : "<< vec4<u32>(16u)"})`,
+    scales: null,
     weight: `
 fn weight_bf16(base: i32, n: i32, k: i32, K: i32) -> f32 {
-  let i = ((n / ${WGSL_PANEL}) * K + k) * ${WGSL_PANEL} + n % ${WGSL_PANEL};
-  let word = base + i / 2;
-  let v = weights[word / 4][word % 4];
-  return bitcast<f32>(select(v << 16u, v & 0xffff0000u, (i & 1) == 1));
+  let word = base + ((n / ${WGSL_PANEL}) * ((K + 1) / 2) + k / 2) * ${WGSL_PANEL} + n % ${WGSL_PANEL};
+  let v = word_at(word);
+  return bitcast<f32>(select(v << 16u, v & 0xffff0000u, k % 2 == 1));
 }`,
   },
   assembly: {

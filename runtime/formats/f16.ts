@@ -16,19 +16,12 @@ export const f16: WeightFormat = {
   ],
   decode: ([halves]) => into(new Float32Array(halves!.length), halves!, halfToFloat),
   wgsl: {
-    panel: `
-// Four halves from half-index \`at\` (a multiple of four).
-fn panel_f16(at: i32) -> vec4<f32> {
-  let v = weights[at / 8];
-  let w = select(v.xy, v.zw, (at & 4) != 0);
-  return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y));
-}`,
+    value: (w, j) => `halves_${"xy"[j]}(${w})`,
+    scales: null,
     weight: `
 fn weight_f16(base: i32, n: i32, k: i32, K: i32) -> f32 {
-  let i = ((n / ${WGSL_PANEL}) * K + k) * ${WGSL_PANEL} + n % ${WGSL_PANEL};
-  let word = base + i / 2;
-  let v = unpack2x16float(weights[word / 4][word % 4]);
-  return select(v.x, v.y, (i & 1) == 1);
+  let word = base + ((n / ${WGSL_PANEL}) * ((K + 1) / 2) + k / 2) * ${WGSL_PANEL} + n % ${WGSL_PANEL};
+  return unpack2x16float(word_at(word))[k % 2];
 }`,
   },
   // Of the prelude: half1, half4 and widen.

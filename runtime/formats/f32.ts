@@ -6,10 +6,8 @@ export const f32: WeightFormat = {
   encode: (values, n, k) => [new Uint32Array(values.buffer, values.byteOffset, n * k)],
   decode: ([bits]) => new Float32Array(bits!.buffer, bits!.byteOffset, bits!.length),
   wgsl: {
-    panel: `
-fn panel_f32(at: i32) -> vec4<f32> {
-  return bitcast<vec4<f32>>(weights[at / 4]);
-}`,
+    value: (w) => `bitcast<vec4<f32>>(${w})`,
+    scales: null,
     weight: `
 fn weight_f32(base: i32, n: i32, k: i32, K: i32) -> f32 {
   return vector_at(base + ((n / ${WGSL_PANEL}) * K + k) * ${WGSL_PANEL} + n % ${WGSL_PANEL});

@@ -29,12 +29,18 @@ export interface WeightFormat {
   /** f32 values [n, k] → the numbers of each plane, [n, terms] row by row. */
   readonly encode: (values: Float32Array, n: number, k: number, refuse: Refuse) => readonly Words[];
   readonly decode: (planes: readonly Words[], n: number, k: number) => Float32Array;
-  /**
-   * WGSL, over `weights` as vec4<u32>. `panel_NAME(at…)`: four neighbouring columns from a place in each
-   * plane, a multiple of four, counted in its numbers; where a number is several rows', also the row.
-   * `weight_NAME(base, n, k, K)`: one value of the matrix at word `base`; with several planes also N.
-   */
-  readonly wgsl: { readonly panel: string; readonly weight: string };
+  /** WGSL, over `weights` as vec4<u32>: a word of each of four neighbouring columns. */
+  readonly wgsl: {
+    /** Four columns at step `j` of the words `w`, k ascending with j; of a format with scales also `s`, `m`. */
+    readonly value: (w: string, j: number) => string;
+    /**
+     * Statements that declare what columns share, from words `h` of the second plane; `upper` says which of
+     * two blocks, where a word holds two.
+     */
+    readonly scales: ((h: string, upper: string) => readonly string[]) | null;
+    /** `weight_NAME(base, n, k, K)`: one value of the matrix at word `base`; with several planes also N. */
+    readonly weight: string;
+  };
   /** AssemblyScript, over addresses. */
   readonly assembly: {
     /** `weightNAME(w, n, k, K)`: one value of the matrix at `w`; with several planes also N. */

@@ -45,24 +45,19 @@ export const int8: WeightFormat = {
     });
   },
   wgsl: {
-    panel: `
-// Four int8 from byte \`at\` times four halves from half \`scale\` (multiples of four): exact.
-fn panel_int8(at: i32, scale: i32) -> vec4<f32> {
-  let q = bitcast<i32>(weights[at / 16][(at / 4) % 4]);
-  return vec4<f32>(
-    f32((q << 24u) >> 24u),
-    f32((q << 16u) >> 24u),
-    f32((q << 8u) >> 24u),
-    f32(q >> 24u)) * panel_f16(scale);
-}`,
+    // Exact: 7 + 11 bits.
+    value: (w, j) => `vec4<f32>(signed(${w} << vec4<u32>(${24 - 8 * j}u))) * s`,
+    scales: (h, upper) => [`let s = halves_of(${h}, ${upper});`],
     weight: `
 fn weight_int8(base: i32, n: i32, k: i32, K: i32, N: i32) -> f32 {
-  let columns = (N + ${WGSL_PANEL} - 1) / ${WGSL_PANEL} * ${WGSL_PANEL};
-  let i = ((n / ${WGSL_PANEL}) * K + k) * ${WGSL_PANEL} + n % ${WGSL_PANEL};
-  let s = (base * 2 + columns * K / 2)
-    + ((n / ${WGSL_PANEL}) * ((K + 31) / 32) + k / 32) * ${WGSL_PANEL} + n % ${WGSL_PANEL};
-  let q = panel_int8(base * 4 + i / 4 * 4, s / 4 * 4);
-  return q[n % 4];
+  let panels = (N + ${WGSL_PANEL - 1}) / ${WGSL_PANEL};
+  let runs = (K + 3) / 4;
+  let at = base + ((n / ${WGSL_PANEL}) * runs + k / 4) * ${WGSL_PANEL} + n % ${WGSL_PANEL};
+  let blocks = ((K + 31) / 32 + 1) / 2;
+  let scale = base + panels * runs * ${WGSL_PANEL}
+    + ((n / ${WGSL_PANEL}) * blocks + k / 64) * ${WGSL_PANEL} + n % ${WGSL_PANEL};
+  let q = bitcast<i32>(word_at(at) << u32(24 - 8 * (k % 4))) >> 24u;
+  return f32(q) * unpack2x16float(word_at(scale))[k / 32 % 2];
 }`,
   },
   // Scales lie after all panels, [panel][block of 32 rows][8].

@@ -48,25 +48,18 @@ export const q4: WeightFormat = {
     });
   },
   wgsl: {
-    panel: `
-// Four steps of row k from byte \`at\`, with four scales and minima from half \`scale\` (multiples of four).
-fn panel_q4(at: i32, scale: i32, k: i32) -> vec4<f32> {
-  let q = (weights[at / 16][(at / 4) % 4] >> u32((k & 1) * 4)) & 0x0f0f0f0fu;
-  return fma(
-    vec4<f32>(f32(q & 255u), f32((q >> 8u) & 255u), f32((q >> 16u) & 255u), f32(q >> 24u)),
-    panel_f16(scale),
-    panel_f16(scale + ${WGSL_PANEL}));
-}`,
+    value: (w, j) => `fma(vec4<f32>((${w} >> vec4<u32>(${4 * j}u)) & vec4<u32>(15u)), s, m)`,
+    // A word is a column's scale and minimum.
+    scales: (h) => [`let s = halves_x(${h});`, `let m = halves_y(${h});`],
     weight: `
 fn weight_q4(base: i32, n: i32, k: i32, K: i32, N: i32) -> f32 {
-  let panels = (N + ${WGSL_PANEL} - 1) / ${WGSL_PANEL};
-  let pairs = (K + 1) / 2;
-  let column = n % ${WGSL_PANEL};
-  let at = base * 4 + ((n / ${WGSL_PANEL}) * pairs + k / 2) * ${WGSL_PANEL} + column;
-  let s = base * 2 + panels * pairs * ${WGSL_PANEL / 2}
-    + ((n / ${WGSL_PANEL}) * ((K + 31) / 32) + k / 32) * ${2 * WGSL_PANEL} + column;
-  let v = panel_q4(at / 4 * 4, s / 4 * 4, k);
-  return v[n % 4];
+  let panels = (N + ${WGSL_PANEL - 1}) / ${WGSL_PANEL};
+  let runs = (K + 7) / 8;
+  let at = base + ((n / ${WGSL_PANEL}) * runs + k / 8) * ${WGSL_PANEL} + n % ${WGSL_PANEL};
+  let block = base + panels * runs * ${WGSL_PANEL}
+    + ((n / ${WGSL_PANEL}) * ((K + 31) / 32) + k / 32) * ${WGSL_PANEL} + n % ${WGSL_PANEL};
+  let h = unpack2x16float(word_at(block));
+  return fma(f32((word_at(at) >> u32(4 * (k % 8))) & 15u), h.x, h.y);
 }`,
   },
   // Scales lie after all panels, [panel][block of 32 rows][2][8].

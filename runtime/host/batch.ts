@@ -11,6 +11,7 @@ import {
   A_STEP_TABLES,
   BLOCKS_PER_SEQUENCE,
   C_COMMANDS,
+  C_FEW,
   C_HEAD,
   C_MANY,
   C_ROWS,
@@ -27,6 +28,8 @@ import {
   H_N_HEAD,
   H_N_KEYS,
   H_N_ROWS,
+  H_REST_HEAD,
+  H_REST_ROWS,
   HEAD_ROWS,
   HEADER_WORDS,
   JOBS,
@@ -42,6 +45,7 @@ import {
   P_HEAD,
   P_STASH,
   PROGRAM_START,
+  ROW_TILE,
   SCORE,
   TOKENS_PER_STEP,
   TRAIN,
@@ -85,6 +89,15 @@ function workgroups(grid: i32, d: i32, block: i32): i32 {
   else if (code == 3) count = get(META, block + H_N_KEYS);
   else if (code == 4) count = rows < counter(C_MANY) ? rows : 0;
   else if (code == 5) count = rows < counter(C_MANY) ? 0 : rows;
+  else if (code >= 6) {
+    const head: bool = code >= 9;
+    const part: i32 = (code - 6) % 3;
+    const all: i32 = head ? get(META, block + H_N_HEAD) : rows;
+    const rest: i32 = get(META, block + (head ? H_REST_HEAD : H_REST_ROWS));
+    const plain: bool = counter(C_FEW) < 0;
+    if (part == 2) count = plain ? all : 0;
+    else count = plain ? 0 : part == 0 ? all - rest : rest;
+  }
   return (count * LAUNCHES[grid + 1 + d * 3] + LAUNCHES[grid + 2 + d * 3] - 1) / LAUNCHES[grid + 2 + d * 3];
 }
 /**
@@ -117,6 +130,13 @@ export function emitProgram(program: i32, group: i32, block: i32): void {
     set(COMMANDS, c + 5, z);
     bump(C_COMMANDS, 1);
   }
+}
+
+/** Of n rows, those at the end that kernels for a few take: what whole tiles leave, where it is a few. */
+function restOf(n: i32): i32 {
+  const few: i32 = counter(C_FEW);
+  const rest: i32 = n % ROW_TILE;
+  return rest <= few ? rest : 0;
 }
 
 export function beginStep(): void {
@@ -201,6 +221,8 @@ export function emitForward(): void {
     if (get(JOB_SEQS, j) > 0 && CLASS_FULL[get(JOB_CLASS, j)] != 0) full = true;
   set(META, H_N_ROWS, rows);
   set(META, H_N_HEAD, counter(C_HEAD));
+  set(META, H_REST_ROWS, restOf(rows));
+  set(META, H_REST_HEAD, restOf(counter(C_HEAD)));
   const outer: i32 = LAYERS;
   emitProgram(P_EMBED, outer, 0);
   const forward: i32 = full ? P_FORWARD_FULL : P_FORWARD;

@@ -13,6 +13,7 @@ import {
   C_EVENTS,
   C_HEAD,
   C_LANES,
+  C_FEW,
   C_MANY,
   C_META,
   C_ROWS,
@@ -81,11 +82,13 @@ import { finishMicros, refreshSlots } from "./units";
 import { resetWaiting, submit, withdraw } from "./waiting";
 
 /**
- * `many`: rows from which a step takes the kernels for many. `lanes`: command lists that may be on their way
- * at once. `queued`: requests that may wait.
+ * `many`: rows from which a step takes the kernels for many. `few`: rows that kernels for a few take at most,
+ * beside whole tiles. `lanes`: command lists that may be on their way at once. `queued`: requests that may
+ * wait.
  */
-export function init(many: i32, lanes: i32, queued: i32): void {
+export function init(many: i32, few: i32, lanes: i32, queued: i32): void {
   set(COUNTERS, C_MANY, many);
+  set(COUNTERS, C_FEW, few);
   set(COUNTERS, C_LANES, lanes);
   resetSequences();
   resetPrefixes();

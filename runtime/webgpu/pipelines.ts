@@ -1,5 +1,6 @@
 /** Kernels as pipelines. */
 import type { Plan } from "../bundle.ts";
+import type { Families } from "../device.ts";
 import { WeftError } from "../errors.ts";
 import { LAUNCH_BYTES, type Memory } from "./memory.ts";
 import type { Watch } from "./watch.ts";
@@ -12,16 +13,30 @@ export interface Kernel {
   /** Which layout it has: 1 where it writes weights. */
   readonly layout: 0 | 1;
 }
+/** Counts of rows that are always 0 with such families: what would be launched over them is never run. */
+function idle({ manyRows, fewRows }: Families, tokens: number): RegExp {
+  const products = fewRows === null ? "tile|rest" : "plain";
+  const attention = manyRows <= 1 ? "|few" : manyRows > tokens ? "|many" : "";
+  return new RegExp(`^(${products}${attention})_`);
+}
 /**
- * Compile every kernel, by index; those of one module share a pipeline. All have ended when this does,
- * also when one fails.
+ * Compile every kernel that families run, by index, and null for others; those of one module share a
+ * pipeline. All have ended when this does, also when one fails.
  */
 export async function compileKernels(
   watch: Watch,
   plan: Plan,
   layouts: Memory["layouts"],
   file: FileOf,
-): Promise<Kernel[]> {
+  families: Families,
+  tokens: number,
+): Promise<(Kernel | null)[]> {
+  const never = idle(families, tokens);
+  const unused = new Set(
+    (plan.programs ?? []).flatMap((p) =>
+      p.launches.filter((l) => l.grid.some((g) => never.test(g.count))).map((l) => l.kernel),
+    ),
+  );
   const { device } = watch;
   const pipelineLayouts = layouts.map((l) => device.createPipelineLayout({ bindGroupLayouts: [l] }));
   const made = new Map<string, Promise<GPUComputePipeline>>();
@@ -50,7 +65,8 @@ export async function compileKernels(
       await scope;
     }
   };
-  const all = Object.entries(plan.kernels).map(async ([name, kernel], i): Promise<Kernel> => {
+  const all = Object.entries(plan.kernels).map(async ([name, kernel], i): Promise<Kernel | null> => {
+    if (unused.has(name)) return null;
     const layout = kernel.weights === "written" ? 1 : 0;
     const key = `${layout} ${kernel.file}`;
     const known =

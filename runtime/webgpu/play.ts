@@ -1,5 +1,5 @@
 import type { Plan, Sizes } from "../bundle.ts";
-import type { Device, Range } from "../device.ts";
+import type { Device, Families, Range } from "../device.ts";
 import type { Memory } from "./memory.ts";
 import type { Kernel } from "./pipelines.ts";
 import type { Watch } from "./watch.ts";
@@ -18,8 +18,9 @@ export function play(
   watch: Watch,
   plan: Plan,
   memory: Memory,
-  kernels: readonly Kernel[],
+  kernels: readonly (Kernel | null)[],
   about: {
+    readonly families: Families;
     readonly info: Device["info"];
     readonly bytes: Readonly<Record<string, number>>;
     readonly sizes: Sizes;
@@ -141,9 +142,7 @@ export function play(
     info: about.info,
     plan,
     sizes: about.sizes,
-    // A CPU behind WebGPU has few lanes and pays for every barrier: kernels without them, however few the
-    // rows.
-    manyRows: about.info.software ? 1 : 64,
+    families: about.families,
     lanes: 1,
     memory: about.bytes,
     lost: watch.whenLost,

@@ -1,5 +1,5 @@
 /** weft inspect: what a bundle holds and takes, or what methods take of a shape. */
-import { type Manifest, planOf, sizesFor } from "../../runtime/bundle.ts";
+import { isForMany, type Manifest, planOf, sizesFor } from "../../runtime/bundle.ts";
 import { Host } from "../../runtime/host.ts";
 import { readManifest, readVerified } from "../../runtime/load.ts";
 import { openReader } from "../../runtime/reader.ts";
@@ -32,7 +32,7 @@ async function hostBytes(
   const host = await Host.open(
     { ...m, capacities: { ...m.capacities, ...sizes } },
     plan.metaWords,
-    { manyRows: 1, lanes: 1 },
+    { families: { manyRows: 1, fewRows: null }, lanes: 1 },
     (await readVerified(reader, m, "host.wasm")) as BufferSource,
   );
   return host.exports.memory.buffer.byteLength;
@@ -132,7 +132,7 @@ async function inspectBundle(positional: readonly string[], f: Flags, json: bool
       );
     for (const p of plan.programs) {
       // Of two kernels for few rows and for many, a step launches one.
-      const launches = p.launches.filter((l) => l.grid[0].count !== "few_rows");
+      const launches = p.launches.filter(isForMany);
       const always = launches.filter((l) => l.bits.length === 0).length;
       console.log(
         `  ${p.name.padEnd(24)} ${String(launches.length).padStart(2)} launches (${always} when nothing is adapted or trained)${p.region === "layer" ? " a layer" : ""}`,

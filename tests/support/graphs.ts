@@ -6,7 +6,7 @@ import { compileKernels } from "../../compiler/emit/asc.ts";
 import { emitLaunchAs, prelude } from "../../compiler/emit/assemblyscript.ts";
 import { emitLaunchWgsl, gridOf, variantsOf } from "../../compiler/emit/wgsl.ts";
 import { fuse } from "../../compiler/fuse.ts";
-import type { KernelEnv, ParamAddress } from "../../compiler/kernel.ts";
+import type { KernelEnv, ParamAddress, Variant } from "../../compiler/kernel.ts";
 import { blockLayouts } from "../../compiler/metadata.ts";
 import { type Layout, placeValues } from "../../compiler/plan.ts";
 import { align, type Capacities, type Target, targets } from "../../compiler/target.ts";
@@ -217,7 +217,7 @@ export async function runOn(
   options: {
     fuse?: boolean;
     threads?: number;
-    variant?: "few" | "many";
+    variant?: Variant;
     mutate?: (source: string) => string;
   } = {},
 ): Promise<{ outputs: Float32Array[]; launches: number }> {
@@ -358,12 +358,14 @@ export async function runOn(
     // An error of a target's compiler names the kernel.
     const name = `k${i}_${l.bodies[0]!.skeleton}`;
     kernels[name] = { workgroup: 64, file: name, launch: [] };
-    const variant = variantsOf(l.bodies).length > 1 ? (options.variant ?? "many") : "any";
+    const variants = variantsOf(l.bodies);
+    const asked = variants.find((v) => v === options.variant) ?? variants[0]!;
+    const variant: Variant = target === "webgpu" ? asked : "any";
     const text =
       target === "wasm" ? emitLaunchAs(name, l.bodies, env) : emitLaunchWgsl(name, l.bodies, env, variant);
     sources.push(options.mutate ? options.mutate(text) : text);
     const countOf = (c: string): number =>
-      c === "one" ? 1 : (b.header[c.endsWith("_rows") ? "n_rows" : c] ?? 0);
+      c === "one" ? 1 : (b.header[c.endsWith("_rows") ? "n_rows" : c.endsWith("_head") ? "n_head" : c] ?? 0);
     const grid = gridOf(l.bodies, env, variant).map((g) => Math.ceil((countOf(g.count) * g.mul) / g.div));
     commands.push(i, 0, 0, ...grid);
   });
@@ -470,7 +472,10 @@ export async function runOn(
   device.write({ cls: "tables", group: 0, offset: 0 }, tables);
   const meta = new Uint32Array(blocks[kind].words + 64);
   const metaF = new Float32Array(meta.buffer);
-  for (const [name, v] of Object.entries(b.header)) meta[headerWords.indexOf(name as never)] = v;
+  // Kernels for a few rows take all of them, or none.
+  const rest: Record<string, number> =
+    options.variant === "few" ? { rest_rows: b.header.n_rows ?? 0, rest_head: b.header.n_head ?? 0 } : {};
+  for (const [name, v] of Object.entries({ ...b.header, ...rest })) meta[headerWords.indexOf(name)] = v;
   for (const [name, list] of Object.entries(b.arrays)) {
     const at = blocks[kind].arrays[name];
     if (at !== undefined) list.forEach((v, i) => (isFloat(name) ? (metaF[at + i] = v) : (meta[at + i] = v)));

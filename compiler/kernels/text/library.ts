@@ -3,17 +3,42 @@ import { KV_BLOCK } from "../../../ops/index.ts";
 import { QUAD, QUAD_WORDS, weightFormats } from "../../../runtime/bundle.ts";
 import { WG } from "./wgsl.ts";
 
-/** `panel_NAME` or `weight_NAME` of every format. */
-const ofFormats = (what: "panel" | "weight"): Record<string, string> =>
-  Object.fromEntries(Object.entries(weightFormats).map(([name, f]) => [`${what}_${name}`, f.wgsl[what]]));
+/** `weight_NAME` of every format. */
+const weights = Object.fromEntries(
+  Object.entries(weightFormats).map(([name, f]) => [`weight_${name}`, f.wgsl.weight]),
+);
 
 const library: Readonly<Record<string, string>> = {
+  word_at: `
+fn word_at(i: i32) -> u32 {
+  return weights[i >> 2u][i & 3];
+}`,
   vector_at: `
 fn vector_at(i: i32) -> f32 {
-  return bitcast<f32>(weights[i / 4][i % 4]);
+  return bitcast<f32>(weights[i >> 2u][i & 3]);
 }`,
-  ...ofFormats("panel"),
-  ...ofFormats("weight"),
+  halves_x: `
+// The lower half of each word.
+fn halves_x(h: vec4<u32>) -> vec4<f32> {
+  return vec4<f32>(
+    unpack2x16float(h.x).x, unpack2x16float(h.y).x, unpack2x16float(h.z).x, unpack2x16float(h.w).x);
+}`,
+  halves_y: `
+// The upper half.
+fn halves_y(h: vec4<u32>) -> vec4<f32> {
+  return vec4<f32>(
+    unpack2x16float(h.x).y, unpack2x16float(h.y).y, unpack2x16float(h.z).y, unpack2x16float(h.w).y);
+}`,
+  halves_of: `
+fn halves_of(h: vec4<u32>, upper: bool) -> vec4<f32> {
+  return halves_x(select(h, h >> vec4<u32>(16u), upper));
+}`,
+  signed: `
+// The uppermost byte of each word, with its sign.
+fn signed(h: vec4<u32>) -> vec4<i32> {
+  return bitcast<vec4<i32>>(h) >> vec4<u32>(24u);
+}`,
+  ...weights,
   expand: `
 fn expand(u: i32, quads: i32, f: i32, rank: i32, cols: i32) -> f32 {
   var sum = 0.0f;

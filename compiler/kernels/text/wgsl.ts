@@ -1,24 +1,13 @@
 /** Pieces of WGSL text that every kernel is made of. */
 import type { Domain } from "../../../ops/index.ts";
-import {
-  DROPOUT_BIT,
-  headerWords,
-  planeBytes,
-  planesOf,
-  SLOT_ROW,
-  SLOT_TABLE,
-  WGSL_PANEL,
-} from "../../../runtime/bundle.ts";
-import { type KernelEnv, type ParamAddress, ROWS_HEADER, SEGMENT_ROWS } from "../../kernel.ts";
+import { DROPOUT_BIT, headerWords, SLOT_ROW, SLOT_TABLE } from "../../../runtime/bundle.ts";
+import { type KernelEnv, type ParamAddress, REST_HEADER, ROWS_HEADER, SEGMENT_ROWS } from "../../kernel.ts";
 import type { Body, Operand } from "../body.ts";
 import { indent, type Lines, lines } from "./lines.ts";
 
-/** Lanes of a workgroup. */
+/** Lanes of a workgroup, unless a kernel says otherwise. */
 export const WG = 64;
-/**
- * Rows that a workgroup of a pointwise kernel, or of a shrink, goes through: a group costs more than a few
- * elements.
- */
+/** Rows that a workgroup of a pointwise kernel goes through: a group costs more than a few elements. */
 export const ROWS = 4;
 export const f32 = (v: number): string => {
   const s = String(Math.fround(v)).replace("e+", "e");
@@ -61,6 +50,11 @@ export function rowAt(o: Operand, env: KernelEnv, r: string): { cls: string; at:
 }
 
 export const count = (domain: Domain): string => header(ROWS_HEADER[domain]);
+/** Of these, those at the end that kernels for a few take. */
+export const restOf = (domain: Domain): string => {
+  const word = REST_HEADER[domain];
+  return word ? header(word) : "0";
+};
 /** Return where the body has nothing to do. */
 export const guard = (bits: readonly number[]): Lines =>
   bits.map((bit) => `if (!(${maskBit(bit)})) { return; }`);
@@ -114,28 +108,3 @@ export const jobVector = (p: ParamAddress, env: KernelEnv): string =>
 export const jobQuads = (branch: number, env: KernelEnv): string => quadsAt(header("slot"), branch, env);
 /** First word of the job's gradient norms: [group sums…, clip scale, total norm]. */
 export const norms = (env: KernelEnv): string => `${env.norms} + ${header("job")} * ${env.groups + 2}`;
-
-/**
- * Text of four neighbouring columns of a matrix in panels of 16, at (panel, k, column in the panel); `one`: of
- * several matrices, so many words apart, that with the number in a variable.
- */
-export function panelReader(
-  format: string,
-  offset: number,
-  n: number,
-  k: number,
-  one?: { readonly at: string; readonly words: number },
-): (panel: string, k: string, column: string) => string {
-  const planes = planesOf(format, n, k, WGSL_PANEL);
-  return (panel, row, column) => {
-    const places = planes.map((p) => {
-      const first = (offset * 4 + p.from) / planeBytes(p);
-      const start = one ? `${first} + ${one.at} * ${(one.words * 4) / planeBytes(p)}` : first;
-      const run = p.every === 1 ? row : `(${row}) / ${p.every}`;
-      const term = p.count === 1 ? run : `${run} * ${p.count}`;
-      return `${start} + ((${panel}) * ${p.terms} + ${term}) * ${WGSL_PANEL} + ${column}`;
-    });
-    const ofRow = planes[0]!.every === 1 ? "" : `, ${row}`;
-    return `panel_${format}(${places.join(", ")}${ofRow})`;
-  };
-}

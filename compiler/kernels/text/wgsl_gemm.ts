@@ -1,0 +1,125 @@
+/** Products of many rows, in tiles that a workgroup has in its memory. */
+import type { KernelEnv } from "../../kernel.ts";
+import type { Body, Operand } from "../body.ts";
+import { type Lines, lines } from "./lines.ts";
+import { count, fn, restOf, rowAt } from "./wgsl.ts";
+import { CHUNK, epilogue, indices } from "./wgsl_products.ts";
+
+/** Rows and columns of a tile, and the terms of it that are in workgroup memory at once: those of a panel. */
+export const GEMM_COLUMNS = 64;
+const GEMM_ROWS = 64;
+export const GEMM_LANES = 128;
+const STEP = 16;
+/** Quads of rows from a term's to the next's: those of lanes side by side go to different banks. */
+const STRIDE = GEMM_ROWS / 4 + 1;
+
+/** What a tile sums over: rows of x, and of a matrix 16 terms of 64 columns as vec4 into `tile_b`. */
+export interface Summands {
+  readonly x: Operand;
+  readonly terms: number;
+  /** Statements that load (into registers), then those that store, from term k on; the tile begins at n0. */
+  readonly load: Lines;
+  readonly store: Lines;
+}
+/**
+ * A product of many rows: a tile of 64 rows and 64 columns, eight by four of them a lane, over 16 terms at a
+ * time that the workgroup brought in.
+ */
+export function gemm(name: string, b: Body, env: KernelEnv, sums: Lines): string {
+  const rows = indices(8);
+  const rest = restOf(b.domain);
+  const text = lines`
+    let n = ${count(b.domain)}${rest === "0" ? "" : ` - ${rest}`};
+    let m0 = wg.y * ${GEMM_ROWS};
+    let n0 = wg.x * ${GEMM_COLUMNS};
+    if (m0 >= n || n0 >= ${b.cols}) { return; }
+    let tx = lane & 15;
+    // A mask is what a compiler sees the bounds of.
+    let ty = (lane >> 4u) & 7;
+    ${rows.map((i) => `var t${i} = vec4<f32>();`)}
+    ${sums}
+    // A lane's columns were neighbours; one column of it, and all rows, make whole lines of memory.
+    let column = lane & ${GEMM_COLUMNS - 1};
+    for (var turn = 0; turn < ${GEMM_ROWS / STEP}; turn++) {
+      workgroupBarrier();
+      if ((ty >> 1u) == turn) {
+        let o = (ty & 1) * ${8 * STEP} + tx;
+        ${rows.map((i) => `tile_b[o + ${i * STEP}] = t${i};`)}
+      }
+      workgroupBarrier();
+      for (var i = 0; i < ${STEP}; i += ${GEMM_LANES / GEMM_COLUMNS}) {
+        let r = i + (lane >> 6u);
+        let row = m0 + turn * ${STEP} + r;
+        if (row < n && n0 + column < ${b.cols}) {
+          ${name}_e(row, n0 + column, tile_b[r * ${STEP} + (column >> 2u)][column & 3]);
+        }
+      }
+    }`;
+  return `${epilogue(name, b, env)}\n${fn(name, text)}`;
+}
+export const gemmShared: Lines = [
+  `var<workgroup> tile_a: array<vec4<f32>, ${STEP * STRIDE}>;`,
+  `var<workgroup> tile_b: array<vec4<f32>, ${(STEP * GEMM_COLUMNS) / 4}>;`,
+];
+/** Adds one pair of operands to a tile's sums t0 …. */
+export function summed({ x, terms, load, store }: Summands, env: KernelEnv): Lines {
+  const rows = indices(8);
+  const at = rows.map((i) => rowAt(x, env, `min(m0 + ty * 4 + ${(i >> 2) * 32 + (i & 3)}, n - 1)`));
+  const tile = (steps: number): Lines => lines`
+    ${load}
+    ${at.map(({ cls }, i) => `let y${i} = ${cls}[x${i} + k];`)}
+    workgroupBarrier();
+    tile_a[tx * ${STRIDE} + ty] = vec4<f32>(y0, y1, y2, y3);
+    tile_a[tx * ${STRIDE} + ty + 8] = vec4<f32>(y4, y5, y6, y7);
+    ${store}
+    workgroupBarrier();
+    // Lanes whose rows are not there wait.
+    if (m0 + ty * 8 < n) {
+    for (var j = 0; j < ${steps}; j++) {
+      let w = tile_b[j * ${STEP} + tx];
+      let x_0 = tile_a[j * ${STRIDE} + ty * 2];
+      let x_1 = tile_a[j * ${STRIDE} + ty * 2 + 1];
+      ${rows.map((i) => `a${i} = fma(vec4<f32>(x_${i >> 2}.${"xyzw"[i & 3]}), w, a${i});`)}
+    }
+    }`;
+  const chunk = (first: string, length: number): Lines => lines`
+    ${rows.map((i) => `var a${i} = vec4<f32>();`)}
+    ${
+      length >= STEP
+        ? lines`
+    for (var step = 0; step < ${Math.floor(length / STEP)}; step++) {
+      let k = ${first} + step * ${STEP};
+      ${tile(STEP)}
+    }`
+        : []
+    }
+    ${
+      length % STEP
+        ? lines`
+    {
+      let k = ${first} + ${length - (length % STEP)};
+      ${tile(length % STEP)}
+    }`
+        : []
+    }
+    ${rows.map((i) => `t${i} = t${i} + a${i};`)}`;
+  const [full, rest] = [Math.floor(terms / CHUNK), terms % CHUNK];
+  return lines`
+    ${at.map((row, i) => `let x${i} = ${row.at} + tx;`)}
+    ${
+      full
+        ? lines`
+    for (var c = 0; c < ${full}; c++) {
+      ${chunk(`c * ${CHUNK}`, CHUNK)}
+    }`
+        : []
+    }
+    ${
+      rest
+        ? lines`
+    {
+      ${chunk(String(full * CHUNK), rest)}
+    }`
+        : []
+    }`;
+}

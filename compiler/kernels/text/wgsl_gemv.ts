@@ -1,0 +1,164 @@
+/** The product of a few rows, whose time is that of reading the matrix. */
+import type { KernelEnv } from "../../kernel.ts";
+import type { Body, Operand } from "../body.ts";
+import { type Lines, lines } from "./lines.ts";
+import { count, fn, restOf, rowAt } from "./wgsl.ts";
+import type { Panels } from "./wgsl_panels.ts";
+import { CHUNK, epilogue, indices } from "./wgsl_products.ts";
+
+/** Lanes of a workgroup that makes `terms` a sum: four for each chunk, of which some wait for their turn. */
+export const gemvLanes = (terms: number): number => (terms > 16 * CHUNK ? 128 : 64);
+/** Columns of a workgroup. */
+export function gemvColumns(terms: number, lanes: number): number {
+  const slots = lanes / 4;
+  return 16 * Math.max(1, Math.floor(slots / Math.ceil(terms / CHUNK)));
+}
+/** Rows of a workgroup, which share what is read of the matrix. */
+export const GEMV_ROWS = 4;
+
+/**
+ * y = x·Wᵀ of the few rows that tiles leave. Four lanes, of four columns each, make a chunk; all chunks of a
+ * panel side by side, and then some lanes add up the chunks' sums in order. Weights are asked for well before
+ * they are needed: a row costs about what reading them does.
+ */
+export function gemv(
+  name: string,
+  b: Body,
+  env: KernelEnv,
+  lanes: number,
+  { x, panels, terms: all }: { readonly x: Operand; readonly panels: Panels; readonly terms: number },
+): string {
+  const chunks = Math.ceil(all / CHUNK);
+  const slots = Math.min(chunks, lanes / 4);
+  const columns = gemvColumns(all, lanes);
+  const turns = Math.ceil(chunks / slots);
+  const [full, rest] = [Math.floor(all / CHUNK), all % CHUNK];
+
+  const rows = (n: number): string => {
+    const each = indices(n);
+    const xs = each.map((i) => rowAt(x, env, n === 1 ? "r0" : `min(r0 + ${i}, n - 1)`));
+    /** Terms k to k + count, count at most what is loaded in one go. */
+    const terms = (count: number): Lines => {
+      const words = indices(Math.ceil(count / panels.run));
+      return lines`
+        let p = ${panels.at("panel", "k", "quad")};
+        ${words.map((i) => `let w${i} = weights[p + ${4 * i}];`)}
+        ${panels.scales("panel", "k", "quad")}
+        ${indices(count).flatMap((j) => {
+          const [word, step] = [Math.floor(j / panels.run), j % panels.run];
+          return [
+            `let v${j} = ${panels.value(`w${word}`, step)};`,
+            ...each.map((i) => `a${i} = fma(vec4<f32>(${xs[i]!.cls}[x${i} + k + ${j}]), v${j}, a${i});`),
+          ];
+        })}`;
+    };
+    // For one row four loads of the matrix in one go; for several, what takes as many of x.
+    const step = n === 1 ? 4 * panels.run : Math.max(4, panels.run);
+    const chain = (length: number): Lines => {
+      const steps = Math.floor(length / step);
+      return lines`
+        ${
+          steps
+            ? lines`
+        for (var i = 0; i < ${steps}; i++) {
+          let k = c * ${CHUNK} + i * ${step};
+          ${terms(step)}
+        }`
+            : []
+        }
+        ${
+          length % step
+            ? lines`
+        {
+          let k = c * ${CHUNK} + ${steps * step};
+          ${terms(length % step)}
+        }`
+            : []
+        }`;
+    };
+    const store = (row: number, total: string): Lines => lines`
+      if (r0 + ${row} < n && wg.x * ${columns} + col < ${b.cols}) {
+        ${name}_e(r0 + ${row}, wg.x * ${columns} + col, ${total});
+      }`;
+    const fold = (total: string): Lines => lines`
+      for (var c = 0; c < ${slots}; c++) {
+        ${total} = ${total} + sums[((col >> 4u) * ${slots} + c) * 4 + ((col >> 2u) & 3)][col & 3];
+      }`;
+    // Row by row, so that little of a workgroup's memory is in use. Where chunks take several turns, a lane
+    // has at most one column.
+    const folded = (row: number): Lines => lines`
+      sums[lane] = a${row};
+      workgroupBarrier();
+      ${
+        turns > 1
+          ? lines`
+      if (lane < ${columns}) {
+        let col = lane;
+        ${fold(`total${row}`)}
+      }`
+          : lines`
+      for (var i = 0; i < ${Math.ceil(columns / lanes)}; i++) {
+        let col = lane + i * ${lanes};
+        if (col < ${columns}) {
+          var total = 0.0f;
+          ${fold("total")}
+          ${store(row, "total")}
+        }
+      }`
+      }
+      workgroupBarrier();`;
+    return fn(
+      `${name}_${n}`,
+      lines`
+        let slot = lane >> 2u;
+        let quad = lane & 3;
+        let panel = wg.x * ${columns / 16} + slot / ${slots};
+        ${xs.map((row, i) => `let x${i} = ${row.at};`)}
+        ${turns > 1 ? each.map((i) => `var total${i} = 0.0f;`) : []}
+        for (var turn = 0; turn < ${turns}; turn++) {
+          let c = turn * ${slots} + slot % ${slots};
+          ${each.map((i) => `var a${i} = vec4<f32>();`)}
+          if (panel < ${Math.ceil(b.cols / 16)}) {
+            ${
+              full
+                ? lines`
+            if (c < ${full}) {
+              ${chain(CHUNK)}
+            }`
+                : []
+            }
+            ${
+              rest
+                ? lines`
+            if (c == ${full}) {
+              ${chain(rest)}
+            }`
+                : []
+            }
+          }
+          ${each.flatMap(folded)}
+        }
+        ${
+          turns > 1
+            ? lines`
+        if (lane < ${columns}) {
+          let col = lane;
+          ${each.flatMap((i) => store(i, `total${i}`))}
+        }`
+            : []
+        }`,
+      "wg: vec3<i32>, lane: i32, r0: i32, n: i32",
+    );
+  };
+  const text = lines`
+    if (wg.x * ${columns} >= ${b.cols}) { return; }
+    let n = ${count(b.domain)};
+    let r0 = n - ${restOf(b.domain)} + wg.y * ${GEMV_ROWS};
+    if (r0 + 1 == n) {
+      ${name}_1(wg, lane, r0, n);
+    } else {
+      ${name}_${GEMV_ROWS}(wg, lane, r0, n);
+    }`;
+  return [epilogue(name, b, env), rows(1), rows(GEMV_ROWS), fn(name, text)].join("\n");
+}
+export const gemvShared = (lanes: number): Lines => [`var<workgroup> sums: array<vec4<f32>, ${lanes}>;`];
