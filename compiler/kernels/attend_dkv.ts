@@ -10,7 +10,7 @@ import * as assembly from "./text/assemblyscript.ts";
 import { attentionOf } from "./text/assemblyscript_attention.ts";
 import { type Lines, lines } from "./text/lines.ts";
 import * as wgsl from "./text/wgsl.ts";
-import { attentionOf as wgslAttentionOf } from "./text/wgsl_attention.ts";
+import { partOf, partsOf, attentionOf as wgslAttentionOf } from "./text/wgsl_attention.ts";
 
 /** Operands: q, the cache, and of the forward its output and log-sum-exp; then the output's gradient. */
 const [Q, O, LSE, DO] = [0, 2, 3, 4];
@@ -22,59 +22,62 @@ const pairBytes = (b: Body): number => BLOCK * (Number(b.node!.attrs.heads) / kv
 export const attend_dkv: GraphKernel = {
   epilogue: null,
   state: "dkv",
-  grid: ([b]) => [{ count: "n_keys", mul: 1, div: wgsl.WG }, fixed(kvOf(b!).heads)],
+  grid: ([b]) => [
+    { count: "n_keys", mul: 1, div: wgsl.WG },
+    fixed(kvOf(b!).heads * partsOf(kvOf(b!).headDim)),
+  ],
   wgsl: (name, b, env) => {
     const a = wgslAttentionOf(b, env);
-    const { hd, group, kvHeads, kvAt, operand, out, dims, vector } = a;
+    const { hd, group, kvHeads, kvAt, operand, out, dims, own } = a;
     const [q, o, lse, g, d] = [operand(Q), operand(O), operand(LSE), operand(DO), out(0)];
     const width = 2 * kvHeads * hd;
     const word = (array: string, at: string): string => `batch[${env.layout.arrays[array]} + ${at}]`;
     const [k, v] = [`${d.cls}[out + d]`, `${d.cls}[out + ${width / 2} + d]`];
-    const read = `x[d] = ${q.cls}[qp + d]; g[d] = ${g.cls}[gp + d];`;
-    const dots = "dot = fma(x[d], k[d], dot); dp = fma(g[d], v[d], dp);";
+    const part = partOf(hd);
+    const [x, y] = [`${q.cls}[qp + d]`, `${g.cls}[gp + d]`];
+    const dots = `dot = fma(${x}, kv[kp + d], dot); dp = fma(${y}, kv[vp + d], dp);`;
     return wgsl.fn(
       name,
       // The sequence this key belongs to: its segments follow one another, and only the first counts keys. dk
       // and dv are cleared by hand: an array declared inside the loop was seen to keep what it held
-      // (SwiftShader).
+      // (SwiftShader). Sums of the segments before lie where they will be stored.
       lines`
         var key = wg.x * ${wgsl.WG} + lane;
         if (key >= ${wgsl.header("n_keys")}) { return; }
         var s = 0;
         while (key >= ${word("seg_keys", "s")}) { key = key - ${word("seg_keys", "s")}; s = s + 1; }
-        let kh = wg.y;
+        let kh = ${part.head};
+        let first = ${part.first};
         let table = batch[${env.layout.arrays.table!} + ${word("seg_row", "s")}];
         let kp = ${kvAt(0, "key", "kh")};
         let vp = ${kvAt(1, "key", "kh")};
         let out = ${d.offset} + (${word("seg_base", "s")} + key) * ${d.stride} + kh * ${hd};
-        ${["k", "v", "tk", "tv", "dk", "dv", "x", "g"].map(vector)}
-        ${dims("k[d] = kv[kp + d]; v[d] = kv[vp + d];")}
-        if (${word("seg_fresh", "s")} == 0) { ${dims(`tk[d] = ${k}; tv[d] = ${v};`)} }
+        ${["dk", "dv"].map(a.part)}
+        if (${word("seg_fresh", "s")} != 0) { ${own(`${k} = 0.0f; ${v} = 0.0f;`)} }
         loop {
           let r0 = ${word("seg_row", "s")};
           let n = ${a.lastRow(`r0 + ${word("seg_rows", "s")}`, "r0", word("pos", "r0"))};
-          let first = r0 + max(0, key - ${word("pos", "r0")});
-          ${dims("dk[d] = 0.0f; dv[d] = 0.0f;")}
+          let start = r0 + max(0, key - ${word("pos", "r0")});
+          ${own("dk[i] = 0.0f; dv[i] = 0.0f;")}
           for (var h = kh * ${group}; h < (kh + 1) * ${group}; h++) {
-            for (var row = first; row < n; row++) {
+            for (var row = start; row < n; row++) {
               let qp = ${q.at} + h * ${hd};
               let gp = ${g.at} + h * ${hd};
               let op = ${o.at} + h * ${hd};
               var dot = 0.0f;
               var dp = 0.0f;
               var dsum = 0.0f;
-              ${dims(`${read} ${dots} dsum = fma(g[d], ${o.cls}[op + d], dsum);`)}
+              ${dims(`${dots} dsum = fma(${y}, ${o.cls}[op + d], dsum);`)}
               ${a.bound}
               let p = exp(${a.score} - ${lse.cls}[${lse.at} + h]);
               let ds = p * (dp - dsum) * ${a.slope};
-              ${dims("dk[d] = fma(ds, x[d], dk[d]); dv[d] = fma(p, g[d], dv[d]);")}
+              ${own(`dk[i] = fma(ds, ${x}, dk[i]); dv[i] = fma(p, ${y}, dv[i]);`)}
             }
           }
-          if (first < n) { ${dims("tk[d] = tk[d] + dk[d]; tv[d] = tv[d] + dv[d];")} }
+          if (start < n) { ${own(`${k} = ${k} + dk[i]; ${v} = ${v} + dv[i];`)} }
           s = s + 1;
           if (s >= ${wgsl.header("n_segments")} || ${word("seg_keys", "s")} > 0) { break; }
-        }
-        ${dims(`${k} = tk[d]; ${v} = tv[d];`)}`,
+        }`,
     );
   },
   /** Score, probability and log-sum-exp of each pair; rowsum(dO · O) of every row and head. */

@@ -1,42 +1,48 @@
-/** The gradient of attention's queries: a lane (WGSL) or a turn (CPU) owns a row and head. */
+/** The gradient of attention's queries: a lane (WGSL: of some dims) or a turn (CPU) owns a row and head. */
 import { KV_BLOCK } from "../../ops/index.ts";
-import { headsOf } from "./attend.ts";
+import { headsOf, kvOf } from "./attend.ts";
 import type { GraphKernel } from "./body.ts";
 import { fixed, rows } from "./grid.ts";
 import * as assembly from "./text/assemblyscript.ts";
 import { attentionOf } from "./text/assemblyscript_attention.ts";
 import { type Lines, lines } from "./text/lines.ts";
 import * as wgsl from "./text/wgsl.ts";
-import { attentionOf as wgslAttentionOf } from "./text/wgsl_attention.ts";
+import { partOf, partsOf, attentionOf as wgslAttentionOf } from "./text/wgsl_attention.ts";
 
 /** Operands: q, the cache, and of the forward its output and log-sum-exp; then the output's gradient. */
 const [Q, O, LSE, DO] = [0, 2, 3, 4];
 
 export const attend_dq: GraphKernel = {
   epilogue: null,
-  grid: (bodies) => [rows(bodies, wgsl.WG), fixed(Math.max(...bodies.map(headsOf)))],
+  grid: (bodies) => [
+    rows(bodies, wgsl.WG),
+    fixed(Math.max(...bodies.map((b) => headsOf(b) * partsOf(kvOf(b).headDim)))),
+  ],
   wgsl: (name, b, env) => {
     const a = wgslAttentionOf(b, env);
-    const { hd, group, kvAt, operand, out, pos, table, dims, vector } = a;
+    const { hd, group, kvAt, operand, out, pos, table, dims, own } = a;
     const [q, o, lse, g, dq] = [operand(Q), operand(O), operand(LSE), operand(DO), out(0)];
-    const read = `q[d] = ${q.cls}[qp + d]; g[d] = ${g.cls}[gp + d];`;
-    const dots = `dot = fma(q[d], k[d], dot); dp = fma(g[d], kv[vp + j * ${hd} + d], dp);`;
+    const part = partOf(hd);
+    const dots =
+      `dot = fma(${q.cls}[qp + d], kv[kp + j * ${hd} + d], dot); ` +
+      `dp = fma(${g.cls}[gp + d], kv[vp + j * ${hd} + d], dp);`;
     return wgsl.fn(
       name,
       lines`
         let row = wg.x * ${wgsl.WG} + lane;
         if (row >= ${wgsl.header("n_rows")}) { return; }
-        let h = wg.y;
+        let h = ${part.head};
+        let first = ${part.first};
         let kh = h / ${group};
         let keys = ${pos} + 1;
         ${a.seen}
         let table = ${table};
-        ${["q", "g", "k", "dq"].map(vector)}
+        ${a.part("dq")}
         let qp = ${q.at} + h * ${hd};
         let gp = ${g.at} + h * ${hd};
         let op = ${o.at} + h * ${hd};
         var dsum = 0.0f;
-        ${dims(`${read} dsum = fma(g[d], ${o.cls}[op + d], dsum);`)}
+        ${dims(`dsum = fma(${g.cls}[gp + d], ${o.cls}[op + d], dsum);`)}
         let lse = ${lse.cls}[${lse.at} + h];
         for (var t = ${a.firstTile}; t < keys; t += ${KV_BLOCK}) {
           let kp = ${kvAt(0, "t", "kh")};
@@ -44,13 +50,13 @@ export const attend_dq: GraphKernel = {
           for (var j = ${a.firstKey}; j < min(${KV_BLOCK}, keys - t); j++) {
             var dot = 0.0f;
             var dp = 0.0f;
-            ${dims(`k[d] = kv[kp + j * ${hd} + d]; ${dots}`)}
+            ${dims(dots)}
             ${a.bound}
             let ds = exp(${a.score} - lse) * (dp - dsum) * ${a.slope};
-            ${dims("dq[d] = fma(ds, k[d], dq[d]);")}
+            ${own(`dq[i] = fma(ds, kv[kp + j * ${hd} + d], dq[i]);`)}
           }
         }
-        ${dims(`${dq.cls}[${dq.offset} + row * ${dq.stride} + h * ${hd} + d] = dq[d];`)}`,
+        ${own(`${dq.cls}[${dq.offset} + row * ${dq.stride} + h * ${hd} + d] = dq[i];`)}`,
     );
   },
   /** Two dot products of a tile's keys. */

@@ -9,6 +9,17 @@ import type { Body } from "../body.ts";
 import { f32, pin, rowAt } from "./wgsl.ts";
 
 type Kv = Type & { kind: "kv" };
+/**
+ * Dims of a gradient that a lane owns: all of a head's would not fit its registers. Lanes that share a row and
+ * head make the same dot products.
+ */
+const PART = 32;
+export const partsOf = (headDim: number): number => Math.ceil(headDim / PART);
+/** Which part is wg.y's, beside its head: parts are innermost. */
+export const partOf = (headDim: number): { readonly head: string; readonly first: string } => {
+  const parts = partsOf(headDim);
+  return { head: `wg.y / ${parts}`, first: `(wg.y % ${parts}) * ${PART}` };
+};
 
 export function attentionOf(b: Body, env: KernelEnv) {
   const node = b.node!;
@@ -51,5 +62,12 @@ export function attentionOf(b: Body, env: KernelEnv) {
     dims: (statements: string): string => `for (var d = 0; d < ${kv.headDim}; d++) { ${statements} }`,
     /** Registers of zeros, one a dim. */
     vector: (name: string): string => `var ${name} = array<f32, ${kv.headDim}>();`,
+    /** A statement for every dim of a part from dim `first` on, as `d`, whose register is `i`. */
+    own: (statements: string): string => {
+      const whole = kv.headDim % PART ? `if (d < ${kv.headDim}) { ${statements} }` : statements;
+      return `for (var i = 0; i < ${Math.min(PART, kv.headDim)}; i++) { let d = first + i; ${whole} }`;
+    },
+    /** Registers of zeros, one a dim of a part. */
+    part: (name: string): string => `var ${name} = array<f32, ${Math.min(PART, kv.headDim)}>();`,
   };
 }
