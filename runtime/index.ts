@@ -3,6 +3,7 @@
  * folders.
  */
 import * as v from "valibot";
+import type { Availability } from "./availability.ts";
 import { sizeNames } from "./bundle.ts";
 import { Engine } from "./engine.ts";
 import type { Verdicts } from "./invariance.ts";
@@ -19,6 +20,7 @@ export { Engine, type Finish, type GenerateIds, type Score, type TokenEvent } fr
 export type { DeviceChoice } from "./open.ts";
 export type { BundleReader, Place } from "./reader.ts";
 export { Job, type Row, startJob, type TrainEvent, type TrainOptions, type TrainResult } from "./trainer.ts";
+export type { Availability };
 
 type SizeEntries = Record<(typeof sizeNames)[number], v.ExactOptionalSchema<typeof positive, undefined>>;
 const units = { "": 1, KB: 1e3, MB: 1e6, GB: 1e9, KIB: 2 ** 10, MIB: 2 ** 20, GIB: 2 ** 30 } as const;
@@ -87,6 +89,18 @@ export type LoadOptions = Of<typeof LoadOptions>;
 export const readEntries = { ...remoteEntries, signal: engineEntries.signal };
 const isReader = (bundle: Place | BundleReader): bundle is BundleReader =>
   typeof bundle === "object" && "read" in bundle;
+
+/**
+ * What `load` would do here with a bundle and these options, before anything beyond the manifest is fetched:
+ * which target and why, what it takes, what would not fit. Throws what reading the manifest throws.
+ */
+export async function availability(bundle: Place, options: LoadOptions = {}): Promise<Availability> {
+  checked(LoadOptions, options);
+  const { device = "auto", threads, lanes, relaxed, capacities } = options;
+  const memory = options.memory === undefined ? undefined : bytesOf(options.memory);
+  const { look } = await import("./availability.ts");
+  return look(bundle, device, { threads, lanes, relaxed, memory, capacities }, picked(readEntries, options));
+}
 
 /** What this process found of bundles on its devices. */
 const verdicts: Verdicts = new Map();

@@ -1,9 +1,7 @@
-/** In a page a bundle that is no full address is one relative to the page, or in the page's own storage. */
-import { openAddress } from "./address.ts";
+/** In a page a bundle is at an address, relative to the page, or in the page's own storage. */
 import { hereof } from "./disk.page.ts";
 import type * as there from "./local.ts";
 
-export const openLocal: typeof there.openLocal = async (text, o = {}) =>
-  /^storage:/i.test(text)
-    ? (await (await import("./folders.ts")).folderAt(text)).bundle()
-    : openAddress(hereof(text), o);
+export const urlOf: typeof there.urlOf = (text) => (/^storage:/i.test(text) ? null : hereof(text));
+export const openLocal: typeof there.openLocal = async (text) =>
+  (await (await import("./folders.ts")).folderAt(text)).bundle();

@@ -4,14 +4,17 @@ import { isMissing, readAndClose, readRange } from "./disk.ts";
 import { openFolder } from "./folder.ts";
 import { checkName } from "./names.ts";
 import { node } from "./node.ts";
-import type { BundleReader, ReadOptions } from "./reader.ts";
+import type { BundleReader } from "./reader.ts";
 import { SMALL_FILE } from "./schema.ts";
+
+/** The address that `text` is; null for a folder. */
+export const urlOf = (text: string): URL | null => (/^https?:/i.test(text) ? new URL(text) : null);
 
 /** How much of a large file is in memory while it is hashed. */
 const PIECE = 8 * 2 ** 20;
 
 /** A reader of the folder that `text` names: a path, or a file: address. */
-export async function openLocal(text: string, _: ReadOptions = {}): Promise<BundleReader> {
+export async function openLocal(text: string): Promise<BundleReader> {
   const { path, crypto, url } = await node();
   const folder = text.startsWith("file:") ? url.fileURLToPath(text) : text;
   // Merges read weights again later, when the process may stand in another folder.

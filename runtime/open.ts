@@ -51,16 +51,18 @@ export async function openDevice(
     return device ?? wasm();
   }
   const device = await webgpu(choice === "webgpu" ? "hardware" : "software");
-  if (!device)
-    throw new WeftError({
-      code: "WEFT_DEVICE",
-      where: `device: ${choice}`,
-      expected: choice === "webgpu" ? "a WebGPU adapter on hardware" : "a software WebGPU adapter",
-      found: "none",
-      hint:
-        choice === "webgpu"
-          ? 'use device "wasm", or "software"'
-          : "install the webgpu and @sparticuz/chromium packages",
-    });
+  if (!device) throw noDevice(choice);
   return device;
 }
+/** What was asked for by name is not here. */
+export const noDevice = (choice: "webgpu" | "software"): WeftError =>
+  new WeftError({
+    code: "WEFT_DEVICE",
+    where: `device: ${choice}`,
+    expected: choice === "webgpu" ? "a WebGPU adapter on hardware" : "a software WebGPU adapter",
+    found: "none",
+    hint:
+      choice === "webgpu"
+        ? 'use device "wasm", or "software"'
+        : "install the webgpu and @sparticuz/chromium packages",
+  });

@@ -1,6 +1,6 @@
 /** Where a bundle is read from: a folder, an address, or what is kept of one. */
 import { openAddress } from "./address.ts";
-import { openLocal } from "./local.ts";
+import { openLocal, urlOf } from "./local.ts";
 import type { Heard, Remote } from "./remote.ts";
 import type { Place } from "./storage/places.ts";
 
@@ -40,6 +40,6 @@ export interface ReadOptions extends Remote {
 export async function openReader(location: Place, o: ReadOptions = {}): Promise<BundleReader> {
   if (typeof location !== "string" && !(location instanceof URL))
     return (await (await import("./folders.ts")).folderAt(location)).bundle();
-  const text = String(location);
-  return /^https?:/i.test(text) ? openAddress(new URL(text), o) : openLocal(text, o);
+  const url = urlOf(String(location));
+  return url ? openAddress(url, o) : openLocal(String(location));
 }

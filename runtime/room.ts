@@ -86,6 +86,8 @@ export function planOf(m: Sized, target: "wasm" | "webgpu", s: Sizes): Plan {
 export interface Limits {
   readonly memory: number;
   readonly chamber: number;
+  /** What may be done where that is not enough. */
+  readonly hint?: string;
 }
 /** What a plan takes on a device, in bytes: by purpose, in all, and its largest chamber. */
 export type Measure = (plan: Plan) => {
@@ -139,7 +141,7 @@ export function sizesFor(
         ? `at least ${least.total} bytes (${list.map(([cls, n]) => `${cls} ${mib(n)}`).join(", ")})`
         : `chambers of ${least.largest} bytes`,
       found: `${over ? most : limits.chamber} bytes`,
-      hint: "compile with --format int8 or f16, or with smaller capacities",
+      hint: limits.hint ?? "compile with --format int8 or f16, or with smaller capacities",
     });
   }
   let [low, high] = fits(1) ? [1, memory === undefined ? 1 : MOST_SHARE] : [0, 1];

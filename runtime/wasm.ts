@@ -23,6 +23,7 @@ import {
   type Range,
   type RoomOptions,
 } from "./device.ts";
+import { limitsHere } from "./memory.ts";
 import { MAX_THREADS } from "./options.ts";
 import { STEP_TIMEOUT } from "./supervise.ts";
 import { turn } from "./turn.ts";
@@ -149,12 +150,11 @@ function unshared(module: Uint8Array): Uint8Array {
   });
 }
 
-/** Start a device for the bundle's `wasm` plan. Throws WEFT_CAPACITY when the memory plan passes 4 GiB. */
-export async function openWasm(
-  manifest: Manifest,
-  bytesOfModule: Uint8Array,
-  options: WasmOptions = {},
-): Promise<Device> {
+/**
+ * What a load of these options would take: threads, sizes, and where everything lies. Throws WEFT_CAPACITY when
+ * not even the smallest fits (the limit is 4 GiB), WEFT_OPTION and WEFT_DEVICE for threads that cannot be.
+ */
+export async function planWasm(manifest: Manifest, options: WasmOptions = {}) {
   const here = await threadsHere();
   const threads = options.threads ?? Math.min(here, MAX_THREADS);
   if (!Number.isInteger(threads) || threads < 1 || threads > MAX_THREADS)
@@ -188,9 +188,21 @@ export async function openWasm(
       hint: threads > 1 ? "compile with --train" : "a second list needs a second thread",
     });
   const { layers } = manifest.model;
-  const sizes = sizesFor(manifest, "wasm", options, wasmLimits, measureWasm(layers, threads, lanes));
+  const limits = limitsHere(wasmLimits, options.memory);
+  const sizes = sizesFor(manifest, "wasm", options, limits, measureWasm(layers, threads, lanes));
   const plan = planOf(manifest, "wasm", sizes);
-  const { base, bytes, pages } = planMemory(plan, layers, threads, lanes);
+  const memory = planMemory(plan, layers, threads, lanes);
+  return { threads, shared, lanes, sizes, plan, ...memory, total: memory.pages * PAGE };
+}
+
+/** Start a device for the bundle's `wasm` plan. Throws as `planWasm`, and for what the machine refuses. */
+export async function openWasm(
+  manifest: Manifest,
+  bytesOfModule: Uint8Array,
+  options: WasmOptions = {},
+): Promise<Device> {
+  const { threads, shared, lanes, sizes, plan, base, bytes, pages } = await planWasm(manifest, options);
+  const { layers } = manifest.model;
   options.onProgress?.(planProgress(bytes));
   let memory: WebAssembly.Memory;
   try {

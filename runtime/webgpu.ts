@@ -6,6 +6,7 @@ import { openAdapter } from "./dawn.ts";
 import { type Device, type Families, type LoadProgress, planProgress, type RoomOptions } from "./device.ts";
 import { WeftError } from "./errors.ts";
 import { formatOf, planeBytes } from "./formats.ts";
+import { limitsHere } from "./memory.ts";
 import { allocate, largestOf, measureWebGpu, sizesOf, webGpuLimits } from "./webgpu/memory.ts";
 import { compileKernels } from "./webgpu/pipelines.ts";
 import { play } from "./webgpu/play.ts";
@@ -13,6 +14,10 @@ import { Watch } from "./webgpu/watch.ts";
 
 export { measureWebGpu, webGpuLimits };
 
+type WebGpuOptions = RoomOptions & {
+  readonly onProgress?: ((p: LoadProgress) => void) | undefined;
+  readonly families?: Families | undefined;
+};
 type FileOf = (name: string) => Promise<Uint8Array>;
 const GPU: Families = { manyRows: 64, fewRows: 8 };
 /** It has few lanes behind WebGPU and pays for every barrier: kernels without them, however few the rows. */
@@ -27,25 +32,32 @@ export async function openWebGpu(
   manifest: Manifest,
   file: FileOf,
   kind: "hardware" | "software",
-  options: RoomOptions & {
-    readonly onProgress?: ((p: LoadProgress) => void) | undefined;
-    readonly families?: Families | undefined;
-  } = {},
+  options: WebGpuOptions = {},
 ): Promise<Device | null> {
+  const adapter = await findAdapter(kind);
+  return adapter && openOn(adapter, manifest, file, options);
+}
+/** An adapter of the wanted kind, or null. */
+export async function findAdapter(kind: "hardware" | "software"): Promise<GPUAdapter | null> {
   const adapter = await openAdapter(kind);
-  if (!adapter) return null;
-  const { info, limits } = adapter;
-  const software =
-    Boolean((info as { isFallbackAdapter?: boolean }).isFallbackAdapter) ||
-    /swiftshader|llvmpipe|lavapipe|software|basic render/i.test(
-      `${info.vendor} ${info.architecture} ${info.device} ${info.description}`,
-    );
-  if (software !== (kind === "software")) return null;
-
+  return adapter && isSoftware(adapter) === (kind === "software") ? adapter : null;
+}
+const isSoftware = ({ info }: GPUAdapter): boolean =>
+  Boolean((info as { isFallbackAdapter?: boolean }).isFallbackAdapter) ||
+  /swiftshader|llvmpipe|lavapipe|software|basic render/i.test(
+    `${info.vendor} ${info.architecture} ${info.device} ${info.description}`,
+  );
+export const nameOf = ({ info }: GPUAdapter): string =>
+  info.description || info.device || info.vendor || "WebGPU adapter";
+/**
+ * What a load of these options would take on an adapter. Throws WEFT_CAPACITY when not even the smallest fits.
+ */
+export function planWebGpu(manifest: Manifest, adapter: GPUAdapter, options: RoomOptions) {
+  const { limits } = adapter;
   const { layers } = manifest.model;
-  const where = `adapter ${info.description || info.device}`;
+  const where = `adapter ${nameOf(adapter)}`;
   const chamber = Math.min(limits.maxStorageBufferBindingSize, limits.maxBufferSize);
-  const room = { ...webGpuLimits, chamber };
+  const room = limitsHere({ ...webGpuLimits, chamber }, options.memory);
   const sizes = sizesFor(manifest, "webgpu", options, room, measureWebGpu(layers));
   const plan = planOf(manifest, "webgpu", sizes);
   // Kernels count the numbers of a matrix in an i32.
@@ -62,6 +74,18 @@ export async function openWebGpu(
       found: `${weights} bytes`,
       hint: "compile with --format f16",
     });
+  const bytes = sizesOf(plan, layers);
+  return { sizes, plan, bytes, total: Object.values(bytes).reduce((a, b) => a + b, 0), where };
+}
+async function openOn(
+  adapter: GPUAdapter,
+  manifest: Manifest,
+  file: FileOf,
+  options: WebGpuOptions,
+): Promise<Device> {
+  const { limits } = adapter;
+  const { sizes, plan, bytes, where } = planWebGpu(manifest, adapter, options);
+  const { layers } = manifest.model;
   const device = await adapter
     .requestDevice({
       requiredLimits: {
@@ -80,9 +104,9 @@ export async function openWebGpu(
     });
   const watch = new Watch(device);
   try {
-    const bytes = sizesOf(plan, layers);
     options.onProgress?.(planProgress(bytes));
     const memory = await watch.scoped(Object.values(bytes), () => allocate(device, plan, layers));
+    const software = isSoftware(adapter);
     const families = options.families ?? (software ? CPU : GPU);
     const kernels = await compileKernels(
       watch,
@@ -97,7 +121,7 @@ export async function openWebGpu(
       info: {
         target: "webgpu",
         numerics: "webgpu",
-        name: info.description || info.device || info.vendor || "WebGPU adapter",
+        name: nameOf(adapter),
         software,
       },
       bytes,

@@ -3,6 +3,7 @@ export { type ErrorCode, encode as encodeSafetensors, type Manifest, WeftError }
 export type { LoadProgress } from "../runtime/device.ts";
 export type { TokenEvent } from "../runtime/engine.ts";
 export type { Place } from "../runtime/folders.ts";
+export { type Availability, availability } from "../runtime/index.ts";
 export type { DeviceChoice } from "../runtime/open.ts";
 export { AdapterHandle } from "./adapter.ts";
 export { type CachedBundle, cache } from "./cache.ts";

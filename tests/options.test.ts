@@ -70,7 +70,8 @@ test("finetune", async () => {
   for (const [o, says] of [
     ...training,
     [{ data: 3 }, /data.*the path of a JSONL file, such a file, or a list of rows/],
-    [{ resume: true }, /resume/],
+    [{ resume: true }, /resume.*a folder/],
+    [{ checkpoint: { dir: 7 } }, /dir.*a folder/],
     [{ disjointFrom: "a" }, /disjointFrom/],
     [{ datas: [] }, /did you mean "data"/],
   ] as Case[])
@@ -155,6 +156,9 @@ test("load", async () => {
     [{ threads: 65 }, /threads/],
     [{ lanes: 3 }, /lanes.*1 or 2/],
     [{ relaxed: "yes" }, /relaxed/],
+    [{ cache: 7 }, /cache.*yes, no, or a name/],
+    [{ fetch: "it" }, /fetch.*a function/],
+    [{ headers: { a: 1 } }, /headers/],
     [{ budget: 0 }, /budget/],
     [{ onProgress: 1 }, /onProgress.*a function/],
   ] as Case[])

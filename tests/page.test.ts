@@ -256,6 +256,12 @@ test("no room is told before anything is fetched, with how much was missing; a b
     assert.is(full.code, "WEFT_IO", full.message);
     assert.match(full.message, /expected \d+ bytes of storage, found \d+ bytes, \d+ too few \(delete/);
     assert.is(site.asked.filter((a) => a.path === shard).length, 0);
+    const poor = await site.visit<[boolean, string[], { download: number; free: number }]>(`
+      const a = await weft.availability("model.weft");
+      return [a.ok, a.problems.map((p) => p.message), a.storage];`);
+    assert.is(poor[0], false);
+    assert.match(poor[1].join(), /^WEFT_IO at storage.*expected \d+ bytes of storage/);
+    assert.ok(poor[2].download > poor[2].free);
     assert.equal(await site.visit("return answer(await open({ cache: false }));"), await here());
     await quota();
     site.spoilt = shard;
@@ -266,6 +272,43 @@ test("no room is told before anything is fetched, with how much was missing; a b
     assert.equal(await site.visit("return answer(await open());"), await here());
     const missing = await site.visit<Said>('return said(() => weft.load("nothing.weft"));');
     assert.match(missing.message, /WEFT_IO.*nothing\.weft\/manifest\.json: expected 200, found 404/);
+  }));
+
+test("a phone's memory is respected: what is chosen fits what the device is said to have, and is told before", () =>
+  Site.run(async (site) => {
+    type Chosen = {
+      target: string;
+      total: number;
+      said: Record<string, number>;
+      meant: Record<string, number>;
+    };
+    const on = (device: string, options = "{}"): Promise<Chosen & { loaded: Record<string, number> }> =>
+      site.visit(`
+        const is = (name, value) => Object.defineProperty(Navigator.prototype, name, { get: () => value, configurable: true });
+        ${device}
+        const a = await weft.availability("model.weft", ${options});
+        if (!a.ok) throw a.problems[0];
+        const { capacities } = (await weft.load("model.weft", ${options})).manifest;
+        const loaded = Object.fromEntries(Object.keys(a.capacities).map((name) => [name, capacities[name]]));
+        return { target: a.target, total: a.memory.total, said: a.capacities, meant: a.meant, loaded };`);
+    const desktop = await on('is("deviceMemory", 8);');
+    assert.equal(desktop.said, desktop.meant);
+    assert.is(desktop.target, "wasm");
+    const memory = Math.floor(desktop.total * 0.8);
+    // Half of what the device has.
+    const small = await on(`is("deviceMemory", ${(2 * memory) / 2 ** 30});`);
+    assert.ok(small.total <= memory && small.said.blocks! < small.meant.blocks!);
+    assert.equal(small.loaded, small.said);
+    // Who knows better says so.
+    const told = await on('is("deviceMemory", 1e-6);', `{ memory: ${desktop.total} }`);
+    assert.ok(told.loaded.blocks! >= told.meant.blocks!);
+    const tight = await site.visit<Said>(`
+      Object.defineProperty(Navigator.prototype, "deviceMemory", { get: () => 1e-6 });
+      return said(() => weft.load("model.weft"));`);
+    assert.match(tight.message, /WEFT_CAPACITY.*a guess: load\(\{ memory \}\) says better/);
+    // Browsers that do not tell: a phone has a gigabyte, and a desktop what there is.
+    for (const agent of ["iPhone Mobile Safari", "X11; Linux"])
+      await on(`is("deviceMemory", undefined); is("userAgent", ${JSON.stringify(agent)});`);
   }));
 
 test("an adapter goes out as blobs, a zip and folders, and comes in again; a checkpoint outlives its tab", () =>

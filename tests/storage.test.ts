@@ -9,7 +9,16 @@ import { type Folder, folderAt } from "../runtime/folders.ts";
 import { blobDrive } from "../runtime/storage/blobs.ts";
 import { diskDrive } from "../runtime/storage/disk.ts";
 import { driveFolder } from "../runtime/storage/folder.ts";
-import { cache, type Engine, type LoadOptions, type LoadProgress, load, WeftError } from "../sdk/index.ts";
+import {
+  type Availability,
+  availability,
+  cache,
+  type Engine,
+  type LoadOptions,
+  type LoadProgress,
+  load,
+  WeftError,
+} from "../sdk/index.ts";
 import { batchOf, bundle, configs, contentBits, idsOf, small } from "./support/engines.ts";
 import { killed, type Laid, laws, NAMES, refused } from "./support/folders.ts";
 import { suite } from "./support/suite.ts";
@@ -358,5 +367,71 @@ test("what is refused: no bundle there, and a cache where none can be kept", () 
     await refused("WEFT_OPTION", /cache.*yes, no, or a name/, () =>
       answers(server.url, { cache: 7 as never }),
     );
+  }));
+
+test("availability says what load does: target, memory, sizes, storage, and what would not fit", () =>
+  served(async (server) => {
+    const dir = await bundle(configs.even);
+    const o = { device: "wasm", threads: 1 } as const;
+    /** What a load takes and chooses, or throws. */
+    const done = async (where: string, options: LoadOptions) => {
+      let bytes: LoadProgress["bytes"];
+      const onProgress = (p: LoadProgress): void => {
+        bytes = p.bytes ?? bytes;
+      };
+      await using engine = await load(where, { ...options, onProgress });
+      const { capacities } = engine.manifest;
+      return { bytes, capacities };
+    };
+    const agree = async (options: LoadOptions): Promise<Availability> => {
+      const said = await availability(dir, options);
+      const { bytes, capacities } = await done(dir, options);
+      assert.is(said.ok, true);
+      assert.equal(said.memory?.bytes, bytes);
+      for (const [name, size] of Object.entries(said.capacities!))
+        assert.is(size, capacities[name as keyof typeof capacities], name);
+      return said;
+    };
+    const all = await agree(o);
+    assert.equal(all.capacities, all.meant);
+    assert.equal([all.target, all.why, all.storage], ["wasm", "it was asked for", null]);
+    const half = await agree({ ...o, memory: Math.floor(all.memory!.total * 0.8) });
+    assert.ok(half.capacities!.blocks < half.meant.blocks);
+    assert.is((await availability(dir, { threads: 1 })).why, "the bundle has no other target");
+    const refusals = [
+      { ...o, memory: 100_000 },
+      { ...o, memory: all.memory!.total, capacities: { blocks: 100_000 } },
+      { ...o, device: "webgpu" },
+    ] as const;
+    for (const options of refusals) {
+      const said = await availability(dir, options);
+      assert.equal([said.ok, said.memory], [false, null]);
+      const e = await load(dir, options).then(
+        () => null,
+        (e: WeftError) => e,
+      );
+      assert.equal(
+        said.problems.map((p) => p.message),
+        [e?.message],
+      );
+      if (!("capacities" in options)) assert.is(said.capacities, null);
+      else await done(dir, { ...o, memory: options.memory, capacities: said.capacities! });
+    }
+    // At an address: what would be fetched, before it is.
+    const before = await availability(server.url, o);
+    assert.equal(
+      server.asked.map((a) => a.path),
+      ["/model.weft/manifest.json"],
+    );
+    assert.equal(await cache.list(), [], "nothing is kept yet");
+    assert.ok(before.storage!.download > (await shardBytes()) && before.storage!.stored === 0);
+    assert.ok(before.storage!.free! > before.storage!.download);
+    await answers(server.url);
+    server.down = true;
+    const after = await availability(server.url, o);
+    assert.equal([after.storage!.stored, after.storage!.download], [before.storage!.download, 0]);
+    assert.is((await availability(dir, { ...o, cache: false })).storage, null);
+    await refused("WEFT_IO", /expected a response/, () => availability(`${server.url}/other`, o));
+    await refused("WEFT_OPTION", /memory/, () => availability(dir, { memory: "much" }));
   }));
 test.run();

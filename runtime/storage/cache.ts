@@ -66,7 +66,7 @@ export interface CachedBundle {
   readonly name: string;
   /** Where it is from, without the query. */
   readonly url: string;
-  /** What is here, of what its manifest lists. */
+  /** Of its weights: bytes of files that are here, of how many. */
   readonly bytes: number;
   readonly total: number;
   /** Are all weights here? */
@@ -109,12 +109,10 @@ export async function listCached(): Promise<CachedBundle[]> {
   if (!drive) return [];
   return Promise.all(
     (await entries(drive)).map(async ({ name, url, manifest }) => {
-      const files = filesOf(manifest) ?? {};
-      const sums = await Promise.all(weightsOf(files).map(([, { sha256 }]) => sumOf(drive, sha256)));
-      return {
-        ...{ name, url, bytes: await storedOf(drive, files), complete: sums.every((s) => s !== null) },
-        total: Object.values(files).reduce((n, f) => n + f.bytes, 0),
-      };
+      const weights = weightsOf(filesOf(manifest) ?? {});
+      const bytes = await storedOf(drive, Object.fromEntries(weights));
+      const total = weights.reduce((n, [, f]) => n + f.bytes, 0);
+      return { name, url, bytes, total, complete: bytes === total };
     }),
   );
 }
@@ -142,6 +140,30 @@ export async function cachedReader(
   const drive = await ownDrive("bundles");
   return drive && new Cached(drive, folderUrl(location), name ?? nameOf(location), o).reader;
 }
+/**
+ * What is here of the bundle at `location`, and what the server has; null where nothing can be kept. Keeps
+ * nothing itself.
+ */
+export async function lookAt(
+  location: string | URL,
+  name: string | undefined,
+  o: Remote,
+): Promise<{ reader: BundleReader; room: (files: FileSums) => Promise<Omit<Storage, "download">> } | null> {
+  const drive = await ownDrive("bundles");
+  if (!drive) return null;
+  const { reader } = new Cached(drive, folderUrl(location), name ?? nameOf(location), o, false);
+  return {
+    reader,
+    room: async (files) => ({ stored: await storedOf(drive, files), free: await drive.room() }),
+  };
+}
+/** Of the files that a load needs, bytes: to be fetched, here already, and that there is room for. */
+export interface Storage {
+  readonly download: number;
+  readonly stored: number;
+  /** Null where nobody says. */
+  readonly free: number | null;
+}
 /** One file of a bundle. */
 interface Wanted {
   readonly url: URL;
@@ -157,6 +179,8 @@ class Cached {
     private readonly base: URL,
     private readonly name: string,
     private o: Remote,
+    /** Else the manifest is looked at, and not kept. */
+    private readonly keeps = true,
   ) {}
   get reader(): BundleReader {
     return {
@@ -203,7 +227,7 @@ class Cached {
       );
       if (answer.status === 200) {
         text = new TextDecoder().decode(await readBody(answer, url, SMALL_FILE, o));
-        if (text !== entry?.manifest && filesOf(text)) {
+        if (this.keeps && text !== entry?.manifest && filesOf(text)) {
           if (!entry) keepOwn();
           await this.enter(entry, text, answer.headers.get("etag"));
         }
