@@ -54,13 +54,40 @@ function withoutTexts(path: string): string {
   visit(source);
   return out + text.slice(at);
 }
+const inPages = (path: string): string => {
+  const there = path.replace(/\.ts$/, ".page.ts");
+  return existsSync(there) ? there : path;
+};
+/**
+ * What pages fetch when they need it, each with the door behind which it is: it is only ever asked for by who has
+ * that door open. Told so, what doors need lies together, and not in a chunk for each set of those that share
+ * it, which would compress far worse.
+ */
+const later = new Map<string, string>();
+for (const from of all)
+  for (const [, to] of readFileSync(join(root, from), "utf8").matchAll(/\bimport\("(\.[^"]+\.ts)"\)/g)) {
+    const path = relative(root, join(root, dirname(from), to!));
+    const layer = path.split("/")[0]!;
+    // An engine in a worker has a door of its own, with these behind it.
+    const own = ["sdk/engine.ts", "sdk/replay/local.ts", "sdk/download.ts"].includes(path);
+    if (!own && (layer === "runtime" || layer === "sdk"))
+      later.set(inPages(join(root, path)), join(root, layer, "index.ts"));
+  }
+
 /** For pages: NAME.page.ts in place of NAME.ts; formats without their kernels' texts. */
 const pages: Plugin = {
   name: "pages",
   setup: (b) => {
     b.onResolve({ filter: /^\.\.?\/.*\.ts$/ }, ({ path, resolveDir }) => {
-      const there = join(resolveDir, path.replace(/\.ts$/, ".page.ts"));
-      return existsSync(there) ? { path: there } : undefined;
+      const here = join(resolveDir, path);
+      const there = inPages(here);
+      return there === here ? undefined : { path: there };
+    });
+    b.onLoad({ filter: /\/(runtime|sdk)\/.*\.ts$/ }, ({ path }) => {
+      const door = later.get(path);
+      if (!door) return undefined;
+      const contents = `import ${JSON.stringify(door)};\n${readFileSync(path, "utf8")}`;
+      return { contents, loader: "ts" };
     });
     b.onLoad({ filter: /\/runtime\/formats\/\w+\.ts$/ }, ({ path }) => ({
       contents: withoutTexts(path),
