@@ -26,7 +26,7 @@ const allowed: Readonly<Record<string, readonly string[]>> = {
   ],
   runtime: ["runtime/", "valibot", "@noble/hashes/"],
   sdk: ["sdk/", "runtime/", "@huggingface/", "valibot", "fflate"],
-  examples: ["examples/", "sdk/index.ts"],
+  examples: ["examples/", "sdk/index.ts", "sdk/worker/index.ts", "scripts/build.ts", "uplot"],
 };
 /** The only files with `node:` imports outside tests, benches, scripts and examples. */
 const nodeFiles = new Set([

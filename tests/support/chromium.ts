@@ -98,6 +98,9 @@ export async function openChromium(serve: Serve, o: Options = {}): Promise<Brows
     await chromium.executablePath(),
     [
       "--headless",
+      // Of a machine without a locale a browser makes a language that is none.
+      "--lang=en-US",
+      "--accept-lang=en-US",
       "--no-sandbox",
       "--enable-unsafe-webgpu",
       "--use-webgpu-adapter=swiftshader",
