@@ -10,7 +10,7 @@ import {
   type MethodEntry,
   optimizerNames,
   pagesAtMost,
-  type TargetPlan,
+  type TargetEntry,
   updateWords,
   WeftError,
 } from "../runtime/bundle.ts";
@@ -24,13 +24,13 @@ import { type BundleFile, hasher } from "./files.ts";
 import { checkFormats } from "./formats.ts";
 import { fuse } from "./fuse.ts";
 import type { SiteSpec } from "./layers.ts";
+import { type Layout, layoutOf } from "./layout.ts";
 import { checkLimits } from "./limits.ts";
 import { models } from "./models/index.ts";
 import type { Family, Model } from "./models/model.ts";
 import { openModel } from "./open.ts";
 import type { CompileOptions } from "./options.ts";
 import { packWeights } from "./pack.ts";
-import { type Layout, layoutOf } from "./plan.ts";
 import { buildPrograms, type Programs, type TrainClass } from "./programs/index.ts";
 import { checkOptions, type Settings, settingsOf } from "./settings.ts";
 import type { ModelSource } from "./source.ts";
@@ -115,7 +115,7 @@ async function* bundle(
     emitted.set(target.name, made);
     saved = savedFields(programs, layout, train);
   }
-  const targets = Object.fromEntries([...emitted].map(([name, e]): [string, TargetPlan] => [name, e.plan]));
+  const targets = Object.fromEntries([...emitted].map(([name, e]): [string, TargetEntry] => [name, e.plan]));
   const { plan, kernels } = [...emitted.values()].at(-1)!;
   const branches = programs.branches.map((b) => ({
     index: b.index,

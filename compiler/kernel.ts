@@ -1,22 +1,22 @@
 /** Kernels as the emitters see them: launches whose every value has an address. */
 import type { Domain, Value } from "../ops/index.ts";
-import { type Format, type GridDim, type MemoryClass, ranked } from "../runtime/bundle.ts";
+import { type Format, type GridDim, type MemorySpace, ranked } from "../runtime/bundle.ts";
 import type { BlockLayout } from "./metadata.ts";
 import type { Capacities } from "./target.ts";
 
 /**
- * Memory classes. Each is one buffer per group (a layer, or the outer region), except `meta` and `arena`,
+ * Memory spaces. Each is one buffer per group (a layer, or the outer region), except `meta` and `arena`,
  * which all groups share. Eight storage bindings serve every kernel, so one bind group a group serves every
  * program.
  */
-export { type MemoryClass, memoryClasses } from "../runtime/bundle.ts";
+export { type MemorySpace, memorySpaces } from "../runtime/bundle.ts";
 
 /**
  * Where a value lives: words from the start of its class's chamber; `stride` words a row, or from one
  * expert's matrix to the next.
  */
 export interface Address {
-  readonly cls: MemoryClass;
+  readonly space: MemorySpace;
   readonly offset: number;
   readonly stride: number;
 }

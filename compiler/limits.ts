@@ -4,7 +4,7 @@ import type { Target } from "./target.ts";
 
 /** Throws WEFT_CAPACITY that names the knob. */
 export function checkLimits(m: Sized, target: Target): void {
-  const { classes, arenaWords } = planOf(m, target.name, m.capacities);
+  const { spaces, arenaWords } = planOf(m, target.name, m.capacities);
   const knobs = {
     weights: "the model (use --format f16)",
     kv: "capacities.blocks",
@@ -23,7 +23,7 @@ export function checkLimits(m: Sized, target: Target): void {
         hint: `lower ${knob}`,
       });
   };
-  for (const [cls, w] of Object.entries(classes))
-    check(cls, Math.max(w.layer, w.outer), knobs[cls as keyof typeof knobs]);
+  for (const [space, w] of Object.entries(spaces))
+    check(space, Math.max(w.layer, w.outer), knobs[space as keyof typeof knobs]);
   check("arena", arenaWords, "capacities.tokens, headRows or savedRows");
 }

@@ -11,14 +11,14 @@ import {
   quadsOf,
   ranked,
   SLOT_ROW,
-  type TargetPlan,
+  type TargetEntry,
 } from "../runtime/bundle.ts";
 import { type BranchSpec, tensorName } from "./layers.ts";
 import { align } from "./target.ts";
 
 export interface Pages {
   readonly factors: readonly ParamEntry[];
-  readonly slots: TargetPlan["slots"];
+  readonly slots: TargetEntry["slots"];
   /** Words of a job's accumulators. */
   readonly jobWords: number;
 }
@@ -45,7 +45,7 @@ export function placePages(branches: readonly BranchSpec[], train: readonly stri
   const page = align(
     Math.max(64, ...sizes.flatMap(({ quad, homes }) => [quad, ...homes.map((h) => h.home)])),
   );
-  const places: TargetPlan["slots"]["branches"][number][] = [];
+  const places: TargetEntry["slots"]["branches"][number][] = [];
   let row = 0;
   for (const { homes } of sizes) {
     let [number, end] = [0, 0];

@@ -284,7 +284,7 @@ export class AdapterStore {
         pages: this.host.pages(at),
       }));
       const offset = SLOT_TABLE + slot * device.plan.slots.row;
-      device.write({ cls: "tables", group, offset, lane }, this.pages.row(rows));
+      device.write({ space: "tables", group, offset, lane }, this.pages.row(rows));
       for (const { states } of rows)
         for (const { index: i } of manifest.branches)
           masks.set(i >> 5, (masks.get(i >> 5) ?? 0) | (states[i]!.rank ? 1 << (i & 31) : 0));
@@ -299,7 +299,7 @@ export class AdapterStore {
       const states = content.branches[l]!;
       const turned = reorderSlot(this.manifest, l, states, words);
       this.pages.write(l, states, turned, pages.length).forEach((data, i) => {
-        this.device.write({ cls: "adapters", group: l, offset: pages[i]! * page, lane }, data);
+        this.device.write({ space: "adapters", group: l, offset: pages[i]! * page, lane }, data);
       });
     });
   }
@@ -310,7 +310,7 @@ export class AdapterStore {
     const read = await this.device.readAll(
       like.tensors.flatMap((_, group) =>
         pages.map((p) => ({
-          cls: "adapters" as const,
+          space: "adapters" as const,
           group,
           offset: p * page,
           words: page,

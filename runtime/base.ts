@@ -86,8 +86,8 @@ export class BaseWeights {
     const { layers } = this.manifest.model;
     const kept: Float32Array[] = [];
     for (let group = 0; group <= layers; group++) {
-      const words = plan.classes.weights[group === layers ? "outer" : "layer"];
-      kept.push(await this.device.read({ cls: "weights", group, offset: 0, words, lane: this.lane }));
+      const words = plan.spaces.weights[group === layers ? "outer" : "layer"];
+      kept.push(await this.device.read({ space: "weights", group, offset: 0, words, lane: this.lane }));
     }
     this.kept = kept;
   }
@@ -108,7 +108,7 @@ export class BaseWeights {
       );
     else {
       kept!.forEach((data, group) => {
-        device.write({ cls: "weights", group, offset: 0, lane: this.lane }, data);
+        device.write({ space: "weights", group, offset: 0, lane: this.lane }, data);
       });
       if (changes.size)
         for await (const p of this.params()) {
@@ -124,7 +124,7 @@ export class BaseWeights {
     change(data);
     this.order(group, name, data, false);
     device.write(
-      { cls: "weights", group, offset, lane },
+      { space: "weights", group, offset, lane },
       k === null ? data : pack(format, store(format, data, n, k, name), n, k, device.plan.panel),
     );
   }
@@ -154,7 +154,7 @@ export class BaseWeights {
       for (const p of outer ? plan.outerParams : plan.layerParams) {
         const isVector = p.kind === "vector";
         const words = isVector ? p.n : packedWords(p.format, p.n, p.k, plan.panel);
-        const raw = await device.read({ cls: "weights", group, offset: p.offset, words, lane });
+        const raw = await device.read({ space: "weights", group, offset: p.offset, words, lane });
         const data = isVector ? raw : unpack(p.format, raw, p.n, p.k, plan.panel);
         this.order(group, p.name, data, true);
         const path = outer

@@ -19,7 +19,7 @@ export async function calibrate(
 ): Promise<Float32Array[][]> {
   const { plan } = device;
   const { layers } = manifest.model;
-  const at = (group: number) => ({ cls: "accum" as const, group, offset: index * plan.jobWords, lane });
+  const at = (group: number) => ({ space: "accum" as const, group, offset: index * plan.jobWords, lane });
   for (let l = 0; l < layers; l++) device.clear({ ...at(l), words: plan.jobWords });
   // The classes after the trained ones have no update, and keep only what bounds a layer; the first of them
   // has no loss either.

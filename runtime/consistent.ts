@@ -14,7 +14,7 @@ import {
   MOST_JOBS,
   type ParamEntry,
   type SiteEntry,
-  type TargetPlan,
+  type TargetEntry,
 } from "./manifest.ts";
 import { axisLength } from "./order.ts";
 import { planOf } from "./room.ts";
@@ -158,7 +158,7 @@ function checkSelection(m: Manifest): void {
       );
 }
 
-function checkPlan(m: Manifest, plan: TargetPlan, target: "wasm" | "webgpu"): void {
+function checkPlan(m: Manifest, plan: TargetEntry, target: "wasm" | "webgpu"): void {
   const at = `targets.${target}`;
   const { room, homes } = plan;
   const { capacities: c, model: d, branches } = m;
@@ -214,9 +214,9 @@ function checkPlan(m: Manifest, plan: TargetPlan, target: "wasm" | "webgpu"): vo
   for (const { method } of branches)
     need(Object.hasOwn(slots.methods, method), `${at}.slots.methods`, `one for ${method}`, "none");
   // Chambers of what the bundle is meant for are of a size that indices reach.
-  const { classes, arenaWords, metaWords } = planOf(m, target, c);
+  const { spaces, arenaWords, metaWords } = planOf(m, target, c);
   for (const [name, words] of [
-    ...Object.entries(classes).map(([cls, w]) => [cls, Math.max(w.layer, w.outer)] as const),
+    ...Object.entries(spaces).map(([space, w]) => [space, Math.max(w.layer, w.outer)] as const),
     ["arena", arenaWords] as const,
     ["meta", metaWords] as const,
   ])

@@ -135,7 +135,7 @@ export const QUAD_WORDS = 2;
 export const SLOT_TABLE = 64;
 
 /** Memory of a device, in the order of the bind record and of the storage bindings. */
-export const memoryClasses = [
+export const memorySpaces = [
   "weights",
   "meta",
   "arena",
@@ -145,7 +145,7 @@ export const memoryClasses = [
   "accum",
   "tables",
 ] as const;
-export type MemoryClass = (typeof memoryClasses)[number];
+export type MemorySpace = (typeof memorySpaces)[number];
 /** WebGPU: where the numbers that a launch brings to its kernel are bound, and how many vectors of four. */
-export const LAUNCH_BINDING = memoryClasses.length;
+export const LAUNCH_BINDING = memorySpaces.length;
 export const LAUNCH_VECTORS = 4;

@@ -4,14 +4,14 @@
  */
 import {
   type Manifest,
-  type MemoryClass,
+  type MemorySpace,
   type ParamEntry,
   type Plan,
   type Sizes,
   WeftError,
 } from "./bundle.ts";
 
-export { type MemoryClass, memoryClasses } from "./contract.ts";
+export { type MemorySpace, memorySpaces } from "./contract.ts";
 
 export interface DeviceInfo {
   readonly target: "wasm" | "webgpu";
@@ -23,7 +23,7 @@ export interface DeviceInfo {
 }
 /** A range of one chamber, in words. */
 export interface Range {
-  readonly cls: MemoryClass;
+  readonly space: MemorySpace;
   /** Layer index, or the number of layers for the outer group. */
   readonly group: number;
   readonly offset: number;
@@ -50,7 +50,7 @@ export interface Device {
   readonly sizes: Sizes;
   readonly families: Families;
   readonly lanes: number;
-  /** Bytes held, by memory class. */
+  /** Bytes held, by memory space. */
   readonly memory: Readonly<Record<string, number>>;
   /**
    * Since the device was opened: kernels launched, and milliseconds spent turning commands into launches
@@ -81,12 +81,12 @@ export interface Device {
 }
 
 /** Words of a class in a group. */
-export function chamberWords(plan: Plan, layers: number, cls: MemoryClass, group: number): number {
-  if (cls === "meta") return plan.metaWords;
-  if (cls === "arena") return plan.arenaWords;
-  return group === layers ? plan.classes[cls].outer : plan.classes[cls].layer;
+export function chamberWords(plan: Plan, layers: number, space: MemorySpace, group: number): number {
+  if (space === "meta") return plan.metaWords;
+  if (space === "arena") return plan.arenaWords;
+  return group === layers ? plan.spaces[space].outer : plan.spaces[space].layer;
 }
-export const isShared = (cls: MemoryClass): boolean => cls === "meta" || cls === "arena";
+export const isShared = (space: MemorySpace): boolean => space === "meta" || space === "arena";
 
 /** Rotary tables, one after another: each [positions][half cosines | half sines], from f64. */
 export function rotaryTables({ model: { ropes }, capacities: { context } }: Manifest): Float32Array {
@@ -132,7 +132,7 @@ export interface LoadProgress {
   readonly phase: "fetch" | "plan" | "upload" | "check" | "ready";
   readonly done: number;
   readonly total: number;
-  /** With `plan`, before anything is allocated: bytes by memory class; `total` is their sum. */
+  /** With `plan`, before anything is allocated: bytes by memory space; `total` is their sum. */
   readonly bytes?: Readonly<Record<string, number>>;
 }
 export function planProgress(bytes: Readonly<Record<string, number>>): LoadProgress {

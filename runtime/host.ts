@@ -96,7 +96,7 @@ export interface HostExports {
   jobOpen(job: number, cls: number, optimizer: number): void;
   jobOffer(job: number, rows: number, most: number, keep: number, last: number): void;
   jobClose(job: number): void;
-  plan(lane: number): number;
+  decide(lane: number): number;
   schedule(lane: number, budget: number, idle: number): number;
   commit(lane: number): number;
 }

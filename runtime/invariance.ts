@@ -220,7 +220,7 @@ class Check {
     host.offer(0).set(lengths);
     exports.jobOffer(0, lengths.length, lengths.length, keep ? 1 : 0, 0);
     const dropout = content && methods[cls]!.dropout ? 0.1 : 0;
-    const events = host.events(lane, exports.plan(lane)).slice();
+    const events = host.events(lane, exports.decide(lane)).slice();
     for (let i = 0; i < events.length; i += EVENT_WORDS) {
       if (events[i] === EVENT.hold) store.fill(events[i + 2]!, content!, lane);
       if (events[i] !== EVENT.feed) continue;
@@ -247,7 +247,7 @@ class Check {
       params
         .filter((p) => p.accum >= 0)
         .map((p) => ({
-          cls: "accum",
+          space: "accum",
           group,
           offset: p.accum,
           words: Math.min(SAMPLE, p.words),
@@ -276,7 +276,7 @@ class Check {
     });
     /** Those that the host lets in. */
     const admit = (): void => {
-      const events = host.events(0, exports.plan(0)).slice();
+      const events = host.events(0, exports.decide(0)).slice();
       for (let i = 0; i < events.length; i += EVENT_WORDS) {
         const [type, a, at] = [events[i], events[i + 1]!, events[i + 2]!];
         if (type === EVENT.load) store.load(a, at, 0);
@@ -318,7 +318,7 @@ class Check {
     const rows = [...host.rowSequences(lane)];
     const heads = host.exports.counterOf(lane, COUNTER.head);
     if (!commands) throw new Error("the check of batch invariance has nothing left to run and has not ended");
-    const at = { cls: "arena", group: 0, lane } as const;
+    const at = { space: "arena", group: 0, lane } as const;
     const [h, logits] = await device.run(lane, this.shallow(host.commands(lane, commands)), host.meta(lane), [
       { ...at, offset: homes.h, words: rows.length * d },
       { ...at, offset: homes.logits, words: heads * vocab },
@@ -344,10 +344,10 @@ class Check {
     const { plan, lanes } = device;
     const { layers } = manifest.model;
     const lane = lanes - 1;
-    const { adapters, tables, accum } = plan.classes;
+    const { adapters, tables, accum } = plan.spaces;
     const full = manifest.train.includes("full");
-    const clear = (cls: Range["cls"], group: number, offset: number, words: number): void => {
-      if (words > 0) device.clear({ cls, group, offset, words, lane });
+    const clear = (space: Range["space"], group: number, offset: number, words: number): void => {
+      if (words > 0) device.clear({ space, group, offset, words, lane });
     };
     for (let group = 0; group < this.layers; group++) {
       clear("adapters", group, 0, adapters.layer);

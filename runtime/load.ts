@@ -146,7 +146,7 @@ export async function uploadWeights(
         const p = paramNamed(to.outer ? plan.outerParams : plan.layerParams, to.name);
         const change = changeOf?.(to.group, to.name);
         const site = to.outer || !m.selection ? undefined : siteOfParam(m, to.name);
-        const at = { cls: "weights", group: to.group } as const;
+        const at = { space: "weights", group: to.group } as const;
         let range = (from: number, to: number): Promise<Uint8Array> =>
           file.range(t.start + from, t.start + to);
         if (p.kind === "vector") {
@@ -182,10 +182,10 @@ export async function uploadWeights(
   }
   if (where.size) throw bad("manifest tensors", `${[...where.keys()][0]}`, "no such tensor");
   for (let lane = 0; lane < device.lanes; lane++)
-    device.write({ cls: "arena", group: 0, offset: plan.homes.rotary, lane }, rotaryTables(m));
+    device.write({ space: "arena", group: 0, offset: plan.homes.rotary, lane }, rotaryTables(m));
   for (let g = 0; g <= layers; g++) {
     const constants = layerConstants.map((name) => m.model.perLayer[name]?.[g] ?? 0);
-    device.write({ cls: "tables", group: g, offset: 0 }, Uint32Array.of(g, ...constants));
+    device.write({ space: "tables", group: g, offset: 0 }, Uint32Array.of(g, ...constants));
   }
   return lost;
 }

@@ -87,7 +87,7 @@ export class Loops {
     try {
       while (!this.ended) {
         lane.kicked = false;
-        this.plan(index);
+        this.decide(index);
         lane.step = this.step(index);
         const worked = await lane.step.finally(() => {
           lane.step = null;
@@ -105,8 +105,8 @@ export class Loops {
   }
 
   /** What comes in before a lane's next step, as the host decides. */
-  private plan(lane: number): void {
-    const count = this.engine.host.exports.plan(lane);
+  private decide(lane: number): void {
+    const count = this.engine.host.exports.decide(lane);
     if (!count) return;
     const events = this.engine.host.events(lane, count);
     for (let i = 0; i < events.length; i += EVENT_WORDS) {
@@ -127,7 +127,7 @@ export class Loops {
     const reads: Range[] = heads
       ? [
           {
-            cls: "arena",
+            space: "arena",
             group: 0,
             offset: device.plan.homes.logits,
             words: heads * manifest.model.vocab,

@@ -200,7 +200,7 @@ const BlockEntry = object({ kind: block, arrays: record(count), words: count });
  */
 const words = number("words of at most 2 GiB", (x) => Number.isInteger(x) && x >= 0 && x < 2 ** 29);
 const Chambers = object({ layer: words, outer: words });
-const TargetPlan = object({
+const TargetEntry = object({
   panel: number("8 or 16 columns", (x) => x === 8 || x === 16),
   /** Words that chambers take, whatever a load chooses, and for one of what it chooses (room.ts). */
   room: object({
@@ -374,7 +374,7 @@ export const ManifestSchema = object({
   tensors: v.array(TensorEntry),
   tokenizer: boolean,
   chatTemplate: boolean,
-  targets: object({ wasm: v.exactOptional(TargetPlan), webgpu: v.exactOptional(TargetPlan) }),
+  targets: object({ wasm: v.exactOptional(TargetEntry), webgpu: v.exactOptional(TargetEntry) }),
   files: record(FileEntry, fileName),
 });
 
@@ -398,7 +398,7 @@ export type GridDim = Of<typeof GridDim>;
 export type LaunchEntry = Of<typeof LaunchEntry>;
 export type ProgramEntry = Of<typeof ProgramEntry>;
 export type BlockEntry = Of<typeof BlockEntry>;
-export type TargetPlan = Of<typeof TargetPlan>;
+export type TargetEntry = Of<typeof TargetEntry>;
 export type RopeEntry = Of<typeof RopeEntry>;
 export type GenerationEntry = Of<typeof GenerationEntry>;
 export type CapacityEntry = Of<typeof CapacityEntry>;

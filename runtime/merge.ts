@@ -3,7 +3,7 @@
  * in f64.
  */
 import { termsOf } from "./branch.ts";
-import { formats, type Manifest, type TargetPlan, WeftError, weightFormats } from "./bundle.ts";
+import { formats, type Manifest, type TargetEntry, WeftError, weightFormats } from "./bundle.ts";
 import type { AdapterContent } from "./content.ts";
 import { singleSites } from "./experts.ts";
 import type { Change } from "./terms.ts";
@@ -24,7 +24,7 @@ export type { Change } from "./terms.ts";
  */
 export function mergeChanges(
   manifest: Manifest,
-  plan: TargetPlan,
+  plan: TargetEntry,
   content: AdapterContent,
   requantise = false,
 ): Map<string, Change> {
@@ -63,7 +63,7 @@ export function mergeChanges(
   return out;
 }
 /** Throws WEFT_ADAPTER for a matrix in blocks. */
-function mergeable(plan: TargetPlan, name: string): void {
+function mergeable(plan: TargetEntry, name: string): void {
   const { format } = [...plan.layerParams, ...plan.outerParams].find((p) => p.name === name)!;
   if (!weightFormats[format].fine)
     throw new WeftError({

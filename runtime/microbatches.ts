@@ -73,10 +73,10 @@ export class MicroBatches {
     this.taken = [];
     const { layers } = manifest.model;
     const groups = layers + 1;
-    const at = { cls: "arena", group: 0, lane } as const;
+    const at = { space: "arena", group: 0, lane } as const;
     const norms = homes.norms + (this.full ? 0 : this.index) * (groups + 2) + groups;
     const [nll, ofNorms] = await device.readAll([
-      { cls: "accum", group: layers, offset: room.accum.outer, words: manifest.capacities.savedRows, lane },
+      { space: "accum", group: layers, offset: room.accum.outer, words: manifest.capacities.savedRows, lane },
       { ...at, offset: norms, words: 2 },
     ]);
     const losses = taken.flatMap(({ base, item }) =>

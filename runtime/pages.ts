@@ -11,7 +11,7 @@ import {
   quadsOf,
   ranked,
   SLOT_ROW,
-  type TargetPlan,
+  type TargetEntry,
 } from "./bundle.ts";
 import { type AdapterShape, type BranchState, placedOf, wordsIn } from "./content.ts";
 
@@ -34,7 +34,7 @@ export class SlotPages {
   private readonly factors: ReadonlyMap<string, ParamEntry>;
   constructor(
     private readonly manifest: Manifest,
-    private readonly plan: TargetPlan,
+    private readonly plan: TargetEntry,
   ) {
     this.factors = new Map(
       plan.factors.map((f) => [`${f.branch} ${f.name.slice(f.name.lastIndexOf(".") + 1)}`, f]),

@@ -5,7 +5,7 @@
  */
 import { SLOT_TABLE } from "./contract.ts";
 import { WeftError } from "./errors.ts";
-import { type CapacityEntry, type Manifest, MOST_JOBS, type TargetPlan } from "./manifest.ts";
+import { type CapacityEntry, type Manifest, MOST_JOBS, type TargetEntry } from "./manifest.ts";
 
 /** What is chosen at load; a bundle's own capacities are what it is meant for. */
 export const sizeNames = ["blocks", "sequences", "slots", "pages", "jobs", "savedRows", "keptRows"] as const;
@@ -16,8 +16,8 @@ interface Chambers {
   readonly outer: number;
 }
 /** A target's plan with its chambers, in words. */
-export interface Plan extends TargetPlan {
-  readonly classes: Readonly<Record<"weights" | "kv" | "saved" | "adapters" | "accum" | "tables", Chambers>>;
+export interface Plan extends TargetEntry {
+  readonly spaces: Readonly<Record<"weights" | "kv" | "saved" | "adapters" | "accum" | "tables", Chambers>>;
   readonly arenaWords: number;
   readonly metaWords: number;
   /** The step's block of metadata, with a table of cache blocks for each sequence. */
@@ -30,17 +30,17 @@ const align = (words: number): number => Math.max(64, Math.ceil(words / 64) * 64
 const SLACK = 64;
 
 /** Pages of a slot whose adapter has so many quads at most in any branch. */
-export const pagesFor = ({ slots }: TargetPlan, method: string, quads: number): number => {
+export const pagesFor = ({ slots }: TargetEntry, method: string, quads: number): number => {
   const { homes, quad } = slots.methods[method]!;
   return homes + (quads ? Math.ceil(quads / Math.floor(slots.page / quad)) : 0);
 };
 /** Pages of the largest adapter. */
-export const pagesAtMost = (m: Pick<Manifest, "branches">, plan: TargetPlan): number =>
+export const pagesAtMost = (m: Pick<Manifest, "branches">, plan: TargetEntry): number =>
   Math.max(1, ...m.branches.map((b) => pagesFor(plan, b.method, plan.slots.branches[b.index]!.quads)));
 
 /** What a plan depends on. */
 export type Sized = Pick<Manifest, "capacities" | "train" | "saved" | "branches" | "targets">;
-function targetOf(m: Sized, target: "wasm" | "webgpu"): TargetPlan {
+function targetOf(m: Sized, target: "wasm" | "webgpu"): TargetEntry {
   const plan = m.targets[target];
   if (!plan)
     throw new WeftError({
@@ -64,7 +64,7 @@ export function planOf(m: Sized, target: "wasm" | "webgpu", s: Sizes): Plan {
   const stepWords = align(step);
   return {
     ...plan,
-    classes: {
+    spaces: {
       weights: room.weights,
       kv: { layer: s.blocks * room.block, outer: 64 },
       saved: { layer: align(saved), outer: align(s.savedRows * room.hidden + SLACK) },
@@ -138,7 +138,7 @@ export function sizesFor(
       code: "WEFT_CAPACITY",
       where: `memory of target ${target}`,
       expected: over
-        ? `at least ${least.total} bytes (${list.map(([cls, n]) => `${cls} ${mib(n)}`).join(", ")})`
+        ? `at least ${least.total} bytes (${list.map(([space, n]) => `${space} ${mib(n)}`).join(", ")})`
         : `chambers of ${least.largest} bytes`,
       found: `${over ? most : limits.chamber} bytes`,
       hint: limits.hint ?? "compile with --format int8 or f16, or with smaller capacities",
@@ -162,7 +162,7 @@ const MOST_SHARE = 64;
 const mib = (bytes: number): string => `${Math.ceil(bytes / 2 ** 20)} MiB`;
 
 /** One request and one job at a time, of a whole context. */
-function leastOf(m: Sized, plan: TargetPlan): Sizes {
+function leastOf(m: Sized, plan: TargetEntry): Sizes {
   const { context, quantum, unitRows } = m.capacities;
   return {
     blocks: Math.ceil(context / 32),
@@ -175,7 +175,7 @@ function leastOf(m: Sized, plan: TargetPlan): Sizes {
   };
 }
 /** Throws WEFT_CAPACITY for sizes that no bundle has. */
-function checkSizes(m: Sized, plan: TargetPlan, asked: Partial<Sizes>): void {
+function checkSizes(m: Sized, plan: TargetEntry, asked: Partial<Sizes>): void {
   const refuse = (name: string, expected: string, found: number): never => {
     throw new WeftError({
       code: "WEFT_CAPACITY",

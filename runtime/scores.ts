@@ -37,7 +37,7 @@ export async function embeddingRow(engine: Engine, id: number): Promise<Float32A
   const { plan } = device;
   const p = paramNamed(plan.outerParams, manifest.checkpoint.embedding);
   const raw = await device.read({
-    cls: "weights",
+    space: "weights",
     group: manifest.model.layers,
     offset: p.offset,
     words: packedWords(p.format, p.n, p.k, plan.panel),
@@ -51,7 +51,7 @@ export async function matrix(engine: Engine, layer: number, site: SiteEntry): Pr
   const { plan } = device;
   const p = paramNamed(plan.layerParams, `${site.module}.weight`);
   const raw = await device.read({
-    cls: "weights",
+    space: "weights",
     group: layer,
     offset: p.offset,
     words: packedWords(p.format, p.n, p.k, plan.panel),
@@ -63,7 +63,7 @@ export async function matrix(engine: Engine, layer: number, site: SiteEntry): Pr
 /** A site's bias [out], as the device has it now, in the model's order. */
 export async function biasOf(engine: Engine, layer: number, site: SiteEntry): Promise<Float32Array> {
   const p = paramNamed(engine.device.plan.layerParams, `${site.module}.bias`);
-  const values = await engine.device.read({ cls: "weights", group: layer, offset: p.offset, words: p.n });
+  const values = await engine.device.read({ space: "weights", group: layer, offset: p.offset, words: p.n });
   reorder(engine.manifest, layer, site, values, true);
   return values;
 }

@@ -10,7 +10,7 @@ function accumulators({ device, manifest, jobLane: lane }: Engine, job: number, 
   const { plan } = device;
   const { layers } = manifest.model;
   return Array.from({ length: full ? layers + 1 : layers }, (_, group) => ({
-    cls: "accum",
+    space: "accum",
     group,
     offset: full ? 0 : job * plan.jobWords,
     words: full ? plan.room.accum[group === layers ? "outer" : "layer"] : plan.jobWords,
@@ -20,10 +20,10 @@ function accumulators({ device, manifest, jobLane: lane }: Engine, job: number, 
 function weightsOf({ device, manifest, jobLane: lane }: Engine): Range[] {
   const { layers } = manifest.model;
   return Array.from({ length: layers + 1 }, (_, group) => ({
-    cls: "weights",
+    space: "weights",
     group,
     offset: 0,
-    words: device.plan.classes.weights[group === layers ? "outer" : "layer"],
+    words: device.plan.spaces.weights[group === layers ? "outer" : "layer"],
     lane,
   }));
 }

@@ -1,5 +1,5 @@
 /** What a fine-tuning job is asked for, with every default, what it tells, and what its results depend on. */
-import { type Chosen, chosen, IGNORE, type Manifest, type TargetPlan } from "./bundle.ts";
+import { type Chosen, chosen, IGNORE, type Manifest, type TargetEntry } from "./bundle.ts";
 import { type AdapterConfig, type AdapterContent, defaultConfig } from "./content.ts";
 import type { WeftError } from "./errors.ts";
 import { sha256 } from "./hash.ts";
@@ -147,7 +147,7 @@ async function hashOfContent(c: AdapterContent): Promise<string> {
 /** How adapters, moments and weights lie on the device, word by word: so a checkpoint keeps them. */
 const layoutOf = (
   { branches, selection }: Manifest,
-  { panel, slots, jobWords, factors, layerParams, outerParams }: TargetPlan,
+  { panel, slots, jobWords, factors, layerParams, outerParams }: TargetEntry,
 ): Promise<string> =>
   sha256(
     canonical([
@@ -166,7 +166,7 @@ const layoutOf = (
  */
 export async function identityOf(
   manifest: Manifest,
-  plan: TargetPlan,
+  plan: TargetEntry,
   o: TrainOptions,
 ): Promise<Readonly<Record<string, unknown>>> {
   const learned = o.rows.filter((r) => r.labels.some((id, i) => i > 0 && id !== IGNORE)).length;

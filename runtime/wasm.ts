@@ -17,8 +17,8 @@ import {
   type Device,
   isShared,
   type LoadProgress,
-  type MemoryClass,
-  memoryClasses,
+  type MemorySpace,
+  memorySpaces,
   planProgress,
   type Range,
   type RoomOptions,
@@ -80,9 +80,9 @@ function planMemory(
   const base = new Map<string, number>();
   const bytes: Record<string, number> = {};
   let at = 0;
-  const place = (name: string, cls: string, size: number): void => {
+  const place = (name: string, space: string, size: number): void => {
     base.set(name, at);
-    bytes[cls] = (bytes[cls] ?? 0) + size;
+    bytes[space] = (bytes[space] ?? 0) + size;
     at += Math.ceil(size / 256) * 256;
   };
   // Bind records, one of eight words a group: where its chambers are, and the lane's own.
@@ -90,11 +90,11 @@ function planMemory(
   place("control", "tables", crewBytes(threads, lanes));
   place("scratch", "scratch", threads * plan.scratchWords * 4);
   for (let lane = 0; lane < lanes; lane++)
-    for (const cls of memoryClasses)
-      if (isShared(cls)) place(`${cls}.${lane}`, cls, chamberWords(plan, layers, cls, 0) * 4);
+    for (const space of memorySpaces)
+      if (isShared(space)) place(`${space}.${lane}`, space, chamberWords(plan, layers, space, 0) * 4);
   for (let g = 0; g <= layers; g++)
-    for (const cls of memoryClasses)
-      if (!isShared(cls)) place(`${cls}.${g}`, cls, chamberWords(plan, layers, cls, g) * 4);
+    for (const space of memorySpaces)
+      if (!isShared(space)) place(`${space}.${g}`, space, chamberWords(plan, layers, space, g) * 4);
   return { base, bytes, pages: Math.ceil(at / PAGE) + 1 };
 }
 
@@ -241,15 +241,16 @@ export async function openWasm(
     });
   const words = new Uint32Array(memory.buffer);
   const floats = new Float32Array(memory.buffer);
-  const addressOf = (cls: MemoryClass, group: number, lane: number): number =>
-    base.get(`${cls}.${isShared(cls) ? lane : group}`)!;
+  const addressOf = (space: MemorySpace, group: number, lane: number): number =>
+    base.get(`${space}.${isShared(space) ? lane : group}`)!;
   const places = Array.from({ length: lanes }, (_, lane) => ({
     bind: base.get(`bind.${lane}`)!,
     meta: addressOf("meta", 0, lane),
   }));
   for (const [lane, { bind }] of places.entries())
     for (let g = 0; g <= layers; g++)
-      for (const [i, cls] of memoryClasses.entries()) words[bind / 4 + g * 8 + i] = addressOf(cls, g, lane);
+      for (const [i, space] of memorySpaces.entries())
+        words[bind / 4 + g * 8 + i] = addressOf(space, g, lane);
   const scratch = base.get("scratch")!;
 
   let play: (lane: number, commands: Int32Array) => Promise<void>;
@@ -294,7 +295,7 @@ export async function openWasm(
     if (busy) later.push(f);
     else f();
   };
-  const wordAt = (r: Omit<Range, "words">): number => addressOf(r.cls, r.group, r.lane ?? 0) / 4 + r.offset;
+  const wordAt = (r: Omit<Range, "words">): number => addressOf(r.space, r.group, r.lane ?? 0) / 4 + r.offset;
   const slice = (r: Range): Float32Array => floats.slice(wordAt(r), wordAt(r) + r.words);
   const stats = { launches: 0, encodeMs: 0 };
   const many = `${threads} thread${threads > 1 ? "s" : ""}`;

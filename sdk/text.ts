@@ -108,7 +108,7 @@ export class Text {
       '"ByteLevel"',
     );
     const special: Record<string, string> = {};
-    for (const name of ["bos", "eos", "unk", "sep", "pad", "cls", "mask"]) {
+    for (const name of ["bos", "eos", "unk", "sep", "pad", "space", "mask"]) {
       const v = config[`${name}_token`] as string | { content?: unknown } | null | undefined;
       const text = typeof v === "object" ? v?.content : v;
       if (typeof text === "string") special[`${name}_token`] = text;

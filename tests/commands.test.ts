@@ -46,7 +46,7 @@ async function longestList(
       exports.jobOffer(j, 3, 3, step % 2, 1);
       idle[j] = false;
     });
-    const begun = exports.plan(0);
+    const begun = exports.decide(0);
     most.events = Math.max(most.events, begun);
     const decided = host.events(0, begun).slice();
     for (let i = 0; i < decided.length; i += EVENT_WORDS) {

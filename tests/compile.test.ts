@@ -131,7 +131,7 @@ test("a small device: chambers fit 1 MiB bindings, kernels 8 buffers, 16 KiB, 64
   const c = await compile(writeModel(configs.even), { ...options, targets: ["webgpu"], limits });
   const plan = planOf(c.manifest, "webgpu", c.manifest.capacities);
   assert.ok(plan.arenaWords * 4 <= limits.bindingBytes);
-  for (const w of Object.values(plan.classes))
+  for (const w of Object.values(plan.spaces))
     assert.ok(Math.max(w.layer, w.outer) * 4 <= limits.bindingBytes);
   for (const [name, bytes] of c.files) {
     if (!name.endsWith(".wgsl")) continue;

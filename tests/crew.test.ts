@@ -230,7 +230,7 @@ function watch(engine: Engine): { readonly wrong: string[]; lists: number } {
     });
   };
   (device as { write: typeof write }).write = (to, data) => {
-    if (to.cls === "adapters")
+    if (to.space === "adapters")
       for (const { slots } of held)
         if (slots.has(slotOf(to.offset))) seen.wrong.push(`slot ${slotOf(to.offset)} filled under a list`);
     write(to, data);

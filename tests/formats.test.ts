@@ -101,7 +101,7 @@ test("matrices are packed at compile time: a CPU holds the bytes of its files", 
     for (const [name, path] of Object.entries(m.checkpoint.layer)) {
       const p = device.plan.layerParams.find((p) => p.name === name)!;
       const t = m.tensors.find((t) => t.name === path.replace("{l}", "1"))!;
-      const words = await device.read({ cls: "weights", group: 1, offset: p.offset, words: t.bytes / 4 });
+      const words = await device.read({ space: "weights", group: 1, offset: p.offset, words: t.bytes / 4 });
       const file = readFileSync(`${out}/${t.shard}`).subarray(t.start, t.start + t.bytes);
       assert.ok(Buffer.from(words.buffer).equals(file), `${format} ${name}`);
     }

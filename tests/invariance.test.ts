@@ -52,15 +52,15 @@ test("an intact bundle of many methods is verified, on one thread and two, witho
     assert.equal([blocks.free, slots.used, core.adapters.list()], [blocks.total, 0, []]);
     const { plan } = core.device;
     const { layers } = manifest.model;
-    for (const [cls, words] of [
-      ["adapters", plan.classes.adapters],
-      ["accum", plan.classes.accum],
+    for (const [space, words] of [
+      ["adapters", plan.spaces.adapters],
+      ["accum", plan.spaces.accum],
     ] as const)
       for (let group = 0; group < layers; group++) {
-        const all = await core.device.read({ cls, group, offset: 0, words: words.layer });
+        const all = await core.device.read({ space, group, offset: 0, words: words.layer });
         assert.ok(
           all.every((x) => x === 0),
-          `${cls} of layer ${group}`,
+          `${space} of layer ${group}`,
         );
       }
     await core.dispose();

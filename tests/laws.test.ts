@@ -347,7 +347,7 @@ for (const target of targets)
     within(boundary, "save_row");
     within(kept, "ext_row");
     const needed = savedRows * boundary + keptRows * kept;
-    const held = engine.core.device.plan.classes.saved.layer;
+    const held = engine.core.device.plan.spaces.saved.layer;
     assert.ok(held >= needed && held <= needed + kept + 128, `${held} words held, ${needed} planned`);
   });
 
@@ -517,11 +517,11 @@ for (const target of targets)
     const free = inUse(engine);
     const next = generator("pool");
     const work: Promise<unknown>[] = [];
-    for (const cls of ["kv", "saved"] as const)
+    for (const space of ["kv", "saved"] as const)
       for (let l = 0; l < 2; l++)
         engine.core.device.write(
-          { cls, group: l, offset: 0 },
-          new Float32Array(engine.core.device.plan.classes[cls].layer).fill(Number.NaN),
+          { space, group: l, offset: 0 },
+          new Float32Array(engine.core.device.plan.spaces[space].layer).fill(Number.NaN),
         );
     const answers: number[][] = [];
     for (let i = 0; i < (target === "wasm" ? 40 : 14); i++) {

@@ -27,7 +27,7 @@ const test = suite("s2ft");
 // one key head for all and one each.
 const both = ["wasm", "webgpu"] as const;
 const onCpu = ["wasm"] as const;
-for (const [name, cls, targets] of [
+for (const [name, space, targets] of [
   ["odd", "indexed", both],
   ["even", "indexed", onCpu],
   ["mha", "indexed", onCpu],
@@ -37,7 +37,7 @@ for (const [name, cls, targets] of [
   ["mha", "permuted", both],
 ] as const)
   for (const target of targets)
-    test(`S2FT, ${cls}, on ${name}, ${target}: as torch's masked full fine-tuning`, async () => {
+    test(`S2FT, ${space}, on ${name}, ${target}: as torch's masked full fine-tuning`, async () => {
       const steps = target === "wasm" ? 20 : 4;
       const vocab = configs[name].vocab_size;
       const ref = reference[name];
@@ -49,7 +49,7 @@ for (const [name, cls, targets] of [
         ...(name === "odd" && { s2ft: s2ftOdd }),
         ...(name.startsWith("m") && { s2ft: s2ftAll }),
       };
-      const given = cls === "permuted" ? permuted(name) : null;
+      const given = space === "permuted" ? permuted(name) : null;
       const method = given ? "s2ft_permuted" : "s2ft";
       await using engine = await engineOf(configs[name], {
         targets: [target],

@@ -107,7 +107,7 @@ test("the sampler against its definition in f64, with ties, and odd vocabularies
     const { exports } = host;
     const length = prompt.length;
     exports.submit(KIND.generate, length, length + answer.length + 1, 0, 0, 0, 0, NONE, 0);
-    const seq = host.events(0, exports.plan(0))[2]!;
+    const seq = host.events(0, exports.decide(0))[2]!;
     host.tokens(seq).set(prompt);
     const draw = (row: Float32Array, h: How, said: number): Int32Array => {
       exports.setSampling(

@@ -193,7 +193,7 @@ test("threads: bad numbers, a kernel that traps, and what is written while a lis
   });
   for (const threads of [1, 2]) {
     const device = await openWasm(manifest, files.get("kernels.wasm")!, { threads });
-    const at = { cls: "saved", group: 0, offset: 0 } as const;
+    const at = { space: "saved", group: 0, offset: 0 } as const;
     device.write(at, Float32Array.of(1, 2));
     const list = device.run(0, new Int32Array(0), new Uint32Array(1), [{ ...at, words: 2 }]);
     const data = Float32Array.of(3, 4);

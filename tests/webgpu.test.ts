@@ -45,7 +45,7 @@ const errorOf = (work: Promise<unknown>): Promise<WeftError> =>
     (e: WeftError) => e,
   );
 const codeOf = async (work: Promise<unknown>): Promise<string> => (await errorOf(work)).code;
-const word = { cls: "arena", group: 0, offset: 0, words: 1 } as const;
+const word = { space: "arena", group: 0, offset: 0, words: 1 } as const;
 
 test("writes, clears, steps and reads happen in the order they were asked for", async () => {
   const device = await open();

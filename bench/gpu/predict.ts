@@ -2,7 +2,7 @@
  * A step by arithmetic: the bytes that it must move, the multiply-adds that it must do, the launches that wait
  * for each other. It takes the longer of the first two, and the launches on top.
  */
-import type { Manifest, ParamEntry, TargetPlan } from "../../runtime/bundle.ts";
+import type { Manifest, ParamEntry, TargetEntry } from "../../runtime/bundle.ts";
 import { isForMany, storedBytes } from "../../runtime/bundle.ts";
 import type { Rates } from "./rates.ts";
 
@@ -26,7 +26,7 @@ const bytesOf = (p: ParamEntry): number =>
   p.kind === "weight" ? storedBytes(p.format, p.n, p.k) : 4 * p.n * p.k;
 
 export class Model {
-  private readonly plan: TargetPlan;
+  private readonly plan: TargetEntry;
   /** Bytes, and numbers, of what rows go through: the layers' matrices, and the head's. */
   private readonly layers: { readonly bytes: number; readonly numbers: number };
   private readonly head: { readonly bytes: number; readonly numbers: number };

@@ -4,14 +4,14 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { emitTarget } from "../../compiler/emit/target.ts";
 import { fuse } from "../../compiler/fuse.ts";
+import { layoutOf } from "../../compiler/layout.ts";
 import { models } from "../../compiler/models/index.ts";
 import { openModel } from "../../compiler/open.ts";
 import type { CompileOptions } from "../../compiler/options.ts";
-import { layoutOf } from "../../compiler/plan.ts";
 import { buildPrograms } from "../../compiler/programs/index.ts";
 import { settingsOf } from "../../compiler/settings.ts";
 import { targets } from "../../compiler/target.ts";
-import type { TargetPlan } from "../../runtime/bundle.ts";
+import type { TargetEntry } from "../../runtime/bundle.ts";
 import { generator } from "../../tests/support/random.ts";
 
 export type Config = Readonly<Record<string, unknown>>;
@@ -116,7 +116,7 @@ export function checkpoint(config: Config, filled = false): string {
 }
 
 export interface Kernels {
-  readonly plan: TargetPlan;
+  readonly plan: TargetEntry;
   /** By name. */
   readonly texts: ReadonlyMap<string, string>;
 }

@@ -65,9 +65,9 @@ const calls: Dialect["calls"] = {
   pin: ([a]) => a!,
 };
 /** Where a tensor begins, and where its row does. */
-const startOf = (a: Address): string => `${a.cls} + ${a.offset * 4}`;
+const startOf = (a: Address): string => `${a.space} + ${a.offset * 4}`;
 const rowOf = (a: Address, row: string): string =>
-  `${a.cls} + ((<usize>(${row} * ${a.stride})) << 2) + ${a.offset * 4}`;
+  `${a.space} + ((<usize>(${row} * ${a.stride})) << 2) + ${a.offset * 4}`;
 
 function dialect(env: KernelEnv, deltas: readonly Expand[]): Dialect {
   const ixText = (ix: Ix, p: Printer, lane: number): string => {
@@ -142,7 +142,7 @@ function dialect(env: KernelEnv, deltas: readonly Expand[]): Dialect {
         const ad = env.address(e.value);
         if (t.kind === "weight") {
           const n = formatOf(t.format).planes.length > 1 ? `, ${t.n}` : "";
-          const at = `${ad.cls} + ${ad.offset * 4}, ${p.ix(e.row)}`;
+          const at = `${ad.space} + ${ad.offset * 4}, ${p.ix(e.row)}`;
           const one = (lane: number): string => `weight${t.format}(${at}, ${p.ix(e.col, lane)}, ${t.k}${n})`;
           return lanes === 4 ? lanesOf(one) : one(0);
         }
@@ -162,8 +162,8 @@ function dialect(env: KernelEnv, deltas: readonly Expand[]): Dialect {
         const quad = `((<usize>min(${at} >> 2, ${env.slots.branches[branch]!.quads - 1})) << ${QUAD_SHIFT})`;
         const place = `load<i32>(${quadsOf(branch, e.row, p)} + ${quad})`;
         const words = `${place} + (${at} & 3) * ${cols}`;
-        const { cls, offset } = env.address(e.factor);
-        return elements(pointer(`${cls} + ((<usize>(${words})) << 2) + ${offset * 4}`, p), e.col, p, lanes);
+        const { space, offset } = env.address(e.factor);
+        return elements(pointer(`${space} + ((<usize>(${words})) << 2) + ${offset * 4}`, p), e.col, p, lanes);
       },
       metaf: (e, p) =>
         e.at === null
@@ -185,10 +185,10 @@ function dialect(env: KernelEnv, deltas: readonly Expand[]): Dialect {
         const { branch, cols } = e.factor.type as Factor;
         const rank = p.ix({ ix: "rank", branch, row: e.row });
         const x = pointer(rowOf(env.address(e.u), p.ix(e.row)), p);
-        const { cls, offset } = env.address(e.factor);
+        const { space, offset } = env.address(e.factor);
         const at = (lane: number, n: 1 | 4): string => {
           const u = e.from ? ` + ((<usize>${p.ix(e.from, lane)}) << 2)` : "";
-          const f = `${cls} + ${offset * 4} + ((<usize>${p.ix(e.col, lane)}) << 2)`;
+          const f = `${space} + ${offset * 4} + ((<usize>${p.ix(e.col, lane)}) << 2)`;
           return `expand${n}(${x}${u}, ${quadsOf(branch, e.row, p)}, ${f}, ${rank}, ${cols * 4})`;
         };
         const ready = deltas.findIndex((d) => sameValue(d.u, e.u) && sameValue(d.factor, e.factor));

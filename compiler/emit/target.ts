@@ -4,7 +4,7 @@ import {
   type LaunchEntry,
   optimizerNames,
   type ProgramEntry,
-  type TargetPlan,
+  type TargetEntry,
   TRAIN_BIT,
 } from "../../runtime/bundle.ts";
 import type { KernelEnv, Variant } from "../kernel.ts";
@@ -12,9 +12,9 @@ import type { Launch } from "../kernels/body.ts";
 import { type AnyBody, storesResult, type Update, writesWeights } from "../kernels/index.ts";
 import type { RowNorms } from "../kernels/row_norms.ts";
 import { tensorName } from "../layers.ts";
+import { addresser, type Layout, placeValues } from "../layout.ts";
 import { type BlockKind, blockLayouts } from "../metadata.ts";
 import type { Model } from "../models/model.ts";
-import { addresser, type Layout, placeValues } from "../plan.ts";
 import type { Programs, TrainClass } from "../programs/index.ts";
 import { align, type Capacities, type Target } from "../target.ts";
 import { emitAlias, emitLaunchAs, scratchBytes } from "./assemblyscript.ts";
@@ -22,7 +22,7 @@ import { share } from "./share.ts";
 import { emitLaunchWgsl, gridOf, lanesOf, variantsOf } from "./wgsl.ts";
 
 export interface Emitted {
-  readonly plan: TargetPlan;
+  readonly plan: TargetEntry;
   readonly kernels: readonly string[];
   /** What the kernels are compiled from: on WebGPU a module each, which several may share. */
   readonly sources: readonly { readonly name: string; readonly text: string }[];
@@ -171,7 +171,7 @@ export function emitTarget(
     update("layer", { skeleton: "row_norms", name: "row_norms", norms, bits: norms.map((n) => n.branch) });
   if (train.length) update("outer", { skeleton: "clip", name: "clip", bits: [] });
   const modules = target.name === "wasm" ? null : share(sources);
-  const plan: TargetPlan = {
+  const plan: TargetEntry = {
     panel: target.panel,
     room: { ...layout.room, arena },
     scratchWords: target.name === "wasm" ? align(scratch / 4) : 0,

@@ -1,9 +1,9 @@
 /**
  * Launches as WGSL modules: one entry point each, its bodies selected by workgroup_id.z. Eight storage
- * bindings, one a memory class, serve every kernel.
+ * bindings, one a memory space, serve every kernel.
  */
 import type { GridDim } from "../../runtime/bundle.ts";
-import { type KernelEnv, type MemoryClass, memoryClasses, type Variant } from "../kernel.ts";
+import { type KernelEnv, type MemorySpace, memorySpaces, type Variant } from "../kernel.ts";
 import { fixed } from "../kernels/grid.ts";
 import { type AnyBody, kernelOf, writesWeights } from "../kernels/index.ts";
 import { merged } from "../kernels/text/alike.ts";
@@ -11,7 +11,7 @@ import { called } from "../kernels/text/library.ts";
 import { lines } from "../kernels/text/lines.ts";
 import { WG } from "../kernels/text/wgsl.ts";
 
-/** How a memory class is bound: the identifier, the words, and whether kernels write them. */
+/** How a memory space is bound: the identifier, the words, and whether kernels write them. */
 interface Binding {
   readonly id: string;
   readonly type: string;
@@ -19,7 +19,7 @@ interface Binding {
 }
 const numbers = (id: string): Binding => ({ id, type: "array<f32>", access: "read_write" });
 const integers = (id: string): Binding => ({ id, type: "array<i32>", access: "read" });
-const bindings: Readonly<Record<MemoryClass, Binding>> = {
+const bindings: Readonly<Record<MemorySpace, Binding>> = {
   weights: { id: "weights", type: "array<vec4<u32>>", access: "read" },
   meta: integers("batch"),
   arena: numbers("arena"),
@@ -51,7 +51,7 @@ export function emitLaunchWgsl(
   const library = called(functions);
   const uses = (id: string): boolean => new RegExp(`\\b${id}\\[`).test(`${functions}${library}`);
   const written = writesWeights(bodies);
-  const declarations = memoryClasses.flatMap((c, i) => {
+  const declarations = memorySpaces.flatMap((c, i) => {
     const { id, type, access } = c === "weights" && written ? numbers(c) : bindings[c];
     return uses(id) ? [`@group(0) @binding(${i}) var<storage, ${access}> ${id}: ${type};`] : [];
   });

@@ -40,8 +40,8 @@ function dialect(env: KernelEnv): Dialect {
       case "slot":
         return `i32(adapters[${vectorAt(ix.tensor, ix.row, p)} + ${p.ix(ix.at)}])`;
       case "element": {
-        const { cls, offset, stride } = env.address(ix.value);
-        return `i32(${cls}[${offset} + ${p.ix(ix.row)} * ${stride} + ${p.ix(ix.at)}])`;
+        const { space, offset, stride } = env.address(ix.value);
+        return `i32(${space}[${offset} + ${p.ix(ix.row)} * ${stride} + ${p.ix(ix.at)}])`;
       }
     }
   };
@@ -86,7 +86,7 @@ function dialect(env: KernelEnv): Dialect {
           ad.stride === 0 || t.kind === "vector"
             ? `${ad.offset} + ${p.ix(e.col)}`
             : `${ad.offset} + ${p.ix(e.row)} * ${ad.stride} + ${p.ix(e.col)}`;
-        return ad.cls === "weights" ? `vector_at(${at})` : `${ad.cls}[${at}]`;
+        return ad.space === "weights" ? `vector_at(${at})` : `${ad.space}[${at}]`;
       },
       metaf: (e, p) =>
         e.at === null ? headerF(e.name) : `bitcast<f32>(batch[${env.layout.arrays[e.name]} + ${p.ix(e.at)}])`,
@@ -149,12 +149,12 @@ interface Place {
 const places: { readonly [T in Store["to"]]: (s: Store & { to: T }, p: Printer, env: KernelEnv) => Place } = {
   rows: (s, _, env) => {
     const ad = env.address(s.value);
-    return { at: `${ad.cls}[${ad.offset} + row * ${ad.stride} + ${colOf(s)}]`, guard: null };
+    return { at: `${ad.space}[${ad.offset} + row * ${ad.stride} + ${colOf(s)}]`, guard: null };
   },
   field: (s, p, env) => {
     const ad = env.address(s.field);
     const ix = p.ix({ ix: "meta", name: s.index, at: { ix: "row" } });
-    return { at: `${ad.cls}[${ad.offset} + ${ix} * ${ad.stride} + ${colOf(s)}]`, guard: `${ix} >= 0` };
+    return { at: `${ad.space}[${ad.offset} + ${ix} * ${ad.stride} + ${colOf(s)}]`, guard: `${ix} >= 0` };
   },
   kv: (s, p, env) => {
     const { heads, headDim } = s.kv.type as Kv;
@@ -162,7 +162,7 @@ const places: { readonly [T in Store["to"]]: (s: Store & { to: T }, p: Printer, 
     const pos = p.ix({ ix: "meta", name: "pos", at: { ix: "row" } });
     const table = p.ix({ ix: "meta", name: "table", at: { ix: "row" } });
     const head = `kv_index(${table}, ${pos}, ${s.part}, col / ${headDim}, ${heads}, ${headDim})`;
-    return { at: `${ad.cls}[${ad.offset} + ${head} + col % ${headDim}]`, guard: null };
+    return { at: `${ad.space}[${ad.offset} + ${head} + col % ${headDim}]`, guard: null };
   },
 };
 const colOf = (s: Store): string => (s.cols === 1 ? "0" : "col");

@@ -36,7 +36,7 @@ function alone(name: string, b: Body, env: KernelEnv): string {
       ${vector("o")}
       var s = array<f32, ${KV_BLOCK}>();
       let qp = ${q.at} + h * ${hd};
-      ${dims(`q[d] = ${q.cls}[qp + d];`)}
+      ${dims(`q[d] = ${q.space}[qp + d];`)}
       var m = -1.0e30f;
       var l = 0.0f;
       for (var t = ${a.firstTile}; t < keys; t += ${KV_BLOCK}) {
@@ -63,8 +63,8 @@ function alone(name: string, b: Body, env: KernelEnv): string {
         }
       }
       let inv = 1.0f / l;
-      ${dims(`${o.cls}[${o.offset} + row * ${o.stride} + h * ${hd} + d] = o[d] * inv;`)}
-      ${lse.cls}[${lse.offset} + row * ${lse.stride} + h] = m + ${wgsl.pin("log(l)")};`,
+      ${dims(`${o.space}[${o.offset} + row * ${o.stride} + h * ${hd} + d] = o[d] * inv;`)}
+      ${lse.space}[${lse.offset} + row * ${lse.stride} + h] = m + ${wgsl.pin("log(l)")};`,
   );
 }
 /** A workgroup for a row and head. */
@@ -93,7 +93,7 @@ function together(name: string, b: Body, env: KernelEnv): string {
       let keys = ${pos} + 1;
       ${a.seen}
       let table = ${table};
-      for (var d = lane; d < ${hd}; d += ${WG}) { shared_q[d] = ${q.cls}[${q.at} + h * ${hd} + d]; }
+      for (var d = lane; d < ${hd}; d += ${WG}) { shared_q[d] = ${q.space}[${q.at} + h * ${hd} + d]; }
       ${own.map((i) => `var o${i} = 0.0f;`)}
       var m = -1.0e30f;
       var l = 0.0f;
@@ -127,8 +127,8 @@ function together(name: string, b: Body, env: KernelEnv): string {
         workgroupBarrier();
       }
       let inv = 1.0f / l;
-      ${each((i) => [`${o.cls}[${o.offset} + row * ${o.stride} + h * ${hd} + d] = o${i} * inv;`])}
-      if (lane == 0) { ${lse.cls}[${lse.offset} + row * ${lse.stride} + h] = m + ${wgsl.pin("log(l)")}; }`,
+      ${each((i) => [`${o.space}[${o.offset} + row * ${o.stride} + h * ${hd} + d] = o${i} * inv;`])}
+      if (lane == 0) { ${lse.space}[${lse.offset} + row * ${lse.stride} + h] = m + ${wgsl.pin("log(l)")}; }`,
   );
 }
 
@@ -204,13 +204,13 @@ export const attend: GraphKernel = {
             }
             const inv: f32 = <f32>1 / l;
             const iv: v128 = f32x4.splat(inv);
-            const op: usize = ${o.cls} + ((<usize>(row * ${o.stride} + h * ${a.hd})) << 2) + ${o.offset * 4};
+            const op: usize = ${o.space} + ((<usize>(row * ${o.stride} + h * ${a.hd})) << 2) + ${o.offset * 4};
             ${a.each(
               (i) => [`v128.store(op, f32x4.mul(o${i}, iv), ${i * 16});`],
               (d) => [`store<f32>(op, os${d} * inv, ${d * 4});`],
             )}
             store<f32>(
-              ${lse.cls} + ((<usize>(row * ${lse.stride} + h)) << 2) + ${lse.offset * 4}, m + log1(l));
+              ${lse.space} + ((<usize>(row * ${lse.stride} + h)) << 2) + ${lse.offset * 4}, m + log1(l));
           }
         }`,
     );

@@ -32,9 +32,9 @@ export const attend_dkv: GraphKernel = {
     const [q, o, lse, g, d] = [operand(Q), operand(O), operand(LSE), operand(DO), out(0)];
     const width = 2 * kvHeads * hd;
     const word = (array: string, at: string): string => `batch[${env.layout.arrays[array]} + ${at}]`;
-    const [k, v] = [`${d.cls}[out + d]`, `${d.cls}[out + ${width / 2} + d]`];
+    const [k, v] = [`${d.space}[out + d]`, `${d.space}[out + ${width / 2} + d]`];
     const part = partOf(hd);
-    const [x, y] = [`${q.cls}[qp + d]`, `${g.cls}[gp + d]`];
+    const [x, y] = [`${q.space}[qp + d]`, `${g.space}[gp + d]`];
     const dots = `dot = fma(${x}, kv[kp + d], dot); dp = fma(${y}, kv[vp + d], dp);`;
     return wgsl.fn(
       name,
@@ -67,9 +67,9 @@ export const attend_dkv: GraphKernel = {
               var dot = 0.0f;
               var dp = 0.0f;
               var dsum = 0.0f;
-              ${dims(`${dots} dsum = fma(${y}, ${o.cls}[op + d], dsum);`)}
+              ${dims(`${dots} dsum = fma(${y}, ${o.space}[op + d], dsum);`)}
               ${a.bound}
-              let p = exp(${a.score} - ${lse.cls}[${lse.at} + h]);
+              let p = exp(${a.score} - ${lse.space}[${lse.at} + h]);
               let ds = p * (dp - dsum) * ${a.slope};
               ${own(`dk[i] = fma(ds, ${x}, dk[i]); dv[i] = fma(p, ${y}, dv[i]);`)}
             }
@@ -187,7 +187,7 @@ export const attend_dkv: GraphKernel = {
                 ${sums}
               }
               const out: usize =
-                ${d.cls} + ((<usize>((base + key) * ${d.stride} + kh * ${a.hd})) << 2) + ${d.offset * 4};
+                ${d.space} + ((<usize>((base + key) * ${d.stride} + kh * ${a.hd})) << 2) + ${d.offset * 4};
               if (fresh) {
                 ${store(false)}
               } else {

@@ -24,8 +24,8 @@ export const attend_dq: GraphKernel = {
     const [q, o, lse, g, dq] = [operand(Q), operand(O), operand(LSE), operand(DO), out(0)];
     const part = partOf(hd);
     const dots =
-      `dot = fma(${q.cls}[qp + d], kv[kp + j * ${hd} + d], dot); ` +
-      `dp = fma(${g.cls}[gp + d], kv[vp + j * ${hd} + d], dp);`;
+      `dot = fma(${q.space}[qp + d], kv[kp + j * ${hd} + d], dot); ` +
+      `dp = fma(${g.space}[gp + d], kv[vp + j * ${hd} + d], dp);`;
     return wgsl.fn(
       name,
       lines`
@@ -42,8 +42,8 @@ export const attend_dq: GraphKernel = {
         let gp = ${g.at} + h * ${hd};
         let op = ${o.at} + h * ${hd};
         var dsum = 0.0f;
-        ${dims(`dsum = fma(${g.cls}[gp + d], ${o.cls}[op + d], dsum);`)}
-        let lse = ${lse.cls}[${lse.at} + h];
+        ${dims(`dsum = fma(${g.space}[gp + d], ${o.space}[op + d], dsum);`)}
+        let lse = ${lse.space}[${lse.at} + h];
         for (var t = ${a.firstTile}; t < keys; t += ${KV_BLOCK}) {
           let kp = ${kvAt(0, "t", "kh")};
           let vp = ${kvAt(1, "t", "kh")};
@@ -56,7 +56,7 @@ export const attend_dq: GraphKernel = {
             ${own(`dq[i] = fma(ds, kv[kp + j * ${hd} + d], dq[i]);`)}
           }
         }
-        ${own(`${dq.cls}[${dq.offset} + row * ${dq.stride} + h * ${hd} + d] = dq[i];`)}`,
+        ${own(`${dq.space}[${dq.offset} + row * ${dq.stride} + h * ${hd} + d] = dq[i];`)}`,
     );
   },
   /** Two dot products of a tile's keys. */
@@ -115,7 +115,7 @@ export const attend_dq: GraphKernel = {
                 ${a.axpy("d", "ds", "kp")}
               }
             }
-            const out: usize = ${d.cls} + ((<usize>(row * ${d.stride} + h * ${a.hd})) << 2) + ${d.offset * 4};
+            const out: usize = ${d.space} + ((<usize>(row * ${d.stride} + h * ${a.hd})) << 2) + ${d.offset * 4};
             ${a.each(
               (i) => [`v128.store(out, d${i}, ${i * 16});`],
               (e) => [`store<f32>(out, ds${e}, ${e * 4});`],

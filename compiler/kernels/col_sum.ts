@@ -20,7 +20,7 @@ export const col_sum: GraphKernel = {
         var total = accum[o];
         ${wgsl.overSegments(b.domain, env, {
           before: ["var sum = 0.0f;"],
-          row: [`sum = sum + ${x.cls}[${x.at} + col];`],
+          row: [`sum = sum + ${x.space}[${x.at} + col];`],
           after: ["total = total + sum;"],
         })}
         accum[o] = total;`,

@@ -66,7 +66,7 @@ export function tiledByExpert(
       var found = 0;
       var pairs = array<i32, ${PLAIN_ROWS}>();
       for (; p < n && found < ${PLAIN_ROWS}; p++) {
-        if (i32(${ids.cls}[${ids.at} + p % ${top}]) == expert) {
+        if (i32(${ids.space}[${ids.at} + p % ${top}]) == expert) {
           pairs[found] = p;
           found++;
         }

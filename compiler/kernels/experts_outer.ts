@@ -81,11 +81,11 @@ export const experts_outer: GraphKernel = {
           before: four.map((i) => `var sum${i} = vec4<f32>();`),
           row: lines`
             for (var j = 0; j < ${top}; j++) {
-              if (i32(${chosen!.cls}[${chosen!.at} + j]) != expert) { continue; }
+              if (i32(${chosen!.space}[${chosen!.at} + j]) != expert) { continue; }
               let xp = ${x!.at}${partOf(b.operands[1]!.value, ins, "j")} + col;
-              let x = ${quad((c) => `${x!.cls}[xp + ${c}]`)};
+              let x = ${quad((c) => `${x!.space}[xp + ${c}]`)};
               let up = ${u!.at} + j * ${sizesOf(b, env).rows} + k;
-              ${four.map((i) => `sum${i} = fma(vec4<f32>(${u!.cls}[up + ${i}]), x, sum${i});`)}
+              ${four.map((i) => `sum${i} = fma(vec4<f32>(${u!.space}[up + ${i}]), x, sum${i});`)}
             }`,
           after: four.map((i) => `total${i} = total${i} + sum${i};`),
         })}

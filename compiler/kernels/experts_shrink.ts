@@ -36,14 +36,14 @@ export const experts_shrink: GraphKernel = {
       if (row >= ${wgsl.count(b.domain)}) { return; }
       let slot = batch[${env.layout.arrays.slot!} + row];
       let rank = ${wgsl.inTable("slot", branch, "rank", env)};
-      let expert = i32(${ids.cls}[${ids.at} + j]);
+      let expert = i32(${ids.space}[${ids.at} + j]);
       let x = ${at.at}${partOf(x.value, ins, "j")};
       for (var r = lane % ${lanes}; r < ${rows}; r += ${lanes}) {
         var sum = 0.0f;
         if (r < rank) {
           let quad = tables[${wgsl.quadsAt("slot", branch, env)} + (r / ${QUAD}) * ${QUAD_WORDS}];
           let f = quad + ${env.address(f).offset} + (r % ${QUAD}) * ${cols} + expert * ${ins};
-          for (var c = 0; c < ${ins}; c++) { sum = fma(${at.cls}[x + c], adapters[f + c], sum); }
+          for (var c = 0; c < ${ins}; c++) { sum = fma(${at.space}[x + c], adapters[f + c], sum); }
         }
         ${name}_e(row, j * ${rows} + r, sum);
       }`;
@@ -66,7 +66,7 @@ export const experts_shrink: GraphKernel = {
         const x: usize = ${assembly.rowPtr(x, env, "row")}${partOf(x.value, ins, "j", 4)};
         let r: i32 = 0;
         for (; r < rank; r += 4) {
-          const f: usize = ${f.cls} + ((<usize>load<i32>(quads)) << 2) + ${f.offset * 4} + expert * ${ins * 4};
+          const f: usize = ${f.space} + ((<usize>load<i32>(quads)) << 2) + ${f.offset * 4} + expert * ${ins * 4};
           quads += 8;
           shrink4(x, f, ${ins}, ${cols}, scratch + ((<usize>r) << 2));
         }

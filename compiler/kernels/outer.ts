@@ -47,9 +47,9 @@ function ofFactor(name: string, b: Body, env: KernelEnv): string {
         env,
         lines`
           let xp = ${x.at} + col;
-          let x = vec4<f32>(${quad((c) => `${x.cls}[xp + ${c}]`)});
+          let x = vec4<f32>(${quad((c) => `${x.space}[xp + ${c}]`)});
           let up = ${u.at} + k;
-          ${four.map((i) => `sum${i} = fma(vec4<f32>(${u.cls}[up + ${i}]), x, sum${i});`)}`,
+          ${four.map((i) => `sum${i} = fma(vec4<f32>(${u.space}[up + ${i}]), x, sum${i});`)}`,
       )}
       ${four.flatMap((i) => four.map((c) => `${inside(c)}{ ${at(i, c)} = total${i}.${"xyzw"[c]}; }`))}`,
   );
@@ -60,8 +60,8 @@ function ofMatrix(name: string, b: Body, env: KernelEnv): string {
   const [dy, x] = [wgsl.rowAt(b.operands[0]!, env, "r"), wgsl.rowAt(b.operands[1]!, env, "r")];
   const lane = (j: number): string =>
     p.n % 16
-      ? `select(0.0f, ${dy.cls}[min(y + ${j}, y0 + ${p.n - 1})], j + ${j} < ${p.n})`
-      : `${dy.cls}[y + ${j}]`;
+      ? `select(0.0f, ${dy.space}[min(y + ${j}, y0 + ${p.n - 1})], j + ${j} < ${p.n})`
+      : `${dy.space}[y + ${j}]`;
   const store = (i: number): string =>
     `${p.k % 4 ? `if (k + ${i} < ${p.k}) ` : ""}{ ` +
     `${four.map((c) => `accum[o + ${i * 16 + c}] = total${i}.${"xyzw"[c]};`).join(" ")} }`;
@@ -83,7 +83,7 @@ function ofMatrix(name: string, b: Body, env: KernelEnv): string {
           let y = y0 + j;
           let d = vec4<f32>(${quad(lane)});
           let xp = ${x.at} + k;
-          ${four.map((i) => `sum${i} = fma(vec4<f32>(${x.cls}[xp + ${i}]), d, sum${i});`)}`,
+          ${four.map((i) => `sum${i} = fma(vec4<f32>(${x.space}[xp + ${i}]), d, sum${i});`)}`,
       )}
       ${four.map(store)}`,
   );

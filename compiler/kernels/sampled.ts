@@ -38,7 +38,7 @@ export const sampled: GraphKernel = {
         var total = accum[o];
         ${wgsl.overSegments(b.domain, env, {
           before: ["var sum = 0.0f;"],
-          row: [`sum = fma(${dy.cls}[${dy.at} + i], ${x.cls}[${x.at} + j], sum);`],
+          row: [`sum = fma(${dy.space}[${dy.at} + i], ${x.space}[${x.at} + j], sum);`],
           after: ["total = total + sum;"],
         })}
         accum[o] = total;`,

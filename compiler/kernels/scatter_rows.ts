@@ -22,7 +22,7 @@ export const scatter_rows: GraphKernel = {
         for (var r = 0; r < ${wgsl.count(b.domain)}; r++) {
           let id = batch[${env.layout.arrays[String(b.node!.attrs.by)]!} + r];
           let o = ${wgsl.gradient(b, env)} + ((id / 16) * ${k} + k) * 16 + id % 16;
-          accum[o] = accum[o] + ${x.cls}[${x.at} + k];
+          accum[o] = accum[o] + ${x.space}[${x.at} + k];
         }`,
     );
   },

@@ -114,7 +114,7 @@ export const shrink: GraphKernel = {
     const chunks = Math.ceil(cols / CHUNK);
     const [full, rest] = [Math.floor(cols / CHUNK), cols % CHUNK];
     const terms = (n: number): string[] =>
-      indices(n).map((j) => `sum = fma(${x.cls}[x + k + ${j}], adapters[f + k + ${j}], sum);`);
+      indices(n).map((j) => `sum = fma(${x.space}[x + k + ${j}], adapters[f + k + ${j}], sum);`);
     const chain = (length: number): Lines => lines`
       for (var i = 0; i < ${Math.floor(length / STEP)}; i++) {
         let k = c * ${CHUNK} + i * ${STEP};
@@ -196,7 +196,7 @@ export const shrink: GraphKernel = {
         const count: i32 = four ? 4 : 1;
         let r: i32 = 0;
         for (; r < rank; r += 4) {
-          const f: usize = ${at.cls} + ((<usize>load<i32>(quads)) << 2) + ${at.offset * 4};
+          const f: usize = ${at.space} + ((<usize>load<i32>(quads)) << 2) + ${at.offset * 4};
           quads += 8;
           if (four) shrink4x4(
             ${[0, 1, 2, 3].map((i) => `${assembly.rowPtr(x, env, `row + ${i}`)},`)}

@@ -25,16 +25,16 @@ export const topk: GraphKernel = {
       lines`
         let x = ${x.at};
         let out = ${to.offset} + wg.x * ${to.stride};
-        for (var j = lane; j < ${k}; j += ${wgsl.WG}) { ${to.cls}[out + j] = f32(j); }
+        for (var j = lane; j < ${k}; j += ${wgsl.WG}) { ${to.space}[out + j] = f32(j); }
         storageBarrier();
         for (var c = lane; c < ${cols}; c += ${wgsl.WG}) {
-          let v = ${x.cls}[x + c];
+          let v = ${x.space}[x + c];
           var before = 0;
           for (var i = 0; i < ${cols}; i++) {
-            let other = ${x.cls}[x + i];
+            let other = ${x.space}[x + i];
             before += select(0, 1, other > v || (other == v && i < c));
           }
-          if (before < ${k}) { ${to.cls}[out + before] = f32(c); }
+          if (before < ${k}) { ${to.space}[out + before] = f32(c); }
         }`,
     );
   },
@@ -47,7 +47,7 @@ export const topk: GraphKernel = {
         ${assembly.shareOf(assembly.count(b.domain))}
         for (let row: i32 = lo; row < hi; row++) {
           const x: usize = ${assembly.rowPtr(b.operands[0]!, env, "row")};
-          const out: usize = ${to.cls} + ((<usize>(row * ${to.stride})) << 2) + ${to.offset * 4};
+          const out: usize = ${to.space} + ((<usize>(row * ${to.stride})) << 2) + ${to.offset * 4};
           let last: f32 = Infinity;
           let at: i32 = -1;
           for (let j: i32 = 0; j < ${k}; j++) {

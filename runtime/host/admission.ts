@@ -33,7 +33,7 @@ function nextQueue(): i32 {
  * Decide what comes in before a lane's next step: slots for jobs, requests, micro-batches. The caller does
  * what the events say before it schedules. Returns how many there are.
  */
-export function plan(lane: i32): i32 {
+export function decide(lane: i32): i32 {
   enter(lane);
   bump(C_EVENTS, -counter(C_EVENTS));
   bump(C_FOUND, -counter(C_FOUND));

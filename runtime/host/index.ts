@@ -1,8 +1,8 @@
 /**
- * The host: three calls a step. `plan` decides what comes in, `schedule` grants rows and units and writes the
+ * The host: three calls a step. `decide` says what comes in, `schedule` grants rows and units and writes the
  * batch, `commit` appends, stops, frees and reports.
  */
-import { plan, resetAdmission } from "./admission";
+import { decide, resetAdmission } from "./admission";
 import { beginStep, emitForward } from "./batch";
 import { ALL, available, discard, HOLDERS, idleBlocks, resetBlocks } from "./blocks";
 import {
@@ -100,7 +100,7 @@ export function init(many: i32, few: i32, lanes: i32, queued: i32): void {
   resetJobs();
   resetAdmission();
 }
-export { plan } from "./admission";
+export { decide } from "./admission";
 export {
   closeJob as jobClose,
   offer as jobOffer,

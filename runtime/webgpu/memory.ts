@@ -1,8 +1,8 @@
 /** Chambers as buffers: what they take, and bind groups over them, one a group. */
 import { LAUNCH_BINDING, LAUNCH_VECTORS, type Limits, type Measure, type Plan } from "../bundle.ts";
-import { chamberWords, isShared, type MemoryClass, memoryClasses } from "../device.ts";
+import { chamberWords, isShared, type MemorySpace, memorySpaces } from "../device.ts";
 
-const READ_ONLY: readonly MemoryClass[] = ["weights", "meta", "tables"];
+const READ_ONLY: readonly MemorySpace[] = ["weights", "meta", "tables"];
 /** From the numbers of one kernel to those of the next: what any device takes as an offset. */
 export const LAUNCH_BYTES = 256;
 
@@ -18,22 +18,22 @@ export const measureWebGpu =
     return {
       bytes,
       total: Object.values(bytes).reduce((a, b) => a + b, 0),
-      largest: Math.max(...memoryClasses.map((cls) => largestOf(plan, layers, cls))),
+      largest: Math.max(...memorySpaces.map((space) => largestOf(plan, layers, space))),
     };
   };
 /** Bytes of the largest chamber of a class. */
-export const largestOf = (plan: Plan, layers: number, cls: MemoryClass): number =>
-  Math.max(...[0, layers].map((g) => chamberWords(plan, layers, cls, g) * 4));
+export const largestOf = (plan: Plan, layers: number, space: MemorySpace): number =>
+  Math.max(...[0, layers].map((g) => chamberWords(plan, layers, space, g) * 4));
 export function sizesOf(plan: Plan, layers: number): Record<string, number> {
   const bytes: Record<string, number> = {};
-  for (const cls of memoryClasses)
-    for (let g = 0; g <= (isShared(cls) ? 0 : layers); g++)
-      bytes[cls] = (bytes[cls] ?? 0) + chamberWords(plan, layers, cls, g) * 4;
+  for (const space of memorySpaces)
+    for (let g = 0; g <= (isShared(space) ? 0 : layers); g++)
+      bytes[space] = (bytes[space] ?? 0) + chamberWords(plan, layers, space, g) * 4;
   return bytes;
 }
 
 export interface Memory {
-  readonly of: (cls: MemoryClass, group: number) => GPUBuffer;
+  readonly of: (space: MemorySpace, group: number) => GPUBuffer;
   readonly meta: GPUBuffer;
   /** Weights are read-only everywhere but in the update of full training, which has the second layout. */
   readonly layouts: readonly [GPUBindGroupLayout, GPUBindGroupLayout];
@@ -42,32 +42,32 @@ export interface Memory {
 }
 export function allocate(device: GPUDevice, plan: Plan, layers: number): Memory {
   const buffers = new Map<string, GPUBuffer>();
-  const key = (cls: MemoryClass, group: number): string => `${cls}.${isShared(cls) ? 0 : group}`;
+  const key = (space: MemorySpace, group: number): string => `${space}.${isShared(space) ? 0 : group}`;
   for (let g = 0; g <= layers; g++)
-    for (const cls of memoryClasses)
-      if (!buffers.has(key(cls, g)))
+    for (const space of memorySpaces)
+      if (!buffers.has(key(space, g)))
         buffers.set(
-          key(cls, g),
+          key(space, g),
           device.createBuffer({
-            label: key(cls, g),
-            size: chamberWords(plan, layers, cls, g) * 4,
+            label: key(space, g),
+            size: chamberWords(plan, layers, space, g) * 4,
             usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_DST | GPUBufferUsage.COPY_SRC,
           }),
         );
-  const of = (cls: MemoryClass, group: number): GPUBuffer => buffers.get(key(cls, group))!;
+  const of = (space: MemorySpace, group: number): GPUBuffer => buffers.get(key(space, group))!;
   const blockBytes = 4 * Math.max(plan.stepWords, plan.blocks.unit.words, plan.blocks.update.words);
   const layoutFor = (writable: boolean): GPUBindGroupLayout =>
     device.createBindGroupLayout({
       entries: [
-        ...memoryClasses.map((cls, binding) => ({
+        ...memorySpaces.map((space, binding) => ({
           binding,
           visibility: GPUShaderStage.COMPUTE,
           buffer: {
             type:
-              READ_ONLY.includes(cls) && !(writable && cls === "weights")
+              READ_ONLY.includes(space) && !(writable && space === "weights")
                 ? ("read-only-storage" as const)
                 : ("storage" as const),
-            hasDynamicOffset: cls === "meta",
+            hasDynamicOffset: space === "meta",
           },
         })),
         {
@@ -97,9 +97,10 @@ export function allocate(device: GPUDevice, plan: Plan, layers: number): Memory 
       device.createBindGroup({
         layout,
         entries: [
-          ...memoryClasses.map((cls, binding) => ({
+          ...memorySpaces.map((space, binding) => ({
             binding,
-            resource: cls === "meta" ? { buffer: meta, offset: 0, size: blockBytes } : { buffer: of(cls, g) },
+            resource:
+              space === "meta" ? { buffer: meta, offset: 0, size: blockBytes } : { buffer: of(space, g) },
           })),
           { binding: LAUNCH_BINDING, resource: { buffer: launches, offset: 0, size: LAUNCH_VECTORS * 16 } },
         ],

@@ -56,7 +56,7 @@ export function play(
     let at = 0;
     for (const r of ranges) {
       if (r.words)
-        encoder.copyBufferToBuffer(memory.of(r.cls, r.group), r.offset * 4, staging!, at, r.words * 4);
+        encoder.copyBufferToBuffer(memory.of(r.space, r.group), r.offset * 4, staging!, at, r.words * 4);
       at += r.words * 4;
     }
     queue.submit([encoder.finish()]);
@@ -149,7 +149,7 @@ export function play(
     write: (to, data) => {
       watch.check();
       queue.writeBuffer(
-        memory.of(to.cls, to.group),
+        memory.of(to.space, to.group),
         to.offset * 4,
         data.buffer as ArrayBuffer,
         data.byteOffset,
@@ -159,7 +159,7 @@ export function play(
     clear: (r) => {
       watch.check();
       const encoder = device.createCommandEncoder();
-      encoder.clearBuffer(memory.of(r.cls, r.group), r.offset * 4, r.words * 4);
+      encoder.clearBuffer(memory.of(r.space, r.group), r.offset * 4, r.words * 4);
       queue.submit([encoder.finish()]);
     },
     run: async (_lane, commands, meta, reads) => {

@@ -126,9 +126,9 @@ async function inspectBundle(positional: readonly string[], f: Flags, json: bool
     );
     const purposes = Object.entries(taken[name]!.bytes).filter(([, n]) => n > 0);
     console.log(`  of these ${purposes.map(([purpose, n]) => `${purpose} ${kb(n)}`).join(", ")}`);
-    for (const [cls, w] of Object.entries(plan.classes))
+    for (const [space, w] of Object.entries(plan.spaces))
       console.log(
-        `  ${cls.padEnd(9)} ${kb(w.layer * 4).padStart(10)} a layer, ${kb((w.layer * m.model.layers + w.outer) * 4).padStart(10)} in all`,
+        `  ${space.padEnd(9)} ${kb(w.layer * 4).padStart(10)} a layer, ${kb((w.layer * m.model.layers + w.outer) * 4).padStart(10)} in all`,
       );
     for (const p of plan.programs) {
       // Of two kernels for few rows and for many, a step launches one.

@@ -7,8 +7,8 @@ import { emitLaunchAs, prelude } from "../../compiler/emit/assemblyscript.ts";
 import { emitLaunchWgsl, gridOf, variantsOf } from "../../compiler/emit/wgsl.ts";
 import { fuse } from "../../compiler/fuse.ts";
 import type { KernelEnv, ParamAddress, Variant } from "../../compiler/kernel.ts";
+import { type Layout, placeValues } from "../../compiler/layout.ts";
 import { blockLayouts } from "../../compiler/metadata.ts";
-import { type Layout, placeValues } from "../../compiler/plan.ts";
 import { align, type Capacities, type Target, targets } from "../../compiler/target.ts";
 import {
   type EvalCtx,
@@ -28,7 +28,7 @@ import {
   quadsOf,
   ranked,
   SLOT_ROW,
-  type TargetPlan,
+  type TargetEntry,
 } from "../../runtime/bundle.ts";
 import type { Device } from "../../runtime/device.ts";
 import { type Format, pack, packedWords, restore, store, unpack } from "../../runtime/formats.ts";
@@ -235,7 +235,7 @@ export async function runOn(
   let accum = 0;
   const fixed = new Map<
     string,
-    { cls: "arena" | "weights" | "adapters" | "kv"; offset: number; stride: number }
+    { space: "arena" | "weights" | "adapters" | "kv"; offset: number; stride: number }
   >();
   const params = new Map<string, ParamAddress>();
   /** Of each branch: words of its vectors, words of a quad, and how many quads. */
@@ -245,7 +245,7 @@ export async function runOn(
     const ty = v.type;
     if (ty.kind === "weight" || ty.kind === "vector") {
       const words = align(ty.kind === "weight" ? Math.ceil(ty.n / t.panel) * t.panel * ty.k : ty.n);
-      fixed.set(name, { cls: "weights", offset: weights, stride: 0 });
+      fixed.set(name, { space: "weights", offset: weights, stride: 0 });
       params.set(name, {
         name,
         kind: ty.kind,
@@ -266,7 +266,7 @@ export async function runOn(
       const rows = ty.rows > 1 ? "rank" : "one";
       const quads = ranked({ rows, cols: ty.cols });
       const offset = quads ? s.quad : s.home;
-      fixed.set(name, { cls: "adapters", offset, stride: ty.cols });
+      fixed.set(name, { space: "adapters", offset, stride: ty.cols });
       params.set(name, {
         name,
         kind: "factor",
@@ -286,14 +286,14 @@ export async function runOn(
       accum += align(words);
     } else if (ty.kind === "experts") {
       const stride = wordsOf(ty, t.panel);
-      fixed.set(name, { cls: "weights", offset: weights, stride });
+      fixed.set(name, { space: "weights", offset: weights, stride });
       weights += ty.count * stride;
     } else if (ty.kind === "kv") {
-      fixed.set(name, { cls: "kv", offset: 0, stride: 0 });
+      fixed.set(name, { space: "kv", offset: 0, stride: 0 });
       kv = Math.max(kv, inputs[name]!.length);
     } else if (ty.kind !== "grad") {
       const stride = ty.kind === "field" ? ty.cols + GAP : ty.cols;
-      fixed.set(name, { cls: "arena", offset: arena, stride });
+      fixed.set(name, { space: "arena", offset: arena, stride });
       arena += align((inputs[name]!.length / ty.cols) * stride + 256);
     }
   }
@@ -342,10 +342,10 @@ export async function runOn(
     address: (v) => {
       const p = places.get(valueKey(v));
       if (p !== undefined)
-        return { cls: "arena", offset: p, stride: v.type.kind === "rows" ? v.type.cols : 0 };
+        return { space: "arena", offset: p, stride: v.type.kind === "rows" ? v.type.cols : 0 };
       if (v.node.op === "attend_dkv")
-        return { cls: "arena", offset: dkvAt, stride: (v.type as { cols: number }).cols + GAP };
-      if (v.type.kind === "kv") return { cls: "kv", offset: 0, stride: 0 };
+        return { space: "arena", offset: dkvAt, stride: (v.type as { cols: number }).cols + GAP };
+      if (v.type.kind === "kv") return { space: "kv", offset: 0, stride: 0 };
       const f = fixed.get(inputName(v));
       if (!f) throw new Error(`no address for ${v.node.label}`);
       return f;
@@ -390,7 +390,7 @@ export async function runOn(
     outerParams: [],
     blocks,
     kernels,
-  } as unknown as TargetPlan;
+  } as unknown as TargetEntry;
   const one = { blocks: 1, sequences: 1, slots: 3, pages: 1, jobs: 1, savedRows: 1, keptRows: 1 };
   const manifest = {
     model: { layers: 1, format: "f32" },
@@ -421,8 +421,8 @@ export async function runOn(
   }
   // Poison: nothing may read what nobody wrote.
   const poisoned = { arena: device.plan.arenaWords, saved: 64, adapters: adapterWords };
-  for (const [cls, words] of Object.entries(poisoned) as [keyof typeof poisoned, number][])
-    device.write({ cls, group: 0, offset: 0 }, new Float32Array(words).fill(Number.NaN));
+  for (const [space, words] of Object.entries(poisoned) as [keyof typeof poisoned, number][])
+    device.write({ space, group: 0, offset: 0 }, new Float32Array(words).fill(Number.NaN));
   for (const v of inputNodes) {
     const name = inputName(v);
     const f = fixed.get(name);
@@ -433,7 +433,7 @@ export async function runOn(
       for (let s = 0; s < 4; s++) {
         const own = data.slice(s * rows * cols, (s + 1) * rows * cols);
         const put = (at: number, values: Float32Array): void =>
-          device.write({ cls: "adapters", group: 0, offset: at + f.offset }, values);
+          device.write({ space: "adapters", group: 0, offset: at + f.offset }, values);
         if (!ranked({ rows: rows > 1 ? "rank" : "one", cols })) put(homes[s]![branch]!, own);
         else
           for (let q = 0; q < quadsOf(Math.min(rows, b.ranks[s]!)); q++)
@@ -441,12 +441,12 @@ export async function runOn(
       }
     } else if (v.type.kind === "experts")
       eachExpert(v.type, data).forEach(({ weight, values }, e) => {
-        const at = { cls: f.cls, group: 0, offset: f.offset + e * f.stride };
+        const at = { space: f.space, group: 0, offset: f.offset + e * f.stride };
         device.write(at, packedFor(weight, values, name, t.panel));
       });
     else
       device.write(
-        { cls: f.cls, group: 0, offset: f.offset },
+        { space: f.space, group: 0, offset: f.offset },
         v.type.kind === "weight"
           ? packedFor(v.type, data, name, t.panel)
           : v.type.kind === "field"
@@ -469,7 +469,7 @@ export async function runOn(
         scales[entry + SLOT_ROW.quads + q * QUAD_WORDS + 1] = scaleOf(b, s, q * QUAD);
       }
     });
-  device.write({ cls: "tables", group: 0, offset: 0 }, tables);
+  device.write({ space: "tables", group: 0, offset: 0 }, tables);
   const meta = new Uint32Array(blocks[kind].words + 64);
   const metaF = new Float32Array(meta.buffer);
   // Kernels for a few rows take all of them, or none.
@@ -486,7 +486,7 @@ export async function runOn(
     if (r.type.kind === "rows")
       outputs.push(
         await device.read({
-          cls: "arena",
+          space: "arena",
           group: 0,
           offset: outs[`out${rowRoots.indexOf(r)}`]!,
           words: rowsOf(b, r.type) * r.type.cols,
@@ -494,7 +494,7 @@ export async function runOn(
       );
     else if (r.type.kind === "grad") {
       const p = params.get(r.type.of)!;
-      const data = await device.read({ cls: "accum", group: 0, offset: p.accum, words: p.words });
+      const data = await device.read({ space: "accum", group: 0, offset: p.accum, words: p.words });
       outputs.push(
         p.kind === "weight"
           ? unpack("f32", data, p.n, p.k, t.panel)
@@ -503,7 +503,7 @@ export async function runOn(
     } else {
       const { cols } = r.type as { cols: number };
       const words = capacities.savedRows * (cols + GAP);
-      const data = await device.read({ cls: "arena", group: 0, offset: dkvAt, words });
+      const data = await device.read({ space: "arena", group: 0, offset: dkvAt, words });
       outputs.push(data.filter((_, i) => i % (cols + GAP) < cols));
     }
   }

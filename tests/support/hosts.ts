@@ -280,7 +280,7 @@ export class Played {
     assert.not(this.flying[lane], "one list of a lane at a time");
     this.clear();
     const idle = this.idleBlocks();
-    const decided = exports.plan(lane);
+    const decided = exports.decide(lane);
     for (const b of idle)
       if (!exports.isPrefix(b)) {
         this.pool.fill(0, b * BLOCK, (b + 1) * BLOCK);

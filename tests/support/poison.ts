@@ -10,7 +10,7 @@ export function poison({ host, device, manifest }: Engine): () => { free: number
   const fill = (blocks: Iterable<number>, lane: number, what: keyof typeof counts): void => {
     for (const id of blocks) {
       for (let group = 0; group < layers; group++)
-        device.write({ cls: "kv", group, offset: id * nan.length, lane }, nan);
+        device.write({ space: "kv", group, offset: id * nan.length, lane }, nan);
       counts[what]++;
     }
   };
@@ -19,7 +19,7 @@ export function poison({ host, device, manifest }: Engine): () => { free: number
     fill(host.freeBlockIds(), lane, "free");
     const holders = host.holders();
     const idle = [...holders.keys()].filter((b) => !holders[b] && exports.isPrefix(b));
-    const decided = exports.plan(lane);
+    const decided = exports.decide(lane);
     fill(
       idle.filter((b) => !exports.isPrefix(b)),
       lane,

@@ -73,10 +73,10 @@ export async function checkLora(
 /** Every base weight as the device has it; and how they come back. */
 async function weightsOf({ core: { device, manifest } }: Engine): Promise<() => void> {
   const { layers } = manifest.model;
-  const { layer, outer } = device.plan.classes.weights;
+  const { layer, outer } = device.plan.spaces.weights;
   const at = Array.from({ length: layers + 1 }, (_, group): Range => {
     const words = group === layers ? outer : layer;
-    return { cls: "weights", group, offset: 0, words, lane: device.lanes - 1 };
+    return { space: "weights", group, offset: 0, words, lane: device.lanes - 1 };
   });
   const kept: Float32Array[] = [];
   for (const range of at) kept.push(await device.read(range));

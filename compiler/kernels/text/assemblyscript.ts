@@ -3,7 +3,7 @@
  */
 import type { Domain } from "../../../ops/index.ts";
 import { DROPOUT_BIT, headerWords, QUAD_WORDS, SLOT_ROW, SLOT_TABLE } from "../../../runtime/bundle.ts";
-import { type KernelEnv, memoryClasses, type ParamAddress, ROWS_HEADER, SEGMENT_ROWS } from "../../kernel.ts";
+import { type KernelEnv, memorySpaces, type ParamAddress, ROWS_HEADER, SEGMENT_ROWS } from "../../kernel.ts";
 import type { Body, Operand } from "../body.ts";
 import { indent, type Lines, lines } from "./lines.ts";
 
@@ -48,11 +48,11 @@ export const headerF = (name: string): string =>
  */
 export const signature = "bind: usize, meta: usize, scratch: usize, part: i32, parts: i32";
 export const passed = "bind, meta, scratch, part, parts";
-/** Base pointers of the memory classes, from the group's bind record. */
+/** Base pointers of the memory spaces, from the group's bind record. */
 const bases = (text: string): string =>
-  memoryClasses
+  memorySpaces
     .filter((c) => c !== "meta" && new RegExp(`\\b${c}\\b`).test(text))
-    .map((c) => `  const ${c}: usize = load<u32>(bind, ${memoryClasses.indexOf(c) * 4});`)
+    .map((c) => `  const ${c}: usize = load<u32>(bind, ${memorySpaces.indexOf(c) * 4});`)
     .join("\n");
 /** A function over a body's share, with the base pointers that its text names. */
 export function fn(name: string, body: Lines, params = signature): string {
@@ -136,10 +136,10 @@ export function rowPtr(o: Operand, env: KernelEnv, r: string): string {
   if (o.undropped) {
     const plain = env.address(o.undropped);
     const start = `(${maskBit(DROPOUT_BIT)} ? ${ad.offset * 4} : ${plain.offset * 4})`;
-    return `${ad.cls} + ((<usize>((${r}) * ${ad.stride})) << 2) + ${start}`;
+    return `${ad.space} + ((<usize>((${r}) * ${ad.stride})) << 2) + ${start}`;
   }
   const at =
     o.index === null ? r : `load<i32>(meta + ((<usize>(${r})) << 2), ${env.layout.arrays[o.index]! * 4})`;
-  return `${ad.cls} + ((<usize>((${at}) * ${ad.stride})) << 2) + ${ad.offset * 4}`;
+  return `${ad.space} + ((<usize>((${at}) * ${ad.stride})) << 2) + ${ad.offset * 4}`;
 }
 export const stride = (o: Operand, env: KernelEnv): number => env.address(o.value).stride;

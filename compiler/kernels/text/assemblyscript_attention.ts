@@ -102,7 +102,7 @@ export function attentionOf(b: Body, env: KernelEnv) {
     block: (part: 0 | 1, head: string): string => {
       const block = "load<i32>(meta + ((<usize>(table + t)) << 2))";
       const first = `(${block} * 2 + ${part}) * ${kv.heads} + ${head}`;
-      return `${at.cls} + ${at.offset * 4} + ((<usize>(${first})) * ${KV_BLOCK * headBytes})`;
+      return `${at.space} + ${at.offset * 4} + ((<usize>(${first})) * ${KV_BLOCK * headBytes})`;
     },
   };
 }

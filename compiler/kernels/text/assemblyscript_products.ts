@@ -52,10 +52,10 @@ function fillDeltas(b: Body, env: KernelEnv, r: string, rows: string, c0: string
     const [u, f] = [env.address(e.u), env.address(e.factor)];
     return lines`
       delta(
-        ${u.cls} + ((<usize>((${r}) * ${u.stride})) << 2) + ${u.offset * 4}, ${u.stride * 4}, ${rows},
+        ${u.space} + ((<usize>((${r}) * ${u.stride})) << 2) + ${u.offset * 4}, ${u.stride * 4}, ${rows},
         meta + ((<usize>(${r})) << 2) + ${env.layout.arrays.slot! * 4},
         tables + ${tableAt(t.branch, "rank", env)}, ${env.slots.row * 4},
-        ${f.cls} + ${f.offset * 4} + ((<usize>(${c0})) << 2), ${t.cols * 4},
+        ${f.space} + ${f.offset * 4} + ((<usize>(${c0})) << 2), ${t.cols * 4},
         ${panels}, scratch + ${DELTA_AT + i * DELTA_BYTES});`;
   });
 }

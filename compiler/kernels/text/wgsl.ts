@@ -38,15 +38,15 @@ export const pin = (text: string): string => `bitcast<f32>(bitcast<u32>(${text})
 export const registers = (name: string, n: number): string => `var ${name} = array<f32, ${n}>();`;
 
 /** First word of row `r` of an operand, and the buffer it is in. */
-export function rowAt(o: Operand, env: KernelEnv, r: string): { cls: string; at: string } {
+export function rowAt(o: Operand, env: KernelEnv, r: string): { space: string; at: string } {
   const ad = env.address(o.value);
   if (o.undropped) {
     const plain = env.address(o.undropped);
     const start = `select(${plain.offset}, ${ad.offset}, ${maskBit(DROPOUT_BIT)})`;
-    return { cls: ad.cls, at: `${start} + (${r}) * ${ad.stride}` };
+    return { space: ad.space, at: `${start} + (${r}) * ${ad.stride}` };
   }
   const row = o.index === null ? `(${r})` : `batch[${env.layout.arrays[o.index]} + ${r}]`;
-  return { cls: ad.cls, at: `${ad.offset} + ${row} * ${ad.stride}` };
+  return { space: ad.space, at: `${ad.offset} + ${row} * ${ad.stride}` };
 }
 
 export const count = (domain: Domain): string => header(ROWS_HEADER[domain]);

@@ -67,7 +67,7 @@ export function summed({ x, terms, load, store }: Summands, env: KernelEnv): Lin
   const at = rows.map((i) => rowAt(x, env, `min(m0 + ty * 4 + ${(i >> 2) * 32 + (i & 3)}, n - 1)`));
   const tile = (steps: number): Lines => lines`
     ${load}
-    ${at.map(({ cls }, i) => `let y${i} = ${cls}[x${i} + k];`)}
+    ${at.map(({ space }, i) => `let y${i} = ${space}[x${i} + k];`)}
     workgroupBarrier();
     tile_a[tx * ${STRIDE} + ty] = vec4<f32>(y0, y1, y2, y3);
     tile_a[tx * ${STRIDE} + ty + 8] = vec4<f32>(y4, y5, y6, y7);

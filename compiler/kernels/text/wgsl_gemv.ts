@@ -48,7 +48,7 @@ export function gemv(
           const [word, step] = [Math.floor(j / panels.run), j % panels.run];
           return [
             `let v${j} = ${panels.value(`w${word}`, step)};`,
-            ...each.map((i) => `a${i} = fma(vec4<f32>(${xs[i]!.cls}[x${i} + k + ${j}]), v${j}, a${i});`),
+            ...each.map((i) => `a${i} = fma(vec4<f32>(${xs[i]!.space}[x${i} + k + ${j}]), v${j}, a${i});`),
           ];
         })}`;
     };

@@ -15,7 +15,7 @@ export const PLAIN_FROM = 3;
 
 /** Where a row of an operand is. */
 export interface Place {
-  readonly cls: string;
+  readonly space: string;
   readonly at: string;
 }
 /** Places of the rows of an operand that a tile of `n` rows reads. */
@@ -36,7 +36,7 @@ function sumsOf(
   const sums = (count: number): Lines => lines`
     ${values(count)}
     ${indices(count).flatMap((j) =>
-      at.map(({ cls }, i) => `a${i} = fma(vec4<f32>(${cls}[x${i} + k + ${j}]), ${name}${j}, a${i});`),
+      at.map(({ space }, i) => `a${i} = fma(vec4<f32>(${space}[x${i} + k + ${j}]), ${name}${j}, a${i});`),
     )}`;
   const chunk = (first: string, length: number): Lines => lines`
     ${rows.map((i) => `var a${i} = vec4<f32>();`)}

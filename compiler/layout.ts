@@ -9,7 +9,7 @@ import {
   mostStates,
   type ParamEntry,
   packedWords,
-  type TargetPlan,
+  type TargetEntry,
 } from "../runtime/bundle.ts";
 import type { Address } from "./kernel.ts";
 import type { Launch } from "./kernels/body.ts";
@@ -57,14 +57,14 @@ export interface Layout {
     readonly statistics: readonly ParamEntry[];
   };
   /** Of the arena, what outlives a program, and where it ends. */
-  readonly homes: Omit<TargetPlan["homes"], "dh" | "dkv">;
+  readonly homes: Omit<TargetEntry["homes"], "dh" | "dkv">;
   readonly persistent: number;
   readonly fields: ReadonlyMap<string, FieldPlace>;
   /** By class of training: words of a row's records. */
   readonly records: Readonly<Record<string, { readonly boundary: number; readonly kept: number }>>;
-  readonly slots: TargetPlan["slots"];
+  readonly slots: TargetEntry["slots"];
   readonly jobWords: number;
-  readonly room: Omit<TargetPlan["room"], "arena">;
+  readonly room: Omit<TargetEntry["room"], "arena">;
 }
 
 /** Offsets of everything that outlives one program, for one target. */
@@ -235,28 +235,29 @@ export function addresser(
   return (v) => {
     const t = v.type;
     const placed = places.get(valueKey(v));
-    if (placed !== undefined) return { cls: "arena", offset: placed, stride: t.kind === "rows" ? t.cols : 0 };
+    if (placed !== undefined)
+      return { space: "arena", offset: placed, stride: t.kind === "rows" ? t.cols : 0 };
     const name = isInput(v) ? inputName(v) : stateOf(v.node);
     if (t.kind === "weight" || t.kind === "vector") {
       const p = layer.get(name) ?? outer.get(name);
-      if (p) return { cls: "weights", offset: p.offset, stride: 0 };
+      if (p) return { space: "weights", offset: p.offset, stride: 0 };
     }
     if (t.kind === "experts") {
       const at = (e: number): number => layer.get(name.replace("{e}", String(e)))!.offset;
-      return { cls: "weights", offset: at(0), stride: t.count > 1 ? at(1) - at(0) : 0 };
+      return { space: "weights", offset: at(0), stride: t.count > 1 ? at(1) - at(0) : 0 };
     }
-    if (t.kind === "factor") return { cls: "adapters", offset: factors.get(name)!.offset, stride: t.cols };
-    if (t.kind === "kv") return { cls: "kv", offset: 0, stride: 0 };
-    if (t.kind === "table") return { cls: "arena", offset: layout.homes.rotary, stride: t.cols };
-    if (t.kind === "rows" && name === "h") return { cls: "arena", offset: layout.homes.h, stride: t.cols };
+    if (t.kind === "factor") return { space: "adapters", offset: factors.get(name)!.offset, stride: t.cols };
+    if (t.kind === "kv") return { space: "kv", offset: 0, stride: 0 };
+    if (t.kind === "table") return { space: "arena", offset: layout.homes.rotary, stride: t.cols };
+    if (t.kind === "rows" && name === "h") return { space: "arena", offset: layout.homes.h, stride: t.cols };
     if (t.kind === "field") {
       if (name === "dh" || name === "dkv")
-        return { cls: "arena", offset: work[name], stride: layout.room.work };
+        return { space: "arena", offset: work[name], stride: layout.room.work };
       // Losses of rows, one after another, lie behind full training's accumulators.
-      if (name === "nll") return { cls: "accum", offset: layout.room.accum.outer, stride: 1 };
-      if (name === "hidden") return { cls: "saved", offset: 0, stride: layout.room.hidden };
+      if (name === "nll") return { space: "accum", offset: layout.room.accum.outer, stride: 1 };
+      if (name === "hidden") return { space: "saved", offset: 0, stride: layout.room.hidden };
       const field = layout.fields.get(name);
-      if (field) return { cls: "saved", ...field };
+      if (field) return { space: "saved", ...field };
     }
     throw new Error(`no address for ${v.node.label} (${t.kind} ${name})`);
   };
