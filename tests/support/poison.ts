@@ -15,7 +15,7 @@ export function poison({ host, device, manifest }: Engine): () => { free: number
     }
   };
   const { exports } = host;
-  const plan = (lane: number): number => {
+  const decide = (lane: number): number => {
     fill(host.freeBlockIds(), lane, "free");
     const holders = host.holders();
     const idle = [...holders.keys()].filter((b) => !holders[b] && exports.isPrefix(b));
@@ -27,6 +27,6 @@ export function poison({ host, device, manifest }: Engine): () => { free: number
     );
     return decided;
   };
-  Object.assign(host, { exports: { ...exports, plan } });
+  Object.assign(host, { exports: { ...exports, decide } });
   return () => counts;
 }
