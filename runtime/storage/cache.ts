@@ -8,6 +8,7 @@
  *   files/<sha-256>/sum          written last: the whole was as its hash says; hashes of the pieces
  *
  * A file is hashed while it comes, and each piece again whenever it is read: what was spoilt is fetched again.
+ * One file, as keeping, reading and clearing share this layout and its locks.
  */
 import * as v from "valibot";
 import { WeftError } from "../errors.ts";
