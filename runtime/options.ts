@@ -17,6 +17,7 @@ import {
   above0,
   atLeast0,
   boolean,
+  bytes,
   callback,
   check,
   count,
@@ -138,7 +139,7 @@ export const engineEntries = {
    * Of adapters: bytes of memory that their numbers may take on the host. Those used least recently are put
    * on disk beyond it (in a page, where there is none, one more is refused). Default: as many as there are.
    */
-  adapters: v.optional(object({ memory: v.exactOptional(positive) })),
+  adapters: v.optional(object({ memory: v.exactOptional(bytes) })),
   /** Hears what is done of loading. */
   onProgress: v.optional(callback<(p: LoadProgress) => void>()),
   /** Hears of every step. */

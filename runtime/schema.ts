@@ -166,8 +166,8 @@ export const integer = (least: number, limit = LIMIT) =>
     limit < LIMIT
       ? `an integer from ${least} to ${limit - 1}`
       : least === 1
-        ? "a positive integer"
-        : `an integer from ${least} up`,
+        ? "a positive integer below 2^31"
+        : `an integer from ${least} up, below 2^31`,
     (x) => Number.isInteger(x) && x >= least && x < limit,
   );
 /** An integer from 1 up; `count` from 0 up, below 2^31 as indices of the device are. */
@@ -175,7 +175,7 @@ export const positive = integer(1);
 export const count = integer(0);
 /** What may lie in memory at once of a file whose size nothing declares: JSON, mostly. */
 export const SMALL_FILE = 64 * 2 ** 20;
-/** Bytes of a file or place in one. */
+/** Bytes of a file or place in one, or of memory. */
 export const bytes = number("a number of bytes", (x) => Number.isSafeInteger(x) && x >= 0);
 export const finite = number("a finite number", Number.isFinite);
 export const atLeast0 = number("a finite number from 0 up", (x) => x >= 0 && x < Number.POSITIVE_INFINITY);

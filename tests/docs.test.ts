@@ -12,6 +12,7 @@ import {
   bundlePage,
   commandError,
   furnish,
+  houseWith,
   inlineCommands,
   type Program,
   programsOf,
@@ -19,6 +20,7 @@ import {
   runNode,
   runShell,
   shellLines,
+  sourcesOf,
   typeErrors,
   workerScript,
 } from "./support/docs.ts";
@@ -35,26 +37,40 @@ const pages = [
 const read = (page: string): string => readFileSync(join(root, page), "utf8");
 const programs = pages.flatMap((page) => programsOf(page, read(page)));
 
-let made: Promise<{ folder: string; env: NodeJS.ProcessEnv }> | undefined;
+interface World {
+  readonly folder: string;
+  readonly env: NodeJS.ProcessEnv;
+  /** The sources that it has as `@weft/sdk`. */
+  readonly house: string;
+}
 /** A folder with what the pages speak of: a model that talks, a bundle of it, rows. */
-const world = () =>
-  (made ??= (async () => {
-    const folder = scratch("weft-docs-");
-    const env = furnish(folder);
-    symlinkSync(join(root, "examples"), join(folder, "examples"));
-    cpSync(storyModel(), join(folder, "smollm2"), { recursive: true });
-    for (const name of ["story.weft", "model.weft"]) symlinkSync(await storyBundle(), join(folder, name));
-    for (const name of ["facts.jsonl", "rows.jsonl"])
-      cpSync(join(root, "examples/facts.jsonl"), join(folder, name));
-    const hub = await openHub(join(folder, "smollm2"), {
-      ...{ repo: "HuggingFaceTB/SmolLM2-135M-Instruct", revision: "main" },
-    });
-    test.after(hub.close);
-    return { folder, env: { ...env, HF_ENDPOINT: hub.url } };
-  })());
+async function makeWorld(page: string | null): Promise<World> {
+  const folder = scratch("weft-docs-");
+  const house = page ? houseWith(scratch("weft-house-"), sourcesOf(page, read(page))) : root;
+  const env = furnish(folder, house);
+  symlinkSync(join(root, "examples"), join(folder, "examples"));
+  cpSync(storyModel(), join(folder, "smollm2"), { recursive: true });
+  for (const name of ["story.weft", "model.weft"]) symlinkSync(await storyBundle(), join(folder, name));
+  for (const name of ["facts.jsonl", "rows.jsonl"])
+    cpSync(join(root, "examples/facts.jsonl"), join(folder, name));
+  const hub = await openHub(join(folder, "smollm2"), {
+    ...{ repo: "HuggingFaceTB/SmolLM2-135M-Instruct", revision: "main" },
+  });
+  test.after(hub.close);
+  return { folder, house, env: { ...env, HF_ENDPOINT: hub.url } };
+}
+const worlds = new Map<string | null, Promise<World>>();
+/** Pages that write sources of the repository have one of their own, the others share one. */
+function world(page: string): Promise<World> {
+  const key = existsSync(join(root, page)) && sourcesOf(page, read(page)).length > 0 ? page : null;
+  const made = worlds.get(key) ?? makeWorld(key);
+  worlds.set(key, made);
+  return made;
+}
+const pageOf = (p: Program): string => p.where.replace(/:\d+$/, "");
 /** What is wrong with a program when it is run; null: nothing. Code has been through `typeErrors`. */
 async function wrong(p: Program): Promise<string | null> {
-  const { folder, env } = await world();
+  const { folder, env } = await world(pageOf(p));
   if (p.kind === "shell") return runShell(folder, p.text, env);
   if (p.kind === "node") {
     const { code, err } = await runNode(folder, p);
@@ -98,8 +114,15 @@ const wrongCommands = (page: string, markdown: string): string[] => {
 };
 
 test("code agrees with the package's types, and commands with their flags", async () => {
-  const { folder } = await world();
-  assert.equal(typeErrors(folder, code(programs)), []);
+  const shared = programs.filter((p) => sourcesOf(pageOf(p), read(pageOf(p))).length === 0);
+  assert.equal(typeErrors((await world("README.md")).folder, code(shared)), []);
+  for (const page of pages) {
+    const sources = sourcesOf(page, read(page));
+    if (!sources.length) continue;
+    const { folder, house } = await world(page);
+    const its = code(programs).filter((p) => pageOf(p) === page);
+    assert.equal(typeErrors(folder, its, house, sources), []);
+  }
   assert.equal(
     pages.flatMap((page) => wrongCommands(page, read(page))),
     [],
@@ -107,7 +130,7 @@ test("code agrees with the package's types, and commands with their flags", asyn
 });
 
 test("what is broken is found, with its page and line", async () => {
-  const { folder } = await world();
+  const { folder } = await world("README.md");
   const fence = (language: string, text: string, mark = ""): string =>
     `# A page\n${mark}\n\`\`\`${language}\n${text}\n\`\`\`\n`;
   const one = (markdown: string): Program => programsOf("broken.md", markdown)[0]!;
@@ -144,6 +167,16 @@ test("what is broken is found, with its page and line", async () => {
   assert.throws(() => programsOf("broken.md", fence("python", "1")), /broken\.md:3: .*python/);
   assert.throws(() => programsOf("broken.md", "```ts\n1"), /without an end/);
   assert.is(one(fence("sh", "weft", "<!-- not run: nothing -->")).unrun, "nothing");
+  const written = (text: string, mark: string) => {
+    const sources = sourcesOf("broken.md", fence("ts", text, `<!-- ${mark} -->`));
+    return { sources, house: houseWith(scratch("weft-house-"), sources) };
+  };
+  const { house, sources } = written("export const x: string = 1;", "the file compiler/adapters/x.ts");
+  assert.match(typeErrors(folder, [], house, sources)[0]!, /^compiler\/adapters\/x\.ts:1: Type 'number'/);
+  const line = written('import { x } from "./x.ts";\n  x,', "added to compiler/adapters/index.ts");
+  assert.match(typeErrors(folder, [], line.house, line.sources)[0]!, /index\.ts:1: Cannot find module/);
+  assert.throws(() => written("  x,", "added to runtime/names.ts"), /names\.ts has no table/);
+  assert.throws(() => written("x", "the file compiler/adapters/lora.ts"), /EEXIST/);
 });
 
 test("links lead to files and headings that are there", () => {

@@ -1,10 +1,11 @@
 /**
  * Code in Markdown, and how it is run. A block is a fence with a language; what is to know of it is a comment
- * on the line before: `<!-- in a page -->` (JavaScript for browsers), or `<!-- not run: WHY -->`. Blocks of
- * TypeScript and JavaScript that import nothing go on from the one before them.
+ * on the line before: `<!-- in a page -->` (JavaScript for browsers), `<!-- not run: WHY -->`,
+ * `<!-- the file PATH -->` or `<!-- added to PATH -->` (of this repository: what else is on the page runs in a
+ * copy that has them). Blocks of TypeScript and JavaScript that import nothing go on from the one before them.
  */
 import { spawn } from "node:child_process";
-import { chmodSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { chmodSync, cpSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import ts from "typescript";
@@ -24,6 +25,16 @@ interface Block {
   readonly inPage: boolean;
   /** Why it is not run; null: it is. */
   readonly unrun: string | null;
+  /** What it is of the repository's sources. */
+  readonly source: { readonly path: string; readonly whole: boolean } | null;
+}
+/** A file of the repository that a page writes, or lines that it adds to one. */
+export interface Source {
+  /** Of its first line in the page. */
+  readonly line: number;
+  readonly path: string;
+  readonly whole: boolean;
+  readonly text: string;
 }
 /** What runs at once: a script of the shell, or blocks of code that go on from each other. */
 export interface Program {
@@ -43,13 +54,16 @@ function blocksOf(page: string, markdown: string): Block[] {
     if (language === undefined) continue;
     const end = lines.indexOf("```", i + 1);
     if (end < 0) throw new Error(`${page}:${i + 1}: a block without an end`);
-    const said = /^<!-- (?:(in a page)|not run: (.+)) -->$/.exec(lines[i - 1] ?? "");
+    const said = /^<!-- (?:(in a page)|not run: (.+)|(the file|added to) (\S+)) -->$/.exec(
+      lines[i - 1] ?? "",
+    );
     // Without a language: a drawing, or what a program says.
     if (language) {
       const text = lines.slice(i + 1, end).join("\n");
       if (!Object.hasOwn(known, language))
         throw new Error(`${page}:${i + 1}: a block of ${language}, which nobody runs`);
-      out.push({ line: i + 2, language, text, inPage: !!said?.[1], unrun: said?.[2] ?? null });
+      const source = said?.[4] ? { path: said[4], whole: said[3] === "the file" } : null;
+      out.push({ line: i + 2, language, text, inPage: !!said?.[1], unrun: said?.[2] ?? null, source });
     }
     i = end;
   }
@@ -58,7 +72,8 @@ function blocksOf(page: string, markdown: string): Block[] {
 /** The programs of a page, in order. */
 export function programsOf(page: string, markdown: string): Program[] {
   const out: (Program & { text: string })[] = [];
-  for (const { line, language, text, inPage, unrun } of blocksOf(page, markdown)) {
+  for (const { line, language, text, inPage, unrun, source } of blocksOf(page, markdown)) {
+    if (source) continue;
     const kind: Program["kind"] = known[language] === "shell" ? "shell" : inPage ? "page" : "node";
     const before = out.findLast((p) => p.kind !== "shell");
     const goesOn = kind === "node" && !/^import /m.test(text) && before?.kind === kind && !unrun;
@@ -69,10 +84,34 @@ export function programsOf(page: string, markdown: string): Program[] {
   }
   return out;
 }
+export const sourcesOf = (page: string, markdown: string): Source[] =>
+  blocksOf(page, markdown).flatMap(({ line, text, source }) => (source ? [{ line, text, ...source }] : []));
+/**
+ * A copy of the sources in `folder`, with what a page adds. Lines that import go to the top of a file, others
+ * into its table: behind the line that ends in `= {`.
+ */
+export function houseWith(folder: string, sources: readonly Source[]): string {
+  for (const part of ["compiler", "ops", "runtime", "sdk", "package.json", "tsconfig.json", "asconfig.json"])
+    cpSync(join(root, part), join(folder, part), { recursive: true });
+  symlinkSync(join(root, "node_modules"), join(folder, "node_modules"));
+  for (const { path, whole, text } of sources) {
+    const file = join(folder, path);
+    if (whole) writeFileSync(file, text, { flag: "wx" });
+    else {
+      const lines = text.split("\n");
+      const imports = lines.filter((line) => line.startsWith("import "));
+      const entries = lines.filter((line) => !line.startsWith("import "));
+      const before = readFileSync(file, "utf8");
+      if (!/ = \{$/m.test(before)) throw new Error(`${path} has no table`);
+      writeFileSync(file, [...imports, before.replace(/ = \{$/m, `$&\n${entries.join("\n")}`)].join("\n"));
+    }
+  }
+  return folder;
+}
 
-/** The package's doors as their sources, by the names that its users import. */
-export function doorsOf(): Record<string, string> {
-  const { name, exports } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as {
+/** The package's doors as their sources, which are in `house`, by the names that its users import. */
+export function doorsOf(house = root): Record<string, string> {
+  const { name, exports } = JSON.parse(readFileSync(join(house, "package.json"), "utf8")) as {
     name: string;
     exports: Record<string, { default: string } | string>;
   };
@@ -80,24 +119,24 @@ export function doorsOf(): Record<string, string> {
     Object.entries(exports).flatMap(([door, to]) =>
       typeof to === "string"
         ? []
-        : [[name + door.slice(1), join(root, to.default.replace(/^\.\/dist/, "").replace(/\.js$/, ".ts"))]],
+        : [[name + door.slice(1), join(house, to.default.replace(/^\.\/dist/, "").replace(/\.js$/, ".ts"))]],
     ),
   );
 }
 /**
  * A folder in which the pages' commands and programs work: `weft` is on the PATH, `npm run weft` is there, and
- * `@weft/sdk` is these sources.
+ * `@weft/sdk` is the sources in `house`.
  */
-export function furnish(folder: string): NodeJS.ProcessEnv {
+export function furnish(folder: string, house = root): NodeJS.ProcessEnv {
   const bin = join(folder, "node_modules/.bin");
   mkdirSync(bin, { recursive: true });
-  const weft = `#!/bin/sh\nexec '${process.execPath}' --import '${tsx}' '${join(root, "sdk/cli.ts")}' "$@"\n`;
+  const weft = `#!/bin/sh\nexec '${process.execPath}' --import '${tsx}' '${join(house, "sdk/cli.ts")}' "$@"\n`;
   writeFileSync(join(bin, "weft"), weft);
   chmodSync(join(bin, "weft"), 0o755);
   writeFileSync(join(folder, "package.json"), JSON.stringify({ private: true, scripts: { weft: "weft" } }));
   const inside = join(folder, "node_modules/@weft/sdk");
   mkdirSync(inside, { recursive: true });
-  const doors = Object.entries(doorsOf());
+  const doors = Object.entries(doorsOf(house));
   const file = (door: string): string => `./${door.replaceAll(/\W+/g, "-")}.mjs`;
   for (const [door, source] of doors)
     writeFileSync(join(inside, file(door)), `export * from ${JSON.stringify(pathToFileURL(source).href)};\n`);
@@ -109,37 +148,53 @@ export function furnish(folder: string): NodeJS.ProcessEnv {
   return { PATH: `${bin}:${process.env.PATH}` };
 }
 
-const fileOf = (folder: string, { where }: Program): string =>
-  join(folder, `${where.replaceAll(/\W+/g, "-")}.mts`);
-/** Write programs of code into `folder`, and say what TypeScript has against them: `page:line: message`. */
-export function typeErrors(folder: string, programs: readonly Program[]): string[] {
-  const files = new Map(programs.map((p) => [fileOf(folder, p), p]));
-  // A block without an import is a module all the same.
-  for (const [file, { text }] of files) writeFileSync(file, `${text}\nexport {};\n`);
+/** A program as a file in `folder`. A block without an import is a module all the same. */
+function written(folder: string, { where, text }: Program): string {
+  const file = join(folder, `${where.replaceAll(/\W+/g, "-")}.mts`);
+  writeFileSync(file, `${text}\nexport {};\n`);
+  return file;
+}
+/**
+ * Write programs of code into `folder`, and say what TypeScript has against them: `page:line: message`. Where
+ * `house` is a copy of the sources, also against what the page has written there: `path:line: message`.
+ */
+export function typeErrors(
+  folder: string,
+  programs: readonly Program[],
+  house = root,
+  sources: readonly Source[] = [],
+): string[] {
+  const files = [
+    ...programs.map((p) => [written(folder, p), p.where] as const),
+    ...sources.map(({ path }) => [join(house, path), path] as const),
+  ];
   const config = ts.readConfigFile(join(root, "tsconfig.json"), ts.sys.readFile).config as object;
   const { options } = ts.parseJsonConfigFileContent(config, ts.sys, root);
-  const program = ts.createProgram([...files.keys()], {
-    ...options,
-    ...{ noUnusedLocals: false, noUnusedParameters: false, typeRoots: [join(root, "node_modules/@types")] },
-    types: ["node"],
-    paths: Object.fromEntries(Object.entries(doorsOf()).map(([door, source]) => [door, [source]])),
-  });
-  return [...files].flatMap(([file, { where }]) => {
+  const program = ts.createProgram(
+    files.map(([file]) => file),
+    {
+      ...options,
+      ...{ noUnusedLocals: false, noUnusedParameters: false, typeRoots: [join(root, "node_modules/@types")] },
+      types: ["node"],
+      paths: Object.fromEntries(Object.entries(doorsOf(house)).map(([door, source]) => [door, [source]])),
+    },
+  );
+  return files.flatMap(([file, where]) => {
     const source = program.getSourceFile(file)!;
     const wrong = [...program.getSyntacticDiagnostics(source), ...program.getSemanticDiagnostics(source)];
     return wrong.map((d) => {
       const line = source.getLineAndCharacterOfPosition(d.start ?? 0).line + 1;
-      return `${where.replace(/\d+$/, String(line))}: ${ts.flattenDiagnosticMessageText(d.messageText, "\n")}`;
+      return `${where.replace(/:\d+$/, "")}:${line}: ${ts.flattenDiagnosticMessageText(d.messageText, "\n")}`;
     });
   });
 }
-/** Run a program of Node, which `typeErrors` has written. */
+/** Run a program of Node. */
 export const runNode = (folder: string, p: Program): Promise<Ran> =>
-  runIn(folder, process.execPath, ["--import", tsx, fileOf(folder, p)]);
+  runIn(folder, process.execPath, ["--import", tsx, written(folder, p)]);
 /** A program of a page as one script; throws where it needs what pages have not. */
 export async function bundlePage(folder: string, p: Program): Promise<string> {
   const { outputFiles } = await forPages({
-    ...{ entryPoints: [fileOf(folder, p)], alias: doorsOf(), splitting: false, write: false },
+    ...{ entryPoints: [written(folder, p)], alias: doorsOf(), splitting: false, write: false },
     ...{ outdir: "page", logLevel: "silent" },
   });
   return outputFiles![0]!.text;
