@@ -27,14 +27,19 @@ async function publish(engine: Engine, n: number): Promise<void> {
   const { manifest, core } = engine;
   for (let i = 0; i < n; i++) {
     const kind = kinds[i % kinds.length]!;
-    const content = await initialContent(manifest, { ...defaultConfig(manifest, kind.method!), ...kind }, i, {
-      scores: () => Promise.reject(new Error("random selections need no scores")),
-      bias: () => Promise.reject(new Error("no biases")),
-      matrix: () => Promise.reject(new Error("random selections need no weights")),
-      tuned: null,
-      taken: () => new Set(),
-      embedding: () => Promise.reject(new Error("no tokens of their own")),
-    });
+    const content = await initialContent(
+      manifest,
+      { ...defaultConfig(manifest, kind.method!), ...kind },
+      i,
+      async () => ({
+        scores: () => Promise.reject(new Error("random selections need no scores")),
+        bias: () => Promise.reject(new Error("no biases")),
+        matrix: () => Promise.reject(new Error("random selections need no weights")),
+        tuned: null,
+        taken: () => new Set(),
+        embedding: () => Promise.reject(new Error("no tokens of their own")),
+      }),
+    );
     // Zero tensors are moved off zero, so that nothing is skipped for being nothing.
     content.tensors.forEach((words, l) => {
       const states = content.branches[l]!;

@@ -48,9 +48,7 @@ export async function main(args: string[]): Promise<void> {
     },
   });
   const manifest = await manifestOf();
-  const start = await initialContent(manifest, { ...defaultConfig(manifest, "lora"), rank: RANK }, 1, {
-    ...{ scores: none, taken: none, matrix: none, bias: none, tuned: null, embedding: none },
-  });
+  const start = await initialContent(manifest, { ...defaultConfig(manifest, "lora"), rank: RANK }, 1, none);
   const n = Number(o.adapters);
   // 11 bits each where they are to be halves.
   const numberOf = (x: number): number =>

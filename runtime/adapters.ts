@@ -10,7 +10,7 @@ import type { Host } from "./host.ts";
 import { Contents, type KeptContent } from "./kept.ts";
 import { SlotPages } from "./pages.ts";
 import { reorderSlot } from "./slots.ts";
-import { Sums, type WeightedPart } from "./sums.ts";
+import type { Sums, WeightedPart } from "./sums.ts";
 
 /**
  * `notes` (its latest generation), `notes@3`, or a weighted sum `{ blue: 0.5, green: 0.5 }` of such names.
@@ -61,7 +61,8 @@ export class AdapterStore {
   private readonly latest = new Map<string, number>();
   /** The largest number of names that are no longer in `latest`: names that are new go on from it. */
   private forgotten = 0;
-  private readonly sums: Sums;
+  /** Null until a sum is asked for. */
+  private sums: Sums | null = null;
   /** Those that requests wait for or run on, by number. */
   private readonly pinned = new Map<number, Generation>();
   private made = 0;
@@ -75,8 +76,6 @@ export class AdapterStore {
     private readonly contents = new Contents(manifest, null, null),
   ) {
     this.pages = new SlotPages(manifest, device.plan);
-    const make = (g: Made): Generation => this.make(g);
-    this.sums = new Sums(manifest, this.pages, host, make, (g) => this.drop(g));
   }
   private make(g: Made): Generation {
     return {
@@ -100,13 +99,22 @@ export class AdapterStore {
   has(name: string): boolean {
     return this.byName.has(name);
   }
+  /** What is to be waited for before `find` is asked for a reference: what makes sums; null where it is there. */
+  needs(ref: AdapterRef | null | undefined): Promise<void> | null {
+    if (!ref || typeof ref === "string" || this.sums) return null;
+    const { manifest, pages, host } = this;
+    const make = (g: Made): Generation => this.make(g);
+    return import("./sums.ts").then(({ Sums }) => {
+      this.sums ??= new Sums(manifest, pages, host, make, (g) => this.drop(g));
+    });
+  }
   /**
    * The generation a reference means now; a weighted sum becomes one when it is first asked for. Throws
    * WEFT_NOT_FOUND, or WEFT_ADAPTER for what does not add up.
    */
   find(ref: AdapterRef): Generation {
     if (typeof ref === "string") return this.named(ref);
-    return this.sums.find(Object.entries(ref).map(([name, weight]) => ({ g: this.named(name), weight })));
+    return this.sums!.find(Object.entries(ref).map(([name, weight]) => ({ g: this.named(name), weight })));
   }
   private named(ref: string): Generation {
     const [name, n] = ref.includes("@")
@@ -223,7 +231,7 @@ export class AdapterStore {
     for (const part of g.parts) this.unpin(part.g);
     if (g.pins) return;
     this.pinned.delete(g.id);
-    if (!this.byName.get(g.name)?.includes(g) && !this.sums.has(g)) this.drop(g);
+    if (!this.byName.get(g.name)?.includes(g) && !this.sums?.has(g)) this.drop(g);
   }
   /** Queue a request with the host: its ticket; NONE where there is no place. */
   submit(

@@ -4,56 +4,16 @@
  */
 import { type Manifest, WeftError } from "./bundle.ts";
 import type { Device } from "./device.ts";
-import {
-  type Format,
-  pack,
-  packedWords,
-  type Rounding,
-  store,
-  unpack,
-  unpackPlanes,
-  type Words,
-  weightFormats,
-} from "./formats.ts";
-import { sha256 } from "./hash.ts";
-import { BaseHash } from "./identity.ts";
+import type { Rounding } from "./formats.ts";
 import { uploadWeights } from "./load.ts";
 import type { Change } from "./merge.ts";
-import { reorder, siteOfParam } from "./order.ts";
+import type { BaseTensor, On, StoredTensor } from "./parameters.ts";
 import type { BundleReader } from "./reader.ts";
-import { transpose } from "./tensors/dense.ts";
 
-export interface BaseTensor {
-  readonly name: string;
-  readonly shape: number[];
-  readonly data: Float32Array;
-}
+export type { BaseTensor, StoredTensor };
 
-/** A base tensor as it is stored: the numbers of each plane of its format, row by row. */
-export interface StoredTensor {
-  readonly name: string;
-  /** A matrix is [out, in], also where checkpoints have it otherwise. */
-  readonly shape: readonly number[];
-  readonly format: Format;
-  readonly planes: readonly Words[];
-}
-
-interface Param {
-  readonly group: number;
-  readonly name: string;
-  /** Its name in checkpoints. */
-  readonly path: string;
-  readonly offset: number;
-  readonly n: number;
-  /** Columns; null for a vector. */
-  readonly k: number | null;
-  readonly format: Format;
-  readonly data: Float32Array;
-  /** As the device has it: panels of a matrix, in its own order. */
-  readonly raw: Float32Array;
-}
-
-const bytes = (a: Float32Array): Uint8Array => new Uint8Array(a.buffer, a.byteOffset, a.byteLength);
+/** Who reads single tensors is rare. */
+const parameters = () => import("./parameters.ts");
 
 export class BaseWeights {
   /**
@@ -78,6 +38,10 @@ export class BaseWeights {
 
   private get lane(): number {
     return this.device.lanes - 1;
+  }
+  private get on(): On {
+    const { manifest, device, lane } = this;
+    return { manifest, device, lane };
   }
   /** Before they are overwritten. */
   async keep(): Promise<void> {
@@ -107,91 +71,33 @@ export class BaseWeights {
         (layer, name) => changes.get(`${layer} ${name}`),
       );
     else {
+      const { all, write } = await parameters();
       kept!.forEach((data, group) => {
         device.write({ space: "weights", group, offset: 0, lane: this.lane }, data);
       });
       if (changes.size)
-        for await (const p of this.params()) {
+        for await (const p of all(this.on)) {
           const change = changes.get(`${p.group} ${p.name}`);
-          if (change) this.write(p, change);
+          if (change) write(this.on, p, change);
         }
     }
     if (!changes.size) this.kept = null;
     return lost;
   }
-  private write({ group, name, offset, n, k, format, data }: Param, change: Change): void {
-    const { device, lane } = this;
-    change(data);
-    this.order(group, name, data, false);
-    device.write(
-      { space: "weights", group, offset, lane },
-      k === null ? data : pack(format, store(format, data, n, k, name), n, k, device.plan.panel),
-    );
-  }
-  private order(group: number, name: string, values: Float32Array, back: boolean): void {
-    const { manifest } = this;
-    if (group < manifest.model.layers) reorder(manifest, group, siteOfParam(manifest, name), values, back);
-  }
   /** A full training is over: the weights are others now. */
   async renew(): Promise<void> {
+    const { identity } = await parameters();
     this.trained = true;
     this.kept = null;
-    const identity = new BaseHash(this.manifest.model);
-    for await (const { path, n, k, data } of this.params())
-      identity.add(path, k === null ? [n] : [n, k], await sha256(bytes(data)));
-    this.id = await identity.digest();
-  }
-
-  /** Every parameter as it is now, in the model's own order. */
-  private async *params(): AsyncGenerator<Param> {
-    const { device, manifest, lane } = this;
-    const { plan } = device;
-    const { layers } = manifest.model;
-    for (let i = 0; i <= layers; i++) {
-      // The outer tensors first, as checkpoints have them.
-      const group = (i + layers) % (layers + 1);
-      const outer = group === layers;
-      for (const p of outer ? plan.outerParams : plan.layerParams) {
-        const isVector = p.kind === "vector";
-        const words = isVector ? p.n : packedWords(p.format, p.n, p.k, plan.panel);
-        const raw = await device.read({ space: "weights", group, offset: p.offset, words, lane });
-        const data = isVector ? raw : unpack(p.format, raw, p.n, p.k, plan.panel);
-        this.order(group, p.name, data, true);
-        const path = outer
-          ? manifest.checkpoint.outer[p.name]!
-          : manifest.checkpoint.layer[p.name]!.replace("{l}", String(group));
-        const { name, offset, n, format } = p;
-        yield { group, name, path, offset, n, k: isVector ? null : p.k, format, data, raw };
-      }
-    }
+    this.id = await identity(this.on);
   }
   /** Every base tensor as it is now, in its format; in f32 where the device has its blocks in another order. */
   async *stored(): AsyncGenerator<StoredTensor> {
-    const { manifest, device } = this;
-    for await (const { path, n, k, format, data, raw } of this.params()) {
-      const { planes, encode } = weightFormats[k === null ? "f32" : format];
-      const shape = k === null ? [n] : [n, k];
-      const inBlocks = planes.length > 1;
-      const never = (): never => {
-        throw new Error(`${path}: a value of ${format} that ${format} has not`);
-      };
-      if (inBlocks && !manifest.selection)
-        yield { name: path, shape, format, planes: unpackPlanes(format, raw, n, k!, device.plan.panel) };
-      else if (inBlocks || k === null)
-        yield { name: path, shape, format: "f32", planes: weightFormats.f32.encode(data, n, k ?? 1, never) };
-      else yield { name: path, shape, format, planes: encode(data, n, k, never) };
-    }
+    yield* (await parameters()).stored(this.on);
   }
   /** Every base tensor as it is now, under its checkpoint name. */
   async tensors(): Promise<BaseTensor[]> {
-    const out: BaseTensor[] = [];
-    const { layers } = this.manifest.model;
-    const { transposed } = this.manifest.checkpoint;
-    for await (const { group, name, path, n, k, data } of this.params())
-      if (k !== null && group < layers && transposed.includes(name))
-        out.push({ name: path, shape: [k, n], data: transpose(data, n, k) });
-      else out.push({ name: path, shape: k === null ? [n] : [n, k], data });
-    return out;
+    return (await parameters()).tensors(this.on);
   }
 }
 

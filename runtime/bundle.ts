@@ -2,6 +2,7 @@
  * The bundle format: the one contract of compiler and runtime. A directory, also served over HTTP as it is.
  */
 export * from "./contract.ts";
+export * from "./dtypes.ts";
 export { type ErrorCode, type ErrorFields, WeftError } from "./errors.ts";
 export * from "./formats.ts";
 export * from "./identity.ts";

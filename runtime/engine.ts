@@ -14,7 +14,7 @@ import { type Invariance, settleInvariance, type Verdicts } from "./invariance.t
 import { Contents, type Spill } from "./kept.ts";
 import { readManifest, readVerified, uploadWeights } from "./load.ts";
 import { type Feed, Loops, type StepTrace } from "./loops.ts";
-import { type Change, type Merged, mergeChanges } from "./merge.ts";
+import type { Merged } from "./merge.ts";
 import { checked, EngineOptions, GenerateIds, MergeOptions } from "./options.ts";
 import type { BundleReader } from "./reader.ts";
 import { Reports } from "./report.ts";
@@ -193,7 +193,20 @@ export class Engine {
    */
   generate(options: GenerateIds): AsyncGenerator<TokenEvent, void, void> {
     checked(GenerateIds, options);
-    return new Stream<TokenEvent>((stream) => this.begin(options, stream));
+    return new Stream<TokenEvent>((stream) => {
+      const needs = this.adapters.needs(options.adapter);
+      if (!needs) return this.begin(options, stream);
+      let left = false;
+      let leave = (): void => {
+        left = true;
+      };
+      needs
+        .then(() => {
+          if (!left) leave = this.begin(options, stream);
+        })
+        .catch((e) => stream.end(e));
+      return () => leave();
+    });
   }
   private begin(o: GenerateIds, stream: Stream<TokenEvent>): () => void {
     throwIfAborted(o.signal);
@@ -245,6 +258,7 @@ export class Engine {
       signal?: AbortSignal | undefined;
     } = {},
   ): Promise<Score> {
+    await this.adapters.needs(o.adapter);
     throwIfAborted(o.signal);
     const generation = this.named(o.adapter);
     const virtual = o.job?.virtual ?? virtualTokens(this.manifest, generation?.shape ?? null);
@@ -345,6 +359,7 @@ export class Engine {
    */
   async merge(ref: AdapterRef | null, options: MergeOptions = {}): Promise<Merged> {
     checked(MergeOptions, options);
+    const [{ mergeChanges }] = await Promise.all([import("./merge.ts"), this.adapters.needs(ref)]);
     this.check();
     const found = this.inUse;
     if (found)
@@ -361,7 +376,7 @@ export class Engine {
     // A method that cannot merge is refused before anything changes.
     const changes = generation
       ? mergeChanges(manifest, device.plan, generation.content, options.requantise)
-      : new Map<string, Change>();
+      : new Map<string, never>();
     let lost: readonly Rounding[] = [];
     this.own("a merge");
     try {

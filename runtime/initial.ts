@@ -11,7 +11,7 @@ export async function initialContent(
   manifest: Manifest,
   config: AdapterConfig,
   seed: number,
-  model: ModelView,
+  view: () => Promise<ModelView>,
 ): Promise<AdapterContent> {
   if (!selectors.includes(config.selector))
     throw new WeftError({
@@ -20,8 +20,8 @@ export async function initialContent(
       expected: selectors.join(", "),
       found: String(config.selector),
     });
-  const branches = resolveBranches(manifest, config);
-  const from = { manifest, selector: config.selector, seed, model };
+  const branches = await resolveBranches(manifest, config);
+  const from = { manifest, selector: config.selector, seed, view };
   const tensors: Float32Array[] = [];
   for (const [l, layer] of branches.entries()) {
     const words = new Float32Array(wordsIn(manifest, layer));

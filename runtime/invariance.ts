@@ -23,6 +23,7 @@ import type { Host } from "./host.ts";
 import { initialContent } from "./initial.ts";
 import { mix } from "./random.ts";
 import { startIn } from "./requests.ts";
+import type { ModelView } from "./selectors.ts";
 
 /**
  * `verified`: every family gives a row the same bits. `single-family`: kernels for few and for many rows
@@ -370,7 +371,7 @@ async function randomContent(all: Manifest, method: string): Promise<AdapterCont
   const rank = config.rank === null ? null : Math.min(config.rank, room);
   const noise = (n: number, seed: number): Float32Array =>
     Float32Array.from({ length: n }, (_, i) => (mix(seed, i) / 2 ** 32 - 0.5) / 8);
-  const content = await initialContent(manifest, { ...config, rank }, 1, {
+  const view = async (): Promise<ModelView> => ({
     scores: async (_what, _layer, site) => new Float64Array(site.outFeatures).fill(1),
     taken: () => new Set(),
     matrix: async (_layer, site) => noise(site.outFeatures * site.inFeatures, 2),
@@ -378,6 +379,7 @@ async function randomContent(all: Manifest, method: string): Promise<AdapterCont
     tuned: null,
     embedding: async (id) => noise(manifest.model.hiddenSize, id),
   });
+  const content = await initialContent(manifest, { ...config, rank }, 1, view);
   content.tensors.forEach((data, layer) => {
     const states = content.branches[layer]!;
     states.forEach((_, i) => {

@@ -3,7 +3,6 @@
  * depends on its options and data alone, never on load: batches come from seeds, sums from a fixed order.
  */
 import { WeftError, wordsOf } from "./bundle.ts";
-import { calibrate } from "./calibration.ts";
 import { type AdapterContent, trainableCount, virtualTokens } from "./content.ts";
 import type { Engine, Feed } from "./engine.ts";
 import { initialContent } from "./initial.ts";
@@ -11,15 +10,6 @@ import { MicroBatches } from "./microbatches.ts";
 import { mix, shuffled } from "./random.ts";
 import { AtRest, jobEnded } from "./rest.ts";
 import type { Item } from "./rows.ts";
-import {
-  biasOf,
-  channelsTaken,
-  embeddingRow,
-  matrix,
-  rowSquares,
-  statisticOf,
-  weightSquares,
-} from "./scores.ts";
 import type { ModelView } from "./selectors.ts";
 import { onAbort, reasonOf } from "./signals.ts";
 import { readTrained, writeTrained } from "./trained.ts";
@@ -167,7 +157,7 @@ export class Job implements Feed {
 
   private async run(): Promise<TrainResult> {
     const { engine, o, settings } = this;
-    const { host, device, manifest, jobLane: lane } = engine;
+    const { host, manifest, jobLane: lane } = engine;
     await null;
     const full = o.method === "full";
     const { items, skippedRows } = this.data;
@@ -179,23 +169,11 @@ export class Job implements Feed {
       if (full) await engine.weights.keep();
       this.controller.signal.throwIfAborted();
       if (!full) {
-        const statistics: Partial<Record<"activation" | "gradient", Float32Array[][]>> = {};
-        const model: ModelView = {
-          embedding: (id) => embeddingRow(engine, id),
-          bias: (layer, site) => biasOf(engine, layer, site),
-          matrix: (layer, site) => matrix(engine, layer, site),
-          tuned: o.tuned ?? null,
-          taken: (layer, site) => channelsTaken(manifest, o.disjointFrom ?? [], layer, site),
-          scores: async (what, layer, site) => {
-            if (what === "row") return rowSquares(engine, layer, site);
-            if (what === "weight") return weightSquares(engine, layer, site);
-            statistics[what] ??= await calibrate(engine, this.index, this.micro, items, what === "gradient");
-            const i = device.plan.statistics.findIndex((s) => s.name.endsWith(`.${site.coupling!.group}`));
-            return statisticOf(engine, layer, statistics[what][layer]![i]!, site);
-          },
-        };
+        // Most methods begin without a look at the model.
+        let seen: Promise<ModelView> | undefined;
+        const view = (): Promise<ModelView> => (seen ??= this.view());
         this.content =
-          o.resume?.adapter ?? o.from ?? (await initialContent(manifest, config, mix(seed, 1), model));
+          o.resume?.adapter ?? o.from ?? (await initialContent(manifest, config, mix(seed, 1), view));
         this.controller.signal.throwIfAborted();
         this.slot = await this.held(this.content);
         engine.adapters.fill(this.slot, this.content, lane);
@@ -307,6 +285,15 @@ export class Job implements Feed {
     }
   }
 
+  /** What its adapter may begin from. */
+  private async view(): Promise<ModelView> {
+    const { engine, index, micro, o, data } = this;
+    const [{ viewOf }, { calibrate }] = await Promise.all([
+      import("./scores.ts"),
+      import("./calibration.ts"),
+    ]);
+    return viewOf(engine, o, (gradients) => calibrate(engine, index, micro, data.items, gradients));
+  }
   private async optimizerStep(
     batch: readonly Item[],
     step: number,

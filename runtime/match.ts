@@ -2,7 +2,6 @@
 import { type BranchEntry, type Manifest, type SiteEntry, WeftError } from "./bundle.ts";
 import { type AdapterConfig, absent, type BranchState, indexTensor, modulePath, siteOf } from "./content.ts";
 import { singleSites } from "./experts.ts";
-import { pattern, steps } from "./pattern.ts";
 import { show } from "./schema.ts";
 import { tensorKinds } from "./tensors/index.ts";
 import type { TensorKind } from "./tensors/tensor.ts";
@@ -18,11 +17,11 @@ function rowsAt(b: BranchEntry, rank: number, site: SiteEntry): number {
  * Which branches of which layers a config names, as PEFT matches modules. `rankOf` overrides the rank where a
  * file decides it. Throws WEFT_ADAPTER_MISMATCH for a module or rank that the bundle has no room for.
  */
-export function resolveBranches(
+export async function resolveBranches(
   manifest: Manifest,
   config: AdapterConfig,
   rankOf?: (path: string, b: BranchEntry) => number | null,
-): BranchState[][] {
+): Promise<BranchState[][]> {
   const { targetModules } = config;
   const method = Object.hasOwn(manifest.methods, config.method) ? manifest.methods[config.method] : undefined;
   if (!method)
@@ -33,11 +32,17 @@ export function resolveBranches(
       found: config.method,
       hint: `compile with --methods ${config.method}`,
     });
-  const budget = steps();
-  const regex =
-    typeof targetModules === "string" && targetModules !== "all-linear"
-      ? pattern(targetModules, false, { code: "WEFT_ADAPTER", where: "target_modules" })
+  const { rankPattern, alphaPattern } = config;
+  const isPattern = typeof targetModules === "string" && targetModules !== "all-linear";
+  // Most configurations name modules.
+  const patterns =
+    isPattern || Object.keys(rankPattern).length || Object.keys(alphaPattern).length
+      ? await import("./pattern.ts")
       : null;
+  const budget = patterns?.steps() ?? { left: 0 };
+  const regex = isPattern
+    ? patterns!.pattern(targetModules, false, { code: "WEFT_ADAPTER", where: "target_modules" })
+    : null;
   const matches = (p: string): boolean =>
     targetModules === "all-linear" ||
     (regex
@@ -50,12 +55,12 @@ export function resolveBranches(
   ): ((p: string) => number | undefined) => {
     const keys = Object.entries(map).map(
       ([key, v]) =>
-        [pattern(key, true, { code: "WEFT_ADAPTER", where: `${where}[${show(key)}]` }), v] as const,
+        [patterns!.pattern(key, true, { code: "WEFT_ADAPTER", where: `${where}[${show(key)}]` }), v] as const,
     );
     return (p) => keys.find(([key]) => key(p, budget))?.[1];
   };
-  const rankAt = byModule("rank_pattern", config.rankPattern);
-  const alphaAt = byModule("alpha_pattern", config.alphaPattern);
+  const rankAt = byModule("rank_pattern", rankPattern);
+  const alphaAt = byModule("alpha_pattern", alphaPattern);
   const ours = manifest.branches.filter((b) => b.method === config.method);
   const paths = Array.from({ length: manifest.model.layers }, (_, l) =>
     ours.flatMap((b) => singleSites(siteOf(manifest, b)).map((s) => modulePath(manifest, l, s))),

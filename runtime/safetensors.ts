@@ -3,10 +3,10 @@
  * trusted.
  */
 import * as v from "valibot";
+import { type Dtype, dtypeBytes, halfToFloat } from "./dtypes.ts";
 import { WeftError } from "./errors.ts";
 import { bytes, check, foreign, oneOf, record, text } from "./schema.ts";
 
-export type Dtype = "F32" | "F16" | "BF16" | "I32" | "I8" | "U8";
 export interface TensorInfo {
   readonly name: string;
   readonly dtype: Dtype;
@@ -15,7 +15,6 @@ export interface TensorInfo {
   readonly start: number;
   readonly end: number;
 }
-export const dtypeBytes: Readonly<Record<Dtype, number>> = { F32: 4, F16: 2, BF16: 2, I32: 4, I8: 1, U8: 1 };
 const MAX_HEADER = 100 * 2 ** 20;
 const Header = foreign({ __metadata__: v.optional(record(text)) });
 const Entry = foreign({
@@ -96,40 +95,6 @@ function bad(where: string, expected: string, found: string, hint?: string, caus
     ...(hint && { hint }),
     ...(cause !== undefined && { cause }),
   });
-}
-
-const half = new Float32Array(1);
-const halfBits = new Uint32Array(half.buffer);
-/** What each half is, by its bits. */
-let halves: Float32Array | undefined;
-/** IEEE half bits → number. */
-export function halfToFloat(h: number): number {
-  halves ??= Float32Array.from({ length: 2 ** 16 }, (_, bits) => widened(bits));
-  return halves[h]!;
-}
-function widened(h: number): number {
-  const sign = h & 0x8000 ? -1 : 1;
-  const e = (h >> 10) & 31;
-  const m = h & 1023;
-  if (e === 0) return sign * m * 2 ** -24;
-  if (e === 31) return m ? Number.NaN : sign * Number.POSITIVE_INFINITY;
-  return sign * (1 + m / 1024) * 2 ** (e - 15);
-}
-/** number → IEEE half bits, round to nearest even; values beyond the range saturate to infinity. */
-export function floatToHalf(x: number): number {
-  half[0] = x;
-  const b = halfBits[0]!;
-  const sign = (b >>> 16) & 0x8000;
-  const abs = b & 0x7fffffff;
-  if (abs >= 0x7f800000) return sign | (abs > 0x7f800000 ? 0x7e00 : 0x7c00);
-  if (abs >= 0x477ff000) return sign | 0x7c00;
-  if (abs < 0x38800000) {
-    const m = Math.abs(half[0]!) * 2 ** 24;
-    const r = Math.round(m);
-    return sign | (Math.abs(m - Math.trunc(m)) === 0.5 && r % 2 ? r - 1 : r);
-  }
-  const rounded = abs + 0xfff + ((abs >>> 13) & 1);
-  return sign | ((rounded - 0x38000000) >>> 13);
 }
 
 /**

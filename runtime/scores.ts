@@ -7,7 +7,9 @@ import { paramNamed } from "./device.ts";
 import type { Engine } from "./engine.ts";
 import { packedWords, unpack } from "./formats.ts";
 import { channelOrder, reorder } from "./order.ts";
+import type { ModelView } from "./selectors.ts";
 import { selection } from "./tensors/selection.ts";
+import type { TrainOptions } from "./training.ts";
 
 const channelsOf = (s: SiteEntry): number => (s.coupling!.axis === "in" ? s.inFeatures : s.outFeatures);
 
@@ -15,7 +17,7 @@ const channelsOf = (s: SiteEntry): number => (s.coupling!.axis === "in" ? s.inFe
  * Σ w² of each channel of a site, over the matrices that share its channels: rows of gate, up and v, columns
  * of down and o.
  */
-export async function weightSquares(engine: Engine, layer: number, of: SiteEntry): Promise<Float64Array> {
+async function weightSquares(engine: Engine, layer: number, of: SiteEntry): Promise<Float64Array> {
   const { manifest } = engine;
   const squares = new Float64Array(channelsOf(of));
   for (const site of manifest.sites) {
@@ -32,7 +34,7 @@ export async function weightSquares(engine: Engine, layer: number, of: SiteEntry
 }
 
 /** Row `id` of the embedding table, as the device has it. */
-export async function embeddingRow(engine: Engine, id: number): Promise<Float32Array> {
+async function embeddingRow(engine: Engine, id: number): Promise<Float32Array> {
   const { manifest, device } = engine;
   const { plan } = device;
   const p = paramNamed(plan.outerParams, manifest.checkpoint.embedding);
@@ -46,7 +48,7 @@ export async function embeddingRow(engine: Engine, id: number): Promise<Float32A
 }
 
 /** A site's matrix [out, in], as the device has it now, in the model's order. */
-export async function matrix(engine: Engine, layer: number, site: SiteEntry): Promise<Float32Array> {
+async function matrix(engine: Engine, layer: number, site: SiteEntry): Promise<Float32Array> {
   const { manifest, device } = engine;
   const { plan } = device;
   const p = paramNamed(plan.layerParams, `${site.module}.weight`);
@@ -61,14 +63,14 @@ export async function matrix(engine: Engine, layer: number, site: SiteEntry): Pr
   return values;
 }
 /** A site's bias [out], as the device has it now, in the model's order. */
-export async function biasOf(engine: Engine, layer: number, site: SiteEntry): Promise<Float32Array> {
+async function biasOf(engine: Engine, layer: number, site: SiteEntry): Promise<Float32Array> {
   const p = paramNamed(engine.device.plan.layerParams, `${site.module}.bias`);
   const values = await engine.device.read({ space: "weights", group: layer, offset: p.offset, words: p.n });
   reorder(engine.manifest, layer, site, values, true);
   return values;
 }
 /** Σ w² of each row of a site's matrix. */
-export async function rowSquares(engine: Engine, layer: number, site: SiteEntry): Promise<Float64Array> {
+async function rowSquares(engine: Engine, layer: number, site: SiteEntry): Promise<Float64Array> {
   const w = await matrix(engine, layer, site);
   return Float64Array.from({ length: site.outFeatures }, (_, o) =>
     w.subarray(o * site.inFeatures, (o + 1) * site.inFeatures).reduce((s, x) => s + x * x, 0),
@@ -79,12 +81,7 @@ export async function rowSquares(engine: Engine, layer: number, site: SiteEntry)
  * The sum of each channel of a site from its group's statistics; a channel of v stands for all query heads
  * that read it.
  */
-export function statisticOf(
-  engine: Engine,
-  layer: number,
-  statistics: Float32Array,
-  of: SiteEntry,
-): Float64Array {
+function statisticOf(engine: Engine, layer: number, statistics: Float32Array, of: SiteEntry): Float64Array {
   const { heads, kvHeads, headDim } = engine.manifest.model;
   const out = new Float64Array(channelsOf(of));
   const order = channelOrder(engine.manifest, layer, of.coupling!.group === "ffn" ? "ffn" : "heads");
@@ -103,7 +100,7 @@ export function statisticOf(
  * Channels that `others` chose in a site's coupled group (a channel of v and one of o are different things
  * under grouped queries).
  */
-export function channelsTaken(
+function channelsTaken(
   manifest: Manifest,
   others: readonly AdapterContent[],
   layer: number,
@@ -119,4 +116,31 @@ export function channelsTaken(
         if (p.t.kind === "selection") for (const c of selection.get(p)) taken.add(c);
     });
   return taken;
+}
+
+/**
+ * An engine's model, as an adapter of a job begins on it. `calibrated`: what channels carry over the job's first
+ * rows, activations or gradients, [layer][group]; asked for once.
+ */
+export function viewOf(
+  engine: Engine,
+  { tuned, disjointFrom = [] }: Pick<TrainOptions, "tuned" | "disjointFrom">,
+  calibrated: (gradients: boolean) => Promise<Float32Array[][]>,
+): ModelView {
+  const { manifest, device } = engine;
+  const statistics: Partial<Record<"activation" | "gradient", Float32Array[][]>> = {};
+  return {
+    embedding: (id) => embeddingRow(engine, id),
+    bias: (layer, site) => biasOf(engine, layer, site),
+    matrix: (layer, site) => matrix(engine, layer, site),
+    tuned: tuned ?? null,
+    taken: (layer, site) => channelsTaken(manifest, disjointFrom, layer, site),
+    scores: async (what, layer, site) => {
+      if (what === "row") return rowSquares(engine, layer, site);
+      if (what === "weight") return weightSquares(engine, layer, site);
+      statistics[what] ??= await calibrated(what === "gradient");
+      const i = device.plan.statistics.findIndex((s) => s.name.endsWith(`.${site.coupling!.group}`));
+      return statisticOf(engine, layer, statistics[what][layer]![i]!, site);
+    },
+  };
 }

@@ -1,6 +1,6 @@
 /** What a page hands to its user: a zip of files as they are, since numbers hardly shrink. */
 import { Zip, ZipPassThrough } from "fflate";
-import { WeftError } from "../runtime/bundle.ts";
+import { WeftError } from "../runtime/errors.ts";
 import type * as there from "./download.ts";
 
 export async function zip(files: ReadonlyMap<string, Blob>): Promise<Blob> {

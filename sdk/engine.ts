@@ -1,7 +1,7 @@
 /** The thin door: text in, text out, over the runtime's engine of ids. */
 
 import type { AdapterRef, Generation } from "../runtime/adapters.ts";
-import { encode, type Manifest, WeftError } from "../runtime/bundle.ts";
+import { type Manifest, WeftError } from "../runtime/bundle.ts";
 import { defaultConfig } from "../runtime/content.ts";
 import type { Engine as Core, Finish, Merged, MergeOptions, Score } from "../runtime/engine.ts";
 import { openEngine, readEntries } from "../runtime/index.ts";
@@ -219,7 +219,7 @@ export class Engine {
     const named = (name: string): Generation => this.core.adapter(name);
     const [from, disjointFrom] = [o.from ? named(o.from) : undefined, o.disjointFrom?.map(named)];
     if (Object.hasOwn(this.manifest.methods, method))
-      resolveBranches(this.manifest, {
+      await resolveBranches(this.manifest, {
         ...defaultConfig(this.manifest, method),
         ...(from?.shape.config ?? {}),
         ...adapter,
@@ -309,9 +309,10 @@ export class Engine {
      * A new adapter that is the weighted sum of others: exact, as a LoRA of all their rows or a selection of
      * all their channels.
      */
-    combine: (name: string, weights: Readonly<Record<string, number>>): AdapterHandle => {
+    combine: async (name: string, weights: Readonly<Record<string, number>>): Promise<AdapterHandle> => {
       checked(AdapterName, name, { where: "name" });
       checked(AdapterRefSchema, weights, { where: "weights" });
+      await this.core.adapters.needs(weights);
       const { content, base } = this.core.adapters.find(weights);
       this.core.adapters.publish(name, content, { base });
       return new AdapterHandle(this, name);
@@ -347,22 +348,8 @@ export class Engine {
       const { saveModelAsGguf } = await import("./gguf.ts");
       return { notes: await saveModelAsGguf(place, this) };
     }
-    const [{ folderAt }, { savedConfig }] = await Promise.all([
-      import("../runtime/folders.ts"),
-      import("./model.ts"),
-    ]);
-    const folder = await folderAt(place);
-    await folder.claim("model");
-    const files: [string, Uint8Array | string][] = [
-      [
-        "model.safetensors",
-        encode((await this.core.baseTensors()).map((t) => ({ ...t, dtype: "F32" as const }))),
-      ],
-    ];
-    for (const name of ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
-      if (this.manifest.files[name]) files.push([name, await readVerified(this.reader, this.manifest, name)]);
-    files.push(["config.json", JSON.stringify(savedConfig(this.modelConfig), null, 2)]);
-    await folder.write("model", files);
+    const { saveModelAsFolder } = await import("./model.ts");
+    await saveModelAsFolder(place, this);
     return { notes: [] };
   }
 

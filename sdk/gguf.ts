@@ -177,5 +177,5 @@ export async function readAdapterGguf(
     target_modules: targetsOf(manifest, new Set(parts.map(({ name }) => name.replace(/\.weight$/, "")))),
     ...(base !== null && { weft_base: base }),
   };
-  return { content: readAdapter(json, encode(tensors), manifest, file), warnings: [] };
+  return { content: await readAdapter(json, encode(tensors), manifest, file), warnings: [] };
 }

@@ -1,16 +1,32 @@
-/** Matrices of a Hugging Face model folder: safetensors, one file or sharded. */
+/** Hugging Face model folders: what is saved, and matrices of others (safetensors, one file or sharded). */
 import {
   decode,
+  encode,
   headerEnd,
   type Manifest,
   parseHeader,
   type SiteEntry,
   WeftError,
 } from "../runtime/bundle.ts";
+import { folderAt, type Place } from "../runtime/folders.ts";
+import { readVerified } from "../runtime/load.ts";
+import type { Engine } from "./engine.ts";
 import { parseJson, readFileOr } from "./files.ts";
 
+/** An engine's base as it is now, as a folder that transformers loads. Throws as `Engine.saveModel`. */
+export async function saveModelAsFolder(place: Place, engine: Engine): Promise<void> {
+  const { manifest, core, reader } = engine;
+  const folder = await folderAt(place);
+  await folder.claim("model");
+  const tensors = (await core.baseTensors()).map((t) => ({ ...t, dtype: "F32" as const }));
+  const files: [string, Uint8Array | string][] = [["model.safetensors", encode(tensors)]];
+  for (const name of ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+    if (manifest.files[name]) files.push([name, await readVerified(reader, manifest, name)]);
+  files.push(["config.json", JSON.stringify(savedConfig(engine.modelConfig), null, 2)]);
+  await folder.write("model", files);
+}
 /** config.json of a saved model: as the bundle has it, of weights that are float32. */
-export function savedConfig(config: Readonly<Record<string, unknown>>): Record<string, unknown> {
+function savedConfig(config: Readonly<Record<string, unknown>>): Record<string, unknown> {
   const { torch_dtype: _, dtype: __, quantization_config: ___, ...rest } = config;
   return { ...rest, torch_dtype: "float32" };
 }

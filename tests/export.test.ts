@@ -195,7 +195,7 @@ test("ranks and scales that differ, S2FT and sums: as the exact LoRA is, in a fo
   await trained(engine, "rslora", { rank: 4, rslora: true, targetModules: ["q_proj", "down_proj"] });
   await trained(engine, "s2ft", { method: "s2ft", rank: 8 });
   await trained(engine, "more", { rank: 4 });
-  engine.adapters.combine("both", { rslora: 0.5, more: 2 });
+  await engine.adapters.combine("both", { rslora: 0.5, more: 2 });
   for (const name of ["patterns", "rslora", "s2ft", "both"]) {
     const [file, folder] = [`${scratch()}/a.gguf`, `${scratch()}/a`];
     const handle = engine.adapters.get(name);

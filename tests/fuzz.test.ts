@@ -246,14 +246,19 @@ test("every input: taken, or refused with one error; nothing grows; the engine s
         exclude_modules: "x.*",
         layers_to_transform: [0, 1],
       };
-      readAdapter(mutate(r(2) ? f.config : more, r) as Record<string, unknown>, f.weights, manifest, "a");
+      return readAdapter(
+        mutate(r(2) ? f.config : more, r) as Record<string, unknown>,
+        f.weights,
+        manifest,
+        "a",
+      );
     });
     await go("adapter tensors", 8, (r) => {
       const f = files[r(files.length)]!;
       const bytes = r(2)
         ? withHeader(f.weights, 8, r)
         : mutateBytes(f.weights, r, r(2) ? 600 : f.weights.length);
-      readAdapter(f.config as Record<string, unknown>, bytes, manifest, "a");
+      return readAdapter(f.config as Record<string, unknown>, bytes, manifest, "a");
     });
     const small = encode([
       { name: "a", shape: [2, 3], dtype: "F32", data: new Float32Array(6) },

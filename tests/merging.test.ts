@@ -55,6 +55,7 @@ test("a weighted sum is the sum of the deltas; combined, merged and exported it 
     { wave: 0.75, tide: -0.5 },
   ]) {
     // The combination's matrices are the weighted sum, entry by entry.
+    await engine.core.adapters.needs(weights);
     const sum = engine.core.adapters.find(weights).content;
     let compared = 0;
     for (const [l, layer] of sum.branches.entries())
@@ -73,7 +74,7 @@ test("a weighted sum is the sum of the deltas; combined, merged and exported it 
       }
     assert.ok(compared > 0, "matrices were compared");
     const said = await logits(weights);
-    engine.adapters.combine("both", weights);
+    await engine.adapters.combine("both", weights);
     // Summed rows by rows in its parts' slots, or once for all.
     near(await logits("both"), said, 1e-5, "adapters.combine");
     const { ms } = await engine.merge(weights);

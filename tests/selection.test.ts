@@ -270,7 +270,7 @@ test("a permuted base says the same, and reads and writes the same files, in one
       assert.equal(b, a, name);
     }
   }
-  engine.adapters.combine("half", { permuted: 0.5, "permuted-back": 0.5 });
+  await engine.adapters.combine("half", { permuted: 0.5, "permuted-back": 0.5 });
   await checkLogits(engine, "odd.s2ft_logits", 259, "half");
   // Channels of another selection are refused; an indexed bundle reads the class permuted.
   await using plain = await engineOf(configs.odd, {

@@ -43,10 +43,11 @@ for (const target of ["wasm", "webgpu"] as const)
     ];
     const alone: number[][] = [];
     for (const [i, sum] of sums.entries()) {
+      await engine.core.adapters.needs(sum);
       const { parts } = engine.core.adapters.find(sum);
       assert.is(parts.length, Object.keys(sum).length, "a slot stands for it");
       alone.push(await logits(engine, sum));
-      engine.adapters.combine(`sum${i}`, sum);
+      await engine.adapters.combine(`sum${i}`, sum);
       const combined = await logits(engine, `sum${i}`);
       const max = Math.max(...combined.map(Math.abs));
       const worst = alone[i]!.reduce((m, x, k) => Math.max(m, Math.abs(x - combined[k]!)), 0);

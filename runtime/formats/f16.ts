@@ -1,5 +1,5 @@
 /** IEEE half precision: widens exactly, subnormals included. */
-import { floatToHalf, halfToFloat } from "../safetensors.ts";
+import { floatToHalf, halfToFloat } from "../dtypes.ts";
 import { into, type Refuse, type WeightFormat, WGSL_PANEL } from "./format.ts";
 
 /** The half nearest to value `at`. */

@@ -3,7 +3,7 @@
  * and in every kernel, so a bundle in a format computes what a bundle in f32 of the same values does, bit for
  * bit.
  */
-import { type Dtype, dtypeBytes } from "../safetensors.ts";
+import { type Dtype, dtypeBytes } from "../dtypes.ts";
 
 /** Numbers of one kind that a stored matrix has: its values, or something that a run of them shares. */
 export interface Plane {

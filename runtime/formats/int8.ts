@@ -2,7 +2,7 @@
  * Blocks of 32 along a row, each with an f16 scale: q · scale, which f32 holds exactly (7 + 11 bits). Rounds
  * to nearest even, scales upwards.
  */
-import { halfToFloat } from "../safetensors.ts";
+import { halfToFloat } from "../dtypes.ts";
 import { toHalf } from "./f16.ts";
 import { type WeightFormat, WGSL_PANEL } from "./format.ts";
 

@@ -3,7 +3,7 @@
  * product is exact in f32 (4 + 11 bits), so the sum is rounded once, fused or not. Holds GGUF's Q4_1 as it
  * is, and Q4_0 with a minimum of -8 scales.
  */
-import { floatToHalf, halfToFloat } from "../safetensors.ts";
+import { floatToHalf, halfToFloat } from "../dtypes.ts";
 import { toHalf } from "./f16.ts";
 import { type WeightFormat, WGSL_PANEL } from "./format.ts";
 

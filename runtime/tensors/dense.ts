@@ -16,18 +16,19 @@ export const starts: Readonly<Record<DenseStart, Start>> = {
     for (let x = 0; x < values.length; x++) values[x] = ((mix(of, x) >>> 8) / 8388608 - 1) / bound;
   },
   // ‖rows of the site's matrix‖₂.
-  norm: async (p, { model }) => {
-    p.values.set((await model.scores("row", p.layer, p.site)).map(Math.sqrt));
+  norm: async (p, { view }) => {
+    p.values.set((await (await view()).scores("row", p.layer, p.site)).map(Math.sqrt));
   },
   // Embeddings of random tokens.
-  tokens: async (p, { model, manifest, seed }) => {
+  tokens: async (p, { view, manifest, seed }) => {
+    const model = await view();
     for (let r = 0; r < p.rank; r++) {
       const id = mix(mix(seed, 8), r) % manifest.model.vocab;
       p.values.set(await model.embedding(id), r * p.t.cols);
     }
   },
-  bias: async (p, { model }) => {
-    p.values.set(await model.bias(p.layer, p.site));
+  bias: async (p, { view }) => {
+    p.values.set(await (await view()).bias(p.layer, p.site));
   },
 };
 export const checkStart: Numbers["check"] = (t, _, site, m, need) => {

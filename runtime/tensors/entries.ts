@@ -5,7 +5,6 @@
  */
 import type { SiteEntry } from "../manifest.ts";
 import { mix } from "../random.ts";
-import { chooseEntries } from "../selectors.ts";
 import type { Index, Start } from "./tensor.ts";
 
 export type EntriesStart = "entries";
@@ -45,8 +44,10 @@ const inFile: Index["inFile"] = ({ site }, file) => {
   return Array.from({ length: n }, (_, e) => file[e]! * site.inFeatures + file[n + e]!);
 };
 const starts: Readonly<Record<EntriesStart, Start>> = {
-  entries: async (p, { selector, seed, model }) =>
-    set(p, await chooseEntries(p.site, p.layer, p.rank, selector, mix(seed, 9), model)),
+  entries: async (p, { selector, seed, view }) => {
+    const { chooseEntries } = await import("../choose.ts");
+    set(p, await chooseEntries(p.site, p.layer, p.rank, selector, mix(seed, 9), await view()));
+  },
 };
 
 export const entries: Index = {

@@ -4,7 +4,6 @@
  */
 import { channelOrder } from "../order.ts";
 import { mix } from "../random.ts";
-import { chooseChannels } from "../selectors.ts";
 import { channelsOf, type Index, type Start } from "./tensor.ts";
 
 export type SelectionStart = "selection" | "leading";
@@ -21,8 +20,10 @@ export function writeSelection(words: Float32Array, capacity: number, channels: 
 const set: Index["set"] = ({ values, branch }, channels) => writeSelection(values, branch.capacity, channels);
 const starts: Readonly<Record<SelectionStart, Start>> = {
   /** Chosen when a job starts. */
-  selection: async (p, { selector, seed, model }) =>
-    set(p, await chooseChannels(p.site, p.layer, p.rank, selector, mix(seed, 7), model)),
+  selection: async (p, { selector, seed, view }) => {
+    const { chooseChannels } = await import("../choose.ts");
+    set(p, await chooseChannels(p.site, p.layer, p.rank, selector, mix(seed, 7), await view()));
+  },
   /** The first of the bundle's own selection. */
   leading: (p, { manifest }) =>
     set(p, channelOrder(manifest, p.layer, p.site.axes[p.site.coupling!.axis])!.slice(0, p.rank)),

@@ -25,7 +25,8 @@ export interface Beginning {
   readonly manifest: Manifest;
   readonly selector: Selector;
   readonly seed: number;
-  readonly model: ModelView;
+  /** Read where a start needs it. */
+  readonly view: () => Promise<ModelView>;
 }
 export type Start = (to: Placed, from: Beginning) => void | Promise<void>;
 

@@ -38,7 +38,7 @@ export async function readAdapterFolder(
   const ternary = (): Uint8Array =>
     expandTernary(needed("adapter_model.ternary"), `${dir}/adapter_model.ternary`, numbersAtMost(manifest));
   const file = config.weft_ternary === true ? ternary() : needed("adapter_model.safetensors");
-  const content = readAdapter(config, file, manifest, dir);
+  const content = await readAdapter(config, file, manifest, dir);
   const { format } = manifest.model;
   const its = config.weft_format;
   const warnings =

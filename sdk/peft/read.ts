@@ -23,7 +23,12 @@ import { readConfig } from "./config.ts";
 import { fail, InFiles, type Json, PREFIX } from "./folder.ts";
 
 /** PEFT files → adapter content. Every tensor must belong to this base and class. */
-export function readAdapter(json: Json, file: Uint8Array, manifest: Manifest, where: string): AdapterContent {
+export async function readAdapter(
+  json: Json,
+  file: Uint8Array,
+  manifest: Manifest,
+  where: string,
+): Promise<AdapterContent> {
   const { config, method, layers, exclude, replaced } = readConfig(
     json,
     manifest,
@@ -60,7 +65,7 @@ export function readAdapter(json: Json, file: Uint8Array, manifest: Manifest, wh
     return byName.get(`${PREFIX}${path}.${index.key}`)?.shape.at(-1) ?? null;
   };
   const chooses = manifest.branches.some((b) => b.method === method.name && indexTensor(b));
-  const named = resolveBranches(manifest, config, chooses ? fromFile : undefined);
+  const named = await resolveBranches(manifest, config, chooses ? fromFile : undefined);
   const branches = named.map((layer, l) =>
     layer.map((s, i) =>
       (layers && !layers.includes(l)) ||

@@ -46,7 +46,7 @@ export const calls = {
   },
   saveModel: (e: Engine, ...a: Of<Engine["saveModel"]>) => e.saveModel(...a),
   load: async (e: Engine, ...a: Of<Adapters["load"]>) => made(e, await e.adapters.load(...a)),
-  combine: (e: Engine, ...a: Of<Adapters["combine"]>) => made(e, e.adapters.combine(...a)),
+  combine: async (e: Engine, ...a: Of<Adapters["combine"]>) => made(e, await e.adapters.combine(...a)),
   adapter: (e: Engine, ref: string) => factsOf(e.adapters.get(ref)),
   list: (e: Engine) => e.adapters.list(),
   remove: (e: Engine, ...a: Of<Adapters["remove"]>) => e.adapters.remove(...a),

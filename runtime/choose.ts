@@ -1,0 +1,113 @@
+/** How channels and entries that an adapter trains are chosen, from the model that it begins on. */
+import { WeftError } from "./errors.ts";
+import type { SiteEntry } from "./manifest.ts";
+import { mix, shuffled } from "./random.ts";
+import type { ModelView, Selector } from "./selectors.ts";
+
+/**
+ * Channels of a site: the first of one ranking that all matrices of its coupled group share, so that an
+ * adapter's rows of gate and up and columns of down are the same channels (under grouped queries v, which has
+ * fewer heads than o, has a ranking of its own). Ascending.
+ */
+export async function chooseChannels(
+  site: SiteEntry,
+  layer: number,
+  rank: number,
+  selector: Selector,
+  seed: number,
+  model: ModelView,
+): Promise<number[]> {
+  const { group, axis, unit } = site.coupling!;
+  const channels = axis === "in" ? site.inFeatures : site.outFeatures;
+  // A count that is no whole number of heads chooses single channels.
+  const size = rank % unit ? 1 : unit;
+  const units = channels / size;
+  let order: number[];
+  if (selector === "difference")
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "selector",
+      expected: "a selector of channels",
+      found: selector,
+    });
+  if (selector === "random") order = shuffled(units, mix(mix(seed, layer), group === "ffn" ? 0 : 1));
+  else {
+    const [what, end] = selector.split("-") as [
+      "weight" | "activation" | "product" | "gradient",
+      "large" | "small",
+    ];
+    const norms = async (kind: "weight" | "activation" | "gradient"): Promise<Float64Array> => {
+      const squares = await model.scores(kind, layer, site);
+      return Float64Array.from({ length: units }, (_, u) =>
+        Math.sqrt(squares.subarray(u * size, (u + 1) * size).reduce((a, b) => a + b, 0)),
+      );
+    };
+    let score = await norms(what === "product" ? "weight" : what);
+    if (what === "product") {
+      const a = await norms("activation");
+      score = score.map((w, u) => w * a[u]!);
+    }
+    const sign = end === "large" ? -1 : 1;
+    order = Array.from({ length: units }, (_, i) => i).sort(
+      (a, b) => sign * (score[a]! - score[b]!) || a - b,
+    );
+  }
+  const taken = model.taken(layer, site);
+  const free = order.filter(
+    (u) => !Array.from({ length: size }, (_, i) => u * size + i).some((c) => taken.has(c)),
+  );
+  if (free.length < rank / size)
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "disjointFrom",
+      expected: `${rank} channels of ${site.module} that no other adapter has`,
+      found: String(free.length * size),
+    });
+  return free
+    .slice(0, rank / size)
+    .flatMap((u) => Array.from({ length: size }, (_, i) => u * size + i))
+    .sort((a, b) => a - b);
+}
+
+/**
+ * `rank` entries of a site's matrix, flat and ascending: at random, or those whose weight, or change in a
+ * full fine-tuning, is largest or smallest.
+ */
+export async function chooseEntries(
+  site: SiteEntry,
+  layer: number,
+  rank: number,
+  selector: Selector,
+  seed: number,
+  model: ModelView,
+): Promise<number[]> {
+  const all = site.inFeatures * site.outFeatures;
+  let order: Uint32Array | readonly number[];
+  if (selector === "random") order = shuffled(all, mix(mix(seed, layer), site.index));
+  else {
+    const score = (await model.matrix(layer, site)).slice();
+    if (selector === "difference") {
+      if (!model.tuned)
+        throw new WeftError({
+          code: "WEFT_OPTION",
+          where: "selector",
+          expected: "a fine-tuned model to compare with",
+          found: "none",
+          hint: "give `tuned`, a model folder",
+        });
+      const moved = await model.tuned(layer, site);
+      for (let i = 0; i < all; i++) score[i] = moved[i]! - score[i]!;
+    } else if (!selector.startsWith("weight-"))
+      throw new WeftError({
+        code: "WEFT_OPTION",
+        where: "selector",
+        expected: "random, weight-large, weight-small or difference for single entries",
+        found: selector,
+      });
+    const sign = selector === "weight-small" ? 1 : -1;
+    order = Uint32Array.from(score, (_, i) => i).sort(
+      (a, b) => sign * (Math.abs(score[a]!) - Math.abs(score[b]!)) || a - b,
+    );
+  }
+  return [...order.slice(0, rank)].sort((a, b) => a - b);
+}

@@ -1,0 +1,129 @@
+/** The base weights on a device one by one: read, written, and what they are by value. */
+import type { Manifest } from "./bundle.ts";
+import type { Device } from "./device.ts";
+import {
+  type Format,
+  pack,
+  packedWords,
+  store,
+  unpack,
+  unpackPlanes,
+  type Words,
+  weightFormats,
+} from "./formats.ts";
+import { sha256 } from "./hash.ts";
+import { BaseHash } from "./identity.ts";
+import type { Change } from "./merge.ts";
+import { reorder, siteOfParam } from "./order.ts";
+import { transpose } from "./tensors/dense.ts";
+
+/** Where they are, and the lane behind whose lists they are read. */
+export interface On {
+  readonly manifest: Manifest;
+  readonly device: Device;
+  readonly lane: number;
+}
+export interface BaseTensor {
+  readonly name: string;
+  readonly shape: number[];
+  readonly data: Float32Array;
+}
+
+/** A base tensor as it is stored: the numbers of each plane of its format, row by row. */
+export interface StoredTensor {
+  readonly name: string;
+  /** A matrix is [out, in], also where checkpoints have it otherwise. */
+  readonly shape: readonly number[];
+  readonly format: Format;
+  readonly planes: readonly Words[];
+}
+
+interface Param {
+  readonly group: number;
+  readonly name: string;
+  /** Its name in checkpoints. */
+  readonly path: string;
+  readonly offset: number;
+  readonly n: number;
+  /** Columns; null for a vector. */
+  readonly k: number | null;
+  readonly format: Format;
+  readonly data: Float32Array;
+  /** As the device has it: panels of a matrix, in its own order. */
+  readonly raw: Float32Array;
+}
+
+const bytes = (a: Float32Array): Uint8Array => new Uint8Array(a.buffer, a.byteOffset, a.byteLength);
+
+/** Change one in place. */
+export function write(on: On, { group, name, offset, n, k, format, data }: Param, change: Change): void {
+  const { device, lane } = on;
+  change(data);
+  order(on, group, name, data, false);
+  device.write(
+    { space: "weights", group, offset, lane },
+    k === null ? data : pack(format, store(format, data, n, k, name), n, k, device.plan.panel),
+  );
+}
+function order({ manifest }: On, group: number, name: string, values: Float32Array, back: boolean): void {
+  if (group < manifest.model.layers) reorder(manifest, group, siteOfParam(manifest, name), values, back);
+}
+/** What they are by value. */
+export async function identity(on: On): Promise<string> {
+  const hash = new BaseHash(on.manifest.model);
+  for await (const { path, n, k, data } of all(on))
+    hash.add(path, k === null ? [n] : [n, k], await sha256(bytes(data)));
+  return hash.digest();
+}
+
+/** Every parameter as it is now, in the model's own order. */
+export async function* all(on: On): AsyncGenerator<Param> {
+  const { device, manifest, lane } = on;
+  const { plan } = device;
+  const { layers } = manifest.model;
+  for (let i = 0; i <= layers; i++) {
+    // The outer tensors first, as checkpoints have them.
+    const group = (i + layers) % (layers + 1);
+    const outer = group === layers;
+    for (const p of outer ? plan.outerParams : plan.layerParams) {
+      const isVector = p.kind === "vector";
+      const words = isVector ? p.n : packedWords(p.format, p.n, p.k, plan.panel);
+      const raw = await device.read({ space: "weights", group, offset: p.offset, words, lane });
+      const data = isVector ? raw : unpack(p.format, raw, p.n, p.k, plan.panel);
+      order(on, group, p.name, data, true);
+      const path = outer
+        ? manifest.checkpoint.outer[p.name]!
+        : manifest.checkpoint.layer[p.name]!.replace("{l}", String(group));
+      const { name, offset, n, format } = p;
+      yield { group, name, path, offset, n, k: isVector ? null : p.k, format, data, raw };
+    }
+  }
+}
+/** Every base tensor as it is now, in its format; in f32 where the device has its blocks in another order. */
+export async function* stored(on: On): AsyncGenerator<StoredTensor> {
+  const { manifest, device } = on;
+  for await (const { path, n, k, format, data, raw } of all(on)) {
+    const { planes, encode } = weightFormats[k === null ? "f32" : format];
+    const shape = k === null ? [n] : [n, k];
+    const inBlocks = planes.length > 1;
+    const never = (): never => {
+      throw new Error(`${path}: a value of ${format} that ${format} has not`);
+    };
+    if (inBlocks && !manifest.selection)
+      yield { name: path, shape, format, planes: unpackPlanes(format, raw, n, k!, device.plan.panel) };
+    else if (inBlocks || k === null)
+      yield { name: path, shape, format: "f32", planes: weightFormats.f32.encode(data, n, k ?? 1, never) };
+    else yield { name: path, shape, format, planes: encode(data, n, k, never) };
+  }
+}
+/** Every base tensor as it is now, under its checkpoint name. */
+export async function tensors(on: On): Promise<BaseTensor[]> {
+  const out: BaseTensor[] = [];
+  const { layers } = on.manifest.model;
+  const { transposed } = on.manifest.checkpoint;
+  for await (const { group, name, path, n, k, data } of all(on))
+    if (k !== null && group < layers && transposed.includes(name))
+      out.push({ name: path, shape: [k, n], data: transpose(data, n, k) });
+    else out.push({ name: path, shape: k === null ? [n] : [n, k], data });
+  return out;
+}
