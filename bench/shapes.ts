@@ -34,6 +34,7 @@ function folderOf(name: string, layers: number): string {
   const model = models[String(presets[name]!.model_type)]!.read(config);
   const { layerParams, outerParams } = buildPrograms(model, defaultCapacities(CONTEXT), {
     format: () => "bf16",
+    kv: "f32",
     methods: [],
     train: [],
   });

@@ -110,7 +110,7 @@ async function* bundle(
   let saved: Manifest["saved"] = {};
   for (const target of settings.targets) {
     settings.progress({ phase: `emit ${target.name}`, done: 0, total: 1 });
-    const layout = layoutOf(model, programs, settings.capacities, target, train);
+    const layout = layoutOf(model, programs, settings, target);
     const made = emitTarget(target, model, settings.capacities, programs, launches, layout, train);
     emitted.set(target.name, made);
     saved = savedFields(programs, layout, train);
@@ -200,6 +200,7 @@ async function* bundle(
     generation: source.generation.sampling,
     selection: settings.selection,
     policy: settings.policy,
+    kv: settings.kv,
     train,
     updates: { optimizers: optimizerNames, words: updateWords },
     capacities,

@@ -20,7 +20,7 @@ import {
   type Value,
   valueKey,
 } from "../ops/index.ts";
-import type { BranchTensor, ChannelAxis, Format, RopeEntry } from "../runtime/bundle.ts";
+import type { BranchTensor, ChannelAxis, Format, KvName, RopeEntry } from "../runtime/bundle.ts";
 import type { AdapterMethod, BranchContext } from "./adapters/adapter.ts";
 import { finest } from "./formats.ts";
 
@@ -35,6 +35,12 @@ export interface ParamSpec {
 }
 /** How each matrix of a region is stored, by its name there. */
 export type FormatOf = (region: string, name: string) => Format;
+/** How what a region reads is stored. */
+export interface Stored {
+  readonly format: FormatOf;
+  /** Numbers of the cache. */
+  readonly kv: KvName;
+}
 /**
  * Channels that several matrices share, so that one order serves all (S2FT §3.1): the rows of gate and up and
  * the columns of down; the rows of v and the columns of o. `unit` channels belong together (a head, or 1);
@@ -97,7 +103,7 @@ export class RegionBuilder {
     private readonly graph: Graph,
     readonly region: string,
     readonly domain: Domain,
-    private readonly formatOf: FormatOf,
+    private readonly stored: Stored,
     private readonly branches: readonly BranchSpec[],
   ) {}
 
@@ -106,7 +112,7 @@ export class RegionBuilder {
     return this.graph.input(this.region, name, { kind: "vector", n });
   }
   weight(name: string, n: number, k: number): Value {
-    const format = this.formatOf(this.region, name);
+    const format = this.stored.format(this.region, name);
     this.declare({ name, kind: "weight", n, k, format });
     return this.graph.input(`${this.region}:${format}`, name, { kind: "weight", n, k, format });
   }
@@ -116,7 +122,7 @@ export class RegionBuilder {
    */
   private experts(name: string, count: number, n: number, k: number): Value {
     const names = Array.from({ length: count }, (_, e) => name.replace("{e}", String(e)));
-    const format = names.map((one) => this.formatOf(this.region, one)).reduce(finest);
+    const format = names.map((one) => this.stored.format(this.region, one)).reduce(finest);
     for (const one of names) this.declare({ name: one, kind: "weight", n, k, format });
     return this.graph.input(`${this.region}:${format}`, name, { kind: "experts", count, n, k, format });
   }
@@ -241,6 +247,7 @@ export class RegionBuilder {
       kind: "kv",
       heads: shape.kvHeads,
       headDim: shape.headDim,
+      format: this.stored.kv,
     });
     const width = shape.kvHeads * shape.headDim;
     let keys = turn(k);

@@ -4,7 +4,7 @@
  */
 import { inputName, isInput, type Type, type Value, valueKey } from "../ops/index.ts";
 import {
-  BLOCK,
+  kvBlockWords,
   MOST_JOBS,
   mostStates,
   type ParamEntry,
@@ -18,6 +18,7 @@ import type { ParamSpec } from "./layers.ts";
 import type { Model } from "./models/model.ts";
 import { placePages } from "./pages.ts";
 import type { GraphProgram, Programs, TrainClass } from "./programs/index.ts";
+import type { Settings } from "./settings.ts";
 import { align, type Capacities, type Target } from "./target.ts";
 
 function placeParams(
@@ -71,9 +72,8 @@ export interface Layout {
 export function layoutOf(
   model: Model,
   programs: Programs,
-  c: Capacities,
+  { capacities: c, kv, train }: Pick<Settings, "capacities" | "kv" | "train">,
   target: Target,
-  train: readonly TrainClass[],
 ): Layout {
   const layer = placeParams(programs.layerParams, target.panel);
   const outer = placeParams(programs.outerParams, target.panel);
@@ -125,7 +125,7 @@ export function layoutOf(
     room: {
       weights: { layer: layer.words, outer: outer.words },
       accum: { layer: full ? layer.accumWords : 0, outer: full ? outer.accumWords : 0 },
-      block: 2 * kvDim * BLOCK,
+      block: kvBlockWords(model, kv),
       hidden: training ? align(d, 4) : 0,
       work: training ? align(d, 4) + align(2 * kvDim, 4) : 0,
     },

@@ -1,5 +1,6 @@
 /** Options of `compile`, each described once. Unknown keys and wrong values are refused with WEFT_OPTION. */
 import * as v from "valibot";
+import { kvNames } from "../runtime/bundle.ts";
 import {
   boolean,
   bytes,
@@ -34,6 +35,11 @@ export const CompileOptions = object({
    * `full`.
    */
   format: v.optional(format),
+  /**
+   * How the cache holds keys and values: `f16` takes half the memory and is a class of numerics of its own.
+   * Default: f32.
+   */
+  kv: v.optional(oneOf(kvNames)),
   /**
    * Also emit the Wasm kernels with fused multiply-adds, which machines with relaxed SIMD take: faster, and a
    * class of numerics of its own. Default: no.

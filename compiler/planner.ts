@@ -46,6 +46,7 @@ export function planMemory(
     const full = method === "full";
     const programs = buildPrograms(model, capacities, {
       format: () => (full ? "f32" : format),
+      kv: "f32",
       methods: full ? [] : [adapterMethods[method]!],
       train: [method],
     });

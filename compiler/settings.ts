@@ -1,5 +1,5 @@
 /** What is to be compiled: the caller's options with their defaults, checked against the model. */
-import { type Manifest, WeftError } from "../runtime/bundle.ts";
+import { type KvName, type Manifest, WeftError } from "../runtime/bundle.ts";
 import { check } from "../runtime/schema.ts";
 import type { AdapterMethod } from "./adapters/adapter.ts";
 import { adapterMethods } from "./adapters/index.ts";
@@ -21,6 +21,7 @@ export interface Settings {
   readonly format: FormatOf;
   /** What was asked of formats. */
   readonly formats: FormatOption;
+  readonly kv: KvName;
   readonly capacities: Capacities;
   /** Adapters of the largest rank that pages are for where their number was not given. */
   readonly largest: number;
@@ -68,6 +69,7 @@ export function settingsOf(model: Model, weights: WeightSource, options: Compile
     methods,
     format: formatsOf(model, weights, formats),
     formats,
+    kv: options.kv ?? "f32",
     capacities,
     largest: options.capacities?.slots ?? Math.ceil(capacities.slots / 2),
     policy,

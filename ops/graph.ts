@@ -35,8 +35,8 @@ export type Type =
   | { readonly kind: "factor"; readonly rows: number; readonly cols: number; readonly branch: number }
   /** Rows addressed by an explicit index (saved activations, dh): f32 [capacity, cols]. */
   | { readonly kind: "field"; readonly cols: number }
-  /** Paged keys and values: [block][k|v][kv head][32][head_dim]. */
-  | { readonly kind: "kv"; readonly heads: number; readonly headDim: number }
+  /** Paged keys and values: [block][k|v][kv head][32][head_dim] numbers of a format. */
+  | { readonly kind: "kv"; readonly heads: number; readonly headDim: number; readonly format: string }
   /** A constant f32 table [rows, cols] (rotary cosines and sines). */
   | { readonly kind: "table"; readonly rows: number; readonly cols: number }
   /** Gradient accumulator with the layout of the parameter it belongs to. */
@@ -250,7 +250,7 @@ export function showType(t: Type): string {
     case "field":
       return `field×${t.cols}`;
     case "kv":
-      return `kv[${t.heads}×${t.headDim}]`;
+      return `${t.format} kv[${t.heads}×${t.headDim}]`;
     case "table":
       return `table[${t.rows},${t.cols}]`;
     case "grad":

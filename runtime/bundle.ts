@@ -6,6 +6,7 @@ export * from "./dtypes.ts";
 export { type ErrorCode, type ErrorFields, WeftError } from "./errors.ts";
 export * from "./formats.ts";
 export * from "./identity.ts";
+export * from "./kv.ts";
 export * from "./manifest.ts";
 export * from "./optimizers/index.ts";
 export * from "./room.ts";

@@ -3,10 +3,11 @@
  * what it points into. Checked before anything is allocated; what passes cannot make the runtime read or
  * write outside a chamber, or take memory out of proportion to the files.
  */
-import { BLOCK, QUAD, QUAD_WORDS, quadsOf, ranked, SLOT_ROW } from "./contract.ts";
+import { QUAD, QUAD_WORDS, quadsOf, ranked, SLOT_ROW } from "./contract.ts";
 import { WeftError } from "./errors.ts";
 import { singleSites } from "./experts.ts";
 import { type Format, packedWords, storedBytes } from "./formats.ts";
+import { kvBlockWords } from "./kv.ts";
 import {
   type BranchEntry,
   type BranchTensor,
@@ -176,7 +177,7 @@ function checkPlan(m: Manifest, plan: TargetEntry, target: "wasm" | "webgpu"): v
   };
   const kv = 2 * d.kvHeads * d.headDim;
   const training = m.train.length > 0;
-  enough(room.block, BLOCK * kv, "room.block");
+  enough(room.block, kvBlockWords(d, m.kv), "room.block");
   enough(room.hidden, training ? d.hiddenSize : 0, "room.hidden");
   enough(room.work, training ? d.hiddenSize + kv : 0, "room.work");
   within(homes.h + c.tokens * d.hiddenSize, room.arena, "homes.h");

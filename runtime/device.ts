@@ -3,6 +3,7 @@
  * it.
  */
 import {
+  type KvFormat,
   type Manifest,
   type MemorySpace,
   type ParamEntry,
@@ -13,10 +14,13 @@ import {
 
 export { type MemorySpace, memorySpaces } from "./contract.ts";
 
+/** What computes, and how the cache rounds. */
+export type Numerics = `${"wasm" | "wasm relaxed" | "webgpu"}${KvFormat["numerics"]}`;
+
 export interface DeviceInfo {
   readonly target: "wasm" | "webgpu";
   /** Results are the same bits within a class (on one machine), and close across classes. */
-  readonly numerics: "wasm" | "wasm relaxed" | "webgpu";
+  readonly numerics: Numerics;
   /** What computes: adapter name, or the CPU. */
   readonly name: string;
   readonly software: boolean;

@@ -5,6 +5,7 @@
 import * as v from "valibot";
 import { LAUNCH_VECTORS } from "./contract.ts";
 import { formats } from "./formats.ts";
+import { kvNames } from "./kv.ts";
 import {
   above0,
   atLeast0,
@@ -28,7 +29,7 @@ import { startNames, type TensorKindName, tensorKinds } from "./tensors/index.ts
 import { termNames } from "./terms.ts";
 
 export const BUNDLE_FORMAT = "weft-bundle";
-export const BUNDLE_VERSION = 13;
+export const BUNDLE_VERSION = 14;
 
 const FileEntry = object({ bytes, sha256: sha256Hex });
 const format = oneOf(formats);
@@ -342,6 +343,8 @@ export const ManifestSchema = object({
     object({ layers: v.array(object({ ffn: indices, groups: indices })), selector: text }),
   ),
   policy: text,
+  /** How the cache holds keys and values. */
+  kv: oneOf(kvNames),
   /** What jobs can train: adapter methods, or `full` for every base tensor (exclusive). */
   train: v.array(text),
   /** Optimizers by index, and what an update is told in the order of its words. */

@@ -3,6 +3,7 @@
  * thread or by a crew of them.
  */
 import {
+  kvFormats,
   type Limits,
   type Manifest,
   type Measure,
@@ -303,7 +304,7 @@ export async function openWasm(
     stats,
     info: {
       target: "wasm",
-      numerics: options.relaxed ? "wasm relaxed" : "wasm",
+      numerics: `${options.relaxed ? "wasm relaxed" : "wasm"}${kvFormats[manifest.kv].numerics}`,
       name: `CPU (${options.relaxed ? "relaxed " : ""}SIMD WebAssembly, ${many})`,
       software: false,
     },

@@ -1,7 +1,7 @@
 /**
  * The WebGPU target: one bind group a group of chambers, one compute pass a step, metadata by dynamic offset.
  */
-import { type Manifest, planOf, sizesFor } from "./bundle.ts";
+import { kvFormats, type Manifest, planOf, sizesFor } from "./bundle.ts";
 import { openAdapter } from "./dawn.ts";
 import { type Device, type Families, type LoadProgress, planProgress, type RoomOptions } from "./device.ts";
 import { WeftError } from "./errors.ts";
@@ -120,7 +120,7 @@ async function openOn(
     return play(watch, plan, memory, kernels, {
       info: {
         target: "webgpu",
-        numerics: "webgpu",
+        numerics: `webgpu${kvFormats[manifest.kv].numerics}`,
         name: nameOf(adapter),
         software,
       },

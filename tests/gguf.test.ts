@@ -444,6 +444,7 @@ async function said(path: string) {
   const settings = settingsOf(read, source.weights, { capacities: small });
   const programs = buildPrograms(read, settings.capacities, {
     format: () => "f32",
+    kv: "f32",
     methods: [],
     train: [],
   });

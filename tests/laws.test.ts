@@ -372,7 +372,7 @@ test("law 6: the pruned backward of a layer = the full one, bit for bit, for eve
     const graph = new Graph();
     const scope = "layer";
     const { sites } = (() => {
-      const plain = new RegionBuilder(graph, scope, "W", () => "f32", []);
+      const plain = new RegionBuilder(graph, scope, "W", { format: () => "f32", kv: "f32" }, []);
       model.layer(plain, graph.input(scope, "h", { kind: "rows", domain: "W", cols: model.hiddenSize }), 96);
       return plain;
     })();
@@ -390,7 +390,7 @@ test("law 6: the pruned backward of a layer = the full one, bit for bit, for eve
       capacity: 8,
       tensors: method.tensors(site, 8),
     }));
-    const b = new RegionBuilder(graph, scope, "W", () => "f32", branches);
+    const b = new RegionBuilder(graph, scope, "W", { format: () => "f32", kv: "f32" }, branches);
     const h = graph.input(scope, "h", { kind: "rows", domain: "W", cols: model.hiddenSize });
     const out = model.layer(b, h, 96);
     const cot = graph.input(scope, "cot", out.type);

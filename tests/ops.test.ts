@@ -54,6 +54,7 @@ import {
   widen,
 } from "../ops/index.ts";
 import { weightFormats } from "../runtime/formats.ts";
+import type { KvName } from "../runtime/kv.ts";
 import { writeEntries } from "../runtime/tensors/entries.ts";
 import { type Batch, batch, capacities, context, inputData, runOn } from "./support/graphs.ts";
 import { generator } from "./support/random.ts";
@@ -322,17 +323,24 @@ function unitBatch(n: number, from = 0): Batch {
     header: { ...b.header, n_keys: from + n },
   };
 }
-function attention(scopeName: string, heads: number, kvHeads: number, hd: number, how: Attending = {}) {
+function attention(
+  scopeName: string,
+  heads: number,
+  kvHeads: number,
+  hd: number,
+  how: Attending = {},
+  format: KvName = "f32",
+) {
   const q = graph.input(scopeName, "q", rows(heads * hd, "W"));
   const k = graph.input(scopeName, "k", rows(kvHeads * hd, "W"));
   const v = graph.input(scopeName, "v", rows(kvHeads * hd, "W"));
-  const kv = graph.input(scopeName, "kv", { kind: "kv", heads: kvHeads, headDim: hd });
+  const kv = graph.input(scopeName, "kv", { kind: "kv", heads: kvHeads, headDim: hd, format });
   const table = graph.input(scopeName, "rotary", { kind: "table", rows: capacities.context, cols: hd });
   const written = kvWrite(kv, rope(k, table, hd), v);
   const { o, lse } = attend(rope(q, table, hd), written, heads, how);
   return { q, k, v, kv, o, lse, cot: graph.input(scopeName, "cot", rows(heads * hd, "W")) };
 }
-for (const [heads, kvHeads, hd, o, from] of [
+for (const [heads, kvHeads, hd, o, from, format] of [
   [4, 2, 16, {}, 0],
   [6, 2, 10, {}, 0],
   [3, 3, 6, {}, 0],
@@ -340,9 +348,13 @@ for (const [heads, kvHeads, hd, o, from] of [
   [4, 2, 16, { scale: 0.4, softcap: 1.5 }, 0],
   [6, 2, 10, { window: true }, 0],
   [4, 2, 12, { scale: 0.7, softcap: 2, window: true }, 43],
-] as [number, number, number, Attending, number][])
-  test(`attention ${heads}/${kvHeads} × ${hd} ${JSON.stringify(o)}: across blocks`, async () => {
-    const g = attention(`attention${scope++}`, heads, kvHeads, hd, o);
+  [4, 2, 16, {}, 0, "f16"],
+  [6, 2, 10, { softcap: 2, window: true }, 43, "f16"],
+] as [number, number, number, Attending, number, KvName?][])
+  test(`attention ${heads}/${kvHeads} × ${hd} ${JSON.stringify(o)} ${format ?? "f32"}: across blocks`, async () => {
+    const g = attention(`attention${scope++}`, heads, kvHeads, hd, o, format);
+    // A half has 11 bits: what it holds is off by 2^-12 of its size.
+    const tolerance = format === "f16" ? 2e-3 : 1e-4;
     const b = unitBatch(32, from);
     const few = unitBatch(9);
     const grads = vjp([[g.o, g.cot]], [g.q, g.k, g.v]);
@@ -360,7 +372,7 @@ for (const [heads, kvHeads, hd, o, from] of [
     const want = interpret([g.o, g.lse, ...roots], data, context(b));
     for (const target of targets) {
       const { outputs } = await runOn(target, [g.o, g.lse, ...roots], data, b);
-      outputs.forEach((out, i) => close(out, want[i]!, `attention root ${i} on ${target}`, 1e-4));
+      outputs.forEach((out, i) => close(out, want[i]!, `attention root ${i} on ${target}`, tolerance));
       // The kernels for few rows and for many do the same operations in the same order.
       const few = await runOn(target, [g.o, g.lse], data, b, { variant: "few" });
       few.outputs.forEach((out, i) =>

@@ -3,7 +3,7 @@
  * for each other. It takes the longer of the first two, and the launches on top.
  */
 import type { Manifest, ParamEntry, TargetEntry } from "../../runtime/bundle.ts";
-import { isForMany, storedBytes } from "../../runtime/bundle.ts";
+import { BLOCK, isForMany, kvBlockWords, storedBytes } from "../../runtime/bundle.ts";
 import type { Rates } from "./rates.ts";
 
 /**
@@ -49,9 +49,9 @@ export class Model {
   }
   /** Bytes of keys and values that a row at `position` reads; multiply-adds of its attention. */
   private attention(position: number): Work {
-    const { layers, kvHeads, heads, headDim } = this.m.model;
+    const { layers, heads, headDim } = this.m.model;
     return {
-      bytes: 2 * 4 * kvHeads * headDim * position * layers,
+      bytes: ((4 * kvBlockWords(this.m.model, this.m.kv)) / BLOCK) * position * layers,
       flops: 4 * heads * headDim * position * layers,
       launches: 0,
     };

@@ -131,7 +131,7 @@ export async function kernelsOf(model: Config | string, options: CompileOptions)
     const launches = new Map(
       programs.graphs.map((g) => [g.name, fuse(g.roots, { fuse: true, homes: g.homes })]),
     );
-    const layout = layoutOf(built, programs, capacities, targets.webgpu, train);
+    const layout = layoutOf(built, programs, { ...settings, capacities, train }, targets.webgpu);
     const { plan, sources } = emitTarget(
       targets.webgpu,
       built,

@@ -11,7 +11,7 @@ import {
   usesCol,
   type Value,
 } from "../../ops/index.ts";
-import { formatOf, layerWord } from "../../runtime/bundle.ts";
+import { formatOf, kvFormatOf, layerWord } from "../../runtime/bundle.ts";
 import type { Address, KernelEnv } from "../kernel.ts";
 import type { Store } from "../kernels/body.ts";
 import {
@@ -251,11 +251,12 @@ const places: { readonly [T in Store["to"]]: (s: Store & { to: T }, p: Printer, 
     return { at: rowOf(env.address(s.field), ix), guard: `${ix} >= 0` };
   },
   kv: (s, p, env) => {
-    const { heads, headDim } = s.kv.type as Kv;
+    const { heads, headDim, format } = s.kv.type as Kv;
+    const bytes = headDim * kvFormatOf(format).bytes;
     const pos = p.ix({ ix: "meta", name: "pos", at: { ix: "row" } });
     const table = p.ix({ ix: "meta", name: "table", at: { ix: "row" } });
     const kv = startOf(env.address(s.kv));
-    return { at: `kvRow(${kv}, meta, ${table}, ${pos}, ${s.part}, ${heads}, ${headDim})`, guard: null };
+    return { at: `kvRow(${kv}, meta, ${table}, ${pos}, ${s.part}, ${heads}, ${bytes})`, guard: null };
   },
 };
 function placeOf(s: Store, p: Printer, env: KernelEnv): Place {
@@ -267,14 +268,17 @@ function storeAt(s: Store, ptr: string, value: string, lanes: 1 | 4): string {
   const store = lanes === 4 ? "v128.store" : "store<f32>";
   if (s.to !== "kv") return `${store}(${ptr} + ((<usize>col) << 2), ${value});`;
   // Heads of the cache lie a block apart.
-  const { headDim } = s.kv.type as Kv;
+  const { headDim, format } = s.kv.type as Kv;
+  const { bytes, assembly } = kvFormatOf(format);
   const at = (lane: number): string => {
     const col = `(col + ${lane})`;
-    return `${ptr} + ((<usize>(${col} / ${headDim} * ${KV_BLOCK * headDim} + ${col} % ${headDim})) << 2)`;
+    const number = `${col} / ${headDim} * ${KV_BLOCK * headDim} + ${col} % ${headDim}`;
+    return `${ptr} + ((<usize>(${number})) << ${Math.log2(bytes)})`;
   };
-  if (lanes === 1 || headDim % 4 === 0) return `${store}(${at(0)}, ${value});`;
+  if (lanes === 1) return assembly.store1(at(0), value);
+  if (headDim % 4 === 0) return assembly.store4(at(0), value);
   return [0, 1, 2, 3]
-    .map((lane) => `store<f32>(${at(lane)}, f32x4.extract_lane(${value}, ${lane}));`)
+    .map((lane) => assembly.store1(at(lane), `f32x4.extract_lane(${value}, ${lane})`))
     .join(" ");
 }
 

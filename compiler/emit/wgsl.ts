@@ -2,7 +2,8 @@
  * Launches as WGSL modules: one entry point each, its bodies selected by workgroup_id.z. Eight storage
  * bindings, one a memory space, serve every kernel.
  */
-import type { GridDim } from "../../runtime/bundle.ts";
+import type { Type } from "../../ops/index.ts";
+import { type GridDim, kvFormatOf } from "../../runtime/bundle.ts";
 import { type KernelEnv, type MemorySpace, memorySpaces, type Variant } from "../kernel.ts";
 import { fixed } from "../kernels/grid.ts";
 import { type AnyBody, kernelOf, writesWeights } from "../kernels/index.ts";
@@ -11,6 +12,7 @@ import { called } from "../kernels/text/library.ts";
 import { lines } from "../kernels/text/lines.ts";
 import { WG } from "../kernels/text/wgsl.ts";
 
+type Kv = Type & { kind: "kv" };
 /** How a memory space is bound: the identifier, the words, and whether kernels write them. */
 interface Binding {
   readonly id: string;
@@ -19,16 +21,25 @@ interface Binding {
 }
 const numbers = (id: string): Binding => ({ id, type: "array<f32>", access: "read_write" });
 const integers = (id: string): Binding => ({ id, type: "array<i32>", access: "read" });
-const bindings: Readonly<Record<MemorySpace, Binding>> = {
+const bindings: Readonly<Record<Exclude<MemorySpace, "kv">, Binding>> = {
   weights: { id: "weights", type: "array<vec4<u32>>", access: "read" },
   meta: integers("batch"),
   arena: numbers("arena"),
-  kv: numbers("kv"),
   saved: numbers("saved"),
   adapters: numbers("adapters"),
   accum: numbers("accum"),
   tables: integers("tables"),
 };
+
+/** The cache as bodies have it, which read it or write it; null: they touch none. */
+function cacheOf(bodies: readonly AnyBody[]): Binding | null {
+  const stored = bodies.flatMap((b) => ("stores" in b ? b.stores : [])).find((s) => s.to === "kv");
+  const read = bodies.flatMap((b) => ("reads" in b ? b.reads : [])).find((v) => v.type.kind === "kv");
+  const kv = stored?.kv ?? read;
+  if (!kv) return null;
+  const { wgsl } = kvFormatOf((kv.type as Kv).format);
+  return { ...numbers("kv"), type: `array<${stored ? wgsl.written : wgsl.read}>` };
+}
 
 /** Versions of a launch. */
 export const variantsOf = (bodies: readonly AnyBody[]): readonly Variant[] =>
@@ -52,7 +63,9 @@ export function emitLaunchWgsl(
   const uses = (id: string): boolean => new RegExp(`\\b${id}\\[`).test(`${functions}${library}`);
   const written = writesWeights(bodies);
   const declarations = memorySpaces.flatMap((c, i) => {
-    const { id, type, access } = c === "weights" && written ? numbers(c) : bindings[c];
+    const binding = c === "kv" ? cacheOf(bodies) : c === "weights" && written ? numbers(c) : bindings[c];
+    if (!binding) return [];
+    const { id, type, access } = binding;
     return uses(id) ? [`@group(0) @binding(${i}) var<storage, ${access}> ${id}: ${type};`] : [];
   });
   return lines`

@@ -141,28 +141,36 @@ function dialect(env: KernelEnv): Dialect {
 /** Prints for kernels of `env`: row by row, an element a lane. */
 export const wgslPrinter = (env: KernelEnv): Printer => new Printer(dialect(env), 1);
 
-/** The place of a store's element at (row, col), and the condition under which it is there. */
+/** The statement that stores an element of (row, col), and the condition under which it is there. */
 interface Place {
-  readonly at: string;
+  readonly put: (value: string) => string;
   readonly guard: string | null;
 }
+const into =
+  (at: string) =>
+  (value: string): string =>
+    `${at} = ${value};`;
 const places: { readonly [T in Store["to"]]: (s: Store & { to: T }, p: Printer, env: KernelEnv) => Place } = {
   rows: (s, _, env) => {
     const ad = env.address(s.value);
-    return { at: `${ad.space}[${ad.offset} + row * ${ad.stride} + ${colOf(s)}]`, guard: null };
+    return { put: into(`${ad.space}[${ad.offset} + row * ${ad.stride} + ${colOf(s)}]`), guard: null };
   },
   field: (s, p, env) => {
     const ad = env.address(s.field);
     const ix = p.ix({ ix: "meta", name: s.index, at: { ix: "row" } });
-    return { at: `${ad.space}[${ad.offset} + ${ix} * ${ad.stride} + ${colOf(s)}]`, guard: `${ix} >= 0` };
+    return {
+      put: into(`${ad.space}[${ad.offset} + ${ix} * ${ad.stride} + ${colOf(s)}]`),
+      guard: `${ix} >= 0`,
+    };
   },
   kv: (s, p, env) => {
-    const { heads, headDim } = s.kv.type as Kv;
-    const ad = env.address(s.kv);
+    const { heads, headDim, format } = s.kv.type as Kv;
+    const { offset } = env.address(s.kv);
     const pos = p.ix({ ix: "meta", name: "pos", at: { ix: "row" } });
     const table = p.ix({ ix: "meta", name: "table", at: { ix: "row" } });
     const head = `kv_index(${table}, ${pos}, ${s.part}, col / ${headDim}, ${heads}, ${headDim})`;
-    return { at: `${ad.space}[${ad.offset} + ${head} + col % ${headDim}]`, guard: null };
+    const at = `${offset} + ${head} + col % ${headDim}`;
+    return { put: (value) => `kv_put_${format}(${at}, ${value});`, guard: null };
   },
 };
 const colOf = (s: Store): string => (s.cols === 1 ? "0" : "col");
@@ -185,7 +193,7 @@ export function wgslStores(
     const value = narrow ? p.scalar(s.expr) : p.at(s.expr);
     const place = placeOf(s, p, env);
     const guards = [...(narrow ? [first] : []), ...(place.guard ? [place.guard] : [])];
-    const store = `${place.at} = ${value};`;
+    const store = place.put(value);
     return guards.length ? `if (${guards.join(" && ")}) { ${store} }` : store;
   });
 }

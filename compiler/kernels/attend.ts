@@ -45,7 +45,7 @@ function alone(name: string, b: Body, env: KernelEnv): string {
         var mt = m;
         for (var j = ${a.firstKey}; j < c; j++) {
           var dot = 0.0f;
-          ${dims(`dot = fma(q[d], kv[k + j * ${hd} + d], dot);`)}
+          ${dims(`dot = fma(q[d], ${a.cached(`k + j * ${hd} + d`)}, dot);`)}
           ${a.bound}
           s[j] = ${a.score};
           mt = max(mt, s[j]);
@@ -59,7 +59,7 @@ function alone(name: string, b: Body, env: KernelEnv): string {
         ${dims("o[d] = o[d] * corr;")}
         for (var j = ${a.firstKey}; j < c; j++) {
           let p = s[j];
-          ${dims(`o[d] = fma(p, kv[v + j * ${hd} + d], o[d]);`)}
+          ${dims(`o[d] = fma(p, ${a.cached(`v + j * ${hd} + d`)}, o[d]);`)}
         }
       }
       let inv = 1.0f / l;
@@ -103,7 +103,7 @@ function together(name: string, b: Body, env: KernelEnv): string {
         if (lane < c) {
           let k = ${kvAt(0, "t + lane", "kh")};
           var dot = 0.0f;
-          ${dims("dot = fma(shared_q[d], kv[k + d], dot);")}
+          ${dims(`dot = fma(shared_q[d], ${a.cached("k + d")}, dot);`)}
           ${a.bound}
           part[lane] = ${a.score};
         }
@@ -122,7 +122,7 @@ function together(name: string, b: Body, env: KernelEnv): string {
         ${each(
           (i) => lines`
             o${i} = o${i} * corr;
-            for (var j = ${a.firstKey}; j < c; j++) { o${i} = fma(part[j], kv[v + j * ${hd} + d], o${i}); }`,
+            for (var j = ${a.firstKey}; j < c; j++) { o${i} = fma(part[j], ${a.cached(`v + j * ${hd} + d`)}, o${i}); }`,
         )}
         workgroupBarrier();
       }
@@ -172,11 +172,11 @@ export const attend: GraphKernel = {
               let kp: usize = ${a.from(a.block(0, "g"))};
               let mt: f32 = m;
               for (let j: i32 = ${a.first}; j < c; j++) {
-                ${a.dot("a", "q", "kp")}
+                ${a.cached.dot("a", "q", "kp")}
                 ${a.score}
                 store<f32>(s + ((<usize>j) << 2), a);
                 mt = mt < a ? a : mt;
-                kp += ${a.headBytes};
+                kp += ${a.cached.bytes};
               }
               ${a.unseen("s")}
               for (let j: i32 = c; j < 32; j++) store<f32>(s + ((<usize>j) << 2), -1.0e30);
@@ -198,8 +198,8 @@ export const attend: GraphKernel = {
               let vp: usize = ${a.from(a.block(1, "g"))};
               for (let j: i32 = ${a.first}; j < c; j++) {
                 const w: f32 = load<f32>(s + ((<usize>j) << 2));
-                ${a.axpy("o", "w", "vp")}
-                vp += ${a.headBytes};
+                ${a.cached.axpy("o", "w", "vp")}
+                vp += ${a.cached.bytes};
               }
             }
             const inv: f32 = <f32>1 / l;

@@ -35,7 +35,7 @@ export const attend_dkv: GraphKernel = {
     const [k, v] = [`${d.space}[out + d]`, `${d.space}[out + ${width / 2} + d]`];
     const part = partOf(hd);
     const [x, y] = [`${q.space}[qp + d]`, `${g.space}[gp + d]`];
-    const dots = `dot = fma(${x}, kv[kp + d], dot); dp = fma(${y}, kv[vp + d], dp);`;
+    const dots = `dot = fma(${x}, ${a.cached("kp + d")}, dot); dp = fma(${y}, ${a.cached("vp + d")}, dp);`;
     return wgsl.fn(
       name,
       // The sequence this key belongs to: its segments follow one another, and only the first counts keys. dk
@@ -166,10 +166,10 @@ export const attend_dkv: GraphKernel = {
             const t: i32 = key >> 5;
             for (let kh: i32 = 0; kh < ${a.kvHeads}; kh++) {
               if ((key * ${a.kvHeads} + kh) % parts != part) continue;
-              const kp: usize = ${a.block(0, "kh")} + <usize>(key & 31) * ${a.headBytes};
-              const vp: usize = ${a.block(1, "kh")} + <usize>(key & 31) * ${a.headBytes};
-              ${a.load("k", "kp")}
-              ${a.load("v", "vp")}
+              const kp: usize = ${a.block(0, "kh")} + <usize>(key & 31) * ${a.cached.bytes};
+              const vp: usize = ${a.block(1, "kh")} + <usize>(key & 31) * ${a.cached.bytes};
+              ${a.cached.load("k", "kp")}
+              ${a.cached.load("v", "vp")}
               ${a.zero("dk")}
               ${a.zero("dv")}
               ${a.lastRow}

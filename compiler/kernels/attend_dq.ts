@@ -24,8 +24,8 @@ export const attend_dq: GraphKernel = {
     const [q, o, lse, g, dq] = [operand(Q), operand(O), operand(LSE), operand(DO), out(0)];
     const part = partOf(hd);
     const dots =
-      `dot = fma(${q.space}[qp + d], kv[kp + j * ${hd} + d], dot); ` +
-      `dp = fma(${g.space}[gp + d], kv[vp + j * ${hd} + d], dp);`;
+      `dot = fma(${q.space}[qp + d], ${a.cached(`kp + j * ${hd} + d`)}, dot); ` +
+      `dp = fma(${g.space}[gp + d], ${a.cached(`vp + j * ${hd} + d`)}, dp);`;
     return wgsl.fn(
       name,
       lines`
@@ -53,7 +53,7 @@ export const attend_dq: GraphKernel = {
             ${dims(dots)}
             ${a.bound}
             let ds = exp(${a.score} - lse) * (dp - dsum) * ${a.slope};
-            ${own(`dq[i] = fma(ds, kv[kp + j * ${hd} + d], dq[i]);`)}
+            ${own(`dq[i] = fma(ds, ${a.cached(`kp + j * ${hd} + d`)}, dq[i]);`)}
           }
         }
         ${own(`${dq.space}[${dq.offset} + row * ${dq.stride} + h * ${hd} + d] = dq[i];`)}`,
@@ -67,8 +67,8 @@ export const attend_dq: GraphKernel = {
     /** Dots of the tile's rows at `from` with vector `v`, to `to`. */
     const scores = (v: string, from: string, to: string): Lines => lines`
       for (let j: i32 = ${a.first}; j < c; j++) {
-        const p: usize = ${from} + <usize>j * ${a.headBytes};
-        ${a.dot("a", v, "p")}
+        const p: usize = ${from} + <usize>j * ${a.cached.bytes};
+        ${a.cached.dot("a", v, "p")}
         store<f32>(${to} + ((<usize>j) << 2), a);
       }`;
     return assembly.fn(
@@ -110,9 +110,9 @@ export const attend_dq: GraphKernel = {
                     ${a.slopes}));
               }
               for (let j: i32 = ${a.first}; j < c; j++) {
-                const kp: usize = k0 + <usize>j * ${a.headBytes};
+                const kp: usize = k0 + <usize>j * ${a.cached.bytes};
                 const ds: f32 = load<f32>(s + ((<usize>j) << 2));
-                ${a.axpy("d", "ds", "kp")}
+                ${a.cached.axpy("d", "ds", "kp")}
               }
             }
             const out: usize = ${d.space} + ((<usize>(row * ${d.stride} + h * ${a.hd})) << 2) + ${d.offset * 4};

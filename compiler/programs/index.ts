@@ -6,7 +6,7 @@
 import { Graph, type Value } from "../../ops/index.ts";
 import { MAX_BRANCHES, WeftError } from "../../runtime/bundle.ts";
 import type { AdapterMethod } from "../adapters/adapter.ts";
-import { type BranchSpec, type FormatOf, RegionBuilder, type SiteSpec } from "../layers.ts";
+import { type BranchSpec, RegionBuilder, type SiteSpec, type Stored } from "../layers.ts";
 import type { Model } from "../models/model.ts";
 import type { Capacities } from "../target.ts";
 import { type Fields, trainLayer } from "./backward.ts";
@@ -20,12 +20,12 @@ export * from "./program.ts";
 export function buildPrograms(
   model: Model,
   c: Capacities,
-  options: { format: FormatOf; methods: readonly AdapterMethod[]; train: readonly TrainClass[] },
+  options: Stored & { methods: readonly AdapterMethod[]; train: readonly TrainClass[] },
 ): Programs {
-  const { format, methods, train } = options;
+  const { methods, train } = options;
   // The layer without branches declares the sites; methods then say where they have branches.
   const graph = new Graph();
-  const plain = buildLayer(graph, model, c.context, format, []);
+  const plain = buildLayer(graph, model, c.context, options, []);
   const { sites } = plain.builder;
   const branches = branchesOf(methods, sites, c);
   if (train.includes("full") && model.mixture)
@@ -36,8 +36,8 @@ export function buildPrograms(
       found: "full",
       hint: "a mixture of experts learns by lora",
     });
-  const { region: whole, builder } = buildLayer(graph, model, c.context, format, branches);
-  const outer = new RegionBuilder(graph, "outer", "T", format, []);
+  const { region: whole, builder } = buildLayer(graph, model, c.context, options, branches);
+  const outer = new RegionBuilder(graph, "outer", "T", options, []);
   const field: Fields = (name, cols) => graph.input("field", name, { kind: "field", cols });
   const unitRows = hiddenRows(graph, model, "W");
 

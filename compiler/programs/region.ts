@@ -13,7 +13,7 @@ import {
   type Value,
   valueKey,
 } from "../../ops/index.ts";
-import { type BranchSpec, type FormatOf, RegionBuilder } from "../layers.ts";
+import { type BranchSpec, RegionBuilder, type Stored } from "../layers.ts";
 import type { Model } from "../models/model.ts";
 
 export type Rows = Type & { kind: "rows" };
@@ -43,10 +43,10 @@ export function buildLayer(
   graph: Graph,
   model: Model,
   positions: number,
-  format: FormatOf,
+  stored: Stored,
   branches: readonly BranchSpec[],
 ): { readonly builder: RegionBuilder; readonly region: Region } {
-  const builder = new RegionBuilder(graph, "layer", "T", format, branches);
+  const builder = new RegionBuilder(graph, "layer", "T", stored, branches);
   const h = hiddenRows(graph, model, "T");
   const out = model.layer(builder, h, positions);
   const { entries, exits, wrapped } = builder;

@@ -79,5 +79,5 @@ export async function createWorkerEngine(location: Place, options: WorkerOptions
 /** Another device would compute other bits. */
 function computesAs({ device: { target, software, numerics } }: Facts): LoadOptions {
   if (target === "webgpu") return { device: software ? "software" : "webgpu" };
-  return { device: "wasm", relaxed: numerics === "wasm relaxed" };
+  return { device: "wasm", relaxed: numerics.startsWith("wasm relaxed") };
 }

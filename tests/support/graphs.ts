@@ -31,6 +31,7 @@ import {
   type TargetEntry,
 } from "../../runtime/bundle.ts";
 import type { Device } from "../../runtime/device.ts";
+import { floatToHalf, halfToFloat } from "../../runtime/dtypes.ts";
 import { type Format, pack, packedWords, restore, store, unpack } from "../../runtime/formats.ts";
 import { openWasm } from "../../runtime/wasm.ts";
 import { openWebGpu } from "../../runtime/webgpu.ts";
@@ -146,6 +147,10 @@ export function context(b: Batch): EvalCtx {
   };
 }
 type Weight = Type & { kind: "weight" };
+type Kv = Type & { kind: "kv" };
+/** Numbers of the cache as a device has them. */
+const cached = ({ format }: Kv, values: Float32Array): Float32Array | Uint32Array =>
+  format === "f16" ? new Uint32Array(Uint16Array.from(values, floatToHalf).buffer) : values;
 type Experts = Type & { kind: "experts" };
 /** Each expert's own of what all have. */
 const eachExpert = ({ count, n, k, format }: Experts, all: Float32Array) =>
@@ -193,6 +198,7 @@ export function inputData(roots: readonly Value[], b: Batch, seed: string): Reco
     const held = (): Float32Array => {
       const all = Float32Array.from(values);
       if (t.kind === "weight") return stored(t, all, name);
+      if (t.kind === "kv" && t.format === "f16") return all.map((x) => halfToFloat(floatToHalf(x)));
       if (t.kind !== "experts") return all;
       return Float32Array.from(eachExpert(t, all).flatMap((e) => [...stored(e.weight, e.values, name)]));
     };
@@ -394,6 +400,7 @@ export async function runOn(
   const one = { blocks: 1, sequences: 1, slots: 3, pages: 1, jobs: 1, savedRows: 1, keptRows: 1 };
   const manifest = {
     model: { layers: 1, format: "f32" },
+    kv: "f32",
     train: [],
     saved: {},
     branches: [],
@@ -449,9 +456,11 @@ export async function runOn(
         { space: f.space, group: 0, offset: f.offset },
         v.type.kind === "weight"
           ? packedFor(v.type, data, name, t.panel)
-          : v.type.kind === "field"
-            ? spread(data, v.type.cols)
-            : data,
+          : v.type.kind === "kv"
+            ? cached(v.type, data)
+            : v.type.kind === "field"
+              ? spread(data, v.type.cols)
+              : data,
       );
   }
   const tables = new Uint32Array(64 + 4 * row);

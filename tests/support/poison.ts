@@ -1,11 +1,11 @@
 /** NaN in every cache block with nothing in it: whoever reads what is stale, or not there yet, answers so. */
-import { BLOCK } from "../../runtime/bundle.ts";
 import type { Engine } from "../../runtime/engine.ts";
 
 /** From now on, before what comes in has rows. Returns how many blocks were poisoned so far. */
 export function poison({ host, device, manifest }: Engine): () => { free: number; evicted: number } {
-  const { kvHeads, headDim, layers } = manifest.model;
-  const nan = new Float32Array(2 * BLOCK * kvHeads * headDim).fill(Number.NaN);
+  const { layers } = manifest.model;
+  // Of such a word the whole is NaN, and each half.
+  const nan = new Uint32Array(device.plan.room.block).fill(0xffffffff);
   const counts = { free: 0, evicted: 0 };
   const fill = (blocks: Iterable<number>, lane: number, what: keyof typeof counts): void => {
     for (const id of blocks) {

@@ -97,10 +97,30 @@ function half1(h: u32): f32 {
     reinterpret<u32>(reinterpret<f32>((h & 0x7fff) << 13) * reinterpret<f32>(0x77800000))
       | ((h & 0x8000) << 16));
 }
-/** Start of a row's keys or values in the paged cache: [block][k|v][head][32][head_dim]. */
-function kvRow(kv: usize, meta: usize, table: i32, pos: i32, part: i32, heads: i32, hd: i32): usize {
+/** f32 to halves, to nearest even, in the lower halves of lanes: at most 65504; what is no number stays so. */
+function halves4(x: v128): v128 {
+  const sign: v128 = v128.and(x, i32x4.splat(0x80000000));
+  const a: v128 = f32x4.pmin(f32x4.splat(65504), v128.xor(x, sign));
+  const odd: v128 = v128.and(i32x4.shr_u(a, 13), i32x4.splat(1));
+  const normal: v128 = i32x4.shr_u(i32x4.add(a, i32x4.add(odd, i32x4.splat(0xc8000fff))), 13);
+  // Below 2^-14 a sum with 1/2 leaves the half's bits at its end.
+  const small: v128 = i32x4.sub(f32x4.add(a, f32x4.splat(0.5)), i32x4.splat(0x3f000000));
+  const h: v128 = v128.bitselect(small, normal, f32x4.lt(a, f32x4.splat(reinterpret<f32>(0x38800000))));
+  const number: v128 = v128.bitselect(h, i32x4.splat(0x7e00), f32x4.eq(x, x));
+  return v128.or(number, i32x4.shr_u(sign, 16));
+}
+/** Four packed halves, in the lower half of the vector. */
+function narrow4(x: v128): v128 {
+  const h: v128 = halves4(x);
+  return i8x16.shuffle(h, h, 0, 1, 4, 5, 8, 9, 12, 13, 0, 1, 4, 5, 8, 9, 12, 13);
+}
+function narrow1(x: f32): u16 {
+  return <u16>i32x4.extract_lane(halves4(f32x4.splat(x)), 0);
+}
+/** Start of a row's keys or values in the paged cache: [block][k|v][head][32] rows of so many bytes. */
+function kvRow(kv: usize, meta: usize, table: i32, pos: i32, part: i32, heads: i32, bytes: i32): usize {
   const block: i32 = load<i32>(meta + ((<usize>(table + (pos >> 5))) << 2));
-  return kv + ((<usize>((block * 2 + part) * heads * 32 * hd + (pos & 31) * hd)) << 2);
+  return kv + <usize>((block * 2 + part) * heads * 32 + (pos & 31)) * <usize>bytes;
 }
 /** Σ_r u[r] · F[r], r ascending: four rows to a quad, which begins at f past the place that *quads says. */
 function expand4(u: usize, quads: usize, f: usize, rank: i32, stride: i32): v128 {

@@ -3,7 +3,7 @@
  * dims, then scalar dims. Key tiles of 32 from position 0, folded in order.
  */
 import { KV_BLOCK, type Type } from "../../../ops/index.ts";
-import { layerWord } from "../../../runtime/bundle.ts";
+import { type KvFormat, kvFormatOf, kvFormats, layerWord } from "../../../runtime/bundle.ts";
 import type { KernelEnv } from "../../kernel.ts";
 import type { Body } from "../body.ts";
 import { f32, rowPtr } from "./assemblyscript.ts";
@@ -11,9 +11,13 @@ import { type Lines, lines } from "./lines.ts";
 
 type Kv = Type & { kind: "kv" };
 
-/** Vectors of `hd` dims, as `name0`, `name1` … of four dims and `names8` … of one. */
-export function vectors(hd: number) {
+/** Vectors of `hd` dims, as `name0`, `name1` … of four dims and `names8` … of one, of rows of a format. */
+function vectors(hd: number, { bytes, assembly: { load4, load1 } }: KvFormat) {
   const quads = Array.from({ length: hd >> 2 }, (_, i) => i);
+  const [four, one] = [
+    (ptr: string, i: number): string => load4(ptr, i * 4 * bytes),
+    (ptr: string, d: number): string => load1(ptr, d * bytes),
+  ];
   const rest = Array.from({ length: hd & 3 }, (_, i) => (quads.length << 2) + i);
   /** Statements for every quad and for every dim of the rest. */
   const each = (quad: (i: number) => Lines, one: (d: number) => Lines): Lines => [
@@ -22,10 +26,12 @@ export function vectors(hd: number) {
   ];
   return {
     each,
+    /** Of a row. */
+    bytes: hd * bytes,
     load: (name: string, ptr: string): Lines =>
       each(
-        (i) => [`const ${name}${i}: v128 = v128.load(${ptr}, ${i * 16});`],
-        (d) => [`const ${name}s${d}: f32 = load<f32>(${ptr}, ${d * 4});`],
+        (i) => [`const ${name}${i}: v128 = ${four(ptr, i)};`],
+        (d) => [`const ${name}s${d}: f32 = ${one(ptr, d)};`],
       ),
     zero: (name: string): Lines =>
       each(
@@ -35,15 +41,15 @@ export function vectors(hd: number) {
     /** `let out = name · row at ptr`: lanes over dims, folded once. */
     dot: (out: string, name: string, ptr: string): Lines => lines`
       let ${out}v: v128 = f32x4.splat(0);
-      ${quads.map((i) => `${out}v = madd(${name}${i}, v128.load(${ptr}, ${i * 16}), ${out}v);`)}
+      ${quads.map((i) => `${out}v = madd(${name}${i}, ${four(ptr, i)}, ${out}v);`)}
       let ${out}: f32 = hsum(${out}v);
-      ${rest.map((d) => `${out} += ${name}s${d} * load<f32>(${ptr}, ${d * 4});`)}`,
+      ${rest.map((d) => `${out} += ${name}s${d} * ${one(ptr, d)};`)}`,
     /** name += s · row at ptr. */
     axpy: (name: string, s: string, ptr: string): Lines => [
       `const ${s}_: v128 = f32x4.splat(${s});`,
       ...each(
-        (i) => [`${name}${i} = madd(${s}_, v128.load(${ptr}, ${i * 16}), ${name}${i});`],
-        (d) => [`${name}s${d} += ${s} * load<f32>(${ptr}, ${d * 4});`],
+        (i) => [`${name}${i} = madd(${s}_, ${four(ptr, i)}, ${name}${i});`],
+        (d) => [`${name}s${d} += ${s} * ${one(ptr, d)};`],
       ),
     ],
   };
@@ -54,7 +60,9 @@ export function attentionOf(b: Body, env: KernelEnv) {
   const kv = node.ins[1]!.type as Kv;
   const heads = Number(node.attrs.heads);
   const at = env.address(node.ins[1]!);
-  const headBytes = kv.headDim * 4;
+  const format = kvFormatOf(kv.format);
+  const rows = vectors(kv.headDim, kvFormats.f32);
+  const cached = vectors(kv.headDim, format);
   const { scale: s, softcap: cap, window } = node.attrs;
   const splat = (x: number): string => `f32x4.splat(${f32(Math.fround(x))})`;
   const capped = cap !== undefined;
@@ -63,9 +71,10 @@ export function attentionOf(b: Body, env: KernelEnv) {
   const word = (array: string, index: string): string =>
     `load<i32>(meta + ((<usize>${index}) << 2), ${env.layout.arrays[array]! * 4})`;
   return {
-    ...vectors(kv.headDim),
+    ...rows,
     hd: kv.headDim,
-    headBytes,
+    /** The same of rows of the cache. */
+    cached,
     heads,
     kvHeads: kv.heads,
     group: heads / kv.heads,
@@ -84,7 +93,7 @@ export function attentionOf(b: Body, env: KernelEnv) {
     firstTile: window ? "seen >> 5" : "0",
     firstKey: window ? ["const first: i32 = max(0, seen - t * 32);"] : [],
     first: window ? "first" : "0",
-    from: (head: string): string => (window ? `${head} + <usize>first * ${headBytes}` : head),
+    from: (head: string): string => (window ? `${head} + <usize>first * ${cached.bytes}` : head),
     /** Scores of keys that are not seen: nothing beside the row's own. */
     unseen: (to: string): Lines =>
       window ? [`for (let j: i32 = 0; j < first; j++) store<f32>(${to} + ((<usize>j) << 2), -1.0e30);`] : [],
@@ -93,7 +102,7 @@ export function attentionOf(b: Body, env: KernelEnv) {
     last: window ? "last" : "end",
     /** Row `row` of operand `i`, from head 0 and from head `h`. */
     row: (i: number): string => rowPtr(b.operands[i]!, env, "row"),
-    head: (i: number): string => `${rowPtr(b.operands[i]!, env, "row")} + <usize>h * ${headBytes}`,
+    head: (i: number): string => `${rowPtr(b.operands[i]!, env, "row")} + <usize>h * ${rows.bytes}`,
     out: (index: number) => env.address({ node, index, type: node.outs[index]! }),
     word,
     pos: word("pos", "row"),
@@ -102,7 +111,7 @@ export function attentionOf(b: Body, env: KernelEnv) {
     block: (part: 0 | 1, head: string): string => {
       const block = "load<i32>(meta + ((<usize>(table + t)) << 2))";
       const first = `(${block} * 2 + ${part}) * ${kv.heads} + ${head}`;
-      return `${at.space} + ${at.offset * 4} + ((<usize>(${first})) * ${KV_BLOCK * headBytes})`;
+      return `${at.space} + ${at.offset * 4} + ((<usize>(${first})) * ${KV_BLOCK * cached.bytes})`;
     },
   };
 }

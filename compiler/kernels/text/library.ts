@@ -1,8 +1,15 @@
 /** Functions of WGSL that kernels call. A module has those that its text calls. */
 import { KV_BLOCK } from "../../../ops/index.ts";
-import { QUAD, QUAD_WORDS, weightFormats } from "../../../runtime/bundle.ts";
+import { kvFormats, QUAD, QUAD_WORDS, weightFormats } from "../../../runtime/bundle.ts";
 import { WG } from "./wgsl.ts";
 
+/** `kv_NAME` and `kv_put_NAME` of every format of the cache. */
+const caches = Object.fromEntries(
+  Object.entries(kvFormats).flatMap(([name, { wgsl }]) => [
+    [`kv_${name}`, wgsl.at],
+    [`kv_put_${name}`, wgsl.put],
+  ]),
+);
 /** `weight_NAME` of every format. */
 const weights = Object.fromEntries(
   Object.entries(weightFormats).map(([name, f]) => [`weight_${name}`, f.wgsl.weight]),
@@ -39,6 +46,7 @@ fn signed(h: vec4<u32>) -> vec4<i32> {
   return bitcast<vec4<i32>>(h) >> vec4<u32>(24u);
 }`,
   ...weights,
+  ...caches,
   expand: `
 fn expand(u: i32, quads: i32, f: i32, rank: i32, cols: i32) -> f32 {
   var sum = 0.0f;

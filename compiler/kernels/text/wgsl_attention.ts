@@ -50,7 +50,9 @@ export function attentionOf(b: Body, env: KernelEnv) {
     /** Of the rows `r0` to `end` of a segment, the end of those that see `key`. */
     lastRow: (end: string, r0: string, pos0: string): string =>
       window ? `min(${end}, ${r0} + max(0, key + tables[${layerWord("window")}] - ${pos0}))` : end,
-    /** First word of a position's key (part 0) or value (1). */
+    /** Number i of the cache. */
+    cached: (i: string): string => `kv_${kv.format}(${i})`,
+    /** The first number of a position's key (part 0) or value (1). */
     kvAt: (part: 0 | 1, position: string, kh: string): string =>
       `${offset} + kv_index(table, ${position}, ${part}, ${kh}, ${kv.heads}, ${kv.headDim})`,
     /** Row `row` of operand `i`. */
