@@ -12,6 +12,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { cpus } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { assembleFor } from "./support/assembler.ts";
 
 const here = fileURLToPath(new URL(".", import.meta.url));
 const long = process.argv.includes("--long");
@@ -30,12 +31,14 @@ export function runFile(path: string): Promise<FileResult> {
   return new Promise((resolve) => {
     const t0 = performance.now();
     const child = spawn(process.execPath, ["--import", "tsx", join(here, "support/child.ts"), path], {
-      stdio: ["ignore", "pipe", "pipe"],
+      stdio: ["ignore", "pipe", "pipe", "ipc"],
+      serialization: "advanced",
       env: { ...process.env, ...(long && { WEFT_LONG: "1" }) },
     });
+    assembleFor(child);
     let output = "";
-    child.stdout.on("data", (d) => (output += d));
-    child.stderr.on("data", (d) => (output += d));
+    child.stdout!.on("data", (d) => (output += d));
+    child.stderr!.on("data", (d) => (output += d));
     child.on("close", (code) => {
       const line = /weft-tests (\{.*\})/.exec(output)?.[1];
       const r = line

@@ -85,11 +85,13 @@ interface Waiting {
 const IDLE_MS = 5000;
 
 /** The thread that compiles, while there is something to compile. */
-class Assembler {
+export class Assembler {
   private worker: Worker | null = null;
   private readonly waiting = new Map<number, Waiting>();
   private asked = 0;
   private idle: ReturnType<typeof setTimeout> | undefined;
+  /** `kept`: the thread stays when it has no work. A new one takes three seconds to be as fast. */
+  constructor(private readonly kept = false) {}
 
   compile(ask: Ask): Promise<Uint8Array> {
     clearTimeout(this.idle);
@@ -109,7 +111,7 @@ class Assembler {
       else reject(new Error(answer.error));
       if (this.waiting.size) return;
       worker.unref();
-      this.idle = setTimeout(() => this.end(worker, null), IDLE_MS).unref();
+      if (!this.kept) this.idle = setTimeout(() => this.end(worker, null), IDLE_MS).unref();
     });
     worker.on("error", (e) => this.end(worker, e));
     worker.on("exit", (code) => this.end(worker, new Error(`the assembler's thread ended (${code})`)));
@@ -123,4 +125,8 @@ class Assembler {
     this.waiting.clear();
   }
 }
-const assembler = new Assembler();
+let assembler: Pick<Assembler, "compile"> = new Assembler();
+/** Have modules compiled elsewhere, not by a thread of this process. */
+export function assembleBy(compile: Assembler["compile"]): void {
+  assembler = { compile };
+}

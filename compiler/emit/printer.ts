@@ -44,6 +44,18 @@ export const infix: Readonly<Record<Exclude<IxOp, "lt">, string>> = {
   xor: "^",
 };
 
+/** The parts of an expression that its value is always made of, itself first. */
+function needed(e: Expr, found = new Set<Expr>()): ReadonlySet<Expr> {
+  if (e.e === "const" || found.has(e)) return found;
+  found.add(e);
+  if (e.e === "call") for (const x of e.args) needed(x, found);
+  if (e.e === "if") {
+    if (ixUsesCol(e.ix)) for (const x of [e.yes, e.no]) needed(x, found);
+    else for (const x of needed(e.yes)) if (needed(e.no).has(x)) needed(x, found);
+  }
+  return found;
+}
+
 /**
  * Prints into `row` lines (once a row) and `col` lines (once a column step). Names are unique within the
  * printer.
@@ -126,6 +138,9 @@ export class Printer {
       else {
         // A branch on a row-level condition: the statements of both sides are evaluated lazily.
         const test = `${this.ix(e.ix)} != 0`;
+        // What both sides need comes before them: once in the text.
+        const [yes, no] = [needed(e.yes), needed(e.no)];
+        for (const x of yes) if (no.has(x) && usesCol(x)) this.at(x);
         const name = this.fresh("v");
         const side = (x: Expr): string[] => {
           const { col, colMemo } = this;

@@ -1,5 +1,6 @@
 /** Runs one test file and reports what ran: the last line of its output is `weft-tests {json}`. */
 import { pathToFileURL } from "node:url";
+import { askRunner } from "./assembler.ts";
 
 const g = globalThis as unknown as {
   UVU_DEFER: number;
@@ -15,6 +16,7 @@ const file = process.argv[2]!;
 // Two thirds of the time to load on a software adapter, where nothing is read out of bounds; browsers, and
 // webgpu.test.ts, load as shipped.
 if (!file.endsWith("webgpu.test.ts")) process.env.WEFT_DAWN ??= "enable-dawn-features=disable_robustness";
+askRunner();
 let passed = 0;
 let error: string | null = null;
 const write = process.stdout.write.bind(process.stdout);

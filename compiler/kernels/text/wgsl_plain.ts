@@ -38,35 +38,41 @@ function sumsOf(
     ${indices(count).flatMap((j) =>
       at.map(({ space }, i) => `a${i} = fma(vec4<f32>(${space}[x${i} + k + ${j}]), ${name}${j}, a${i});`),
     )}`;
-  const chunk = (first: string, length: number): Lines => lines`
+  const [perChunk, turns, tail] = [CHUNK / step, Math.floor(terms / step), terms % step];
+  const chunks = Math.ceil(terms / CHUNK);
+  // One copy of the loop's body, for whole chunks and for the last: what a driver compiles it pays for. Bounds
+  // are variables, so that matrices of other sizes may share the text.
+  const chunk: Lines = lines`
     ${rows.map((i) => `var a${i} = vec4<f32>();`)}
-    for (var i = 0; i < ${Math.floor(length / step)}; i++) {
-      let k = ${first} + i * ${step};
+    ${chunks > 1 ? `let until = min(turns - c * ${perChunk}, ${perChunk});` : "let until = turns;"}
+    for (var i = 0; i < until; i++) {
+      let k = ${chunks > 1 ? `c * ${CHUNK} + ` : ""}i * ${step};
       ${sums(step)}
     }
     ${
-      length % step
+      tail
         ? lines`
-    {
-      let k = ${first} + ${length - (length % step)};
-      ${sums(length % step)}
+    ${chunks > 1 ? "if (c == chunks - 1) {" : "{"}
+      let k = turns * ${step};
+      ${sums(tail)}
     }`
         : []
     }
     ${rows.map((i) => `t${i} = t${i} + a${i};`)}`;
-  const [full, rest] = [Math.floor(terms / CHUNK), terms % CHUNK];
   return lines`
     ${at.map((row, i) => `let x${i} = ${row.at};`)}
-    for (var c = 0; c < ${full}; c++) {
-      ${chunk(`c * ${CHUNK}`, CHUNK)}
-    }
+    let turns = ${turns};
     ${
-      rest
+      chunks > 1
         ? lines`
-    {
-      ${chunk(String(full * CHUNK), rest)}
+    let chunks = ${chunks};
+    for (var c = 0; c < chunks; c++) {
+      ${chunk}
     }`
-        : []
+        : lines`
+    {
+      ${chunk}
+    }`
     }`;
 }
 /** t0 … += x·Wᵀ of a matrix [n, k], `at` the rows of x. */
@@ -105,30 +111,27 @@ export function plain(
   env: KernelEnv,
   sums: (at: (x: Operand) => readonly Place[]) => Lines,
 ): string {
-  const rows = (n: number): string[] => {
-    const tile = indices(n).map((i) => `t${i}`);
-    const [row, last] = n === 1 ? ["r", "1"] : ["r0 + i", `min(${n}, n - r0)`];
-    const columns = b.cols % 4 ? `min(4, ${b.cols} - col)` : "4";
-    // One copy of the epilogue, whatever the tile: it is the larger part of the text.
-    return lines`
-      ${tile.map((t) => `var ${t} = vec4<f32>();`)}
-      ${sums((x) => rowsOf(x, env, n))}
-      var out = array<vec4<f32>, ${n}>(${tile.join(", ")});
-      for (var i = 0; i < ${last}; i++) {
-        for (var c = 0; c < ${columns}; c++) { ${name}_e(${row}, col + c, out[i][c]); }
-      }`;
-  };
+  const rows = (n: number): Lines => lines`
+    ${indices(n).map((i) => `var t${i} = vec4<f32>();`)}
+    ${sums((x) => rowsOf(x, env, n))}
+    ${indices(n).map((i) => `out[${n === 1 ? "r - r0" : i}] = t${i};`)}`;
+  const columns = b.cols % 4 ? `min(4, ${b.cols} - col)` : "4";
+  // One copy of the epilogue, whatever the tile: it is the larger part of the text.
   const text = lines`
     let n = ${count(b.domain)};
     let r0 = wg.y * ${PLAIN_ROWS};
     let col = (wg.x * ${WG} + lane) * 4;
     if (col >= ${b.cols}) { return; }
+    var out = array<vec4<f32>, ${PLAIN_ROWS}>();
     if (n - r0 >= ${PLAIN_FROM}) {
       ${rows(PLAIN_ROWS)}
     } else {
       for (var r = r0; r < n; r++) {
         ${rows(1)}
       }
+    }
+    for (var i = 0; i < min(${PLAIN_ROWS}, n - r0); i++) {
+      for (var c = 0; c < ${columns}; c++) { ${name}_e(r0 + i, col + c, out[i][c]); }
     }`;
   return `${epilogue(name, b, env)}\n${fn(name, text)}`;
 }
