@@ -1,7 +1,7 @@
 /**
  * Exported files read back by others: llama.cpp (a model in each format and family, a LoRA, a merged model, a
- * vocabulary) and transformers' own reader of GGUF. Greedy ids beside weft's; where they differ, how far apart
- * the two best tokens are.
+ * vocabulary) and transformers' own reader of GGUF. Greedy ids beside weft's; where they differ, how far
+ * apart the two best tokens are.
  *
  *   npm run -s bench -- export [--model FOLDER] [--python python3]
  */

@@ -209,8 +209,8 @@ const shrinkOp = defineOp({
   },
 });
 /**
- * u [rows, k · factor rows]: u[t, j] = F[slot[t]] of the expert chosen[t, j] · x[t], or · x[t, j] where x has a
- * part for each; 0 beyond the slot's rank. Of `count` experts.
+ * u [rows, k · factor rows]: u[t, j] = F[slot[t]] of the expert chosen[t, j] · x[t], or · x[t, j] where x has
+ * a part for each; 0 beyond the slot's rank. Of `count` experts.
  */
 export const shrinkExperts = (x: Value, factor: Value, chosen: Value, count: number): Value =>
   make1(shrinkOp, [x, factor, chosen], { count }, `shrink_${factor.node.label}`);

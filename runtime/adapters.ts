@@ -99,7 +99,9 @@ export class AdapterStore {
   has(name: string): boolean {
     return this.byName.has(name);
   }
-  /** What is to be waited for before `find` is asked for a reference: what makes sums; null where it is there. */
+  /**
+   * What is to be waited for before `find` is asked for a reference: what makes sums; null where it is there.
+   */
   needs(ref: AdapterRef | null | undefined): Promise<void> | null {
     if (!ref || typeof ref === "string" || this.sums) return null;
     const { manifest, pages, host } = this;

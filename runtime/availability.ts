@@ -1,6 +1,6 @@
 /**
- * What a load would do here, before anything beyond the manifest is fetched: which target plays the bundle and
- * why, what that takes in memory and storage, and what would not fit.
+ * What a load would do here, before anything beyond the manifest is fetched: which target plays the bundle
+ * and why, what that takes in memory and storage, and what would not fit.
  */
 import { type Manifest, type Sizes, sizeNames, WeftError } from "./bundle.ts";
 import { mayHaveGpu } from "./dawn.ts";
@@ -22,8 +22,8 @@ export interface Availability {
   /** Bytes that the device would take, in all and by purpose; null where not even the least fits. */
   readonly memory: { readonly total: number; readonly bytes: Readonly<Record<string, number>> } | null;
   /**
-   * Sizes that the load would choose: less than `meant` where there is no room for that. Where sizes that were
-   * asked for do not fit, those that would without asking; null where none do.
+   * Sizes that the load would choose: less than `meant` where there is no room for that. Where sizes that
+   * were asked for do not fit, those that would without asking; null where none do.
    */
   readonly capacities: Sizes | null;
   /** Sizes that the bundle is meant for. */

@@ -91,7 +91,9 @@ export class BaseWeights {
     this.kept = null;
     this.id = await identity(this.on);
   }
-  /** Every base tensor as it is now, in its format; in f32 where the device has its blocks in another order. */
+  /**
+   * Every base tensor as it is now, in its format; in f32 where the device has its blocks in another order.
+   */
   async *stored(): AsyncGenerator<StoredTensor> {
     yield* (await parameters()).stored(this.on);
   }

@@ -51,7 +51,9 @@ export function termsOf(
   });
 }
 
-/** Is a method nothing but rows that its scale scales? Then an adapter's scale may be told apart from them. */
+/**
+ * Is a method nothing but rows that its scale scales? Then an adapter's scale may be told apart from them.
+ */
 export const isScaledRows = (manifest: Manifest, method: string): boolean =>
   manifest.methods[method]!.change?.every(({ term }) => termOf(term).stacks) ?? false;
 /**

@@ -1,6 +1,6 @@
 /**
- * In a page: WebCrypto, which is fast and takes whole texts only; pieces, and pages over plain http, which have
- * no WebCrypto, are hashed in JavaScript.
+ * In a page: WebCrypto, which is fast and takes whole texts only; pieces, and pages over plain http, which
+ * have no WebCrypto, are hashed in JavaScript.
  */
 import type * as there from "./hash.ts";
 

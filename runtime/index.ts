@@ -36,9 +36,9 @@ const memorySize = v.custom<number | string>((x) => bytesOf(x) > 0, "bytes, or a
 /** How an address is read. */
 export const remoteEntries = {
   /**
-   * Keep a bundle that comes from an address, and read it from there the next time: in a page in its own storage
-   * (OPFS, else IndexedDB), in Node in the user's cache (`WEFT_CACHE=off` keeps nothing). A name instead of its
-   * address. Default: where something can be kept.
+   * Keep a bundle that comes from an address, and read it from there the next time: in a page in its own
+   * storage (OPFS, else IndexedDB), in Node in the user's cache (`WEFT_CACHE=off` keeps nothing). A name
+   * instead of its address. Default: where something can be kept.
    */
   cache: v.optional(v.union([boolean, text], "yes, no, or a name")),
   /** Instead of the global `fetch`. */

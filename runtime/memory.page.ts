@@ -1,8 +1,8 @@
 /**
- * In a page: a tab that takes too much is ended without a word, on phones at a fraction of what the device has.
- * `navigator.deviceMemory` tells 0.25 to 8 GiB, coarsely (W3C Device Memory): half of it is taken to be a page's,
- * and 8 to mean "8 or more", which sets no bound. Where a browser does not tell, phones and tablets are taken to
- * give a page 1 GiB.
+ * In a page: a tab that takes too much is ended without a word, on phones at a fraction of what the device
+ * has. `navigator.deviceMemory` tells 0.25 to 8 GiB, coarsely (W3C Device Memory): half of it is taken to be
+ * a page's, and 8 to mean "8 or more", which sets no bound. Where a browser does not tell, phones and tablets
+ * are taken to give a page 1 GiB.
  */
 import type * as there from "./memory.ts";
 

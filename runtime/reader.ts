@@ -10,8 +10,8 @@ export type { Place };
 export interface BundleReader {
   readonly where: string;
   /**
-   * A whole file of the bundle, of at most `limit` bytes where its size is declared. `heard` hears of bytes that
-   * come over a network.
+   * A whole file of the bundle, of at most `limit` bytes where its size is declared. `heard` hears of bytes
+   * that come over a network.
    */
   readonly read: (name: string, limit?: number, heard?: Heard) => Promise<Uint8Array>;
   /**
@@ -34,8 +34,8 @@ export interface ReadOptions extends Remote {
   readonly cache?: boolean | string | undefined;
 }
 /**
- * A reader of a bundle: of a folder, of an address, whose query (a token, say) goes with every file, or of what
- * a page got from its user. In a page what is no full address is one relative to the page.
+ * A reader of a bundle: of a folder, of an address, whose query (a token, say) goes with every file, or of
+ * what a page got from its user. In a page what is no full address is one relative to the page.
  */
 export async function openReader(location: Place, o: ReadOptions = {}): Promise<BundleReader> {
   if (typeof location !== "string" && !(location instanceof URL))

@@ -34,8 +34,8 @@ const broken = (where: string, cause: unknown): WeftError => {
   return new WeftError({ code: "WEFT_IO", where, expected: "a response", found, retryable: true, cause });
 };
 /**
- * The answer to a request. `ok`: statuses that are one. Throws WEFT_IO: retryable where there was no answer, or
- * the server failed.
+ * The answer to a request. `ok`: statuses that are one. Throws WEFT_IO: retryable where there was no answer,
+ * or the server failed.
  */
 export async function ask(
   url: URL,

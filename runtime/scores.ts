@@ -119,8 +119,8 @@ function channelsTaken(
 }
 
 /**
- * An engine's model, as an adapter of a job begins on it. `calibrated`: what channels carry over the job's first
- * rows, activations or gradients, [layer][group]; asked for once.
+ * An engine's model, as an adapter of a job begins on it. `calibrated`: what channels carry over the job's
+ * first rows, activations or gradients, [layer][group]; asked for once.
  */
 export function viewOf(
   engine: Engine,

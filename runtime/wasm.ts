@@ -152,8 +152,9 @@ function unshared(module: Uint8Array): Uint8Array {
 }
 
 /**
- * What a load of these options would take: threads, sizes, and where everything lies. Throws WEFT_CAPACITY when
- * not even the smallest fits (the limit is 4 GiB), WEFT_OPTION and WEFT_DEVICE for threads that cannot be.
+ * What a load of these options would take: threads, sizes, and where everything lies. Throws WEFT_CAPACITY
+ * when not even the smallest fits (the limit is 4 GiB), WEFT_OPTION and WEFT_DEVICE for threads that cannot
+ * be.
  */
 export async function planWasm(manifest: Manifest, options: WasmOptions = {}) {
   const here = await threadsHere();

@@ -50,7 +50,8 @@ const isSoftware = ({ info }: GPUAdapter): boolean =>
 export const nameOf = ({ info }: GPUAdapter): string =>
   info.description || info.device || info.vendor || "WebGPU adapter";
 /**
- * What a load of these options would take on an adapter. Throws WEFT_CAPACITY when not even the smallest fits.
+ * What a load of these options would take on an adapter. Throws WEFT_CAPACITY when not even the smallest
+ * fits.
  */
 export function planWebGpu(manifest: Manifest, adapter: GPUAdapter, options: RoomOptions) {
   const { limits } = adapter;

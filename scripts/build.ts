@@ -59,9 +59,9 @@ const inPages = (path: string): string => {
   return existsSync(there) ? there : path;
 };
 /**
- * What pages fetch when they need it, each with the door behind which it is: it is only ever asked for by who has
- * that door open. Told so, what doors need lies together, and not in a chunk for each set of those that share
- * it, which would compress far worse.
+ * What pages fetch when they need it, each with the door behind which it is: it is only ever asked for by who
+ * has that door open. Told so, what doors need lies together, and not in a chunk for each set of those that
+ * share it, which would compress far worse.
  */
 const later = new Map<string, string>();
 for (const from of all)
@@ -109,8 +109,8 @@ export const workerEntry: BuildOptions = {
   ...{ entryPoints: { "worker-entry": "sdk/worker/entry.ts" }, splitting: false, minify: true },
 };
 /**
- * Bundle `entryPoints` for pages, with all that they need: neither `node:`, nor the compiler, nor a package is
- * left to be found.
+ * Bundle `entryPoints` for pages, with all that they need: neither `node:`, nor the compiler, nor a package
+ * is left to be found.
  */
 export async function forPages(options: BuildOptions): Promise<BuildResult & { metafile: Metafile }> {
   const result = await build({

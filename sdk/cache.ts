@@ -1,4 +1,6 @@
-/** What is kept of bundles that were loaded from addresses: in a page in its own storage, in Node in a folder. */
+/**
+ * What is kept of bundles that were loaded from addresses: in a page in its own storage, in Node in a folder.
+ */
 import type { CachedBundle } from "../runtime/storage/cache.ts";
 
 export type { CachedBundle };

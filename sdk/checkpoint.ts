@@ -57,7 +57,9 @@ const STATE = "trainer_state.json";
 const TENSORS = "trainer_state.safetensors";
 /** What whoever took it wants to know when it goes on. */
 const ABOUT = "about.json";
-/** A folder that takes checkpoints, asked before work starts. Throws WEFT_IO that names what is in the way. */
+/**
+ * A folder that takes checkpoints, asked before work starts. Throws WEFT_IO that names what is in the way.
+ */
 export async function claimCheckpoints(place: Place): Promise<Folder> {
   const folder = await folderAt(place);
   await folder.claimVersions([STATE, TENSORS, ABOUT]);

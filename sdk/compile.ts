@@ -33,8 +33,9 @@ export async function compile(
 
 /**
  * What fine-tuning takes by each method (weights, saved activations, gradients and moments, in bytes), from a
- * model's shape alone: a config.json as an object, or a preset (`llama-3.2-1b`, say; another name is told all of
- * them). `tokens` of one optimizer step; `rank` for methods that have one; `format` of frozen weights. Throws WEFT_OPTION or WEFT_CONFIG.
+ * model's shape alone: a config.json as an object, or a preset (`llama-3.2-1b`, say; another name is told all
+ * of them). `tokens` of one optimizer step; `rank` for methods that have one; `format` of frozen weights.
+ * Throws WEFT_OPTION or WEFT_CONFIG.
  */
 export async function planMemory(
   model: string | Readonly<Record<string, unknown>>,

@@ -285,8 +285,8 @@ export class Engine {
   readonly adapters = {
     /**
      * Read a Hugging Face PEFT folder, or one that `compress` wrote: a path, an address (asked as `remote`
-     * says), a directory handle, files or blobs; or a LoRA of llama.cpp, where the path ends in .gguf. Returns
-     * its first generation.
+     * says), a directory handle, files or blobs; or a LoRA of llama.cpp, where the path ends in .gguf.
+     * Returns its first generation.
      */
     load: async (name: string, place: Place, remote: Remote = {}): Promise<AdapterHandle> => {
       checked(AdapterName, name, { where: "name" });

@@ -1,4 +1,6 @@
-/** Models and adapters as GGUF files, in and out. Node alone: the compiler is imported when it is asked for. */
+/**
+ * Models and adapters as GGUF files, in and out. Node alone: the compiler is imported when it is asked for.
+ */
 import type { GgufValue } from "../compiler/export.ts";
 import { asLowRank, isScaledRows } from "../runtime/branch.ts";
 import { encode, type Manifest, type TensorData, WeftError } from "../runtime/bundle.ts";

@@ -29,7 +29,9 @@ export interface Again {
   readonly keep: (c: Checkpoint) => void;
 }
 
-/** The state that a job begins with; undefined: its own start. Throws WEFT_CONFLICT for one of another job. */
+/**
+ * The state that a job begins with; undefined: its own start. Throws WEFT_CONFLICT for one of another job.
+ */
 export async function stateToGoOnFrom(
   o: FinetuneOptions,
   again: Again | undefined,

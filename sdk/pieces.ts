@@ -50,7 +50,9 @@ const silent: Omit<TokenEvent, "id"> = {
 export interface Completion {
   readonly text: string;
   readonly ids: number[];
-  /** `stop`: at a stop id or text; `length`: at `maxTokens`; `context`: the context had no room for as many. */
+  /**
+   * `stop`: at a stop id or text; `length`: at `maxTokens`; `context`: the context had no room for as many.
+   */
   readonly finish: Finish;
   readonly adapter: string;
   /** Give it to get the same answer again; null where nothing was drawn. */

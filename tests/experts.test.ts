@@ -1,6 +1,7 @@
 /**
- * Mixtures of experts, op by op: products, their transposes and routing on both targets against f64, for every
- * format of weights; gradients against finite differences; a row has the same bits whoever is beside it.
+ * Mixtures of experts, op by op: products, their transposes and routing on both targets against f64, for
+ * every format of weights; gradients against finite differences; a row has the same bits whoever is beside
+ * it.
  */
 import * as assert from "uvu/assert";
 import { vjp } from "../compiler/autodiff.ts";
@@ -175,7 +176,9 @@ test("gradients of a mixture: inputs, weights and router by central differences 
   }
 });
 
-/** An adapter on the experts of one matrix: x that all read, or a part for each; of the rows of a job's unit. */
+/**
+ * An adapter on the experts of one matrix: x that all read, or a part for each; of the rows of a job's unit.
+ */
 function adapted(wide: boolean, domain: "T" | "W", { count, top, ins, outs }: Sizes) {
   const graph = new Graph();
   const of = (cols: number): Type => ({ kind: "rows", domain, cols });

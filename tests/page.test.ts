@@ -1,6 +1,6 @@
 /**
- * A page in a real browser keeps what it loads and makes: bundles, adapters, checkpoints, on its own storage; and
- * says what it can.
+ * A page in a real browser keeps what it loads and makes: bundles, adapters, checkpoints, on its own storage;
+ * and says what it can.
  */
 import { readFileSync, statSync } from "node:fs";
 import type { IncomingMessage } from "node:http";

@@ -1,14 +1,14 @@
 /**
- * A step by arithmetic: the bytes that it must move, the multiply-adds that it must do, the launches that wait
- * for each other. It takes the longer of the first two, and the launches on top.
+ * A step by arithmetic: the bytes that it must move, the multiply-adds that it must do, the launches that
+ * wait for each other. It takes the longer of the first two, and the launches on top.
  */
 import type { Manifest, ParamEntry, TargetEntry } from "../../runtime/bundle.ts";
 import { BLOCK, isForMany, kvBlockWords, storedBytes } from "../../runtime/bundle.ts";
 import type { Rates } from "./rates.ts";
 
 /**
- * Round figures of devices: memory and f32 fma of the H100 SXM by NVIDIA's data sheet, of the others what their
- * classes have; launches as measured elsewhere, or guessed.
+ * Round figures of devices: memory and f32 fma of the H100 SXM by NVIDIA's data sheet, of the others what
+ * their classes have; launches as measured elsewhere, or guessed.
  */
 export const devices: Readonly<Record<string, Rates>> = {
   "H100 SXM": { copy: 3350, fma: 67, launch: 2 },

@@ -17,7 +17,9 @@ export interface BranchContext {
   readonly tensor: (name: string) => Value;
   /** The site's bias, which y holds already. */
   readonly bias: Value | null;
-  /** The experts that each row chose, where the site is their matrices; a row of x or y has a part for each. */
+  /**
+   * The experts that each row chose, where the site is their matrices; a row of x or y has a part for each.
+   */
   readonly chosen: Value | null;
 }
 /** Linear sites by what they are for; one that is for several has each of these roles. */
@@ -51,7 +53,9 @@ export interface AdapterMethod extends Omit<MethodEntry, "peft" | "targets"> {
   };
   /** The kind of sites that it can have branches at; `linear` when it does not say. */
   readonly at?: SiteKind;
-  /** May it have branches at the matrices of experts too? Tensors there have the columns of all, side by side. */
+  /**
+   * May it have branches at the matrices of experts too? Tensors there have the columns of all, side by side.
+   */
   readonly experts: boolean;
   /**
    * Most rows its tensors can have at a site of that kind; 0 where it has no branch. `sites` are all of them

@@ -170,7 +170,9 @@ const vocabularies: Readonly<Record<string, (v: Vocabulary) => Spelled>> = {
   llama: sentencePiece,
 };
 
-/** What keys may say of how text is cut, of vocabularies with bytes as tokens (SentencePiece's) or as letters. */
+/**
+ * What keys may say of how text is cut, of vocabularies with bytes as tokens (SentencePiece's) or as letters.
+ */
 export const kindsOf = (inBytes: boolean): readonly Readonly<Record<string, string | boolean>>[] =>
   inBytes
     ? [true, false].map((spaced) => ({

@@ -159,8 +159,8 @@ function putValue(b: Bytes, value: GgufValue): void {
   } else array(STRING, value, (x) => b.text(x));
 }
 /**
- * A file in pieces: what it says, its table of tensors, and the bytes of each, of one or several pieces, asked
- * for in order. Throws where those are not as many as the table has.
+ * A file in pieces: what it says, its table of tensors, and the bytes of each, of one or several pieces,
+ * asked for in order. Throws where those are not as many as the table has.
  */
 export async function* writeGguf(
   said: Readonly<Record<string, GgufValue>>,

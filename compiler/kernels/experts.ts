@@ -83,7 +83,9 @@ export function tiledByExpert(
   return `${wgslEpilogue(name, b, env)}\n${wgsl.fn(name, text)}`;
 }
 
-/** On a CPU a thread has panels of every expert, and goes through the rows that chose it, a block at a time. */
+/**
+ * On a CPU a thread has panels of every expert, and goes through the rows that chose it, a block at a time.
+ */
 export function productByExpert(
   tiles: "product" | "turned",
   name: string,

@@ -1,4 +1,6 @@
-/** A gradient of experts' factors: dA += uᵀ·x over a unit's rows, each row's part to the expert that it chose. */
+/**
+ * A gradient of experts' factors: dA += uᵀ·x over a unit's rows, each row's part to the expert that it chose.
+ */
 import type { Type } from "../../ops/index.ts";
 import type { KernelEnv } from "../kernel.ts";
 import type { Body, GraphKernel } from "./body.ts";

@@ -19,8 +19,8 @@ const matrixOf = (w: Operand, env: KernelEnv) => {
   return { terms: n, panels: panelsOf(format, env.address(w.value).offset, n, k) };
 };
 /**
- * Sums over the rows of W: a panel's 16 are turned on their way into workgroup memory. Two lanes read the same
- * four rows of four columns, and each stores two of the rows.
+ * Sums over the rows of W: a panel's 16 are turned on their way into workgroup memory. Two lanes read the
+ * same four rows of four columns, and each stores two of the rows.
  */
 function tile(x: Operand, w: Operand, env: KernelEnv): Lines {
   const { terms, panels } = matrixOf(w, env);

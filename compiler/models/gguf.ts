@@ -27,7 +27,9 @@ export const queryKeyNorms = {
   "model.layers.{l}.self_attn.q_norm": "blk.{l}.attn_q_norm",
   "model.layers.{l}.self_attn.k_norm": "blk.{l}.attn_k_norm",
 } as const;
-/** Modules of a mixture of experts by its own names; a file has what experts have of one kind as one tensor. */
+/**
+ * Modules of a mixture of experts by its own names; a file has what experts have of one kind as one tensor.
+ */
 export const expertModules = (
   m: Pick<Mixture, "module" | "gate" | "up" | "down">,
 ): Readonly<Record<string, string>> =>
@@ -126,7 +128,9 @@ function ropeScaling(g: GgufHeader): Json | null {
   };
 }
 
-/** The keys and tensors from which `decoderConfig` reads. `absent`: what the family takes for a key not there. */
+/**
+ * The keys and tensors from which `decoderConfig` reads. `absent`: what the family takes for a key not there.
+ */
 export function decoderSays(m: Model, config: Json, absent: Json = {}): GgufSaid {
   const { keys, tensors } = ropeSays(m, config, absent);
   return {

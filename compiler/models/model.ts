@@ -89,7 +89,9 @@ export interface GgufFamily {
   /** Which of the matrices that a file has as one tensor, one after another; null: it is a tensor alone. */
   readonly part: (checkpoint: string) => number | null;
   readonly layout: Layout;
-  /** The other way: what a file says of a model. What it cannot say is not there: whoever writes, reads again. */
+  /**
+   * The other way: what a file says of a model. What it cannot say is not there: whoever writes, reads again.
+   */
   readonly says: (model: Model, config: Json) => GgufSaid;
 }
 /** Rows [from, to) of a tensor; `rows` reads those of what it is made of. */

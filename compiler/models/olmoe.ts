@@ -1,4 +1,6 @@
-/** The OLMoE family: norms over all queries and over all keys, and a mixture of experts for a feed-forward. */
+/**
+ * The OLMoE family: norms over all queries and over all keys, and a mixture of experts for a feed-forward.
+ */
 import { decoderSizes } from "./config.ts";
 import {
   decoderConfig,

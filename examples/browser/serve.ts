@@ -1,6 +1,6 @@
 /**
- * `npm run example:browser`: compiles the example model, builds the page, and serves both with the two headers
- * that let it share memory between threads.
+ * `npm run example:browser`: compiles the example model, builds the page, and serves both with the two
+ * headers that let it share memory between threads.
  *
  *   npm run example:browser -- [--port 8008]
  */

@@ -1,4 +1,7 @@
-/** Learning: lessons come in at any time, one job at a time learns all that there are, and generations come out. */
+/**
+ * Learning: lessons come in at any time, one job at a time learns all that there are, and generations come
+ * out.
+ */
 import { type DataRow, type TrainEvent, WeftError } from "../../sdk/index.ts";
 import type { AsyncEngine, AsyncJob } from "../../sdk/worker/index.ts";
 import type { Losses, Rates } from "./plots.ts";

@@ -31,7 +31,9 @@ export interface WeightFormat {
   readonly decode: (planes: readonly Words[], n: number, k: number) => Float32Array;
   /** WGSL, over `weights` as vec4<u32>: a word of each of four neighbouring columns. */
   readonly wgsl: {
-    /** Four columns at step `j` of the words `w`, k ascending with j; of a format with scales also `s`, `m`. */
+    /**
+     * Four columns at step `j` of the words `w`, k ascending with j; of a format with scales also `s`, `m`.
+     */
     readonly value: (w: string, j: number) => string;
     /**
      * Statements that declare what columns share, from words `h` of the second plane; `upper` says which of

@@ -7,8 +7,8 @@
  *   files/<sha-256>/<n>          pieces of a file; only the last may be shorter
  *   files/<sha-256>/sum          written last: the whole was as its hash says; hashes of the pieces
  *
- * A file is hashed while it comes, and each piece again whenever it is read: what was spoilt is fetched again.
- * One file, as keeping, reading and clearing share this layout and its locks.
+ * A file is hashed while it comes, and each piece again whenever it is read: what was spoilt is fetched
+ * again. One file, as keeping, reading and clearing share this layout and its locks.
  */
 import * as v from "valibot";
 import { WeftError } from "../errors.ts";

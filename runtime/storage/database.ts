@@ -1,7 +1,7 @@
 /**
- * A page's IndexedDB as a drive, where files cannot be written otherwise: over plain http, and in browsers whose
- * OPFS cannot be written from where the engine is. A file is a value under its path. A transaction is durable
- * when it resolves, where the browser keeps to `durability: "strict"`.
+ * A page's IndexedDB as a drive, where files cannot be written otherwise: over plain http, and in browsers
+ * whose OPFS cannot be written from where the engine is. A file is a value under its path. A transaction is
+ * durable when it resolves, where the browser keeps to `durability: "strict"`.
  */
 import { byName, type Entry, inTurn, limited, onDrive, type WritableDrive } from "./drive.ts";
 

@@ -1,7 +1,7 @@
 /**
- * Where files may lie that is no folder of the disk: a directory handle, a page's database, blobs in memory, an
- * address. Names are paths below it. What a drive has to give is little, so that the laws of folders, versions
- * and the cache of bundles are written once above it.
+ * Where files may lie that is no folder of the disk: a directory handle, a page's database, blobs in memory,
+ * an address. Names are paths below it. What a drive has to give is little, so that the laws of folders,
+ * versions and the cache of bundles are written once above it.
  */
 import { WeftError } from "../errors.ts";
 
@@ -78,8 +78,8 @@ export function isFull(e: unknown): boolean {
 /** Who waits for whom, by name, where there are no locks between tabs. */
 const queues = new Map<string, Promise<unknown>>();
 /**
- * One at a time by name: in all tabs of an origin where the browser has locks (pages over plain http have none),
- * else in this one.
+ * One at a time by name: in all tabs of an origin where the browser has locks (pages over plain http have
+ * none), else in this one.
  */
 export async function inTurn<T>(name: string, work: () => Promise<T>, signal?: AbortSignal): Promise<T> {
   const { locks } = (globalThis.navigator ?? {}) as Partial<Navigator>;

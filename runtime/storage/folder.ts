@@ -1,7 +1,7 @@
 /**
- * What weft reads and writes as one folder, wherever it lies: adapters, models, checkpoints, bundles. Here the
- * laws of runtime/folder.ts and runtime/versions.ts over a drive, which renames nothing: a file is moved by
- * writing it in its place and removing it from the other. The files are the same, so folders may be copied
+ * What weft reads and writes as one folder, wherever it lies: adapters, models, checkpoints, bundles. Here
+ * the laws of runtime/folder.ts and runtime/versions.ts over a drive, which renames nothing: a file is moved
+ * by writing it in its place and removing it from the other. The files are the same, so folders may be copied
  * between the two.
  */
 import type { GenericSchema, InferOutput } from "valibot";
@@ -40,8 +40,8 @@ export interface Folder {
   /** Its files as those of a bundle. */
   readonly bundle: () => Promise<BundleReader>;
   /**
-   * Those of `names` that the folder has, all of one version. Throws `code` (default WEFT_IO) for what is over
-   * `limit` bytes, WEFT_CONFLICT (retryable) where it is being replaced.
+   * Those of `names` that the folder has, all of one version. Throws `code` (default WEFT_IO) for what is
+   * over `limit` bytes, WEFT_CONFLICT (retryable) where it is being replaced.
    */
   readonly read: (
     names: readonly string[],
@@ -161,7 +161,9 @@ async function stranger(
   }
   return null;
 }
-/** Run `work` as the only writer of a flat folder of `kind`, once what a dead one left is finished, or swept. */
+/**
+ * Run `work` as the only writer of a flat folder of `kind`, once what a dead one left is finished, or swept.
+ */
 async function flatly(
   drive: WritableDrive,
   kind: FolderKind,

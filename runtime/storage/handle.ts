@@ -1,7 +1,7 @@
 /**
  * A directory handle: of a page's own storage (OPFS), or one that the user picked. A file is written beside
- * itself and takes its place when it is closed (File System Standard, FileSystemWritableFileStream): a tab that
- * dies leaves the old one. Nothing promises that it reached the disk before the machine stops.
+ * itself and takes its place when it is closed (File System Standard, FileSystemWritableFileStream): a tab
+ * that dies leaves the old one. Nothing promises that it reached the disk before the machine stops.
  */
 import { byName, type Entry, inTurn, join, limited, onDrive, type WritableDrive } from "./drive.ts";
 

@@ -1,6 +1,6 @@
 /**
- * A page's own storage: its file system (OPFS) where that can be written from here, else IndexedDB (over plain
- * http, and in browsers whose OPFS only workers may write).
+ * A page's own storage: its file system (OPFS) where that can be written from here, else IndexedDB (over
+ * plain http, and in browsers whose OPFS only workers may write).
  */
 import { databaseDrive } from "./database.ts";
 import { handleDrive } from "./handle.ts";

@@ -29,7 +29,9 @@ export const plainLora = (m: Manifest): Json => ({
   init_lora_weights: true,
   modules_to_save: null,
 });
-/** `target_modules` that name exactly these paths of modules: in short, where all of a name are among them. */
+/**
+ * `target_modules` that name exactly these paths of modules: in short, where all of a name are among them.
+ */
 export function targetsOf(m: Manifest, adapted: ReadonlySet<string>): string[] {
   const layers = Array.from({ length: m.model.layers }, (_, l) => l);
   const sites = m.sites.filter((s) => s.kind === "linear" || s.kind === "experts");

@@ -1,4 +1,6 @@
-/** A job that outlives the engine it runs on: it goes on from its last checkpoint, and tells nothing twice. */
+/**
+ * A job that outlives the engine it runs on: it goes on from its last checkpoint, and tells nothing twice.
+ */
 
 import type { Published } from "../../runtime/adapters.ts";
 import type { Place } from "../../runtime/folders.ts";

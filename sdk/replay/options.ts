@@ -18,7 +18,9 @@ export const replayEntries = {
       losses: v.exactOptional(positive),
       /** Seconds within which they count. Default 60. */
       within: v.exactOptional(positive),
-      /** Seconds between two checkpoints of a job, kept in memory. Default 30; 0: only behind the last step. */
+      /**
+       * Seconds between two checkpoints of a job, kept in memory. Default 30; 0: only behind the last step.
+       */
       checkpoint: v.exactOptional(atLeast0),
     }),
   ),

@@ -26,8 +26,8 @@ export type { RecoverEvent } from "../replay/options.ts";
 const entries = {
   ...replayEntries,
   /**
-   * A function that starts the worker, where a bundler is not to find its script (`worker-entry.js` in a page,
-   * `entry.js` in Node). `false`: none, all in this thread. Default: the package's own.
+   * A function that starts the worker, where a bundler is not to find its script (`worker-entry.js` in a
+   * page, `entry.js` in Node). `false`: none, all in this thread. Default: the package's own.
    */
   worker: v.optional(v.union([v.literal(false), callback<() => unknown>()], "false, or a function")),
   /**

@@ -1,4 +1,6 @@
-/** Threads of Node, and the line between them. In a bundle for pages transport.page.ts stands in its place. */
+/**
+ * Threads of Node, and the line between them. In a bundle for pages transport.page.ts stands in its place.
+ */
 import { node } from "../../runtime/node.ts";
 import type { Port, WorkerPort } from "./protocol.ts";
 

@@ -22,9 +22,13 @@ interface Options {
 }
 export interface Browser {
   readonly origin: string;
-  /** Open a path in a tab of its own; resolves with what it posts to /result, as JSON. The tab is closed then. */
+  /**
+   * Open a path in a tab of its own; resolves with what it posts to /result, as JSON. The tab is closed then.
+   */
   readonly open: <T>(path: string) => Promise<T>;
-  /** A command of the DevTools protocol to a tab of its own; what it overrides, is so for all of the origin. */
+  /**
+   * A command of the DevTools protocol to a tab of its own; what it overrides, is so for all of the origin.
+   */
   readonly send: (method: string, params?: object) => Promise<Record<string, unknown>>;
   readonly close: () => void;
 }

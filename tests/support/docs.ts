@@ -1,8 +1,8 @@
 /**
  * Code in Markdown, and how it is run. A block is a fence with a language; what is to know of it is a comment
- * on the line before: `<!-- in a page -->` (JavaScript for browsers), `<!-- not run: WHY -->`,
- * `<!-- the file PATH -->` or `<!-- added to PATH -->` (of this repository: what else is on the page runs in a
- * copy that has them). Blocks of TypeScript and JavaScript that import nothing go on from the one before them.
+ * on the line before: `<!-- in a page -->` (JavaScript for browsers), `<!-- not run: WHY -->`, `<!-- the file
+ * PATH -->` or `<!-- added to PATH -->` (of this repository: what else is on the page runs in a copy that has
+ * them). Blocks of TypeScript and JavaScript that import nothing go on from the one before them.
  */
 import { spawn } from "node:child_process";
 import { chmodSync, cpSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
@@ -124,8 +124,8 @@ export function doorsOf(house = root): Record<string, string> {
   );
 }
 /**
- * A folder in which the pages' commands and programs work: `weft` is on the PATH, `npm run weft` is there, and
- * `@weft/sdk` is the sources in `house`.
+ * A folder in which the pages' commands and programs work: `weft` is on the PATH, `npm run weft` is there,
+ * and `@weft/sdk` is the sources in `house`.
  */
 export function furnish(folder: string, house = root): NodeJS.ProcessEnv {
   const bin = join(folder, "node_modules/.bin");
@@ -246,8 +246,8 @@ export const shellLines = (text: string): string[] =>
     .filter((line) => line.trim() && !/^\s*#/.test(line));
 
 /**
- * Run a script, line after line. A line that starts a server runs until the script ends, on a port of its own,
- * and lines behind it talk to it. Resolves with what the first line that failed said, or null.
+ * Run a script, line after line. A line that starts a server runs until the script ends, on a port of its
+ * own, and lines behind it talk to it. Resolves with what the first line that failed said, or null.
  */
 export async function runShell(folder: string, text: string, env: NodeJS.ProcessEnv): Promise<string | null> {
   const servers: Awaited<ReturnType<typeof startServer>>[] = [];

@@ -1,6 +1,6 @@
 /**
- * What holds of any folder that weft writes, wherever it lies: checked in Node on disks and in memory, in a page
- * on its own storage. Neither Node nor a page is needed here.
+ * What holds of any folder that weft writes, wherever it lies: checked in Node on disks and in memory, in a
+ * page on its own storage. Neither Node nor a page is needed here.
  */
 import * as assert from "uvu/assert";
 import { WeftError } from "../../runtime/errors.ts";

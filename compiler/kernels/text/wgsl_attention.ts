@@ -10,8 +10,8 @@ import { f32, pin, rowAt } from "./wgsl.ts";
 
 type Kv = Type & { kind: "kv" };
 /**
- * Dims of a gradient that a lane owns: all of a head's would not fit its registers. Lanes that share a row and
- * head make the same dot products.
+ * Dims of a gradient that a lane owns: all of a head's would not fit its registers. Lanes that share a row
+ * and head make the same dot products.
  */
 const PART = 32;
 export const partsOf = (headDim: number): number => Math.ceil(headDim / PART);

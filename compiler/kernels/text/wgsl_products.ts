@@ -1,8 +1,8 @@
 /**
  * Matrix products in WGSL, all in one order, whatever the kernel: what is summed is cut into chunks of 128, a
- * chunk is one ascending chain of fma from zero, and the chunks' sums are added in order, from zero. Who makes
- * a chunk, and how many rows and columns a workgroup has, is then free, and a row has the same bits alone
- * and in a tile.
+ * chunk is one ascending chain of fma from zero, and the chunks' sums are added in order, from zero. Who
+ * makes a chunk, and how many rows and columns a workgroup has, is then free, and a row has the same bits
+ * alone and in a tile.
  */
 import { wgslPrinter, wgslStores } from "../../emit/wgsl_dialect.ts";
 import type { KernelEnv } from "../../kernel.ts";
