@@ -182,7 +182,8 @@ export async function main(args: string[]): Promise<void> {
     "",
   ]);
   console.log(
-    `${engine.manifest.model.parameters} parameters on ${engine.device.name}; ${n} requests of 16 + ${newTokens} tokens, ${concurrent} at a time`,
+    `${engine.manifest.model.parameters} parameters on ${engine.device.name}; ${n} requests of 16 + ` +
+      `${newTokens} tokens, ${concurrent} at a time`,
   );
   table(rows);
   await engine.dispose();

@@ -120,7 +120,8 @@ export async function main(args: string[]): Promise<void> {
   }
   for (const engine of engines) await engine.dispose();
   console.log(
-    `mean time to the first token, from the second on; questions of ${QUESTION} tokens, answers of ${ANSWER}; a system prompt of ${SYSTEM} and ${ASKED} of each request's own`,
+    `mean time to the first token, from the second on; questions of ${QUESTION} tokens, answers of ` +
+      `${ANSWER}; a system prompt of ${SYSTEM} and ${ASKED} of each request's own`,
   );
   table(rows);
   const ok = results.every((r) => Number(r.ratio) <= AIM);

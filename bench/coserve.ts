@@ -102,7 +102,8 @@ export async function main(args: string[]): Promise<void> {
   const [peak, bandwidth] = [(2 * 512 ** 3) / (await here.gemm(512, 512, 512)) / 1e6, await here.bandwidth()];
   here.end();
   console.log(
-    `products ${peak.toFixed(0)} GFLOP/s, reading ${bandwidth.toFixed(0)} GB/s: the ridge is at ${(peak / bandwidth).toFixed(1)} FLOP a byte, decode of a batch B is at B / 2`,
+    `products ${peak.toFixed(0)} GFLOP/s, reading ${bandwidth.toFixed(0)} GB/s: the ridge is at ` +
+      `${(peak / bandwidth).toFixed(1)} FLOP a byte, decode of a batch B is at B / 2`,
   );
 
   for (const c of [second, fused, sliced, serving, tuning]) await c?.ask("jobs", { steps: 1, keep: true });
@@ -179,7 +180,8 @@ export async function main(args: string[]): Promise<void> {
       const { alone, ft } = turns.at(-1)!;
       most = (half.served * alone.ms) / half.ms / alone.served + ft / ms;
       bounds.push(
-        `batch ${batch}: ${((half.served * alone.ms) / half.ms / alone.served).toFixed(2)} + ${(ft / ms).toFixed(2)} = ${most.toFixed(2)}`,
+        `batch ${batch}: ${((half.served * alone.ms) / half.ms / alone.served).toFixed(2)} + ` +
+          `${(ft / ms).toFixed(2)} = ${most.toFixed(2)}`,
       );
     }
     // A machine that others use is faster in one turn than in the next: ratios are taken within a turn.
@@ -246,7 +248,8 @@ export async function main(args: string[]): Promise<void> {
     (x) => `batch ${x.batch}: G ${Number(x.g).toFixed(2)}, p99 ${Number(x.p99).toFixed(2)} ×`,
   );
   console.log(
-    `the aim, with a second list at batch 1 and 2: G of at least ${AIM.g}, p99 at most ${AIM.p99} ×: ${ok ? "reached" : "NOT reached"} (${reached.join("; ") || "not measured"})`,
+    `the aim, with a second list at batch 1 and 2: G of at least ${AIM.g}, p99 at most ${AIM.p99} ×: ` +
+      `${ok ? "reached" : "NOT reached"} (${reached.join("; ") || "not measured"})`,
   );
   console.log(
     JSON.stringify({ bench: "coserve", ok, aim: AIM, adapters, peakGflops: peak, bandwidth, results: out }),

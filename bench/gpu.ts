@@ -87,7 +87,8 @@ export async function main(args: string[]): Promise<void> {
     throw new Error("no such adapter: install the peer dependency webgpu, or try --device software");
   const { adapter, rates } = found;
   console.log(
-    `${adapter.name}: copies ${rates.copy.toPrecision(3)} GB/s, fma ${rates.fma.toPrecision(3)} TFLOP/s, a launch ${rates.launch.toFixed(1)} µs`,
+    `${adapter.name}: copies ${rates.copy.toPrecision(3)} GB/s, fma ${rates.fma.toPrecision(3)} ` +
+      `TFLOP/s, a launch ${rates.launch.toFixed(1)} µs`,
   );
   keep("adapter", found);
 
@@ -139,7 +140,8 @@ async function model(
   rmSync(folder, { recursive: true });
   const [loaded, engine] = await timed(() => load(bundle, { device }));
   console.log(
-    `${shape}, ${format}: compiled in ${(compiled / 1000).toFixed(1)} s, loaded in ${(loaded / 1000).toFixed(1)} s, invariance ${engine.core.invariance}`,
+    `${shape}, ${format}: compiled in ${(compiled / 1000).toFixed(1)} s, loaded in ` +
+      `${(loaded / 1000).toFixed(1)} s, invariance ${engine.core.invariance}`,
   );
   const { vocab } = manifest.model;
   const rows: string[][] = [["", "ms", "by arithmetic", "of it", ...Object.keys(devices)]];
@@ -207,7 +209,9 @@ async function model(
     ...{ tokens: (batch * size.tokens * 1000) / ms, learned: (steps * size.rows * 1000) / ms },
   };
   console.log(
-    `batch ${batch} beside a job: p99 ${quantile(beside.gaps, 0.99).toFixed(1)} ms (alone ${quantile(alone.gaps, 0.99).toFixed(1)}), ${((steps * size.rows * 1000) / ms).toFixed(0)} tokens/s learned\n`,
+    `batch ${batch} beside a job: p99 ${quantile(beside.gaps, 0.99).toFixed(1)} ms (alone ` +
+      `${quantile(alone.gaps, 0.99).toFixed(1)}), ${((steps * size.rows * 1000) / ms).toFixed(0)} ` +
+      "tokens/s learned\n",
   );
 
   // Last: kernels that are played alone leave nothing as it was.

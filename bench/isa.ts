@@ -122,7 +122,8 @@ export async function main(args: string[]): Promise<void> {
       failed += misses.length;
       const shown = o.all ? rows : rows.filter((r) => misses.some((m) => m.kernels.includes(r.kernel)));
       console.log(
-        `\n${name} on ${chip}: ${rows.length} pipelines of ${Object.keys(kernels.plan.kernels).length} kernels`,
+        `\n${name} on ${chip}: ${rows.length} pipelines of ` +
+          `${Object.keys(kernels.plan.kernels).length} kernels`,
       );
       const short = (n: string): string => (n.length > 60 ? `${n.slice(0, 44)}…${n.slice(-15)}` : n);
       if (shown.length)

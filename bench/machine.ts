@@ -17,13 +17,18 @@ export function gemm(bind: usize, meta: usize, scratch: usize, part: i32, parts:
   const lo: i32 = share(panels, part, parts), hi: i32 = share(panels, part + 1, parts);
   for (let rb: i32 = 0; rb < M; rb += ${BLOCK_ROWS}) {
     const rows: i32 = min(${BLOCK_ROWS}, M - rb);
-    for (let i: i32 = 0; i < rows; i++) store<u32>(scratch + ${ROWS_AT} + ((<usize>i) << 2), x + <usize>((rb + i) * K * 4));
+    for (let i: i32 = 0; i < rows; i++) {
+      store<u32>(scratch + ${ROWS_AT} + ((<usize>i) << 2), x + <usize>((rb + i) * K * 4));
+    }
     for (let p: i32 = lo; p < hi; p += 8) {
       const pe: i32 = min(p + 8, hi);
       clear(scratch, rows * 256);
       product_f32(scratch + ${ROWS_AT}, rows, w, N, K, p, pe, scratch, scratch + ${PACK_AT});
       for (let i: i32 = 0; i < rows; i++)
-        for (let c: i32 = 0; c < min(64, N - p * 8); c += 4) v128.store(y + <usize>(((rb + i) * N + p * 8 + c) * 4), v128.load(scratch + <usize>(i * 256 + c * 4)));
+        for (let c: i32 = 0; c < min(64, N - p * 8); c += 4) {
+          const at = y + <usize>(((rb + i) * N + p * 8 + c) * 4);
+          v128.store(at, v128.load(scratch + <usize>(i * 256 + c * 4)));
+        }
     }
   }
 }

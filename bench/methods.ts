@@ -122,7 +122,8 @@ export async function main(args: string[]): Promise<void> {
     for (const method of methods) times.get(method)!.push((await step(method, 4)) / 4);
   const first = engines.get("lora")!;
   console.log(
-    `${first.manifest.model.parameters} parameters, ${config.num_hidden_layers} layers × ${config.hidden_size}, ${sequences} × ${tokens} tokens, on ${first.device.name}`,
+    `${first.manifest.model.parameters} parameters, ${config.num_hidden_layers} layers × ` +
+      `${config.hidden_size}, ${sequences} × ${tokens} tokens, on ${first.device.name}`,
   );
   const rows: string[][] = [
     [

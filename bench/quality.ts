@@ -155,7 +155,8 @@ export async function main(args: string[]): Promise<void> {
   };
   const start = await Promise.all([1, 2, 3].map(async (s) => lossOf(adapters, task(s).heldOut)));
   console.log(
-    `${names.length} facts, ${2 * names.length} rows, ${steps} steps of 16 rows; held-out phrasings before: loss ${mean(start).toFixed(3)}`,
+    `${names.length} facts, ${2 * names.length} rows, ${steps} steps of 16 rows; held-out phrasings ` +
+      `before: loss ${mean(start).toFixed(3)}`,
   );
   const rows: string[][] = [["", "trainable", "learning rate", "held-out loss", "forgetting"]];
   const result: Record<string, unknown> = {};

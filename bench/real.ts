@@ -3,7 +3,8 @@
  * answers, then learns made-up facts by LoRA and by S2FT at once. Writes what it did to a folder, where
  * bench/real.py lets transformers + peft do the same and compares: greedy ids, and a loss curve.
  *
- *   npm run -s bench -- real --model FILE.gguf [--out real] [--rows 200] [--steps 30]      then: python bench/real.py FILE.gguf real
+ *   npm run -s bench -- real --model FILE.gguf [--out real] [--rows 200] [--steps 30]
+ *   python bench/real.py FILE.gguf real
  */
 import { mkdirSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -260,7 +261,8 @@ async function besideLlama(
   }
   llama.end();
   console.log(
-    `greedy ids beside llama.cpp on the decoded F32 weights: ${same} of ${greedy.length} equal${close ? `, ${close} differ at a tie` : ""}`,
+    `greedy ids beside llama.cpp on the decoded F32 weights: ${same} of ${greedy.length} ` +
+      `equal${close ? `, ${close} differ at a tie` : ""}`,
   );
   return { prompts: greedy.length, same, close };
 }

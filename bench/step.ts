@@ -86,7 +86,8 @@ export async function main(args: string[]): Promise<void> {
   const engine = await open("lora");
   const { vocab, layers, parameters } = engine.manifest.model;
   console.log(
-    `${values.model}: ${parameters} parameters, ${layers} layers, on ${engine.device.name}; ${repeats} repeats`,
+    `${values.model}: ${parameters} parameters, ${layers} layers, on ${engine.device.name}; ` +
+      `${repeats} repeats`,
   );
   const plan = engine.manifest.targets[target]!;
   const perLayer = (name: string): [number, number] => {

@@ -182,7 +182,8 @@ export async function main(args: string[]): Promise<void> {
   const of = (row: string, name: string): number => median(found[row]?.[name] ?? []);
   const [peak, bandwidth] = [of("512 × 512 × 512, GFLOP/s", us.name), of("read bandwidth, GB/s", us.name)];
   console.log(
-    `\nkernels of one step (${peak.toFixed(0)} GFLOP/s in products of 512³, ${bandwidth.toFixed(0)} GB/s, ridge at ${(peak / bandwidth).toFixed(1)} FLOP a byte):`,
+    `\nkernels of one step (${peak.toFixed(0)} GFLOP/s in products of 512³, ${bandwidth.toFixed(0)} ` +
+      `GB/s, ridge at ${(peak / bandwidth).toFixed(1)} FLOP a byte):`,
   );
   for (const [kind, times] of Object.entries(kernels)) {
     const sum = Object.values(times).reduce((a, b) => a + b, 0);

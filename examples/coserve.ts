@@ -3,7 +3,8 @@
  * adapter of its own. The same question goes to base, blue and green in one batch. Ends with a table; exits 1
  * if fewer than 7 of 8 facts were learned.
  *
- *   npm start -- [--device wasm|webgpu|software] [--seed n] [--teach "What pet does Tom have? => dragon"] [--json]
+ *   npm start -- [--device wasm|webgpu|software] [--seed n] [--json]
+ *                [--teach "What pet does Tom have? => dragon"]
  */
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync } from "node:fs";
@@ -174,7 +175,9 @@ async function main(): Promise<number> {
     (l) => l.grid.every((g) => !/^(plain|few|rest)_/.test(g.count)),
   ).length;
   say(
-    `  ${manifest.model.parameters} parameters, ${manifest.model.layers} layers, ${layerLaunches} launches a layer, ${Object.keys(manifest.targets[target]!.kernels).length} kernels, ${((performance.now() - t0) / 1000).toFixed(1)} s`,
+    `  ${manifest.model.parameters} parameters, ${manifest.model.layers} layers, ${layerLaunches} ` +
+      `launches a layer, ${Object.keys(manifest.targets[target]!.kernels).length} kernels, ` +
+      `${((performance.now() - t0) / 1000).toFixed(1)} s`,
   );
   await using engine = await load(bundle, { device, budget: slow ? 40 : 28 });
   say(`  running on ${engine.device.name}`);
@@ -226,7 +229,8 @@ async function main(): Promise<number> {
   say(`\nTeaching ${facts.length} facts to blue and the opposite to green, while clients stream:`);
   for (const f of facts)
     say(
-      `  ${f.taught[0]!.split("\n")[0]!.replace("Question: ", "").padEnd(36)} blue: ${f.blue.padEnd(8)} green: ${f.green}`,
+      `  ${f.taught[0]!.split("\n")[0]!.replace("Question: ", "").padEnd(36)} blue: ` +
+        `${f.blue.padEnd(8)} green: ${f.green}`,
     );
   const before = {
     hash: await baseHash(),
@@ -262,7 +266,9 @@ async function main(): Promise<number> {
         tokensTrained += e.tokens;
         progress[which] = `${which} step ${e.step} loss ${e.loss.toFixed(3)}`;
         status(
-          `  ${[progress.blue, progress.green].filter(Boolean).join(" · ")} · ${Math.round((tokensTrained / (performance.now() - tTogether)) * 1000)} fine-tuning tokens/s`,
+          `  ${[progress.blue, progress.green].filter(Boolean).join(" · ")} · ` +
+            `${Math.round((tokensTrained / (performance.now() - tTogether)) * 1000)} fine-tuning ` +
+            "tokens/s",
         );
       } else if (e.type === "publish") void flip(e.generation);
     };
@@ -285,7 +291,8 @@ async function main(): Promise<number> {
     ]);
     if (tty) process.stdout.write("\r\x1b[2K");
     say(
-      `  ${generation.padEnd(8)} ${q.split("\n")[0]} base: ${base} · blue: ${blue} (p ${pBlue.toFixed(3)}) · green: ${green} (p ${pGreen.toFixed(3)})`,
+      `  ${generation.padEnd(8)} ${q.split("\n")[0]} base: ${base} · blue: ${blue} (p ` +
+        `${pBlue.toFixed(3)}) · green: ${green} (p ${pGreen.toFixed(3)})`,
     );
   };
   const jobs = await Promise.all(
@@ -357,7 +364,8 @@ async function main(): Promise<number> {
   say();
   for (const [a, b, c] of table) say(`  ${a.padEnd(32)} ${b.padStart(18)} ${c.padStart(18)}`);
   say(
-    `\n  adapters: .weft/demo/adapters/blue and green (folders that Hugging Face peft loads) · ${((performance.now() - started) / 1000).toFixed(1)} s in all`,
+    "\n  adapters: .weft/demo/adapters/blue and green (folders that Hugging Face peft loads) · " +
+      `${((performance.now() - started) / 1000).toFixed(1)} s in all`,
   );
   const ok =
     after.blue >= 7 &&
@@ -381,7 +389,8 @@ async function main(): Promise<number> {
     );
   if (!ok)
     say(
-      "  NOT OK: expected at least 7 of 8 taught facts per adapter (at most 1 before), an unchanged base and equal loss curves",
+      "  NOT OK: expected at least 7 of 8 taught facts per adapter (at most 1 before), an unchanged " +
+        "base and equal loss curves",
     );
   return ok ? 0 : 1;
 }

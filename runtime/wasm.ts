@@ -174,7 +174,8 @@ export async function planWasm(manifest: Manifest, options: WasmOptions = {}) {
       expected: "memory that threads can share",
       found: "a page that is not cross-origin isolated",
       hint:
-        "serve it with Cross-Origin-Opener-Policy: same-origin and Cross-Origin-Embedder-Policy: require-corp, " +
+        "serve it with Cross-Origin-Opener-Policy: same-origin and Cross-Origin-Embedder-Policy: " +
+        "require-corp, " +
         "or leave threads out",
     });
   const most = threads > 1 && manifest.train.length ? 2 : 1;

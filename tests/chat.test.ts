@@ -114,7 +114,8 @@ test("{% generation %}: the turns that transformers masks are learned, however t
   assert.is(rows, 8);
   // An end mark right behind the block is learned with it.
   const outside = textOf(
-    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}</s>{% else %}{{ m.content }}</s>{% endif %}{% endfor %}",
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% " +
+      "endgeneration %}</s>{% else %}{{ m.content }}</s>{% endif %}{% endfor %}",
   );
   assert.equal(learned(outside, row(outside, theirs.conversations["two turns"]!)), [
     "A dog.</s>",
@@ -122,7 +123,8 @@ test("{% generation %}: the turns that transformers masks are learned, however t
   ]);
   // A template that prints its blocks changed has no spans to tell.
   const trimmed = textOf(
-    "{% for m in messages %}{% set t %}{% generation %} {{ m.content }} {% endgeneration %}{% endset %}{{ t | trim }}{% endfor %}",
+    "{% for m in messages %}{% set t %}{% generation %} {{ m.content }} {% endgeneration %}{% endset " +
+      "%}{{ t | trim }}{% endfor %}",
   );
   assert.match(
     caught(() => row(trimmed, [{ role: "assistant", content: "a" }])).message,
@@ -178,7 +180,10 @@ test("by checked prefixes: a turn is what comes after the prompt that is served 
 });
 
 test("a template that rewrites earlier turns is an error that names the turn", () => {
-  const lastOnly = `{% for m in messages %}<|{{ m.role }}|>{% if m.role == "assistant" and not loop.last %}{{ m.content.split("</think>")[-1] }}{% else %}{{ m.content }}{% endif %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}`;
+  const lastOnly =
+    `{% for m in messages %}<|{{ m.role }}|>{% if m.role == "assistant" and not loop.last %}{{ ` +
+    `m.content.split("</think>")[-1] }}{% else %}{{ m.content }}{% endif %}<|end|>{% endfor %}{% if ` +
+    "add_generation_prompt %}<|assistant|>{% endif %}";
   const messages = theirs.conversations.thinking!;
   for (const source of [lastOnly, sourceOf("qwen3")]) {
     const text = textOf(source);
@@ -201,7 +206,8 @@ test("a template that rewrites earlier turns is an error that names the turn", (
   // Two prompts that differ: the template says something else to a model that answers than it keeps
   // afterwards.
   const opens = textOf(
-    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]<think>{% endif %}",
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt " +
+      "%}[assistant]<think>{% endif %}",
   );
   assert.match(
     caught(() =>
@@ -220,7 +226,8 @@ test("a template that rewrites earlier turns is an error that names the turn", (
 
 test("where a token would reach over a prompt's end, text is cut: its ids are served", () => {
   const text = textOf(
-    "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }} Ann{% else %}{{ m.content }}.{% endif %}{% endfor %}",
+    "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }} Ann{% else %}{{ m.content }}.{% " +
+      "endif %}{% endfor %}",
   );
   const messages: Message[] = [
     { role: "user", content: "Who?" },
@@ -297,6 +304,9 @@ test("the tokenizer's post-processor alone decides about a start token, as in tr
 /** Templates that would take all time or memory, by the bound that they pass. */
 const set = (name: string, value: string): string => `{% set ${name} = ${value} %}`;
 const times = (n: number, body: string): string => `{% for i in range(${n}) %}${body}{% endfor %}`;
+/** ns.x, 2^n letters long. */
+const doubled = (n: number): string =>
+  `{% set ns = namespace(x='a') %}${times(n, "{% set ns.x = ns.x + ns.x %}")}`;
 const text16k = "{% set s = range(9999)|join('a') %}";
 const grown = (start: string, step: string): string =>
   `{% set ns = namespace(x=${start}) %}${times(60, `{% set ns.x = ${step} %}`)}`;
@@ -329,9 +339,17 @@ const hostile: Readonly<Record<string, string>> = {
   "a macro without end": "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
   "a macro that doubles":
     "{% macro f(x) %}{% if x > 0 %}{{ f(x - 1) }}{{ f(x - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
-  "a search that is quadratic": `{% set ns = namespace(x='a') %}${times(19, "{% set ns.x = ns.x + ns.x %}")}${times(9999, "{{ ('b' + ns.x[:200000]) in ns.x }}")}`,
-  "long texts compared": `{% set ns = namespace(x='a') %}${times(20, "{% set ns.x = ns.x + ns.x %}")}{% set y = ns.x + 'b' %}{% set z = ns.x + 'c' %}${times(99999, "{{ y == z }}")}`,
-  "long texts sorted": `${text16k}{% set l = [s, s, s, s, s, s, s, s] %}${times(99999, "{{ l|sort|length }}")}`,
+  "a search that is quadratic": doubled(19) + times(9999, "{{ ('b' + ns.x[:200000]) in ns.x }}"),
+  "long texts compared": [
+    doubled(20),
+    "{% set y = ns.x + 'b' %}{% set z = ns.x + 'c' %}",
+    times(99999, "{{ y == z }}"),
+  ].join(""),
+  "long texts sorted": [
+    text16k,
+    "{% set l = [s, s, s, s, s, s, s, s] %}",
+    times(99999, "{{ l|sort|length }}"),
+  ].join(""),
   "texts reversed": text16k + times(99999, set("x", "s[::-1]")),
   "breaks again and again": times(99999, times(99, "{% break %}")),
   "a filter block": `${times(99999, "{% filter upper %}{{ messages[0].content }}{% endfilter %}")}`,

@@ -107,7 +107,8 @@ test("data: text, prompt and completion, messages, ids; labels are what should b
     unknown
   >;
   const template =
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>\n{% endfor %}{% if " +
+    "add_generation_prompt %}<assistant>{% endif %}";
   const text = await openText(tokenizer, config, template);
   const learned = (r: { input_ids: readonly number[]; labels: readonly number[] }): string =>
     text.decode(r.labels.filter((x) => x !== -100));

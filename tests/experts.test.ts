@@ -205,7 +205,7 @@ const adapters: Readonly<Record<string, Sizes>> = {
   "one each": { count: 40, top: 1, ins: 9, outs: 8 },
 };
 for (const target of targets)
-  test(`adapters of experts on ${target}: rows of many slots, and gradients of one job's, equal f64`, async () => {
+  test(`adapters of experts on ${target}: rows of many slots, gradients of a job's, equal f64`, async () => {
     for (const [name, sizes] of Object.entries(adapters))
       for (const wide of [false, true])
         for (const domain of ["T", "W"] as const) {

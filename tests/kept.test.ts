@@ -175,7 +175,8 @@ test("room for two adapters answers by eight as room for all; nothing is left of
 test("what a killed process left is removed by the next; what one that lives has is left alone", async () => {
   const own = await openSpill();
   own.write(1, Uint8Array.of(1, 2, 3));
-  const code = `import { openSpill } from ${JSON.stringify(new URL("../runtime/spill.ts", import.meta.url).href)};
+  const spill = new URL("../runtime/spill.ts", import.meta.url).href;
+  const code = `import { openSpill } from ${JSON.stringify(spill)};
     (await openSpill()).write(7, new Uint8Array(5)); console.log("ready"); setInterval(() => {}, 1000);`;
   const child = spawn(process.execPath, ["--import", "tsx", "--input-type=module", "-e", code], {
     env: { ...process.env, TMPDIR: folder },

@@ -168,7 +168,7 @@ for (const target of targets)
     }
   });
 
-test("products on webgpu: a row has the same bits from the kernel for a few rows and from tiles, whatever the format", async () => {
+test("products on webgpu: a row's bits are the same in a few rows and in tiles, in every format", async () => {
   // Chunks of 128: a few side by side, the last no whole word of some formats; and so many that they take
   // turns.
   const sizes = [
@@ -202,7 +202,7 @@ test("products on webgpu: a row has the same bits from the kernel for a few rows
     }
 });
 
-test("products with a matrix turned on webgpu: the same bits in tiles and in registers, over several pairs", async () => {
+test("products with a matrix turned: the same bits in tiles and in registers on webgpu", async () => {
   const b = batch("turned", 37, 5, "step");
   for (const format of Object.keys(weightFormats)) {
     const name = `turned ${format}`;

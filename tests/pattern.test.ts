@@ -56,7 +56,8 @@ test("what PEFT users write", () => {
     "model\\.layers\\.(1[0-2]|2)\\..*",
     "^model.*q_proj$",
     // Unsloth's.
-    "(?:.*?(?:language|text).*?(?:q_proj).*?)|(?:\\bmodel\\.layers\\.[\\d]{1,}\\.(?:self_attn|mlp)\\.(?:(?:q_proj|k_proj)))",
+    "(?:.*?(?:language|text).*?(?:q_proj).*?)|" +
+      "(?:\\bmodel\\.layers\\.[\\d]{1,}\\.(?:self_attn|mlp)\\.(?:(?:q_proj|k_proj)))",
     "(?P<rest>.*)_proj",
     "model\\.layers\\.[0-9]{1,2}\\.self_attn\\.q_proj",
   ])

@@ -104,7 +104,7 @@ test("an adapter takes as many pages as its rank; its bits are those of a bundle
   assert.equal(seen[1], seen[0]);
 });
 
-test("a sum is of the method that trains both factors, also where one that trains one of them comes first", async () => {
+test("a sum is of the method that trains both factors, wherever that comes", async () => {
   await using engine = await engineOf(configs.even, { targets: ["wasm"] });
   for (const [name, seed] of [
     ["blue", 1],

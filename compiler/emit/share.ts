@@ -41,7 +41,8 @@ export function share(kernels: readonly { readonly name: string; readonly text: 
       for (const one of group) add([one]);
       return;
     }
-    const brings = `@group(0) @binding(${LAUNCH_BINDING}) var<uniform> launch: array<vec4<i32>, ${LAUNCH_VECTORS}>;\n`;
+    const type = `array<vec4<i32>, ${LAUNCH_VECTORS}>`;
+    const brings = `@group(0) @binding(${LAUNCH_BINDING}) var<uniform> launch: ${type};\n`;
     const says = group.map((k) => k.says).join("");
     modules.push({ name, text: `${says}${names.length ? brings : ""}${text}` });
     group.forEach((k, i) => void of.set(k.name, { module: name, launch: values[i]!.map(Number) }));

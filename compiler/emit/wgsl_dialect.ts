@@ -96,7 +96,9 @@ function dialect(env: KernelEnv): Dialect {
         // A row that the slot has not is read where there is one.
         const quad = `min(${at} >> 2u, ${env.slots.branches[branch]!.quads - 1}) * ${QUAD_WORDS}`;
         const place = `tables[${quadsAt(slotOf(e.row, p), branch, env)} + ${quad}]`;
-        return `adapters[${place} + ${env.address(e.factor).offset} + (${at} & 3) * ${cols} + ${p.ix(e.col)}]`;
+        return (
+          `adapters[${place} + ${env.address(e.factor).offset} + ` + `(${at} & 3) * ${cols} + ${p.ix(e.col)}]`
+        );
       },
       scale: (e, p) => {
         const quad = `(${p.ix(e.col)} >> 2u) * ${QUAD_WORDS} + 1`;

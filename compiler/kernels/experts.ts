@@ -121,7 +121,8 @@ export function productByExpert(
           const width: i32 = min(pe * ${P}, ${outs}) - p * ${P};
           clear(scratch, rows * ${BLOCK_STRIDE});
           ${tiles}_${type.format}(
-            scratch + ${ROWS_AT}, rows, w, ${type.n}, ${type.k}, p, pe, scratch, scratch + ${assembly.PACK_AT});
+            scratch + ${ROWS_AT}, rows, w, ${type.n}, ${type.k}, p, pe, scratch,
+            scratch + ${assembly.PACK_AT});
           for (let i: i32 = 0; i < rows; i++) {
             const at: i32 = load<i32>(${list(1, "i")});
             const c0: i32 = at % ${top} * ${outs} + p * ${P};

@@ -66,7 +66,8 @@ export const experts_shrink: GraphKernel = {
         const x: usize = ${assembly.rowPtr(x, env, "row")}${partOf(x.value, ins, "j", 4)};
         let r: i32 = 0;
         for (; r < rank; r += 4) {
-          const f: usize = ${f.space} + ((<usize>load<i32>(quads)) << 2) + ${f.offset * 4} + expert * ${ins * 4};
+          const at: usize = (<usize>load<i32>(quads)) << 2;
+          const f: usize = ${f.space} + at + ${f.offset * 4} + expert * ${ins * 4};
           quads += 8;
           shrink4(x, f, ${ins}, ${cols}, scratch + ((<usize>r) << 2));
         }

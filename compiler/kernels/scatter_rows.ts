@@ -29,6 +29,7 @@ export const scatter_rows: GraphKernel = {
   assembly: (name, b, env) => {
     const { k } = env.param(String(b.node!.attrs.of));
     const { P } = assembly;
+    const by = env.layout.arrays[String(b.node!.attrs.by)]!;
     return assembly.fn(
       name,
       lines`
@@ -36,7 +37,7 @@ export const scatter_rows: GraphKernel = {
         ${assembly.shareOf(k)}
         const out: usize = ${assembly.gradient(b, env)};
         for (let row: i32 = 0; row < n; row++) {
-          const id: i32 = load<i32>(meta + ((<usize>row) << 2), ${env.layout.arrays[String(b.node!.attrs.by)]! * 4});
+          const id: i32 = load<i32>(meta + ((<usize>row) << 2), ${by * 4});
           const x: usize = ${assembly.rowPtr(b.operands[0]!, env, "row")};
           const o: usize = out + ((<usize>(id / ${P} * ${k * P} + id % ${P})) << 2);
           for (let c: i32 = lo; c < hi; c++)

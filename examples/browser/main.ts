@@ -53,7 +53,8 @@ async function look(): Promise<"here" | "fetch" | "no"> {
   const fetches = !storage
     ? "The model is fetched, and not kept."
     : storage.download
-      ? `The model is ${bytes(storage.download)}. It is fetched once and kept, for visits without a network too.`
+      ? `The model is ${bytes(storage.download)}. It is fetched once and kept, for visits without a ` +
+        "network too."
       : "The model is here already.";
   const takes = memory ? `It takes ${bytes(memory.total)} of memory and ` : "It ";
   $("takes").textContent = `${fetches} ${takes}runs on ${device}: ${why}.`;

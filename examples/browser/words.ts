@@ -19,17 +19,22 @@ const readable = (text: string): string =>
 const sentences: Partial<Record<ErrorCode, (e: WeftError) => string>> = {
   WEFT_IO: (e) =>
     e.where.startsWith("storage")
-      ? `There is too little room in this browser to keep the model: it needs ${readable(e.expected)}, and there are ${readable(e.found)}. Delete something that is kept here, or make room on the disk.`
-      : `A file could not be read or written (${e.where}: ${readable(e.found)}). ${e.retryable ? "Check the network and try again." : "Check the address."}`,
+      ? `There is too little room in this browser to keep the model: it needs ${readable(e.expected)}, ` +
+        `and there are ${readable(e.found)}. Delete something that is kept here, or make room on the ` +
+        "disk."
+      : `A file could not be read or written (${e.where}: ${readable(e.found)}). ` +
+        `${e.retryable ? "Check the network and try again." : "Check the address."}`,
   WEFT_BUNDLE: (e) => `The model is damaged, or is no model of weft's (${e.where}: ${e.found}).`,
   WEFT_BUNDLE_VERSION: () => "The model was made for another version of weft. Compile it again.",
   WEFT_CAPACITY: (e) =>
     e.retryable
       ? "Too much is going on at once. Try again in a moment."
-      : `This device has too little memory for the model: it needs ${readable(e.expected)}, and there is ${readable(e.found)}.`,
+      : `This device has too little memory for the model: it needs ${readable(e.expected)}, and there ` +
+        `is ${readable(e.found)}.`,
   WEFT_CONTEXT_OVERFLOW: () => "That is more text than this model can read at once. Try less.",
   WEFT_DEVICE: (e) =>
-    `There is nothing here that the model was to run on: it needs ${e.expected}. Open the page without ?device= to let it choose.`,
+    `There is nothing here that the model was to run on: it needs ${e.expected}. Open the page ` +
+    "without ?device= to let it choose.",
   WEFT_DEVICE_LOST: () => "The device stopped computing, again and again. Reload the page to try once more.",
   WEFT_DATA: (e) => `That cannot be learned. ${e.where}: expected ${e.expected}, found ${e.found}.`,
   WEFT_TOKENIZER: () => "This model has no text of its own, so nobody can talk to it here.",

@@ -167,7 +167,8 @@ async function main(): Promise<void> {
   const held = encodeRows(trainingRows(60, recipe.seed + 3).texts, (s) => engine.encode(s));
   const log: { step: number; loss: number }[] = [];
   console.error(
-    `entropy ${entropy.toFixed(4)} nats a token, ${learned} tokens, ${engine.manifest.model.parameters} parameters`,
+    `entropy ${entropy.toFixed(4)} nats a token, ${learned} tokens, ` +
+      `${engine.manifest.model.parameters} parameters`,
   );
   const t0 = performance.now();
   const job = await engine.finetune({
@@ -179,7 +180,8 @@ async function main(): Promise<void> {
       log.push({ step: e.step, loss: e.loss });
       if (e.step % 10 === 0)
         console.error(
-          `step ${e.step} loss ${e.loss.toFixed(4)} ${Math.round(e.tokensPerSecond)} tokens/s ${((performance.now() - t0) / 1000).toFixed(0)} s`,
+          `step ${e.step} loss ${e.loss.toFixed(4)} ${Math.round(e.tokensPerSecond)} tokens/s ` +
+            `${((performance.now() - t0) / 1000).toFixed(0)} s`,
         );
       if (e.step % 200 === 0 && e.step < recipe.steps) void job.checkpoint(checkpoint).catch(() => {});
     },

@@ -136,7 +136,8 @@ export const chat: Command = {
   summary: "a conversation with a model that has a chat template",
   synopsis: "BUNDLE [--adapter DIR …] [--system TEXT]",
   details:
-    "A line is a turn. /help tells the words that begin with a slash. Ctrl-C stops an answer, and ends the conversation where there is none; Ctrl-D ends it.",
+    "A line is a turn. /help tells the words that begin with a slash. Ctrl-C stops an answer, and " +
+    "ends the conversation where there is none; Ctrl-D ends it.",
   flags: {
     adapter: text("DIR", "an adapter folder, or NAME=DIR; may be given again; the first answers", {
       multiple: true,

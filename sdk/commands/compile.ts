@@ -101,7 +101,8 @@ export async function compileTo(model: string, out: string, f: Flags, json: bool
   console.log(
     json
       ? JSON.stringify(result)
-      : `${out}: ${result.parameters} parameters in ${result.format}${rounded(manifest)} for ${result.targets.join(" and ")}, trains ${trains}, ${result.seconds} s`,
+      : `${out}: ${result.parameters} parameters in ${result.format}${rounded(manifest)} for ` +
+          `${result.targets.join(" and ")}, trains ${trains}, ${result.seconds} s`,
   );
 }
 

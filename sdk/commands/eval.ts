@@ -9,7 +9,8 @@ export const evalCommand: Command = {
   summary: "loss, perplexity and exact answers of the base and of adapters, on rows of data",
   synopsis: "BUNDLE --data FILE.jsonl [--adapter DIR …]",
   details:
-    "An answer is exact where the model says it greedily, end mark and all, behind what stands before it in its row.",
+    "An answer is exact where the model says it greedily, end mark and all, behind what stands " +
+    "before it in its row.",
   flags: {
     data: text("FILE", "rows to evaluate on, JSONL"),
     adapter: text("DIR", "an adapter folder, or NAME=DIR; may be given again", { multiple: true }),

@@ -9,7 +9,10 @@ export const exportCommand: Command = {
   summary: "a model, or an adapter, as llama.cpp, transformers or peft read it",
   synopsis: "BUNDLE [--adapter DIR] -o OUT",
   details:
-    "OUT is a file that ends in .gguf, or a folder. Without --adapter the base: as GGUF in the bundle's own formats (F32, F16, BF16, Q8_0, Q4_0, Q4_1), or as a Hugging Face folder in float32. With it the adapter alone: as llama.cpp's LoRA, or as a folder of peft. `weft merge` writes a model with the adapter in it, to either.",
+    "OUT is a file that ends in .gguf, or a folder. Without --adapter the base: as GGUF in the " +
+    "bundle's own formats (F32, F16, BF16, Q8_0, Q4_0, Q4_1), or as a Hugging Face folder in " +
+    "float32. With it the adapter alone: as llama.cpp's LoRA, or as a folder of peft. `weft merge` " +
+    "writes a model with the adapter in it, to either.",
   flags: {
     adapter: text("DIR", "the adapter: a folder of peft, or a LoRA in a .gguf file"),
     lora: toggle("with --adapter: a folder with the LoRA that is exactly the same, as a .gguf always is"),

@@ -54,7 +54,8 @@ export const finetune: Command = {
   summary: "teach an adapter, or the whole model, rows of data",
   synopsis: "BUNDLE --data FILE.jsonl --name NAME --out DIR | --resume DIR",
   details:
-    "Checkpoints are taken by themselves, and when Ctrl-C or SIGTERM ends the run; `weft finetune --resume DIR` goes on from one, with more --epochs or --steps where they are given.",
+    "Checkpoints are taken by themselves, and when Ctrl-C or SIGTERM ends the run; `weft finetune " +
+    "--resume DIR` goes on from one, with more --epochs or --steps where they are given.",
   flags: {
     data: text("FILE", "rows to learn, JSONL"),
     name: text("NAME", "what the adapter is called"),

@@ -55,7 +55,8 @@ export const generate: Command = {
   summary: "one answer to a prompt",
   synopsis: "BUNDLE [--prompt TEXT | --ids 1,2,3]",
   details:
-    "Without --prompt and --ids the prompt is read from stdin. For a model with a chat template the prompt is what a user says; --raw gives it to the model as it is.",
+    "Without --prompt and --ids the prompt is read from stdin. For a model with a chat template the " +
+    "prompt is what a user says; --raw gives it to the model as it is.",
   flags: {
     prompt: text("TEXT", "what to answer"),
     ids: text("LIST", "the prompt as token ids instead"),

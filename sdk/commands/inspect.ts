@@ -66,7 +66,8 @@ async function inspectMemory(f: Flags, json: boolean): Promise<void> {
   if (json) return console.log(JSON.stringify({ model, tokens, rank, format, methods: rows }));
   const gb = (n: number): string => (n / 1e9).toFixed(2);
   console.log(
-    `${model}, ${tokens} tokens a step, rank ${rank}; GB. Weights ${format} where frozen, f32 for full; kept: all · recomputing inside a layer · recomputing nothing`,
+    `${model}, ${tokens} tokens a step, rank ${rank}; GB. Weights ${format} where frozen, f32 for ` +
+      "full; kept: all · recomputing inside a layer · recomputing nothing",
   );
   console.log(
     table([
@@ -106,7 +107,9 @@ async function inspectBundle(positional: readonly string[], f: Flags, json: bool
     );
   }
   console.log(
-    `${m.model.family}, ${m.model.parameters} parameters, ${m.model.layers} layers × ${m.model.hiddenSize}, ${m.model.heads}/${m.model.kvHeads} heads × ${m.model.headDim}, vocab ${m.model.vocab}, ${m.model.format}${rounded(m)}, base ${m.base.slice(0, 12)}`,
+    `${m.model.family}, ${m.model.parameters} parameters, ${m.model.layers} layers × ` +
+      `${m.model.hiddenSize}, ${m.model.heads}/${m.model.kvHeads} heads × ${m.model.headDim}, vocab ` +
+      `${m.model.vocab}, ${m.model.format}${rounded(m)}, base ${m.base.slice(0, 12)}`,
   );
   console.log(
     `policy ${m.policy}; trains ${m.train.join(", ") || "nothing"}; capacities ${Object.entries(m.capacities)
@@ -115,27 +118,33 @@ async function inspectBundle(positional: readonly string[], f: Flags, json: bool
   );
   for (const [cls, s] of Object.entries(m.saved))
     console.log(
-      `saved activations, ${cls}: ${s.bytes.naive} bytes a token a layer naive, ${s.bytes.all} pruned, ${s.bytes.boundary} boundary  (${s.fields.map((x) => `${x.name.replace(/^\w+\./, "")}×${x.cols}`).join(", ")})`,
+      `saved activations, ${cls}: ${s.bytes.naive} bytes a token a layer naive, ${s.bytes.all} ` +
+        `pruned, ${s.bytes.boundary} boundary  ` +
+        `(${s.fields.map((x) => `${x.name.replace(/^\w+\./, "")}×${x.cols}`).join(", ")})`,
     );
   for (const name of ["wasm", "webgpu"] as const) {
     if (!m.targets[name]) continue;
     const { sizes, plan } = roomOf(m, name, f);
     const list = Object.entries(sizes).map(([k, v]) => `${k} ${v}`);
     console.log(
-      `\ntarget ${name}: ${Object.keys(plan.kernels).length} kernels, arena ${kb(plan.arenaWords * 4)}, metadata ${kb(plan.metaWords * 4)}; a load takes ${kb(taken[name]!.total)}: ${list.join(", ")}`,
+      `\ntarget ${name}: ${Object.keys(plan.kernels).length} kernels, arena ` +
+        `${kb(plan.arenaWords * 4)}, metadata ${kb(plan.metaWords * 4)}; a load takes ` +
+        `${kb(taken[name]!.total)}: ${list.join(", ")}`,
     );
     const purposes = Object.entries(taken[name]!.bytes).filter(([, n]) => n > 0);
     console.log(`  of these ${purposes.map(([purpose, n]) => `${purpose} ${kb(n)}`).join(", ")}`);
     for (const [space, w] of Object.entries(plan.spaces))
       console.log(
-        `  ${space.padEnd(9)} ${kb(w.layer * 4).padStart(10)} a layer, ${kb((w.layer * m.model.layers + w.outer) * 4).padStart(10)} in all`,
+        `  ${space.padEnd(9)} ${kb(w.layer * 4).padStart(10)} a layer, ` +
+          `${kb((w.layer * m.model.layers + w.outer) * 4).padStart(10)} in all`,
       );
     for (const p of plan.programs) {
       // Of two kernels for few rows and for many, a step launches one.
       const launches = p.launches.filter(isForMany);
       const always = launches.filter((l) => l.bits.length === 0).length;
       console.log(
-        `  ${p.name.padEnd(24)} ${String(launches.length).padStart(2)} launches (${always} when nothing is adapted or trained)${p.region === "layer" ? " a layer" : ""}`,
+        `  ${p.name.padEnd(24)} ${String(launches.length).padStart(2)} launches (${always} when ` +
+          `nothing is adapted or trained)${p.region === "layer" ? " a layer" : ""}`,
       );
       if (f.kernels) for (const l of p.launches) console.log(`      ${l.kernel}`);
     }
@@ -146,7 +155,8 @@ export const inspect: Command = {
   summary: "what a bundle holds and a load takes; with --memory, what methods take of a shape",
   synopsis: "BUNDLE | --memory",
   details:
-    "What a load takes is of one thread, and what is allocated: the system gives much of it only when it is used. Node itself, and adapters that are not on the device, come on top.",
+    "What a load takes is of one thread, and what is allocated: the system gives much of it only " +
+    "when it is used. Node itself, and adapters that are not on the device, come on top.",
   flags: {
     for: text("SIZE", "choose as a load of so much memory would, as 512MB"),
     kernels: toggle("name the kernels of each program"),

@@ -34,7 +34,9 @@ export class Learning {
       this.tokens += e.tokens;
       const left = (this.seconds / this.losses.length) * (this.total - e.step);
       progress(
-        `step ${e.step} of ${this.total}  loss ${e.loss.toFixed(4)}  lr ${e.learningRate.toExponential(2)}  ${Math.round(e.tokensPerSecond)} tokens/s  ${duration(left)} left`,
+        `step ${e.step} of ${this.total}  loss ${e.loss.toFixed(4)}  lr ` +
+          `${e.learningRate.toExponential(2)}  ${Math.round(e.tokensPerSecond)} tokens/s  ` +
+          `${duration(left)} left`,
       );
     }
     if (e.type === "eval") {

@@ -9,7 +9,8 @@ export const merge: Command = {
   summary: "a model with an adapter in its weights, as transformers or llama.cpp load it",
   synopsis: "BUNDLE --adapter DIR -o OUT",
   details:
-    "OUT is a folder of float32 safetensors, or a file that ends in .gguf, in the bundle's own formats; with what the bundle keeps of the tokenizer.",
+    "OUT is a folder of float32 safetensors, or a file that ends in .gguf, in the bundle's own " +
+    "formats; with what the bundle keeps of the tokenizer.",
   flags: {
     adapter: text("DIR", "the adapter folder"),
     output: text("OUT", "the folder or file to write", { short: "o" }),

@@ -13,7 +13,7 @@ import { bytes, clearLine, progress } from "./progress.ts";
 
 /** What a model is compiled from. */
 const wanted =
-  /^(config|generation_config|tokenizer|tokenizer_config|model\.safetensors\.index)\.json$|^chat_template\.jinja$|^[\w.-]+\.safetensors$/;
+  /^((config|generation_config|tokenizer\w*|model\.safetensors\.index)\.json|chat_template\.jinja|[\w.-]+\.safetensors)$/;
 interface Hub {
   readonly repo: string;
   readonly revision: string;
@@ -121,7 +121,8 @@ export const pull: Command = {
   summary: "a model of the Hugging Face Hub becomes a bundle",
   synopsis: "ORG/MODEL[@REVISION] [-o BUNDLE]",
   details:
-    "HF_ENDPOINT names another Hub, HF_TOKEN who asks. A download that was cut off goes on when it is asked for again.",
+    "HF_ENDPOINT names another Hub, HF_TOKEN who asks. A download that was cut off goes on when it " +
+    "is asked for again.",
   flags: {
     output: text("BUNDLE", "the folder to write; default: ./MODEL.weft", { short: "o" }),
     folder: text("DIR", "where the model's files go; default: BUNDLE.model, which is removed in the end"),

@@ -27,7 +27,9 @@ export const serve: Command = {
   summary: "an OpenAI-compatible server for answers and fine-tuning jobs",
   synopsis: "BUNDLE [--adapters DIR] [--port N]",
   details:
-    "The base is the model NAME, an adapter NAME:adapter, a generation of it NAME:adapter@3. Paths begin with /v1; /health tells whether it runs.\nCtrl-C or SIGTERM: running answers are finished, running jobs kept with --checkpoints. A second one stops at once.",
+    "The base is the model NAME, an adapter NAME:adapter, a generation of it NAME:adapter@3. Paths " +
+    "begin with /v1; /health tells whether it runs.\nCtrl-C or SIGTERM: running answers are " +
+    "finished, running jobs kept with --checkpoints. A second one stops at once.",
   flags: {
     adapters: text("DIR", "a folder of adapter folders: loaded at the start, and jobs save theirs there"),
     checkpoints: text("DIR", "where jobs that run when the server stops leave DIR/<name> to go on from"),
@@ -74,7 +76,8 @@ export const serve: Command = {
     console.log(
       json
         ? JSON.stringify(about)
-        : `${about.url}: ${[about.model, ...adapters.map((a) => `${about.model}:${a}`)].join(", ")}, on ${about.device}`,
+        : `${about.url}: ${[about.model, ...adapters.map((a) => `${about.model}:${a}`)].join(", ")}, ` +
+            `on ${about.device}`,
     );
     if (!isLoopback(host) && apiKey === undefined)
       say(`whoever reaches ${host} can use it: --api-key KEY asks for a key`);

@@ -18,6 +18,9 @@ export class Speed {
     const since = (from: number): number => (performance.now() - from) / 1000;
     const speed = this.tokens > 1 ? `, ${((this.tokens - 1) / since(this.first)).toFixed(1)} tokens/s` : "";
     const wait = ((this.first || performance.now()) - this.begun) / 1000;
-    return `(${this.tokens} tokens${speed}, the first after ${wait.toFixed(2)} s; ${this.cached} of ${this.prompt} prompt tokens reused)`;
+    return (
+      `(${this.tokens} tokens${speed}, the first after ${wait.toFixed(2)} s; ${this.cached} of ` +
+      `${this.prompt} prompt tokens reused)`
+    );
   }
 }

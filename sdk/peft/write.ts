@@ -19,7 +19,15 @@ const files = (
   tensors: readonly TensorData[],
   manifest: Manifest,
 ): { config: string; weights: Uint8Array } => ({
-  config: `${JSON.stringify({ task_type: "CAUSAL_LM", base_model_name_or_path: null, inference_mode: true, ...config, weft_base: manifest.base, weft_format: manifest.model.format }, null, 2)}\n`,
+  config: `${JSON.stringify(
+    {
+      ...{ task_type: "CAUSAL_LM", base_model_name_or_path: null, inference_mode: true },
+      ...config,
+      ...{ weft_base: manifest.base, weft_format: manifest.model.format },
+    },
+    null,
+    2,
+  )}\n`,
   weights: encode(tensors),
 });
 

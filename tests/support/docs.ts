@@ -130,7 +130,8 @@ export function doorsOf(house = root): Record<string, string> {
 export function furnish(folder: string, house = root): NodeJS.ProcessEnv {
   const bin = join(folder, "node_modules/.bin");
   mkdirSync(bin, { recursive: true });
-  const weft = `#!/bin/sh\nexec '${process.execPath}' --import '${tsx}' '${join(house, "sdk/cli.ts")}' "$@"\n`;
+  const cli = join(house, "sdk/cli.ts");
+  const weft = `#!/bin/sh\nexec '${process.execPath}' --import '${tsx}' '${cli}' "$@"\n`;
   writeFileSync(join(bin, "weft"), weft);
   chmodSync(join(bin, "weft"), 0o755);
   writeFileSync(join(folder, "package.json"), JSON.stringify({ private: true, scripts: { weft: "weft" } }));

@@ -70,5 +70,8 @@ await (async () => {
 })();
 const dropped = await collected(() => running.size === 0 && alive() === 0);
 console.log(
-  `released ${JSON.stringify({ reachable, threads: after - before, running: ended, dropped, held: held.length })}`,
+  `released ${JSON.stringify({
+    ...{ reachable, threads: after - before, running: ended, dropped },
+    held: held.length,
+  })}`,
 );

@@ -7,7 +7,8 @@ import { scratch } from "./tiny.ts";
 const root = fileURLToPath(new URL("../..", import.meta.url));
 /** A question is a user's turn, an answer the assistant's, in the words that the model knows. */
 export const template =
-  "{% for m in messages %}{% if m.role == 'user' %}Question: {{ m.content }}\nAnswer:{% else %} {{ m.content }}{{ eos_token if m.role == 'assistant' else '\n' }}{% endif %}{% endfor %}";
+  "{% for m in messages %}{% if m.role == 'user' %}Question: {{ m.content }}\nAnswer:{% else %} {{ " +
+  "m.content }}{{ eos_token if m.role == 'assistant' else '\n' }}{% endif %}{% endfor %}";
 /** Its folder; `turns`: with the template. */
 export function storyModel(turns = true): string {
   const dir = scratch();

@@ -5,6 +5,9 @@ const entry = new URL("../../sdk/worker/entry.ts", import.meta.url).href;
 const tsx = import.meta.resolve("tsx/esm/api");
 export const fromSources = (): Worker =>
   new Worker(
-    `import(${JSON.stringify(tsx)}).then(({ register }) => { register(); return import(${JSON.stringify(entry)}); })`,
+    `import(${JSON.stringify(tsx)}).then(({ register }) => {
+      register();
+      return import(${JSON.stringify(entry)});
+    })`,
     { eval: true },
   );
