@@ -37,6 +37,8 @@ export const EVENT = {
   hold: 7,
   /** A micro-batch begins with the first rows on offer: (job, how many). */
   feed: 8,
+  /** A request that was paused gave its place to others: (sequence). It is asked for again to go on. */
+  preempt: 9,
 } as const;
 export const EVENT_WORDS = 4;
 /** Why a request ended: of its own, or because it was given up. */

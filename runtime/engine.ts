@@ -22,7 +22,7 @@ import { checkBiases, MAX_TOKENS, roomAfter, type Score, type TokenEvent } from 
 import { seedOf } from "./sampling.ts";
 import { Serving } from "./serving.ts";
 import { abortable, onAbort, throwIfAborted } from "./signals.ts";
-import { Stream } from "./stream.ts";
+import { type Producer, Stream } from "./stream.ts";
 import { STEP_TIMEOUT, Supervised } from "./supervise.ts";
 
 export type { Finish, Score, TokenEvent } from "./requests.ts";
@@ -188,8 +188,9 @@ export class Engine {
 
   /**
    * Stream tokens of one request. It is queued, and checked, by the first `next()`; leaving the loop early,
-   * `return()` or an abort ends it at once, waiting or running, and frees its cache. A stream that is not
-   * read runs on to its end and then holds its tokens only.
+   * `return()` or an abort ends it at once, waiting or running, and frees its cache. A stream with 16 unread
+   * tokens is paused until half of them are read: it costs nobody anything, and where others need the room it
+   * gives way, to compute what it knew again before it goes on, with the same tokens.
    */
   generate(options: GenerateIds): AsyncGenerator<TokenEvent, void, void> {
     checked(GenerateIds, options);
@@ -197,18 +198,22 @@ export class Engine {
       const needs = this.adapters.needs(options.adapter);
       if (!needs) return this.begin(options, stream);
       let left = false;
-      let leave = (): void => {
-        left = true;
-      };
+      let begun: Producer | null = null;
       needs
         .then(() => {
-          if (!left) leave = this.begin(options, stream);
+          if (!left) begun = this.begin(options, stream);
         })
         .catch((e) => stream.end(e));
-      return () => leave();
+      return {
+        leave: () => {
+          left = true;
+          begun?.leave();
+        },
+        pause: (on) => begun?.pause?.(on),
+      };
     });
   }
-  private begin(o: GenerateIds, stream: Stream<TokenEvent>): () => void {
+  private begin(o: GenerateIds, stream: Stream<TokenEvent>): Producer {
     throwIfAborted(o.signal);
     checkBiases(this.manifest, o);
     const generation = this.named(o.adapter);
@@ -219,12 +224,13 @@ export class Engine {
     const room = roomAfter(this.manifest, prompt, virtual, asked > 0 ? 1 : 0);
     if (asked <= 0) {
       stream.end(null);
-      return () => {};
+      return { leave: () => {} };
     }
     let forget = (): void => {};
     const request = this.enqueue({
       kind: "generate",
       prompt,
+      said,
       maxTokens: Math.min(asked, room),
       clipped: asked > room,
       sampling: o,
@@ -241,7 +247,10 @@ export class Engine {
       },
     });
     forget = onAbort(o.signal, (reason) => this.serving.cancel(request, reason));
-    return () => this.serving.cancel(request);
+    return {
+      leave: () => this.serving.cancel(request),
+      pause: (on) => this.serving.pause(request, on),
+    };
   }
 
   /**
@@ -271,6 +280,7 @@ export class Engine {
       const request = this.enqueue({
         kind: "score",
         prompt: ids,
+        said: 0,
         maxTokens: 0,
         clipped: false,
         sampling: {},

@@ -43,6 +43,8 @@ export interface HostExports {
   blocksOfSequence(seq: number): number;
   foundOf(seq: number): number;
   share(): void;
+  /** A request takes no rows from now on, or (0) it does again. */
+  pause(seq: number, on: number): void;
   addrFreeBlocks(): number;
   blocksTotal(): number;
   slotsInUse(): number;

@@ -284,7 +284,7 @@ class Check {
         else {
           const { ids: prompt, adapter, kind } = plays[waiting.get(a)!]!;
           const virtual = virtualTokens(manifest, adapter?.shape ?? null);
-          startIn(host, at, { kind, prompt, virtual, sampling: {}, seed: null });
+          startIn(host, at, { kind, prompt, said: 0, virtual, sampling: {}, seed: null });
           live.set(at, left[waiting.get(a)!]!);
           waiting.delete(a);
         }

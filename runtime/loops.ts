@@ -111,7 +111,11 @@ export class Loops {
     const events = this.engine.host.events(lane, count);
     for (let i = 0; i < events.length; i += EVENT_WORDS) {
       const [type, a, b] = [events[i]!, events[i + 1]!, events[i + 2]!];
-      if (type === EVENT.load) this.engine.adapters.load(a, b, 0);
+      if (type === EVENT.preempt) {
+        this.engine.serving.preempt(a);
+        // Who waits for its place may be of the other lane.
+        this.kick();
+      } else if (type === EVENT.load) this.engine.adapters.load(a, b, 0);
       else if (type === EVENT.start) this.engine.serving.start(a, b);
       else if (type === EVENT.hold) this.engine.jobs.get(a)!.hold(b);
       else this.engine.jobs.get(a)!.feed(b);

@@ -44,10 +44,14 @@ export interface Score {
 /** One request, from the queue to its end. */
 export interface Request {
   readonly kind: "generate" | "score";
-  /** What was said of the answer already is its end. */
-  readonly prompt: readonly number[];
+  /** Its last `said` are of the answer already. */
+  prompt: readonly number[];
+  said: number;
+  /** What was said since it was asked for, and how many of the prompt's tokens were not computed for it. */
+  drawn: number[];
+  cached: number | null;
   /** Tokens to generate, as far as the context has room. */
-  readonly maxTokens: number;
+  maxTokens: number;
   /** Fewer than were asked for. */
   readonly clipped: boolean;
   readonly sampling: Omit<GenerateIds, "prompt">;
@@ -63,8 +67,10 @@ export interface Request {
   readonly scored: (position: number, logits: Float32Array, logSum: number) => void;
   /** Once: null at the end, or what ended it. */
   readonly end: (error: unknown) => void;
-  /** What the host knows it by while it waits, and its sequence once it runs. */
-  readonly ticket: number;
+  /** Its reader has enough for now. */
+  paused: boolean;
+  /** What the host knows it by while it waits, and its sequence once it runs; NONE where it does not. */
+  ticket: number;
   seq: number;
   done: boolean;
 }
@@ -77,7 +83,7 @@ export function setTokens(to: Int32Array, { prompt, virtual }: Pick<Request, "pr
 export function startIn(
   host: Host,
   seq: number,
-  r: Pick<Request, "kind" | "prompt" | "virtual" | "sampling" | "seed">,
+  r: Pick<Request, "kind" | "prompt" | "said" | "virtual" | "sampling" | "seed">,
 ): void {
   setTokens(host.tokens(seq), r);
   if (r.kind === "score") return;
@@ -96,7 +102,7 @@ export function startIn(
     biases.length,
     (r.seed ?? 0) | 0,
     stops.length,
-    o.said?.length ?? 0,
+    r.said,
   );
   host.stops(seq).set(stops);
   host.setBiases(seq, biases);

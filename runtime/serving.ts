@@ -10,7 +10,7 @@ import { notFinite, type Request, startIn, type TokenEvent, topOf } from "./requ
 /** Salts whose number is kept: one that comes again after so many others shares nothing with before. */
 const KEPT_SALTS = 4096;
 
-type Asked = Omit<Request, "ticket" | "seq" | "done">;
+type Asked = Omit<Request, "ticket" | "seq" | "done" | "drawn" | "cached" | "paused">;
 /** A step's logits: of its rows, and ln Σ exp of each. */
 interface Logits {
   readonly rowOf: (h: number) => Float32Array;
@@ -22,6 +22,9 @@ export class Serving {
   private readonly waiting = new Map<number, Request>();
   /** By sequence. */
   private readonly live = new Map<number, Request>();
+  /** Those that gave way while they were paused; and of them, in order, those that wait for a place in the queue. */
+  private readonly preempted = new Set<Request>();
+  private readonly returning = new Set<Request>();
   /** Those that were given up under a list on its way, until it has ended. */
   private readonly leaving = new Map<number, Request>();
   /** The host's numbers of salts, the least recently used first: from 1 up, each once. */
@@ -43,9 +46,9 @@ export class Serving {
 
   /** Requests that run or wait. */
   get size(): number {
-    return this.waiting.size + this.live.size;
+    return this.waiting.size + this.live.size + this.preempted.size;
   }
-  private saltOf({ salt }: Asked): number {
+  private saltOf({ salt }: Request): number {
     if (salt === null) return 0;
     const number = this.salts.get(salt) ?? ++this.salted;
     this.salts.delete(salt);
@@ -54,44 +57,87 @@ export class Serving {
     return number;
   }
   /** Throws WEFT_CAPACITY, retryable, where too many wait. */
-  enqueue(r: Asked): Request {
-    const length = r.virtual + r.prompt.length;
-    const limit = length + r.maxTokens;
-    const { generation, job, virtual } = r;
-    const kind = KIND[r.kind];
-    const ticket = this.adapters.submit(kind, length, limit, virtual, generation, job, this.saltOf(r));
-    if (ticket === NONE)
+  enqueue(asked: Asked): Request {
+    const fresh = { drawn: [], cached: null, paused: false, ticket: NONE, seq: NONE, done: false };
+    const request: Request = { ...asked, ...fresh };
+    // Those that come back were here before.
+    if (this.returning.size || !this.submit(request))
       throw new WeftError({
         code: "WEFT_CAPACITY",
-        where: r.kind,
+        where: asked.kind,
         expected: `at most ${this.maxQueued} requests that wait`,
         found: "one more",
         hint: "try again when some have ended; load({ maxQueued }) allows more",
         retryable: true,
       });
-    const request: Request = { ...r, ticket, seq: NONE, done: false };
     // An admitted request finishes on the generation it asked for, even while it waits for a slot.
     if (request.generation) this.adapters.pin(request.generation);
-    this.waiting.set(ticket, request);
     this.kick();
     return request;
+  }
+  /** Queue it with the host; false where there is no place. */
+  private submit(r: Request): boolean {
+    const { generation, job, virtual } = r;
+    const length = virtual + r.prompt.length;
+    const limit = length + r.maxTokens;
+    const kind = KIND[r.kind];
+    const ticket = this.adapters.submit(kind, length, limit, virtual, generation, job, this.saltOf(r));
+    if (ticket === NONE) return false;
+    r.ticket = ticket;
+    this.waiting.set(ticket, r);
+    return true;
+  }
+  /** A request's reader has enough for now, or (false) wants more again. */
+  pause(r: Request, on: boolean): void {
+    if (r.done) return;
+    r.paused = on;
+    if (r.seq !== NONE) this.host.exports.pause(r.seq, on ? 1 : 0);
+    else if (this.preempted.has(r)) {
+      if (on) this.returning.delete(r);
+      else this.returning.add(r);
+      this.comeBack();
+    }
+    this.kick();
+  }
+  /** The host gave a paused request's place to others: when it comes back, what it said is part of its prompt. */
+  preempt(seq: number): void {
+    const r = this.live.get(seq)!;
+    this.live.delete(seq);
+    r.seq = NONE;
+    r.prompt = [...r.prompt, ...r.drawn];
+    r.said += r.drawn.length;
+    r.maxTokens -= r.drawn.length;
+    r.drawn = [];
+    this.preempted.add(r);
+  }
+  /** Those whose readers want more again are queued, as far as there are places. */
+  private comeBack(): void {
+    for (const r of this.returning) {
+      if (!this.submit(r)) break;
+      this.returning.delete(r);
+      this.preempted.delete(r);
+    }
   }
   /** End a request at once, waiting or running: with an error, or (null) because nobody wants more of it. */
   cancel(r: Request, error: unknown = null): void {
     if (r.done) return;
-    if (r.seq === NONE) this.host.exports.withdraw(r.ticket);
+    if (this.preempted.has(r)) this.returning.delete(r);
+    else if (r.seq === NONE) this.host.exports.withdraw(r.ticket);
     else if (!this.host.exports.cancel(r.seq)) this.leaving.set(r.seq, r);
     this.finish(r, error);
+    this.comeBack();
     this.kick();
   }
   /** All of them end with `error`; the host is not asked any more. */
   endAll(error: unknown): void {
-    for (const r of [...this.live.values(), ...this.waiting.values()]) this.finish(r, error);
+    for (const r of [...this.live.values(), ...this.waiting.values(), ...this.preempted])
+      this.finish(r, error);
   }
   private finish(r: Request, error: unknown): void {
     if (r.done) return;
     r.done = true;
-    if (r.seq === NONE) this.waiting.delete(r.ticket);
+    if (this.preempted.delete(r)) this.returning.delete(r);
+    else if (r.seq === NONE) this.waiting.delete(r.ticket);
     else this.live.delete(r.seq);
     if (!this.leaving.has(r.seq)) this.release(r);
     r.end(error);
@@ -113,6 +159,8 @@ export class Serving {
     r.seq = seq;
     this.live.set(seq, r);
     startIn(this.host, seq, r);
+    if (r.paused) this.host.exports.pause(seq, 1);
+    this.comeBack();
     const failed =
       r.generation && [r.generation, ...r.generation.parts.map(({ g }) => g)].find((g) => g.failed);
     if (failed) this.cancel(r, failed.failed);
@@ -125,7 +173,7 @@ export class Serving {
     return new Telling(
       this.live,
       { rowOf, logSums: this.host.logSums() },
-      (r) => Math.max(0, this.host.exports.foundOf(r.seq) - r.virtual),
+      (r) => (r.cached ??= Math.max(0, this.host.exports.foundOf(r.seq) - r.virtual)),
       (r) => r.generation?.ref ?? this.merged() ?? "base",
       (r, error) => this.finish(r, error),
       (r, error) => this.cancel(r, error),
@@ -134,6 +182,10 @@ export class Serving {
   }
 }
 
+function tell(r: Request, e: TokenEvent): void {
+  r.drawn.push(e.id);
+  r.push(e);
+}
 /** One step's events of requests. A token is told once it is known whether it is the last. */
 class Telling {
   private readonly wrong = new Set<Request>();
@@ -189,13 +241,13 @@ class Telling {
     if (!r) return;
     const finish = why === FINISH.stop ? "stop" : r.clipped ? "context" : "length";
     if (this.held?.r === r) {
-      r.push({ ...this.held.e, finish });
+      tell(r, { ...this.held.e, finish });
       this.held = null;
     }
     this.finish(r, this.wrong.has(r) ? notFinite(r) : null);
   }
   private flush(): void {
-    if (this.held) this.held.r.push({ ...this.held.e, finish: null });
+    if (this.held) tell(this.held.r, { ...this.held.e, finish: null });
     this.held = null;
   }
   end(): void {

@@ -8,33 +8,47 @@ interface Reader<T> {
   readonly reject: (error: unknown) => void;
 }
 const over = { done: true, value: undefined } as const;
+/** Unread values at which a producer is paused, and those at which it goes on. */
+const ENOUGH = 16;
+const FEW = 8;
+
+/** What a stream may ask of who fills it. */
+export interface Producer {
+  /** Nobody wants more. */
+  readonly leave: () => void;
+  /** The reader has enough for now, or (false) wants more again. */
+  readonly pause?: (on: boolean) => void;
+}
 
 /**
  * Values that a producer pushes and a consumer pulls. The producer begins with the first `next()`: a stream
- * that nobody reads holds nothing.
+ * that nobody reads holds nothing. One that is read slowly pauses its producer.
  */
 export class Stream<T> implements AsyncGenerator<T, void, void> {
   private readonly unread: T[] = [];
   private readonly readers: Reader<T>[] = [];
   private ended = false;
   private failure: { readonly error: unknown } | null = null;
-  private cancel: (() => void) | null = null;
-  /**
-   * `begin` starts the producer and returns what ends it early; what it throws is what the first `next()`
-   * rejects with.
-   */
-  constructor(private begin: ((stream: Stream<T>) => () => void) | null) {}
+  private producer: Producer | null = null;
+  private paused = false;
+  /** `begin` starts the producer; what it throws is what the first `next()` rejects with. */
+  constructor(private begin: ((stream: Stream<T>) => Producer) | null) {}
 
   push(value: T): void {
     const reader = this.readers.shift();
     if (reader) reader.resolve({ done: false, value });
-    else this.unread.push(value);
+    else if (this.unread.push(value) >= ENOUGH) this.pause(true);
+  }
+  private pause(on: boolean): void {
+    if (this.paused === on) return;
+    this.paused = on;
+    this.producer?.pause?.(on);
   }
   /** No more values: null at the end, or the error that a reader gets after those already pushed. */
   end(error: unknown): void {
     if (this.ended) return;
     this.ended = true;
-    this.cancel = null;
+    this.producer = null;
     const first = error === null ? undefined : this.readers.shift();
     if (first) first.reject(error);
     else if (error !== null) this.failure = { error };
@@ -43,7 +57,11 @@ export class Stream<T> implements AsyncGenerator<T, void, void> {
 
   async next(): Promise<IteratorResult<T, void>> {
     this.start();
-    if (this.unread.length) return { done: false, value: this.unread.shift()! };
+    if (this.unread.length) {
+      const value = this.unread.shift()!;
+      if (this.unread.length <= FEW) this.pause(false);
+      return { done: false, value };
+    }
     if (this.failure) {
       const { error } = this.failure;
       this.failure = null;
@@ -57,15 +75,15 @@ export class Stream<T> implements AsyncGenerator<T, void, void> {
     if (!begin) return;
     this.begin = null;
     try {
-      const cancel = begin(this);
-      if (!this.ended) this.cancel = cancel;
+      const producer = begin(this);
+      if (!this.ended) this.producer = producer;
     } catch (e) {
       this.end(e);
     }
   }
   async return(): Promise<IteratorResult<T, void>> {
     this.begin = null;
-    this.cancel?.();
+    this.producer?.leave();
     this.end(null);
     this.failure = null;
     this.unread.length = 0;

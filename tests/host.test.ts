@@ -73,7 +73,7 @@ async function storm(name: string, sizes: Parameters<typeof Played.open>[0], lan
   const sums = new Map<string, number>();
   const sumOf = (i: number): { adapter: number; parts: number[] } | null => {
     const parts = [latest[1 + (i % 4)]!, latest[5 + (i % 3)]!];
-    const asked = [...p.waiting.values(), ...p.live.values()].filter((a) => a.parts.length);
+    const asked = [...p.waiting.values(), ...p.live.values(), ...p.preempted].filter((a) => a.parts.length);
     const pages = parts.reduce((n, a) => n + pagesOf(a), 0);
     if (asked.length >= 30 || !p.host.exports.sumFits(2, pages)) return null;
     const key = parts.join();
@@ -85,7 +85,7 @@ async function storm(name: string, sizes: Parameters<typeof Played.open>[0], lan
       const wait = p.steps[0]! - ask.asked;
       counts.wait = Math.max(counts.wait, wait);
       assert.ok(wait <= (ask.ahead + jobs + 1) * life, `waits for ${wait} steps behind ${ask.ahead}`);
-    } else if (ask.kind === "generate" && ask.done >= ask.length) {
+    } else if (ask.kind === "generate" && ask.done >= ask.length && !ask.paused) {
       counts.gap = Math.max(counts.gap, p.steps[0]! - ask.last);
       assert.ok(p.steps[0]! - ask.last <= gap, `no row for ${p.steps[0]! - ask.last} steps`);
     }
@@ -107,8 +107,16 @@ async function storm(name: string, sizes: Parameters<typeof Played.open>[0], lan
       counts[made ? "asks" : "refused"]++;
     }
     if (below(40) === 0) publish();
+    const running = [...p.live.values()].filter((a) => a.kind === "generate" && a.ended < 0);
+    const readers = [...running, ...p.waiting.values(), ...p.preempted].filter((a) => a.kind === "generate");
+    if (readers.length && below(2)) {
+      const ask = readers[below(readers.length)]!;
+      p.pause(ask, !ask.paused && below(3) > 0);
+    }
     if (below(6) === 0) {
-      const all = [...p.waiting.values(), ...p.live.values()].filter((a) => !a.job && a.ended < 0);
+      const all = [...p.waiting.values(), ...p.live.values(), ...p.preempted].filter(
+        (a) => !a.job && a.ended < 0,
+      );
       if (all.length) {
         p.drop(all[below(all.length)]!);
         counts.dropped++;
@@ -153,6 +161,7 @@ async function storm(name: string, sizes: Parameters<typeof Played.open>[0], lan
   }
   p.drain((24 + sequences) * life);
   assert.ok(p.found > 0 && p.evicted > 0, `${p.found} tokens found, ${p.evicted} blocks evicted`);
+  assert.ok(p.gaveWay > 0, "nobody who was paused gave way");
   assert.ok(
     counts.asks > steps / 50 && counts.refused && counts.dropped && counts.jobSteps,
     JSON.stringify(counts),
@@ -330,6 +339,35 @@ test("logits rows are shared: scores, evaluations, streams go on, with fewer row
     more();
     p.step();
     for (const a of p.live.values()) assert.ok(p.steps[0]! - a.last <= 12, "a stream stands still");
+  }
+});
+
+test("a request that is paused takes nothing from others: no rows, no room, no slot, no steps of a job", async () => {
+  for (const lanes of [1, 2]) {
+    const p = await Played.open({ blocks: 8, sequences: 6, slots: 1, context: 96 }, { lanes });
+    const slow = [0, 1].map((adapter) => p.ask({ length: 20, grows: 60, adapter })!);
+    until(p, () => slow.every((a) => a.drawn > 4), 200);
+    const drawn = slow.map((a) => a.drawn);
+    for (const a of slow) p.pause(a, true);
+    // Where nobody needs it they keep what they have, and go on as if nothing had been.
+    const other = p.ask({ length: 8, grows: 8 })!;
+    until(p, () => other.ended >= 0, 100);
+    assert.equal([p.gaveWay, ...slow.map((a) => a.drawn)], [0, ...drawn]);
+    p.pause(slow[0]!, false);
+    until(p, () => slow[0]!.drawn > drawn[0]! + 2, 50);
+    p.pause(slow[0]!, true);
+    // Another adapter has the one slot, a long prompt the blocks, a job a slot and blocks.
+    const adapter = p.ask({ length: 8, grows: 8, adapter: 2 })!;
+    until(p, () => adapter.ended >= 0, 100);
+    assert.ok(p.preempted.has(slow[1]!) && !p.preempted.has(slow[0]!), "the one in the slot gave way");
+    const long = p.ask({ length: 90, grows: 6 })!;
+    const more = p.ask({ length: 90, grows: 6 })!;
+    until(p, () => long.ended >= 0 && more.ended >= 0, 200);
+    const job = p.startJob(0, [60, 60, 60]);
+    until(p, () => job.steps > 2, 2000);
+    p.endJob(job);
+    p.drain(500);
+    assert.ok(slow.every((a) => a.ended >= 0 && a.length + a.grows === 80));
   }
 });
 

@@ -2,12 +2,16 @@
  * Who gets room: cache blocks, a row of the table of sequences, saved rows. Requests are one queue and each
  * job is one; the first of a queue that finds no room claims it. Claims are served in the order in which they
  * were made, and what a claim waits for nobody else may take: as everything that runs ends, every first of a
- * queue is served after those that claimed before it.
+ * queue is served after those that claimed before it. What is paused has no end of its own: where it holds what
+ * somebody waits for, it gives way, who has been paused for longest first.
  */
 import { available, blocksOf, findSavedRun } from "./blocks";
 import { C_EVENTS, C_FOUND, C_FREE_SEQUENCES, JOBS, NONE } from "./config";
-import { giveSlots, offeredRows, startMicro } from "./jobs";
-import { bump, counter, enter, get, serves, set, take, trains } from "./state";
+import { giveSlots, lacksSlot, offeredRows, startMicro } from "./jobs";
+import { firstPaused, pausedAfter } from "./ready";
+import { preempt } from "./sequences";
+import { firstAbsent, roomFor } from "./slots";
+import { bump, counter, enter, get, SLOT, serves, set, take, trains } from "./state";
 import { foundFor, needOfTicket, nextEvaluation, nextRequest, run } from "./waiting";
 
 /** When each queue (requests, then jobs) claimed room: 0 where it has not, else the smaller is the older. */
@@ -29,6 +33,23 @@ function nextQueue(): i32 {
   }
   return best;
 }
+/** Are there so many blocks, and a row of the table beside so many others? */
+function fits(blocks: i32, sequences: i32): bool {
+  return blocks <= available() && sequences < counter(C_FREE_SEQUENCES);
+}
+/** Does an adapter, or a job, wait for a slot that there is no room for? */
+function lacksSlots(): bool {
+  return (firstAbsent() != NONE && !roomFor(firstAbsent())) || lacksSlot();
+}
+/** Who is paused on an adapter gives its slot to those that wait for one. */
+function yieldSlots(): void {
+  let s: i32 = firstPaused();
+  while (s != NONE && lacksSlots()) {
+    const next: i32 = pausedAfter(s);
+    if (get(SLOT, s) != 0) preempt(s);
+    s = next;
+  }
+}
 /**
  * Decide what comes in before a lane's next step: slots for jobs, requests, micro-batches. The caller does
  * what the events say before it schedules. Returns how many there are.
@@ -37,6 +58,7 @@ export function decide(lane: i32): i32 {
   enter(lane);
   bump(C_EVENTS, -counter(C_EVENTS));
   bump(C_FOUND, -counter(C_FOUND));
+  if (serves()) yieldSlots();
   if (trains()) giveSlots();
   let blocks: i32 = 0;
   let sequences: i32 = 0;
@@ -51,11 +73,14 @@ export function decide(lane: i32): i32 {
       continue;
     }
     const found: i32 = rows > 0 ? 0 : foundFor(t);
-    const need: i32 = rows > 0 ? blocksOf(rows) : needOfTicket(t, found);
+    let need: i32 = rows > 0 ? blocksOf(rows) : needOfTicket(t, found);
+    // A block that was held may be one that the prompt found: it has to be had then.
+    while (!fits(need + blocks, sequences) && serves() && firstPaused() != NONE) {
+      preempt(firstPaused());
+      if (rows == 0) need = needOfTicket(t, found);
+    }
     const room: bool =
-      need + blocks <= available() &&
-      sequences < counter(C_FREE_SEQUENCES) &&
-      (rows == 0 || (!runs && findSavedRun(rows) != NONE));
+      fits(need + blocks, sequences) && (rows == 0 || (!runs && findSavedRun(rows) != NONE));
     if (room && (rows > 0 ? trains() : serves())) {
       set(CLAIM, q, 0);
       if (rows > 0) startMicro(q - 1, blocks, sequences);

@@ -107,6 +107,7 @@ export {
   openJob as jobOpen,
   wantSlot as jobSlot,
 } from "./jobs";
+export { pause } from "./ready";
 export { share } from "./reuse";
 export { cancel, setRow, setSampling } from "./sequences";
 export { addrPages, freePages, pagesOf } from "./pages";

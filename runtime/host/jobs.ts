@@ -17,7 +17,7 @@ import {
   TRAIN,
 } from "./config";
 import { open } from "./sequences";
-import { dropFor, holdFor } from "./slots";
+import { dropFor, holdFor, roomForJob } from "./slots";
 import {
   counter,
   DONE,
@@ -94,6 +94,12 @@ function leastCost(but: i32): f64 {
 export function wantSlot(j: i32, pages: i32): void {
   set(WANTS_SLOT, j, 1);
   set(WANTS_PAGES, j, pages);
+}
+/** Does a job wait for a slot that there is no room for? */
+export function lacksSlot(): bool {
+  for (let j: i32 = 0; j < JOBS; j++)
+    if (get(WANTS_SLOT, j) != 0 && !roomForJob(j, get(WANTS_PAGES, j))) return true;
+  return false;
 }
 /** Slots for jobs that wait for one. */
 export function giveSlots(): void {

@@ -8,6 +8,7 @@ import {
   FREE,
   GIVEN_UP,
   NONE,
+  PREEMPT,
   SEQUENCES,
   TRAIN,
 } from "./config";
@@ -94,6 +95,14 @@ export function close(seq: i32): void {
   set(FREE_SEQUENCES, counter(C_FREE_SEQUENCES), seq);
   bump(C_FREE_SEQUENCES, 1);
   bump(C_GIVEN, 1);
+}
+/**
+ * A paused request gives what it holds to others, between two lists: it is asked for again when its reader wants
+ * more, and what nobody needed meanwhile of what it had computed is found again by its prefix.
+ */
+export function preempt(seq: i32): void {
+  emitEvent(PREEMPT, seq, 0, 0);
+  close(seq);
 }
 /** Give a request up: at once, or (false) with the list that it may be in; FINISHED says so. */
 export function cancel(seq: i32): bool {

@@ -399,10 +399,14 @@ export function forget(adapter: i32): void {
   if (e != NONE) set(USED, e, 0);
 }
 
+/** Is there a slot of `pages` for a job's own weights now? */
+export function roomForJob(j: i32, pages: i32): bool {
+  return room(JOBS_FROM + j, NONE, 1, pages);
+}
 /** A job's own weights have a slot of `pages` from now on; NONE: it waits. */
 export function holdFor(j: i32, pages: i32): i32 {
   const who: i32 = JOBS_FROM + j;
-  if (!room(who, NONE, 1, pages)) {
+  if (!roomForJob(j, pages)) {
     drainFor(who, NONE, 1, pages);
     return NONE;
   }

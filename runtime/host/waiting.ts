@@ -5,7 +5,7 @@
 import { needOf } from "./blocks";
 import { C_REQUESTS, GENERATE, JOBS, NONE, SLOTS, START } from "./config";
 import { append, clearList, firstOf, LINK_BYTES, LIST_BYTES, unlink } from "./lists";
-import { ready } from "./ready";
+import { begins } from "./ready";
 import { lookUp, shares } from "./reuse";
 import { ENTRY, open, setSampling } from "./sequences";
 import {
@@ -159,7 +159,7 @@ export function run(t: i32, found: i32): void {
   set(ENTRY, seq, e);
   set(FIRST, seq, word(t, T_VIRTUAL));
   setSampling(seq, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0);
-  ready(seq);
+  begins(seq);
   bump(C_REQUESTS, 1);
   emitEvent(START, t, seq, slot);
   withdraw(t);

@@ -179,9 +179,11 @@ export class Remote implements Backend {
             this.post(id, "leave", null);
             ended(reason);
           });
-          return () => {
-            this.post(id, "leave", null);
-            ended(null);
+          return {
+            leave: () => {
+              this.post(id, "leave", null);
+              ended(null);
+            },
           };
         }),
       (p) => {

@@ -24,21 +24,24 @@ import { bundle, configs, small } from "./engines.ts";
 
 export interface Ask {
   readonly kind: "generate" | "score";
-  readonly length: number;
-  /** Tokens to draw. */
-  readonly grows: number;
+  /** Tokens it is asked for with, and those to draw. */
+  length: number;
+  grows: number;
+  /** Drawn since it was asked for; its reader has enough. */
+  drawn: number;
+  paused: boolean;
   /** Number of a generation: 0 the base. */
   readonly adapter: number;
   readonly salt: number;
   /** Adapters that it is a sum of; none where it is not. */
   readonly parts: readonly number[];
   readonly job: PlayedJob | null;
-  readonly ticket: number;
+  ticket: number;
   /** Its tokens, and what the cache has to hold of each. */
   readonly ids: Int32Array;
   readonly kept: Int32Array;
   /** Steps of its lane at which it was asked, started, had its last row, and ended; -1: not yet. */
-  readonly asked: number;
+  asked: number;
   started: number;
   last: number;
   /** Rows computed for it; tokens that are in the cache. */
@@ -46,7 +49,7 @@ export interface Ask {
   done: number;
   ended: number;
   /** Requests that waited when it came. */
-  readonly ahead: number;
+  ahead: number;
   seq: number;
   slot: number;
 }
@@ -92,6 +95,9 @@ export class Played {
   steps = [0, 0];
   readonly waiting = new Map<number, Ask>();
   readonly live = new Map<number, Ask>();
+  /** Those that gave way while they were paused; how many did. */
+  readonly preempted = new Set<Ask>();
+  gaveWay = 0;
   readonly jobs = new Map<number, PlayedJob>();
   /** What is in each slot: an adapter, a job, nothing. */
   readonly slots: (number | PlayedJob | null)[];
@@ -106,6 +112,9 @@ export class Played {
   private readonly pool: Int32Array;
   /** Blocks that were shared when what they hold became void: those who hold them go on. */
   private readonly voided = new Set<number>();
+  /** Who held how many blocks, and which, before the host decided. */
+  private holders = new Int32Array();
+  private tables = new Map<number, number[]>();
   /** Of each lane: is a list on its way? */
   private readonly flying = [false, false];
   private readonly stepWords: number;
@@ -164,9 +173,7 @@ export class Played {
     const { length, grows = 0, adapter = 0, kind = "generate", job = null, salt = 0, prefix = [] } = o;
     const { parts = [] } = o;
     const index = job ? job.index : NONE;
-    this.host.parts().set(parts.flatMap((p) => [p, pagesOf(p)]));
-    const of = [adapter, parts.length ? 0 : pagesOf(adapter), parts.length] as const;
-    const ticket = this.host.exports.submit(KIND[kind], length, length + grows, 0, ...of, index, salt);
+    const ticket = this.submit({ length, grows, adapter, kind, job, salt, parts });
     if (ticket === NONE) return null;
     const ids = new Int32Array(this.manifest.capacities.context);
     const own = [++this.asked, this.asked >> 6, this.asked >> 12, this.asked >> 18].map((x) => x & 63);
@@ -189,6 +196,8 @@ export class Played {
         seq: NONE,
         slot: NONE,
         done: 0,
+        drawn: 0,
+        paused: false,
       },
       ...{ asked: this.steps[0]!, started: -1, last: -1, rows: 0, ended: -1, ahead: this.waiting.size },
     };
@@ -196,8 +205,33 @@ export class Played {
     this.waiting.set(ticket, ask);
     return ask;
   }
+  private submit(a: Pick<Ask, "kind" | "length" | "grows" | "adapter" | "parts" | "job" | "salt">): number {
+    this.host.parts().set(a.parts.flatMap((p) => [p, pagesOf(p)]));
+    const of = [a.adapter, a.parts.length ? 0 : pagesOf(a.adapter), a.parts.length] as const;
+    const index = a.job ? a.job.index : NONE;
+    return this.host.exports.submit(KIND[a.kind], a.length, a.length + a.grows, 0, ...of, index, a.salt);
+  }
+  /** Its reader has enough for now, or (false) wants more again. */
+  pause(ask: Ask, on: boolean): void {
+    ask.paused = on;
+    ask.last = this.steps[0]!;
+    if (ask.seq !== NONE) this.host.exports.pause(ask.seq, on ? 1 : 0);
+  }
+  /** Those that gave way and are wanted again, as far as there are places. */
+  private comeBack(): void {
+    for (const ask of this.preempted) {
+      if (ask.paused) continue;
+      ask.ticket = this.submit(ask);
+      if (ask.ticket === NONE) return;
+      this.preempted.delete(ask);
+      Object.assign(ask, { asked: this.steps[0]!, started: -1, ahead: this.waiting.size });
+      this.waiting.set(ask.ticket, ask);
+    }
+  }
   drop(ask: Ask): void {
-    if (ask.seq === NONE) {
+    if (this.preempted.delete(ask)) {
+      // The host knows it no more.
+    } else if (ask.seq === NONE) {
       this.host.exports.withdraw(ask.ticket);
       this.waiting.delete(ask.ticket);
     } else {
@@ -278,8 +312,11 @@ export class Played {
   begin(lane: number): boolean {
     const { exports } = this.host;
     assert.not(this.flying[lane], "one list of a lane at a time");
+    this.comeBack();
     this.clear();
     const idle = this.idleBlocks();
+    this.holders = this.host.holders().slice();
+    this.tables = new Map([...this.live.keys()].map((seq) => [seq, [...this.host.table(seq)]]));
     const decided = exports.decide(lane);
     for (const b of idle)
       if (!exports.isPrefix(b)) {
@@ -333,6 +370,22 @@ export class Played {
       assert.not(this.live.has(b), "a sequence of two");
       this.live.set(b, ask);
       this.host.tokens(b).set(ask.ids.subarray(0, ask.length));
+      if (ask.paused) this.host.exports.pause(b, 1);
+    } else if (type === EVENT.preempt) {
+      const ask = this.live.get(a)!;
+      assert.ok(
+        ask.paused && ask.ended < 0 && !this.flying[0],
+        "one gives way that is paused, between lists",
+      );
+      this.live.delete(a);
+      this.preempted.add(ask);
+      // Others may have its blocks already: what was its own alone holds nothing any more.
+      for (const block of this.tables.get(a)!)
+        if (!--this.holders[block]! && !this.host.exports.isPrefix(block))
+          this.pool.fill(0, block * BLOCK, (block + 1) * BLOCK);
+      this.gaveWay++;
+      const [length, grows] = [ask.length + ask.drawn, ask.grows - ask.drawn];
+      Object.assign(ask, { length, grows, drawn: 0, done: 0, seq: NONE, slot: NONE });
     } else if (type === EVENT.hold) {
       const job = this.jobs.get(a)!;
       this.checkEmpty(b);
@@ -364,6 +417,7 @@ export class Played {
     const ask = this.live.get(a)!;
     if (type === EVENT.finished) this.found += this.host.exports.foundOf(a);
     assert.is(type === EVENT.finished && b === FINISH.givenUp, ask.ended >= 0, "said of one that ended");
+    if (type === EVENT.token) ask.drawn++;
     if (type !== EVENT.finished) return;
     if (ask.ended >= 0) {
       this.live.delete(a);
@@ -451,6 +505,7 @@ export class Played {
       else this.work.requests += layers;
       if (ask && !job) {
         assert.is(ask.ended, -1, "a row of a request that ended");
+        assert.not(ask.paused, "a row of a request that is paused");
         this.compute(ask, meta, r);
         ask.last = this.steps[lane]!;
         ask.rows++;
@@ -513,7 +568,9 @@ export class Played {
   /** Nothing is asked any more: all that runs and waits ends. */
   drain(most: number): void {
     for (const job of [...this.jobs.values()]) this.endJob(job);
-    for (let i = 0; this.waiting.size + this.live.size > 0; i++) {
+    for (const ask of [...this.live.values(), ...this.waiting.values(), ...this.preempted])
+      this.pause(ask, false);
+    for (let i = 0; this.waiting.size + this.live.size + this.preempted.size > 0; i++) {
       assert.ok(i < most, `${this.waiting.size} wait and ${this.live.size} run after ${most} steps`);
       assert.ok(this.step(), "something waits and nothing runs");
     }

@@ -5,7 +5,7 @@
 import { headLeft, rowsLeft } from "../batch";
 import { C_REQUESTS, NONE } from "../config";
 import { grantJob, nextJob } from "../jobs";
-import { nextDecoding, nextPrompt, nextScore, serve } from "../ready";
+import { nextDecoding, nextPrompt, nextScore, paused, serve } from "../ready";
 import { counter } from "../state";
 
 export function fcfs(budget: i32, idle: i32): void {
@@ -22,7 +22,7 @@ export function fcfs(budget: i32, idle: i32): void {
     if (granted == 0) break;
     left -= granted;
   }
-  if (counter(C_REQUESTS) > 0) return;
+  if (counter(C_REQUESTS) > paused()) return;
   left = idle;
   for (let j: i32 = nextJob(); j != NONE && left > 0; j = nextJob()) left -= grantJob(j, left);
 }
