@@ -9,6 +9,7 @@ import { doors, forPages, workerEntry } from "../scripts/build.ts";
 import { load } from "../sdk/index.ts";
 import { inChromium, type Served } from "./support/chromium.ts";
 import { batchOf, bundle, collect, configs, idsOf } from "./support/engines.ts";
+import { rounds } from "./support/scale.ts";
 import { suite } from "./support/suite.ts";
 
 const test = suite("browser");
@@ -59,6 +60,7 @@ async function inBrowser<T = Result>(folder: string, page: string, isolated: boo
       if (path === "/")
         return { type: "text/html", body: '<!doctype html><script type="module" src="/page.js"></script>' };
       if (path === "/page.js") return script(page);
+      if (path === "/mortal.js") return script(mortal);
       if (path.startsWith("/model.weft/"))
         return {
           type: "application/octet-stream",
@@ -105,24 +107,37 @@ for (const [device, isolated] of [
     }
   });
 
+/** The package's worker, whose device goes when a page says so. */
+const mortal = `
+import "/worker-entry.js";
+if (globalThis.GPUAdapter) {
+  const { requestDevice } = GPUAdapter.prototype;
+  let device;
+  GPUAdapter.prototype.requestDevice = async function (d) { return (device = await requestDevice.call(this, d)); };
+  new BroadcastChannel("destroy").onmessage = () => device.destroy();
+}`;
 interface Apart {
   readonly ids: readonly number[][];
+  readonly unread: string[];
   readonly losses: number[];
   readonly adapted: number[];
   readonly lost: number;
   readonly files: string[];
   readonly longest: number;
-  readonly long: number[];
+  readonly tasks: number[];
   readonly error?: string;
 }
 const steps = 4;
-/** Loads, streams and trains at once while its own thread is watched; then the worker is ended under it. */
+/**
+ * Loads, streams and trains at once while its own thread is watched; leaves streams unread; then the worker, and
+ * on WebGPU the device again and again, is ended under it.
+ */
 const apart = (device: string, isolated: boolean): string => `
 import { createWorkerEngine } from "/worker.js";
 const send = (r) => fetch("/result", { method: "POST", body: JSON.stringify(r) });
 try {
-  const long = [];
-  new PerformanceObserver((l) => long.push(...l.getEntries().map((e) => e.duration))).observe({ entryTypes: ["longtask"] });
+  const tasks = [];
+  new PerformanceObserver((l) => tasks.push(...l.getEntries().map((e) => e.duration))).observe({ entryTypes: ["longtask"] });
   let longest = 0, last = performance.now(), watching = true;
   const { port1, port2 } = new MessageChannel();
   port1.onmessage = () => {
@@ -134,14 +149,24 @@ try {
   port2.postMessage(0);
   const workers = [];
   const worker = () => {
-    const w = new Worker("/worker-entry.js", { type: "module" });
+    const w = new Worker("/mortal.js", { type: "module" });
     workers.push(w);
     return w;
   };
-  let lost = 0;
+  let lost = 0, heard = () => {};
+  /** Ends what computes, and waits until that is noticed. */
+  const ended = (how) => new Promise((resolve) => {
+    heard = resolve;
+    how();
+  });
+  const destroy = new BroadcastChannel("destroy");
   const engine = await createWorkerEngine("model.weft", {
     device: ${JSON.stringify(device)}, ${isolated ? "threads: 2," : ""} worker, heartbeat: 100, cache: false,
-    recover: { checkpoint: 0.001, losses: 10 }, onRecover: (e) => e.type === "lost" && lost++,
+    recover: { checkpoint: 0.001, losses: 10 }, onRecover: (e) => {
+      if (e.type !== "lost") return;
+      lost++;
+      heard();
+    },
   });
   const options = ${JSON.stringify(sampled)};
   const read = async (o) => {
@@ -152,22 +177,37 @@ try {
   const job = await engine.finetune(${JSON.stringify({ name: "j", data: batchOf(128), steps, batchSize: 5, shuffle: false, rank: 4 })});
   const ids = await Promise.all(options.map(read));
   await job.done;
+  // Thirty that nobody reads on hold up nobody.
+  const left = Array.from({ length: 30 }, () => engine.generate(${JSON.stringify(long)}));
+  const begun = await Promise.all(left.map((s) => s.next()));
+  if ((await engine.complete(options[0])).ids.join() !== ids[0].join()) throw new Error("another answer beside them");
+  const unread = new Set(await Promise.all(left.map(async (s, i) => {
+    const rest = [begun[i].value.id];
+    for await (const p of s) rest.push(p.id);
+    return rest.join();
+  })));
   watching = false;
   // Once more, and now its worker ends in the middle.
   const again = await engine.finetune(${JSON.stringify({ name: "k", data: batchOf(128), steps, batchSize: 5, shuffle: false, rank: 4 })});
   let n = 0;
   for await (const p of engine.generate(options[1])) {
     if (p.id !== ids[1][n]) throw new Error("another token at " + n);
-    if (++n === 5) workers.at(-1).terminate();
+    if (++n === 5) await ended(() => workers.at(-1).terminate());
+    if (${JSON.stringify(destroyed[device] ?? [])}.includes(n)) await ended(() => destroy.postMessage(0));
   }
   const { losses } = await again.done;
   const { ids: adapted } = await engine.complete({ ...options[0], adapter: "k" });
   const files = [...(await (await engine.adapters.get("k")).toBlobs()).keys()];
   await engine.dispose();
-  await send({ ids, losses, adapted, lost, files, longest, long });
+  await send({ ids, unread: [...unread], losses, adapted, lost, files, longest, tasks });
 } catch (e) {
   await send({ error: String(e && e.stack || e) });
 }`;
+/** Tokens behind which a device goes. */
+const destroyed: Readonly<Record<string, readonly number[]>> = {
+  software: Array.from({ length: rounds(2, 12) }, (_, i) => (i < 1 ? 2 : 9 + i)),
+};
+const long = { prompt, maxTokens: 40 };
 const sampled = [
   { prompt, maxTokens: 12 },
   { prompt, maxTokens: 24, temperature: 1, seed: 9, presencePenalty: 1 },
@@ -178,16 +218,17 @@ for (const [device, isolated] of [
   ["wasm", false],
   ["software", false],
 ] as const)
-  test(`a page whose engine is in a worker ${isolated ? "with shared memory " : ""}on ${device}: the same, also when the worker ends`, async () => {
+  test(`a page whose engine is in a worker ${isolated ? "with shared memory " : ""}on ${device}: the same, also when the worker or the device ends`, async () => {
     const folder = await bundle(configs.even, { targets: ["wasm", "webgpu"] });
     const there = await inBrowser<Apart>(folder, apart(device, isolated), isolated);
     assert.is(there.error, undefined, there.error);
-    assert.is(there.lost, 1);
+    assert.is(there.lost, 1 + (destroyed[device]?.length ?? 0));
     assert.equal(there.files, ["adapter_model.safetensors", "adapter_config.json"]);
     console.log(
-      `page, engine on ${device}${isolated ? ", shared memory" : ""}: longest gap ${there.longest.toFixed(1)} ms, tasks over 50 ms: ${there.long.length}`,
+      `page, engine on ${device}${isolated ? ", shared memory" : ""}: longest gap ${there.longest.toFixed(1)} ms, tasks over 50 ms: ${there.tasks.length}`,
     );
     await using engine = await load(folder, { device });
+    assert.equal(there.unread, [(await collect(engine, long)).ids.join()]);
     for (const [i, o] of sampled.entries()) assert.equal(there.ids[i], (await collect(engine, o)).ids);
     const job = await engine.finetune({
       ...{ name: "k", data: batchOf(128), steps, batchSize: 5, shuffle: false, rank: 4 },
