@@ -25,6 +25,7 @@ export interface Shape {
   readonly object: { readonly whole: string; readonly part: string };
   /** What a stream begins each choice with. */
   readonly first: Choice | null;
+  /** They may say better why a choice ended. */
   readonly whole: (s: Spoken) => Choice;
   readonly part: (s: Spoken) => Choice;
 }
@@ -66,8 +67,8 @@ export async function answered(
       model: models.idOf(all.flat()[0]?.adapter ?? adapter ?? "base"),
       choices: all.map((pieces, index) => ({
         index,
-        ...shape.whole({ index, pieces, text: pieces.map((p) => p.text).join("") }),
         finish_reason: pieces.length ? finishOf(pieces.at(-1)!) : "length",
+        ...shape.whole({ index, pieces, text: pieces.map((p) => p.text).join("") }),
       })),
       usage: choices.usage,
     });
@@ -107,7 +108,7 @@ function streamed(
     // What ends a choice may be no text.
     const finish_reason = finishOf(piece);
     if (piece.text || said.logprobs || finish_reason)
-      waiting.push(chunk([{ index, ...said, finish_reason }]));
+      waiting.push(chunk([{ index, finish_reason, ...said }]));
   };
   return events(
     async () => {

@@ -66,7 +66,7 @@ export const ChatBody = object({
   parallel_tool_calls: anything,
   /** As other servers of this API have it: more that the chat template knows. */
   chat_template_kwargs: maybe(record(v.unknown())),
-  /** The model's template spells them; what the model says of them is text. */
+  /** The model's template spells them; `calls.ts` finds what the model says of them. */
   tools: maybe(v.array(tool)),
   tool_choice: only(
     '"auto" or "none": nothing makes a model call a tool',
