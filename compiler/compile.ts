@@ -16,6 +16,7 @@ import {
 } from "../runtime/bundle.ts";
 import { claimFolder, writeFolder } from "../runtime/folder.ts";
 import { type AdapterMethod, namesOf, type Role } from "./adapters/adapter.ts";
+import { correct } from "./correct.ts";
 import { compileKernels, compileRelaxed } from "./emit/asc.ts";
 import { prelude } from "./emit/assemblyscript.ts";
 import { emitHost } from "./emit/host.ts";
@@ -37,6 +38,7 @@ import type { ModelSource } from "./source.ts";
 import { verify } from "./verify.ts";
 
 export type { CompileOptions };
+export { openModel };
 export interface Compiled {
   readonly manifest: Manifest;
   readonly files: ReadonlyMap<string, Uint8Array>;
@@ -168,6 +170,17 @@ async function* bundle(
   for (; !shard.done; shard = await shards.next()) yield counted(shard.value);
   const { tensors, rounding } = shard.value;
 
+  let correction: Manifest["correction"] = null;
+  if (settings.correction) {
+    const layer = (done: number): void => settings.progress({ phase: "correct", done, total: model.layers });
+    const { format, kv } = settings;
+    const { context, rank } = capacities;
+    const said = { ...settings.correction, format, kv, context, rank };
+    const made = await correct(source, model, programs, said, layer);
+    for (const file of made.files) yield counted(file);
+    correction = made.entry;
+  }
+
   for (const [name, content] of source.files) yield counted([name, text(content)]);
   const architectures = [familyOf(source).loadedBy];
   yield counted(["config.json", text(JSON.stringify({ architectures, ...source.config }))]);
@@ -199,6 +212,7 @@ async function* bundle(
     },
     generation: source.generation.sampling,
     selection: settings.selection,
+    correction,
     policy: settings.policy,
     kv: settings.kv,
     train,

@@ -13,6 +13,7 @@ import {
   text,
   tokenIds,
 } from "../runtime/schema.ts";
+import { correctionNames } from "./corrections/index.ts";
 import { askable, type FormatOption } from "./formats.ts";
 import type { Capacities } from "./target.ts";
 
@@ -53,6 +54,16 @@ export const CompileOptions = object({
    */
   selection: v.optional(
     object({ layers: v.array(object({ ffn: tokenIds, groups: tokenIds })), selector: text }),
+  ),
+  /**
+   * Fit an adapter of the largest rank to what rounding takes of the matrices, by these rows (ids and labels):
+   * `eora` or `lrec` (compiler/corrections). Default: none.
+   */
+  correction: v.optional(
+    object({
+      method: oneOf(correctionNames),
+      rows: v.array(object({ input_ids: tokenIds, labels: v.array(v.number()) })),
+    }),
   ),
   /** What the bundle has room for (target.ts), each with its default. */
   capacities: v.optional(

@@ -116,10 +116,37 @@ function sampled(
   });
   return roundedTo(restore(format, sample, n, k), values);
 }
+/** `rows` rows of a matrix from `row` on, whose values are given, as the bundle has them. */
+function packedRows(
+  { where, weights }: ModelSource,
+  { name, shape, format }: Pick<Tensor, "name" | "shape" | "format">,
+  values: Float32Array,
+  row: number,
+  rows: number,
+): Uint8Array {
+  const planes = weights.planes(name, shape, format, row, row + rows);
+  const k = shape[1]!;
+  return planes
+    ? storePlanes(format, planes, rows, k)
+    : store(format, values, rows, k, `${where}: ${name}`, row);
+}
+/** Rows [from, to) of a matrix as its checkpoint has them, and what is left of them in the bundle. */
+export function roundedRows(
+  source: ModelSource,
+  tensor: Pick<Tensor, "name" | "shape" | "format">,
+  from: number,
+  to: number,
+): { readonly exact: Float32Array; readonly held: Float32Array } {
+  const { name, shape, format } = tensor;
+  const exact = source.weights.read(name, shape, from, to);
+  if (format === "f32") return { exact, held: exact };
+  const packed = packedRows(source, tensor, exact, from, to - from);
+  return { exact, held: restore(format, packed, to - from, shape[1]!) };
+}
 async function* bytesOf(
   header: Uint8Array,
   shard: readonly Tensor[],
-  { where, weights }: ModelSource,
+  source: ModelSource,
   identity: BaseHash,
   lost: Rounding[],
 ): AsyncGenerator<Uint8Array> {
@@ -132,15 +159,12 @@ async function* bytesOf(
     const behind: Uint8Array[][] = [];
     for (let row = 0; row < n; row += step) {
       const rows = Math.min(step, n - row);
-      const values = weights.read(name, shape, row, row + rows);
+      const values = source.weights.read(name, shape, row, row + rows);
       const raw = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
       hash.update(raw);
       if (shape.length === 1) yield raw;
       else {
-        const planes = weights.planes(name, shape, format, row, row + rows);
-        const packed = planes
-          ? storePlanes(format, planes, rows, k)
-          : store(format, values, rows, k, `${where}: ${name}`, row);
+        const packed = packedRows(source, { name, shape, format }, values, row, rows);
         if (format !== "f32") lost.push(sampled(format, values, packed, rows, k));
         const [first, ...others] = planesOf(format, rows, k, STORED_PANEL).map((p) =>
           packed.subarray(p.from, p.to),

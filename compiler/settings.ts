@@ -1,5 +1,5 @@
 /** What is to be compiled: the caller's options with their defaults, checked against the model. */
-import { type KvName, type Manifest, WeftError } from "../runtime/bundle.ts";
+import { IGNORE, type KvName, type Manifest, WeftError } from "../runtime/bundle.ts";
 import { check } from "../runtime/schema.ts";
 import type { AdapterMethod } from "./adapters/adapter.ts";
 import { adapterMethods } from "./adapters/index.ts";
@@ -27,6 +27,7 @@ export interface Settings {
   readonly largest: number;
   readonly policy: string;
   readonly selection: Manifest["selection"];
+  readonly correction: CompileOptions["correction"] | null;
   readonly fuse: boolean;
   readonly how: Making;
   readonly relaxed: boolean;
@@ -74,11 +75,34 @@ export function settingsOf(model: Model, weights: WeightSource, options: Compile
     largest: options.capacities?.slots ?? Math.ceil(capacities.slots / 2),
     policy,
     selection,
+    correction: checkCorrection(options.correction ?? null, model, names),
     fuse: options.fuse ?? true,
     how: { cache: options.cache ?? true, quick: options.quick ?? false },
     relaxed: options.relaxed ?? false,
     progress: options.onProgress ?? (() => {}),
   };
+}
+/** A correction is a LoRA. Throws WEFT_OPTION without that method, or rows, or for a token that is none. */
+function checkCorrection<C extends CompileOptions["correction"] | null>(
+  said: C,
+  model: Model,
+  methods: readonly string[],
+): C {
+  if (!said) return said;
+  const fail = (where: string, expected: string, found: string): never => {
+    throw new WeftError({ code: "WEFT_OPTION", where: `correction${where}`, expected, found });
+  };
+  if (!methods.includes("lora"))
+    fail("", "the method lora, which a correction is of", methods.join(", ") || "none");
+  if (!said.rows.some((r) => r.labels.some((x, i) => i && x !== IGNORE)))
+    fail(".rows", "rows with labels", "none");
+  said.rows.forEach(({ input_ids, labels }, i) => {
+    if (labels.length !== input_ids.length)
+      fail(`.rows[${i}].labels`, `${input_ids.length} labels`, String(labels.length));
+    const bad = [...input_ids, ...labels.filter((x) => x !== IGNORE)].find((id) => id >= model.vocab);
+    if (bad !== undefined) fail(`.rows[${i}]`, `token ids below ${model.vocab}`, String(bad));
+  });
+  return said;
 }
 const unknown = (where: string, all: readonly string[], found: string): WeftError =>
   new WeftError({ code: "WEFT_OPTION", where, expected: all.join(", "), found });

@@ -23,8 +23,9 @@ export const KV_BLOCK = 32;
 export function kvIndex(kv: Kv, block: number, part: 0 | 1, head: number, slot: number, d: number): number {
   return (((block * 2 + part) * kv.heads + head) * KV_BLOCK + slot) * kv.headDim + d;
 }
-const at = (kv: Kv, ctx: EvalCtx, t: number, p: number, part: 0 | 1, head: number, d: number): number =>
-  kvIndex(kv, ctx.meta("raw", ctx.meta("table", t) + Math.floor(p / KV_BLOCK)), part, head, p % KV_BLOCK, d);
+/** Where a head's key (part 0) or value (1) of row t's position p begins. */
+const at = (kv: Kv, ctx: EvalCtx, t: number, p: number, part: 0 | 1, head: number): number =>
+  kvIndex(kv, ctx.meta("raw", ctx.meta("table", t) + Math.floor(p / KV_BLOCK)), part, head, p % KV_BLOCK, 0);
 
 const kvWriteOp = defineOp({
   name: "kv_write",
@@ -49,12 +50,14 @@ const kvWriteOp = defineOp({
   eval: (node, [cache, ...parts], ctx) => {
     const kv = node.ins[0]!.type as Kv;
     const t = node.ins[1]!.type as Rows;
-    const out = Float64Array.from(cache!);
+    const out = cache!.slice();
     for (let r = 0; r < ctx.rows(t.domain); r++)
       for (const part of [0, 1] as const)
-        for (let c = 0; c < t.cols; c++)
-          out[at(kv, ctx, r, ctx.meta("pos", r), part, Math.floor(c / kv.headDim), c % kv.headDim)] =
-            parts[part]![r * t.cols + c]!;
+        for (let head = 0; head < kv.heads; head++) {
+          const from = r * t.cols + head * kv.headDim;
+          const to = at(kv, ctx, r, ctx.meta("pos", r), part, head);
+          out.set(parts[part]!.subarray(from, from + kv.headDim), to);
+        }
     return [out];
   },
 });
@@ -80,22 +83,22 @@ const attendOp = defineOp({
     for (let t = 0; t < rows; t++)
       for (let h = 0; h < heads; h++) {
         const keys = ctx.meta("pos", t) + 1;
+        const [own, g] = [t * width + h * headDim, Math.floor(h / group)];
         const s = new Float64Array(keys);
         let m = -Infinity;
         for (let p = firstOf(t); p < keys; p++) {
+          const key = at(kvt, ctx, t, p, 0, g);
           let dot = 0;
-          for (let d = 0; d < headDim; d++)
-            dot += q![t * width + h * headDim + d]! * kv![at(kvt, ctx, t, p, 0, Math.floor(h / group), d)]!;
+          for (let d = 0; d < headDim; d++) dot += q![own + d]! * kv![key + d]!;
           s[p] = scoreOf(dot).score;
           m = Math.max(m, s[p]!);
         }
         let l = 0;
         for (let p = firstOf(t); p < keys; p++) l += Math.exp(s[p]! - m);
-        for (let p = firstOf(t); p < keys; p++)
-          for (let d = 0; d < headDim; d++) {
-            const i = t * width + h * headDim + d;
-            o[i] = o[i]! + (Math.exp(s[p]! - m) / l) * kv![at(kvt, ctx, t, p, 1, Math.floor(h / group), d)]!;
-          }
+        for (let p = firstOf(t); p < keys; p++) {
+          const [weight, value] = [Math.exp(s[p]! - m) / l, at(kvt, ctx, t, p, 1, g)];
+          for (let d = 0; d < headDim; d++) o[own + d] = o[own + d]! + weight * kv![value + d]!;
+        }
         lse[t * heads + h] = m + Math.log(l);
       }
     return [o, lse];
@@ -164,11 +167,12 @@ function backwardRow(
   for (let d = 0; d < headDim; d++)
     dsum += dout![t * width + h * headDim + d]! * o![t * width + h * headDim + d]!;
   for (let p = firstOf(t); p <= ctx.meta("pos", t); p++) {
+    const [key, value] = [at(kvt, ctx, t, p, 0, g), at(kvt, ctx, t, p, 1, g)];
     let s = 0;
     let dp = 0;
     for (let d = 0; d < headDim; d++) {
-      s += q![t * width + h * headDim + d]! * kv![at(kvt, ctx, t, p, 0, g, d)]!;
-      dp += dout![t * width + h * headDim + d]! * kv![at(kvt, ctx, t, p, 1, g, d)]!;
+      s += q![t * width + h * headDim + d]! * kv![key + d]!;
+      dp += dout![t * width + h * headDim + d]! * kv![value + d]!;
     }
     const { score, slope } = scoreOf(s);
     const prob = Math.exp(score - lse![t * heads + h]!);
@@ -186,9 +190,10 @@ const attendDqOp = defineOp({
     for (let t = 0; t < rows; t++)
       for (let h = 0; h < heads; h++)
         backwardRow(node, ins, ctx, t, h, (p, _, ds) => {
+          const key = at(kvt, ctx, t, p, 0, Math.floor(h / group));
           for (let d = 0; d < headDim; d++) {
             const i = t * width + h * headDim + d;
-            dq[i] = dq[i]! + ds * ins[1]![at(kvt, ctx, t, p, 0, Math.floor(h / group), d)]!;
+            dq[i] = dq[i]! + ds * ins[1]![key + d]!;
           }
         });
     return [dq];

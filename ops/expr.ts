@@ -232,38 +232,47 @@ const columnwise: ExprTable<[], boolean> = {
 /** Does an expression depend on the column? If not, it is printed once a row. */
 export const usesCol = (e: Expr): boolean => matchExpr(columnwise, e);
 
+/** What an index is computed from, beside its row and column. */
 export interface IxEnv {
-  readonly row: number;
-  readonly col: number;
   readonly meta: (name: string, i: number | null) => number;
   readonly layer: (name: LayerConstant) => number;
   readonly rank: (branch: number, row: number) => number;
   readonly slot: (tensor: Value, row: number, at: number) => number;
   readonly element: (value: Value, row: number, at: number) => number;
 }
-export function evalIx(ix: Ix, at: IxEnv): number {
+/** A function of the element's row and column. */
+export type At = (row: number, col: number) => number;
+/** An index as a function: what it is made of is looked at once, not for every element. */
+export function indexFn(ix: Ix, env: IxEnv): At {
   switch (ix.ix) {
     case "row":
-      return at.row;
+      return (row) => row;
     case "col":
-      return at.col;
+      return (_, col) => col;
     case "int":
-      return ix.v;
-    case "meta":
-      return at.meta(ix.name, ix.at === null ? null : evalIx(ix.at, at));
+      return () => ix.v;
+    case "meta": {
+      if (ix.at === null) return () => env.meta(ix.name, null);
+      const at = indexFn(ix.at, env);
+      return (row, col) => env.meta(ix.name, at(row, col));
+    }
     case "bin": {
-      const a = evalIx(ix.a, at);
-      const b = evalIx(ix.b, at);
-      return ixFns[ix.op](a, b);
+      const [a, b, of] = [indexFn(ix.a, env), indexFn(ix.b, env), ixFns[ix.op]];
+      return (row, col) => of(a(row, col), b(row, col));
     }
     case "layer":
-      return at.layer(ix.name);
-    case "rank":
-      return at.rank(ix.branch, evalIx(ix.row, at));
+      return () => env.layer(ix.name);
+    case "rank": {
+      const of = indexFn(ix.row, env);
+      return (row, col) => env.rank(ix.branch, of(row, col));
+    }
     case "slot":
-      return at.slot(ix.tensor, evalIx(ix.row, at), evalIx(ix.at, at));
-    case "element":
-      return at.element(ix.value, evalIx(ix.row, at), evalIx(ix.at, at));
+    case "element": {
+      const [of, at] = [indexFn(ix.row, env), indexFn(ix.at, env)];
+      return ix.ix === "slot"
+        ? (row, col) => env.slot(ix.tensor, of(row, col), at(row, col))
+        : (row, col) => env.element(ix.value, of(row, col), at(row, col));
+    }
   }
 }
 const ixFns: Record<IxOp, (a: number, b: number) => number> = {

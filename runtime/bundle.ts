@@ -10,5 +10,6 @@ export * from "./kv.ts";
 export * from "./manifest.ts";
 export * from "./optimizers/index.ts";
 export * from "./room.ts";
+export { rotaryTables } from "./rotary.ts";
 export * from "./safetensors.ts";
 export { transpose } from "./tensors/dense.ts";

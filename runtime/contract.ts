@@ -16,6 +16,8 @@ export const MAX_STOPS = 16;
 export const MAX_BIASES = 300;
 /** The label of a token that teaches nothing. */
 export const IGNORE = -100;
+/** The folder of a bundle with the adapter that corrects its rounding, and that adapter's name. */
+export const CORRECTION = "correction";
 /** No sequence, row, run or request. */
 export const NONE = -1;
 

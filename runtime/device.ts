@@ -4,7 +4,6 @@
  */
 import {
   type KvFormat,
-  type Manifest,
   type MemorySpace,
   type ParamEntry,
   type Plan,
@@ -92,21 +91,6 @@ export function chamberWords(plan: Plan, layers: number, space: MemorySpace, gro
 }
 export const isShared = (space: MemorySpace): boolean => space === "meta" || space === "arena";
 
-/** Rotary tables, one after another: each [positions][half cosines | half sines], from f64. */
-export function rotaryTables({ model: { ropes }, capacities: { context } }: Manifest): Float32Array {
-  const half = ropes[0]?.inverseFrequencies.length ?? 0;
-  const out = new Float32Array(ropes.length * context * 2 * half);
-  ropes.forEach(({ inverseFrequencies, scale, long }, t) => {
-    const frequencies = long && context > long.beyond ? long.inverseFrequencies : inverseFrequencies;
-    for (let p = 0; p < context; p++)
-      frequencies.forEach((f, i) => {
-        const at = (t * context + p) * 2 * half + i;
-        out[at] = scale * Math.cos(p * f);
-        out[at + half] = scale * Math.sin(p * f);
-      });
-  });
-  return out;
-}
 export const paramNamed = (params: readonly ParamEntry[], name: string): ParamEntry => {
   const p = params.find((x) => x.name === name);
   if (!p)

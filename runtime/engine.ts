@@ -5,7 +5,7 @@
  */
 import { type AdapterRef, AdapterStore, type Generation } from "./adapters.ts";
 import { type BaseTensor, BaseWeights, otherBase, type StoredTensor } from "./base.ts";
-import { type Manifest, NONE, type Sizes, WeftError } from "./bundle.ts";
+import { CORRECTION, type Manifest, NONE, type Sizes, WeftError } from "./bundle.ts";
 import { virtualTokens } from "./content.ts";
 import type { Device, DeviceInfo, LoadProgress } from "./device.ts";
 import { type Rounding, roundingOf } from "./formats.ts";
@@ -269,7 +269,7 @@ export class Engine {
   ): Promise<Score> {
     await this.adapters.needs(o.adapter);
     throwIfAborted(o.signal);
-    const generation = this.named(o.adapter);
+    const generation = o.job ? null : this.named(o.adapter);
     const virtual = o.job?.virtual ?? virtualTokens(this.manifest, generation?.shape ?? null);
     roomAfter(this.manifest, ids, virtual, 0);
     const next = o.next ?? ids.slice(1);
@@ -319,7 +319,16 @@ export class Engine {
     if (generation.base !== this.base) throw otherBase(generation.ref, generation.base, this.base);
     return generation;
   }
-  private named(ref: AdapterRef | undefined): Generation | null {
+  /**
+   * The adapter that answers, and that jobs of its method start from, where none is named: the one that corrects
+   * the bundle's rounding, while it is there and the base is the bundle's. Undefined: the base itself.
+   */
+  get standard(): string | undefined {
+    const { manifest, merged, base, adapters } = this;
+    const own = manifest.correction && !merged && base === manifest.base && adapters.has(CORRECTION);
+    return own ? CORRECTION : undefined;
+  }
+  private named(ref: AdapterRef | undefined = this.standard): Generation | null {
     this.check();
     const generation = ref ? this.adapter(ref) : null;
     if (generation?.shape.replaces)

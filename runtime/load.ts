@@ -9,10 +9,11 @@ import {
   layerConstants,
   type Manifest,
   ManifestSchema,
+  rotaryTables,
   WeftError,
 } from "./bundle.ts";
 import { checkConsistent } from "./consistent.ts";
-import { type Device, type LoadProgress, paramNamed, rotaryTables } from "./device.ts";
+import { type Device, type LoadProgress, paramNamed } from "./device.ts";
 import { changed, pack, piecesOf, type Rounding } from "./formats.ts";
 import { reorder, siteOfParam } from "./order.ts";
 import { type BundleReader, type RangeFile, sha256 } from "./reader.ts";
@@ -182,7 +183,10 @@ export async function uploadWeights(
   }
   if (where.size) throw bad("manifest tensors", `${[...where.keys()][0]}`, "no such tensor");
   for (let lane = 0; lane < device.lanes; lane++)
-    device.write({ space: "arena", group: 0, offset: plan.homes.rotary, lane }, rotaryTables(m));
+    device.write(
+      { space: "arena", group: 0, offset: plan.homes.rotary, lane },
+      rotaryTables(m.model.ropes, m.capacities.context),
+    );
   for (let g = 0; g <= layers; g++) {
     const constants = layerConstants.map((name) => m.model.perLayer[name]?.[g] ?? 0);
     device.write({ space: "tables", group: g, offset: 0 }, Uint32Array.of(g, ...constants));

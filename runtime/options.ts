@@ -53,7 +53,7 @@ export const requestEntries = {
   ...samplingEntries,
   /**
    * `notes` for its latest generation, `notes@3` for a pinned one, weights by name for a sum. Default: the
-   * base.
+   * base, with what corrects its rounding where the bundle has that (`correction`).
    */
   adapter: v.optional(adapterRef),
   /** Default 128; never more than the context has room for. 0 gives no token. */

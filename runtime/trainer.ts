@@ -5,7 +5,7 @@ import { type Data, Job } from "./job.ts";
 import { checked, TrainOptions as TrainOptionsSchema } from "./options.ts";
 import { evalItems, trainItems } from "./rows.ts";
 import { throwIfAborted } from "./signals.ts";
-import { configOf, type TrainOptions } from "./training.ts";
+import { canonical, configOf, type TrainOptions } from "./training.ts";
 
 export { Job } from "./job.ts";
 export type { Row } from "./rows.ts";
@@ -78,6 +78,16 @@ export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>
       expected: `an adapter of method ${o.method}`,
       found: `one of method ${o.from.config.method}`,
     });
+  for (const key of ["rank", "alpha", "rslora", "targetModules", "rankPattern", "alphaPattern"] as const) {
+    const [asked, has] = [o.adapter?.[key], o.from?.config[key]];
+    if (o.from && asked !== undefined && canonical(asked) !== canonical(has))
+      throw new WeftError({
+        code: "WEFT_OPTION",
+        where: key,
+        expected: `${JSON.stringify(has)}, as the adapter has it that the job starts from`,
+        found: JSON.stringify(asked),
+      });
+  }
   if (o.from?.replaces)
     throw new WeftError({
       code: "WEFT_ADAPTER",

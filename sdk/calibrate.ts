@@ -1,12 +1,14 @@
 /**
- * Which channels S2FT's class `permuted` trains: chosen before a bundle is compiled, as jobs of the class
- * `indexed` choose them when they start.
+ * What data says before a bundle is compiled: which channels S2FT's class `permuted` trains, as jobs of the class
+ * `indexed` choose them when they start; and what enters a model's matrices.
  */
 import type { CompileOptions } from "../compiler/compile.ts";
 import { type Manifest, type SiteEntry, WeftError } from "../runtime/bundle.ts";
 import { chosenIn } from "../runtime/content.ts";
+import type { Row } from "../runtime/trainer.ts";
+import { rowsOf } from "./data.ts";
 import { load } from "./engine.ts";
-import { withTemporaryFolder } from "./files.ts";
+import { parseJson, withTemporaryFolder } from "./files.ts";
 import type { Calibrate } from "./options.ts";
 
 /**
@@ -67,4 +69,20 @@ export async function chooseSelection(
     });
     return { layers, selector };
   });
+}
+
+/** Rows as ids and labels, by the tokenizer of the model. Throws WEFT_DATA, or WEFT_TOKENIZER where it has none. */
+export async function calibrationRows(folder: string, data: Calibrate["data"]): Promise<Row[]> {
+  const { openModel } = await import("../compiler/compile.ts");
+  const { files, generation } = await openModel(folder);
+  const json = (name: string): Record<string, unknown> =>
+    parseJson(new TextEncoder().encode(files.get(name)), `${folder}/${name}`);
+  const text = files.has("tokenizer.json")
+    ? await (await import("./text.ts")).openText(
+        json("tokenizer.json"),
+        json("tokenizer_config.json"),
+        files.get("chat_template.jinja") ?? null,
+      )
+    : null;
+  return rowsOf(data, "calibrate.data", text, generation.eos);
 }

@@ -9,20 +9,37 @@ import { Calibrate, MemoryOptions } from "./options.ts";
 export type { Calibrate, CompileOptions, MemoryOptions, MethodMemory };
 
 /**
- * Compile a Hugging Face model folder, or a GGUF file, into a bundle folder. With `calibrate` the bundle also
- * trains S2FT of the class `permuted`, on channels that its data chooses now.
+ * Compile a Hugging Face model folder, or a GGUF file, into a bundle folder. `calibrate` names rows. With
+ * `correct` an adapter is fitted by them to what rounding takes of the matrices: `eora`, or `lrec`, which also
+ * counts what earlier layers left. Without, the bundle also trains S2FT of the class `permuted`, on channels that
+ * they choose now.
  */
 export async function compile(
   folder: string,
   out: string,
-  o: CompileOptions & { readonly calibrate?: Calibrate } = {},
+  o: CompileOptions & {
+    readonly calibrate?: Calibrate;
+    readonly correct?: "eora" | "lrec";
+  } = {},
 ): Promise<Manifest> {
   const { compileTo } = await import("../compiler/compile.ts");
-  const { calibrate, ...options } = o;
+  const { calibrate, correct, ...options } = o;
   if (calibrate !== undefined) checked(Calibrate, calibrate, { where: "calibrate" });
+  if (correct !== undefined && !calibrate)
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "correct",
+      expected: "rows to calibrate on beside it: `calibrate`",
+      found: "none",
+    });
   if (!calibrate) return compileTo(folder, out, options);
   await claimFolder(out, "bundle");
-  const { chooseSelection } = await import("./calibrate.ts");
+  const { calibrationRows, chooseSelection } = await import("./calibrate.ts");
+  if (correct !== undefined)
+    return compileTo(folder, out, {
+      ...options,
+      correction: { method: correct, rows: await calibrationRows(folder, calibrate.data) },
+    });
   const train = [...new Set([...(options.train ?? ["lora"]), "s2ft_permuted"])];
   return compileTo(folder, out, {
     ...options,

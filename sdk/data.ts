@@ -5,6 +5,7 @@ import * as v from "valibot";
 import { IGNORE, WeftError } from "../runtime/bundle.ts";
 import { check, foreign, numbers, record, show, tokenIds } from "../runtime/schema.ts";
 import type { Row } from "../runtime/trainer.ts";
+import { readFileOr } from "./files.ts";
 import type { Message, TemplateArguments, Text } from "./text.ts";
 
 export type DataRow =
@@ -118,4 +119,26 @@ export function encodeRow(row: DataRow, text: Text | null, ends: readonly number
     return text.learned(r.messages, given, ends, where);
   }
   return bad(`keys ${Object.keys(r).join(", ") || "none"}`);
+}
+
+/**
+ * Rows of a file or a list as ids and labels. `what` names a list in errors; `ends` as for `encodeRow`. Throws
+ * WEFT_DATA.
+ */
+export async function rowsOf(
+  data: string | Blob | readonly DataRow[],
+  what: string,
+  text: Text | null,
+  ends: readonly number[],
+): Promise<Row[]> {
+  const list =
+    data instanceof Blob
+      ? parseJsonl(new Uint8Array(await data.arrayBuffer()), what)
+      : typeof data === "string"
+        ? parseJsonl(await readFileOr(data, "WEFT_DATA"), data)
+        : data;
+  if (!list.length)
+    throw new WeftError({ code: "WEFT_DATA", where: what, expected: "at least one row", found: "none" });
+  const where = typeof data === "string" ? data : what;
+  return list.map((r, i) => encodeRow(r, text, ends, `${where}, row ${i + 1}`));
 }

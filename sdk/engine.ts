@@ -29,8 +29,8 @@ import {
 } from "../runtime/trainer.ts";
 import { identityOf } from "../runtime/training.ts";
 import { AdapterHandle } from "./adapter.ts";
-import { type DataRow, encodeRow, parseJsonl } from "./data.ts";
-import { decodeText, isGguf, parseJson, readFileOr } from "./files.ts";
+import { type DataRow, rowsOf } from "./data.ts";
+import { decodeText, isGguf, parseJson } from "./files.ts";
 import { Job } from "./job.ts";
 import type { Again } from "./keeping.ts";
 import {
@@ -88,7 +88,9 @@ async function loading(location: Place, options: LoadOptions): Promise<Engine> {
       );
     }
     const config = parseJson(await readVerified(reader, core.manifest, "config.json"), "config.json");
-    return new Engine(core, text, config, reader);
+    const engine = new Engine(core, text, config, reader);
+    if (core.manifest.correction) await (await import("./correction.ts")).takeCorrection(engine);
+    return engine;
   } catch (e) {
     await core.dispose();
     throw e;
@@ -210,14 +212,15 @@ export class Engine {
     this.core.check();
     throwIfAborted(o.signal);
     const { base, info, device } = this.core;
-    const method =
-      o.method ??
-      (o.from ? this.core.adapter(o.from).shape.config.method : (this.manifest.train[0] ?? "lora"));
+    const methodOf = (ref: string): string => this.core.adapter(ref).shape.config.method;
+    const method = o.method ?? (o.from ? methodOf(o.from) : (this.manifest.train[0] ?? "lora"));
+    const { standard } = this.core;
+    const start = o.from ?? (standard && methodOf(standard) === method ? standard : undefined);
     const rows = await this.rows(o.data, "data");
     const evalRows = o.evalData ? await this.rows(o.evalData, "evalData") : undefined;
     const adapter = picked(adapterEntries, o);
     const named = (name: string): Generation => this.core.adapter(name);
-    const [from, disjointFrom] = [o.from ? named(o.from) : undefined, o.disjointFrom?.map(named)];
+    const [from, disjointFrom] = [start ? named(start) : undefined, o.disjointFrom?.map(named)];
     if (Object.hasOwn(this.manifest.methods, method))
       await resolveBranches(this.manifest, {
         ...defaultConfig(this.manifest, method),
@@ -268,17 +271,8 @@ export class Engine {
     return job;
   }
   /** Rows as jobs learn them: ids and labels. `what` names them in errors. Throws WEFT_DATA. */
-  async rows(data: string | Blob | readonly DataRow[], what: string): Promise<Row[]> {
-    const list =
-      data instanceof Blob
-        ? parseJsonl(new Uint8Array(await data.arrayBuffer()), what)
-        : typeof data === "string"
-          ? parseJsonl(await readFileOr(data, "WEFT_DATA"), data)
-          : data;
-    if (!list.length)
-      throw new WeftError({ code: "WEFT_DATA", where: what, expected: "at least one row", found: "none" });
-    const where = typeof data === "string" ? data : what;
-    return list.map((r, i) => encodeRow(r, this.text, this.manifest.model.eos, `${where}, row ${i + 1}`));
+  rows(data: string | Blob | readonly DataRow[], what: string): Promise<Row[]> {
+    return rowsOf(data, what, this.text, this.manifest.model.eos);
   }
 
   /** Adapters on this engine: PEFT folders in, names out. */

@@ -83,7 +83,10 @@ export const FinetuneOptions = object({
    * entries that moved most (LT-SFT).
    */
   tuned: v.optional(text),
-  /** Go on from an adapter that is loaded, instead of a fresh one. */
+  /**
+   * Go on from an adapter that is loaded, instead of a fresh one. Default of LoRA: the bundle's correction, where
+   * it has one.
+   */
   from: v.optional(text),
   /**
    * A checkpoint folder to go on from; options and data must be the same, `epochs` or `steps` may be more.
@@ -118,9 +121,9 @@ export const AdapterName = plainName;
 /** Finite weights by name, for `combine`. */
 export { adapterRef as AdapterRefSchema } from "../runtime/options.ts";
 
-/** How `compile` chooses the channels of S2FT's class `permuted`. */
+/** What `compile` corrects rounding by, and chooses the channels of S2FT's class `permuted`. */
 export const Calibrate = object({
-  /** A JSONL file or rows, as jobs take them; the first thousand tokens are looked at. */
+  /** A JSONL file or rows, as jobs take them; the first thousand tokens or so are looked at. */
   data: rows,
   /** Default `activation-small`: the smallest activations, which the paper found best. */
   selector: adapterEntries.selector,

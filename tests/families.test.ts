@@ -4,8 +4,8 @@
  */
 import * as assert from "uvu/assert";
 import { models } from "../compiler/models/index.ts";
-import type { Manifest, WeftError } from "../runtime/bundle.ts";
-import { rotaryTables } from "../runtime/device.ts";
+import type { WeftError } from "../runtime/bundle.ts";
+import { rotaryTables } from "../runtime/rotary.ts";
 import {
   batchOf,
   bundle,
@@ -113,10 +113,7 @@ for (const name of Object.keys(families) as FamilyName[]) {
 
 test("LongRoPE: a bundle with room for more than the first positions turns by its long factors", () => {
   const rope = { inverseFrequencies: [1], scale: 2, long: { beyond: 8, inverseFrequencies: [0.5] } };
-  const angle = (context: number): number =>
-    Math.acos(
-      rotaryTables({ model: { ropes: [rope] }, capacities: { context } } as unknown as Manifest)[2]! / 2,
-    );
+  const angle = (context: number): number => Math.acos(rotaryTables([rope], context)[2]! / 2);
   assert.ok(Math.abs(angle(8) - 1) < 1e-6);
   assert.ok(Math.abs(angle(9) - 0.5) < 1e-6);
 });

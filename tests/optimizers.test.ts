@@ -4,7 +4,7 @@
  */
 import * as assert from "uvu/assert";
 import { stepOf } from "../compiler/optimizers.ts";
-import { type EvalCtx, evalExpr } from "../ops/index.ts";
+import { type EvalCtx, expressionFn } from "../ops/index.ts";
 import {
   chosen,
   mostStates,
@@ -97,7 +97,8 @@ for (const name of optimizerNames)
       grads.forEach((grad, i) => {
         step(want[i]!, grad, t, lr);
         const args = { ...got[i]!, grad };
-        for (const [key, e] of Object.entries(exprs)) got[i]![key] = evalExpr(e, new Map(), ctx, 0, 0, args);
+        for (const [key, e] of Object.entries(exprs))
+          got[i]![key] = expressionFn(e, new Map(), ctx, args)(0, 0);
         assert.ok(
           Math.abs(got[i]!.param! - want[i]!.p) <= 1e-12,
           `step ${t}, number ${i}: ${got[i]!.param}, not ${want[i]!.p}`,
@@ -115,12 +116,12 @@ for (const name of optimizerNames)
     const words = { ...wordsOf(chosen({ optimizer: name }), lr, 1), decay };
     const ctx = contextOf(words);
     const at = (kind: "weight" | "vector"): number =>
-      evalExpr(stepOf(name, { kind, rows: "one" }).param!, new Map(), ctx, 0, 0, {
+      expressionFn(stepOf(name, { kind, rows: "one" }).param!, new Map(), ctx, {
         param: 2,
         grad: 0,
         m: 0,
         v: 0,
-      });
+      })(0, 0);
     assert.ok(at("weight") < 2);
     assert.is(at("vector"), 2);
   });

@@ -30,7 +30,8 @@ export const compileFlags = {
   "s2ft-sites": text("LIST", "sites that S2FT trains; default: the paper's"),
   "no-fuse": toggle("every operation a kernel of its own; the same bits"),
   relaxed: toggle("add kernels with fused multiply-adds, a class of numerics of their own"),
-  calibrate: text("FILE", "rows by which the channels of S2FT's class `permuted` are chosen now"),
+  correct: text("HOW", "with --calibrate: eora or lrec, an adapter that gives back what rounding took"),
+  calibrate: text("FILE", "rows: for --correct, or to choose the channels of S2FT's class `permuted` now"),
   selector: text("S", "with --calibrate: random, activation-small, …; default activation-small"),
   seed: text("N", "with --calibrate: of what is drawn; default 0"),
 } as const;
@@ -48,7 +49,7 @@ function formats(said: Flags[string]): CompileOptions["format"] {
 export async function compileTo(model: string, out: string, f: Flags, json: boolean): Promise<void> {
   const list = (name: string): string[] | undefined =>
     typeof f[name] === "string" ? f[name].split(",").filter((x) => x && x !== "none") : undefined;
-  for (const name of ["selector", "seed"])
+  for (const name of ["correct", "selector", "seed"])
     if (f[name] !== undefined && f.calibrate === undefined)
       fail(`--${name}`, "--calibrate beside it", "nothing to calibrate on");
   const t0 = performance.now();
@@ -60,6 +61,7 @@ export async function compileTo(model: string, out: string, f: Flags, json: bool
       format: formats(f.format),
       kv: f.kv as never,
       policy: f.policy as never,
+      correct: f.correct as never,
       fuse: f["no-fuse"] ? false : undefined,
       relaxed: f.relaxed ? true : undefined,
       calibrate: f.calibrate
@@ -95,14 +97,22 @@ export async function compileTo(model: string, out: string, f: Flags, json: bool
     parameters: manifest.model.parameters,
     format: manifest.model.format,
     rounding: manifest.model.rounding,
+    ...(manifest.correction && { correction: manifest.correction }),
     seconds: Number(((performance.now() - t0) / 1000).toFixed(2)),
   };
   const trains = result.train.join(" and ") || "nothing";
+  const { correction } = manifest;
+  const told = (x: number): string => x.toFixed(4);
+  const corrected =
+    correction &&
+    `; ${correction.method} of rank ${correction.rank}: loss ${told(correction.loss.corrected)}, ` +
+      `without it ${told(correction.loss.rounded)}, of the checkpoint ${told(correction.loss.exact)} ` +
+      `(KL ${told(correction.divergence.corrected)}, without ${told(correction.divergence.rounded)})`;
   console.log(
     json
       ? JSON.stringify(result)
       : `${out}: ${result.parameters} parameters in ${result.format}${rounded(manifest)} for ` +
-          `${result.targets.join(" and ")}, trains ${trains}, ${result.seconds} s`,
+          `${result.targets.join(" and ")}, trains ${trains}, ${result.seconds} s${corrected ?? ""}`,
   );
 }
 

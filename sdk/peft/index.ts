@@ -16,7 +16,7 @@ export { writeAdapter, writeAsLora } from "./write.ts";
  * same. Throws WEFT_ADAPTER, or WEFT_ADAPTER_MISMATCH for another base than the manifest's.
  */
 export async function readAdapterFolder(
-  folder: Folder,
+  folder: Pick<Folder, "where" | "read">,
   manifest: Manifest,
 ): Promise<{ content: AdapterContent; warnings: string[] }> {
   // Not more than the whole model in f32, and what describes it.
