@@ -9,6 +9,7 @@ export * from "./identity.ts";
 export * from "./kv.ts";
 export * from "./manifest.ts";
 export * from "./optimizers/index.ts";
+export { classPrograms } from "./programs.ts";
 export * from "./room.ts";
 export { rotaryTables } from "./rotary.ts";
 export * from "./safetensors.ts";

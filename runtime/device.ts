@@ -7,6 +7,7 @@ import {
   type MemorySpace,
   type ParamEntry,
   type Plan,
+  type ProgramEntry,
   type Sizes,
   WeftError,
 } from "./bundle.ts";
@@ -41,6 +42,19 @@ export interface Families {
   /** Rows beside whole tiles that products for a few rows take at most; null: plain ones take all rows. */
   readonly fewRows: number | null;
 }
+/** What a device whose kernels are compiled where they run leaves for later than its load. */
+export interface Later {
+  /**
+   * Compile what such programs launch and has not been. Throws WEFT_DEVICE for a kernel that the device
+   * refuses.
+   */
+  prepare(programs: readonly ProgramEntry[]): Promise<void>;
+  /**
+   * A device over the same weights and kernels, with memory of its own: of such sizes, for the first `layers`
+   * layers. What is let go with it is that memory.
+   */
+  apart(sizes: Sizes, layers: number): Promise<Device>;
+}
 /**
  * A lane plays command lists one after another, with an arena and metadata of its own. A device with two
  * plays two lists at once, on threads of their own: requests have the first lane, jobs the last. What the
@@ -53,6 +67,8 @@ export interface Device {
   readonly sizes: Sizes;
   readonly families: Families;
   readonly lanes: number;
+  /** Null where all kernels are there from the start. */
+  readonly later: Later | null;
   /** Bytes held, by memory space. */
   readonly memory: Readonly<Record<string, number>>;
   /**

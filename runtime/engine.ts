@@ -4,13 +4,14 @@
  * may be asked of a base, and what excludes what.
  */
 import { type AdapterRef, AdapterStore, type Generation } from "./adapters.ts";
+import { Arrivals } from "./arrivals.ts";
 import { type BaseTensor, BaseWeights, otherBase, type StoredTensor } from "./base.ts";
 import { CORRECTION, type Manifest, NONE, type Sizes, WeftError } from "./bundle.ts";
 import { virtualTokens } from "./content.ts";
 import type { Device, DeviceInfo, LoadProgress } from "./device.ts";
 import { type Rounding, roundingOf } from "./formats.ts";
 import { Host, MAX_QUEUED } from "./host.ts";
-import { type Invariance, settleInvariance, type Verdicts } from "./invariance.ts";
+import { type Invariance, type OpenHost, settleInvariance, type Verdicts } from "./invariance.ts";
 import { Contents, type Spill } from "./kept.ts";
 import { readManifest, readVerified, uploadWeights } from "./load.ts";
 import { type Feed, Loops, type StepTrace } from "./loops.ts";
@@ -60,6 +61,7 @@ export class Engine {
     /** What the caller's own functions threw. */
     readonly reporting: Reports,
     contents: Contents,
+    private readonly arrivals: Arrivals,
   ) {
     this.weights = new BaseWeights(manifest, device, reader);
     this.adapters = new AdapterStore(manifest, device, host, () => this.base, contents);
@@ -139,23 +141,17 @@ export class Engine {
       const module = (await readVerified(reader, manifest, "host.wasm")) as BufferSource;
       await uploadWeights(reader, manifest, device, progress);
       progress({ phase: "check", done: 0, total: 1 });
-      const { invariance, host } = await settleInvariance(
-        manifest,
-        device,
-        (families) =>
-          Host.open(
-            manifest,
-            device.plan.metaWords,
-            { families, lanes: device.lanes, queued: options.maxQueued ?? MAX_QUEUED },
-            module,
-          ),
-        verdicts,
-      );
+      const openHost: OpenHost = (manifest, { plan, lanes }, families) => {
+        const queued = options.maxQueued ?? MAX_QUEUED;
+        return Host.open(manifest, plan.metaWords, { families, lanes, queued }, module);
+      };
+      const { verdict, host } = await settleInvariance(manifest, device, openHost, verdicts);
+      const arrivals = new Arrivals(manifest, device, verdict, openHost);
       const most = options.adapters?.memory ?? null;
       const contents = new Contents(manifest, most, most === null || !spill ? null : await spill());
-      const engine = new Engine(manifest, device, host, options, reader, reporting, contents);
+      const engine = new Engine(manifest, device, host, options, reader, reporting, contents, arrivals);
       dropped.register(engine, opened, engine);
-      engine.invariance = invariance;
+      engine.invariance = verdict.invariance;
       await reader.loaded?.();
       progress({ phase: "ready", done: 1, total: 1 });
       return engine;
@@ -166,10 +162,15 @@ export class Engine {
   }
 
   /**
-   * Is a row's result the same bits whatever batch it is in? Checked on this device at load; told, never
-   * hidden.
+   * Is a row's result the same bits whatever batch it is in? Checked on this device at load, of a class's
+   * training at the latest when its first job begins; told, never hidden.
    */
   invariance: Invariance = "off";
+
+  /** A job's kernels are there and checked when this resolves. Throws WEFT_DEVICE for one that is refused. */
+  async readyToTrain(method: string, optimizer: string): Promise<void> {
+    if (!(await this.arrivals.training(method, optimizer))) this.invariance = "off";
+  }
 
   /** Identity of the base weights, by value: the bundle's, or of what full training made of them. */
   get base(): string {

@@ -15,12 +15,16 @@ import {
   type Manifest,
   NONE,
   type ParamEntry,
+  pagesAtMost,
+  type Sizes,
+  sizeNames,
 } from "./bundle.ts";
 import { type AdapterContent, defaultConfig, placedIn, virtualTokens } from "./content.ts";
 import type { Device, Families, Range } from "./device.ts";
 import { sha256 } from "./hash.ts";
 import type { Host } from "./host.ts";
 import { initialContent } from "./initial.ts";
+import { writeConstants } from "./load.ts";
 import { mix } from "./random.ts";
 import { startIn } from "./requests.ts";
 import type { ModelView } from "./selectors.ts";
@@ -32,9 +36,11 @@ import type { ModelView } from "./selectors.ts";
  */
 export type Invariance = "verified" | "single-family" | "off";
 
-interface Verdict {
+export interface Verdict {
   readonly invariance: Invariance;
   readonly families: Families;
+  /** By class of training that was checked since the load: does the law hold? */
+  readonly trained: Map<string, boolean>;
 }
 /** What was found, by bundle (its manifest names all other files by hash) and device. */
 export type Verdicts = Map<string, Verdict>;
@@ -53,13 +59,20 @@ const SAMPLE = 4096;
 /** No step has so many rows. */
 const NEVER = 2 ** 30;
 
-/** Check the device, unless `verdicts` knows it, and open the host that serves on it with such families. */
+/** A host for these capacities, with such families. */
+export type OpenHost = (manifest: Manifest, device: Device, families: Families) => Promise<Host>;
+
+/**
+ * Check the device, unless `verdicts` knows it, and open the host that serves on it with such families.
+ * Where kernels of training come later, so does their check.
+ */
 export async function settleInvariance(
   manifest: Manifest,
   device: Device,
-  open: (families: Families) => Promise<Host>,
+  openHost: OpenHost,
   verdicts: Verdicts,
-): Promise<{ invariance: Invariance; host: Host }> {
+): Promise<{ verdict: Verdict; host: Host }> {
+  const open = (families: Families): Promise<Host> => openHost(manifest, device, families);
   const { info, lanes, families } = device;
   const bundle = await sha256(JSON.stringify(manifest));
   const key = JSON.stringify([bundle, info, lanes, families]);
@@ -68,7 +81,39 @@ export async function settleInvariance(
     verdict = await judge(manifest, device, open);
     verdicts.set(key, verdict);
   }
-  return { invariance: verdict.invariance, host: await open(verdict.families) };
+  return { verdict, host: await open(verdict.families) };
+}
+/** Is a class's training checked when its first job begins, and not at load? */
+export const checkedLater = ({ train }: Manifest, device: Device): boolean =>
+  device.later !== null && !train.includes("full");
+
+/**
+ * Does the law hold for the training of a class? Its kernels run on memory of their own, so what the engine
+ * does meanwhile, and what it keeps, is not touched.
+ */
+export async function trainsAlike(
+  manifest: Manifest,
+  device: Device,
+  cls: string,
+  families: Families,
+  openHost: OpenHost,
+): Promise<boolean> {
+  const { capacities: c, branches, model } = manifest;
+  const layers = Math.min(LAYERS, model.layers);
+  const virtual = Math.max(0, ...branches.map((b) => (b.method === cls ? b.capacity : 0)));
+  const rows = 2 * (virtual + c.quantum + SHORT);
+  const few = { blocks: Math.ceil(rows / BLOCK) + 2, sequences: 2, slots: 1, jobs: 1 };
+  const most = { ...few, savedRows: rows, keptRows: rows, pages: pagesAtMost(manifest, device.plan) };
+  const sizes = Object.fromEntries(sizeNames.map((n) => [n, Math.min(c[n], most[n])])) as Sizes;
+  const own = { ...manifest, capacities: { ...c, ...sizes } };
+  const apart = await device.later!.apart(sizes, layers);
+  try {
+    writeConstants(own, apart, layers);
+    const host = await openHost(own, apart, families);
+    return await new Check(own, apart, host, families.manyRows).training([cls]);
+  } finally {
+    await apart.dispose();
+  }
 }
 async function judge(
   manifest: Manifest,
@@ -76,18 +121,20 @@ async function judge(
   open: (families: Families) => Promise<Host>,
 ): Promise<Verdict> {
   const holds = async (families: Families): Promise<boolean> =>
-    new Check(manifest, device, await open(families), families.manyRows).holds();
+    new Check(manifest, device, await open(families), families.manyRows).holds(
+      checkedLater(manifest, device) ? [] : manifest.train,
+    );
   const { families } = device;
-  if (await holds(families)) return { invariance: "verified", families };
+  if (await holds(families)) return { invariance: "verified", families, trained: new Map() };
   // Where steps of both kinds occur, one kind may do for all.
   const { tokens } = manifest.capacities;
   const both = families.manyRows > 1 && families.manyRows <= tokens;
   if (both || families.fewRows)
     for (const manyRows of both ? [families.manyRows, NEVER, 1] : [families.manyRows]) {
       const single = { manyRows, fewRows: families.fewRows === null ? null : 0 };
-      if (await holds(single)) return { invariance: "single-family", families: single };
+      if (await holds(single)) return { invariance: "single-family", families: single, trained: new Map() };
     }
-  return { invariance: "off", families };
+  return { invariance: "off", families, trained: new Map() };
 }
 
 /** A request of the check. */
@@ -122,10 +169,13 @@ class Check {
     this.layers = Math.min(LAYERS, manifest.model.layers);
   }
 
-  async holds(): Promise<boolean> {
+  async holds(train: readonly string[]): Promise<boolean> {
     try {
       return (
-        (await this.rows()) && (await this.lengths()) && (await this.adapters()) && (await this.training())
+        (await this.rows()) &&
+        (await this.lengths()) &&
+        (await this.adapters()) &&
+        (await this.training(train))
       );
     } finally {
       this.clean();
@@ -188,11 +238,12 @@ class Check {
   }
 
   /**
-   * Gradients of each class that is trained here: whole windows, packed units and all kept; and pieces,
-   * single quanta and recomputing.
+   * Gradients of classes: whole windows, packed units and all kept; and pieces, single quanta and
+   * recomputing.
    */
-  private async training(): Promise<boolean> {
-    for (const [index, cls] of this.manifest.train.entries()) {
+  async training(classes: readonly string[]): Promise<boolean> {
+    for (const cls of classes) {
+      const index = this.manifest.train.indexOf(cls);
       const whole = await this.gradients(index, cls, this.manifest.capacities.tokens, true);
       const pieces = await this.gradients(index, cls, 7, false);
       if (!whole.every((g, i) => same(g, pieces[i]!))) return false;

@@ -11,7 +11,7 @@ import { mix, shuffled } from "./random.ts";
 import { AtRest, jobEnded } from "./rest.ts";
 import type { Item } from "./rows.ts";
 import type { ModelView } from "./selectors.ts";
-import { onAbort, reasonOf } from "./signals.ts";
+import { abortable, onAbort, reasonOf } from "./signals.ts";
 import { readTrained, writeTrained } from "./trained.ts";
 import {
   configOf,
@@ -166,6 +166,8 @@ export class Job implements Feed {
     const config = configOf(manifest, o);
     let over = false;
     try {
+      const ready = (): Promise<void> => engine.readyToTrain(o.method, settings.optimizer.name);
+      await abortable(this.controller.signal, ready, () => {});
       if (full) await engine.weights.keep();
       this.controller.signal.throwIfAborted();
       if (!full) {

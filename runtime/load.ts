@@ -182,14 +182,18 @@ export async function uploadWeights(
     }
   }
   if (where.size) throw bad("manifest tensors", `${[...where.keys()][0]}`, "no such tensor");
+  writeConstants(m, device, layers);
+  return lost;
+}
+/** What kernels read beside weights: rotary tables, and numbers of the first layers and the outer group. */
+export function writeConstants(m: Manifest, device: Device, first: number): void {
   for (let lane = 0; lane < device.lanes; lane++)
     device.write(
-      { space: "arena", group: 0, offset: plan.homes.rotary, lane },
+      { space: "arena", group: 0, offset: device.plan.homes.rotary, lane },
       rotaryTables(m.model.ropes, m.capacities.context),
     );
-  for (let g = 0; g <= layers; g++) {
+  for (const g of [...Array(first).keys(), m.model.layers]) {
     const constants = layerConstants.map((name) => m.model.perLayer[name]?.[g] ?? 0);
     device.write({ space: "tables", group: g, offset: 0 }, Uint32Array.of(g, ...constants));
   }
-  return lost;
 }

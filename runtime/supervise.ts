@@ -53,6 +53,9 @@ export class Supervised implements Device {
     void this.end(error);
   }
 
+  get later(): Device["later"] {
+    return this.alive.later;
+  }
   private get alive(): Device {
     if (this.ended) throw this.ended;
     return this.device!;

@@ -314,6 +314,7 @@ export async function openWasm(
     sizes,
     families: { manyRows: 2 ** 30, fewRows: null },
     lanes,
+    later: null,
     memory: bytes,
     write: (where, data) => {
       const copy = queueOf(where.lane).busy ? data.slice() : data;

@@ -3,12 +3,21 @@
  */
 import { kvFormats, type Manifest, planOf, sizesFor } from "./bundle.ts";
 import { openAdapter } from "./dawn.ts";
-import { type Device, type Families, type LoadProgress, planProgress, type RoomOptions } from "./device.ts";
+import {
+  type Device,
+  type DeviceInfo,
+  type Families,
+  type Later,
+  type LoadProgress,
+  planProgress,
+  type RoomOptions,
+} from "./device.ts";
 import { WeftError } from "./errors.ts";
 import { formatOf, planeBytes } from "./formats.ts";
 import { limitsHere } from "./memory.ts";
+import { servingPrograms } from "./programs.ts";
 import { allocate, largestOf, measureWebGpu, sizesOf, webGpuLimits } from "./webgpu/memory.ts";
-import { compileKernels } from "./webgpu/pipelines.ts";
+import { Kernels, readKernels } from "./webgpu/pipelines.ts";
 import { play } from "./webgpu/play.ts";
 import { Watch } from "./webgpu/watch.ts";
 
@@ -17,6 +26,8 @@ export { measureWebGpu, webGpuLimits };
 type WebGpuOptions = RoomOptions & {
   readonly onProgress?: ((p: LoadProgress) => void) | undefined;
   readonly families?: Families | undefined;
+  /** Are kernels compiled before they are needed? Default: on hardware. */
+  readonly ahead?: boolean | undefined;
 };
 type FileOf = (name: string) => Promise<Uint8Array>;
 const GPU: Families = { manyRows: 64, fewRows: 8 };
@@ -109,26 +120,39 @@ async function openOn(
     const memory = await watch.scoped(Object.values(bytes), () => allocate(device, plan, layers));
     const software = isSoftware(adapter);
     const families = options.families ?? (software ? CPU : GPU);
-    const kernels = await compileKernels(
-      watch,
-      plan,
-      memory.layouts,
-      file,
-      families,
-      manifest.capacities.tokens,
-    );
+    const texts = await readKernels(plan, file);
+    const kernels = new Kernels(watch, plan, memory.layouts, texts, families, manifest.capacities.tokens);
+    const { programs = [] } = plan;
+    // What trains in full is checked at load, in place: its gradients take as much as the model.
+    await kernels.prepare(manifest.train.includes("full") ? programs : servingPrograms(programs));
     watch.loaded();
-    return play(watch, plan, memory, kernels, {
-      info: {
-        target: "webgpu",
-        numerics: `webgpu${kvFormats[manifest.kv].numerics}`,
-        name: nameOf(adapter),
-        software,
+    // A software device would compile on the cores that serve.
+    const arriving = (options.ahead ?? !software) ? kernels.ahead(programs) : Promise.resolve();
+    const { numerics } = kvFormats[manifest.kv];
+    const info: DeviceInfo = {
+      target: "webgpu",
+      numerics: `webgpu${numerics}`,
+      name: nameOf(adapter),
+      software,
+    };
+    const later: Later = {
+      prepare: (programs) => kernels.prepare(programs),
+      apart: async (sizes, first) => {
+        const small = planOf(manifest, "webgpu", sizes);
+        const bytes = sizesOf(small, first);
+        const own = await watch.scoped(Object.values({ ...bytes, weights: 0 }), () =>
+          allocate(device, small, layers, { first, weights: memory }),
+        );
+        const release = async (): Promise<void> => own.destroy();
+        return play(watch, small, own, kernels, { info, bytes, sizes, families, later, release });
       },
-      bytes,
-      sizes,
-      families,
-    });
+    };
+    const release = async (): Promise<void> => {
+      await kernels.end();
+      await arriving;
+      watch.destroy();
+    };
+    return play(watch, plan, memory, kernels, { info, bytes, sizes, families, later, release });
   } catch (e) {
     // Whatever failed after the device was gone failed because of that.
     const { lost } = watch;

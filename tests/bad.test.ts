@@ -26,7 +26,7 @@ const alive = async (engine: Engine): Promise<void> =>
 
 test("model folders: truncated, lying, missing, misshapen, not finite, unknown", async () => {
   const out = `${scratch()}/out.weft`;
-  const options = { targets: ["wasm"] as const, capacities: small };
+  const options = { targets: ["wasm"] as const, capacities: small, quick: true };
   const broken = (change: (dir: string) => void): string => {
     const dir = writeModel(configs.even);
     change(dir);

@@ -149,6 +149,7 @@ test("kernels for few and many rows differ: one serves all; where none is sound,
     targets: ["webgpu"],
     train: [],
     methods: [],
+    quick: true,
     capacities: { ...small, tokens: 80 },
     limits: tiny,
   });

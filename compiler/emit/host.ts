@@ -10,6 +10,7 @@ import {
   COMMAND_WORDS,
   COUNTER,
   cacheBlocks,
+  classPrograms,
   DROPOUT_BIT,
   EVENT,
   EVENT_WORDS,
@@ -66,18 +67,18 @@ const programNames: Readonly<Record<string, string>> = {
   P_CLIP: "clip",
   P_ROW_NORMS: "row_norms",
 };
-const classPrograms: Readonly<Record<string, (cls: string) => string>> = {
-  CLASS_HEAD: (cls) => (cls === "full" ? "head_train.full" : cls === CALIBRATE ? "" : "head_train"),
-  CLASS_BACKWARD_ALL: (cls) => `backward.${cls}.all`,
-  CLASS_BACKWARD_BOUNDARY: (cls) => `backward.${cls}.boundary`,
-  CLASS_EMBED_BACKWARD: (cls) => `embed_backward.${cls}`,
-  CLASS_SUMSQ: (cls) => `sumsq.${cls}.layer`,
-  CLASS_SUMSQ_OUTER: (cls) => `sumsq.${cls}.outer`,
+const ofClass: Readonly<Record<string, (cls: string) => string>> = {
+  CLASS_HEAD: (cls) => (cls === CALIBRATE ? "" : classPrograms.head(cls)),
+  CLASS_BACKWARD_ALL: classPrograms.all,
+  CLASS_BACKWARD_BOUNDARY: classPrograms.boundary,
+  CLASS_EMBED_BACKWARD: classPrograms.embedding,
+  CLASS_SUMSQ: classPrograms.squares,
+  CLASS_SUMSQ_OUTER: classPrograms.outerSquares,
 };
 /** Programs of each training class and optimizer: of a class, all optimizers'. */
 const updatePrograms: Readonly<Record<string, (cls: string, optimizer: string) => string>> = {
-  CLASS_UPDATE: (cls, optimizer) => `${optimizer}.${cls}.layer`,
-  CLASS_UPDATE_OUTER: (cls, optimizer) => `${optimizer}.${cls}.outer`,
+  CLASS_UPDATE: classPrograms.update,
+  CLASS_UPDATE_OUTER: classPrograms.outerUpdate,
 };
 
 export interface HostInput {
@@ -110,7 +111,7 @@ function longestLists(h: HostInput): { commands: string; events: string } {
     return Math.max(without(/^(plain|few)_/), without(/^(plain|many)_/));
   };
   const most = (of: (program: (key: string) => number, cls: string) => number): number =>
-    Math.max(0, ...classesOf(h).map((cls) => of((key) => launches(classPrograms[key]!(cls)), cls)));
+    Math.max(0, ...classesOf(h).map((cls) => of((key) => launches(ofClass[key]!(cls)), cls)));
   const rowNorms = h.layers * launches("row_norms");
   const unit = most((p) =>
     Math.max(
@@ -215,7 +216,7 @@ export function hostConfig(h: HostInput): string {
     CLASS_BOUNDARY_WORDS: classes.map((cls) => h.saved[cls]?.words.boundary ?? 0),
     CLASS_KEPT_WORDS: classes.map((cls) => h.saved[cls]?.words.kept ?? 0),
   };
-  for (const [name, program] of Object.entries(classPrograms))
+  for (const [name, program] of Object.entries(ofClass))
     arrays[name] = classes.map((cls) => programOf(program(cls)));
   for (const [name, program] of Object.entries(updatePrograms))
     arrays[name] = classes.flatMap((cls) => optimizerNames.map((o) => programOf(program(cls, o))));

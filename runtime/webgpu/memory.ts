@@ -38,21 +38,38 @@ export interface Memory {
   /** Weights are read-only everywhere but in the update of full training, which has the second layout. */
   readonly layouts: readonly [GPUBindGroupLayout, GPUBindGroupLayout];
   /** Of each layout, by group. */
-  readonly groups: readonly (readonly GPUBindGroup[])[];
+  readonly groups: readonly ReadonlyMap<number, GPUBindGroup>[];
+  /** Let go of the buffers that were made for it. */
+  readonly destroy: () => void;
 }
-export function allocate(device: GPUDevice, plan: Plan, layers: number): Memory {
+/** Memory of the outer group and of all layers, or of the `first`, with the weights of another. */
+export function allocate(
+  device: GPUDevice,
+  plan: Plan,
+  layers: number,
+  apart?: { readonly first: number; readonly weights: Memory },
+): Memory {
   const buffers = new Map<string, GPUBuffer>();
   const key = (space: MemorySpace, group: number): string => `${space}.${isShared(space) ? 0 : group}`;
-  for (let g = 0; g <= layers; g++)
+  const numbersOf = [...Array(apart?.first ?? layers).keys(), layers];
+  const own: GPUBuffer[] = [];
+  const create = (descriptor: GPUBufferDescriptor): GPUBuffer => {
+    const buffer = device.createBuffer(descriptor);
+    own.push(buffer);
+    return buffer;
+  };
+  for (const g of numbersOf)
     for (const space of memorySpaces)
       if (!buffers.has(key(space, g)))
         buffers.set(
           key(space, g),
-          device.createBuffer({
-            label: key(space, g),
-            size: chamberWords(plan, layers, space, g) * 4,
-            usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_DST | GPUBufferUsage.COPY_SRC,
-          }),
+          apart && space === "weights"
+            ? apart.weights.of(space, g)
+            : create({
+                label: key(space, g),
+                size: chamberWords(plan, layers, space, g) * 4,
+                usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_DST | GPUBufferUsage.COPY_SRC,
+              }),
         );
   const of = (space: MemorySpace, group: number): GPUBuffer => buffers.get(key(space, group))!;
   const blockBytes = 4 * Math.max(plan.stepWords, plan.blocks.unit.words, plan.blocks.update.words);
@@ -78,13 +95,13 @@ export function allocate(device: GPUDevice, plan: Plan, layers: number): Memory 
       ],
     });
   const layouts = [layoutFor(false), layoutFor(true)] as const;
-  const meta = device.createBuffer({
+  const meta = create({
     label: "metadata of the step",
     size: plan.metaWords * 4 + blockBytes,
     usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_DST,
   });
   const kernels = Object.values(plan.kernels);
-  const launches = device.createBuffer({
+  const launches = create({
     label: "numbers of launches",
     size: kernels.length * LAUNCH_BYTES,
     usage: GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST,
@@ -92,20 +109,21 @@ export function allocate(device: GPUDevice, plan: Plan, layers: number): Memory 
   const numbers = new Int32Array((kernels.length * LAUNCH_BYTES) / 4);
   for (const [i, { launch }] of kernels.entries()) numbers.set(launch, (i * LAUNCH_BYTES) / 4);
   device.queue.writeBuffer(launches, 0, numbers);
-  const groups = layouts.map((layout) =>
-    Array.from({ length: layers + 1 }, (_, g) =>
-      device.createBindGroup({
-        layout,
-        entries: [
-          ...memorySpaces.map((space, binding) => ({
-            binding,
-            resource:
-              space === "meta" ? { buffer: meta, offset: 0, size: blockBytes } : { buffer: of(space, g) },
-          })),
-          { binding: LAUNCH_BINDING, resource: { buffer: launches, offset: 0, size: LAUNCH_VECTORS * 16 } },
-        ],
-      }),
-    ),
-  );
-  return { of, meta, layouts, groups };
+  const groupOf = (layout: GPUBindGroupLayout, g: number): GPUBindGroup =>
+    device.createBindGroup({
+      layout,
+      entries: [
+        ...memorySpaces.map((space, binding) => ({
+          binding,
+          resource:
+            space === "meta" ? { buffer: meta, offset: 0, size: blockBytes } : { buffer: of(space, g) },
+        })),
+        { binding: LAUNCH_BINDING, resource: { buffer: launches, offset: 0, size: LAUNCH_VECTORS * 16 } },
+      ],
+    });
+  const groups = layouts.map((layout) => new Map(numbersOf.map((g) => [g, groupOf(layout, g)])));
+  const destroy = (): void => {
+    for (const buffer of own) buffer.destroy();
+  };
+  return { of, meta, layouts, groups, destroy };
 }

@@ -1,11 +1,11 @@
-/** Kernels as pipelines. */
+/** Kernels as pipelines, each compiled when it is first needed, or ahead of that. */
 import type { Plan } from "../bundle.ts";
 import type { Families } from "../device.ts";
 import { WeftError } from "../errors.ts";
+import type { ProgramEntry } from "../manifest.ts";
 import { LAUNCH_BYTES, type Memory } from "./memory.ts";
 import type { Watch } from "./watch.ts";
 
-type FileOf = (name: string) => Promise<Uint8Array>;
 export interface Kernel {
   readonly pipeline: GPUComputePipeline;
   /** Where the numbers lie that it brings: bytes. */
@@ -19,28 +19,85 @@ function idle({ manyRows, fewRows }: Families, tokens: number): RegExp {
   const attention = manyRows <= 1 ? "|few" : manyRows > tokens ? "|many" : "";
   return new RegExp(`^(${products}${attention})_`);
 }
-/**
- * Compile every kernel that families run, by index, and null for others; those of one module share a
- * pipeline. All have ended when this does, also when one fails.
- */
-export async function compileKernels(
-  watch: Watch,
+/** WGSL of a plan's kernels, by file. */
+export async function readKernels(
   plan: Plan,
-  layouts: Memory["layouts"],
-  file: FileOf,
-  families: Families,
-  tokens: number,
-): Promise<(Kernel | null)[]> {
-  const never = idle(families, tokens);
-  const unused = new Set(
-    (plan.programs ?? []).flatMap((p) =>
-      p.launches.filter((l) => l.grid.some((g) => never.test(g.count))).map((l) => l.kernel),
-    ),
-  );
-  const { device } = watch;
-  const pipelineLayouts = layouts.map((l) => device.createPipelineLayout({ bindGroupLayouts: [l] }));
-  const made = new Map<string, Promise<GPUComputePipeline>>();
-  const compile = async (label: string, code: string, layout: number): Promise<GPUComputePipeline> => {
+  file: (name: string) => Promise<Uint8Array>,
+): Promise<ReadonlyMap<string, string>> {
+  const names = [...new Set(Object.values(plan.kernels).map((k) => k.file))];
+  const texts = await Promise.all(names.map(async (name) => new TextDecoder().decode(await file(name))));
+  return new Map(names.map((name, i) => [name, texts[i]!]));
+}
+
+export class Kernels {
+  private readonly names: readonly string[];
+  private readonly ready: (Kernel | undefined)[] = [];
+  /** Those of one module share a pipeline. */
+  private readonly made = new Map<string, Promise<GPUComputePipeline>>();
+  private readonly layouts: readonly GPUPipelineLayout[];
+  private readonly never: RegExp;
+  private ended = false;
+  constructor(
+    private readonly watch: Watch,
+    private readonly plan: Plan,
+    layouts: Memory["layouts"],
+    private readonly texts: ReadonlyMap<string, string>,
+    families: Families,
+    tokens: number,
+  ) {
+    this.names = Object.keys(plan.kernels);
+    this.layouts = layouts.map((l) => watch.device.createPipelineLayout({ bindGroupLayouts: [l] }));
+    this.never = idle(families, tokens);
+  }
+  /** Pipelines that were asked for so far. */
+  get asked(): number {
+    return this.made.size;
+  }
+  at(index: number): Kernel | undefined {
+    return this.ready[index];
+  }
+  /**
+   * Compile what programs launch; all have ended when this does, also when one fails. Throws WEFT_DEVICE for
+   * a kernel that the device refuses, now and whenever it is asked for.
+   */
+  prepare(programs: readonly ProgramEntry[]): Promise<void> {
+    const launches = programs.flatMap((p) => p.launches);
+    const run = launches.filter((l) => !l.grid.some((g) => this.never.test(g.count)));
+    return this.compile(new Set(run.map((l) => this.names.indexOf(l.kernel))));
+  }
+  async compile(indices: ReadonlySet<number>): Promise<void> {
+    const missing = [...indices].filter((i) => !this.ready[i]);
+    if (!missing.length) return;
+    const ended = await this.watch.until(
+      Promise.allSettled(missing.map((i) => this.make(i))),
+      "webgpu kernels",
+    );
+    for (const e of ended) if (e.status === "rejected") throw e.reason;
+  }
+  /** One program after another, so that what is needed at once does not wait behind all of them. */
+  async ahead(programs: readonly ProgramEntry[]): Promise<void> {
+    for (const p of programs) {
+      if (this.ended || this.watch.lost) return;
+      // Whoever needs what was refused is told.
+      await this.prepare([p]).catch(() => {});
+    }
+  }
+  /** Nothing more is compiled ahead; resolves when nothing is being compiled. */
+  async end(): Promise<void> {
+    this.ended = true;
+    await Promise.allSettled(this.made.values());
+  }
+  private async make(index: number): Promise<void> {
+    const name = this.names[index]!;
+    const { weights, file, launch } = this.plan.kernels[name]!;
+    const layout = weights === "written" ? 1 : 0;
+    const key = `${layout} ${file}`;
+    const known = this.made.get(key) ?? this.pipeline(name, this.texts.get(file)!, layout);
+    this.made.set(key, known);
+    this.ready[index] = { pipeline: await known, launch: launch.length ? index * LAUNCH_BYTES : 0, layout };
+  }
+  private async pipeline(label: string, code: string, layout: number): Promise<GPUComputePipeline> {
+    const { device } = this.watch;
     // The scope is for the module's own errors, which the pipeline's tell again.
     device.pushErrorScope("validation");
     const module = device.createShaderModule({ label, code });
@@ -48,7 +105,7 @@ export async function compileKernels(
     try {
       return await device.createComputePipelineAsync({
         label,
-        layout: pipelineLayouts[layout]!,
+        layout: this.layouts[layout]!,
         compute: { module, entryPoint: "main" },
       });
     } catch (cause) {
@@ -64,20 +121,5 @@ export async function compileKernels(
     } finally {
       await scope;
     }
-  };
-  const all = Object.entries(plan.kernels).map(async ([name, kernel], i): Promise<Kernel | null> => {
-    if (unused.has(name)) return null;
-    const layout = kernel.weights === "written" ? 1 : 0;
-    const key = `${layout} ${kernel.file}`;
-    const known =
-      made.get(key) ??
-      file(kernel.file).then((bytes) => compile(name, new TextDecoder().decode(bytes), layout));
-    made.set(key, known);
-    return { pipeline: await known, launch: kernel.launch.length ? i * LAUNCH_BYTES : 0, layout };
-  });
-  const ended = await watch.until(Promise.allSettled(all), "webgpu kernels");
-  return ended.map((e) => {
-    if (e.status === "rejected") throw e.reason;
-    return e.value;
-  });
+  }
 }

@@ -1,7 +1,7 @@
 import type { Plan, Sizes } from "../bundle.ts";
-import type { Device, Families, Range } from "../device.ts";
+import type { Device, Families, Later, Range } from "../device.ts";
 import type { Memory } from "./memory.ts";
-import type { Kernel } from "./pipelines.ts";
+import type { Kernels } from "./pipelines.ts";
 import type { Watch } from "./watch.ts";
 
 /** Bytes that are read back at once, unless one range is larger. */
@@ -18,8 +18,11 @@ export function play(
   watch: Watch,
   plan: Plan,
   memory: Memory,
-  kernels: readonly (Kernel | null)[],
+  kernels: Kernels,
   about: {
+    readonly later: Later;
+    /** What is let go at the end, when nothing is on its way any more. */
+    readonly release: () => Promise<void>;
     readonly families: Families;
     readonly info: Device["info"];
     readonly bytes: Readonly<Record<string, number>>;
@@ -102,7 +105,7 @@ export function play(
     let layout = -1;
     let launch = -1;
     for (let i = 0; i < commands.length; i += 6) {
-      const kernel = kernels[commands[i]!]!;
+      const kernel = kernels.at(commands[i]!)!;
       pass.setPipeline(kernel.pipeline);
       if (
         commands[i + 1] !== group ||
@@ -113,7 +116,7 @@ export function play(
         group = commands[i + 1]!;
         offset = commands[i + 2]!;
         ({ layout, launch } = kernel);
-        pass.setBindGroup(0, memory.groups[layout]![group]!, [offset, launch]);
+        pass.setBindGroup(0, memory.groups[layout]!.get(group)!, [offset, launch]);
       }
       pass.dispatchWorkgroups(commands[i + 3]!, commands[i + 4]!, commands[i + 5]!);
     }
@@ -121,6 +124,16 @@ export function play(
     stats.launches += commands.length / 6;
     stats.encodeMs += performance.now() - t0;
     return encoder;
+  };
+  /** What a list launches and nobody has compiled yet is compiled first. */
+  const run = async (commands: Int32Array, meta: Uint32Array, reads: readonly Range[]) => {
+    const missing = new Set<number>();
+    for (let i = 0; i < commands.length; i += 6) if (!kernels.at(commands[i]!)) missing.add(commands[i]!);
+    if (missing.size) {
+      await kernels.compile(missing);
+      watch.check();
+    }
+    return submit(encode(commands, meta), reads);
   };
   const readAll = async (ranges: readonly Range[]): Promise<Float32Array[]> => {
     watch.check();
@@ -144,6 +157,7 @@ export function play(
     sizes: about.sizes,
     families: about.families,
     lanes: 1,
+    later: about.later,
     memory: about.bytes,
     lost: watch.whenLost,
     write: (to, data) => {
@@ -164,7 +178,7 @@ export function play(
     },
     run: async (_lane, commands, meta, reads) => {
       watch.check();
-      return tracked(submit(encode(commands, meta), reads));
+      return tracked(run(commands, meta, reads));
     },
     readAll: (ranges) => tracked(readAll(ranges)),
     read: async (range) => (await tracked(readAll([range])))[0]!,
@@ -172,7 +186,8 @@ export function play(
     dispose: () => {
       disposed ??= (async () => {
         await Promise.all(pending);
-        watch.destroy();
+        for (const buffer of idle) buffer.destroy();
+        await about.release();
       })();
       return disposed;
     },

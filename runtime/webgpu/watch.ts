@@ -39,14 +39,7 @@ export class Watch {
   }
   /** Throws when the device is lost or was let go, and for an error since the last check. */
   check = (): void => {
-    if (this.lost) throw this.lost;
-    if (this.destroyed)
-      throw new WeftError({
-        code: "WEFT_DISPOSED",
-        where: "webgpu device",
-        expected: "a device in use",
-        found: "dispose() was called",
-      });
+    this.living();
     if (this.failure === null) return;
     const found = this.failure;
     this.failure = null;
@@ -57,12 +50,21 @@ export class Watch {
       found,
     });
   };
+  /** Throws when the device is lost or was let go. */
+  private living = (): void => {
+    if (this.lost) throw this.lost;
+    if (this.destroyed)
+      throw new WeftError({
+        code: "WEFT_DISPOSED",
+        where: "webgpu device",
+        expected: "a device in use",
+        found: "dispose() was called",
+      });
+  };
   /** Wait for work of the device; what it cannot do because it is lost throws that. */
   async until<T>(work: Promise<T>, where: string): Promise<T> {
     try {
-      return await settled(work, () => {
-        if (this.lost) throw this.lost;
-      });
+      return await settled(work, this.living);
     } catch (cause) {
       if (cause instanceof WeftError) throw cause;
       this.check();

@@ -12,7 +12,10 @@ import type { Again } from "../keeping.ts";
 import type { FinetuneOptions, GenerateOptions } from "../options.ts";
 import type { ArgsOf, CallName, ResultOf } from "./calls.ts";
 
-/** What never changes of an engine, but for the base, which full training changes. */
+/**
+ * What never changes of an engine, but for the base, which full training changes, and what is known of its
+ * invariance when a class is first trained.
+ */
 export interface Facts {
   readonly manifest: Manifest;
   readonly device: Engine["device"];
@@ -30,8 +33,9 @@ export interface JobEars {
   readonly published: (p: Published, step: number) => void;
   readonly kept: (c: Checkpoint) => void;
 }
-/** What it learned, and the base that there is then. */
+/** What it learned, and the base and the invariance that there are then. */
 export interface Learned {
+  readonly invariance: Facts["invariance"];
   readonly result: TrainResult;
   readonly base: string;
 }

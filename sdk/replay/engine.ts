@@ -130,7 +130,10 @@ export class ReplayEngine implements AsyncEngine {
   }
   private ended(job: ReplayJob, learned: Learned | null): void {
     this.jobs.delete(job);
-    if (!learned || learned.base === this.base) return;
+    if (!learned) return;
+    // Of training it is known when a job has run.
+    this.facts = { ...this.facts, invariance: learned.invariance };
+    if (learned.base === this.base) return;
     // Full training: another base from now on.
     this.facts = { ...this.facts, base: learned.base };
     this.journal.learned(job.again.options, job.again.end);

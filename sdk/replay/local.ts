@@ -31,7 +31,10 @@ export class Local implements Backend {
       ears.event(e);
     };
     const job = await engine.finetune({ ...o, onEvent }, { ...again, keep: ears.kept });
-    const done = job.done.then((result) => ({ result, base: engine.base }));
+    const done = job.done.then((result) => {
+      const { base, invariance } = engine.core;
+      return { result, base, invariance };
+    });
     done.catch(() => {});
     return {
       learnsFrom: job.learnsFrom,

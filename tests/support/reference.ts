@@ -68,6 +68,8 @@ export async function checkLora(
   if (!steps) return;
   const job = await engine.finetune({ ...common, data, name: "adamw", from: "peft", method: "lora", steps });
   checkLosses((await job.done).losses, ref.lora);
+  // What trains was checked when it began.
+  assert.is(engine.core.invariance, "verified");
 }
 
 /** Every base weight as the device has it; and how they come back. */

@@ -1,0 +1,154 @@
+/**
+ * What a load on WebGPU leaves for later: a load compiles what serves, a class's first job what it plays, and
+ * checks it on memory of its own. What serves meanwhile has the same bits.
+ */
+import * as assert from "uvu/assert";
+import { compile } from "../compiler/compile.ts";
+import { openAdapter } from "../runtime/dawn.ts";
+import { Engine as Core } from "../runtime/engine.ts";
+import { type Job, startJob } from "../runtime/trainer.ts";
+import { openWebGpu } from "../runtime/webgpu.ts";
+import { batchOf, bits, configs, idsOf, small, tiny } from "./support/engines.ts";
+import { suite } from "./support/suite.ts";
+import { writeModel } from "./support/tiny.ts";
+
+const test = suite("arrivals");
+const files = compile(writeModel({ ...configs.even, num_hidden_layers: 1 }), {
+  targets: ["webgpu"],
+  train: ["lora", "ia3"],
+  capacities: small,
+  limits: tiny,
+}).then((c) => c.files);
+
+/** Labels of the pipelines that `body` has made. */
+async function pipelinesOf(body: (labels: string[]) => Promise<void>): Promise<void> {
+  await openAdapter("software");
+  const { prototype } = GPUDevice;
+  const { createComputePipelineAsync } = prototype;
+  const labels: string[] = [];
+  prototype.createComputePipelineAsync = function (this: GPUDevice, d) {
+    labels.push(d.label!);
+    return createComputePipelineAsync.call(this, d);
+  };
+  try {
+    await body(labels);
+  } finally {
+    prototype.createComputePipelineAsync = createComputePipelineAsync;
+  }
+}
+/** An engine on a bundle, whose kernels with such a name may have another text. */
+async function opened(
+  o: { ahead?: boolean; change?: readonly [name: RegExp, to: (text: string) => string] } = {},
+): Promise<Core> {
+  const all = await files;
+  const read = async (name: string): Promise<Uint8Array> => {
+    const bytes = all.get(name)!;
+    if (!o.change?.[0].test(name)) return bytes;
+    const text = new TextDecoder().decode(bytes);
+    const changed = o.change[1](text);
+    assert.is.not(changed, text, name);
+    return new TextEncoder().encode(changed);
+  };
+  const options = { ahead: o.ahead ?? false };
+  return Core.open({ where: "memory", read: async (name) => all.get(name)! }, async (m) => {
+    return (await openWebGpu(m, read, "software", options))!;
+  });
+}
+const start = (core: Core, name: string, method = "lora"): Job =>
+  startJob(
+    core,
+    { name, method, rows: batchOf(128), steps: 1, batchSize: 5, optimizer: "sgd", learningRate: 1e-2 },
+    [],
+  );
+const logitsOf = async (core: Core, adapter?: string): Promise<string> => {
+  const { logits } = await core.score(idsOf("arrivals", 40, 128), { logits: true, adapter });
+  return logits!.map(bits).join();
+};
+const training = /^(backward|head_train|sumsq|clip|sgd|adamw|lion|calibrate)/;
+
+test("a load compiles what serves; a class's first job what it plays; nothing twice", () =>
+  pipelinesOf(async (labels) => {
+    const core = await opened();
+    assert.is(core.invariance, "verified");
+    assert.ok(labels.length > 5);
+    assert.equal(
+      labels.filter((l) => training.test(l)),
+      [],
+    );
+    const base = await logitsOf(core);
+    const first = labels.length;
+    await start(core, "one").done;
+    const made = labels.slice(first);
+    assert.ok(made.some((l) => /^backward_lora_all/.test(l)) && made.some((l) => /^sgd_lora/.test(l)));
+    assert.equal(
+      made.filter((l) => /ia3|adamw|lion|calibrate/.test(l)),
+      [],
+    );
+    const one = await logitsOf(core, "one");
+    const before = labels.length;
+    await start(core, "two").done;
+    assert.is(labels.length, before);
+    // The check of another class leaves what is in slots, in blocks and in use as it was.
+    const [job, served] = [start(core, "three", "ia3"), logitsOf(core, "one")];
+    assert.is(await served, one);
+    await job.done;
+    assert.ok(labels.slice(before).some((l) => /^backward_ia3/.test(l)));
+    assert.equal([await logitsOf(core), await logitsOf(core, "one")], [base, one]);
+    assert.is(core.invariance, "verified");
+    assert.equal(core.memory().blocks.free, core.memory().blocks.total);
+    assert.is(new Set(labels).size, labels.length);
+    await core.dispose();
+  }));
+
+test("a kernel of training that the device refuses fails jobs that play it, with its name", async () => {
+  const core = await opened({
+    change: [/backward_lora_all_d_mlp_down_proj_plain/, (s) => s.replace("fn main", "fn maim")],
+  });
+  const base = await logitsOf(core);
+  for (const name of ["one", "two"]) {
+    const error = await start(core, name).done.then(
+      () => null,
+      (e: { code: string; where: string }) => e,
+    );
+    assert.is(error?.code, "WEFT_DEVICE");
+    assert.match(error!.where, /kernel backward_lora_all_d_mlp_down_proj_plain/);
+  }
+  await start(core, "three", "ia3").done;
+  assert.is(await logitsOf(core), base);
+  await core.dispose();
+});
+
+test("a perturbed kernel of training is seen when its class's first job begins", async () => {
+  const core = await opened({
+    change: [
+      /backward_lora_all_d_mlp_down_proj_plain/,
+      (s) => s.replace(/(t\d) \+ (a\d);/g, "$1 + $2 * 1.0001f;"),
+    ],
+  });
+  assert.is(core.invariance, "verified");
+  await start(core, "other", "ia3").done;
+  assert.is(core.invariance, "verified");
+  await start(core, "one").done;
+  assert.is(core.invariance, "off");
+  await core.dispose();
+});
+
+test("ahead, everything comes without being asked for, and an end in the middle is one", () =>
+  pipelinesOf(async (labels) => {
+    const core = await opened({ ahead: true });
+    for (let i = 0; i < 500 && !labels.some((l) => /^clip/.test(l)); i++) await logitsOf(core);
+    assert.ok(labels.some((l) => /^clip/.test(l)));
+    const before = labels.length;
+    await start(core, "one").done;
+    assert.is(labels.length, before);
+    await core.dispose();
+    const ended = await opened({ ahead: true });
+    const { done } = start(ended, "one");
+    await ended.dispose();
+    const error = await done.then(
+      () => null,
+      (e: { code: string }) => e,
+    );
+    assert.is(error?.code, "WEFT_DISPOSED");
+  }));
+test.run();
