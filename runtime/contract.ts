@@ -80,6 +80,8 @@ export const COUNTER = {
   credit: 24,
   /** Tokens that requests of the lane found computed, since it planned its step. */
   found: 25,
+  /** Row-equivalents that the step was granted. */
+  spent: 26,
 } as const;
 
 /** Header words of a metadata block, the same in every block; only updates have the last. */

@@ -32,6 +32,19 @@ export type { EngineOptions, Feed, GenerateIds, Merged, MergeOptions, StepTrace 
 /** Engines that nobody holds any more and nobody disposed of: their devices are let go. */
 const dropped = new FinalizationRegistry<Device>((device) => void device.dispose());
 
+/**
+ * What a step with requests has: rows, or (0) as many as take so many milliseconds. A CPU decodes a row in no
+ * less time than it takes a few others, so that a wanted time would leave prompts next to nothing there.
+ */
+function paceOf(target: DeviceInfo["target"], { budget, latency }: EngineOptions) {
+  if (budget !== undefined && latency !== undefined)
+    throw new WeftError({
+      ...{ code: "WEFT_OPTION", where: "latency" },
+      ...{ expected: "a step's rows or its time, not both", found: `budget ${budget}, latency ${latency}` },
+    });
+  const rows = budget ?? (target === "wasm" && latency === undefined ? 21 : 0);
+  return { rows, ms: rows ? 0 : (latency ?? 25) };
+}
 export class Engine {
   readonly adapters: AdapterStore;
   readonly weights: BaseWeights;
@@ -56,7 +69,7 @@ export class Engine {
     readonly manifest: Manifest,
     readonly device: Supervised,
     readonly host: Host,
-    private readonly options: EngineOptions,
+    options: EngineOptions,
     reader: BundleReader,
     /** What the caller's own functions threw. */
     readonly reporting: Reports,
@@ -74,10 +87,12 @@ export class Engine {
       () => this.kick(),
       options.prefixCache ?? true,
     );
+    const pace = paceOf(device.info.target, options);
+    host.exports.want(Math.round(1000 * pace.ms));
     this.loops = new Loops(
       { manifest, device, host, serving: this.serving, adapters: this.adapters, jobs: this.jobs },
       {
-        budget: this.budget,
+        budget: pace.rows,
         idle: options.idleBudget ?? manifest.capacities.tokens,
         onStep: options.onStep ? reporting.guard("onStep", options.onStep) : null,
       },
@@ -178,13 +193,6 @@ export class Engine {
   }
   get info(): DeviceInfo {
     return this.device.info;
-  }
-  /**
-   * Row-equivalents of a step with requests. A unit's cost is counted in arithmetic; on WebGPU it is mostly
-   * launches, so the default is smaller there.
-   */
-  get budget(): number {
-    return this.options.budget ?? (this.info.target === "wasm" ? 21 : 18);
   }
 
   /**

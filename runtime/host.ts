@@ -99,8 +99,9 @@ export interface HostExports {
   jobOffer(job: number, rows: number, most: number, keep: number, last: number): void;
   jobClose(job: number): void;
   decide(lane: number): number;
+  want(micros: number): void;
   schedule(lane: number, budget: number, idle: number): number;
-  commit(lane: number): number;
+  commit(lane: number, micros?: number): number;
 }
 
 /** The tokens of a request that waits. */

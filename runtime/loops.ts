@@ -56,6 +56,7 @@ export class Loops {
   constructor(
     private readonly engine: Played,
     private readonly o: {
+      /** 0: what the host measures. */
       readonly budget: number;
       readonly idle: number;
       readonly onStep: ((t: StepTrace) => void) | null;
@@ -139,11 +140,13 @@ export class Loops {
           },
         ]
       : [];
+    const t1 = performance.now();
     const [logits] = await device.run(lane, host.commands(lane, count), host.meta(lane), reads);
+    const micros = Math.min(2 ** 31 - 1, Math.round(1000 * (performance.now() - t1)));
     if (logits) host.logits().set(logits);
     const trace = this.o.onStep && this.traceRows(lane);
     const cached = host.exports.counterOf(lane, COUNTER.found);
-    const events = host.events(lane, host.exports.commit(lane)).slice();
+    const events = host.events(lane, host.exports.commit(lane, micros)).slice();
     await this.handle(events, logits ?? new Float32Array(0));
     const given = host.exports.counterOf(lane, COUNTER.given);
     // Who waits for room may be of the other lane.

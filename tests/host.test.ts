@@ -237,6 +237,34 @@ test("a hundred clients leave each job a twentieth of its speed, whatever is sca
     }
 });
 
+test("a step with requests takes the time that is wanted, whatever rows cost on the device", async () => {
+  for (const { name, bare, row, free = 0, least, most } of [
+    { name: "rows cost little", bare: 3000, row: 100, least: 0.8, most: 1.15 },
+    { name: "rows cost much", bare: 8000, row: 1500, least: 0.8, most: 1.15 },
+    { name: "some rows are free", bare: 12_000, row: 900, free: 20, least: 0.8, most: 1.15 },
+    // Half as long again as decoding alone.
+    { name: "decoding is slow", bare: 60_000, row: 2000, least: 3, most: 4 },
+    // No step is as long as it might be.
+    { name: "all is fast", bare: 500, row: 10, least: 0.05, most: 0.2 },
+  ]) {
+    const takes = (decoding: number, others: number): number =>
+      (decoding ? bare : bare / 2) + row * Math.max(0, others - free);
+    const sizes = { tokens: 256, sequences: 16, headRows: 8, context: 96, blocks: 64 };
+    const p = await Played.open(sizes, { pace: { want: 25_000, takes } });
+    p.startJob(0, Array(8).fill(40));
+    const more = clients(p, 6, (i) => ({ length: 20 + (i % 40), grows: 20 }));
+    for (let i = 0; i < 600; i++) {
+      more();
+      p.step();
+    }
+    // A unit may be longer than what is left: the mean is what is wanted.
+    const last = p.timed.slice(-200);
+    const mean = last.reduce((a, b) => a + b, 0) / last.length / 25_000;
+    assert.is(last.length, 200, name);
+    assert.ok(mean >= least && mean <= most, `${name}: ${mean.toFixed(2)} of the time that is wanted`);
+  }
+});
+
 test("a request of most of the cache starts between micro-batches, and what follows", async () => {
   for (const lanes of [1, 2]) {
     const p = await Played.open({ context: 96, blocks: 4 }, { lanes });

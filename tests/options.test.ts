@@ -160,6 +160,8 @@ test("load", async () => {
     [{ fetch: "it" }, /fetch.*a function/],
     [{ headers: { a: 1 } }, /headers/],
     [{ budget: 0 }, /budget/],
+    [{ latency: 0 }, /latency/],
+    [{ latency: 20, budget: 8 }, /latency.*rows or its time.*budget 8, latency 20/],
     [{ onProgress: 1 }, /onProgress.*a function/],
   ] as Case[])
     await refused(Object.keys(o).join(), () => load(good, o as never), says);

@@ -17,6 +17,7 @@ import {
   C_MANY,
   C_META,
   C_ROWS,
+  C_SPENT,
   C_STEPS,
   C_TRAIN_ROWS,
   C_UNITS,
@@ -35,6 +36,7 @@ import {
 } from "./config";
 import { closeJob, OFFER, offer, openJob, resetJobs, settleForwards, wantSlot } from "./jobs";
 import { resetPages } from "./pages";
+import { paced, took, want as wantPace } from "./pace";
 import { policy } from "./policy";
 import { isEntry, parentOf, resetPrefixes } from "./prefix";
 import { ready, resetReady } from "./ready";
@@ -224,8 +226,13 @@ export function setMask(slot: i32, word: i32, mask: i32): void {
   set(SLOT_MASK, slot * MASK_WORDS + word, mask);
   set(SLOT_FRESH, slot, 1);
 }
+/** Microseconds that a step with requests should take at most, where `schedule` is given no budget. */
+export function want(micros: i32): void {
+  wantPace(micros);
+}
 /**
- * Grant and pack one step of a lane. Returns the number of commands; when it is 0 and no unit was granted,
+ * Grant and pack one step of a lane, of so many row-equivalents with requests (0: as many as take the time that
+ * is wanted) and without. Returns the number of commands; when it is 0 and no unit was granted,
  * there is nothing to do.
  */
 export function schedule(lane: i32, budget: i32, idle: i32): i32 {
@@ -238,7 +245,7 @@ export function schedule(lane: i32, budget: i32, idle: i32): i32 {
   // unit phases only once its whole forward was committed.
   settleForwards();
   refreshSlots();
-  policy(budget, idle);
+  bump(C_SPENT, policy(budget > 0 ? budget : paced(), idle) - counter(C_SPENT));
   emitForward();
   bump(C_META, META_WORDS);
   setFlying(counter(C_COMMANDS) > 0 || counter(C_UNITS) > 0);
@@ -246,12 +253,13 @@ export function schedule(lane: i32, budget: i32, idle: i32): i32 {
 }
 
 /**
- * After a lane's step ran and logits rows were copied to addrLogits: append sampled tokens, finish, free,
- * report. Returns the number of events.
+ * After a lane's step ran, in so many microseconds (0: nobody measured), and logits rows were copied to
+ * addrLogits: append sampled tokens, finish, free, report. Returns the number of events.
  */
-export function commit(lane: i32): i32 {
+export function commit(lane: i32, micros: i32): i32 {
   enter(lane);
   setFlying(false);
+  if (micros > 0 && serves()) took(micros);
   finishMicros();
   for (let h: i32 = 0; h < counter(C_HEAD); h++) {
     const seq: i32 = get(HEAD_SEQ, h);

@@ -75,6 +75,8 @@ export interface PlayOptions {
   readonly queued?: number;
   readonly budget?: number;
   readonly idle?: number;
+  /** Instead of a budget: microseconds that a step with requests should take, and those that one takes. */
+  readonly pace?: { readonly want: number; readonly takes: (decoding: number, others: number) => number };
   /** Requests share prefixes. Default: yes. */
   readonly prefixes?: boolean;
   /** Another host.wasm. */
@@ -120,17 +122,20 @@ export class Played {
   private readonly stepWords: number;
   private readonly budget: number;
   private readonly idle: number;
+  /** Microseconds of steps in which some decode. */
+  readonly timed: number[] = [];
   private constructor(
     readonly manifest: Manifest,
     readonly host: Host,
     readonly lanes: number,
-    o: PlayOptions,
+    private readonly o: PlayOptions,
   ) {
     const { slots, jobs, tokens } = manifest.capacities;
     this.slots = [0, ...Array<null>(slots).fill(null)];
     this.work.jobs = Array<number>(jobs).fill(0);
     this.stepWords = planOf(manifest, "wasm", manifest.capacities).stepWords;
-    this.budget = o.budget ?? 21;
+    this.budget = o.pace ? 0 : (o.budget ?? 21);
+    host.exports.want(o.pace?.want ?? 0);
     this.idle = o.idle ?? tokens;
     this.pool = new Int32Array(manifest.capacities.blocks * BLOCK);
     host.logits().fill(0);
@@ -335,7 +340,17 @@ export class Played {
   /** The step ran. */
   end(lane: number): void {
     this.flying[lane] = false;
-    this.each(lane, this.host.exports.commit(lane), (type, a, b, c) => this.said(type, a, b, c));
+    this.each(lane, this.host.exports.commit(lane, this.takes(lane)), (type, a, b, c) =>
+      this.said(type, a, b, c),
+    );
+  }
+  private takes(lane: number): number {
+    if (!this.o.pace) return 0;
+    const of = (name: "head" | "spent"): number => this.host.exports.counterOf(lane, COUNTER[name]);
+    const [decoding, others] = [of("head"), of("spent") - of("head")];
+    const micros = this.o.pace.takes(decoding, others);
+    if (decoding) this.timed.push(micros);
+    return micros;
   }
   /** A whole step of each lane. */
   step(): boolean {

@@ -46,12 +46,12 @@ function serveRequests(budget: i32, idle: i32): i32 {
   }
   return used;
 }
-export function coserve(budget: i32, idle: i32): void {
+export function coserve(budget: i32, idle: i32): i32 {
   const used: i32 = serveRequests(budget, idle);
   const jobs: i32 = working();
   if (jobs == 0) {
     bump(C_CREDIT, -counter(C_CREDIT));
-    return;
+    return used;
   }
   // What requests leave of the budget is credit, and never less than the jobs' share; a unit larger than the
   // credit is granted on trust and paid back by the next steps, so that the mean is the budget and one step
@@ -64,4 +64,5 @@ export function coserve(budget: i32, idle: i32): void {
   const before: i32 = left;
   for (let j: i32 = nextJob(); j != NONE && left > 0; j = nextJob()) left -= grantJob(j, left);
   if (used > 0) bump(C_CREDIT, left - before);
+  return used + before - left;
 }

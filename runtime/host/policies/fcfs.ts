@@ -8,7 +8,7 @@ import { grantJob, nextJob } from "../jobs";
 import { nextDecoding, nextPrompt, nextScore, paused, serve } from "../ready";
 import { counter } from "../state";
 
-export function fcfs(budget: i32, idle: i32): void {
+export function fcfs(budget: i32, idle: i32): i32 {
   let left: i32 = budget;
   while (nextDecoding() != NONE && left > 0 && rowsLeft() > 0 && headLeft() > 0)
     left -= serve(nextDecoding(), 1);
@@ -22,7 +22,9 @@ export function fcfs(budget: i32, idle: i32): void {
     if (granted == 0) break;
     left -= granted;
   }
-  if (counter(C_REQUESTS) > paused()) return;
+  const used: i32 = budget - left;
+  if (counter(C_REQUESTS) > paused()) return used;
   left = idle;
   for (let j: i32 = nextJob(); j != NONE && left > 0; j = nextJob()) left -= grantJob(j, left);
+  return used + idle - left;
 }
