@@ -252,7 +252,7 @@ test("a step with requests takes the time that is wanted, whatever rows cost on 
     const sizes = { tokens: 256, sequences: 16, headRows: 8, context: 96, blocks: 64 };
     const p = await Played.open(sizes, { pace: { want: 25_000, takes } });
     p.startJob(0, Array(8).fill(40));
-    const more = clients(p, 6, (i) => ({ length: 20 + (i % 40), grows: 20 }));
+    const more = clients(p, 6, (i) => ({ length: 20 + 7 * i, grows: 13 + 5 * i }));
     for (let i = 0; i < 600; i++) {
       more();
       p.step();
