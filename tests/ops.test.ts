@@ -22,6 +22,7 @@ import {
   fma,
   Graph,
   gatherRows,
+  inputName,
   interpret,
   konst,
   kvWrite,
@@ -397,6 +398,32 @@ test("rows, embedding, dropout, adapters: ops that need surroundings, on both ta
       const { outputs } = await runOn(target, roots, data, b, { fuse });
       outputs.forEach((out, i) => close(out, want[i]!, `root ${i} on ${target}, fuse ${fuse}`));
     }
+});
+
+test("adapters' first products: a lane through all chunks and a lane a chunk give the same bits", async () => {
+  const b = batch("chunks", 13, 6, "step", 11);
+  const [short, long] = [300, 600];
+  const of = (cols: number) => {
+    const name = `chunks${scope++}`;
+    const x = graph.input(name, "x", rows(cols));
+    const f = graph.input(name, "f", { kind: "factor", rows: 8, cols, branch: 2 });
+    const root = shrink(x, f);
+    const data = inputData([root], b, "chunks");
+    return { root, data, x: data[inputName(x)]!, f: data[inputName(f)]! };
+  };
+  const [few, many] = [of(short), of(long)];
+  // What is behind the first columns adds nothing.
+  for (const key of ["x", "f"] as const)
+    many[key].forEach((_, i) => {
+      const [row, col] = [Math.floor(i / long), i % long];
+      many[key][i] = col < short ? few[key][row * short + col]! : 0;
+    });
+  const run = async ({ root, data }: typeof few): Promise<Float64Array> => {
+    const [out] = (await runOn("webgpu", [root], data, b)).outputs;
+    close(out!, interpret([root], data, context(b))[0]!, "shrink");
+    return Float64Array.from(out!);
+  };
+  assert.equal([...(await run(few))], [...(await run(many))]);
 });
 
 test("selections, slot vectors: gathered, scattered, broadcast by slot, on both targets", async () => {

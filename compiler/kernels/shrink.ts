@@ -1,7 +1,7 @@
 /** u = A·x, each row by its slot's own A. */
 import type { Type } from "../../ops/index.ts";
 import { QUAD, QUAD_WORDS } from "../../runtime/bundle.ts";
-import type { GraphKernel } from "./body.ts";
+import type { Body, GraphKernel } from "./body.ts";
 import { most, rows } from "./grid.ts";
 import * as assembly from "./text/assemblyscript.ts";
 import { epilogue } from "./text/assemblyscript_products.ts";
@@ -12,6 +12,16 @@ import { CHUNK, indices, epilogue as wgslEpilogue } from "./text/wgsl_products.t
 type Factor = Type & { kind: "factor" };
 /** Terms that WGSL asks for in one go. */
 const STEP = 8;
+const chunksOf = (b: Body): number => Math.ceil((b.operands[1]!.value.type as Factor).cols / CHUNK);
+/**
+ * Chunks up to which a lane goes through all of them: a workgroup has rows then, where it would have lanes
+ * with nothing to do, and barriers.
+ */
+const FEW_CHUNKS = 4;
+/** Lanes of such a workgroup, four to a row. */
+const SERIAL_LANES = 32;
+const SERIAL_ROWS = SERIAL_LANES / QUAD;
+const serial = (bodies: readonly Body[]): boolean => bodies.every((b) => chunksOf(b) <= FEW_CHUNKS);
 /** Bytes of a row of sums in a thread's scratch. */
 export const rowBytes = (cols: number): number => Math.ceil(cols / 4) * 16;
 
@@ -104,9 +114,11 @@ function shrink4x4(
 
 export const shrink: GraphKernel = {
   epilogue: "elements",
-  grid: (bodies) => [most(bodies, (b) => b.cols / QUAD, 1), rows(bodies)],
-  // A workgroup has a row and a quad of its slot's rows of A; a lane a chunk of one of these.
-  wgsl: (name, b, env) => {
+  lanes: (bodies) => (serial(bodies) ? SERIAL_LANES : wgsl.WG),
+  grid: (bodies) => [most(bodies, (b) => b.cols / QUAD, 1), rows(bodies, serial(bodies) ? SERIAL_ROWS : 1)],
+  // A workgroup has a row and a quad of its slot's rows of A; a lane a chunk of one of these. Or it has some
+  // rows, and a lane one of the quad's four.
+  wgsl: (name, b, env, _variant, lanes) => {
     const f = b.operands[1]!.value;
     const { branch, cols } = f.type as Factor;
     const x = wgsl.rowAt(b.operands[0]!, env, "row");
@@ -129,6 +141,30 @@ export const shrink: GraphKernel = {
       }`
           : []
       }`;
+    if (lanes === SERIAL_LANES) {
+      const text = lines`
+        ${wgsl.guard(b.bits)}
+        let row = wg.y * ${SERIAL_ROWS} + lane / ${QUAD};
+        let quad = wg.x;
+        let r = lane % ${QUAD};
+        if (quad * ${QUAD} + r >= ${b.cols} || row >= ${wgsl.count(b.domain)}) { return; }
+        let slot = batch[${env.layout.arrays.slot!} + row];
+        var total = 0.0f;
+        if (quad * ${QUAD} + r < ${wgsl.inTable("slot", branch, "rank", env)}) {
+          let x = ${x.at};
+          let f = tables[${wgsl.quadsAt("slot", branch, env)} + quad * ${QUAD_WORDS}]
+            + ${env.address(f).offset} + r * ${cols};
+          let terms = ${cols};
+          for (var c = 0; c < ${chunks}; c++) {
+            var sum = 0.0f;
+            let until = min(terms, (c + 1) * ${CHUNK});
+            for (var k = c * ${CHUNK}; k < until; k++) { sum = fma(${x.space}[x + k], adapters[f + k], sum); }
+            total = total + sum;
+          }
+        }
+        ${name}_e(row, quad * ${QUAD} + r, total);`;
+      return `${wgslEpilogue(name, b, env)}\n${wgsl.fn(name, text)}`;
+    }
     const text = lines`
       ${wgsl.guard(b.bits)}
       let row = wg.y;

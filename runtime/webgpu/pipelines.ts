@@ -49,10 +49,6 @@ export class Kernels {
     this.layouts = layouts.map((l) => watch.device.createPipelineLayout({ bindGroupLayouts: [l] }));
     this.never = idle(families, tokens);
   }
-  /** Pipelines that were asked for so far. */
-  get asked(): number {
-    return this.made.size;
-  }
   at(index: number): Kernel | undefined {
     return this.ready[index];
   }
