@@ -10,3 +10,4 @@ export { type CachedBundle, cache } from "./cache.ts";
 export * from "./compile.ts";
 export * from "./engine.ts";
 export { Job } from "./job.ts";
+export { type StoredFolder, storage } from "./storage.ts";

@@ -357,6 +357,32 @@ test("an adapter goes out as blobs, a zip and folders, and comes in again; a che
     assert.equal(out.ids, (await engine.complete({ prompt, maxTokens: 5, adapter: "j" })).ids);
     await (await engine.finetune({ ...job, data: rows, steps: 4 })).done;
     assert.is(resumed, [...(await of())].map(([name, data]) => name + [...data].join()).join(""));
+    // What lies there is listed, and goes one by one.
+    const kept = await site.visit<[string, string, number][][]>(`
+      const list = async () => (await weft.storage.list()).map((f) => [f.name, f.kind, f.bytes]);
+      const all = await list();
+      const engine = await open();
+      await engine.adapters.load("a", "storage:adapters/j");
+      await engine.adapters.get("a").save("storage:jobs/j/inner");
+      const gone = [await weft.storage.delete("storage:jobs/j"), await weft.storage.delete("storage:jobs")];
+      const left = await list();
+      await engine.adapters.load("b", "storage:jobs/j/inner");
+      await weft.storage.delete("storage:jobs/j/inner");
+      return [all, gone, left, await list()];`);
+    const adapter = [...(await of()).values()].reduce((n, data) => n + data.length, 0);
+    assert.equal(kept, [
+      [
+        ["storage:adapters/j", "adapter", adapter],
+        ["storage:jobs/j", "checkpoint", kept[0]![1]![2]],
+      ],
+      [true, false] as never,
+      [
+        ["storage:adapters/j", "adapter", adapter],
+        ["storage:jobs/j/inner", "adapter", adapter],
+      ],
+      [["storage:adapters/j", "adapter", adapter]],
+    ]);
+    assert.ok(kept[0]![1]![2]! > adapter);
     const refused = await site.visit<Said[]>(`
       const engine = await open();
       await (await engine.finetune({ ...job, data: rows, steps: 1 })).done;

@@ -142,7 +142,7 @@ function bundleOf(drive: Drive): BundleReader {
   };
 }
 
-const markerOf = (drive: Drive): Promise<Marker | null> => readJson(markerSchema, drive, MARKER);
+export const markerOf = (drive: Drive): Promise<Marker | null> => readJson(markerSchema, drive, MARKER);
 const isStaging = (e: Entry): boolean => e.isFolder && STAGING.test(e.name);
 
 /** The first file or folder that is none of `owned`, or null. */
@@ -284,7 +284,7 @@ async function readOr(
   }
 }
 
-const currentOf = (drive: Drive): Promise<Current | null> => readJson(currentSchema, drive, CURRENT);
+export const currentOf = (drive: Drive): Promise<Current | null> => readJson(currentSchema, drive, CURRENT);
 /** Throws WEFT_IO that names what is neither a version of such files nor left by a writer of them. */
 async function inspectVersions(drive: WritableDrive, names: readonly string[]): Promise<Current | null> {
   const current = await currentOf(drive);

@@ -30,14 +30,44 @@ export interface Browser {
    * A command of the DevTools protocol to a tab of its own; what it overrides, is so for all of the origin.
    */
   readonly send: (method: string, params?: object) => Promise<Record<string, unknown>>;
+  /** What the threads of pages do while `f` runs: events of Chromium's own tracing. */
+  readonly trace: <T>(
+    f: () => Promise<T>,
+  ) => Promise<{ readonly got: T; readonly events: readonly TraceEvent[] }>;
   readonly close: () => void;
+}
+/** An event of the Trace Event Format: times in microseconds, `tdur` those that its thread had a processor. */
+export interface TraceEvent {
+  readonly name: string;
+  readonly ph: string;
+  readonly pid: number;
+  readonly tid: number;
+  readonly ts: number;
+  readonly dur?: number;
+  readonly tdur?: number;
+  readonly args?: { readonly name?: string };
+}
+/** Tasks of the thread that made two marks of `performance.mark`, between them: ms, and ms of a processor. */
+export function tasksBetween(
+  events: readonly TraceEvent[],
+  from: string,
+  to: string,
+): { ms: number; cpu: number }[] {
+  const [first, last] = [from, to].map((name) => events.find((e) => e.name === name)!);
+  const own = (e: TraceEvent): boolean => e.pid === first!.pid && e.tid === first!.tid && e.ph === "X";
+  return events
+    .filter(
+      (e) => own(e) && e.name === "ThreadControllerImpl::RunTask" && e.ts >= first!.ts && e.ts <= last!.ts,
+    )
+    .map((e) => ({ ms: e.dur! / 1000, cpu: (e.tdur ?? Number.NaN) / 1000 }));
 }
 const patience = 120_000;
 
-/** The DevTools protocol over two pipes: JSON, each message ended by a zero byte. */
+/** The DevTools protocol over two pipes: JSON, each message ended by a zero byte. `hear` is told of events. */
 function protocol(
   to: Writable,
   from: Readable,
+  hear: (method: string, params: Record<string, unknown>) => void,
 ): (method: string, params?: object, sessionId?: string) => Promise<Record<string, unknown>> {
   const waiting = new Map<
     number,
@@ -49,11 +79,14 @@ function protocol(
     const messages = (rest + data).split("\0");
     rest = messages.pop()!;
     for (const text of messages) {
-      const { id, result, error } = JSON.parse(text) as {
+      const { id, result, error, method, params } = JSON.parse(text) as {
         id?: number;
+        method?: string;
+        params?: Record<string, unknown>;
         result?: Record<string, unknown>;
         error?: { message: string };
       };
+      if (method) hear(method, params ?? {});
       const asked = id === undefined ? undefined : waiting.get(id);
       if (id !== undefined) waiting.delete(id);
       if (error) asked?.reject(new Error(error.message));
@@ -118,7 +151,12 @@ export async function openChromium(serve: Serve, o: Options = {}): Promise<Brows
   );
   let stderr = "";
   child.stderr!.on("data", (d) => (stderr += d));
-  const send = protocol(child.stdio[3] as Writable, child.stdio[4] as Readable);
+  let traced: TraceEvent[] = [];
+  let complete = (): void => {};
+  const send = protocol(child.stdio[3] as Writable, child.stdio[4] as Readable, (method, params) => {
+    if (method === "Tracing.dataCollected") traced.push(...(params.value as TraceEvent[]));
+    if (method === "Tracing.tracingComplete") complete();
+  });
   let session: Promise<string> | undefined;
   const attach = async (): Promise<string> => {
     const { targetId } = await send("Target.createTarget", { url: "about:blank" });
@@ -145,6 +183,16 @@ export async function openChromium(serve: Serve, o: Options = {}): Promise<Brows
         results.delete(url);
         await send("Target.closeTarget", { targetId });
       }
+    },
+    trace: async (f) => {
+      traced = [];
+      const over = new Promise<void>((resolve) => (complete = resolve));
+      const includedCategories = ["toplevel", "blink.user_timing"];
+      await send("Tracing.start", { traceConfig: { includedCategories }, transferMode: "ReportEvents" });
+      const got = await f();
+      await send("Tracing.end");
+      await over;
+      return { got, events: traced };
     },
     close: () => {
       child.kill("SIGKILL");
