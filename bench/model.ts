@@ -2,7 +2,7 @@
 import { existsSync, mkdirSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { encodeSafetensors } from "../sdk/index.ts";
+import { encode } from "../runtime/safetensors.ts";
 import { ggufName, interleaved, writeGguf } from "../tests/support/gguf.ts";
 import { type Config, even, tensorsOf } from "../tests/support/tiny.ts";
 
@@ -22,7 +22,7 @@ export function randomModel(config: Config = random): string {
   if (!existsSync(join(dir, "model.safetensors"))) {
     mkdirSync(dir, { recursive: true });
     writeFileSync(join(dir, "config.json"), JSON.stringify(config));
-    writeFileSync(join(dir, "model.safetensors"), encodeSafetensors(tensorsOf(config)));
+    writeFileSync(join(dir, "model.safetensors"), encode(tensorsOf(config)));
   }
   return dir;
 }

@@ -4,9 +4,10 @@
  */
 
 import * as v from "valibot";
-import { decode, encode, parseHeader, type TensorData, WeftError } from "../runtime/bundle.ts";
+import { WeftError } from "../runtime/bundle.ts";
 import type { AdapterContent } from "../runtime/content.ts";
 import { type Folder, folderAt, type Place } from "../runtime/folders.ts";
+import { decode, encode, parseHeader, type TensorData } from "../runtime/safetensors.ts";
 import {
   boolean,
   check,

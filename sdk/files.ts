@@ -2,6 +2,7 @@
 import { WeftError } from "../runtime/bundle.ts";
 import { readRegular } from "../runtime/disk.ts";
 import { node } from "../runtime/node.ts";
+import type { TensorData } from "../runtime/safetensors.ts";
 import { check, foreign } from "../runtime/schema.ts";
 
 /** What a single file that nothing describes may have: rows of data, a shard of a model. */
@@ -38,4 +39,12 @@ export async function withTemporaryFolder<T>(f: (folder: string) => Promise<T>):
   } finally {
     await fs.rm(folder, { recursive: true, force: true });
   }
+}
+/** A safetensors file with these tensors, in the order given. */
+export async function encodeSafetensors(
+  tensors: readonly TensorData[],
+  metadata?: Readonly<Record<string, string>>,
+): Promise<Uint8Array> {
+  const { encode } = await import("../runtime/safetensors.ts");
+  return encode(tensors, metadata);
 }

@@ -3,10 +3,11 @@
  */
 import type { GgufValue } from "../compiler/export.ts";
 import { asLowRank, isScaledRows } from "../runtime/branch.ts";
-import { encode, type Manifest, type TensorData, WeftError } from "../runtime/bundle.ts";
+import { type Manifest, WeftError } from "../runtime/bundle.ts";
 import { type AdapterContent, siteOf } from "../runtime/content.ts";
 import { claimFile, writeNewFile } from "../runtime/disk.ts";
 import { readVerified } from "../runtime/load.ts";
+import { encode, type TensorData } from "../runtime/safetensors.ts";
 import { transpose } from "../runtime/tensors/dense.ts";
 import type { Engine } from "./engine.ts";
 import { decodeText } from "./files.ts";

@@ -1,5 +1,5 @@
 /** weft: serve and fine-tune one base model from one process. */
-export { type ErrorCode, encode as encodeSafetensors, type Manifest, WeftError } from "../runtime/bundle.ts";
+export { type ErrorCode, type Manifest, WeftError } from "../runtime/bundle.ts";
 export type { LoadProgress } from "../runtime/device.ts";
 export type { TokenEvent } from "../runtime/engine.ts";
 export type { Place } from "../runtime/folders.ts";
@@ -9,5 +9,6 @@ export { AdapterHandle } from "./adapter.ts";
 export { type CachedBundle, cache } from "./cache.ts";
 export * from "./compile.ts";
 export * from "./engine.ts";
+export { encodeSafetensors } from "./files.ts";
 export { Job } from "./job.ts";
 export { type StoredFolder, storage } from "./storage.ts";

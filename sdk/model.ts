@@ -1,15 +1,8 @@
 /** Hugging Face model folders: what is saved, and matrices of others (safetensors, one file or sharded). */
-import {
-  decode,
-  encode,
-  headerEnd,
-  type Manifest,
-  parseHeader,
-  type SiteEntry,
-  WeftError,
-} from "../runtime/bundle.ts";
+import { type Manifest, type SiteEntry, WeftError } from "../runtime/bundle.ts";
 import { folderAt, type Place } from "../runtime/folders.ts";
 import { readVerified } from "../runtime/load.ts";
+import { decode, encode, headerEnd, parseHeader } from "../runtime/safetensors.ts";
 import type { Engine } from "./engine.ts";
 import { parseJson, readFileOr } from "./files.ts";
 

@@ -7,7 +7,8 @@
  *   then the sign), most significant bit first
  */
 import * as v from "valibot";
-import { decode, encode, parseHeader, type TensorData, WeftError } from "../runtime/bundle.ts";
+import { WeftError } from "../runtime/bundle.ts";
+import { decode, encode, parseHeader, type TensorData } from "../runtime/safetensors.ts";
 import {
   check,
   count,

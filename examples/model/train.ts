@@ -105,7 +105,9 @@ export async function makeInitial(dir: string): Promise<void> {
   ones("model.norm.weight");
   writeFileSync(
     join(dir, "model.safetensors"),
-    encodeSafetensors(tensors.map(([name, shape, data]) => ({ name, shape, dtype: "F32" as const, data }))),
+    await encodeSafetensors(
+      tensors.map(([name, shape, data]) => ({ name, shape, dtype: "F32" as const, data })),
+    ),
   );
 }
 

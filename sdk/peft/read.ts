@@ -1,12 +1,5 @@
 /** A PEFT folder's two files as an adapter. */
-import {
-  type BranchEntry,
-  decode,
-  headerEnd,
-  type Manifest,
-  parseHeader,
-  type TensorInfo,
-} from "../../runtime/bundle.ts";
+import type { BranchEntry, Manifest } from "../../runtime/bundle.ts";
 import {
   type AdapterContent,
   absent,
@@ -18,6 +11,7 @@ import {
 } from "../../runtime/content.ts";
 import { resolveBranches } from "../../runtime/match.ts";
 import { pattern, steps } from "../../runtime/pattern.ts";
+import { decode, headerEnd, parseHeader, type TensorInfo } from "../../runtime/safetensors.ts";
 import type { Index, Placed } from "../../runtime/tensors/tensor.ts";
 import { readConfig } from "./config.ts";
 import { fail, InFiles, type Json, PREFIX } from "./folder.ts";

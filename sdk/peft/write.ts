@@ -1,7 +1,7 @@
 /** An adapter as the two files of a PEFT folder. */
 
 import { asLowRank } from "../../runtime/branch.ts";
-import { encode, type Manifest, type TensorData } from "../../runtime/bundle.ts";
+import type { Manifest } from "../../runtime/bundle.ts";
 import {
   type AdapterConfig,
   type AdapterContent,
@@ -10,6 +10,7 @@ import {
   siteOf,
 } from "../../runtime/content.ts";
 import { singleSites } from "../../runtime/experts.ts";
+import { encode, type TensorData } from "../../runtime/safetensors.ts";
 import { transpose } from "../../runtime/tensors/dense.ts";
 import type { Index, Placed } from "../../runtime/tensors/tensor.ts";
 import { fail, InFiles, type Json, PREFIX, plainLora, targetsOf } from "./folder.ts";

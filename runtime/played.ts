@@ -1,0 +1,12 @@
+/** Of the bundle format, what it takes to play one. A file that is named here is a part of every page. */
+export * from "./contract.ts";
+export * from "./dtypes.ts";
+export { type ErrorCode, type ErrorFields, WeftError } from "./errors.ts";
+export * from "./formats.ts";
+export * from "./kv.ts";
+export * from "./manifest.ts";
+export * from "./optimizers/index.ts";
+export { classPrograms } from "./programs.ts";
+export * from "./room.ts";
+export { rotaryTables } from "./rotary.ts";
+export { transpose } from "./tensors/dense.ts";
