@@ -32,7 +32,12 @@ export async function readManifest(reader: BundleReader): Promise<Manifest> {
     json = JSON.parse(text);
   } catch (cause) {
     const { message } = cause as Error;
-    throw new WeftError({ code: "WEFT_BUNDLE", where, expected: "JSON", found: message, cause });
+    // Servers of pages that find their own way answer any address with the page.
+    const hint = /^\s*</.test(text) ? "the server sent a page: is the address right?" : undefined;
+    throw new WeftError({
+      ...{ code: "WEFT_BUNDLE", where, expected: "JSON", found: message, cause },
+      ...(hint && { hint }),
+    });
   }
   return asManifest(json, where);
 }

@@ -151,6 +151,11 @@ test("bundles: wrong hash, truncated, escaping path, a version from the future, 
     /version 99.*update/,
   );
   await refuse("WEFT_BUNDLE", (d) => writeFileSync(`${d}/manifest.json`, "{"), /JSON/);
+  await refuse(
+    "WEFT_BUNDLE",
+    (d) => writeFileSync(`${d}/manifest.json`, "<!doctype html>"),
+    /JSON.*the server sent a page/,
+  );
   await code("WEFT_BUNDLE", () => load(scratch(), { device: "wasm" }));
   await code("WEFT_OPTION", () => load(good, { device: "cuda" as never }), /device/);
   await code("WEFT_DEVICE", () => load(good, { device: "software" }), /webgpu/);

@@ -36,7 +36,10 @@ export async function checkBundle(where: string, location: string): Promise<void
   if (await has(location, "manifest.json")) return;
   if (await has(location, "config.json")) wrong(`a model folder, ${location}`, compile);
   if (await has(location, "adapter_config.json"))
-    wrong(`an adapter, ${location}`, `name its bundle: weft ${where} BUNDLE --adapter ${location}`);
+    wrong(
+      `an adapter, ${location}`,
+      `name its bundle; the adapter goes behind --adapter, where a command takes one`,
+    );
   if (/^[\w-][\w.-]*\/[\w.-]+(@[\w./-]+)?$/.test(location))
     wrong(`no folder ${location}`, `of the Hugging Face Hub: weft pull ${location} -o ${out}`);
 }
