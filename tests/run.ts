@@ -61,17 +61,30 @@ export function runFile(path: string): Promise<FileResult> {
 const LONGEST = [
   ...[
     "adapters",
-    "laws",
     "methods",
-    "example",
-    "reference",
     "families",
+    "reference",
+    "docs",
+    "package",
     "formats",
-    "room",
-    "compile",
     "s2ft",
+    "laws",
+    "example",
   ],
-  ...["webgpu", "docs", "crew", "cli", "optimizers", "package", "soak", "gguf", "vera", "host", "wasm"],
+  ...[
+    "invariance",
+    "export",
+    "compile",
+    "ops",
+    "cli",
+    "host",
+    "replay",
+    "room",
+    "prefix",
+    "arrivals",
+    "experts",
+  ],
+  ...["optimizers", "bad", "jobs", "page", "openai", "webgpu", "gguf", "worker", "storage", "soak", "wasm"],
 ];
 const rankOf = (file: string): number => {
   const at = LONGEST.findIndex((name) => file === `${name}.test.ts`);
