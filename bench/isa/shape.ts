@@ -8,6 +8,7 @@ import { layoutOf } from "../../compiler/layout.ts";
 import { models } from "../../compiler/models/index.ts";
 import { openModel } from "../../compiler/open.ts";
 import type { CompileOptions } from "../../compiler/options.ts";
+import { presets } from "../../compiler/presets.ts";
 import { buildPrograms } from "../../compiler/programs/index.ts";
 import { settingsOf } from "../../compiler/settings.ts";
 import { targets } from "../../compiler/target.ts";
@@ -18,45 +19,22 @@ export type Config = Readonly<Record<string, unknown>>;
 const llama = (more: Config): Config => ({
   architectures: ["LlamaForCausalLM"],
   model_type: "llama",
-  max_position_embeddings: 2048,
   rms_norm_eps: 1e-5,
-  rope_theta: 500000,
   attention_bias: false,
   mlp_bias: false,
   hidden_act: "silu",
   bos_token_id: 0,
   eos_token_id: 1,
-  tie_word_embeddings: true,
   ...more,
+  max_position_embeddings: 2048,
+  rope_theta: 500000,
+  rope_scaling: null,
+  tie_word_embeddings: true,
 });
 export const shapes: Readonly<Record<string, Config>> = {
-  "llama-1b": llama({
-    hidden_size: 2048,
-    num_hidden_layers: 16,
-    num_attention_heads: 32,
-    num_key_value_heads: 8,
-    head_dim: 64,
-    intermediate_size: 8192,
-    vocab_size: 128256,
-  }),
-  "llama-8b": llama({
-    hidden_size: 4096,
-    num_hidden_layers: 32,
-    num_attention_heads: 32,
-    num_key_value_heads: 8,
-    head_dim: 128,
-    intermediate_size: 14336,
-    vocab_size: 128256,
-  }),
-  "smollm2-135m": llama({
-    hidden_size: 576,
-    num_hidden_layers: 30,
-    num_attention_heads: 9,
-    num_key_value_heads: 3,
-    head_dim: 64,
-    intermediate_size: 1536,
-    vocab_size: 49152,
-  }),
+  "llama-1b": llama(presets["llama-3.2-1b"]!),
+  "llama-8b": llama({ ...presets["llama-3-8b"]!, head_dim: 128 }),
+  "smollm2-135m": llama({ ...presets["smollm2-135m"]!, head_dim: 64 }),
   /** For software adapters. */
   tiny: llama({
     hidden_size: 128,

@@ -11,18 +11,7 @@ import {
 } from "./gguf.ts";
 import { above0OrNull, only } from "./keys.ts";
 import type { Family, Json, Model } from "./model.ts";
-import {
-  decoderNames,
-  embedding,
-  head,
-  mixture,
-  mixtureKeys,
-  mixtureSizes,
-  preNorm,
-  residual,
-  rms,
-  selfAttention,
-} from "./parts.ts";
+import { mixtureDecoder, mixtureKeys, mixtureSizes, selfAttention } from "./parts.ts";
 
 const modules = { module: "block_sparse_moe", gate: "w1", up: "w3", down: "w2" } as const;
 const absent = { rms_norm_eps: 1e-5, rope_theta: 1e6 };
@@ -32,19 +21,10 @@ function read(config: Json): Model {
   const d = decoderSizes(config, own, absent);
   only(config, "hidden_act", "silu");
   const window = above0OrNull(config, "sliding_window", null);
-  const { constants, sizes } = mixtureSizes(config, { top: 2, normed: true });
   const attention = selfAttention(d, { attending: { window: window !== null } });
-  return {
-    family: "mixtral",
-    ...d,
-    constants,
-    mixture: true,
-    ...(window && { perLayer: { window: Array<number>(d.layers).fill(window) } }),
-    names: decoderNames,
-    embed: embedding(d),
-    layer: residual(preNorm(attention, mixture(d, { ...modules, ...sizes })), rms(d)),
-    head: head(d),
-  };
+  const windows = window && { perLayer: { window: Array<number>(d.layers).fill(window) } };
+  const sizes = mixtureSizes(config, { top: 2, normed: true });
+  return mixtureDecoder("mixtral", d, attention, sizes, modules, windows || null);
 }
 
 export const mixtral: Family = {

@@ -14,18 +14,7 @@ import {
 } from "./gguf.ts";
 import { only } from "./keys.ts";
 import type { Family, Json, Model } from "./model.ts";
-import {
-  decoderNames,
-  embedding,
-  head,
-  mixture,
-  mixtureKeys,
-  mixtureSizes,
-  preNorm,
-  residual,
-  rms,
-  selfAttention,
-} from "./parts.ts";
+import { mixtureDecoder, mixtureKeys, mixtureSizes, rms, selfAttention } from "./parts.ts";
 
 // A bound on queries, keys and values (clip_qkv) is none of these: it is refused by its name.
 const own = ["attention_bias", "hidden_act", "norm_topk_prob", ...mixtureKeys];
@@ -35,18 +24,8 @@ function read(config: Json): Model {
   const d = decoderSizes(config, own, { rms_norm_eps: 1e-5 });
   only(config, "hidden_act", "silu");
   const normed = config.norm_topk_prob === true;
-  const { constants, sizes } = mixtureSizes(config, { top: 8, normed });
   const attention = selfAttention(d, { bias: config.attention_bias === true, norm: rms(d) });
-  return {
-    family: "olmoe",
-    ...d,
-    constants,
-    mixture: true,
-    names: decoderNames,
-    embed: embedding(d),
-    layer: residual(preNorm(attention, mixture(d, { ...modules, ...sizes })), rms(d)),
-    head: head(d),
-  };
+  return mixtureDecoder("olmoe", d, attention, mixtureSizes(config, { top: 8, normed }), modules);
 }
 
 export const olmoe: Family = {

@@ -253,3 +253,23 @@ export const sandwich = (attention: Block["run"], mlp: Block["run"]): readonly B
   { before: "input_layernorm", run: attention, after: "post_attention_layernorm" },
   { before: "pre_feedforward_layernorm", run: mlp, after: "post_feedforward_layernorm" },
 ];
+
+/** A decoder with norms before its blocks, whose feed-forward is a mixture; `more`: what differs between layers. */
+export const mixtureDecoder = (
+  family: string,
+  d: Sizes,
+  attention: Block["run"],
+  { constants, sizes }: ReturnType<typeof mixtureSizes>,
+  modules: Pick<Mixture, "module" | "gate" | "up" | "down">,
+  more: Pick<Model, "perLayer"> | null = null,
+): Model => ({
+  family,
+  ...d,
+  constants,
+  mixture: true,
+  ...more,
+  names: decoderNames,
+  embed: embedding(d),
+  layer: residual(preNorm(attention, mixture(d, { ...modules, ...sizes })), rms(d)),
+  head: head(d),
+});

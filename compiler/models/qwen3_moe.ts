@@ -14,19 +14,7 @@ import {
 } from "./gguf.ts";
 import { count, fail, only } from "./keys.ts";
 import type { Family, Json, Model } from "./model.ts";
-import {
-  decoderNames,
-  embedding,
-  head,
-  mixture,
-  mixtureKeys,
-  mixtureSizes,
-  perHead,
-  preNorm,
-  residual,
-  rms,
-  selfAttention,
-} from "./parts.ts";
+import { mixtureDecoder, mixtureKeys, mixtureSizes, perHead, selfAttention } from "./parts.ts";
 
 const own = [
   "attention_bias",
@@ -54,18 +42,8 @@ function read(config: Json): Model {
   if (dense != null && !(Array.isArray(dense) && !dense.length)) fail("mlp_only_layers", "no layers", dense);
   const d = { ...outer, ffn: count(config, "moe_intermediate_size", 768) };
   const normed = config.norm_topk_prob === true;
-  const { constants, sizes } = mixtureSizes(config, { top: 8, normed });
   const attention = selfAttention(d, { bias: config.attention_bias === true, norm: perHead(d) });
-  return {
-    family: "qwen3_moe",
-    ...d,
-    constants,
-    mixture: true,
-    names: decoderNames,
-    embed: embedding(d),
-    layer: residual(preNorm(attention, mixture(d, { ...modules, ...sizes })), rms(d)),
-    head: head(d),
-  };
+  return mixtureDecoder("qwen3_moe", d, attention, mixtureSizes(config, { top: 8, normed }), modules);
 }
 
 export const qwen3Moe: Family = {

@@ -4,7 +4,7 @@
  */
 import { halfToFloat } from "../dtypes.ts";
 import { toHalf } from "./f16.ts";
-import { type WeightFormat, WGSL_PANEL } from "./format.ts";
+import { into, type WeightFormat, WGSL_PANEL } from "./format.ts";
 
 const BLOCK = 32;
 
@@ -22,7 +22,10 @@ export const int8: WeightFormat = {
       for (let b = 0; b < blocks; b++) {
         const [from, to] = [row * k + b * BLOCK, row * k + Math.min(k, (b + 1) * BLOCK)];
         let max = 0;
-        for (let i = from; i < to; i++) max = Math.max(max, Math.abs(values[i]!));
+        for (let i = from; i < to; i++) {
+          const x = Math.abs(values[i]!);
+          if (x > max) max = x;
+        }
         let h = toHalf(max / 127, from, refuse);
         // The next half up where it was rounded down: no value may need more than 127 steps.
         if (halfToFloat(h) * 127 < max) h++;
@@ -38,11 +41,11 @@ export const int8: WeightFormat = {
   },
   decode: ([q, halves], n, k) => {
     const blocks = Math.ceil(k / BLOCK);
-    const scales = Float32Array.from(halves!, halfToFloat);
-    return new Float32Array(n * k).map((_, i) => {
-      const block = Math.floor(i / k) * blocks + Math.floor((i % k) / BLOCK);
-      return q![i]! * scales[block]!;
-    });
+    const scales = into(new Float32Array(halves!.length), halves!, halfToFloat);
+    const out = new Float32Array(n * k);
+    for (let row = 0; row < n; row++)
+      for (let i = 0; i < k; i++) out[row * k + i] = q![row * k + i]! * scales[row * blocks + (i >> 5)]!;
+    return out;
   },
   wgsl: {
     // Exact: 7 + 11 bits.

@@ -5,7 +5,7 @@
  */
 import { floatToHalf, halfToFloat } from "../dtypes.ts";
 import { toHalf } from "./f16.ts";
-import { type WeightFormat, WGSL_PANEL } from "./format.ts";
+import { into, type WeightFormat, WGSL_PANEL } from "./format.ts";
 
 const BLOCK = 32;
 const MOST = 15;
@@ -25,27 +25,29 @@ export const q4: WeightFormat = {
     for (let row = 0; row < n; row++)
       for (let b = 0; b < blocks; b++) {
         const from = row * k + b * BLOCK;
-        const block = values.subarray(from, Math.min(row * k + k, from + BLOCK));
-        const { scale, low } = fit(block);
+        const to = Math.min(row * k + k, from + BLOCK);
+        const { scale, low } = fit(values, from, to);
         const at = (row * blocks + b) * 2;
         scales[at] = toHalf(scale, from, refuse);
         scales[at + 1] = toHalf(low, from, refuse);
-        for (let i = 0; i < block.length; i++) {
-          const j = row * pairs + ((b * BLOCK + i) >> 1);
-          q[j] = q[j]! | (stepOf(block[i]!, scale, low) << ((i & 1) * 4));
+        for (let i = from, j = row * pairs + ((b * BLOCK) >> 1); i < to; i += 2, j++) {
+          const odd = i + 1 < to ? stepOf(values[i + 1]!, scale, low) : 0;
+          q[j] = stepOf(values[i]!, scale, low) | (odd << 4);
         }
       }
     return [q, scales];
   },
   decode: ([q, halves], n, k) => {
     const [blocks, pairs] = [Math.ceil(k / BLOCK), Math.ceil(k / 2)];
-    const scales = Float32Array.from(halves!, halfToFloat);
-    return new Float32Array(n * k).map((_, at) => {
-      const [row, i] = [Math.floor(at / k), at % k];
-      const block = (row * blocks + Math.floor(i / BLOCK)) * 2;
-      const step = (q![row * pairs + (i >> 1)]! >> ((i & 1) * 4)) & MOST;
-      return step * scales[block]! + scales[block + 1]!;
-    });
+    const scales = into(new Float32Array(halves!.length), halves!, halfToFloat);
+    const out = new Float32Array(n * k);
+    for (let row = 0; row < n; row++)
+      for (let i = 0; i < k; i++) {
+        const block = (row * blocks + (i >> 5)) * 2;
+        const step = (q![row * pairs + (i >> 1)]! >> ((i & 1) * 4)) & MOST;
+        out[row * k + i] = step * scales[block]! + scales[block + 1]!;
+      }
+    return out;
   },
   wgsl: {
     value: (w, j) => `fma(vec4<f32>((${w} >> vec4<u32>(${4 * j}u)) & vec4<u32>(15u)), s, m)`,
@@ -127,40 +129,51 @@ function unpack_q4(w: usize, N: i32, K: i32, p: i32, k: i32, count: i32, out: us
 };
 
 /** The step of a block whose value lies nearest. */
-const stepOf = (x: number, scale: number, low: number): number =>
-  scale ? Math.min(MOST, Math.max(0, Math.round((x - low) / scale))) : 0;
+function stepOf(x: number, scale: number, low: number): number {
+  if (!scale) return 0;
+  const steps = (x - low) / scale + 0.5;
+  return steps < 0 ? 0 : steps > MOST ? MOST : Math.floor(steps);
+}
 const half = (x: number): number => halfToFloat(floatToHalf(x));
 
 /**
- * Scale and minimum, as halves, of the least squared error over a block: from those that reach from its least
- * value to its largest, steps and line are fitted to each other in turns until nothing is gained.
+ * Scale and minimum, as halves, of the least squared error over the block [from, to): from those that reach from
+ * its least value to its largest, steps and line are fitted to each other in turns until nothing is gained.
  */
-function fit(block: Float32Array): { readonly scale: number; readonly low: number } {
-  let [low, high] = [Infinity, -Infinity];
-  for (const x of block) {
-    low = Math.min(low, x);
-    high = Math.max(high, x);
+function fit(
+  values: Float32Array,
+  from: number,
+  to: number,
+): { readonly scale: number; readonly low: number } {
+  let [low, high, sx] = [Infinity, -Infinity, 0];
+  for (let i = from; i < to; i++) {
+    const x = values[i]!;
+    if (x < low) low = x;
+    if (x > high) high = x;
+    sx += x;
   }
   let next = { scale: half((high - low) / MOST), low: half(low) };
   let best = next;
   let least = Infinity;
   for (let turn = 0; turn < 8; turn++) {
-    let [error, sq, sqq, sx, sqx] = [0, 0, 0, 0, 0];
-    for (const x of block) {
-      const q = stepOf(x, next.scale, next.low);
-      error += (q * next.scale + next.low - x) ** 2;
+    let [error, sq, sqq, sqx] = [0, 0, 0, 0];
+    const { scale, low } = next;
+    for (let i = from; i < to; i++) {
+      const x = values[i]!;
+      const q = stepOf(x, scale, low);
+      const off = q * scale + low - x;
+      error += off * off;
       sq += q;
       sqq += q * q;
-      sx += x;
       sqx += q * x;
     }
     if (!(error < least)) break;
     [best, least] = [next, error];
-    const n = block.length;
+    const n = to - from;
     const spread = n * sqq - sq * sq;
     if (!spread || !error) break;
-    const scale = half((n * sqx - sq * sx) / spread);
-    next = { scale, low: half((sx - scale * sq) / n) };
+    const wider = half((n * sqx - sq * sx) / spread);
+    next = { scale: wider, low: half((sx - wider * sq) / n) };
   }
   return best;
 }
