@@ -3,7 +3,7 @@
  * The command line: `weft COMMAND …`, a command a file in commands/. Progress on stderr, results on stdout;
  * `--json` for machines; exit 1 on any error.
  */
-import { realpathSync } from "node:fs";
+import { existsSync, readFileSync, realpathSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { WeftError } from "../runtime/bundle.ts";
@@ -18,6 +18,13 @@ const common = {
   help: toggle("what you read", { short: "h" }),
 } as const;
 
+/** The package's version: its package.json lies one folder up from the sources, two from what is built. */
+function version(): string {
+  const [file] = ["../package.json", "../../package.json"]
+    .map((path) => new URL(path, import.meta.url))
+    .filter((url) => existsSync(url));
+  return (JSON.parse(readFileSync(file!, "utf8")) as { version: string }).version;
+}
 /** `text` in lines of at most `width` characters, the first after `head`, the others below it. */
 function wrapped(head: string, text: string, width = 100): string {
   const lines: string[] = [];
@@ -38,7 +45,7 @@ const overview = (): string => {
     "",
     ...Object.entries(commands).map(([name, c]) => `  weft ${name.padEnd(width)}  ${c.summary}`),
     "",
-    "weft COMMAND --help lists a command's flags. Every command takes --json.",
+    "weft COMMAND --help lists a command's flags. Every command takes --json. weft --version.",
   ].join("\n");
 };
 function helpOf(name: string, c: Command): string {
@@ -90,6 +97,10 @@ export async function main(argv: readonly string[]): Promise<number> {
   try {
     if (!name || name === "--help" || name === "-h" || name === "help") {
       console.log(overview());
+      return 0;
+    }
+    if (name === "--version" || name === "version") {
+      console.log(version());
       return 0;
     }
     const known = Object.keys(commands);

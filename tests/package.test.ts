@@ -123,6 +123,8 @@ test("TypeScript resolves every door as Node does, and refuses what does not exi
 test("the command line is on the PATH", async () => {
   const { folder } = await install();
   const weft = join(folder, "node_modules/.bin/weft");
+  const { version } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as { version: string };
+  assert.is((await runIn(folder, weft, ["--version"])).out, `${version}\n`);
   const help = await runIn(folder, weft, ["--help"]);
   assert.is(help.code, 0, help.err);
   assert.match(help.out, /weft compile/);
