@@ -19,7 +19,7 @@ const families = {
   gemv: /^linear .*few/,
   /** Products of many. */
   gemm: /^linear(_t)? /,
-  decode: /^attend .*few/,
+  decode: /^attend .*(few|merge)/,
   attention: /^attend/,
   other: /^/,
 } as const;
@@ -55,7 +55,7 @@ async function rowsOf({ texts }: Kernels, chip: string): Promise<Row[]> {
   );
   return names.map((kernel, i): Row => {
     const skeleton = texts.get(kernel)!.split("\n")[1]!.slice(3);
-    const says = `${skeleton} ${/_(few|many)(_\d+)?$/.exec(kernel)?.[1] ?? ""}`;
+    const says = `${skeleton} ${/_(few|many|merge)(_\d+)?$/.exec(kernel)?.[1] ?? ""}`;
     return { kernel, family: all.find((f) => families[f].test(says))!, ...isa[i]! };
   });
 }
@@ -70,7 +70,7 @@ function token({ plan }: Kernels, layers: number): { launches: number; bytes: nu
   const of = (name: string): number => {
     const { launches } = plan.programs.find((p): p is ProgramEntry => p.name === name)!;
     // Of a launch for few rows and one for many, a token runs one.
-    return launches.filter((l) => !l.bits.length && l.grid.every((g) => !/^(many|tile|plain)_/.test(g.count)))
+    return launches.filter((l) => !l.bits.length && l.grid.every((g) => !/^(tile|plain)_/.test(g.count)))
       .length;
   };
   const words = (list: readonly ParamEntry[]): number =>

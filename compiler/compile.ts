@@ -24,6 +24,7 @@ import { type Emitted, emitTarget } from "./emit/target.ts";
 import { type BundleFile, hasher } from "./files.ts";
 import { checkFormats } from "./formats.ts";
 import { fuse } from "./fuse.ts";
+import { tileRowsOf } from "./kernels/text/wgsl_attend.ts";
 import type { SiteSpec } from "./layers.ts";
 import { type Layout, layoutOf } from "./layout.ts";
 import { checkLimits } from "./limits.ts";
@@ -143,6 +144,7 @@ async function* bundle(
       policy: settings.policy,
       blocks: plan.blocks,
       pagesPerSlot,
+      tileRows: tileRowsOf(model.heads, model.kvHeads),
       train,
       saved,
       programs: plan.programs,

@@ -64,8 +64,9 @@ export interface KernelEnv {
   readonly groups: number;
   readonly address: (v: Value) => Address;
   readonly param: (name: string) => ParamAddress;
-  /** Words from the arena's start: gradient norms [jobs][groups + 2]. */
+  /** Words from the arena's start: gradient norms [jobs][groups + 2]; what splits of attention leave. */
   readonly norms: number;
+  readonly partials: number;
 }
 /** Metadata arrays that say where each segment of a unit begins, and how many rows it has, in a domain. */
 export const SEGMENT_ROWS: Readonly<Partial<Record<Domain, readonly [string, string]>>> = {
@@ -77,10 +78,10 @@ export const ROWS_HEADER: Readonly<Record<Domain, string>> = { T: "n_rows", W: "
 export const REST_HEADER: Readonly<Partial<Record<Domain, string>>> = { T: "rest_rows", R: "rest_head" };
 
 /**
- * Versions of one launch for few rows and for many, and a plain one for CPUs, where they differ; `any`
- * otherwise.
+ * Versions of one launch for few rows and for many, what folds the parts that those for few leave, and a plain
+ * one for CPUs, where they differ; `any` otherwise.
  */
-export type Variant = "any" | "plain" | "few" | "many";
+export type Variant = "any" | "plain" | "few" | "many" | "merge";
 
 /**
  * A kernel, which runs bodies of kind `B`: all that planning and both targets must know of it. One file each
@@ -90,7 +91,7 @@ export interface Kernel<B> {
   /** WGSL: workgroups in x and y that cover the largest body; z picks the body. */
   readonly grid: (bodies: readonly B[], env: KernelEnv, variant: Variant) => readonly [GridDim, GridDim];
   /** WGSL: versions of the launch, where there are several. */
-  readonly variants?: (body: B) => readonly Variant[];
+  readonly variants?: (body: B, env: KernelEnv) => readonly Variant[];
   /** WGSL: lanes of a workgroup; without it, 64. */
   readonly lanes?: (bodies: readonly B[], variant: Variant) => number;
   /** WGSL: how many functions `name_0` … a body has, which run side by side; without it, one `name`. */

@@ -9,12 +9,15 @@ import {
   mostStates,
   type ParamEntry,
   packedWords,
+  SPLIT,
   type TargetEntry,
 } from "../runtime/bundle.ts";
 import type { Address } from "./kernel.ts";
 import type { Launch } from "./kernels/body.ts";
 import { stateOf, storesResult } from "./kernels/index.ts";
+import { partialWords } from "./kernels/text/wgsl_attend.ts";
 import type { ParamSpec } from "./layers.ts";
+import { splitsOf } from "./metadata.ts";
 import type { Model } from "./models/model.ts";
 import { placePages } from "./pages.ts";
 import type { GraphProgram, Programs, TrainClass } from "./programs/index.ts";
@@ -60,6 +63,8 @@ export interface Layout {
   /** Of the arena, what outlives a program, and where it ends. */
   readonly homes: Omit<TargetEntry["homes"], "dh" | "dkv">;
   readonly persistent: number;
+  /** What splits of attention leave. */
+  readonly partials: number;
   readonly fields: ReadonlyMap<string, FieldPlace>;
   /** By class of training: words of a row's records. */
   readonly records: Readonly<Record<string, { readonly boundary: number; readonly kept: number }>>;
@@ -113,11 +118,14 @@ export function layoutOf(
     rotary: home(model.ropes.length * c.context * 2 * (model.ropes[0]?.inverseFrequencies.length ?? 0)),
     norms: home(MOST_JOBS * (model.layers + 3)),
   };
+  const perHead = target.name === "webgpu" && c.context > SPLIT ? partialWords(model.headDim) : 0;
+  const partials = home(splitsOf(c) * model.heads * perHead);
   const full = train.includes("full");
   return {
     params: { layer: layer.params, outer: outer.params, factors, statistics },
     homes,
     persistent: at,
+    partials,
     fields: saved.fields,
     records: saved.records,
     slots,

@@ -2,7 +2,7 @@
  * The batch metadata blocks: one per forward step, backward or head unit, and update. Words of 32 bits; f32
  * fields hold bits.
  */
-import { cacheBlocks, HEADER } from "../runtime/bundle.ts";
+import { cacheBlocks, HEADER, SPLIT } from "../runtime/bundle.ts";
 import type { Capacities } from "./target.ts";
 
 export interface BlockLayout {
@@ -26,6 +26,8 @@ export const unitTableWords = (c: Capacities): number => cacheBlocks(c.context) 
  * touch (0 for a further quantum of the same sequence).
  */
 const segmentArrays = ["seg_row", "seg_rows", "seg_head", "seg_heads", "seg_base", "seg_fresh", "seg_keys"];
+/** Splits of single rows that attention runs at once: what they leave has room for so many. */
+export const splitsOf = (c: Capacities): number => Math.max(2 * c.tokens, Math.ceil(c.context / SPLIT));
 const rowArrays = ["ids", "pos", "slot", "table", "save_row", "drop_key", "drop_p"];
 /** In a step, rows of several training classes meet: each class has its own index of what only it keeps. */
 export const extArray = (cls: string): string => `ext_${cls}`;
@@ -47,6 +49,10 @@ export function blockLayouts(
     step: build("step", [
       ...[...rowArrays, ...train.map(extArray)].map((n) => [n, c.tokens] as const),
       ["head_row", c.headRows],
+      // Items of attention: rows of a tile from its first on; a split's row, and which it is; a row of
+      // several, and its first.
+      ...["tile_row", "tile_rows", "merge_row", "merge_item"].map((n) => [n, c.tokens] as const),
+      ...["split_row", "split_part"].map((n) => [n, splitsOf(c)] as const),
       // As long as a load has sequences: the block's words end where they begin.
       ["tables", 0],
     ]),

@@ -6,6 +6,8 @@ import { updateWords } from "./optimizers/index.ts";
 
 /** Tokens of a cache block, and of a key tile. */
 export const BLOCK = 32;
+/** Keys that attention sums on their own before it folds them into what came before. */
+export const SPLIT = 256;
 /** Rows of a tile of a product on WebGPU. */
 export const ROW_TILE = 64;
 /** Blocks that hold `tokens`. */
@@ -61,8 +63,7 @@ export const COUNTER = {
   free: 0,
   freeSequences: 1,
   given: 2,
-  /** Rows from which a step has many, for its device; lanes; requests that run. */
-  many: 3,
+  /** Lanes; requests that run. */
   lanes: 4,
   requests: 5,
   /** Rows that kernels for a few take at most, beside whole tiles. */
@@ -102,6 +103,10 @@ export const headerWords: readonly string[] = [
   // Rows at the end of n_rows, and of n_head, that kernels for a few take.
   "rest_rows",
   "rest_head",
+  // Items of attention on WebGPU: tiles of rows, splits of single rows, and of these rows that have several.
+  "n_tiles",
+  "n_splits",
+  "n_merges",
   ...updateWords,
 ];
 export const HEADER = Math.ceil(headerWords.length / 32) * 32;

@@ -37,9 +37,10 @@ export interface Range {
 }
 /** Which of the kernels for the same thing serve how many rows. */
 export interface Families {
-  /** Rows from which a step takes attention for many rows. */
-  readonly manyRows: number;
-  /** Rows beside whole tiles that products for a few rows take at most; null: plain ones take all rows. */
+  /**
+   * Rows beside whole tiles that products for a few rows take at most; attention then takes single rows by
+   * splits. 0: tiles take all rows; null: plain kernels do.
+   */
   readonly fewRows: number | null;
 }
 /** What a device whose kernels are compiled where they run leaves for later than its load. */

@@ -18,7 +18,7 @@ export const MAX_QUEUED = 4096;
 
 export interface HostExports {
   readonly memory: WebAssembly.Memory;
-  init(many: number, few: number, lanes: number, queued: number): void;
+  init(few: number, lanes: number, queued: number): void;
   addrMeta(lane: number): number;
   addrCommands(lane: number): number;
   addrEvents(lane: number): number;
@@ -119,7 +119,7 @@ export class Host {
     manifest: Manifest,
     metaWords: number,
     {
-      families: { manyRows, fewRows },
+      families: { fewRows },
       lanes,
       queued = MAX_QUEUED,
     }: { readonly families: Families; readonly lanes: number; readonly queued?: number },
@@ -159,7 +159,7 @@ export class Host {
         instance: WebAssembly.Instance;
       };
       exports = made.instance.exports as unknown as HostExports;
-      exports.init(manyRows, fewRows ?? -1, lanes, queued);
+      exports.init(fewRows ?? -1, lanes, queued);
       host = new Host(exports, manifest, metaWords);
       if (!host.fits(lanes)) throw bad("the capacities of its manifest", "a host of others");
       return host;

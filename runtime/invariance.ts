@@ -16,7 +16,9 @@ import {
   NONE,
   type ParamEntry,
   pagesAtMost,
+  ROW_TILE,
   type Sizes,
+  SPLIT,
   sizeNames,
 } from "./bundle.ts";
 import { type AdapterContent, defaultConfig, placedIn, virtualTokens } from "./content.ts";
@@ -52,12 +54,8 @@ const LAYERS = 2;
  * place of one.
  */
 const SHORT = 5;
-/** Positions from which attention folds another split. */
-const SPLIT = 256;
 /** Words of a gradient that are compared. */
 const SAMPLE = 4096;
-/** No step has so many rows. */
-const NEVER = 2 ** 30;
 
 /** A host for these capacities, with such families. */
 export type OpenHost = (manifest: Manifest, device: Device, families: Families) => Promise<Host>;
@@ -110,7 +108,7 @@ export async function trainsAlike(
   try {
     writeConstants(own, apart, layers);
     const host = await openHost(own, apart, families);
-    return await new Check(own, apart, host, families.manyRows).training([cls]);
+    return await new Check(own, apart, host).training([cls]);
   } finally {
     await apart.dispose();
   }
@@ -121,19 +119,15 @@ async function judge(
   open: (families: Families) => Promise<Host>,
 ): Promise<Verdict> {
   const holds = async (families: Families): Promise<boolean> =>
-    new Check(manifest, device, await open(families), families.manyRows).holds(
+    new Check(manifest, device, await open(families)).holds(
       checkedLater(manifest, device) ? [] : manifest.train,
     );
   const { families } = device;
   if (await holds(families)) return { invariance: "verified", families, trained: new Map() };
-  // Where steps of both kinds occur, one kind may do for all.
-  const { tokens } = manifest.capacities;
-  const both = families.manyRows > 1 && families.manyRows <= tokens;
-  if (both || families.fewRows)
-    for (const manyRows of both ? [families.manyRows, NEVER, 1] : [families.manyRows]) {
-      const single = { manyRows, fewRows: families.fewRows === null ? null : 0 };
-      if (await holds(single)) return { invariance: "single-family", families: single, trained: new Map() };
-    }
+  // Where rows of both kinds occur, one kind may do for all.
+  const single: Families = { fewRows: 0 };
+  if (families.fewRows && (await holds(single)))
+    return { invariance: "single-family", families: single, trained: new Map() };
   return { invariance: "off", families, trained: new Map() };
 }
 
@@ -163,7 +157,6 @@ class Check {
     private readonly manifest: Manifest,
     private readonly device: Device,
     private readonly host: Host,
-    private readonly manyRows: number,
   ) {
     this.store = new AdapterStore(manifest, device, host, () => manifest.base);
     this.layers = Math.min(LAYERS, manifest.model.layers);
@@ -198,22 +191,22 @@ class Check {
   }
 
   /**
-   * One prompt in the largest steps and in small ones: kernels for few rows and for many, and contexts past a
-   * split of attention.
+   * One prompt in the largest steps and in small ones, whose last has one row: kernels for few rows and for
+   * many, and contexts past a split of attention.
    */
   private async lengths(): Promise<boolean> {
     const { context, tokens, blocks } = this.manifest.capacities;
-    const both = this.manyRows > 1 && this.manyRows <= tokens;
-    const n = Math.min(
-      context - 1,
-      blocks * BLOCK - 1,
-      (context > SPLIT ? SPLIT : 0) + (both ? this.manyRows : 0) + SHORT,
-    );
+    const most = Math.min(context, blocks * BLOCK) - 1;
+    const rows = Math.min(tokens, 37);
+    const tile = this.device.families.fewRows === null ? 0 : ROW_TILE;
+    const wanted = Math.min(most, (context > SPLIT ? SPLIT : 0) + tile + SHORT);
+    const over = (wanted - 1) % rows;
+    const n = over && wanted + rows - over <= most ? wanted + rows - over : wanted - over;
     if (n < 1) return true;
     const one: Play = { ids: idsOf(n, this.manifest.model.vocab), kind: "generate" };
     // Large steps of equal size, so that the last rows are in one too.
     const [large] = await this.play([one], Math.ceil(n / Math.ceil(n / tokens)));
-    const [small] = await this.play([one], Math.min(tokens, both ? this.manyRows - 1 : 37));
+    const [small] = await this.play([one], rows);
     return sameLeft(large!, small!);
   }
 

@@ -1,5 +1,6 @@
 /**
- * How the paged cache holds keys and values, [block][k|v][kv head][32][head_dim] numbers of one format. What
+ * How the paged cache holds keys and values, [block][k|v][kv head][32][stride] numbers of one format, where a
+ * row of head_dim numbers is padded to a multiple of four, so that lanes read it in fours. What
  * kernels compute with is f32 either way, and their gradients stay f32. `f16` halves the cache and what
  * attention reads of it; it rounds, so it is a class of numerics of its own. Numbers beyond the largest half
  * become that half.
@@ -11,12 +12,14 @@ export interface KvFormat {
   readonly bytes: 2 | 4;
   /** What it adds to the name of a class of numerics. */
   readonly numerics: "" | " f16";
-  /** WGSL, over `kv` as words: where they are read, and where rows of lanes each store one number. */
+  /** WGSL, over `kv`: as fours where it is read, as words where lanes each store one number. */
   readonly wgsl: {
-    readonly read: "f32" | "u32";
+    readonly read: "vec4<f32>" | "vec2<u32>";
     readonly written: "f32" | "atomic<u32>";
     /** `kv_NAME(i)`: number i of the cache. */
     readonly at: string;
+    /** `kv_quad_NAME(i)`: numbers i to i + 3, of a multiple of four. */
+    readonly quad: string;
     /** `kv_put_NAME(i, v)`: number i becomes v. */
     readonly put: string;
   };
@@ -33,11 +36,15 @@ const f32: KvFormat = {
   bytes: 4,
   numerics: "",
   wgsl: {
-    read: "f32",
+    read: "vec4<f32>",
     written: "f32",
     at: `
 fn kv_f32(i: i32) -> f32 {
-  return kv[i];
+  return kv[i >> 2u][i & 3];
+}`,
+    quad: `
+fn kv_quad_f32(i: i32) -> vec4<f32> {
+  return kv[i >> 2u];
 }`,
     put: `
 fn kv_put_f32(i: i32, v: f32) {
@@ -55,11 +62,16 @@ const f16: KvFormat = {
   bytes: 2,
   numerics: " f16",
   wgsl: {
-    read: "u32",
+    read: "vec2<u32>",
     written: "atomic<u32>",
     at: `
 fn kv_f16(i: i32) -> f32 {
-  return unpack2x16float(kv[i >> 1u])[i & 1];
+  return unpack2x16float(kv[i >> 2u][(i >> 1u) & 1])[i & 1];
+}`,
+    quad: `
+fn kv_quad_f16(i: i32) -> vec4<f32> {
+  let h = kv[i >> 2u];
+  return vec4<f32>(unpack2x16float(h.x), unpack2x16float(h.y));
 }`,
     // A word is two lanes': each changes its half alone, in whatever order they come.
     put: `
@@ -81,9 +93,11 @@ fn kv_put_f16(i: i32, v: f32) {
 
 export const kvFormats = { f32, f16 } satisfies Readonly<Record<string, KvFormat>>;
 export type KvName = keyof typeof kvFormats;
+/** Numbers from a row of the cache to the next. */
+export const kvStride = (headDim: number): number => Math.ceil(headDim / 4) * 4;
 /** Words of a block: keys and values of 32 tokens. */
 export const kvBlockWords = (m: { readonly kvHeads: number; readonly headDim: number }, kv: KvName): number =>
-  (2 * BLOCK * m.kvHeads * m.headDim * kvFormats[kv].bytes) / 4;
+  (2 * BLOCK * m.kvHeads * kvStride(m.headDim) * kvFormats[kv].bytes) / 4;
 export const kvNames = Object.keys(kvFormats) as readonly KvName[];
 /** The format of a name that the graph carries. */
 export function kvFormatOf(name: string): KvFormat {

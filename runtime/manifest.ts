@@ -29,7 +29,7 @@ import { startNames, type TensorKindName, tensorKinds } from "./tensors/index.ts
 import { termNames } from "./terms.ts";
 
 export const BUNDLE_FORMAT = "weft-bundle";
-export const BUNDLE_VERSION = 14;
+export const BUNDLE_VERSION = 15;
 
 const FileEntry = object({ bytes, sha256: sha256Hex });
 const format = oneOf(formats);
@@ -156,25 +156,25 @@ const MethodEntry = object({
 /** How many workgroups a launch takes in one dimension: ceil(count · mul / div). */
 const GridDim = object({
   /**
-   * A header word or 1. `few_rows` is n_rows in a step of few rows and 0 in one of many, `many_rows` the
-   * other way round: of two kernels for the same thing one runs. How many is many is the device's to say.
-   * `tile_rows` are those in whole tiles, and `rest_rows` what is left over where it is a few: of two kernels
-   * for the same thing each takes its rows. `plain_rows` is all of them on a device without such, where the
-   * two are 0. With `head`: the same of n_head.
+   * A header word or 1. `tile_rows` are those in whole tiles, and `rest_rows` what is left over where it is a
+   * few: of two kernels for the same thing each takes its rows. `plain_rows` is all of them on a device
+   * without such, where the others are 0. With `head`: the same of n_head. Of attention `tile_groups` are
+   * tiles of rows, `few_splits` splits of single rows, and `few_merges` those rows that have several.
    */
   count: oneOf([
     "one",
     "n_rows",
     "n_head",
     "n_keys",
-    "few_rows",
-    "many_rows",
     "tile_rows",
     "rest_rows",
     "plain_rows",
     "tile_head",
     "rest_head",
     "plain_head",
+    "tile_groups",
+    "few_splits",
+    "few_merges",
   ]),
   mul: count,
   div: positive,

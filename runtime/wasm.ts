@@ -312,7 +312,7 @@ export async function openWasm(
     },
     plan,
     sizes,
-    families: { manyRows: 2 ** 30, fewRows: null },
+    families: { fewRows: null },
     lanes,
     later: null,
     memory: bytes,

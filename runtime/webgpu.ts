@@ -30,9 +30,9 @@ type WebGpuOptions = RoomOptions & {
   readonly ahead?: boolean | undefined;
 };
 type FileOf = (name: string) => Promise<Uint8Array>;
-const GPU: Families = { manyRows: 64, fewRows: 8 };
+const GPU: Families = { fewRows: 8 };
 /** It has few lanes behind WebGPU and pays for every barrier: kernels without them, however few the rows. */
-const CPU: Families = { manyRows: 1, fewRows: null };
+const CPU: Families = { fewRows: null };
 
 /**
  * Open the bundle's `webgpu` plan; null when there is no adapter of the wanted kind. Throws WEFT_CAPACITY
@@ -121,7 +121,7 @@ async function openOn(
     const software = isSoftware(adapter);
     const families = options.families ?? (software ? CPU : GPU);
     const texts = await readKernels(plan, file);
-    const kernels = new Kernels(watch, plan, memory.layouts, texts, families, manifest.capacities.tokens);
+    const kernels = new Kernels(watch, plan, memory.layouts, texts, families);
     const { programs = [] } = plan;
     // What trains in full is checked at load, in place: its gradients take as much as the model.
     await kernels.prepare(manifest.train.includes("full") ? programs : servingPrograms(programs));

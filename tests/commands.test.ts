@@ -25,7 +25,7 @@ async function longestList(
   const host = await Host.open(
     manifest,
     plan.metaWords,
-    { families: { manyRows: 8, fewRows: 8 }, lanes: 1 },
+    { families: { fewRows: 8 }, lanes: 1 },
     wasm as Uint8Array<ArrayBuffer>,
   );
   const { exports } = host;

@@ -374,11 +374,6 @@ for (const [heads, kvHeads, hd, o, from, format] of [
     for (const target of targets) {
       const { outputs } = await runOn(target, [g.o, g.lse, ...roots], data, b);
       outputs.forEach((out, i) => close(out, want[i]!, `attention root ${i} on ${target}`, tolerance));
-      // The kernels for few rows and for many do the same operations in the same order.
-      const few = await runOn(target, [g.o, g.lse], data, b, { variant: "few" });
-      few.outputs.forEach((out, i) =>
-        assert.equal([...out], [...outputs[i]!], `attention root ${i} on ${target}, few rows`),
-      );
     }
   });
 

@@ -19,10 +19,10 @@ interface Kind {
   readonly float: boolean;
   readonly product: boolean;
 }
-const FLOATS = /^(arena|kv|saved|adapters|accum|part|shared_q|sums|tile_a|tile_b)$/;
+const FLOATS = /^(arena|kv|saved|adapters|accum|part|shared_[qpmc]|sums|tile_a|tile_b)$/;
 /** Functions that give floats; `max` and others like it give what they take. */
 const MAKES =
-  /^(fma|exp|log|sqrt|tanh|f32|vec4|unpack2x16float|vector_at|halves_\w+|weight_\w+|expand|sparse|fold_\w+)$/;
+  /^(fma|exp|log|sqrt|tanh|f32|vec4|unpack2x16float|vector_at|kv_\w+|leading|halves_\w+|weight_\w+|expand|sparse|fold_\w+)$/;
 const KEEPS = /^(max|min|select|array)$/;
 /** Exact: a power of two times an integer of 24 bits. */
 const EXACT = /^rand$/;

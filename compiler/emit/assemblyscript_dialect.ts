@@ -11,7 +11,7 @@ import {
   usesCol,
   type Value,
 } from "../../ops/index.ts";
-import { formatOf, kvFormatOf, layerWord } from "../../runtime/bundle.ts";
+import { formatOf, kvFormatOf, kvStride, layerWord } from "../../runtime/bundle.ts";
 import type { Address, KernelEnv } from "../kernel.ts";
 import type { Store } from "../kernels/body.ts";
 import {
@@ -252,7 +252,7 @@ const places: { readonly [T in Store["to"]]: (s: Store & { to: T }, p: Printer, 
   },
   kv: (s, p, env) => {
     const { heads, headDim, format } = s.kv.type as Kv;
-    const bytes = headDim * kvFormatOf(format).bytes;
+    const bytes = kvStride(headDim) * kvFormatOf(format).bytes;
     const pos = p.ix({ ix: "meta", name: "pos", at: { ix: "row" } });
     const table = p.ix({ ix: "meta", name: "table", at: { ix: "row" } });
     const kv = startOf(env.address(s.kv));
@@ -272,7 +272,7 @@ function storeAt(s: Store, ptr: string, value: string, lanes: 1 | 4): string {
   const { bytes, assembly } = kvFormatOf(format);
   const at = (lane: number): string => {
     const col = `(col + ${lane})`;
-    const number = `${col} / ${headDim} * ${KV_BLOCK * headDim} + ${col} % ${headDim}`;
+    const number = `${col} / ${headDim} * ${KV_BLOCK * kvStride(headDim)} + ${col} % ${headDim}`;
     return `${ptr} + ((<usize>(${number})) << ${Math.log2(bytes)})`;
   };
   if (lanes === 1) return assembly.store1(at(0), value);

@@ -32,11 +32,12 @@ import {
   optimizerNames,
   type ProgramEntry,
   ROW_TILE,
+  SPLIT,
   sizeNames,
   TRAIN_BIT,
   updateWords,
 } from "../../runtime/bundle.ts";
-import { extArray, segmentsOf, unitTableWords } from "../metadata.ts";
+import { extArray, segmentsOf, splitsOf, unitTableWords } from "../metadata.ts";
 import { CALIBRATE, CALIBRATE_GRADIENT } from "../programs/index.ts";
 import { compileAssembly, type Making } from "./asc.ts";
 
@@ -46,14 +47,15 @@ const gridCode: Readonly<Record<GridDim["count"], number>> = {
   n_rows: 1,
   n_head: 2,
   n_keys: 3,
-  few_rows: 4,
-  many_rows: 5,
+  few_splits: 4,
+  few_merges: 5,
   tile_rows: 6,
   rest_rows: 7,
   plain_rows: 8,
   tile_head: 9,
   rest_head: 10,
   plain_head: 11,
+  tile_groups: 12,
 };
 /** A launch: kernel, mask words, then (count, mul, div) of x, y, z. */
 const LAUNCH_WORDS = 1 + MASK_WORDS + 9;
@@ -93,14 +95,16 @@ export interface HostInput {
   readonly kernels: readonly string[];
   /** Pages of the largest adapter. */
   readonly pagesPerSlot: number;
+  /** Rows of a sequence that a tile of attention takes on WebGPU. */
+  readonly tileRows: number;
   readonly parametersPerLayer: number;
   readonly headParameters: number;
 }
 
 /**
  * The longest command list of a step, and its most events, as if every mask bit were set: all slots filled
- * anew, all units granted, every job's update, and a forward. Of attention for few and for many rows a step
- * runs one, of products in tiles and for the rest both.
+ * anew, all units granted, every job's update, and a forward. Kernels for tiles and for the rest may both run,
+ * plain ones beside neither.
  */
 function longestLists(h: HostInput): { commands: string; events: string } {
   const { units, headRows } = h.capacities;
@@ -108,7 +112,7 @@ function longestLists(h: HostInput): { commands: string; events: string } {
     const list = h.programs.find((p) => p.name === name)?.launches ?? [];
     const without = (counts: RegExp): number =>
       list.filter((l) => l.grid.every((g) => !counts.test(g.count))).length;
-    return Math.max(without(/^(plain|few)_/), without(/^(plain|many)_/));
+    return Math.max(without(/^plain_/), without(/^(tile|rest|few)_/));
   };
   const most = (of: (program: (key: string) => number, cls: string) => number): number =>
     Math.max(0, ...classesOf(h).map((cls) => of((key) => launches(ofClass[key]!(cls)), cls)));
@@ -147,6 +151,7 @@ function contract(): Record<string, number> {
   const out: Record<string, number> = {
     BLOCK,
     ROW_TILE,
+    SPLIT,
     NONE,
     IGNORE,
     FREE,
@@ -195,6 +200,8 @@ export function hostConfig(h: HostInput): string {
     UNITS: c.units,
     BLOCKS_PER_SEQUENCE: cacheBlocks(c.context),
     PAGES_PER_SLOT: h.pagesPerSlot,
+    SPLITS: splitsOf(c),
+    TILE_ROWS: h.tileRows,
     LAYERS: h.layers,
     VOCAB: h.vocab,
     UNIT_ROW_COST: Math.max(1, Math.round((1024 * 2 * h.parametersPerLayer) / rowCost)),

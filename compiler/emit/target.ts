@@ -58,6 +58,7 @@ export function emitTarget(
     address,
     param: (name) => params.get(name)!,
     norms: layout.homes.norms,
+    partials: layout.partials,
   });
   const add = (
     program: { name: string; region: "layer" | "outer"; block: BlockKind },
@@ -66,7 +67,7 @@ export function emitTarget(
   ): void => {
     const out: LaunchEntry[] = list.flatMap(({ name, bodies }) => {
       const entries: LaunchEntry[] = [];
-      for (const variant of variantsOf(bodies))
+      for (const variant of variantsOf(bodies, env))
         entries.push(
           launch(variant === "any" ? name : `${name}.${variant}`, bodies, variant, entries[0]?.kernel),
         );

@@ -42,8 +42,8 @@ function cacheOf(bodies: readonly AnyBody[]): Binding | null {
 }
 
 /** Versions of a launch. */
-export const variantsOf = (bodies: readonly AnyBody[]): readonly Variant[] =>
-  kernelOf(bodies[0]!).variants?.(bodies[0]!) ?? ["any"];
+export const variantsOf = (bodies: readonly AnyBody[], env: KernelEnv): readonly Variant[] =>
+  kernelOf(bodies[0]!).variants?.(bodies[0]!, env) ?? ["any"];
 /** Lanes of a workgroup. */
 export const lanesOf = (bodies: readonly AnyBody[], variant: Variant): number =>
   kernelOf(bodies[0]!).lanes?.(bodies, variant) ?? WG;

@@ -1,7 +1,7 @@
 /** How WGSL spells expressions, and where a body's outputs are stored. */
 
 import { type Ix, ixUsesCol, type Type, usesCol, type Value } from "../../ops/index.ts";
-import { formatOf, layerWord, QUAD_WORDS } from "../../runtime/bundle.ts";
+import { formatOf, kvStride, layerWord, QUAD_WORDS } from "../../runtime/bundle.ts";
 import type { KernelEnv } from "../kernel.ts";
 import type { Store } from "../kernels/body.ts";
 import { f32, header, headerF, inTable, pin, quadsAt, vectorOf } from "../kernels/text/wgsl.ts";
@@ -170,7 +170,7 @@ const places: { readonly [T in Store["to"]]: (s: Store & { to: T }, p: Printer, 
     const { offset } = env.address(s.kv);
     const pos = p.ix({ ix: "meta", name: "pos", at: { ix: "row" } });
     const table = p.ix({ ix: "meta", name: "table", at: { ix: "row" } });
-    const head = `kv_index(${table}, ${pos}, ${s.part}, col / ${headDim}, ${heads}, ${headDim})`;
+    const head = `kv_index(${table}, ${pos}, ${s.part}, col / ${headDim}, ${heads}, ${kvStride(headDim)})`;
     const at = `${offset} + ${head} + col % ${headDim}`;
     return { put: (value) => `kv_put_${format}(${at}, ${value});`, guard: null };
   },

@@ -1,149 +1,61 @@
 /**
- * Causal attention over the paged cache. In WGSL a lane owns a row and head and keeps its vectors in
- * registers: no barrier. For few rows there is a second kernel, where a workgroup shares one row and head,
- * its lanes over keys and then over dims; both do the same operations in the same order on every number.
+ * Causal attention over the paged cache. On WebGPU rows of a sequence that stand beside each other go in tiles,
+ * others alone, their keys cut into splits; which is the host's to say, by items of work. CPUs take a row and
+ * head at a time.
  */
 import { KV_BLOCK, type Type } from "../../ops/index.ts";
-import type { KernelEnv } from "../kernel.ts";
 import type { Body, GraphKernel } from "./body.ts";
-import { fixed } from "./grid.ts";
+import { fixed, plainRows, rows } from "./grid.ts";
 import * as assembly from "./text/assemblyscript.ts";
 import { attentionOf } from "./text/assemblyscript_attention.ts";
-import { type Lines, lines } from "./text/lines.ts";
+import { lines } from "./text/lines.ts";
 import * as wgsl from "./text/wgsl.ts";
-import { attentionOf as wgslAttentionOf } from "./text/wgsl_attention.ts";
+import { attendShared, cutOf, headsTogether, merge, packed } from "./text/wgsl_attend.ts";
+import { plain } from "./text/wgsl_attend_plain.ts";
+import { isSplit } from "./text/wgsl_attention.ts";
 
-const { WG } = wgsl;
 export const headsOf = (b: Body): number => Number(b.node!.attrs.heads);
 export const kvOf = (b: Body) => b.node!.ins[1]!.type as Type & { kind: "kv" };
+/** The one of a launch: what splits leave has room for one. */
+function single(bodies: readonly Body[]): Body {
+  if (bodies.length > 1) throw new Error("attention runs beside no other");
+  return bodies[0]!;
+}
 
-/** A lane for a row and head. */
-function alone(name: string, b: Body, env: KernelEnv): string {
-  const a = wgslAttentionOf(b, env);
-  const { hd, group, kvAt, operand, out, pos, table, dims, vector } = a;
-  const [q, o, lse] = [operand(0), out(0), out(1)];
-  return wgsl.fn(
-    name,
-    lines`
-      let row = wg.x * ${WG} + lane;
-      if (row >= ${wgsl.header("n_rows")}) { return; }
-      let h = wg.y;
-      let kh = h / ${group};
-      let keys = ${pos} + 1;
-      ${a.seen}
-      let table = ${table};
-      ${vector("q")}
-      ${vector("o")}
-      var s = array<f32, ${KV_BLOCK}>();
-      let qp = ${q.at} + h * ${hd};
-      ${dims(`q[d] = ${q.space}[qp + d];`)}
-      var m = -1.0e30f;
-      var l = 0.0f;
-      for (var t = ${a.firstTile}; t < keys; t += ${KV_BLOCK}) {
-        let c = min(${KV_BLOCK}, keys - t);
-        let k = ${kvAt(0, "t", "kh")};
-        var mt = m;
-        for (var j = ${a.firstKey}; j < c; j++) {
-          var dot = 0.0f;
-          ${dims(`dot = fma(q[d], ${a.cached(`k + j * ${hd} + d`)}, dot);`)}
-          ${a.bound}
-          s[j] = ${a.score};
-          mt = max(mt, s[j]);
-        }
-        let corr = exp(m - mt);
-        m = mt;
-        var lt = 0.0f;
-        for (var j = ${a.firstKey}; j < c; j++) { s[j] = exp(s[j] - m); lt = lt + s[j]; }
-        l = fma(l, corr, lt);
-        let v = ${kvAt(1, "t", "kh")};
-        ${dims("o[d] = o[d] * corr;")}
-        for (var j = ${a.firstKey}; j < c; j++) {
-          let p = s[j];
-          ${dims(`o[d] = fma(p, ${a.cached(`v + j * ${hd} + d`)}, o[d]);`)}
-        }
-      }
-      let inv = 1.0f / l;
-      ${dims(`${o.space}[${o.offset} + row * ${o.stride} + h * ${hd} + d] = o[d] * inv;`)}
-      ${lse.space}[${lse.offset} + row * ${lse.stride} + h] = m + ${wgsl.pin("log(l)")};`,
-  );
-}
-/** A workgroup for a row and head. */
-function together(name: string, b: Body, env: KernelEnv): string {
-  const a = wgslAttentionOf(b, env);
-  const { hd, group, kvAt, operand, out, pos, table, dims } = a;
-  const [q, o, lse] = [operand(0), out(0), out(1)];
-  // The dims that a lane owns.
-  const own = Array.from({ length: Math.ceil(hd / WG) }, (_, i) => i);
-  const each = (body: (i: number) => Lines): Lines =>
-    own.flatMap(
-      (i) => lines`
-        {
-          let d = lane + ${i * WG};
-          if (d < ${hd}) {
-            ${body(i)}
-          }
-        }`,
-    );
-  return wgsl.fn(
-    name,
-    lines`
-      let row = wg.x;
-      let h = wg.y;
-      let kh = h / ${group};
-      let keys = ${pos} + 1;
-      ${a.seen}
-      let table = ${table};
-      for (var d = lane; d < ${hd}; d += ${WG}) { shared_q[d] = ${q.space}[${q.at} + h * ${hd} + d]; }
-      ${own.map((i) => `var o${i} = 0.0f;`)}
-      var m = -1.0e30f;
-      var l = 0.0f;
-      workgroupBarrier();
-      for (var t = ${a.firstTile}; t < keys; t += ${KV_BLOCK}) {
-        let c = min(${KV_BLOCK}, keys - t);
-        if (lane < c) {
-          let k = ${kvAt(0, "t + lane", "kh")};
-          var dot = 0.0f;
-          ${dims(`dot = fma(shared_q[d], ${a.cached("k + d")}, dot);`)}
-          ${a.bound}
-          part[lane] = ${a.score};
-        }
-        workgroupBarrier();
-        var mt = m;
-        for (var j = ${a.firstKey}; j < c; j++) { mt = max(mt, part[j]); }
-        let corr = exp(m - mt);
-        m = mt;
-        workgroupBarrier();
-        if (lane < c) { part[lane] = exp(part[lane] - m); }
-        workgroupBarrier();
-        var lt = 0.0f;
-        for (var j = ${a.firstKey}; j < c; j++) { lt = lt + part[j]; }
-        l = fma(l, corr, lt);
-        let v = ${kvAt(1, "t", "kh")};
-        ${each(
-          (i) => lines`
-            o${i} = o${i} * corr;
-            for (var j = ${a.firstKey}; j < c; j++) { o${i} = fma(part[j], ${a.cached(`v + j * ${hd} + d`)}, o${i}); }`,
-        )}
-        workgroupBarrier();
-      }
-      let inv = 1.0f / l;
-      ${each((i) => [`${o.space}[${o.offset} + row * ${o.stride} + h * ${hd} + d] = o${i} * inv;`])}
-      if (lane == 0) { ${lse.space}[${lse.offset} + row * ${lse.stride} + h] = m + ${wgsl.pin("log(l)")}; }`,
-  );
-}
+const kindOf = { many: "tile", few: "split" } as const;
 
 export const attend: GraphKernel = {
   epilogue: null,
-  variants: () => ["many", "few"],
-  grid: (bodies, _env, variant) => [
-    variant === "few" ? { count: "few_rows", mul: 1, div: 1 } : { count: "many_rows", mul: 1, div: WG },
-    fixed(Math.max(...bodies.map(headsOf))),
-  ],
+  // Units have no items: only a step's rows are served.
+  variants: ({ domain }, env) =>
+    domain === "W" ? ["any"] : ["plain", "many", "few", ...(isSplit(env) ? (["merge"] as const) : [])],
+  lanes: (bodies, variant) =>
+    variant === "many" || variant === "few" ? cutOf(single(bodies), kindOf[variant]).lanes : wgsl.WG,
+  grid: (bodies, _env, variant) => {
+    const heads = headsOf(single(bodies));
+    const groups = fixed(heads / headsTogether(heads, kvOf(bodies[0]!).heads));
+    return (
+      {
+        any: [rows(bodies, wgsl.WG), fixed(heads)],
+        plain: [plainRows(bodies, wgsl.WG), fixed(heads)],
+        many: [{ count: "tile_groups", mul: 1, div: 1 }, groups],
+        few: [{ count: "few_splits", mul: 1, div: 1 }, groups],
+        merge: [{ count: "few_merges", mul: 1, div: 1 }, fixed(heads)],
+      } as const
+    )[variant];
+  },
   shared: (variant, _lanes, bodies) =>
-    variant === "few"
-      ? [`var<workgroup> shared_q: array<f32, ${Math.max(...bodies.map((b) => kvOf(b).headDim))}>;`]
+    variant === "many" || variant === "few"
+      ? attendShared(single(bodies), cutOf(single(bodies), kindOf[variant]))
       : [],
-  wgsl: (name, b, env, variant) => (variant === "few" ? together : alone)(name, b, env),
+  wgsl: (name, b, env, variant) =>
+    ({
+      any: () => plain(name, b, env),
+      plain: () => plain(name, b, env),
+      many: () => packed(name, b, env, "tile"),
+      few: () => packed(name, b, env, "split"),
+      merge: () => merge(name, b, env),
+    })[variant](),
   /** Scores of a tile. */
   scratch: () => KV_BLOCK * 4,
   assembly: (name, b, env) => {

@@ -28,14 +28,14 @@ export const attend_dkv: GraphKernel = {
   ],
   wgsl: (name, b, env) => {
     const a = wgslAttentionOf(b, env);
-    const { hd, group, kvHeads, kvAt, operand, out, dims, own } = a;
+    const { hd, group, kvHeads, kvAt, operand, out, own } = a;
     const [q, o, lse, g, d] = [operand(Q), operand(O), operand(LSE), operand(DO), out(0)];
     const width = 2 * kvHeads * hd;
     const word = (array: string, at: string): string => `batch[${env.layout.arrays[array]} + ${at}]`;
     const [k, v] = [`${d.space}[out + d]`, `${d.space}[out + ${width / 2} + d]`];
     const part = partOf(hd);
     const [x, y] = [`${q.space}[qp + d]`, `${g.space}[gp + d]`];
-    const dots = `dot = fma(${x}, ${a.cached("kp + d")}, dot); dp = fma(${y}, ${a.cached("vp + d")}, dp);`;
+    const gradient = a.row(g.space, "gp", "i");
     return wgsl.fn(
       name,
       // The sequence this key belongs to: its segments follow one another, and only the first counts keys. dk
@@ -64,10 +64,11 @@ export const attend_dkv: GraphKernel = {
               let qp = ${q.at} + h * ${hd};
               let gp = ${g.at} + h * ${hd};
               let op = ${o.at} + h * ${hd};
-              var dot = 0.0f;
-              var dp = 0.0f;
-              var dsum = 0.0f;
-              ${dims(`${dots} dsum = fma(${y}, ${o.space}[op + d], dsum);`)}
+              ${a.dots({
+                dot: [a.row(q.space, "qp", "i"), a.quad("kp", "i")],
+                dp: [gradient, a.quad("vp", "i")],
+                dsum: [gradient, a.row(o.space, "op", "i")],
+              })}
               ${a.bound}
               let p = exp(${a.score} - ${lse.space}[${lse.at} + h]);
               let ds = p * (dp - dsum) * ${a.slope};

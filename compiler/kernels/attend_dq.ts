@@ -20,12 +20,9 @@ export const attend_dq: GraphKernel = {
   ],
   wgsl: (name, b, env) => {
     const a = wgslAttentionOf(b, env);
-    const { hd, group, kvAt, operand, out, pos, table, dims, own } = a;
+    const { hd, stride, group, kvAt, operand, out, own } = a;
     const [q, o, lse, g, dq] = [operand(Q), operand(O), operand(LSE), operand(DO), out(0)];
     const part = partOf(hd);
-    const dots =
-      `dot = fma(${q.space}[qp + d], ${a.cached(`kp + j * ${hd} + d`)}, dot); ` +
-      `dp = fma(${g.space}[gp + d], ${a.cached(`vp + j * ${hd} + d`)}, dp);`;
     return wgsl.fn(
       name,
       lines`
@@ -34,26 +31,26 @@ export const attend_dq: GraphKernel = {
         let h = ${part.head};
         let first = ${part.first};
         let kh = h / ${group};
-        let keys = ${pos} + 1;
+        let keys = ${a.posOf("row")} + 1;
         ${a.seen}
-        let table = ${table};
+        let table = ${a.tableOf("row")};
         ${a.part("dq")}
         let qp = ${q.at} + h * ${hd};
         let gp = ${g.at} + h * ${hd};
         let op = ${o.at} + h * ${hd};
-        var dsum = 0.0f;
-        ${dims(`dsum = fma(${g.space}[gp + d], ${o.space}[op + d], dsum);`)}
+        ${a.dots({ dsum: [a.row(g.space, "gp", "i"), a.row(o.space, "op", "i")] })}
         let lse = ${lse.space}[${lse.at} + h];
         for (var t = ${a.firstTile}; t < keys; t += ${KV_BLOCK}) {
           let kp = ${kvAt(0, "t", "kh")};
           let vp = ${kvAt(1, "t", "kh")};
           for (var j = ${a.firstKey}; j < min(${KV_BLOCK}, keys - t); j++) {
-            var dot = 0.0f;
-            var dp = 0.0f;
-            ${dims(dots)}
+            ${a.dots({
+              dot: [a.row(q.space, "qp", "i"), a.quad(`kp + j * ${stride}`, "i")],
+              dp: [a.row(g.space, "gp", "i"), a.quad(`vp + j * ${stride}`, "i")],
+            })}
             ${a.bound}
             let ds = exp(${a.score} - lse) * (dp - dsum) * ${a.slope};
-            ${own(`dq[i] = fma(ds, ${a.cached(`kp + j * ${hd} + d`)}, dq[i]);`)}
+            ${own(`dq[i] = fma(ds, ${a.cached(`kp + j * ${stride} + d`)}, dq[i]);`)}
           }
         }
         ${own(`${dq.space}[${dq.offset} + row * ${dq.stride} + h * ${hd} + d] = dq[i];`)}`,

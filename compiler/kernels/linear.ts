@@ -24,17 +24,13 @@ export const linear: GraphKernel = {
   epilogue: "elements",
   // A backward has many rows; a step may have a few, or what whole tiles leave is a few.
   variants: ({ domain }) => (domain === "W" ? ["plain", "many"] : ["plain", "few", "many"]),
-  lanes: (bodies, variant) => ({ few: lanesOf(bodies), many: GEMM_LANES, plain: WG, any: WG })[variant],
-  grid: (bodies, _env, variant) =>
-    ({
-      any: () => [most(bodies, (b) => b.cols / 4), plainRows(bodies, PLAIN_ROWS)] as const,
-      plain: () => [most(bodies, (b) => b.cols / 4), plainRows(bodies, PLAIN_ROWS)] as const,
-      few: () => {
-        const columns = (b: Body): number => gemvColumns(matrixOf(b).k, lanesOf(bodies));
-        return [most(bodies, (b) => b.cols / columns(b), 1), restRows(bodies, GEMV_ROWS)] as const;
-      },
-      many: () => [most(bodies, (b) => b.cols, GEMM_COLUMNS), tileRows(bodies, ROW_TILE)] as const,
-    })[variant](),
+  lanes: (bodies, variant) => (variant === "few" ? lanesOf(bodies) : variant === "many" ? GEMM_LANES : WG),
+  grid: (bodies, _env, variant) => {
+    if (variant === "many") return [most(bodies, (b) => b.cols, GEMM_COLUMNS), tileRows(bodies, ROW_TILE)];
+    if (variant !== "few") return [most(bodies, (b) => b.cols / 4), plainRows(bodies, PLAIN_ROWS)];
+    const columns = (b: Body): number => gemvColumns(matrixOf(b).k, lanesOf(bodies));
+    return [most(bodies, (b) => b.cols / columns(b), 1), restRows(bodies, GEMV_ROWS)];
+  },
   shared: (variant, lanes) => (variant === "few" ? gemvShared(lanes) : variant === "many" ? gemmShared : []),
   wgsl: (name, b, env, variant, lanes) => {
     const { x, terms, panels } = partsOf(b, env);

@@ -4,16 +4,21 @@ import {
   A_STEP_DROP_P,
   A_STEP_HEAD_ROW,
   A_STEP_IDS,
+  A_STEP_MERGE_ITEM,
+  A_STEP_MERGE_ROW,
   A_STEP_POS,
   A_STEP_SAVE_ROW,
   A_STEP_SLOT,
+  A_STEP_SPLIT_PART,
+  A_STEP_SPLIT_ROW,
   A_STEP_TABLE,
   A_STEP_TABLES,
+  A_STEP_TILE_ROW,
+  A_STEP_TILE_ROWS,
   BLOCKS_PER_SEQUENCE,
   C_COMMANDS,
   C_FEW,
   C_HEAD,
-  C_MANY,
   C_ROWS,
   C_TRAIN_ROWS,
   CLASS_EXT,
@@ -27,7 +32,10 @@ import {
   H_MASK_4,
   H_N_HEAD,
   H_N_KEYS,
+  H_N_MERGES,
   H_N_ROWS,
+  H_N_SPLITS,
+  H_N_TILES,
   H_REST_HEAD,
   H_REST_ROWS,
   HEAD_ROWS,
@@ -47,6 +55,9 @@ import {
   PROGRAM_START,
   ROW_TILE,
   SCORE,
+  SPLIT,
+  SPLITS,
+  TILE_ROWS,
   TOKENS_PER_STEP,
   TRAIN,
   TRAINED,
@@ -87,8 +98,9 @@ function workgroups(grid: i32, d: i32, block: i32): i32 {
   if (code == 1) count = rows;
   else if (code == 2) count = get(META, block + H_N_HEAD);
   else if (code == 3) count = get(META, block + H_N_KEYS);
-  else if (code == 4) count = rows < counter(C_MANY) ? rows : 0;
-  else if (code == 5) count = rows < counter(C_MANY) ? 0 : rows;
+  else if (code == 4) count = get(META, block + H_N_SPLITS);
+  else if (code == 5) count = get(META, block + H_N_MERGES);
+  else if (code == 12) count = get(META, block + H_N_TILES);
   else if (code >= 6) {
     const head: bool = code >= 9;
     const part: i32 = (code - 6) % 3;
@@ -212,6 +224,45 @@ export function dropKey(key: i32, pos: i32): i32 {
   return k == 0 ? 1 : <i32>k;
 }
 
+/**
+ * Items of attention. Rows of a sequence go in tiles; up to a quarter of one, each alone, its keys in splits
+ * that run side by side, while there is room for what they leave.
+ */
+function planAttention(rows: i32): void {
+  const few: i32 = counter(C_FEW);
+  if (few < 0) return;
+  let tiles: i32 = 0;
+  let splits: i32 = 0;
+  let merges: i32 = 0;
+  for (let r: i32 = 0, end: i32 = 0; r < rows; ) {
+    const seq: i32 = get(ROW_SEQ, r);
+    while (end < rows && get(ROW_SEQ, end) == seq) end++;
+    const single: bool = few > 0 && (end - r) * 4 <= max(4, TILE_ROWS);
+    while (r < end) {
+      const parts: i32 = get(META, A_STEP_POS + r) / SPLIT + 1;
+      if (single && splits + parts <= SPLITS) {
+        if (parts > 1) {
+          set(META, A_STEP_MERGE_ROW + merges, r);
+          set(META, A_STEP_MERGE_ITEM + merges++, splits);
+        }
+        for (let p: i32 = 0; p < parts; p++) {
+          set(META, A_STEP_SPLIT_ROW + splits, r);
+          set(META, A_STEP_SPLIT_PART + splits++, p);
+        }
+        r++;
+      } else {
+        const n: i32 = min(TILE_ROWS, end - r);
+        set(META, A_STEP_TILE_ROW + tiles, r);
+        set(META, A_STEP_TILE_ROWS + tiles++, n);
+        r += n;
+      }
+    }
+  }
+  set(META, H_N_TILES, tiles);
+  set(META, H_N_SPLITS, splits);
+  set(META, H_N_MERGES, merges);
+}
+
 /** Commands of the forward over all granted rows. */
 export function emitForward(): void {
   const rows: i32 = counter(C_ROWS);
@@ -223,6 +274,7 @@ export function emitForward(): void {
   set(META, H_N_HEAD, counter(C_HEAD));
   set(META, H_REST_ROWS, restOf(rows));
   set(META, H_REST_HEAD, restOf(counter(C_HEAD)));
+  planAttention(rows);
   const outer: i32 = LAYERS;
   emitProgram(P_EMBED, outer, 0);
   const forward: i32 = full ? P_FORWARD_FULL : P_FORWARD;

@@ -14,7 +14,6 @@ import {
   C_HEAD,
   C_LANES,
   C_FEW,
-  C_MANY,
   C_META,
   C_ROWS,
   C_SPENT,
@@ -84,12 +83,11 @@ import { finishMicros, refreshSlots } from "./units";
 import { resetWaiting, submit, withdraw } from "./waiting";
 
 /**
- * `many`: rows from which a step takes the kernels for many. `few`: rows that kernels for a few take at most,
- * beside whole tiles. `lanes`: command lists that may be on their way at once. `queued`: requests that may
+ * `few`: rows that kernels for a few take at most, beside whole tiles; 0: none, negative: plain ones take
+ * all. `lanes`: command lists that may be on their way at once. `queued`: requests that may
  * wait.
  */
-export function init(many: i32, few: i32, lanes: i32, queued: i32): void {
-  set(COUNTERS, C_MANY, many);
+export function init(few: i32, lanes: i32, queued: i32): void {
   set(COUNTERS, C_FEW, few);
   set(COUNTERS, C_LANES, lanes);
   resetSequences();

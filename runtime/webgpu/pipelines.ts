@@ -14,11 +14,8 @@ export interface Kernel {
   readonly layout: 0 | 1;
 }
 /** Counts of rows that are always 0 with such families: what would be launched over them is never run. */
-function idle({ manyRows, fewRows }: Families, tokens: number): RegExp {
-  const products = fewRows === null ? "tile|rest" : "plain";
-  const attention = manyRows <= 1 ? "|few" : manyRows > tokens ? "|many" : "";
-  return new RegExp(`^(${products}${attention})_`);
-}
+const idle = ({ fewRows }: Families): RegExp => (fewRows === null ? /^(tile|rest|few)_/ : /^plain_/);
+
 /** WGSL of a plan's kernels, by file. */
 export async function readKernels(
   plan: Plan,
@@ -43,11 +40,10 @@ export class Kernels {
     layouts: Memory["layouts"],
     private readonly texts: ReadonlyMap<string, string>,
     families: Families,
-    tokens: number,
   ) {
     this.names = Object.keys(plan.kernels);
     this.layouts = layouts.map((l) => watch.device.createPipelineLayout({ bindGroupLayouts: [l] }));
-    this.never = idle(families, tokens);
+    this.never = idle(families);
   }
   at(index: number): Kernel | undefined {
     return this.ready[index];

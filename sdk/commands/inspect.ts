@@ -32,7 +32,7 @@ async function hostBytes(
   const host = await Host.open(
     { ...m, capacities: { ...m.capacities, ...sizes } },
     plan.metaWords,
-    { families: { manyRows: 1, fewRows: null }, lanes: 1 },
+    { families: { fewRows: null }, lanes: 1 },
     (await readVerified(reader, m, "host.wasm")) as BufferSource,
   );
   return host.exports.memory.buffer.byteLength;

@@ -21,6 +21,7 @@ import {
 } from "../../ops/index.ts";
 import {
   headerWords,
+  kvStride,
   layerWord,
   type Manifest,
   QUAD,
@@ -148,9 +149,14 @@ export function context(b: Batch): EvalCtx {
 }
 type Weight = Type & { kind: "weight" };
 type Kv = Type & { kind: "kv" };
-/** Numbers of the cache as a device has them. */
-const cached = ({ format }: Kv, values: Float32Array): Float32Array | Uint32Array =>
-  format === "f16" ? new Uint32Array(Uint16Array.from(values, floatToHalf).buffer) : values;
+/** Numbers of the cache as a device has them: what pads a row is poison. */
+function cached({ format, headDim }: Kv, values: Float32Array): Float32Array | Uint32Array {
+  const stride = kvStride(headDim);
+  const padded = new Float32Array((values.length / headDim) * stride).fill(Number.NaN);
+  for (let r = 0; r * headDim < values.length; r++)
+    padded.set(values.subarray(r * headDim, (r + 1) * headDim), r * stride);
+  return format === "f16" ? new Uint32Array(Uint16Array.from(padded, floatToHalf).buffer) : padded;
+}
 type Experts = Type & { kind: "experts" };
 /** Each expert's own of what all have. */
 const eachExpert = ({ count, n, k, format }: Experts, all: Float32Array) =>
@@ -296,7 +302,7 @@ export async function runOn(
       weights += ty.count * stride;
     } else if (ty.kind === "kv") {
       fixed.set(name, { space: "kv", offset: 0, stride: 0 });
-      kv = Math.max(kv, inputs[name]!.length);
+      kv = Math.max(kv, (inputs[name]!.length / ty.headDim) * kvStride(ty.headDim));
     } else if (ty.kind !== "grad") {
       const stride = ty.kind === "field" ? ty.cols + GAP : ty.cols;
       fixed.set(name, { space: "arena", offset: arena, stride });
@@ -344,6 +350,7 @@ export async function runOn(
     jobWords: 0,
     groups: 2,
     norms: 1024,
+    partials: 0,
     param: (n) => params.get(n)!,
     address: (v) => {
       const p = places.get(valueKey(v));
@@ -364,7 +371,7 @@ export async function runOn(
     // An error of a target's compiler names the kernel.
     const name = `k${i}_${l.bodies[0]!.skeleton}`;
     kernels[name] = { workgroup: 64, file: name, launch: [] };
-    const variants = variantsOf(l.bodies);
+    const variants = variantsOf(l.bodies, env);
     const asked = variants.find((v) => v === options.variant) ?? variants[0]!;
     const variant: Variant = target === "webgpu" ? asked : "any";
     const text =

@@ -158,7 +158,7 @@ export class Played {
     const host = await Host.open(
       manifest,
       planOf(manifest, "wasm", manifest.capacities).metaWords,
-      { families: { manyRows: 2 ** 30, fewRows: null }, lanes, queued: o.queued ?? 64 },
+      { families: { fewRows: null }, lanes, queued: o.queued ?? 64 },
       o.module ?? readFileSync(`${dir}/host.wasm`),
     );
     return new Played(manifest, host, lanes, o);

@@ -3,7 +3,7 @@
  * dims, then scalar dims. Key tiles of 32 from position 0, folded in order.
  */
 import { KV_BLOCK, type Type } from "../../../ops/index.ts";
-import { type KvFormat, kvFormatOf, kvFormats, layerWord } from "../../../runtime/bundle.ts";
+import { type KvFormat, kvFormatOf, kvFormats, kvStride, layerWord } from "../../../runtime/bundle.ts";
 import type { KernelEnv } from "../../kernel.ts";
 import type { Body } from "../body.ts";
 import { f32, rowPtr } from "./assemblyscript.ts";
@@ -12,7 +12,7 @@ import { type Lines, lines } from "./lines.ts";
 type Kv = Type & { kind: "kv" };
 
 /** Vectors of `hd` dims, as `name0`, `name1` … of four dims and `names8` … of one, of rows of a format. */
-function vectors(hd: number, { bytes, assembly: { load4, load1 } }: KvFormat) {
+function vectors(hd: number, { bytes, assembly: { load4, load1 } }: KvFormat, stride = hd) {
   const quads = Array.from({ length: hd >> 2 }, (_, i) => i);
   const [four, one] = [
     (ptr: string, i: number): string => load4(ptr, i * 4 * bytes),
@@ -26,8 +26,8 @@ function vectors(hd: number, { bytes, assembly: { load4, load1 } }: KvFormat) {
   ];
   return {
     each,
-    /** Of a row. */
-    bytes: hd * bytes,
+    /** From a row to the next. */
+    bytes: stride * bytes,
     load: (name: string, ptr: string): Lines =>
       each(
         (i) => [`const ${name}${i}: v128 = ${four(ptr, i)};`],
@@ -60,9 +60,8 @@ export function attentionOf(b: Body, env: KernelEnv) {
   const kv = node.ins[1]!.type as Kv;
   const heads = Number(node.attrs.heads);
   const at = env.address(node.ins[1]!);
-  const format = kvFormatOf(kv.format);
   const rows = vectors(kv.headDim, kvFormats.f32);
-  const cached = vectors(kv.headDim, format);
+  const cached = vectors(kv.headDim, kvFormatOf(kv.format), kvStride(kv.headDim));
   const { scale: s, softcap: cap, window } = node.attrs;
   const splat = (x: number): string => `f32x4.splat(${f32(Math.fround(x))})`;
   const capped = cap !== undefined;

@@ -3,10 +3,11 @@ import { KV_BLOCK } from "../../../ops/index.ts";
 import { kvFormats, QUAD, QUAD_WORDS, weightFormats } from "../../../runtime/bundle.ts";
 import { WG } from "./wgsl.ts";
 
-/** `kv_NAME` and `kv_put_NAME` of every format of the cache. */
+/** `kv_NAME`, `kv_quad_NAME` and `kv_put_NAME` of every format of the cache. */
 const caches = Object.fromEntries(
   Object.entries(kvFormats).flatMap(([name, { wgsl }]) => [
     [`kv_${name}`, wgsl.at],
+    [`kv_quad_${name}`, wgsl.quad],
     [`kv_put_${name}`, wgsl.put],
   ]),
 );
@@ -87,9 +88,14 @@ fn rand(key: i32, salt: i32, col: i32) -> f32 {
   return f32(h >> 8u) * 5.9604644775390625e-8f;
 }`,
   kv_index: `
-fn kv_index(table: i32, pos: i32, half: i32, head: i32, heads: i32, hd: i32) -> i32 {
+fn kv_index(table: i32, pos: i32, half: i32, head: i32, heads: i32, stride: i32) -> i32 {
   return (((batch[table + pos / ${KV_BLOCK}] * 2 + half) * heads + head) * ${KV_BLOCK}
-    + pos % ${KV_BLOCK}) * hd;
+    + pos % ${KV_BLOCK}) * stride;
+}`,
+  leading: `
+// The first n of four numbers.
+fn leading(v: vec4<f32>, n: i32) -> vec4<f32> {
+  return select(vec4<f32>(), v, vec4<i32>(0, 1, 2, 3) < vec4<i32>(n));
 }`,
   fold_sum: `
 // Lanes in ascending order: the same tree whatever the batch.

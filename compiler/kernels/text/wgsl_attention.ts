@@ -3,10 +3,11 @@
  * dims ascending in a dot product, key tiles of 32 from position 0, keys ascending in a tile.
  */
 import { KV_BLOCK, type Type } from "../../../ops/index.ts";
-import { layerWord } from "../../../runtime/bundle.ts";
+import { kvStride, layerWord, SPLIT } from "../../../runtime/bundle.ts";
 import type { KernelEnv } from "../../kernel.ts";
 import type { Body } from "../body.ts";
-import { f32, pin, rowAt } from "./wgsl.ts";
+import { type Lines, lines } from "./lines.ts";
+import { f32, header, pin, rowAt } from "./wgsl.ts";
 
 type Kv = Type & { kind: "kv" };
 /**
@@ -21,6 +22,20 @@ export const partOf = (headDim: number): { readonly head: string; readonly first
   return { head: `wg.y / ${parts}`, first: `(wg.y % ${parts}) * ${PART}` };
 };
 
+/** The sum of four partial sums. */
+export const sumOf = (v: string): string => `(${v}.x + ${v}.y) + (${v}.z + ${v}.w)`;
+
+/** The fold of another split, whose maximum and sum are `m` and `l`, into `top` and `sum`, by `a` and `b`. */
+export const fold: Lines = lines`
+  let next = max(top, m);
+  let a = exp(top - next);
+  let b = exp(m - next);
+  top = next;
+  sum = fma(sum, a, l * b);`;
+export const nothing: Lines = ["var top = -1.0e30f;", "var sum = 0.0f;"];
+/** Does a context have several splits? */
+export const isSplit = (env: KernelEnv): boolean => env.capacities.context > SPLIT;
+
 export function attentionOf(b: Body, env: KernelEnv) {
   const node = b.node!;
   const kv = node.ins[1]!.type as Kv;
@@ -29,8 +44,16 @@ export function attentionOf(b: Body, env: KernelEnv) {
   const { scale: s, softcap: cap, window } = node.attrs;
   const scale = f32(Number(s));
   const capped = cap !== undefined;
+  const stride = kvStride(kv.headDim);
+  const word = (array: string, row: string): string => `batch[${env.layout.arrays[array]} + ${row}]`;
+  /** Of four numbers from dim 4 · i on, those of the head. */
+  const ofHead = (v: string, i: string): string =>
+    kv.headDim % 4 ? `leading(${v}, ${kv.headDim} - 4 * ${i})` : v;
   return {
     hd: kv.headDim,
+    /** Numbers from a row of the cache to the next, and fours in a row. */
+    stride,
+    quads: stride / 4,
     heads,
     kvHeads: kv.heads,
     group: heads / kv.heads,
@@ -50,20 +73,37 @@ export function attentionOf(b: Body, env: KernelEnv) {
     /** Of the rows `r0` to `end` of a segment, the end of those that see `key`. */
     lastRow: (end: string, r0: string, pos0: string): string =>
       window ? `min(${end}, ${r0} + max(0, key + tables[${layerWord("window")}] - ${pos0}))` : end,
-    /** Number i of the cache. */
+    /** Number i of the cache; of the row that begins at `at`, the four from dim 4 · i on. */
     cached: (i: string): string => `kv_${kv.format}(${i})`,
+    quad: (at: string, i: string): string => ofHead(`kv_quad_${kv.format}(${at} + 4 * ${i})`, i),
+    /** The same of a row of f32 numbers. */
+    row: (space: string, at: string, i: string): string =>
+      ofHead(`vec4<f32>(${[0, 1, 2, 3].map((d) => `${space}[${at} + 4 * ${i} + ${d}]`).join(", ")})`, i),
+    /** Which of four rows, that see so many keys (or the last of them), see `key`. */
+    sees: (key: string, keys: string): string => {
+      const before = `vec4<i32>(${key}) < ${keys}`;
+      const since = `vec4<i32>(${key}) >= ${keys} - tables[${layerWord("window")}]`;
+      return window ? `(${before}) & (${since})` : before;
+    },
     /** The first number of a position's key (part 0) or value (1). */
     kvAt: (part: 0 | 1, position: string, kh: string): string =>
-      `${offset} + kv_index(table, ${position}, ${part}, ${kh}, ${kv.heads}, ${kv.headDim})`,
+      `${offset} + kv_index(table, ${position}, ${part}, ${kh}, ${kv.heads}, ${stride})`,
     /** Row `row` of operand `i`. */
     operand: (i: number) => rowAt(b.operands[i]!, env, "row"),
     out: (index: number) => env.address({ node, index, type: node.outs[index]! }),
-    pos: `batch[${env.layout.arrays.pos} + row]`,
-    table: `batch[${env.layout.arrays.table} + row]`,
-    /** A statement for every dim. */
-    dims: (statements: string): string => `for (var d = 0; d < ${kv.headDim}; d++) { ${statements} }`,
-    /** Registers of zeros, one a dim. */
-    vector: (name: string): string => `var ${name} = array<f32, ${kv.headDim}>();`,
+    word,
+    posOf: (row: string): string => word("pos", row),
+    tableOf: (row: string): string => word("table", row),
+    /** Dot products by name, of fours i of two rows; a loop that no compiler unrolls into all registers. */
+    dots: (products: Readonly<Record<string, readonly [string, string]>>): Lines => {
+      const all = Object.entries(products);
+      return lines`
+        ${all.map(([name]) => `var ${name}_ = vec4<f32>();`)}
+        for (var i = ${header("zero")}; i < ${stride / 4}; i++) {
+          ${all.map(([name, [x, y]]) => `${name}_ = fma(${x}, ${y}, ${name}_);`)}
+        }
+        ${all.map(([name]) => `let ${name} = ${sumOf(`${name}_`)};`)}`;
+    },
     /** A statement for every dim of a part from dim `first` on, as `d`, whose register is `i`. */
     own: (statements: string): string => {
       const whole = kv.headDim % PART ? `if (d < ${kv.headDim}) { ${statements} }` : statements;
