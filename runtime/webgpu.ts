@@ -15,6 +15,7 @@ import {
 import { WeftError } from "./errors.ts";
 import { formatOf, planeBytes } from "./formats.ts";
 import { limitsHere } from "./memory.ts";
+import { isNode } from "./node.ts";
 import { servingPrograms } from "./programs.ts";
 import { allocate, largestOf, measureWebGpu, sizesOf, webGpuLimits } from "./webgpu/memory.ts";
 import { Kernels, readKernels } from "./webgpu/pipelines.ts";
@@ -123,8 +124,10 @@ async function openOn(
     const texts = await readKernels(plan, file);
     const kernels = new Kernels(watch, plan, memory.layouts, texts, families);
     const { programs = [] } = plan;
-    // What trains in full is checked at load, in place: its gradients take as much as the model.
-    await kernels.prepare(manifest.train.includes("full") ? programs : servingPrograms(programs));
+    // What trains in full is checked at load, in place: its gradients take as much as the model. So is all in
+    // a page: one whose device went does not come back otherwise.
+    const whole = manifest.train.includes("full") || !isNode;
+    await kernels.prepare(whole ? programs : servingPrograms(programs));
     watch.loaded();
     // A software device would compile on the cores that serve.
     const arriving = (options.ahead ?? !software) ? kernels.ahead(programs) : Promise.resolve();
@@ -152,7 +155,8 @@ async function openOn(
       await arriving;
       watch.destroy();
     };
-    return play(watch, plan, memory, kernels, { info, bytes, sizes, families, later, release });
+    const about = { info, bytes, sizes, families, later: whole ? null : later, release };
+    return play(watch, plan, memory, kernels, about);
   } catch (e) {
     // Whatever failed after the device was gone failed because of that.
     const { lost } = watch;

@@ -20,7 +20,7 @@ export function play(
   memory: Memory,
   kernels: Kernels,
   about: {
-    readonly later: Later;
+    readonly later: Later | null;
     /** What is let go at the end, when nothing is on its way any more. */
     readonly release: () => Promise<void>;
     readonly families: Families;
