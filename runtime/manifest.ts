@@ -1,6 +1,6 @@
 /**
  * manifest.json, described once: what the compiler writes and the runtime reads. Types are derived from the
- * schemas; consistent.ts checks what ties their parts together.
+ * schemas; consistent.ts checks what ties their parts together. One file, as what a bundle says is one page.
  */
 import * as v from "valibot";
 import { LAUNCH_VECTORS } from "./contract.ts";

@@ -1,6 +1,6 @@
 /**
  * The host alone: who comes in, whose turn it is, and that nobody starves. Bounds are in steps and in work
- * done, never in time.
+ * done, never in time. One file: the laws of one scheduler.
  */
 import * as assert from "uvu/assert";
 import { type Ask, Played, type PlayedJob, pagesOf } from "./support/hosts.ts";

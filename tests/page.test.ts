@@ -2,135 +2,17 @@
  * A page in a real browser keeps what it loads and makes: bundles, adapters, checkpoints, on its own storage;
  * and says what it can.
  */
-import { readFileSync, statSync } from "node:fs";
-import type { IncomingMessage } from "node:http";
+import { statSync } from "node:fs";
 import { join } from "node:path";
 import { unzipSync } from "fflate";
 import * as assert from "uvu/assert";
-import { doors, forPages } from "../scripts/build.ts";
 import { load } from "../sdk/index.ts";
-import { type Browser, openChromium, type Serve } from "./support/chromium.ts";
-import { batchOf, bundle, configs, idsOf } from "./support/engines.ts";
+import { bundle, configs } from "./support/engines.ts";
 import { laws } from "./support/folders.ts";
+import { job, prompt, rows, Site, shard } from "./support/site.ts";
 import { suite } from "./support/suite.ts";
 
 const test = suite("page");
-const prompt = idsOf("page", 10, 128);
-const rows = batchOf(128);
-const job = { name: "j", batchSize: 5, rank: 4, shuffle: false } as const;
-const shard = "weights/model-00000.safetensors";
-
-/** The SDK as the package ships it for pages, and what tests run beside it. */
-let scripts: Promise<ReadonlyMap<string, string>> | undefined;
-const built = async (): Promise<ReadonlyMap<string, string>> => {
-  const { outputFiles } = await forPages({
-    entryPoints: { sdk: doors.index, support: "tests/support/page.ts" },
-    ...{ outdir: "/", write: false },
-  });
-  return new Map(outputFiles!.map((f) => [f.path, f.text]));
-};
-interface Asked {
-  readonly path: string;
-  readonly query: string;
-  readonly headers: IncomingMessage["headers"];
-}
-/** A browser, and a server of pages and of one bundle. */
-class Site {
-  readonly asked: Asked[] = [];
-  sent = 0;
-  /** Nothing of the bundle is answered. */
-  down = false;
-  /** The next answer for weights breaks off behind so many bytes. */
-  cut: number | null = null;
-  /** A file whose bytes are others. */
-  spoilt: string | null = null;
-  private script = "";
-  private constructor(
-    readonly browser: Browser,
-    readonly folder: string,
-  ) {}
-  static async run(f: (site: Site) => Promise<void>, o: { host?: string } = {}): Promise<void> {
-    const all = await (scripts ??= built());
-    const folder = await bundle(configs.even);
-    let site: Site;
-    const serve: Serve = (path, request, response) => {
-      if (path.startsWith("/page"))
-        return { type: "text/html", body: '<!doctype html><script type="module" src="/script.js"></script>' };
-      if (path === "/script.js") return { type: "text/javascript", body: site.script };
-      if (path.startsWith("/model.weft/")) return site.bundle(path, request, response);
-      const body = all.get(path);
-      return body === undefined ? null : { type: "text/javascript", body };
-    };
-    const browser = await openChromium(serve, o);
-    site = new Site(browser, folder);
-    try {
-      await f(site);
-    } finally {
-      browser.close();
-    }
-  }
-  private bundle(path: string, request: IncomingMessage, response: Parameters<Serve>[2]): "answered" {
-    if (this.down) {
-      request.socket.destroy();
-      return "answered";
-    }
-    const name = path.slice("/model.weft/".length);
-    const query = new URL(request.url!, "http://x").search;
-    this.asked.push({ path: name, query, headers: request.headers });
-    let body: Buffer;
-    try {
-      body = readFileSync(join(this.folder, name));
-    } catch {
-      response.writeHead(404).end();
-      return "answered";
-    }
-    const from = Number(/^bytes=(\d+)-$/.exec(request.headers.range ?? "")?.[1] ?? 0);
-    const range = { "content-range": `bytes ${from}-${body.length - 1}/${body.length}` };
-    if (name === this.spoilt) body[body.length - 1]! ^= 1;
-    body = body.subarray(from);
-    response.writeHead(from ? 206 : 200, { "content-length": body.length, ...(from && range) });
-    if (this.cut !== null && name === shard) {
-      body = body.subarray(0, this.cut);
-      this.cut = null;
-      response.write(body, () => setTimeout(() => response.destroy(), 100));
-    } else response.end(body);
-    this.sent += body.length;
-    return "answered";
-  }
-  reset(): void {
-    this.asked.length = 0;
-    this.sent = 0;
-  }
-  /**
-   * Run a script in a new tab: a function's body, to which `weft` is the SDK, `support` what tests add, and
-   * `said(f)` the WeftError that f throws. Resolves with what it returns.
-   */
-  async visit<T>(body: string, path = "/page"): Promise<T> {
-    this.script = `
-import * as weft from "/sdk.js";
-import * as support from "/support.js";
-const [prompt, rows, job] = ${JSON.stringify([prompt, rows, job])};
-const said = (f) => f().then(() => "nothing", (e) => e instanceof weft.WeftError
-  ? { code: e.code, message: e.message, retryable: e.retryable } : String(e && e.stack || e));
-const open = (o = {}) => weft.load("model.weft", { device: "wasm", ...o });
-const answer = async (engine) => (await engine.complete({ prompt, maxTokens: 5 })).ids;
-const bits = async (blobs) => {
-  let out = "";
-  for (const [name, blob] of blobs) out += name + [...new Uint8Array(await blob.arrayBuffer())].join();
-  return out;
-};
-let result;
-try {
-  result = { value: await (async () => { ${body} })() };
-} catch (e) {
-  result = { error: String(e && e.stack || e) };
-}
-await fetch("/result", { method: "POST", body: JSON.stringify(result), referrer: location.href });`;
-    const { value, error } = await this.browser.open<{ value: T; error?: string }>(path);
-    assert.is(error, undefined, error);
-    return value;
-  }
-}
 interface Said {
   readonly code: string;
   readonly message: string;

@@ -1,6 +1,6 @@
 /**
  * Runs a graph of ops on a target, alone: compiles it as one program and plays it on a device, beside the f64
- * interpreter.
+ * interpreter. One file: a batch, its data and its layout in memory are one description, read twice.
  */
 import { compileKernels } from "../../compiler/emit/asc.ts";
 import { emitLaunchAs, prelude } from "../../compiler/emit/assemblyscript.ts";

@@ -2,6 +2,7 @@
  * The host alone, without a device: asks it for things, does what it says, draws token 0 always, and checks
  * after every call what must always hold. In place of a cache there is a model of one: what a row leaves at
  * its position is a hash of whose it is and of all tokens up to there, as keys and values are in a model.
+ * One file: what is done and what is checked of it share one state.
  */
 import { readFileSync } from "node:fs";
 import * as assert from "uvu/assert";
