@@ -164,11 +164,15 @@ export class Job implements Feed {
     const { seed, steps, batchSize } = settings;
     const perEpoch = Math.ceil(items.length / batchSize);
     const config = configOf(manifest, o);
-    let over = false;
+    /** Are the base's weights this job's to change? */
+    let owns = false;
     try {
       const ready = (): Promise<void> => engine.readyToTrain(o.method, settings.optimizer.name);
       await abortable(this.controller.signal, ready, () => {});
-      if (full) await engine.weights.keep();
+      if (full) {
+        await engine.weights.keep();
+        owns = true;
+      }
       this.controller.signal.throwIfAborted();
       if (!full) {
         // Most methods begin without a look at the model.
@@ -265,7 +269,7 @@ export class Job implements Feed {
       if (chosen) engine.adapters.restore(this.slot, chosen.adapter!);
       if (full) await engine.weights.renew();
       else await this.publishNow();
-      over = true;
+      owns = false;
       const kept = chosen?.step ?? this.state.step;
       this.tell({ type: "done", step: this.state.step, loss: this.state.losses.at(-1) ?? 0, kept });
       // What was asked for since the last step.
@@ -283,7 +287,7 @@ export class Job implements Feed {
       await engine.jobsAtRest();
       if (!engine.disposed) host.exports.jobClose(this.index);
       // Nobody is served by weights that were trained half.
-      if (full && !over && !engine.disposed) await engine.weights.restore().catch((e) => engine.fail(e));
+      if (owns && !engine.disposed) await engine.weights.restore().catch((e) => engine.fail(e));
     }
   }
 
