@@ -43,7 +43,7 @@ test("a wrong word is answered with the nearest; a model, with what makes a bund
     [/make one with: weft compile .* -o \.\/weft-test-.*\.weft/, "generate", model],
     [/weft pull HuggingFaceTB\/SmolLM2-135M-Instruct -o/, "generate", "HuggingFaceTB/SmolLM2-135M-Instruct"],
     [/weft pull org\/model@main -o/, "finetune", "org/model@main"],
-    [/name its bundle: weft inspect BUNDLE/, "inspect", dir],
+    [/name its bundle; the adapter goes behind --adapter/, "inspect", dir],
     [/weft inspect --help/, "inspect"],
     [/weft inspect --help/, "inspect", dir, dir],
   ] as [RegExp, ...string[]][]) {
