@@ -92,3 +92,8 @@ export function writeGgufF32(
 }
 export const ids = (n: number, seed: number, vocab: number): number[] =>
   Array.from({ length: n }, (_, i) => (i * 7919 + seed * 104729 + 13) % vocab);
+/** Capacities of a bundle that benches play beside others: prompts of 512 tokens, jobs of 256. */
+export const served = {
+  ...{ context: 640, tokens: 512, headRows: 32, sequences: 8, blocks: 160, savedRows: 256, keptRows: 256 },
+  ...{ unitRows: 128, quantum: 32, slots: 2, jobs: 1 },
+} as const;

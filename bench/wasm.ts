@@ -14,7 +14,7 @@ import { hasRelaxed } from "../runtime/wasm.ts";
 import { compile } from "../sdk/index.ts";
 import { type Contender, contender, peerFolder, peerScript } from "./contender.ts";
 import { median, spread, table } from "./measure.ts";
-import { randomGguf, randomModel, smol } from "./model.ts";
+import { randomGguf, randomModel, served, smol } from "./model.ts";
 
 export async function main(args: string[]): Promise<void> {
   const { values } = parseArgs({
@@ -34,19 +34,7 @@ export async function main(args: string[]): Promise<void> {
       train: ["lora"],
       format,
       relaxed: format === "f32",
-      capacities: {
-        context: 640,
-        tokens: 512,
-        headRows: 32,
-        sequences: 8,
-        blocks: 160,
-        savedRows: 256,
-        keptRows: 256,
-        unitRows: 128,
-        quantum: 32,
-        slots: 2,
-        jobs: 1,
-      },
+      capacities: served,
     });
   }
   const relaxedFlag = hasRelaxed() ? [] : ["--experimental-wasm-relaxed-simd"];

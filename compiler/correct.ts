@@ -1,8 +1,9 @@
 /**
- * What rounding took of a model's matrices, given back by an adapter. Rows of a calibration go through the layers
- * one at a time, in the f64 interpreter: what is in memory is a layer's, not the model's. Each row goes three
- * times: through the matrices as their checkpoint has them, as the bundle has them, and as the bundle has them
- * with what was fitted so far. A correction (corrections/) sees what enters a matrix in the first and the third.
+ * What rounding took of a model's matrices, given back by an adapter. Rows of a calibration go through the
+ * layers one at a time, in the f64 interpreter: what is in memory is a layer's, not the model's. Each row
+ * goes three times: through the matrices as their checkpoint has them, as the bundle has them, and as the
+ * bundle has them with what was fitted so far. A correction (corrections/) sees what enters a matrix in the
+ * first and the third.
  */
 import {
   type EvalCtx,
@@ -47,7 +48,10 @@ const STREAMS = 3;
 /** Tokens that are looked at, and of those that are labels, how many tell what a correction is worth. */
 const CALIBRATION_TOKENS = 1024;
 const MEASURED = 256;
-/** Of a matrix that is only multiplied, numbers that are read at once; of logits, those that are there at once. */
+/**
+ * Of a matrix that is only multiplied, numbers that are read at once; of logits, those that are there at
+ * once.
+ */
 const PIECE = 4 * 2 ** 20;
 const LOGITS = 8 * 2 ** 20;
 

@@ -78,8 +78,8 @@ export const ROWS_HEADER: Readonly<Record<Domain, string>> = { T: "n_rows", W: "
 export const REST_HEADER: Readonly<Partial<Record<Domain, string>>> = { T: "rest_rows", R: "rest_head" };
 
 /**
- * Versions of one launch for few rows and for many, what folds the parts that those for few leave, and a plain
- * one for CPUs, where they differ; `any` otherwise.
+ * Versions of one launch for few rows and for many, what folds the parts that those for few leave, and a
+ * plain one for CPUs, where they differ; `any` otherwise.
  */
 export type Variant = "any" | "plain" | "few" | "many" | "merge";
 

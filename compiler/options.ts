@@ -56,8 +56,8 @@ export const CompileOptions = object({
     object({ layers: v.array(object({ ffn: tokenIds, groups: tokenIds })), selector: text }),
   ),
   /**
-   * Fit an adapter of the largest rank to what rounding takes of the matrices, by these rows (ids and labels):
-   * `eora` or `lrec` (compiler/corrections). Default: none.
+   * Fit an adapter of the largest rank to what rounding takes of the matrices, by these rows (ids and
+   * labels): `eora` or `lrec` (compiler/corrections). Default: none.
    */
   correction: v.optional(
     object({

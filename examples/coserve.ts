@@ -1,7 +1,7 @@
 /**
  * `npm start`: one model answers requests while two jobs teach it conflicting facts, each through a LoRA
  * adapter of its own. The same question goes to base, blue and green in one batch. Ends with a table; exits 1
- * if fewer than 7 of 8 facts were learned.
+ * if fewer than 7 of 8 facts were learned. One file, to be read from top to bottom.
  *
  *   npm start -- [--device wasm|webgpu|software] [--seed n] [--json]
  *                [--teach "What pet does Tom have? => dragon"]

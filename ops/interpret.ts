@@ -37,8 +37,8 @@ const colsOf = (t: Type): number => {
 };
 
 /**
- * A pointwise value as a function of row and column; `env` holds every value that it loads. `args`: operands by
- * name.
+ * A pointwise value as a function of row and column; `env` holds every value that it loads. `args`: operands
+ * by name.
  */
 export function expressionFn(
   e: Expr,
@@ -188,8 +188,8 @@ export type Instead = (node: Node, ins: readonly Float64Array[]) => readonly Flo
 
 /**
  * Evaluate `roots` in f64. `inputs` are the region's named inputs: row tensors [rows, cols], weights [n, k]
- * row-major, factors [slot][rows][cols], fields and caches in their own layout. A value is kept until its last
- * reader has run. Throws on a missing input.
+ * row-major, factors [slot][rows][cols], fields and caches in their own layout. A value is kept until its
+ * last reader has run. Throws on a missing input.
  */
 export function interpret(
   roots: readonly Value[],

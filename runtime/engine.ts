@@ -329,8 +329,9 @@ export class Engine {
     return generation;
   }
   /**
-   * The adapter that answers, and that jobs of its method start from, where none is named: the one that corrects
-   * the bundle's rounding, while it is there and the base is the bundle's. Undefined: the base itself.
+   * The adapter that answers, and that jobs of its method start from, where none is named: the one that
+   * corrects the bundle's rounding, while it is there and the base is the bundle's. Undefined: the base
+   * itself.
    */
   get standard(): string | undefined {
     const { manifest, merged, base, adapters } = this;

@@ -344,8 +344,8 @@ export const ManifestSchema = object({
   ),
   /**
    * The adapter that was fitted to what rounding took: how, on how many tokens of a calibration. On some of
-   * these, the mean loss of labels in the model as its checkpoint has it, rounded, and rounded and corrected; and
-   * of the two, how far what follows is from that of the first (Kullback-Leibler, nats a token).
+   * these, the mean loss of labels in the model as its checkpoint has it, rounded, and rounded and corrected;
+   * and of the two, how far what follows is from that of the first (Kullback-Leibler, nats a token).
    */
   correction: v.nullable(
     object({

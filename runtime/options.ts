@@ -109,14 +109,14 @@ export const scoreEntries = {
 export const MAX_THREADS = 64;
 export const engineEntries = {
   /**
-   * Milliseconds that a step should take at most while requests are served: prompts and jobs have as many rows
-   * beside those that decode, by what steps have taken so far. Default 25 on WebGPU; on Wasm `budget` is one of
-   * rows. Never changes a result.
+   * Milliseconds that a step should take at most while requests are served: prompts and jobs have as many
+   * rows beside those that decode, by what steps have taken so far. Default 25 on WebGPU; on Wasm `budget` is
+   * one of rows. Never changes a result.
    */
   latency: v.optional(above0),
   /**
-   * A step's row-equivalents while requests are served, instead of its time. Default: 21 on Wasm. Never changes a
-   * result.
+   * A step's row-equivalents while requests are served, instead of its time. Default: 21 on Wasm. Never
+   * changes a result.
    */
   budget: v.optional(positive),
   /** Row-equivalents of a step while only fine-tuning runs. Default: all that a step can carry. */

@@ -22,7 +22,10 @@ export class Serving {
   private readonly waiting = new Map<number, Request>();
   /** By sequence. */
   private readonly live = new Map<number, Request>();
-  /** Those that gave way while they were paused; and of them, in order, those that wait for a place in the queue. */
+  /**
+   * Those that gave way while they were paused; and of them, in order, those that wait for a place in the
+   * queue.
+   */
   private readonly preempted = new Set<Request>();
   private readonly returning = new Set<Request>();
   /** Those that were given up under a list on its way, until it has ended. */
@@ -99,7 +102,9 @@ export class Serving {
     }
     this.kick();
   }
-  /** The host gave a paused request's place to others: when it comes back, what it said is part of its prompt. */
+  /**
+   * The host gave a paused request's place to others: when it comes back, what it said is part of its prompt.
+   */
   preempt(seq: number): void {
     const r = this.live.get(seq)!;
     this.live.delete(seq);

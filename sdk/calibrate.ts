@@ -1,6 +1,6 @@
 /**
- * What data says before a bundle is compiled: which channels S2FT's class `permuted` trains, as jobs of the class
- * `indexed` choose them when they start; and what enters a model's matrices.
+ * What data says before a bundle is compiled: which channels S2FT's class `permuted` trains, as jobs of the
+ * class `indexed` choose them when they start; and what enters a model's matrices.
  */
 import type { CompileOptions } from "../compiler/compile.ts";
 import { type Manifest, type SiteEntry, WeftError } from "../runtime/bundle.ts";
@@ -71,7 +71,10 @@ export async function chooseSelection(
   });
 }
 
-/** Rows as ids and labels, by the tokenizer of the model. Throws WEFT_DATA, or WEFT_TOKENIZER where it has none. */
+/**
+ * Rows as ids and labels, by the tokenizer of the model. Throws WEFT_DATA, or WEFT_TOKENIZER where it has
+ * none.
+ */
 export async function calibrationRows(folder: string, data: Calibrate["data"]): Promise<Row[]> {
   const { openModel } = await import("../compiler/compile.ts");
   const { files, generation } = await openModel(folder);

@@ -10,9 +10,9 @@ export type { Calibrate, CompileOptions, MemoryOptions, MethodMemory };
 
 /**
  * Compile a Hugging Face model folder, or a GGUF file, into a bundle folder. `calibrate` names rows. With
- * `correct` an adapter is fitted by them to what rounding takes of the matrices: `eora`, or `lrec`, which also
- * counts what earlier layers left. Without, the bundle also trains S2FT of the class `permuted`, on channels that
- * they choose now.
+ * `correct` an adapter is fitted by them to what rounding takes of the matrices: `eora`, or `lrec`, which
+ * also counts what earlier layers left. Without, the bundle also trains S2FT of the class `permuted`, on
+ * channels that they choose now.
  */
 export async function compile(
   folder: string,

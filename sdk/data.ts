@@ -122,8 +122,8 @@ export function encodeRow(row: DataRow, text: Text | null, ends: readonly number
 }
 
 /**
- * Rows of a file or a list as ids and labels. `what` names a list in errors; `ends` as for `encodeRow`. Throws
- * WEFT_DATA.
+ * Rows of a file or a list as ids and labels. `what` names a list in errors; `ends` as for `encodeRow`.
+ * Throws WEFT_DATA.
  */
 export async function rowsOf(
   data: string | Blob | readonly DataRow[],

@@ -84,8 +84,8 @@ export const FinetuneOptions = object({
    */
   tuned: v.optional(text),
   /**
-   * Go on from an adapter that is loaded, instead of a fresh one. Default of LoRA: the bundle's correction, where
-   * it has one.
+   * Go on from an adapter that is loaded, instead of a fresh one. Default of LoRA: the bundle's correction,
+   * where it has one.
    */
   from: v.optional(text),
   /**

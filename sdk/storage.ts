@@ -5,7 +5,9 @@ export type { StoredFolder };
 
 const stored = () => import("../runtime/storage/stored.ts");
 export const storage = {
-  /** Each folder: its name, what it is, how much it takes. In Node, where a folder is a path, there are none. */
+  /**
+   * Each folder: its name, what it is, how much it takes. In Node, where a folder is a path, there are none.
+   */
   list: async (): Promise<StoredFolder[]> => (await stored()).listStored(),
   /** Remove a folder, by its name in `list`; false where there is none of that name. */
   delete: async (name: string): Promise<boolean> => (await stored()).deleteStored(name),

@@ -1,4 +1,6 @@
-/** Ops of adapters and of training, which need slots, tables and jobs around them: both targets against f64. */
+/**
+ * Ops of adapters and of training, which need slots, tables and jobs around them: both targets against f64.
+ */
 
 import * as assert from "uvu/assert";
 import { vjp } from "../compiler/autodiff.ts";

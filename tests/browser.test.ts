@@ -133,8 +133,8 @@ interface Apart {
 }
 const steps = 4;
 /**
- * Loads, streams and trains at once while its own thread is watched; leaves streams unread; then the worker, and
- * on WebGPU the device again and again, is ended under it.
+ * Loads, streams and trains at once while its own thread is watched; leaves streams unread; then the worker,
+ * and on WebGPU the device again and again, is ended under it.
  */
 const apart = (device: string, isolated: boolean): string => `
 import { createWorkerEngine } from "/worker.js";

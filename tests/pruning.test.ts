@@ -1,4 +1,6 @@
-/** Law 6, by graphs: what a pruned backward computes is what the full one computes of it, and nothing else. */
+/**
+ * Law 6, by graphs: what a pruned backward computes is what the full one computes of it, and nothing else.
+ */
 import * as assert from "uvu/assert";
 import { adapterMethods } from "../compiler/adapters/index.ts";
 import { vjp } from "../compiler/autodiff.ts";

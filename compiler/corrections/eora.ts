@@ -1,6 +1,6 @@
 /**
- * EoRA (Liu et al. 2024, §3): ΔW = W − Q(W), weighed by the covariance C of what enters the matrix in the model
- * as it was; the best of its rank under ‖(ΔW − BA)·C^½‖. No training.
+ * EoRA (Liu et al. 2024, §3): ΔW = W − Q(W), weighed by the covariance C of what enters the matrix in the
+ * model as it was; the best of its rank under ‖(ΔW − BA)·C^½‖. No training.
  */
 import { type Correction, difference } from "./correction.ts";
 import { leading } from "./lowrank.ts";

@@ -52,7 +52,9 @@ export function dampingOf(x: Float32Array): number {
   for (let i = 0; i < x.length; i++) sum += x[i]! * x[i]!;
   return (DAMPING * sum) / x.length;
 }
-/** Rows [n, cols] made orthonormal in place, in f64 (Gram-Schmidt, twice); one that others span becomes zero. */
+/**
+ * Rows [n, cols] made orthonormal in place, in f64 (Gram-Schmidt, twice); one that others span becomes zero.
+ */
 function orthonormal(u: Float32Array, cols: number): void {
   const done: Float64Array[] = [];
   for (let at = 0; at < u.length; at += cols) {

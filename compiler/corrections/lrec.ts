@@ -1,10 +1,10 @@
 /**
- * INT2.1's error correction (Chai et al. 2023, LREC): an adapter that makes what leaves a rounded matrix what left
- * the exact one. The paper trains it; a matrix at a time it is least squares, solved here. Let X be what enters
- * in the exact model and Y what enters in the rounded one, as corrected so far: of all D of the rank,
- * ‖W·Xᵀ − (Q(W) + D)·Yᵀ‖² + λ · ‖ΔW − D‖² is least at the projection of
- * M = ΔW + W·(X − Y)ᵀ·(YYᵀ + λ)⁻¹·Y onto the leading eigenvectors of M·(YᵀY + λ)·Mᵀ. So an error that earlier
- * layers left is corrected too, as far as it shows in Y.
+ * INT2.1's error correction (Chai et al. 2023, LREC): an adapter that makes what leaves a rounded matrix what
+ * left the exact one. The paper trains it; a matrix at a time it is least squares, solved here. Let X be what
+ * enters in the exact model and Y what enters in the rounded one, as corrected so far: of all D of the rank,
+ * ‖W·Xᵀ − (Q(W) + D)·Yᵀ‖² + λ · ‖ΔW − D‖² is least at the projection of M = ΔW + W·(X − Y)ᵀ·(YYᵀ + λ)⁻¹·Y
+ * onto the leading eigenvectors of M·(YᵀY + λ)·Mᵀ. So an error that earlier layers left is corrected too, as
+ * far as it shows in Y.
  */
 import { transpose } from "../../runtime/bundle.ts";
 import { type Correction, difference } from "./correction.ts";

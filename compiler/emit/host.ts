@@ -103,8 +103,8 @@ export interface HostInput {
 
 /**
  * The longest command list of a step, and its most events, as if every mask bit were set: all slots filled
- * anew, all units granted, every job's update, and a forward. Kernels for tiles and for the rest may both run,
- * plain ones beside neither.
+ * anew, all units granted, every job's update, and a forward. Kernels for tiles and for the rest may both
+ * run, plain ones beside neither.
  */
 function longestLists(h: HostInput): { commands: string; events: string } {
   const { units, headRows } = h.capacities;

@@ -1,7 +1,7 @@
 /**
- * Causal attention over the paged cache. On WebGPU rows of a sequence that stand beside each other go in tiles,
- * others alone, their keys cut into splits; which is the host's to say, by items of work. CPUs take a row and
- * head at a time.
+ * Causal attention over the paged cache. On WebGPU rows of a sequence that stand beside each other go in
+ * tiles, others alone, their keys cut into splits; which is the host's to say, by items of work. CPUs take a
+ * row and head at a time.
  */
 import { KV_BLOCK, type Type } from "../../ops/index.ts";
 import type { Body, GraphKernel } from "./body.ts";

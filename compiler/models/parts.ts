@@ -254,7 +254,10 @@ export const sandwich = (attention: Block["run"], mlp: Block["run"]): readonly B
   { before: "pre_feedforward_layernorm", run: mlp, after: "post_feedforward_layernorm" },
 ];
 
-/** A decoder with norms before its blocks, whose feed-forward is a mixture; `more`: what differs between layers. */
+/**
+ * A decoder with norms before its blocks, whose feed-forward is a mixture; `more`: what differs between
+ * layers.
+ */
 export const mixtureDecoder = (
   family: string,
   d: Sizes,

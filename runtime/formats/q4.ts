@@ -137,8 +137,9 @@ function stepOf(x: number, scale: number, low: number): number {
 const half = (x: number): number => halfToFloat(floatToHalf(x));
 
 /**
- * Scale and minimum, as halves, of the least squared error over the block [from, to): from those that reach from
- * its least value to its largest, steps and line are fitted to each other in turns until nothing is gained.
+ * Scale and minimum, as halves, of the least squared error over the block [from, to): from those that reach
+ * from its least value to its largest, steps and line are fitted to each other in turns until nothing is
+ * gained.
  */
 function fit(
   values: Float32Array,

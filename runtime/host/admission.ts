@@ -2,8 +2,8 @@
  * Who gets room: cache blocks, a row of the table of sequences, saved rows. Requests are one queue and each
  * job is one; the first of a queue that finds no room claims it. Claims are served in the order in which they
  * were made, and what a claim waits for nobody else may take: as everything that runs ends, every first of a
- * queue is served after those that claimed before it. What is paused has no end of its own: where it holds what
- * somebody waits for, it gives way, who has been paused for longest first.
+ * queue is served after those that claimed before it. What is paused has no end of its own: where it holds
+ * what somebody waits for, it gives way, who has been paused for longest first.
  */
 import { available, blocksOf, findSavedRun } from "./blocks";
 import { C_EVENTS, C_FOUND, C_FREE_SEQUENCES, JOBS, NONE } from "./config";

@@ -229,9 +229,9 @@ export function want(micros: i32): void {
   wantPace(micros);
 }
 /**
- * Grant and pack one step of a lane, of so many row-equivalents with requests (0: as many as take the time that
- * is wanted) and without. Returns the number of commands; when it is 0 and no unit was granted,
- * there is nothing to do.
+ * Grant and pack one step of a lane, of so many row-equivalents with requests (0: as many as take the time
+ * that is wanted) and without. Returns the number of commands; when it is 0 and no unit was granted, there is
+ * nothing to do.
  */
 export function schedule(lane: i32, budget: i32, idle: i32): i32 {
   enter(lane);

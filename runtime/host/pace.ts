@@ -1,8 +1,8 @@
 /**
- * How many row-equivalents a step with requests may have, where time is wanted and not a number of rows. What a
- * step of decoding alone takes, and what a row-equivalent adds to it, are measured as steps come: many rows cost
- * a device with idle units next to nothing, and one without a lot. A step takes no longer than was wanted; where
- * decoding alone takes most of that, half as long again, so that prompts and jobs go on.
+ * How many row-equivalents a step with requests may have, where time is wanted and not a number of rows. What
+ * a step of decoding alone takes, and what a row-equivalent adds to it, are measured as steps come: many rows
+ * cost a device with idle units next to nothing, and one without a lot. A step takes no longer than was
+ * wanted; where decoding alone takes most of that, half as long again, so that prompts and jobs go on.
  */
 import { C_HEAD, C_SPENT, TOKENS_PER_STEP } from "./config";
 import { counter } from "./state";

@@ -97,8 +97,8 @@ export function close(seq: i32): void {
   bump(C_GIVEN, 1);
 }
 /**
- * A paused request gives what it holds to others, between two lists: it is asked for again when its reader wants
- * more, and what nobody needed meanwhile of what it had computed is found again by its prefix.
+ * A paused request gives what it holds to others, between two lists: it is asked for again when its reader
+ * wants more, and what nobody needed meanwhile of what it had computed is found again by its prefix.
  */
 export function preempt(seq: i32): void {
   emitEvent(PREEMPT, seq, 0, 0);

@@ -1,4 +1,7 @@
-/** What lies in a page's own storage under `storage:NAME`: folders that weft wrote there. In Node there are none. */
+/**
+ * What lies in a page's own storage under `storage:NAME`: folders that weft wrote there. In Node there are
+ * none.
+ */
 import type { FolderKind } from "../records.ts";
 import { join, type WritableDrive } from "./drive.ts";
 import { currentOf, markerOf } from "./folder.ts";

@@ -1,8 +1,8 @@
 /**
- * Calls of tools in what a model says, as the templates of common families have it spelled: `<tool_call>`, JSON,
- * `</tool_call>` (Hermes, Qwen), or an answer that is JSON and nothing else, behind `<|python_tag|>` or not
- * (Llama 3). A call is JSON with the name of a tool that was given and an object of arguments. Whatever is less
- * than that is text, as it was said.
+ * Calls of tools in what a model says, as the templates of common families have it spelled: `<tool_call>`,
+ * JSON, `</tool_call>` (Hermes, Qwen), or an answer that is JSON and nothing else, behind `<|python_tag|>` or
+ * not (Llama 3). A call is JSON with the name of a tool that was given and an object of arguments. Whatever
+ * is less than that is text, as it was said.
  */
 import type { Message } from "../index.ts";
 

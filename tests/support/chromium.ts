@@ -36,7 +36,9 @@ export interface Browser {
   ) => Promise<{ readonly got: T; readonly events: readonly TraceEvent[] }>;
   readonly close: () => void;
 }
-/** An event of the Trace Event Format: times in microseconds, `tdur` those that its thread had a processor. */
+/**
+ * An event of the Trace Event Format: times in microseconds, `tdur` those that its thread had a processor.
+ */
 export interface TraceEvent {
   readonly name: string;
   readonly ph: string;
@@ -63,7 +65,9 @@ export function tasksBetween(
 }
 const patience = 120_000;
 
-/** The DevTools protocol over two pipes: JSON, each message ended by a zero byte. `hear` is told of events. */
+/**
+ * The DevTools protocol over two pipes: JSON, each message ended by a zero byte. `hear` is told of events.
+ */
 function protocol(
   to: Writable,
   from: Readable,

@@ -1,4 +1,6 @@
-/** Tiny models as GGUF files, written from the format's own description, and as folders of the same numbers. */
+/**
+ * Tiny models as GGUF files, written from the format's own description, and as folders of the same numbers.
+ */
 import { mkdirSync, writeFileSync } from "node:fs";
 import { encode, floatToHalf, halfToFloat } from "../../runtime/bundle.ts";
 import { transpose } from "../../runtime/tensors/dense.ts";

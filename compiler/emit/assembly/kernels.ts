@@ -97,7 +97,9 @@ function half1(h: u32): f32 {
     reinterpret<u32>(reinterpret<f32>((h & 0x7fff) << 13) * reinterpret<f32>(0x77800000))
       | ((h & 0x8000) << 16));
 }
-/** f32 to halves, to nearest even, in the lower halves of lanes: at most 65504; what is no number stays so. */
+/**
+ * f32 to halves, to nearest even, in the lower halves of lanes: at most 65504; what is no number stays so.
+ */
 function halves4(x: v128): v128 {
   const sign: v128 = v128.and(x, i32x4.splat(0x80000000));
   const a: v128 = f32x4.pmin(f32x4.splat(65504), v128.xor(x, sign));

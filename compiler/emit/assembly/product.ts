@@ -1,4 +1,6 @@
-/** The compiler's own product of matrices, for what it computes ahead of time. All operands are the caller's. */
+/**
+ * The compiler's own product of matrices, for what it computes ahead of time. All operands are the caller's.
+ */
 
 // @ts-ignore: decorator
 @inline function dot4(a: usize, b: usize, sum: v128): v128 {
