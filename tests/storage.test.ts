@@ -51,6 +51,15 @@ async function answers(where: string, o: LoadOptions = {}): Promise<number[]> {
   await using engine = await load(where, { device: "wasm", threads: 1, ...o });
   return await ids(engine);
 }
+/** As `answers`, from a server that breaks off behind the bytes it sends, when they were heard of. */
+const CUT = 10_000;
+const broken = (server: Server): Promise<number[]> => {
+  server.cut = CUT;
+  const onProgress = (p: LoadProgress): void => {
+    if (p.phase === "fetch" && p.done >= CUT) server.breakOff();
+  };
+  return answers(server.url, { onProgress });
+};
 const shard = "weights/model-00000.safetensors";
 const shardBytes = async (): Promise<number> => statSync(join(await bundle(configs.even), shard)).size;
 
@@ -146,8 +155,7 @@ test("a bundle of an address is kept: the second load asks for its manifest alon
 test("a download that breaks off, or is given up, goes on where it stopped", () =>
   served(async (server) => {
     const bytes = await shardBytes();
-    server.cut = 10_000;
-    const e = await load(server.url, { device: "wasm", threads: 1 }).then(
+    const e = await broken(server).then(
       () => null,
       (e: WeftError) => e,
     );
@@ -163,7 +171,7 @@ test("a download that breaks off, or is given up, goes on where it stopped", () 
     );
     assert.is(said, "enough");
     const [first] = server.asked.filter((a) => a.path.endsWith(shard));
-    assert.is(first?.range, "bytes=10000-");
+    assert.is(first?.range, `bytes=${CUT}-`);
     server.reset();
     const told: number[] = [];
     await answers(server.url, { onProgress: (p) => p.phase === "fetch" && told.push(p.done) });
@@ -175,8 +183,7 @@ test("a download that breaks off, or is given up, goes on where it stopped", () 
     // A server without ranges sends all of it again.
     await cache.delete(server.url);
     server.ranges = false;
-    server.cut = 10_000;
-    await refused("WEFT_IO", /weights/, () => answers(server.url));
+    await refused("WEFT_IO", /weights/, () => broken(server));
     await answers(server.url, { onProgress: (p) => p.phase === "fetch" && told.push(p.done) });
     assert.is(told.at(-1), bytes);
   }));
@@ -208,9 +215,8 @@ test("what is spoilt in the cache is noticed and fetched again; a wrong file of 
     }
     // A partial download whose beginning is spoilt starts afresh.
     await cache.delete(server.url);
-    server.cut = 10_000;
-    await refused("WEFT_IO", /weights/, () => answers(server.url));
-    writeFileSync(largest, Buffer.alloc(10_000, 1));
+    await refused("WEFT_IO", /weights/, () => broken(server));
+    writeFileSync(largest, Buffer.alloc(CUT, 1));
     assert.equal(await answers(server.url), here);
     // The manifest of one bundle over the weights of another.
     const other = scratch();
@@ -234,8 +240,7 @@ test("a bundle that was compiled again is noticed; until all of it is here the o
     const o = { targets: ["wasm"], quick: true, capacities: small, train: ["lora"] } as const;
     await compileTo(writeModel(configs.even, 1), next, o);
     server.folder = next;
-    server.cut = 10_000;
-    await refused("WEFT_IO", /weights/, () => answers(server.url));
+    await refused("WEFT_IO", /weights/, () => broken(server));
     server.down = true;
     assert.equal(await answers(server.url), old);
     server.down = false;

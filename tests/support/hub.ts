@@ -7,8 +7,9 @@ import type { AddressInfo } from "node:net";
 export interface Hub {
   /** What HF_ENDPOINT is. */
   readonly url: string;
-  /** Longer answers are cut off after so many bytes; 0: none. */
+  /** Longer answers are cut off after so many bytes, as soon as `arrived`; 0: none. */
   cut: number;
+  arrived: () => boolean;
   /** Bytes of files that were sent whole. */
   sent: number;
   /** What it says the SHA-256 of the weights is. */
@@ -51,7 +52,12 @@ export async function openHub(
     });
     if (req.method === "HEAD") return void res.end();
     if (hub.cut && part.length > hub.cut) {
-      res.write(part.subarray(0, hub.cut), () => setTimeout(() => res.destroy(), 20));
+      const look = setInterval(() => {
+        if (!hub.arrived()) return;
+        clearInterval(look);
+        res.destroy();
+      }, 5);
+      res.write(part.subarray(0, hub.cut));
       return;
     }
     if (part.length > 1000) hub.sent += part.length;
@@ -60,7 +66,7 @@ export async function openHub(
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
   const hub: Hub = {
     url: `http://127.0.0.1:${(server.address() as AddressInfo).port}/`,
-    ...{ cut: 0, sent: 0, asked: [] },
+    ...{ cut: 0, arrived: () => true, sent: 0, asked: [] },
     oid: createHash("sha256").update(weights).digest("hex"),
     close: () => {
       server.close();

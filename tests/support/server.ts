@@ -17,8 +17,9 @@ export class Server {
   readonly asked: Asked[] = [];
   /** Bytes of bodies that were sent. */
   sent = 0;
-  /** Break off the next answer for a file of `weights/` behind so many bytes. */
+  /** Hold the next answer for a file of `weights/` behind so many bytes, until `breakOff`. */
   cut: number | null = null;
+  breakOff = (): void => {};
   ranges = true;
   down = false;
   private constructor(
@@ -49,7 +50,8 @@ export class Server {
         const some = body.subarray(0, s.cut);
         s.cut = null;
         s.sent += some.length;
-        return void response.write(some, () => setTimeout(() => response.destroy(), 20));
+        s.breakOff = () => void response.destroy();
+        return void response.write(some);
       }
       s.sent += body.length;
       response.end(body);

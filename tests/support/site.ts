@@ -32,8 +32,11 @@ export class Site {
   sent = 0;
   /** Nothing of the bundle is answered. */
   down = false;
-  /** The next answer for weights breaks off behind so many bytes. */
+  /** The next answer for weights breaks off behind so many bytes, when a page asks for `/more`. */
   cut: number | null = null;
+  /** The next answer for weights stops half way, until a page asks for `/more`. */
+  pause = false;
+  private goOn: (() => void) | null = null;
   /** A file whose bytes are others. */
   spoilt: string | null = null;
   private script = "";
@@ -49,6 +52,10 @@ export class Site {
       if (path.startsWith("/page"))
         return { type: "text/html", body: '<!doctype html><script type="module" src="/script.js"></script>' };
       if (path === "/script.js") return { type: "text/javascript", body: site.script };
+      if (path === "/more") {
+        site.goOn?.();
+        return { type: "text/plain", body: "" };
+      }
       if (path.startsWith("/model.weft/")) return site.bundle(path, request, response);
       const body = all.get(path);
       return body === undefined ? null : { type: "text/javascript", body };
@@ -84,7 +91,13 @@ export class Site {
     if (this.cut !== null && name === shard) {
       body = body.subarray(0, this.cut);
       this.cut = null;
-      response.write(body, () => setTimeout(() => response.destroy(), 100));
+      this.goOn = () => response.destroy();
+      response.write(body);
+    } else if (this.pause && name === shard) {
+      this.pause = false;
+      const half = body.length >> 1;
+      this.goOn = () => response.end(body.subarray(half));
+      response.write(body.subarray(0, half));
     } else response.end(body);
     this.sent += body.length;
     return "answered";
@@ -95,7 +108,7 @@ export class Site {
   }
   /**
    * Run a script in a new tab: a function's body, to which `weft` is the SDK, `support` what tests add, and
-   * `said(f)` the WeftError that f throws. Resolves with what it returns.
+   * `said(f)` the WeftError that f throws. `openInPart` asks for more when it has heard of a part. Resolves with what it returns.
    */
   async visit<T>(body: string, path = "/page"): Promise<T> {
     this.script = `
@@ -105,6 +118,15 @@ const [prompt, rows, job] = ${JSON.stringify([prompt, rows, job])};
 const said = (f) => f().then(() => "nothing", (e) => e instanceof weft.WeftError
   ? { code: e.code, message: e.message, retryable: e.retryable } : String(e && e.stack || e));
 const open = (o = {}) => weft.load("model.weft", { device: "wasm", ...o });
+const openInPart = (o = {}) => {
+  let told = false;
+  return open({ ...o, onProgress: (p) => {
+    o.onProgress?.(p);
+    if (p.phase !== "fetch" || !p.done || p.done === p.total || told) return;
+    told = true;
+    fetch("/more");
+  } });
+};
 const answer = async (engine) => (await engine.complete({ prompt, maxTokens: 5 })).ids;
 const bits = async (blobs) => {
   let out = "";
