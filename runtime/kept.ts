@@ -3,7 +3,7 @@
  * for adapters that were published so; and, past a budget, the least recently used in a folder, from which
  * they are read when they are needed. What is read has the bits that were kept.
  */
-import { floatToHalf, halfToFloat, type Manifest, WeftError } from "./bundle.ts";
+import { floatToHalf, halvesToFloats, type Manifest, WeftError } from "./bundle.ts";
 import { type AdapterContent, type AdapterShape, placedOf } from "./content.ts";
 
 /** Bytes by number, outside of memory. Its calls return when they are done; what fails throws WEFT_IO. */
@@ -71,7 +71,7 @@ function unpack({ kinds, bytes }: Packed, tensors: readonly Float32Array[]): voi
     else {
       const from = new Uint16Array(bytes.buffer, at, values.length);
       const bits = bitsOf(values);
-      if (kind === F16) for (let k = 0; k < from.length; k++) values[k] = halfToFloat(from[k]!);
+      if (kind === F16) halvesToFloats(from, values);
       else for (let k = 0; k < from.length; k++) bits[k] = from[k]! << 16;
     }
     at += bytesOf(kind, values.length);

@@ -1,5 +1,5 @@
 /** IEEE half precision: widens exactly, subnormals included. */
-import { floatToHalf, halfToFloat } from "../dtypes.ts";
+import { floatToHalf, halvesToFloats } from "../dtypes.ts";
 import { into, type Refuse, type WeightFormat, WGSL_PANEL } from "./format.ts";
 
 /** The half nearest to value `at`. */
@@ -14,7 +14,7 @@ export const f16: WeightFormat = {
   encode: (values, _n, _k, refuse) => [
     into(new Uint16Array(values.length), values, (x, at) => toHalf(x, at, refuse)),
   ],
-  decode: ([halves]) => into(new Float32Array(halves!.length), halves!, halfToFloat),
+  decode: ([halves]) => halvesToFloats(halves as Uint16Array, new Float32Array(halves!.length)),
   wgsl: {
     value: (w, j) => `halves_${"xy"[j]}(${w})`,
     scales: null,
