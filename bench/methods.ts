@@ -10,7 +10,7 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { compile, type DeviceChoice, type Engine, load } from "../sdk/index.ts";
 import type { Config } from "../tests/support/tiny.ts";
-import { median, spread, table, timed } from "./measure.ts";
+import { median, spread, table } from "./measure.ts";
 import { ids, random, randomModel } from "./model.ts";
 
 const shape = (small: boolean): Config => ({
@@ -91,35 +91,34 @@ export async function main(args: string[]): Promise<void> {
     engines.set(method, await load(out, { device }));
   }
   const trainable: Record<string, number> = {};
+  /** Milliseconds a step takes: of `n` behind the first, so that starting and ending a job do not count. */
   const step = async (method: string, n: number): Promise<number> => {
-    const engine = engines.get(method)!;
-    const [ms] = await timed(async () => {
-      const job = await engine.finetune({
-        name: "bench",
-        method,
-        data,
-        batchSize: sequences,
-        steps: n,
-        learningRate: 1e-4,
-        shuffle: false,
-        ...(["lora", "dora", "sparse", "parallel", "series"].includes(method) && {
-          rank: 16,
-          targetModules: "all-linear",
-        }),
-        onEvent: (e) => {
-          if (e.type === "start") trainable[method] = e.trainable;
-        },
-      });
-      await job.done;
+    const ends: number[] = [];
+    const job = await engines.get(method)!.finetune({
+      name: "bench",
+      method,
+      data,
+      batchSize: sequences,
+      steps: n + 1,
+      learningRate: 1e-4,
+      shuffle: false,
+      ...(["lora", "dora", "sparse", "parallel", "series"].includes(method) && {
+        rank: 16,
+        targetModules: "all-linear",
+      }),
+      onEvent: (e) => {
+        if (e.type === "start") trainable[method] = e.trainable;
+        if (e.type === "step") ends.push(performance.now());
+      },
     });
-    return ms;
+    await job.done;
+    return (ends.at(-1)! - ends[0]!) / n;
   };
-  // One step warms up; a step's time is the difference of a long and a short job, so that starting one does
-  // not count.
+  // Once to warm up.
   for (const method of methods) await step(method, 1);
   const times = new Map<string, number[]>(methods.map((m) => [m, []]));
   for (let r = 0; r < Number(values.repeats); r++)
-    for (const method of methods) times.get(method)!.push((await step(method, 4)) / 4);
+    for (const method of methods) times.get(method)!.push(await step(method, 4));
   const first = engines.get("lora")!;
   console.log(
     `${first.manifest.model.parameters} parameters, ${config.num_hidden_layers} layers × ` +
