@@ -38,6 +38,8 @@ const saved = async (page: Page): Promise<Map<string, Blob>> => {
 /** How it says that learning goes. */
 const learning = "document.getElementById('learning').textContent";
 
+/** Without a chat template a page asks each question alone, in the words of its data. */
+const noTurns = { turns: false };
 test("it loads when asked, answers, learns, says who answered, gives it away and plays again offline", () =>
   Page.run(async (page) => {
     await page.size(1280, 800);
@@ -106,7 +108,7 @@ test("it loads when asked, answers, learns, says who answered, gives it away and
     await page.until("document.querySelector('#things li').textContent === 'Nothing so far.'");
     await page.open();
     await page.until("/network/.test(document.getElementById('takes').textContent)");
-  }));
+  }, noTurns));
 test("by keys alone: start, talk, stop, teach, switch, and rows from a file that is dropped", () =>
   Page.run(async (page) => {
     await page.size(360, 740);
@@ -201,7 +203,7 @@ async function inNode(
   cpSync(join(root, "examples", example), folder, { recursive: true });
   more?.(folder);
   const tsx = pathToFileURL(join(root, "node_modules/tsx/dist/loader.mjs")).href;
-  const args = ["--import", tsx, main, await storyBundle(false)];
+  const args = ["--import", tsx, main, await storyBundle()];
   const { code, out, err } = await runIn(folder, process.execPath, args, env);
   assert.is(code, 0, err);
   return out;
@@ -253,7 +255,7 @@ exports.BrowserWindow = class {
 };
 `;
 test("examples/electron: a window's questions and lessons cross, and so do errors", async () => {
-  const env = { WEFT_BUNDLE: await storyBundle(false) };
+  const env = { WEFT_BUNDLE: await storyBundle() };
   const out = await inNode("electron", "main.mjs", env, (folder) => {
     const inside = join(folder, "node_modules/electron");
     mkdirSync(inside);

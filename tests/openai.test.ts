@@ -3,11 +3,12 @@ import { writeFileSync } from "node:fs";
 import type OpenAI from "openai";
 import { toFile } from "openai";
 import * as assert from "uvu/assert";
+import { chatTemplate } from "../examples/model/language.ts";
 import { compile, load } from "../sdk/index.ts";
 import { handler } from "../sdk/openai/index.ts";
 import { small } from "./support/engines.ts";
 import { ask, atRest, caught, clientOf, closeEngine, open } from "./support/openai.ts";
-import { facts, storyModel, template } from "./support/story.ts";
+import { facts, storyModel } from "./support/story.ts";
 import { suite } from "./support/suite.ts";
 import { scratch } from "./support/tiny.ts";
 
@@ -283,7 +284,7 @@ test("a job to its end: a file, rows checked, events, a model of its name, chat 
 test("tools: a template that knows them tells the model; no mark that it says of them is lost", async () => {
   const folder = storyModel();
   const spelled = "{% for t in tools or [] %}Once {{ t.function.name }} {% endfor %}";
-  writeFileSync(`${folder}/chat_template.jinja`, spelled + template);
+  writeFileSync(`${folder}/chat_template.jinja`, spelled + chatTemplate);
   const out = `${scratch()}/tools.weft`;
   const options = { targets: ["wasm" as const], quick: true, capacities: { ...small, context: 192 } };
   const { base } = await compile(folder, out, options);

@@ -97,8 +97,7 @@ test("generate: a model's template, --raw without it, stdin, why an answer is em
   assert.is(none.code, 1);
   assert.match(none.err, /--prompt: expected a text, or one on stdin/);
   // Behind its end mark the model has nothing to say.
-  const again = "Question: What pet does Tom have?\nAnswer: frog.\n";
-  const prompt = `Tom has a pet frog. Tom was very happy.\n${again}${again}`;
+  const prompt = "Tom has a pet frog. Tom was very happy.\nQuestion: What pet does Tom have?\nAnswer: frog.";
   const empty = await weft("", ...g, "--raw", "--prompt", prompt);
   assert.is(empty.code, 0);
   assert.is(empty.out.trim(), "");

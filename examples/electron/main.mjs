@@ -6,7 +6,7 @@ import { app, BrowserWindow, ipcMain } from "electron";
 const here = (name) => fileURLToPath(new URL(name, import.meta.url));
 const engine = load(process.env.WEFT_BUNDLE ?? "./story.weft");
 const NAME = "lessons";
-const question = (text) => `Question: ${text}\nAnswer:`;
+const said = (role, content) => ({ role, content });
 
 /** What went wrong crosses as a sentence: IPC keeps no more of an error. */
 const answering = (work) => async (event, value) => {
@@ -22,7 +22,7 @@ ipcMain.handle(
     const weft = await engine;
     const adapter = weft.adapters.list().some((a) => a.name === NAME) && { adapter: NAME };
     let by = "base";
-    for await (const piece of weft.generate({ prompt: question(text), stop: "\n", ...adapter })) {
+    for await (const piece of weft.generate({ messages: [said("user", text)], ...adapter })) {
       // Leaving the loop ends the answer.
       if (window.isDestroyed()) break;
       window.send("piece", { id, text: piece.text });
@@ -34,7 +34,7 @@ ipcMain.handle(
 ipcMain.handle(
   "teach",
   answering(async ({ text, answer }) => {
-    const data = [{ prompt: question(text), completion: ` ${answer}` }];
+    const data = [{ messages: [said("user", text), said("assistant", answer)] }];
     const job = await (await engine).finetune({ name: NAME, data, steps: 30 });
     return (await job.done).generation;
   }),

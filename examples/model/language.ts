@@ -1,7 +1,7 @@
 /**
  * The little language of the example model: short stories about people with a pet, a hat, a food and a place,
- * and questions about them. Every choice is a draw with a known probability, so the entropy of what it writes
- * can be counted exactly.
+ * told by themselves or when somebody asks for one, and questions about them. Every choice is a draw with a
+ * known probability, so the entropy of what it writes can be counted exactly.
  */
 export const names = [
   "Tom",
@@ -66,6 +66,8 @@ export const questions: Readonly<Record<Attribute, readonly string[]>> = {
     "Tell me where N lives.",
   ],
 };
+/** Ways to ask for a story. */
+const wishes = ["Tell me a story about N.", "Tell me a story.", "Tell a story of N.", "Who is N?"];
 const openings = [
   "One sunny day, N went out.",
   "It was a cold morning.",
@@ -119,13 +121,22 @@ export class Draws {
   }
 }
 const fill = (template: string, name: string, value = ""): string =>
-  template.replaceAll("N", name).replaceAll("V", value);
+  template.replaceAll(/\bN\b/g, name).replaceAll(/\bV\b/g, value);
 export const ask = (question: string, name: string): string => `Question: ${fill(question, name)}\nAnswer:`;
-export const answer = (value: string): string => ` ${value}.\n`;
+export const answer = (value: string): string => ` ${value}.`;
+/** Ends every answer, as the assistant's turns of a chat do, and every story nobody asks about. */
+export const end = "</s>";
+/**
+ * How a chat is written in this language: a user's turn is a question, an assistant's its answer, and a system
+ * message the story that they are about (Jinja, as in `tokenizer_config.json`).
+ */
+export const chatTemplate =
+  "{% for m in messages %}{% if m.role == 'user' %}Question: {{ m.content }}\nAnswer:" +
+  "{% elif m.role == 'assistant' %} {{ m.content }}{{ eos_token }}{% else %}{{ m.content }}\n{% endif %}{% endfor %}";
 
 /**
  * One document: a story about one or two people, then questions it answers; or questions alone, about people
- * of whom nothing was told.
+ * of whom nothing was told. It ends with the end mark.
  */
 export function document(d: Draws): string {
   const first = d.of(names);
@@ -133,7 +144,8 @@ export function document(d: Draws): string {
     // Nothing is known about this person: the same answer must be kept through the document.
     const a = d.of(attributes);
     const v = d.of(values[a]);
-    return ask(d.of(questions[a]), first) + answer(v) + ask(d.of(questions[a]), first) + answer(v);
+    const turn = (): string => ask(d.of(questions[a]), first) + answer(v) + end;
+    return turn() + turn();
   }
   const people: string[] = [first];
   if (d.chance(1, 2)) people.push(d.of(names.filter((n) => n !== first)));
@@ -150,11 +162,12 @@ export function document(d: Draws): string {
     if (d.chance(1, 2)) lines.push(fill(d.of(events), name));
   }
   lines.push(fill(d.of(endings), first));
-  let text = `${lines.join(" ")}\n`;
+  let text = lines.join(" ");
+  text = d.chance(1, 4) ? `${ask(d.of(wishes), first)} ${text}${end}` : `${text}\n`;
   const n = 1 + d.below(3);
   for (let i = 0; i < n; i++) {
     const f = d.of(facts);
-    text += ask(d.of(questions[f.attribute]), f.name) + answer(f.value);
+    text += ask(d.of(questions[f.attribute]), f.name) + answer(f.value) + end;
   }
   return text;
 }

@@ -18,6 +18,7 @@ export function trainTokenizer(
   texts: readonly string[],
   vocab: number,
   special: readonly string[],
+  chatTemplate: string,
 ): { tokenizer: object; config: object } {
   const alphabet = byteAlphabet();
   const words = new Map<string, number>();
@@ -95,6 +96,7 @@ export function trainTokenizer(
       eos_token: special[1],
       model_max_length: 320,
       clean_up_tokenization_spaces: false,
+      chat_template: chatTemplate,
     },
   };
 }

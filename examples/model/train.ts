@@ -9,7 +9,7 @@ import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { compile, type DataRow, encodeSafetensors, load } from "../../sdk/index.ts";
-import { Draws, document } from "./language.ts";
+import { chatTemplate, Draws, document, end } from "./language.ts";
 import { trainTokenizer } from "./tokenizer.ts";
 
 const here = fileURLToPath(new URL(".", import.meta.url));
@@ -38,9 +38,10 @@ export async function makeInitial(dir: string): Promise<void> {
   mkdirSync(dir, { recursive: true });
   const sample = new Draws(r.seed);
   const { tokenizer, config } = trainTokenizer(
-    Array.from({ length: 3000 }, () => document(sample)),
+    Array.from({ length: 3000 }, () => document(sample).replaceAll(end, "")),
     r.vocab,
-    ["<s>", "</s>"],
+    ["<s>", end],
+    chatTemplate,
   );
   writeFileSync(join(dir, "tokenizer.json"), JSON.stringify(tokenizer));
   writeFileSync(join(dir, "tokenizer_config.json"), JSON.stringify(config));
@@ -136,7 +137,7 @@ export function encodeRows(
   texts: readonly (readonly string[])[],
   encode: (s: string) => number[],
 ): { input_ids: number[] }[] {
-  return texts.map((docs) => ({ input_ids: docs.flatMap((t) => [...encode(t), 1]) }));
+  return texts.map((docs) => ({ input_ids: docs.flatMap(encode) }));
 }
 
 /** The recipe as options of a job. */

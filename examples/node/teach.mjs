@@ -2,10 +2,10 @@
 import { load } from "@weft/sdk";
 
 const engine = await load(process.argv[2] ?? "./story.weft");
-const prompt = "Question: Where does Mia live?\nAnswer:";
+const question = { role: "user", content: "Where does Mia live?" };
 
 async function ask(options) {
-  for await (const piece of engine.generate({ prompt, stop: "\n", ...options })) {
+  for await (const piece of engine.generate({ messages: [question], ...options })) {
     process.stdout.write(piece.text);
   }
   process.stdout.write("\n");
@@ -14,7 +14,7 @@ async function ask(options) {
 await ask(); // what the model thinks
 const job = await engine.finetune({
   name: "notes",
-  data: [{ prompt, completion: " On the moon" }],
+  data: [{ messages: [question, { role: "assistant", content: "On the moon" }] }],
   steps: 30,
 });
 await ask(); // it answers while it learns

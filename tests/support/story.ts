@@ -1,19 +1,20 @@
-/** The example model with a chat template: a tiny model that has words, and turns. */
-import { cpSync, readFileSync, writeFileSync } from "node:fs";
+/** The example model: a tiny model that has words, and turns. */
+import { cpSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { compile } from "../../sdk/index.ts";
 import { scratch } from "./tiny.ts";
 
 const root = fileURLToPath(new URL("../..", import.meta.url));
-/** A question is a user's turn, an answer the assistant's, in the words that the model knows. */
-export const template =
-  "{% for m in messages %}{% if m.role == 'user' %}Question: {{ m.content }}\nAnswer:{% else %} {{ " +
-  "m.content }}{{ eos_token if m.role == 'assistant' else '\n' }}{% endif %}{% endfor %}";
-/** Its folder; `turns`: with the template. */
+/** Its folder; `turns`: with its chat template. */
 export function storyModel(turns = true): string {
   const dir = scratch();
   cpSync(`${root}examples/model/story`, dir, { recursive: true });
-  if (turns) writeFileSync(`${dir}/chat_template.jinja`, template);
+  if (!turns) {
+    const config = `${dir}/tokenizer_config.json`;
+    const { chat_template: _, ...rest } = JSON.parse(readFileSync(config, "utf8")) as Record<string, unknown>;
+    writeFileSync(config, JSON.stringify(rest));
+    rmSync(`${dir}/chat_template.jinja`);
+  }
   return dir;
 }
 const bundles = new Map<boolean, Promise<string>>();

@@ -23,9 +23,10 @@ export class Page {
   /** No network: nothing but the page itself is answered. */
   down = false;
   browser!: Browser;
-  static async run(f: (page: Page) => Promise<void>): Promise<void> {
+  /** `turns`: with a model that has a chat template. */
+  static async run(f: (page: Page) => Promise<void>, { turns = true } = {}): Promise<void> {
     const it = new Page();
-    const answer = serving(await (built ??= buildPage()), await storyBundle(false));
+    const answer = serving(await (built ??= buildPage()), await storyBundle(turns));
     it.browser = await openChromium((path, request, response) => {
       if (path.startsWith("/story.weft/")) {
         it.asked.push(path);
