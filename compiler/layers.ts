@@ -44,13 +44,16 @@ export interface Stored {
 /**
  * Channels that several matrices share, so that one order serves all (S2FT §3.1): the rows of gate and up and
  * the columns of down; the rows of v and the columns of o. `unit` channels belong together (a head, or 1);
- * `shared`: several query heads read one key head.
+ * `shared`: several query heads read one key head. Of a matrix that is several, one after another, they are
+ * slices of the axis: `at` is where each begins, `channels` how many each has.
  */
 export interface Coupling {
   readonly group: "ffn" | "heads";
   readonly axis: "in" | "out";
   readonly unit: number;
   readonly shared: boolean;
+  readonly channels: number;
+  readonly at: readonly number[];
 }
 export interface SiteSpec {
   readonly index: number;
@@ -73,7 +76,8 @@ export interface SiteSpec {
 export interface SiteRole {
   readonly in?: ChannelAxis;
   readonly out?: ChannelAxis;
-  readonly coupling?: Coupling;
+  /** Without slices it is of all channels of its axis. */
+  readonly coupling?: Omit<Coupling, "channels" | "at"> & Partial<Pick<Coupling, "channels" | "at">>;
 }
 export type SiteKind = "linear" | "experts" | "entry" | "cache";
 /** One adapter method at one site. */
@@ -152,6 +156,8 @@ export class RegionBuilder {
     bias: Value | null = null,
     mixture?: { readonly count: number; readonly chosen: Value },
   ) {
+    const { coupling } = role;
+    const channels = coupling?.axis === "in" ? inFeatures : outFeatures;
     this.sites.push({
       index: this.sites.length,
       kind,
@@ -161,7 +167,7 @@ export class RegionBuilder {
       outFeatures,
       bias: bias !== null,
       axes: { in: role.in ?? null, out: role.out ?? null },
-      coupling: role.coupling ?? null,
+      coupling: coupling ? { channels, at: [0], ...coupling } : null,
     });
     return this.branches
       .filter((b) => b.site.module === module)

@@ -7,7 +7,7 @@
 
 import { mul } from "./elementwise.ts";
 import { call, col, type Expr, type Ix, int, ixBin, konst, load, meta, row } from "./expr.ts";
-import { type Domain, defineOp, type Graph, make1, type Type, type Value } from "./graph.ts";
+import { type Attrs, type Domain, defineOp, type Graph, make1, type Type, type Value } from "./graph.ts";
 import { colSum, outer } from "./linear.ts";
 
 type Rows = Type & { kind: "rows" };
@@ -178,16 +178,31 @@ const leadingOp = defineOp({
   remote: true,
   conditional: true,
   infer: ([x], a) => [{ kind: "rows", domain: (x as Rows).domain, cols: Number(a.cols) }],
-  point: ({ ins: [x], attrs }) => where(Number(attrs.branch), load(x!, row, col), konst(0)),
+  point: ({ ins: [x], attrs }) => {
+    const at = startsOf(attrs);
+    const of = (from: number): Expr => {
+      const place = at.length > 1 ? ixBin("div", col, at.length) : col;
+      return load(x!, row, from ? ixBin("add", place, from) : place);
+    };
+    const slice = ixBin("mod", col, at.length);
+    const chosen = at
+      .slice(0, -1)
+      .reduceRight<Expr>(
+        (no, from, i) => ({ e: "if", ix: ixBin("lt", slice, i + 1), yes: of(from), no }),
+        of(at.at(-1)!),
+      );
+    return where(Number(attrs.branch), chosen, konst(0));
+  },
   grad: (node, [du]) => [
-    () =>
-      make1(widenOp, [du!], { branch: Number(node.attrs.branch), cols: (node.ins[0]!.type as Rows).cols }),
+    () => make1(widenOp, [du!], { ...node.attrs, cols: (node.ins[0]!.type as Rows).cols }),
   ],
 });
+/** Where slices begin that channels are of, in order. */
+const startsOf = ({ at }: Attrs): number[] => String(at).split(",").map(Number);
 /** The first columns of x, as many as the factor has rows; 0 for rows whose slot lacks its branch. */
 export const leading = (x: Value, factor: Value): Value => {
   const f = factor.type as Factor;
-  return make1(leadingOp, [x], { branch: f.branch, cols: f.rows }, `leading_${factor.node.label}`);
+  return make1(leadingOp, [x], { branch: f.branch, cols: f.rows, at: "0" }, `leading_${factor.node.label}`);
 };
 const widenOp = defineOp({
   name: "widen",
@@ -195,22 +210,30 @@ const widenOp = defineOp({
   remote: true,
   infer: ([u], a) => [{ kind: "rows", domain: (u as Rows).domain, cols: Number(a.cols) }],
   point: ({ ins: [u], attrs }) => {
-    const inside = {
-      e: "if",
-      ix: ixBin("lt", col, (u!.type as Rows).cols),
-      yes: load(u!, row, col),
-      no: konst(0),
-    } as const;
-    return where(Number(attrs.branch), inside, konst(0));
+    const at = startsOf(attrs);
+    const placed = at.reduce<Expr>((before, from, i) => {
+      const place = from ? ixBin("sub", col, from) : col;
+      const of = at.length > 1 ? ixBin("add", ixBin("mul", place, at.length), i) : place;
+      const inside = {
+        e: "if",
+        ix: ixBin("lt", of, (u!.type as Rows).cols),
+        yes: load(u!, row, of),
+        no: konst(0),
+      } as const;
+      return from ? { e: "if", ix: ixBin("lt", col, from), yes: before, no: inside } : inside;
+    }, konst(0));
+    return where(Number(attrs.branch), placed, konst(0));
   },
   grad: (node, [dy]) => [
-    () =>
-      make1(leadingOp, [dy!], { branch: Number(node.attrs.branch), cols: (node.ins[0]!.type as Rows).cols }),
+    () => make1(leadingOp, [dy!], { ...node.attrs, cols: (node.ins[0]!.type as Rows).cols }),
   ],
 });
-/** u followed by zeros, `cols` columns in all: the transpose of `leading`. */
-export const widen = (u: Value, branch: number, cols: number): Value =>
-  make1(widenOp, [u], { branch, cols }, `widen_${u.node.label}`);
+/**
+ * y [rows, cols], zeros but where slices begin (`at`): the first channel of each slice from the first columns
+ * of u, then the second, and so on. The transpose of `leading`, where there is one slice at 0.
+ */
+export const widen = (u: Value, branch: number, cols: number, at: readonly number[] = [0]): Value =>
+  make1(widenOp, [u], { branch, cols, at: at.join() }, `widen_${u.node.label}`);
 
 const slotVectorOp = defineOp({
   name: "slot_vector",

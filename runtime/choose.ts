@@ -1,13 +1,14 @@
 /** How channels and entries that an adapter trains are chosen, from the model that it begins on. */
+import { placesOf } from "./coupling.ts";
 import { WeftError } from "./errors.ts";
 import type { SiteEntry } from "./manifest.ts";
 import { mix, shuffled } from "./random.ts";
 import type { ModelView, Selector } from "./selectors.ts";
 
 /**
- * Channels of a site: the first of one ranking that all matrices of its coupled group share, so that an
- * adapter's rows of gate and up and columns of down are the same channels (under grouped queries v, which has
- * fewer heads than o, has a ranking of its own). Ascending.
+ * `rank` rows or columns of a site: those of the first channels of one ranking that all matrices of its
+ * coupled group share, so that an adapter's rows of gate and up and columns of down are the same channels
+ * (under grouped queries v, which has fewer heads than o, has a ranking of its own). Ascending.
  */
 export async function chooseChannels(
   site: SiteEntry,
@@ -17,10 +18,10 @@ export async function chooseChannels(
   seed: number,
   model: ModelView,
 ): Promise<number[]> {
-  const { group, axis, unit } = site.coupling!;
-  const channels = axis === "in" ? site.inFeatures : site.outFeatures;
+  const { group, unit, at, channels } = site.coupling!;
+  const count = rank / at.length;
   // A count that is no whole number of heads chooses single channels.
-  const size = rank % unit ? 1 : unit;
+  const size = count % unit ? 1 : unit;
   const units = channels / size;
   let order: number[];
   if (selector === "difference")
@@ -56,17 +57,17 @@ export async function chooseChannels(
   const free = order.filter(
     (u) => !Array.from({ length: size }, (_, i) => u * size + i).some((c) => taken.has(c)),
   );
-  if (free.length < rank / size)
+  if (free.length < count / size)
     throw new WeftError({
       code: "WEFT_OPTION",
       where: "disjointFrom",
-      expected: `${rank} channels of ${site.module} that no other adapter has`,
+      expected: `${count} channels of ${site.module} that no other adapter has`,
       found: String(free.length * size),
     });
-  return free
-    .slice(0, rank / size)
-    .flatMap((u) => Array.from({ length: size }, (_, i) => u * size + i))
-    .sort((a, b) => a - b);
+  const chosen = free
+    .slice(0, count / size)
+    .flatMap((u) => Array.from({ length: size }, (_, i) => u * size + i));
+  return placesOf(site.coupling!, chosen).sort((a, b) => a - b);
 }
 
 /**

@@ -104,8 +104,16 @@ function checkSite(m: Manifest, s: SiteEntry, i: number): void {
     if (axis) need(features === all, `${at}.${side}Features`, `${all}, all ${axis}`, features);
   }
   if (!s.coupling) return;
-  const channels = s.coupling.axis === "in" ? s.inFeatures : s.outFeatures;
-  need(channels % s.coupling.unit === 0, `${at}.coupling.unit`, `a divisor of ${channels}`, s.coupling.unit);
+  const { channels, unit, at: slices } = s.coupling;
+  need(channels % unit === 0, `${at}.coupling.unit`, `a divisor of ${channels}`, unit);
+  const all = s.coupling.axis === "in" ? s.inFeatures : s.outFeatures;
+  const ends = [...slices.slice(1), all];
+  need(
+    slices.length && slices.every((from, i) => from + channels <= ends[i]!),
+    `${at}.coupling.at`,
+    `slices of ${channels} inside ${all}, one after another`,
+    slices,
+  );
   need(s.axes[s.coupling.axis] !== null, `${at}.coupling.axis`, "an axis of the site", s.coupling.axis);
 }
 

@@ -29,7 +29,7 @@ import { startNames, type TensorKindName, tensorKinds } from "./tensors/index.ts
 import { termNames } from "./terms.ts";
 
 export const BUNDLE_FORMAT = "weft-bundle";
-export const BUNDLE_VERSION = 15;
+export const BUNDLE_VERSION = 16;
 
 const FileEntry = object({ bytes, sha256: sha256Hex });
 const format = oneOf(formats);
@@ -83,7 +83,10 @@ const SiteEntry = object({
   bias: boolean,
   /** What its inputs and outputs run over. */
   axes: object({ in: v.nullable(ChannelAxis), out: v.nullable(ChannelAxis) }),
-  coupling: v.nullable(object({ group: text, axis: side, unit: positive, shared: boolean })),
+  /** Channels that it shares with others, and where on that axis each slice of so many begins. */
+  coupling: v.nullable(
+    object({ group: text, axis: side, unit: positive, shared: boolean, channels: positive, at: indices }),
+  ),
 });
 const BranchTensor = object({
   name: text,

@@ -3,6 +3,7 @@
  */
 import type { Manifest, SiteEntry } from "./bundle.ts";
 import { type AdapterContent, placedIn } from "./content.ts";
+import { channelAt } from "./coupling.ts";
 import { paramNamed } from "./device.ts";
 import type { Engine } from "./engine.ts";
 import { packedWords, unpack } from "./formats.ts";
@@ -11,23 +12,22 @@ import type { ModelView } from "./selectors.ts";
 import { selection } from "./tensors/selection.ts";
 import type { TrainOptions } from "./training.ts";
 
-const channelsOf = (s: SiteEntry): number => (s.coupling!.axis === "in" ? s.inFeatures : s.outFeatures);
-
 /**
  * Σ w² of each channel of a site, over the matrices that share its channels: rows of gate, up and v, columns
  * of down and o.
  */
 async function weightSquares(engine: Engine, layer: number, of: SiteEntry): Promise<Float64Array> {
   const { manifest } = engine;
-  const squares = new Float64Array(channelsOf(of));
+  const { group, channels } = of.coupling!;
+  const squares = new Float64Array(channels);
   for (const site of manifest.sites) {
     // Under grouped queries a head of v belongs to several of o: each counts its own matrix.
-    if (site.coupling?.group !== of.coupling!.group || channelsOf(site) !== squares.length) continue;
+    if (site.coupling?.group !== group || site.coupling.channels !== channels) continue;
     const w = await matrix(engine, layer, site);
     for (let o = 0; o < site.outFeatures; o++)
       for (let i = 0; i < site.inFeatures; i++) {
-        const c = site.coupling.axis === "in" ? i : o;
-        squares[c] = squares[c]! + w[o * site.inFeatures + i]! ** 2;
+        const c = channelAt(site.coupling, site.coupling.axis === "in" ? i : o);
+        if (c !== null) squares[c] = squares[c]! + w[o * site.inFeatures + i]! ** 2;
       }
   }
   return squares;
@@ -83,7 +83,7 @@ async function rowSquares(engine: Engine, layer: number, site: SiteEntry): Promi
  */
 function statisticOf(engine: Engine, layer: number, statistics: Float32Array, of: SiteEntry): Float64Array {
   const { heads, kvHeads, headDim } = engine.manifest.model;
-  const out = new Float64Array(channelsOf(of));
+  const out = new Float64Array(of.coupling!.channels);
   const order = channelOrder(engine.manifest, layer, of.coupling!.group === "ffn" ? "ffn" : "heads");
   statistics.forEach((x, at) => {
     const c = order ? order[at]! : at;
@@ -110,10 +110,12 @@ function channelsTaken(
   for (const { branches, tensors } of others)
     branches[layer]!.forEach(({ rank }, i) => {
       const site = manifest.sites[manifest.branches[i]!.site]!;
-      const shares = site.coupling?.group === of.coupling!.group && channelsOf(site) === channelsOf(of);
-      if (!rank || !shares) return;
+      const { coupling } = site;
+      const { group, channels } = of.coupling!;
+      if (!rank || coupling?.group !== group || coupling.channels !== channels) return;
       for (const p of placedIn(manifest, branches[layer]!, tensors[layer]!, layer, i))
-        if (p.t.kind === "selection") for (const c of selection.get(p)) taken.add(c);
+        if (p.t.kind === "selection")
+          for (const place of selection.get(p)) taken.add(channelAt(coupling, place)!);
     });
   return taken;
 }

@@ -5,6 +5,7 @@
 import type { CompileOptions } from "../compiler/compile.ts";
 import { type Manifest, type SiteEntry, WeftError } from "../runtime/bundle.ts";
 import { chosenIn } from "../runtime/content.ts";
+import { channelAt } from "../runtime/coupling.ts";
 import type { Row } from "../runtime/trainer.ts";
 import { rowsOf } from "./data.ts";
 import { load } from "./engine.ts";
@@ -47,7 +48,10 @@ export async function chooseSelection(
       s.coupling?.group === group && s.coupling.axis === axis;
     const chosen = (layer: number, group: string, axis: "in" | "out"): number[] | null => {
       const b = manifest.branches.find((x) => shares(manifest.sites[x.site]!, group, axis));
-      return b ? chosenIn(manifest, content, layer, b.index) : null;
+      if (!b) return null;
+      const { coupling } = manifest.sites[b.site]!;
+      const places = chosenIn(manifest, content, layer, b.index);
+      return [...new Set(places.map((place) => channelAt(coupling!, place)!))];
     };
     const layers = content.branches.map((_, l) => {
       // Under grouped queries the key heads are ranked, and their query heads come with them.

@@ -32,6 +32,8 @@ const refused = async (what: string, f: () => unknown, says: RegExp): Promise<vo
 };
 // biome-ignore lint/suspicious/noExplicitAny: it breaks what types promise
 type Change = (m: any) => void;
+// biome-ignore lint/suspicious/noExplicitAny: as above
+const coupled = (m: any): any => m.sites.find((s: any) => s.coupling).coupling;
 
 test("manifests: every index, offset and length stays inside what it points into", async () => {
   const raw: unknown = JSON.parse(readFileSync(`${await bundle(configs.even)}/manifest.json`, "utf8"));
@@ -60,7 +62,10 @@ test("manifests: every index, offset and length stays inside what it points into
     [(m) => (m.methods.lora.change = [{ term: "entries", of: { index: "a", values: "b" } }]), /of its kind/],
     [(m) => (m.updates.words = ["lr"]), /wasm\.header.*words of updates/],
     [(m) => m.branches[0].tensors.pop(), /a tensor b/],
-    [(m) => (m.sites[0].coupling = { group: "x", axis: "in", unit: 1, shared: false, extra: 1 }), /extra/],
+    [(m) => (coupled(m).extra = 1), /extra/],
+    [(m) => (coupled(m).at = [coupled(m).channels]), /coupling\.at.*slices/],
+    [(m) => (coupled(m).at = []), /coupling\.at.*slices/],
+    [(m) => (coupled(m).channels = 2 ** 30), /coupling/],
     [(m) => (m.sites.find((s: { kind: string }) => s.kind === "linear").outFeatures *= 2), /./],
     [(m) => (m.targets.wasm.factors[0].offset = 2 ** 30), /factors\[0\]\.offset/],
     [(m) => (m.targets.wasm.factors[0].accum = 2 ** 30), /factors\[0\]\.accum/],

@@ -6,20 +6,26 @@ import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import { decode, parseHeader } from "../runtime/bundle.ts";
+import { chosenIn } from "../runtime/content.ts";
 import { writeAdapter, writeAsLora } from "../sdk/peft/write.ts";
 import {
   batchOf,
   checkGradient,
   checkLogits,
+  collect,
   configs,
+  contentBits,
   engineOf,
   fixtures,
+  idsOf,
   reference,
   s2ftAll,
+  s2ftFamilies,
   s2ftOdd,
 } from "./support/engines.ts";
 import { permuted } from "./support/permuted.ts";
 import { suite } from "./support/suite.ts";
+import { scratch } from "./support/tiny.ts";
 
 const test = suite("s2ft");
 
@@ -35,6 +41,11 @@ for (const [name, space, targets] of [
   ["odd", "permuted", both],
   ["even", "permuted", onCpu],
   ["mha", "permuted", both],
+  // Slices of projections that are several.
+  ["phi3", "indexed", both],
+  ["phi3", "permuted", onCpu],
+  ["gpt2", "indexed", onCpu],
+  ["gpt2", "permuted", both],
 ] as const)
   for (const target of targets)
     test(`S2FT, ${space}, on ${name}, ${target}: as torch's masked full fine-tuning`, async () => {
@@ -48,6 +59,7 @@ for (const [name, space, targets] of [
         keptRows: 96,
         ...(name === "odd" && { s2ft: s2ftOdd }),
         ...(name.startsWith("m") && { s2ft: s2ftAll }),
+        ...((name === "phi3" || name === "gpt2") && { s2ft: s2ftFamilies[name] }),
       };
       const given = space === "permuted" ? permuted(name) : null;
       const method = given ? "s2ft_permuted" : "s2ft";
@@ -73,7 +85,7 @@ for (const [name, space, targets] of [
       });
       const { losses } = await one.done;
       assert.ok(
-        Math.abs(losses[0]! - ref.s2ft_loss) <= 1e-5,
+        Math.abs(losses[0]! - ref.s2ft_loss!) <= 1e-5,
         `loss ${losses[0]}, torch says ${ref.s2ft_loss}`,
       );
       const files = ["s2ft", "grad"].map(
@@ -94,16 +106,101 @@ for (const [name, space, targets] of [
           decode(bytes(0), "F32", t.name),
           decode(bytes(1), "F32", t.name),
           lr,
-          ref.s2ft_grads[path]!,
+          ref.s2ft_grads![path]!,
         );
         seen++;
       });
-      assert.is(seen, Object.keys(ref.s2ft_grads).length);
+      assert.is(seen, Object.keys(ref.s2ft_grads!).length);
       const job = await engine.finetune({ ...common, name: "adamw", steps, learningRate: 1e-3 });
       (await job.done).losses.forEach((x, i) =>
-        assert.ok(Math.abs(x - ref.s2ft[i]!) <= 1e-4, `step ${i + 1}: loss ${x}, torch says ${ref.s2ft[i]}`),
+        assert.ok(
+          Math.abs(x - ref.s2ft![i]!) <= 1e-4,
+          `step ${i + 1}: loss ${x}, torch says ${ref.s2ft![i]}`,
+        ),
       );
     });
+
+for (const name of ["phi3", "gpt2"] as const)
+  test(`S2FT on ${name}: one ranking a group; beside others, saved, merged and as a LoRA the same`, async () => {
+    const { vocab_size: vocab } = configs[name];
+    const s2ft = s2ftFamilies[name];
+    const capacities = { rank: 40, s2ft, savedRows: 160, keptRows: 96 };
+    await using engine = await engineOf(configs[name], { train: ["s2ft"], methods: ["lora"], capacities });
+    const { manifest } = engine;
+    const job = { method: "s2ft", data: batchOf(vocab).slice(0, 2), steps: 2, learningRate: 0.02 } as const;
+    await (await engine.finetune({ ...job, name: "alone", selector: "weight-large" })).done;
+    await engine.adapters.load("other", `${fixtures}s2ft-${name}`);
+    const ids = idsOf("served", 30, vocab);
+    const [beside] = await Promise.all([
+      engine.finetune({ ...job, name: "beside", selector: "weight-large" }),
+      ...["other", undefined].map((adapter) =>
+        collect(engine, { prompt: ids.slice(0, 9), maxTokens: 12, ...(adapter && { adapter }) }),
+      ),
+    ]);
+    await beside.done;
+    assert.is(contentBits(engine, "beside"), contentBits(engine, "alone"));
+
+    // Σ w² of each channel over the matrices that share it.
+    const weights = new Map((await engine.core.baseTensors()).map((t) => [t.name, t]));
+    const { content } = engine.core.adapters.find("alone");
+    for (const group of ["ffn", "heads"]) {
+      const squares = new Map<string, number[]>();
+      const chosen = new Map<string, number[][]>();
+      for (const b of manifest.branches.filter(({ method }) => method === "s2ft")) {
+        const site = manifest.sites[b.site]!;
+        const { channels, at, axis, unit, ...coupling } = site.coupling!;
+        if (coupling.group !== group) continue;
+        const path = `${manifest.checkpoint.modules.replace("{l}", "0")}${site.module}.weight`;
+        const { data } = weights.get(path)!;
+        const turned = manifest.checkpoint.transposed.some((end) => path.endsWith(`.${end}`));
+        const sums = squares.get(String(channels)) ?? Array<number>(channels).fill(0);
+        squares.set(String(channels), sums);
+        for (let o = 0; o < site.outFeatures; o++)
+          for (let i = 0; i < site.inFeatures; i++) {
+            const place = axis === "in" ? i : o;
+            const from = at.find((x) => place >= x && place < x + channels);
+            const w = data[turned ? i * site.outFeatures + o : o * site.inFeatures + i]!;
+            if (from !== undefined) sums[Math.floor((place - from) / unit)]! += w * w;
+          }
+        const places = chosenIn(manifest, content, 0, b.index);
+        for (const from of at) {
+          const units = places
+            .filter((p) => p >= from && p < from + channels)
+            .map((p) => Math.floor((p - from) / unit));
+          assert.is(units.length, places.length / at.length, "each slice as many");
+          const lists = chosen.get(String(channels)) ?? [];
+          chosen.set(String(channels), [...lists, [...new Set(units)]]);
+        }
+      }
+      assert.ok(squares.size > 0);
+      for (const [channels, lists] of chosen)
+        for (const units of lists)
+          assert.equal(
+            units,
+            [...squares.get(channels)!.keys()]
+              .sort((x, y) => squares.get(channels)![y]! - squares.get(channels)![x]!)
+              .slice(0, units.length)
+              .sort((x, y) => x - y),
+          );
+    }
+
+    const folder = `${scratch()}/adapter`;
+    await engine.adapters.get("alone").save(folder);
+    await engine.adapters.load("again", folder);
+    assert.is(contentBits(engine, "again"), contentBits(engine, "alone"));
+    const played = await engine.score(ids, { adapter: "alone", logits: true });
+    await engine.adapters.get("alone").save(`${folder}-lora`, { as: "lora" });
+    await engine.adapters.load("lora", `${folder}-lora`);
+    const asLora = await engine.score(ids, { adapter: "lora", logits: true });
+    await engine.merge("alone");
+    const merged = await engine.score(ids, { logits: true });
+    await engine.merge(null);
+    const base = await engine.score(ids, { logits: true });
+    const apart = (a: typeof base, b: typeof base): number =>
+      Math.max(...a.logits!.flatMap((row, t) => [...row].map((x, i) => Math.abs(x - b.logits![t]![i]!))));
+    for (const other of [asLora, merged]) assert.ok(apart(other, played) < 5e-5);
+    assert.ok(apart(base, played) > 1e-3);
+  });
 
 test("S2FT as a LoRA: the file that peft read, its logits, as S2FT and as LoRA", async () => {
   const folder = `${fixtures}weft-s2ft-as-lora`;

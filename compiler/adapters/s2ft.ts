@@ -9,6 +9,8 @@ import type { Capacities } from "../target.ts";
 import type { AdapterMethod } from "./adapter.ts";
 
 const parameters = (s: SiteSpec): number => s.inFeatures + s.outFeatures;
+/** Matrices of a site that have the channels it shares. */
+const slices = (s: SiteSpec): number => s.coupling!.at.length;
 /** Length of a chosen channel's row or column. */
 const length = (s: SiteSpec): number => (s.coupling!.axis === "in" ? s.outFeatures : s.inFeatures);
 
@@ -29,9 +31,9 @@ function capacity(site: SiteSpec, sites: readonly SiteSpec[], c: Capacities): nu
   if (!chosen.includes(site)) return 0;
   // As many parameters as LoRA of the bundle's rank on every site, split evenly.
   const budget = c.s2ft?.parameters ?? c.rank * sites.reduce((n, s) => n + parameters(s), 0);
-  const channels = coupling.axis === "in" ? site.inFeatures : site.outFeatures;
-  const units = Math.max(1, Math.round(budget / chosen.length / length(site) / coupling.unit));
-  return Math.min(channels, units * coupling.unit);
+  const matrices = chosen.reduce((n, s) => n + slices(s), 0);
+  const units = Math.max(1, Math.round(budget / matrices / length(site) / coupling.unit));
+  return slices(site) * Math.min(coupling.channels, units * coupling.unit);
 }
 
 export const s2ft: AdapterMethod = {

@@ -4,17 +4,8 @@
  * then a dense sub-matrix: no index is read, a slice of x is all that is kept.
  */
 import { add, expand, leading, shrink, widen } from "../../ops/index.ts";
-import type { SiteSpec } from "../layers.ts";
 import type { AdapterMethod } from "./adapter.ts";
 import { s2ft } from "./s2ft.ts";
-
-/** Channels of keys, which are a part of one matrix or have their own. */
-function keyChannels(sites: readonly SiteSpec[]): number {
-  const own = sites.find((s) => s.axes.out === "kvHeads");
-  if (own) return own.outFeatures;
-  const heads = sites.find((s) => s.axes.in === "heads")!.inFeatures;
-  return (sites.find((s) => s.axes.out === "qkv")!.outFeatures - heads) / 2;
-}
 
 const { calibrates: _, ...indexed } = s2ft;
 export const s2ftPermuted: AdapterMethod = {
@@ -25,8 +16,9 @@ export const s2ftPermuted: AdapterMethod = {
   capacity: (site, sites, c) => {
     const most = s2ft.capacity(site, sites, c);
     if (!most || site.coupling!.group === "ffn") return most;
-    const keys = keyChannels(sites) / site.coupling!.unit;
-    const channels = site.coupling!.axis === "in" ? site.inFeatures : site.outFeatures;
+    const { channels, unit } = site.coupling!;
+    const values = sites.find((s) => s.coupling?.group === "heads" && s.coupling.axis === "out")!;
+    const keys = values.coupling!.channels / unit;
     return Math.max(1, Math.round((most * keys) / channels)) * (channels / keys);
   },
   tensors: (site, rank) =>
@@ -34,5 +26,5 @@ export const s2ftPermuted: AdapterMethod = {
   output: (x, y, { branch, site, tensor }) =>
     site.coupling!.axis === "in"
       ? add(expand(leading(x, tensor("delta")), tensor("delta")), y)
-      : add(widen(shrink(x, tensor("delta")), branch, site.outFeatures), y),
+      : add(widen(shrink(x, tensor("delta")), branch, site.outFeatures, site.coupling!.at), y),
 };

@@ -144,7 +144,10 @@ interface Fused {
   readonly qkv: string;
   readonly out: string;
 }
-/** The same with one projection for three, whose rows are those of queries, then keys, then values. */
+/**
+ * The same with one projection for three, whose rows are those of queries, then keys, then values: under S2FT
+ * the last are the heads' channels.
+ */
 export const fusedAttention =
   (
     d: Sizes,
@@ -154,13 +157,17 @@ export const fusedAttention =
   (b, x, positions) => {
     const [wide, narrow] = [d.heads * d.headDim, d.kvHeads * d.headDim];
     const { bias = false } = o;
-    const all = b.linear(x, `${module}.${qkv}`, wide + 2 * narrow, bias, { out: "qkv" });
+    const coupled = { group: "heads", unit: d.headDim, shared: d.heads !== d.kvHeads } as const;
+    const values = { ...coupled, axis: "out", channels: narrow, at: [wide + narrow] } as const;
+    const all = b.linear(x, `${module}.${qkv}`, wide + 2 * narrow, bias, { out: "qkv", coupling: values });
     const q = columns(all, 0, wide);
     const k = columns(all, wide, narrow);
     const v = columns(all, wide + narrow, narrow);
     const y = b.attention(module, q, k, v, d, positions, o.attending);
-    const coupling = { group: "heads", axis: "in", unit: d.headDim, shared: d.heads !== d.kvHeads } as const;
-    return b.linear(y, `${module}.${out}`, d.hiddenSize, bias, { in: "heads", coupling });
+    return b.linear(y, `${module}.${out}`, d.hiddenSize, bias, {
+      in: "heads",
+      coupling: { ...coupled, axis: "in" },
+    });
   };
 
 /** down(act(gate(x)) · up(x)). Under S2FT the three share the feed-forward channels. */
@@ -177,14 +184,20 @@ export const gated =
       coupling: coupled("in"),
     });
   };
-/** The same with gate and up in one projection, one after the other. */
+/** The same with gate and up in one projection, one after the other: a channel is a row of each. */
 export const fusedSwiglu =
   (d: Sizes): Block["run"] =>
   (b, x) => {
-    const both = b.linear(x, "mlp.gate_up_proj", 2 * d.ffn, false, { out: "gateUp" });
+    const coupled = { group: "ffn", unit: 1, shared: false } as const;
+    const both = b.linear(x, "mlp.gate_up_proj", 2 * d.ffn, false, {
+      out: "gateUp",
+      coupling: { ...coupled, axis: "out", channels: d.ffn, at: [0, d.ffn] },
+    });
     const y = mul(silu(columns(both, 0, d.ffn)), columns(both, d.ffn, d.ffn));
-    const coupling = { group: "ffn", axis: "in", unit: 1, shared: false } as const;
-    return b.linear(y, "mlp.down_proj", d.hiddenSize, false, { in: "ffn", coupling });
+    return b.linear(y, "mlp.down_proj", d.hiddenSize, false, {
+      in: "ffn",
+      coupling: { ...coupled, axis: "in" },
+    });
   };
 export const swiglu = gated(silu);
 export const geglu = gated(gelu);

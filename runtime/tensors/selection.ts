@@ -1,7 +1,10 @@
 /**
- * Chosen channels of a site's coupled axis: in an adapter the channels, then each channel's place among them
- * plus one (0: not chosen), as exact floats; in files the channels alone, int32.
+ * Chosen rows or columns of a site's matrix, those of channels that it shares with others: in an adapter
+ * their numbers, then each one's place among them plus one (0: not chosen), as exact floats; in files the
+ * numbers alone, int32.
  */
+import { channelAt, placesOf } from "../coupling.ts";
+import type { Manifest, SiteEntry } from "../manifest.ts";
 import { channelOrder } from "../order.ts";
 import { mix } from "../random.ts";
 import { channelsOf, type Index, type Start } from "./tensor.ts";
@@ -17,6 +20,15 @@ export function writeSelection(words: Float32Array, capacity: number, channels: 
   });
 }
 
+/** The first that a bundle's selection keeps, in its order. */
+function leading(m: Manifest, layer: number, site: SiteEntry, rank: number): number[] {
+  const coupling = site.coupling!;
+  const order = channelOrder(m, layer, site.axes[coupling.axis])!;
+  const first = Array.from({ length: coupling.channels }, (_, c) => c);
+  return placesOf(coupling, first)
+    .slice(0, rank)
+    .map((place) => order[place]!);
+}
 const set: Index["set"] = ({ values, branch }, channels) => writeSelection(values, branch.capacity, channels);
 const starts: Readonly<Record<SelectionStart, Start>> = {
   /** Chosen when a job starts. */
@@ -25,8 +37,7 @@ const starts: Readonly<Record<SelectionStart, Start>> = {
     set(p, await chooseChannels(p.site, p.layer, p.rank, selector, mix(seed, 7), await view()));
   },
   /** The first of the bundle's own selection. */
-  leading: (p, { manifest }) =>
-    set(p, channelOrder(manifest, p.layer, p.site.axes[p.site.coupling!.axis])!.slice(0, p.rank)),
+  leading: (p, { manifest }) => set(p, leading(manifest, p.layer, p.site, p.rank)),
 };
 
 export const selection: Index = {
@@ -34,30 +45,36 @@ export const selection: Index = {
   starts,
   check: (t, b, site, m, need) => {
     need(site.coupling && site.kind === "linear", "kind", "a site with channels to choose", site.module);
-    const channels = channelsOf(site, site.coupling!.axis);
-    const cols = b.capacity + channels;
+    const { axis, at, channels } = site.coupling!;
+    const cols = b.capacity + channelsOf(site, axis);
     need(t.cols === cols, "cols", `${cols}, a number and a place for every channel`, t.cols);
-    need(b.capacity <= channels, "capacity", `at most ${channels}`, b.capacity);
+    const most = at.length * channels;
+    need(b.capacity <= most, "capacity", `at most ${most}`, b.capacity);
     if (t.init === "leading") need(m.selection !== null, "init", "a bundle with a selection", t.init);
   },
-  rows: (rank) => rank,
+  rows: (rank, { coupling }) => rank * coupling!.at.length,
   get: ({ values, rank }) => Array.from(values.subarray(0, rank)),
   set,
   ascending: false,
   says: "int32 channels",
   shape: (rank) => [rank],
   parse: ({ t, layer, site, rank }, m, file, refuse) => {
-    const channels = [...file];
-    const limit = channelsOf(site, site.coupling!.axis);
-    const wrong = channels.findIndex((c, r) => c < 0 || c >= limit || channels.indexOf(c) !== r);
-    if (wrong >= 0) refuse(`distinct channels below ${limit}`, String(channels[wrong]), { at: `[${wrong}]` });
-    if (t.init !== "leading") return channels;
+    const chosen = [...file];
+    const { at, channels } = site.coupling!;
+    const wrong = chosen.findIndex(
+      (c, r) => channelAt(site.coupling!, c) === null || chosen.indexOf(c) !== r,
+    );
+    if (wrong >= 0) {
+      const slices = at.map((from) => `${from} to ${from + channels - 1}`).join(" or ");
+      refuse(`distinct channels, ${slices}`, String(chosen[wrong]), { at: `[${wrong}]` });
+    }
+    if (t.init !== "leading") return chosen;
     // Where the bundle has chosen, its order is the adapter's.
-    const own = channelOrder(m, layer, site.axes[site.coupling!.axis])!.slice(0, rank);
-    if (!own.every((c) => channels.includes(c)))
+    const own = leading(m, layer, site, rank);
+    if (!own.every((c) => chosen.includes(c)))
       refuse(
         `the channels of this bundle's selection, ${own.slice(0, 4).join(", ")} …`,
-        channels.slice(0, 4).join(", "),
+        chosen.slice(0, 4).join(", "),
         { hint: "compile with the method s2ft to read any selection" },
       );
     return own;

@@ -38,6 +38,11 @@ export const s2ftOdd = {
   sites: ["o_proj", "v_proj", "gate_proj", "up_proj", "down_proj"],
   parameters: 5 * 60 * 96,
 } as const;
+/** Of families with fused projections, and of mixtures: what their fixtures choose fits. */
+export const s2ftFamilies = {
+  phi3: { sites: ["qkv_proj", "gate_up_proj", "down_proj"], parameters: 4 * 16 * 48 },
+  gpt2: { sites: ["c_attn", "c_fc", "c_proj"], parameters: 4 * 20 * 40 },
+} as const;
 export const idsOf = (name: string, n: number, vocab: number): number[] => {
   const next = generator(name);
   return Array.from({ length: n }, () => next() % vocab);
@@ -76,10 +81,11 @@ interface Reference extends S2ftReference {
   readonly lora_grads: Readonly<Record<string, readonly number[]>>;
   readonly lora: readonly number[];
 }
-type FamilyReference = Omit<Reference, keyof S2ftReference> & {
-  /** Of a mixture: LoRA on the matrices of its experts too. */
-  readonly experts?: Pick<Reference, "lora_loss" | "lora_grads" | "lora">;
-};
+type FamilyReference = Omit<Reference, keyof S2ftReference> &
+  Partial<S2ftReference> & {
+    /** Of a mixture: LoRA on the matrices of its experts too. */
+    readonly experts?: Pick<Reference, "lora_loss" | "lora_grads" | "lora">;
+  };
 const json = (name: string): object => JSON.parse(readFileSync(`${fixtures}${name}`, "utf8")) as object;
 export const reference = { ...json("reference.json"), ...json("families.json") } as {
   odd: Reference;

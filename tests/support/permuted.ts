@@ -4,11 +4,17 @@ import { type Manifest, parseHeader } from "../../runtime/bundle.ts";
 import { configs, fixtures } from "./engines.ts";
 import { scratch } from "./tiny.ts";
 
+/** Of matrices that are several: where the first begins that has the channels, and how many each has. */
+const slices: Readonly<Record<string, readonly [from: number, channels: number]>> = {
+  "self_attn.qkv_proj": [64, 16],
+  "mlp.gate_up_proj": [0, 66],
+  "attn.c_attn": [80, 40],
+};
 /**
  * A folder of S2FT's fixture as one of the class `permuted`, and the selection that a bundle of that class
  * was compiled with: smaller sites first.
  */
-export function permuted(name: "odd" | "even" | "mha"): {
+export function permuted(name: "odd" | "even" | "mha" | "phi3" | "gpt2"): {
   folder: string;
   selection: NonNullable<Manifest["selection"]>;
 } {
@@ -19,14 +25,19 @@ export function permuted(name: "odd" | "even" | "mha"): {
   const file = readFileSync(`${folder}/adapter_model.safetensors`);
   const { tensors } = parseHeader(file, file.length, folder);
   const index = (layer: number, module: string): number[] => {
-    const t = tensors.find((x) => x.name.endsWith(`layers.${layer}.${module}.s2ft_index`));
-    return t ? [...new Int32Array(new Uint8Array(file.subarray(t.start, t.end)).buffer)] : [];
+    const t = tensors.find((x) => x.name.endsWith(`.${layer}.${module}.s2ft_index`));
+    if (!t) return [];
+    const places = [...new Int32Array(new Uint8Array(file.subarray(t.start, t.end)).buffer)];
+    const [from, channels] = slices[module] ?? [0, Infinity];
+    return [...new Set(places.map((p) => (p - from) % channels))];
   };
-  const hd = (configs[name].head_dim as number | undefined) ?? 16;
+  const { head_dim, n_embd, n_head } = configs[name] as Readonly<Record<string, number | undefined>>;
+  const hd = head_dim ?? (n_embd ? n_embd / n_head! : 16);
   const layers = [0, 1].map((l) => ({
     ffn: [
       ...new Set(
-        ["mlp.up_proj", "mlp.gate_proj", "mlp.down_proj"]
+        ["up_proj", "gate_proj", "gate_up_proj", "down_proj", "c_fc", "c_proj"]
+          .map((m) => `mlp.${m}`)
           .map((m) => index(l, m))
           .sort((a, b) => a.length - b.length)
           .flat(),
@@ -34,9 +45,10 @@ export function permuted(name: "odd" | "even" | "mha"): {
     ],
     groups: [
       ...new Set(
-        [...index(l, "self_attn.v_proj"), ...(name === "mha" ? index(l, "self_attn.o_proj") : [])].map((c) =>
-          Math.floor(c / hd),
-        ),
+        ["self_attn.v_proj", "self_attn.qkv_proj", "attn.c_attn", "attn.c_proj"]
+          .concat(name === "mha" ? ["self_attn.o_proj"] : [])
+          .flatMap((m) => index(l, m))
+          .map((c) => Math.floor(c / hd)),
       ),
     ],
   }));
