@@ -42,7 +42,13 @@ export interface ErrorFields {
  * in `cause`, with what led to the error as `cause.cause`. `WeftError.from` brings an instance back.
  */
 export class WeftError extends Error {
+  /** Bundlers rename classes; who reads a console shall not see it. */
+  static override readonly name = "WeftError";
   declare readonly cause: ErrorFields;
+  static {
+    // Not of each error: a stack begins with the name that there is when it is taken.
+    Object.defineProperty(WeftError.prototype, "name", { value: "WeftError" });
+  }
   constructor({ code, where, expected, found, hint, retryable, cause }: ErrorFields) {
     const said = hint ? ` (${hint})` : "";
     const fields = { code, where, expected, found, ...(hint && { hint }), ...(retryable && { retryable }) };
@@ -50,7 +56,6 @@ export class WeftError extends Error {
     if (cause !== undefined)
       Object.defineProperty(fields, "cause", { value: cause, enumerable: travels(cause) });
     super(`${code} at ${where}: expected ${expected}, found ${found}${said}`, { cause: fields });
-    this.name = "WeftError";
   }
   get code(): ErrorCode {
     return this.cause.code;

@@ -194,6 +194,8 @@ async function within(dir: string, staging: string, names: readonly string[]): P
 export async function claimFolder(dir: string, kind: FolderKind): Promise<void> {
   await asWriter(dir, kind, async () => {});
 }
+/** Is there a version of what weft writes? */
+export const isWritten = async (dir: string): Promise<boolean> => (await readMarker(dir)) !== null;
 async function asWriter(
   dir: string,
   kind: FolderKind,

@@ -55,7 +55,7 @@ export const currentSchema = v.object({
 });
 export type Current = v.InferOutput<typeof currentSchema>;
 
-const article = (kind: FolderKind): string => (kind === "adapter" ? "an adapter" : `a ${kind}`);
+export const article = (kind: FolderKind): string => (kind === "adapter" ? "an adapter" : `a ${kind}`);
 /** What stands in the way of writing a flat folder. */
 export const refused = (where: string, expected: string, found: string): WeftError =>
   new WeftError({

@@ -65,6 +65,8 @@ async function inspect(dir: string, names: readonly string[]): Promise<Current |
   }
   return current;
 }
+/** Is there a version? */
+export const hasVersion = async (dir: string): Promise<boolean> => (await readCurrent(dir)) !== null;
 async function asWriter(
   dir: string,
   names: readonly string[],

@@ -152,9 +152,13 @@ function declare(): void {
       ...{ noEmit: false, declaration: true, emitDeclarationOnly: true, outDir: dist, rootDir: root },
     },
   );
-  // Declarations keep the names of sources in their imports; what is shipped is .js and .d.ts.
-  const write: ts.WriteFileCallback = (name, text, bom) =>
-    ts.sys.writeFile(name, text.replace(/((?:from |import\()"\.[^"]+)\.ts"/g, '$1.js"'), bom);
+  // Declarations keep the names of sources in their imports; what is shipped is .js and .d.ts. Who has no
+  // `await using` in their libraries gets the names that it needs from TypeScript's own.
+  const write: ts.WriteFileCallback = (name, text, bom) => {
+    const lib = /\bAsyncDisposable\b|\.asyncDispose\b/.test(text) ? "esnext.disposable" : null;
+    const shipped = text.replace(/((?:from |import\()"\.[^"]+)\.ts"/g, '$1.js"');
+    ts.sys.writeFile(name, lib ? `/// <reference lib="${lib}" />\n${shipped}` : shipped, bom);
+  };
   // Only what cannot be declared: types are checked by tsc.
   const wrong = program.emit(undefined, write).diagnostics;
   if (wrong.length)

@@ -48,10 +48,11 @@ const overview = (): string => {
     "weft COMMAND --help lists a command's flags. Every command takes --json. weft --version.",
   ].join("\n");
 };
+/** A flag as it may be said: `-o, --output`. */
+const named = (flag: string, { short }: Flag): string => `${short ? `-${short}, ` : ""}--${flag}`;
 function helpOf(name: string, c: Command): string {
   const flags = Object.entries({ ...c.flags, ...common });
-  const said = ([flag, o]: [string, Flag]): string =>
-    `${o.short ? `-${o.short}, ` : ""}--${flag}${o.value && ` ${o.value}`}`;
+  const said = ([flag, o]: [string, Flag]): string => `${named(flag, o)}${o.value && ` ${o.value}`}`;
   const width = Math.max(...flags.map((f) => said(f).length));
   return [
     `weft ${name} ${c.synopsis}`.trimEnd(),
@@ -86,9 +87,17 @@ export function parsed(
       where: `weft ${name}`,
       expected: known.join(", "),
       found: (e as Error).message.split(". ")[0]!,
-      hint: near ? `did you mean ${near}?` : `weft ${name} --help`,
+      ...(near && { hint: `did you mean ${near}? weft ${name} --help` }),
     });
   }
+}
+/** An error of a command's words: it names a flag as the help does, and the help where it has no hint. */
+function helped(name: string, e: WeftError): WeftError {
+  if (e.code !== "WEFT_CLI") return e;
+  const flags: Record<string, Flag> = { ...commands[name]?.flags, ...common };
+  const flag = e.where.replace(/^--/, "");
+  const where = Object.hasOwn(flags, flag) ? `weft ${name} ${named(flag, flags[flag]!)}` : e.where;
+  return new WeftError({ hint: `weft ${name} --help`, ...e.cause, where });
 }
 
 export async function main(argv: readonly string[]): Promise<number> {
@@ -114,13 +123,13 @@ export async function main(argv: readonly string[]): Promise<number> {
       return 0;
     }
     const { values, positionals } = parsed(name, command, rest);
-    if (positionals.length > 1)
-      fail(`weft ${name}`, command.synopsis, positionals.join(" "), `weft ${name} --help`);
+    if (positionals.length > 1) fail(`weft ${name}`, command.synopsis, positionals.join(" "));
     const code = await command.run(positionals, values, json);
     return typeof code === "number" ? code : 0;
   } catch (e) {
     clearLine();
-    const error = WeftError.from(e);
+    const own = WeftError.from(e);
+    const error = own && name && Object.hasOwn(commands, name) ? helped(name, own) : own;
     if (json)
       console.log(
         JSON.stringify({

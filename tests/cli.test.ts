@@ -1,6 +1,6 @@
 /** The command line, and model folders as people have them: shards, half floats, newer config keys. */
 import { spawn } from "node:child_process";
-import { existsSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import * as assert from "uvu/assert";
 import { compile } from "../compiler/compile.ts";
@@ -41,9 +41,14 @@ test("compile, inspect, finetune, generate, doctor: results on stdout, else stde
     "32",
     "--rank",
     "4",
+    "--quick",
     "--json",
   );
   assert.is(made.code, 0, made.err);
+  const { manifest } = await compile(model, {
+    ...{ targets: ["wasm"], quick: true, capacities: { context: 64, tokens: 32, rank: 4 } },
+  });
+  assert.equal(JSON.parse(readFileSync(`${dir}/m.weft/manifest.json`, "utf8")), manifest);
   assert.is((JSON.parse(made.out) as { bundle: string }).bundle, `${dir}/m.weft`);
   assert.match(made.err, /weights/);
   const seen = await weft("inspect", `${dir}/m.weft`);

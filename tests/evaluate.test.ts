@@ -1,5 +1,5 @@
 /** What eval and merge say, against the engine's own numbers taken another way. */
-import { readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import { evaluate } from "../sdk/evaluate.ts";
 import { compile, load } from "../sdk/index.ts";
@@ -76,14 +76,49 @@ test("eval and merge: losses in f64, exact answers as generated; a merged folder
   const [whole, beside] = [await evaluate(again, rows), await evaluate(engine, rows, { adapter: "notes" })];
   assert.ok(Math.abs(whole.loss - beside.loss) < 1e-4, `${whole.loss} and ${beside.loss}`);
   assert.equal(whole.exact, beside.exact);
-  const on = await weft(
-    ...["finetune", bundle, "--from", `${dir}/notes`, "--data", `${dir}/rows.jsonl`, "--name", "on"],
-    ...["--out", `${dir}/on`, "--steps", "2", "--device", "wasm"],
-  );
+  const onto = (...more: string[]) =>
+    weft(
+      ...["finetune", bundle, "--from", `${dir}/notes`, "--data", `${dir}/rows.jsonl`, "--name", "on"],
+      ...["--out", `${dir}/on`, "--steps", "2", "--device", "wasm", ...more],
+    );
+  const on = await onto();
   assert.is(on.code, 0, on.err);
   const first = Number(/loss ([\d.]+) →/.exec(on.out)![1]);
   assert.ok(first < json.base!.loss, `it begins at ${first}, the base at ${json.base!.loss}`);
   assert.match(on.out, /steps +loss\n1 /);
+
+  // What was learned is replaced by nobody who was not told to.
+  const learned = readFileSync(`${dir}/on/adapter_model.safetensors`);
+  const merge = ["merge", bundle, "--adapter", `${dir}/on`, "-o", `${dir}/model`];
+  const exported = ["export", bundle, "--adapter", `${dir}/notes`, "-o", `${dir}/on`];
+  const again2 = () => onto("--out", `${dir}/fresh`, "--checkpoint", `${dir}/on.checkpoint`);
+  for (const [run, says] of [
+    [onto, /WEFT_IO at .*\/on: .*free, found an adapter .*--from .*\/on goes on .* --replace replaces it/],
+    [() => weft(...merge), /WEFT_IO at .*\/model: .*found a model .*--replace/],
+    [() => weft(...exported), /WEFT_IO at .*\/on: .*found an adapter .*--replace/],
+    [again2, /on\.checkpoint: .*earlier run.*weft finetune --resume .*on\.checkpoint; --replace/],
+  ] as const) {
+    const { code, err } = await run();
+    assert.is(code, 1);
+    assert.match(err, says);
+    assert.not.match(err, /step/);
+  }
+  assert.equal(readFileSync(`${dir}/on/adapter_model.safetensors`), learned);
+  assert.not(existsSync(`${dir}/fresh`));
+  // The same run with more steps; another one from it; and who says so.
+  for (const run of [
+    () => weft("finetune", "--resume", `${dir}/on.checkpoint`, "--steps", "3"),
+    () => onto("--from", `${dir}/on`, "--steps", "1"),
+    () => onto("--replace"),
+    () => weft(...merge, "--replace", "--device", "wasm"),
+    () => weft(...exported, "--replace", "--device", "wasm"),
+  ]) {
+    const { code, err } = await run();
+    assert.is(code, 0, err);
+  }
+  const kept = `${dir}/on.checkpoint`;
+  for (const version of readdirSync(kept).filter((name) => name.startsWith("v-")))
+    assert.not.match(readFileSync(`${kept}/${version}/about.json`, "utf8"), /replace/);
 });
 
 test("a bad row, or rows that say nothing, are one error", async () => {

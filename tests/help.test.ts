@@ -3,7 +3,7 @@ import { writeFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import { commands } from "../sdk/commands/index.ts";
 import { weft } from "./support/console.ts";
-import { configs } from "./support/engines.ts";
+import { bundle, configs } from "./support/engines.ts";
 import { suite } from "./support/suite.ts";
 import { scratch, writeModel } from "./support/tiny.ts";
 
@@ -29,12 +29,16 @@ test("every command's help says every flag, in lines that fit", async () => {
 test("a wrong word is answered with the nearest; a model, with what makes a bundle", async () => {
   const dir = scratch();
   const model = writeModel(configs.even);
+  const bundled = await bundle(configs.even);
   writeFileSync(`${dir}/adapter_config.json`, "{}");
   for (const [says, ...args] of [
     [/did you mean weft generate\?/, "genrate"],
     [/did you mean weft finetune\?/, "fine-tune"],
-    [/did you mean --prompt\?/, "generate", dir, "--promt", "x"],
-    [/did you mean --learning-rate\?/, "finetune", dir, "--learningRate", "1"],
+    [/did you mean --prompt\? weft generate --help/, "generate", dir, "--promt", "x"],
+    [/did you mean --learning-rate\? weft finetune --help/, "finetune", dir, "--learningRate", "1"],
+    [/'--heat'.*\(weft inspect --help\)/, "inspect", dir, "--heat"],
+    [/weft compile -o, --output: .*nothing \(weft compile --help\)/, "compile", model],
+    [/weft inspect --for: .*lots \(weft inspect --help\)/, "inspect", bundled, "--for", "lots"],
     [
       /make one with: weft compile \.\/x\/tiny\.Q8_0\.gguf -o \.\/tiny\.Q8_0\.weft/,
       "generate",

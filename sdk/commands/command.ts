@@ -39,8 +39,9 @@ export const toggle = (help: string, more: Pick<Flag, "short"> = {}): Flag => ({
   ...more,
 });
 
-export const fail = (where: string, expected: string, found: string, hint = "weft --help"): never => {
-  throw new WeftError({ code: "WEFT_CLI", where, expected, found, hint });
+/** Where no hint is given, the command line names the command's help. */
+export const fail = (where: string, expected: string, found: string, hint?: string): never => {
+  throw new WeftError({ code: "WEFT_CLI", where, expected, found, ...(hint !== undefined && { hint }) });
 };
 export const number = (flags: Flags, name: string): number | undefined => {
   const v = flags[name];
@@ -69,7 +70,7 @@ export const strings = (flags: Flags, name: string): readonly string[] => {
 };
 /** What stands behind a command's name and is needed. */
 export const needed = (positional: readonly string[], where: string, what: string): string =>
-  positional[0] ?? fail(`weft ${where}`, what, "nothing", `weft ${where} --help`);
+  positional[0] ?? fail(`weft ${where}`, what, "nothing");
 
 /** The words of a command line as a shell takes them. */
 export const shellWords = (words: readonly string[]): string =>

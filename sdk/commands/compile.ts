@@ -28,6 +28,7 @@ export const compileFlags = {
   quantum: text("N", "rows in which gradients are summed; default 32"),
   "unit-rows": text("N", "most rows of a backward unit; default 128"),
   "s2ft-sites": text("LIST", "sites that S2FT trains; default: the paper's"),
+  quick: toggle("compile in a quarter of the time, for trials: slower kernels, the same bits"),
   "no-fuse": toggle("every operation a kernel of its own; the same bits"),
   relaxed: toggle("add kernels with fused multiply-adds, a class of numerics of their own"),
   correct: text("HOW", "with --calibrate: eora or lrec, an adapter that gives back what rounding took"),
@@ -62,6 +63,7 @@ export async function compileTo(model: string, out: string, f: Flags, json: bool
       kv: f.kv as never,
       policy: f.policy as never,
       correct: f.correct as never,
+      quick: f.quick ? true : undefined,
       fuse: f["no-fuse"] ? false : undefined,
       relaxed: f.relaxed ? true : undefined,
       calibrate: f.calibrate

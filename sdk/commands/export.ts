@@ -2,7 +2,7 @@
 import { loadNamed } from "./adapters.ts";
 import { loadFlags, openBundle } from "./bundle.ts";
 import { type Command, fail, needed, optional, string, text, toggle } from "./command.ts";
-import { claimOutput } from "./output.ts";
+import { claimOutput, replaceFlag } from "./output.ts";
 import { say } from "./progress.ts";
 
 export const exportCommand: Command = {
@@ -17,6 +17,7 @@ export const exportCommand: Command = {
     adapter: text("DIR", "the adapter: a folder of peft, or a LoRA in a .gguf file"),
     lora: toggle("with --adapter: a folder with the LoRA that is exactly the same, as a .gguf always is"),
     output: text("OUT", "the file or folder to write", { short: "o" }),
+    ...replaceFlag,
     ...loadFlags,
   },
   run: async (positional, f, json) => {
@@ -24,7 +25,7 @@ export const exportCommand: Command = {
     const out = string(f, "output");
     const adapter = optional(f, "adapter");
     if (f.lora && adapter === undefined) fail("--lora", "beside --adapter", "without");
-    await claimOutput(out, adapter === undefined ? "model" : "adapter");
+    await claimOutput(out, adapter === undefined ? "model" : "adapter", f);
     await using engine = await openBundle("export", bundle, f);
     if (adapter !== undefined) {
       const [name] = await loadNamed(engine, [adapter]);

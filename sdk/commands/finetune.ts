@@ -1,8 +1,9 @@
 /** weft finetune: rows become an adapter, or the model anew. */
-import { claimFolder } from "../../runtime/folder.ts";
+import { WeftError } from "../../runtime/bundle.ts";
 import { readManifest } from "../../runtime/load.ts";
 import { node } from "../../runtime/node.ts";
 import { openReader } from "../../runtime/reader.ts";
+import { hasVersion } from "../../runtime/versions.ts";
 import { claimCheckpoints, readAbout } from "../checkpoint.ts";
 import type { FinetuneOptions } from "../index.ts";
 import { checkBundle, loadFlags, openBundle } from "./bundle.ts";
@@ -18,19 +19,27 @@ import {
   text,
 } from "./command.ts";
 import { Learning } from "./learning.ts";
+import { claimOutput, replaceFlag } from "./output.ts";
 import { clearLine, endLine } from "./progress.ts";
 import { Stop } from "./stop.ts";
 
 /** Flags that name files: kept as whole paths, so that a job goes on from any folder. */
-const paths = ["data", "eval-data", "tuned", "out", "from", "checkpoint"];
+const paths = ["data", "eval-data", "tuned", "out", "from", "checkpoint", "resume"];
 const isAddress = (s: string): boolean => /^[a-z][a-z\d+.-]+:\/\//i.test(s);
 
+interface Recalled {
+  readonly bundle: string;
+  readonly f: Flags;
+  /** Does it go on with the run that wrote, or was to write, what is in --out? */
+  readonly goesOn: boolean;
+}
 /** What was said, over what the checkpoint's command said. */
-async function recalled(positional: readonly string[], said: Flags): Promise<{ bundle: string; f: Flags }> {
+async function recalled(positional: readonly string[], said: Flags): Promise<Recalled> {
   const { path } = await node();
   const whole = (p: string): string => (isAddress(p) ? p : path.resolve(p));
   let bundle = positional[0];
   let f: Record<string, Flags[string]> = { ...said };
+  let out: unknown;
   const resume = optional(said, "resume");
   const about = resume === undefined ? null : await readAbout(resume);
   if (about && typeof about.bundle === "string" && typeof about.flags === "object") {
@@ -38,16 +47,17 @@ async function recalled(positional: readonly string[], said: Flags): Promise<{ b
     const { steps, epochs, ...flags } = about.flags as Record<string, string>;
     const length = said.steps === undefined && said.epochs === undefined ? given({ steps, epochs }) : {};
     f = { checkpoint: whole(resume!), ...flags, ...length, ...said };
+    out = flags.out;
   }
   if (bundle === undefined)
     return fail(
       "weft finetune",
       "a bundle",
       resume === undefined ? "nothing" : `nothing, nor one in ${resume}`,
-      "weft finetune --help",
     );
   for (const name of paths) if (typeof f[name] === "string" && f[name] !== "none") f[name] = whole(f[name]);
-  return { bundle, f: { ...f, bundle: whole(bundle) } };
+  const goesOn = f.out !== undefined && (f.out === out || f.out === f.from);
+  return { bundle, f: { ...f, bundle: whole(bundle) }, goesOn };
 }
 
 export const finetune: Command = {
@@ -81,12 +91,13 @@ export const finetune: Command = {
     checkpoint: text("DIR", "where checkpoints go, or none; default: OUT.checkpoint, or that of --resume"),
     "save-every": text("SECONDS", "between two checkpoints; 0: only at the end; default 60"),
     resume: text("DIR", "a checkpoint to go on from; what it was started with need not be said again"),
+    ...replaceFlag,
     ...loadFlags,
   },
   run: async (positional, said, json) => {
     const { path } = await node();
-    const { bundle, f } = await recalled(positional, said);
-    const out = string(f, "out");
+    const { bundle, f, goesOn } = await recalled(positional, said);
+    const [out, name, data] = [string(f, "out"), string(f, "name"), string(f, "data")];
     await checkBundle("finetune", bundle);
     const from = optional(f, "from");
     const method =
@@ -94,23 +105,34 @@ export const finetune: Command = {
       (from === undefined ? ((await readManifest(await openReader(bundle))).train[0] ?? "lora") : undefined);
     if (from !== undefined && method === "full") fail("--from", "none: full training has no adapter", from);
     // Paths that cannot be written are told now, not after the training.
-    await claimFolder(out, method === "full" ? "model" : "adapter");
+    const replace = f.replace === true || goesOn;
     const dir = optional(f, "checkpoint") ?? `${out}.checkpoint`;
     const checkpoint = dir === "none" ? null : dir;
+    const resume = shellWords(["weft", "finetune", "--resume", checkpoint ?? ""]);
+    const kind = method === "full" ? "model" : "adapter";
+    await claimOutput(out, kind, { replace }, kind === "adapter" ? `--from ${out} goes on from it, ` : "");
     if (checkpoint) {
       const [a, b] = [path.resolve(out) + path.sep, path.resolve(checkpoint) + path.sep];
       if (a.startsWith(b) || b.startsWith(a))
         fail("--checkpoint", "a folder that neither holds that of --out nor lies in it", checkpoint);
       await claimCheckpoints(checkpoint);
+      if (!replace && checkpoint !== f.resume && (await hasVersion(checkpoint)))
+        throw new WeftError({
+          code: "WEFT_IO",
+          where: checkpoint,
+          expected: "a folder without a checkpoint",
+          found: "that of an earlier run",
+          hint: `go on with ${resume}; --replace begins anew`,
+        });
     }
     await using engine = await openBundle("finetune", bundle, f);
-    const name = string(f, "name");
     if (from !== undefined) await engine.adapters.load(`from.${name}`, from);
     const learning = new Learning(engine.device.name);
-    const { bundle: at, resume: _resume, checkpoint: _checkpoint, json: _json, ...flags } = f;
+    const { bundle: at, resume: _resume, checkpoint: _checkpoint, json: _json, ...more } = f;
+    const { replace: _replace, ...flags } = more;
     const o: FinetuneOptions = {
       name,
-      data: string(f, "data"),
+      data,
       ...given({
         method,
         from: from === undefined ? undefined : `from.${name}`,
@@ -142,12 +164,7 @@ export const finetune: Command = {
       onEvent: (e) => learning.hear(e),
     };
     const job = await engine.finetune(o);
-    const stop = new Stop(
-      job,
-      checkpoint,
-      shellWords(["weft", "finetune", "--resume", checkpoint ?? ""]),
-      endLine,
-    );
+    const stop = new Stop(job, checkpoint, resume, endLine);
     try {
       const result = await job.done;
       clearLine();
@@ -161,8 +178,7 @@ export const finetune: Command = {
           ? JSON.stringify({ ...result, out, checkpoint })
           : `${out}: ${result.steps} steps, loss ${first} → ${last}${kept}`,
       );
-      if (!json && checkpoint)
-        console.log(`on with more: ${shellWords(["weft", "finetune", "--resume", checkpoint])} --epochs N`);
+      if (!json && checkpoint) console.log(`on with more: ${resume} --epochs N`);
     } catch (e) {
       const code = await stop.code;
       if (code === null) throw e;

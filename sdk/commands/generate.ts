@@ -42,13 +42,13 @@ const LONGEST = 64 * 2 ** 20;
 /** All that stdin has. */
 async function stdin(): Promise<string> {
   const { stdin } = process;
-  if (stdin.isTTY) return fail("--prompt", "a text, or one on stdin", "nothing", "weft generate --help");
+  if (stdin.isTTY) return fail("--prompt", "a text, or one on stdin", "nothing");
   let all = "";
   for await (const piece of stdin.setEncoding("utf8")) {
     all += piece;
     if (all.length > LONGEST) fail("stdin", `at most ${LONGEST} characters`, "more");
   }
-  return all || fail("--prompt", "a text, or one on stdin", "nothing", "weft generate --help");
+  return all || fail("--prompt", "a text, or one on stdin", "nothing");
 }
 
 export const generate: Command = {

@@ -2,7 +2,7 @@
 import { loadNamed } from "./adapters.ts";
 import { loadFlags, openBundle } from "./bundle.ts";
 import { type Command, needed, string, text } from "./command.ts";
-import { claimOutput } from "./output.ts";
+import { claimOutput, replaceFlag } from "./output.ts";
 import { say } from "./progress.ts";
 
 export const merge: Command = {
@@ -14,12 +14,13 @@ export const merge: Command = {
   flags: {
     adapter: text("DIR", "the adapter folder"),
     output: text("OUT", "the folder or file to write", { short: "o" }),
+    ...replaceFlag,
     ...loadFlags,
   },
   run: async (positional, f, json) => {
     const bundle = needed(positional, "merge", "a bundle");
     const [adapter, out] = [string(f, "adapter"), string(f, "output")];
-    await claimOutput(out, "model");
+    await claimOutput(out, "model", f);
     await using engine = await openBundle("merge", bundle, f);
     const [name] = await loadNamed(engine, [adapter]);
     await engine.merge(name!);

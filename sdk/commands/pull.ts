@@ -132,7 +132,7 @@ export const pull: Command = {
   run: async ([said], f: Flags, json) => {
     const { fs } = await node();
     const [, repo, model, revision] = /^([\w.-]+\/([\w.-]+))(?:@([\w./-]+))?$/.exec(said ?? "") ?? [];
-    if (!repo) fail("weft pull", "org/model, or org/model@revision", said ?? "nothing", "weft pull --help");
+    if (!repo) fail("weft pull", "org/model, or org/model@revision", said ?? "nothing");
     const out = optional(f, "output") ?? `./${model}.weft`;
     // What cannot be written is told before anything is downloaded.
     await claimFolder(out, "bundle");

@@ -1,4 +1,5 @@
 // Plain JavaScript in Node: compiles, loads, generates, teaches.
+import { inspect } from "node:util";
 import { compile, load, WeftError } from "@weft/sdk";
 import { WeftError as same } from "@weft/sdk/runtime";
 import { createWorkerEngine, WeftError as third } from "@weft/sdk/worker";
@@ -14,4 +15,7 @@ await engine.dispose();
 const there = await createWorkerEngine(out, { device: "wasm", threads: 1 });
 const apart = (await there.complete({ prompt, maxTokens: 6 })).ids;
 await there.dispose();
-console.log(JSON.stringify({ ids, losses: [...losses], apart, one: WeftError === same && same === third }));
+const told = await load("/nowhere").catch((e) => [inspect(e), e.stack]);
+console.log(
+  JSON.stringify({ ids, losses: [...losses], apart, one: WeftError === same && same === third, told }),
+);

@@ -1,7 +1,9 @@
 // TypeScript as Node resolves it, with all checks and the declarations of others checked too.
 import { type CompileOptions, compile, type Engine, load, type Piece, WeftError } from "@weft/sdk";
 import { type Compiled, compile as inMemory } from "@weft/sdk/compiler";
+import { handler } from "@weft/sdk/openai";
 import { type GenerateIds, openEngine, type TokenEvent } from "@weft/sdk/runtime";
+import { createWorkerEngine } from "@weft/sdk/worker";
 
 const options: CompileOptions = { train: ["lora"], format: "f16", capacities: { context: 128 } };
 export async function all(): Promise<string> {
@@ -26,3 +28,7 @@ export async function ids(o: GenerateIds): Promise<TokenEvent[]> {
 }
 export const compiled: Promise<Compiled> = inMemory("model");
 export const code = (e: unknown): string => (e instanceof WeftError ? e.code : "");
+export const answered = async (request: Request): Promise<Response> =>
+  handler(await load("model.weft"))(request);
+export const apart = async (): Promise<string> =>
+  (await (await createWorkerEngine("model.weft")).complete({ prompt: "Once" })).text;

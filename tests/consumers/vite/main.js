@@ -15,7 +15,7 @@ try {
     rank: 4,
   });
   const { losses } = await job.done;
-  const told = await compile("model", "model.weft").catch((e) => e.message);
+  const told = await compile("model", "model.weft").catch((e) => e.stack);
   await engine.dispose();
   // The same in a worker, whose script the bundler has to find.
   const { createWorkerEngine } = await import("@weft/sdk/worker");
