@@ -15,7 +15,6 @@ import {
 import { WeftError } from "./errors.ts";
 import { formatOf, planeBytes } from "./formats.ts";
 import { limitsHere } from "./memory.ts";
-import { isNode } from "./node.ts";
 import { servingPrograms } from "./programs.ts";
 import { allocate, largestOf, measureWebGpu, sizesOf, webGpuLimits } from "./webgpu/memory.ts";
 import { Kernels, readKernels } from "./webgpu/pipelines.ts";
@@ -122,11 +121,10 @@ async function openOn(
     const software = isSoftware(adapter);
     const families = options.families ?? (software ? CPU : GPU);
     const texts = await readKernels(plan, file);
-    const kernels = new Kernels(watch, plan, memory.layouts, texts, families);
+    const kernels = new Kernels(watch, plan, memory.layouts, texts, families, software);
     const { programs = [] } = plan;
-    // What trains in full is checked at load, in place: its gradients take as much as the model. So is all in
-    // a page: one whose device went does not come back otherwise.
-    const whole = manifest.train.includes("full") || !isNode;
+    // What trains in full is checked at load, in place: its gradients take as much as the model.
+    const whole = manifest.train.includes("full");
     await kernels.prepare(whole ? programs : servingPrograms(programs));
     watch.loaded();
     // A software device would compile on the cores that serve.

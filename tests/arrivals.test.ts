@@ -20,15 +20,23 @@ const files = compile(writeModel({ ...configs.even, num_hidden_layers: 1 }), {
   limits: tiny,
 }).then((c) => c.files);
 
-/** Labels of the pipelines that `body` has made. */
-async function pipelinesOf(body: (labels: string[]) => Promise<void>): Promise<void> {
+/**
+ * Labels of the pipelines that `body` has asked for; `asked` hears of them each time, of how many are being
+ * compiled and on which device.
+ */
+async function pipelinesOf(
+  body: (labels: string[]) => Promise<void>,
+  asked: (labels: readonly string[], compiled: number, device: GPUDevice) => void = () => {},
+): Promise<void> {
   await openAdapter("software");
   const { prototype } = GPUDevice;
   const { createComputePipelineAsync } = prototype;
   const labels: string[] = [];
-  prototype.createComputePipelineAsync = function (this: GPUDevice, d) {
+  let compiled = 0;
+  prototype.createComputePipelineAsync = async function (this: GPUDevice, d) {
     labels.push(d.label!);
-    return createComputePipelineAsync.call(this, d);
+    asked(labels, ++compiled, this);
+    return createComputePipelineAsync.call(this, d).finally(() => compiled--);
   };
   try {
     await body(labels);
@@ -99,6 +107,35 @@ test("a load compiles what serves; a class's first job what it plays; nothing tw
     assert.is(new Set(labels).size, labels.length);
     await core.dispose();
   }));
+
+test("a device that goes while kernels of training come leaves two behind, and another opens", async () => {
+  let most = 0;
+  let lost = -1;
+  await pipelinesOf(
+    async (labels) => {
+      const core = await opened();
+      const error = await start(core, "one").done.then(
+        () => null,
+        (e: { code: string }) => e,
+      );
+      assert.is(error?.code, "WEFT_DEVICE_LOST");
+      await core.dispose();
+      assert.ok(lost > 0);
+      // A browser compiles what it was asked for, and gives no adapter before: the rest is not asked for.
+      assert.is(labels.slice(lost).length, 2);
+      assert.is(most, 2);
+      const next = await opened();
+      await start(next, "one").done;
+      await next.dispose();
+    },
+    (labels, compiled, device) => {
+      most = Math.max(most, compiled);
+      if (lost >= 0 || !training.test(labels.at(-1)!)) return;
+      lost = labels.length - 1;
+      device.destroy();
+    },
+  );
+});
 
 test("a kernel of training that the device refuses fails jobs that play it, with its name", async () => {
   const core = await opened({

@@ -4,7 +4,7 @@ import type { Families } from "../device.ts";
 import { WeftError } from "../errors.ts";
 import type { ProgramEntry } from "../manifest.ts";
 import { LAUNCH_BYTES, type Memory } from "./memory.ts";
-import type { Watch } from "./watch.ts";
+import { disposed, type Watch } from "./watch.ts";
 
 export interface Kernel {
   readonly pipeline: GPUComputePipeline;
@@ -26,6 +26,12 @@ export async function readKernels(
   return new Map(names.map((name, i) => [name, texts[i]!]));
 }
 
+/**
+ * Pipelines that are compiled at once, on a software device and on others. A browser compiles what was asked
+ * of a device also when that is gone or its worker has ended, and the next adapter is not given before.
+ */
+const AT_ONCE = { software: 2, hardware: 8 };
+
 export class Kernels {
   private readonly names: readonly string[];
   private readonly ready: (Kernel | undefined)[] = [];
@@ -34,13 +40,18 @@ export class Kernels {
   private readonly layouts: readonly GPUPipelineLayout[];
   private readonly never: RegExp;
   private ended = false;
+  /** Pipelines that may begin, and what lets those begin that wait. */
+  private free: number;
+  private readonly queue: (() => void)[] = [];
   constructor(
     private readonly watch: Watch,
     private readonly plan: Plan,
     layouts: Memory["layouts"],
     private readonly texts: ReadonlyMap<string, string>,
     families: Families,
+    software: boolean,
   ) {
+    this.free = software ? AT_ONCE.software : AT_ONCE.hardware;
     this.names = Object.keys(plan.kernels);
     this.layouts = layouts.map((l) => watch.device.createPipelineLayout({ bindGroupLayouts: [l] }));
     this.never = idle(families);
@@ -74,7 +85,7 @@ export class Kernels {
       await this.prepare([p]).catch(() => {});
     }
   }
-  /** Nothing more is compiled ahead; resolves when nothing is being compiled. */
+  /** No compilation begins any more; resolves when none is under way. */
   async end(): Promise<void> {
     this.ended = true;
     await Promise.allSettled(this.made.values());
@@ -88,7 +99,21 @@ export class Kernels {
     this.made.set(key, known);
     this.ready[index] = { pipeline: await known, launch: launch.length ? index * LAUNCH_BYTES : 0, layout };
   }
+  /** Wait for a place among those that are compiled at once. */
   private async pipeline(label: string, code: string, layout: number): Promise<GPUComputePipeline> {
+    if (this.free > 0) this.free--;
+    else await new Promise<void>((resolve) => this.queue.push(resolve));
+    try {
+      this.watch.living();
+      if (this.ended) throw disposed();
+      return await this.compiled(label, code, layout);
+    } finally {
+      const next = this.queue.shift();
+      if (next) next();
+      else this.free++;
+    }
+  }
+  private async compiled(label: string, code: string, layout: number): Promise<GPUComputePipeline> {
     const { device } = this.watch;
     // The scope is for the module's own errors, which the pipeline's tell again.
     device.pushErrorScope("validation");

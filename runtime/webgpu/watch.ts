@@ -1,6 +1,13 @@
 import { destroyAtExit, settled } from "../dawn.ts";
 import { WeftError } from "../errors.ts";
 
+export const disposed = (): WeftError =>
+  new WeftError({
+    code: "WEFT_DISPOSED",
+    where: "webgpu device",
+    expected: "a device in use",
+    found: "dispose() was called",
+  });
 /**
  * A device, and what it says unasked: that it is lost, and errors that no scope caught, each of which is told
  * once.
@@ -51,15 +58,9 @@ export class Watch {
     });
   };
   /** Throws when the device is lost or was let go. */
-  private living = (): void => {
+  living = (): void => {
     if (this.lost) throw this.lost;
-    if (this.destroyed)
-      throw new WeftError({
-        code: "WEFT_DISPOSED",
-        where: "webgpu device",
-        expected: "a device in use",
-        found: "dispose() was called",
-      });
+    if (this.destroyed) throw disposed();
   };
   /** Wait for work of the device; what it cannot do because it is lost throws that. */
   async until<T>(work: Promise<T>, where: string): Promise<T> {
