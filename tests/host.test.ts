@@ -399,6 +399,42 @@ test("a request that is paused takes nothing from others: no rows, no room, no s
   }
 });
 
+test("fcfs: jobs run while no request does, or while all that run are paused", async () => {
+  for (const lanes of [1, 2]) {
+    const p = await Played.open({ blocks: 12, sequences: 6, context: 96 }, { lanes, policy: "fcfs" });
+    const slow = [0, 1].map(() => p.ask({ length: 8, grows: 80 })!);
+    const job = p.startJob(0, [20, 20]);
+    until(p, () => slow.every((a) => a.drawn > 9), 200);
+    assert.is(p.work.jobs[0], 0, "first come, first served");
+    // One is read: the job waits. None is: it has the device, and they stand still.
+    p.pause(slow[0]!, true);
+    const drawn = slow[0]!.drawn;
+    until(p, () => slow[1]!.drawn > 20, 200);
+    assert.equal([p.work.jobs[0], slow[0]!.drawn], [0, drawn]);
+    p.pause(slow[1]!, true);
+    until(p, () => job.steps > 3, 200);
+    // Who comes then is served before the job; what is read again, too.
+    const alone = (a: Ask): void => {
+      const before = p.work.jobs[0]!;
+      until(
+        p,
+        () => a.ended >= 0,
+        200,
+        () => assert.ok(a.ended >= 0 || p.work.jobs[0] === before),
+      );
+      until(p, () => p.work.jobs[0]! > before, 20);
+    };
+    alone(p.ask({ length: 30, grows: 20 })!);
+    p.pause(slow[0]!, false);
+    alone(slow[0]!);
+    assert.is(slow[1]!.ended, -1, "still paused");
+    until(p, () => job.steps > 8, 500);
+    p.endJob(job);
+    p.drain(500);
+    assert.ok(slow.every((a) => a.ended >= 0 && a.length + a.grows === 88));
+  }
+});
+
 test("the queue has an end, and jobs' own requests a place beyond it", async () => {
   const p = await Played.open({ sequences: 4 }, { queued: 3 });
   const asks = Array.from({ length: 4 }, () => p.ask({ length: 4, grows: 30 }));

@@ -320,6 +320,14 @@ test("adapters come back with their numbers, a request stays on its own, sums an
   kill();
   await teach("b", 5);
   assert.is((await engine.adapters.get("b")).generation, 2);
+  // What is loaded under a name is its next generation, also under one that was removed.
+  const saved = new Map<string, Blob>();
+  await (await engine.adapters.get("b")).save(saved);
+  assert.is((await engine.adapters.load("b", saved)).generation, 3);
+  await engine.adapters.remove("b");
+  kill();
+  assert.is((await engine.adapters.load("b", saved)).generation, 4);
+  assert.is((await engine.complete({ prompt, adapter: "b@4", maxTokens: 1 })).adapter, "b@4");
   for (const e of [alone, engine]) await e.merge("a@8");
   kill();
   assert.equal(await engine.complete({ prompt }), await alone.complete({ prompt }));

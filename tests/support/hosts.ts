@@ -80,6 +80,8 @@ export interface PlayOptions {
   readonly pace?: { readonly want: number; readonly takes: (decoding: number, others: number) => number };
   /** Requests share prefixes. Default: yes. */
   readonly prefixes?: boolean;
+  /** Who goes first. Default: coserve. */
+  readonly policy?: string;
   /** Another host.wasm. */
   readonly module?: BufferSource;
 }
@@ -150,7 +152,10 @@ export class Played {
     // Compiled for what shapes a step alone: the rest is chosen at load.
     const isSize = (name: string): boolean => (sizeNames as readonly string[]).includes(name);
     const shape = Object.fromEntries(Object.entries(capacities).filter(([name]) => !isSize(name)));
-    const dir = await bundle(configs.even, { capacities: { ...small, rank: 4 * MOST_PAGES, ...shape } });
+    const dir = await bundle(configs.even, {
+      ...(o.policy !== undefined && { policy: o.policy }),
+      capacities: { ...small, rank: 4 * MOST_PAGES, ...shape },
+    });
     const compiled = JSON.parse(readFileSync(`${dir}/manifest.json`, "utf8")) as Manifest;
     const sizes = { ...compiled.capacities, ...capacities };
     const pages = capacities.pages ?? sizes.slots * MOST_PAGES;
