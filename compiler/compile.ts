@@ -114,7 +114,7 @@ async function* bundle(
   for (const target of settings.targets) {
     settings.progress({ phase: `emit ${target.name}`, done: 0, total: 1 });
     const layout = layoutOf(model, programs, settings, target);
-    const made = emitTarget(target, model, settings.capacities, programs, launches, layout, train);
+    const made = emitTarget(target, model, settings, programs, launches, layout);
     emitted.set(target.name, made);
     saved = savedFields(programs, layout, train);
   }
@@ -217,6 +217,7 @@ async function* bundle(
     correction,
     policy: settings.policy,
     kv: settings.kv,
+    integers: settings.integers,
     train,
     updates: { optimizers: optimizerNames, words: updateWords },
     capacities,
@@ -250,7 +251,7 @@ function familyOf({ config }: ModelSource): Family {
   return family;
 }
 function checkPrograms(programs: Programs, model: Model, settings: Settings): void {
-  const { selection, formats, train, methods } = settings;
+  const { selection, formats, train, methods, integers } = settings;
   for (const method of methods)
     if (!programs.branches.some((b) => b.method === method))
       throw new WeftError({
@@ -265,7 +266,8 @@ function checkPrograms(programs: Programs, model: Model, settings: Settings): vo
     ...Object.values(model.names.outer),
     ...programs.layerParams.map(({ name }) => model.names.layer + name),
   ];
-  checkFormats(formats, params, paths, { full: train.includes("full"), selection: selection !== null });
+  const needs = { full: train.includes("full"), selection: selection !== null, integers };
+  checkFormats(formats, params, paths, needs);
   // Seeds of starts and of dropout tell the sites of a layer apart by six bits.
   if (programs.sites.length > 64)
     throw new WeftError({

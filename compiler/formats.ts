@@ -38,14 +38,14 @@ export function finest(a: Format, b: Format): Format {
 }
 
 /**
- * Throws WEFT_OPTION for a module that no matrix belongs to, and where full training, or an order of channels
- * (a selection), meets blocks.
+ * Throws WEFT_OPTION for a module that no matrix belongs to, where full training, or an order of channels (a
+ * selection), meets blocks, and where products of integers are asked for and there are none.
  */
 export function checkFormats(
   option: FormatOption,
   params: readonly ParamSpec[],
   paths: readonly string[],
-  needs: { readonly full: boolean; readonly selection: boolean },
+  needs: { readonly full: boolean; readonly selection: boolean; readonly integers: boolean },
 ): void {
   const fail = (where: string, expected: string, found: string, hint?: string): never => {
     throw new WeftError({ code: "WEFT_OPTION", where, expected, found, ...(hint && { hint }) });
@@ -57,6 +57,13 @@ export function checkFormats(
         fail(`format.${name}`, `default or one of ${[...modules].join(", ")}`, name);
   const matrices = params.filter(({ kind }) => kind === "weight");
   const stored = matrices.find(({ format }) => format !== "f32");
+  const integral = (f: Format): boolean => weightFormats[f].assembly.integers !== null;
+  if (needs.integers && !matrices.some(({ format }) => integral(format)))
+    fail(
+      "integers",
+      `matrices in ${formats.filter(integral).join(" or ")}`,
+      [...new Set(matrices.map(({ format }) => format))].join(", "),
+    );
   if (needs.full && stored)
     fail("train: full", "weights stored as f32", stored.format, "compile with --format f32");
   const inPlace = (f: Format): boolean => weightFormats[f].planes.every((p) => p.every === 1);

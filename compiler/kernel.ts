@@ -67,6 +67,8 @@ export interface KernelEnv {
   /** Words from the arena's start: gradient norms [jobs][groups + 2]; what splits of attention leave. */
   readonly norms: number;
   readonly partials: number;
+  /** Wasm: products with matrices of integers are made of integers. */
+  readonly integers: boolean;
 }
 /** Metadata arrays that say where each segment of a unit begins, and how many rows it has, in a domain. */
 export const SEGMENT_ROWS: Readonly<Partial<Record<Domain, readonly [string, string]>>> = {
@@ -102,7 +104,7 @@ export interface Kernel<B> {
   readonly writesWeights?: (body: B) => boolean;
   readonly wgsl: (name: string, body: B, env: KernelEnv, variant: Variant, lanes: number) => string;
   /** Wasm: bytes of a thread's scratch. */
-  readonly scratch?: (body: B, capacities: Capacities) => number;
+  readonly scratch?: (body: B, env: KernelEnv) => number;
   /** Wasm: functions that its text calls, beside those that all kernels share. */
   readonly library?: () => string;
   readonly assembly: (name: string, body: B, env: KernelEnv) => string;

@@ -46,6 +46,11 @@ export const CompileOptions = object({
    * class of numerics of its own. Default: no.
    */
   relaxed: v.optional(boolean),
+  /**
+   * On Wasm, multiply with matrices in int8 and q4 in integers: what they multiply is rounded to 16 bits,
+   * every 32 values with a scale of their own. Much faster, and a class of numerics of its own. Default: no.
+   */
+  integers: v.optional(boolean),
   /** Which policy grants steps. Default coserve. */
   policy: v.optional(text),
   /**

@@ -31,6 +31,7 @@ export interface Settings {
   readonly fuse: boolean;
   readonly how: Making;
   readonly relaxed: boolean;
+  readonly integers: boolean;
   readonly progress: (p: { phase: string; done: number; total: number }) => void;
 }
 /** Throws WEFT_OPTION for options of another shape. */
@@ -79,6 +80,7 @@ export function settingsOf(model: Model, weights: WeightSource, options: Compile
     fuse: options.fuse ?? true,
     how: { cache: options.cache ?? true, quick: options.quick ?? false },
     relaxed: options.relaxed ?? false,
+    integers: options.integers ?? false,
     progress: options.onProgress ?? (() => {}),
   };
 }

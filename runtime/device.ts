@@ -15,7 +15,7 @@ import {
 export { type MemorySpace, memorySpaces } from "./contract.ts";
 
 /** What computes, and how the cache rounds. */
-export type Numerics = `${"wasm" | "wasm relaxed" | "webgpu"}${KvFormat["numerics"]}`;
+export type Numerics = `${"wasm" | "wasm relaxed" | "webgpu"}${"" | " int"}${KvFormat["numerics"]}`;
 
 export interface DeviceInfo {
   readonly target: "wasm" | "webgpu";

@@ -301,12 +301,13 @@ export async function openWasm(
   const wordAt = (r: Omit<Range, "words">): number => addressOf(r.space, r.group, r.lane ?? 0) / 4 + r.offset;
   const slice = (r: Range): Float32Array => floats.slice(wordAt(r), wordAt(r) + r.words);
   const stats = { launches: 0, encodeMs: 0 };
+  const kv = kvFormats[manifest.kv].numerics;
   const many = `${threads} thread${threads > 1 ? "s" : ""}`;
   return {
     stats,
     info: {
       target: "wasm",
-      numerics: `${options.relaxed ? "wasm relaxed" : "wasm"}${kvFormats[manifest.kv].numerics}`,
+      numerics: `${options.relaxed ? "wasm relaxed" : "wasm"}${manifest.integers ? " int" : ""}${kv}`,
       name: `CPU (${options.relaxed ? "relaxed " : ""}SIMD WebAssembly, ${many})`,
       software: false,
     },

@@ -5,9 +5,9 @@ import { compile, compileTo } from "../compiler/compile.ts";
 import type { FormatOption } from "../compiler/formats.ts";
 import { type Format, formats, pack, restore, store, unpack } from "../runtime/formats.ts";
 import { encode } from "../runtime/safetensors.ts";
-import { load } from "../sdk/index.ts";
+import { type Engine, load } from "../sdk/index.ts";
 import { code } from "./support/code.ts";
-import { configs, engineOf, idsOf, s2ftOdd, small } from "./support/engines.ts";
+import { collect, configs, contentBits, engineOf, idsOf, s2ftOdd, small } from "./support/engines.ts";
 import { everything, job } from "./support/everything.ts";
 import { suite } from "./support/suite.ts";
 import { scratch, tensorsOf, writeModel } from "./support/tiny.ts";
@@ -197,6 +197,44 @@ test("bf16: its own values stay, others round to nearest even, none beyond its r
     said.push((await engine.score(idsOf("bf16", 30, 259), { logits: true })).logits);
   }
   assert.equal(said[1], said[0]);
+});
+
+test("products of integers: alone = co-served = by two threads, near exact ones; a class of its own", async () => {
+  const methods = ["lora", "dora"];
+  const options = { train: methods, methods, format: { default: "q4", lm_head: "int8" } } as const;
+  await using exact = await engineOf(configs.even, options);
+  await using engine = await engineOf(configs.even, { ...options, integers: true, load: { threads: 1 } });
+  await using two = await engineOf(configs.even, { ...options, integers: true, load: { threads: 2 } });
+  assert.is(engine.device.numerics, "wasm int");
+  assert.is(engine.core.invariance, "verified");
+  assert.equal(await everything(two, methods), await everything(engine, methods));
+
+  const requests = [0, 1, 2, 3, 4, 5].map((i) => ({
+    prompt: idsOf("integers", 9 + 13 * i, 128),
+    maxTokens: 6,
+    ...(i % 2 && { adapter: "lora" }),
+  }));
+  const alone = [];
+  for (const r of requests) alone.push(await collect(engine, r));
+  const train = async (e: Engine, name: string) => (await e.finetune({ ...job, name })).done;
+  const { losses } = await train(engine, "alone");
+  const beside = train(engine, "beside");
+  assert.equal(await Promise.all(requests.map((r) => collect(engine, r))), alone);
+  assert.equal((await beside).losses, losses);
+  assert.is(contentBits(engine, "beside"), contentBits(engine, "alone"));
+
+  // What the roundings of all layers make, of logits and of what a gradient changes.
+  const ids = idsOf("near", 60, 128);
+  const [ours, theirs] = await Promise.all(
+    [engine, exact].map(async (e) => (await e.score(ids, { logits: true })).logits!.flatMap((x) => [...x])),
+  );
+  const most = Math.max(...theirs!.map(Math.abs));
+  const error = Math.max(...ours!.map((x, i) => Math.abs(x - theirs![i]!)));
+  assert.ok(error > 0 && error < 1e-4 * most, `off by ${error} of ${most}`);
+  const { losses: wanted } = await train(exact, "alone");
+  losses.forEach((x, i) => assert.ok(Math.abs(x - wanted[i]!) < 1e-5 * wanted[i]!, `${x}, ${wanted[i]}`));
+
+  await code("WEFT_OPTION", () => compile(writeModel(configs.even), { integers: true }), /int8 or q4.*f32/s);
 });
 
 test.run();

@@ -19,6 +19,7 @@ import {
   exp,
   fma,
   gatherRows,
+  inputName,
   interpret,
   konst,
   kvWrite,
@@ -37,6 +38,7 @@ import {
   type Value,
   valueKey,
 } from "../ops/index.ts";
+import { halfToFloat } from "../runtime/dtypes.ts";
 import { weightFormats } from "../runtime/formats.ts";
 import type { KvName } from "../runtime/kv.ts";
 import { type Batch, batch, capacities, context, inputData, runOn } from "./support/graphs.ts";
@@ -163,6 +165,73 @@ test("products on webgpu: a row's bits are the same in a few rows and in tiles, 
         mutate: (text) => text.replace(/(total\d*) = \1 \+ sums/g, "$1 = $1 * 0.9999999f + sums"),
       });
       assert.not.equal(perturbed.outputs, outputs, name);
+    }
+});
+
+/** A product of integers as it is defined: rows rounded to 16 bits a block of 32, exact sums, f32 between. */
+function ofIntegers(format: "int8" | "q4", x: Float64Array, w: Float64Array, n: number, k: number) {
+  const r = Math.fround;
+  const [q, halves] = weightFormats[format].encode(Float32Array.from(w), n, k, () => {
+    throw new Error("all values are within range");
+  });
+  const blocks = Math.ceil(k / 32);
+  const step = (col: number, i: number): number =>
+    format === "int8" ? q![col * k + i]! : (q![col * Math.ceil(k / 2) + (i >> 1)]! >> ((i & 1) * 4)) & 15;
+  const shared = (col: number, b: number, i: number): number => {
+    const count = format === "int8" ? 1 : 2;
+    return halfToFloat(halves![(col * blocks + b) * count + i]!);
+  };
+  const rows = x.length / k;
+  const out = new Float32Array(rows * n);
+  for (let row = 0; row < rows; row++)
+    for (let b = 0; b < blocks; b++) {
+      const block = Float32Array.from(x.subarray(row * k + b * 32, row * k + Math.min(k, b * 32 + 32)));
+      const largest = Math.max(...block.map(Math.abs));
+      const steps = largest < 2 ** -100 ? 0 : r(32767 / largest);
+      const rounded = block.map((v) => r(r(v * steps) + 12582912) - 12582912);
+      const scale = steps && r(largest / 32767);
+      for (let col = 0; col < n; col++) {
+        const sum = r(rounded.reduce((s, v, i) => s + v * step(col, b * 32 + i), 0));
+        const inputs = rounded.reduce((s, v) => s + v, 0);
+        const product = r(shared(col, b, 0) * sum);
+        const value = format === "int8" ? product : r(product + r(shared(col, b, 1) * inputs));
+        out[row * n + col] = r(r(scale * value) + out[row * n + col]!);
+      }
+    }
+  return out;
+}
+test("products of integers on wasm are what they are defined as, in few rows and in many, near f64", async () => {
+  for (const format of ["int8", "q4"] as const)
+    for (const [n, k] of [
+      [70, 300],
+      [9, 41],
+      [5, 4],
+    ] as const) {
+      const name = `integers ${format} ${k}`;
+      const x = graph.input(name, "x", rows(k));
+      const w = graph.input(`${name}:${format}`, "w", { kind: "weight", n, k, format });
+      const y = linear(x, w, "y");
+      for (const count of [1, 2, 3, 37]) {
+        const b = batch(name, count, 5, "step");
+        const data = inputData([y], b, name);
+        const [xs, ws] = [data[inputName(x)]!, data[inputName(w)]!];
+        // Blocks of one size each, from too small to large; and one of zeros.
+        for (let i = 0; i < xs.length; i++)
+          xs[i] = Math.fround(xs[i]! * [1, 1e-20, 3e4, 1e-33, 0][Math.floor(i / 32) % 5]!);
+        const { outputs } = await runOn("wasm", [y], data, b, { integers: true });
+        const exact = interpret([y], data, context(b))[0]!;
+        assert.equal(outputs[0], ofIntegers(format, xs, ws, n, k), `${name}, ${count} rows`);
+        const most = Math.max(...exact.map(Math.abs));
+        exact.forEach((v, i) => assert.ok(Math.abs(outputs[0]![i]! - v) < 5e-5 * most, `${name} ${i}`));
+        assert.not.equal(outputs, (await runOn("wasm", [y], data, b)).outputs, "a class of its own");
+        xs[0] = count === 1 ? Number.NaN : Number.POSITIVE_INFINITY;
+        const lost = (await runOn("wasm", [y], data, b, { integers: true })).outputs[0]!;
+        assert.ok(
+          lost.subarray(0, n).every((v) => !Number.isFinite(v)),
+          "what is no number stays so",
+        );
+        assert.equal(lost.subarray(n), outputs[0]!.subarray(n));
+      }
     }
 });
 

@@ -104,21 +104,13 @@ export async function kernelsOf(model: Config | string, options: CompileOptions)
   try {
     const source = await openModel(folder);
     const built = models[String(source.config.model_type)]!.read(source.config);
-    const { capacities, train, ...settings } = settingsOf(built, source.weights, options);
-    const programs = buildPrograms(built, capacities, { ...settings, train });
+    const settings = settingsOf(built, source.weights, options);
+    const programs = buildPrograms(built, settings.capacities, settings);
     const launches = new Map(
       programs.graphs.map((g) => [g.name, fuse(g.roots, { fuse: true, homes: g.homes })]),
     );
-    const layout = layoutOf(built, programs, { ...settings, capacities, train }, targets.webgpu);
-    const { plan, sources } = emitTarget(
-      targets.webgpu,
-      built,
-      capacities,
-      programs,
-      launches,
-      layout,
-      train,
-    );
+    const layout = layoutOf(built, programs, settings, targets.webgpu);
+    const { plan, sources } = emitTarget(targets.webgpu, built, settings, programs, launches, layout);
     return { plan, texts: new Map(sources.map((s) => [s.name, s.text])) };
   } finally {
     if (folder !== model) rmSync(folder, { recursive: true });

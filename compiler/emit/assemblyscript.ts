@@ -7,7 +7,6 @@ import type { KernelEnv } from "../kernel.ts";
 import { type AnyBody, kernelOf, libraries } from "../kernels/index.ts";
 import { head, passed } from "../kernels/text/assemblyscript.ts";
 import { productText } from "../kernels/text/assemblyscript_tiles.ts";
-import type { Capacities } from "../target.ts";
 
 /** What emitted kernels call: hand-written inner loops, the tiles of products, and what one kernel has. */
 const assembly = (name: string): string =>
@@ -29,4 +28,4 @@ export const emitAlias = (name: string, of: string): string =>
   `export ${head(name)}\n  ${of}(${passed});\n}\n`;
 
 /** Bytes of scratch that a thread needs for a body. */
-export const scratchBytes = (b: AnyBody, c: Capacities): number => kernelOf(b).scratch?.(b, c) ?? 0;
+export const scratchBytes = (b: AnyBody, env: KernelEnv): number => kernelOf(b).scratch?.(b, env) ?? 0;

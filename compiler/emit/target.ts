@@ -15,8 +15,9 @@ import { tensorName } from "../layers.ts";
 import { addresser, type Layout, placeValues } from "../layout.ts";
 import { type BlockKind, blockLayouts } from "../metadata.ts";
 import type { Model } from "../models/model.ts";
-import type { Programs, TrainClass } from "../programs/index.ts";
-import { align, type Capacities, type Target } from "../target.ts";
+import type { Programs } from "../programs/index.ts";
+import type { Settings } from "../settings.ts";
+import { align, type Target } from "../target.ts";
 import { emitAlias, emitLaunchAs, scratchBytes } from "./assemblyscript.ts";
 import { share } from "./share.ts";
 import { emitLaunchWgsl, gridOf, lanesOf, variantsOf } from "./wgsl.ts";
@@ -30,11 +31,10 @@ export interface Emitted {
 export function emitTarget(
   target: Target,
   model: Model,
-  c: Capacities,
+  { capacities: c, train, integers }: Pick<Settings, "capacities" | "train" | "integers">,
   programs: Programs,
   launches: ReadonlyMap<string, readonly Launch[]>,
   layout: Layout,
-  train: readonly TrainClass[],
 ): Emitted {
   const blocks = blockLayouts(c, train);
   const sources: { name: string; text: string; weights: "read" | "written"; lanes: number }[] = [];
@@ -59,6 +59,7 @@ export function emitTarget(
     param: (name) => params.get(name)!,
     norms: layout.homes.norms,
     partials: layout.partials,
+    integers,
   });
   const add = (
     program: { name: string; region: "layer" | "outer"; block: BlockKind },
@@ -80,7 +81,7 @@ export function emitTarget(
       variant: Variant,
       first: string | undefined,
     ): LaunchEntry {
-      for (const b of bodies) scratch = Math.max(scratch, scratchBytes(b, c));
+      for (const b of bodies) scratch = Math.max(scratch, scratchBytes(b, env));
       // Kernel names are file names too.
       const kernel = `${program.name}.${name}`.replace(/[^a-zA-Z0-9]+/g, "_").slice(0, 100);
       const unique = sources.some((s) => s.name === kernel) ? `${kernel}_${sources.length}` : kernel;

@@ -82,7 +82,7 @@ export const attend_dkv: GraphKernel = {
     );
   },
   /** Score, probability and log-sum-exp of each pair; rowsum(dO · O) of every row and head. */
-  scratch: (b, { unitRows }) => 3 * pairBytes(b) + unitRows * Number(b.node!.attrs.heads) * 4,
+  scratch: (b, { capacities: { unitRows } }) => 3 * pairBytes(b) + unitRows * Number(b.node!.attrs.heads) * 4,
   assembly: (name, b, env) => {
     const a = attentionOf(b, env);
     const d = a.out(0);

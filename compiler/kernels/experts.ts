@@ -4,7 +4,13 @@ import type { KernelEnv } from "../kernel.ts";
 import type { Body, GraphKernel, Operand } from "./body.ts";
 import { fixed, most } from "./grid.ts";
 import * as assembly from "./text/assemblyscript.ts";
-import { epilogue, PANEL_GROUP, productScratch } from "./text/assemblyscript_products.ts";
+import {
+  epilogue,
+  PANEL_GROUP,
+  productScratch,
+  productWith,
+  type Tiles,
+} from "./text/assemblyscript_products.ts";
 import { type Lines, lines } from "./text/lines.ts";
 import * as wgsl from "./text/wgsl.ts";
 import { panelsOf } from "./text/wgsl_panels.ts";
@@ -86,18 +92,13 @@ export function tiledByExpert(
 /**
  * On a CPU a thread has panels of every expert, and goes through the rows that chose it, a block at a time.
  */
-export function productByExpert(
-  tiles: "product" | "turned",
-  name: string,
-  b: Body,
-  env: KernelEnv,
-  ins: number,
-): string {
+export function productByExpert(tiles: Tiles, name: string, b: Body, env: KernelEnv, ins: number): string {
   const { x, chosen, w, type, top, outs } = sizesOf(b);
   const { BLOCK_ROWS, BLOCK_STRIDE, P, ROWS_AT } = assembly;
   const { offset, stride } = env.address(w.value);
   const list = (i: number, at: string): string =>
     `scratch + ${ROWS_AT + i * BLOCK_ROWS * 4} + ((<usize>${at}) << 2)`;
+  const product = productWith(tiles, b, env, [0, `scratch + ${ROWS_AT}`, "w"]);
   const text = lines`
     ${assembly.shareOf(Math.ceil(outs / P))}
     if (lo == hi) return;
@@ -116,13 +117,12 @@ export function productByExpert(
           rows++;
         }
         if (!rows) break;
+        ${product.before}
         for (let p: i32 = lo; p < hi; p += ${PANEL_GROUP}) {
           const pe: i32 = min(p + ${PANEL_GROUP}, hi);
           const width: i32 = min(pe * ${P}, ${outs}) - p * ${P};
           clear(scratch, rows * ${BLOCK_STRIDE});
-          ${tiles}_${type.format}(
-            scratch + ${ROWS_AT}, rows, w, ${type.n}, ${type.k}, p, pe, scratch,
-            scratch + ${assembly.PACK_AT});
+          ${product.text}
           for (let i: i32 = 0; i < rows; i++) {
             const at: i32 = load<i32>(${list(1, "i")});
             const c0: i32 = at % ${top} * ${outs} + p * ${P};
@@ -142,6 +142,6 @@ export const experts: GraphKernel = {
     fixed(Math.max(...bodies.map((b) => sizesOf(b).type.count))),
   ],
   wgsl: (name, b, env) => tiledByExpert(name, b, env, sizesOf(b).type.k, ascending),
-  scratch: productScratch,
+  scratch: productScratch("product"),
   assembly: (name, b, env) => productByExpert("product", name, b, env, sizesOf(b).type.k),
 };

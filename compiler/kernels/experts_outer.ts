@@ -94,7 +94,7 @@ export const experts_outer: GraphKernel = {
         ${four.flatMap((i) => four.map((c) => `${inside(c)}{ ${at(i, c)} = total${i}.${"xyzw"[c]}; }`))}`,
     );
   },
-  scratch: (b, { unitRows }) =>
+  scratch: (b, { capacities: { unitRows } }) =>
     2 * 4 * unitRows * (b.operands[2]!.value.type as Type & { kind: "rows" }).cols,
   library: () => functions,
   // A thread owns panels of columns of every expert, and lists the rows that chose it.

@@ -2,6 +2,7 @@
 import type { Type } from "../../ops/index.ts";
 import type { Body, GraphKernel } from "./body.ts";
 import { experts, productByExpert, tiledByExpert } from "./experts.ts";
+import { productScratch } from "./text/assemblyscript_products.ts";
 import { across } from "./text/wgsl_plain.ts";
 
 const outsOf = (b: Body): number => (b.operands[2]!.value.type as Type & { kind: "experts" }).n;
@@ -9,5 +10,6 @@ const outsOf = (b: Body): number => (b.operands[2]!.value.type as Type & { kind:
 export const experts_t: GraphKernel = {
   ...experts,
   wgsl: (name, b, env) => tiledByExpert(name, b, env, outsOf(b), across),
+  scratch: productScratch("turned"),
   assembly: (name, b, env) => productByExpert("turned", name, b, env, outsOf(b)),
 };

@@ -43,6 +43,6 @@ export const linear: GraphKernel = {
     }
     return plain(name, b, env, (at) => ascending(at(x), panels, { k: terms }));
   },
-  scratch: productScratch,
+  scratch: productScratch("product"),
   assembly: (name, b, env) => product("product", name, b, env),
 };

@@ -63,6 +63,6 @@ export const linear_t: GraphKernel = {
           }),
         );
   },
-  scratch: productScratch,
+  scratch: productScratch("turned"),
   assembly: (name, b, env) => product("turned", name, b, env),
 };

@@ -48,5 +48,6 @@ function unpack_bf16(w: usize, N: i32, K: i32, p: i32, k: i32, count: i32, out: 
       `const d${u}: v128 = i32x4.shl(i32x4.extend_high_i16x8_u(h${u}), 16);`,
     ],
     scales: [],
+    integers: null,
   },
 };

@@ -46,5 +46,6 @@ function unpack_f16(w: usize, N: i32, K: i32, p: i32, k: i32, count: i32, out: u
       `const d${u}: v128 = widen(i32x4.extend_high_i16x8_s(h${u}));`,
     ],
     scales: [],
+    integers: null,
   },
 };

@@ -24,5 +24,6 @@ function weightf32(w: usize, n: i32, k: i32, K: i32): f32 {
       `const d${u}: v128 = v128.load(w, ${u * 32 + 16});`,
     ],
     scales: [],
+    integers: null,
   },
 };

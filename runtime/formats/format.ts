@@ -57,8 +57,23 @@ export interface WeightFormat {
      * those of the row before where a number is two rows'.
      */
     readonly load: (u: number) => readonly string[];
-    /** Statements that read what a run of rows shares, at `scales`. */
+    /** What a run of rows shares, as it lies at `scales`: vectors of four halves, by their names. */
     readonly scales: readonly string[];
+    /** What products of integers take of it; null where values are no integers times what a run shares. */
+    readonly integers: {
+      /** Statements that hold for all rows. */
+      readonly constants: readonly string[];
+      /**
+       * Statements that make rows k and k + 2 of the panel at `w`, pairs of 16 bits, as `b0` and `d0`
+       * (columns 0 to 3 and 4 to 7), and k + 1 and k + 3 as `b1` and `d1`.
+       */
+      readonly pairs: readonly string[];
+      /**
+       * What a block adds to four columns, in units of its inputs: of the sum of products of integers, and of
+       * the inputs' own sum; `half` says which columns.
+       */
+      readonly value: (products: string, inputs: string, half: number) => string;
+    } | null;
   };
 }
 /** Columns of a panel in WGSL. */

@@ -98,6 +98,17 @@ function unpack_int8(w: usize, N: i32, K: i32, p: i32, k: i32, count: i32, out: 
       `const b${u}: v128 = f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(e${u})), s0);`,
       `const d${u}: v128 = f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_s(e${u})), s1);`,
     ],
-    scales: ["const s0: v128 = half4(scales), s1: v128 = half4(scales + 8);"],
+    scales: ["s0", "s1"],
+    integers: {
+      constants: [],
+      pairs: [
+        "const e: v128 = v128.load(w), f: v128 = v128.load(w, 16);",
+        "const g: v128 = i8x16.shuffle(e, f, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);",
+        "const h: v128 = i8x16.shuffle(e, f, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);",
+        "const b0: v128 = i16x8.extend_low_i8x16_s(g), d0: v128 = i16x8.extend_high_i8x16_s(g);",
+        "const b1: v128 = i16x8.extend_low_i8x16_s(h), d1: v128 = i16x8.extend_high_i8x16_s(h);",
+      ],
+      value: (products, _inputs, half) => `f32x4.mul(s${half}, ${products})`,
+    },
   },
 };

@@ -121,10 +121,21 @@ function unpack_q4(w: usize, N: i32, K: i32, p: i32, k: i32, count: i32, out: us
         `const d${u}: v128 = madd(${half("high")}, s1, m1);`,
       ];
     },
-    scales: [
-      "const s0: v128 = half4(scales), s1: v128 = half4(scales + 8);",
-      "const m0: v128 = half4(scales + 16), m1: v128 = half4(scales + 24);",
-    ],
+    scales: ["s0", "s1", "m0", "m1"],
+    integers: {
+      // Bytes of rows k and k + 2 of a column, each twice: pairs of 16 bits that begin and end with theirs.
+      constants: [
+        "const left: v128 = i8x16(0, 0, 8, 8, 1, 1, 9, 9, 2, 2, 10, 10, 3, 3, 11, 11);",
+        "const right: v128 = i8x16(4, 4, 12, 12, 5, 5, 13, 13, 6, 6, 14, 14, 7, 7, 15, 15);",
+      ],
+      pairs: [
+        "const e: v128 = v128.load(w);",
+        "const g: v128 = i8x16.swizzle(e, left), h: v128 = i8x16.swizzle(e, right);",
+        "const b0: v128 = v128.and(g, i16x8.splat(15)), d0: v128 = v128.and(h, i16x8.splat(15));",
+        "const b1: v128 = i16x8.shr_u(g, 12), d1: v128 = i16x8.shr_u(h, 12);",
+      ],
+      value: (products, inputs, half) => `madd(s${half}, ${products}, f32x4.mul(m${half}, ${inputs}))`,
+    },
   },
 };
 

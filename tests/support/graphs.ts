@@ -230,6 +230,7 @@ export async function runOn(
     fuse?: boolean;
     threads?: number;
     variant?: Variant;
+    integers?: boolean;
     mutate?: (source: string) => string;
   } = {},
 ): Promise<{ outputs: Float32Array[]; launches: number }> {
@@ -351,6 +352,7 @@ export async function runOn(
     groups: 2,
     norms: 1024,
     partials: 0,
+    integers: options.integers ?? false,
     param: (n) => params.get(n)!,
     address: (v) => {
       const p = places.get(valueKey(v));
@@ -408,6 +410,7 @@ export async function runOn(
   const manifest = {
     model: { layers: 1, format: "f32" },
     kv: "f32",
+    integers: options.integers ?? false,
     train: [],
     saved: {},
     branches: [],

@@ -24,6 +24,7 @@ import {
   signature,
   tableAt,
 } from "./assemblyscript.ts";
+import { isIntegral, roundedBytes } from "./assemblyscript_integers.ts";
 import { type Lines, lines } from "./lines.ts";
 
 export const PANEL_GROUP = BLOCK_COLS / P;
@@ -42,8 +43,48 @@ function deltasOf(b: Body): Expand[] {
     });
   return out;
 }
+export type Tiles = "product" | "turned";
+type Matrix = Type & { kind: "weight" | "experts" };
+const isMatrix = (t: Type): t is Matrix => t.kind === "weight" || t.kind === "experts";
+
+/** Where rounded rows of each matrix's product begin in scratch, if it is of integers; where all ends. */
+function roundedRows(tiles: Tiles, b: Body, env: KernelEnv) {
+  let end = DELTA_AT + deltasOf(b).length * DELTA_BYTES;
+  const each = b.operands
+    .map((o) => o.value.type)
+    .filter(isMatrix)
+    .map((type) => {
+      if (tiles === "turned" || !env.integers || !isIntegral(type.format)) return { type, at: null };
+      const at = end;
+      end += roundedBytes(BLOCK_ROWS, type.k);
+      return { type, at };
+    });
+  return { each, end };
+}
 /** Bytes of a thread's scratch that a product needs. */
-export const productScratch = (b: Body): number => DELTA_AT + deltasOf(b).length * DELTA_BYTES;
+export const productScratch =
+  (tiles: Tiles) =>
+  (b: Body, env: KernelEnv): number =>
+    roundedRows(tiles, b, env).end;
+/**
+ * Product `s` of a body, of \`rows\` rows whose pointers are at `xs` with the matrix at `w`: what comes before
+ * all panels, and the text for panels p to pe.
+ */
+export function productWith(
+  tiles: Tiles,
+  b: Body,
+  env: KernelEnv,
+  [s, xs, w]: readonly [number, string, string],
+): { readonly before: Lines; readonly text: Lines } {
+  const { type, at } = roundedRows(tiles, b, env).each[s]!;
+  const call = (f: string, x: string): Lines => lines`
+    ${f}_${type.format}(
+      ${x}, rows, ${w}, ${type.n}, ${type.k},
+      p, pe, scratch, scratch + ${PACK_AT});`;
+  if (at === null) return { before: [], text: call(tiles, xs) };
+  const rounded = `scratch + ${at}`;
+  return { before: [`roundRows(${xs}, rows, ${type.k}, ${rounded});`], text: call("integers", rounded) };
+}
 
 /** Statements that fill the deltas of `rows` rows from row `r`, of `panels` panels from column `c0`. */
 function fillDeltas(b: Body, env: KernelEnv, r: string, rows: string, c0: string, panels: string): Lines {
@@ -69,17 +110,13 @@ export function epilogue(name: string, b: Body, env: KernelEnv, deltas: readonly
 }
 
 /** y = x·Wᵀ (`product`) or dx = Σ dy·W (`turned`), by the tiles of each weight's format. */
-export function product(tiles: "product" | "turned", name: string, b: Body, env: KernelEnv): string {
+export function product(tiles: Tiles, name: string, b: Body, env: KernelEnv): string {
   const pairs = pairsOf(b.operands);
   if (pairs.length > MAX_SEGMENTS) throw new Error(`${name}: ${pairs.length} products in one sum`);
   const rowsAt = (s: number): string => `scratch + ${ROWS_AT + s * BLOCK_ROWS * 4}`;
-  const products = pairs.flatMap(([, w], s) => {
-    const t = w.value.type as Type & { kind: "weight" };
-    return lines`
-      ${tiles}_${t.format}(
-        ${rowsAt(s)}, rows, weights + ${env.address(w.value).offset * 4}, ${t.n}, ${t.k},
-        p, pe, scratch, scratch + ${PACK_AT});`;
-  });
+  const products = pairs.map(([, w], s) =>
+    productWith(tiles, b, env, [s, rowsAt(s), `weights + ${env.address(w.value).offset * 4}`]),
+  );
   const text = lines`
     const n: i32 = ${count(b.domain)};
     ${shareOf(Math.ceil(b.cols / P))}
@@ -88,11 +125,12 @@ export function product(tiles: "product" | "turned", name: string, b: Body, env:
       for (let i: i32 = 0; i < rows; i++) {
         ${pairs.map(([x], s) => `store<u32>(${rowsAt(s)} + ((<usize>i) << 2), ${rowPtr(x, env, "rb + i")});`)}
       }
+      ${products.flatMap(({ before }) => before)}
       for (let p: i32 = lo; p < hi; p += ${PANEL_GROUP}) {
         const pe: i32 = min(p + ${PANEL_GROUP}, hi);
         const end: i32 = min(pe * ${P}, ${b.cols});
         clear(scratch, rows * ${BLOCK_STRIDE});
-        ${products}
+        ${products.flatMap(({ text }) => text)}
         ${fillDeltas(b, env, "rb", "rows", `p * ${P}`, "pe - p")}
         for (let i: i32 = 0; i < rows; i++) {
           const at: usize = <usize>i * ${BLOCK_STRIDE};

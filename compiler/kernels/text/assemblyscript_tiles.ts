@@ -6,6 +6,7 @@
  */
 import { formatOf, formats, planeBytes } from "../../../runtime/bundle.ts";
 import { BLOCK_STRIDE, K_CHUNK, K_DIRECT, P } from "./assemblyscript.ts";
+import { integerText } from "./assemblyscript_integers.ts";
 import { type Lines, lines } from "./lines.ts";
 
 const CHUNK_BYTES = K_CHUNK * P * 4;
@@ -23,13 +24,15 @@ interface Storage {
   readonly scaled: number;
   readonly scaleBytes: number;
   readonly load: (u: number) => Lines;
+  /** Statements that read what terms share, at `scales`. */
   readonly scales: Lines;
 }
 function storageOf(name: string): Storage {
   const { planes, assembly } = formatOf(name);
   const [values, shared] = planes;
   return {
-    ...assembly,
+    load: assembly.load,
+    scales: assembly.scales.map((s, i) => `const ${s}: v128 = half4(scales + ${i * 8});`),
     name,
     direct: assembly.unpack === null,
     bytes: (planeBytes(values!) * P) / values!.every,
@@ -219,4 +222,5 @@ export const productText = (): string =>
       const { weight, unpack } = formatOf(name).assembly;
       return [weight, unpack ?? "", ...tiles(storage), ...products(storage)];
     })
+    .concat(integerText())
     .join("\n");
