@@ -45,10 +45,11 @@ export interface Stored {
  * Channels that several matrices share, so that one order serves all (S2FT §3.1): the rows of gate and up and
  * the columns of down; the rows of v and the columns of o. `unit` channels belong together (a head, or 1);
  * `shared`: several query heads read one key head. Of a matrix that is several, one after another, they are
- * slices of the axis: `at` is where each begins, `channels` how many each has.
+ * slices of the axis: `at` is where each begins, `channels` how many each has. Each of the experts has its
+ * own.
  */
 export interface Coupling {
-  readonly group: "ffn" | "heads";
+  readonly group: "ffn" | "heads" | "experts";
   readonly axis: "in" | "out";
   readonly unit: number;
   readonly shared: boolean;
@@ -98,9 +99,11 @@ export const tensorName = (b: BranchSpec, tensor: string): string =>
 export class RegionBuilder {
   readonly params: ParamSpec[] = [];
   readonly sites: SiteSpec[] = [];
-  /** What enters and what leaves each linear site's matrix. */
+  /** What enters and what leaves each site's matrix. */
   readonly entries = new Map<string, Value>();
   readonly exits = new Map<string, Value>();
+  /** Where the matrix is one of each expert: those that each row chose. */
+  readonly choices = new Map<string, Value>();
   /** What a branch made of a value: for rows whose slot lacks the branch the two are equal, bit for bit. */
   readonly wrapped = new Map<string, { readonly before: Value; readonly method: string }>();
   constructor(
@@ -222,10 +225,21 @@ export class RegionBuilder {
    * Linear layers of the experts that each row chose (`chosen` [rows, k]): [rows, k · outFeatures], from x
    * that all read, or that has a part for each. `module` has `{e}` for the expert, of `count`.
    */
-  mixture(x: Value, chosen: Value, module: string, count: number, inFeatures: number, outFeatures: number) {
+  mixture(
+    x: Value,
+    chosen: Value,
+    module: string,
+    count: number,
+    inFeatures: number,
+    outFeatures: number,
+    role: SiteRole = {},
+  ): Value {
     const w = this.experts(`${module}.weight`, count, outFeatures, inFeatures);
     let y = experts(x, chosen, w, module.replace(".{e}", ""));
-    for (const b of this.site("experts", module, inFeatures, outFeatures, {}, null, { count, chosen }))
+    this.entries.set(module, x);
+    this.exits.set(module, y);
+    this.choices.set(module, chosen);
+    for (const b of this.site("experts", module, inFeatures, outFeatures, role, null, { count, chosen }))
       y = b.through(y, (c) => b.method.output!(x, y, c));
     return y;
   }

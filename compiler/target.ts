@@ -29,8 +29,8 @@ export const capacityEntries = {
   /** Largest adapter rank; a multiple of 4. Default 16. */
   rank: number("a multiple of 4", (x) => Number.isInteger(x) && x > 0 && x < 2 ** 20 && x % 4 === 0),
   /**
-   * Largest rank of adapters on the matrices of experts; a multiple of 4. Default 0: there are none. An
-   * adapter takes as much for each expert as for another matrix.
+   * Largest rank of LoRA on the matrices of experts; a multiple of 4. Default 0: there are no adapters of
+   * experts. One takes as much for each expert as for another matrix.
    */
   experts: number("a multiple of 4", (x) => Number.isInteger(x) && x >= 0 && x < 2 ** 20 && x % 4 === 0),
   /** Rows of training sequences in flight at once (all jobs): their boundary activations. Default 1024. */
@@ -47,8 +47,8 @@ export const capacityEntries = {
   /** Backward and head units that one step can carry. Default 16. */
   units: positive,
   /**
-   * Sites whose channels S2FT adapters may choose, and their parameters a layer. Default null: the paper's
-   * sites, parameters as LoRA of `rank`.
+   * Sites whose channels S2FT adapters may choose, and their parameters a layer; of experts, of each.
+   * Default null: the paper's sites, parameters as LoRA of `rank`, and of `experts`.
    */
   s2ft: v.nullable(object({ sites: v.array(text), parameters: v.exactOptional(positive) })),
 };

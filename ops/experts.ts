@@ -3,7 +3,7 @@
  * lies side by side: [rows, k · cols], the j-th part from the j-th that it chose. So no row's numbers depend
  * on which others chose the same; kernels go through the rows expert by expert.
  */
-import { div } from "./elementwise.ts";
+import { affine, div, mul } from "./elementwise.ts";
 import { call, col, type Expr, type Ix, int, ixBin, konst, load, row } from "./expr.ts";
 import { defineOp, type EvalCtx, make1, type Type, type Value } from "./graph.ts";
 import { headScale } from "./heads.ts";
@@ -239,14 +239,82 @@ const expandOp = defineOp({
 export const expandExperts = (u: Value, factor: Value, chosen: Value, count: number): Value =>
   make1(expandOp, [u, factor, chosen], { count }, `expand_${factor.node.label}`);
 
+/** Element `at` of a selection that the row's slot has for the expert that the row chose as number `part`. */
+const chosenOf = (index: Value, chosen: Value, part: Ix, count: number, at: Ix): Ix => {
+  const own = ixBin("mul", chosenAt(chosen, part), insOf(index, count));
+  return { ix: "slot", tensor: index, row, at: ixBin("add", own, at) };
+};
+const selectOp = defineOp({
+  name: "experts_select",
+  kind: "point",
+  remote: true,
+  conditional: true,
+  infer: ([x, , chosen], { rank }) => [{ ...(x as Rows), cols: (chosen as Rows).cols * Number(rank) }],
+  point: ({ ins: [x, index, chosen], attrs }) => {
+    const [rank, branch, count] = [Number(attrs.rank), Number(attrs.branch), Number(attrs.count)];
+    const [part, r] = [ixBin("div", col, rank), ixBin("mod", col, rank)];
+    const channel = chosenOf(index!, chosen!, part, count, r);
+    const at = ixBin("add", ixBin("mul", part, insOf(index!, count) - rank), channel);
+    // A slot without the branch has a rank of 0.
+    const within = ixBin("lt", r, { ix: "rank", branch, row });
+    return { e: "if", ix: within, yes: load(x!, row, at), no: konst(0) };
+  },
+  grad: ({ ins: [, index, chosen], attrs }, [du]) => [
+    () => make1(placeOp, [du!, index!, chosen!], attrs),
+    null,
+    null,
+  ],
+});
+const placeOp = defineOp({
+  name: "experts_place",
+  kind: "point",
+  remote: true,
+  infer: ([u, index, chosen], { count, rank }) => [
+    { ...(u as Rows), cols: (chosen as Rows).cols * ((index as Factor).cols / Number(count) - Number(rank)) },
+  ],
+  point: ({ ins: [u, index, chosen], attrs }) => {
+    const [rank, branch, count] = [Number(attrs.rank), Number(attrs.branch), Number(attrs.count)];
+    const channels = insOf(index!, count) - rank;
+    const part = ixBin("div", col, channels);
+    const place = ixBin("add", ixBin("mod", col, channels), rank);
+    const at = chosenOf(index!, chosen!, part, count, place);
+    const from = ixBin("add", ixBin("mul", part, rank), ixBin("sub", at, int(1)));
+    const placed: Expr = { e: "if", ix: at, yes: load(u!, row, from), no: konst(0) };
+    return { e: "if", ix: { ix: "rank", branch, row }, yes: placed, no: konst(0) };
+  },
+  grad: ({ ins: [, index, chosen], attrs }, [dy]) => [
+    () => make1(selectOp, [dy!, index!, chosen!], attrs),
+    null,
+    null,
+  ],
+});
+/** Of `channels` an expert; a selection has those that are chosen, then a place for each. */
+const selectionOf = (index: Value, count: number, channels: number) => ({
+  branch: (index.type as Factor).branch,
+  rank: insOf(index, count) - channels,
+  count,
+});
+/**
+ * u [rows, k · rank] of x [rows, k · channels]: u[t, j, r] = x[t, j, index of the expert chosen[t, j]][r]; 0
+ * beyond the slot's rank. `index` has the selections of all `count` experts, side by side.
+ */
+export const selectExperts = (x: Value, index: Value, chosen: Value, count: number): Value => {
+  const attrs = selectionOf(index, count, colsOf(x) / colsOf(chosen));
+  return make1(selectOp, [x, index, chosen], attrs, `select_${index.node.label}`);
+};
+/** y [rows, k · channels] of u [rows, k · rank], 0 where nothing is placed: the transpose of `selectExperts`. */
+export const placeExperts = (u: Value, index: Value, chosen: Value, count: number, channels: number): Value =>
+  make1(placeOp, [u, index, chosen], selectionOf(index, count, channels), `place_${index.node.label}`);
+
 const outerOp = defineOp({
   name: "experts_outer",
   constant: true,
   kind: "kernel",
   infer: (_, a) => [{ kind: "grad", of: String(a.of) }],
   eval: (node, [u, x, chosen], ctx) => {
-    const f = node.ins[3]!.type as Factor;
-    const ins = insOf(node.ins[3]!, Number(node.attrs.count));
+    const { type } = node.ins[3]!;
+    const f = type.kind === "vector" ? { rows: 1, cols: type.n } : (type as Factor);
+    const ins = f.cols / Number(node.attrs.count);
     const [top, wide] = [colsOf(node.ins[2]!), colsOf(node.ins[1]!)];
     const out = new Float64Array(f.rows * f.cols);
     for (const [t, j, e] of parts(chosen!, top, rowsOf(node.ins[0]!, ctx)))
@@ -267,3 +335,14 @@ const outerExperts = (u: Value, x: Value, factor: Value, chosen: Value, count: n
     { of: String(factor.node.attrs.name), count },
     `d_${factor.node.label}`,
   );
+/**
+ * Sums of squares of experts' channels over rows, into `sums` [count · channels]: of x[t, j]², times what a
+ * row's choice weighs there (`weights` [rows, k]; without them 1).
+ */
+export const squaresOfExperts = (
+  x: Value,
+  chosen: Value,
+  sums: Value,
+  count: number,
+  weights: Value = affine(chosen, { scale: 0, shift: 1 }),
+): Value => outerExperts(weights, mul(x, x), sums, chosen, count);

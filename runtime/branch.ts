@@ -56,6 +56,20 @@ export function termsOf(
  */
 export const isScaledRows = (manifest: Manifest, method: string): boolean =>
   manifest.methods[method]!.change?.every(({ term }) => termOf(term).stacks) ?? false;
+/** Products of one rank, as one of matrices that lie side by side. */
+function besideEachOther(products: readonly LowRank[]): LowRank {
+  const { rank } = products[0]!;
+  const joined = (of: "a" | "b"): Float32Array => {
+    const all = products.map((p) => p[of]);
+    const cols = all[0]!.length / rank;
+    const out = new Float32Array(rank * cols * all.length);
+    for (let r = 0; r < rank; r++)
+      for (const [e, rows] of all.entries())
+        out.set(rows.subarray(r * cols, (r + 1) * cols), (r * all.length + e) * cols);
+    return out;
+  };
+  return { rank, a: joined("a"), b: joined("b") };
+}
 /**
  * A branch of one layer as an exact product, with `scale` in place of its own; of experts' matrices, that of
  * one, or of all side by side. Throws WEFT_ADAPTER for methods that are no sum of products.
@@ -68,6 +82,11 @@ export function asLowRank(
   scale?: number,
   expert: number | null = null,
 ): LowRank {
+  const { experts } = manifest.sites[manifest.branches[branch]!.site]!;
+  if (experts !== undefined && expert === null)
+    return besideEachOther(
+      Array.from({ length: experts }, (_, e) => asLowRank(manifest, content, layer, branch, scale, e)),
+    );
   const parts = termsOf(manifest, content, layer, branch, expert).map(({ term, c: own }): LowRank => {
     const c = scale === undefined ? own : { ...own, scale };
     if (!term.product)

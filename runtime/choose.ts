@@ -5,14 +5,19 @@ import type { SiteEntry } from "./manifest.ts";
 import { mix, shuffled } from "./random.ts";
 import type { ModelView, Selector } from "./selectors.ts";
 
+/** Of a group's random rankings; from the last one, one an expert. */
+const salts: Readonly<Record<string, number>> = { ffn: 0, heads: 1, experts: 2 };
+
 /**
  * `rank` rows or columns of a site: those of the first channels of one ranking that all matrices of its
  * coupled group share, so that an adapter's rows of gate and up and columns of down are the same channels
- * (under grouped queries v, which has fewer heads than o, has a ranking of its own). Ascending.
+ * (under grouped queries v, which has fewer heads than o, has a ranking of its own). Of experts, whose
+ * rankings are their own, the site is that of expert `one`. Ascending.
  */
 export async function chooseChannels(
   site: SiteEntry,
   layer: number,
+  one: number,
   rank: number,
   selector: Selector,
   seed: number,
@@ -31,14 +36,14 @@ export async function chooseChannels(
       expected: "a selector of channels",
       found: selector,
     });
-  if (selector === "random") order = shuffled(units, mix(mix(seed, layer), group === "ffn" ? 0 : 1));
+  if (selector === "random") order = shuffled(units, mix(mix(seed, layer), salts[group]! + one));
   else {
     const [what, end] = selector.split("-") as [
       "weight" | "activation" | "product" | "gradient",
       "large" | "small",
     ];
     const norms = async (kind: "weight" | "activation" | "gradient"): Promise<Float64Array> => {
-      const squares = await model.scores(kind, layer, site);
+      const squares = await model.scores(kind, layer, site, one);
       return Float64Array.from({ length: units }, (_, u) =>
         Math.sqrt(squares.subarray(u * size, (u + 1) * size).reduce((a, b) => a + b, 0)),
       );
@@ -53,7 +58,7 @@ export async function chooseChannels(
       (a, b) => sign * (score[a]! - score[b]!) || a - b,
     );
   }
-  const taken = model.taken(layer, site);
+  const taken = model.taken(layer, site, one);
   const free = order.filter(
     (u) => !Array.from({ length: size }, (_, i) => u * size + i).some((c) => taken.has(c)),
   );

@@ -13,6 +13,7 @@ import {
   siteOf,
   wordsIn,
 } from "./content.ts";
+import { putBack, singleBranch, singleSites } from "./experts.ts";
 import type { Placed } from "./tensors/tensor.ts";
 
 export interface Part {
@@ -167,6 +168,29 @@ const modulesOf = (manifest: Manifest, branches: readonly (readonly BranchState[
   ),
 ];
 
+/** Of experts some choose less than others: more, whose deltas are zero. */
+function filled(chosen: readonly number[], rank: number): number[] {
+  const all = new Set(chosen);
+  for (let more = 0; all.size < rank; more++) all.add(more);
+  return [...all];
+}
+/** Rows of the parts' tensors, each to its place among what is chosen, which `index` names. */
+function addChosen(
+  to: readonly Placed[],
+  parts: readonly { weight: number; placed: readonly Placed[]; chosen: readonly number[] }[],
+  index: string,
+  place: ReadonlyMap<number, number>,
+): void {
+  for (const { weight, placed, chosen } of parts)
+    placed.forEach(({ t, values: own }, k) => {
+      if (t.name === index) return;
+      const { values } = to[k]!;
+      chosen.forEach((x, r) => {
+        const [at, from] = [place.get(x)! * t.cols, r * t.cols];
+        for (let c = 0; c < t.cols; c++) values[at + c] = values[at + c]! + weight * own[from + c]!;
+      });
+    });
+}
 /**
  * Adapters of one method that choose what they change: the union of the chosen; deltas of what is shared
  * add.
@@ -177,30 +201,30 @@ function unite(manifest: Manifest, parts: readonly Part[], method: string): Adap
       if (b.method !== method) return null;
       const here = parts.flatMap(({ content, weight }) => {
         const placed = placedIn(manifest, content.branches[l]!, content.tensors[l]!, l, b.index);
-        if (!placed.length) return [];
-        const { p, kind } = indexOf(placed)!;
-        return [{ weight, placed, chosen: kind.get(p) }];
+        return placed.length ? [{ weight, placed }] : [];
       });
       if (!here.length) return null;
-      const index = indexOf(here[0]!.placed)!;
-      const union = index.kind.united(
-        index.p.t,
-        here.map(({ chosen }) => chosen),
-      );
-      const place = new Map(union.map((x, r) => [x, r]));
+      const singles = singleSites(siteOf(manifest, b)).map((site, one) => {
+        const of = here.map(({ weight, placed }) => {
+          const own = singleBranch(placed, one, site);
+          const { p, kind } = indexOf(own)!;
+          return { weight, placed: own, chosen: kind.get(p) };
+        });
+        const index = indexOf(of[0]!.placed)!;
+        const lists = of.map(({ chosen }) => chosen);
+        return { site, of, index, union: index.kind.united(index.p.t, lists) };
+      });
+      const rank = Math.max(...singles.map(({ union }) => union.length));
       return {
-        state: { rank: union.length, alpha: 0, scale: 1 },
+        state: { rank, alpha: 0, scale: 1 },
         write: (to) => {
-          index.kind.set(placedBy(to, index.p.t.name), union);
-          for (const { weight, placed, chosen } of here)
-            placed.forEach(({ t, values: own }, k) => {
-              if (t.name === index.p.t.name) return;
-              const { values } = to[k]!;
-              chosen.forEach((x, r) => {
-                const [at, from] = [place.get(x)! * t.cols, r * t.cols];
-                for (let c = 0; c < t.cols; c++) values[at + c] = values[at + c]! + weight * own[from + c]!;
-              });
-            });
+          for (const [one, { site, of, index, union }] of singles.entries()) {
+            const its = singleBranch(to, one, site);
+            const chosen = filled(union, rank);
+            index.kind.set(placedBy(its, index.p.t.name), chosen);
+            addChosen(its, of, index.p.t.name, new Map(chosen.map((x, r) => [x, r])));
+            putBack(to, one, its);
+          }
         },
       };
     }),

@@ -114,7 +114,10 @@ function checkSite(m: Manifest, s: SiteEntry, i: number): void {
     `slices of ${channels} inside ${all}, one after another`,
     slices,
   );
-  need(s.axes[s.coupling.axis] !== null, `${at}.coupling.axis`, "an axis of the site", s.coupling.axis);
+  // Experts' channels are in the model's own order.
+  const ordered = mixture || s.axes[s.coupling.axis] !== null;
+  need(ordered, `${at}.coupling.axis`, "an axis of the site", s.coupling.axis);
+  need(!mixture || slices.length === 1, `${at}.coupling.at`, "one slice of each expert's", slices);
 }
 
 function checkBranch(m: Manifest, b: BranchEntry, i: number): void {

@@ -3,6 +3,7 @@
  * of their tensors, one after another.
  */
 import type { BranchEntry, BranchTensor, Manifest, SiteEntry } from "./bundle.ts";
+import { singleBranch, singleSites } from "./experts.ts";
 import type { Selector } from "./selectors.ts";
 import { tensorKinds } from "./tensors/index.ts";
 import { type Index, type Placed, rowsOf, type TensorKind } from "./tensors/tensor.ts";
@@ -108,9 +109,10 @@ export function indexOf(placed: readonly Placed[]): { readonly p: Placed; readon
   }
   return null;
 }
-/** What a branch that chooses has chosen, in the adapter's order. */
-export function chosenIn(m: Manifest, c: AdapterContent, layer: number, branch: number): number[] {
-  const { p, kind } = indexOf(placedIn(m, c.branches[layer]!, c.tensors[layer]!, layer, branch))!;
+/** What a branch that chooses has chosen, in the adapter's order; of experts', for one of them. */
+export function chosenIn(m: Manifest, c: AdapterContent, layer: number, branch: number, one = 0): number[] {
+  const placed = placedIn(m, c.branches[layer]!, c.tensors[layer]!, layer, branch);
+  const { p, kind } = indexOf(singleBranch(placed, one, singleSites(placed[0]!.site)[one]!))!;
   return kind.get(p);
 }
 /** Numbers that training moves. */

@@ -6,6 +6,7 @@ import { type AdapterContent, placedIn } from "./content.ts";
 import { channelAt } from "./coupling.ts";
 import { paramNamed } from "./device.ts";
 import type { Engine } from "./engine.ts";
+import { singleBranch, singleSites } from "./experts.ts";
 import { packedWords, unpack } from "./formats.ts";
 import { channelOrder, reorder } from "./order.ts";
 import type { ModelView } from "./selectors.ts";
@@ -16,14 +17,19 @@ import type { TrainOptions } from "./training.ts";
  * Σ w² of each channel of a site, over the matrices that share its channels: rows of gate, up and v, columns
  * of down and o.
  */
-async function weightSquares(engine: Engine, layer: number, of: SiteEntry): Promise<Float64Array> {
+async function weightSquares(
+  engine: Engine,
+  layer: number,
+  of: SiteEntry,
+  one: number,
+): Promise<Float64Array> {
   const { manifest } = engine;
   const { group, channels } = of.coupling!;
   const squares = new Float64Array(channels);
   for (const site of manifest.sites) {
     // Under grouped queries a head of v belongs to several of o: each counts its own matrix.
     if (site.coupling?.group !== group || site.coupling.channels !== channels) continue;
-    const w = await matrix(engine, layer, site);
+    const w = await matrix(engine, layer, singleSites(site)[one]!);
     for (let o = 0; o < site.outFeatures; o++)
       for (let i = 0; i < site.inFeatures; i++) {
         const c = channelAt(site.coupling, site.coupling.axis === "in" ? i : o);
@@ -81,10 +87,19 @@ async function rowSquares(engine: Engine, layer: number, site: SiteEntry): Promi
  * The sum of each channel of a site from its group's statistics; a channel of v stands for all query heads
  * that read it.
  */
-function statisticOf(engine: Engine, layer: number, statistics: Float32Array, of: SiteEntry): Float64Array {
+function statisticOf(
+  engine: Engine,
+  layer: number,
+  statistics: Float32Array,
+  of: SiteEntry,
+  one: number,
+): Float64Array {
+  const { group, channels } = of.coupling!;
+  if (group === "experts")
+    return Float64Array.from(statistics.subarray(one * channels, (one + 1) * channels));
   const { heads, kvHeads, headDim } = engine.manifest.model;
-  const out = new Float64Array(of.coupling!.channels);
-  const order = channelOrder(engine.manifest, layer, of.coupling!.group === "ffn" ? "ffn" : "heads");
+  const out = new Float64Array(channels);
+  const order = channelOrder(engine.manifest, layer, group === "ffn" ? "ffn" : "heads");
   statistics.forEach((x, at) => {
     const c = order ? order[at]! : at;
     const to =
@@ -105,6 +120,7 @@ function channelsTaken(
   others: readonly AdapterContent[],
   layer: number,
   of: SiteEntry,
+  one: number,
 ): ReadonlySet<number> {
   const taken = new Set<number>();
   for (const { branches, tensors } of others)
@@ -113,7 +129,8 @@ function channelsTaken(
       const { coupling } = site;
       const { group, channels } = of.coupling!;
       if (!rank || coupling?.group !== group || coupling.channels !== channels) return;
-      for (const p of placedIn(manifest, branches[layer]!, tensors[layer]!, layer, i))
+      const placed = placedIn(manifest, branches[layer]!, tensors[layer]!, layer, i);
+      for (const p of singleBranch(placed, one, singleSites(site)[one]!))
         if (p.t.kind === "selection")
           for (const place of selection.get(p)) taken.add(channelAt(coupling, place)!);
     });
@@ -136,13 +153,13 @@ export function viewOf(
     bias: (layer, site) => biasOf(engine, layer, site),
     matrix: (layer, site) => matrix(engine, layer, site),
     tuned: tuned ?? null,
-    taken: (layer, site) => channelsTaken(manifest, disjointFrom, layer, site),
-    scores: async (what, layer, site) => {
+    taken: (layer, site, one) => channelsTaken(manifest, disjointFrom, layer, site, one),
+    scores: async (what, layer, site, one) => {
       if (what === "row") return rowSquares(engine, layer, site);
-      if (what === "weight") return weightSquares(engine, layer, site);
+      if (what === "weight") return weightSquares(engine, layer, site, one);
       statistics[what] ??= await calibrated(what === "gradient");
       const i = device.plan.statistics.findIndex((s) => s.name.endsWith(`.${site.coupling!.group}`));
-      return statisticOf(engine, layer, statistics[what][layer]![i]!, site);
+      return statisticOf(engine, layer, statistics[what][layer]![i]!, site, one);
     },
   };
 }

@@ -25,15 +25,16 @@ export type Selector = (typeof selectors)[number];
 export interface ModelView {
   /**
    * Σ of squares behind a score, of each channel of a site in a layer: of its weights, activations or
-   * gradients; `row`: of each row of its matrix.
+   * gradients; `row`: of each row of its matrix. Where the site is that of an expert, `one` is its number.
    */
   readonly scores: (
     what: "weight" | "activation" | "gradient" | "row",
     layer: number,
     site: SiteEntry,
+    one: number,
   ) => Promise<Float64Array>;
   /** Channels of a site's coupled group that other adapters have, and this one may not. */
-  readonly taken: (layer: number, site: SiteEntry) => ReadonlySet<number>;
+  readonly taken: (layer: number, site: SiteEntry, one: number) => ReadonlySet<number>;
   /** A site's matrix [out, in]. */
   readonly matrix: (layer: number, site: SiteEntry) => Promise<Float32Array>;
   /** A site's bias [out]. */

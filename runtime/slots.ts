@@ -20,6 +20,7 @@ export function reorderSlot(
     const moved = all[i]!;
     const { axes } = placed[0]!.site;
     const orders = { in: channelOrder(m, layer, axes.in), out: channelOrder(m, layer, axes.out) };
+    if (!orders.in && !orders.out) return;
     // A channel's number moves to its position, or back.
     const turn = (order: Order): Order => order && (back ? order : inverse(order));
     const index = indexOf(placed);

@@ -12,11 +12,14 @@ import {
   Graph,
   interpret,
   mul,
+  placeExperts,
   route,
   scaleBySlot,
+  selectExperts,
   shrinkExperts,
   silu,
   softmax,
+  squaresOfExperts,
   type Type,
   topk,
   type Value,
@@ -178,20 +181,55 @@ test("gradients of a mixture: inputs, weights and router by central differences 
 
 /**
  * An adapter on the experts of one matrix: x that all read, or a part for each; of the rows of a job's unit.
+ * `of`: two factors, or channels that are chosen, of the inputs where these are a part for each.
  */
-function adapted(wide: boolean, domain: "T" | "W", { count, top, ins, outs }: Sizes) {
+function adapted(
+  of: "factors" | "channels",
+  wide: boolean,
+  domain: "T" | "W",
+  { count, top, ins, outs }: Sizes,
+) {
   const graph = new Graph();
-  const of = (cols: number): Type => ({ kind: "rows", domain, cols });
-  const [x, logits] = [of(wide ? top * ins : ins), of(count)].map((t, i) => graph.input("a", `x${i}`, t));
-  const factor = (name: string, cols: number): Value =>
-    graph.input("adapted", name, { kind: "factor", rows: 8, cols: count * cols, branch: 1 });
-  const [a, b] = [factor("a", ins), factor("b", outs)];
+  const rowsOf = (cols: number): Type => ({ kind: "rows", domain, cols });
+  const entering = [rowsOf(wide ? top * ins : ins), rowsOf(count)];
+  const [x, logits] = entering.map((t, i) => graph.input("a", `x${i}`, t));
+  const factor = (name: string, cols: number, rows = 8): Value =>
+    graph.input("adapted", name, { kind: "factor", rows, cols: count * cols, branch: 1 });
   const chosen = topk(logits!, top);
-  const u = scaleBySlot(shrinkExperts(x!, a, chosen, count), 1, 8);
-  const y = expandExperts(u, b, chosen, count);
-  const cot = graph.input("adapted", "cot", of(top * outs));
-  const grads = vjp([[y, cot]], [x!, a, b]);
-  return { y, cot, wanted: [x!, a, b], grads: [x!, a, b].map((v) => grads.get(valueKey(v))!) };
+  const channels = wide ? ins : outs;
+  const made = (): { y: Value; trained: Value[] } => {
+    if (of === "factors") {
+      const [a, b] = [factor("a", ins), factor("b", outs)];
+      const u = scaleBySlot(shrinkExperts(x!, a, chosen, count), 1, 8);
+      return { y: expandExperts(u, b, chosen, count), trained: [a, b] };
+    }
+    const index = factor("index", 8 + channels, 1);
+    const delta = factor("delta", wide ? outs : ins);
+    const y = wide
+      ? expandExperts(selectExperts(x!, index, chosen, count), delta, chosen, count)
+      : placeExperts(shrinkExperts(x!, delta, chosen, count), index, chosen, count, outs);
+    return { y, trained: [delta] };
+  };
+  const { y, trained } = made();
+  const cot = graph.input("adapted", "cot", rowsOf(top * outs));
+  const wanted = [x!, ...trained];
+  const grads = vjp([[y, cot]], wanted);
+  /** Each slot has channels of its own for each expert. */
+  const choose = (data: Data, ranks: readonly number[]): Data => {
+    if (!data.index) return data;
+    const at = data.index.map(() => 0);
+    for (let s = 0; s < 4; s++)
+      for (let e = 0; e < count; e++) {
+        const from = (s * count + e) * (8 + channels);
+        for (let r = 0; r < ranks[s]!; r++) {
+          const c = (5 * r + 3 * s + e) % channels;
+          at[from + r] = c;
+          at[from + 8 + c] = r + 1;
+        }
+      }
+    return { ...data, index: at };
+  };
+  return { y, cot, choose, wanted, grads: wanted.map((v) => grads.get(valueKey(v))!) };
 }
 interface Sizes {
   readonly count: number;
@@ -204,30 +242,54 @@ const adapters: Readonly<Record<string, Sizes>> = {
   even: { count: 8, top: 3, ins: 16, outs: 24 },
   "one each": { count: 40, top: 1, ins: 9, outs: 8 },
 };
-for (const target of targets)
-  test(`adapters of experts on ${target}: rows of many slots, gradients of a job's, equal f64`, async () => {
-    for (const [name, sizes] of Object.entries(adapters))
-      for (const wide of [false, true])
-        for (const domain of ["T", "W"] as const) {
-          const { y, grads } = adapted(wide, domain, sizes);
-          // What is trained is of one slot; what is served of any.
-          const roots = domain === "T" ? [y] : [y, ...grads];
-          const b = batch(`${name} ${domain}`, 25, 3, domain === "T" ? "step" : "unit");
-          const data = inputData(roots, b, name);
-          const want = interpret(roots, data, context(b));
-          const { outputs } = await runOn(target, roots, data, b, { fuse: wide });
-          want.forEach((w, i) => {
-            // Rows of a factor beyond the job's rank are left alone.
-            close(outputs[i]!.slice(0, w.length), w, `${name} ${wide} ${domain} ${i}`);
-          });
-        }
+for (const target of targets) {
+  for (const of of ["factors", "channels"] as const)
+    test(`${of} of experts on ${target}: rows of many slots, gradients of a job's, equal f64`, async () => {
+      for (const [name, sizes] of Object.entries(adapters))
+        for (const wide of [false, true])
+          for (const domain of ["T", "W"] as const) {
+            const { y, grads, choose } = adapted(of, wide, domain, sizes);
+            // What is trained is of one slot; what is served of any.
+            const roots = domain === "T" ? [y] : [y, ...grads];
+            const b = batch(`${name} ${domain}`, 25, 3, domain === "T" ? "step" : "unit");
+            const data = choose(inputData(roots, b, name), b.ranks);
+            const want = interpret(roots, data, context(b));
+            const { outputs } = await runOn(target, roots, data, b, { fuse: wide });
+            want.forEach((w, i) => {
+              // Rows of a factor beyond the job's rank are left alone.
+              close(outputs[i]!.slice(0, w.length), w, `${name} ${wide} ${domain} ${i}`);
+            });
+          }
+    });
+  test(`squares of experts' channels on ${target}, of rows and weighed, equal f64`, async () => {
+    for (const [name, { count, top, ins }] of Object.entries(adapters))
+      for (const weighs of [false, true]) {
+        const graph = new Graph();
+        const sizes = [top * ins, count, top];
+        const [x, logits, weights] = sizes.map((cols, i) =>
+          graph.input("squares", `x${i}`, { kind: "rows", domain: "W", cols }),
+        );
+        const sums = graph.input("squares", "sums", { kind: "vector", n: count * ins });
+        const root = squaresOfExperts(x!, topk(logits!, top), sums, count, weighs ? weights : undefined);
+        const b = batch(`squares ${name}`, 25, 3, "unit");
+        const data = inputData([root], b, name);
+        const want = interpret([root], data, context(b));
+        const { outputs } = await runOn(target, [root], data, b);
+        close(outputs[0]!.slice(0, count * ins), want[0]!, `${name} ${weighs}`);
+      }
   });
+}
 test("gradients of experts' adapters equal central differences in f64", () => {
-  for (const wide of [false, true]) {
-    const { y, cot, wanted, grads } = adapted(wide, "W", { count: 4, top: 2, ins: 5, outs: 3 });
+  for (const [of, wide] of [
+    ["factors", false],
+    ["factors", true],
+    ["channels", false],
+    ["channels", true],
+  ] as const) {
+    const { y, cot, wanted, grads, choose } = adapted(of, wide, "W", { count: 4, top: 2, ins: 9, outs: 8 });
     const b = batch("adapted", 6, 3, "unit");
     const ctx = context(b);
-    const data = inputData([y, cot, ...grads], b, "adapted");
+    const data = choose(inputData([y, cot, ...grads], b, "adapted"), b.ranks);
     const loss = (d: Data): number =>
       interpret([y], d, ctx)[0]!.reduce((s, v, i) => s + v * data.cot![i]!, 0);
     wanted.forEach((v, i) => {

@@ -7,6 +7,7 @@ import { readFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import { decode, parseHeader } from "../runtime/bundle.ts";
 import { chosenIn } from "../runtime/content.ts";
+import { singleSites } from "../runtime/experts.ts";
 import { writeAdapter, writeAsLora } from "../sdk/peft/write.ts";
 import {
   batchOf,
@@ -46,6 +47,9 @@ for (const [name, space, targets] of [
   ["phi3", "permuted", onCpu],
   ["gpt2", "indexed", onCpu],
   ["gpt2", "permuted", both],
+  // Channels of experts.
+  ["mixtral", "indexed", both],
+  ["qwen3_moe", "indexed", onCpu],
 ] as const)
   for (const target of targets)
     test(`S2FT, ${space}, on ${name}, ${target}: as torch's masked full fine-tuning`, async () => {
@@ -58,8 +62,8 @@ for (const [name, space, targets] of [
         savedRows: 160,
         keptRows: 96,
         ...(name === "odd" && { s2ft: s2ftOdd }),
-        ...(name.startsWith("m") && { s2ft: s2ftAll }),
-        ...((name === "phi3" || name === "gpt2") && { s2ft: s2ftFamilies[name] }),
+        ...((name === "mha" || name === "mqa") && { s2ft: s2ftAll }),
+        ...(Object.hasOwn(s2ftFamilies, name) && { s2ft: s2ftFamilies[name as "phi3"] }),
       };
       const given = space === "permuted" ? permuted(name) : null;
       const method = given ? "s2ft_permuted" : "s2ft";
@@ -120,14 +124,20 @@ for (const [name, space, targets] of [
       );
     });
 
-for (const name of ["phi3", "gpt2"] as const)
+for (const [name, rank] of [
+  ["phi3", 16],
+  ["gpt2", 20],
+  ["mixtral", 12],
+] as const)
   test(`S2FT on ${name}: one ranking a group; beside others, saved, merged and as a LoRA the same`, async () => {
     const { vocab_size: vocab } = configs[name];
-    const s2ft = s2ftFamilies[name];
-    const capacities = { rank: 40, s2ft, savedRows: 160, keptRows: 96 };
+    // Room for a sum.
+    const s2ft = { ...s2ftFamilies[name], parameters: 3 * s2ftFamilies[name].parameters };
+    const capacities = { rank: 64, experts: 20, s2ft, savedRows: 160, keptRows: 96 };
     await using engine = await engineOf(configs[name], { train: ["s2ft"], methods: ["lora"], capacities });
     const { manifest } = engine;
-    const job = { method: "s2ft", data: batchOf(vocab).slice(0, 2), steps: 2, learningRate: 0.02 } as const;
+    const data = batchOf(vocab).slice(0, 2);
+    const job = { method: "s2ft", rank, data, steps: 2, learningRate: 0.02 } as const;
     await (await engine.finetune({ ...job, name: "alone", selector: "weight-large" })).done;
     await engine.adapters.load("other", `${fixtures}s2ft-${name}`);
     const ids = idsOf("served", 30, vocab);
@@ -140,49 +150,44 @@ for (const name of ["phi3", "gpt2"] as const)
     await beside.done;
     assert.is(contentBits(engine, "beside"), contentBits(engine, "alone"));
 
-    // Σ w² of each channel over the matrices that share it.
+    // Σ w² of each channel over the matrices that share it: of experts over each one's own.
     const weights = new Map((await engine.core.baseTensors()).map((t) => [t.name, t]));
     const { content } = engine.core.adapters.find("alone");
-    for (const group of ["ffn", "heads"]) {
-      const squares = new Map<string, number[]>();
-      const chosen = new Map<string, number[][]>();
-      for (const b of manifest.branches.filter(({ method }) => method === "s2ft")) {
-        const site = manifest.sites[b.site]!;
-        const { channels, at, axis, unit, ...coupling } = site.coupling!;
-        if (coupling.group !== group) continue;
-        const path = `${manifest.checkpoint.modules.replace("{l}", "0")}${site.module}.weight`;
-        const { data } = weights.get(path)!;
+    const groups = new Map<string, { squares: number[]; chosen: number[][] }>();
+    for (const b of manifest.branches.filter(({ method }) => method === "s2ft"))
+      singleSites(manifest.sites[b.site]!).forEach(({ module, inFeatures, outFeatures, coupling }, one) => {
+        const { group, channels, at, axis, unit } = coupling!;
+        const key = [group, channels, one].join();
+        const of = groups.get(key) ?? { squares: Array<number>(channels / unit).fill(0), chosen: [] };
+        groups.set(key, of);
+        const path = `${manifest.checkpoint.modules.replace("{l}", "0")}${module}.weight`;
         const turned = manifest.checkpoint.transposed.some((end) => path.endsWith(`.${end}`));
-        const sums = squares.get(String(channels)) ?? Array<number>(channels).fill(0);
-        squares.set(String(channels), sums);
-        for (let o = 0; o < site.outFeatures; o++)
-          for (let i = 0; i < site.inFeatures; i++) {
-            const place = axis === "in" ? i : o;
-            const from = at.find((x) => place >= x && place < x + channels);
-            const w = data[turned ? i * site.outFeatures + o : o * site.inFeatures + i]!;
-            if (from !== undefined) sums[Math.floor((place - from) / unit)]! += w * w;
+        const { data } = weights.get(path)!;
+        const unitOf = (place: number): number | null => {
+          const from = at.find((x) => place >= x && place < x + channels);
+          return from === undefined ? null : Math.floor((place - from) / unit);
+        };
+        for (let o = 0; o < outFeatures; o++)
+          for (let i = 0; i < inFeatures; i++) {
+            const u = unitOf(axis === "in" ? i : o);
+            const w = data[turned ? i * outFeatures + o : o * inFeatures + i]!;
+            if (u !== null) of.squares[u] = of.squares[u]! + w * w;
           }
-        const places = chosenIn(manifest, content, 0, b.index);
+        const places = chosenIn(manifest, content, 0, b.index, one);
         for (const from of at) {
-          const units = places
-            .filter((p) => p >= from && p < from + channels)
-            .map((p) => Math.floor((p - from) / unit));
-          assert.is(units.length, places.length / at.length, "each slice as many");
-          const lists = chosen.get(String(channels)) ?? [];
-          chosen.set(String(channels), [...lists, [...new Set(units)]]);
+          const slice = places.filter((p) => p >= from && p < from + channels);
+          assert.is(slice.length, places.length / at.length, "each slice as many");
+          of.chosen.push([...new Set(slice.map((p) => unitOf(p)!))]);
         }
+      });
+    for (const { squares, chosen } of groups.values())
+      for (const units of chosen) {
+        const ranked = [...squares.keys()].sort((x, y) => squares[y]! - squares[x]!);
+        assert.equal(
+          units,
+          ranked.slice(0, units.length).sort((x, y) => x - y),
+        );
       }
-      assert.ok(squares.size > 0);
-      for (const [channels, lists] of chosen)
-        for (const units of lists)
-          assert.equal(
-            units,
-            [...squares.get(channels)!.keys()]
-              .sort((x, y) => squares.get(channels)![y]! - squares.get(channels)![x]!)
-              .slice(0, units.length)
-              .sort((x, y) => x - y),
-          );
-    }
 
     const folder = `${scratch()}/adapter`;
     await engine.adapters.get("alone").save(folder);
@@ -200,7 +205,41 @@ for (const name of ["phi3", "gpt2"] as const)
       Math.max(...a.logits!.flatMap((row, t) => [...row].map((x, i) => Math.abs(x - b.logits![t]![i]!))));
     for (const other of [asLora, merged]) assert.ok(apart(other, played) < 5e-5);
     assert.ok(apart(base, played) > 1e-3);
+    // A sum, as one adapter of all channels that the two have, and as one LoRA.
+    const sum = { alone: 0.5, other: 0.75 };
+    const united = await engine.score(ids, { adapter: sum, logits: true });
+    const joined = await engine.score(ids, { adapter: { lora: 0.5, other: 0.75 }, logits: true });
+    assert.ok(apart(united, joined) < 5e-5);
+    assert.ok(apart(united, played) > 1e-3);
   });
+
+test("S2FT on mixtral: what an expert's channels carry, and what moves the loss, as torch sums it", async () => {
+  const { vocab_size: vocab } = configs.mixtral;
+  const capacities = { rank: 40, experts: 16, s2ft: s2ftFamilies.mixtral, savedRows: 160, keptRows: 96 };
+  await using engine = await engineOf(configs.mixtral, { train: ["s2ft"], methods: ["lora"], capacities });
+  const { manifest } = engine;
+  const data = batchOf(vocab).filter((r) => r.input_ids.length < 40);
+  for (const what of ["activation", "gradient"] as const)
+    for (const end of ["large", "small"] as const) {
+      const name = `${what}-${end}` as const;
+      const job = { name, method: "s2ft", data, batchSize: data.length, selector: name, steps: 0 };
+      await (await engine.finetune(job)).done;
+      const { content } = engine.core.adapters.find(name);
+      for (const b of manifest.branches.filter(({ method }) => method === "s2ft")) {
+        const { experts = 0 } = manifest.sites[b.site]!;
+        for (let l = 0; l < 2; l++)
+          for (let e = 0; e < experts; e++) {
+            const squares = reference.mixtral.expert_squares![l]![what][e]!;
+            const chosen = chosenIn(manifest, content, l, b.index, e);
+            const ranked = [...squares.keys()].sort(
+              (x, y) => (end === "large" ? -1 : 1) * (squares[x]! - squares[y]!) || x - y,
+            );
+            const want = ranked.slice(0, chosen.length).sort((x, y) => x - y);
+            assert.equal(chosen, want, `${name}, layer ${l}, expert ${e}`);
+          }
+      }
+    }
+});
 
 test("S2FT as a LoRA: the file that peft read, its logits, as S2FT and as LoRA", async () => {
   const folder = `${fixtures}weft-s2ft-as-lora`;

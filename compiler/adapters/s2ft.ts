@@ -3,7 +3,18 @@
  * site and trains those columns (o, down) or rows (v, up, gate) of its matrix as a dense delta. Input side: y
  * += Δ·x[chosen], keeping only x[chosen]; output side: y[chosen] += Δ·x.
  */
-import { add, expand, place, select, shrink } from "../../ops/index.ts";
+import {
+  add,
+  expand,
+  expandExperts,
+  place,
+  placeExperts,
+  select,
+  selectExperts,
+  shrink,
+  shrinkExperts,
+} from "../../ops/index.ts";
+import { QUAD } from "../../runtime/bundle.ts";
 import type { SiteSpec } from "../layers.ts";
 import type { Capacities } from "../target.ts";
 import type { AdapterMethod } from "./adapter.ts";
@@ -11,15 +22,18 @@ import type { AdapterMethod } from "./adapter.ts";
 const parameters = (s: SiteSpec): number => s.inFeatures + s.outFeatures;
 /** Matrices of a site that have the channels it shares. */
 const slices = (s: SiteSpec): number => s.coupling!.at.length;
-/** Length of a chosen channel's row or column. */
+/** Length of a chosen channel's row or column: of experts', in one. */
 const length = (s: SiteSpec): number => (s.coupling!.axis === "in" ? s.outFeatures : s.inFeatures);
 
+/** Of channels of experts as many as whole quads hold, as factors of experts lie. */
+const wholeQuads = (channels: number, most: number): number =>
+  Math.min(QUAD * Math.ceil(channels / QUAD), most - (most % QUAD));
 /**
  * Sites that train when nothing else is asked for: down; and o where every query head has keys of its own
  * (paper §5.4).
  */
 function defaultSites(sites: readonly SiteSpec[]): readonly SiteSpec[] {
-  return sites.filter((s) => s.coupling?.axis === "in" && (s.coupling.group === "ffn" || !s.coupling.shared));
+  return sites.filter((s) => s.coupling?.axis === "in" && !s.coupling.shared);
 }
 function capacity(site: SiteSpec, sites: readonly SiteSpec[], c: Capacities): number {
   const { coupling } = site;
@@ -29,10 +43,14 @@ function capacity(site: SiteSpec, sites: readonly SiteSpec[], c: Capacities): nu
       ? defaultSites(sites)
       : sites.filter((s) => s.coupling && c.s2ft!.sites.some((name) => s.module.endsWith(name)));
   if (!chosen.includes(site)) return 0;
-  // As many parameters as LoRA of the bundle's rank on every site, split evenly.
-  const budget = c.s2ft?.parameters ?? c.rank * sites.reduce((n, s) => n + parameters(s), 0);
-  const matrices = chosen.reduce((n, s) => n + slices(s), 0);
+  if (site.experts && !c.experts) return 0;
+  // As many parameters as LoRA of the bundle's rank on every site, split evenly; experts' among themselves.
+  const alike = (s: SiteSpec): boolean => s.kind === site.kind;
+  const rank = site.experts ? c.experts : c.rank;
+  const budget = c.s2ft?.parameters ?? rank * sites.filter(alike).reduce((n, s) => n + parameters(s), 0);
+  const matrices = chosen.filter(alike).reduce((n, s) => n + slices(s), 0);
   const units = Math.max(1, Math.round(budget / matrices / length(site) / coupling.unit));
+  if (site.experts) return wholeQuads(units, coupling.channels);
   return slices(site) * Math.min(coupling.channels, units * coupling.unit);
 }
 
@@ -50,16 +68,17 @@ export const s2ft: AdapterMethod = {
   rank: null,
   change: [{ term: "channels", of: { index: "index", delta: "delta" } }],
   dropout: false,
-  experts: false,
+  experts: true,
   calibrates: true,
   capacity,
   tensors: (site, rank) => {
+    const { experts = 1 } = site;
     const inner = site.coupling!.axis === "in";
     return [
       {
         name: "index",
         rows: "one",
-        cols: rank + (inner ? site.inFeatures : site.outFeatures),
+        cols: experts * (rank + (inner ? site.inFeatures : site.outFeatures)),
         trained: false,
         kind: "selection",
         init: "selection",
@@ -68,7 +87,7 @@ export const s2ft: AdapterMethod = {
       {
         name: "delta",
         rows: "rank",
-        cols: length(site),
+        cols: experts * length(site),
         trained: true,
         kind: "dense",
         init: "zeros",
@@ -77,8 +96,17 @@ export const s2ft: AdapterMethod = {
       },
     ];
   },
-  output: (x, y, { site, tensor }) =>
-    site.coupling!.axis === "in"
-      ? add(expand(select(x, tensor("index")), tensor("delta")), y)
-      : add(place(shrink(x, tensor("delta")), tensor("index"), site.outFeatures), y),
+  output: (x, y, { site, tensor, chosen }) => {
+    const inner = site.coupling!.axis === "in";
+    const [index, delta] = [tensor("index"), tensor("delta")];
+    if (chosen) {
+      const [count, outs] = [site.experts!, site.outFeatures];
+      return inner
+        ? add(expandExperts(selectExperts(x, index, chosen, count), delta, chosen, count), y)
+        : add(placeExperts(shrinkExperts(x, delta, chosen, count), index, chosen, count, outs), y);
+    }
+    return inner
+      ? add(expand(select(x, index), delta), y)
+      : add(place(shrink(x, delta), index, site.outFeatures), y);
+  },
 };

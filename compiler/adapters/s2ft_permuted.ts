@@ -11,6 +11,8 @@ const { calibrates: _, ...indexed } = s2ft;
 export const s2ftPermuted: AdapterMethod = {
   ...indexed,
   name: "s2ft_permuted",
+  // Each expert would need an order of its own.
+  experts: false,
   peft: { ...s2ft.peft, when: { class: "permuted" }, config: {}, fixed: { class: "permuted" } },
   // Heads that share keys move, and are trained, together.
   capacity: (site, sites, c) => {

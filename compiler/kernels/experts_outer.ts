@@ -11,12 +11,14 @@ import { lines } from "./text/lines.ts";
 import * as wgsl from "./text/wgsl.ts";
 
 function sizesOf(b: Body, env: KernelEnv) {
-  const { n: rows, k: cols, branch } = env.param(String(b.node!.attrs.of));
+  const { n, k, branch } = env.param(String(b.node!.attrs.of));
+  // A vector, of no adapter, is one row.
+  const [rows, cols] = branch === null ? [1, n] : [n, k];
   const count = Number(b.node!.attrs.count);
   const top = (b.operands[2]!.value.type as Type & { kind: "rows" }).cols;
-  return { rows, cols, branch: branch!, count, top, ins: cols / count };
+  return { rows, cols, branch, count, top, ins: cols / count };
 }
-const four = [0, 1, 2, 3];
+const columns = [0, 1, 2, 3];
 /** Four rows and eight columns of a gradient; a row of up to eight: summed from zero, then added once. */
 const functions = `
 function outerListed4(us: usize, xs: usize, n: i32, u: usize, x: usize, out: usize, apart: usize): void {
@@ -27,7 +29,7 @@ function outerListed4(us: usize, xs: usize, n: i32, u: usize, x: usize, out: usi
     const xp: usize = <usize>load<u32>(xs + i) + x;
     const l0: v128 = v128.load(xp);
     const l1: v128 = v128.load(xp, 16);
-${four
+${columns
   .map(
     (i) => `    const s${i}: v128 = v128.load_splat<f32>(up, ${i * 4});
     c${i} = madd(s${i}, l0, c${i});
@@ -35,7 +37,7 @@ ${four
   )
   .join("\n")}
   }
-${four
+${columns
   .map(
     (i) => `  v128.store(out, f32x4.add(v128.load(out), c${i}));
   v128.store(out, f32x4.add(v128.load(out, 16), d${i}), 16);${i < 3 ? "\n  out += apart;" : ""}`,
@@ -62,11 +64,13 @@ export const experts_outer: GraphKernel = {
   },
   // A lane owns four columns of four rows of one expert's.
   wgsl: (name, b, env) => {
-    const { branch, cols, count, top, ins } = sizesOf(b, env);
+    const { rows, branch, cols, count, top, ins } = sizesOf(b, env);
+    const rank = branch === null ? rows : wgsl.jobRank(branch, env);
+    const four = [0, 1, 2, 3].slice(0, rows);
     const [u, x, chosen] = b.operands.slice(0, 3).map((o) => wgsl.rowAt(o, env, "r"));
     const each = Math.ceil(ins / 4);
     const at = (i: number, c: number): string => `accum[o + ${i * cols + c}]`;
-    const quad = (text: (c: number) => string): string => `vec4<f32>(${four.map(text).join(", ")})`;
+    const quad = (text: (c: number) => string): string => `vec4<f32>(${columns.map(text).join(", ")})`;
     const inside = (c: number): string => (ins % 4 === 0 ? "" : `if (col + ${c} < ${ins}) `);
     return wgsl.fn(
       name,
@@ -76,7 +80,7 @@ export const experts_outer: GraphKernel = {
         let expert = at / ${each};
         let col = at % ${each} * 4;
         let k = wg.y * 4;
-        if (expert >= ${count} || k >= ${wgsl.jobRank(branch, env)}) { return; }
+        if (expert >= ${count} || k >= ${rank}) { return; }
         let o = ${wgsl.gradient(b, env)} + k * ${cols} + expert * ${ins} + col;
         ${four.map((i) => `var total${i} = ${quad((c) => at(i, c))};`)}
         ${wgsl.overSegments(b.domain, env, {
@@ -86,12 +90,12 @@ export const experts_outer: GraphKernel = {
               if (i32(${chosen!.space}[${chosen!.at} + j]) != expert) { continue; }
               let xp = ${x!.at}${partOf(b.operands[1]!.value, ins, "j")} + col;
               let x = ${quad((c) => `${x!.space}[xp + ${c}]`)};
-              let up = ${u!.at} + j * ${sizesOf(b, env).rows} + k;
+              let up = ${u!.at} + j * ${rows} + k;
               ${four.map((i) => `sum${i} = fma(vec4<f32>(${u!.space}[up + ${i}]), x, sum${i});`)}
             }`,
           after: four.map((i) => `total${i} = total${i} + sum${i};`),
         })}
-        ${four.flatMap((i) => four.map((c) => `${inside(c)}{ ${at(i, c)} = total${i}.${"xyzw"[c]}; }`))}`,
+        ${four.flatMap((i) => columns.map((c) => `${inside(c)}{ ${at(i, c)} = total${i}.${"xyzw"[c]}; }`))}`,
     );
   },
   scratch: (b, { capacities: { unitRows } }) =>
@@ -106,13 +110,14 @@ export const experts_outer: GraphKernel = {
       (typeof b.operands)[0],
       (typeof b.operands)[0],
     ];
+    const rank = branch === null ? rows : `min(${rows}, (${assembly.jobRank(branch, env)} + 3) & ~3)`;
     const xs = `scratch + ${4 * env.capacities.unitRows * top}`;
     const put = (list: string, ptr: string): string => `store<u32>(${list} + ((<usize>pairs) << 2), ${ptr});`;
     return assembly.fn(
       name,
       lines`
         ${assembly.guard(b.bits)}
-        const rank: i32 = min(${rows}, (${assembly.jobRank(branch, env)} + 3) & ~3);
+        const rank: i32 = ${rank};
         ${assembly.shareOf(Math.ceil(ins / P))}
         if (lo == hi) return;
         for (let expert: i32 = 0; expert < ${count}; expert++) {
@@ -136,9 +141,9 @@ export const experts_outer: GraphKernel = {
                 for (let k: i32 = 0; k < rank; k += 4) {
                   const u: usize = (<usize>k) << 2;
                   const o: usize = out + at + <usize>k * ${cols * 4};
-                  if (width == ${P}) outerListed4(scratch, ${xs}, pairs, u, at, o, ${cols * 4});
+                  if (width == ${P} && ${rows} >= 4) outerListed4(scratch, ${xs}, pairs, u, at, o, ${cols * 4});
                   else
-                    for (let i: usize = 0; i < 4; i++)
+                    for (let i: usize = 0; i < ${Math.min(4, rows)}; i++)
                       outerListed1(scratch, ${xs}, pairs, u + (i << 2), at, o + i * ${cols * 4}, width);
                 }
               }`,

@@ -216,18 +216,20 @@ export interface Mixture {
 }
 /**
  * Σ over the experts that a row chooses of weight · down(silu(gate(x)) · up(x)), in the order of the row's
- * choice: `ffn` channels each.
+ * choice: `ffn` channels each, which under S2FT an expert's three matrices share.
  */
 export const mixture =
   (d: Sizes, m: Mixture): Block["run"] =>
   (b, x) => {
     const { chosen, weights } = route(b.linear(x, `${m.module}.gate`, m.count, false), m.top, m.normed);
-    const expert = (v: Value, name: string, ins: number, outs: number): Value =>
-      b.mixture(v, chosen, `${m.module}.experts.{e}.${name}`, m.count, ins, outs);
-    const gate = expert(x, m.gate, d.hiddenSize, d.ffn);
-    const up = expert(x, m.up, d.hiddenSize, d.ffn);
+    const expert = (v: Value, name: string, ins: number, outs: number, axis: "in" | "out"): Value => {
+      const coupling = { group: "experts", axis, unit: 1, shared: false } as const;
+      return b.mixture(v, chosen, `${m.module}.experts.{e}.${name}`, m.count, ins, outs, { coupling });
+    };
+    const gate = expert(x, m.gate, d.hiddenSize, d.ffn, "out");
+    const up = expert(x, m.up, d.hiddenSize, d.ffn, "out");
     const inner = weighed(mul(silu(gate), up), weights);
-    return fold(expert(inner, m.down, d.ffn, d.hiddenSize), m.top);
+    return fold(expert(inner, m.down, d.ffn, d.hiddenSize, "in"), m.top);
   };
 /** Keys that `mixtureSizes` reads, and a coefficient of what it refuses. */
 export const mixtureKeys = [

@@ -34,7 +34,7 @@ export function buildPrograms(
       where: "train",
       expected: "methods of adapters: full training is of dense models",
       found: "full",
-      hint: "a mixture of experts learns by lora",
+      hint: "a mixture of experts learns by lora and s2ft",
     });
   const { region: whole, builder } = buildLayer(graph, model, c.context, options, branches);
   const outer = new RegionBuilder(graph, "outer", "T", options, []);

@@ -50,6 +50,8 @@ export interface Statistic {
   readonly group: string;
   readonly channels: number;
   readonly module: string;
+  /** Whose channels lie side by side. */
+  readonly experts: number | null;
 }
 export interface Programs {
   readonly layerParams: readonly ParamSpec[];

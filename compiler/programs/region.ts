@@ -18,14 +18,15 @@ import type { Model } from "../models/model.ts";
 
 export type Rows = Type & { kind: "rows" };
 /**
- * A layer as a graph: what enters it, what leaves it, and what enters and leaves the matrix of each linear
- * site.
+ * A layer as a graph: what enters it, what leaves it, what enters and leaves the matrix of each site, and
+ * where that is one of each expert, those that rows chose.
  */
 export interface Region {
   readonly h: Value;
   readonly out: Value;
   readonly entries: ReadonlyMap<string, Value>;
   readonly exits: ReadonlyMap<string, Value>;
+  readonly choices: ReadonlyMap<string, Value>;
   /** What a branch made of a value: for rows whose slot lacks the branch the two are equal, bit for bit. */
   readonly wrapped: ReadonlyMap<string, { readonly before: Value; readonly method: string }>;
 }
@@ -49,8 +50,8 @@ export function buildLayer(
   const builder = new RegionBuilder(graph, "layer", "T", stored, branches);
   const h = hiddenRows(graph, model, "T");
   const out = model.layer(builder, h, positions);
-  const { entries, exits, wrapped } = builder;
-  return { builder, region: { h, out, entries, exits, wrapped } };
+  const { entries, exits, choices, wrapped } = builder;
+  return { builder, region: { h, out, entries, exits, choices, wrapped } };
 }
 
 /** What rebuilding a graph changes: values that are replaced as they are met, and attributes. */
@@ -84,7 +85,8 @@ export function substitute(roots: readonly Value[], replace: ReadonlyMap<string,
   return roots.map((v) => done.get(valueKey(v))!);
 }
 function mapRegion(region: Region, change: Change, readers: (v: Value) => Value): Mapped {
-  const roots = [region.out, ...region.entries.values(), ...region.exits.values()];
+  const { out, entries, exits, choices } = region;
+  const roots = [out, ...entries.values(), ...exits.values(), ...choices.values()];
   const done = rebuild(roots, change);
   const to = (v: Value): Value => done.get(valueKey(v))!;
   const all = (m: ReadonlyMap<string, Value>): Map<string, Value> =>
@@ -103,9 +105,10 @@ function mapRegion(region: Region, change: Change, readers: (v: Value) => Value)
   roots.forEach(visit);
   return {
     h: to(region.h),
-    out: to(region.out),
-    entries: all(region.entries),
-    exits: all(region.exits),
+    out: to(out),
+    entries: all(entries),
+    exits: all(exits),
+    choices: all(choices),
     wrapped: new Map(
       [...region.wrapped].flatMap(([key, w]) => {
         const after = done.get(key);

@@ -17,7 +17,7 @@ export const starts: Readonly<Record<DenseStart, Start>> = {
   },
   // ‖rows of the site's matrix‖₂.
   norm: async (p, { view }) => {
-    p.values.set((await (await view()).scores("row", p.layer, p.site)).map(Math.sqrt));
+    p.values.set((await (await view()).scores("row", p.layer, p.site, 0)).map(Math.sqrt));
   },
   // Embeddings of random tokens.
   tokens: async (p, { view, manifest, seed }) => {

@@ -1,9 +1,10 @@
 /**
  * Chosen rows or columns of a site's matrix, those of channels that it shares with others: in an adapter
  * their numbers, then each one's place among them plus one (0: not chosen), as exact floats; in files the
- * numbers alone, int32.
+ * numbers alone, int32. Those of experts lie side by side.
  */
 import { channelAt, placesOf } from "../coupling.ts";
+import { putBack, singleBranch, singleSites } from "../experts.ts";
 import type { Manifest, SiteEntry } from "../manifest.ts";
 import { channelOrder } from "../order.ts";
 import { mix } from "../random.ts";
@@ -34,7 +35,12 @@ const starts: Readonly<Record<SelectionStart, Start>> = {
   /** Chosen when a job starts. */
   selection: async (p, { selector, seed, view }) => {
     const { chooseChannels } = await import("../choose.ts");
-    set(p, await chooseChannels(p.site, p.layer, p.rank, selector, mix(seed, 7), await view()));
+    const model = await view();
+    for (const [one, site] of singleSites(p.site).entries()) {
+      const single = singleBranch([p], one, site);
+      set(single[0]!, await chooseChannels(site, p.layer, one, p.rank, selector, mix(seed, 7), model));
+      putBack([p], one, single);
+    }
   },
   /** The first of the bundle's own selection. */
   leading: (p, { manifest }) => set(p, leading(manifest, p.layer, p.site, p.rank)),
@@ -44,9 +50,10 @@ export const selection: Index = {
   index: true,
   starts,
   check: (t, b, site, m, need) => {
-    need(site.coupling && site.kind === "linear", "kind", "a site with channels to choose", site.module);
+    need(site.coupling, "kind", "a site with channels to choose", site.module);
     const { axis, at, channels } = site.coupling!;
-    const cols = b.capacity + channelsOf(site, axis);
+    const { experts = 1 } = site;
+    const cols = experts * b.capacity + channelsOf(site, axis);
     need(t.cols === cols, "cols", `${cols}, a number and a place for every channel`, t.cols);
     const most = at.length * channels;
     need(b.capacity <= most, "capacity", `at most ${most}`, b.capacity);

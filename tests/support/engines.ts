@@ -42,6 +42,8 @@ export const s2ftOdd = {
 export const s2ftFamilies = {
   phi3: { sites: ["qkv_proj", "gate_up_proj", "down_proj"], parameters: 4 * 16 * 48 },
   gpt2: { sites: ["c_attn", "c_fc", "c_proj"], parameters: 4 * 20 * 40 },
+  mixtral: { sites: ["v_proj", "w1", "w3", "w2"], parameters: 3 * 8 * 40 },
+  qwen3_moe: { sites: ["down_proj"], parameters: 4 * 48 },
 } as const;
 export const idsOf = (name: string, n: number, vocab: number): number[] => {
   const next = generator(name);
@@ -85,6 +87,10 @@ type FamilyReference = Omit<Reference, keyof S2ftReference> &
   Partial<S2ftReference> & {
     /** Of a mixture: LoRA on the matrices of its experts too. */
     readonly experts?: Pick<Reference, "lora_loss" | "lora_grads" | "lora">;
+    /** Of each layer and expert: sums over tokens of what its channels carry. */
+    readonly expert_squares?: readonly Readonly<
+      Record<"activation" | "gradient", readonly (readonly number[])[]>
+    >[];
   };
 const json = (name: string): object => JSON.parse(readFileSync(`${fixtures}${name}`, "utf8")) as object;
 export const reference = { ...json("reference.json"), ...json("families.json") } as {
