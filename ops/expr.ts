@@ -113,10 +113,10 @@ export type Expr =
    */
   | { readonly e: "rand"; readonly key: Ix; readonly site: number; readonly col: Ix }
   /**
-   * The result of the heavy part of the kernel this expression is an epilogue of: output `out` of its root,
-   * or reduction `stat`.
+   * The result of the heavy part of the kernel this expression is an epilogue of: a sum, the first or one
+   * beside it; or reduction `stat`.
    */
-  | { readonly e: "acc" }
+  | { readonly e: "acc"; readonly of: 0 | 1 }
   /** A named operand of an optimizer rule: param, grad, its states. */
   | { readonly e: "arg"; readonly name: string }
   | { readonly e: "stat"; readonly id: number };

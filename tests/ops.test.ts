@@ -17,6 +17,7 @@ import {
   type Expr,
   elementwise,
   exp,
+  expand,
   fma,
   gatherRows,
   inputName,
@@ -33,6 +34,7 @@ import {
   rope,
   rowMax,
   rowSum,
+  shrink,
   silu,
   sub,
   type Value,
@@ -233,6 +235,38 @@ test("products of integers on wasm are what they are defined as, in few rows and
         assert.equal(lost.subarray(n), outputs[0]!.subarray(n));
       }
     }
+});
+
+test("two products whose results meet are one launch: the bits of two, in every family and format", async () => {
+  // Chunks that take turns in `f32`; columns that fill no tile; adapters on both, as their deltas are met too.
+  for (const format of Object.keys(weightFormats)) {
+    const [n, k] = format === "f32" ? [37, 2100] : [70, 300];
+    const name = `pair ${format}`;
+    const x = graph.input(name, "x", rows(k));
+    const product = (of: string, branch: number): Value => {
+      const w = graph.input(`${name}:${format}`, of, { kind: "weight", n, k, format });
+      const a = graph.input(name, `${of}_a`, { kind: "factor", rows: 8, cols: k, branch });
+      const b = graph.input(name, `${of}_b`, { kind: "factor", rows: 8, cols: n, branch });
+      return add(expand(shrink(x, a), b), linear(x, w, of));
+    };
+    const up = product("up", 1);
+    const roots = [mul(silu(product("gate", 0)), up), up];
+    const b = batch(name, 37, 5, "step");
+    const data = inputData(roots, b, name);
+    const alone = await runOn("webgpu", roots, data, b, { variant: "plain", fuse: false });
+    interpret(roots, data, context(b)).forEach((want, i) => close(alone.outputs[i]!, want, `${name} ${i}`));
+    for (const variant of ["plain", "few", "many"] as const) {
+      const { outputs, launches } = await runOn("webgpu", roots, data, b, { variant });
+      assert.equal(outputs, alone.outputs, `${name} ${variant}`);
+      assert.is(launches, 2, "the first products of both adapters, then all the rest");
+    }
+    for (const integers of [false, true]) {
+      const one = await runOn("wasm", roots, data, b, { integers });
+      const two = await runOn("wasm", roots, data, b, { integers, fuse: false });
+      assert.equal(one.outputs, two.outputs, `${name} on wasm`);
+      assert.is(one.launches, 2);
+    }
+  }
 });
 
 test("products with a matrix turned: the same bits in tiles and in registers on webgpu", async () => {

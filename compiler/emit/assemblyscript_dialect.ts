@@ -215,7 +215,7 @@ function dialect(env: KernelEnv, deltas: readonly Expand[]): Dialect {
         };
         return lanes === 4 ? lanesOf(one) : one(0);
       },
-      acc: (_e, _p, lanes) => element("acc", "col - c0", lanes),
+      acc: (e, _p, lanes) => element(`acc${e.of}`, "col - c0", lanes),
       stat: (e) => `stat${e.id}`,
       arg: (e, _p, lanes) => (lanes === 4 ? `v128.load(${e.name}_ + i)` : `load<f32>(${e.name}_ + i)`),
     },

@@ -131,7 +131,7 @@ function dialect(env: KernelEnv): Dialect {
         };
         return `dot_of(${at(e.a)}, ${at(e.b)}, ${e.step}, ${e.n})`;
       },
-      acc: () => "acc",
+      acc: (e) => `acc${e.of}`,
       stat: (e) => `stat${e.id}`,
       arg: (e) => `${e.name}_`,
     },

@@ -40,7 +40,7 @@ export function bodiesOf({ groups, free, needed }: Grouping): ReadonlyMap<Group,
     const member: { readonly [K in Op["kind"]]: (v: Value, op: Op) => Expr } = {
       input: (v) => readAt(v),
       effect: (v) => readAt(v),
-      kernel: () => ({ e: "acc" }),
+      kernel: (v) => ({ e: "acc", of: v.node === g.beside ? 1 : 0 }),
       reduce: (v) => ({ e: "stat", id: g.reduces.indexOf(v.node) }),
       point: (v, op) =>
         op.point!({
@@ -83,7 +83,7 @@ export function bodiesOf({ groups, free, needed }: Grouping): ReadonlyMap<Group,
             : [],
         )
       : [];
-    const operands = g.heavy ? g.heavy.ins.map(operandOf) : [];
+    const operands = [g.heavy, g.beside].flatMap((node) => node?.ins.map(operandOf) ?? []);
     for (const o of operands)
       for (const v of [o.value, ...(o.undropped ? [o.undropped] : [])]) reads.set(valueKey(v), v);
     if (g.epilogue && !stores.length && !effects.length) continue;
@@ -95,6 +95,7 @@ export function bodiesOf({ groups, free, needed }: Grouping): ReadonlyMap<Group,
       domain: g.domain,
       cols: g.cols,
       node: g.heavy,
+      beside: g.beside,
       operands,
       stats,
       stores: [...stores, ...effects],
@@ -105,7 +106,7 @@ export function bodiesOf({ groups, free, needed }: Grouping): ReadonlyMap<Group,
   return bodies;
 }
 const nameOf = (g: Group): string =>
-  g.heavy?.label ??
+  (g.beside ? `${g.heavy!.label}__${g.beside.label}` : g.heavy?.label) ??
   [...g.members.values()].at(-1)?.node.label ??
   g.effects.map((f) => `store_${f.field.node.label}`)[0] ??
   g.skeleton;

@@ -18,6 +18,7 @@ import {
 import { DROPOUT_BIT } from "../../runtime/bundle.ts";
 import type { Operand } from "../kernels/body.ts";
 import { graphKernels, type Skeleton, skeletonOf } from "../kernels/index.ts";
+import { paired } from "./pairs.ts";
 
 type Rows = Type & { kind: "rows" };
 
@@ -26,6 +27,8 @@ export class Group {
   readonly reduces: Node[] = [];
   readonly effects: { readonly field: Value; readonly write: Write }[] = [];
   readonly after = new Set<Group>();
+  /** A second product of the same rows, whose result the epilogue has too. */
+  beside: Node | null = null;
   constructor(
     readonly order: number,
     readonly skeleton: Skeleton,
@@ -75,12 +78,13 @@ const latest = (gs: Iterable<Group>): Group | null =>
 
 /** Group the nodes that `roots` need; where `on` is false, every node has a group of its own. */
 export function groupNodes(roots: readonly Value[], on: boolean): Grouping {
-  const order = toposort(roots);
+  const sorted = toposort(roots);
   const rootKeys = new Set(roots.map(valueKey));
   const users = new Map<string, Node[]>();
-  for (const node of order)
+  for (const node of sorted)
     for (const v of node.ins) users.set(valueKey(v), [...(users.get(valueKey(v)) ?? []), node]);
   const usesOf = (key: string): readonly Node[] => users.get(key) ?? [];
+  const { order, firstOf } = on ? paired(sorted, usesOf) : { order: sorted, firstOf: new Map<Node, Node>() };
 
   // Values that only row reductions read are computed inside the reduction, not stored before it.
   const rowBound = new Set<string>();
@@ -146,7 +150,12 @@ export function groupNodes(roots: readonly Value[], on: boolean): Grouping {
     }
     const [t, a] = [node.outs[0]!, node.ins[0]!.type as Rows];
     const cols = t.kind === "rows" ? t.cols : a.cols;
-    join(open(op, { domain: a.domain, cols }, deps, { heavy: node }), node, deps);
+    const first = firstOf.get(node);
+    const [g] = first
+      ? place.get(`${first.id}.0`)!
+      : [open(op, { domain: a.domain, cols }, deps, { heavy: node })];
+    if (first) g!.beside = node;
+    join(g!, node, deps);
   }
   function reduce(node: Node, op: Op): void {
     const deps = depsOf(node.ins);

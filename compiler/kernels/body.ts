@@ -41,6 +41,9 @@ export interface Body {
   readonly domain: Domain;
   readonly cols: number;
   readonly node: Node | null;
+  /** A second product of the same rows, by a matrix like the first's; the epilogue has the sums of both. */
+  readonly beside: Node | null;
+  /** Of the node, then of the one beside it. */
   readonly operands: readonly Operand[];
   readonly stats: readonly Stat[];
   readonly stores: readonly Store[];
@@ -62,6 +65,8 @@ export interface GraphKernel extends Kernel<Body> {
    * over them; or nothing, because it stores its result itself.
    */
   readonly epilogue: "elements" | "rows" | null;
+  /** May two nodes, of the same rows and of matrices alike, be one body? */
+  readonly pairs?: true;
   /** The named state that it adds to. */
   readonly state?: string;
 }

@@ -8,7 +8,7 @@ import { inTurn } from "./text/alike.ts";
 import { product, productScratch } from "./text/assemblyscript_products.ts";
 import { type Lines, lines } from "./text/lines.ts";
 import { WG } from "./text/wgsl.ts";
-import { GEMM_COLUMNS, GEMM_LANES, gemm, gemmShared, summed } from "./text/wgsl_gemm.ts";
+import { GEMM_LANES, gemm, gemmColumns, gemmShared, summed } from "./text/wgsl_gemm.ts";
 import { panelsOf } from "./text/wgsl_panels.ts";
 import { across, PLAIN_ROWS, plain } from "./text/wgsl_plain.ts";
 import { indices } from "./text/wgsl_products.ts";
@@ -39,7 +39,7 @@ export const linear_t: GraphKernel = {
   lanes: (_bodies, variant) => (variant === "many" ? GEMM_LANES : WG),
   grid: (bodies, _env, variant) =>
     variant === "many"
-      ? [most(bodies, (b) => b.cols, GEMM_COLUMNS), tileRows(bodies, ROW_TILE)]
+      ? [most(bodies, (b) => b.cols / gemmColumns(b), 1), tileRows(bodies, ROW_TILE)]
       : [most(bodies, (b) => b.cols / 4), plainRows(bodies, PLAIN_ROWS)],
   shared: (variant) => (variant === "many" ? gemmShared : []),
   wgsl: (name, b, env, variant) => {
@@ -56,12 +56,13 @@ export const linear_t: GraphKernel = {
           env,
           sums((x, w) => tile(x, w, env)),
         )
-      : plain(name, b, env, (at) =>
-          sums((x, w) => {
-            const { terms, panels } = matrixOf(w, env);
-            return across(at(x), panels, { n: terms });
-          }),
-        );
+      : plain(name, b, env, [
+          (at) =>
+            sums((x, w) => {
+              const { terms, panels } = matrixOf(w, env);
+              return across(at(x), panels, { n: terms });
+            }),
+        ]);
   },
   scratch: productScratch("turned"),
   assembly: (name, b, env) => product("turned", name, b, env),

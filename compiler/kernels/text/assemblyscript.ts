@@ -26,12 +26,13 @@ export const K_CHUNK = 256;
 export const K_DIRECT = 2048;
 /**
  * A thread's scratch, bytes: a block of sums at 0; four panels of a chunk, unpacked or turned; pointers of a
- * block's rows for every operand; blocks of low-rank deltas.
+ * block's rows for every operand; the block of a second sum; blocks of low-rank deltas.
  */
 export const PACK_AT = BLOCK_ROWS * BLOCK_STRIDE;
 export const ROWS_AT = PACK_AT + 4 * K_CHUNK * P * 4 + K_CHUNK * P * 4;
 export const MAX_SEGMENTS = 16;
-export const DELTA_AT = ROWS_AT + MAX_SEGMENTS * BLOCK_ROWS * 4;
+export const BESIDE_AT = ROWS_AT + MAX_SEGMENTS * BLOCK_ROWS * 4;
+export const DELTA_AT = BESIDE_AT + BLOCK_ROWS * BLOCK_STRIDE;
 export const DELTA_BYTES = BLOCK_ROWS * BLOCK_STRIDE;
 
 export const f32 = (v: number): string => {

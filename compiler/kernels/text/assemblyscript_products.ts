@@ -7,6 +7,7 @@ import { assemblyPrinter, type Expand, storeLoops } from "../../emit/assemblyscr
 import type { KernelEnv } from "../../kernel.ts";
 import type { Body } from "../body.ts";
 import {
+  BESIDE_AT,
   BLOCK_COLS,
   BLOCK_ROWS,
   BLOCK_STRIDE,
@@ -43,6 +44,8 @@ function deltasOf(b: Body): Expand[] {
     });
   return out;
 }
+/** Where a body's sums are in scratch: a block, or two. */
+const blocksOf = (b: Body): readonly number[] => (b.beside ? [0, BESIDE_AT] : [0]);
 export type Tiles = "product" | "turned";
 type Matrix = Type & { kind: "weight" | "experts" };
 const isMatrix = (t: Type): t is Matrix => t.kind === "weight" || t.kind === "experts";
@@ -53,8 +56,10 @@ function roundedRows(tiles: Tiles, b: Body, env: KernelEnv) {
   const each = b.operands
     .map((o) => o.value.type)
     .filter(isMatrix)
-    .map((type) => {
+    .map((type, s) => {
       if (tiles === "turned" || !env.integers || !isIntegral(type.format)) return { type, at: null };
+      // Two products side by side are of the same rows.
+      if (b.beside && s) return { type, at: end - roundedBytes(BLOCK_ROWS, type.k) };
       const at = end;
       end += roundedBytes(BLOCK_ROWS, type.k);
       return { type, at };
@@ -80,10 +85,11 @@ export function productWith(
   const call = (f: string, x: string): Lines => lines`
     ${f}_${type.format}(
       ${x}, rows, ${w}, ${type.n}, ${type.k},
-      p, pe, scratch, scratch + ${PACK_AT});`;
+      p, pe, scratch + ${b.beside ? blocksOf(b)[s]! : 0}, scratch + ${PACK_AT});`;
   if (at === null) return { before: [], text: call(tiles, xs) };
   const rounded = `scratch + ${at}`;
-  return { before: [`roundRows(${xs}, rows, ${type.k}, ${rounded});`], text: call("integers", rounded) };
+  const before = b.beside && s ? [] : [`roundRows(${xs}, rows, ${type.k}, ${rounded});`];
+  return { before, text: call("integers", rounded) };
 }
 
 /** Statements that fill the deltas of `rows` rows from row `r`, of `panels` panels from column `c0`. */
@@ -105,7 +111,10 @@ function fillDeltas(b: Body, env: KernelEnv, r: string, rows: string, c0: string
 export function epilogue(name: string, b: Body, env: KernelEnv, deltas: readonly Expand[]): string {
   const p = assemblyPrinter(env, 1, deltas);
   const loops = storeLoops(p, b.stores, env, b.cols, "c0", "end");
-  const params = `${signature}, row: i32, c0: i32, end: i32, acc: usize, delta_: usize`;
+  const accs = blocksOf(b)
+    .map((_, i) => `acc${i}: usize`)
+    .join(", ");
+  const params = `${signature}, row: i32, c0: i32, end: i32, ${accs}, delta_: usize`;
   return fn(`${name}_e`, [...p.row, ...loops], params);
 }
 
@@ -113,6 +122,7 @@ export function epilogue(name: string, b: Body, env: KernelEnv, deltas: readonly
 export function product(tiles: Tiles, name: string, b: Body, env: KernelEnv): string {
   const pairs = pairsOf(b.operands);
   if (pairs.length > MAX_SEGMENTS) throw new Error(`${name}: ${pairs.length} products in one sum`);
+  const blocks = blocksOf(b);
   const rowsAt = (s: number): string => `scratch + ${ROWS_AT + s * BLOCK_ROWS * 4}`;
   const products = pairs.map(([, w], s) =>
     productWith(tiles, b, env, [s, rowsAt(s), `weights + ${env.address(w.value).offset * 4}`]),
@@ -129,12 +139,15 @@ export function product(tiles: Tiles, name: string, b: Body, env: KernelEnv): st
       for (let p: i32 = lo; p < hi; p += ${PANEL_GROUP}) {
         const pe: i32 = min(p + ${PANEL_GROUP}, hi);
         const end: i32 = min(pe * ${P}, ${b.cols});
-        clear(scratch, rows * ${BLOCK_STRIDE});
+        ${blocks.map((at) => `clear(scratch + ${at}, rows * ${BLOCK_STRIDE});`)}
         ${products.flatMap(({ text }) => text)}
         ${fillDeltas(b, env, "rb", "rows", `p * ${P}`, "pe - p")}
         for (let i: i32 = 0; i < rows; i++) {
           const at: usize = <usize>i * ${BLOCK_STRIDE};
-          ${name}_e(${passed}, rb + i, p * ${P}, end, scratch + at, scratch + ${DELTA_AT} + at);
+          ${name}_e(
+            ${passed}, rb + i, p * ${P}, end,
+            ${blocks.map((block) => `scratch + ${block} + at,`)}
+            scratch + ${DELTA_AT} + at);
         }
       }
     }`;

@@ -3,10 +3,12 @@ import type { KernelEnv } from "../../kernel.ts";
 import type { Body, Operand } from "../body.ts";
 import { type Lines, lines } from "./lines.ts";
 import { count, fn, restOf, rowAt } from "./wgsl.ts";
-import { CHUNK, epilogue, indices } from "./wgsl_products.ts";
+import { CHUNK, epilogue, indices, ofSums } from "./wgsl_products.ts";
 
 /** Rows and columns of a tile, and the terms of it that are in workgroup memory at once: those of a panel. */
-export const GEMM_COLUMNS = 64;
+const GEMM_COLUMNS = 64;
+/** Columns of a body that a tile has: with two sums, half of it is the one's and half the other's. */
+export const gemmColumns = (b: Body): number => (b.beside ? GEMM_COLUMNS / 2 : GEMM_COLUMNS);
 const GEMM_ROWS = 64;
 export const GEMM_LANES = 128;
 const STEP = 16;
@@ -28,10 +30,11 @@ export interface Summands {
 export function gemm(name: string, b: Body, env: KernelEnv, sums: Lines): string {
   const rows = indices(8);
   const rest = restOf(b.domain);
+  const columns = gemmColumns(b);
   const text = lines`
     let n = ${count(b.domain)}${rest === "0" ? "" : ` - ${rest}`};
     let m0 = wg.y * ${GEMM_ROWS};
-    let n0 = wg.x * ${GEMM_COLUMNS};
+    let n0 = wg.x * ${columns};
     if (m0 >= n || n0 >= ${b.cols}) { return; }
     let tx = lane & 15;
     // A mask is what a compiler sees the bounds of.
@@ -39,7 +42,7 @@ export function gemm(name: string, b: Body, env: KernelEnv, sums: Lines): string
     ${rows.map((i) => `var t${i} = vec4<f32>();`)}
     ${sums}
     // A lane's columns were neighbours; one column of it, and all rows, make whole lines of memory.
-    let column = lane & ${GEMM_COLUMNS - 1};
+    let column = lane & ${columns - 1};
     for (var turn = 0; turn < ${GEMM_ROWS / STEP}; turn++) {
       workgroupBarrier();
       if ((ty >> 1u) == turn) {
@@ -47,11 +50,12 @@ export function gemm(name: string, b: Body, env: KernelEnv, sums: Lines): string
         ${rows.map((i) => `tile_b[o + ${i * STEP}] = t${i};`)}
       }
       workgroupBarrier();
-      for (var i = 0; i < ${STEP}; i += ${GEMM_LANES / GEMM_COLUMNS}) {
-        let r = i + (lane >> 6u);
+      for (var i = 0; i < ${STEP}; i += ${GEMM_LANES / columns}) {
+        let r = i + (lane >> ${Math.log2(columns)}u);
         let row = m0 + turn * ${STEP} + r;
         if (row < n && n0 + column < ${b.cols}) {
-          ${name}_e(row, n0 + column, tile_b[r * ${STEP} + (column >> 2u)][column & 3]);
+          let o = r * ${STEP} + (column >> 2u);
+          ${name}_e(row, n0 + column, ${ofSums(b, (i) => `tile_b[o${i ? ` + ${columns / 4}` : ""}][column & 3]`)});
         }
       }
     }`;

@@ -6,11 +6,15 @@ import { count, fn, restOf, rowAt } from "./wgsl.ts";
 import type { Panels } from "./wgsl_panels.ts";
 import { CHUNK, epilogue, indices } from "./wgsl_products.ts";
 
-/** Lanes of a workgroup that makes `terms` a sum: four for each chunk, of which some wait for their turn. */
-export const gemvLanes = (terms: number): number => (terms > 16 * CHUNK ? 128 : 64);
+/**
+ * Lanes of a workgroup that makes `terms` a sum: four for each chunk, of which some wait for their turn. Where
+ * a body has two sums, half of the lanes make the one and half the other.
+ */
+export const gemvLanes = (b: Body, terms: number): number => (b.beside || terms > 16 * CHUNK ? 128 : 64);
+const slotsOf = (b: Body, lanes: number): number => lanes / (b.beside ? 8 : 4);
 /** Columns of a workgroup. */
-export function gemvColumns(terms: number, lanes: number): number {
-  const slots = lanes / 4;
+export function gemvColumns(b: Body, terms: number, lanes: number): number {
+  const slots = slotsOf(b, lanes);
   return 16 * Math.max(1, Math.floor(slots / Math.ceil(terms / CHUNK)));
 }
 /** Rows of a workgroup, which share what is read of the matrix. */
@@ -29,9 +33,10 @@ export function gemv(
   { x, panels, terms: all }: { readonly x: Operand; readonly panels: Panels; readonly terms: number },
 ): string {
   const chunks = Math.ceil(all / CHUNK);
-  const slots = Math.min(chunks, lanes / 4);
-  const columns = gemvColumns(all, lanes);
+  const slots = Math.min(chunks, slotsOf(b, lanes));
+  const columns = gemvColumns(b, all, lanes);
   const turns = Math.ceil(chunks / slots);
+  const names = b.beside ? ["total", "other"] : ["total"];
   const [full, rest] = [Math.floor(all / CHUNK), all % CHUNK];
 
   const rows = (n: number): string => {
@@ -76,13 +81,17 @@ export function gemv(
             : []
         }`;
     };
-    const store = (row: number, total: string): Lines => lines`
+    /** Names of a column's sums. */
+    const totals = (row: number | ""): string[] => names.map((name) => `${name}${row}`);
+    const clear = (row: number | ""): Lines => totals(row).map((total) => `var ${total} = 0.0f;`);
+    const store = (row: number, total: readonly string[]): Lines => lines`
       if (r0 + ${row} < n && wg.x * ${columns} + col < ${b.cols}) {
-        ${name}_e(r0 + ${row}, wg.x * ${columns} + col, ${total});
+        ${name}_e(r0 + ${row}, wg.x * ${columns} + col, ${total.join(", ")});
       }`;
-    const fold = (total: string): Lines => lines`
+    const fold = (total: readonly string[]): Lines => lines`
       for (var c = 0; c < ${slots}; c++) {
-        ${total} = ${total} + sums[((col >> 4u) * ${slots} + c) * 4 + ((col >> 2u) & 3)][col & 3];
+        let o = ((col >> 4u) * ${slots} + c) * 4 + ((col >> 2u) & 3);
+        ${total.map((t, s) => `${t} = ${t} + sums[o${s ? ` + ${lanes / 2}` : ""}][col & 3];`)}
       }`;
     // Row by row, so that little of a workgroup's memory is in use. Where chunks take several turns, a lane
     // has at most one column.
@@ -94,15 +103,15 @@ export function gemv(
           ? lines`
       if (lane < ${columns}) {
         let col = lane;
-        ${fold(`total${row}`)}
+        ${fold(totals(row))}
       }`
           : lines`
       for (var i = 0; i < ${Math.ceil(columns / lanes)}; i++) {
         let col = lane + i * ${lanes};
         if (col < ${columns}) {
-          var total = 0.0f;
-          ${fold("total")}
-          ${store(row, "total")}
+          ${clear("")}
+          ${fold(totals(""))}
+          ${store(row, totals(""))}
         }
       }`
       }
@@ -110,11 +119,11 @@ export function gemv(
     return fn(
       `${name}_${n}`,
       lines`
-        let slot = lane >> 2u;
+        let slot = ${b.beside ? `(lane & ${lanes / 2 - 1})` : "lane"} >> 2u;
         let quad = lane & 3;
         let panel = wg.x * ${columns / 16} + slot / ${slots};
         ${xs.map((row, i) => `let x${i} = ${row.at};`)}
-        ${turns > 1 ? each.map((i) => `var total${i} = 0.0f;`) : []}
+        ${turns > 1 ? each.flatMap(clear) : []}
         for (var turn = 0; turn < ${turns}; turn++) {
           let c = turn * ${slots} + slot % ${slots};
           ${each.map((i) => `var a${i} = vec4<f32>();`)}
@@ -143,7 +152,7 @@ export function gemv(
             ? lines`
         if (lane < ${columns}) {
           let col = lane;
-          ${each.flatMap((i) => store(i, `total${i}`))}
+          ${each.flatMap((i) => store(i, totals(i)))}
         }`
             : []
         }`,

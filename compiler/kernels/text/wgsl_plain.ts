@@ -4,10 +4,11 @@
  */
 import type { KernelEnv } from "../../kernel.ts";
 import type { Body, Operand } from "../body.ts";
+import { inTurn } from "./alike.ts";
 import { type Lines, lines } from "./lines.ts";
 import { count, fn, rowAt, WG } from "./wgsl.ts";
 import type { Panels } from "./wgsl_panels.ts";
-import { CHUNK, epilogue, indices } from "./wgsl_products.ts";
+import { CHUNK, epilogue, indices, ofSums } from "./wgsl_products.ts";
 
 /** Rows of a tile; a tail of at least so many takes a tile too, its missing rows being the last one again. */
 export const PLAIN_ROWS = 8;
@@ -104,25 +105,32 @@ export const across = (at: readonly Place[], panels: Panels, { n }: { readonly n
       ${four.slice(0, count).map((j) => `let q${j} = ${turned(j)};`)}`,
   );
 
-/** The product; `sums` adds into t0 … of a tile, of rows of x at such places. */
+/** The product; each of `sums` adds its own into t0 … of a tile, of rows of x at such places. */
 export function plain(
   name: string,
   b: Body,
   env: KernelEnv,
-  sums: (at: (x: Operand) => readonly Place[]) => Lines,
+  sums: readonly ((at: (x: Operand) => readonly Place[]) => Lines)[],
 ): string {
-  const rows = (n: number): Lines => lines`
-    ${indices(n).map((i) => `var t${i} = vec4<f32>();`)}
-    ${sums((x) => rowsOf(x, env, n))}
-    ${indices(n).map((i) => `out[${n === 1 ? "r - r0" : i}] = t${i};`)}`;
+  const rows = (n: number): Lines =>
+    inTurn(
+      sums.map(
+        (sum, s) => lines`
+          ${indices(n).map((i) => `var t${i} = vec4<f32>();`)}
+          ${sum((x) => rowsOf(x, env, n))}
+          ${indices(n).map((i) => `out[${s * PLAIN_ROWS} + ${n === 1 ? "r - r0" : i}] = t${i};`)}`,
+      ),
+      "s",
+    );
   const columns = b.cols % 4 ? `min(4, ${b.cols} - col)` : "4";
+  const results = ofSums(b, (s) => `out[i${s ? ` + ${PLAIN_ROWS}` : ""}][c]`);
   // One copy of the epilogue, whatever the tile: it is the larger part of the text.
   const text = lines`
     let n = ${count(b.domain)};
     let r0 = wg.y * ${PLAIN_ROWS};
     let col = (wg.x * ${WG} + lane) * 4;
     if (col >= ${b.cols}) { return; }
-    var out = array<vec4<f32>, ${PLAIN_ROWS}>();
+    var out = array<vec4<f32>, ${sums.length * PLAIN_ROWS}>();
     if (n - r0 >= ${PLAIN_FROM}) {
       ${rows(PLAIN_ROWS)}
     } else {
@@ -131,7 +139,7 @@ export function plain(
       }
     }
     for (var i = 0; i < min(${PLAIN_ROWS}, n - r0); i++) {
-      for (var c = 0; c < ${columns}; c++) { ${name}_e(r0 + i, col + c, out[i][c]); }
+      for (var c = 0; c < ${columns}; c++) { ${name}_e(r0 + i, col + c, ${results}); }
     }`;
   return `${epilogue(name, b, env)}\n${fn(name, text)}`;
 }

@@ -13,9 +13,19 @@ import { fn } from "./wgsl.ts";
 export const CHUNK = 128;
 export const indices = (n: number): number[] => Array.from({ length: n }, (_, i) => i);
 
+/** A list of what is there of both sums of a body, or of its one. */
+export const ofSums = (b: Body, each: (i: number) => string): string =>
+  indices(b.beside ? 2 : 1)
+    .map(each)
+    .join(", ");
+
 /** `name_e`: one element of a product's epilogue. */
 export function epilogue(name: string, b: Body, env: KernelEnv): string {
   const p = wgslPrinter(env);
   const stores = wgslStores(p, b.stores, env, b.cols, "col == 0");
-  return fn(`${name}_e`, [...p.row, ...p.col, ...stores], "row: i32, col: i32, acc: f32");
+  return fn(
+    `${name}_e`,
+    [...p.row, ...p.col, ...stores],
+    `row: i32, col: i32, ${ofSums(b, (i) => `acc${i}: f32`)}`,
+  );
 }
