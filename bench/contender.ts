@@ -2,9 +2,10 @@
 import { spawn, spawnSync } from "node:child_process";
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
+import { build } from "esbuild";
 
 const peers = fileURLToPath(new URL("./peers/", import.meta.url));
 
@@ -81,5 +82,17 @@ export function peerFolder(): string | null {
   }
   for (const f of readdirSync(peers)) if (f.endsWith(".mjs")) cpSync(join(peers, f), join(dir, f));
   return dir;
+}
+/**
+ * A peer of TypeScript as an app would have it: JavaScript, whose process has nothing that reads TypeScript.
+ * It cannot compile models.
+ */
+export async function builtPeer(name: string): Promise<string> {
+  const outdir = resolve("node_modules/.cache/weft-bench");
+  await build({
+    ...{ entryPoints: [peerScript(name)], outdir, outExtension: { ".js": ".mjs" }, bundle: true },
+    ...{ splitting: true, format: "esm", platform: "node", target: "node20", packages: "external" },
+  });
+  return join(outdir, name.replace(/ts$/, "mjs"));
 }
 export const peerScript = (name: string): string => join(peers, name);

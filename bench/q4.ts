@@ -12,7 +12,7 @@ import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { compile } from "../sdk/index.ts";
-import { type Contender, contender, peerFolder, peerScript } from "./contender.ts";
+import { builtPeer, type Contender, contender, peerFolder, peerScript } from "./contender.ts";
 import { median, spread, table } from "./measure.ts";
 import { randomModel, served, smol } from "./model.ts";
 
@@ -45,13 +45,9 @@ export async function main(args: string[]): Promise<void> {
     const { seconds, bytes } = await compiled(file, bundles[name], how);
     console.log(`  ${seconds.toFixed(0)} s, weights of ${(bytes / 2 ** 20).toFixed(0)} MiB`);
   }
+  const script = await builtPeer("weft.ts");
   const weft = (way: keyof typeof ways): Promise<Contender | null> =>
-    contender(
-      `weft ${way}`,
-      process.execPath,
-      ["--import", "tsx", peerScript("weft.ts"), bundles[way]!],
-      process.cwd(),
-    );
+    contender(`weft ${way}`, process.execPath, [script, bundles[way]!], process.cwd());
   const int = (await weft("q4 int"))!;
   const q4 = (await weft("q4"))!;
   const int8 = (await weft("int8"))!;

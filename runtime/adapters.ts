@@ -314,11 +314,11 @@ export class AdapterStore {
     });
   }
   /** Copy a training slot out. */
-  async download(slot: number, like: AdapterContent): Promise<AdapterContent> {
+  async download(slot: number, like: AdapterShape): Promise<AdapterContent> {
     const pages = [...this.host.pages(slot)];
     const { page } = this.device.plan.slots;
     const read = await this.device.readAll(
-      like.tensors.flatMap((_, group) =>
+      like.branches.flatMap((_, group) =>
         pages.map((p) => ({
           space: "adapters" as const,
           group,

@@ -3,7 +3,7 @@
  * depends on its options and data alone, never on load: batches come from seeds, sums from a fixed order.
  */
 import { WeftError, wordsOf } from "./bundle.ts";
-import { type AdapterContent, trainableCount, virtualTokens } from "./content.ts";
+import { type AdapterShape, trainableCount, virtualTokens } from "./content.ts";
 import type { Engine, Feed } from "./engine.ts";
 import { initialContent } from "./initial.ts";
 import { MicroBatches } from "./microbatches.ts";
@@ -36,7 +36,8 @@ export class Job implements Feed {
   private readonly controller = new AbortController();
   private readonly micro: MicroBatches;
   private holding: { resolve: (slot: number) => void; reject: (e: unknown) => void } | null = null;
-  private content: AdapterContent | null = null;
+  /** The adapter that is trained; its numbers are in its slot. */
+  private shape: AdapterShape | null = null;
   private slot = 0;
   private state = { step: 0, losses: [] as number[], updates: 0, best: null as TrainState["best"] };
   private readonly rest = new AtRest();
@@ -91,10 +92,10 @@ export class Job implements Feed {
     this.holding = null;
   }
   /** A slot for its own weights, once the host has one to give. */
-  private held(content: AdapterContent): Promise<number> {
+  private held(shape: AdapterShape): Promise<number> {
     return new Promise((resolve, reject) => {
       this.holding = { resolve, reject };
-      this.engine.adapters.wantSlot(this.index, content);
+      this.engine.adapters.wantSlot(this.index, shape);
       this.engine.kick();
     });
   }
@@ -117,7 +118,7 @@ export class Job implements Feed {
     return this.rest.ask(() => this.publishNow());
   }
   private async publishNow(): Promise<string> {
-    if (!this.content)
+    if (!this.shape)
       throw new WeftError({
         code: "WEFT_OPTION",
         where: "publish",
@@ -126,11 +127,10 @@ export class Job implements Feed {
       });
     const before = this.o.published?.get(this.state.step);
     if (before !== undefined) return (this.lastGeneration = `${this.name}@${before}`);
-    const content = await this.engine.adapters.download(this.slot, this.content);
+    const content = await this.engine.adapters.download(this.slot, this.shape);
     // Who cancelled meanwhile wants nothing published.
     this.controller.signal.throwIfAborted();
-    this.content = content;
-    const g = this.engine.adapters.publish(this.name, this.content);
+    const g = this.engine.adapters.publish(this.name, content);
     this.lastGeneration = g.ref;
     this.tell({ type: "publish", step: this.state.step, generation: this.lastGeneration });
     return this.lastGeneration;
@@ -144,7 +144,7 @@ export class Job implements Feed {
   }
   private async snapshot(): Promise<TrainState> {
     const kept = await readTrained(this.engine, this.index, this.o.method === "full");
-    const adapter = this.content ? await this.engine.adapters.download(this.slot, this.content) : null;
+    const adapter = this.shape ? await this.engine.adapters.download(this.slot, this.shape) : null;
     return {
       step: this.state.step,
       losses: [...this.state.losses],
@@ -178,11 +178,13 @@ export class Job implements Feed {
         // Most methods begin without a look at the model.
         let seen: Promise<ModelView> | undefined;
         const view = (): Promise<ModelView> => (seen ??= this.view());
-        this.content =
+        const content =
           o.resume?.adapter ?? o.from ?? (await initialContent(manifest, config, mix(seed, 1), view));
         this.controller.signal.throwIfAborted();
-        this.slot = await this.held(this.content);
-        engine.adapters.fill(this.slot, this.content, lane);
+        const { tensors: _, ...shape } = content;
+        this.shape = shape;
+        this.slot = await this.held(shape);
+        engine.adapters.fill(this.slot, content, lane);
       }
       writeTrained(engine, this.index, full, o.resume ?? null);
       if (o.resume)
@@ -198,7 +200,7 @@ export class Job implements Feed {
         manifest.updates.optimizers.indexOf(settings.optimizer.name),
       );
 
-      const trainable = full ? manifest.model.parameters : trainableCount(manifest, this.content!.branches);
+      const trainable = full ? manifest.model.parameters : trainableCount(manifest, this.shape!.branches);
       this.tell({
         type: "start",
         steps,
@@ -341,7 +343,7 @@ export class Job implements Feed {
     let n = 0;
     for (const { ids, next, labels } of this.data.evalItems) {
       const { logprobs } = await engine.score(ids, {
-        job: { index: this.index, virtual: virtualTokens(engine.manifest, this.content) },
+        job: { index: this.index, virtual: virtualTokens(engine.manifest, this.shape) },
         next,
         signal: this.controller.signal,
       });
@@ -351,8 +353,8 @@ export class Job implements Feed {
     const loss = sum / n;
     const best = state.best === null || loss < state.best.loss;
     if (best) {
-      const keep = this.content && this.settings.select === "best";
-      const adapter = keep ? await engine.adapters.download(this.slot, this.content!) : null;
+      const keep = this.shape && this.settings.select === "best";
+      const adapter = keep ? await engine.adapters.download(this.slot, this.shape!) : null;
       state.best = { step: state.step, loss, adapter };
     }
     this.tell({ type: "eval", step: state.step, loss, best });

@@ -99,6 +99,17 @@ function planMemory(
   return { base, bytes, pages: Math.ceil(at / PAGE) + 1 };
 }
 
+/** What is zeros is left alone: pages that nobody wrote take no memory. */
+function clearWords(words: Uint32Array, from: number, to: number): void {
+  const step = PAGE / 4;
+  for (let at = from; at < to; at += step) {
+    const end = Math.min(to, at + step);
+    let i = at;
+    while (i < end && words[i] === 0) i++;
+    if (i < end) words.fill(0, i, end);
+  }
+}
+
 /** One memory of 32-bit addresses. */
 export const wasmLimits: Limits = { memory: MOST_PAGES * PAGE, chamber: MOST_PAGES * PAGE };
 export const measureWasm =
@@ -323,7 +334,7 @@ export async function openWasm(
         words.set(new Uint32Array(copy.buffer, copy.byteOffset, copy.length), wordAt(where)),
       );
     },
-    clear: (r) => inOrder(r.lane, () => void words.fill(0, wordAt(r), wordAt(r) + r.words)),
+    clear: (r) => inOrder(r.lane, () => clearWords(words, wordAt(r), wordAt(r) + r.words)),
     run: async (lane, commands, block, reads) => {
       const queue = queueOf(lane);
       while (queue.busy) await queue.busy;
