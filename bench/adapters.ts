@@ -12,8 +12,8 @@ import { parseArgs } from "node:util";
 import { type AdapterConfig, defaultConfig, placedIn } from "../runtime/content.ts";
 import { initialContent } from "../runtime/initial.ts";
 import { compile, type DeviceChoice, type Engine, load } from "../sdk/index.ts";
-import { quantile, table, timed } from "./measure.ts";
-import { ids, randomModel } from "./model.ts";
+import { ids, quantile, table, timed } from "./measure.ts";
+import { randomModel } from "./model.ts";
 
 /** Adapters with random tensors: what they say does not matter here. */
 async function publish(engine: Engine, n: number): Promise<void> {

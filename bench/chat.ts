@@ -10,8 +10,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { compile, type Engine, load } from "../sdk/index.ts";
-import { median, spread, table } from "./measure.ts";
-import { ids, randomModel, smol } from "./model.ts";
+import { ids, median, spread, table } from "./measure.ts";
+import { randomModel, smol } from "./model.ts";
 
 const AIM = 0.15;
 /** Tokens of a question and of an answer in the chat. */

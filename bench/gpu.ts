@@ -15,8 +15,7 @@ import { laws } from "./gpu/laws.ts";
 import { devices, Model, predicted, type Work } from "./gpu/predict.ts";
 import { measure, type Rates } from "./gpu/rates.ts";
 import { checkpoint, shapes } from "./isa/shape.ts";
-import { median, quantile, table, timed } from "./measure.ts";
-import { ids } from "./model.ts";
+import { ids, median, quantile, table, timed } from "./measure.ts";
 
 /** How long one run of a measurement is, at least: milliseconds. */
 const ENOUGH = 1500;

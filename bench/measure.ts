@@ -1,4 +1,6 @@
-/** Medians, spreads and tables. */
+/** Medians, spreads and tables; ids to feed a model. */
+export const ids = (n: number, seed: number, vocab: number): number[] =>
+  Array.from({ length: n }, (_, i) => (i * 7919 + seed * 104729 + 13) % vocab);
 export const median = (xs: readonly number[]): number => quantile(xs, 0.5);
 export function quantile(xs: readonly number[], q: number): number {
   const s = [...xs].sort((a, b) => a - b);

@@ -10,8 +10,8 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { compile, type DeviceChoice, type Engine, load } from "../sdk/index.ts";
 import type { Config } from "../tests/support/tiny.ts";
-import { median, spread, table } from "./measure.ts";
-import { ids, random, randomModel } from "./model.ts";
+import { ids, median, spread, table } from "./measure.ts";
+import { random, randomModel } from "./model.ts";
 
 const shape = (small: boolean): Config => ({
   ...random,

@@ -1,4 +1,4 @@
-/** The random model that benches share, and ids to feed it. */
+/** The random model that benches share. */
 import { existsSync, mkdirSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -90,8 +90,6 @@ export function writeGgufF32(
   });
   writeFileSync(path, writeGguf(meta, converted));
 }
-export const ids = (n: number, seed: number, vocab: number): number[] =>
-  Array.from({ length: n }, (_, i) => (i * 7919 + seed * 104729 + 13) % vocab);
 /** Capacities of a bundle that benches play beside others: prompts of 512 tokens, jobs of 256. */
 export const served = {
   ...{ context: 640, tokens: 512, headRows: 32, sequences: 8, blocks: 160, savedRows: 256, keptRows: 256 },

@@ -12,8 +12,8 @@ import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { isForMany } from "../runtime/bundle.ts";
 import { compile, type DeviceChoice, type Engine, load } from "../sdk/index.ts";
-import { median, quantile, spread, table, timed } from "./measure.ts";
-import { ids, randomModel } from "./model.ts";
+import { ids, median, quantile, spread, table, timed } from "./measure.ts";
+import { randomModel } from "./model.ts";
 
 /** `batch` streams of `tokens` tokens each, after a prompt of 16: inter-token gaps and the whole time. */
 async function decode(

@@ -3,7 +3,7 @@
  * THREADS LANES [sliced]. `sliced`: two engines that have the machine in turns.
  */
 import { type Engine, load } from "../../sdk/index.ts";
-import { ids } from "../model.ts";
+import { ids } from "../measure.ts";
 import { serve } from "./serve.mjs";
 
 const [bundle, threads, lanes, mode] = process.argv.slice(2);

@@ -1,6 +1,6 @@
 /** weft as a contender in a process of its own: node --import tsx weft.ts BUNDLE [relaxed] [threads] */
 import { type Engine, load } from "../../sdk/index.ts";
-import { ids } from "../model.ts";
+import { ids } from "../measure.ts";
 import { median, prompt, serve, timed } from "./serve.mjs";
 
 const [bundle, relaxed, threads] = process.argv.slice(2);
