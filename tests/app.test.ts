@@ -4,12 +4,12 @@
  */
 import { cpSync, mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { pathToFileURL } from "node:url";
 import { unzipSync } from "fflate";
 import * as assert from "uvu/assert";
 import { load } from "../sdk/index.ts";
-import { furnish, root } from "./support/docs.ts";
+import { furnish } from "./support/docs.ts";
 import { runIn } from "./support/package.ts";
+import { loader, root } from "./support/program.ts";
 import { long } from "./support/scale.ts";
 import { storyBundle } from "./support/story.ts";
 import { suite } from "./support/suite.ts";
@@ -202,8 +202,7 @@ async function inNode(
   furnish(folder);
   cpSync(join(root, "examples", example), folder, { recursive: true });
   more?.(folder);
-  const tsx = pathToFileURL(join(root, "node_modules/tsx/dist/loader.mjs")).href;
-  const args = ["--import", tsx, main, await storyBundle()];
+  const args = [...loader(), main, await storyBundle()];
   const { code, out, err } = await runIn(folder, process.execPath, args, env);
   assert.is(code, 0, err);
   return out;

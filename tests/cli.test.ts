@@ -1,20 +1,19 @@
 /** The command line, and model folders as people have them: shards, half floats, newer config keys. */
 import { spawn } from "node:child_process";
 import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { fileURLToPath } from "node:url";
 import * as assert from "uvu/assert";
 import { compile } from "../compiler/compile.ts";
 import { models } from "../compiler/models/index.ts";
 import { encode, floatToHalf, type TensorData } from "../runtime/bundle.ts";
 import { batchOf, collect, configs, engineOf, idsOf, small } from "./support/engines.ts";
+import { weft as program, root } from "./support/program.ts";
 import { suite } from "./support/suite.ts";
 import { scratch, tensorsOf, writeModel } from "./support/tiny.ts";
 
 const test = suite("cli");
-const root = fileURLToPath(new URL("..", import.meta.url));
 const weft = (...args: string[]): Promise<{ code: number; out: string; err: string }> =>
   new Promise((resolve) => {
-    const child = spawn(process.execPath, ["scripts/setup.mjs", "sdk/cli.ts", ...args], {
+    const child = spawn(process.execPath, [...program(), ...args], {
       cwd: root,
       stdio: ["ignore", "pipe", "pipe"],
     });

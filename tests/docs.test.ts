@@ -70,10 +70,10 @@ function world(page: string): Promise<World> {
 const pageOf = (p: Program): string => p.where.replace(/:\d+$/, "");
 /** What is wrong with a program when it is run; null: nothing. Code has been through `typeErrors`. */
 async function wrong(p: Program): Promise<string | null> {
-  const { folder, env } = await world(pageOf(p));
+  const { folder, house, env } = await world(pageOf(p));
   if (p.kind === "shell") return runShell(folder, p.text, env);
   if (p.kind === "node") {
-    const { code, err } = await runNode(folder, p);
+    const { code, err } = await runNode(folder, p, house);
     return code === 0 ? null : err;
   }
   const script = await bundlePage(folder, p).catch((e: Error) => e);

@@ -1,6 +1,5 @@
 /** How engines end: nothing that was asked of one stays unsettled, and what it had is given back. */
 import { execFile } from "node:child_process";
-import { fileURLToPath } from "node:url";
 import * as assert from "uvu/assert";
 import type { Device } from "../runtime/device.ts";
 import { Engine as Core } from "../runtime/engine.ts";
@@ -11,6 +10,7 @@ import { openWasm } from "../runtime/wasm.ts";
 import { type Engine, type LoadProgress, load } from "../sdk/index.ts";
 import { code } from "./support/code.ts";
 import { batchOf, bundle, configs, engineOf, idsOf } from "./support/engines.ts";
+import { program } from "./support/program.ts";
 import { rounds } from "./support/scale.ts";
 import { suite } from "./support/suite.ts";
 import { withWorkers } from "./support/threads.ts";
@@ -198,11 +198,10 @@ test("a step past its deadline ends the engine; dispose does not wait for one th
 });
 
 test("disposed engines give memory and threads back, also while held; dropped ones too", async () => {
-  const child = fileURLToPath(new URL("./support/released.ts", import.meta.url));
   const dir = await bundle(configs.even);
   const n = rounds(8, 100);
   const said = await new Promise<string>((resolve, reject) => {
-    const args = ["--expose-gc", "--import", "tsx", child, dir, String(n)];
+    const args = ["--expose-gc", ...program("tests/support/released.ts"), dir, String(n)];
     execFile(process.execPath, args, (e, stdout, stderr) =>
       e ? reject(new Error(stderr)) : resolve(stdout),
     );

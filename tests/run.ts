@@ -8,12 +8,15 @@
  * `--long` runs the long form (support/scale.ts) of the files that have one.
  */
 import { spawn } from "node:child_process";
-import { readdirSync, readFileSync } from "node:fs";
+import { readdirSync, readFileSync, rmSync } from "node:fs";
 import { cpus } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { assembleFor } from "./support/assembler.ts";
+import { buildTests } from "./support/build.ts";
+import { built, program, root, tsx } from "./support/program.ts";
 
+const runner = "tests/support/child.ts";
 const here = fileURLToPath(new URL(".", import.meta.url));
 const long = process.argv.includes("--long");
 const wanted = process.argv.slice(2).filter((w) => w !== "--long");
@@ -27,14 +30,19 @@ export interface FileResult {
   /** Seconds of processors, without those of processes that the file started. */
   readonly cpu: number;
 }
-export function runFile(path: string): Promise<FileResult> {
+/** Run a test file: what was `built` of it, or its source. */
+export function runFile(path: string, built?: string): Promise<FileResult> {
   return new Promise((resolve) => {
     const t0 = performance.now();
-    const child = spawn(process.execPath, ["--import", "tsx", join(here, "support/child.ts"), path], {
-      stdio: ["ignore", "pipe", "pipe", "ipc"],
-      serialization: "advanced",
-      env: { ...process.env, ...(long && { WEFT_LONG: "1" }) },
-    });
+    const child = spawn(
+      process.execPath,
+      [...(built ? program(runner) : ["--import", tsx, join(root, runner)]), built ?? path],
+      {
+        stdio: ["ignore", "pipe", "pipe", "ipc"],
+        serialization: "advanced",
+        env: { ...process.env, ...(long && { WEFT_LONG: "1" }) },
+      },
+    );
     assembleFor(child);
     let output = "";
     child.stdout!.on("data", (d) => (output += d));
@@ -97,12 +105,16 @@ async function main(): Promise<void> {
     .filter((f) => !long || readFileSync(join(here, f), "utf8").includes("support/scale.ts"))
     // The longest first, so that no thread is alone with one in the end.
     .sort((a, b) => rankOf(a) - rankOf(b) || a.localeCompare(b));
+  const folder = await buildTests(files.map((f) => `tests/${f}`));
+  process.on("exit", () => rmSync(folder, { recursive: true, force: true }));
+  for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => process.exit(1));
+  process.env.WEFT_BUILT = folder;
   const queue = [...files];
   let passed = 0;
   let failed = 0;
   const worker = async (): Promise<void> => {
     for (let f = queue.shift(); f; f = queue.shift()) {
-      const r = await runFile(join(here, f));
+      const r = await runFile(join(here, f), built(`tests/${f}`));
       const bad = r.registered - r.passed;
       passed += r.passed;
       failed += bad;

@@ -2,15 +2,14 @@
 import { spawn } from "node:child_process";
 import { existsSync, readdirSync } from "node:fs";
 import { request } from "node:http";
-import { fileURLToPath } from "node:url";
 import OpenAI, { toFile } from "openai";
 import * as assert from "uvu/assert";
+import { root, weft } from "./support/program.ts";
 import { storyBundle } from "./support/story.ts";
 import { suite } from "./support/suite.ts";
 import { scratch } from "./support/tiny.ts";
 
 const test = suite("serve");
-const root = fileURLToPath(new URL("..", import.meta.url));
 interface Serving {
   readonly url: string;
   readonly models: string[];
@@ -21,18 +20,7 @@ interface Serving {
 async function serve(...args: string[]): Promise<Serving> {
   const child = spawn(
     process.execPath,
-    [
-      "--import",
-      "tsx",
-      "sdk/cli.ts",
-      "serve",
-      await storyBundle(),
-      "--port",
-      "0",
-      "--device",
-      "wasm",
-      ...args,
-    ],
+    [...weft(), "serve", await storyBundle(), "--port", "0", "--device", "wasm", ...args],
     { cwd: root, stdio: ["ignore", "pipe", "pipe"], env: { ...process.env, WEFT_API_KEY: "secret" } },
   );
   let [out, err] = ["", ""];

@@ -3,18 +3,17 @@
  */
 import { spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
-import { fileURLToPath } from "node:url";
 import * as assert from "uvu/assert";
 import { load } from "../sdk/index.ts";
+import { weft as program, root } from "./support/program.ts";
 import { storyBundle } from "./support/story.ts";
 import { suite } from "./support/suite.ts";
 import { scratch } from "./support/tiny.ts";
 
 const test = suite("talk");
-const root = fileURLToPath(new URL("..", import.meta.url));
 const weft = (input: string, ...args: string[]): Promise<{ code: number | null; out: string; err: string }> =>
   new Promise((resolve) => {
-    const child = spawn(process.execPath, ["--import", "tsx", "sdk/cli.ts", ...args, "--device", "wasm"], {
+    const child = spawn(process.execPath, [...program(), ...args, "--device", "wasm"], {
       cwd: root,
       stdio: ["pipe", "pipe", "pipe"],
     });

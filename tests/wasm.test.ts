@@ -1,7 +1,6 @@
 /** The Wasm target: threads, its module's shape, relaxed SIMD, limits. */
 import { spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { fileURLToPath } from "node:url";
 import * as assert from "uvu/assert";
 import { compile } from "../compiler/compile.ts";
 import { compileKernels } from "../compiler/emit/asc.ts";
@@ -11,6 +10,7 @@ import { type Engine, load } from "../sdk/index.ts";
 import { code } from "./support/code.ts";
 import { bits, bundle, collect, configs, engineOf, idsOf, s2ftOdd, small } from "./support/engines.ts";
 import { everything, job } from "./support/everything.ts";
+import { program } from "./support/program.ts";
 import { suite } from "./support/suite.ts";
 import { writeModel } from "./support/tiny.ts";
 
@@ -299,10 +299,9 @@ export function ${f}_(at: usize, n: i32): void {
 });
 
 test("relaxed SIMD: taken where it can be, near exact, batch-invariant, told apart by checkpoints", () => {
-  const script = fileURLToPath(new URL("./support/relaxed.ts", import.meta.url));
   // Node 20 has it behind a flag, which later ones do not know.
   const flags = hasRelaxed() ? [] : ["--experimental-wasm-relaxed-simd"];
-  const child = spawnSync(process.execPath, [...flags, "--import", "tsx", script], {
+  const child = spawnSync(process.execPath, [...flags, ...program("tests/support/relaxed.ts")], {
     encoding: "utf8",
     env: { ...process.env, NODE_OPTIONS: "" },
   });

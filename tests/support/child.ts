@@ -15,7 +15,7 @@ g.weftTests = { registered: 0, narrowed: [] } as never;
 const file = process.argv[2]!;
 // Two thirds of the time to load on a software adapter, where nothing is read out of bounds; browsers, and
 // webgpu.test.ts, load as shipped.
-if (!file.endsWith("webgpu.test.ts")) process.env.WEFT_DAWN ??= "enable-dawn-features=disable_robustness";
+if (!/webgpu\.test\.[jt]s$/.test(file)) process.env.WEFT_DAWN ??= "enable-dawn-features=disable_robustness";
 askRunner();
 let passed = 0;
 let error: string | null = null;

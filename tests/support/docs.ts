@@ -6,16 +6,17 @@
  */
 import { spawn } from "node:child_process";
 import { chmodSync, cpSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
-import { fileURLToPath, pathToFileURL } from "node:url";
+import { join, relative } from "node:path";
+import { pathToFileURL } from "node:url";
+import { transform } from "esbuild";
 import ts from "typescript";
 import { forPages, workerEntry } from "../../scripts/build.ts";
 import { parsed } from "../../sdk/cli.ts";
 import { commands } from "../../sdk/commands/index.ts";
 import { type Ran, runIn } from "./package.ts";
+import { built, root, tsx, weft } from "./program.ts";
 
-export const root = fileURLToPath(new URL("../..", import.meta.url));
-const tsx = pathToFileURL(join(root, "node_modules/tsx/dist/loader.mjs")).href;
+export { root };
 
 interface Block {
   /** Of its first line in the page, from 1. */
@@ -93,6 +94,8 @@ export const sourcesOf = (page: string, markdown: string): Source[] =>
 export function houseWith(folder: string, sources: readonly Source[]): string {
   for (const part of ["compiler", "ops", "runtime", "sdk", "package.json", "tsconfig.json", "asconfig.json"])
     cpSync(join(root, part), join(folder, part), { recursive: true });
+  for (const name of ["program", "quick", "weft"])
+    cpSync(join(root, `tests/support/${name}.ts`), join(folder, `tests/support/${name}.ts`));
   symlinkSync(join(root, "node_modules"), join(folder, "node_modules"));
   for (const { path, whole, text } of sources) {
     const file = join(folder, path);
@@ -130,17 +133,22 @@ export function doorsOf(house = root): Record<string, string> {
 export function furnish(folder: string, house = root): NodeJS.ProcessEnv {
   const bin = join(folder, "node_modules/.bin");
   mkdirSync(bin, { recursive: true });
-  const cli = join(house, "sdk/cli.ts");
-  const weft = `#!/bin/sh\nexec '${process.execPath}' --import '${tsx}' '${cli}' "$@"\n`;
-  writeFileSync(join(bin, "weft"), weft);
+  const command = house === root ? weft() : ["--import", tsx, join(house, "tests/support/weft.ts")];
+  const quoted = [process.execPath, ...command].map((word) => `'${word}'`).join(" ");
+  writeFileSync(join(bin, "weft"), `#!/bin/sh\nexec ${quoted} "$@"\n`);
   chmodSync(join(bin, "weft"), 0o755);
   writeFileSync(join(folder, "package.json"), JSON.stringify({ private: true, scripts: { weft: "weft" } }));
   const inside = join(folder, "node_modules/@weft/sdk");
   mkdirSync(inside, { recursive: true });
   const doors = Object.entries(doorsOf(house));
+  const own = (source: string): string => (house === root && built(source)) || join(house, source);
+  const quick = own("tests/support/quick.ts");
   const file = (door: string): string => `./${door.replaceAll(/\W+/g, "-")}.mjs`;
-  for (const [door, source] of doors)
-    writeFileSync(join(inside, file(door)), `export * from ${JSON.stringify(pathToFileURL(source).href)};\n`);
+  for (const [door, source] of doors) {
+    const paths = [quick, own(relative(house, source))];
+    const [first, here] = paths.map((path) => JSON.stringify(pathToFileURL(path).href));
+    writeFileSync(join(inside, file(door)), `import ${first};\nexport * from ${here};\n`);
+  }
   const exports = doors.map(([door]) => [door.replace("@weft/sdk", "."), file(door)]);
   writeFileSync(
     join(inside, "package.json"),
@@ -154,6 +162,19 @@ function written(folder: string, { where, text }: Program): string {
   const file = join(folder, `${where.replaceAll(/\W+/g, "-")}.mts`);
   writeFileSync(file, `${text}\nexport {};\n`);
   return file;
+}
+const read = new Map<string, ts.SourceFile | undefined>();
+/** TypeScript's own host, which reads what lies in none of `folders` once for all programs. */
+function hostOf(options: ts.CompilerOptions, folders: readonly string[]): ts.CompilerHost {
+  const host = ts.createCompilerHost(options);
+  const { getSourceFile } = host;
+  host.getSourceFile = (name, ...how) => {
+    const there = folders.some((folder) => name.startsWith(folder));
+    const file = (!there && read.get(name)) || getSourceFile.call(host, name, ...how);
+    if (!there) read.set(name, file);
+    return file;
+  };
+  return host;
 }
 /**
  * Write programs of code into `folder`, and say what TypeScript has against them: `page:line: message`. Where
@@ -171,14 +192,16 @@ export function typeErrors(
   ];
   const config = ts.readConfigFile(join(root, "tsconfig.json"), ts.sys.readFile).config as object;
   const { options } = ts.parseJsonConfigFileContent(config, ts.sys, root);
+  const how: ts.CompilerOptions = {
+    ...options,
+    ...{ noUnusedLocals: false, noUnusedParameters: false, typeRoots: [join(root, "node_modules/@types")] },
+    types: ["node"],
+    paths: Object.fromEntries(Object.entries(doorsOf(house)).map(([door, source]) => [door, [source]])),
+  };
   const program = ts.createProgram(
     files.map(([file]) => file),
-    {
-      ...options,
-      ...{ noUnusedLocals: false, noUnusedParameters: false, typeRoots: [join(root, "node_modules/@types")] },
-      types: ["node"],
-      paths: Object.fromEntries(Object.entries(doorsOf(house)).map(([door, source]) => [door, [source]])),
-    },
+    how,
+    hostOf(how, house === root ? [folder] : [folder, house]),
   );
   return files.flatMap(([file, where]) => {
     const source = program.getSourceFile(file)!;
@@ -189,9 +212,16 @@ export function typeErrors(
     });
   });
 }
-/** Run a program of Node. */
-export const runNode = (folder: string, p: Program): Promise<Ran> =>
-  runIn(folder, process.execPath, ["--import", tsx, written(folder, p)]);
+/** Run a program of Node; where `sources` are what it has as `@weft/sdk`, they are loaded as TypeScript. */
+export async function runNode(folder: string, p: Program, house = root): Promise<Ran> {
+  const file = written(folder, p);
+  if (house !== root || !built("sdk/index.ts"))
+    return runIn(folder, process.execPath, ["--import", tsx, file]);
+  const { code } = await transform(p.text, { loader: "ts", format: "esm", target: "node20" });
+  const plain = file.replace(/\.mts$/, ".mjs");
+  writeFileSync(plain, `${code}\nexport {};\n`);
+  return runIn(folder, process.execPath, [plain]);
+}
 /** A program of a page as one script; throws where it needs what pages have not. */
 export async function bundlePage(folder: string, p: Program): Promise<string> {
   const { outputFiles } = await forPages({
