@@ -20,7 +20,8 @@ const inPlace: Plugin = {
   setup: (b) =>
     b.onLoad({ filter: /\.ts$/ }, ({ path }) => {
       const url = JSON.stringify(pathToFileURL(path).href);
-      return { contents: readFileSync(path, "utf8").replaceAll("import.meta.url", url), loader: "ts" };
+      const contents = readFileSync(path, "utf8").replace(/^(?:#!.*\n)?/, `$&const whereItIs = ${url};\n`);
+      return { contents, loader: "ts" };
     }),
 };
 /** Build test files, as paths from the root, into a new folder of the repository, where packages are found. */
@@ -31,7 +32,7 @@ export async function buildTests(files: readonly string[]): Promise<string> {
     entryPoints: [...files, ...started],
     ...{ bundle: true, splitting: true, format: "esm", platform: "node", packages: "external" },
     ...{ target: "node20", absWorkingDir: root, outbase: ".", outdir, plugins: [inPlace] },
-    logLevel: "warning",
+    ...{ define: { "import.meta.url": "whereItIs" }, logLevel: "warning" },
   });
   return outdir;
 }

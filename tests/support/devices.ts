@@ -18,3 +18,71 @@ export async function devicesOf<T>(body: (devices: GPUDevice[]) => Promise<T>): 
     prototype.requestDevice = requestDevice;
   }
 }
+
+/**
+ * From here on the engines of this process have one GPU device, on which a kernel is compiled once for all of
+ * them: what SwiftShader makes of some takes a second. A device that an engine lets go loses its buffers; what
+ * happens to one that is lost is for tests that do not share.
+ */
+export async function shareDevice(): Promise<void> {
+  const adapter = (await openAdapter("software"))!;
+  const prototype = Object.getPrototypeOf(adapter) as GPUAdapter;
+  const { requestDevice } = prototype;
+  let one: Promise<GPUDevice> | undefined;
+  prototype.requestDevice = async function (this: GPUAdapter, d?: GPUDeviceDescriptor) {
+    one ??= requestDevice.call(this, d).then((device) => {
+      process.on("exit", () => device.destroy());
+      return device;
+    });
+    return share(await one);
+  };
+}
+type Made = GPUBindGroupLayout | GPUPipelineLayout | GPUShaderModule | Promise<GPUComputePipeline>;
+/** What was made of the same before; objects in a descriptor are the same when they are one. */
+const made = new Map<string, Made>();
+const numbers = new Map<object, number>();
+function once<T extends Made>(kind: string, descriptor: object, make: () => T): T {
+  const key = `${kind} ${JSON.stringify(descriptor, (name, x: unknown) =>
+    name !== "label" && numbers.has(x as object) ? numbers.get(x as object) : name === "label" ? null : x,
+  )}`;
+  let it = made.get(key) as T | undefined;
+  if (!it) {
+    it = make();
+    made.set(key, it);
+    numbers.set(it, numbers.size);
+    // What is refused is refused anew, and told.
+    if (it instanceof Promise) it.catch(() => made.clear());
+  }
+  return it;
+}
+function share(device: GPUDevice): GPUDevice {
+  const buffers: GPUBuffer[] = [];
+  let lose: (info: GPUDeviceLostInfo) => void;
+  const lost = new Promise<GPUDeviceLostInfo>((resolve) => {
+    lose = resolve;
+  });
+  const own: Partial<GPUDevice> = {
+    lost,
+    createBuffer: (d) => {
+      const buffer = device.createBuffer(d);
+      buffers.push(buffer);
+      return buffer;
+    },
+    createBindGroupLayout: (d) => once("layout", d, () => device.createBindGroupLayout(d)),
+    createPipelineLayout: (d) => once("layouts", d, () => device.createPipelineLayout(d)),
+    createShaderModule: (d) => once("module", d, () => device.createShaderModule(d)),
+    createComputePipelineAsync: (d) => once("pipeline", d, () => device.createComputePipelineAsync(d)),
+    destroy: () => {
+      for (const buffer of buffers) buffer.destroy();
+      lose({ reason: "destroyed", message: "" } as GPUDeviceLostInfo);
+      return undefined;
+    },
+  };
+  return new Proxy(device, {
+    get: (it, name) => {
+      if (name in own) return own[name as keyof GPUDevice];
+      const value: unknown = Reflect.get(it, name, it);
+      return typeof value === "function" ? (value.bind(it) as unknown) : value;
+    },
+  });
+}
