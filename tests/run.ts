@@ -8,7 +8,7 @@
  * `--long` runs the long form (support/scale.ts) of the files that have one.
  */
 import { spawn } from "node:child_process";
-import { readdirSync, readFileSync, rmSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { cpus } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -106,7 +106,6 @@ async function main(): Promise<void> {
     // The longest first, so that no thread is alone with one in the end.
     .sort((a, b) => rankOf(a) - rankOf(b) || a.localeCompare(b));
   const folder = await buildTests(files.map((f) => `tests/${f}`));
-  process.on("exit", () => rmSync(folder, { recursive: true, force: true }));
   for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => process.exit(1));
   process.env.WEFT_BUILT = folder;
   const queue = [...files];

@@ -2,7 +2,7 @@
  * Tests as JavaScript, built once for all of a run: a loader of TypeScript takes most of a second in every
  * process, and there are two hundred.
  */
-import { mkdirSync, mkdtempSync, readFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { build, type Plugin } from "esbuild";
@@ -24,10 +24,14 @@ const inPlace: Plugin = {
       return { contents, loader: "ts" };
     }),
 };
-/** Build test files, as paths from the root, into a new folder of the repository, where packages are found. */
+/**
+ * Build test files, as paths from the root, into a new folder of the repository, where packages are found;
+ * it goes with this process.
+ */
 export async function buildTests(files: readonly string[]): Promise<string> {
   mkdirSync(join(root, ".weft"), { recursive: true });
   const outdir = mkdtempSync(join(root, ".weft/tests-"));
+  process.on("exit", () => rmSync(outdir, { recursive: true, force: true }));
   await build({
     entryPoints: [...files, ...started],
     ...{ bundle: true, splitting: true, format: "esm", platform: "node", packages: "external" },
