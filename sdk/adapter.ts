@@ -20,7 +20,7 @@ export class AdapterHandle {
   ) {}
   /**
    * Write a folder that Hugging Face peft loads; `as: "lora"` turns an S2FT adapter into the LoRA that is
-   * exactly the same. A path that ends in .gguf becomes a LoRA that llama.cpp loads, of whatever is exactly
+   * exactly the same, `as: "target_parameters"` has experts as transformers 5 does. A path that ends in .gguf becomes a LoRA that llama.cpp loads, of whatever is exactly
    * one. Durable when it resolves, on a disk. Throws WEFT_IO, before anything is written, when `place` is
    * anything but an empty folder or an adapter that weft wrote, or a file is there; WEFT_ADAPTER for what is
    * no LoRA.
@@ -45,12 +45,12 @@ export class AdapterHandle {
     await download(this.ref.replace("@", "-"), await this.toBlobs(o));
   }
   private async files(o: SaveOptions): Promise<[string, Uint8Array | string][]> {
-    const { writeAdapter, writeAsLora } = await import("./peft/index.ts");
+    const { onParameters, writeAdapter, writeAsLora } = await import("./peft/index.ts");
     const { content, base } = this.engine.core.adapters.find(this.ref);
-    const { config, weights } = (o.as === "lora" ? writeAsLora : writeAdapter)(content, {
-      ...this.engine.manifest,
-      base,
-    });
+    const manifest = { ...this.engine.manifest, base };
+    const written = (o.as === "lora" ? writeAsLora : writeAdapter)(content, manifest);
+    const { config, weights } =
+      o.as === "target_parameters" ? onParameters(written, content, manifest) : written;
     return [
       ["adapter_model.safetensors", weights],
       ["adapter_config.json", config],

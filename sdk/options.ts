@@ -107,8 +107,11 @@ export const FinetuneOptions = object({
 export type FinetuneOptions = Of<typeof FinetuneOptions>;
 
 export const SaveOptions = object({
-  /** `lora`: as the LoRA that is exactly the same, for what is one. Default: as it is. */
-  as: v.optional(v.literal("lora", "lora")),
+  /**
+   * `lora`: as the LoRA that is exactly the same, for what is one. `target_parameters`: a LoRA on experts as
+   * PEFT has it on parameters that hold them all, as transformers 5 does. Default: as it is.
+   */
+  as: v.optional(oneOf(["lora", "target_parameters"])),
 });
 export type SaveOptions = Of<typeof SaveOptions>;
 export const CompressOptions = object({

@@ -2,13 +2,17 @@
  * Law 2 for the families beside Llama: logits, losses, gradients and optimizer steps of tiny models equal
  * those of torch + transformers + peft; rotary tables equal those of transformers.
  */
+import { createHash } from "node:crypto";
+import { readFileSync, writeFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import { models } from "../compiler/models/index.ts";
 import type { WeftError } from "../runtime/bundle.ts";
 import { rotaryTables } from "../runtime/rotary.ts";
+import type { Engine } from "../sdk/index.ts";
 import {
   batchOf,
   bundle,
+  checkLogits,
   configs,
   contentBits,
   engineOf,
@@ -30,6 +34,57 @@ const on = (target: "wasm" | "webgpu") => ({
   targets: [target] as const,
   ...(target === "webgpu" && { capacities: { savedRows: 192, keptRows: 192, tokens: 32, unitRows: 64 } }),
 });
+/** Families of which peft made folders of parameters that hold all experts. */
+const parameters = { mixtral: true, qwen3_moe: true } as const;
+/** What peft saved of such, and what weft saves of them and of others, is read as it was. */
+async function checkParameters(engine: Engine, name: keyof typeof parameters): Promise<void> {
+  const vocab = configs[name].vocab_size;
+  const saved = async (adapter: string): Promise<string> => {
+    const folder = `${scratch()}/${adapter}`;
+    await engine.adapters.get(adapter).save(folder, { as: "target_parameters" });
+    await engine.adapters.load("back", folder);
+    assert.is(contentBits(engine, "back"), contentBits(engine, adapter));
+    return folder;
+  };
+  await engine.adapters.load("parameters", `${fixtures}peft-${name}-parameters`);
+  await checkLogits(engine, `${name}.parameters_logits`, vocab, "parameters");
+  await saved("parameters");
+  // Gate and up each with an A of its own.
+  const folder = await saved("peft");
+  const file = readFileSync(`${folder}/adapter_model.safetensors`);
+  const want = reference[name].weft_parameters_sha256;
+  if (!want) return;
+  const hash = createHash("sha256").update(file).digest("hex");
+  assert.is(hash, want, "run tests/fixtures/save_adapter.ts, then make_families.py");
+  await engine.adapters.load("written", `${fixtures}weft-${name}-parameters`);
+  await checkLogits(engine, `${name}.weft_parameters_logits`, vocab, "written");
+
+  const said = JSON.parse(readFileSync(`${folder}/adapter_config.json`, "utf8")) as object;
+  const refused = async (of: object, says: RegExp): Promise<void> => {
+    writeFileSync(`${folder}/adapter_config.json`, JSON.stringify({ ...said, ...of }));
+    await engine.adapters.load("refused", folder).then(
+      () => assert.unreachable(JSON.stringify(of)),
+      (e: WeftError) => assert.match(`${e.code} ${e.message}`, says),
+    );
+  };
+  await refused(
+    { target_parameters: ["q_proj.weight"] },
+    /WEFT_ADAPTER .*target_parameters.*experts.*q_proj/s,
+  );
+  await refused({ target_parameters: ["experts.gate_up_proj"] }, /WEFT_ADAPTER_MISMATCH .*experts\.lora_A/s);
+  await refused({ rank_pattern: {} }, /WEFT_ADAPTER_MISMATCH .*base_layer.*\[20,40\].*\[40,40\]/s);
+  await refused({ use_dora: true }, /WEFT_ADAPTER /);
+  await refused({ layers_to_transform: [0] }, /layers_to_transform/);
+  const one = { data: batchOf(vocab).slice(0, 1), steps: 1, rank: 4, targetModules: ["w1"] };
+  await (await engine.finetune({ ...one, name: "gate" })).done;
+  await engine.adapters
+    .get("gate")
+    .save(`${folder}-gate`, { as: "target_parameters" })
+    .then(
+      () => assert.unreachable(),
+      (e: WeftError) => assert.match(e.message, /gate and up/),
+    );
+}
 for (const name of Object.keys(families) as FamilyName[]) {
   const config = configs[name];
   const { vocab_size: vocab } = config;
@@ -73,6 +128,7 @@ for (const name of Object.keys(families) as FamilyName[]) {
       await engine.adapters.get("peft").save(`${folder}-lora`, { as: "lora" });
       await engine.adapters.load("lora", `${folder}-lora`);
       const folded = await engine.score(ids, { adapter: "lora", logits: true });
+      if (Object.hasOwn(parameters, name)) await checkParameters(engine, name as keyof typeof parameters);
       await engine.merge("peft");
       const merged = await engine.score(ids, { logits: true });
       for (const other of [folded, merged])

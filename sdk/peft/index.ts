@@ -9,6 +9,7 @@ import { numbersAtMost } from "./folder.ts";
 import { readAdapter } from "./read.ts";
 
 export { compressTernary } from "../ternary.ts";
+export { onParameters } from "./parameters.ts";
 export { writeAdapter, writeAsLora } from "./write.ts";
 
 /**

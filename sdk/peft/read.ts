@@ -15,6 +15,7 @@ import { decode, headerEnd, parseHeader, type TensorInfo } from "../../runtime/s
 import type { Index, Placed } from "../../runtime/tensors/tensor.ts";
 import { readConfig } from "./config.ts";
 import { fail, InFiles, type Json, PREFIX } from "./folder.ts";
+import { hasParameters, onMatrices } from "./parameters.ts";
 
 /** PEFT files → adapter content. Every tensor must belong to this base and class. */
 export async function readAdapter(
@@ -23,6 +24,10 @@ export async function readAdapter(
   manifest: Manifest,
   where: string,
 ): Promise<AdapterContent> {
+  if (hasParameters(json)) {
+    const single = onMatrices(json, file, manifest, where);
+    return readAdapter(single.json, single.file, manifest, where);
+  }
   const { config, method, layers, exclude, replaced } = readConfig(
     json,
     manifest,

@@ -87,6 +87,8 @@ type FamilyReference = Omit<Reference, keyof S2ftReference> &
   Partial<S2ftReference> & {
     /** Of a mixture: LoRA on the matrices of its experts too. */
     readonly experts?: Pick<Reference, "lora_loss" | "lora_grads" | "lora">;
+    /** Of the file that peft read. */
+    readonly weft_parameters_sha256?: string;
     /** Of each layer and expert: sums over tokens of what its channels carry. */
     readonly expert_squares?: readonly Readonly<
       Record<"activation" | "gradient", readonly (readonly number[])[]>
