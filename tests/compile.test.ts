@@ -106,6 +106,8 @@ test("fusion changes launches, never bits: at most 8 a layer's forward", async (
   assert.ok(launches("forward").base <= 8, JSON.stringify(launches("forward")));
   assert.ok(launches("forward.full").base <= 8, JSON.stringify(launches("forward.full")));
   assert.ok(launches("backward.full.all").base <= 13);
+  // 11, four first products of adapters, their gradients in one, and one for dropout.
+  assert.ok(launches("backward.lora.all").base <= 11 && launches("backward.lora.all").all <= 17);
   for (const g of fused.graphs.graphs)
     assert.ok(
       fuse(g.roots, { fuse: true, homes: g.homes }).length <=

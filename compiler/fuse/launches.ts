@@ -5,7 +5,7 @@ import { graphKernels } from "../kernels/index.ts";
 import type { Group } from "./groups.ts";
 
 /** Bodies that one launch takes, at most. */
-const MAX_BODIES = 8;
+const MAX_BODIES = 16;
 
 /** Named storage a body reads or writes: what may not be reordered. */
 interface Touches {
@@ -33,34 +33,29 @@ export function mergeLaunches(
   homes: ReadonlyMap<string, string>,
 ): Launch[] {
   const touches = new Map([...bodies].map(([g, b]) => [g, touchesOf(b, homes)]));
+  const clash = (g: Group, o: Group): boolean => {
+    const [t, u] = [touches.get(g)!, touches.get(o)!];
+    return (
+      [...t.writes].some((w) => u.reads.has(w) || u.writes.has(w)) ||
+      [...t.reads].some((r) => u.writes.has(r))
+    );
+  };
+  /** Each writes its own rows of the cache: writers of it do not mind one another. */
+  const writersOfCache = (g: Group, here: readonly Group[]): boolean =>
+    touches.get(g)!.writes.has("kv") && here.every((o) => !touches.get(o)!.reads.has("kv"));
+  const alike = (g: Group, [first]: readonly Group[]): boolean =>
+    first!.skeleton === g.skeleton && first!.condition === g.condition && first!.domain === g.domain;
   const launches: Group[][] = [];
   const at = new Map<Group, number>();
   for (const g of bodies.keys()) {
-    const t = touches.get(g)!;
-    const clashes = (o: Group): boolean => {
-      const u = touches.get(o)!;
-      return (
-        [...t.writes].some((w) => u.reads.has(w) || u.writes.has(w)) ||
-        [...t.reads].some((r) => u.writes.has(r))
-      );
-    };
     let earliest = 0;
     for (const d of g.after) earliest = Math.max(earliest, (at.get(d) ?? -1) + 1);
     let target = -1;
     if (on) {
       for (let i = launches.length - 1; i >= earliest; i--) {
         const here = launches[i]!;
-        // Each writes its own rows of the cache: writers of it do not mind one another.
-        const writersOfCache = t.writes.has("kv") && here.every((o) => !touches.get(o)!.reads.has("kv"));
-        if (here.some(clashes) && !writersOfCache) break;
-        const [first] = here as [Group];
-        if (
-          first.skeleton === g.skeleton &&
-          first.condition === g.condition &&
-          first.domain === g.domain &&
-          here.length < MAX_BODIES
-        )
-          target = i;
+        if (here.some((o) => clash(g, o)) && !writersOfCache(g, here)) break;
+        if (alike(g, here) && here.length < MAX_BODIES) target = i;
       }
     }
     if (target < 0) {
@@ -69,6 +64,21 @@ export function mergeLaunches(
     } else launches[target]!.push(g);
     at.set(g, target);
   }
+  // By now each is as early as can be. One that nothing needs before a later launch of its kind runs there.
+  if (on)
+    for (let i = launches.length - 1; i >= 0; i--)
+      for (const g of [...launches[i]!].reverse()) {
+        let target = i;
+        for (let j = i + 1; j < launches.length; j++) {
+          const here = launches[j]!;
+          if (here.some((o) => o.after.has(g) || clash(g, o))) break;
+          if (alike(g, here) && here.length < MAX_BODIES) target = j;
+        }
+        if (target === i) continue;
+        launches[i]!.splice(launches[i]!.indexOf(g), 1);
+        launches[target]!.unshift(g);
+        if (!launches[i]!.length) launches.splice(i, 1);
+      }
   // A home is written only after everything that reads what it held.
   const named = new Set(homes.values());
   launches.forEach((gs, i) => {
