@@ -1,19 +1,27 @@
-/** llama.cpp on a GGUF file, through node-llama-cpp, two threads: node llama.mjs FILE */
+/**
+ * llama.cpp on a GGUF file, through node-llama-cpp, two threads: node llama.mjs FILE [vulkan]. A Vulkan
+ * device that is a CPU it takes only when GGML_VK_VISIBLE_DEVICES names it.
+ */
 import { getLlama } from "node-llama-cpp";
 import { prompt, serve, timed } from "./serve.mjs";
 
+const [file, vulkan] = process.argv.slice(2);
 const llama = await getLlama({
-  gpu: false,
+  gpu: vulkan ? "vulkan" : false,
   build: "never",
   logLevel: "error",
   maxThreads: 2,
   progressLogs: false,
 });
-const model = await llama.loadModel({ modelPath: process.argv[2], gpuLayers: 0 });
+const devices = vulkan ? await llama.getGpuDeviceNames() : ["CPU"];
+// Without a device it would compute on the CPU, and say nothing.
+if (!devices.length) throw new Error("llama.cpp found no Vulkan device");
+const model = await llama.loadModel({ modelPath: file, gpuLayers: vulkan ? "max" : 0 });
 const context = (sequences, more = {}) =>
   model.createContext({ contextSize: 1024, batchSize: 512, threads: 2, sequences, ...more });
 
 await serve({
+  device: async () => ({ name: `${devices.join(", ")}, ${model.gpuLayers} layers on it` }),
   /** `lora`: the file of an adapter; `context`: tokens that there is room for. */
   greedy: async ({ ids, count, context: contextSize, lora }) => {
     const c = await context(1, { ...(contextSize && { contextSize }), ...(lora && { lora }) });

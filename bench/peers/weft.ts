@@ -1,11 +1,14 @@
-/** weft as a contender in a process of its own: node --import tsx weft.ts BUNDLE [relaxed] [threads] */
-import { type Engine, load } from "../../sdk/index.ts";
+/**
+ * weft as a contender in a process of its own:
+ * node --import tsx weft.ts BUNDLE [relaxed] [threads] [wasm|webgpu|software]
+ */
+import { type DeviceChoice, type Engine, load } from "../../sdk/index.ts";
 import { ids } from "../measure.ts";
 import { median, prompt, serve, timed } from "./serve.mjs";
 
-const [bundle, relaxed, threads] = process.argv.slice(2);
+const [bundle, relaxed, threads, device = "wasm"] = process.argv.slice(2);
 const engine: Engine = await load(bundle!, {
-  device: "wasm",
+  device: device as DeviceChoice,
   threads: Number(threads ?? 2),
   relaxed: relaxed === "relaxed",
 });
@@ -52,6 +55,7 @@ let seed = 0;
 const machine = async (relaxed: boolean) =>
   (await import("../machine.ts")).machine(relaxed, Number(threads ?? 2));
 await serve({
+  device: async () => ({ name: engine.device.name }),
   matmul: async ({ m, k, n }: Record<"m" | "k" | "n", number>) => {
     const here = await machine(relaxed === "relaxed");
     const ms = await here.gemm(m, k, n);

@@ -19,6 +19,8 @@ interface Options {
   readonly isolated?: boolean;
   /** The name under which pages find the server; of localhost alone a browser thinks that it is secure. */
   readonly host?: string;
+  /** How long a page may say nothing: milliseconds. */
+  readonly patience?: number;
 }
 export interface Browser {
   readonly origin: string;
@@ -63,8 +65,6 @@ export function tasksBetween(
     )
     .map((e) => ({ ms: e.dur! / 1000, cpu: (e.tdur ?? Number.NaN) / 1000 }));
 }
-const patience = 120_000;
-
 /**
  * The DevTools protocol over two pipes: JSON, each message ended by a zero byte. `hear` is told of events.
  */
@@ -110,7 +110,7 @@ export async function openChromium(serve: Serve, o: Options = {}): Promise<Brows
   const { default: chromium } = (await import("@sparticuz/chromium")) as unknown as {
     default: { executablePath: () => Promise<string> };
   };
-  const { isolated = false, host = "localhost" } = o;
+  const { isolated = false, host = "localhost", patience = 120_000 } = o;
   const results = new Map<string, (r: unknown) => void>();
   const server = createServer((req, res) => {
     if (isolated) {
@@ -176,7 +176,8 @@ export async function openChromium(serve: Serve, o: Options = {}): Promise<Brows
       const result = new Promise<T>((resolve) => results.set(url, resolve as (r: unknown) => void));
       let timer: NodeJS.Timeout | undefined;
       const timeout = new Promise<T>((_, reject) => {
-        const said = (): Error => new Error(`the page said nothing for two minutes\n${stderr.slice(-2000)}`);
+        const said = (): Error =>
+          new Error(`the page said nothing for ${patience / 1000} s\n${stderr.slice(-2000)}`);
         timer = setTimeout(() => reject(said()), patience);
       });
       const { targetId } = await send("Target.createTarget", { url });

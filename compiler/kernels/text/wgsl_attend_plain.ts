@@ -7,6 +7,12 @@ import { type Lines, lines } from "./lines.ts";
 import * as wgsl from "./wgsl.ts";
 import { attentionOf, fold, isSplit, nothing, sumOf } from "./wgsl_attention.ts";
 
+/**
+ * A score of the tile. From an array's length Mesa's compiler guesses how often a loop over it turns, and
+ * unrolls that, unless the index is bounded in sight: behind llvmpipe LLVM took minutes for the result.
+ */
+const score = `s[j & ${KV_BLOCK - 1}]`;
+
 /** A lane for a row and head. */
 export function plain(name: string, b: Body, env: KernelEnv): string {
   const a = attentionOf(b, env);
@@ -63,21 +69,21 @@ export function plain(name: string, b: Body, env: KernelEnv): string {
           ${each(`dots = fma(q[i], ${a.quad(`k + j * ${stride}`, "i")}, dots);`)}
           let dot = ${sumOf("dots")};
           ${a.bound}
-          s[j] = ${a.score};
-          mt = max(mt, s[j]);
+          ${score} = ${a.score};
+          mt = max(mt, ${score});
         }
         let corr = exp(m - mt);
         m = mt;
         var runs = vec4<f32>();
         for (var j = ${a.firstKey}; j < c; j++) {
-          s[j] = exp(s[j] - m);
-          runs[j >> 3u] = runs[j >> 3u] + s[j];
+          ${score} = exp(${score} - m);
+          runs[j >> 3u] = runs[j >> 3u] + ${score};
         }
         l = fma(l, corr, ${sumOf("runs")});
         let v = ${kvAt(1, "t", "kh")};
         ${each("o[i] = o[i] * corr;")}
         for (var j = ${a.firstKey}; j < c; j++) {
-          let p = vec4<f32>(s[j]);
+          let p = vec4<f32>(${score});
           ${each(`o[i] = fma(p, ${a.quad(`v + j * ${stride}`, "i")}, o[i]);`)}
         }
       }

@@ -16,8 +16,8 @@ export interface Panels {
   /** Four columns at step j of words. */
   readonly value: (words: string, j: number) => string;
   /**
-   * Statements that declare `v0` …: four columns at each of `count` k's, two or four, from k on, which is a
-   * multiple of their number.
+   * Statements that declare `v0` …: four columns at each of `count` k's, at most four, from k on, which is a
+   * multiple of their number, or of four.
    */
   readonly some: (count: number, panel: string, k: string, quad: string) => Lines;
 }

@@ -76,9 +76,13 @@ function sumsOf(
     }`
     }`;
 }
-/** t0 … += x·Wᵀ of a matrix [n, k], `at` the rows of x. */
+/**
+ * t0 … += x·Wᵀ of a matrix [n, k], `at` the rows of x; at least four terms in a turn of the loop, which costs
+ * a CPU as much as some of them.
+ */
 export const ascending = (at: readonly Place[], panels: Panels, { k }: { readonly k: number }): Lines => {
   const place = ["col >> 4u", "k", "((col >> 2u) & 3)"] as const;
+  if (panels.run < 4) return sumsOf(at, k, 4, "v", (count) => panels.some(count, ...place));
   return sumsOf(
     at,
     k,
