@@ -40,6 +40,30 @@ async function full(engine: Engine): Promise<unknown[]> {
   return [losses, logits!.map(bits)];
 }
 
+test("what is cleared is zeros, whatever was there, and nothing beside it", async () => {
+  await using engine = await engineOf(configs.even);
+  const { device } = engine.core;
+  const words = 50_000;
+  const all = { space: "arena", group: 0, offset: 3, words } as const;
+  for (const [from, n] of [
+    [0, words],
+    [17, 40_001],
+    [16_381, 3],
+    [49_999, 1],
+  ] as const) {
+    // Runs of zeros of more than a page, and what is none at odd places.
+    const before = new Uint32Array(words).map((_, i) => (i % 20_011 < 700 ? i + 1 : 0));
+    device.write(all, before);
+    device.clear({ ...all, offset: all.offset + from, words: n });
+    const after = new Uint32Array((await device.read(all)).buffer);
+    assert.equal(
+      after,
+      before.map((x, i) => (i >= from && i < from + n ? 0 : x)),
+      `${n} from ${from}`,
+    );
+  }
+});
+
 /** Sections of a module, and what its imports and globals are. */
 function parse(module: Uint8Array): { sections: number[]; imports: string[]; mutable: number } {
   let at = 8;
