@@ -14,7 +14,7 @@ import { initialContent } from "../runtime/initial.ts";
 import { Contents } from "../runtime/kept.ts";
 import { openSpill } from "../runtime/spill.ts";
 import { compile, load } from "../sdk/index.ts";
-import { bytesOf } from "../sdk/options.ts";
+import { bytesOf } from "../runtime/units.ts";
 import { table, timed } from "./measure.ts";
 import { randomModel, smol } from "./model.ts";
 

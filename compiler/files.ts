@@ -1,7 +1,7 @@
 /** What the compiler reads from the file system. */
 import { createHash } from "node:crypto";
 import { closeSync, constants, existsSync, fstatSync, openSync, readFileSync, readSync } from "node:fs";
-import { WeftError } from "../runtime/bundle.ts";
+import { showBytes, WeftError } from "../runtime/bundle.ts";
 import { ONE_READ } from "../runtime/disk.ts";
 
 /** A text of more is none that a model folder has. */
@@ -34,8 +34,8 @@ export const readText = (path: string): string =>
       throw new WeftError({
         code: "WEFT_IO",
         where: path,
-        expected: `a text of at most ${TEXT_BYTES} bytes`,
-        found: `${size} bytes`,
+        expected: `a text of at most ${showBytes(TEXT_BYTES, Math.floor)}`,
+        found: showBytes(size, Math.ceil),
       });
     return readFileSync(fd, "utf8");
   });

@@ -1,5 +1,5 @@
 /** Do the chambers of what a bundle is meant for fit the bindings of its targets? */
-import { planOf, type Sized, WeftError } from "../runtime/bundle.ts";
+import { planOf, type Sized, showBytes, WeftError } from "../runtime/bundle.ts";
 import type { Target } from "./target.ts";
 
 /** Throws WEFT_CAPACITY that names the knob. */
@@ -18,8 +18,8 @@ export function checkLimits(m: Sized, target: Target): void {
       throw new WeftError({
         code: "WEFT_CAPACITY",
         where: `target ${target.name}: ${what}`,
-        expected: `at most ${target.bindingBytes} bytes in one binding`,
-        found: `${words * 4} bytes`,
+        expected: `at most ${showBytes(target.bindingBytes, Math.floor)} in one binding`,
+        found: showBytes(words * 4, Math.ceil),
         hint: `lower ${knob}`,
       });
   };

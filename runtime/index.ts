@@ -4,7 +4,7 @@
  */
 import * as v from "valibot";
 import type { Availability } from "./availability.ts";
-import { sizeNames } from "./bundle.ts";
+import { bytesOf, sizeNames } from "./bundle.ts";
 import { Engine } from "./engine.ts";
 import type { Verdicts } from "./invariance.ts";
 import { isNode } from "./node.ts";
@@ -23,14 +23,6 @@ export { Job, type Row, startJob, type TrainEvent, type TrainOptions, type Train
 export type { Availability };
 
 type SizeEntries = Record<(typeof sizeNames)[number], v.ExactOptionalSchema<typeof positive, undefined>>;
-const units = { "": 1, KB: 1e3, MB: 1e6, GB: 1e9, KIB: 2 ** 10, MIB: 2 ** 20, GIB: 2 ** 30 } as const;
-/** Bytes of a number, or of a text like "512MB" or "3 GiB"; NaN for anything else. */
-export function bytesOf(memory: unknown): number {
-  if (typeof memory === "number") return Number.isInteger(memory) && memory > 0 ? memory : Number.NaN;
-  const [, number, unit] = /^(\d+(?:\.\d+)?)\s*([KMG]i?B|)$/i.exec(String(memory)) ?? [];
-  if (number === undefined) return Number.NaN;
-  return Math.floor(Number(number) * units[unit!.toUpperCase() as keyof typeof units]);
-}
 const memorySize = v.custom<number | string>((x) => bytesOf(x) > 0, "bytes, or a text like 512MB");
 
 /** How an address is read. */

@@ -3,7 +3,7 @@
  * for adapters that were published so; and, past a budget, the least recently used in a folder, from which
  * they are read when they are needed. What is read has the bits that were kept.
  */
-import { floatToHalf, halvesToFloats, type Manifest, WeftError } from "./bundle.ts";
+import { floatToHalf, halvesToFloats, type Manifest, showBytes, WeftError } from "./bundle.ts";
 import { type AdapterContent, type AdapterShape, placedOf } from "./content.ts";
 
 /** Bytes by number, outside of memory. Its calls return when they are done; what fails throws WEFT_IO. */
@@ -159,17 +159,17 @@ export class Contents {
       throw new WeftError({
         code: "WEFT_CAPACITY",
         where: "adapters.memory",
-        expected: `at most ${most} bytes of adapters in memory`,
+        expected: `at most ${showBytes(most!, Math.floor)} of adapters in memory`,
         found,
         hint,
       });
     };
     if (most !== null) {
-      if (e.size > most) refuse(`one of ${e.size}`, "allow more: load({ adapters: { memory } })");
+      if (e.size > most) refuse(`one of ${showBytes(e.size, Math.ceil)}`, "allow more: load({ adapters: { memory } })");
       for (const old of this.resident) {
         if (this.held + e.size <= most) break;
         if (!this.spill)
-          refuse(`${this.held + e.size}`, "remove adapters that are not needed, or allow more");
+          refuse(showBytes(this.held + e.size, Math.ceil), "remove adapters that are not needed, or allow more");
         if (!old.spilled) this.spill!.write(old.id, old.bytes!);
         old.spilled = true;
         this.free(old);

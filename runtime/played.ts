@@ -10,3 +10,4 @@ export { classPrograms } from "./programs.ts";
 export * from "./room.ts";
 export { rotaryTables } from "./rotary.ts";
 export { transpose } from "./tensors/dense.ts";
+export { bytesOf, showBytes } from "./units.ts";

@@ -6,6 +6,7 @@
 import { SLOT_TABLE } from "./contract.ts";
 import { WeftError } from "./errors.ts";
 import { type CapacityEntry, type Manifest, MOST_JOBS, type TargetEntry } from "./manifest.ts";
+import { showBytes } from "./units.ts";
 
 /** What is chosen at load; a bundle's own capacities are what it is meant for. */
 export const sizeNames = ["blocks", "sequences", "slots", "pages", "jobs", "savedRows", "keptRows"] as const;
@@ -138,9 +139,9 @@ export function sizesFor(
       code: "WEFT_CAPACITY",
       where: `memory of target ${target}`,
       expected: over
-        ? `at least ${least.total} bytes (${list.map(([space, n]) => `${space} ${mib(n)}`).join(", ")})`
-        : `chambers of ${least.largest} bytes`,
-      found: `${over ? most : limits.chamber} bytes`,
+        ? `at least ${enough(least.total)} (${list.map(([space, n]) => `${space} ${enough(n)}`).join(", ")})`
+        : `chambers of ${enough(least.largest)}`,
+      found: showBytes(over ? most : limits.chamber, Math.floor),
       hint: limits.hint ?? "compile with --format int8 or f16, or with smaller capacities",
     });
   }
@@ -159,7 +160,8 @@ type SizeName = (typeof sizeNames)[number];
 const forRequests: ReadonlySet<SizeName> = new Set(["blocks", "sequences", "slots", "pages"]);
 /** More than this many times what a bundle is meant for helps nobody. */
 const MOST_SHARE = 64;
-const mib = (bytes: number): string => `${Math.ceil(bytes / 2 ** 20)} MiB`;
+/** Who allows as much as this says has allowed enough. */
+const enough = (bytes: number): string => showBytes(bytes, Math.ceil);
 
 /** One request and one job at a time, of a whole context. */
 function leastOf(m: Sized, plan: TargetEntry): Sizes {

@@ -9,6 +9,7 @@ import {
   type Measure,
   type Plan,
   planOf,
+  showBytes,
   sizesFor,
   WeftError,
 } from "./bundle.ts";
@@ -225,7 +226,7 @@ export async function openWasm(
     throw new WeftError({
       code: "WEFT_DEVICE",
       where: "wasm memory",
-      expected: `${pages * PAGE} bytes`,
+      expected: showBytes(pages * PAGE),
       found: (cause as Error).message,
       cause,
     });

@@ -1,7 +1,7 @@
 /**
  * The WebGPU target: one bind group a group of chambers, one compute pass a step, metadata by dynamic offset.
  */
-import { kvFormats, type Manifest, planOf, sizesFor } from "./bundle.ts";
+import { kvFormats, type Manifest, planOf, showBytes, sizesFor } from "./bundle.ts";
 import { openAdapter } from "./dawn.ts";
 import {
   type Device,
@@ -82,8 +82,8 @@ export function planWebGpu(manifest: Manifest, adapter: GPUAdapter, options: Roo
     throw new WeftError({
       code: "WEFT_CAPACITY",
       where,
-      expected: `${manifest.model.format} weights of at most ${2 * least} GiB a layer`,
-      found: `${weights} bytes`,
+      expected: `${manifest.model.format} weights of at most ${showBytes(2 ** 31 * least, Math.floor)} a layer`,
+      found: showBytes(weights, Math.ceil),
       hint: "compile with --format f16",
     });
   const bytes = sizesOf(plan, layers);

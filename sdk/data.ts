@@ -2,7 +2,7 @@
  * Training data: JSONL rows {text}, {prompt, completion}, {messages} or {input_ids, labels} → ids and labels.
  */
 import * as v from "valibot";
-import { IGNORE, WeftError } from "../runtime/bundle.ts";
+import { IGNORE, showBytes, WeftError } from "../runtime/bundle.ts";
 import { check, foreign, numbers, record, show, tokenIds } from "../runtime/schema.ts";
 import type { Row } from "../runtime/trainer.ts";
 import { readFileOr } from "./files.ts";
@@ -44,8 +44,8 @@ function* linesOf(file: Uint8Array, where: string): Generator<string> {
       throw new WeftError({
         code: "WEFT_DATA",
         where: `${where}, line ${n}`,
-        expected: `at most ${LONGEST_LINE} bytes`,
-        found: `${to - from} bytes`,
+        expected: `at most ${showBytes(LONGEST_LINE, Math.floor)}`,
+        found: showBytes(to - from, Math.ceil),
       });
     yield decoder.decode(file.subarray(from, to));
     from = to + 1;

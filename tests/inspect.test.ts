@@ -42,7 +42,19 @@ test("bytes of a load by purpose, within 15 % of what is allocated, for little a
       WebAssembly.Memory = Memory;
     }
     const shown = await weft("inspect", dir, ...how);
-    assert.match(shown.out, /a load takes [\d.]+ MB: .*\n {2}of these .*weights .*host /);
+    // First what a user asks; then what the compiler made of it.
+    const [first, second] = shown.out.split("\n\n") as [string, string];
+    for (const line of [
+      /^bundle +\/.*\nmodel +llama, [\d,]+ parameters in f32\non disk +[\d.]+ [kM]B\n/,
+      /\na load takes +[\d.]+ MB on wasm: .*weights .*\n +with room for \d+ requests.* adapters?, .* jobs? /,
+      /\nruns on +wasm\nadapters +lora, .*; of rank up to \d+\ntrains +lora, s2ft\nspeaks +token ids alone/,
+      /\ncontext +\d+ tokens$/,
+    ])
+      assert.match(first, line);
+    assert.match(second, /layers × .*capacities/s);
+    const checkup = await weft("doctor", dir, ...how);
+    assert.match(checkup.out, /^Node +v.*\nCPU +has SIMD.*\nGPU .*a load on wasm +takes [\d.]+ MB: /s);
+    assert.not.match(checkup.out + shown.out.replace(/"?s2ft .*/, ""), /[{}]|\b[KMG]iB\b/, "neither JSON nor other units");
   }
 });
 test.run();

@@ -138,13 +138,13 @@ test("no room is told before anything is fetched, with how much was missing; a b
     await quota(100_000);
     const full = await site.visit<Said>("return said(open);");
     assert.is(full.code, "WEFT_IO", full.message);
-    assert.match(full.message, /expected \d+ bytes of storage, found \d+ bytes, \d+ too few \(delete/);
+    assert.match(full.message, /expected [\d.]+ [kM]B of storage, found [\d.]+ (bytes|[kM]B), [\d.]+ [kM]B too few \(delete/);
     assert.is(site.asked.filter((a) => a.path === shard).length, 0);
     const poor = await site.visit<[boolean, string[], { download: number; free: number }]>(`
       const a = await weft.availability("model.weft");
       return [a.ok, a.problems.map((p) => p.message), a.storage];`);
     assert.is(poor[0], false);
-    assert.match(poor[1].join(), /^WEFT_IO at storage.*expected \d+ bytes of storage/);
+    assert.match(poor[1].join(), /^WEFT_IO at storage.*expected [\d.]+ [kM]B of storage/);
     assert.ok(poor[2].download > poor[2].free);
     assert.equal(await site.visit("return answer(await open({ cache: false }));"), await here());
     await quota();

@@ -11,26 +11,21 @@ export const count = (n: number, what: string): string => `${n} ${what}${n === 1
 /** `lessons@3` → 3; the base is 0. */
 export const generationOf = (ref: string): number => Number(/@(\d+)$/.exec(ref)?.[1] ?? 0);
 
-/** Byte counts in what an error says, as people read them. */
-const readable = (text: string): string =>
-  text
-    .replace(/(\d{4,}) bytes/g, (_, n: string) => bytes(Number(n)))
-    .replace(/(\d{4,})(?= too)/, (n) => bytes(+n));
 const sentences: Partial<Record<ErrorCode, (e: WeftError) => string>> = {
   WEFT_IO: (e) =>
     e.where.startsWith("storage")
-      ? `There is too little room in this browser to keep the model: it needs ${readable(e.expected)}, ` +
-        `and there are ${readable(e.found)}. Delete something that is kept here, or make room on the ` +
+      ? `There is too little room in this browser to keep the model: it needs ${e.expected}, ` +
+        `and there are ${e.found}. Delete something that is kept here, or make room on the ` +
         "disk."
-      : `A file could not be read or written (${e.where}: ${readable(e.found)}). ` +
+      : `A file could not be read or written (${e.where}: ${e.found}). ` +
         `${e.retryable ? "Check the network and try again." : "Check the address."}`,
   WEFT_BUNDLE: (e) => `The model is damaged, or is no model of weft's (${e.where}: ${e.found}).`,
   WEFT_BUNDLE_VERSION: () => "The model was made for another version of weft. Compile it again.",
   WEFT_CAPACITY: (e) =>
     e.retryable
       ? "Too much is going on at once. Try again in a moment."
-      : `This device has too little memory for the model: it needs ${readable(e.expected)}, and there ` +
-        `is ${readable(e.found)}.`,
+      : `This device has too little memory for the model: it needs ${e.expected}, and there ` +
+        `is ${e.found}.`,
   WEFT_CONTEXT_OVERFLOW: () => "That is more text than this model can read at once. Try less.",
   WEFT_DEVICE: (e) =>
     `There is nothing here that the model was to run on: it needs ${e.expected}. Open the page ` +

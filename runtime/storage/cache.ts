@@ -28,6 +28,7 @@ import {
   statusOf,
 } from "../remote.ts";
 import { bytes, foreign, record, SMALL_FILE, sha256Hex, text } from "../schema.ts";
+import { showBytes } from "../units.ts";
 import { isFull, readWhole, type WritableDrive } from "./drive.ts";
 import { readJson } from "./folder.ts";
 import { keepOwn, ownDrive } from "./own.ts";
@@ -370,8 +371,11 @@ export const noRoom = (where: string, needed: number, room: number | null): Weft
   new WeftError({
     code: "WEFT_IO",
     where,
-    expected: `${needed} bytes of storage`,
-    found: room === null ? "less" : `${room} bytes, ${Math.max(0, needed - room)} too few`,
+    expected: `${showBytes(needed, Math.ceil)} of storage`,
+    found:
+      room === null
+        ? "less"
+        : `${showBytes(room, Math.floor)}, ${showBytes(Math.max(0, needed - room), Math.ceil)} too few`,
     hint: "delete what is not used with cache.delete(name), or load with { cache: false }",
   });
 

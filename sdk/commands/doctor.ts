@@ -1,4 +1,5 @@
 /** weft doctor: what this machine has. */
+import { showBytes } from "../../runtime/bundle.ts";
 import { openAdapter } from "../../runtime/dawn.ts";
 import { readManifest } from "../../runtime/load.ts";
 import { openReader } from "../../runtime/reader.ts";
@@ -6,14 +7,18 @@ import { wasmLimits } from "../../runtime/wasm.ts";
 import { webGpuLimits } from "../../runtime/webgpu.ts";
 import { checkBundle } from "./bundle.ts";
 import { type Command, text } from "./command.ts";
-import { roomOf } from "./inspect.ts";
+import { described, purposes, roomIn, roomOf } from "./inspect.ts";
+
+const NO_ADAPTER =
+  "no adapter: weft runs on Wasm (device: software needs the webgpu and @sparticuz/chromium packages)";
 
 export const doctor: Command = {
   summary: "what this machine has, and what a load of a bundle would choose on it",
   synopsis: "[BUNDLE]",
   flags: { for: text("SIZE", "choose as a load of so much memory would, as 512MB") },
   run: async ([bundle], f, json) => {
-    const report: Record<string, unknown> = {
+    const adapter = await openAdapter("hardware").catch(() => null);
+    const machine = {
       node: process.version,
       platform: `${process.platform} ${process.arch}`,
       simd: WebAssembly.validate(
@@ -22,17 +27,29 @@ export const doctor: Command = {
           253, 98, 11,
         ]),
       ),
+      webgpu: adapter && {
+        name: adapter.info.description || adapter.info.device,
+        vendor: adapter.info.vendor,
+        storageBinding: adapter.limits.maxStorageBufferBindingSize,
+        bufferSize: adapter.limits.maxBufferSize,
+        features: [...adapter.features],
+      },
     };
-    const adapter = await openAdapter("hardware").catch(() => null);
-    report.webgpu = adapter
-      ? {
-          name: adapter.info.description || adapter.info.device,
-          vendor: adapter.info.vendor,
-          storageBinding: adapter.limits.maxStorageBufferBindingSize,
-          bufferSize: adapter.limits.maxBufferSize,
-          features: [...adapter.features],
-        }
-      : "no adapter: weft runs on Wasm (device: software needs the webgpu and @sparticuz/chromium packages)";
+    const { webgpu } = machine;
+    const report: Record<string, unknown> = { ...machine, webgpu: webgpu ?? NO_ADAPTER };
+    const rows: [string, ...string[]][] = [
+      ["Node", `${machine.node} on ${machine.platform}`],
+      ["CPU", machine.simd ? "has SIMD: the wasm target runs" : "has no SIMD: the wasm target cannot run"],
+      webgpu
+        ? [
+            "GPU",
+            `${webgpu.name} (${webgpu.vendor})`,
+            `bindings of ${showBytes(webgpu.storageBinding, Math.floor)}, buffers of ` +
+              showBytes(webgpu.bufferSize, Math.floor),
+            `features: ${webgpu.features.join(", ") || "none"}`,
+          ]
+        : ["GPU", NO_ADAPTER],
+    ];
     if (bundle !== undefined) {
       await checkBundle("doctor", bundle);
       const m = await readManifest(await openReader(bundle));
@@ -43,16 +60,15 @@ export const doctor: Command = {
       for (const target of ["wasm", "webgpu"] as const) {
         const limits = has[target];
         if (!m.targets[target] || !limits) continue;
-        const { sizes, bytes } = roomOf(m, target, f, limits);
+        const { sizes, bytes, byPurpose } = roomOf(m, target, f, limits);
         report[`a load on ${target}`] = { bytes, ...sizes };
+        rows.push([
+          `a load on ${target}`,
+          `takes ${showBytes(bytes)}: ${purposes(byPurpose)}`,
+          `with room for ${roomIn(sizes, m)}`,
+        ]);
       }
     }
-    console.log(
-      json
-        ? JSON.stringify(report)
-        : Object.entries(report)
-            .map(([k, v]) => `${k}: ${typeof v === "object" ? JSON.stringify(v) : v}`)
-            .join("\n"),
-    );
+    console.log(json ? JSON.stringify(report) : described(rows));
   },
 };

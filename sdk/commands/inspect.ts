@@ -1,5 +1,13 @@
 /** weft inspect: what a bundle holds and takes, or what methods take of a shape. */
-import { isForMany, type Manifest, planOf, sizesFor } from "../../runtime/bundle.ts";
+import {
+  bytesOf,
+  isForMany,
+  type Manifest,
+  planOf,
+  type Sizes,
+  showBytes,
+  sizesFor,
+} from "../../runtime/bundle.ts";
 import { Host } from "../../runtime/host.ts";
 import { readManifest, readVerified } from "../../runtime/load.ts";
 import { openReader } from "../../runtime/reader.ts";
@@ -7,10 +15,10 @@ import { measureWasm, wasmLimits } from "../../runtime/wasm.ts";
 import { measureWebGpu, webGpuLimits } from "../../runtime/webgpu.ts";
 import { parseJson, readFileOr } from "../files.ts";
 import { planMemory } from "../index.ts";
-import { bytesOf, type MemoryOptions } from "../options.ts";
+import type { MemoryOptions } from "../options.ts";
 import { checkBundle } from "./bundle.ts";
 import { type Command, type Flags, fail, needed, number, string, text, toggle } from "./command.ts";
-import { bytes as kb, table } from "./progress.ts";
+import { table } from "./progress.ts";
 
 /** What a load of one thread would choose, with `--for`: of so many bytes. */
 export function roomOf(m: Manifest, target: "wasm" | "webgpu", f: Flags, limits = roomLimits[target]) {
@@ -88,67 +96,117 @@ async function inspectMemory(f: Flags, json: boolean): Promise<void> {
   );
 }
 
+/** The names of a list, or `none`. */
+const listed = (names: readonly string[]): string => names.join(", ") || "none";
+/** Rows of a name and what there is to say of it; a text may have several lines. */
+export const described = (rows: readonly (readonly [name: string, ...text: string[]])[]): string => {
+  const width = Math.max(...rows.map(([name]) => name.length));
+  return rows
+    .flatMap(([name, ...text]) => text.map((line, i) => `${(i ? "" : name).padEnd(width)}  ${line}`))
+    .join("\n");
+};
+/** What such sizes have room for, in words. */
+export const roomIn = ({ sequences, blocks, slots, jobs, savedRows }: Sizes, { train }: Manifest): string =>
+  [
+    `${sequences} requests or rows at once`,
+    `${(blocks * 32).toLocaleString("en")} tokens in the cache`,
+    `${slots} adapter${slots === 1 ? "" : "s"}`,
+    ...(train.length
+      ? [`${jobs} job${jobs === 1 ? "" : "s"} with ${savedRows.toLocaleString("en")} tokens in flight`]
+      : []),
+  ].join(", ");
+/** Bytes by purpose, the largest first. */
+export const purposes = (bytes: Readonly<Record<string, number>>): string =>
+  Object.entries(bytes)
+    .filter(([, n]) => n > 0)
+    .sort(([, a], [, b]) => b - a)
+    .map(([purpose, n]) => `${purpose} ${showBytes(n)}`)
+    .join(", ");
+const diskBytes = ({ files }: Manifest): number => Object.values(files).reduce((n, f) => n + f.bytes, 0);
+
+type Loads = Awaited<ReturnType<typeof loads>>;
+/** What whoever has a bundle wants to know of it first. */
+function summary(bundle: string, m: Manifest, taken: Loads, f: Flags): string {
+  const { model } = m;
+  const text = m.tokenizer ? (m.chatTemplate ? "text and chat" : "text, no chat template") : "token ids alone";
+  return described([
+    ["bundle", bundle],
+    [
+      "model",
+      `${model.family}, ${model.parameters.toLocaleString("en")} parameters in ${model.format}${rounded(m)}`,
+    ],
+    ["on disk", showBytes(diskBytes(m))],
+    ...Object.entries(taken).map(
+      ([name, { total, bytes }], i) =>
+        [
+          i ? "" : "a load takes",
+          `${showBytes(total)} on ${name}: ${purposes(bytes)}`,
+          `with room for ${roomIn(roomOf(m, name as keyof Manifest["targets"], f).sizes, m)}`,
+        ] as const,
+    ),
+    ["runs on", listed(Object.keys(m.targets))],
+    ["adapters", `${listed(Object.keys(m.methods))}; of rank up to ${m.capacities.rank}`],
+    ["trains", listed(m.train)],
+    ["speaks", text],
+    ["context", `${m.capacities.context} tokens`],
+  ]);
+}
+/** What the compiler made of it. */
+function details(m: Manifest, taken: Loads, f: Flags): string {
+  const { model } = m;
+  const numbersOf = (sizes: object): string =>
+    Object.entries(sizes)
+      .map(([name, n]) => `${name} ${typeof n === "object" ? JSON.stringify(n) : n}`)
+      .join(", ");
+  const lines = [
+    `${model.layers} layers × ${model.hiddenSize}, ${model.heads}/${model.kvHeads} heads × ` +
+      `${model.headDim}, vocab ${model.vocab}, base ${m.base.slice(0, 12)}`,
+    `policy ${m.policy}; capacities ${numbersOf(m.capacities)}`,
+    ...Object.entries(m.saved).map(
+      ([cls, s]) =>
+        `saved activations, ${cls}: ${s.bytes.naive} bytes a token a layer naive, ${s.bytes.all} ` +
+        `pruned, ${s.bytes.boundary} boundary  ` +
+        `(${s.fields.map((x) => `${x.name.replace(/^\w+\./, "")}×${x.cols}`).join(", ")})`,
+    ),
+  ];
+  for (const name of Object.keys(taken) as (keyof Manifest["targets"])[]) {
+    const { sizes, plan } = roomOf(m, name, f);
+    lines.push(
+      "",
+      `target ${name}: ${Object.keys(plan.kernels).length} kernels, arena ` +
+        `${showBytes(plan.arenaWords * 4)}, metadata ${showBytes(plan.metaWords * 4)}; ${numbersOf(sizes)}`,
+    );
+    for (const [space, w] of Object.entries(plan.spaces))
+      lines.push(
+        `  ${space.padEnd(9)} ${showBytes(w.layer * 4).padStart(10)} a layer, ` +
+          `${showBytes((w.layer * model.layers + w.outer) * 4).padStart(10)} in all`,
+      );
+    for (const p of plan.programs) {
+      // Of two kernels for few rows and for many, a step launches one.
+      const launches = p.launches.filter(isForMany);
+      const always = launches.filter((l) => l.bits.length === 0).length;
+      lines.push(
+        `  ${p.name.padEnd(24)} ${String(launches.length).padStart(2)} launches (${always} when ` +
+          `nothing is adapted or trained)${p.region === "layer" ? " a layer" : ""}`,
+      );
+      if (f.kernels) lines.push(...p.launches.map((l) => `      ${l.kernel}`));
+    }
+  }
+  return lines.join("\n");
+}
 async function inspectBundle(positional: readonly string[], f: Flags, json: boolean): Promise<void> {
   const bundle = needed(positional, "inspect", "a bundle");
   await checkBundle("inspect", bundle);
   const reader = await openReader(bundle);
   const m = await readManifest(reader);
   const taken = await loads(reader, m, f);
-  if (json) return console.log(JSON.stringify({ ...m, loads: taken }));
-  if (f.graph) {
-    const graphs = new TextDecoder()
-      .decode(await (await openReader(bundle)).read("graphs.txt"))
-      .split(/^(?=# )/m);
-    const names = graphs.map((g) => g.slice(2, g.indexOf("\n")));
-    return console.log(
-      (
-        graphs[names.indexOf(string(f, "graph"))] ?? fail("--graph", names.join(", "), string(f, "graph"))
-      ).trimEnd(),
-    );
-  }
-  console.log(
-    `${m.model.family}, ${m.model.parameters} parameters, ${m.model.layers} layers × ` +
-      `${m.model.hiddenSize}, ${m.model.heads}/${m.model.kvHeads} heads × ${m.model.headDim}, vocab ` +
-      `${m.model.vocab}, ${m.model.format}${rounded(m)}, base ${m.base.slice(0, 12)}`,
-  );
-  console.log(
-    `policy ${m.policy}; trains ${m.train.join(", ") || "nothing"}; capacities ${Object.entries(m.capacities)
-      .map(([k, v]) => `${k} ${v}`)
-      .join(", ")}`,
-  );
-  for (const [cls, s] of Object.entries(m.saved))
-    console.log(
-      `saved activations, ${cls}: ${s.bytes.naive} bytes a token a layer naive, ${s.bytes.all} ` +
-        `pruned, ${s.bytes.boundary} boundary  ` +
-        `(${s.fields.map((x) => `${x.name.replace(/^\w+\./, "")}×${x.cols}`).join(", ")})`,
-    );
-  for (const name of ["wasm", "webgpu"] as const) {
-    if (!m.targets[name]) continue;
-    const { sizes, plan } = roomOf(m, name, f);
-    const list = Object.entries(sizes).map(([k, v]) => `${k} ${v}`);
-    console.log(
-      `\ntarget ${name}: ${Object.keys(plan.kernels).length} kernels, arena ` +
-        `${kb(plan.arenaWords * 4)}, metadata ${kb(plan.metaWords * 4)}; a load takes ` +
-        `${kb(taken[name]!.total)}: ${list.join(", ")}`,
-    );
-    const purposes = Object.entries(taken[name]!.bytes).filter(([, n]) => n > 0);
-    console.log(`  of these ${purposes.map(([purpose, n]) => `${purpose} ${kb(n)}`).join(", ")}`);
-    for (const [space, w] of Object.entries(plan.spaces))
-      console.log(
-        `  ${space.padEnd(9)} ${kb(w.layer * 4).padStart(10)} a layer, ` +
-          `${kb((w.layer * m.model.layers + w.outer) * 4).padStart(10)} in all`,
-      );
-    for (const p of plan.programs) {
-      // Of two kernels for few rows and for many, a step launches one.
-      const launches = p.launches.filter(isForMany);
-      const always = launches.filter((l) => l.bits.length === 0).length;
-      console.log(
-        `  ${p.name.padEnd(24)} ${String(launches.length).padStart(2)} launches (${always} when ` +
-          `nothing is adapted or trained)${p.region === "layer" ? " a layer" : ""}`,
-      );
-      if (f.kernels) for (const l of p.launches) console.log(`      ${l.kernel}`);
-    }
-  }
+  if (json) return console.log(JSON.stringify({ ...m, disk: diskBytes(m), loads: taken }));
+  if (f.graph === undefined)
+    return console.log(`${summary(bundle, m, taken, f)}\n\n${details(m, taken, f)}`);
+  const graphs = new TextDecoder().decode(await reader.read("graphs.txt")).split(/^(?=# )/m);
+  const names = graphs.map((g) => g.slice(2, g.indexOf("\n")));
+  const graph = graphs[names.indexOf(string(f, "graph"))];
+  console.log((graph ?? fail("--graph", names.join(", "), string(f, "graph"))).trimEnd());
 }
 
 export const inspect: Command = {

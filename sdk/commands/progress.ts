@@ -51,12 +51,6 @@ export function duration(seconds: number): string {
   if (s < 3600) return `${Math.floor(s / 60)} min ${two(s % 60)} s`;
   return `${Math.floor(s / 3600)} h ${two(Math.floor((s % 3600) / 60))} min`;
 }
-export const bytes = (n: number): string =>
-  n > 1e9
-    ? `${(n / 1e9).toFixed(2)} GB`
-    : n > 1e6
-      ? `${(n / 1e6).toFixed(1)} MB`
-      : `${(n / 1e3).toFixed(1)} kB`;
 /** Rows of cells, columns aligned: the first to the left, numbers to the right. */
 export function table(rows: readonly (readonly string[])[]): string {
   const widths = rows[0]!.map((_, i) => Math.max(...rows.map((r) => r[i]!.length)));

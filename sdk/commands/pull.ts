@@ -3,13 +3,13 @@
  * go on where they ended, and are checked against the Hub's SHA-256 where it says one.
  */
 import { downloadFile, HubApiError, type ListFileEntry, listFiles } from "@huggingface/hub";
-import { WeftError } from "../../runtime/bundle.ts";
+import { showBytes, WeftError } from "../../runtime/bundle.ts";
 import { makeFolder, onDisk, unless } from "../../runtime/disk.ts";
 import { claimFolder } from "../../runtime/folder.ts";
 import { node } from "../../runtime/node.ts";
 import { type Command, type Flags, fail, optional, text, toggle } from "./command.ts";
 import { compileFlags, compileTo } from "./compile.ts";
-import { bytes, clearLine, progress } from "./progress.ts";
+import { clearLine, progress } from "./progress.ts";
 
 /** What a model is compiled from. */
 const wanted =
@@ -111,7 +111,7 @@ async function download(hub: Hub, dir: string): Promise<void> {
     for (const file of needed)
       await bring(hub, file, dir, (n) => {
         done += n;
-        if (process.stderr.isTTY) progress(`${file.path}: ${bytes(done)} of ${bytes(total)}`);
+        if (process.stderr.isTTY) progress(`${file.path}: ${showBytes(done)} of ${showBytes(total)}`);
       });
   });
   clearLine();

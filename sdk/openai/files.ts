@@ -1,6 +1,7 @@
 /** /v1/files: rows to learn from, in memory as long as the server runs. */
 import { parseJsonl } from "../data.ts";
 import type { DataRow } from "../index.ts";
+import { showBytes } from "../../runtime/bundle.ts";
 import { ApiError } from "./errors.ts";
 import { bodyOf, page } from "./http.ts";
 
@@ -42,7 +43,7 @@ export class Files {
     if (bytes.length > this.limit - this.held)
       throw new ApiError(
         413,
-        `All files together may have ${this.limit} bytes, ${this.held} are in use: delete some`,
+        `All files together may have ${showBytes(this.limit)}, ${showBytes(this.held)} are in use: delete some`,
         "request_too_large",
       );
     const filename = (file as File).name || "file.jsonl";

@@ -1,5 +1,5 @@
 /** Bodies in, within bounds; JSON and server-sent events out. */
-import { WeftError } from "../../runtime/bundle.ts";
+import { showBytes, WeftError } from "../../runtime/bundle.ts";
 import { ApiError } from "./errors.ts";
 
 export const json = (body: unknown, status = 200, headers: Record<string, string> = {}): Response =>
@@ -8,7 +8,7 @@ export const json = (body: unknown, status = 200, headers: Record<string, string
 /** All of a request's body. Throws 413 as soon as it is longer than `limit` bytes. */
 export async function bodyOf(request: Request, limit: number): Promise<Uint8Array<ArrayBuffer>> {
   const tooLarge = (): ApiError =>
-    new ApiError(413, `The body is larger than ${limit} bytes`, "request_too_large");
+    new ApiError(413, `The body is larger than ${showBytes(limit)}`, "request_too_large");
   if (Number(request.headers.get("content-length") ?? 0) > limit) throw tooLarge();
   const pieces: Uint8Array[] = [];
   let length = 0;
