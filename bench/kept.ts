@@ -13,8 +13,8 @@ import { type AdapterContent, defaultConfig } from "../runtime/content.ts";
 import { initialContent } from "../runtime/initial.ts";
 import { Contents } from "../runtime/kept.ts";
 import { openSpill } from "../runtime/spill.ts";
-import { compile, load } from "../sdk/index.ts";
 import { bytesOf } from "../runtime/units.ts";
+import { compile, load } from "../sdk/index.ts";
 import { table, timed } from "./measure.ts";
 import { randomModel, smol } from "./model.ts";
 

@@ -165,11 +165,15 @@ export class Contents {
       });
     };
     if (most !== null) {
-      if (e.size > most) refuse(`one of ${showBytes(e.size, Math.ceil)}`, "allow more: load({ adapters: { memory } })");
+      if (e.size > most)
+        refuse(`one of ${showBytes(e.size, Math.ceil)}`, "allow more: load({ adapters: { memory } })");
       for (const old of this.resident) {
         if (this.held + e.size <= most) break;
         if (!this.spill)
-          refuse(showBytes(this.held + e.size, Math.ceil), "remove adapters that are not needed, or allow more");
+          refuse(
+            showBytes(this.held + e.size, Math.ceil),
+            "remove adapters that are not needed, or allow more",
+          );
         if (!old.spilled) this.spill!.write(old.id, old.bytes!);
         old.spilled = true;
         this.free(old);

@@ -196,6 +196,10 @@ test("links lead to files and headings that are there", () => {
     }
 });
 
+test("sizes are decimal, as the command line and errors say them", () => {
+  for (const page of pages) assert.not.match(read(page), /\d [KMG]iB\b/, page);
+});
+
 test("tables have every model family and every adapter method, and no other", () => {
   /** Names in the first column of a page's table whose first line begins so. */
   const listed = (page: string, head: string): string[] => {

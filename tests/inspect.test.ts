@@ -54,7 +54,11 @@ test("bytes of a load by purpose, within 15 % of what is allocated, for little a
     assert.match(second, /layers × .*capacities/s);
     const checkup = await weft("doctor", dir, ...how);
     assert.match(checkup.out, /^Node +v.*\nCPU +has SIMD.*\nGPU .*a load on wasm +takes [\d.]+ MB: /s);
-    assert.not.match(checkup.out + shown.out.replace(/"?s2ft .*/, ""), /[{}]|\b[KMG]iB\b/, "neither JSON nor other units");
+    assert.not.match(
+      checkup.out + shown.out.replace(/"?s2ft .*/, ""),
+      /[{}]|\b[KMG]iB\b/,
+      "neither JSON nor other units",
+    );
   }
 });
 test.run();

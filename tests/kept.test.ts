@@ -129,7 +129,10 @@ test("past a budget the least recently used are elsewhere, and come back; or ref
   assert.equal([e.code, e.where, e.found], ["WEFT_CAPACITY", "adapters.memory", "1.2 kB"]);
   first.drop();
   bounded.keep(contentOf([values()]));
-  assert.match(errorOf(() => contents.keep(contentOf([values(), values(), values()]))).found, /one of 1\.2 kB/);
+  assert.match(
+    errorOf(() => contents.keep(contentOf([values(), values(), values()]))).found,
+    /one of 1\.2 kB/,
+  );
 });
 
 test("room for two adapters answers by eight as room for all; nothing is left of it", async () => {

@@ -138,7 +138,10 @@ test("no room is told before anything is fetched, with how much was missing; a b
     await quota(100_000);
     const full = await site.visit<Said>("return said(open);");
     assert.is(full.code, "WEFT_IO", full.message);
-    assert.match(full.message, /expected [\d.]+ [kM]B of storage, found [\d.]+ (bytes|[kM]B), [\d.]+ [kM]B too few \(delete/);
+    assert.match(
+      full.message,
+      /expected [\d.]+ [kM]B of storage, found [\d.]+ (bytes|[kM]B), [\d.]+ [kM]B too few \(delete/,
+    );
     assert.is(site.asked.filter((a) => a.path === shard).length, 0);
     const poor = await site.visit<[boolean, string[], { download: number; free: number }]>(`
       const a = await weft.availability("model.weft");

@@ -1,7 +1,15 @@
 /** One bundle for much memory and little: what a load has room for, and that it changes no bit. */
 import * as assert from "uvu/assert";
 import { compileTo } from "../compiler/compile.ts";
-import { bytesOf, type Manifest, planOf, type Sizes, sizeNames, sizesFor, type WeftError } from "../runtime/bundle.ts";
+import {
+  bytesOf,
+  type Manifest,
+  planOf,
+  type Sizes,
+  sizeNames,
+  sizesFor,
+  type WeftError,
+} from "../runtime/bundle.ts";
 import { measureWasm, wasmLimits } from "../runtime/wasm.ts";
 import { measureWebGpu, webGpuLimits } from "../runtime/webgpu.ts";
 import { type Engine, load } from "../sdk/index.ts";

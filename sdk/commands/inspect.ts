@@ -128,7 +128,11 @@ type Loads = Awaited<ReturnType<typeof loads>>;
 /** What whoever has a bundle wants to know of it first. */
 function summary(bundle: string, m: Manifest, taken: Loads, f: Flags): string {
   const { model } = m;
-  const text = m.tokenizer ? (m.chatTemplate ? "text and chat" : "text, no chat template") : "token ids alone";
+  const text = m.tokenizer
+    ? m.chatTemplate
+      ? "text and chat"
+      : "text, no chat template"
+    : "token ids alone";
   return described([
     ["bundle", bundle],
     [
@@ -201,8 +205,7 @@ async function inspectBundle(positional: readonly string[], f: Flags, json: bool
   const m = await readManifest(reader);
   const taken = await loads(reader, m, f);
   if (json) return console.log(JSON.stringify({ ...m, disk: diskBytes(m), loads: taken }));
-  if (f.graph === undefined)
-    return console.log(`${summary(bundle, m, taken, f)}\n\n${details(m, taken, f)}`);
+  if (f.graph === undefined) return console.log(`${summary(bundle, m, taken, f)}\n\n${details(m, taken, f)}`);
   const graphs = new TextDecoder().decode(await reader.read("graphs.txt")).split(/^(?=# )/m);
   const names = graphs.map((g) => g.slice(2, g.indexOf("\n")));
   const graph = graphs[names.indexOf(string(f, "graph"))];

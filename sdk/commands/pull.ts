@@ -12,8 +12,9 @@ import { compileFlags, compileTo } from "./compile.ts";
 import { clearLine, progress } from "./progress.ts";
 
 /** What a model is compiled from. */
-const wanted =
-  /^((config|generation_config|tokenizer\w*|model\.safetensors\.index)\.json|chat_template\.jinja|[\w.-]+\.safetensors)$/;
+const isWanted = (file: string): boolean =>
+  /^(config|generation_config|tokenizer\w*|model\.safetensors\.index)\.json$/.test(file) ||
+  /^(chat_template\.jinja|[\w.-]+\.safetensors)$/.test(file);
 interface Hub {
   readonly repo: string;
   readonly revision: string;
@@ -88,7 +89,7 @@ async function bring(hub: Hub, file: ListFileEntry, dir: string, told: (n: numbe
 async function download(hub: Hub, dir: string): Promise<void> {
   const files: ListFileEntry[] = [];
   await asked(hub, async () => {
-    for await (const f of listFiles(hub)) if (f.type === "file" && wanted.test(f.path)) files.push(f);
+    for await (const f of listFiles(hub)) if (f.type === "file" && isWanted(f.path)) files.push(f);
   });
   // Of two copies of the weights, the one that config.json's index names, or the one that is a whole.
   const names = files.map((f) => f.path);

@@ -1,7 +1,8 @@
 /** /v1/files: rows to learn from, in memory as long as the server runs. */
+
+import { showBytes } from "../../runtime/bundle.ts";
 import { parseJsonl } from "../data.ts";
 import type { DataRow } from "../index.ts";
-import { showBytes } from "../../runtime/bundle.ts";
 import { ApiError } from "./errors.ts";
 import { bodyOf, page } from "./http.ts";
 
