@@ -29,7 +29,7 @@ import {
 } from "../runtime/trainer.ts";
 import { identityOf } from "../runtime/training.ts";
 import { AdapterHandle } from "./adapter.ts";
-import { type DataRow, rowsOf } from "./data.ts";
+import type { DataRow } from "./data.ts";
 import { decodeText, isGguf, parseJson } from "./files.ts";
 import { Job } from "./job.ts";
 import type { Again } from "./keeping.ts";
@@ -271,7 +271,8 @@ export class Engine {
     return job;
   }
   /** Rows as jobs learn them: ids and labels. `what` names them in errors. Throws WEFT_DATA. */
-  rows(data: string | Blob | readonly DataRow[], what: string): Promise<Row[]> {
+  async rows(data: string | Blob | readonly DataRow[], what: string): Promise<Row[]> {
+    const { rowsOf } = await import("./data.ts");
     return rowsOf(data, what, this.text, this.manifest.model.eos);
   }
 
