@@ -62,8 +62,10 @@ const layersOf = (m: Manifest): number[] => Array.from({ length: m.model.layers 
 const escaped = (path: string): string => path.replaceAll(".", "\\.");
 
 /** Of plain LoRA: PEFT has parameters of no other method. */
-export const hasParameters = ({ peft_type, use_dora, target_parameters: named }: Json): boolean =>
-  peft_type === "LORA" && !use_dora && Array.isArray(named) && named.length > 0;
+export function hasParameters(json: Json | null): boolean {
+  const { peft_type, use_dora, target_parameters: named } = json ?? {};
+  return peft_type === "LORA" && !use_dora && Array.isArray(named) && named.length > 0;
+}
 
 /** The same folder on single matrices. Throws WEFT_ADAPTER, or WEFT_ADAPTER_MISMATCH for another base. */
 export function onMatrices(
