@@ -1,5 +1,5 @@
 /** The compiler on one page: model folder + adapter classes → bundle. */
-import { print } from "../ops/index.ts";
+import { print, type Value } from "../ops/index.ts";
 import {
   BaseHash,
   BUNDLE_FORMAT,
@@ -26,7 +26,7 @@ import { checkFormats } from "./formats.ts";
 import { fuse } from "./fuse.ts";
 import { tileRowsOf } from "./kernels/text/wgsl_attend.ts";
 import type { SiteSpec } from "./layers.ts";
-import { type Layout, layoutOf } from "./layout.ts";
+import { isAlone, type Layout, layoutOf } from "./layout.ts";
 import { checkLimits } from "./limits.ts";
 import { models } from "./models/index.ts";
 import type { Family, Model } from "./models/model.ts";
@@ -103,7 +103,11 @@ async function* bundle(
   const params = [...programs.outerParams, ...programs.layerParams];
   const stored = formats.filter((f) => params.some((p) => p.kind === "weight" && p.format === f));
   const launches = new Map(
-    programs.graphs.map((g) => [g.name, fuse(g.roots, { fuse: settings.fuse, homes: g.homes })]),
+    programs.graphs.map(({ name, region, roots, homes }) => {
+      const alone = ({ type }: Value): boolean =>
+        region === "outer" && type.kind === "weight" && isAlone(model, type);
+      return [name, fuse(roots, { fuse: settings.fuse, homes, alone })];
+    }),
   );
 
   // Launches → kernels and a plan of memory, for each target.

@@ -9,11 +9,19 @@ import { groupNodes } from "./fuse/groups.ts";
 import { mergeLaunches } from "./fuse/launches.ts";
 import type { Launch } from "./kernels/body.ts";
 
-/** Group the nodes that `roots` need into launches. `fuse: false` gives every node a kernel of its own. */
+/**
+ * Group the nodes that `roots` need into launches. `fuse: false` gives every node a kernel of its own.
+ * `alone`: matrices beside which a kernel reads no other weights.
+ */
 export function fuse(
   roots: readonly Value[],
-  options: { fuse: boolean; homes?: readonly { readonly value: Value; readonly name: string }[] },
+  options: {
+    readonly fuse: boolean;
+    readonly homes?: readonly { readonly value: Value; readonly name: string }[];
+    readonly alone?: (v: Value) => boolean;
+  },
 ): Launch[] {
   const homes = new Map((options.homes ?? []).map((h) => [valueKey(h.value), h.name]));
-  return mergeLaunches(bodiesOf(groupNodes(roots, options.fuse)), options.fuse, homes);
+  const groups = groupNodes(roots, options.fuse, options.alone ?? (() => false));
+  return mergeLaunches(bodiesOf(groups), options.fuse, homes);
 }

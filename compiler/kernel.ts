@@ -19,6 +19,8 @@ export interface Address {
   readonly space: MemorySpace;
   readonly offset: number;
   readonly stride: number;
+  /** Of a matrix that is a group of its own, in WGSL: its number among those. A launch has a shard of it. */
+  readonly own?: number | null;
 }
 export interface ParamAddress {
   readonly name: string;
@@ -42,6 +44,8 @@ export interface ParamAddress {
    * Offset of its gradient inside a job's accumulators; an optimizer's states follow, each as long.
    */
   readonly accum: number;
+  /** Of a matrix that is a group of its own: its number among those. */
+  readonly own: number | null;
 }
 
 /** Does a slot have a tensor's rows in quads? Others are vectors, side by side at the branch's home. */
@@ -100,6 +104,11 @@ export interface Kernel<B> {
   readonly parts?: (body: B) => number;
   /** WGSL: declarations of what a workgroup of so many lanes shares. */
   readonly shared?: (variant: Variant, lanes: number, bodies: readonly B[]) => readonly string[];
+  /**
+   * WGSL: the dimension of its workgroups that goes over the rows of a matrix that is a group of its own, or
+   * null where all go over all of its shard. Without it, none of its bodies can be over such a matrix.
+   */
+  readonly over?: "x" | "y" | null;
   /** WGSL: does a body write base weights? They are bound as words then, not as packed panels. */
   readonly writesWeights?: (body: B) => boolean;
   readonly wgsl: (name: string, body: B, env: KernelEnv, variant: Variant, lanes: number) => string;

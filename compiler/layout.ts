@@ -4,11 +4,12 @@
  */
 import { inputName, isInput, type Type, type Value, valueKey } from "../ops/index.ts";
 import {
+  type Chambers,
   kvBlockWords,
   MOST_JOBS,
+  matrixWords,
   mostStates,
   type ParamEntry,
-  packedWords,
   SPLIT,
   type TargetEntry,
 } from "../runtime/bundle.ts";
@@ -24,15 +25,21 @@ import type { GraphProgram, Programs, TrainClass } from "./programs/index.ts";
 import type { Settings } from "./settings.ts";
 import { align, type Capacities, type Target } from "./target.ts";
 
+/** Of the outer matrices, those that devices may hold in shards: they have a row for each token. */
+export const isAlone = (model: Model, { n }: { readonly n: number }): boolean => n === model.vocab;
+/** `alone`: is a matrix a group of its own? */
 function placeParams(
   specs: readonly ParamSpec[],
   panel: number,
-): { params: ParamEntry[]; words: number; accumWords: number } {
+  alone: (s: ParamSpec) => boolean,
+): { params: ParamEntry[]; words: number; accumWords: number; own: Chambers[] } {
   let offset = 0;
   let accum = 0;
+  const own: Chambers[] = [];
   const params = specs.map((s): ParamEntry => {
-    const full = s.kind === "weight" ? packedWords("f32", s.n, s.k, panel) : align(s.n, 8);
-    const words = s.kind === "weight" ? packedWords(s.format, s.n, s.k, panel) : full;
+    const p = { ...s, own: alone(s) ? own.length : null };
+    const full = s.kind === "weight" ? matrixWords({ ...p, format: "f32" }, panel) : align(s.n, 8);
+    const words = s.kind === "weight" ? matrixWords(p, panel) : full;
     const entry: ParamEntry = {
       name: s.name,
       kind: s.kind,
@@ -44,13 +51,18 @@ function placeParams(
       offset,
       words: align(full, 4),
       accum,
+      own: p.own,
     };
+    if (p.own !== null) {
+      own.push({ weights: words, accum: (1 + mostStates) * full });
+      return { ...entry, offset: 0, accum: 0 };
+    }
     offset += align(words);
     accum += (1 + mostStates) * align(full, 4);
     return entry;
   });
   // Tiles read up to one panel past a tensor's last row.
-  return { params, words: align(offset + panel * 8), accumWords: align(accum) };
+  return { params, words: align(offset + panel * 8), accumWords: align(accum), own };
 }
 
 export interface Layout {
@@ -70,6 +82,7 @@ export interface Layout {
   readonly records: Readonly<Record<string, { readonly boundary: number; readonly kept: number }>>;
   readonly slots: TargetEntry["slots"];
   readonly jobWords: number;
+  readonly own: readonly Chambers[];
   readonly room: Omit<TargetEntry["room"], "arena">;
 }
 
@@ -80,8 +93,11 @@ export function layoutOf(
   { capacities: c, kv, train }: Pick<Settings, "capacities" | "kv" | "train">,
   target: Target,
 ): Layout {
-  const layer = placeParams(programs.layerParams, target.panel);
-  const outer = placeParams(programs.outerParams, target.panel);
+  const layer = placeParams(programs.layerParams, target.panel, () => false);
+  // On a CPU a tensor of any size is one.
+  const inShards = (s: ParamSpec): boolean =>
+    target.name === "webgpu" && s.kind === "weight" && isAlone(model, s);
+  const outer = placeParams(programs.outerParams, target.panel, inShards);
   const { factors, slots, ...pages } = placePages(programs.branches, train);
   let statAt = 0;
   const statistics = programs.statistics.map((s): ParamEntry => {
@@ -98,6 +114,7 @@ export function layoutOf(
       offset: 0,
       words,
       accum: statAt - words,
+      own: null,
     };
   });
   // A job trains one method, or looks at what channels carry.
@@ -130,6 +147,7 @@ export function layoutOf(
     records: saved.records,
     slots,
     jobWords,
+    own: outer.own.map((words) => ({ ...words, accum: full ? words.accum : 0 })),
     room: {
       weights: { layer: layer.words, outer: outer.words },
       accum: { layer: full ? layer.accumWords : 0, outer: full ? outer.accumWords : 0 },
@@ -248,7 +266,7 @@ export function addresser(
     const name = isInput(v) ? inputName(v) : stateOf(v.node);
     if (t.kind === "weight" || t.kind === "vector") {
       const p = layer.get(name) ?? outer.get(name);
-      if (p) return { space: "weights", offset: p.offset, stride: 0 };
+      if (p) return { space: "weights", offset: p.offset, stride: 0, own: p.own };
     }
     if (t.kind === "experts") {
       const at = (e: number): number => layer.get(name.replace("{e}", String(e)))!.offset;

@@ -77,6 +77,7 @@ export function placePages(branches: readonly BranchSpec[], train: readonly stri
           offset,
           words,
           accum: t.trained ? accum : -1,
+          own: null,
         };
         if (t.trained) accum += (1 + mostStates) * words;
         return entry;

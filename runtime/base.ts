@@ -3,12 +3,13 @@
  * training that was given up.
  */
 import { type Manifest, WeftError } from "./bundle.ts";
-import type { Device } from "./device.ts";
+import { chamberWords, type Device } from "./device.ts";
 import type { Rounding } from "./formats.ts";
 import { uploadWeights } from "./load.ts";
 import type { Change } from "./merge.ts";
 import type { BaseTensor, On, StoredTensor } from "./parameters.ts";
 import type { BundleReader } from "./reader.ts";
+import { groupsOf } from "./shards.ts";
 
 export type { BaseTensor, StoredTensor };
 
@@ -49,8 +50,8 @@ export class BaseWeights {
     const { plan } = this.device;
     const { layers } = this.manifest.model;
     const kept: Float32Array[] = [];
-    for (let group = 0; group <= layers; group++) {
-      const words = plan.spaces.weights[group === layers ? "outer" : "layer"];
+    for (let group = 0; group < groupsOf(plan, layers); group++) {
+      const words = chamberWords(plan, layers, "weights", group);
       kept.push(await this.device.read({ space: "weights", group, offset: 0, words, lane: this.lane }));
     }
     this.kept = kept;

@@ -6,7 +6,7 @@
 import { QUAD, QUAD_WORDS, quadsOf, ranked, SLOT_ROW } from "./contract.ts";
 import { WeftError } from "./errors.ts";
 import { singleSites } from "./experts.ts";
-import { type Format, packedWords, storedBytes } from "./formats.ts";
+import { type Format, storedBytes } from "./formats.ts";
 import { kvBlockWords } from "./kv.ts";
 import {
   type BranchEntry,
@@ -19,6 +19,7 @@ import {
 } from "./manifest.ts";
 import { axisLength } from "./order.ts";
 import { planOf } from "./room.ts";
+import { matrixWords } from "./shards.ts";
 import { tensorKinds } from "./tensors/index.ts";
 import type { TensorKind } from "./tensors/tensor.ts";
 import { termOf } from "./terms.ts";
@@ -235,6 +236,7 @@ function checkPlan(m: Manifest, plan: TargetEntry, target: "wasm" | "webgpu"): v
     need(words < 2 ** 29, `${at}: ${name}`, "chambers of at most 2 GiB", `${words} words`);
 
   const full = m.train.includes("full");
+  const own: number[] = [];
   for (const [list, region] of [
     ["layerParams", "layer"],
     ["outerParams", "outer"],
@@ -251,7 +253,19 @@ function checkPlan(m: Manifest, plan: TargetEntry, target: "wasm" | "webgpu"): v
       need(p.kind !== "factor", `${at}.${where}.kind`, "weight or vector", p.kind);
       need(p.kind === "weight" || p.format === "f32", `${at}.${where}.format`, "f32", p.format);
       need(p.kind === "weight" || p.k === 1, `${at}.${where}.k`, "1", p.k);
-      const stored = p.kind === "weight" ? packedWords(p.format, p.n, p.k, plan.panel) : p.n;
+      const stored = p.kind === "weight" ? matrixWords(p, plan.panel) : p.n;
+      if (p.own !== null) {
+        own.push(p.own);
+        need(p.kind === "weight" && region === "outer", `${at}.${where}.own`, "null", p.own);
+        const { weights, accum } = plan.own[p.own] ?? { weights: 0, accum: 0 };
+        const states = full ? 3 * matrixWords({ ...p, format: "f32" }, plan.panel) : 0;
+        const [all, found] = [
+          [stored, states, 0, ...(full ? [0, states] : [])],
+          [weights, accum, p.offset, ...(full ? [p.accum, 3 * p.words] : [])],
+        ];
+        need(same(all, found), `${at}.own[${p.own}]`, `words ${all}`, found);
+        continue;
+      }
       ends.weights = Math.max(ends.weights, p.offset + stored);
       if (!full) continue;
       need(p.accum >= 0 && p.words >= p.n * p.k, `${at}.${where}`, "room for gradients", p.words);
@@ -302,13 +316,13 @@ function checkPlan(m: Manifest, plan: TargetEntry, target: "wasm" | "webgpu"): v
     need(s.accum >= 0, `${at}.statistics[${i}].accum`, "a place", s.accum);
     within(s.accum + s.n, plan.jobWords, `statistics[${i}].accum`);
   }
-  for (const [name, k] of Object.entries(plan.kernels))
-    need(
-      Object.hasOwn(m.files, k.file),
-      `${at}.kernels.${name}.file`,
-      "a file that the manifest lists",
-      k.file,
-    );
+  need(target === "webgpu" || !own.length, `${at}.own`, "none", own.length);
+  need(same(own, [...plan.own.keys()]), `${at}.own`, "a matrix for each group, in order", own.join());
+  for (const [name, k] of Object.entries(plan.kernels)) {
+    const where = `${at}.kernels.${name}`;
+    need(Object.hasOwn(m.files, k.file), `${where}.file`, "a file that the manifest lists", k.file);
+    need((k.shards?.of ?? -1) < own.length, `${where}.shards.of`, "a group of a matrix", k.shards?.of);
+  }
   for (const [i, p] of plan.programs.entries())
     for (const [j, l] of p.launches.entries())
       need(

@@ -28,7 +28,7 @@ export interface DeviceInfo {
 /** A range of one chamber, in words. */
 export interface Range {
   readonly space: MemorySpace;
-  /** Layer index, or the number of layers for the outer group. */
+  /** Layer index; the number of layers for the outer group; behind it, those of single matrices. */
   readonly group: number;
   readonly offset: number;
   readonly words: number;
@@ -104,6 +104,10 @@ export interface Device {
 export function chamberWords(plan: Plan, layers: number, space: MemorySpace, group: number): number {
   if (space === "meta") return plan.metaWords;
   if (space === "arena") return plan.arenaWords;
+  if (group > layers) {
+    const own = plan.own[group - layers - 1]!;
+    return space === "weights" || space === "accum" ? own[space] : 0;
+  }
   return group === layers ? plan.spaces[space].outer : plan.spaces[space].layer;
 }
 export const isShared = (space: MemorySpace): boolean => space === "meta" || space === "arena";
@@ -124,6 +128,11 @@ export const paramNamed = (params: readonly ParamEntry[], name: string): ParamEn
 export interface RoomOptions {
   /** Bytes that the device may take. Default: as much as the bundle is meant for, or as there is. */
   readonly memory?: number | undefined;
+  /**
+   * Bytes of a shard of an embedding or a head on WebGPU, at most. Default: what the device binds. A smaller
+   * one changes no result.
+   */
+  readonly shard?: number | undefined;
   /** Some of the sizes themselves. */
   readonly capacities?: Partial<Sizes> | undefined;
 }

@@ -192,18 +192,19 @@ function outOfPanels(from: Words, n: number, { terms, run }: PlacedPlane, panel:
 }
 const PIECE_BYTES = 4 * 2 ** 20;
 /**
- * Pieces of a stored matrix of a few MiB, whole panels of a device: bytes, rows, and the word where they go
- * there. A matrix of several planes is one piece.
+ * Pieces of a stored matrix of a few MiB, of `multiple` rows each (whole panels of a device) but the last:
+ * bytes, rows, and the word where they go there. A matrix of several planes is one piece.
  */
 export function* piecesOf(
   format: Format,
   n: number,
   k: number,
   panel: number,
+  multiple = panel,
 ): Generator<{ from: number; to: number; rows: number; at: number }> {
   if (weightFormats[format].planes.length > 1)
     return yield { from: 0, to: storedBytes(format, n, k), rows: n, at: 0 };
-  const step = Math.max(1, Math.floor(PIECE_BYTES / storedBytes(format, panel, k))) * panel;
+  const step = Math.max(1, Math.floor(PIECE_BYTES / storedBytes(format, multiple, k))) * multiple;
   for (let row = 0; row < n; row += step) {
     const rows = Math.min(step, n - row);
     yield {
@@ -214,36 +215,59 @@ export function* piecesOf(
     };
   }
 }
-/** A bundle's panels → those of a device. */
-export function pack(format: Format, raw: Uint8Array, n: number, k: number, panel: number): Uint32Array {
+/** A bundle's panels → those of a device; `rows`: in blocks of so many, one after another, the last whole. */
+export function pack(
+  format: Format,
+  raw: Uint8Array,
+  n: number,
+  k: number,
+  panel: number,
+  rows = n,
+): Uint32Array {
   const { buffer, byteOffset, length } = raw.byteOffset % 4 ? raw.slice() : raw;
   if (panel === STORED_PANEL) return new Uint32Array(buffer, byteOffset, length / 4);
-  const out = new Uint32Array(packedWords(format, n, k, panel));
-  const wide = planesOf(format, n, k, panel);
+  const block = packedWords(format, rows, k, panel);
+  const out = new Uint32Array(Math.ceil(n / rows) * block);
+  const wide = planesOf(format, rows, k, panel);
   planesOf(format, n, k, STORED_PANEL).forEach((p, i) => {
-    widenPanels(numbersOf(p, buffer, byteOffset), n, wide[i]!, panel, numbersOf(wide[i]!, out.buffer, 0));
+    const stored = numbersOf(p, buffer, byteOffset);
+    for (let row = 0, at = 0; row < n; row += rows, at += 4 * block) {
+      const to = numbersOf(wide[i]!, out.buffer, at);
+      widenPanels(stored.subarray(row * p.terms), Math.min(rows, n - row), wide[i]!, panel, to);
+    }
   });
   return out;
 }
-/** Panels (a bundle's, or a device's) → the numbers of each plane, row by row. */
+/** Panels (a bundle's, or a device's, in blocks of `rows` rows) → the numbers of each plane, row by row. */
 export function unpackPlanes(
   format: Format,
   packed: Uint8Array | Float32Array,
   n: number,
   k: number,
   panel: number,
+  rows = n,
 ): readonly Words[] {
   const { buffer, byteOffset } = packed.byteOffset % 4 ? packed.slice() : packed;
-  return planesOf(format, n, k, panel).map((p) => outOfPanels(numbersOf(p, buffer, byteOffset), n, p, panel));
+  const block = 4 * packedWords(format, rows, k, panel);
+  return planesOf(format, rows, k, panel).map((p) => {
+    const parts = Array.from({ length: Math.ceil(n / rows) }, (_, i) =>
+      outOfPanels(numbersOf(p, buffer, byteOffset + i * block), Math.min(rows, n - i * rows), p, panel),
+    );
+    if (parts.length === 1) return parts[0]!;
+    const all = new (parts[0]!.constructor as new (length: number) => Words)(n * p.terms);
+    parts.forEach((part, i) => all.set(part, i * rows * p.terms));
+    return all;
+  });
 }
-/** Panels (a bundle's, or a device's) → f32 values [n, k]. */
+/** Panels (a bundle's, or a device's, in blocks of `rows` rows) → f32 values [n, k]. */
 export const unpack = (
   format: Format,
   packed: Uint8Array | Float32Array,
   n: number,
   k: number,
   panel: number,
-): Float32Array => weightFormats[format].decode(unpackPlanes(format, packed, n, k, panel), n, k);
+  rows = n,
+): Float32Array => weightFormats[format].decode(unpackPlanes(format, packed, n, k, panel, rows), n, k);
 /** A bundle's panels → f32 values [n, k]. */
 export const restore = (format: Format, raw: Uint8Array, n: number, k: number): Float32Array =>
   unpack(format, raw, n, k, STORED_PANEL);

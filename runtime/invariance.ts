@@ -23,7 +23,7 @@ import {
   sizeNames,
 } from "./bundle.ts";
 import { type AdapterContent, defaultConfig, placedIn, virtualTokens } from "./content.ts";
-import type { Device, Families, Range } from "./device.ts";
+import { chamberWords, type Device, type Families, type Range } from "./device.ts";
 import { sha256 } from "./hash.ts";
 import type { Host } from "./host.ts";
 import { initialContent } from "./initial.ts";
@@ -31,6 +31,7 @@ import { writeConstants } from "./load.ts";
 import { mix } from "./random.ts";
 import { startIn } from "./requests.ts";
 import type { ModelView } from "./selectors.ts";
+import { groupOf, groupsOf } from "./shards.ts";
 
 /**
  * `verified`: every family gives a row the same bits. `single-family`: kernels for few and for many rows
@@ -294,7 +295,7 @@ class Check {
         .filter((p) => p.accum >= 0)
         .map((p) => ({
           space: "accum",
-          group,
+          group: groupOf(p, group),
           offset: p.accum,
           words: Math.min(SAMPLE, p.words),
           lane: lanes - 1,
@@ -400,7 +401,9 @@ class Check {
       clear("tables", group, 64, tables.layer - 64);
       clear("accum", group, 0, full ? accum.layer : plan.jobWords);
     }
-    if (full) clear("accum", layers, 0, accum.outer);
+    if (!full) return;
+    for (let group = layers; group < groupsOf(plan, layers); group++)
+      clear("accum", group, 0, chamberWords(plan, layers, "accum", group));
   }
 }
 

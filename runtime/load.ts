@@ -19,6 +19,7 @@ import { reorder, siteOfParam } from "./order.ts";
 import { type BundleReader, type RangeFile, sha256 } from "./reader.ts";
 import type { Heard } from "./remote.ts";
 import { check, foreign } from "./schema.ts";
+import { groupOf, SHARD_ROWS } from "./shards.ts";
 import type { Change } from "./terms.ts";
 
 const bad = (where: string, expected: string, found: string, hint?: string): WeftError =>
@@ -152,7 +153,7 @@ export async function uploadWeights(
         const p = paramNamed(to.outer ? plan.outerParams : plan.layerParams, to.name);
         const change = changeOf?.(to.group, to.name);
         const site = to.outer || !m.selection ? undefined : siteOfParam(m, to.name);
-        const at = { space: "weights", group: to.group } as const;
+        const at = { space: "weights", group: groupOf(p, to.group) } as const;
         let range = (from: number, to: number): Promise<Uint8Array> =>
           file.range(t.start + from, t.start + to);
         if (p.kind === "vector") {
@@ -172,10 +173,11 @@ export async function uploadWeights(
             if (change) lost.push(rounding);
             range = async (from, to) => stored.subarray(from, to);
           }
-          for (const piece of piecesOf(t.format, p.n, p.k, plan.panel))
+          const block = p.own === null ? undefined : SHARD_ROWS;
+          for (const piece of piecesOf(t.format, p.n, p.k, plan.panel, block))
             device.write(
               { ...at, offset: p.offset + piece.at },
-              pack(t.format, await range(piece.from, piece.to), piece.rows, p.k, plan.panel),
+              pack(t.format, await range(piece.from, piece.to), piece.rows, p.k, plan.panel, block),
             );
         }
         where.delete(t.name);

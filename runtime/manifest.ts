@@ -29,7 +29,7 @@ import { startNames, type TensorKindName, tensorKinds } from "./tensors/index.ts
 import { termNames } from "./terms.ts";
 
 export const BUNDLE_FORMAT = "weft-bundle";
-export const BUNDLE_VERSION = 16;
+export const BUNDLE_VERSION = 17;
 
 const FileEntry = object({ bytes, sha256: sha256Hex });
 const format = oneOf(formats);
@@ -67,6 +67,8 @@ const ParamEntry = object({
   words: count,
   /** Offset of its gradient in the accumulators; -1 for a tensor that is not trained. */
   accum: integer(-1),
+  /** Of a matrix that is a group of its own, which a device may hold in shards: its number among those. */
+  own: v.nullable(count),
 });
 /** `qkv` and `gateUp`: those of matrices that are one, after another. */
 const ChannelAxis = oneOf(["ffn", "heads", "kvHeads", "qkv", "gateUp"]);
@@ -204,6 +206,8 @@ const BlockEntry = object({ kind: block, arrays: record(count), words: count });
  */
 const words = number("words of at most 2 GiB", (x) => Number.isInteger(x) && x >= 0 && x < 2 ** 29);
 const Chambers = object({ layer: words, outer: words });
+/** Words of a matrix's own group: no one binding has them all. */
+const OwnChambers = object({ weights: bytes, accum: bytes });
 const TargetEntry = object({
   panel: number("8 or 16 columns", (x) => x === 8 || x === 16),
   /** Words that chambers take, whatever a load chooses, and for one of what it chooses (room.ts). */
@@ -243,6 +247,8 @@ const TargetEntry = object({
     methods: record(object({ homes: count, quad: words })),
   }),
   jobWords: words,
+  /** Groups of single matrices: see `own` of a parameter. */
+  own: v.array(OwnChambers),
   layerParams: v.array(ParamEntry),
   outerParams: v.array(ParamEntry),
   factors: v.array(ParamEntry),
@@ -253,7 +259,8 @@ const TargetEntry = object({
   programs: v.array(ProgramEntry),
   /**
    * `launch`: the numbers that it brings to a module that others share. `weights`: does it change the base?
-   * Only updates of full training do.
+   * Only updates of full training do. `shards`: it is over a matrix that is a group of its own, and launched
+   * once a shard; `over`, if any, is the dimension of its workgroups that goes over the matrix's rows.
    */
   kernels: record(
     object({
@@ -261,6 +268,7 @@ const TargetEntry = object({
       file: fileName,
       launch: v.pipe(v.array(count), v.maxLength(4 * LAUNCH_VECTORS)),
       weights: oneOf(["read", "written"]),
+      shards: v.nullable(object({ of: count, over: v.nullable(oneOf(["x", "y"])) })),
     }),
   ),
 });
@@ -402,6 +410,7 @@ export const ManifestSchema = object({
 
 export type FileEntry = Of<typeof FileEntry>;
 export type TensorEntry = Of<typeof TensorEntry>;
+export type Chambers = Of<typeof OwnChambers>;
 export type ParamEntry = Of<typeof ParamEntry>;
 /**
  * Channels that a bundle may keep in an order of its own; `heads` are query heads, in groups that share a key

@@ -1,20 +1,12 @@
 /** The base weights on a device one by one: read, written, and what they are by value. */
 import type { Manifest } from "./bundle.ts";
-import type { Device } from "./device.ts";
-import {
-  type Format,
-  pack,
-  packedWords,
-  store,
-  unpack,
-  unpackPlanes,
-  type Words,
-  weightFormats,
-} from "./formats.ts";
+import type { Device, Range } from "./device.ts";
+import { type Format, pack, store, unpack, unpackPlanes, type Words, weightFormats } from "./formats.ts";
 import { sha256 } from "./hash.ts";
 import { BaseHash } from "./identity.ts";
 import type { Change } from "./merge.ts";
 import { reorder, siteOfParam } from "./order.ts";
+import { blockRows, groupOf, matrixWords } from "./shards.ts";
 import { transpose } from "./tensors/dense.ts";
 
 /** Where they are, and the lane behind whose lists they are read. */
@@ -39,16 +31,19 @@ export interface StoredTensor {
 }
 
 interface Param {
+  /** Its layer; of others, the number of layers. */
   readonly group: number;
   readonly name: string;
   /** Its name in checkpoints. */
   readonly path: string;
-  readonly offset: number;
+  readonly at: Omit<Range, "words">;
   readonly n: number;
   /** Columns; null for a vector. */
   readonly k: number | null;
   readonly format: Format;
   readonly data: Float32Array;
+  /** Rows of a block of a matrix on the device. */
+  readonly block: number;
   /** As the device has it: panels of a matrix, in its own order. */
   readonly raw: Float32Array;
 }
@@ -56,13 +51,13 @@ interface Param {
 const bytes = (a: Float32Array): Uint8Array => new Uint8Array(a.buffer, a.byteOffset, a.byteLength);
 
 /** Change one in place. */
-export function write(on: On, { group, name, offset, n, k, format, data }: Param, change: Change): void {
-  const { device, lane } = on;
+export function write(on: On, { group, name, at, n, k, format, block, data }: Param, change: Change): void {
+  const { device } = on;
   change(data);
   order(on, group, name, data, false);
   device.write(
-    { space: "weights", group, offset, lane },
-    k === null ? data : pack(format, store(format, data, n, k, name), n, k, device.plan.panel),
+    at,
+    k === null ? data : pack(format, store(format, data, n, k, name), n, k, device.plan.panel, block),
   );
 }
 function order({ manifest }: On, group: number, name: string, values: Float32Array, back: boolean): void {
@@ -87,22 +82,24 @@ export async function* all(on: On): AsyncGenerator<Param> {
     const outer = group === layers;
     for (const p of outer ? plan.outerParams : plan.layerParams) {
       const isVector = p.kind === "vector";
-      const words = isVector ? p.n : packedWords(p.format, p.n, p.k, plan.panel);
-      const raw = await device.read({ space: "weights", group, offset: p.offset, words, lane });
-      const data = isVector ? raw : unpack(p.format, raw, p.n, p.k, plan.panel);
+      const words = isVector ? p.n : matrixWords(p, plan.panel);
+      const at = { space: "weights", group: groupOf(p, group), offset: p.offset, lane } as const;
+      const raw = await device.read({ ...at, words });
+      const block = blockRows(p);
+      const data = isVector ? raw : unpack(p.format, raw, p.n, p.k, plan.panel, block);
       order(on, group, p.name, data, true);
       const path = outer
         ? manifest.checkpoint.outer[p.name]!
         : manifest.checkpoint.layer[p.name]!.replace("{l}", String(group));
-      const { name, offset, n, format } = p;
-      yield { group, name, path, offset, n, k: isVector ? null : p.k, format, data, raw };
+      const { name, n, format } = p;
+      yield { group, name, path, at, n, k: isVector ? null : p.k, format, block, data, raw };
     }
   }
 }
 /** Every base tensor as it is now, in its format; in f32 where the device has its blocks in another order. */
 export async function* stored(on: On): AsyncGenerator<StoredTensor> {
   const { manifest, device } = on;
-  for await (const { path, n, k, format, data, raw } of all(on)) {
+  for await (const { path, n, k, format, block, data, raw } of all(on)) {
     const { planes, encode } = weightFormats[k === null ? "f32" : format];
     const shape = k === null ? [n] : [n, k];
     const inBlocks = planes.length > 1;
@@ -110,7 +107,7 @@ export async function* stored(on: On): AsyncGenerator<StoredTensor> {
       throw new Error(`${path}: a value of ${format} that ${format} has not`);
     };
     if (inBlocks && !manifest.selection)
-      yield { name: path, shape, format, planes: unpackPlanes(format, raw, n, k!, device.plan.panel) };
+      yield { name: path, shape, format, planes: unpackPlanes(format, raw, n, k!, device.plan.panel, block) };
     else if (inBlocks || k === null)
       yield { name: path, shape, format: "f32", planes: weightFormats.f32.encode(data, n, k ?? 1, never) };
     else yield { name: path, shape, format, planes: encode(data, n, k, never) };

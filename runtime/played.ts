@@ -9,5 +9,6 @@ export * from "./optimizers/index.ts";
 export { classPrograms } from "./programs.ts";
 export * from "./room.ts";
 export { rotaryTables } from "./rotary.ts";
+export * from "./shards.ts";
 export { transpose } from "./tensors/dense.ts";
 export { bytesOf, showBytes } from "./units.ts";

@@ -90,11 +90,11 @@ export interface Limits {
   /** What may be done where that is not enough. */
   readonly hint?: string;
 }
-/** What a plan takes on a device, in bytes: by purpose, in all, and its largest chamber. */
+/** What a plan takes on a device, in bytes: by purpose, in all, and its largest chamber, with its purpose. */
 export type Measure = (plan: Plan) => {
   readonly bytes: Readonly<Record<string, number>>;
   readonly total: number;
-  readonly largest: number;
+  readonly largest: readonly [bytes: number, purpose: string];
 };
 
 /**
@@ -129,7 +129,7 @@ export function sizesFor(
   };
   const fits = (share: number): boolean => {
     const { total, largest } = measure(planOf(m, target, at(share)));
-    return total <= most && largest <= limits.chamber;
+    return total <= most && largest[0] <= limits.chamber;
   };
   if (!fits(0)) {
     const least = measure(planOf(m, target, at(0)));
@@ -140,7 +140,7 @@ export function sizesFor(
       where: `memory of target ${target}`,
       expected: over
         ? `at least ${enough(least.total)} (${list.map(([space, n]) => `${space} ${enough(n)}`).join(", ")})`
-        : `chambers of ${enough(least.largest)}`,
+        : `a binding of ${enough(least.largest[0])}, for ${least.largest[1]}`,
       found: showBytes(over ? most : limits.chamber, Math.floor),
       hint: limits.hint ?? "compile with --format int8 or f16, or with smaller capacities",
     });

@@ -10,6 +10,7 @@ import { singleBranch, singleSites } from "./experts.ts";
 import { packedWords, unpack } from "./formats.ts";
 import { channelOrder, reorder } from "./order.ts";
 import type { ModelView } from "./selectors.ts";
+import { blockRows, groupOf } from "./shards.ts";
 import { selection } from "./tensors/selection.ts";
 import type { TrainOptions } from "./training.ts";
 
@@ -44,13 +45,17 @@ async function embeddingRow(engine: Engine, id: number): Promise<Float32Array> {
   const { manifest, device } = engine;
   const { plan } = device;
   const p = paramNamed(plan.outerParams, manifest.checkpoint.embedding);
+  const rows = blockRows(p);
+  const block = Math.floor(id / rows);
+  const words = packedWords(p.format, rows, p.k, plan.panel);
   const raw = await device.read({
     space: "weights",
-    group: manifest.model.layers,
-    offset: p.offset,
-    words: packedWords(p.format, p.n, p.k, plan.panel),
+    group: groupOf(p, manifest.model.layers),
+    offset: p.offset + block * words,
+    words,
   });
-  return unpack(p.format, raw, p.n, p.k, plan.panel).slice(id * p.k, (id + 1) * p.k);
+  const row = id - block * rows;
+  return unpack(p.format, raw, rows, p.k, plan.panel).slice(row * p.k, (row + 1) * p.k);
 }
 
 /** A site's matrix [out, in], as the device has it now, in the model's order. */

@@ -1,6 +1,7 @@
 /** What a job's updates go on from: accumulators with their moments, and of full training the weights. */
-import type { Device, Range } from "./device.ts";
+import { chamberWords, type Device, type Range } from "./device.ts";
 import type { Engine } from "./engine.ts";
+import { groupsOf } from "./shards.ts";
 import type { TrainState } from "./training.ts";
 
 type Trained = Pick<TrainState, "accum" | "weights">;
@@ -9,21 +10,26 @@ type Trained = Pick<TrainState, "accum" | "weights">;
 function accumulators({ device, manifest, jobLane: lane }: Engine, job: number, full: boolean): Range[] {
   const { plan } = device;
   const { layers } = manifest.model;
-  return Array.from({ length: full ? layers + 1 : layers }, (_, group) => ({
+  const { accum } = plan.room;
+  /** Of full training: behind those of the outer group are losses. */
+  const all = (group: number): number =>
+    group < layers ? accum.layer : group === layers ? accum.outer : plan.own[group - layers - 1]!.accum;
+  return Array.from({ length: full ? groupsOf(plan, layers) : layers }, (_, group) => ({
     space: "accum",
     group,
     offset: full ? 0 : job * plan.jobWords,
-    words: full ? plan.room.accum[group === layers ? "outer" : "layer"] : plan.jobWords,
+    words: full ? all(group) : plan.jobWords,
     lane,
   }));
 }
 function weightsOf({ device, manifest, jobLane: lane }: Engine): Range[] {
+  const { plan } = device;
   const { layers } = manifest.model;
-  return Array.from({ length: layers + 1 }, (_, group) => ({
+  return Array.from({ length: groupsOf(plan, layers) }, (_, group) => ({
     space: "weights",
     group,
     offset: 0,
-    words: device.plan.spaces.weights[group === layers ? "outer" : "layer"],
+    words: chamberWords(plan, layers, "weights", group),
     lane,
   }));
 }

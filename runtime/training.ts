@@ -155,7 +155,7 @@ const layoutOf = (
       slots,
       jobWords,
       branches.map(({ method, site, capacity }) => [method, site, capacity]),
-      [...factors, ...layerParams, ...outerParams].map((p) => [p.name, p.offset, p.accum, p.n, p.k]),
+      [...factors, ...layerParams, ...outerParams].map((p) => [p.name, p.offset, p.accum, p.n, p.k, p.own]),
       selection?.layers ?? null,
     ]),
   );

@@ -117,7 +117,7 @@ export const measureWasm =
   (layers: number, threads: number, lanes: number): Measure =>
   (plan) => {
     const { bytes, pages } = planMemory(plan, layers, threads, lanes);
-    return { bytes, total: pages * PAGE, largest: 0 };
+    return { bytes, total: pages * PAGE, largest: [0, ""] };
   };
 
 /**

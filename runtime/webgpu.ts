@@ -70,6 +70,7 @@ export function planWebGpu(manifest: Manifest, adapter: GPUAdapter, options: Roo
   const where = `adapter ${nameOf(adapter)}`;
   const chamber = Math.min(limits.maxStorageBufferBindingSize, limits.maxBufferSize);
   const room = limitsHere({ ...webGpuLimits, chamber }, options.memory);
+  const most = Math.min(chamber, options.shard ?? chamber);
   const sizes = sizesFor(manifest, "webgpu", options, room, measureWebGpu(layers));
   const plan = planOf(manifest, "webgpu", sizes);
   // Kernels count the numbers of a matrix in an i32.
@@ -87,7 +88,7 @@ export function planWebGpu(manifest: Manifest, adapter: GPUAdapter, options: Roo
       hint: "compile with --format f16",
     });
   const bytes = sizesOf(plan, layers);
-  return { sizes, plan, bytes, total: Object.values(bytes).reduce((a, b) => a + b, 0), where };
+  return { sizes, plan, bytes, most, total: Object.values(bytes).reduce((a, b) => a + b, 0), where };
 }
 async function openOn(
   adapter: GPUAdapter,
@@ -96,7 +97,7 @@ async function openOn(
   options: WebGpuOptions,
 ): Promise<Device> {
   const { limits } = adapter;
-  const { sizes, plan, bytes, where } = planWebGpu(manifest, adapter, options);
+  const { sizes, plan, bytes, most, where } = planWebGpu(manifest, adapter, options);
   const { layers } = manifest.model;
   const device = await adapter
     .requestDevice({
@@ -117,7 +118,7 @@ async function openOn(
   const watch = new Watch(device);
   try {
     options.onProgress?.(planProgress(bytes));
-    const memory = await watch.scoped(Object.values(bytes), () => allocate(device, plan, layers));
+    const memory = await watch.scoped(Object.values(bytes), () => allocate(device, plan, layers, most));
     const software = isSoftware(adapter);
     const families = options.families ?? (software ? CPU : GPU);
     const texts = await readKernels(plan, file);
@@ -142,7 +143,7 @@ async function openOn(
         const small = planOf(manifest, "webgpu", sizes);
         const bytes = sizesOf(small, first);
         const own = await watch.scoped(Object.values({ ...bytes, weights: 0 }), () =>
-          allocate(device, small, layers, { first, weights: memory }),
+          allocate(device, small, layers, most, { first, weights: memory }),
         );
         const release = async (): Promise<void> => own.destroy();
         return play(watch, small, own, kernels, { info, bytes, sizes, families, later, release });

@@ -39,7 +39,7 @@ const apart: Plugin = {
     );
   },
 };
-/** A format without the texts that kernels are made of: only the compiler reads them. */
+/** A format of weights or of the cache without the texts that kernels are made of: only the compiler reads them. */
 function withoutTexts(path: string): string {
   const source = ts.createSourceFile(path, readFileSync(path, "utf8"), ts.ScriptTarget.Latest, true);
   const { text } = source;
@@ -89,7 +89,7 @@ const pages: Plugin = {
       const contents = `import ${JSON.stringify(door)};\n${readFileSync(path, "utf8")}`;
       return { contents, loader: "ts" };
     });
-    b.onLoad({ filter: /\/runtime\/formats\/\w+\.ts$/ }, ({ path }) => ({
+    b.onLoad({ filter: /\/runtime\/(formats\/\w+|kv)\.ts$/ }, ({ path }) => ({
       contents: withoutTexts(path),
       loader: "ts",
     }));

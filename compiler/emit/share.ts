@@ -41,10 +41,11 @@ export function share(kernels: readonly { readonly name: string; readonly text: 
       for (const one of group) add([one]);
       return;
     }
-    const type = `array<vec4<i32>, ${LAUNCH_VECTORS}>`;
+    // Behind its numbers are those of a shard.
+    const type = `array<vec4<i32>, ${LAUNCH_VECTORS + 1}>`;
     const brings = `@group(0) @binding(${LAUNCH_BINDING}) var<uniform> launch: ${type};\n`;
     const says = group.map((k) => k.says).join("");
-    modules.push({ name, text: `${says}${names.length ? brings : ""}${text}` });
+    modules.push({ name, text: `${says}${text.includes("launch[") ? brings : ""}${text}` });
     group.forEach((k, i) => void of.set(k.name, { module: name, launch: values[i]!.map(Number) }));
   };
   for (const group of groups.values()) add(group);

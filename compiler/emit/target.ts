@@ -7,9 +7,9 @@ import {
   type TargetEntry,
   TRAIN_BIT,
 } from "../../runtime/bundle.ts";
-import type { KernelEnv, Variant } from "../kernel.ts";
+import type { KernelEnv, ParamAddress, Variant } from "../kernel.ts";
 import type { Launch } from "../kernels/body.ts";
-import { type AnyBody, storesResult, type Update, writesWeights } from "../kernels/index.ts";
+import { type AnyBody, kernelOf, storesResult, type Update, writesWeights } from "../kernels/index.ts";
 import type { RowNorms } from "../kernels/row_norms.ts";
 import { tensorName } from "../layers.ts";
 import { addresser, type Layout, placeValues } from "../layout.ts";
@@ -28,6 +28,38 @@ export interface Emitted {
   /** What the kernels are compiled from: on WebGPU a module each, which several may share. */
   readonly sources: readonly { readonly name: string; readonly text: string }[];
 }
+type Entry = TargetEntry["kernels"][string];
+interface Bodies {
+  readonly name: string;
+  readonly bodies: readonly AnyBody[];
+}
+/** The matrix that is a group of its own, if any, of which a launch of a body has a shard. */
+function ownOf(b: AnyBody, env: KernelEnv): number | null {
+  if ("params" in b) return b.params[0]?.own ?? null;
+  if (!("reads" in b)) return null;
+  const weights = b.reads.filter((v) => v.type.kind === "weight");
+  const of = b.node?.attrs.of;
+  const all = weights.map((v) => env.address(v).own ?? null);
+  if (of !== undefined) all.push(env.param(String(of)).own);
+  const own = all.find((o) => o !== null) ?? null;
+  if (own !== null && (all.some((o) => o !== own) || b.reads.some((v) => v.type.kind === "vector")))
+    throw new Error(`${b.name}: beside a matrix in shards a kernel reads no other weights`);
+  return own;
+}
+/** A launch over shards has one body. */
+function apart({ name, bodies }: Bodies, env: KernelEnv): Bodies[] {
+  if (bodies.length === 1) return [{ name, bodies }];
+  const others = bodies.filter((b) => ownOf(b, env) === null);
+  const own = bodies.filter((b) => ownOf(b, env) !== null).map((b) => ({ name: b.name, bodies: [b] }));
+  return others.length ? [{ name, bodies: others }, ...own] : own;
+}
+function shardsOf(bodies: readonly AnyBody[], env: KernelEnv): Entry["shards"] {
+  const of = ownOf(bodies[0]!, env);
+  if (of === null) return null;
+  const { over } = kernelOf(bodies[0]!);
+  if (over === undefined) throw new Error(`${bodies[0]!.name}: ${bodies[0]!.skeleton} has no shards`);
+  return { of, over };
+}
 export function emitTarget(
   target: Target,
   model: Model,
@@ -37,7 +69,7 @@ export function emitTarget(
   layout: Layout,
 ): Emitted {
   const blocks = blockLayouts(c, train);
-  const sources: { name: string; text: string; weights: "read" | "written"; lanes: number }[] = [];
+  const sources: (Pick<Entry, "weights" | "shards"> & { name: string; text: string; lanes: number })[] = [];
   const entries: ProgramEntry[] = [];
   let scratch = 0;
   const params = new Map(
@@ -63,17 +95,19 @@ export function emitTarget(
   });
   const add = (
     program: { name: string; region: "layer" | "outer"; block: BlockKind },
-    list: readonly { name: string; bodies: readonly AnyBody[] }[],
+    list: readonly Bodies[],
     env: KernelEnv,
   ): void => {
-    const out: LaunchEntry[] = list.flatMap(({ name, bodies }) => {
-      const entries: LaunchEntry[] = [];
-      for (const variant of variantsOf(bodies, env))
-        entries.push(
-          launch(variant === "any" ? name : `${name}.${variant}`, bodies, variant, entries[0]?.kernel),
-        );
-      return entries;
-    });
+    const out: LaunchEntry[] = list
+      .flatMap((l) => apart(l, env))
+      .flatMap(({ name, bodies }) => {
+        const entries: LaunchEntry[] = [];
+        for (const variant of variantsOf(bodies, env))
+          entries.push(
+            launch(variant === "any" ? name : `${name}.${variant}`, bodies, variant, entries[0]?.kernel),
+          );
+        return entries;
+      });
     entries.push({ ...program, launches: out });
     function launch(
       name: string,
@@ -91,6 +125,7 @@ export function emitTarget(
         name: unique,
         text: target.name === "wasm" ? wasm() : emitLaunchWgsl(unique, bodies, env, variant),
         weights: writesWeights(bodies) ? "written" : "read",
+        shards: shardsOf(bodies, env),
         lanes: lanesOf(bodies, variant),
       });
       // The mask bits without which a body has nothing to do; a launch is skipped when none of its bodies
@@ -126,8 +161,12 @@ export function emitTarget(
   const updates = envFor("update", () => {
     throw new Error("an update reads no graph value");
   });
-  const update = (region: "layer" | "outer", body: Update): void =>
-    add({ name: body.name, region, block: "update" }, [{ name: "", bodies: [body] }], updates);
+  const update = (region: "layer" | "outer", ...bodies: [Update, ...Update[]]): void =>
+    add(
+      { name: bodies[0].name, region, block: "update" },
+      bodies.map((b) => ({ name: "", bodies: [b] })),
+      updates,
+    );
   for (const cls of train) {
     const sets =
       cls === "full"
@@ -144,15 +183,22 @@ export function emitTarget(
             ],
           ] as const);
     for (const [region, list] of sets) {
-      const common = { params: list, bits: [] };
-      update(region, { skeleton: "sumsq", name: `sumsq.${cls}.${region}`, ...common });
+      // Those of a matrix's own group on their own, after the others.
+      const sets = [
+        list.filter((p) => p.own === null),
+        ...list.filter((p) => p.own !== null).map((p) => [p]),
+      ];
+      const each = <B extends Update>(body: (params: readonly ParamAddress[]) => B) =>
+        update(region, ...(sets.map(body) as [B, ...B[]]));
+      each((params) => ({ skeleton: "sumsq", name: `sumsq.${cls}.${region}`, params, bits: [] }));
       for (const optimizer of optimizerNames)
-        update(region, {
+        each((params) => ({
           skeleton: "optimizer",
           name: `${optimizer}.${cls}.${region}`,
           optimizer,
-          ...common,
-        });
+          params,
+          bits: [],
+        }));
     }
   }
   const norms = programs.branches.flatMap((b): RowNorms[] => {
@@ -180,6 +226,7 @@ export function emitTarget(
     homes: { ...layout.homes, ...work },
     slots: layout.slots,
     jobWords: layout.jobWords,
+    own: [...layout.own],
     layerParams: layout.params.layer,
     outerParams: layout.params.outer,
     factors: layout.params.factors,
@@ -188,10 +235,10 @@ export function emitTarget(
     header: headerWords,
     programs: entries,
     kernels: Object.fromEntries(
-      sources.map(({ name, weights, lanes }) => {
+      sources.map(({ name, weights, shards, lanes }) => {
         const { module, launch } = modules?.of.get(name) ?? { module: null, launch: [] };
         const file = module === null ? "kernels.wasm" : `kernels/${module}.wgsl`;
-        return [name, { workgroup: lanes, file, launch, weights }];
+        return [name, { workgroup: lanes, file, launch, weights, shards }];
       }),
     ),
   };

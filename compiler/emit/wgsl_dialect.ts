@@ -1,10 +1,19 @@
 /** How WGSL spells expressions, and where a body's outputs are stored. */
 
 import { type Ix, ixUsesCol, type Type, usesCol, type Value } from "../../ops/index.ts";
-import { formatOf, kvStride, layerWord, QUAD_WORDS } from "../../runtime/bundle.ts";
+import {
+  type Format,
+  formatOf,
+  kvStride,
+  layerWord,
+  packedWords,
+  QUAD_WORDS,
+  SHARD_ROWS,
+  WGSL_PANEL,
+} from "../../runtime/bundle.ts";
 import type { KernelEnv } from "../kernel.ts";
 import type { Store } from "../kernels/body.ts";
-import { f32, header, headerF, inTable, pin, quadsAt, vectorOf } from "../kernels/text/wgsl.ts";
+import { f32, header, headerF, inShard, inTable, pin, quadsAt, vectorOf } from "../kernels/text/wgsl.ts";
 import { type Dialect, infix, Printer } from "./printer.ts";
 
 type Kv = Type & { kind: "kv" };
@@ -78,8 +87,14 @@ function dialect(env: KernelEnv): Dialect {
         const t = e.value.type;
         const ad = env.address(e.value);
         if (t.kind === "weight") {
-          const n = formatOf(t.format).planes.length > 1 ? `, ${t.n}` : "";
-          return `weight_${t.format}(${ad.offset}, ${p.ix(e.row)}, ${p.ix(e.col)}, ${t.k}${n})`;
+          const several = formatOf(t.format).planes.length > 1;
+          const at = (base: string | number, row: string, n: number): string =>
+            `weight_${t.format}(${base}, ${row}, ${p.ix(e.col)}, ${t.k}${several ? `, ${n}` : ""})`;
+          if (ad.own == null) return at(ad.offset, p.ix(e.row), t.n);
+          const row = inShard(p.ix(e.row));
+          if (!several) return at(0, row, t.n);
+          const words = packedWords(t.format as Format, SHARD_ROWS, t.k, WGSL_PANEL);
+          return at(`(${row} / ${SHARD_ROWS}) * ${words}`, `${row} % ${SHARD_ROWS}`, SHARD_ROWS);
         }
         if (t.kind === "factor") return `adapters[${vectorAt(e.value, e.row, p)} + ${p.ix(e.col)}]`;
         const at =

@@ -29,6 +29,8 @@ export class Group {
   readonly after = new Set<Group>();
   /** A second product of the same rows, whose result the epilogue has too. */
   beside: Node | null = null;
+  /** It reads a matrix beside which it may read no other weights. */
+  alone = false;
   constructor(
     readonly order: number,
     readonly skeleton: Skeleton,
@@ -76,8 +78,11 @@ const isHeavy = (u: Node): boolean => opOf(u.op).kind === "kernel";
 const latest = (gs: Iterable<Group>): Group | null =>
   [...gs].reduce<Group | null>((a, g) => (!a || g.order > a.order ? g : a), null);
 
-/** Group the nodes that `roots` need; where `on` is false, every node has a group of its own. */
-export function groupNodes(roots: readonly Value[], on: boolean): Grouping {
+/**
+ * Group the nodes that `roots` need; where `on` is false, every node has a group of its own. Beside a matrix
+ * that is `alone` a group reads no other weights.
+ */
+export function groupNodes(roots: readonly Value[], on: boolean, alone: (v: Value) => boolean): Grouping {
   const sorted = toposort(roots);
   const rootKeys = new Set(roots.map(valueKey));
   const users = new Map<string, Node[]>();
@@ -122,6 +127,7 @@ export function groupNodes(roots: readonly Value[], on: boolean): Grouping {
     return g;
   };
   const join = (g: Group, node: Node, deps: Iterable<Group>): void => {
+    g.alone ||= node.ins.some(alone);
     node.outs.forEach((type, index) => {
       const v: Value = { node, index, type };
       g.members.set(valueKey(v), v);
@@ -129,6 +135,14 @@ export function groupNodes(roots: readonly Value[], on: boolean): Grouping {
     });
     for (const d of deps) if (d !== g) g.after.add(d);
   };
+  /** Does what a node is made of, where that is evaluated with it, read the group's weights? */
+  const readsWeights = (node: Node): boolean =>
+    node.ins.some(
+      (v) =>
+        v.type.kind === "weight" ||
+        v.type.kind === "vector" ||
+        (free.has(valueKey(v)) && readsWeights(v.node)),
+    );
   /**
    * May `g` evaluate an expression over `ins`? Not if a floating operand reads, elsewhere, what g itself is
    * producing.
@@ -199,10 +213,11 @@ export function groupNodes(roots: readonly Value[], on: boolean): Grouping {
     const key = valueKey(self);
     const uses = usesOf(key);
     if (rowBound.has(key)) return null;
+    if (node.ins.some(alone)) return open(op, t, deps);
     if (isDropout(node) && uses.some(isHeavy)) return open(op, t, deps, { condition: DROPOUT_BIT });
     if (op.conditional) return open(op, t, deps, { condition: Number(node.attrs.branch) });
-    if (on && last?.condition === null && last.takes(t) && canEvaluate(last, node.ins, op.remote ?? false))
-      return last;
+    const joins = on && last?.condition === null && last.takes(t) && !(last.alone && readsWeights(node));
+    if (joins && canEvaluate(last, node.ins, op.remote ?? false)) return last;
     const dropped = uses.some((u) => isDropout(u) && usesOf(`${u.id}.0`).some(isHeavy));
     const gathers = fieldGather(self) !== null;
     const readDirectly = uses.every((u) => (isHeavy(u) ? gathers : !(isPoint(u) && opOf(u.op).remote)));

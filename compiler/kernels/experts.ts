@@ -43,7 +43,9 @@ export function tiledByExpert(
 ): string {
   const { x, chosen, w, type, top, outs } = sizesOf(b);
   const { offset, stride } = env.address(w.value);
-  const panels = panelsOf(type.format, offset, type.n, type.k, { at: "expert", words: stride });
+  const panels = panelsOf(type.format, offset, type.n, type.k, {
+    one: { at: "expert", words: stride },
+  });
   const ids = wgsl.rowAt(chosen, env, `p / ${top}`);
   const tile = (n: number): Lines => {
     const pair = (i: string): string => (n === 1 ? "pairs[r]" : `pairs[${i}]`);
@@ -56,7 +58,7 @@ export function tiledByExpert(
     const to = `${pair("i")} / ${top}, ${pair("i")} % ${top} * ${outs} + col + c`;
     return lines`
       ${is.map((i) => `var t${i} = vec4<f32>();`)}
-      ${sums(at, panels, type)}
+      ${sums(at, panels, { k: type.k, all: type.n, sharded: false })}
       var out = array<vec4<f32>, ${n}>(${is.map((i) => `t${i}`).join(", ")});
       for (var i = 0; i < ${n === 1 ? 1 : "found"}; i++) {
         for (var c = 0; c < ${columns}; c++) { ${name}_e(${to}, out[i][c]); }

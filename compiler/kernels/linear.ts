@@ -1,6 +1,6 @@
 /** y = x·Wᵀ. */
 import { pairsOf, type Type } from "../../ops/index.ts";
-import { ROW_TILE } from "../../runtime/bundle.ts";
+import { blockRows, ROW_TILE } from "../../runtime/bundle.ts";
 import type { KernelEnv } from "../kernel.ts";
 import type { Body, GraphKernel, Operand } from "./body.ts";
 import { most, plainRows, restRows, tileRows } from "./grid.ts";
@@ -10,7 +10,7 @@ import { GEMM_LANES, gemm, gemmColumns, gemmShared, summed } from "./text/wgsl_g
 import { GEMV_ROWS, gemv, gemvColumns, gemvLanes, gemvShared } from "./text/wgsl_gemv.ts";
 import { panelsOf } from "./text/wgsl_panels.ts";
 import { ascending, PLAIN_ROWS, type Place, plain } from "./text/wgsl_plain.ts";
-import { indices } from "./text/wgsl_products.ts";
+import { columnsOfShard, indices, wholeOf } from "./text/wgsl_products.ts";
 
 const matrixOf = (b: Body) => b.operands[1]!.value.type as Type & { kind: "weight" };
 const lanesOf = (bodies: readonly Body[]): number =>
@@ -22,8 +22,10 @@ const partsOf = (b: Body, env: KernelEnv, which: string) => {
     number,
     number?,
   ];
-  const both = second === undefined ? undefined : { at: which, words: second - first };
-  return { x: b.operands[0]!, terms: k, panels: panelsOf(format, first, n, k, both) };
+  const one = second === undefined ? null : { at: which, words: second - first };
+  const { own = null } = env.address(b.operands[1]!.value);
+  const panels = panelsOf(format, first, n, k, { one, rows: blockRows({ own, n }) });
+  return { x: b.operands[0]!, terms: k, panels, span: own === null ? wholeOf(b) : columnsOfShard };
 };
 
 export const linear: GraphKernel = {
@@ -39,23 +41,27 @@ export const linear: GraphKernel = {
     const columns = (b: Body): number => gemvColumns(b, matrixOf(b).k, lanesOf(bodies));
     return [most(bodies, (b) => b.cols / columns(b), 1), restRows(bodies, GEMV_ROWS)];
   },
+  over: "x",
   shared: (variant, lanes) => (variant === "few" ? gemvShared(lanes) : variant === "many" ? gemmShared : []),
   wgsl: (name, b, env, variant, lanes) => {
-    if (variant === "few")
-      return gemv(name, b, env, lanes, partsOf(b, env, `(lane >> ${Math.log2(lanes / 2)}u)`));
+    if (variant === "few") {
+      const { span, ...parts } = partsOf(b, env, `(lane >> ${Math.log2(lanes / 2)}u)`);
+      return gemv(name, b, env, lanes, parts, span);
+    }
     if (variant === "many") {
-      const { x, terms, panels } = partsOf(b, env, "(tx >> 3u)");
+      const { x, terms, panels, span } = partsOf(b, env, "(tx >> 3u)");
       // A lane brings two terms of four columns.
       const panel = b.beside ? "n0 / 16 + ((tx >> 2u) & 1)" : "n0 / 16 + (tx >> 2u)";
       const load = panels.some(2, panel, "k + ty * 2", "(tx & 3)");
       const store = indices(2).map((j) => `tile_b[(ty * 2 + ${j}) * 16 + tx] = v${j};`);
-      return gemm(name, b, env, summed({ x, terms, load, store }, env));
+      const sums = summed({ x, terms: { all: terms, sharded: false }, load, store }, env);
+      return gemm(name, b, env, sums, span);
     }
     const sums = indices(b.beside ? 2 : 1).map((s) => {
       const { x, terms, panels } = partsOf(b, env, String(s));
       return (at: (x: Operand) => readonly Place[]) => ascending(at(x), panels, { k: terms });
     });
-    return plain(name, b, env, sums);
+    return plain(name, b, env, sums, partsOf(b, env, "0").span);
   },
   scratch: productScratch("product"),
   assembly: (name, b, env) => product("product", name, b, env),

@@ -2,7 +2,7 @@
  * A step of an optimizer over the parameters of a group: clipped gradient in, new parameter and states out,
  * gradient cleared. After a gradient that is not finite (clip < 0) only the clearing happens.
  */
-import { type OptimizerName, optimizers, QUAD, QUAD_WORDS } from "../../runtime/bundle.ts";
+import { type OptimizerName, optimizers, QUAD, QUAD_WORDS, SHARD_ROWS } from "../../runtime/bundle.ts";
 import { assemblyPrinter } from "../emit/assemblyscript_dialect.ts";
 import type { Printer } from "../emit/printer.ts";
 import { wgslPrinter } from "../emit/wgsl_dialect.ts";
@@ -59,6 +59,7 @@ const stepParams =
 export const optimizer: Kernel<OptimizerBody> = {
   grid: ([b]) => [fixed(groupsOf(b!)), one],
   parts: (b) => b.params.length,
+  over: null,
   writesWeights: (b) => b.params.some((p) => p.kind !== "factor"),
   wgsl: (name, b, env) =>
     b.params
@@ -66,16 +67,18 @@ export const optimizer: Kernel<OptimizerBody> = {
         const printer = wgslPrinter(env);
         const next = nextOf(b, p, printer);
         const where: Record<string, string> = { param: paramWgsl(p, env) };
+        const shard = p.own === null ? null : `(${wgsl.shard.rows} + ${SHARD_ROWS - 1}) / ${SHARD_ROWS}`;
         optimizers[b.optimizer].states.forEach((s, k) => {
-          where[s] = `accum[g + ${(k + 1) * p.words} + i]`;
+          where[s] = `accum[g + ${shard ? `${k + 1} * words` : (k + 1) * p.words} + i]`;
         });
         return wgsl.fn(
           `${name}_${i}`,
           lines`
             ${wgsl.guard(p.branch === null ? [] : [p.branch])}
-            let g = ${wgsl.header("job")} * ${env.jobWords} + ${p.accum};
+            let g = ${shard ? "0" : `${wgsl.header("job")} * ${env.jobWords} + ${p.accum}`};
+            ${shard ? [`let words = ${shard} * ${SHARD_ROWS * p.k};`] : []}
             let clip = arena[${wgsl.norms(env)} + ${env.groups}];
-            for (var i = wg.x * ${WG} + lane; i < ${wgsl.wordsInUse(p, env)}; i += ${groupsOf(b) * WG}) {
+            for (var i = wg.x * ${WG} + lane; i < ${shard ? "words" : wgsl.wordsInUse(p, env)}; i += ${groupsOf(b) * WG}) {
               if (clip >= 0.0f) {
                 let grad_ = ${wgsl.pin("accum[g + i] * clip")};
                 ${Object.entries(where).map(([key, at]) => `let ${key}_ = ${at};`)}

@@ -60,8 +60,12 @@ function ofMatrix(name: string, b: Body, env: KernelEnv): string {
   const [dy, x] = [wgsl.rowAt(b.operands[0]!, env, "r"), wgsl.rowAt(b.operands[1]!, env, "r")];
   const lane = (j: number): string =>
     p.n % 16
-      ? `select(0.0f, ${dy.space}[min(y + ${j}, y0 + ${p.n - 1})], j + ${j} < ${p.n})`
+      ? `select(0.0f, ${dy.space}[min(y + ${j}, y0 + ${p.n - 1})], y + ${j} < y0 + ${p.n})`
       : `${dy.space}[y + ${j}]`;
+  const [first, panels] =
+    p.own === null
+      ? ["", String(Math.ceil(p.n / 16))]
+      : [` + ${wgsl.shard.first}`, `(${wgsl.shard.rows} + 15) / 16`];
   const store = (i: number): string =>
     `${p.k % 4 ? `if (k + ${i} < ${p.k}) ` : ""}{ ` +
     `${four.map((c) => `accum[o + ${i * 16 + c}] = total${i}.${"xyzw"[c]};`).join(" ")} }`;
@@ -72,7 +76,7 @@ function ofMatrix(name: string, b: Body, env: KernelEnv): string {
       let k = (at / 4) * 4;
       if (k >= ${p.k}) { return; }
       let j = wg.y * 16 + (at % 4) * 4;
-      if (wg.y >= ${Math.ceil(p.n / 16)}) { return; }
+      if (wg.y >= ${panels}) { return; }
       let o = ${wgsl.gradient(b, env)} + (wg.y * ${p.k} + k) * 16 + (at % 4) * 4;
       ${four.map((i) => `var total${i} = vec4<f32>(${quad((c) => `accum[o + ${i * 16 + c}]`)});`)}
       ${segments(
@@ -80,7 +84,7 @@ function ofMatrix(name: string, b: Body, env: KernelEnv): string {
         env,
         lines`
           let y0 = ${dy.at};
-          let y = y0 + j;
+          let y = y0 + j${first};
           let d = vec4<f32>(${quad(lane)});
           let xp = ${x.at} + k;
           ${four.map((i) => `sum${i} = fma(vec4<f32>(${x.space}[xp + ${i}]), d, sum${i});`)}`,
@@ -141,6 +145,7 @@ function outer1(
 
 export const outer: GraphKernel = {
   epilogue: null,
+  over: "y",
   grid: (bodies, env) => {
     const sizes = bodies.map((b) => {
       const { kind, n, k } = paramOf(b, env);

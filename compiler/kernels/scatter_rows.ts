@@ -10,17 +10,23 @@ import * as wgsl from "./text/wgsl.ts";
 
 export const scatter_rows: GraphKernel = {
   epilogue: null,
+  over: null,
   grid: (bodies, env) => [most(bodies, (b) => env.param(String(b.node!.attrs.of)).k), one],
   wgsl: (name, b, env) => {
-    const { k } = env.param(String(b.node!.attrs.of));
+    const { k, own } = env.param(String(b.node!.attrs.of));
     const x = wgsl.rowAt(b.operands[0]!, env, "r");
+    const found = `batch[${env.layout.arrays[String(b.node!.attrs.by)]!} + r]`;
+    const id: string[] =
+      own === null
+        ? [`let id = ${found};`]
+        : [`if (${wgsl.notInShard(found)}) { continue; }`, `let id = ${wgsl.inShard(found)};`];
     return wgsl.fn(
       name,
       lines`
         let k = wg.x * ${wgsl.WG} + lane;
         if (k >= ${k}) { return; }
         for (var r = 0; r < ${wgsl.count(b.domain)}; r++) {
-          let id = batch[${env.layout.arrays[String(b.node!.attrs.by)]!} + r];
+          ${id}
           let o = ${wgsl.gradient(b, env)} + ((id / 16) * ${k} + k) * 16 + id % 16;
           accum[o] = accum[o] + ${x.space}[${x.at} + k];
         }`,

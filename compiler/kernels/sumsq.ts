@@ -1,5 +1,6 @@
 /** Σ g² over a group's gradients of a job: what its part of the gradient's norm is. */
-import type { Kernel, ParamAddress, UpdateBody } from "../kernel.ts";
+import { SHARD_ROWS } from "../../runtime/bundle.ts";
+import type { Kernel, KernelEnv, ParamAddress, UpdateBody } from "../kernel.ts";
 import { one } from "./grid.ts";
 import { inTurn } from "./text/alike.ts";
 import * as assembly from "./text/assemblyscript.ts";
@@ -27,9 +28,30 @@ function sumsq(g: usize, words: i32): f32 {
   return total;
 }`;
 
+/** Adds those of a shard, a block after the other. */
+function ofShard(name: string, p: ParamAddress, env: KernelEnv): string {
+  const words = SHARD_ROWS * p.k;
+  return wgsl.fn(
+    name,
+    lines`
+      let at = ${wgsl.norms(env)} + tables[0];
+      for (var block = 0; block < (${wgsl.shard.rows} + ${SHARD_ROWS - 1}) / ${SHARD_ROWS}; block++) {
+        var total = 0.0f;
+        for (var i = lane; i < ${words}; i += ${wgsl.WG}) {
+          let x = accum[block * ${words} + i];
+          total = fma(x, x, total);
+        }
+        let sum = fold_sum(total, lane);
+        if (lane == 0) { arena[at] = arena[at] + sum; }
+      }`,
+  );
+}
+
 export const sumsq: Kernel<SumsqBody> = {
   grid: () => [one, one],
+  over: null,
   wgsl: (name, b, env) => {
+    if (b.params[0]?.own != null) return ofShard(name, b.params[0], env);
     const param = (p: ParamAddress): string[] => lines`
       ${p.branch === null ? "" : `if (${wgsl.maskBit(p.branch)}) `}{
         for (var i = lane; i < ${wgsl.wordsInUse(p, env)}; i += ${wgsl.WG}) {

@@ -3,15 +3,14 @@ import type { Plan } from "../bundle.ts";
 import type { Families } from "../device.ts";
 import { WeftError } from "../errors.ts";
 import type { ProgramEntry } from "../manifest.ts";
-import { LAUNCH_BYTES, type Memory } from "./memory.ts";
+import type { Memory } from "./memory.ts";
 import { disposed, type Watch } from "./watch.ts";
 
 export interface Kernel {
   readonly pipeline: GPUComputePipeline;
-  /** Where the numbers lie that it brings: bytes. */
-  readonly launch: number;
   /** Which layout it has: 1 where it writes weights. */
   readonly layout: 0 | 1;
+  readonly shards: Plan["kernels"][string]["shards"];
 }
 /** Counts of rows that are always 0 with such families: what would be launched over them is never run. */
 const idle = ({ fewRows }: Families): RegExp => (fewRows === null ? /^(tile|rest|few)_/ : /^plain_/);
@@ -92,12 +91,12 @@ export class Kernels {
   }
   private async make(index: number): Promise<void> {
     const name = this.names[index]!;
-    const { weights, file, launch } = this.plan.kernels[name]!;
+    const { weights, file, shards } = this.plan.kernels[name]!;
     const layout = weights === "written" ? 1 : 0;
     const key = `${layout} ${file}`;
     const known = this.made.get(key) ?? this.pipeline(name, this.texts.get(file)!, layout);
     this.made.set(key, known);
-    this.ready[index] = { pipeline: await known, launch: launch.length ? index * LAUNCH_BYTES : 0, layout };
+    this.ready[index] = { pipeline: await known, layout, shards };
   }
   /** Wait for a place among those that are compiled at once. */
   private async pipeline(label: string, code: string, layout: number): Promise<GPUComputePipeline> {

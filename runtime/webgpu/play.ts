@@ -1,14 +1,34 @@
 import type { Plan, Sizes } from "../bundle.ts";
 import type { Device, Families, Later, Range } from "../device.ts";
-import type { Memory } from "./memory.ts";
+import { LAUNCH_BYTES, type Memory } from "./memory.ts";
 import type { Kernels } from "./pipelines.ts";
 import type { Watch } from "./watch.ts";
 
-/** Bytes that are read back at once, unless one range is larger. */
+/** Bytes that are read back at once. */
 const STAGING = 64 * 2 ** 20;
 const STAGING_STEP = 65536;
 /** Read-back buffers kept for the next reads. */
 const STAGINGS = 2;
+
+/** A range in pieces that are read back at once. */
+function piecesOf(r: Range): Range[] {
+  const most = STAGING / 4;
+  return Array.from({ length: Math.max(1, Math.ceil(r.words / most)) }, (_, i) => ({
+    ...r,
+    offset: r.offset + i * most,
+    words: Math.min(most, r.words - i * most),
+  }));
+}
+function joined(pieces: readonly Float32Array[]): Float32Array {
+  if (pieces.length === 1) return pieces[0]!;
+  const out = new Float32Array(pieces.reduce((n, p) => n + p.length, 0));
+  let at = 0;
+  for (const p of pieces) {
+    out.set(p, at);
+    at += p.length;
+  }
+  return out;
+}
 
 /**
  * Play command lists. Everything is submitted when it is asked for, so the device's own queue keeps writes,
@@ -57,10 +77,9 @@ export function play(
     const total = ranges.reduce((n, r) => n + r.words * 4, 0);
     const staging = total ? takeStaging(total) : null;
     let at = 0;
-    for (const r of ranges) {
-      if (r.words)
-        encoder.copyBufferToBuffer(memory.of(r.space, r.group), r.offset * 4, staging!, at, r.words * 4);
-      at += r.words * 4;
+    for (const p of ranges.flatMap(memory.parts)) {
+      encoder.copyBufferToBuffer(p.buffer, p.at * 4, staging!, at, p.words * 4);
+      at += p.words * 4;
     }
     queue.submit([encoder.finish()]);
     if (!staging) {
@@ -100,28 +119,28 @@ export function play(
     queue.writeBuffer(memory.meta, 0, meta.buffer as ArrayBuffer, meta.byteOffset, meta.byteLength);
     const encoder = device.createCommandEncoder();
     const pass = encoder.beginComputePass();
-    let group = -1;
-    let offset = -1;
-    let layout = -1;
-    let launch = -1;
-    for (let i = 0; i < commands.length; i += 6) {
-      const kernel = kernels.at(commands[i]!)!;
-      pass.setPipeline(kernel.pipeline);
-      if (
-        commands[i + 1] !== group ||
-        commands[i + 2] !== offset ||
-        kernel.layout !== layout ||
-        kernel.launch !== launch
-      ) {
-        group = commands[i + 1]!;
-        offset = commands[i + 2]!;
-        ({ layout, launch } = kernel);
-        pass.setBindGroup(0, memory.groups[layout]!.get(group)!, [offset, launch]);
+    let [bound, offset, launch] = [null as GPUBindGroup | null, -1, -1];
+    const dispatch = (group: GPUBindGroup, i: number, numbers: number, x: number, y: number): void => {
+      if (group !== bound || commands[i + 2] !== offset || numbers !== launch) {
+        [bound, offset, launch] = [group, commands[i + 2]!, numbers];
+        pass.setBindGroup(0, group, [offset, launch]);
       }
-      pass.dispatchWorkgroups(commands[i + 3]!, commands[i + 4]!, commands[i + 5]!);
+      pass.dispatchWorkgroups(x, y, commands[i + 5]!);
+      stats.launches++;
+    };
+    for (let i = 0; i < commands.length; i += 6) {
+      const [index, x, y] = [commands[i]!, commands[i + 3]!, commands[i + 4]!];
+      const { pipeline, layout, shards } = kernels.at(index)!;
+      pass.setPipeline(pipeline);
+      const numbers = memory.launches[index]!;
+      if (!shards) dispatch(memory.groups[layout]!.get(commands[i + 1]!)!, i, numbers, x, y);
+      else
+        for (const [s, { part, groups }] of memory.shards[shards.of]!.entries()) {
+          const of = (dim: "x" | "y", n: number): number => (shards.over === dim ? Math.ceil(n * part) : n);
+          dispatch(groups[layout]!, i, numbers + s * LAUNCH_BYTES, of("x", x), of("y", y));
+        }
     }
     pass.end();
-    stats.launches += commands.length / 6;
     stats.encodeMs += performance.now() - t0;
     return encoder;
   };
@@ -137,17 +156,19 @@ export function play(
   };
   const readAll = async (ranges: readonly Range[]): Promise<Float32Array[]> => {
     watch.check();
-    const out: Float32Array[] = [];
-    for (let from = 0; from < ranges.length; ) {
+    const all = ranges.map(piecesOf);
+    const pieces = all.flat();
+    const read: Float32Array[] = [];
+    for (let from = 0; from < pieces.length; ) {
       let to = from;
-      for (let bytes = 0; to < ranges.length; to++) {
-        bytes += ranges[to]!.words * 4;
+      for (let bytes = 0; to < pieces.length; to++) {
+        bytes += pieces[to]!.words * 4;
         if (bytes > STAGING && to > from) break;
       }
-      out.push(...(await submit(device.createCommandEncoder(), ranges.slice(from, to))));
+      read.push(...(await submit(device.createCommandEncoder(), pieces.slice(from, to))));
       from = to;
     }
-    return out;
+    return all.map((pieces) => joined(read.splice(0, pieces.length)));
   };
   let disposed: Promise<void> | null = null;
   return {
@@ -162,18 +183,16 @@ export function play(
     lost: watch.whenLost,
     write: (to, data) => {
       watch.check();
-      queue.writeBuffer(
-        memory.of(to.space, to.group),
-        to.offset * 4,
-        data.buffer as ArrayBuffer,
-        data.byteOffset,
-        data.byteLength,
-      );
+      let from = data.byteOffset;
+      for (const p of memory.parts({ ...to, words: data.length })) {
+        queue.writeBuffer(p.buffer, p.at * 4, data.buffer as ArrayBuffer, from, p.words * 4);
+        from += p.words * 4;
+      }
     },
     clear: (r) => {
       watch.check();
       const encoder = device.createCommandEncoder();
-      encoder.clearBuffer(memory.of(r.space, r.group), r.offset * 4, r.words * 4);
+      for (const p of memory.parts(r)) encoder.clearBuffer(p.buffer, p.at * 4, p.words * 4);
       queue.submit([encoder.finish()]);
     },
     run: async (_lane, commands, meta, reads) => {

@@ -270,6 +270,7 @@ export async function runOn(
         offset: weights,
         words,
         accum,
+        own: null,
       });
       weights += words;
       accum += words;
@@ -291,6 +292,7 @@ export async function runOn(
         offset,
         words,
         accum,
+        own: null,
       });
       if (quads) {
         s.quads = Math.max(s.quads, quadsOf(ty.rows));
@@ -366,13 +368,13 @@ export async function runOn(
       return f;
     },
   };
-  const kernels: Record<string, { workgroup: number; file: string; launch: number[] }> = {};
+  const kernels: Record<string, { workgroup: number; file: string; launch: number[]; shards: null }> = {};
   const sources: string[] = [];
   const commands: number[] = [];
   launches.forEach((l, i) => {
     // An error of a target's compiler names the kernel.
     const name = `k${i}_${l.bodies[0]!.skeleton}`;
-    kernels[name] = { workgroup: 64, file: name, launch: [] };
+    kernels[name] = { workgroup: 64, file: name, launch: [], shards: null };
     const variants = variantsOf(l.bodies, env);
     const asked = variants.find((v) => v === options.variant) ?? variants[0]!;
     const variant: Variant = target === "webgpu" ? asked : "any";
@@ -401,6 +403,7 @@ export async function runOn(
     scratchWords: 1 << 16,
     slots: { page: adapterWords, row, branches: [], methods: {} },
     jobWords: 0,
+    own: [],
     layerParams: [],
     outerParams: [],
     blocks,

@@ -1,7 +1,7 @@
 /** Training as torch + transformers + peft have it: loss, gradients and AdamW's losses, from one batch. */
 import * as assert from "uvu/assert";
-import { decode, parseHeader } from "../../runtime/bundle.ts";
-import type { Range } from "../../runtime/device.ts";
+import { decode, groupsOf, parseHeader } from "../../runtime/bundle.ts";
+import { chamberWords, type Range } from "../../runtime/device.ts";
 import type { Engine } from "../../sdk/index.ts";
 import { writeAdapter } from "../../sdk/peft/write.ts";
 import { batchOf, checkGradient, checkLogits, fixtures, type reference } from "./engines.ts";
@@ -75,9 +75,9 @@ export async function checkLora(
 /** Every base weight as the device has it; and how they come back. */
 async function weightsOf({ core: { device, manifest } }: Engine): Promise<() => void> {
   const { layers } = manifest.model;
-  const { layer, outer } = device.plan.spaces.weights;
-  const at = Array.from({ length: layers + 1 }, (_, group): Range => {
-    const words = group === layers ? outer : layer;
+  const { plan } = device;
+  const at = Array.from({ length: groupsOf(plan, layers) }, (_, group): Range => {
+    const words = chamberWords(plan, layers, "weights", group);
     return { space: "weights", group, offset: 0, words, lane: device.lanes - 1 };
   });
   const kept: Float32Array[] = [];

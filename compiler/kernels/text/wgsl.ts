@@ -1,6 +1,6 @@
 /** Pieces of WGSL text that every kernel is made of. */
 import type { Domain } from "../../../ops/index.ts";
-import { DROPOUT_BIT, headerWords, SLOT_ROW, SLOT_TABLE } from "../../../runtime/bundle.ts";
+import { DROPOUT_BIT, headerWords, LAUNCH_VECTORS, SLOT_ROW, SLOT_TABLE } from "../../../runtime/bundle.ts";
 import { type KernelEnv, type ParamAddress, REST_HEADER, ROWS_HEADER, SEGMENT_ROWS } from "../../kernel.ts";
 import type { Body, Operand } from "../body.ts";
 import { indent, type Lines, lines } from "./lines.ts";
@@ -98,9 +98,17 @@ export function overSegments(
       ${text.after}
     }`;
 }
-/** First word of the job's gradient of the parameter that a body is of. */
-export const gradient = (b: Body, env: KernelEnv): string =>
-  `${header("job")} * ${env.jobWords} + ${env.param(String(b.node!.attrs.of)).accum}`;
+/** Of the shard that a launch is over: its first row in the matrix, and how many it has. */
+export const shard = { first: `launch[${LAUNCH_VECTORS}].x`, rows: `launch[${LAUNCH_VECTORS}].y` };
+/** Row `r` of a matrix as one of the shard, and whether it is none. */
+export const inShard = (r: string): string => `(${r} - ${shard.first})`;
+export const notInShard = (r: string): string =>
+  `${r} < ${shard.first} || ${r} >= ${shard.first} + ${shard.rows}`;
+/** First word of the job's gradient of the parameter that a body is of; of a shard, full training's. */
+export const gradient = (b: Body, env: KernelEnv): string => {
+  const { accum, own } = env.param(String(b.node!.attrs.of));
+  return own === null ? `${header("job")} * ${env.jobWords} + ${accum}` : "0";
+};
 /** First word of a vector of the job's slot. */
 export const jobVector = (p: ParamAddress, env: KernelEnv): string =>
   vectorOf(header("slot"), p.branch!, p.offset, env);

@@ -2,8 +2,18 @@
 import type { KernelEnv } from "../../kernel.ts";
 import type { Body, Operand } from "../body.ts";
 import { type Lines, lines } from "./lines.ts";
-import { count, fn, restOf, rowAt } from "./wgsl.ts";
-import { CHUNK, epilogue, indices, ofSums } from "./wgsl_products.ts";
+import { count, fn, restOf, rowAt, shard } from "./wgsl.ts";
+import {
+  CHUNK,
+  epilogue,
+  indices,
+  isLast,
+  ofSums,
+  type Span,
+  sumSoFar,
+  type Terms,
+  wholeOf,
+} from "./wgsl_products.ts";
 
 /** Rows and columns of a tile, and the terms of it that are in workgroup memory at once: those of a panel. */
 const GEMM_COLUMNS = 64;
@@ -18,7 +28,7 @@ const STRIDE = GEMM_ROWS / 4 + 1;
 /** What a tile sums over: rows of x, and of a matrix 16 terms of 64 columns as vec4 into `tile_b`. */
 export interface Summands {
   readonly x: Operand;
-  readonly terms: number;
+  readonly terms: Terms;
   /** Statements that load (into registers), then those that store, from term k on; the tile begins at n0. */
   readonly load: Lines;
   readonly store: Lines;
@@ -27,15 +37,16 @@ export interface Summands {
  * A product of many rows: a tile of 64 rows and 64 columns, eight by four of them a lane, over 16 terms at a
  * time that the workgroup brought in.
  */
-export function gemm(name: string, b: Body, env: KernelEnv, sums: Lines): string {
+export function gemm(name: string, b: Body, env: KernelEnv, sums: Lines, span: Span = wholeOf(b)): string {
   const rows = indices(8);
   const rest = restOf(b.domain);
   const columns = gemmColumns(b);
+  const results = ofSums(b, (i) => `tile_b[o${i ? ` + ${columns / 4}` : ""}][column & 3]`);
   const text = lines`
     let n = ${count(b.domain)}${rest === "0" ? "" : ` - ${rest}`};
     let m0 = wg.y * ${GEMM_ROWS};
     let n0 = wg.x * ${columns};
-    if (m0 >= n || n0 >= ${b.cols}) { return; }
+    if (m0 >= n || n0 >= ${span.count}) { return; }
     let tx = lane & 15;
     // A mask is what a compiler sees the bounds of.
     let ty = (lane >> 4u) & 7;
@@ -53,9 +64,9 @@ export function gemm(name: string, b: Body, env: KernelEnv, sums: Lines): string
       for (var i = 0; i < ${STEP}; i += ${GEMM_LANES / columns}) {
         let r = i + (lane >> ${Math.log2(columns)}u);
         let row = m0 + turn * ${STEP} + r;
-        if (row < n && n0 + column < ${b.cols}) {
+        if (row < n && n0 + column < ${span.count}) {
           let o = r * ${STEP} + (column >> 2u);
-          ${name}_e(row, n0 + column, ${ofSums(b, (i) => `tile_b[o${i ? ` + ${columns / 4}` : ""}][column & 3]`)});
+          ${span.put(name, "row", "n0 + column", results)}
         }
       }
     }`;
@@ -65,6 +76,11 @@ export const gemmShared: Lines = [
   `var<workgroup> tile_a: array<vec4<f32>, ${STEP * STRIDE}>;`,
   `var<workgroup> tile_b: array<vec4<f32>, ${(STEP * GEMM_COLUMNS) / 4}>;`,
 ];
+/** Begins a tile's sums with what shards before this one left. */
+export const tileGoesOn = (b: Body, env: KernelEnv): Lines => lines`
+  if (${shard.first} > 0) {
+    ${indices(8).map((i) => `t${i} = ${sumSoFar(b, env, `min(m0 + ty * 8 + ${i}, n - 1)`, "n0 + tx * 4")};`)}
+  }`;
 /** Adds one pair of operands to a tile's sums t0 …. */
 export function summed({ x, terms, load, store }: Summands, env: KernelEnv): Lines {
   const rows = indices(8);
@@ -107,13 +123,16 @@ export function summed({ x, terms, load, store }: Summands, env: KernelEnv): Lin
         : []
     }
     ${rows.map((i) => `t${i} = t${i} + a${i};`)}`;
-  const [full, rest] = [Math.floor(terms / CHUNK), terms % CHUNK];
+  const { all, sharded } = terms;
+  const [full, rest] = [Math.floor(all / CHUNK), all % CHUNK];
+  // Only the last shard has what is no whole chunk.
+  const [here, last] = sharded ? [`(${shard.rows} / ${CHUNK})`, `if (${isLast(all)}) `] : [String(full), ""];
   return lines`
-    ${at.map((row, i) => `let x${i} = ${row.at} + tx;`)}
+    ${at.map((row, i) => `let x${i} = ${row.at} + tx${sharded ? ` + ${shard.first}` : ""};`)}
     ${
       full
         ? lines`
-    for (var c = 0; c < ${full}; c++) {
+    for (var c = 0; c < ${here}; c++) {
       ${chunk(`c * ${CHUNK}`, CHUNK)}
     }`
         : []
@@ -121,8 +140,8 @@ export function summed({ x, terms, load, store }: Summands, env: KernelEnv): Lin
     ${
       rest
         ? lines`
-    {
-      ${chunk(String(full * CHUNK), rest)}
+    ${last}{
+      ${chunk(sharded ? `${here} * ${CHUNK}` : String(full * CHUNK), rest)}
     }`
         : []
     }`;

@@ -4,7 +4,7 @@ import type { Body, Operand } from "../body.ts";
 import { type Lines, lines } from "./lines.ts";
 import { count, fn, restOf, rowAt } from "./wgsl.ts";
 import type { Panels } from "./wgsl_panels.ts";
-import { CHUNK, epilogue, indices } from "./wgsl_products.ts";
+import { CHUNK, epilogue, indices, type Span, wholeOf } from "./wgsl_products.ts";
 
 /**
  * Lanes of a workgroup that makes `terms` a sum: four for each chunk, of which some wait for their turn. Where
@@ -31,6 +31,7 @@ export function gemv(
   env: KernelEnv,
   lanes: number,
   { x, panels, terms: all }: { readonly x: Operand; readonly panels: Panels; readonly terms: number },
+  span: Span = wholeOf(b),
 ): string {
   const chunks = Math.ceil(all / CHUNK);
   const slots = Math.min(chunks, slotsOf(b, lanes));
@@ -85,8 +86,8 @@ export function gemv(
     const totals = (row: number | ""): string[] => names.map((name) => `${name}${row}`);
     const clear = (row: number | ""): Lines => totals(row).map((total) => `var ${total} = 0.0f;`);
     const store = (row: number, total: readonly string[]): Lines => lines`
-      if (r0 + ${row} < n && wg.x * ${columns} + col < ${b.cols}) {
-        ${name}_e(r0 + ${row}, wg.x * ${columns} + col, ${total.join(", ")});
+      if (r0 + ${row} < n && wg.x * ${columns} + col < ${span.count}) {
+        ${span.put(name, `r0 + ${row}`, `wg.x * ${columns} + col`, total.join(", "))}
       }`;
     const fold = (total: readonly string[]): Lines => lines`
       for (var c = 0; c < ${slots}; c++) {
@@ -127,7 +128,7 @@ export function gemv(
         for (var turn = 0; turn < ${turns}; turn++) {
           let c = turn * ${slots} + slot % ${slots};
           ${each.map((i) => `var a${i} = vec4<f32>();`)}
-          if (panel < ${Math.ceil(b.cols / 16)}) {
+          if (panel * 16 < ${span.count}) {
             ${
               full
                 ? lines`
@@ -160,7 +161,7 @@ export function gemv(
     );
   };
   const text = lines`
-    if (wg.x * ${columns} >= ${b.cols}) { return; }
+    if (wg.x * ${columns} >= ${span.count}) { return; }
     let n = ${count(b.domain)};
     let r0 = n - ${restOf(b.domain)} + wg.y * ${GEMV_ROWS};
     if (r0 + 1 == n) {

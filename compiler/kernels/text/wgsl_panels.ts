@@ -23,22 +23,31 @@ export interface Panels {
 }
 /**
  * The matrix [n, k] at word `offset` of the group's weights; `one`: of several matrices, so many words apart,
- * that with the number in a variable.
+ * that with the number in a variable; `rows`: in blocks of so many.
  */
 export function panelsOf(
   name: string,
   offset: number,
   n: number,
   k: number,
-  one?: { readonly at: string; readonly words: number },
+  {
+    one,
+    rows = n,
+  }: { readonly one?: { readonly at: string; readonly words: number } | null; readonly rows?: number } = {},
 ): Panels {
   const format = formatOf(name);
-  const [values, shared] = planesOf(name, n, k, WGSL_PANEL);
+  const planes = planesOf(name, rows, k, WGSL_PANEL);
+  const [values, shared] = planes;
+  const block = planes.at(-1)!.to / 16;
   const index = (p: PlacedPlane, panel: string, row: string, quad: string): string => {
     const first = (offset * 4 + p.from) / 16;
     const start = one ? `${first} + ${one.at} * ${one.words / 4}` : first;
     const words = Math.ceil(p.terms / p.run);
-    return `${start} + ((${panel}) * ${words} + ${shifted(row, perWord(p))}) * 4 + ${quad}`;
+    const at = (panel: string): string => `(${panel} * ${words} + ${shifted(row, perWord(p))}) * 4 + ${quad}`;
+    // Blocks of one plane are panels in order.
+    if (rows === n || planes.length === 1) return `${start} + ${at(`(${panel})`)}`;
+    const panels = rows / WGSL_PANEL;
+    return `${start} + ((${panel}) / ${panels}) * ${block} + ${at(`((${panel}) % ${panels})`)}`;
   };
   const run = perWord(values!);
   const { value, scales } = format.wgsl;

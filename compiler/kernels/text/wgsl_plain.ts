@@ -6,9 +6,19 @@ import type { KernelEnv } from "../../kernel.ts";
 import type { Body, Operand } from "../body.ts";
 import { inTurn } from "./alike.ts";
 import { type Lines, lines } from "./lines.ts";
-import { count, fn, rowAt, WG } from "./wgsl.ts";
+import { count, fn, rowAt, shard, WG } from "./wgsl.ts";
 import type { Panels } from "./wgsl_panels.ts";
-import { CHUNK, epilogue, indices, ofSums } from "./wgsl_products.ts";
+import {
+  CHUNK,
+  epilogue,
+  indices,
+  isLast,
+  ofSums,
+  type Span,
+  sumSoFar,
+  type Terms,
+  wholeOf,
+} from "./wgsl_products.ts";
 
 /** Rows of a tile; a tail of at least so many takes a tile too, its missing rows being the last one again. */
 export const PLAIN_ROWS = 8;
@@ -21,14 +31,15 @@ export interface Place {
 }
 /** Places of the rows of an operand that a tile of `n` rows reads. */
 const rowsOf = (o: Operand, env: KernelEnv, n: number): Place[] =>
-  indices(n).map((i) => rowAt(o, env, n === 1 ? "r" : `min(r0 + ${i}, n - 1)`));
+  rowNames(n).map((row) => rowAt(o, env, row));
+const rowNames = (n: number): string[] => indices(n).map((i) => (n === 1 ? "r" : `min(r0 + ${i}, n - 1)`));
 /**
  * Adds products of so many terms to the sums t0 …, one for each row in `at`. `values` are statements that
  * declare, as `name` and a number, four columns at each of `count` terms from k on, at most `step`.
  */
 function sumsOf(
   at: readonly Place[],
-  terms: number,
+  { all: terms, sharded }: Terms,
   step: number,
   name: string,
   values: (count: number) => Lines,
@@ -40,20 +51,22 @@ function sumsOf(
       at.map(({ space }, i) => `a${i} = fma(vec4<f32>(${space}[x${i} + k + ${j}]), ${name}${j}, a${i});`),
     )}`;
   const [perChunk, turns, tail] = [CHUNK / step, Math.floor(terms / step), terms % step];
-  const chunks = Math.ceil(terms / CHUNK);
+  // How many chunks a shard has is not known before.
+  const several = sharded || terms > CHUNK;
+  const last = sharded ? `c == chunks - 1 && ${isLast(terms)}` : "c == chunks - 1";
   // One copy of the loop's body, for whole chunks and for the last: what a driver compiles it pays for. Bounds
   // are variables, so that matrices of other sizes may share the text.
   const chunk: Lines = lines`
     ${rows.map((i) => `var a${i} = vec4<f32>();`)}
-    ${chunks > 1 ? `let until = min(turns - c * ${perChunk}, ${perChunk});` : "let until = turns;"}
+    ${several ? `let until = min(turns - c * ${perChunk}, ${perChunk});` : "let until = turns;"}
     for (var i = 0; i < until; i++) {
-      let k = ${chunks > 1 ? `c * ${CHUNK} + ` : ""}i * ${step};
+      let k = ${several ? `c * ${CHUNK} + ` : ""}i * ${step};
       ${sums(step)}
     }
     ${
       tail
         ? lines`
-    ${chunks > 1 ? "if (c == chunks - 1) {" : "{"}
+    ${several ? `if (${last}) {` : "{"}
       let k = turns * ${step};
       ${sums(tail)}
     }`
@@ -61,12 +74,12 @@ function sumsOf(
     }
     ${rows.map((i) => `t${i} = t${i} + a${i};`)}`;
   return lines`
-    ${at.map((row, i) => `let x${i} = ${row.at};`)}
-    let turns = ${turns};
+    ${at.map((row, i) => `let x${i} = ${row.at}${sharded ? ` + ${shard.first}` : ""};`)}
+    let turns = ${sharded ? `${shard.rows} / ${step}` : turns};
     ${
-      chunks > 1
+      several
         ? lines`
-    let chunks = ${chunks};
+    let chunks = ${sharded ? `(${shard.rows} + ${CHUNK - 1}) / ${CHUNK}` : Math.ceil(terms / CHUNK)};
     for (var c = 0; c < chunks; c++) {
       ${chunk}
     }`
@@ -82,10 +95,11 @@ function sumsOf(
  */
 export const ascending = (at: readonly Place[], panels: Panels, { k }: { readonly k: number }): Lines => {
   const place = ["col >> 4u", "k", "((col >> 2u) & 3)"] as const;
-  if (panels.run < 4) return sumsOf(at, k, 4, "v", (count) => panels.some(count, ...place));
+  const terms: Terms = { all: k, sharded: false };
+  if (panels.run < 4) return sumsOf(at, terms, 4, "v", (count) => panels.some(count, ...place));
   return sumsOf(
     at,
-    k,
+    terms,
     panels.run,
     "v",
     (count) => lines`
@@ -98,10 +112,10 @@ const four = indices(4);
 /** Of v0 … v3, four rows of W at each of four columns, row j at all of them. */
 export const turned = (j: number): string => `vec4<f32>(${four.map((i) => `v${i}.${"xyzw"[j]}`).join(", ")})`;
 /** t0 … += dy·W, `at` the rows of dy. */
-export const across = (at: readonly Place[], panels: Panels, { n }: { readonly n: number }): Lines =>
+export const across = (at: readonly Place[], panels: Panels, terms: Terms): Lines =>
   sumsOf(
     at,
-    n,
+    terms,
     4,
     "q",
     (count) => lines`
@@ -109,31 +123,37 @@ export const across = (at: readonly Place[], panels: Panels, { n }: { readonly n
       ${four.slice(0, count).map((j) => `let q${j} = ${turned(j)};`)}`,
   );
 
-/** The product; each of `sums` adds its own into t0 … of a tile, of rows of x at such places. */
+/** Begins the sums of rows with what shards before this one left. */
+export const goesOn = (b: Body, env: KernelEnv, rows: readonly string[]): Lines => lines`
+  if (${shard.first} > 0) {
+    ${rows.map((row, i) => `t${i} = ${sumSoFar(b, env, row, "col")};`)}
+  }`;
+/** The product; each of `sums` adds its own into t0 … of a tile, of such rows, and of rows of x at their places. */
 export function plain(
   name: string,
   b: Body,
   env: KernelEnv,
-  sums: readonly ((at: (x: Operand) => readonly Place[]) => Lines)[],
+  sums: readonly ((at: (x: Operand) => readonly Place[], rows: readonly string[]) => Lines)[],
+  span: Span = wholeOf(b),
 ): string {
   const rows = (n: number): Lines =>
     inTurn(
       sums.map(
         (sum, s) => lines`
           ${indices(n).map((i) => `var t${i} = vec4<f32>();`)}
-          ${sum((x) => rowsOf(x, env, n))}
+          ${sum((x) => rowsOf(x, env, n), rowNames(n))}
           ${indices(n).map((i) => `out[${s * PLAIN_ROWS} + ${n === 1 ? "r - r0" : i}] = t${i};`)}`,
       ),
       "s",
     );
-  const columns = b.cols % 4 ? `min(4, ${b.cols} - col)` : "4";
+  const columns = b.cols % 4 ? `min(4, ${span.count} - col)` : "4";
   const results = ofSums(b, (s) => `out[i${s ? ` + ${PLAIN_ROWS}` : ""}][c]`);
   // One copy of the epilogue, whatever the tile: it is the larger part of the text.
   const text = lines`
     let n = ${count(b.domain)};
     let r0 = wg.y * ${PLAIN_ROWS};
     let col = (wg.x * ${WG} + lane) * 4;
-    if (col >= ${b.cols}) { return; }
+    if (col >= ${span.count}) { return; }
     var out = array<vec4<f32>, ${sums.length * PLAIN_ROWS}>();
     if (n - r0 >= ${PLAIN_FROM}) {
       ${rows(PLAIN_ROWS)}
@@ -143,7 +163,7 @@ export function plain(
       }
     }
     for (var i = 0; i < min(${PLAIN_ROWS}, n - r0); i++) {
-      for (var c = 0; c < ${columns}; c++) { ${name}_e(r0 + i, col + c, ${results}); }
+      for (var c = 0; c < ${columns}; c++) { ${span.put(name, "r0 + i", "col + c", results)} }
     }`;
   return `${epilogue(name, b, env)}\n${fn(name, text)}`;
 }

@@ -7,7 +7,7 @@
 import { wgslPrinter, wgslStores } from "../../emit/wgsl_dialect.ts";
 import type { KernelEnv } from "../../kernel.ts";
 import type { Body } from "../body.ts";
-import { fn } from "./wgsl.ts";
+import { fn, shard } from "./wgsl.ts";
 
 /** Terms of a chunk. */
 export const CHUNK = 128;
@@ -18,6 +18,48 @@ export const ofSums = (b: Body, each: (i: number) => string): string =>
   indices(b.beside ? 2 : 1)
     .map(each)
     .join(", ");
+
+/** What a launch makes of a product, as text: how many columns, and where one goes when its sums are there. */
+export interface Span {
+  readonly count: string;
+  readonly put: (name: string, row: string, col: string, sums: string) => string;
+}
+export const wholeOf = (b: Body): Span => ({
+  count: String(b.cols),
+  put: (name, row, col, sums) => `${name}_e(${row}, ${col}, ${sums});`,
+});
+/** The columns of the shard that a launch is over. */
+export const columnsOfShard: Span = {
+  count: shard.rows,
+  put: (name, row, col, sums) => `${name}_e(${row}, ${shard.first} + ${col}, ${sums});`,
+};
+
+/** Terms of a product; `sharded`: those that a launch sums are the rows of a shard. */
+export interface Terms {
+  readonly all: number;
+  readonly sharded: boolean;
+}
+/** Is it the last shard of so many rows? */
+export const isLast = (all: number): string => `${shard.first} + ${shard.rows} == ${all}`;
+/** Where sums wait for the shards that are still to come: in the place of the product. */
+function waiting(b: Body, env: KernelEnv): (row: string, col: string) => string {
+  const to = b.stores.find((s) => s.to === "rows" && s.cols === b.cols);
+  if (to?.to !== "rows") throw new Error(`${b.name}: no place for the sums of a shard`);
+  const { space, offset, stride } = env.address(to.value);
+  return (row, col) => `${space}[${offset} + (${row}) * ${stride} + ${col}]`;
+}
+/** All columns of a sum over shards, of so many terms in all. */
+export const sumOfShards = (b: Body, env: KernelEnv, all: number): Span => ({
+  count: String(b.cols),
+  put: (name, row, col, sum) =>
+    `if (${isLast(all)}) { ${name}_e(${row}, ${col}, ${sum}); } ` +
+    `else { ${waiting(b, env)(row, col)} = ${sum}; }`,
+});
+/** The sum of four columns of a row as the shards before this one left it. */
+export const sumSoFar = (b: Body, env: KernelEnv, row: string, col: string): string =>
+  `vec4<f32>(${indices(4)
+    .map((c) => waiting(b, env)(row, `min(${col} + ${c}, ${b.cols - 1})`))
+    .join(", ")})`;
 
 /** `name_e`: one element of a product's epilogue. */
 export function epilogue(name: string, b: Body, env: KernelEnv): string {

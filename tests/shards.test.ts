@@ -1,0 +1,195 @@
+/**
+ * Embedding and head in shards on WebGPU: results are the bits of one shard, whatever their number, format and
+ * kernels, in serving, adapters' training and full training.
+ */
+import * as assert from "uvu/assert";
+import { compile } from "../compiler/compile.ts";
+import { type Format, mostStates, packedWords, runsOf, SHARD_ROWS, shardsOf } from "../runtime/bundle.ts";
+import type { Families } from "../runtime/device.ts";
+import { Engine as Core } from "../runtime/engine.ts";
+import type { Verdict } from "../runtime/invariance.ts";
+import { startJob } from "../runtime/trainer.ts";
+import { openWebGpu } from "../runtime/webgpu.ts";
+import { bits, configs, idsOf, small, tiny } from "./support/engines.ts";
+import { randomOf } from "./support/mutate.ts";
+import { long } from "./support/scale.ts";
+import { suite } from "./support/suite.ts";
+import { type Config, writeModel } from "./support/tiny.ts";
+
+const test = suite("shards");
+
+test("shards are whole blocks within the limit, and every word of a chamber is in one of them", () => {
+  const r = randomOf("shards");
+  for (let i = 0; i < 2000; i++) {
+    const rows = 1 + r(5000);
+    const blocks = Math.ceil(rows / SHARD_ROWS);
+    const block = 64 * (1 + r(40));
+    const arrays = r(2) ? 1 + mostStates : 1;
+    const words = blocks * block;
+    const bytes = 4 * block * arrays * (1 + r(blocks + 2)) + r(256);
+    const chambers = { weights: words, accum: arrays > 1 ? words * arrays : 0 };
+    const shards = shardsOf(rows, chambers, bytes);
+    let end = 0;
+    for (const { first, rows } of shards) {
+      assert.is(first, end);
+      assert.is(first % SHARD_ROWS, 0);
+      assert.ok(rows > 0 && Math.ceil(rows / SHARD_ROWS) * block * arrays * 4 <= bytes);
+      end += rows;
+    }
+    assert.is(end, rows);
+    let from = 0;
+    const ends = shards.map(() => 0);
+    for (const run of runsOf(shards, words * arrays, arrays)) {
+      assert.is(run.from, from);
+      assert.is(run.at, ends[run.shard]);
+      from += run.words;
+      ends[run.shard]! += run.words;
+    }
+    assert.is(from, words * arrays);
+    // Of about the same size: all but the last are.
+    assert.is(new Set(shards.slice(0, -1).map((s) => s.rows)).size, shards.length > 1 ? 1 : 0);
+  }
+});
+
+interface Case {
+  readonly config: Config;
+  readonly train: readonly ("lora" | "full")[];
+  readonly format?: Readonly<Record<string, Format>>;
+  readonly families: Families;
+}
+const plain: Families = { fewRows: null };
+const gpu: Families = { fewRows: 8 };
+/** Seven blocks of rows, the last of 85. */
+const tied = { ...configs.even, num_hidden_layers: 1, vocab_size: 853 };
+/** Three blocks, the last of 3; another matrix for the head. */
+const untied = { ...configs.odd, num_hidden_layers: 1 };
+
+type Files = Awaited<ReturnType<typeof compile>>["files"];
+const compiled = async ({ config, train, format = { default: "f32" } }: Case): Promise<Files> => {
+  const methods = train.filter((m) => m !== "full");
+  const how = { targets: ["webgpu"], quick: true, limits: tiny, capacities: small } as const;
+  return (await compile(writeModel(config), { ...how, train: [...train], methods, format })).files;
+};
+/** Nothing is checked at load: what serves and trains here is compared. */
+class Known extends Map<string, Verdict> {
+  constructor(private readonly families: Families) {
+    super();
+  }
+  override get(): Verdict {
+    return { invariance: "verified", families: this.families, trained: new Map([["lora", true]]) };
+  }
+}
+type Change = (name: string, text: string) => string;
+/**
+ * What comes of serving and training with shards of at most so many blocks (as many as those of f32 take
+ * bytes), and launches of a prompt.
+ */
+async function outcome(files: Files, { config, train, families }: Case, blocks: number, change?: Change) {
+  const read = async (name: string): Promise<Uint8Array> => {
+    const bytes = files.get(name)!;
+    if (!change || !name.endsWith(".wgsl")) return bytes;
+    return new TextEncoder().encode(change(name, new TextDecoder().decode(bytes)));
+  };
+  const { vocab_size: vocab, hidden_size: hidden } = config;
+  const arrays = train.includes("full") ? 1 + mostStates : 1;
+  const shard = 4 * blocks * arrays * packedWords("f32", SHARD_ROWS, hidden, 16);
+  const core = await Core.open(
+    { where: "memory", read: async (name) => files.get(name)! },
+    async (m) => (await openWebGpu(m, read, "software", { families, shard }))!,
+    {},
+    new Known(families),
+  );
+  const out: Record<string, string> = {};
+  const before = core.device.stats.launches;
+  const prompt = idsOf("shards", 70, vocab);
+  const { logits } = await core.score(prompt, { logits: true });
+  out.logits = logits!.map(bits).join();
+  const launches = core.device.stats.launches - before;
+  const said: number[] = [];
+  for await (const e of core.generate({ prompt, maxTokens: 2, logprobs: 1 })) said.push(e.id, e.logprob!);
+  out.said = said.join();
+  // What was written is read.
+  out.weights = (await core.baseTensors()).map((t) => bits(t.data)).join();
+  const row = { ids: idsOf("row", 40, vocab), labels: idsOf("row", 40, vocab) };
+  const common = { rows: [row, row].map((r) => ({ input_ids: r.ids, labels: r.labels })), batchSize: 2 };
+  for (const method of train) {
+    const job = startJob(core, { ...common, name: method, method, steps: 2, learningRate: 1e-2 }, []);
+    const { losses } = await job.done;
+    const trained =
+      method === "full"
+        ? (await core.baseTensors()).map((t) => t.data)
+        : core.adapters.find(method).content.tensors;
+    out[method] = [losses, trained.map(bits)].join();
+  }
+  await core.dispose();
+  return { out, launches };
+}
+/** Names of what differs. */
+const differing = (a: Record<string, string>, b: Record<string, string>): string[] =>
+  Object.keys(a).filter((k) => a[k] !== b[k]);
+const ONE = 64;
+const tiedCase: Case = { config: tied, train: ["lora", "full"], families: plain };
+
+let made: Promise<{ files: Files } & Awaited<ReturnType<typeof outcome>>> | null = null;
+/** The tied one in one shard: made once, beside nothing else. */
+const whole = () =>
+  (made ??= compiled(tiedCase).then(async (files) => ({ files, ...(await outcome(files, tiedCase, ONE)) })));
+
+const cases: [name: string, c: Case, blocks: number[]][] = [
+  [
+    "an untied head, in tiles and few rows",
+    { config: untied, train: long ? ["full"] : [], families: gpu },
+    [1],
+  ],
+  ...[
+    { embed_tokens: "q4", lm_head: "int8" } as const,
+    { embed_tokens: "int8", lm_head: "q4" } as const,
+    ...(long ? [{ embed_tokens: "f16", lm_head: "bf16" } as const] : []),
+  ].flatMap((format): [string, Case, number[]][] =>
+    (long ? [plain, gpu] : [plain]).map((families) => [
+      `${Object.values(format).join(" and ")}, ${families === gpu ? "in tiles" : "plain"}`,
+      { config: untied, train: ["lora"], format: { default: "f32", ...format }, families },
+      [0.1],
+    ]),
+  ),
+];
+for (const [name, c, blocks] of cases)
+  test(`${name}: shards have the bits of one`, async () => {
+    const files = await compiled(c);
+    const whole = await outcome(files, c, ONE);
+    for (const n of blocks) {
+      const { out, launches } = await outcome(files, c, n);
+      assert.equal(differing(whole.out, out), [], `${n} blocks`);
+      assert.ok(launches > whole.launches, "there are several");
+    }
+  });
+
+test("a tied head in two, three and seven shards has the bits of one", async () => {
+  const { files, ...one } = await whole();
+  for (const n of [4, 3, 1]) {
+    const { out, launches } = await outcome(files, tiedCase, n);
+    assert.equal(differing(one.out, out), [], `${n} blocks`);
+    assert.ok(launches > one.launches, "there are several");
+  }
+});
+
+test("shards that forget where they begin, or what came before them, are seen", async () => {
+  const { files, out: right } = await whole();
+  const mutants: [name: RegExp, from: RegExp | string, to: string, train: Case["train"]][] = [
+    [/^kernels\/embed_/, /if \(.*continue; \}/, "", []],
+    [/^kernels\/head_/, /launch\[4\]\.x \+ /g, "", []],
+    [/^kernels\/head_train_d/, "launch[4].x > 0", "launch[4].x > 100000", ["lora"]],
+    [/^kernels\/sumsq_full_outer/, "arena[at] + sum", "sum", ["full"]],
+  ];
+  for (const [file, from, to, train] of mutants) {
+    let changes = 0;
+    const { out } = await outcome(files, { ...tiedCase, train }, 3, (name, text) => {
+      const changed = file.test(name) ? text.replace(from, to) : text;
+      if (changed !== text) changes++;
+      return changed;
+    });
+    assert.ok(changes > 0, String(file));
+    assert.ok(differing(out, right).includes(train[0] ?? "logits"), String(file));
+  }
+});
+test.run();
