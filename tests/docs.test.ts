@@ -7,6 +7,7 @@ import { dirname, join } from "node:path";
 import * as assert from "uvu/assert";
 import { adapterMethods } from "../compiler/adapters/index.ts";
 import { models } from "../compiler/models/index.ts";
+import { type MethodMemory, planMemory } from "../sdk/index.ts";
 import { inChromium } from "./support/chromium.ts";
 import {
   bundlePage,
@@ -213,6 +214,22 @@ test("tables have every model family and every adapter method, and no other", ()
 
 for (const p of programs.filter(({ unrun }) => unrun === null))
   test(`${p.where} runs`, async () => assert.is(await wrong(p), null));
+
+test("what a model takes is as it is computed", async () => {
+  const rows = [...read("README.md").matchAll(/^\| `([\w.-]+)` \| ([\d. |]+) \|$/gm)];
+  assert.ok(rows.length >= 4);
+  const gb = (n: number): string => (n / 1e9).toFixed(2);
+  for (const [, model, cells] of rows) {
+    const plans = await Promise.all(
+      (["q4", "int8", "bf16", "f32"] as const).map(
+        async (format) => (await planMemory(model!, { format })).find((m) => m.method === "lora")!,
+      ),
+    );
+    const [{ savedBytes, stateBytes }] = plans as [MethodMemory];
+    const computed = [...plans.map((m) => gb(m.weightBytes)), gb(savedBytes + stateBytes)];
+    assert.equal(cells!.split(" | "), computed, model);
+  }
+});
 
 test("what is not run says why", () => {
   const unrun = programs.filter((p) => p.unrun !== null);
