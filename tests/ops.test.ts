@@ -96,6 +96,8 @@ const together = new Set([
   "experts_shrink",
   "experts_expand",
   "experts_outer",
+  "experts_select",
+  "experts_place",
 ]);
 
 test("every op has samples, or a test of its own", () => {
