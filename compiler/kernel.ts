@@ -119,8 +119,8 @@ export interface Kernel<B> {
   readonly assembly: (name: string, body: B, env: KernelEnv) => string;
 }
 
-/** A body of an update has no graph: it runs over a region's parameters. */
-export interface UpdateBody<S extends string> {
+/** A body without a graph: it runs over a region's parameters, or over what a program left. */
+export interface BareBody<S extends string> {
   readonly name: string;
   readonly skeleton: S;
   /** Mask bits without any of which it has nothing to do; none: always. */

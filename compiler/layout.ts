@@ -4,7 +4,9 @@
  */
 import { inputName, isInput, type Type, type Value, valueKey } from "../ops/index.ts";
 import {
+  CANDIDATE_WORDS,
   type Chambers,
+  hasCandidates,
   kvBlockWords,
   MOST_JOBS,
   matrixWords,
@@ -134,6 +136,8 @@ export function layoutOf(
     logits: home(c.headRows * model.vocab),
     rotary: home(model.ropes.length * c.context * 2 * (model.ropes[0]?.inverseFrequencies.length ?? 0)),
     norms: home(MOST_JOBS * (model.layers + 3)),
+    candidates:
+      target.name === "webgpu" && hasCandidates(model.vocab) ? home(c.headRows * CANDIDATE_WORDS) : null,
   };
   const perHead = target.name === "webgpu" && c.context > SPLIT ? partialWords(model.headDim) : 0;
   const partials = home(splitsOf(c) * model.heads * perHead);
@@ -206,7 +210,7 @@ export function placeValues(
   layout: Layout,
 ): { places: ReadonlyMap<string, number>; end: number } {
   const homes = new Map(
-    program.homes.map((h) => [valueKey(h.value), layout.homes[h.name as keyof Layout["homes"]]]),
+    program.homes.map((h) => [valueKey(h.value), layout.homes[h.name as "h" | "logits"]]),
   );
   const born = new Map<string, { v: Value; from: number; to: number }>();
   launches.forEach((launch, i) => {

@@ -48,7 +48,8 @@ export function blockLayouts(
   return {
     step: build("step", [
       ...[...rowArrays, ...train.map(extArray)].map((n) => [n, c.tokens] as const),
-      ["head_row", c.headRows],
+      // Of a logits row: its row; how many candidates are wanted, and 1 / temperature.
+      ...["head_row", "head_wanted", "head_scale"].map((n) => [n, c.headRows] as const),
       // Items of attention: rows of a tile from its first on; a split's row, and which it is; a row of
       // several, and its first.
       ...["tile_row", "tile_rows", "merge_row", "merge_item"].map((n) => [n, c.tokens] as const),

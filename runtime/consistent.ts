@@ -3,7 +3,7 @@
  * what it points into. Checked before anything is allocated; what passes cannot make the runtime read or
  * write outside a chamber, or take memory out of proportion to the files.
  */
-import { QUAD, QUAD_WORDS, quadsOf, ranked, SLOT_ROW } from "./contract.ts";
+import { CANDIDATE_WORDS, QUAD, QUAD_WORDS, quadsOf, ranked, SLOT_ROW } from "./contract.ts";
 import { WeftError } from "./errors.ts";
 import { singleSites } from "./experts.ts";
 import { type Format, storedBytes } from "./formats.ts";
@@ -194,6 +194,8 @@ function checkPlan(m: Manifest, plan: TargetEntry, target: "wasm" | "webgpu"): v
   enough(room.work, training ? d.hiddenSize + kv : 0, "room.work");
   within(homes.h + c.tokens * d.hiddenSize, room.arena, "homes.h");
   within(homes.logits + c.headRows * d.vocab, room.arena, "homes.logits");
+  if (homes.candidates !== null)
+    within(homes.candidates + c.headRows * CANDIDATE_WORDS, room.arena, "homes.candidates");
   const turned = 2 * (d.ropes[0]?.inverseFrequencies.length ?? 0);
   within(homes.rotary + d.ropes.length * c.context * turned, room.arena, "homes.rotary");
   within(homes.norms + MOST_JOBS * (d.layers + 3), room.arena, "homes.norms");

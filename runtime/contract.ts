@@ -16,6 +16,16 @@ export const cacheBlocks = (tokens: number): number => Math.ceil(tokens / BLOCK)
 export const MAX_STOPS = 16;
 /** Tokens whose logits a request may add to, as many as OpenAI's API takes. */
 export const MAX_BIASES = 300;
+/**
+ * What a device picks out of a logits row, so that not all of it is read back: the largest logits, as many as
+ * are wanted, of at most so many. In words: how many there are (0: not told), the largest logit,
+ * Σ exp(x - largest) (0: some logit is not finite), Σ exp((x - largest) / temperature); then each as its
+ * logit and its id, in order, of equal ones the lower id first.
+ */
+export const CANDIDATES = 256;
+export const CANDIDATE_WORDS = 4 + 2 * CANDIDATES;
+/** Rows of at most 4 KiB are read whole. */
+export const hasCandidates = (vocab: number): boolean => vocab > 1024;
 /** The label of a token that teaches nothing. */
 export const IGNORE = -100;
 /** The folder of a bundle with the adapter that corrects its rounding, and that adapter's name. */
@@ -68,6 +78,8 @@ export const COUNTER = {
   requests: 5,
   /** Rows that kernels for a few take at most, beside whole tiles. */
   few: 6,
+  /** Does the device pick candidates out of logits rows? */
+  picks: 7,
   /** Of the step: rows granted, logits rows, units, commands, events, words of metadata, rows in training. */
   rows: 16,
   head: 17,

@@ -68,6 +68,11 @@ export interface Device {
   readonly sizes: Sizes;
   readonly families: Families;
   readonly lanes: number;
+  /**
+   * Does it pick candidates out of logits rows, so that not all of a row is read back? Who computes on the
+   * memory that is read has nothing to gain.
+   */
+  readonly picks: boolean;
   /** Null where all kernels are there from the start. */
   readonly later: Later | null;
   /** Bytes held, by memory space. */

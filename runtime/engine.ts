@@ -156,9 +156,9 @@ export class Engine {
       const module = (await readVerified(reader, manifest, "host.wasm")) as BufferSource;
       await uploadWeights(reader, manifest, device, progress);
       progress({ phase: "check", done: 0, total: 1 });
-      const openHost: OpenHost = (manifest, { plan, lanes }, families) => {
+      const openHost: OpenHost = (manifest, { plan, lanes, picks }, families) => {
         const queued = options.maxQueued ?? MAX_QUEUED;
-        return Host.open(manifest, plan.metaWords, { families, lanes, queued }, module);
+        return Host.open(manifest, plan.metaWords, { families, lanes, queued, picks }, module);
       };
       const { verdict, host } = await settleInvariance(manifest, device, openHost, verdicts);
       const arrivals = new Arrivals(manifest, device, verdict, openHost);

@@ -1,5 +1,6 @@
 /** host.wasm from TypeScript: typed views on its memory, at the addresses it exports. */
 import {
+  CANDIDATE_WORDS,
   COMMAND_WORDS,
   COUNTER,
   EVENT_WORDS,
@@ -18,11 +19,13 @@ export const MAX_QUEUED = 4096;
 
 export interface HostExports {
   readonly memory: WebAssembly.Memory;
-  init(few: number, lanes: number, queued: number): void;
+  init(few: number, lanes: number, queued: number, candidates: number): void;
   addrMeta(lane: number): number;
   addrCommands(lane: number): number;
   addrEvents(lane: number): number;
   addrLogits(): number;
+  addrPicked(): number;
+  addrWhole(): number;
   addrLogSums(): number;
   addrTokens(seq: number): number;
   addrLabels(seq: number): number;
@@ -65,6 +68,7 @@ export interface HostExports {
     seed: number,
     stops: number,
     said: number,
+    reported: number,
   ): void;
   setRow(seq: number, weight: number, dropKey: number, dropP: number): void;
   addrParts(): number;
@@ -101,6 +105,7 @@ export interface HostExports {
   decide(lane: number): number;
   want(micros: number): void;
   schedule(lane: number, budget: number, idle: number): number;
+  settle(lane: number): number;
   commit(lane: number, micros?: number): number;
 }
 
@@ -114,7 +119,7 @@ export class Host {
     private readonly manifest: Manifest,
     private readonly metaWords: number,
   ) {}
-  /** `families` and `lanes` as the device says; `queued` requests may wait. */
+  /** `families`, `lanes` and `picks` as the device says; `queued` requests may wait. */
   static async open(
     manifest: Manifest,
     metaWords: number,
@@ -122,7 +127,13 @@ export class Host {
       families: { fewRows },
       lanes,
       queued = MAX_QUEUED,
-    }: { readonly families: Families; readonly lanes: number; readonly queued?: number },
+      picks = false,
+    }: {
+      readonly families: Families;
+      readonly lanes: number;
+      readonly queued?: number;
+      readonly picks?: boolean;
+    },
     module: BufferSource,
   ): Promise<Host> {
     // A string of AssemblyScript: UTF-16, its bytes counted in the word before.
@@ -159,7 +170,7 @@ export class Host {
         instance: WebAssembly.Instance;
       };
       exports = made.instance.exports as unknown as HostExports;
-      exports.init(fewRows ?? -1, lanes, queued);
+      exports.init(fewRows ?? -1, lanes, queued, picks ? 1 : 0);
       host = new Host(exports, manifest, metaWords);
       if (!host.fits(lanes)) throw bad("the capacities of its manifest", "a host of others");
       return host;
@@ -175,6 +186,7 @@ export class Host {
     if (exports.blocksTotal() !== blocks || last - first !== (sequences - 1) * context * 4) return false;
     this.logits();
     this.logSums();
+    this.picked();
     for (let lane = 0; lane < lanes; lane++) this.meta(lane);
     for (const seq of [0, sequences - 1]) {
       this.tokens(seq);
@@ -211,6 +223,18 @@ export class Host {
       this.exports.addrLogits(),
       this.manifest.capacities.headRows * this.manifest.model.vocab,
     );
+  }
+  /** What the device picked out of each logits row, CANDIDATE_WORDS; null where it picks nothing. */
+  picked(): Float32Array | null {
+    const { exports, manifest } = this;
+    if (!exports.counterOf(0, COUNTER.picks)) return null;
+    const words = manifest.capacities.headRows * CANDIDATE_WORDS;
+    return new Float32Array(this.buffer, exports.addrPicked(), words);
+  }
+  /** Of each logits row of a step: is it to be read whole? */
+  whole(lane: number): Int32Array {
+    const { exports } = this;
+    return new Int32Array(this.buffer, exports.addrWhole(), exports.counterOf(lane, COUNTER.head));
   }
   /** ln Σ exp of each logits row, after a commit. */
   logSums(): Float64Array {

@@ -8,6 +8,7 @@
 import { AdapterStore, type Generation } from "./adapters.ts";
 import {
   BLOCK,
+  CANDIDATE_WORDS,
   COUNTER,
   EVENT,
   EVENT_WORDS,
@@ -366,11 +367,22 @@ class Check {
     const heads = host.exports.counterOf(lane, COUNTER.head);
     if (!commands) throw new Error("the check of batch invariance has nothing left to run and has not ended");
     const at = { space: "arena", group: 0, lane } as const;
-    const [h, logits] = await device.run(lane, this.shallow(host.commands(lane, commands)), host.meta(lane), [
+    const reads: Range[] = [
       { ...at, offset: homes.h, words: rows.length * d },
       { ...at, offset: homes.logits, words: heads * vocab },
-    ]);
+    ];
+    if (device.picks && homes.candidates !== null)
+      reads.push({ ...at, offset: homes.candidates, words: heads * CANDIDATE_WORDS });
+    const [h, logits, picked] = await device.run(
+      lane,
+      this.shallow(host.commands(lane, commands)),
+      host.meta(lane),
+      reads,
+    );
     host.logits().set(logits!);
+    if (picked) host.picked()!.set(picked);
+    // What candidates do not tell is there.
+    host.exports.settle(lane);
     const events = host.events(lane, host.exports.commit(lane)).slice();
     return { rows, hidden: rows.map((_, r) => h!.subarray(r * d, (r + 1) * d)), logits: logits!, events };
   }

@@ -5,8 +5,9 @@
  */
 import type { AdapterStore } from "./adapters.ts";
 import { COUNTER, EVENT, EVENT_WORDS, KIND, type Manifest } from "./bundle.ts";
-import type { Device, Range } from "./device.ts";
+import type { Device } from "./device.ts";
 import type { Host } from "./host.ts";
+import { LogitsReader } from "./logits.ts";
 import type { Serving } from "./serving.ts";
 import { turn } from "./turn.ts";
 
@@ -53,6 +54,7 @@ export class Loops {
   /** How often the host was given something back, as far as the loops know. */
   private given = 0;
   private ended = false;
+  private readonly logits: LogitsReader;
   constructor(
     private readonly engine: Played,
     private readonly o: {
@@ -63,7 +65,9 @@ export class Loops {
     },
     private readonly fail: (error: unknown) => void,
   ) {
-    const { lanes } = engine.device;
+    const { manifest, device, host } = engine;
+    this.logits = new LogitsReader(manifest, device, host);
+    const { lanes } = device;
     this.lanes = Array.from({ length: lanes }, () => ({ running: false, kicked: false, step: null }));
   }
 
@@ -124,30 +128,19 @@ export class Loops {
   }
   private async step(lane: number): Promise<boolean> {
     const t0 = performance.now();
-    const { host, device, manifest } = this.engine;
+    const { host, device } = this.engine;
     const count = host.exports.schedule(lane, this.o.budget, this.o.idle);
-    const heads = host.exports.counterOf(lane, COUNTER.head);
     const units = host.exports.counterOf(lane, COUNTER.units);
     if (count === 0 && units === 0) return false;
-    const reads: Range[] = heads
-      ? [
-          {
-            space: "arena",
-            group: 0,
-            offset: device.plan.homes.logits,
-            words: heads * manifest.model.vocab,
-            lane,
-          },
-        ]
-      : [];
+    const { ranges, put } = this.logits.ofStep(lane);
     const t1 = performance.now();
-    const [logits] = await device.run(lane, host.commands(lane, count), host.meta(lane), reads);
+    put(await device.run(lane, host.commands(lane, count), host.meta(lane), ranges));
+    await this.logits.settle(lane);
     const micros = Math.min(2 ** 31 - 1, Math.round(1000 * (performance.now() - t1)));
-    if (logits) host.logits().set(logits);
     const trace = this.o.onStep && this.traceRows(lane);
     const cached = host.exports.counterOf(lane, COUNTER.found);
     const events = host.events(lane, host.exports.commit(lane, micros)).slice();
-    await this.handle(events, logits ?? new Float32Array(0));
+    await this.handle(events);
     const given = host.exports.counterOf(lane, COUNTER.given);
     // Who waits for room may be of the other lane.
     if (given !== this.given) this.kick();
@@ -169,8 +162,8 @@ export class Loops {
     return { rows, requests: requests.size, jobs: jobs.size };
   }
 
-  private async handle(events: Int32Array, logits: Float32Array): Promise<void> {
-    const said = this.engine.serving.telling(logits);
+  private async handle(events: Int32Array): Promise<void> {
+    const said = this.engine.serving.telling();
     const micros: number[] = [];
     for (let i = 0; i < events.length; i += EVENT_WORDS) {
       const [type, a, b, c] = [events[i]!, events[i + 1]!, events[i + 2]!, events[i + 3]!];

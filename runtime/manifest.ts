@@ -29,7 +29,7 @@ import { startNames, type TensorKindName, tensorKinds } from "./tensors/index.ts
 import { termNames } from "./terms.ts";
 
 export const BUNDLE_FORMAT = "weft-bundle";
-export const BUNDLE_VERSION = 17;
+export const BUNDLE_VERSION = 18;
 
 const FileEntry = object({ bytes, sha256: sha256Hex });
 const format = oneOf(formats);
@@ -165,6 +165,7 @@ const GridDim = object({
    * few: of two kernels for the same thing each takes its rows. `plain_rows` is all of them on a device
    * without such, where the others are 0. With `head`: the same of n_head. Of attention `tile_groups` are
    * tiles of rows, `few_splits` splits of single rows, and `few_merges` those rows that have several.
+   * `candidate_head` is n_head on a device that picks candidates, and 0 on others.
    */
   count: oneOf([
     "one",
@@ -180,6 +181,7 @@ const GridDim = object({
     "tile_groups",
     "few_splits",
     "few_merges",
+    "candidate_head",
   ]),
   mul: count,
   div: positive,
@@ -233,6 +235,8 @@ const TargetEntry = object({
     dkv: words,
     rotary: words,
     norms: words,
+    /** Null where a device picks none. */
+    candidates: v.nullable(words),
   }),
   slots: object({
     /** Words of a page, and of a slot's row of the table. */

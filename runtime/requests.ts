@@ -103,6 +103,7 @@ export function startIn(
     (r.seed ?? 0) | 0,
     stops.length,
     r.said,
+    o.logprobs ?? 0,
   );
   host.stops(seq).set(stops);
   host.setBiases(seq, biases);
@@ -169,8 +170,18 @@ export const notFinite = (r: Request): WeftError =>
     hint: "numbers of the adapter or of the model are not finite, or too large",
   });
 
-/** The `n` largest of a row, the lower id first where two are equal. */
-export function topOf(row: Float32Array, n: number, logSum: number): { id: number; logprob: number }[] {
+/** The `n` largest of a row, the lower id first where two are equal: as they were picked, or of all. */
+export function topOf(
+  row: Float32Array,
+  picked: Float32Array | undefined,
+  n: number,
+  logSum: number,
+): { id: number; logprob: number }[] {
+  if (picked && picked[0]! >= n)
+    return Array.from({ length: n }, (_, i) => ({
+      id: picked[5 + 2 * i]!,
+      logprob: picked[4 + 2 * i]! - logSum,
+    }));
   const ids: number[] = [];
   for (let i = 0; n > 0 && i < row.length; i++) {
     if (ids.length === n && !(row[i]! > row[ids[n - 1]!]!)) continue;

@@ -3,7 +3,7 @@
  * ended once. Which runs when is the host's.
  */
 import type { AdapterStore } from "./adapters.ts";
-import { FINISH, KIND, type Manifest, NONE, WeftError } from "./bundle.ts";
+import { CANDIDATE_WORDS, FINISH, KIND, type Manifest, NONE, WeftError } from "./bundle.ts";
 import type { Host } from "./host.ts";
 import { notFinite, type Request, startIn, type TokenEvent, topOf } from "./requests.ts";
 
@@ -11,9 +11,11 @@ import { notFinite, type Request, startIn, type TokenEvent, topOf } from "./requ
 const KEPT_SALTS = 4096;
 
 type Asked = Omit<Request, "ticket" | "seq" | "done" | "drawn" | "cached" | "paused">;
-/** A step's logits: of its rows, and ln Σ exp of each. */
+/** A step's logits: its rows, what was picked out of them, and ln Σ exp of each. */
 interface Logits {
+  /** Of a row that is not read whole, only what was picked is right. */
   readonly rowOf: (h: number) => Float32Array;
+  readonly pickedOf: (h: number) => Float32Array | undefined;
   readonly logSums: Float64Array;
 }
 
@@ -172,12 +174,17 @@ export class Serving {
   }
 
   /** What the events of one step say of requests, in their order. */
-  telling(logits: Float32Array): Telling {
+  telling(): Telling {
     const { vocab } = this.manifest.model;
-    const rowOf = (h: number): Float32Array => logits.subarray(h * vocab, (h + 1) * vocab);
+    const logits = this.host.logits();
+    const picked = this.host.picked();
     return new Telling(
       this.live,
-      { rowOf, logSums: this.host.logSums() },
+      {
+        rowOf: (h) => logits.subarray(h * vocab, (h + 1) * vocab),
+        pickedOf: (h) => picked?.subarray(h * CANDIDATE_WORDS, (h + 1) * CANDIDATE_WORDS),
+        logSums: this.host.logSums(),
+      },
       (r) => (r.cached ??= Math.max(0, this.host.exports.foundOf(r.seq) - r.virtual)),
       (r) => r.generation?.ref ?? this.merged() ?? "base",
       (r, error) => this.finish(r, error),
@@ -224,7 +231,7 @@ class Telling {
       e: {
         id,
         logprob: row[id]! - logSum,
-        top: topOf(row, r.sampling.logprobs ?? 0, logSum),
+        top: topOf(row, this.logits.pickedOf(h), r.sampling.logprobs ?? 0, logSum),
         adapter: this.adapterOf(r),
         seed: r.seed,
         cached: this.cachedOf(r),

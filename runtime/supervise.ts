@@ -19,6 +19,7 @@ export class Supervised implements Device {
   readonly sizes: Device["sizes"];
   readonly families: Device["families"];
   readonly lanes: number;
+  readonly picks: boolean;
   readonly memory: Device["memory"];
   readonly stats: Device["stats"];
   /** Resolves when the device died or passed a deadline, not when it was let go. */
@@ -39,6 +40,7 @@ export class Supervised implements Device {
       sizes: this.sizes,
       families: this.families,
       lanes: this.lanes,
+      picks: this.picks,
       memory: this.memory,
       stats: this.stats,
     } = device);

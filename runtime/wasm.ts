@@ -326,6 +326,7 @@ export async function openWasm(
     plan,
     sizes,
     families: { fewRows: null },
+    picks: false,
     lanes,
     later: null,
     memory: bytes,

@@ -26,6 +26,8 @@ export { measureWebGpu, webGpuLimits };
 type WebGpuOptions = RoomOptions & {
   readonly onProgress?: ((p: LoadProgress) => void) | undefined;
   readonly families?: Families | undefined;
+  /** Are candidates picked out of logits rows? Default: on hardware. */
+  readonly picks?: boolean | undefined;
   /** Are kernels compiled before they are needed? Default: on hardware. */
   readonly ahead?: boolean | undefined;
 };
@@ -121,8 +123,9 @@ async function openOn(
     const memory = await watch.scoped(Object.values(bytes), () => allocate(device, plan, layers, most));
     const software = isSoftware(adapter);
     const families = options.families ?? (software ? CPU : GPU);
+    const picks = (options.picks ?? !software) && plan.homes.candidates !== null;
     const texts = await readKernels(plan, file);
-    const kernels = new Kernels(watch, plan, memory.layouts, texts, families, software);
+    const kernels = new Kernels(watch, plan, memory.layouts, texts, { families, picks, software });
     const { programs = [] } = plan;
     // What trains in full is checked at load, in place: its gradients take as much as the model.
     const whole = manifest.train.includes("full");
@@ -146,7 +149,8 @@ async function openOn(
           allocate(device, small, layers, most, { first, weights: memory }),
         );
         const release = async (): Promise<void> => own.destroy();
-        return play(watch, small, own, kernels, { info, bytes, sizes, families, later, release });
+        const alike = { info, families, picks, later };
+        return play(watch, small, own, kernels, { ...alike, bytes, sizes, release });
       },
     };
     const release = async (): Promise<void> => {
@@ -154,8 +158,9 @@ async function openOn(
       await arriving;
       watch.destroy();
     };
-    const about = { info, bytes, sizes, families, later: whole ? null : later, release };
-    return play(watch, plan, memory, kernels, about);
+    return play(watch, plan, memory, kernels, {
+      ...{ info, bytes, sizes, families, picks, later: whole ? null : later, release },
+    });
   } catch (e) {
     // Whatever failed after the device was gone failed because of that.
     const { lost } = watch;

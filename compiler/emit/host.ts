@@ -6,6 +6,8 @@ import { readdirSync, readFileSync } from "node:fs";
 import {
   BLOCK,
   type BlockEntry,
+  CANDIDATE_WORDS,
+  CANDIDATES,
   type CapacityEntry,
   COMMAND_WORDS,
   COUNTER,
@@ -56,6 +58,7 @@ const gridCode: Readonly<Record<GridDim["count"], number>> = {
   rest_head: 10,
   plain_head: 11,
   tile_groups: 12,
+  candidate_head: 13,
 };
 /** A launch: kernel, mask words, then (count, mul, div) of x, y, z. */
 const LAUNCH_WORDS = 1 + MASK_WORDS + 9;
@@ -160,6 +163,8 @@ function contract(): Record<string, number> {
     MOST_SUMS,
     MOST_PARTS,
     MAX_LANES: LANES,
+    CANDIDATES,
+    CANDIDATE_WORDS,
     COMMAND_WORDS,
     EVENT_WORDS,
     HEADER_WORDS: HEADER,

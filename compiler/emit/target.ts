@@ -1,5 +1,6 @@
 /** Programs → the kernels of a target, and its plan: where everything lies and what is launched. */
 import {
+  hasCandidates,
   headerWords,
   type LaunchEntry,
   optimizerNames,
@@ -9,13 +10,13 @@ import {
 } from "../../runtime/bundle.ts";
 import type { KernelEnv, ParamAddress, Variant } from "../kernel.ts";
 import type { Launch } from "../kernels/body.ts";
-import { type AnyBody, kernelOf, storesResult, type Update, writesWeights } from "../kernels/index.ts";
+import { type AnyBody, type Bare, kernelOf, storesResult, writesWeights } from "../kernels/index.ts";
 import type { RowNorms } from "../kernels/row_norms.ts";
 import { tensorName } from "../layers.ts";
 import { addresser, type Layout, placeValues } from "../layout.ts";
 import { type BlockKind, blockLayouts } from "../metadata.ts";
 import type { Model } from "../models/model.ts";
-import type { Programs } from "../programs/index.ts";
+import type { GraphProgram, Programs } from "../programs/index.ts";
 import type { Settings } from "../settings.ts";
 import { align, type Target } from "../target.ts";
 import { emitAlias, emitLaunchAs, scratchBytes } from "./assemblyscript.ts";
@@ -154,14 +155,22 @@ export function emitTarget(
   programs.graphs.forEach((g, i) =>
     add(
       { name: g.name, region: g.region, block: g.block },
-      launches.get(g.name)!,
+      [...launches.get(g.name)!, ...behind(g)],
       envFor(g.block, addresser(placed[i]!.places, layout, work)),
     ),
   );
+  /** What runs behind a graph: over logits that are much to read back, what picks candidates. */
+  function behind({ homes }: GraphProgram): { name: string; bodies: readonly Bare[] }[] {
+    const logits = homes.find((h) => h.name === "logits")?.value;
+    if (!logits || !hasCandidates(model.vocab)) return [];
+    const name = "candidates";
+    const to = layout.homes.candidates;
+    return [{ name, bodies: [{ name, skeleton: name, bits: [], logits, vocab: model.vocab, to }] }];
+  }
   const updates = envFor("update", () => {
     throw new Error("an update reads no graph value");
   });
-  const update = (region: "layer" | "outer", ...bodies: [Update, ...Update[]]): void =>
+  const update = (region: "layer" | "outer", ...bodies: [Bare, ...Bare[]]): void =>
     add(
       { name: bodies[0].name, region, block: "update" },
       bodies.map((b) => ({ name: "", bodies: [b] })),

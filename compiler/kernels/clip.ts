@@ -1,11 +1,11 @@
 /** The norm of a job's gradient over all groups, and its scale: -1 where the gradient is not finite. */
-import type { Kernel, UpdateBody } from "../kernel.ts";
+import type { BareBody, Kernel } from "../kernel.ts";
 import { one } from "./grid.ts";
 import * as assembly from "./text/assemblyscript.ts";
 import { lines } from "./text/lines.ts";
 import * as wgsl from "./text/wgsl.ts";
 
-export type ClipBody = UpdateBody<"clip">;
+export type ClipBody = BareBody<"clip">;
 
 export const clip: Kernel<ClipBody> = {
   grid: () => [one, one],

@@ -1,10 +1,11 @@
-/** The kernels, one line each: those that a graph's nodes become, and those of an update. */
+/** The kernels, one line each: those that a graph's nodes become, and those of no graph. */
 import { type Node, type Op, opOf } from "../../ops/index.ts";
 import type { Kernel } from "../kernel.ts";
 import { attend } from "./attend.ts";
 import { attend_dkv } from "./attend_dkv.ts";
 import { attend_dq } from "./attend_dq.ts";
 import type { Body, GraphKernel } from "./body.ts";
+import { candidates } from "./candidates.ts";
 import { clip } from "./clip.ts";
 import { col_sum } from "./col_sum.ts";
 import { experts } from "./experts.ts";
@@ -45,13 +46,14 @@ export const graphKernels = {
 } satisfies Readonly<Record<string, GraphKernel>>;
 export type Skeleton = keyof typeof graphKernels;
 
-export const updateKernels = { sumsq, clip, optimizer, row_norms };
+export const bareKernels = { candidates, sumsq, clip, optimizer, row_norms };
 type BodyOf<K> = K extends Kernel<infer B> ? B : never;
-export type Update = BodyOf<(typeof updateKernels)[keyof typeof updateKernels]>;
+/** What runs over parameters, or what a program left. */
+export type Bare = BodyOf<(typeof bareKernels)[keyof typeof bareKernels]>;
 
 /** A body of any kernel; all bodies of a launch are of one. */
-export type AnyBody = Body | Update;
-const all = { ...graphKernels, ...updateKernels };
+export type AnyBody = Body | Bare;
+const all = { ...graphKernels, ...bareKernels };
 /** Functions of AssemblyScript that single kernels call. */
 export const libraries = (): string[] =>
   Object.values<Kernel<never>>(all).flatMap((k) => (k.library ? [k.library()] : []));

@@ -6,14 +6,14 @@ import { type OptimizerName, optimizers, QUAD, QUAD_WORDS, SHARD_ROWS } from "..
 import { assemblyPrinter } from "../emit/assemblyscript_dialect.ts";
 import type { Printer } from "../emit/printer.ts";
 import { wgslPrinter } from "../emit/wgsl_dialect.ts";
-import { inQuads, type Kernel, type KernelEnv, type ParamAddress, type UpdateBody } from "../kernel.ts";
+import { type BareBody, inQuads, type Kernel, type KernelEnv, type ParamAddress } from "../kernel.ts";
 import { stepOf } from "../optimizers.ts";
 import { fixed, one } from "./grid.ts";
 import * as assembly from "./text/assemblyscript.ts";
 import { lines } from "./text/lines.ts";
 import * as wgsl from "./text/wgsl.ts";
 
-export interface OptimizerBody extends UpdateBody<"optimizer"> {
+export interface OptimizerBody extends BareBody<"optimizer"> {
   readonly params: readonly ParamAddress[];
   readonly optimizer: OptimizerName;
 }

@@ -1,6 +1,6 @@
 /** out[o] = 1 / ‖W[o] + s·Σ_r b[r][o]·a[r]‖₂ in the slot of the block: what DoRA scales rows by. */
 import { type Format, formatOf, formats, QUAD, QUAD_WORDS } from "../../runtime/bundle.ts";
-import type { Kernel, ParamAddress, UpdateBody } from "../kernel.ts";
+import type { BareBody, Kernel, ParamAddress } from "../kernel.ts";
 import { most, one } from "./grid.ts";
 import * as assembly from "./text/assemblyscript.ts";
 import { type Lines, lines } from "./text/lines.ts";
@@ -15,7 +15,7 @@ export interface RowNorms {
   readonly b: ParamAddress;
   readonly out: ParamAddress;
 }
-export interface RowNormsBody extends UpdateBody<"row_norms"> {
+export interface RowNormsBody extends BareBody<"row_norms"> {
   readonly norms: readonly RowNorms[];
 }
 

@@ -1,13 +1,13 @@
 /** Σ g² over a group's gradients of a job: what its part of the gradient's norm is. */
 import { SHARD_ROWS } from "../../runtime/bundle.ts";
-import type { Kernel, KernelEnv, ParamAddress, UpdateBody } from "../kernel.ts";
+import type { BareBody, Kernel, KernelEnv, ParamAddress } from "../kernel.ts";
 import { one } from "./grid.ts";
 import { inTurn } from "./text/alike.ts";
 import * as assembly from "./text/assemblyscript.ts";
 import { lines } from "./text/lines.ts";
 import * as wgsl from "./text/wgsl.ts";
 
-export interface SumsqBody extends UpdateBody<"sumsq"> {
+export interface SumsqBody extends BareBody<"sumsq"> {
   readonly params: readonly ParamAddress[];
 }
 

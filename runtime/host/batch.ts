@@ -3,6 +3,8 @@ import {
   A_STEP_DROP_KEY,
   A_STEP_DROP_P,
   A_STEP_HEAD_ROW,
+  A_STEP_HEAD_SCALE,
+  A_STEP_HEAD_WANTED,
   A_STEP_IDS,
   A_STEP_MERGE_ITEM,
   A_STEP_MERGE_ROW,
@@ -16,6 +18,7 @@ import {
   A_STEP_TILE_ROW,
   A_STEP_TILE_ROWS,
   BLOCKS_PER_SEQUENCE,
+  C_PICKS,
   C_COMMANDS,
   C_FEW,
   C_HEAD,
@@ -62,6 +65,7 @@ import {
   TRAIN,
   TRAINED,
 } from "./config";
+import { planRow, scaleOf } from "./candidates";
 import {
   bump,
   COMMANDS,
@@ -101,6 +105,7 @@ function workgroups(grid: i32, d: i32, block: i32): i32 {
   else if (code == 4) count = get(META, block + H_N_SPLITS);
   else if (code == 5) count = get(META, block + H_N_MERGES);
   else if (code == 12) count = get(META, block + H_N_TILES);
+  else if (code == 13) count = counter(C_PICKS) ? get(META, block + H_N_HEAD) : 0;
   else if (code >= 6) {
     const head: bool = code >= 9;
     const part: i32 = (code - 6) % 3;
@@ -205,6 +210,8 @@ export function grant(seq: i32, n: i32): i32 {
       set(META, A_STEP_HEAD_ROW + h, r);
       set(HEAD_SEQ, h, seq);
       set(HEAD_POS, h, pos);
+      set(META, A_STEP_HEAD_WANTED + h, planRow(seq, h));
+      set(META, A_STEP_HEAD_SCALE + h, reinterpret<i32>(scaleOf(seq)));
       bump(C_HEAD, 1);
     }
   }

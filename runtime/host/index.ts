@@ -4,11 +4,13 @@
  */
 import { decide, resetAdmission } from "./admission";
 import { beginStep, emitForward } from "./batch";
+import { logSum } from "./candidates";
 import { ALL, available, discard, HOLDERS, idleBlocks, resetBlocks } from "./blocks";
 import {
   BIASES_PER_SEQUENCE,
   BLOCKS,
   BLOCKS_PER_SEQUENCE,
+  C_PICKS,
   C_COMMANDS,
   C_EVENTS,
   C_HEAD,
@@ -26,6 +28,7 @@ import {
   LENGTH,
   MASK_WORDS,
   META_WORDS,
+  NONE,
   SCORE,
   SCORED,
   SEQUENCES,
@@ -40,7 +43,7 @@ import { policy } from "./policy";
 import { isEntry, parentOf, resetPrefixes } from "./prefix";
 import { ready, resetReady } from "./ready";
 import { foundIn } from "./reuse";
-import { logSumExp, sample } from "./sampler";
+import { sample } from "./sampler";
 import { cancel, close, closeGone, isGone, resetSequences, setRow, setSampling } from "./sequences";
 import { forget as forgetSlot, PARTS_GIVEN, resetSlots } from "./slots";
 import {
@@ -68,6 +71,7 @@ import {
   META,
   NUM_BLOCKS,
   NUM_STOPS,
+  PICKED,
   ROW_SEQ,
   SAVE_BASE,
   SLOT_FRESH,
@@ -78,6 +82,8 @@ import {
   setFlying,
   TABLE,
   TOKENS,
+  TOLD,
+  WHOLE,
 } from "./state";
 import { finishMicros, refreshSlots } from "./units";
 import { resetWaiting, submit, withdraw } from "./waiting";
@@ -85,10 +91,11 @@ import { resetWaiting, submit, withdraw } from "./waiting";
 /**
  * `few`: rows that kernels for a few take at most, beside whole tiles; 0: none, negative: plain ones take
  * all. `lanes`: command lists that may be on their way at once. `queued`: requests that may
- * wait.
+ * wait. `picks`: 1 where the device picks some out of logits rows.
  */
-export function init(few: i32, lanes: i32, queued: i32): void {
+export function init(few: i32, lanes: i32, queued: i32, picks: i32): void {
   set(COUNTERS, C_FEW, few);
+  set(COUNTERS, C_PICKS, picks);
   set(COUNTERS, C_LANES, lanes);
   resetSequences();
   resetPrefixes();
@@ -101,6 +108,7 @@ export function init(few: i32, lanes: i32, queued: i32): void {
   resetAdmission();
 }
 export { decide } from "./admission";
+export { settle } from "./candidates";
 export {
   closeJob as jobClose,
   offer as jobOffer,
@@ -145,6 +153,14 @@ export function addrRowSeq(lane: i32): usize {
 }
 export function addrLogits(): usize {
   return LOGITS;
+}
+/** What was picked out of each row, where the device picks something. */
+export function addrPicked(): usize {
+  return PICKED;
+}
+/** Of each logits row: is it to be read whole? After a schedule, and after a settle that said so. */
+export function addrWhole(): usize {
+  return WHOLE;
 }
 export function addrLogSums(): usize {
   return LOG_SUMS;
@@ -251,8 +267,8 @@ export function schedule(lane: i32, budget: i32, idle: i32): i32 {
 }
 
 /**
- * After a lane's step ran, in so many microseconds (0: nobody measured), and logits rows were copied to
- * addrLogits: append sampled tokens, finish, free, report. Returns the number of events.
+ * After a lane's step ran, in so many microseconds (0: nobody measured), logits rows that are read whole were
+ * copied to addrLogits, and settle has nothing more to ask for: append sampled tokens, finish, free, report. Returns the number of events.
  */
 export function commit(lane: i32, micros: i32): i32 {
   enter(lane);
@@ -262,7 +278,7 @@ export function commit(lane: i32, micros: i32): i32 {
   for (let h: i32 = 0; h < counter(C_HEAD); h++) {
     const seq: i32 = get(HEAD_SEQ, h);
     if (isGone(seq)) continue;
-    store<f64>(LOG_SUMS + ((<usize>h) << 3), logSumExp(h));
+    store<f64>(LOG_SUMS + ((<usize>h) << 3), logSum(h));
     if (get(KIND, seq) == SCORE) scored(seq, h);
     else drawn(seq, h);
   }
@@ -276,7 +292,7 @@ function scored(seq: i32, h: i32): void {
   emitEvent(FINISHED, seq, STOP, 0);
 }
 function drawn(seq: i32, h: i32): void {
-  const id: i32 = sample(seq, h);
+  const id: i32 = get(TOLD, h) == NONE ? sample(seq, h) : get(TOLD, h);
   const length: i32 = get(LENGTH_OF, seq);
   let stop: bool = false;
   for (let i: i32 = 0; i < get(NUM_STOPS, seq); i++)

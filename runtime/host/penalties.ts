@@ -40,14 +40,19 @@ function keep(row: usize, id: i32): void {
   setf(BEFORE, changed, getf(row, id));
   changed++;
 }
+/** Does `seq` draw from other logits than the model's own? */
+export function penalises(seq: i32): bool {
+  const counts: bool = getf(PRESENCE, seq) != 0 || getf(FREQUENCY, seq) != 0;
+  return counts || getf(PENALTY, seq) != 1 || get(NUM_BIASES, seq) != 0;
+}
 /** Change the logits of `row` as `seq` asks for. */
 export function penalise(seq: i32, row: usize): void {
+  if (!penalises(seq)) return;
   const penalty: f32 = getf(PENALTY, seq);
   const presence: f32 = getf(PRESENCE, seq);
   const frequency: f32 = getf(FREQUENCY, seq);
   const biases: i32 = get(NUM_BIASES, seq);
   const counts: bool = presence != 0 || frequency != 0;
-  if (penalty == 1 && !counts && biases == 0) return;
   for (let i: i32 = 0; i < biases; i++) {
     const at: i32 = 2 * (seq * BIASES_PER_SEQUENCE + i);
     const id: i32 = get(BIASES, at);

@@ -2,7 +2,7 @@
  * The sampler: biases and penalties, then greedy, or temperature → top-k → top-p → min-p over logits of one
  * row, in the order transformers applies them.
  */
-import { VOCAB } from "./config";
+import { CANDIDATE_WORDS, NONE, VOCAB } from "./config";
 import { exp4 } from "./exp";
 import { penalise, restore } from "./penalties";
 import {
@@ -12,8 +12,10 @@ import {
   LENGTH_OF,
   LOGITS,
   MIN_P,
+  PICKED,
   SEED,
   set,
+  setf,
   TEMPERATURE,
   TOP_K,
   TOP_P,
@@ -88,75 +90,121 @@ export function logSumExp(h: i32): f64 {
 export function sample(seq: i32, h: i32): i32 {
   const row: usize = rowAt(h);
   penalise(seq, row);
-  const id: i32 = choose(seq, row);
+  const top: f32 = largest(row);
+  const temperature: f32 = getf(TEMPERATURE, seq);
+  let id: i32 = 0;
+  if (temperature < f32.MIN_NORMAL_VALUE) while (id < VOCAB - 1 && getf(row, id) != top) id++;
+  else {
+    for (let i: i32 = 0; i < VOCAB; i++) set(HEAP, i, i);
+    for (let i: i32 = VOCAB / 2 - 1; i >= 0; i--) sift(row, i, VOCAB);
+    ordered = 0;
+    known = VOCAB;
+    const topK: i32 = get(TOP_K, seq);
+    const total: f64 = topK > 0 && topK < VOCAB ? 0 : sumOfExp(row, top, <f64>temperature);
+    id = choose(seq, row, total, total);
+  }
   restore(row);
   return id;
 }
-function choose(seq: i32, row: usize): i32 {
-  const max: f64 = <f64>largest(row);
-  const temperature: f64 = <f64>getf(TEMPERATURE, seq);
-  // Below the smallest normal number its reciprocal is infinite in f32.
-  if (temperature < <f64>f32.MIN_NORMAL_VALUE) {
-    let best: i32 = 0;
-    while (best < VOCAB - 1 && getf(row, best) != <f32>max) best++;
-    return best;
+/**
+ * By how much of itself a device's Σ exp differs from the host's at most, in units of 2^-24: 94 for exp, which
+ * is right to 3 + 2|x| last places (WGSL, 15.7.4.1) at an x that was rounded three times, |x| being ln 2^18 at
+ * most in the mean that the terms weigh; 17 for the host's; one for each addition on the way of a term.
+ */
+const SLACK: f64 = <f64>(94 + 17 + 17 + VOCAB / 1024) / 16777216;
+/**
+ * The token that `sample` would draw, from the candidates of row `h`, which are put in their places in the
+ * row; NONE where they do not tell.
+ */
+export function sampleCandidates(seq: i32, h: i32): i32 {
+  const row: usize = rowAt(h);
+  const picked: usize = PICKED + ((<usize>(h * CANDIDATE_WORDS)) << 2);
+  known = <i32>getf(picked, 0);
+  ordered = known;
+  for (let i: i32 = 0; i < known; i++) {
+    const id: i32 = <i32>getf(picked, 5 + 2 * i);
+    set(HEAP, VOCAB - 1 - i, id);
+    setf(row, id, getf(picked, 4 + 2 * i));
   }
+  if (known == 0 || getf(TEMPERATURE, seq) < f32.MIN_NORMAL_VALUE) return nth(row, 0);
+  const total: f64 = <f64>getf(picked, 3);
+  return choose(seq, row, total * (1 - SLACK), total * (1 + SLACK));
+}
 
-  for (let i: i32 = 0; i < VOCAB; i++) set(HEAP, i, i);
-  for (let i: i32 = VOCAB / 2 - 1; i >= 0; i--) sift(row, i, VOCAB);
-  const topK: i32 = get(TOP_K, seq) > 0 ? min(get(TOP_K, seq), VOCAB) : VOCAB;
+/**
+ * Of the row's logits in order (the largest first, of equal ones the lower id): how many are known, and how
+ * many of these lie in order at the heap's tail, the first one last.
+ */
+let known: i32 = 0;
+let ordered: i32 = 0;
+/** Id of the i-th of them; NONE past those that are known. */
+function nth(row: usize, i: i32): i32 {
+  if (i >= known) return NONE;
+  for (; ordered <= i; ordered++) {
+    const n: i32 = VOCAB - ordered;
+    const top: i32 = get(HEAP, 0);
+    set(HEAP, 0, get(HEAP, n - 1));
+    sift(row, 0, n - 1);
+    set(HEAP, n - 1, top);
+  }
+  return get(HEAP, VOCAB - 1 - i);
+}
+/**
+ * The token that is drawn, where Σ exp((x - max) / temperature) over the row is from `low` to `high`; NONE
+ * where that, or what is known of the row, leaves it open. Every step below is monotonous in the sum, also as
+ * it is rounded.
+ */
+function choose(seq: i32, row: usize, low: f64, high: f64): i32 {
+  const temperature: f64 = <f64>getf(TEMPERATURE, seq);
   const topP: f64 = <f64>getf(TOP_P, seq);
   const minP: f64 = <f64>getf(MIN_P, seq);
-  // Ids leave the heap in descending order to the heap's tail: the k-th largest lies at HEAP[VOCAB - k].
-  let n: i32 = VOCAB;
-  let kept: i32 = 0;
-  let mass: f64 = 0;
-  let total: f64 = topK < VOCAB ? 0 : sumOfExp(row, <f32>max, temperature);
-  const everybody: bool = topK == VOCAB && topP >= 1 && minP <= 0;
-  if (everybody) mass = total;
-  else if (topK < VOCAB) {
-    while (kept < topK) {
-      pop(row, n);
-      n--;
-      kept++;
-      total += Math.exp((<f64>getf(row, get(HEAP, n)) - max) / temperature);
-    }
-    let cut: i32 = 0;
-    while (cut < kept) {
-      const p: f64 = Math.exp((<f64>getf(row, get(HEAP, VOCAB - 1 - cut)) - max) / temperature);
-      if (cut > 0 && (mass >= topP * total || p < minP)) break;
+  const topK: i32 = get(TOP_K, seq) > 0 ? min(get(TOP_K, seq), VOCAB) : VOCAB;
+  const max: f64 = <f64>getf(row, nth(row, 0));
+  if (topK < VOCAB) {
+    low = 0;
+    for (let i: i32 = 0; i < topK; i++) low += weight(row, nth(row, i), max, temperature);
+    high = low;
+  }
+  // The first `end` are drawn from, whose mass is from `least` to `most`.
+  let end: i32 = topK;
+  let least: f64 = low;
+  let most: f64 = high;
+  if (topK < VOCAB || topP < 1 || minP > 0) {
+    let mass: f64 = 0;
+    let last: f64 = 0;
+    let kept: i32 = 0;
+    for (; kept < min(topK, known); kept++) {
+      const p: f64 = weight(row, nth(row, kept), max, temperature);
+      if (kept > 0) {
+        if (p < minP || mass >= topP * high) break;
+        if (mass >= topP * low) return NONE;
+      }
       mass += p;
-      cut++;
+      last = p;
     }
-    kept = cut;
-  } else {
-    while (n > 0) {
-      const p: f64 = Math.exp((<f64>getf(row, get(HEAP, 0)) - max) / temperature);
-      if (kept > 0 && (mass >= topP * total || p < minP)) break;
-      pop(row, n);
-      n--;
-      kept++;
-      mass += p;
+    least = mass;
+    most = mass;
+    if (kept < known || kept == topK) end = kept;
+    else {
+      // It ends somewhere past those that are known: with the one that reaches topP, or before.
+      if (minP <= 0) least = Math.max(mass, topP * low);
+      most = topP * high + last;
     }
   }
-  let u: f64 = draw(get(SEED, seq), get(LENGTH_OF, seq)) * mass;
-  for (let i: i32 = 0; i < kept || (everybody && n > 0); i++) {
-    // Where everybody is a candidate, they leave the heap until one is drawn.
-    if (i == kept) {
-      pop(row, n);
-      n--;
-      kept++;
-    }
-    const id: i32 = get(HEAP, VOCAB - 1 - i);
-    u -= Math.exp((<f64>getf(row, id) - max) / temperature);
-    if (u < 0) return id;
+  const u: f64 = draw(get(SEED, seq), get(LENGTH_OF, seq));
+  least *= u;
+  most *= u;
+  for (let i: i32 = 0; i < end; i++) {
+    const id: i32 = nth(row, i);
+    if (id == NONE) return NONE;
+    const p: f64 = weight(row, id, max, temperature);
+    least -= p;
+    most -= p;
+    if (most < 0) return id;
+    if (least < 0) return NONE;
   }
-  return get(HEAP, VOCAB - kept);
+  return nth(row, end - 1);
 }
-/** Move the largest of the first n ids to HEAP[n - 1]. */
-function pop(row: usize, n: i32): void {
-  const top: i32 = get(HEAP, 0);
-  set(HEAP, 0, get(HEAP, n - 1));
-  sift(row, 0, n - 1);
-  set(HEAP, n - 1, top);
+function weight(row: usize, id: i32, max: f64, temperature: f64): f64 {
+  return Math.exp((<f64>getf(row, id) - max) / temperature);
 }

@@ -35,6 +35,7 @@ import {
   NUM_STOPS,
   PENALTY,
   PRESENCE,
+  REPORTED,
   ROW_WEIGHT,
   SAVE_BASE,
   SEED,
@@ -143,6 +144,7 @@ export function setSampling(
   seed: i32,
   stops: i32,
   said: i32,
+  reported: i32,
 ): void {
   setf(TEMPERATURE, seq, temperature);
   set(TOP_K, seq, topK);
@@ -153,6 +155,7 @@ export function setSampling(
   setf(FREQUENCY, seq, frequency);
   set(NUM_BIASES, seq, biases);
   set(SEED, seq, seed);
+  set(REPORTED, seq, reported);
   set(NUM_STOPS, seq, stops);
   set(BEGIN, seq, get(LENGTH_OF, seq) - said);
 }

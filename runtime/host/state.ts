@@ -17,6 +17,7 @@ import {
   C_EVENTS,
   C_LANES,
   C_ROWS,
+  CANDIDATE_WORDS,
   COMMAND_WORDS,
   CONTEXT,
   EVENT_WORDS,
@@ -94,6 +95,8 @@ export const PENALTY: usize = take(SEQUENCES * 4);
 export const PRESENCE: usize = take(SEQUENCES * 4);
 export const FREQUENCY: usize = take(SEQUENCES * 4);
 export const SEED: usize = take(SEQUENCES * 4);
+/** How many of the likeliest tokens are reported with each. */
+export const REPORTED: usize = take(SEQUENCES * 4);
 /** Pairs of a token id and what is added to its logit. */
 export const NUM_BIASES: usize = take(SEQUENCES * 4);
 export const BIASES: usize = take(SEQUENCES * BIASES_PER_SEQUENCE * 8);
@@ -148,6 +151,11 @@ export let EVENTS: usize = EVENT_LISTS;
 export const HEAD_SEQ: usize = take(HEAD_ROWS * 4);
 export const HEAD_POS: usize = take(HEAD_ROWS * 4);
 export const LOGITS: usize = take(HEAD_ROWS * VOCAB * 4);
+/** What was picked out of each row. */
+export const PICKED: usize = take(HEAD_ROWS * CANDIDATE_WORDS * 4);
+/** Is a logits row to be read whole? The token that its candidates tell; NONE: one is drawn from all of it. */
+export const WHOLE: usize = take(HEAD_ROWS * 4);
+export const TOLD: usize = take(HEAD_ROWS * 4);
 /** ln Σ exp of each logits row, f64. */
 export const LOG_SUMS: usize = take(HEAD_ROWS * 8);
 export const HEAP: usize = take(VOCAB * 4);

@@ -158,7 +158,7 @@ export function run(t: i32, found: i32): void {
   if (generates(t)) shares(seq, adapterOf(e), word(t, T_SALT), found);
   set(ENTRY, seq, e);
   set(FIRST, seq, word(t, T_VIRTUAL));
-  setSampling(seq, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0);
+  setSampling(seq, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0);
   begins(seq);
   bump(C_REQUESTS, 1);
   emitEvent(START, t, seq, slot);

@@ -12,8 +12,14 @@ export interface Kernel {
   readonly layout: 0 | 1;
   readonly shards: Plan["kernels"][string]["shards"];
 }
-/** Counts of rows that are always 0 with such families: what would be launched over them is never run. */
-const idle = ({ fewRows }: Families): RegExp => (fewRows === null ? /^(tile|rest|few)_/ : /^plain_/);
+interface Wanted {
+  readonly families: Families;
+  readonly picks: boolean;
+  readonly software: boolean;
+}
+/** Counts of rows that are always 0 there: what would be launched over them is never run. */
+const idle = ({ families: { fewRows }, picks }: Wanted): RegExp =>
+  new RegExp(`^(${fewRows === null ? "tile|rest|few" : "plain"}${picks ? "" : "|candidate"})_`);
 
 /** WGSL of a plan's kernels, by file. */
 export async function readKernels(
@@ -47,13 +53,12 @@ export class Kernels {
     private readonly plan: Plan,
     layouts: Memory["layouts"],
     private readonly texts: ReadonlyMap<string, string>,
-    families: Families,
-    software: boolean,
+    wanted: Wanted,
   ) {
-    this.free = software ? AT_ONCE.software : AT_ONCE.hardware;
+    this.free = wanted.software ? AT_ONCE.software : AT_ONCE.hardware;
     this.names = Object.keys(plan.kernels);
     this.layouts = layouts.map((l) => watch.device.createPipelineLayout({ bindGroupLayouts: [l] }));
-    this.never = idle(families);
+    this.never = idle(wanted);
   }
   at(index: number): Kernel | undefined {
     return this.ready[index];

@@ -44,6 +44,7 @@ export function play(
     /** What is let go at the end, when nothing is on its way any more. */
     readonly release: () => Promise<void>;
     readonly families: Families;
+    readonly picks: boolean;
     readonly info: Device["info"];
     readonly bytes: Readonly<Record<string, number>>;
     readonly sizes: Sizes;
@@ -177,6 +178,7 @@ export function play(
     plan,
     sizes: about.sizes,
     families: about.families,
+    picks: about.picks,
     lanes: 1,
     later: about.later,
     memory: about.bytes,

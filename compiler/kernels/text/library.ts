@@ -92,6 +92,12 @@ fn kv_index(table: i32, pos: i32, half: i32, head: i32, heads: i32, stride: i32)
   return (((batch[table + pos / ${KV_BLOCK}] * 2 + half) * heads + head) * ${KV_BLOCK}
     + pos % ${KV_BLOCK}) * stride;
 }`,
+  order_of: `
+// The bits of a float as a number that is ordered as floats are; both zeros are one.
+fn order_of(v: u32) -> u32 {
+  let bits = select(v, 0u, v == 0x80000000u);
+  return select(bits | 0x80000000u, ~bits, bits > 0x7fffffffu);
+}`,
   leading: `
 // The first n of four numbers.
 fn leading(v: vec4<f32>, n: i32) -> vec4<f32> {
