@@ -197,7 +197,7 @@ export function emitTarget(
         list.filter((p) => p.own === null),
         ...list.filter((p) => p.own !== null).map((p) => [p]),
       ];
-      const each = <B extends Update>(body: (params: readonly ParamAddress[]) => B) =>
+      const each = <B extends Bare>(body: (params: readonly ParamAddress[]) => B) =>
         update(region, ...(sets.map(body) as [B, ...B[]]));
       each((params) => ({ skeleton: "sumsq", name: `sumsq.${cls}.${region}`, params, bits: [] }));
       for (const optimizer of optimizerNames)
