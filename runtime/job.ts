@@ -12,6 +12,7 @@ import { AtRest, jobEnded } from "./rest.ts";
 import type { Item } from "./rows.ts";
 import type { ModelView } from "./selectors.ts";
 import { abortable, onAbort, reasonOf } from "./signals.ts";
+import { readTrained, writeTrained } from "./trained.ts";
 import {
   configOf,
   learningRateAt,
@@ -142,7 +143,6 @@ export class Job implements Feed {
     return this.rest.ask(() => this.snapshot());
   }
   private async snapshot(): Promise<TrainState> {
-    const { readTrained } = await import("./trained.ts");
     const kept = await readTrained(this.engine, this.index, this.o.method === "full");
     const adapter = this.shape ? await this.engine.adapters.download(this.slot, this.shape) : null;
     return {
@@ -169,7 +169,6 @@ export class Job implements Feed {
     try {
       const ready = (): Promise<void> => engine.readyToTrain(o.method, settings.optimizer.name);
       await abortable(this.controller.signal, ready, () => {});
-      const { writeTrained } = await import("./trained.ts");
       if (full) {
         await engine.weights.keep();
         owns = true;

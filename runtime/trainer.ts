@@ -9,7 +9,13 @@ import { canonical, configOf, type TrainOptions } from "./training.ts";
 
 export { Job } from "./job.ts";
 export type { Row } from "./rows.ts";
-export type { TrainEvent, TrainOptions, TrainResult, TrainState } from "./training.ts";
+export {
+  identityOf,
+  type TrainEvent,
+  type TrainOptions,
+  type TrainResult,
+  type TrainState,
+} from "./training.ts";
 
 /** Tokens of its own that the job's adapter puts before every row. */
 function virtualOf(manifest: Manifest, o: TrainOptions): number {

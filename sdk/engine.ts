@@ -4,8 +4,8 @@ import type { AdapterRef, Generation } from "../runtime/adapters.ts";
 import { type Manifest, WeftError } from "../runtime/bundle.ts";
 import { defaultConfig } from "../runtime/content.ts";
 import type { Engine as Core, Finish, Merged, MergeOptions, Score } from "../runtime/engine.ts";
-import { openEngine, readEntries } from "../runtime/index.ts";
 import { readVerified } from "../runtime/load.ts";
+import { openEngine, readEntries } from "../runtime/loading.ts";
 import { resolveBranches } from "../runtime/match.ts";
 import {
   adapterEntries,
@@ -19,15 +19,7 @@ import { type BundleReader, openReader, type Place } from "../runtime/reader.ts"
 import type { Remote } from "../runtime/remote.ts";
 import { abortable, throwIfAborted } from "../runtime/signals.ts";
 import { MappedStream } from "../runtime/stream.ts";
-import {
-  type Job as CoreJob,
-  type Row,
-  startJob,
-  type TrainEvent,
-  type TrainOptions,
-  type TrainResult,
-} from "../runtime/trainer.ts";
-import { identityOf } from "../runtime/training.ts";
+import type { Job as CoreJob, Row, TrainEvent, TrainOptions, TrainResult } from "../runtime/trainer.ts";
 import { AdapterHandle } from "./adapter.ts";
 import type { DataRow } from "./data.ts";
 import { decodeText, isGguf, parseJson } from "./files.ts";
@@ -211,6 +203,8 @@ export class Engine {
     checked(FinetuneOptions, o);
     this.core.check();
     throwIfAborted(o.signal);
+    // Who never teaches reads none of it.
+    const { identityOf, startJob } = await import("../runtime/trainer.ts");
     const { base, info, device } = this.core;
     const methodOf = (ref: string): string => this.core.adapter(ref).shape.config.method;
     const method = o.method ?? (o.from ? methodOf(o.from) : (this.manifest.train[0] ?? "lora"));

@@ -20,7 +20,7 @@ import {
 import type { DataRow } from "./data.ts";
 import type { Message } from "./text.ts";
 
-export { LoadOptions } from "../runtime/index.ts";
+export { LoadOptions } from "../runtime/loading.ts";
 
 const nonEmpty = v.custom<string>((x) => typeof x === "string" && x !== "", "a text that is not empty");
 export const GenerateOptions = v.pipe(

@@ -201,9 +201,12 @@ test("a page gets neither Node nor the compiler, and at most 60 KB until it spea
   const device = Math.max(size(named("wasm")), size(named("webgpu")));
   const core = sizes(now) + device;
   const text = size(named("text")) + size(named("template"));
-  const kept = sizes([...reached(metafile, named("cache")).now].filter((path) => !now.has(path)));
+  const extra = (name: string): string[] =>
+    [...reached(metafile, named(name)).now].filter((path) => !now.has(path));
+  const teaching = sizes(new Set([...extra("trainer"), ...extra("data")]));
+  const kept = sizes(extra("cache"));
   console.log(
-    `page: core ${core} bytes gzip, tokenizer and templates ${text}, storage ${kept}, all ${sizes(later)}`,
+    `page: core ${core} bytes gzip, a job's ${teaching}, tokenizer and templates ${text}, storage ${kept}, all ${sizes(later)}`,
   );
   assert.ok(core <= 60e3, `${core} bytes`);
 });

@@ -1,7 +1,7 @@
 /** An engine in a worker: the page stays awake, and the engine survives what ends it. */
 import * as v from "valibot";
 import type { Place } from "../../runtime/folders.ts";
-import type { LoadOptions } from "../../runtime/index.ts";
+import type { LoadOptions } from "../../runtime/loading.ts";
 import { Reports } from "../../runtime/report.ts";
 import { atLeast0, callback, check, type Of, object } from "../../runtime/schema.ts";
 import type { AsyncEngine } from "../async.ts";

@@ -6,7 +6,7 @@
 import type { Published } from "../../runtime/adapters.ts";
 import type { LoadProgress } from "../../runtime/device.ts";
 import type { Place } from "../../runtime/folders.ts";
-import type { LoadOptions } from "../../runtime/index.ts";
+import type { LoadOptions } from "../../runtime/loading.ts";
 import type { StepTrace } from "../../runtime/loops.ts";
 import type { Checkpoint } from "../checkpoint.ts";
 import type { Asked, Piece, TrainEvent } from "../engine.ts";
