@@ -68,7 +68,7 @@ export function runFile(path: string, built?: string): Promise<FileResult> {
 
 /** By what they took when it was last measured; the rest takes a few seconds each. */
 const LONGEST = [
-  "docs package attention families methods reference formats adapters example replay ops laws s2ft",
+  "docs package attention families ops methods s2ft reference formats adapters example shards replay laws",
   "invariance export cli host arrivals compile page room soak webgpu signals fuzz experts",
   "optimizers wasm talk places openai worker kv crew storage gguf correct vera sums selection",
   "prefix chat",
