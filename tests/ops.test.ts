@@ -1,6 +1,6 @@
 /**
  * Law 1, op by op: every op of the registry on both targets against f64, every gradient against finite
- * differences, random fused chains.
+ * differences, random fused chains. One file: they share what makes a graph's inputs and plays it.
  */
 
 import * as assert from "uvu/assert";
