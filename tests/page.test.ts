@@ -123,6 +123,11 @@ test("a download that broke off goes on by range in the next tab; two tabs at on
     assert.ok(from > 0 && from <= bytes / 2, `from ${from} of ${bytes}`);
     assert.is(told.at(-1), bytes);
     assert.ok(site.sent < bytes / 2 + 600_000, `${site.sent} bytes for the rest of ${bytes}`);
+    // What another tab has begun to write is empty, and not there yet.
+    await site.visit(`const weft = await (await navigator.storage.getDirectory()).getDirectoryHandle("weft");
+      const entries = await (await weft.getDirectoryHandle("bundles")).getDirectoryHandle("entries");
+      for await (const file of entries.values()) await (await file.createWritable()).close();`);
+    assert.equal(await site.visit("return answer(await open());"), await here());
     await site.visit("return weft.cache.delete((await weft.cache.list())[0].name);");
     site.reset();
     const both = [1, 2].map(() => site.visit<number[]>("return answer(await open());"));

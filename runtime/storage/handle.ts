@@ -38,7 +38,8 @@ export function handleDrive(
           .then((f) => f.getFileHandle(name))
           .then((h) => h.getFile())
           .catch(missing);
-        return file && limited(file, limit, at(path));
+        // A new file is empty until what is written to it is closed: till then it is not there.
+        return file?.size ? limited(file, limit, at(path)) : null;
       }),
     put: (path, data) =>
       onDrive(at(path), `${data.length} bytes that can be written`, async () => {
