@@ -1,5 +1,5 @@
 /** The compiler on one page: model folder + adapter classes → bundle. */
-import { print, type Value } from "../ops/index.ts";
+import { print } from "../ops/index.ts";
 import {
   BaseHash,
   BUNDLE_FORMAT,
@@ -23,10 +23,10 @@ import { emitHost } from "./emit/host.ts";
 import { type Emitted, emitTarget } from "./emit/target.ts";
 import { type BundleFile, hasher } from "./files.ts";
 import { checkFormats } from "./formats.ts";
-import { fuse } from "./fuse.ts";
+import { launchesOf } from "./fuse.ts";
 import { tileRowsOf } from "./kernels/text/wgsl_attend.ts";
 import type { SiteSpec } from "./layers.ts";
-import { isAlone, type Layout, layoutOf } from "./layout.ts";
+import { type Layout, layoutOf } from "./layout.ts";
 import { checkLimits } from "./limits.ts";
 import { models } from "./models/index.ts";
 import type { Family, Model } from "./models/model.ts";
@@ -102,13 +102,7 @@ async function* bundle(
   checkPrograms(programs, model, settings);
   const params = [...programs.outerParams, ...programs.layerParams];
   const stored = formats.filter((f) => params.some((p) => p.kind === "weight" && p.format === f));
-  const launches = new Map(
-    programs.graphs.map(({ name, region, roots, homes }) => {
-      const alone = ({ type }: Value): boolean =>
-        region === "outer" && type.kind === "weight" && isAlone(model, type);
-      return [name, fuse(roots, { fuse: settings.fuse, homes, alone })];
-    }),
-  );
+  const launches = launchesOf(model, programs, settings.fuse);
 
   // Launches → kernels and a plan of memory, for each target.
   const sums: Record<string, { bytes: number; sha256: string }> = {};

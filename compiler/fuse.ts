@@ -8,6 +8,9 @@ import { bodiesOf } from "./fuse/bodies.ts";
 import { groupNodes } from "./fuse/groups.ts";
 import { mergeLaunches } from "./fuse/launches.ts";
 import type { Launch } from "./kernels/body.ts";
+import { isAlone } from "./layout.ts";
+import type { Model } from "./models/model.ts";
+import type { Programs } from "./programs/index.ts";
 
 /**
  * Group the nodes that `roots` need into launches. `fuse: false` gives every node a kernel of its own.
@@ -25,3 +28,16 @@ export function fuse(
   const groups = groupNodes(roots, options.fuse, options.alone ?? (() => false));
   return mergeLaunches(bodiesOf(groups), options.fuse, homes);
 }
+/** The launches of each graph of a model, by its name. */
+export const launchesOf = (
+  model: Model,
+  { graphs }: Programs,
+  on: boolean,
+): ReadonlyMap<string, readonly Launch[]> =>
+  new Map(
+    graphs.map(({ name, region, roots, homes }) => {
+      const alone = ({ type }: Value): boolean =>
+        region === "outer" && type.kind === "weight" && isAlone(model, type);
+      return [name, fuse(roots, { fuse: on, homes, alone })];
+    }),
+  );

@@ -3,7 +3,7 @@ import { closeSync, ftruncateSync, mkdtempSync, openSync, rmSync, writeFileSync,
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { emitTarget } from "../../compiler/emit/target.ts";
-import { fuse } from "../../compiler/fuse.ts";
+import { launchesOf } from "../../compiler/fuse.ts";
 import { layoutOf } from "../../compiler/layout.ts";
 import { models } from "../../compiler/models/index.ts";
 import { openModel } from "../../compiler/open.ts";
@@ -106,9 +106,7 @@ export async function kernelsOf(model: Config | string, options: CompileOptions)
     const built = models[String(source.config.model_type)]!.read(source.config);
     const settings = settingsOf(built, source.weights, options);
     const programs = buildPrograms(built, settings.capacities, settings);
-    const launches = new Map(
-      programs.graphs.map((g) => [g.name, fuse(g.roots, { fuse: true, homes: g.homes })]),
-    );
+    const launches = launchesOf(built, programs, settings.fuse);
     const layout = layoutOf(built, programs, settings, targets.webgpu);
     const { plan, sources } = emitTarget(targets.webgpu, built, settings, programs, launches, layout);
     return { plan, texts: new Map(sources.map((s) => [s.name, s.text])) };
