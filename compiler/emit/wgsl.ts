@@ -72,7 +72,6 @@ export function emitLaunchWgsl(
     // ${name}
     // ${bodies.map((b) => `${b.skeleton} ${b.name}`).join(", ")}
     ${declarations}
-    ${uses("part") ? [`var<workgroup> part: array<f32, ${WG}>;`] : []}
     ${kernel.shared?.(variant, lanes, bodies) ?? []}
     ${library ? library.split("\n") : []}
     ${functions.split("\n")}

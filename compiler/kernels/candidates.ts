@@ -25,7 +25,7 @@ const KEPT = 4;
 /** Logits that a lane has on their way at once. */
 const AT_ONCE = 8;
 /** Room for what reaches the bound: as many as are wanted, and those that share a lane with five of them. */
-const ROOM = 1024;
+const ROOM = 768;
 const each = (n: number, text: (i: number) => Lines): Lines =>
   Array.from({ length: n }, (_, i) => text(i)).flat();
 

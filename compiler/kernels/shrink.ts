@@ -115,6 +115,8 @@ function shrink4x4(
 export const shrink: GraphKernel = {
   epilogue: "elements",
   lanes: (bodies) => (serial(bodies) ? SERIAL_LANES : wgsl.WG),
+  shared: (_variant, lanes) =>
+    lanes === SERIAL_LANES ? [] : [`var<workgroup> part: array<f32, ${wgsl.WG}>;`],
   grid: (bodies) => [most(bodies, (b) => b.cols / QUAD, 1), rows(bodies, serial(bodies) ? SERIAL_ROWS : 1)],
   // A workgroup has a row and a quad of its slot's rows of A; a lane a chunk of one of these. Or it has some
   // rows, and a lane one of the quad's four.

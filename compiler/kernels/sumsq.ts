@@ -4,8 +4,10 @@ import type { BareBody, Kernel, KernelEnv, ParamAddress } from "../kernel.ts";
 import { one } from "./grid.ts";
 import { inTurn } from "./text/alike.ts";
 import * as assembly from "./text/assemblyscript.ts";
-import { lines } from "./text/lines.ts";
+import { FOLD_LANES, foldShared } from "./text/library.ts";
+import { type Lines, lines } from "./text/lines.ts";
 import * as wgsl from "./text/wgsl.ts";
+import { indices } from "./text/wgsl_products.ts";
 
 export interface SumsqBody extends BareBody<"sumsq"> {
   readonly params: readonly ParamAddress[];
@@ -28,6 +30,26 @@ function sumsq(g: usize, words: i32): f32 {
   return total;
 }`;
 
+/** Words that a lane has on their way at once. */
+const AT_ONCE = 8;
+/** Adds to `total` of every lane those of so many words from `from` on, ascending. */
+function squares(from: string, words: string): Lines {
+  const turn = AT_ONCE * FOLD_LANES;
+  return lines`
+    {
+      let home = ${from} + lane;
+      let words = ${words};
+      for (var at = 0; at + ${turn} <= words; at += ${turn}) {
+        ${indices(AT_ONCE).map((i) => `let x${i} = accum[home + at + ${i * FOLD_LANES}];`)}
+        ${indices(AT_ONCE).map((i) => `total = fma(x${i}, x${i}, total);`)}
+      }
+      for (var at = words - words % ${turn}; at + lane < words; at += ${FOLD_LANES}) {
+        let x = accum[home + at];
+        total = fma(x, x, total);
+      }
+    }`;
+}
+
 /** Adds those of a shard, a block after the other. */
 function ofShard(name: string, p: ParamAddress, env: KernelEnv): string {
   const words = SHARD_ROWS * p.k;
@@ -37,10 +59,7 @@ function ofShard(name: string, p: ParamAddress, env: KernelEnv): string {
       let at = ${wgsl.norms(env)} + tables[0];
       for (var block = 0; block < (${wgsl.shard.rows} + ${SHARD_ROWS - 1}) / ${SHARD_ROWS}; block++) {
         var total = 0.0f;
-        for (var i = lane; i < ${words}; i += ${wgsl.WG}) {
-          let x = accum[block * ${words} + i];
-          total = fma(x, x, total);
-        }
+        ${squares(`block * ${words}`, String(words))}
         let sum = fold_sum(total, lane);
         if (lane == 0) { arena[at] = arena[at] + sum; }
       }`,
@@ -49,15 +68,14 @@ function ofShard(name: string, p: ParamAddress, env: KernelEnv): string {
 
 export const sumsq: Kernel<SumsqBody> = {
   grid: () => [one, one],
+  lanes: () => FOLD_LANES,
+  shared: () => foldShared,
   over: null,
   wgsl: (name, b, env) => {
     if (b.params[0]?.own != null) return ofShard(name, b.params[0], env);
     const param = (p: ParamAddress): string[] => lines`
       ${p.branch === null ? "" : `if (${wgsl.maskBit(p.branch)}) `}{
-        for (var i = lane; i < ${wgsl.wordsInUse(p, env)}; i += ${wgsl.WG}) {
-          let x = accum[g + ${p.accum} + i];
-          total = fma(x, x, total);
-        }
+        ${squares(`g + ${p.accum}`, wgsl.wordsInUse(p, env))}
       }`;
     return wgsl.fn(
       name,

@@ -1,7 +1,9 @@
 /** Functions of WGSL that kernels call. A module has those that its text calls. */
 import { KV_BLOCK } from "../../../ops/index.ts";
 import { kvFormats, QUAD, QUAD_WORDS, weightFormats } from "../../../runtime/bundle.ts";
-import { WG } from "./wgsl.ts";
+import { type Lines, lines } from "./lines.ts";
+import { fn } from "./wgsl.ts";
+import { indices } from "./wgsl_products.ts";
 
 /** `kv_NAME`, `kv_quad_NAME` and `kv_put_NAME` of every format of the cache. */
 const caches = Object.fromEntries(
@@ -15,6 +17,39 @@ const caches = Object.fromEntries(
 const weights = Object.fromEntries(
   Object.entries(weightFormats).map(([name, f]) => [`weight_${name}`, f.wgsl.weight]),
 );
+
+/** Lanes of a workgroup that folds a number of each of them into one. */
+export const FOLD_LANES = 128;
+const FOLDED = 8;
+const FIRST = FOLD_LANES / FOLDED;
+/** What such a workgroup shares: a number of each lane, and of each of those that fold first. */
+export const foldShared: Lines = [
+  `var<workgroup> part: array<f32, ${FOLD_LANES}>;`,
+  `var<workgroup> parts: array<f32, ${FOLDED}>;`,
+];
+/**
+ * `fold_NAME`: a few lanes fold those that lie so many apart, then every lane these. A tree, the same whatever
+ * the batch; what is read of it is asked for at once.
+ */
+function fold(name: string, two: (a: string, b: string) => string): string {
+  const tree = (n: number, from = 0): string =>
+    n === 1 ? `p${from}` : two(tree(n / 2, from), tree(n / 2, from + n / 2));
+  return fn(
+    `fold_${name}`,
+    lines`
+      part[lane] = v;
+      workgroupBarrier();
+      if (lane < ${FOLDED}) {
+        ${indices(FIRST).map((i) => `let p${i} = part[lane + ${i * FOLDED}];`)}
+        parts[lane] = ${tree(FIRST)};
+      }
+      workgroupBarrier();
+      ${indices(FOLDED).map((i) => `let p${i} = parts[${i}];`)}
+      return ${tree(FOLDED)};`,
+    "v: f32, lane: i32",
+    "f32",
+  );
+}
 
 const library: Readonly<Record<string, string>> = {
   word_at: `
@@ -103,35 +138,8 @@ fn order_of(v: u32) -> u32 {
 fn leading(v: vec4<f32>, n: i32) -> vec4<f32> {
   return select(vec4<f32>(), v, vec4<i32>(0, 1, 2, 3) < vec4<i32>(n));
 }`,
-  fold_sum: `
-// Lanes in ascending order: the same tree whatever the batch.
-fn fold_sum(v: f32, lane: i32) -> f32 {
-  part[lane] = v;
-  workgroupBarrier();
-  if (lane == 0) {
-    var s = 0.0f;
-    for (var i = 0; i < ${WG}; i++) { s = s + part[i]; }
-    part[0] = s;
-  }
-  workgroupBarrier();
-  let s = part[0];
-  workgroupBarrier();
-  return s;
-}`,
-  fold_max: `
-fn fold_max(v: f32, lane: i32) -> f32 {
-  part[lane] = v;
-  workgroupBarrier();
-  if (lane == 0) {
-    var s = part[0];
-    for (var i = 1; i < ${WG}; i++) { s = max(s, part[i]); }
-    part[0] = s;
-  }
-  workgroupBarrier();
-  let s = part[0];
-  workgroupBarrier();
-  return s;
-}`,
+  fold_sum: fold("sum", (a, b) => `(${a} + ${b})`),
+  fold_max: fold("max", (a, b) => `max(${a}, ${b})`),
 };
 
 /** The functions that a text calls, and those that they call, in the order above. */

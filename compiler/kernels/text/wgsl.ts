@@ -23,11 +23,11 @@ export const signature = "wg: vec3<i32>, lane: i32";
  * A function. Every variable in it has an initialiser: without one, a variable of a loop's body was seen to
  * keep what the turn before left in it (SwiftShader, llvmpipe), where the language says that it is zero.
  */
-export function fn(name: string, body: Lines, params = signature): string {
+export function fn(name: string, body: Lines, params = signature, result = ""): string {
   const text = indent(body, 2).join("\n");
   const bare = /\bvar \w+\s*(:[^=;]*)?;/.exec(text);
   if (bare) throw new Error(`${name}: no initialiser: ${bare[0]}`);
-  return `fn ${name}(${params}) {\n${text}\n}`;
+  return `fn ${name}(${params})${result && ` -> ${result}`} {\n${text}\n}`;
 }
 /**
  * The number itself, rounded: with a run-time zero that the driver cannot see through, so that it cannot

@@ -30,10 +30,11 @@ export const tileRowsOf = (heads: number, kvHeads: number): number =>
 export const partialWords = (headDim: number): number => headDim + 2;
 
 /**
- * Keys whose values a lane reads at a time. Loops that a compiler may not unroll on its own, which would hold
- * all of a tile in registers: their ends, or their beginnings, are not known before they run.
+ * What a lane has on its way at once: fours of a key, and keys whose values it reads. A split has few
+ * neighbours that could compute while it waits. Loops that a compiler may not unroll on its own, which would
+ * hold all of a tile in registers: their ends, or their beginnings, are not known before they run.
  */
-const KEYS = 4;
+const AT_ONCE = { tile: { fours: 4, keys: 4 }, split: { fours: 4, keys: 16 } } as const;
 const quadsOf = (headDim: number): number => Math.ceil(headDim / 4);
 /** How a workgroup of either kind is cut. */
 export interface Cut {
@@ -76,7 +77,8 @@ export function packed(name: string, b: Body, env: KernelEnv, kind: "tile" | "sp
   // Four packed rows at a time, for scores: those of a lane.
   const strips = lanes / KV_BLOCK;
   const mine = count(Math.ceil(fours / strips));
-  const unroll = quads % 4 === 0 && mine.length === 1 ? 4 : 1;
+  const { fours: most, keys: atOnce } = AT_ONCE[kind];
+  const unroll = mine.length > 1 ? 1 : ([most, 4, 1].find((n) => quads % n === 0) ?? 1);
   const fourOf = (i: number): string => `lane / ${KV_BLOCK} + ${i * strips}`;
   const four = count(4);
   // Columns, for outputs.
@@ -289,12 +291,12 @@ export function packed(name: string, b: Body, env: KernelEnv, kind: "tile" | "sp
           (t) => lines`
             let corr = ${ofRows("shared_c")};
             ${count(wide).map((c) => `o${t}_${c} = o${t}_${c} * corr;`)}
-            for (var i = 0; i <= last; i += ${KEYS}) {
-              ${count(KEYS).map((u) => {
+            for (var i = 0; i <= last; i += ${atOnce}) {
+              ${count(atOnce).map((u) => {
                 const vp = `v + min(i + ${u}, last) * ${stride}`;
                 return `let x${u} = ${wide === 1 ? a.cached(`${vp} + column`) : a.quad(vp, "column")};`;
               })}
-              ${count(KEYS).flatMap((u) => [
+              ${count(atOnce).flatMap((u) => [
                 `let p${u} = shared_p[rows * ${KV_BLOCK} + i + ${u}];`,
                 ...count(wide).map((c) => {
                   const x = wide === 1 ? `x${u}` : `x${u}[${c}]`;
