@@ -24,7 +24,7 @@ import {
   store,
 } from "../runtime/bundle.ts";
 import { violations } from "../scripts/imports.ts";
-import { runFile } from "./run.ts";
+import { Lane } from "./run.ts";
 import { batchOf, bits, collect, configs, contentBits, engineOf, idsOf, small } from "./support/engines.ts";
 import { suite } from "./support/suite.ts";
 import { scratch, writeModel } from "./support/tiny.ts";
@@ -232,15 +232,20 @@ test("the strict runner fails: no run(), throwing hook, empty file, crash, narro
     hook: [`${head}test("a", () => {});\ntest.after(() => { throw new Error("no"); });\ntest.run();`, false],
     empty: ["export {};", false],
     crash: [`${head}test("a", () => {});\ntest.run();\nthrow new Error("no");`, false],
+    hanging: [`${head}test("a", () => new Promise(() => {}));\ntest.run();`, false],
+    ends: [`${head}test("a", () => process.exit(0));\ntest.run();`, false],
+    "good again": [`${head}test("a", () => {});\ntest.run();`, true],
     failing: [`${head}test("a", () => { throw new Error("no"); });\ntest.run();`, false],
     narrowed: [`import { test } from "uvu";\ntest.${narrowed}("a", () => {});\ntest.run();`, false],
   };
+  const lane = new Lane();
   for (const [name, [source, ok]] of Object.entries(cases)) {
     const path = `${dir}/${name.replace(" ", "-")}.ts`;
     writeFileSync(path, source);
-    const r = await runFile(path);
+    const r = await lane.run(path);
     assert.is(r.registered > 0 && r.passed === r.registered, ok, `${name}: ${r.passed} of ${r.registered}`);
   }
+  lane.end();
 });
 
 test("a policy only grants: first come, first served gives the same tokens and weights, later", async () => {

@@ -7,7 +7,7 @@
  *
  * `--long` runs the long form (support/scale.ts) of the files that have one.
  */
-import { spawn } from "node:child_process";
+import { type ChildProcess, spawn } from "node:child_process";
 import { readdirSync, readFileSync } from "node:fs";
 import { cpus } from "node:os";
 import { join } from "node:path";
@@ -30,40 +30,74 @@ export interface FileResult {
   /** Seconds of processors, without those of processes that the file started. */
   readonly cpu: number;
 }
-/** Run a test file: what was `built` of it, or its source. */
-export function runFile(path: string, built?: string): Promise<FileResult> {
-  return new Promise((resolve) => {
-    const t0 = performance.now();
-    const child = spawn(
-      process.execPath,
-      [...(built ? program(runner) : ["--import", tsx, join(root, runner)]), built ?? path],
-      {
-        stdio: ["ignore", "pipe", "pipe", "ipc"],
-        serialization: "advanced",
-        env: { ...process.env, ...(long && { WEFT_LONG: "1" }) },
-      },
-    );
-    assembleFor(child);
-    let output = "";
-    child.stdout!.on("data", (d) => (output += d));
-    child.stderr!.on("data", (d) => (output += d));
-    child.on("close", (code) => {
-      const line = /weft-tests (\{.*\})/.exec(output)?.[1];
-      const r = line
-        ? (JSON.parse(line) as { registered: number; passed: number; cpu: number })
-        : { registered: 0, passed: 0, cpu: 0 };
-      const narrowed = /\.(only|skip)\(/.test(readFileSync(path, "utf8"));
-      const failed = code !== 0 || !line || r.registered === 0 || narrowed;
-      resolve({
-        file: path,
-        registered: Math.max(r.registered, failed ? r.passed + 1 : 0),
-        passed: r.passed,
-        output: narrowed ? `${output}\na test is narrowed or skipped` : output,
-        ms: performance.now() - t0,
-        cpu: r.cpu,
-      });
+/** Two thirds of the time to load on a software adapter, where nothing is read out of bounds. */
+const unchecked = { WEFT_DAWN: "enable-dawn-features=disable_robustness" };
+/** Files with a process of their own, and its environment. */
+const ALONE: Readonly<Record<string, NodeJS.ProcessEnv>> = {
+  // Loads as shipped, as browsers do.
+  webgpu: {},
+  // Look at the memory, the temporary folder of their process.
+  soak: unchecked,
+  kept: unchecked,
+};
+/** A process that plays test files, and starts anew after one that failed or asks for a process of its own. */
+export class Lane {
+  /** `env`: what its process has beside the environment. */
+  constructor(private readonly env: NodeJS.ProcessEnv = unchecked) {}
+  private child: ChildProcess | undefined;
+  private output = "";
+  private ended: (code: number | null) => void = () => {};
+
+  private start(built: boolean): ChildProcess {
+    const child = spawn(process.execPath, built ? program(runner) : ["--import", tsx, join(root, runner)], {
+      stdio: ["ignore", "pipe", "pipe", "ipc"],
+      serialization: "advanced",
+      env: { ...this.env, ...process.env },
     });
-  });
+    assembleFor(child);
+    for (const stream of [child.stdout!, child.stderr!])
+      stream.on("data", (d) => {
+        this.output += d;
+        if (/weft-tests \{.*\}\n/.test(this.output)) this.ended(0);
+      });
+    child.on("close", (code) => {
+      if (this.child === child) this.child = undefined;
+      this.ended(code);
+    });
+    return child;
+  }
+  /** Run a test file: what was `built` of it, or its source. */
+  async run(path: string, built?: string): Promise<FileResult> {
+    const t0 = performance.now();
+    this.output = "";
+    const code = await new Promise<number | null>((resolve) => {
+      this.ended = resolve;
+      this.child ??= this.start(built !== undefined);
+      this.child.send({ play: built ?? path });
+    });
+    const { output } = this;
+    const line = /weft-tests (\{.*\})/.exec(output)?.[1];
+    const r = line
+      ? (JSON.parse(line) as { registered: number; passed: number; error: boolean; cpu: number })
+      : { registered: 0, passed: 0, error: true, cpu: 0 };
+    const narrowed = /\.(only|skip)\(/.test(readFileSync(path, "utf8"));
+    const failed = code !== 0 || r.error || r.registered === 0 || narrowed;
+    if (failed || r.registered !== r.passed) this.end();
+    return {
+      file: path,
+      registered: Math.max(r.registered, failed ? r.passed + 1 : 0),
+      passed: r.passed,
+      output: narrowed ? `${output}\na test is narrowed or skipped` : output,
+      ms: performance.now() - t0,
+      cpu: r.cpu,
+    };
+  }
+  end(): void {
+    const { child } = this;
+    this.child = undefined;
+    this.ended = () => {};
+    if (child?.connected) child.disconnect();
+  }
 }
 
 /** By what they took when it was last measured; the rest takes a few seconds each. */
@@ -93,8 +127,12 @@ async function main(): Promise<void> {
   let passed = 0;
   let failed = 0;
   const worker = async (): Promise<void> => {
+    const shared = new Lane();
     for (let f = queue.shift(); f; f = queue.shift()) {
-      const r = await runFile(join(here, f), built(`tests/${f}`));
+      const own = ALONE[f.replace(".test.ts", "")];
+      const lane = own ? new Lane(own) : shared;
+      const r = await lane.run(join(here, f), built(`tests/${f}`));
+      if (own) lane.end();
       const bad = r.registered - r.passed;
       passed += r.passed;
       failed += bad;

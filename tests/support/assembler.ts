@@ -30,12 +30,13 @@ export function askRunner(): void {
   const waiting = new Map<number, (answer: Answer) => void>();
   let asked = 0;
   process.on("message", (answer: Answer) => {
+    // Other messages say which file to play.
+    if (!waiting.has(answer.assembled)) return;
     waiting.get(answer.assembled)!(answer);
     waiting.delete(answer.assembled);
+    // Only what is asked for keeps the process.
     if (!waiting.size) channel.unref();
   });
-  // Only what is asked for keeps the process.
-  channel.unref();
   assembleBy(
     (ask) =>
       new Promise((resolve, reject) => {

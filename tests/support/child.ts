@@ -1,6 +1,11 @@
-/** Runs one test file and reports what ran: the last line of its output is `weft-tests {json}`. */
+/**
+ * A lane: plays test files one after another, as the runner asks for them, so that what they share (the
+ * compiler's own code warmed up, kernels on the software device) is made once. After each file it writes a line
+ * `weft-tests {json}` of what ran.
+ */
 import { pathToFileURL } from "node:url";
 import { askRunner } from "./assembler.ts";
+import { ownDevices } from "./devices.ts";
 
 const g = globalThis as unknown as {
   UVU_DEFER: number;
@@ -9,39 +14,45 @@ const g = globalThis as unknown as {
   weftTests: { registered: number };
 };
 g.UVU_DEFER = 1;
-g.UVU_QUEUE = [[null]];
 g.UVU_INDEX = 0;
-g.weftTests = { registered: 0, narrowed: [] } as never;
-const file = process.argv[2]!;
-// Two thirds of the time to load on a software adapter, where nothing is read out of bounds; browsers, and
-// webgpu.test.ts, load as shipped.
-if (!/webgpu\.test\.[jt]s$/.test(file)) process.env.WEFT_DAWN ??= "enable-dawn-features=disable_robustness";
+g.weftTests = { registered: 0 };
+const channel = process.channel!;
 askRunner();
-let passed = 0;
-let error: string | null = null;
-const write = process.stdout.write.bind(process.stdout);
-let output = "";
-process.stdout.write = ((chunk: string | Uint8Array) => {
-  output += chunk;
-  return write(chunk);
-}) as typeof process.stdout.write;
-try {
-  await import(pathToFileURL(file).href);
-  const { exec } = await import("uvu");
-  await exec();
-  passed = Number(/Passed:\s+(\d+)/.exec(output.replace(/\x1b\[\d+m/g, ""))?.[1] ?? 0);
-} catch (e) {
-  error = (e as Error).stack ?? String(e);
+
+async function play(file: string): Promise<void> {
+  g.UVU_QUEUE = [[null]];
+  g.weftTests.registered = 0;
+  const before = process.cpuUsage();
+  let passed = 0;
+  let error: string | null = null;
+  const write = process.stdout.write.bind(process.stdout);
+  let output = "";
+  process.stdout.write = ((chunk: string | Uint8Array) => {
+    output += chunk;
+    return write(chunk);
+  }) as typeof process.stdout.write;
+  try {
+    await import(pathToFileURL(file).href);
+    const { exec } = await import("uvu");
+    await exec();
+    passed = Number(/Passed:\s+(\d+)/.exec(output.replace(/\x1b\[\d+m/g, ""))?.[1] ?? 0);
+  } catch (e) {
+    error = (e as Error).stack ?? String(e);
+  }
+  process.stdout.write = write;
+  ownDevices();
+  if (error) write(`${error}\n`);
+  else if (!g.weftTests.registered) write(`no test in it, or none that WEFT_TEST matches\n`);
+  const { user, system } = process.cpuUsage(before);
+  const { registered } = g.weftTests;
+  const told = { registered, passed, error: error !== null, cpu: (user + system) / 1e6 };
+  write(`\nweft-tests ${JSON.stringify(told)}\n`);
 }
-process.stdout.write = write;
-if (error) write(`${error}\n`);
-else if (!g.weftTests.registered) write(`no test in it, or none that WEFT_TEST matches\n`);
-const { user, system } = process.cpuUsage();
-const told = {
-  registered: g.weftTests.registered,
-  passed,
-  error: error !== null,
-  cpu: (user + system) / 1e6,
-};
-write(`\nweft-tests ${JSON.stringify(told)}\n`);
-process.exit(error || passed !== g.weftTests.registered || passed === 0 ? 1 : 0);
+
+process.on("message", ({ play: file }: { play?: string }) => {
+  if (file === undefined) return;
+  // While it plays only tests keep the process: one that waits for what never comes ends it, and fails.
+  channel.unref();
+  void play(file).then(() => channel.ref());
+});
+process.on("disconnect", () => process.exit());

@@ -19,23 +19,33 @@ export async function devicesOf<T>(body: (devices: GPUDevice[]) => Promise<T>): 
   }
 }
 
+let sharing = false;
+let patched = false;
 /**
- * From here on the engines of this process have one GPU device, on which a kernel is compiled once for all of
- * them: what SwiftShader makes of some takes a second. A device that an engine lets go loses its buffers; what
- * happens to one that is lost is for tests that do not share.
+ * From here on the engines of this file have one GPU device, on which a kernel is compiled once for all files
+ * that share: what SwiftShader makes of some takes a second. A device that an engine lets go loses its buffers;
+ * what happens to one that is lost is for tests that do not share.
  */
 export async function shareDevice(): Promise<void> {
+  sharing = true;
+  if (patched) return;
+  patched = true;
   const adapter = (await openAdapter("software"))!;
   const prototype = Object.getPrototypeOf(adapter) as GPUAdapter;
   const { requestDevice } = prototype;
   let one: Promise<GPUDevice> | undefined;
   prototype.requestDevice = async function (this: GPUAdapter, d?: GPUDeviceDescriptor) {
+    if (!sharing) return requestDevice.call(this, d);
     one ??= requestDevice.call(this, d).then((device) => {
       process.on("exit", () => device.destroy());
       return device;
     });
     return share(await one);
   };
+}
+/** From here on every engine has a device of its own. */
+export function ownDevices(): void {
+  sharing = false;
 }
 type Made = GPUBindGroupLayout | GPUPipelineLayout | GPUShaderModule | Promise<GPUComputePipeline>;
 /** What was made of the same before; objects in a descriptor are the same when they are one. */
