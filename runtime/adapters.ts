@@ -48,6 +48,8 @@ export interface Published {
   /** Numbers that its name has from then on. */
   readonly kept: readonly number[];
 }
+/** A content whose layers come one after another. */
+type LayeredContent = AdapterShape & { readonly tensors: Iterable<Float32Array> };
 /** A generation as it is made. */
 export type Made = Omit<Generation, "id" | "pins" | "content" | "failed"> & { readonly kept: KeptContent };
 /** Generations kept by name before the oldest unpinned one is dropped. */
@@ -263,7 +265,7 @@ export class AdapterStore {
     const g = this.pinned.get(id)!;
     if (!g.parts.length) {
       try {
-        this.fill(slot, g.content, lane);
+        this.fill(slot, { ...g.shape, tensors: g.kept.layers() }, lane);
       } catch (e) {
         if (!(e instanceof WeftError)) throw e;
         g.failed = e;
@@ -276,7 +278,7 @@ export class AdapterStore {
       );
   }
   /** Put an adapter into a slot that has pages for it, behind what the lane has on its way. */
-  fill(slot: number, content: AdapterContent, lane: number): void {
+  fill(slot: number, content: LayeredContent, lane: number): void {
     this.restore(slot, content, lane);
     this.point(slot, [{ ...content, slot, weight: 1 }], lane);
   }
@@ -302,16 +304,18 @@ export class AdapterStore {
     for (const [word, bits] of masks) this.host.exports.setMask(slot, word, bits);
   }
   /** Put content of the same shape into a slot. */
-  restore(slot: number, content: AdapterContent, lane = this.jobLane): void {
+  restore(slot: number, content: LayeredContent, lane = this.jobLane): void {
     const pages = this.host.pages(slot);
     const { page } = this.device.plan.slots;
-    content.tensors.forEach((words, l) => {
+    let l = 0;
+    for (const words of content.tensors) {
       const states = content.branches[l]!;
       const turned = reorderSlot(this.manifest, l, states, words);
       this.pages.write(l, states, turned, pages.length).forEach((data, i) => {
         this.device.write({ space: "adapters", group: l, offset: pages[i]! * page, lane }, data);
       });
-    });
+      l++;
+    }
   }
   /** Copy a training slot out. */
   async download(slot: number, like: AdapterShape): Promise<AdapterContent> {

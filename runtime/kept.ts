@@ -41,12 +41,8 @@ function kindOf(bits: Uint32Array): Kind {
 const bitsOf = (values: Float32Array): Uint32Array =>
   new Uint32Array(values.buffer, values.byteOffset, values.length);
 
-interface Packed {
-  /** Of each tensor, in order. */
-  readonly kinds: Uint8Array;
-  readonly bytes: Uint8Array;
-}
-function pack(tensors: readonly Float32Array[]): Packed {
+/** `kinds`: of each tensor, in order. */
+function pack(tensors: readonly Float32Array[]): { readonly kinds: Uint8Array; readonly bytes: Uint8Array } {
   const kinds = Uint8Array.from(tensors, (t) => kindOf(bitsOf(t)));
   const bytes = new Uint8Array(tensors.reduce((n, t, i) => n + bytesOf(kinds[i] as Kind, t.length), 0));
   let at = 0;
@@ -63,24 +59,33 @@ function pack(tensors: readonly Float32Array[]): Packed {
   }
   return { kinds, bytes };
 }
-function unpack({ kinds, bytes }: Packed, tensors: readonly Float32Array[]): void {
-  let at = bytes.byteOffset;
+/** Tensors of `kinds` from a byte on: the byte after them. */
+function unpack(
+  kinds: Uint8Array,
+  bytes: Uint8Array,
+  from: number,
+  tensors: readonly Float32Array[],
+): number {
+  let at = from;
   for (const [i, values] of tensors.entries()) {
     const kind = kinds[i] as Kind;
-    if (kind === F32) values.set(new Float32Array(bytes.buffer, at, values.length));
+    if (kind === F32) values.set(new Float32Array(bytes.buffer, bytes.byteOffset + at, values.length));
     else {
-      const from = new Uint16Array(bytes.buffer, at, values.length);
+      const packed = new Uint16Array(bytes.buffer, bytes.byteOffset + at, values.length);
       const bits = bitsOf(values);
-      if (kind === F16) halvesToFloats(from, values);
-      else for (let k = 0; k < from.length; k++) bits[k] = from[k]! << 16;
+      if (kind === F16) halvesToFloats(packed, values);
+      else for (let k = 0; k < packed.length; k++) bits[k] = packed[k]! << 16;
     }
     at += bytesOf(kind, values.length);
   }
+  return at;
 }
 
 /** One content. Reading it says that it is in use. */
 export interface KeptContent {
   read(): AdapterContent;
+  /** The words of each layer in turn, in the same memory: one layer's are gone when the next is asked for. */
+  layers(): Iterable<Float32Array>;
   /** Nobody needs it any more. */
   drop(): void;
 }
@@ -111,34 +116,43 @@ export class Contents {
   }
   /** Throws WEFT_CAPACITY where there is no room, WEFT_IO where none can be made. */
   keep({ tensors, ...shape }: AdapterContent): KeptContent {
-    const { kinds, bytes } = pack(this.pieces(shape, tensors));
+    const { kinds, bytes } = pack(tensors.flatMap((words, l) => this.pieces(shape, words, l)));
     const e: Entry = { id: ++this.made, kinds, size: bytes.length, bytes: null, spilled: false };
     this.hold(e, bytes);
+    const counts = tensors.map((t) => t.length);
     return {
-      read: () => ({ ...shape, tensors: this.read(e, shape, tensorWords(tensors)) }),
+      read: () => ({
+        ...shape,
+        tensors: Array.from(this.layers(e, shape, counts), (words) => words.slice()),
+      }),
+      layers: () => this.layers(e, shape, counts),
       drop: () => this.drop(e),
     };
-    function tensorWords(list: readonly Float32Array[]): number[] {
-      return list.map((t) => t.length);
-    }
   }
   close(): void {
     this.spill?.close();
   }
-  /** Every tensor of every layer: views of the layers' words. */
-  private pieces({ branches }: AdapterShape, tensors: readonly Float32Array[]): Float32Array[] {
-    return tensors.flatMap((words, l) =>
-      placedOf(this.manifest, branches[l]!, words, l).flatMap((placed) => placed.map((p) => p.values)),
+  /** Every tensor of a layer: views of its words. */
+  private pieces({ branches }: AdapterShape, words: Float32Array, layer: number): Float32Array[] {
+    return placedOf(this.manifest, branches[layer]!, words, layer).flatMap((placed) =>
+      placed.map((p) => p.values),
     );
   }
-  private read(e: Entry, shape: AdapterShape, words: readonly number[]): Float32Array[] {
+  private *layers(e: Entry, shape: AdapterShape, counts: readonly number[]): Generator<Float32Array> {
     if (!e.bytes) this.hold(e, this.fetch(e));
     // The most recently used is the last.
     this.resident.delete(e);
     this.resident.add(e);
-    const tensors = words.map((n) => new Float32Array(n));
-    unpack({ kinds: e.kinds, bytes: e.bytes! }, this.pieces(shape, tensors));
-    return tensors;
+    const bytes = e.bytes!;
+    const memory = new Float32Array(Math.max(0, ...counts));
+    let [at, tensor] = [0, 0];
+    for (const [l, count] of counts.entries()) {
+      const words = memory.subarray(0, count);
+      const pieces = this.pieces(shape, words, l);
+      at = unpack(e.kinds.subarray(tensor), bytes, at, pieces);
+      tensor += pieces.length;
+      yield words;
+    }
   }
   private fetch(e: Entry): Uint8Array {
     const bytes = this.spill!.read(e.id);

@@ -32,6 +32,7 @@ interface Pointed {
 export class SlotPages {
   /** By branch and name. */
   private readonly factors: ReadonlyMap<string, ParamEntry>;
+  private readonly written: Float32Array[] = [];
   constructor(
     private readonly manifest: Manifest,
     private readonly plan: TargetEntry,
@@ -66,9 +67,12 @@ export class SlotPages {
           }
       }
   }
-  /** One layer's tensors as `count` pages. */
+  /** One layer's tensors as `count` pages, in the same memory as those written before. */
   write(layer: number, states: readonly BranchState[], words: Float32Array, count: number): Float32Array[] {
-    const pages = Array.from({ length: count }, () => new Float32Array(this.plan.slots.page));
+    const { page } = this.plan.slots;
+    while (this.written.length < count) this.written.push(new Float32Array(page));
+    const pages = this.written.slice(0, count);
+    for (const p of pages) p.fill(0);
     for (const { values, page, at } of this.runs(layer, states, words)) pages[page]!.set(values, at);
     return pages;
   }

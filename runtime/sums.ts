@@ -9,6 +9,7 @@ import { type Manifest, type MethodEntry, MOST_PARTS, MOST_SUMS, quadsOf, WeftEr
 import { checkParts, combine } from "./combine.ts";
 import type { AdapterContent, AdapterShape } from "./content.ts";
 import type { Host } from "./host.ts";
+import type { KeptContent } from "./kept.ts";
 import type { SlotPages } from "./pages.ts";
 import { termOf } from "./terms.ts";
 
@@ -72,6 +73,11 @@ export class Sums {
         this.manifest,
         parts.map(({ g, weight }) => ({ content: g.content, weight })),
       );
+    const keptAs = (read: () => AdapterContent): KeptContent => ({
+      read,
+      layers: () => read().tensors,
+      drop: () => {},
+    });
     const common = { name: ref, number: 1, ref, base, warnings: [] };
     if (!this.stand(parts)) {
       const content = built();
@@ -79,11 +85,11 @@ export class Sums {
         ...common,
         shape: content,
         parts: [],
-        kept: { read: () => content, drop: () => {} },
+        kept: keptAs(() => content),
       });
     }
     const { replaces: _, ...shape }: AdapterShape = parts[0]!.g.shape;
-    return this.make({ ...common, shape, parts, kept: { read: built, drop: () => {} } });
+    return this.make({ ...common, shape, parts, kept: keptAs(built) });
   }
   /** May a slot stand for the sum, with rows of its parts? */
   private stand(parts: readonly WeightedPart[]): boolean {
