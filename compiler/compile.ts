@@ -132,7 +132,7 @@ async function* bundle(
   for (const [name, made] of emitted)
     for await (const file of kernelFiles(name, made, settings)) yield counted(file);
 
-  // The scheduler, with this bundle's capacities and programs compiled in.
+  // The scheduler, and this bundle's capacities and programs.
   const perLayer = programs.layerParams.reduce((n, p) => n + p.n * p.k, 0);
   const host = await emitHost(
     {
@@ -153,7 +153,7 @@ async function* bundle(
     settings.how,
   );
   yield counted(["host.wasm", host.wasm]);
-  yield counted(["host.config.ts", text(host.config)]);
+  yield counted(["host.json", text(JSON.stringify(host.config))]);
 
   const checkpoint = {
     layer: Object.fromEntries(programs.layerParams.map((p) => [p.name, model.names.layer + p.name])),

@@ -54,7 +54,7 @@ export function checkConsistent(m: Manifest): void {
   for (const [i, s] of m.sites.entries()) checkSite(m, s, i);
   for (const [i, b] of m.branches.entries()) checkBranch(m, b, i);
   checkSelection(m);
-  for (const name of ["host.wasm", "config.json"])
+  for (const name of ["host.wasm", "host.json", "config.json"])
     need(Object.hasOwn(m.files, name), "files", name, "no such file");
   for (const target of ["wasm", "webgpu"] as const) {
     const plan = m.targets[target];

@@ -4,6 +4,11 @@
  */
 import { updateWords } from "./optimizers/index.ts";
 
+/** What a bundle tells its host, as host.json: numbers by name, and tables of words, one after another. */
+export interface HostConfig {
+  readonly numbers: Readonly<Record<string, number>>;
+  readonly tables: readonly number[];
+}
 /** Tokens of a cache block, and of a key tile. */
 export const BLOCK = 32;
 /** Keys that attention sums on their own before it folds them into what came before. */

@@ -10,7 +10,7 @@ import { CORRECTION, type Manifest, NONE, type Sizes, WeftError } from "./bundle
 import { virtualTokens } from "./content.ts";
 import type { Device, DeviceInfo, LoadProgress } from "./device.ts";
 import { type Rounding, roundingOf } from "./formats.ts";
-import { Host, MAX_QUEUED } from "./host.ts";
+import { Host, MAX_QUEUED, readHost } from "./host.ts";
 import { type Invariance, type OpenHost, settleInvariance, type Verdicts } from "./invariance.ts";
 import { Contents, type Spill } from "./kept.ts";
 import { readManifest, readVerified, uploadWeights } from "./load.ts";
@@ -153,12 +153,12 @@ export class Engine {
     const device = new Supervised(opened, options.stepTimeout ?? STEP_TIMEOUT);
     try {
       throwIfAborted(options.signal);
-      const module = (await readVerified(reader, manifest, "host.wasm")) as BufferSource;
+      const files = await readHost((name) => readVerified(reader, manifest, name));
       await uploadWeights(reader, manifest, device, progress);
       progress({ phase: "check", done: 0, total: 1 });
       const openHost: OpenHost = (manifest, { plan, lanes, picks }, families) => {
         const queued = options.maxQueued ?? MAX_QUEUED;
-        return Host.open(manifest, plan.metaWords, { families, lanes, queued, picks }, module);
+        return Host.open(manifest, plan.metaWords, { families, lanes, queued, picks }, files);
       };
       const { verdict, host } = await settleInvariance(manifest, device, openHost, verdicts);
       const arrivals = new Arrivals(manifest, device, verdict, openHost);

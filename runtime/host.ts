@@ -4,6 +4,7 @@ import {
   COMMAND_WORDS,
   COUNTER,
   EVENT_WORDS,
+  type HostConfig,
   MAX_BIASES,
   MAX_STOPS,
   type Manifest,
@@ -20,6 +21,7 @@ export const MAX_QUEUED = 4096;
 export interface HostExports {
   readonly memory: WebAssembly.Memory;
   init(few: number, lanes: number, queued: number, candidates: number): void;
+  addrTables(): number;
   addrMeta(lane: number): number;
   addrCommands(lane: number): number;
   addrEvents(lane: number): number;
@@ -112,6 +114,35 @@ export interface HostExports {
 /** The tokens of a request that waits. */
 type PromptOf = (ticket: number) => Pick<Request, "prompt" | "virtual">;
 
+/** The module, the same for every bundle of a version, and what this one tells it. */
+export interface HostFiles {
+  readonly wasm: BufferSource;
+  readonly config: HostConfig;
+}
+/** A bundle's, by what reads its files. Throws WEFT_BUNDLE. */
+export async function readHost(read: (name: string) => Promise<Uint8Array>): Promise<HostFiles> {
+  const wasm = (await read("host.wasm")) as BufferSource;
+  return { wasm, config: hostConfigOf(await read("host.json")) };
+}
+function hostConfigOf(bytes: Uint8Array): HostConfig {
+  let found: unknown;
+  try {
+    found = JSON.parse(new TextDecoder().decode(bytes));
+  } catch {
+    // Told below: what is not JSON has no numbers either.
+  }
+  const { numbers, tables } = (found ?? {}) as Partial<HostConfig>;
+  if (![Object.values(numbers ?? [""]), tables ?? [""]].flat().every(Number.isInteger))
+    throw new WeftError({
+      code: "WEFT_BUNDLE",
+      where: "host.json",
+      expected: "numbers by name, and tables of numbers",
+      found: "something else",
+      hint: "compile the bundle anew",
+    });
+  return found as HostConfig;
+}
+
 export class Host {
   private promptOf: PromptOf | null = null;
   private constructor(
@@ -134,7 +165,7 @@ export class Host {
       readonly queued?: number;
       readonly picks?: boolean;
     },
-    module: BufferSource,
+    { wasm, config }: HostFiles,
   ): Promise<Host> {
     // A string of AssemblyScript: UTF-16, its bytes counted in the word before.
     const text = (at: number): string => {
@@ -147,6 +178,7 @@ export class Host {
     const { capacities } = manifest;
     const imports = {
       sizes: Object.fromEntries(sizeNames.map((name) => [name, capacities[name]])),
+      bundle: config.numbers,
       env: {
         prompt: (ticket: number, at: number) => {
           const to = new Int32Array(exports.memory.buffer, at, capacities.context);
@@ -166,10 +198,11 @@ export class Host {
     let exports: HostExports;
     let host: Host;
     try {
-      const made = (await WebAssembly.instantiate(module, imports)) as unknown as {
+      const made = (await WebAssembly.instantiate(wasm, imports)) as unknown as {
         instance: WebAssembly.Instance;
       };
       exports = made.instance.exports as unknown as HostExports;
+      new Int32Array(exports.memory.buffer, exports.addrTables(), config.tables.length).set(config.tables);
       exports.init(fewRows ?? -1, lanes, queued, picks ? 1 : 0);
       host = new Host(exports, manifest, metaWords);
       if (!host.fits(lanes)) throw bad("the capacities of its manifest", "a host of others");

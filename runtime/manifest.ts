@@ -29,7 +29,7 @@ import { startNames, type TensorKindName, tensorKinds } from "./tensors/index.ts
 import { termNames } from "./terms.ts";
 
 export const BUNDLE_FORMAT = "weft-bundle";
-export const BUNDLE_VERSION = 18;
+export const BUNDLE_VERSION = 19;
 
 const FileEntry = object({ bytes, sha256: sha256Hex });
 const format = oneOf(formats);

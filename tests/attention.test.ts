@@ -15,6 +15,7 @@ import { openWasm } from "../runtime/wasm.ts";
 import { openWebGpu } from "../runtime/webgpu.ts";
 import { shareDevice } from "./support/devices.ts";
 import { bits, configs, idsOf, small, tiny } from "./support/engines.ts";
+import { hostFiles } from "./support/hosts.ts";
 import { poison } from "./support/poison.ts";
 import { generator } from "./support/random.ts";
 import { long } from "./support/scale.ts";
@@ -148,7 +149,7 @@ test("items: every row in one tile of its sequence or alone, with each of its sp
       manifest,
       planOf(manifest, "webgpu", manifest.capacities).metaWords,
       { families: { fewRows }, lanes: 1 },
-      files.get("host.wasm") as Uint8Array<ArrayBuffer>,
+      await hostFiles(files),
     );
     const { exports } = host;
     const next = generator("items");

@@ -6,6 +6,7 @@ import { Engine as Core } from "../runtime/engine.ts";
 import { Host } from "../runtime/host.ts";
 import { openWebGpu } from "../runtime/webgpu.ts";
 import { configs, idsOf, small } from "./support/engines.ts";
+import { hostFiles } from "./support/hosts.ts";
 import { generator } from "./support/random.ts";
 import { suite } from "./support/suite.ts";
 import { writeModel } from "./support/tiny.ts";
@@ -117,12 +118,12 @@ test("a device picks the largest logits, in order, and sums of exp", async () =>
 
 test("a token told by candidates is the one that the whole row would give", async () => {
   const { manifest, files } = await compiled;
-  const open = (picks: boolean): Promise<Host> =>
+  const open = async (picks: boolean): Promise<Host> =>
     Host.open(
       manifest,
       planOf(manifest, "webgpu", manifest.capacities).metaWords,
       { families: { fewRows: 8 }, lanes: 1, picks },
-      files.get("host.wasm")! as Uint8Array<ArrayBuffer>,
+      await hostFiles(files),
     );
   const [whole, few] = await Promise.all([open(false), open(true)]);
   interface How {

@@ -2,10 +2,12 @@
 import * as assert from "uvu/assert";
 import { adapterMethods } from "../compiler/adapters/index.ts";
 import { compile } from "../compiler/compile.ts";
-import { compileHost } from "../compiler/emit/host.ts";
+import { compileAssembly } from "../compiler/emit/asc.ts";
+import { hostSources } from "../compiler/emit/host.ts";
 import { EVENT, EVENT_WORDS, KIND, planOf, type WeftError } from "../runtime/bundle.ts";
-import { Host } from "../runtime/host.ts";
-import { batchOf, collect, configs, engineOf, idsOf, s2ftOdd, small } from "./support/engines.ts";
+import { Host, readHost } from "../runtime/host.ts";
+import { batchOf, bits, collect, configs, engineOf, idsOf, s2ftOdd, small } from "./support/engines.ts";
+import { hostFiles } from "./support/hosts.ts";
 import { suite } from "./support/suite.ts";
 import { writeModel } from "./support/tiny.ts";
 
@@ -18,15 +20,16 @@ const test = suite("commands");
 async function longestList(
   { files, manifest }: Awaited<ReturnType<typeof compile>>,
   cls: number,
-  wasm = files.get("host.wasm")!,
+  wasm?: BufferSource,
 ): Promise<{ commands: number; events: number }> {
   const plan = planOf(manifest, manifest.targets.webgpu ? "webgpu" : "wasm", manifest.capacities);
   const { capacities: c, model } = manifest;
+  const read = await hostFiles(files);
   const host = await Host.open(
     manifest,
     plan.metaWords,
     { families: { fewRows: 8 }, lanes: 1 },
-    wasm as Uint8Array<ArrayBuffer>,
+    { ...read, ...(wasm && { wasm }) },
   );
   const { exports } = host;
   const most = { commands: 0, events: 0 };
@@ -73,55 +76,75 @@ async function longestList(
 test("a step's list has room for every launch, fused or not; past its bound it says so", async () => {
   const methods = Object.keys(adapterMethods).filter((m) => m !== "s2ft_permuted");
   const deep = { ...configs.even, num_hidden_layers: 12 };
-  for (const [config, o] of [
+  for (const [model, o] of [
     [deep, { fuse: false }],
     [configs.odd, { fuse: false, train: ["lora", "full"], methods, capacities: { ...small, s2ft: s2ftOdd } }],
     [configs.odd, { train: methods, capacities: { ...small, s2ft: s2ftOdd } }],
   ] as const) {
-    const compiled = await compile(writeModel(config), {
+    const compiled = await compile(writeModel(model), {
       targets: ["webgpu"],
       train: ["lora"],
       capacities: small,
       quick: true,
       ...o,
     });
-    const source = new TextDecoder().decode(compiled.files.get("host.config.ts")!);
-    const { slots, jobs, sequences } = compiled.manifest.capacities;
-    const bound = (name: string): number => {
-      const sum = new RegExp(`const ${name}: i32 = (.*);`).exec(source)![1]!;
-      return sum
-        .split(" + ")
-        .map((part) =>
-          part.split(" * ").map((x) => ({ SLOTS: slots, JOBS: jobs, SEQUENCES: sequences })[x] ?? Number(x)),
-        )
-        .reduce((n, product) => n + product.reduce((a, b) => a * b), 0);
+    const { config } = await hostFiles(compiled.files);
+    const { slots, jobs, sequences, headRows } = compiled.manifest.capacities;
+    const of = (name: string): number => config.numbers[`COMMANDS_OF_${name}`]!;
+    const bound = {
+      commands: slots * of("SLOT") + jobs * of("JOB") + of("STEP"),
+      events: 2 * sequences + slots + 2 * jobs + headRows,
     };
     for (const [cls] of compiled.manifest.train.entries()) {
       const most = await longestList(compiled, cls);
-      assert.ok(
-        most.commands <= bound("MAX_COMMANDS"),
-        `${most.commands} of ${bound("MAX_COMMANDS")} commands`,
-      );
-      assert.ok(most.events <= bound("MAX_EVENTS"), `${most.events} of ${bound("MAX_EVENTS")} events`);
+      for (const what of ["commands", "events"] as const)
+        assert.ok(most[what] <= bound[what], `${most[what]} of ${bound[what]} ${what}`);
     }
-    if (config !== deep) continue;
+    if (model !== deep) continue;
     // One less than the longest list: the host refuses to write past its end.
-    const { commands, events } = await longestList(compiled, 0);
-    for (const [name, used] of [
-      ["MAX_COMMANDS", commands],
-      ["MAX_EVENTS", events],
-    ] as const) {
-      const doctored = source.replace(new RegExp(`(const ${name}: i32 = ).*;`), `$1${used - 1};`);
-      const wasm = await compileHost(doctored, compiled.manifest.policy, { cache: false, quick: true });
-      await longestList(compiled, 0, wasm).then(
+    const most = await longestList(compiled, 0);
+    const sources = hostSources(config, compiled.manifest.policy);
+    for (const what of ["commands", "events"] as const) {
+      const name = `MAX_${what.toUpperCase()}`;
+      const line = new RegExp(`(const ${name}: i32 = ).*;`);
+      assert.match(sources["config.ts"]!, line);
+      const less = sources["config.ts"]!.replace(line, `$1${most[what] - 1};`);
+      const wasm = await compileAssembly("host", { ...sources, "config.ts": less }, "index.ts", {
+        ...{ cache: false, quick: true },
+      });
+      await longestList(compiled, 0, wasm as BufferSource).then(
         () => assert.unreachable(`${name} is checked`),
         (e: WeftError) => {
           assert.is(e.code, "WEFT_BUNDLE");
-          assert.match(e.found, name === "MAX_COMMANDS" ? /commands/ : /events/);
+          assert.match(e.found, new RegExp(what));
         },
       );
     }
   }
+});
+
+test("one host for all bundles of a policy: what is a bundle's own is in host.json, which is looked at", async () => {
+  const made = await Promise.all(
+    [configs.even, configs.odd].map(async (model, i) => {
+      const options = i ? { train: ["lora", "full"], targets: ["webgpu" as const] } : { train: ["lora"] };
+      return (await compile(writeModel(model), { capacities: small, quick: true, ...options })).files;
+    }),
+  );
+  const [one, other] = made.map((files) => bits(files.get("host.wasm")!));
+  assert.is(one, other);
+  assert.is.not(...(made.map((files) => bits(files.get("host.json")!)) as [string, string]));
+  for (const text of [
+    "",
+    "{",
+    "[]",
+    "null",
+    '{"numbers":{"A":1.5},"tables":[]}',
+    '{"numbers":{},"tables":[null]}',
+  ])
+    await readHost(async () => new TextEncoder().encode(text)).then(
+      () => assert.unreachable(text),
+      (e: WeftError) => assert.equal([e.code, e.where], ["WEFT_BUNDLE", "host.json"]),
+    );
 });
 
 test("unfused, twelve layers deep, two jobs: long lists change no answer", async () => {

@@ -51,7 +51,8 @@ async function makeWorld(page: string | null): Promise<World> {
   const env = furnish(folder, house);
   symlinkSync(join(root, "examples"), join(folder, "examples"));
   cpSync(storyModel(), join(folder, "smollm2"), { recursive: true });
-  for (const name of ["story.weft", "model.weft"]) symlinkSync(await storyBundle(), join(folder, name));
+  for (const name of ["story.weft", "model.weft"])
+    cpSync(await storyBundle(), join(folder, name), { recursive: true });
   for (const name of ["facts.jsonl", "rows.jsonl"])
     cpSync(join(root, "examples/facts.jsonl"), join(folder, name));
   const hub = await openHub(join(folder, "smollm2"), {

@@ -81,6 +81,7 @@ test("manifests: every index, offset and length stays inside what it points into
     [(m) => (m.targets.wasm.panel = 3), /panel.*8 or 16/],
     [(m) => (m.targets = {}), /targets/],
     [(m) => delete m.files["host.wasm"], /host\.wasm/],
+    [(m) => delete m.files["host.json"], /host\.json/],
     [(m) => (m.files["a\\b"] = { bytes: 1, sha256: "0".repeat(64) }), /inside the folder/],
     [(m) => (m.tensors[0].start = 2 ** 52), /bytes inside its shard/],
     [(m) => (m.tensors[0].name = m.tensors[1].name), /tensor/],

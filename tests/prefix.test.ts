@@ -7,7 +7,7 @@ import { cpSync, readFileSync, writeFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import { compileAssembly } from "../compiler/emit/asc.ts";
 import { hostSources } from "../compiler/emit/host.ts";
-import type { Manifest } from "../runtime/bundle.ts";
+import type { HostConfig, Manifest } from "../runtime/bundle.ts";
 import type { StepTrace } from "../runtime/engine.ts";
 import { type Engine, type GenerateOptions, load } from "../sdk/index.ts";
 import { batchOf, bundle, configs, engineOf, fixtures, idsOf, inUse } from "./support/engines.ts";
@@ -142,7 +142,7 @@ const intact = ["prefix.ts", "export function isEntry", "export function isEntry
 /** A host some line of which is another. */
 async function mutant(dir: string, [file, line, other]: (typeof mutations)[number]) {
   const { policy } = JSON.parse(readFileSync(`${dir}/manifest.json`, "utf8")) as Manifest;
-  const sources = hostSources(readFileSync(`${dir}/host.config.ts`, "utf8"), policy);
+  const sources = hostSources(JSON.parse(readFileSync(`${dir}/host.json`, "utf8")) as HostConfig, policy);
   assert.is(sources[file]!.split(line).length, 2, `${file} says once: ${line}`);
   // Every hash the same: what is found is found by comparing.
   const blind = sources["prefix.ts"]!.replace("(<u32>CHAINS - 1)", "0");

@@ -4,6 +4,7 @@ import { compile } from "../compiler/compile.ts";
 import { COUNTER, EVENT, KIND, NONE } from "../runtime/bundle.ts";
 import { Host } from "../runtime/host.ts";
 import { bits, collect, configs, engineOf, idsOf, small } from "./support/engines.ts";
+import { hostFiles } from "./support/hosts.ts";
 import { generator } from "./support/random.ts";
 import { suite } from "./support/suite.ts";
 import { writeModel } from "./support/tiny.ts";
@@ -76,12 +77,7 @@ test("the sampler against its definition in f64, with ties, and odd vocabularies
   });
   const { vocab } = manifest.model;
   assert.ok(vocab % 4, "a tail");
-  const host = await Host.open(
-    manifest,
-    1,
-    { families: { fewRows: 8 }, lanes: 1 },
-    files.get("host.wasm")! as Uint8Array<ArrayBuffer>,
-  );
+  const host = await Host.open(manifest, 1, { families: { fewRows: 8 }, lanes: 1 }, await hostFiles(files));
   interface How {
     readonly t: number;
     readonly k: number;

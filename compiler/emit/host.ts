@@ -1,6 +1,6 @@
 /**
- * host.wasm: the scheduler's AssemblyScript with this bundle's capacities, offsets and program tables
- * compiled in.
+ * The host: the scheduler's AssemblyScript, compiled once for all bundles, and what each bundle tells it at
+ * load: capacities, offsets and program tables.
  */
 import { readdirSync, readFileSync } from "node:fs";
 import {
@@ -20,6 +20,7 @@ import {
   FREE,
   type GridDim,
   HEADER,
+  type HostConfig,
   headerWords,
   IGNORE,
   KIND,
@@ -105,12 +106,12 @@ export interface HostInput {
 }
 
 /**
- * The longest command list of a step, and its most events, as if every mask bit were set: all slots filled
- * anew, all units granted, every job's update, and a forward. Kernels for tiles and for the rest may both
- * run, plain ones beside neither.
+ * The longest command list of a step, as if every mask bit were set: all slots filled anew, all units granted,
+ * every job's update, and a forward. Kernels for tiles and for the rest may both run, plain ones beside
+ * neither.
  */
-function longestLists(h: HostInput): { commands: string; events: string } {
-  const { units, headRows } = h.capacities;
+function longestLists(h: HostInput): Record<string, number> {
+  const { units } = h.capacities;
   const launches = (name: string): number => {
     const list = h.programs.find((p) => p.name === name)?.launches ?? [];
     const without = (counts: RegExp): number =>
@@ -139,12 +140,10 @@ function longestLists(h: HostInput): { commands: string; events: string } {
     h.layers * Math.max(launches("forward"), launches("forward.full")) +
     launches("stash") +
     launches("head");
-  const ofJob = update + launches("clip") + rowNorms;
   return {
-    commands: `SLOTS * ${rowNorms} + JOBS * ${ofJob} + ${units * unit + forward}`,
-    // A logits row says one thing; every sequence may end, and a micro-batch of every job. Before a step
-    // every sequence may start, every slot be filled, and every job have a slot and begin.
-    events: `SEQUENCES * 2 + SLOTS + JOBS * 2 + ${headRows}`,
+    COMMANDS_OF_SLOT: rowNorms,
+    COMMANDS_OF_JOB: update + launches("clip") + rowNorms,
+    COMMANDS_OF_STEP: units * unit + forward,
   };
 }
 const constant = (name: string): string => name.replace(/[A-Z]/g, "_$&").toUpperCase();
@@ -171,6 +170,7 @@ function contract(): Record<string, number> {
     HYPERS: updateWords.length,
     MASK_WORDS,
     LAUNCH_WORDS,
+    OPTIMIZERS: optimizerNames.length,
     DROPOUT: flag(DROPOUT_BIT),
     TRAINED: flag(TRAIN_BIT),
   };
@@ -186,15 +186,14 @@ function contract(): Record<string, number> {
 const classesOf = (h: HostInput): string[] => [...h.train, CALIBRATE, CALIBRATE_GRADIENT];
 
 /**
- * The generated config module. Cost of a unit's row in 1024ths of a forward row: that one runs every layer
+ * What a bundle tells the host. Cost of a unit's row in 1024ths of a forward row: that one runs every layer
  * once, a backward row one layer twice.
  */
-export function hostConfig(h: HostInput): string {
+function told(h: HostInput): { numbers: Record<string, number>; tables: Record<string, number[]> } {
   const c = h.capacities;
   const rowCost = h.layers * h.parametersPerLayer + h.headParameters / 8;
-  const { commands, events } = longestLists(h);
-  const constants: Record<string, number> = {
-    ...contract(),
+  const programOf = (name: string): number => h.programs.findIndex((p) => p.name === name);
+  const numbers: Record<string, number> = {
     TOKENS_PER_STEP: c.tokens,
     CONTEXT: c.context,
     HEAD_ROWS: c.headRows,
@@ -210,28 +209,30 @@ export function hostConfig(h: HostInput): string {
     LAYERS: h.layers,
     VOCAB: h.vocab,
     UNIT_ROW_COST: Math.max(1, Math.round((1024 * 2 * h.parametersPerLayer) / rowCost)),
+    STEP_FIELDS: h.blocks.step.words,
     UNIT_WORDS: h.blocks.unit.words,
     UPDATE_WORDS: h.blocks.update.words,
-    OPTIMIZERS: optimizerNames.length,
     MOST_KEPT_WORDS: Math.max(0, ...Object.values(h.saved).map((s) => s.words.kept)),
+    CLASSES: h.train.length,
+    ...longestLists(h),
+    ...Object.fromEntries(Object.entries(programNames).map(([name, program]) => [name, programOf(program)])),
   };
+  const ofClasses = new Set(h.train.map(extArray));
   for (const kind of ["step", "unit"] as const)
     for (const [name, at] of Object.entries(h.blocks[kind].arrays))
-      constants[`A_${kind.toUpperCase()}_${name.toUpperCase()}`] = at;
-  const programOf = (name: string): number => h.programs.findIndex((p) => p.name === name);
-  for (const [name, program] of Object.entries(programNames)) constants[name] = programOf(program);
-  constants.CLASSES = h.train.length;
+      if (!ofClasses.has(name)) numbers[`A_${kind.toUpperCase()}_${name.toUpperCase()}`] = at;
   const classes = classesOf(h);
-  const arrays: Record<string, number[]> = {
+  const tables: Record<string, number[]> = {
     CLASS_FULL: classes.map((cls) => (cls === "full" ? 1 : 0)),
     CLASS_EXT: h.train.map((cls) => h.blocks.step.arrays[extArray(cls)]!),
     CLASS_BOUNDARY_WORDS: classes.map((cls) => h.saved[cls]?.words.boundary ?? 0),
     CLASS_KEPT_WORDS: classes.map((cls) => h.saved[cls]?.words.kept ?? 0),
   };
   for (const [name, program] of Object.entries(ofClass))
-    arrays[name] = classes.map((cls) => programOf(program(cls)));
+    tables[name] = classes.map((cls) => programOf(program(cls)));
   for (const [name, program] of Object.entries(updatePrograms))
-    arrays[name] = classes.flatMap((cls) => optimizerNames.map((o) => programOf(program(cls, o))));
+    tables[name] = classes.flatMap((cls) => optimizerNames.map((o) => programOf(program(cls, o))));
+  // First launch of each program, and one past the last.
   const starts = [0];
   const launches: number[] = [];
   for (const p of h.programs) {
@@ -247,27 +248,47 @@ export function hostConfig(h: HostInput): string {
     }
     starts.push(launches.length / LAUNCH_WORDS);
   }
-  return [
-    "// Generated from the bundle's capacities and programs. Sizes come from whoever loads it.",
-    ...sizeNames.flatMap((name) => [
-      "// @ts-ignore: decorator",
-      `@external("sizes", "${name}")`,
-      `export declare const ${constant(name)}: i32;`,
-    ]),
-    ...Object.entries(constants).map(([k, v]) => `export const ${k}: i32 = ${v};`),
-    ...Object.entries(arrays).map(
-      ([k, v]) => `export const ${k}: StaticArray<i32> = [${v.length ? v.join(", ") : "-1"}];`,
-    ),
+  return { numbers, tables: { ...tables, PROGRAM_START: starts, LAUNCHES: launches } };
+}
+/** Names of numbers that say where a table begins among all, in words. */
+const AT = "AT_";
+/** What host.json holds. */
+export function hostConfig(h: HostInput): HostConfig {
+  const { numbers, tables } = told(h);
+  const all: number[] = [];
+  for (const [name, table] of Object.entries(tables)) {
+    numbers[AT + name] = all.length;
+    all.push(...table);
+  }
+  return { numbers: { ...numbers, TABLE_WORDS: all.length }, tables: all };
+}
+/** The generated modules: the contract, and what comes from a bundle and from whoever loads it. */
+function configModules(names: readonly string[]): Record<"config.ts" | "tables.ts", string> {
+  const imported = (module: string, name: string, as = name): string[] => [
+    "// @ts-ignore: decorator",
+    `@external("${module}", "${name}")`,
+    `export declare const ${as}: i32;`,
+  ];
+  const config = [
+    ...Object.entries(contract()).map(([k, v]) => `export const ${k}: i32 = ${v};`),
+    ...sizeNames.flatMap((name) => imported("sizes", name, constant(name))),
+    ...names.flatMap((name) => imported("bundle", name)),
     "/** The block of a step, with a table of cache blocks for each sequence; all of a lane's metadata. */",
-    `export const STEP_WORDS: i32 = (${h.blocks.step.words} + SEQUENCES * BLOCKS_PER_SEQUENCE + 63) & ~63;`,
+    "export const STEP_WORDS: i32 = (STEP_FIELDS + SEQUENCES * BLOCKS_PER_SEQUENCE + 63) & ~63;",
     "export const META_WORDS: i32 = STEP_WORDS + UNITS * UNIT_WORDS + (JOBS + SLOTS) * UPDATE_WORDS;",
-    `export const MAX_COMMANDS: i32 = ${commands};`,
-    `export const MAX_EVENTS: i32 = ${events};`,
-    "/** First launch of each program, and one past the last. */",
-    `export const PROGRAM_START: StaticArray<i32> = [${starts.join(", ")}];`,
-    `export const LAUNCHES: StaticArray<i32> = [${launches.join(", ")}];`,
-    "",
-  ].join("\n");
+    "export const MAX_COMMANDS: i32 = SLOTS * COMMANDS_OF_SLOT + JOBS * COMMANDS_OF_JOB + COMMANDS_OF_STEP;",
+    "// A logits row says one thing; every sequence may end, and a micro-batch of every job. Before a step",
+    "// every sequence may start, every slot be filled, and every job have a slot and begin.",
+    "export const MAX_EVENTS: i32 = SEQUENCES * 2 + SLOTS + JOBS * 2 + HEAD_ROWS;",
+  ];
+  const at = names.filter((name) => name.startsWith(AT));
+  const tables = [
+    `import { ${["TABLE_WORDS", ...at].join(", ")} } from "./config";`,
+    'import { take } from "./state";',
+    "export const TABLES: usize = take(TABLE_WORDS * 4);",
+    ...at.map((name) => `export const ${name.slice(AT.length)}: usize = TABLES + ((<usize>${name}) << 2);`),
+  ];
+  return { "config.ts": `${config.join("\n")}\n`, "tables.ts": `${tables.join("\n")}\n` };
 }
 
 export const policies = (): string[] =>
@@ -275,20 +296,16 @@ export const policies = (): string[] =>
     (m) => m[1]!,
   );
 
-export async function emitHost(h: HostInput, how: Making): Promise<{ wasm: Uint8Array; config: string }> {
+/** host.wasm of a policy, the same for every bundle, and what a bundle tells it. */
+export async function emitHost(h: HostInput, how: Making): Promise<{ wasm: Uint8Array; config: HostConfig }> {
   const config = hostConfig(h);
-  return { wasm: await compileHost(config, h.policy, how), config };
+  return { wasm: await compileAssembly("host", hostSources(config, h.policy), "index.ts", how), config };
 }
-/** host.wasm from a config module. */
-export function compileHost(config: string, policy: string, how: Making): Promise<Uint8Array> {
-  return compileAssembly("host", hostSources(config, policy), "index.ts", how);
-}
-/** The host's modules by path. */
-export function hostSources(config: string, policy: string): Record<string, string> {
-  const exp = readFileSync(new URL("./assembly/exp.ts", import.meta.url), "utf8");
+/** The host's modules by path; of a bundle's config only the names matter, and every bundle has the same. */
+export function hostSources(config: HostConfig, policy: string): Record<string, string> {
   const sources: Record<string, string> = {
-    "exp.ts": exp,
-    "config.ts": config,
+    ...configModules(Object.keys(config.numbers)),
+    "exp.ts": readFileSync(new URL("./assembly/exp.ts", import.meta.url), "utf8"),
     "policy.ts": `export { ${policy} as policy } from "./policies/index";\n`,
   };
   for (const dir of ["", "policies/"])

@@ -24,8 +24,6 @@ import {
   C_HEAD,
   C_ROWS,
   C_TRAIN_ROWS,
-  CLASS_EXT,
-  CLASS_FULL,
   CLASSES,
   COMMAND_WORDS,
   CONTEXT,
@@ -45,7 +43,6 @@ import {
   HEADER_WORDS,
   JOBS,
   LAUNCH_WORDS,
-  LAUNCHES,
   LAYERS,
   MASK_WORDS,
   MAX_COMMANDS,
@@ -55,7 +52,6 @@ import {
   P_FORWARD_FULL,
   P_HEAD,
   P_STASH,
-  PROGRAM_START,
   ROW_TILE,
   SCORE,
   SPLIT,
@@ -93,10 +89,11 @@ import {
   TOKENS,
   within,
 } from "./state";
+import { CLASS_EXT, CLASS_FULL, LAUNCHES, PROGRAM_START } from "./tables";
 
 /** Workgroups of a launch in dimension `d`: ceil(count · mul / div). */
 function workgroups(grid: i32, d: i32, block: i32): i32 {
-  const code: i32 = LAUNCHES[grid + d * 3];
+  const code: i32 = get(LAUNCHES, grid + d * 3);
   const rows: i32 = get(META, block + H_N_ROWS);
   let count: i32 = 1;
   if (code == 1) count = rows;
@@ -115,7 +112,7 @@ function workgroups(grid: i32, d: i32, block: i32): i32 {
     if (part == 2) count = plain ? all : 0;
     else count = plain ? 0 : part == 0 ? all - rest : rest;
   }
-  return (count * LAUNCHES[grid + 1 + d * 3] + LAUNCHES[grid + 2 + d * 3] - 1) / LAUNCHES[grid + 2 + d * 3];
+  return (count * get(LAUNCHES, grid + 1 + d * 3) + get(LAUNCHES, grid + 2 + d * 3) - 1) / get(LAUNCHES, grid + 2 + d * 3);
 }
 /**
  * Emit a program's launches for `group` over the metadata block at word `block`; those that have nothing to
@@ -123,13 +120,13 @@ function workgroups(grid: i32, d: i32, block: i32): i32 {
  */
 export function emitProgram(program: i32, group: i32, block: i32): void {
   if (program < 0) return;
-  for (let i: i32 = PROGRAM_START[program]; i < PROGRAM_START[program + 1]; i++) {
+  for (let i: i32 = get(PROGRAM_START, program); i < get(PROGRAM_START, program + 1); i++) {
     const at: i32 = i * LAUNCH_WORDS;
     let wanted: i32 = 0;
     let there: i32 = 0;
     for (let w: i32 = 0; w < MASK_WORDS; w++) {
-      wanted |= LAUNCHES[at + 1 + w];
-      there |= LAUNCHES[at + 1 + w] & get(META, block + H_MASK_0 + w);
+      wanted |= get(LAUNCHES, at + 1 + w);
+      there |= get(LAUNCHES, at + 1 + w) & get(META, block + H_MASK_0 + w);
     }
     if (wanted != 0 && there == 0) continue;
     const grid: i32 = at + 1 + MASK_WORDS;
@@ -139,7 +136,7 @@ export function emitProgram(program: i32, group: i32, block: i32): void {
     if (x == 0 || y == 0 || z == 0) continue;
     within(counter(C_COMMANDS), MAX_COMMANDS, "commands");
     const c: i32 = counter(C_COMMANDS) * COMMAND_WORDS;
-    set(COMMANDS, c, LAUNCHES[at]);
+    set(COMMANDS, c, get(LAUNCHES, at));
     set(COMMANDS, c + 1, group);
     set(COMMANDS, c + 2, block * 4);
     set(COMMANDS, c + 3, x);
@@ -197,7 +194,7 @@ export function grant(seq: i32, n: i32): i32 {
     for (let c: i32 = 0; c < CLASSES; c++)
       set(
         META,
-        CLASS_EXT[c] + r,
+        get(CLASS_EXT, c) + r,
         train && get(JOB_CLASS, get(JOB, seq)) == c && get(EXT_BASE, seq) != NONE
           ? get(EXT_BASE, seq) + pos
           : NONE,
@@ -276,7 +273,7 @@ export function emitForward(): void {
   if (rows == 0) return;
   let full: bool = false;
   for (let j: i32 = 0; j < JOBS; j++)
-    if (get(JOB_SEQS, j) > 0 && CLASS_FULL[get(JOB_CLASS, j)] != 0) full = true;
+    if (get(JOB_SEQS, j) > 0 && get(CLASS_FULL, get(JOB_CLASS, j)) != 0) full = true;
   set(META, H_N_ROWS, rows);
   set(META, H_N_HEAD, counter(C_HEAD));
   set(META, H_REST_ROWS, restOf(rows));

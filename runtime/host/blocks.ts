@@ -15,8 +15,6 @@ import {
   BLOCKS,
   BLOCKS_PER_SEQUENCE,
   C_FREE,
-  CLASS_BOUNDARY_WORDS,
-  CLASS_KEPT_WORDS,
   KEPT_ROWS,
   MOST_KEPT_WORDS,
   NONE,
@@ -42,6 +40,7 @@ import {
   TABLE,
   take,
 } from "./state";
+import { CLASS_BOUNDARY_WORDS, CLASS_KEPT_WORDS } from "./tables";
 
 /** Sequences that hold a block. */
 export const HOLDERS: usize = take(BLOCKS * 4);
@@ -154,9 +153,9 @@ export function findSavedRun(rows: i32): i32 {
  * counts records of its class's length from the start of the chamber. NONE if there is none.
  */
 export function findKeptRun(cls: i32, rows: i32): i32 {
-  const words: i32 = CLASS_KEPT_WORDS[cls];
+  const words: i32 = get(CLASS_KEPT_WORDS, cls);
   if (words == 0) return 0;
-  const first: i32 = SAVED_ROWS * CLASS_BOUNDARY_WORDS[cls];
+  const first: i32 = SAVED_ROWS * get(CLASS_BOUNDARY_WORDS, cls);
   const end: i32 = first + (KEPT_ROWS + 1) * MOST_KEPT_WORDS;
   let start: i32 = (first + words - 1) / words;
   let moved: bool = true;
@@ -164,7 +163,7 @@ export function findKeptRun(cls: i32, rows: i32): i32 {
     moved = false;
     for (let s: i32 = 0; s < SEQUENCES; s++) {
       if (get(KIND, s) != TRAIN || get(EXT_BASE, s) == NONE) continue;
-      const its: i32 = CLASS_KEPT_WORDS[get(JOB_CLASS, get(JOB, s))];
+      const its: i32 = get(CLASS_KEPT_WORDS, get(JOB_CLASS, get(JOB, s)));
       const b: i32 = get(EXT_BASE, s) * its;
       const e: i32 = b + get(LENGTH_OF, s) * its;
       if (b < (start + rows) * words && start * words < e) {

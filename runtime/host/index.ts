@@ -85,6 +85,7 @@ import {
   TOLD,
   WHOLE,
 } from "./state";
+import { TABLES } from "./tables";
 import { finishMicros, refreshSlots } from "./units";
 import { resetWaiting, submit, withdraw } from "./waiting";
 
@@ -135,6 +136,10 @@ export function foundOf(seq: i32): i32 {
   return foundIn(seq);
 }
 // Addresses of what the engine reads and writes.
+/** What a bundle tells is to be here before anything is asked. */
+export function addrTables(): usize {
+  return TABLES;
+}
 export function addrMeta(lane: i32): usize {
   enter(lane);
   return META;

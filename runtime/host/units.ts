@@ -28,15 +28,6 @@ import {
   A_UNIT_WEIGHT,
   BLOCKS_PER_SEQUENCE,
   C_UNITS,
-  CLASS_BACKWARD_ALL,
-  CLASS_BACKWARD_BOUNDARY,
-  CLASS_EMBED_BACKWARD,
-  CLASS_FULL,
-  CLASS_HEAD,
-  CLASS_SUMSQ,
-  CLASS_SUMSQ_OUTER,
-  CLASS_UPDATE,
-  CLASS_UPDATE_OUTER,
   CONTEXT,
   DROPOUT,
   H_JOB,
@@ -116,6 +107,17 @@ import {
   UPDATE,
   within,
 } from "./state";
+import {
+  CLASS_BACKWARD_ALL,
+  CLASS_BACKWARD_BOUNDARY,
+  CLASS_EMBED_BACKWARD,
+  CLASS_FULL,
+  CLASS_HEAD,
+  CLASS_SUMSQ,
+  CLASS_SUMSQ_OUTER,
+  CLASS_UPDATE,
+  CLASS_UPDATE_OUTER,
+} from "./tables";
 
 function seqOf(j: i32): i32 {
   return get(JOB_SEQ, j * SEQUENCES + get(CUR_SEQ, j));
@@ -130,7 +132,7 @@ function rowsOf(seq: i32, q: i32): i32 {
 /** The micro-batch has its forward behind it: its units are next. */
 export function beginUnits(j: i32): void {
   // What has no loss begins with the layers.
-  set(JOB_PHASE, j, CLASS_HEAD[get(JOB_CLASS, j)] < 0 ? BACKWARD : HEAD);
+  set(JOB_PHASE, j, get(CLASS_HEAD, get(JOB_CLASS, j)) < 0 ? BACKWARD : HEAD);
   set(CUR_LAYER, j, LAYERS - 1);
   set(CUR_SEQ, j, 0);
   set(CUR_CHUNK, j, 0);
@@ -143,7 +145,7 @@ export function hasUnit(j: i32): bool {
 /** Whose accumulators, slot and branches a unit or update works on. */
 function openHeader(j: i32, b: i32): void {
   const slot: i32 = get(JOB_SLOT, j);
-  set(META, b + H_JOB, CLASS_FULL[get(JOB_CLASS, j)] != 0 ? 0 : j);
+  set(META, b + H_JOB, get(CLASS_FULL, get(JOB_CLASS, j)) != 0 ? 0 : j);
   set(META, b + H_SLOT, slot);
   for (let w: i32 = 0; w < MASK_WORDS; w++)
     set(META, b + H_MASK_0 + w, get(SLOT_MASK, slot * MASK_WORDS + w));
@@ -281,7 +283,7 @@ export function grantUnit(j: i32, budget: i32): i32 {
     const n: i32 = get(META, b + H_N_ROWS);
     // dh of a quantum is cleared by its first chunk only.
     if (skip > 0) set(META, b + H_N_ROWS, 0);
-    emitProgram(CLASS_HEAD[cls], LAYERS, b);
+    emitProgram(get(CLASS_HEAD, cls), LAYERS, b);
     return cost(n);
   }
   const layer: i32 = get(CUR_LAYER, j);
@@ -293,8 +295,8 @@ export function grantUnit(j: i32, budget: i32): i32 {
     addSegment(j, b, seq, q);
     if (advance(j, UPDATE)) break;
   }
-  emitProgram(kept ? CLASS_BACKWARD_ALL[cls] : CLASS_BACKWARD_BOUNDARY[cls], layer, b);
-  if (layer == 0) emitProgram(CLASS_EMBED_BACKWARD[cls], LAYERS, b);
+  emitProgram(kept ? get(CLASS_BACKWARD_ALL, cls) : get(CLASS_BACKWARD_BOUNDARY, cls), layer, b);
+  if (layer == 0) emitProgram(get(CLASS_EMBED_BACKWARD, cls), LAYERS, b);
   const n: i32 = get(META, b + H_N_ROWS);
   return cost(n);
 }
@@ -308,11 +310,11 @@ function update(j: i32, cls: i32): void {
   openHeader(j, b);
   for (let i: i32 = 0; i < HYPERS; i++) setf(META, b + H_LR + i, getf(HYPER, j * HYPERS + i));
   const o: i32 = cls * OPTIMIZERS + get(JOB_OPTIMIZER, j);
-  for (let l: i32 = 0; l < LAYERS; l++) emitProgram(CLASS_SUMSQ[cls], l, b);
-  emitProgram(CLASS_SUMSQ_OUTER[cls], LAYERS, b);
+  for (let l: i32 = 0; l < LAYERS; l++) emitProgram(get(CLASS_SUMSQ, cls), l, b);
+  emitProgram(get(CLASS_SUMSQ_OUTER, cls), LAYERS, b);
   emitProgram(P_CLIP, LAYERS, b);
-  for (let l: i32 = 0; l < LAYERS; l++) emitProgram(CLASS_UPDATE[o], l, b);
-  emitProgram(CLASS_UPDATE_OUTER[o], LAYERS, b);
+  for (let l: i32 = 0; l < LAYERS; l++) emitProgram(get(CLASS_UPDATE, o), l, b);
+  emitProgram(get(CLASS_UPDATE_OUTER, o), LAYERS, b);
   for (let l: i32 = 0; l < LAYERS; l++) emitProgram(P_ROW_NORMS, l, b);
   set(JOB_PHASE, j, OVER);
 }

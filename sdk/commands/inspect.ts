@@ -8,7 +8,7 @@ import {
   showBytes,
   sizesFor,
 } from "../../runtime/bundle.ts";
-import { Host } from "../../runtime/host.ts";
+import { Host, readHost } from "../../runtime/host.ts";
 import { readManifest, readVerified } from "../../runtime/load.ts";
 import { openReader } from "../../runtime/reader.ts";
 import { measureWasm, wasmLimits } from "../../runtime/wasm.ts";
@@ -41,7 +41,7 @@ async function hostBytes(
     { ...m, capacities: { ...m.capacities, ...sizes } },
     plan.metaWords,
     { families: { fewRows: null }, lanes: 1 },
-    (await readVerified(reader, m, "host.wasm")) as BufferSource,
+    await readHost((name) => readVerified(reader, m, name)),
   );
   return host.exports.memory.buffer.byteLength;
 }

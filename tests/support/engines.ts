@@ -187,7 +187,7 @@ export function inUse(engine: Engine) {
   const { blocks, ...others } = engine.memory();
   return { ...others, blocks: { total: blocks.total, free: blocks.free } };
 }
-export const bits = (a: Float32Array): string =>
+export const bits = (a: Float32Array | Uint8Array): string =>
   Buffer.from(a.buffer, a.byteOffset, a.byteLength).toString("base64");
 export const contentBits = (engine: Engine, ref: string): string =>
   engine.core.adapters.find(ref).content.tensors.map(bits).join();

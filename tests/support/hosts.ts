@@ -20,8 +20,12 @@ import {
   planOf,
   sizeNames,
 } from "../../runtime/bundle.ts";
-import { Host } from "../../runtime/host.ts";
+import { Host, type HostFiles, readHost } from "../../runtime/host.ts";
 import { bundle, configs, small } from "./engines.ts";
+
+/** The host of a bundle that was compiled into memory. */
+export const hostFiles = (files: ReadonlyMap<string, Uint8Array>): Promise<HostFiles> =>
+  readHost(async (name) => files.get(name)!);
 
 export interface Ask {
   readonly kind: "generate" | "score";
@@ -165,7 +169,10 @@ export class Played {
       manifest,
       planOf(manifest, "wasm", manifest.capacities).metaWords,
       { families: { fewRows: null }, lanes, queued: o.queued ?? 64 },
-      o.module ?? readFileSync(`${dir}/host.wasm`),
+      {
+        ...(await readHost(async (name) => readFileSync(`${dir}/${name}`))),
+        ...(o.module && { wasm: o.module }),
+      },
     );
     return new Played(manifest, host, lanes, o);
   }
