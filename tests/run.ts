@@ -12,7 +12,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { cpus } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { assembleFor } from "./support/assembler.ts";
+import { serveAssembler } from "./support/assembler.ts";
 import { buildTests } from "./support/build.ts";
 import { built, program, root, tsx } from "./support/program.ts";
 
@@ -54,7 +54,6 @@ export class Lane {
       serialization: "advanced",
       env: { ...this.env, ...process.env },
     });
-    assembleFor(child);
     for (const stream of [child.stdout!, child.stderr!])
       stream.on("data", (d) => {
         this.output += d;
@@ -122,7 +121,7 @@ async function main(): Promise<void> {
     .sort((a, b) => rankOf(a) - rankOf(b) || a.localeCompare(b));
   const folder = await buildTests(files.map((f) => `tests/${f}`));
   for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => process.exit(1));
-  process.env.WEFT_BUILT = folder;
+  Object.assign(process.env, { WEFT_BUILT: folder }, await serveAssembler());
   const queue = [...files];
   let passed = 0;
   let failed = 0;

@@ -3,9 +3,8 @@
  * of the time and gives the same bits, and is kept apart from what users compile.
  */
 import { join } from "node:path";
-import { Assembler, assembleBy } from "../../compiler/emit/asc.ts";
+import { askRunner } from "./assembler.ts";
 import { root } from "./program.ts";
 
-const assembler = new Assembler();
-assembleBy((ask) => assembler.compile({ ...ask, quick: true }));
+askRunner(true);
 process.env.WEFT_CACHE = join(root, ".weft/quick");
