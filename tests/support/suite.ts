@@ -20,10 +20,13 @@ export function suite(name: string): Suite {
     if (!wanted.test(title)) return;
     counts.registered++;
     inner(title, async () => {
-      const t0 = performance.now();
+      const [t0, before] = [performance.now(), process.cpuUsage()];
       await body();
       const ms = performance.now() - t0;
-      if (process.env.WEFT_TEST_TIMES) console.log(`    ${ms.toFixed(0)} ms  ${name}: ${title}`);
+      const { user, system } = process.cpuUsage(before);
+      const cpu = (user + system) / 1e3;
+      if (process.env.WEFT_TEST_TIMES)
+        console.log(`    ${ms.toFixed(0)} ms, of processors ${cpu.toFixed(0)} ms  ${name}: ${title}`);
     });
   };
   return Object.assign(test, {
