@@ -6,6 +6,9 @@ import {
   BUNDLE_VERSION,
   type CapacityEntry,
   formats,
+  isIn,
+  kindOf,
+  layersWith,
   type Manifest,
   type MethodEntry,
   optimizerNames,
@@ -33,7 +36,7 @@ import type { Family, Model } from "./models/model.ts";
 import { openModel } from "./open.ts";
 import type { CompileOptions } from "./options.ts";
 import { packWeights } from "./pack.ts";
-import { buildPrograms, type Programs, type TrainClass } from "./programs/index.ts";
+import { buildPrograms, type GraphProgram, type Programs, type TrainClass } from "./programs/index.ts";
 import { checkOptions, type Settings, settingsOf } from "./settings.ts";
 import type { ModelSource } from "./source.ts";
 import { verify } from "./verify.ts";
@@ -133,11 +136,12 @@ async function* bundle(
     for await (const file of kernelFiles(name, made, settings)) yield counted(file);
 
   // The scheduler, and this bundle's capacities and programs.
-  const perLayer = programs.layerParams.reduce((n, p) => n + p.n * p.k, 0);
+  const inLayers = programs.layerParams.reduce((n, p) => n + layersWith(model, p).length * p.n * p.k, 0);
   const host = await emitHost(
     {
       capacities,
       layers: model.layers,
+      kinds: Array.from({ length: model.layers }, (_, l) => kindOf(model, l)),
       vocab: model.vocab,
       policy: settings.policy,
       blocks: plan.blocks,
@@ -147,7 +151,7 @@ async function* bundle(
       saved,
       programs: plan.programs,
       kernels,
-      parametersPerLayer: perLayer,
+      parametersPerLayer: inLayers / model.layers,
       headParameters: model.vocab * model.hiddenSize,
     },
     settings.how,
@@ -165,7 +169,7 @@ async function* bundle(
   const identity = new BaseHash(model);
   const weights = (done: number): void => settings.progress({ phase: "weights", done, total: model.layers });
   weights(0);
-  const shards = packWeights(source, programs, model.layers, checkpoint, identity, weights);
+  const shards = packWeights(source, programs, model, checkpoint, identity, weights);
   let shard = await shards.next();
   for (; !shard.done; shard = await shards.next()) yield counted(shard.value);
   const { tensors, rounding } = shard.value;
@@ -184,7 +188,8 @@ async function* bundle(
   for (const [name, content] of source.files) yield counted([name, text(content)]);
   const architectures = [familyOf(source).loadedBy];
   yield counted(["config.json", text(JSON.stringify({ architectures, ...source.config }))]);
-  const graphs = programs.graphs.map((g) => `# ${g.name}\n${print(g.roots)}\n`).join("\n");
+  const titled = ({ name, kinds }: GraphProgram): string => name + (kinds ? ` of kind ${kinds}` : "");
+  const graphs = programs.graphs.map((g) => `# ${titled(g)}\n${print(g.roots)}\n`).join("\n");
   yield counted(["graphs.txt", text(graphs)]);
   const manifest: Manifest = {
     format: BUNDLE_FORMAT,
@@ -208,7 +213,7 @@ async function* bundle(
       ropes: model.ropes,
       constants: model.constants,
       perLayer: model.perLayer,
-      parameters: model.layers * perLayer + programs.outerParams.reduce((n, p) => n + p.n * p.k, 0),
+      parameters: inLayers + programs.outerParams.reduce((n, p) => n + p.n * p.k, 0),
     },
     generation: source.generation.sampling,
     selection: settings.selection,
@@ -277,12 +282,15 @@ function checkPrograms(programs: Programs, model: Model, settings: Settings): vo
   for (const { method, site } of programs.branches)
     if (
       method.name === "s2ft_permuted" &&
-      selection!.layers.some((layer) => !layer[site.coupling!.group === "ffn" ? "ffn" : "groups"].length)
+      selection!.layers.some(
+        (layer, l) =>
+          isIn(model, l, site) && !layer[site.coupling!.group === "ffn" ? "ffn" : "groups"].length,
+      )
     )
       throw new WeftError({
         code: "WEFT_OPTION",
         where: "selection",
-        expected: `channels of ${site.module} in every layer`,
+        expected: `channels of ${site.module} in every layer that has it`,
         found: "none",
         hint: "name fewer sites in capacities.s2ft",
       });

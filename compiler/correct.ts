@@ -20,6 +20,8 @@ import {
   encode,
   type Format,
   IGNORE,
+  kindOf,
+  kindsOf,
   type Manifest,
   rotaryTables,
   STORED_PANEL,
@@ -242,7 +244,10 @@ export async function correct(
       .map((b) => `${b.site.module}.weight`),
   );
   const graph = new Graph();
-  const { region } = buildLayer(graph, model, context, said, []);
+  const outs = Array.from({ length: kindsOf(model) }, (_, kind) => {
+    const { region } = buildLayer(graph, model, kind, context, said, []);
+    return region.out;
+  });
   const outer = new RegionBuilder(graph, "outer", "T", said, []);
   const kv = new Float64Array(batch.blocks * BLOCK * 2 * model.kvHeads * model.headDim);
   const rotary = Float64Array.from(rotaryTables(model.ropes, context));
@@ -254,7 +259,8 @@ export async function correct(
     onLayer(l);
     const path = model.names.layer.replace("{l}", String(l));
     const own = streams.instead((name) => path + name, corrected);
-    [h] = interpret([region.out], { h, kv, rotary }, contextOf(model, batch, l), own) as [Float64Array];
+    const out = outs[kindOf(model, l)]!;
+    [h] = interpret([out], { h, kv, rotary }, contextOf(model, batch, l), own) as [Float64Array];
   }
   if (!streams.fitted.length)
     throw new WeftError({

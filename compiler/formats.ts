@@ -16,17 +16,16 @@ const moduleOf = (tensor: string): string =>
     .split(".")
     .at(-1)!;
 
-/** By region and parameter; the layers of one graph have a parameter in one format. */
+/** By region and parameter: the layers that have one have it in one format. */
 export function formatsOf(model: Model, weights: WeightSource, option: FormatOption): FormatOf {
   const asked = typeof option === "string" ? { default: option } : option;
   return (region, name) => {
     const path = region === "outer" ? model.names.outer[name]! : model.names.layer + name;
     const format = asked[moduleOf(path)] ?? asked.default ?? "keep";
     if (format !== "keep") return format;
-    const each = path.includes("{l}") ? model.layers : 1;
-    return Array.from({ length: each }, (_, l) => weights.nearest(path.replace("{l}", String(l)))).reduce(
-      finest,
-    );
+    const each = Array.from({ length: model.layers }, (_, l) => path.replace("{l}", String(l)));
+    const there = [...new Set(each)].filter((one) => weights.has(one));
+    return there.length ? there.map((one) => weights.nearest(one)).reduce(finest) : "f32";
   };
 }
 /** One that holds what either does, or loses least of it. */

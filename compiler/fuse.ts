@@ -10,7 +10,7 @@ import { mergeLaunches } from "./fuse/launches.ts";
 import type { Launch } from "./kernels/body.ts";
 import { isAlone } from "./layout.ts";
 import type { Model } from "./models/model.ts";
-import type { Programs } from "./programs/index.ts";
+import type { GraphProgram, Programs } from "./programs/index.ts";
 
 /**
  * Group the nodes that `roots` need into launches. `fuse: false` gives every node a kernel of its own.
@@ -28,16 +28,17 @@ export function fuse(
   const groups = groupNodes(roots, options.fuse, options.alone ?? (() => false));
   return mergeLaunches(bodiesOf(groups), options.fuse, homes);
 }
-/** The launches of each graph of a model, by its name. */
+/** The launches of each graph of a model. */
 export const launchesOf = (
   model: Model,
   { graphs }: Programs,
   on: boolean,
-): ReadonlyMap<string, readonly Launch[]> =>
+): ReadonlyMap<GraphProgram, readonly Launch[]> =>
   new Map(
-    graphs.map(({ name, region, roots, homes }) => {
+    graphs.map((g) => {
+      const { region, roots, homes } = g;
       const alone = ({ type }: Value): boolean =>
         region === "outer" && type.kind === "weight" && isAlone(model, type);
-      return [name, fuse(roots, { fuse: on, homes, alone })];
+      return [g, fuse(roots, { fuse: on, homes, alone })];
     }),
   );

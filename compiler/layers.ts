@@ -32,6 +32,8 @@ export interface ParamSpec {
   readonly k: number;
   /** How it is stored: of a vector, f32. */
   readonly format: Format;
+  /** Of a layer: the kinds of layers that have it, where not all do. */
+  readonly kinds?: readonly number[];
 }
 /** How each matrix of a region is stored, by its name there. */
 export type FormatOf = (region: string, name: string) => Format;
@@ -72,6 +74,8 @@ export interface SiteSpec {
   readonly bias: boolean;
   readonly axes: { readonly in: ChannelAxis | null; readonly out: ChannelAxis | null };
   readonly coupling: Coupling | null;
+  /** The kinds of layers that have it, where not all do. */
+  readonly kinds?: readonly number[];
 }
 /** What a linear layer's channels are: the axes they run over, and who shares them. */
 export interface SiteRole {

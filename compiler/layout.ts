@@ -7,6 +7,7 @@ import {
   CANDIDATE_WORDS,
   type Chambers,
   hasCandidates,
+  kindsOf,
   kvBlockWords,
   MOST_JOBS,
   matrixWords,
@@ -29,42 +30,57 @@ import { align, type Capacities, type Target } from "./target.ts";
 
 /** Of the outer matrices, those that devices may hold in shards: they have a row for each token. */
 export const isAlone = (model: Model, { n }: { readonly n: number }): boolean => n === model.vocab;
+/** Where the layers of each kind end: what only those of other kinds have may lie in the same place. */
+class Ends {
+  private readonly ends: number[];
+  constructor(kinds: number) {
+    this.ends = Array<number>(kinds).fill(0);
+  }
+  /** A place of so many words behind all else in layers of these kinds, or of all. */
+  take(words: number, kinds: readonly number[] = [...this.ends.keys()]): number {
+    const at = Math.max(...kinds.map((kind) => this.ends[kind]!));
+    for (const kind of kinds) this.ends[kind] = at + words;
+    return at;
+  }
+  get last(): number {
+    return Math.max(...this.ends);
+  }
+}
 /** `alone`: is a matrix a group of its own? */
 function placeParams(
   specs: readonly ParamSpec[],
   panel: number,
+  kinds: number,
   alone: (s: ParamSpec) => boolean,
 ): { params: ParamEntry[]; words: number; accumWords: number; own: Chambers[] } {
-  let offset = 0;
-  let accum = 0;
+  const offsets = new Ends(kinds);
+  const accums = new Ends(kinds);
   const own: Chambers[] = [];
   const params = specs.map((s): ParamEntry => {
     const p = { ...s, own: alone(s) ? own.length : null };
     const full = s.kind === "weight" ? matrixWords({ ...p, format: "f32" }, panel) : align(s.n, 8);
     const words = s.kind === "weight" ? matrixWords(p, panel) : full;
     const entry: ParamEntry = {
-      name: s.name,
-      kind: s.kind,
-      n: s.n,
-      k: s.k,
-      format: s.format,
+      ...s,
       branch: null,
       rows: "one",
-      offset,
+      offset: 0,
       words: align(full, 4),
-      accum,
+      accum: 0,
       own: p.own,
     };
     if (p.own !== null) {
       own.push({ weights: words, accum: (1 + mostStates) * full });
-      return { ...entry, offset: 0, accum: 0 };
+      return entry;
     }
-    offset += align(words);
-    accum += (1 + mostStates) * align(full, 4);
-    return entry;
+    return {
+      ...entry,
+      offset: offsets.take(align(words), s.kinds),
+      accum: accums.take((1 + mostStates) * align(full, 4), s.kinds),
+    };
   });
   // Tiles read up to one panel past a tensor's last row.
-  return { params, words: align(offset + panel * 8), accumWords: align(accum), own };
+  return { params, words: align(offsets.last + panel * 8), accumWords: align(accums.last), own };
 }
 
 export interface Layout {
@@ -95,11 +111,11 @@ export function layoutOf(
   { capacities: c, kv, train }: Pick<Settings, "capacities" | "kv" | "train">,
   target: Target,
 ): Layout {
-  const layer = placeParams(programs.layerParams, target.panel, () => false);
+  const layer = placeParams(programs.layerParams, target.panel, kindsOf(model), () => false);
   // On a CPU a tensor of any size is one.
   const inShards = (s: ParamSpec): boolean =>
     target.name === "webgpu" && s.kind === "weight" && isAlone(model, s);
-  const outer = placeParams(programs.outerParams, target.panel, inShards);
+  const outer = placeParams(programs.outerParams, target.panel, 1, inShards);
   const { factors, slots, ...pages } = placePages(programs.branches, train);
   let statAt = 0;
   const statistics = programs.statistics.map((s): ParamEntry => {
@@ -124,7 +140,7 @@ export function layoutOf(
   const d = model.hiddenSize;
   const kvDim = model.kvHeads * model.headDim;
   const training = train.length > 0;
-  const saved = savedRecords(programs, train);
+  const saved = savedRecords(programs, train, kindsOf(model));
   let at = 0;
   const home = (words: number): number => {
     const offset = at;
@@ -175,25 +191,27 @@ interface FieldPlace {
 function savedRecords(
   programs: Programs,
   train: readonly TrainClass[],
+  kinds: number,
 ): { fields: ReadonlyMap<string, FieldPlace>; records: Layout["records"] } {
   const places = new Map<string, { offset: number; record: string }>();
-  const ends: Record<string, number> = {};
+  const records = new Map<string, Ends>();
   const recordOf = (cls: TrainClass, index: string): string =>
     index === "save_row" ? (cls === "full" ? "full boundary" : "boundary") : `${cls} kept`;
   for (const cls of train)
     for (const f of programs.saved[cls]!.fields) {
       const record = recordOf(cls, f.index);
       if (places.has(f.name)) continue;
-      const offset = ends[record] ?? 0;
-      places.set(f.name, { offset, record });
-      ends[record] = offset + align(f.cols, 4);
+      const ends = records.get(record) ?? new Ends(kinds);
+      records.set(record, ends);
+      places.set(f.name, { offset: ends.take(align(f.cols, 4), f.kinds), record });
     }
+  const words = (record: string): number => records.get(record)?.last ?? 0;
   return {
-    fields: new Map([...places].map(([name, p]) => [name, { offset: p.offset, stride: ends[p.record]! }])),
+    fields: new Map([...places].map(([name, p]) => [name, { offset: p.offset, stride: words(p.record) }])),
     records: Object.fromEntries(
       train.map((cls) => [
         cls,
-        { boundary: ends[recordOf(cls, "save_row")]!, kept: ends[recordOf(cls, "ext_row")] ?? 0 },
+        { boundary: words(recordOf(cls, "save_row")), kept: words(recordOf(cls, "ext_row")) },
       ]),
     ),
   };

@@ -5,6 +5,7 @@
 import {
   type BaseHash,
   type Format,
+  isIn,
   type Manifest,
   planesOf,
   type Rounding,
@@ -20,6 +21,7 @@ import {
 } from "../runtime/bundle.ts";
 import { type BundleFile, hasher } from "./files.ts";
 import type { ParamSpec } from "./layers.ts";
+import type { Model } from "./models/model.ts";
 import type { Programs } from "./programs/index.ts";
 import type { ModelSource } from "./source.ts";
 
@@ -29,6 +31,8 @@ const SHARD_BYTES = 64 * 2 ** 20;
 const PIECE_BYTES = 16 * 2 ** 20;
 
 interface Tensor {
+  /** 0 of those of none. */
+  readonly layer: number;
   readonly name: string;
   /** [n, k] of a matrix, [n] of a vector. */
   readonly shape: readonly number[];
@@ -40,12 +44,12 @@ interface Tensor {
 export async function* packWeights(
   source: ModelSource,
   programs: Programs,
-  layers: number,
+  model: Model,
   names: Manifest["checkpoint"],
   identity: BaseHash,
   onLayer: (done: number) => void,
 ): AsyncGenerator<BundleFile, { readonly tensors: TensorEntry[]; readonly rounding: number }> {
-  const all = tensorsOf(programs, layers, names);
+  const all = tensorsOf(programs, model, names);
   const lost: Rounding[] = [];
   const entries: TensorEntry[] = [];
   for (const [i, shard] of shardsOf(all).entries()) {
@@ -57,20 +61,22 @@ export async function* packWeights(
       at += bytes;
     }
     yield [file, bytesOf(header, shard, source, identity, lost)];
-    const done = all.findIndex((t) => t.name === shard.at(-1)!.name) + 1 - programs.outerParams.length;
-    if (done > 0) onLayer(Math.floor(done / programs.layerParams.length));
+    const next = all[all.indexOf(shard.at(-1)!) + 1];
+    onLayer(next ? next.layer : model.layers);
   }
   return { tensors: entries, rounding: roundingOf(lost) };
 }
-function tensorsOf(programs: Programs, layers: number, names: Manifest["checkpoint"]): Tensor[] {
-  const tensor = (name: string, { kind, n, k, format }: ParamSpec): Tensor =>
+function tensorsOf(programs: Programs, model: Model, names: Manifest["checkpoint"]): Tensor[] {
+  const tensor = (layer: number, name: string, { kind, n, k, format }: ParamSpec): Tensor =>
     kind === "weight"
-      ? { name, shape: [n, k], format, bytes: storedBytes(format, n, k) }
-      : { name, shape: [n], format: "f32", bytes: n * 4 };
+      ? { layer, name, shape: [n, k], format, bytes: storedBytes(format, n, k) }
+      : { layer, name, shape: [n], format: "f32", bytes: n * 4 };
   return [
-    ...programs.outerParams.map((p) => tensor(names.outer[p.name]!, p)),
-    ...Array.from({ length: layers }, (_, l) =>
-      programs.layerParams.map((p) => tensor(names.layer[p.name]!.replace("{l}", String(l)), p)),
+    ...programs.outerParams.map((p) => tensor(0, names.outer[p.name]!, p)),
+    ...Array.from({ length: model.layers }, (_, l) =>
+      programs.layerParams
+        .filter((p) => isIn(model, l, p))
+        .map((p) => tensor(l, names.layer[p.name]!.replace("{l}", String(l)), p)),
     ).flat(),
   ];
 }

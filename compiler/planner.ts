@@ -3,7 +3,7 @@
  * --memory` prints it.
  */
 
-import { type Format, optimizers, storedBytes } from "../runtime/bundle.ts";
+import { type Format, layersWith, optimizers, storedBytes } from "../runtime/bundle.ts";
 import { adapterMethods } from "./adapters/index.ts";
 import { checkConfig } from "./config.ts";
 import type { ParamSpec } from "./layers.ts";
@@ -51,16 +51,17 @@ export function planMemory(
       train: [method],
     });
     const sum = (of: (p: ParamSpec) => number): number =>
-      model.layers * programs.layerParams.reduce((n, p) => n + of(p), 0) +
+      programs.layerParams.reduce((n, p) => n + layersWith(model, p).length * of(p), 0) +
       programs.outerParams.reduce((n, p) => n + of(p), 0);
     const parameters = sum((p) => p.n * p.k);
     const branches = programs.branches.reduce(
       (n, b) =>
         n +
-        b.tensors.reduce((m, t) => m + (t.trained ? (t.rows === "rank" ? b.capacity : 1) * t.cols : 0), 0),
+        layersWith(model, b.site).length *
+          b.tensors.reduce((m, t) => m + (t.trained ? (t.rows === "rank" ? b.capacity : 1) * t.cols : 0), 0),
       0,
     );
-    const trainable = full ? parameters : model.layers * branches;
+    const trainable = full ? parameters : branches;
     const { bytes } = programs.saved[method]!;
     const rows = tokens * model.layers;
     return {

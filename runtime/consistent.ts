@@ -7,6 +7,7 @@ import { CANDIDATE_WORDS, QUAD, QUAD_WORDS, quadsOf, ranked, SLOT_ROW } from "./
 import { WeftError } from "./errors.ts";
 import { singleSites } from "./experts.ts";
 import { type Format, storedBytes } from "./formats.ts";
+import { kindsOf, layersWith } from "./kinds.ts";
 import { kvBlockWords } from "./kv.ts";
 import {
   type BranchEntry,
@@ -80,17 +81,32 @@ function checkModel({ model: d, capacities: c, tensors }: Manifest): void {
   for (const [name, fits] of [
     ["window", (x: number) => x > 0],
     ["rope", (x: number) => x < d.ropes.length],
+    ["kind", (x: number) => x < d.layers],
   ] as const) {
     const list = d.perLayer[name];
     const ok = !list || (list.length === d.layers && list.every(fits));
     need(ok, `model.perLayer.${name}`, `${d.layers} of the model's`, list);
   }
+  const kinds = Array.from({ length: kindsOf(d) }, (_, kind) => kind);
+  const all = kinds.length < 32 && kinds.every((kind) => layersWith(d, { kinds: [kind] }).length);
+  need(all, "model.perLayer.kind", "kinds from 0 up, a layer of each", d.perLayer.kind);
   need(d.ropes.length < 2 || d.perLayer.rope, "model.perLayer.rope", "a table of each layer", "none");
   need(c.context <= d.context, "capacities.context", `at most the model's ${d.context}`, c.context);
 }
 
+/** Kinds of layers, some of those that there are. */
+function checkKinds(
+  { model }: Manifest,
+  { kinds }: { readonly kinds?: readonly number[] },
+  at: string,
+): void {
+  const n = kindsOf(model);
+  const ok = !kinds || (kinds.length > 0 && kinds.length < n && kinds.every((kind) => kind < n));
+  need(ok, `${at}.kinds`, `some of ${n} kinds of layers`, kinds);
+}
 function checkSite(m: Manifest, s: SiteEntry, i: number): void {
   const at = `sites[${i}]`;
+  checkKinds(m, s, at);
   need(s.index === i, `${at}.index`, String(i), s.index);
   const mixture = s.kind === "experts";
   need(mixture === (s.experts !== undefined), `${at}.experts`, mixture ? "a number" : "none", s.experts);
@@ -251,6 +267,8 @@ function checkPlan(m: Manifest, plan: TargetEntry, target: "wasm" | "webgpu"): v
       need(names.includes(name), `${at}.${list}`, `a parameter ${name}`, "none of that name");
     for (const [i, p] of plan[list].entries()) {
       const where = `${list}[${i}]`;
+      checkKinds(m, p, `${at}.${where}`);
+      need(region === "layer" || !p.kinds, `${at}.${where}.kinds`, "none", p.kinds);
       need(listed.includes(p.name), `${at}.${where}`, `one of ${listed.join(", ")}`, p.name);
       need(p.kind !== "factor", `${at}.${where}.kind`, "weight or vector", p.kind);
       need(p.kind === "weight" || p.format === "f32", `${at}.${where}.format`, "f32", p.format);
@@ -276,16 +294,19 @@ function checkPlan(m: Manifest, plan: TargetEntry, target: "wasm" | "webgpu"): v
     enough(room.weights[region], ends.weights, `room.weights.${region}`);
     enough(room.accum[region], ends.accum, `room.accum.${region}`);
   }
-  const param = (list: readonly ParamEntry[], name: string, n: number, k: number, where: string): void => {
-    const p = list.find((x) => x.name === name);
-    need(p, `${at}.${where}`, `a parameter ${name}`, "none of that name");
-    need(p.n === n && p.k === k, `${at}.${where}: ${name}`, `[${n}, ${k}]`, `[${p.n}, ${p.k}]`);
+  const param = (of: "layerParams" | "outerParams", name: string, n: number, k: number): ParamEntry => {
+    const p = plan[of].find((x) => x.name === name);
+    need(p, `${at}.${of}`, `a parameter ${name}`, "none of that name");
+    need(p.n === n && p.k === k, `${at}.${of}: ${name}`, `[${n}, ${k}]`, `[${p.n}, ${p.k}]`);
+    return p;
   };
-  param(plan.outerParams, m.checkpoint.embedding, d.vocab, d.hiddenSize, "outerParams");
+  param("outerParams", m.checkpoint.embedding, d.vocab, d.hiddenSize);
   for (const s of m.sites.flatMap(singleSites)) {
     if (s.kind !== "linear") continue;
-    param(plan.layerParams, `${s.module}.weight`, s.outFeatures, s.inFeatures, "layerParams");
-    if (s.bias) param(plan.layerParams, `${s.module}.bias`, s.outFeatures, 1, "layerParams");
+    const own = [param("layerParams", `${s.module}.weight`, s.outFeatures, s.inFeatures)];
+    if (s.bias) own.push(param("layerParams", `${s.module}.bias`, s.outFeatures, 1));
+    for (const { name, kinds = [] } of own)
+      need(same(kinds, s.kinds ?? []), `${at}.layerParams: ${name}`, `kinds ${s.kinds}, its site's`, kinds);
   }
   // Every tensor of every branch has its place in a slot, found by the end of its name.
   let factors = 0;
@@ -326,28 +347,36 @@ function checkPlan(m: Manifest, plan: TargetEntry, target: "wasm" | "webgpu"): v
     need((k.shards?.of ?? -1) < own.length, `${where}.shards.of`, "a group of a matrix", k.shards?.of);
   }
   for (const [i, p] of plan.programs.entries())
-    for (const [j, l] of p.launches.entries())
+    for (const [j, l] of p.launches.entries()) {
+      checkKinds(m, l, `${at}.programs[${i}].launches[${j}]`);
       need(
         Object.hasOwn(plan.kernels, l.kernel),
         `${at}.programs[${i}].launches[${j}].kernel`,
         "a kernel of this target",
         l.kernel,
       );
+    }
 }
 
 /** The weights are exactly the tensors that the plans place, with their shapes, inside their shards. */
 function checkTensors(m: Manifest): void {
-  const { layers } = m.model;
   const layerNames = Object.entries(m.checkpoint.layer);
   const outerNames = Object.entries(m.checkpoint.outer);
   const { modules } = m.checkpoint;
   need(modules.includes("{l}"), "checkpoint.modules", "paths with {l} for the layer", modules);
   for (const [name, path] of layerNames)
     need(path.includes("{l}"), `checkpoint.layer.${name}`, "a name with {l} for the layer", path);
-  const all = outerNames.length + layerNames.length * layers;
-  need(m.tensors.length === all, "tensors", `${all}, as the checkpoint's names say`, m.tensors.length);
   const shapes = new Map<string, { readonly shape: readonly number[]; readonly format: Format }>();
   const plans = Object.values(m.targets);
+  need(plans.length > 0, "targets", "wasm or webgpu", "none");
+  const inLayers = layerNames.map(([name, path]) => {
+    const [first, ...others] = plans.map((plan) => plan.layerParams.find((p) => p.name === name)!);
+    for (const { kinds = [] } of others)
+      need(same(kinds, first!.kinds ?? []), `layerParams: ${name}`, "the same kinds in all targets", kinds);
+    return { name, path, layers: layersWith(m.model, first!) };
+  });
+  const all = outerNames.length + inLayers.reduce((n, { layers }) => n + layers.length, 0);
+  need(m.tensors.length === all, "tensors", `${all}, as the checkpoint's names say`, m.tensors.length);
   const add = (list: "layerParams" | "outerParams", name: string, path: string): void => {
     for (const [i, plan] of plans.entries()) {
       const p = plan[list].find((x) => x.name === name)!;
@@ -362,10 +391,9 @@ function checkTensors(m: Manifest): void {
       }
     }
   };
-  need(plans.length > 0, "targets", "wasm or webgpu", "none");
   for (const [name, path] of outerNames) add("outerParams", name, path);
-  for (const [name, path] of layerNames)
-    for (let l = 0; l < layers; l++) add("layerParams", name, path.replace("{l}", String(l)));
+  for (const { name, path, layers } of inLayers)
+    for (const l of layers) add("layerParams", name, path.replace("{l}", String(l)));
   const seen = new Set<string>();
   for (const t of m.tensors) {
     const at = `tensor ${t.name}`;

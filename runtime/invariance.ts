@@ -1,8 +1,8 @@
 /**
  * Law 4, checked on the device that will serve: the bits of a row depend on its sequence and its adapter, not
  * on the batch that it is in. Every kernel family runs rows alone, in pieces and in one step, and what they
- * leave is compared bit for bit. Layers share their kernels, so the first two stand for all: the check takes
- * no longer for a deep model. It drives a host of its own, which is thrown away. One file: what is played, and
+ * leave is compared bit for bit. Layers of a kind share their kernels, so the first two stand for all, or as
+ * many as it takes to have one of each kind: the check takes no longer for a deep model. It drives a host of its own, which is thrown away. One file: what is played, and
  * what is compared of it, for serving and for training.
  */
 import { AdapterStore, type Generation } from "./adapters.ts";
@@ -50,8 +50,9 @@ export interface Verdict {
 /** What was found, by bundle (its manifest names all other files by hash) and device. */
 export type Verdicts = Map<string, Verdict>;
 
-/** Layers that are played. */
-const LAYERS = 2;
+/** Layers that are played: the first two, or up to where there was one of each kind. */
+const layersPlayed = ({ layers, perLayer: { kind = [] } }: Manifest["model"]): number =>
+  Math.max(Math.min(2, layers), ...kind.map((of) => kind.indexOf(of) + 1));
 /**
  * Rows of the short sequence: prime to the rows of a tile, so that copies of it side by side are at every
  * place of one.
@@ -100,7 +101,7 @@ export async function trainsAlike(
   openHost: OpenHost,
 ): Promise<boolean> {
   const { capacities: c, branches, model } = manifest;
-  const layers = Math.min(LAYERS, model.layers);
+  const layers = layersPlayed(model);
   const virtual = Math.max(0, ...branches.map((b) => (b.method === cls ? b.capacity : 0)));
   const rows = 2 * (virtual + c.quantum + SHORT);
   const few = { blocks: Math.ceil(rows / BLOCK) + 2, sequences: 2, slots: 1, jobs: 1 };
@@ -162,7 +163,7 @@ class Check {
     private readonly host: Host,
   ) {
     this.store = new AdapterStore(manifest, device, host, () => manifest.base);
-    this.layers = Math.min(LAYERS, manifest.model.layers);
+    this.layers = layersPlayed(manifest.model);
   }
 
   async holds(train: readonly string[]): Promise<boolean> {
@@ -424,7 +425,7 @@ class Check {
  * kernels do.
  */
 async function randomContent(all: Manifest, method: string): Promise<AdapterContent> {
-  const layers = Math.min(LAYERS, all.model.layers);
+  const layers = layersPlayed(all.model);
   const manifest: Manifest = { ...all, model: { ...all.model, layers } };
   const config = defaultConfig(manifest, method);
   const room = Math.min(...manifest.branches.filter((b) => b.method === method).map((b) => b.capacity));

@@ -7,6 +7,7 @@ import {
   BUNDLE_FORMAT,
   BUNDLE_VERSION,
   layerConstants,
+  layersWith,
   type Manifest,
   ManifestSchema,
   rotaryTables,
@@ -135,7 +136,7 @@ export async function uploadWeights(
   for (const [name, path] of Object.entries(m.checkpoint.outer))
     where.set(path, { group: layers, name, outer: true });
   for (const [name, path] of Object.entries(m.checkpoint.layer))
-    for (let l = 0; l < layers; l++)
+    for (const l of layersWith(m.model, paramNamed(plan.layerParams, name)))
       where.set(path.replace("{l}", String(l)), { group: l, name, outer: false });
   const total = m.tensors.reduce((n, t) => n + t.bytes, 0);
   let done = 0;

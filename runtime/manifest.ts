@@ -29,13 +29,15 @@ import { startNames, type TensorKindName, tensorKinds } from "./tensors/index.ts
 import { termNames } from "./terms.ts";
 
 export const BUNDLE_FORMAT = "weft-bundle";
-export const BUNDLE_VERSION = 19;
+export const BUNDLE_VERSION = 20;
 
 const FileEntry = object({ bytes, sha256: sha256Hex });
 const format = oneOf(formats);
 /** A place of few words is an index of 32 bits in kernels. */
 const indices = numbers("an integer from 0 up", (x) => Number.isInteger(x) && x >= 0 && x < 2 ** 31);
 const rows = oneOf(["rank", "one"]);
+/** The kinds of layers that have it, where not all do. */
+const kinds = v.exactOptional(indices);
 
 const TensorEntry = object({
   name: text,
@@ -69,6 +71,7 @@ const ParamEntry = object({
   accum: integer(-1),
   /** Of a matrix that is a group of its own, which a device may hold in shards: its number among those. */
   own: v.nullable(count),
+  kinds,
 });
 /** `qkv` and `gateUp`: those of matrices that are one, after another. */
 const ChannelAxis = oneOf(["ffn", "heads", "kvHeads", "qkv", "gateUp"]);
@@ -89,6 +92,7 @@ const SiteEntry = object({
   coupling: v.nullable(
     object({ group: text, axis: side, unit: positive, shared: boolean, channels: positive, at: indices }),
   ),
+  kinds,
 });
 const BranchTensor = object({
   name: text,
@@ -191,6 +195,7 @@ const LaunchEntry = object({
   grid: v.tuple([GridDim, GridDim, GridDim]),
   /** Mask bits (adapter branches, flags) of its bodies; empty when it always runs. */
   bits: indices,
+  kinds,
 });
 /** Of launches that do the same thing for different rows: is this the one for many? Others have no such. */
 export const isForMany = (l: Of<typeof LaunchEntry>): boolean =>
@@ -345,8 +350,12 @@ export const ManifestSchema = object({
     parameters: bytes,
     /** Other numbers that the maths depends on, as part of what a base is known by. */
     constants: record(finite),
-    /** Integers that differ between layers: positions that a row sees, the table it turns by. */
-    perLayer: object({ window: v.exactOptional(indices), rope: v.exactOptional(indices) }),
+    /** Integers that differ between layers: positions that a row sees, the table it turns by, its kind. */
+    perLayer: object({
+      window: v.exactOptional(indices),
+      rope: v.exactOptional(indices),
+      kind: v.exactOptional(indices),
+    }),
   }),
   /** What generation_config.json asks for; nothing applies it unasked. */
   generation: GenerationEntry,
@@ -387,7 +396,7 @@ export const ManifestSchema = object({
   /** Saved activations: fields and bytes a token a layer per training class. */
   saved: record(
     object({
-      fields: v.array(object({ name: text, cols: positive, index: text, offset: count })),
+      fields: v.array(object({ name: text, cols: positive, index: text, offset: count, kinds })),
       /** Words of a row's records in a layer: the fields indexed by save_row, and by ext_row. */
       words: object({ boundary: words, kept: words }),
       bytes: object({ naive: finite, read: finite, all: finite, boundary: finite }),

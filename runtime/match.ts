@@ -1,5 +1,5 @@
 /** Which branches of which layers an adapter has: its configuration's names against a bundle's sites. */
-import { type BranchEntry, type Manifest, type SiteEntry, WeftError } from "./bundle.ts";
+import { type BranchEntry, isIn, layersWith, type Manifest, type SiteEntry, WeftError } from "./bundle.ts";
 import { type AdapterConfig, absent, type BranchState, indexTensor, modulePath, siteOf } from "./content.ts";
 import { singleSites } from "./experts.ts";
 import { show } from "./schema.ts";
@@ -62,9 +62,11 @@ export async function resolveBranches(
   const rankAt = byModule("rank_pattern", rankPattern);
   const alphaAt = byModule("alpha_pattern", alphaPattern);
   const ours = manifest.branches.filter((b) => b.method === config.method);
-  const paths = Array.from({ length: manifest.model.layers }, (_, l) =>
-    ours.flatMap((b) => singleSites(siteOf(manifest, b)).map((s) => modulePath(manifest, l, s))),
-  ).flat();
+  const paths = ours.flatMap((b) => {
+    const site = siteOf(manifest, b);
+    const layers = layersWith(manifest.model, site);
+    return singleSites(site).flatMap((s) => layers.map((l) => modulePath(manifest, l, s)));
+  });
   if (Array.isArray(targetModules))
     for (const t of targetModules)
       if (!paths.some((p) => p === t || p.endsWith(`.${t}`)))
@@ -78,6 +80,7 @@ export async function resolveBranches(
     manifest.branches.map((b): BranchState => {
       if (b.method !== config.method || (l > 0 && method.layers === "first")) return absent;
       const site = siteOf(manifest, b);
+      if (!isIn(manifest.model, l, site)) return absent;
       // Of experts, all or none: they are one branch.
       const singles = singleSites(site).map((s) => modulePath(manifest, l, s));
       const alike = <T>(of: (path: string) => T, where: string): T => {

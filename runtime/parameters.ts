@@ -4,6 +4,7 @@ import type { Device, Range } from "./device.ts";
 import { type Format, pack, store, unpack, unpackPlanes, type Words, weightFormats } from "./formats.ts";
 import { sha256 } from "./hash.ts";
 import { BaseHash } from "./identity.ts";
+import { isIn } from "./kinds.ts";
 import type { Change } from "./merge.ts";
 import { reorder, siteOfParam } from "./order.ts";
 import { blockRows, groupOf, matrixWords } from "./shards.ts";
@@ -81,6 +82,7 @@ export async function* all(on: On): AsyncGenerator<Param> {
     const group = (i + layers) % (layers + 1);
     const outer = group === layers;
     for (const p of outer ? plan.outerParams : plan.layerParams) {
+      if (!outer && !isIn(manifest.model, group, p)) continue;
       const isVector = p.kind === "vector";
       const words = isVector ? p.n : matrixWords(p, plan.panel);
       const at = { space: "weights", group: groupOf(p, group), offset: p.offset, lane } as const;

@@ -3,6 +3,7 @@ export * from "./contract.ts";
 export * from "./dtypes.ts";
 export { type ErrorCode, type ErrorFields, WeftError } from "./errors.ts";
 export * from "./formats.ts";
+export * from "./kinds.ts";
 export * from "./kv.ts";
 export * from "./manifest.ts";
 export * from "./optimizers/index.ts";

@@ -8,6 +8,7 @@ import { paramNamed } from "./device.ts";
 import type { Engine } from "./engine.ts";
 import { singleBranch, singleSites } from "./experts.ts";
 import { packedWords, unpack } from "./formats.ts";
+import { isIn } from "./kinds.ts";
 import { channelOrder, reorder } from "./order.ts";
 import type { ModelView } from "./selectors.ts";
 import { blockRows, groupOf } from "./shards.ts";
@@ -28,6 +29,7 @@ async function weightSquares(
   const { group, channels } = of.coupling!;
   const squares = new Float64Array(channels);
   for (const site of manifest.sites) {
+    if (!isIn(manifest.model, layer, site)) continue;
     // Under grouped queries a head of v belongs to several of o: each counts its own matrix.
     if (site.coupling?.group !== group || site.coupling.channels !== channels) continue;
     const w = await matrix(engine, layer, singleSites(site)[one]!);

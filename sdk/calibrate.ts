@@ -48,7 +48,7 @@ export async function chooseSelection(
       s.coupling?.group === group && s.coupling.axis === axis;
     const chosen = (layer: number, group: string, axis: "in" | "out"): number[] | null => {
       const b = manifest.branches.find((x) => shares(manifest.sites[x.site]!, group, axis));
-      if (!b) return null;
+      if (!b || !content.branches[layer]![b.index]!.rank) return null;
       const { coupling } = manifest.sites[b.site]!;
       const places = chosenIn(manifest, content, layer, b.index);
       return [...new Set(places.map((place) => channelAt(coupling!, place)!))];

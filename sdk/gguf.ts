@@ -3,7 +3,7 @@
  */
 import type { GgufValue } from "../compiler/export.ts";
 import { asLowRank, isScaledRows } from "../runtime/branch.ts";
-import { type Manifest, WeftError } from "../runtime/bundle.ts";
+import { isIn, type Manifest, WeftError } from "../runtime/bundle.ts";
 import { type AdapterContent, siteOf } from "../runtime/content.ts";
 import { claimFile, writeNewFile } from "../runtime/disk.ts";
 import { readVerified } from "../runtime/load.ts";
@@ -156,7 +156,9 @@ export async function readAdapterGguf(
   const { adapterFromGguf } = await compiler();
   const sites = manifest.sites.filter((s) => s.kind === "linear");
   const matrices = Array.from({ length: manifest.model.layers }, (_, l) =>
-    sites.map((s) => ({ name: pathOf(manifest, l, s.module), ins: s.inFeatures, outs: s.outFeatures })),
+    sites
+      .filter((s) => isIn(manifest.model, l, s))
+      .map((s) => ({ name: pathOf(manifest, l, s.module), ins: s.inFeatures, outs: s.outFeatures })),
   ).flat();
   const { alpha, base, parts } = await adapterFromGguf(file, config, matrices);
   const tensors = parts.flatMap(({ name, rank, ins, outs, a, b }): TensorData[] => {

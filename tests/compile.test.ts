@@ -7,6 +7,7 @@ import { writeFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import { type CompileOptions, compile } from "../compiler/compile.ts";
 import { fuse } from "../compiler/fuse.ts";
+import type { Model } from "../compiler/models/model.ts";
 import { packWeights } from "../compiler/pack.ts";
 import type { Programs } from "../compiler/programs/index.ts";
 import type { ModelSource } from "../compiler/source.ts";
@@ -80,7 +81,7 @@ test("weights go through in pieces, the same as a whole: memory does not grow", 
     const weights = { has: () => true, read, planes: () => null };
     const source = { where: "memory", weights } as unknown as ModelSource;
     const got: Uint8Array[] = [];
-    const shards = packWeights(source, programs, 0, names, identity, () => {});
+    const shards = packWeights(source, programs, { layers: 0 } as Model, names, identity, () => {});
     let next = await shards.next();
     for (; !next.done; next = await shards.next())
       for await (const piece of next.value[1] as AsyncIterable<Uint8Array>) got.push(piece.slice());

@@ -180,7 +180,7 @@ async function exactLoss(config: Config): Promise<number> {
 const near = (got: number, want: number, what: string): void =>
   assert.ok(Math.abs(got - want) <= 2e-4, `${what}: ${got}, and not ${want}`);
 
-for (const name of ["odd", "gemma3", "phi3", "gpt2", "qwen3_moe"] as const)
+for (const name of ["odd", "gemma3", "phi3", "gpt2", "qwen3_moe", "qwen3_moe_mixed"] as const)
   test(`${name}: what compile tells is what engines say; the correction is nearer to the checkpoint`, async () => {
     const config = configs[name];
     const vocab = config.vocab_size;

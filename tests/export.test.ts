@@ -40,6 +40,7 @@ const unsayable: Readonly<Partial<Record<Name, RegExp>>> = {
   mixtral: /GGUF's llama: perLayer/,
   gemma2: /GGUF's gemma2: constants/,
   smollm3: /GGUF's smollm3: ropes/,
+  qwen3_moe_mixed: /GGUF's qwen3moe: (perLayer|ffn)/,
 };
 /** The same models, as files can say them. */
 const sayable: Readonly<Partial<Record<Name, object>>> = {
@@ -55,7 +56,7 @@ for (const [name, says] of Object.entries(unsayable) as [Name, RegExp][])
     await code("WEFT_CONFIG", () => engine.saveModel(file), says);
     assert.not(existsSync(file));
   });
-for (const name of Object.keys(configs) as Name[])
+for (const name of (Object.keys(configs) as Name[]).filter((n) => !unsayable[n] || sayable[n]))
   test(`${name}: what is exported compiles to the same base`, async () => {
     await using engine = await opened(await bundle({ ...configs[name], ...sayable[name] }, options));
     const { out, manifest, notes } = await again(engine);

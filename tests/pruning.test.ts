@@ -32,7 +32,12 @@ test("law 6: the pruned backward of a layer = the full one, bit for bit, for eve
     const scope = "layer";
     const { sites } = (() => {
       const plain = new RegionBuilder(graph, scope, "W", { format: () => "f32", kv: "f32" }, []);
-      model.layer(plain, graph.input(scope, "h", { kind: "rows", domain: "W", cols: model.hiddenSize }), 96);
+      model.layer(
+        plain,
+        graph.input(scope, "h", { kind: "rows", domain: "W", cols: model.hiddenSize }),
+        96,
+        0,
+      );
       return plain;
     })();
     // Every site the method can have: all of its kind, for S2FT those that share channels.
@@ -51,7 +56,7 @@ test("law 6: the pruned backward of a layer = the full one, bit for bit, for eve
     }));
     const b = new RegionBuilder(graph, scope, "W", { format: () => "f32", kv: "f32" }, branches);
     const h = graph.input(scope, "h", { kind: "rows", domain: "W", cols: model.hiddenSize });
-    const out = model.layer(b, h, 96);
+    const out = model.layer(b, h, 96, 0);
     const cot = graph.input(scope, "cot", out.type);
     const inputs = toposort([out]).flatMap((node): import("../ops/index.ts").Value[] =>
       node.op === "input" ? [{ node, index: 0, type: node.outs[0]! }] : [],

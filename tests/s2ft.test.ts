@@ -51,6 +51,7 @@ for (const [name, space, targets] of [
   // Channels of experts.
   ["mixtral", "indexed", long ? both : onCpu],
   ["qwen3_moe", "indexed", onCpu],
+  ["qwen3_moe_mixed", "indexed", onCpu],
 ] as const)
   for (const target of targets)
     test(`S2FT, ${space}, on ${name}, ${target}: as torch's masked full fine-tuning`, async () => {

@@ -61,8 +61,8 @@ const gridCode: Readonly<Record<GridDim["count"], number>> = {
   tile_groups: 12,
   candidate_head: 13,
 };
-/** A launch: kernel, mask words, then (count, mul, div) of x, y, z. */
-const LAUNCH_WORDS = 1 + MASK_WORDS + 9;
+/** A launch: kernel, mask words, then (count, mul, div) of x, y, z; and a bit for each kind of layers. */
+const LAUNCH_WORDS = 1 + MASK_WORDS + 9 + 1;
 /** Programs the host refers to by name, and those of each training class; -1 where the bundle has none. */
 const programNames: Readonly<Record<string, string>> = {
   P_EMBED: "embed",
@@ -90,6 +90,8 @@ const updatePrograms: Readonly<Record<string, (cls: string, optimizer: string) =
 export interface HostInput {
   readonly capacities: CapacityEntry;
   readonly layers: number;
+  /** Of each layer. */
+  readonly kinds: readonly number[];
   readonly vocab: number;
   readonly policy: string;
   readonly train: readonly string[];
@@ -227,6 +229,8 @@ function told(h: HostInput): { numbers: Record<string, number>; tables: Record<s
     CLASS_EXT: h.train.map((cls) => h.blocks.step.arrays[extArray(cls)]!),
     CLASS_BOUNDARY_WORDS: classes.map((cls) => h.saved[cls]?.words.boundary ?? 0),
     CLASS_KEPT_WORDS: classes.map((cls) => h.saved[cls]?.words.kept ?? 0),
+    // By group; the outer one is behind the layers.
+    GROUP_KIND: [...h.kinds.map((kind) => 1 << kind), -1],
   };
   for (const [name, program] of Object.entries(ofClass))
     tables[name] = classes.map((cls) => programOf(program(cls)));
@@ -244,6 +248,7 @@ function told(h: HostInput): { numbers: Record<string, number>; tables: Record<s
         h.kernels.indexOf(l.kernel),
         ...mask,
         ...l.grid.flatMap((g) => [gridCode[g.count], g.mul, g.div]),
+        l.kinds?.reduce((m, kind) => m | (1 << kind), 0) ?? -1,
       );
     }
     starts.push(launches.length / LAUNCH_WORDS);

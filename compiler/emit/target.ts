@@ -12,7 +12,7 @@ import type { KernelEnv, ParamAddress, Variant } from "../kernel.ts";
 import type { Launch } from "../kernels/body.ts";
 import { type AnyBody, type Bare, kernelOf, storesResult, writesWeights } from "../kernels/index.ts";
 import type { RowNorms } from "../kernels/row_norms.ts";
-import { tensorName } from "../layers.ts";
+import { type BranchSpec, tensorName } from "../layers.ts";
 import { addresser, type Layout, placeValues } from "../layout.ts";
 import { type BlockKind, blockLayouts } from "../metadata.ts";
 import type { Model } from "../models/model.ts";
@@ -61,17 +61,32 @@ function shardsOf(bodies: readonly AnyBody[], env: KernelEnv): Entry["shards"] {
   if (over === undefined) throw new Error(`${bodies[0]!.name}: ${bodies[0]!.skeleton} has no shards`);
   return { of, over };
 }
+/** Those that layers of the same kinds have, together. */
+function byKinds<T>(
+  all: readonly T[],
+  siteOf: (x: T) => { readonly kinds?: readonly number[] },
+): { readonly kinds: Pick<LaunchEntry, "kinds">; readonly of: readonly T[] }[] {
+  const lists = new Map<string, { kinds: Pick<LaunchEntry, "kinds">; of: T[] }>();
+  for (const x of all) {
+    const { kinds } = siteOf(x);
+    const key = String(kinds);
+    const known = lists.get(key);
+    if (known) known.of.push(x);
+    else lists.set(key, { kinds: kinds ? { kinds: [...kinds] } : {}, of: [x] });
+  }
+  return [...lists.values()];
+}
 export function emitTarget(
   target: Target,
   model: Model,
   { capacities: c, train, integers }: Pick<Settings, "capacities" | "train" | "integers">,
   programs: Programs,
-  launches: ReadonlyMap<string, readonly Launch[]>,
+  launches: ReadonlyMap<GraphProgram, readonly Launch[]>,
   layout: Layout,
 ): Emitted {
   const blocks = blockLayouts(c, train);
   const sources: (Pick<Entry, "weights" | "shards"> & { name: string; text: string; lanes: number })[] = [];
-  const entries: ProgramEntry[] = [];
+  const entries: (Omit<ProgramEntry, "launches"> & { readonly launches: LaunchEntry[] })[] = [];
   let scratch = 0;
   const params = new Map(
     [
@@ -95,7 +110,7 @@ export function emitTarget(
     integers,
   });
   const add = (
-    program: { name: string; region: "layer" | "outer"; block: BlockKind },
+    { kinds, ...program }: Omit<ProgramEntry, "launches"> & Pick<LaunchEntry, "kinds">,
     list: readonly Bodies[],
     env: KernelEnv,
   ): void => {
@@ -109,7 +124,9 @@ export function emitTarget(
           );
         return entries;
       });
-    entries.push({ ...program, launches: out });
+    const known = entries.find((p) => p.name === program.name);
+    if (known) known.launches.push(...out);
+    else entries.push({ ...program, launches: out });
     function launch(
       name: string,
       bodies: readonly AnyBody[],
@@ -118,7 +135,9 @@ export function emitTarget(
     ): LaunchEntry {
       for (const b of bodies) scratch = Math.max(scratch, scratchBytes(b, env));
       // Kernel names are file names too.
-      const kernel = `${program.name}.${name}`.replace(/[^a-zA-Z0-9]+/g, "_").slice(0, 100);
+      const kernel = `${program.name}.${kinds?.[0] ? `${kinds[0]}.` : ""}${name}`
+        .replace(/[^a-zA-Z0-9]+/g, "_")
+        .slice(0, 100);
       const unique = sources.some((s) => s.name === kernel) ? `${kernel}_${sources.length}` : kernel;
       // On a CPU one kernel serves few rows and many.
       const wasm = (): string => (first ? emitAlias(unique, first) : emitLaunchAs(unique, bodies, env));
@@ -145,17 +164,18 @@ export function emitTarget(
         kernel: unique,
         grid: gridOf(bodies, env, variant),
         bits: always ? [] : [...new Set(bits.flat())].sort((a, b) => a - b),
+        ...(kinds && { kinds: [...kinds] }),
       };
     }
   };
   // Rows of gradients begin behind the step values of all programs.
-  const placed = programs.graphs.map((g) => placeValues(g, launches.get(g.name)!, c, layout));
+  const placed = programs.graphs.map((g) => placeValues(g, launches.get(g)!, c, layout));
   const arena = align(Math.max(layout.persistent, ...placed.map((p) => p.end)) + 256);
   const work = { dh: arena, dkv: arena + align(model.hiddenSize, 4) };
   programs.graphs.forEach((g, i) =>
     add(
-      { name: g.name, region: g.region, block: g.block },
-      [...launches.get(g.name)!, ...behind(g)],
+      { name: g.name, region: g.region, block: g.block, ...(g.kinds && { kinds: [...g.kinds] }) },
+      [...launches.get(g)!, ...behind(g)],
       envFor(g.block, addresser(placed[i]!.places, layout, work)),
     ),
   );
@@ -170,9 +190,13 @@ export function emitTarget(
   const updates = envFor("update", () => {
     throw new Error("an update reads no graph value");
   });
-  const update = (region: "layer" | "outer", ...bodies: [Bare, ...Bare[]]): void =>
+  const update = (
+    region: "layer" | "outer",
+    kinds: Pick<LaunchEntry, "kinds">,
+    ...bodies: [Bare, ...Bare[]]
+  ): void =>
     add(
-      { name: bodies[0].name, region, block: "update" },
+      { name: bodies[0].name, region, block: "update", ...kinds },
       bodies.map((b) => ({ name: "", bodies: [b] })),
       updates,
     );
@@ -198,7 +222,7 @@ export function emitTarget(
         ...list.filter((p) => p.own !== null).map((p) => [p]),
       ];
       const each = <B extends Bare>(body: (params: readonly ParamAddress[]) => B) =>
-        update(region, ...(sets.map(body) as [B, ...B[]]));
+        update(region, {}, ...(sets.map(body) as [B, ...B[]]));
       each((params) => ({ skeleton: "sumsq", name: `sumsq.${cls}.${region}`, params, bits: [] }));
       for (const optimizer of optimizerNames)
         each((params) => ({
@@ -210,23 +234,19 @@ export function emitTarget(
         }));
     }
   }
-  const norms = programs.branches.flatMap((b): RowNorms[] => {
-    const { rowNorms } = b.method;
-    if (!rowNorms) return [];
-    const of = (name: string) => params.get(tensorName(b, name))!;
-    return [
-      {
-        branch: b.index,
-        weight: params.get(`${b.site.module}.weight`)!,
-        a: of(rowNorms.a),
-        b: of(rowNorms.b),
-        out: of(rowNorms.out),
-      },
-    ];
-  });
-  if (norms.length)
-    update("layer", { skeleton: "row_norms", name: "row_norms", norms, bits: norms.map((n) => n.branch) });
-  if (train.length) update("outer", { skeleton: "clip", name: "clip", bits: [] });
+  const normsOf = ({ index, method, site }: BranchSpec): RowNorms[] => {
+    const of = (name: string) => params.get(tensorName(programs.branches[index]!, name))!;
+    const { rowNorms: r } = method;
+    const weight = params.get(`${site.module}.weight`)!;
+    return r ? [{ branch: index, weight, a: of(r.a), b: of(r.b), out: of(r.out) }] : [];
+  };
+  for (const { kinds, of } of byKinds(programs.branches, (b) => b.site)) {
+    const norms = of.flatMap(normsOf);
+    if (!norms.length) continue;
+    const bits = norms.map((n) => n.branch);
+    update("layer", kinds, { skeleton: "row_norms", name: "row_norms", norms, bits });
+  }
+  if (train.length) update("outer", {}, { skeleton: "clip", name: "clip", bits: [] });
   const modules = target.name === "wasm" ? null : share(sources);
   const plan: TargetEntry = {
     panel: target.panel,

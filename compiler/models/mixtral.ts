@@ -24,7 +24,7 @@ function read(config: Json): Model {
   const attention = selfAttention(d, { attending: { window: window !== null } });
   const windows = window && { perLayer: { window: Array<number>(d.layers).fill(window) } };
   const sizes = mixtureSizes(config, { top: 2, normed: true });
-  return mixtureDecoder("mixtral", d, attention, sizes, modules, windows || null);
+  return mixtureDecoder("mixtral", d, attention, sizes, modules, windows || {});
 }
 
 export const mixtral: Family = {

@@ -29,6 +29,7 @@ export interface Model {
   readonly heads: number;
   readonly kvHeads: number;
   readonly headDim: number;
+  /** Channels of a feed-forward: of an expert's, where no layer is dense. */
   readonly ffn: number;
   readonly vocab: number;
   readonly context: number;
@@ -41,12 +42,15 @@ export interface Model {
   readonly constants: Readonly<Record<string, number>>;
   /** Rows choose experts: not trained in full. */
   readonly mixture?: true;
-  /** Integers that differ between layers of the one graph, by layer. */
-  readonly perLayer: Readonly<Partial<Record<LayerConstant, readonly number[]>>>;
+  /**
+   * Integers that differ between layers, by layer: of one graph; and `kind`, where there are several. Kinds
+   * are numbered from 0 up.
+   */
+  readonly perLayer: Readonly<Partial<Record<LayerConstant | "kind", readonly number[]>>>;
   /** The rows' token ids → hidden states [rows, hidden], what enters the first layer. */
   readonly embed: (b: RegionBuilder, domain: Domain) => Value;
-  /** One layer: hidden states in, hidden states out. `positions` of the rotary table. */
-  readonly layer: (b: RegionBuilder, h: Value, positions: number) => Value;
+  /** A layer of a kind: hidden states in, hidden states out. `positions` of the rotary table. */
+  readonly layer: (b: RegionBuilder, h: Value, positions: number, kind: number) => Value;
   /** What leaves the last layer → logits [rows, vocab]. */
   readonly head: (b: RegionBuilder, h: Value) => Value;
   readonly names: Names;

@@ -269,25 +269,43 @@ export const sandwich = (attention: Block["run"], mlp: Block["run"]): readonly B
   { before: "pre_feedforward_layernorm", run: mlp, after: "post_feedforward_layernorm" },
 ];
 
+/** A model's layers one by one: those that are the same are of a kind. */
+export function byKind(layers: readonly Model["layer"][]): Pick<Model, "layer" | "perLayer"> {
+  const kinds = [...new Set(layers)];
+  return {
+    layer: (b, h, positions, kind) => kinds[kind]!(b, h, positions, kind),
+    perLayer: kinds.length > 1 ? { kind: layers.map((layer) => kinds.indexOf(layer)) } : {},
+  };
+}
 /**
- * A decoder with norms before its blocks, whose feed-forward is a mixture; `more`: what differs between
- * layers.
+ * A decoder with norms before its blocks, whose feed-forward is a mixture; `perLayer`: what differs between
+ * layers; `dense`: which layers have a feed-forward of so many channels in its place.
  */
-export const mixtureDecoder = (
+export function mixtureDecoder(
   family: string,
   d: Sizes,
   attention: Block["run"],
   { constants, sizes }: ReturnType<typeof mixtureSizes>,
   modules: Pick<Mixture, "module" | "gate" | "up" | "down">,
-  more: Pick<Model, "perLayer"> | null = null,
-): Model => ({
-  family,
-  ...d,
-  constants,
-  mixture: true,
-  ...more,
-  names: decoderNames,
-  embed: embedding(d),
-  layer: residual(preNorm(attention, mixture(d, { ...modules, ...sizes })), rms(d)),
-  head: head(d),
-});
+  o: Partial<Pick<Model, "perLayer">> & {
+    readonly dense?: { readonly layers: readonly boolean[]; readonly ffn: number };
+  } = {},
+): Model {
+  const layerOf = (mlp: Block["run"]) => residual(preNorm(attention, mlp), rms(d));
+  const ffn = o.dense?.layers.includes(true) ? o.dense.ffn : d.ffn;
+  const [plain, mixed] = [layerOf(swiglu({ ...d, ffn })), layerOf(mixture(d, { ...modules, ...sizes }))];
+  const layers = Array.from({ length: d.layers }, (_, l) => (o.dense?.layers[l] ? plain : mixed));
+  const { layer, perLayer } = byKind(layers);
+  return {
+    family,
+    ...d,
+    ffn,
+    constants,
+    ...(layers.includes(mixed) && { mixture: true }),
+    perLayer: { ...o.perLayer, ...perLayer },
+    names: decoderNames,
+    embed: embedding(d),
+    layer,
+    head: head(d),
+  };
+}

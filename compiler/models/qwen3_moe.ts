@@ -1,4 +1,4 @@
-/** The Qwen3 family with a mixture of experts for a feed-forward, in every layer. */
+/** The Qwen3 family with a mixture of experts for a feed-forward; some layers may be dense. */
 import { decoderSizes } from "./config.ts";
 import {
   decoderConfig,
@@ -30,20 +30,24 @@ const own = [
   ...mixtureKeys,
 ];
 const modules = { module: "mlp", gate: "gate_proj", up: "up_proj", down: "down_proj" } as const;
-/** Of layers without experts, of which there are none. */
+/** Of layers without experts. */
 const absent = { intermediate_size: 6144 };
 
 function read(config: Json): Model {
-  const outer = decoderSizes(config, own, absent);
+  const dense = decoderSizes(config, own, absent);
   only(config, "hidden_act", "silu");
   only(config, "use_sliding_window", false);
-  only(config, "decoder_sparse_step", 1);
-  const { mlp_only_layers: dense } = config;
-  if (dense != null && !(Array.isArray(dense) && !dense.length)) fail("mlp_only_layers", "no layers", dense);
-  const d = { ...outer, ffn: count(config, "moe_intermediate_size", 768) };
+  const step = count(config, "decoder_sparse_step", 1);
+  const apart = config.mlp_only_layers ?? [];
+  if (!(Array.isArray(apart) && apart.every((l) => Number.isInteger(l) && l >= 0 && l < dense.layers)))
+    fail("mlp_only_layers", `layers below ${dense.layers}`, apart);
+  const layers = Array.from({ length: dense.layers }, (_, l) => apart.includes(l) || (l + 1) % step !== 0);
+  const d = { ...dense, ffn: count(config, "moe_intermediate_size", 768) };
   const normed = config.norm_topk_prob === true;
   const attention = selfAttention(d, { bias: config.attention_bias === true, norm: perHead(d) });
-  return mixtureDecoder("qwen3_moe", d, attention, mixtureSizes(config, { top: 8, normed }), modules);
+  const sizes = mixtureSizes(config, { top: 8, normed });
+  const { ffn } = dense;
+  return mixtureDecoder("qwen3_moe", d, attention, sizes, modules, { dense: { layers, ffn } });
 }
 
 export const qwen3Moe: Family = {

@@ -18,9 +18,10 @@ export interface Training {
   readonly backward: readonly GraphProgram[];
 }
 
-/** `part` is the layer with the branches of the class alone; `unitRows` what enters it in a unit. */
+/** `part` is a layer of a kind with the branches of the class alone; `unitRows` what enters it in a unit. */
 export function trainLayer(
   cls: TrainClass,
+  kind: number,
   part: Mapped,
   unitRows: Value,
   branches: readonly BranchSpec[],
@@ -37,7 +38,7 @@ export function trainLayer(
     .filter((v) => (cls === "full" ? isParameter(v) : trained.has(inputName(v))));
   const grads = vjp([[unit.out, gatherRows(dh, "save_row", "W")]], [unit.h, ...trainable]);
   const roots = [...trainable.flatMap((v) => grads.get(valueKey(v)) ?? []), grads.get(valueKey(unit.h))!];
-  const kept = keptOf(cls, unit, roots);
+  const kept = keptOf(cls, kind, unit, roots);
   const stores = kept.all.map((v, i) => {
     const { name, cols, index } = kept.fields[i]!;
     const from = part.from(unit.from(v));

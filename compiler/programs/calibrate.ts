@@ -30,6 +30,7 @@ export const statisticsOf = (sites: readonly SiteSpec[]): Statistic[] =>
       channels: (s.experts ?? 1) * s.inFeatures,
       module: s.module,
       experts: s.experts ?? null,
+      ...(s.kinds && { kinds: s.kinds }),
     }));
 
 const colsOf = (v: Value): number => (v.type as Rows).cols;

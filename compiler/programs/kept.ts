@@ -66,8 +66,11 @@ export const edgesOf = (unit: Region): Value[] =>
 export const fieldName = (unit: Region, v: Value): string =>
   `${v === unit.h ? "h_in" : v.node.label}${v.index ? `_${v.index}` : ""}`;
 
-/** The kept sets of `unit`, a layer over a unit's rows whose backward is `roots`. */
-export function keptOf(cls: TrainClass, unit: Region, roots: readonly Value[]): Kept {
+/**
+ * The kept sets of `unit`, a layer of a kind over a unit's rows whose backward is `roots`. Layers of all kinds
+ * have one boundary.
+ */
+export function keptOf(cls: TrainClass, kind: number, unit: Region, roots: readonly Value[]): Kept {
   const order = toposort([unit.out]);
   const boundary = [unit.h, ...edgesOf(unit)];
   const edges = new Set(boundary.map(valueKey));
@@ -79,7 +82,7 @@ export function keptOf(cls: TrainClass, unit: Region, roots: readonly Value[]): 
     const label = fieldName(unit, v);
     const name = edge
       ? `${cls === "full" ? "full" : "adapter"}.${label}`
-      : `${cls}.${label}_${order.indexOf(v.node)}`;
+      : `${cls}.${kind ? `${kind}.` : ""}${label}_${order.indexOf(v.node)}`;
     return { name, cols: (v.type as Rows).cols, index: edge ? "save_row" : "ext_row" };
   });
   const bytes = (vs: readonly Value[]): number => vs.reduce((n, v) => n + 4 * (v.type as Rows).cols, 0);

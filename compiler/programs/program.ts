@@ -19,6 +19,8 @@ export type RegionName = "layer" | "outer";
 export interface GraphProgram {
   readonly name: string;
   readonly region: RegionName;
+  /** Of a layer: the kinds of layers that it is for, where not for all. Programs of one name are one. */
+  readonly kinds?: readonly number[];
   readonly block: BlockKind;
   readonly roots: readonly Value[];
   /** Values with a fixed home: `h`, `logits`. */
@@ -32,6 +34,8 @@ export interface SavedField {
    * field of the class's own.
    */
   readonly index: "save_row" | "ext_row";
+  /** The kinds of layers that keep it, where not all do. */
+  readonly kinds?: readonly number[];
 }
 export interface SavedBytes {
   /** Every value of the forward. */
@@ -52,6 +56,8 @@ export interface Statistic {
   readonly module: string;
   /** Whose channels lie side by side. */
   readonly experts: number | null;
+  /** The kinds of layers that have such channels, where not all do. */
+  readonly kinds?: readonly number[];
 }
 export interface Programs {
   readonly layerParams: readonly ParamSpec[];
@@ -60,6 +66,6 @@ export interface Programs {
   readonly branches: readonly BranchSpec[];
   readonly statistics: readonly Statistic[];
   readonly graphs: readonly GraphProgram[];
-  /** Saved fields of a layer per class, and bytes a token a layer. */
+  /** Saved fields of a layer per class, and bytes a token a layer: of layers of several kinds, the mean. */
   readonly saved: Readonly<Partial<Record<TrainClass, { fields: readonly SavedField[]; bytes: SavedBytes }>>>;
 }

@@ -39,17 +39,18 @@ export interface Mapped extends Region {
 export const hiddenRows = (graph: Graph, model: Model, domain: Domain): Value =>
   graph.input(`layer/${domain}`, "h", { kind: "rows", domain, cols: model.hiddenSize });
 
-/** Build the layer over the forward's rows, with these branches at their sites. */
+/** Build the layer of a kind over the forward's rows, with these branches at their sites. */
 export function buildLayer(
   graph: Graph,
   model: Model,
+  kind: number,
   positions: number,
   stored: Stored,
   branches: readonly BranchSpec[],
 ): { readonly builder: RegionBuilder; readonly region: Region } {
   const builder = new RegionBuilder(graph, "layer", "T", stored, branches);
   const h = hiddenRows(graph, model, "T");
-  const out = model.layer(builder, h, positions);
+  const out = model.layer(builder, h, positions, kind);
   const { entries, exits, choices, wrapped } = builder;
   return { builder, region: { h, out, entries, exits, choices, wrapped } };
 }

@@ -89,7 +89,7 @@ import {
   TOKENS,
   within,
 } from "./state";
-import { CLASS_EXT, CLASS_FULL, LAUNCHES, PROGRAM_START } from "./tables";
+import { CLASS_EXT, CLASS_FULL, GROUP_KIND, LAUNCHES, PROGRAM_START } from "./tables";
 
 /** Workgroups of a launch in dimension `d`: ceil(count · mul / div). */
 function workgroups(grid: i32, d: i32, block: i32): i32 {
@@ -115,13 +115,14 @@ function workgroups(grid: i32, d: i32, block: i32): i32 {
   return (count * get(LAUNCHES, grid + 1 + d * 3) + get(LAUNCHES, grid + 2 + d * 3) - 1) / get(LAUNCHES, grid + 2 + d * 3);
 }
 /**
- * Emit a program's launches for `group` over the metadata block at word `block`; those that have nothing to
- * do are left out.
+ * Emit a program's launches for `group` over the metadata block at word `block`; those for layers of another
+ * kind, and those that have nothing to do, are left out.
  */
 export function emitProgram(program: i32, group: i32, block: i32): void {
   if (program < 0) return;
   for (let i: i32 = get(PROGRAM_START, program); i < get(PROGRAM_START, program + 1); i++) {
     const at: i32 = i * LAUNCH_WORDS;
+    if ((get(LAUNCHES, at + LAUNCH_WORDS - 1) & get(GROUP_KIND, group)) == 0) continue;
     let wanted: i32 = 0;
     let there: i32 = 0;
     for (let w: i32 = 0; w < MASK_WORDS; w++) {

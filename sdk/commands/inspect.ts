@@ -2,6 +2,8 @@
 import {
   bytesOf,
   isForMany,
+  isOf,
+  kindsOf,
   type Manifest,
   planOf,
   type Sizes,
@@ -188,11 +190,15 @@ function details(m: Manifest, taken: Loads, f: Flags): string {
     for (const p of plan.programs) {
       // Of two kernels for few rows and for many, a step launches one.
       const launches = p.launches.filter(isForMany);
-      const always = launches.filter((l) => l.bits.length === 0).length;
-      lines.push(
-        `  ${p.name.padEnd(24)} ${String(launches.length).padStart(2)} launches (${always} when ` +
-          `nothing is adapted or trained)${p.region === "layer" ? " a layer" : ""}`,
-      );
+      const kinds = p.launches.some((l) => l.kinds) ? kindsOf(model) : 1;
+      for (let kind = 0; kind < kinds; kind++) {
+        const own = launches.filter((l) => isOf(l, kind));
+        const always = own.filter((l) => l.bits.length === 0).length;
+        lines.push(
+          `  ${p.name.padEnd(24)} ${String(own.length).padStart(2)} launches (${always} when nothing is ` +
+            `adapted or trained)${p.region === "layer" ? " a layer" : ""}${kinds > 1 ? ` of kind ${kind}` : ""}`,
+        );
+      }
       if (f.kernels) lines.push(...p.launches.map((l) => `      ${l.kernel}`));
     }
   }

@@ -2,7 +2,7 @@
  * Hugging Face PEFT folders: adapter_config.json + adapter_model.safetensors. Each method of the bundle says
  * how its tensors and config keys are called; what PEFT has not, is kept in the same two files.
  */
-import { type Manifest, type SiteEntry, WeftError } from "../../runtime/bundle.ts";
+import { layersWith, type Manifest, type SiteEntry, WeftError } from "../../runtime/bundle.ts";
 import { absent, type BranchState, indexOf, modulePath, wordsIn } from "../../runtime/content.ts";
 import { putBack, singleBranch, singleSites } from "../../runtime/experts.ts";
 import { tensorKinds } from "../../runtime/tensors/index.ts";
@@ -33,10 +33,9 @@ export const plainLora = (m: Manifest): Json => ({
  * `target_modules` that name exactly these paths of modules: in short, where all of a name are among them.
  */
 export function targetsOf(m: Manifest, adapted: ReadonlySet<string>): string[] {
-  const layers = Array.from({ length: m.model.layers }, (_, l) => l);
   const sites = m.sites.filter((s) => s.kind === "linear" || s.kind === "experts");
   const paths = (of: readonly SiteEntry[]): string[] =>
-    of.flatMap(singleSites).flatMap((s) => layers.map((l) => modulePath(m, l, s)));
+    of.flatMap(singleSites).flatMap((s) => layersWith(m.model, s).map((l) => modulePath(m, l, s)));
   const last = (s: SiteEntry): string => s.module.split(".").at(-1)!;
   return [...new Set(sites.map(last))].flatMap((name) => {
     const its = sites.filter((s) => last(s) === name);

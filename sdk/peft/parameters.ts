@@ -7,7 +7,7 @@
  */
 
 import * as v from "valibot";
-import type { Manifest, SiteEntry } from "../../runtime/bundle.ts";
+import { layersWith, type Manifest, type SiteEntry } from "../../runtime/bundle.ts";
 import { type AdapterContent, modulePath } from "../../runtime/content.ts";
 import { singleSites } from "../../runtime/experts.ts";
 import { type Pattern, pattern, steps } from "../../runtime/pattern.ts";
@@ -58,7 +58,6 @@ const pathsOf = (m: Manifest, layer: number) => {
   const module = `${m.checkpoint.modules.replace("{l}", String(layer))}${MIXTURE}`;
   return { experts: `${module}.experts`, router: `${module}.gate` };
 };
-const layersOf = (m: Manifest): number[] => Array.from({ length: m.model.layers }, (_, l) => l);
 const escaped = (path: string): string => path.replaceAll(".", "\\.");
 
 /** Of plain LoRA: PEFT has parameters of no other method. */
@@ -87,7 +86,8 @@ export function onMatrices(
     fail(`${config}: target_modules`, "a list of modules beside target_parameters", "all-linear");
   const isNamed = (key: string): boolean => named.some((t) => key === t || key.endsWith(`.${t}`));
   const { experts, router, stacked } = mixture;
-  const known = layersOf(manifest).flatMap((l) => {
+  const layers = layersWith(manifest.model, router);
+  const known = layers.flatMap((l) => {
     const at = pathsOf(manifest, l);
     return [...stacked.map((p) => `${at.experts}.${p.name}`), `${at.router}.weight`];
   });
@@ -120,7 +120,7 @@ export function onMatrices(
     void out.push({ name: `${PREFIX}${path}.lora_${kind}.weight`, shape, dtype: "F32", data });
   const patterns = { rank: {} as Record<string, number>, alpha: {} as Record<string, number> };
   const adapted = new Set<string>();
-  for (const l of layersOf(manifest)) {
+  for (const l of layers) {
     const at = pathsOf(manifest, l);
     const here = stacked.filter((p) => isNamed(`${at.experts}.${p.name}`));
     for (const [i, { name: parameter, sites }] of here.entries()) {
@@ -187,8 +187,8 @@ export function onMatrices(
         typeof also === "string"
           ? `(?:${also})|(?:.*\\.)?(?:${modules.map(escaped).join("|")})`
           : [...(also ?? []), ...modules],
-      rank_pattern: { ...shorter(manifest, patterns.rank), ...said.rank_pattern },
-      alpha_pattern: { ...shorter(manifest, patterns.alpha), ...said.alpha_pattern },
+      rank_pattern: { ...shorter(manifest, layers, patterns.rank), ...said.rank_pattern },
+      alpha_pattern: { ...shorter(manifest, layers, patterns.alpha), ...said.alpha_pattern },
     },
     file: encode(out),
   };
@@ -204,10 +204,14 @@ function apart(b: Float32Array, rank: number, experts: number, outs: number): bo
     })
   );
 }
-/** Patterns of paths that say the same of all layers, without the layer. */
-function shorter(m: Manifest, map: Readonly<Record<string, number>>): Record<string, number> {
+/** Patterns of paths that say the same of all these layers, without the layer. */
+function shorter(
+  m: Manifest,
+  layers: readonly number[],
+  map: Readonly<Record<string, number>>,
+): Record<string, number> {
   const groups = new Map<string, [string, number][]>();
-  const prefixes = layersOf(m).map((l) => escaped(m.checkpoint.modules.replace("{l}", String(l))));
+  const prefixes = layers.map((l) => escaped(m.checkpoint.modules.replace("{l}", String(l))));
   for (const entry of Object.entries(map)) {
     const prefix = prefixes.find((p) => entry[0].startsWith(p))!;
     const module = entry[0].slice(prefix.length);
@@ -215,7 +219,7 @@ function shorter(m: Manifest, map: Readonly<Record<string, number>>): Record<str
   }
   return Object.fromEntries(
     [...groups].flatMap(([module, all]) =>
-      all.length === m.model.layers && all.every(([, x]) => x === all[0]![1]) ? [[module, all[0]![1]]] : all,
+      all.length === layers.length && all.every(([, x]) => x === all[0]![1]) ? [[module, all[0]![1]]] : all,
     ),
   );
 }
@@ -266,7 +270,8 @@ export function onParameters(
     if (rank !== said.r) patterns.rank[escaped(key)] = rank;
     if (alpha !== said.lora_alpha) patterns.alpha[escaped(key)] = alpha;
   };
-  for (const l of layersOf(manifest)) {
+  const layers = layersWith(manifest.model, router);
+  for (const l of layers) {
     const at = pathsOf(manifest, l);
     const here = stacked.flatMap((p) => {
       const states = p.sites.map((s) => stateOf(l, s));
@@ -325,7 +330,7 @@ export function onParameters(
     out.push({ name: key, shape, dtype: "F32", data: values });
     modules.add(key.slice(PREFIX.length).replace(/\.lora_[AB]\.weight$/, ""));
   }
-  const prefixes = layersOf(manifest).map((l) => manifest.checkpoint.modules.replace("{l}", String(l)));
+  const prefixes = layers.map((l) => manifest.checkpoint.modules.replace("{l}", String(l)));
   const short = (key: string): string => key.slice(prefixes.find((p) => key.startsWith(p))!.length);
   const inAll = (key: string): boolean => prefixes.every((p) => named.includes(`${p}${short(key)}`));
   return {
@@ -335,8 +340,8 @@ export function onParameters(
         lora_dropout: 0,
         target_modules: targetsOf(manifest, modules),
         target_parameters: [...new Set(named.map((key) => (inAll(key) ? short(key) : key)))],
-        rank_pattern: { ...shorter(manifest, patterns.rank), ...said.rank_pattern },
-        alpha_pattern: { ...shorter(manifest, patterns.alpha), ...said.alpha_pattern },
+        rank_pattern: { ...shorter(manifest, layers, patterns.rank), ...said.rank_pattern },
+        alpha_pattern: { ...shorter(manifest, layers, patterns.alpha), ...said.alpha_pattern },
       },
       null,
       2,

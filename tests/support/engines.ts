@@ -44,6 +44,7 @@ export const s2ftFamilies = {
   gpt2: { sites: ["c_attn", "c_fc", "c_proj"], parameters: 4 * 20 * 40 },
   mixtral: { sites: ["v_proj", "w1", "w3", "w2"], parameters: 3 * 8 * 40 },
   qwen3_moe: { sites: ["down_proj"], parameters: 4 * 48 },
+  qwen3_moe_mixed: { sites: ["up_proj", "down_proj"], parameters: 2 * 4 * 40 },
 } as const;
 export const idsOf = (name: string, n: number, vocab: number): number[] => {
   const next = generator(name);

@@ -77,10 +77,11 @@ export interface FamilyTensors {
   readonly gguf: Readonly<Record<string, string>> | null;
 }
 const tensors = json("families.json") as Readonly<Record<FamilyName, FamilyTensors>>;
-/** What the tensors of a family's tiny model are called; undefined of Llama. */
-export function tensorsOfFamily({ model_type }: Config): FamilyTensors | undefined {
-  const name = Object.keys(families).find((n) => families[n as FamilyName].model_type === model_type);
-  return name ? tensors[name as FamilyName] : undefined;
+/** What the tensors of a family's tiny model are called, of one of this width; undefined of Llama. */
+export function tensorsOfFamily({ model_type, hidden_size }: Config): FamilyTensors | undefined {
+  const names = (Object.keys(families) as FamilyName[]).filter((n) => families[n].model_type === model_type);
+  const name = names.find((n) => families[n].hidden_size === hidden_size) ?? names[0];
+  return name && tensors[name];
 }
 
 /** Names and shapes of a folder's tensors. */
