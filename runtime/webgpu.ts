@@ -16,12 +16,12 @@ import { WeftError } from "./errors.ts";
 import { formatOf, planeBytes } from "./formats.ts";
 import { limitsHere } from "./memory.ts";
 import { servingPrograms } from "./programs.ts";
-import { allocate, largestOf, measureWebGpu, sizesOf, webGpuLimits } from "./webgpu/memory.ts";
+import { allocate, largestOf, measureWebGpu, shardsFor, sizesOf, webGpuLimits } from "./webgpu/memory.ts";
 import { Kernels, readKernels } from "./webgpu/pipelines.ts";
 import { play } from "./webgpu/play.ts";
 import { Watch } from "./webgpu/watch.ts";
 
-export { measureWebGpu, webGpuLimits };
+export { measureWebGpu, shardsFor, webGpuLimits };
 
 type WebGpuOptions = RoomOptions & {
   readonly onProgress?: ((p: LoadProgress) => void) | undefined;

@@ -262,6 +262,39 @@ test("what is no LoRA, another base's, or in the way is refused, and nothing is 
   await code("WEFT_WEIGHTS", () => engine.adapters.load("a", cut), /truncated/);
 });
 
+test("weft export --target-parameters: experts as transformers has them, and nothing else so", async () => {
+  const dir = scratch();
+  const there = await bundle(configs.qwen3_moe);
+  const run = (...args: string[]) =>
+    weft("export", there, "--adapter", `${fixtures}peft-qwen3_moe-experts`, "--device", "wasm", ...args);
+  assert.is((await run("--target-parameters", "-o", `${dir}/p`)).code, 0);
+  const said = JSON.parse(readFileSync(`${dir}/p/adapter_config.json`, "utf8")) as {
+    target_parameters: string[];
+  };
+  assert.equal(said.target_parameters, [
+    "mlp.experts.gate_up_proj",
+    "mlp.experts.down_proj",
+    "mlp.gate.weight",
+  ]);
+  await using engine = await opened(there);
+  await engine.adapters.load("back", `${dir}/p`);
+  await engine.adapters.load("given", `${fixtures}peft-qwen3_moe-experts`);
+  assert.is(contentBits(engine, "back"), contentBits(engine, "given"));
+  for (const [says, ...wrong] of [
+    [/one of --lora and/, "--target-parameters", "--lora", "-o", `${dir}/x`],
+    [/a folder to write/, "--target-parameters", "-o", `${dir}/x.gguf`],
+  ] as const) {
+    const { code, err } = await run(...wrong);
+    assert.is(code, 1);
+    assert.match(err, says);
+  }
+  assert.match(
+    (await weft("export", there, "--target-parameters", "-o", `${dir}/x`)).err,
+    /beside --adapter/,
+  );
+  assert.not(existsSync(`${dir}/x`) || existsSync(`${dir}/x.gguf`));
+});
+
 test("weft export and weft merge: the base, an adapter, a model with it, as files", async () => {
   const dir = scratch();
   const there = await bundle(configs.even);

@@ -1,7 +1,11 @@
 /**
  * What inspect says of a load is what a load takes: every memory that WebAssembly is asked for is counted.
  */
+import { readFileSync } from "node:fs";
 import * as assert from "uvu/assert";
+import { asManifest } from "../runtime/load.ts";
+import { webGpuLimits } from "../runtime/webgpu.ts";
+import { partsIn, roomOf } from "../sdk/commands/inspect.ts";
 import { load } from "../sdk/index.ts";
 import { weft } from "./support/console.ts";
 import { bundle, configs } from "./support/engines.ts";
@@ -60,5 +64,17 @@ test("bytes of a load by purpose, within 15 % of what is allocated, for little a
       "neither JSON nor other units",
     );
   }
+});
+
+test("in how many shards a device plays what has a row for each token", async () => {
+  const config = { ...configs.even, num_hidden_layers: 1, vocab_size: 10_000 };
+  const options = { targets: ["webgpu"], train: [], methods: [], capacities: { headRows: 4 } } as const;
+  const dir = await bundle(config, options);
+  const m = asManifest(JSON.parse(readFileSync(`${dir}/manifest.json`, "utf8")), dir);
+  // 79 blocks of 128 rows, 32,768 bytes each: 32 fit a mebibyte.
+  const room = roomOf(m, "webgpu", {}, { ...webGpuLimits, chamber: 2 ** 20 });
+  assert.equal(room.shards, { "embed_tokens.weight": 3 });
+  assert.equal(partsIn(room), ["in shards, for bindings of 1.0 MB: embed_tokens in 3"]);
+  assert.match((await weft("inspect", dir)).out, /in shards, for bindings of 134.\d MB: embed_tokens in 1$/m);
 });
 test.run();

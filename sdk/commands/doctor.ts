@@ -7,7 +7,7 @@ import { wasmLimits } from "../../runtime/wasm.ts";
 import { webGpuLimits } from "../../runtime/webgpu.ts";
 import { checkBundle } from "./bundle.ts";
 import { type Command, text } from "./command.ts";
-import { described, purposes, roomIn, roomOf } from "./inspect.ts";
+import { described, partsIn, purposes, roomIn, roomOf } from "./inspect.ts";
 
 const NO_ADAPTER =
   "no adapter: weft runs on Wasm (device: software needs the webgpu and @sparticuz/chromium packages)";
@@ -60,12 +60,14 @@ export const doctor: Command = {
       for (const target of ["wasm", "webgpu"] as const) {
         const limits = has[target];
         if (!m.targets[target] || !limits) continue;
-        const { sizes, bytes, byPurpose } = roomOf(m, target, f, limits);
-        report[`a load on ${target}`] = { bytes, ...sizes };
+        const room = roomOf(m, target, f, limits);
+        const { sizes, bytes, byPurpose, shards } = room;
+        report[`a load on ${target}`] = { bytes, ...sizes, shards };
         rows.push([
           `a load on ${target}`,
           `takes ${showBytes(bytes)}: ${purposes(byPurpose)}`,
           `with room for ${roomIn(sizes, m)}`,
+          ...partsIn(room),
         ]);
       }
     }

@@ -16,6 +16,7 @@ export const exportCommand: Command = {
   flags: {
     adapter: text("DIR", "the adapter: a folder of peft, or a LoRA in a .gguf file"),
     lora: toggle("with --adapter: a folder with the LoRA that is exactly the same, as a .gguf always is"),
+    "target-parameters": toggle("with --adapter: a folder that has a LoRA's experts as transformers 5 does"),
     output: text("OUT", "the file or folder to write", { short: "o" }),
     ...replaceFlag,
     ...loadFlags,
@@ -24,12 +25,19 @@ export const exportCommand: Command = {
     const bundle = needed(positional, "export", "a bundle");
     const out = string(f, "output");
     const adapter = optional(f, "adapter");
-    if (f.lora && adapter === undefined) fail("--lora", "beside --adapter", "without");
+    const as = (["lora", "target-parameters"] as const).filter((name) => f[name]);
+    const [how] = as;
+    if (how && adapter === undefined) fail(`--${how}`, "beside --adapter", "without");
+    if (as.length > 1) fail("--lora", "one of --lora and --target-parameters", "both");
+    if (how === "target-parameters" && out.endsWith(".gguf"))
+      fail("--target-parameters", "a folder to write", out);
     await claimOutput(out, adapter === undefined ? "model" : "adapter", f);
     await using engine = await openBundle("export", bundle, f);
     if (adapter !== undefined) {
       const [name] = await loadNamed(engine, [adapter]);
-      await engine.adapters.get(name!).save(out, f.lora ? { as: "lora" } : {});
+      await engine.adapters
+        .get(name!)
+        .save(out, how ? { as: how === "lora" ? how : "target_parameters" } : {});
       return console.log(json ? JSON.stringify({ out, adapter }) : `${out}: the adapter ${adapter}`);
     }
     const { notes } = await engine.saveModel(out);

@@ -14,7 +14,7 @@ import { Host, readHost } from "../../runtime/host.ts";
 import { readManifest, readVerified } from "../../runtime/load.ts";
 import { openReader } from "../../runtime/reader.ts";
 import { measureWasm, wasmLimits } from "../../runtime/wasm.ts";
-import { measureWebGpu, webGpuLimits } from "../../runtime/webgpu.ts";
+import { measureWebGpu, shardsFor, webGpuLimits } from "../../runtime/webgpu.ts";
 import { parseJson, readFileOr } from "../files.ts";
 import { planMemory } from "../index.ts";
 import type { MemoryOptions } from "../options.ts";
@@ -31,8 +31,20 @@ export function roomOf(m: Manifest, target: "wasm" | "webgpu", f: Flags, limits 
   const sizes = sizesFor(m, target, { memory }, limits, measure);
   const plan = planOf(m, target, sizes);
   const { bytes: byPurpose, total } = measure(plan);
-  return { sizes, plan, bytes: total, byPurpose };
+  // On a CPU a tensor of any size is one.
+  const shards = shardsFor(plan, limits.chamber).map(({ name, shards }) => [name, shards.length] as const);
+  return { sizes, plan, bytes: total, byPurpose, shards: Object.fromEntries(shards), limits };
 }
+/** In how many parts matrices are that have some of their own, in words; none where all are whole. */
+export const partsIn = ({
+  shards,
+  limits,
+}: Pick<ReturnType<typeof roomOf>, "shards" | "limits">): string[] => {
+  const parts = Object.entries(shards).map(([name, n]) => `${name.replace(/\.weight$/, "")} in ${n}`);
+  return parts.length
+    ? [`in shards, for bindings of ${showBytes(limits.chamber, Math.floor)}: ${parts.join(", ")}`]
+    : [];
+};
 /** What host.wasm takes for a load of such sizes: it is started, and asked. */
 async function hostBytes(
   reader: Awaited<ReturnType<typeof openReader>>,
@@ -49,14 +61,18 @@ async function hostBytes(
 }
 /** Bytes of a load by target: in total, and by purpose. */
 async function loads(reader: Awaited<ReturnType<typeof openReader>>, m: Manifest, f: Flags) {
-  const out: Record<string, { total: number; bytes: Readonly<Record<string, number>> }> = {};
+  const out: Record<
+    string,
+    Pick<ReturnType<typeof roomOf>, "shards"> & { total: number; bytes: Readonly<Record<string, number>> }
+  > = {};
   for (const name of ["wasm", "webgpu"] as const) {
     if (!m.targets[name]) continue;
     const room = roomOf(m, name, f);
     const bytes = { ...room.byPurpose, host: await hostBytes(reader, m, room) };
     const planned = Object.values(room.byPurpose).reduce((a, b) => a + b, 0);
     // What alignment adds.
-    out[name] = { total: room.bytes + bytes.host, bytes: { ...bytes, padding: room.bytes - planned } };
+    const total = room.bytes + bytes.host;
+    out[name] = { total, bytes: { ...bytes, padding: room.bytes - planned }, shards: room.shards };
   }
   return out;
 }
@@ -142,14 +158,15 @@ function summary(bundle: string, m: Manifest, taken: Loads, f: Flags): string {
       `${model.family}, ${model.parameters.toLocaleString("en")} parameters in ${model.format}${rounded(m)}`,
     ],
     ["on disk", showBytes(diskBytes(m))],
-    ...Object.entries(taken).map(
-      ([name, { total, bytes }], i) =>
-        [
-          i ? "" : "a load takes",
-          `${showBytes(total)} on ${name}: ${purposes(bytes)}`,
-          `with room for ${roomIn(roomOf(m, name as keyof Manifest["targets"], f).sizes, m)}`,
-        ] as const,
-    ),
+    ...Object.entries(taken).map(([name, { total, bytes }], i) => {
+      const room = roomOf(m, name as keyof Manifest["targets"], f);
+      return [
+        i ? "" : "a load takes",
+        `${showBytes(total)} on ${name}: ${purposes(bytes)}`,
+        `with room for ${roomIn(room.sizes, m)}`,
+        ...partsIn(room),
+      ] as const;
+    }),
     ["runs on", listed(Object.keys(m.targets))],
     ["adapters", `${listed(Object.keys(m.methods))}; of rank up to ${m.capacities.rank}`],
     ["trains", listed(m.train)],
