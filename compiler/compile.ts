@@ -41,6 +41,7 @@ import { checkOptions, type Settings, settingsOf } from "./settings.ts";
 import type { ModelSource } from "./source.ts";
 import { verify } from "./verify.ts";
 
+export { compileEntries } from "./options.ts";
 export type { CompileOptions };
 export { openModel };
 export interface Compiled {

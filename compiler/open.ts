@@ -1,5 +1,6 @@
 /** A path as what a model is compiled from: a Hugging Face folder, or a GGUF file. */
 import { dirname, join } from "node:path";
+import { WeftError } from "../runtime/bundle.ts";
 import { checkConfig, checkTokenizer, checkTokenizerConfig } from "./config.ts";
 import { exists, readJson, readText } from "./files.ts";
 import { generationOf } from "./generation.ts";
@@ -14,6 +15,13 @@ export async function openModel(path: string): Promise<ModelSource> {
     return openGguf(path, beside.size ? beside : null);
   }
   const file = join(path, "config.json");
+  if (!exists(file))
+    throw new WeftError({
+      code: "WEFT_IO",
+      where: path,
+      expected: "a Hugging Face model folder, with config.json, or a .gguf file",
+      found: exists(path) ? "one without" : "nothing of that name",
+    });
   const config = checkConfig(readJson(file, "WEFT_CONFIG"), file);
   const generation = join(path, "generation_config.json");
   return {

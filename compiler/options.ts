@@ -23,7 +23,7 @@ const format = v.lazy(
   (x): v.GenericSchema<unknown, FormatOption> =>
     typeof x === "object" ? record(oneOf(askable)) : oneOf(askable),
 );
-export const CompileOptions = object({
+export const compileEntries = {
   /** Default: both. */
   targets: v.optional(v.array(oneOf(["wasm", "webgpu"]))),
   /** What jobs can train: adapter methods, `full`. Default: lora. */
@@ -92,5 +92,6 @@ export const CompileOptions = object({
   ),
   /** Hears what is done of each phase. */
   onProgress: v.optional(callback<(p: { phase: string; done: number; total: number }) => void>()),
-});
+};
+export const CompileOptions = object(compileEntries);
 export type CompileOptions = Of<typeof CompileOptions>;

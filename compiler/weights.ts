@@ -33,7 +33,7 @@ export function openWeights(folder: string, names: Names): WeightSource {
       code: "WEFT_WEIGHTS",
       where: folder,
       expected: "model.safetensors or model.safetensors.index.json",
-      found: "neither",
+      found: exists(join(folder, "manifest.json")) ? "a bundle" : "neither",
     });
   const table = new Map<string, { file: string; info: TensorInfo }>();
   for (const f of files) {

@@ -9,6 +9,7 @@ import type { Device } from "./device.ts";
 import type { Host } from "./host.ts";
 import { Contents, type KeptContent } from "./kept.ts";
 import { SlotPages } from "./pages.ts";
+import { didYouMean } from "./schema.ts";
 import { reorderSlot } from "./slots.ts";
 import type { Sums, WeightedPart } from "./sums.ts";
 
@@ -126,7 +127,8 @@ export class AdapterStore {
       : [ref, null];
     const list = this.byName.get(name);
     const g = n === null ? list?.[list.length - 1] : list?.find((x) => x.number === n);
-    if (!g)
+    if (!g) {
+      const near = list ? null : didYouMean(name, [...this.byName.keys()]);
       throw new WeftError({
         code: "WEFT_NOT_FOUND",
         where: `adapter ${ref}`,
@@ -134,7 +136,9 @@ export class AdapterStore {
           ? `one of the generations that are kept, ${list.map((x) => x.ref).join(", ")}`
           : [...this.byName.keys()].join(", ") || "an adapter that was loaded or trained",
         found: list ? "one that is not, or never was" : "no such adapter",
+        ...(near && { hint: near }),
       });
+    }
     return g;
   }
   /**

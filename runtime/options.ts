@@ -187,11 +187,11 @@ export const adapterEntries = {
 };
 /** How an adapter, or the base, is trained. */
 export const trainEntries = {
-  /** What the adapter will be called: letters, digits, dots, dashes, underscores. */
+  /** What the adapter will be called: letters, digits, dots, dashes, underscores; not `base`. */
   name: plainName,
   /** Default 1. */
   epochs: v.optional(positive),
-  /** Optimizer steps; overrides epochs. 0 makes the start, and learns nothing. */
+  /** Optimizer steps, instead of epochs. 0 makes the start, and learns nothing. */
   steps: v.optional(count),
   /** Sequences an optimizer step. Default 8. */
   batchSize: v.optional(positive),

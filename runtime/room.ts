@@ -142,7 +142,10 @@ export function sizesFor(
         ? `at least ${enough(least.total)} (${list.map(([space, n]) => `${space} ${enough(n)}`).join(", ")})`
         : `a binding of ${enough(least.largest[0])}, for ${least.largest[1]}`,
       found: showBytes(over ? most : limits.chamber, Math.floor),
-      hint: limits.hint ?? "compile with --format int8 or f16, or with smaller capacities",
+      hint:
+        limits.hint ??
+        `${memory === undefined ? "" : "allow it more, or "}compile with --format int8 or f16, or with ` +
+          "smaller capacities",
     });
   }
   let [low, high] = fits(1) ? [1, memory === undefined ? 1 : MOST_SHARE] : [0, 1];

@@ -113,7 +113,8 @@ function edits(a: string, b: string): number {
   }
   return row[b.length]!;
 }
-const didYouMean = (wrong: unknown, known: readonly string[]): string | null => {
+/** A hint, where a known word is near. */
+export const didYouMean = (wrong: unknown, known: readonly string[]): string | null => {
   const near = nearest(wrong, known);
   return near && `did you mean ${JSON.stringify(near)}?`;
 };
@@ -201,6 +202,11 @@ export const fileName = v.custom<string>(
 export const plainName = v.custom<string>(
   (x) => typeof x === "string" && /^[\w.-]{1,200}$/.test(x),
   "letters, digits, dots, dashes or underscores",
+);
+/** The name of an adapter, which is told from the model without one: that is `base`. */
+export const adapterName = v.pipe(
+  plainName,
+  v.check((x) => x !== "base", "another name: base is the model without adapters"),
 );
 /** Token ids, or other numbers; checked in one loop, for there may be many. */
 export const numbers = (expected: string, ok: (x: number) => boolean) =>

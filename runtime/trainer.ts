@@ -4,6 +4,7 @@ import type { Engine } from "./engine.ts";
 import { type Data, Job } from "./job.ts";
 import { checked, TrainOptions as TrainOptionsSchema } from "./options.ts";
 import { evalItems, trainItems } from "./rows.ts";
+import { adapterName } from "./schema.ts";
 import { throwIfAborted } from "./signals.ts";
 import { canonical, configOf, type TrainOptions } from "./training.ts";
 
@@ -60,6 +61,14 @@ export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>
       found: o.method,
       hint: `compile with --train ${o.method}`,
     });
+  if (o.epochs !== undefined && o.steps !== undefined)
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "steps",
+      expected: "epochs or steps",
+      found: `both: ${o.epochs} epochs, ${o.steps} steps`,
+    });
+  if (o.method !== "full") checked(adapterName, o.name, { where: "name" });
   const optimizer = o.optimizer ?? "adamw";
   if (!manifest.updates.optimizers.includes(optimizer))
     throw new WeftError({

@@ -139,13 +139,13 @@ function difference(a: unknown, b: unknown, path: string): readonly [string, unk
 
 /** Throws WEFT_CONFLICT where a job would go on from `then` on other grounds. */
 export function checkSame(then: Grounds, now: Grounds, where: string): void {
-  const refuse = (what: string, expected: string, found: string): never => {
+  const refuse = (what: string, expected: string, found: string, hint = ""): never => {
     throw new WeftError({
       code: "WEFT_CONFLICT",
       where: `${where}: ${what}`,
       expected,
       found,
-      hint: "resume with the bundle, device, data and options of the checkpoint",
+      hint: hint || "resume with the bundle, device, data and options of the checkpoint",
     });
   };
   if (then.base !== now.base) refuse("base", then.base.slice(0, 12), now.base.slice(0, 12));
@@ -153,7 +153,8 @@ export function checkSame(then: Grounds, now: Grounds, where: string): void {
   const other = difference(withoutSteps(then.options), withoutSteps(now.options), "options");
   if (other) refuse(other[0], show(other[1]), show(other[2]));
   const [done, wanted] = [stepsOf(then.options), stepsOf(now.options)];
-  if (!(wanted >= done)) refuse("options.settings.steps", `at least ${done}`, String(wanted));
+  if (!(wanted >= done))
+    refuse("steps", `at least ${done}, as it was started with`, String(wanted), "for fewer, begin anew");
 }
 
 export async function loadCheckpoint(place: Place, now: Grounds): Promise<TrainState> {

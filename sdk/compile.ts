@@ -4,7 +4,8 @@ import type { MethodMemory } from "../compiler/planner.ts";
 import { type Manifest, WeftError } from "../runtime/bundle.ts";
 import { claimFolder } from "../runtime/folder.ts";
 import { checked } from "../runtime/options.ts";
-import { Calibrate, MemoryOptions } from "./options.ts";
+import { object } from "../runtime/schema.ts";
+import { type Calibrate, calibrateEntries, MemoryOptions } from "./options.ts";
 
 export type { Calibrate, CompileOptions, MemoryOptions, MethodMemory };
 
@@ -22,9 +23,9 @@ export async function compile(
     readonly correct?: "eora" | "lrec";
   } = {},
 ): Promise<Manifest> {
-  const { compileTo } = await import("../compiler/compile.ts");
+  const { compileEntries, compileTo } = await import("../compiler/compile.ts");
+  checked(object({ ...calibrateEntries, ...compileEntries }), o);
   const { calibrate, correct, ...options } = o;
-  if (calibrate !== undefined) checked(Calibrate, calibrate, { where: "calibrate" });
   if (correct !== undefined && !calibrate)
     throw new WeftError({
       code: "WEFT_OPTION",

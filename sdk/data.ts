@@ -51,38 +51,42 @@ function* linesOf(file: Uint8Array, where: string): Generator<string> {
     from = to + 1;
   }
 }
-/** Rows of a JSONL file; an error names the line. */
-export function parseJsonl(source: string | Uint8Array, where: string): DataRow[] {
-  const rows: DataRow[] = [];
-  let i = -1;
+/** What a file is whose line is no row: each of these has been taken for JSONL. */
+const mistaken = (line: string, why: string): string =>
+  line.trimStart().startsWith("[")
+    ? "a row a line, with no list around them"
+    : line.trimStart().startsWith("<")
+      ? "the server sent a page: is the address right?"
+      : why;
+/** Rows of a JSONL file, each with its place in it. Throws WEFT_DATA that names the line. */
+export function* numbered(
+  source: string | Uint8Array,
+  where: string,
+): Generator<{ readonly row: DataRow; readonly at: string }> {
+  let [n, rows] = [0, 0];
   for (const line of typeof source === "string" ? source.split("\n") : linesOf(source, where)) {
-    i++;
+    const at = `${where}, line ${++n}`;
     if (!line.trim()) continue;
+    const refuse = (expected: string, found: string, why: string, cause?: unknown): never => {
+      const hint = mistaken(line, why);
+      throw new WeftError({ code: "WEFT_DATA", where: at, expected, found, ...(hint && { hint }), cause });
+    };
     let row: unknown;
     try {
       row = JSON.parse(line);
     } catch (cause) {
-      throw new WeftError({
-        code: "WEFT_DATA",
-        where: `${where}, line ${i + 1}`,
-        expected: "a JSON object",
-        found: line.length > 60 ? `${line.slice(0, 60)}…` : line,
-        cause,
-      });
+      const found = line.length > 60 ? `${line.slice(0, 60)}…` : line;
+      refuse("a JSON object", found, (cause as Error).message.replace(/ \(line .*/, ""), cause);
     }
-    if (typeof row !== "object" || row === null || Array.isArray(row))
-      throw new WeftError({
-        code: "WEFT_DATA",
-        where: `${where}, line ${i + 1}`,
-        expected: shapes,
-        found: show(row),
-      });
-    rows.push(row as DataRow);
+    if (typeof row !== "object" || row === null || Array.isArray(row)) refuse(shapes, show(row), "");
+    rows++;
+    yield { row: row as DataRow, at };
   }
-  if (!rows.length)
-    throw new WeftError({ code: "WEFT_DATA", where, expected: "at least one row", found: "none" });
-  return rows;
+  if (!rows) throw new WeftError({ code: "WEFT_DATA", where, expected: "at least one row", found: "none" });
 }
+/** Rows of a JSONL file; an error names the line. */
+export const parseJsonl = (source: string | Uint8Array, where: string): DataRow[] =>
+  Array.from(numbered(source, where), ({ row }) => row);
 
 /**
  * Ids and labels of a row: the completion and the end mark are learned; of messages, the assistant's turns
@@ -133,12 +137,12 @@ export async function rowsOf(
 ): Promise<Row[]> {
   const list =
     data instanceof Blob
-      ? parseJsonl(new Uint8Array(await data.arrayBuffer()), what)
+      ? numbered(new Uint8Array(await data.arrayBuffer()), what)
       : typeof data === "string"
-        ? parseJsonl(await readFileOr(data, "WEFT_DATA"), data)
-        : data;
-  if (!list.length)
+        ? numbered(await readFileOr(data, "WEFT_DATA"), data)
+        : data.map((row, i) => ({ row, at: `${what}, row ${i + 1}` }));
+  const rows = Array.from(list, ({ row, at }) => encodeRow(row, text, ends, at));
+  if (!rows.length)
     throw new WeftError({ code: "WEFT_DATA", where: what, expected: "at least one row", found: "none" });
-  const where = typeof data === "string" ? data : what;
-  return list.map((r, i) => encodeRow(r, text, ends, `${where}, row ${i + 1}`));
+  return rows;
 }

@@ -168,7 +168,7 @@ export class Engine {
    * when it is.
    */
   generate(o: GenerateOptions, hear?: (asked: Asked) => void): AsyncGenerator<Piece, void, void> {
-    const stops = typeof o.stop === "string" ? [o.stop] : (o.stop ?? []);
+    const stops = typeof o?.stop === "string" ? [o.stop] : (o?.stop ?? []);
     return new MappedStream(
       () => {
         checked(GenerateOptions, o);
@@ -181,7 +181,7 @@ export class Engine {
           stopIds: [...(o.stopIds ?? []), ...this.manifest.model.eos],
         });
       },
-      pieces(this.text, stops, { said: o.said, marks: o.marks }),
+      pieces(this.text, stops, { said: o?.said, marks: o?.marks }),
       (p) => p.finish !== null,
     );
   }

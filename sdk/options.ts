@@ -6,12 +6,12 @@ import { formats } from "../runtime/bundle.ts";
 import { adapterEntries, requestEntries, scoreEntries, trainEntries } from "../runtime/options.ts";
 import type { Place } from "../runtime/reader.ts";
 import {
+  adapterName,
   atLeast0,
   number,
   type Of,
   object,
   oneOf,
-  plainName,
   positive,
   record,
   text,
@@ -120,7 +120,7 @@ export const CompressOptions = object({
 });
 export type CompressOptions = Of<typeof CompressOptions>;
 /** A name that requests can ask for: `name@n` is a generation's. */
-export const AdapterName = plainName;
+export const AdapterName = adapterName;
 /** Finite weights by name, for `combine`. */
 export { adapterRef as AdapterRefSchema } from "../runtime/options.ts";
 
@@ -134,6 +134,12 @@ export const Calibrate = object({
   seed: trainEntries.seed,
 });
 export type Calibrate = Of<typeof Calibrate>;
+/** What `compile` takes beside the compiler's own options, which get what comes of it. */
+export const calibrateEntries = {
+  calibrate: v.optional(Calibrate),
+  /** A way of `compiler/corrections/`. */
+  correct: v.optional(text),
+};
 export const MemoryOptions = object({
   /** Tokens a step. Default 512. */
   tokens: v.optional(positive),

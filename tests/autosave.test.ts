@@ -49,7 +49,8 @@ test("the last two are kept, and the end; a job goes on from there as if asked f
     }
     await engine.finetune({ ...job, ...o, epochs: 2, resume: dir }).then(
       () => assert.unreachable("fewer"),
-      (e) => assert.match(e.message, /options\.settings\.steps: expected at least 9, found 6/),
+      (e) =>
+        assert.match(e.message, /: steps: expected at least 9, as it was started with, found 6 \(for fewer/),
     );
   }
 });

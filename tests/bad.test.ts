@@ -35,6 +35,14 @@ test("model folders: truncated, lying, missing, misshapen, not finite, unknown",
   const file = (dir: string): Buffer => readFileSync(`${dir}/model.safetensors`);
   const refuse = (want: string, change: (dir: string) => void, says: RegExp) =>
     code(want, () => compile(broken(change), out, options), says);
+  await code(
+    "WEFT_IO",
+    () => compile("/nowhere", out, options),
+    /at \/nowhere: expected a Hugging.*nothing of/,
+  );
+  await code("WEFT_IO", () => compile(scratch(), out, options), /config\.json.*found one without/);
+  const bundled = await bundle(configs.even);
+  await code("WEFT_WEIGHTS", () => compile(bundled, out, options), /model\.safetensors.*found a bundle/);
   const config = (patch: object) => (d: string) =>
     writeFileSync(`${d}/config.json`, JSON.stringify({ ...configs.even, ...patch }));
   await refuse(

@@ -2,15 +2,16 @@
  * Conversations: templates say what transformers says, rows learn the assistant's turns of exactly that, and
  * a hostile template ends soon.
  */
-import { readFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import * as assert from "uvu/assert";
 import type { WeftError } from "../runtime/bundle.ts";
-import { encodeRow, parseJsonl } from "../sdk/data.ts";
+import { encodeRow, parseJsonl, rowsOf } from "../sdk/data.ts";
 import { ChatTemplate } from "../sdk/template.ts";
 import { type Message, Text } from "../sdk/text.ts";
 import { fixtures } from "./support/engines.ts";
 import { suite } from "./support/suite.ts";
+import { scratch } from "./support/tiny.ts";
 
 const test = suite("chat");
 const story = fileURLToPath(new URL("../examples/model/story/", import.meta.url));
@@ -400,5 +401,20 @@ test("a file of rows is read line by line: it may be longer than a text can be, 
   const e = caught(() => parseJsonl(long, "d"));
   assert.equal([e.code, e.where, e.found], ["WEFT_DATA", "d, line 7", "67.2 MB"]);
   assert.is(caught(() => parseJsonl(new TextEncoder().encode("{}\n{"), "d")).where, "d, line 2");
+});
+test("a row that is none is told by its line, with what was taken for a file of rows", async () => {
+  const file = `${scratch()}/rows.jsonl`;
+  const told = async (content: string): Promise<string> => {
+    writeFileSync(file, content);
+    const e = (await rowsOf(file, "data", null, []).catch((x: unknown) => x)) as WeftError;
+    assert.instance(e, Error);
+    return e.message.replace(`${file}, `, "");
+  };
+  assert.match(await told('{"input_ids":[1]}\n\n{"promt":"a"}\n'), /line 3: expected rows of/);
+  assert.match(await told('[\n{"input_ids":[1]}\n]'), /line 1: .*\(a row a line, with no list around them\)/);
+  assert.match(await told('[{"input_ids":[1]}]'), /line 1: .*\(a row a line, with no list around them\)/);
+  assert.match(await told("<!doctype html>"), /line 1: .*\(the server sent a page: is the address right\?\)/);
+  assert.match(await told('{"input_ids":[1]'), /line 1: expected a JSON object, found \{.*\(.*position 16\)/);
+  assert.match(await told("\n\n"), /expected at least one row, found none/);
 });
 test.run();

@@ -64,6 +64,8 @@ const training: readonly Case[] = [
   [{ signal: {} }, /signal.*an AbortSignal/],
   [{ name: "notes@v2" }, /name.*letters, digits/],
   [{ name: undefined }, /name/],
+  [{ name: "base" }, /at name: expected another name: base is the model without adapters/],
+  [{ epochs: 2 }, /at steps: expected epochs or steps, found both: 2 epochs, 1 steps/],
 ];
 test("finetune", async () => {
   await using engine = await engineOf(configs.even);
@@ -143,6 +145,7 @@ test("generate and complete, score", async () => {
   // One stop is a list of one; without a tokenizer there is no text that it could end.
   const stop = () => collect(engine, { prompt, maxTokens: 2, stop: "\n" });
   await refused("stop", stop, /tokenizer/, "WEFT_TOKENIZER");
+  await refused("nothing", () => engine.complete(undefined as never), /an object/);
   await refused("score", () => engine.score(prompt, { logit: true } as never), /did you mean "logits"/);
   await refused("score", () => engine.score(prompt, { adapter: [] as never }), /adapter/);
 });
@@ -171,11 +174,16 @@ test("adapters: names that nobody could ask for, weights, densities, forms", asy
   const { adapters } = engine;
   for (const name of ["notes@v2", "a b", "", "../a", 3])
     await refused(`load ${name}`, () => adapters.load(name as never, "/nowhere"), /at name.*letters/);
+  await refused("load base", () => adapters.load("base", "/nowhere"), /at name.*without adapters/);
+  await refused("combine", () => adapters.combine("base", { a: 1 }), /at name.*without adapters/);
   await refused("combine", () => adapters.combine("x@1", { a: 1 }), /at name/);
   await refused("combine", () => adapters.combine("x", { a: Number.NaN }), /weights.*finite/);
   await (await engine.finetune({ name: "a", data: batchOf(128), steps: 1 })).done;
   await refused("combine", () => adapters.combine("x", { a: 1e308 }), /finite/, "WEFT_ADAPTER");
   assert.not(adapters.list().some((a) => a.name === "x"));
+  await (await engine.finetune({ name: "notes", data: batchOf(128), steps: 0 })).done;
+  const misspelt = () => engine.complete({ prompt, adapter: "nots" });
+  await refused("adapter", misspelt, /expected a, notes, found .*did you mean "notes"/, "WEFT_NOT_FOUND");
   const handle = adapters.get("a");
   await refused("save", () => handle.save(scratch(), { as: "lore" } as never), /as.*lora/);
   await refused("compress", () => handle.compress(scratch(), { density: 0 }), /density/);
@@ -195,7 +203,8 @@ test("compile and planMemory", async () => {
     [{ train: ["lorra"] }, /lorra/],
     [{ policy: "fair" }, /policy/],
     [{ fuse: 1 }, /fuse/],
-    [{ calibrate: { dta: [] } }, /calibrate: .*data/],
+    [{ calibrat: { data: [] } }, /keys calibrate, correct, targets.*did you mean "calibrate"/],
+    [{ calibrate: { dta: [] } }, /calibrate\.data/],
     [{ calibrate: { data: [], selector: "smallest" } }, /selector/],
     [{ capacities: { slot: 1 } }, /capacities\.slot.*did you mean "slots"/, "WEFT_CAPACITY"],
     [{ capacities: { rank: 6 } }, /capacities\.rank.*multiple of 4/, "WEFT_CAPACITY"],

@@ -83,6 +83,7 @@ test("memory below the smallest is refused with what that takes; unknown sizes t
   const said = /at least ([\d.]+ MB) \(.*weights [\d.]+ [kM]B/.exec(least.expected)![1]!;
   const need = bytesOf(said);
   assert.is(least.found, "1.0 MB");
+  assert.match(least.hint!, /^allow it more, or compile/);
   await using engine = await load(dir, { device: "wasm", threads: 1, memory: said });
   const { bytes, capacities } = engine.memory();
   assert.ok(Object.values(bytes).reduce((a, b) => a + b, 0) <= need);

@@ -2,7 +2,7 @@
  * `weft chat` and `weft generate` on a model with turns: what is said, saved, stopped, and why nothing is.
  */
 import { spawn } from "node:child_process";
-import { readFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import { load } from "../sdk/index.ts";
 import { weft as program, root } from "./support/program.ts";
@@ -103,6 +103,27 @@ test("generate: a model's template, --raw without it, stdin, why an answer is em
   assert.match(empty.err, /no answer: the model ended it at once, with <\/s>; without --raw/);
   const stopped = await weft("", ...g, "--raw", "--prompt", "Once", "--stop", " ");
   assert.match(stopped.err, /no answer: it begins with a --stop/);
+  // What is learned as it stands is not what the template asks.
+  const dir = scratch();
+  for (const [prompt, says] of [
+    [questions[0]!, /rows\.jsonl, line 2: the prompt is learned as it stands.*--raw.*"messages"/],
+    [`Question: ${questions[0]!}\nAnswer:`, /^(?:(?!as it stands)[\s\S])*$/],
+  ] as const) {
+    const rows = [
+      {
+        messages: [
+          { role: "user", content: "Who?" },
+          { role: "assistant", content: "Tom." },
+        ],
+      },
+      { prompt, completion: " fox." },
+    ];
+    writeFileSync(`${dir}/rows.jsonl`, rows.map((r) => JSON.stringify(r)).join("\n"));
+    const learn = ["finetune", bundle, "--data", `${dir}/rows.jsonl`, "--name", "n", "--out", `${dir}/n`];
+    const learned = await weft("", ...learn, "--steps", "0", "--checkpoint", "none", "--replace");
+    assert.is(learned.code, 0, learned.err);
+    assert.match(learned.err, says);
+  }
   const plain = await weft("hello\n", "chat", await storyBundle(false));
   assert.is(plain.code, 1);
   assert.match(plain.err, /expected a model with a chat template, found one without/);

@@ -20,8 +20,9 @@ import {
 } from "./command.ts";
 import { Learning } from "./learning.ts";
 import { claimOutput, replaceFlag } from "./output.ts";
-import { clearLine, endLine } from "./progress.ts";
+import { clearLine, endLine, say } from "./progress.ts";
 import { Stop } from "./stop.ts";
+import { asked } from "./wording.ts";
 
 /** Flags that name files: kept as whole paths, so that a job goes on from any folder. */
 const paths = ["data", "eval-data", "tuned", "out", "from", "checkpoint", "resume"];
@@ -164,6 +165,8 @@ export const finetune: Command = {
       onEvent: (e) => learning.hear(e),
     };
     const job = await engine.finetune(o);
+    const wording = await asked(engine, data);
+    if (wording) say(wording);
     const stop = new Stop(job, checkpoint, resume, endLine);
     try {
       const result = await job.done;

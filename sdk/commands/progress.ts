@@ -5,7 +5,8 @@ let open = false;
 export function progress(line: string): void {
   const { stderr } = process;
   if (!stderr.isTTY) return void stderr.write(`${line}\n`);
-  const room = Math.max(20, (stderr.columns ?? 80) - 1);
+  // A terminal may not know its width: 0.
+  const room = Math.max(20, (stderr.columns || 80) - 1);
   stderr.write(`\r\x1b[2K${line.length > room ? `${line.slice(0, room - 1)}…` : line}`);
   open = true;
 }

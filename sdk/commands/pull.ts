@@ -21,6 +21,9 @@ interface Hub {
   readonly hubUrl: string;
   readonly accessToken?: string;
 }
+/** What an error says, and what it says of why: "fetch failed" alone helps nobody. */
+const reasons = (e: unknown): string[] =>
+  e instanceof Error ? [e.message || e.name, ...reasons(e.cause)] : [];
 /** Errors of the Hub, and of the way there, in words. */
 async function asked<T>({ repo, revision, hubUrl }: Hub, f: () => Promise<T>): Promise<T> {
   try {
@@ -33,7 +36,7 @@ async function asked<T>({ repo, revision, hubUrl }: Hub, f: () => Promise<T>): P
       code: "WEFT_IO",
       where: `${hubUrl}/${repo}, ${revision}`,
       expected: "a model that can be downloaded",
-      found: status === null ? (cause as Error).message : `${status}: ${(cause as Error).message}`,
+      found: status === null ? reasons(cause).join(": ") : `${status}: ${(cause as Error).message}`,
       ...(gated && { hint: "HF_TOKEN=… names who asks; some models must be asked for on their page" }),
       ...(!gated && status !== 404 && { hint: "run it again: what is there is kept", retryable: true }),
       cause,

@@ -50,6 +50,7 @@ export const serve: Command = {
     await using engine = await openBundle("serve", bundle, f);
     const dir = optional(f, "adapters");
     const adapters = dir === undefined ? [] : await loadAdapters(engine, dir);
+    if (dir !== undefined && !adapters.length) say(`no adapter in ${dir} yet: jobs save theirs there`);
     const checkpoints = optional(f, "checkpoints");
     const onError = (e: unknown): void => say(e instanceof Error ? (e.stack ?? e.message) : String(e));
     const api = new Api(engine, {
