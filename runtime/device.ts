@@ -79,9 +79,9 @@ export interface Device {
   readonly memory: Readonly<Record<string, number>>;
   /**
    * Since the device was opened: kernels launched, and milliseconds spent turning commands into launches
-   * (none on Wasm, where a launch is a call).
+   * (none on Wasm, where a launch is a call); lists that were encoded before they were asked for.
    */
-  readonly stats: { launches: number; encodeMs: number };
+  readonly stats: { launches: number; encodeMs: number; ahead: number };
   write(at: Omit<Range, "words">, data: Float32Array | Uint32Array | Int32Array): void;
   clear(range: Range): void;
   /** Run commands (six words each) over the metadata, then read ranges back in order. */

@@ -30,6 +30,8 @@ type WebGpuOptions = RoomOptions & {
   readonly picks?: boolean | undefined;
   /** Are kernels compiled before they are needed? Default: on hardware. */
   readonly ahead?: boolean | undefined;
+  /** Is the list that is expected next encoded while the device works? Default: on hardware. */
+  readonly encodesAhead?: boolean | undefined;
 };
 type FileOf = (name: string) => Promise<Uint8Array>;
 const GPU: Families = { fewRows: 8 };
@@ -123,6 +125,8 @@ async function openOn(
     const memory = await watch.scoped(Object.values(bytes), () => allocate(device, plan, layers, most));
     const software = isSoftware(adapter);
     const families = options.families ?? (software ? CPU : GPU);
+    // A software device works on the cores that encode.
+    const encodesAhead = options.encodesAhead ?? !software;
     const picks = (options.picks ?? !software) && plan.homes.candidates !== null;
     const texts = await readKernels(plan, file);
     const kernels = new Kernels(watch, plan, memory.layouts, texts, { families, picks, software });
@@ -149,7 +153,7 @@ async function openOn(
           allocate(device, small, layers, most, { first, weights: memory }),
         );
         const release = async (): Promise<void> => own.destroy();
-        const alike = { info, families, picks, later };
+        const alike = { info, families, picks, encodesAhead, later };
         return play(watch, small, own, kernels, { ...alike, bytes, sizes, release });
       },
     };
@@ -159,7 +163,7 @@ async function openOn(
       watch.destroy();
     };
     return play(watch, plan, memory, kernels, {
-      ...{ info, bytes, sizes, families, picks, later: whole ? null : later, release },
+      ...{ info, bytes, sizes, families, picks, encodesAhead, later: whole ? null : later, release },
     });
   } catch (e) {
     // Whatever failed after the device was gone failed because of that.

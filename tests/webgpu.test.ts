@@ -14,7 +14,9 @@ import * as assert from "uvu/assert";
 import { compile, compileTo } from "../compiler/compile.ts";
 import type { WeftError } from "../runtime/bundle.ts";
 import type { Device } from "../runtime/device.ts";
+import { Engine as Core } from "../runtime/engine.ts";
 import { softwareDriver } from "../runtime/swiftshader.ts";
+import { startJob } from "../runtime/trainer.ts";
 import { openWebGpu } from "../runtime/webgpu.ts";
 import { load } from "../sdk/index.ts";
 import { devicesOf } from "./support/devices.ts";
@@ -64,6 +66,56 @@ test("writes, clears, steps and reads happen in the order they were asked for", 
   );
   assert.is((await device.read(word))[0], 0);
   await device.dispose();
+});
+
+test("lists that are encoded ahead, and in parts, are those that were asked for", async () => {
+  const config = { ...configs.even, num_hidden_layers: 6 };
+  const { files } = await compile(writeModel(config), { ...options, limits: {}, train: ["lora"] });
+  const reader = { where: "memory", read: async (name: string) => files.get(name)! };
+  const said = async (encodesAhead: boolean) => {
+    const engine = await Core.open(reader, async (m, file) => {
+      return (await openWebGpu(m, file, "software", { encodesAhead }))!;
+    });
+    const ids = (name: string, n: number): number[] => idsOf(name, n, config.vocab_size);
+    const pieces = async (prompt: number[], maxTokens: number, also?: () => Promise<unknown>) => {
+      const all = [];
+      let beside: Promise<unknown> | undefined;
+      for await (const { id, logprob } of engine.generate({ prompt, maxTokens })) {
+        all.push({ id, logprob });
+        if (all.length === 8) beside = also?.();
+      }
+      return [all, await beside];
+    };
+    const taught = ids("taught", 20);
+    const rows = [{ input_ids: taught, labels: taught }];
+    const job = { name: "notes", method: "lora", rows, steps: 1, batchSize: 1, learningRate: 0.01 };
+    const answers = await pieces(ids("first", 5), 24, () =>
+      Promise.all([pieces(ids("second", 9), 4), startJob(engine, job, []).done]),
+    );
+    const after = await pieces(ids("third", 3), 6);
+    const { logprobs } = await engine.score(taught, { adapter: "notes" });
+    const { ahead } = engine.device.stats;
+    await engine.dispose();
+    return { told: [answers[0], (answers[1] as unknown[])[0], after, [...logprobs]], ahead };
+  };
+  const { prototype } = GPUQueue;
+  const { submit } = prototype;
+  let parts = 0;
+  prototype.submit = function (this: GPUQueue, list: Iterable<GPUCommandBuffer>) {
+    parts++;
+    return submit.call(this, list);
+  } as typeof submit;
+  try {
+    const asked = await said(false);
+    const before = parts;
+    const ahead = await said(true);
+    assert.equal(ahead.told, asked.told);
+    assert.is(asked.ahead, 0);
+    assert.ok(ahead.ahead > 8, `${ahead.ahead} lists encoded ahead`);
+    assert.ok(before > 2 * 24, `${before} parts`);
+  } finally {
+    prototype.submit = submit;
+  }
 });
 
 test("a command that does not validate ends the next step with one error, and no other", async () => {

@@ -1,14 +1,14 @@
-import type { Plan, Sizes } from "../bundle.ts";
+import { COMMAND_WORDS, type Plan, type Sizes } from "../bundle.ts";
 import type { Device, Families, Later, Range } from "../device.ts";
 import { LAUNCH_BYTES, type Memory } from "./memory.ts";
 import type { Kernels } from "./pipelines.ts";
+import { Stagings } from "./stagings.ts";
 import type { Watch } from "./watch.ts";
 
 /** Bytes that are read back at once. */
 const STAGING = 64 * 2 ** 20;
-const STAGING_STEP = 65536;
-/** Read-back buffers kept for the next reads. */
-const STAGINGS = 2;
+/** Launches of the first part of a list, on which the device can begin while the rest is on its way. */
+const FIRST = 24;
 
 /** A range in pieces that are read back at once. */
 function piecesOf(r: Range): Range[] {
@@ -19,6 +19,21 @@ function piecesOf(r: Range): Range[] {
     words: Math.min(most, r.words - i * most),
   }));
 }
+const bytesOf = (ranges: readonly Range[]): number => ranges.reduce((n, r) => n + r.words * 4, 0);
+/** Commands, and what is read when they have run. */
+interface Asked {
+  readonly commands: Int32Array;
+  readonly reads: readonly Range[];
+}
+/** Are two lists launched and read alike? What they are launched over is in the metadata. */
+const isSame = (a: Asked, b: Asked): boolean =>
+  a.commands.length === b.commands.length &&
+  a.reads.length === b.reads.length &&
+  a.commands.every((word, i) => word === b.commands[i]) &&
+  a.reads.every((r, i) => {
+    const { space, group, offset, words } = b.reads[i]!;
+    return r.space === space && r.group === group && r.offset === offset && r.words === words;
+  });
 function joined(pieces: readonly Float32Array[]): Float32Array {
   if (pieces.length === 1) return pieces[0]!;
   const out = new Float32Array(pieces.reduce((n, p) => n + p.length, 0));
@@ -45,6 +60,8 @@ export function play(
     readonly release: () => Promise<void>;
     readonly families: Families;
     readonly picks: boolean;
+    /** Is the list that is expected next encoded while the device works? */
+    readonly encodesAhead: boolean;
     readonly info: Device["info"];
     readonly bytes: Readonly<Record<string, number>>;
     readonly sizes: Sizes;
@@ -52,37 +69,22 @@ export function play(
 ): Device {
   const { device } = watch;
   const { queue } = device;
-  const stats = { launches: 0, encodeMs: 0 };
+  const stats = { launches: 0, encodeMs: 0, ahead: 0 };
   const pending = new Set<Promise<unknown>>();
-  const idle: GPUBuffer[] = [];
-  const takeStaging = (bytes: number): GPUBuffer => {
-    const at = idle.findIndex((b) => b.size >= bytes);
-    if (at >= 0) return idle.splice(at, 1)[0]!;
-    return device.createBuffer({
-      label: "read back",
-      size: Math.ceil(bytes / STAGING_STEP) * STAGING_STEP,
-      usage: GPUBufferUsage.COPY_DST | GPUBufferUsage.MAP_READ,
-    });
-  };
-  const giveStaging = (buffer: GPUBuffer): void => {
-    idle.push(buffer);
-    if (idle.length <= STAGINGS) return;
-    // The small ones go: the next step may need a large one again.
-    idle.sort((a, b) => b.size - a.size);
-    idle.pop()!.destroy();
-  };
-  /**
-   * Submit what is encoded, with copies of `ranges`, in one go; resolves with their words when it has run.
-   */
-  const submit = async (encoder: GPUCommandEncoder, ranges: readonly Range[]): Promise<Float32Array[]> => {
-    const total = ranges.reduce((n, r) => n + r.words * 4, 0);
-    const staging = total ? takeStaging(total) : null;
+  const stagings = new Stagings(device);
+  /** Copies of ranges, to be read back when they have been made; null: of none. */
+  const copies = (encoder: GPUCommandEncoder, ranges: readonly Range[]): GPUBuffer | null => {
+    const total = bytesOf(ranges);
+    const staging = total ? stagings.take(total) : null;
     let at = 0;
     for (const p of ranges.flatMap(memory.parts)) {
       encoder.copyBufferToBuffer(p.buffer, p.at * 4, staging!, at, p.words * 4);
       at += p.words * 4;
     }
-    queue.submit([encoder.finish()]);
+    return staging;
+  };
+  /** Resolves with the words of ranges when what was submitted has run. */
+  const wordsOf = async (ranges: readonly Range[], staging: GPUBuffer | null): Promise<Float32Array[]> => {
     if (!staging) {
       await watch.until(queue.onSubmittedWorkDone(), "webgpu step");
       watch.check();
@@ -90,6 +92,7 @@ export function play(
     }
     let all: Float32Array;
     try {
+      const total = bytesOf(ranges);
       await watch.until(staging.mapAsync(GPUMapMode.READ, 0, total), "read back");
       all = new Float32Array(staging.getMappedRange(0, total).slice(0));
       staging.unmap();
@@ -97,9 +100,9 @@ export function play(
       staging.destroy();
       throw e;
     }
-    giveStaging(staging);
+    stagings.give(staging);
     watch.check();
-    at = 0;
+    let at = 0;
     return ranges.map((r) => {
       const out = all.subarray(at, at + r.words);
       at += r.words;
@@ -115,10 +118,7 @@ export function play(
     void end.then(() => pending.delete(end));
     return work;
   };
-  const encode = (commands: Int32Array, meta: Uint32Array): GPUCommandEncoder => {
-    const t0 = performance.now();
-    queue.writeBuffer(memory.meta, 0, meta.buffer as ArrayBuffer, meta.byteOffset, meta.byteLength);
-    const encoder = device.createCommandEncoder();
+  const launch = (encoder: GPUCommandEncoder, commands: Int32Array): void => {
     const pass = encoder.beginComputePass();
     let [bound, offset, launch] = [null as GPUBindGroup | null, -1, -1];
     const dispatch = (group: GPUBindGroup, i: number, numbers: number, x: number, y: number): void => {
@@ -129,7 +129,7 @@ export function play(
       pass.dispatchWorkgroups(x, y, commands[i + 5]!);
       stats.launches++;
     };
-    for (let i = 0; i < commands.length; i += 6) {
+    for (let i = 0; i < commands.length; i += COMMAND_WORDS) {
       const [index, x, y] = [commands[i]!, commands[i + 3]!, commands[i + 4]!];
       const { pipeline, layout, shards } = kernels.at(index)!;
       pass.setPipeline(pipeline);
@@ -142,18 +142,59 @@ export function play(
         }
     }
     pass.end();
+  };
+  /** Encode a list, a part after the other; returns what is read with the last. */
+  const encode = ({ commands, reads }: Asked, each: (part: GPUCommandBuffer) => void): GPUBuffer | null => {
+    const t0 = performance.now();
+    const first = FIRST * COMMAND_WORDS;
+    const cuts = commands.length < 2 * first ? [0] : [0, first];
+    let staging: GPUBuffer | null = null;
+    for (const [i, from] of cuts.entries()) {
+      const encoder = device.createCommandEncoder();
+      launch(encoder, commands.subarray(from, cuts[i + 1]));
+      if (i === cuts.length - 1) staging = copies(encoder, reads);
+      each(encoder.finish());
+    }
     stats.encodeMs += performance.now() - t0;
-    return encoder;
+    return staging;
+  };
+  /** The list that was played last, and the one that is expected next, which is not submitted yet. */
+  let last: Asked | null = null;
+  let next: (Asked & { parts: readonly GPUCommandBuffer[]; staging: GPUBuffer | null }) | null = null;
+  const drop = (): void => {
+    if (next?.staging) stagings.give(next.staging);
+    next = null;
   };
   /** What a list launches and nobody has compiled yet is compiled first. */
   const run = async (commands: Int32Array, meta: Uint32Array, reads: readonly Range[]) => {
     const missing = new Set<number>();
-    for (let i = 0; i < commands.length; i += 6) if (!kernels.at(commands[i]!)) missing.add(commands[i]!);
+    for (let i = 0; i < commands.length; i += COMMAND_WORDS)
+      if (!kernels.at(commands[i]!)) missing.add(commands[i]!);
     if (missing.size) {
       await kernels.compile(missing);
       watch.check();
     }
-    return submit(encode(commands, meta), reads);
+    const asked = { commands: commands.slice(), reads };
+    const again = last !== null && isSame(last, asked);
+    last = asked;
+    if (next && !isSame(next, asked)) drop();
+    queue.writeBuffer(memory.meta, 0, meta.buffer as ArrayBuffer, meta.byteOffset, meta.byteLength);
+    const submit = (part: GPUCommandBuffer): void => queue.submit([part]);
+    let staging: GPUBuffer | null;
+    if (next) {
+      next.parts.forEach(submit);
+      ({ staging } = next);
+      stats.ahead++;
+      next = null;
+    } else staging = encode(asked, submit);
+    const words = wordsOf(reads, staging);
+    // What came twice is likely to come again: a token's list is the one before's until a sequence comes,
+    // ends, or passes a split.
+    if (again && about.encodesAhead) {
+      const parts: GPUCommandBuffer[] = [];
+      next = { ...asked, staging: encode(asked, (part) => parts.push(part)), parts };
+    }
+    return words;
   };
   const readAll = async (ranges: readonly Range[]): Promise<Float32Array[]> => {
     watch.check();
@@ -166,7 +207,11 @@ export function play(
         bytes += pieces[to]!.words * 4;
         if (bytes > STAGING && to > from) break;
       }
-      read.push(...(await submit(device.createCommandEncoder(), pieces.slice(from, to))));
+      const ranges = pieces.slice(from, to);
+      const encoder = device.createCommandEncoder();
+      const staging = copies(encoder, ranges);
+      queue.submit([encoder.finish()]);
+      read.push(...(await wordsOf(ranges, staging)));
       from = to;
     }
     return all.map((pieces) => joined(read.splice(0, pieces.length)));
@@ -207,7 +252,8 @@ export function play(
     dispose: () => {
       disposed ??= (async () => {
         await Promise.all(pending);
-        for (const buffer of idle) buffer.destroy();
+        drop();
+        stagings.destroy();
         await about.release();
       })();
       return disposed;
