@@ -81,7 +81,11 @@ export const SEGMENT_ROWS: Readonly<Partial<Record<Domain, readonly [string, str
 };
 export const ROWS_HEADER: Readonly<Record<Domain, string>> = { T: "n_rows", W: "n_rows", R: "n_head" };
 /** Header words that say how many rows at a domain's end kernels for a few take. */
-export const REST_HEADER: Readonly<Partial<Record<Domain, string>>> = { T: "rest_rows", R: "rest_head" };
+export const REST_HEADER: Readonly<Record<Domain, string>> = {
+  T: "rest_rows",
+  W: "rest_rows",
+  R: "rest_head",
+};
 
 /**
  * Versions of one launch for few rows and for many, what folds the parts that those for few leave, and a
@@ -109,6 +113,12 @@ export interface Kernel<B> {
    * null where all go over all of its shard. Without it, none of its bodies can be over such a matrix.
    */
   readonly over?: "x" | "y" | null;
+  /**
+   * WGSL: which launches are one module beside those that are one text but for numbers. `sums`: those with one
+   * sum, in functions `name` and `name_…`, whatever the epilogue `name_e`. `bodies`: all over one kind of
+   * block, for short texts of few registers.
+   */
+  readonly joins?: "sums" | "bodies";
   /** WGSL: does a body write base weights? They are bound as words then, not as packed panels. */
   readonly writesWeights?: (body: B) => boolean;
   readonly wgsl: (name: string, body: B, env: KernelEnv, variant: Variant, lanes: number) => string;

@@ -176,4 +176,4 @@ export const memorySpaces = [
 export type MemorySpace = (typeof memorySpaces)[number];
 /** WebGPU: where the numbers that a launch brings to its kernel are bound, and how many vectors of four. */
 export const LAUNCH_BINDING = memorySpaces.length;
-export const LAUNCH_VECTORS = 4;
+export const LAUNCH_VECTORS = 63;

@@ -109,6 +109,12 @@ test("fusion changes launches, never bits: at most 8 a layer's forward", async (
   assert.ok(launches("backward.full.all").base <= 13);
   // 11, four first products of adapters, their gradients in one, and one for dropout.
   assert.ok(launches("backward.lora.all").base <= 11 && launches("backward.lora.all").all <= 17);
+  // Kernels share modules, each of which is a pipeline: those of a GPU, and those of a CPU behind WebGPU.
+  const kernels = Object.entries(fused.manifest.targets.webgpu!.kernels);
+  const pipelines = (idle: RegExp): number =>
+    new Set(kernels.flatMap(([name, { file }]) => (idle.test(name) ? [] : [file]))).size;
+  const [gpu, cpu] = [/_plain(_\d+)?$/, /_(few|many|merge)(_\d+)?$/].map(pipelines);
+  assert.ok(gpu! <= 50 && cpu! <= 42, `${gpu} and ${cpu} pipelines`);
   for (const g of fused.graphs.graphs)
     assert.ok(
       fuse(g.roots, { fuse: true, homes: g.homes }).length <=

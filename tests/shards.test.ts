@@ -4,7 +4,15 @@
  */
 import * as assert from "uvu/assert";
 import { compile } from "../compiler/compile.ts";
-import { type Format, mostStates, packedWords, runsOf, SHARD_ROWS, shardsOf } from "../runtime/bundle.ts";
+import {
+  type Format,
+  LAUNCH_VECTORS,
+  mostStates,
+  packedWords,
+  runsOf,
+  SHARD_ROWS,
+  shardsOf,
+} from "../runtime/bundle.ts";
 import type { Families } from "../runtime/device.ts";
 import { Engine as Core } from "../runtime/engine.ts";
 import type { Verdict } from "../runtime/invariance.ts";
@@ -17,6 +25,8 @@ import { long } from "./support/scale.ts";
 import { suite } from "./support/suite.ts";
 import { type Config, writeModel } from "./support/tiny.ts";
 
+/** What a launch knows of the shard that it is over. */
+const shard = `launch[${LAUNCH_VECTORS}]`;
 const test = suite("shards");
 await shareDevice();
 
@@ -181,11 +191,11 @@ test("shards that forget where they begin, or what came before them, are seen", 
     [
       /^kernels\/embed_/,
       // Inside of the shard all the same: nothing here checks where a kernel reads.
-      (text) => text.replace(/if \(.*continue; \}/, "").replace("- launch[4].x", "% launch[4].y"),
+      (text) => text.replace(/if \(.*continue; \}/, "").replace(`- ${shard}.x`, `% ${shard}.y`),
       [],
     ],
-    [/^kernels\/head_/, (text) => text.replaceAll("launch[4].x + ", ""), []],
-    [/^kernels\/head_train_d/, (text) => text.replace("launch[4].x > 0", "launch[4].x > 100000"), ["lora"]],
+    [/^kernels\/head_/, (text) => text.replaceAll(`${shard}.x + `, ""), []],
+    [/^kernels\/head_train_d/, (text) => text.replace(`${shard}.x > 0`, `${shard}.x > 100000`), ["lora"]],
     [/^kernels\/sumsq_full_outer/, (text) => text.replace("arena[at] + sum", "sum"), ["full"]],
   ];
   for (const [file, mutant, train] of mutants) {

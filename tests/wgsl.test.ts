@@ -5,9 +5,12 @@
 import * as assert from "uvu/assert";
 import { adapterMethods } from "../compiler/adapters/index.ts";
 import { compile } from "../compiler/compile.ts";
+import { modulesOf } from "../compiler/emit/join.ts";
 import { share } from "../compiler/emit/share.ts";
+import type { LaunchText } from "../compiler/emit/wgsl.ts";
 import { inTurn, merged } from "../compiler/kernels/text/alike.ts";
 import { fn } from "../compiler/kernels/text/wgsl.ts";
+import { LAUNCH_VECTORS } from "../runtime/bundle.ts";
 import { configs, s2ftOdd, small } from "./support/engines.ts";
 import { suite } from "./support/suite.ts";
 import { writeModel } from "./support/tiny.ts";
@@ -239,8 +242,46 @@ test("kernels that are one text but for what a launch brings are one module", ()
   // More numbers than a launch has room for.
   const many = (name: string, first: number) => ({
     name,
-    text: `fn main() { ${Array.from({ length: 17 }, (_, i) => `arena[${first + i}] = 0.0f;`).join(" ")} }`,
+    text: `fn main() { ${Array.from({ length: 4 * LAUNCH_VECTORS + 1 }, (_, i) => `arena[${first + i}] = 0.0f;`).join(" ")} }`,
   });
   assert.is(share([many("a", 1), many("b", 100)]).modules.length, 2);
+});
+test("products with one sum are one module: a launch brings each body's epilogue and numbers", () => {
+  const body = (i: number, [at, stride]: readonly number[], result: string): string =>
+    [
+      fn(`body_${i}_e`, [`arena[${at! + 1} + row] = ${result};`], "row: i32, acc0: f32"),
+      fn(`body_${i}`, [`let s = arena[${at!} * ${stride!}];`, `body_${i}_e(wg.y, s);`]),
+    ].join("\n");
+  const launch = (name: string, joins: LaunchText["joins"], ...bodies: string[]): LaunchText => ({
+    ...{ name, joins, says: "", lanes: 64, shared: [], cache: null, written: false },
+    functions: bodies.join("\n"),
+    entries: bodies.map((_, i) => `body_${i}`),
+  });
+  const several = Array.from({ length: LAUNCH_VECTORS + 1 }, (_, i) => body(i, [i, 8], "acc0"));
+  const { modules, of } = modulesOf([
+    launch("a", "sums", body(0, [10, 4], "acc0"), body(1, [20, 4], "exp(acc0)")),
+    launch("b", "sums", body(0, [30, 7], "acc0")),
+    launch("c", null, body(0, [40, 4], "acc0")),
+    launch("too many", "sums", ...several),
+    launch("d", "map step", fn("body_0", ["arena[1] = 0.0f;"])),
+    launch("e", "map step", fn("body_0", ["arena[2] = 1.0f;"])),
+  ]);
+  assert.equal(
+    modules.map((m) => m.name),
+    ["a", "d", "c", "too many"],
+  );
+  // Where the sum reads, how far apart; which epilogue, and where that one writes.
+  assert.equal(of.get("a"), { module: "a", launch: [10, 4, 0, 11, 20, 4, 1, 0] });
+  assert.equal(of.get("b"), { module: "a", launch: [30, 7, 0, 31] });
+  assert.equal(
+    ["d", "e"].map((name) => of.get(name)),
+    [0, 1].map((which) => ({ module: "d", launch: [which] })),
+  );
+  const text = modules[0]!.text;
+  assert.is(text.match(/let s = arena\[p_0 \* p_1\];/g)!.length, 1);
+  assert.match(text, /let p_1 = launch\[wg\.z \* 1 \+ 0\]\.y;/);
+  assert.match(text, /switch launch\[z \* 1 \+ 0\]\.z \{\n\s+case 0: \{ put_1_0\(z, row, acc0\); \}/);
+  assert.match(text, /put_1\(wg\.z, wg\.y, s\);/);
+  assert.match(modules[1]!.text, /switch launch\[0\]\.x/);
 });
 test.run();

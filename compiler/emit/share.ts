@@ -9,12 +9,19 @@ import { alike } from "../kernels/text/alike.ts";
  * Numbers that a launch may bring, but where compilers make more of one that they know: in a loop's bounds,
  * as a divisor. An attribute, a case and a float must hold theirs.
  */
-const BROUGHT =
+export const BROUGHT =
   /for \([^{]*\{|[/%] \d+u?|@\w+\([^)]*\)|case [\d, ]+:|\d+(?:\.\d+)?e[-+]?\d+|(?<![\w.])(\d+)(u?)(?![\w.>])/g;
-const shapeOf = (text: string): string =>
+export const shapeOf = (text: string): string =>
   text.replace(BROUGHT, (found: string, n: string | undefined, unsigned: string) =>
     n === undefined ? found : `#${unsigned}`,
   );
+/** A module with what a launch brings: its numbers, and behind them those of a shard. */
+export const bringing = (text: string): string => {
+  const type = `array<vec4<i32>, ${LAUNCH_VECTORS + 1}>`;
+  const declared = `@group(0) @binding(${LAUNCH_BINDING}) var<uniform> launch: ${type};\n`;
+  const [says] = /^(?:\/\/.*\n)*/.exec(text)!;
+  return text.includes("launch[") ? `${says}${declared}${text.slice(says.length)}` : text;
+};
 const place = (i: number): string => `launch[${i >> 2}].${"xyzw"[i & 3]}`;
 
 export interface Shared {
@@ -41,11 +48,8 @@ export function share(kernels: readonly { readonly name: string; readonly text: 
       for (const one of group) add([one]);
       return;
     }
-    // Behind its numbers are those of a shard.
-    const type = `array<vec4<i32>, ${LAUNCH_VECTORS + 1}>`;
-    const brings = `@group(0) @binding(${LAUNCH_BINDING}) var<uniform> launch: ${type};\n`;
     const says = group.map((k) => k.says).join("");
-    modules.push({ name, text: `${says}${text.includes("launch[") ? brings : ""}${text}` });
+    modules.push({ name, text: bringing(`${says}${text}`) });
     group.forEach((k, i) => void of.set(k.name, { module: name, launch: values[i]!.map(Number) }));
   };
   for (const group of groups.values()) add(group);

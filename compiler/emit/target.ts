@@ -20,8 +20,8 @@ import type { GraphProgram, Programs } from "../programs/index.ts";
 import type { Settings } from "../settings.ts";
 import { align, type Target } from "../target.ts";
 import { emitAlias, emitLaunchAs, scratchBytes } from "./assemblyscript.ts";
-import { share } from "./share.ts";
-import { emitLaunchWgsl, gridOf, lanesOf, variantsOf } from "./wgsl.ts";
+import { modulesOf } from "./join.ts";
+import { gridOf, type LaunchText, lanesOf, launchText, variantsOf } from "./wgsl.ts";
 
 export interface Emitted {
   readonly plan: TargetEntry;
@@ -85,8 +85,11 @@ export function emitTarget(
   layout: Layout,
 ): Emitted {
   const blocks = blockLayouts(c, train);
-  const sources: (Pick<Entry, "weights" | "shards"> & { name: string; text: string; lanes: number })[] = [];
+  const sources: (Pick<Entry, "weights" | "shards"> & { name: string; lanes: number })[] = [];
   const entries: (Omit<ProgramEntry, "launches"> & { readonly launches: LaunchEntry[] })[] = [];
+  /** Of a CPU's kernels, and of WebGPU's launches. */
+  const functions: { readonly name: string; readonly text: string }[] = [];
+  const texts: LaunchText[] = [];
   let scratch = 0;
   const params = new Map(
     [
@@ -141,9 +144,10 @@ export function emitTarget(
       const unique = sources.some((s) => s.name === kernel) ? `${kernel}_${sources.length}` : kernel;
       // On a CPU one kernel serves few rows and many.
       const wasm = (): string => (first ? emitAlias(unique, first) : emitLaunchAs(unique, bodies, env));
+      if (target.name === "wasm") functions.push({ name: unique, text: wasm() });
+      else texts.push(launchText(unique, bodies, env, variant));
       sources.push({
         name: unique,
-        text: target.name === "wasm" ? wasm() : emitLaunchWgsl(unique, bodies, env, variant),
         weights: writesWeights(bodies) ? "written" : "read",
         shards: shardsOf(bodies, env),
         lanes: lanesOf(bodies, variant),
@@ -247,7 +251,7 @@ export function emitTarget(
     update("layer", kinds, { skeleton: "row_norms", name: "row_norms", norms, bits });
   }
   if (train.length) update("outer", {}, { skeleton: "clip", name: "clip", bits: [] });
-  const modules = target.name === "wasm" ? null : share(sources);
+  const modules = target.name === "wasm" ? null : modulesOf(texts);
   const plan: TargetEntry = {
     panel: target.panel,
     room: { ...layout.room, arena },
@@ -271,5 +275,5 @@ export function emitTarget(
       }),
     ),
   };
-  return { plan, kernels: sources.map((s) => s.name), sources: modules?.modules ?? sources };
+  return { plan, kernels: sources.map((s) => s.name), sources: modules?.modules ?? functions };
 }

@@ -9,7 +9,7 @@ import { fixed } from "../kernels/grid.ts";
 import { type AnyBody, kernelOf, writesWeights } from "../kernels/index.ts";
 import { merged } from "../kernels/text/alike.ts";
 import { called } from "../kernels/text/library.ts";
-import { lines } from "../kernels/text/lines.ts";
+import { type Lines, lines } from "../kernels/text/lines.ts";
 import { WG } from "../kernels/text/wgsl.ts";
 
 type Kv = Type & { kind: "kv" };
@@ -48,31 +48,66 @@ export const variantsOf = (bodies: readonly AnyBody[], env: KernelEnv): readonly
 export const lanesOf = (bodies: readonly AnyBody[], variant: Variant): number =>
   kernelOf(bodies[0]!).lanes?.(bodies, variant) ?? WG;
 
-/** WGSL of one launch. */
-export function emitLaunchWgsl(
+/** A launch before it is a module: its functions, those that workgroups enter by z, and what they need. */
+export interface LaunchText {
+  readonly name: string;
+  readonly functions: string;
+  readonly entries: readonly string[];
+  /** What it may share a module with: launches with one sum, or others of its kernel and block. */
+  readonly joins: "sums" | `${string} ${string}` | null;
+  readonly says: string;
+  readonly lanes: number;
+  readonly shared: Lines;
+  readonly cache: Binding | null;
+  /** Does it write weights? */
+  readonly written: boolean;
+}
+export function launchText(
   name: string,
   bodies: readonly AnyBody[],
   env: KernelEnv,
   variant: Variant = "any",
-): string {
+): LaunchText {
   const kernel = kernelOf(bodies[0]!);
   const lanes = lanesOf(bodies, variant);
-  const text = bodies.map((b, i) => kernel.wgsl(`body_${i}`, b, env, variant, lanes)).join("\n");
-  const { functions, select } = merged(text, entriesOf(bodies));
+  return {
+    name,
+    functions: bodies.map((b, i) => kernel.wgsl(`body_${i}`, b, env, variant, lanes)).join("\n"),
+    entries: entriesOf(bodies),
+    joins: kernel.joins === "bodies" ? `${bodies[0]!.skeleton} ${env.layout.kind}` : (kernel.joins ?? null),
+    says: bodies.map((b) => `${b.skeleton} ${b.name}`).join(", "),
+    lanes,
+    shared: kernel.shared?.(variant, lanes, bodies) ?? [],
+    cache: cacheOf(bodies),
+    written: writesWeights(bodies),
+  };
+}
+/** WGSL of one launch. */
+export function emitLaunchWgsl(...of: Parameters<typeof launchText>): string {
+  return moduleOfOne(launchText(...of));
+}
+export function moduleOfOne(launch: LaunchText): string {
+  const { functions, select } = merged(launch.functions, launch.entries);
+  return moduleOf([launch], functions, select);
+}
+/** A module for launches that need alike: functions, and statements that call them. */
+export function moduleOf(launches: readonly LaunchText[], functions: string, select: Lines): string {
+  const { lanes, shared, written } = launches[0]!;
+  const caches = launches.flatMap(({ cache }) => cache ?? []);
+  if (new Set(caches.map(({ type }) => type)).size > 1)
+    throw new Error(`${launches[0]!.name}: one kernel reads the cache, another writes it`);
   const library = called(functions);
   const uses = (id: string): boolean => new RegExp(`\\b${id}\\[`).test(`${functions}${library}`);
-  const written = writesWeights(bodies);
   const declarations = memorySpaces.flatMap((c, i) => {
-    const binding = c === "kv" ? cacheOf(bodies) : c === "weights" && written ? numbers(c) : bindings[c];
+    const binding = c === "kv" ? caches[0] : c === "weights" && written ? numbers(c) : bindings[c];
     if (!binding) return [];
     const { id, type, access } = binding;
     return uses(id) ? [`@group(0) @binding(${i}) var<storage, ${access}> ${id}: ${type};`] : [];
   });
   return lines`
-    // ${name}
-    // ${bodies.map((b) => `${b.skeleton} ${b.name}`).join(", ")}
+    ${launches.flatMap(({ name, says }) => [`// ${name}`, `// ${says}`])}
     ${declarations}
-    ${kernel.shared?.(variant, lanes, bodies) ?? []}
+    ${shared}
     ${library ? library.split("\n") : []}
     ${functions.split("\n")}
     @compute @workgroup_size(${lanes})

@@ -44,7 +44,7 @@ export function tiledByExpert(
   const { x, chosen, w, type, top, outs } = sizesOf(b);
   const { offset, stride } = env.address(w.value);
   const panels = panelsOf(type.format, offset, type.n, type.k, {
-    one: { at: "expert", words: stride },
+    one: { at: "expert", step: String(stride / 4) },
   });
   const ids = wgsl.rowAt(chosen, env, `p / ${top}`);
   const tile = (n: number): Lines => {

@@ -22,7 +22,8 @@ const partsOf = (b: Body, env: KernelEnv, which: string) => {
     number,
     number?,
   ];
-  const one = second === undefined ? null : { at: which, words: second - first };
+  // Both as they are, though their distance is known here: it may be negative.
+  const one = second === undefined ? null : { at: which, step: `(${second / 4} - ${first / 4})` };
   const { own = null } = env.address(b.operands[1]!.value);
   const panels = panelsOf(format, first, n, k, { one, rows: blockRows({ own, n }) });
   return { x: b.operands[0]!, terms: k, panels, span: own === null ? wholeOf(b) : columnsOfShard };
@@ -30,6 +31,7 @@ const partsOf = (b: Body, env: KernelEnv, which: string) => {
 
 export const linear: GraphKernel = {
   epilogue: "elements",
+  joins: "sums",
   pairs: true,
   // A backward has many rows; a step may have a few, or what whole tiles leave is a few.
   variants: ({ domain }) => (domain === "W" ? ["plain", "many"] : ["plain", "few", "many"]),
@@ -59,7 +61,8 @@ export const linear: GraphKernel = {
     }
     const sums = indices(b.beside ? 2 : 1).map((s) => {
       const { x, terms, panels } = partsOf(b, env, String(s));
-      return (at: (x: Operand) => readonly Place[]) => ascending(at(x), panels, { k: terms });
+      return (at: (x: Operand, env: KernelEnv) => readonly Place[]) =>
+        ascending(at(x, env), panels, { k: terms });
     });
     return plain(name, b, env, sums, partsOf(b, env, "0").span);
   },

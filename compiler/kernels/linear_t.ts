@@ -1,7 +1,7 @@
 /** dx = dy·W, summed over all pairs of dy and W. */
-import { pairsOf, type Type } from "../../ops/index.ts";
+import { pairsOf, type Type, type Value } from "../../ops/index.ts";
 import { blockRows, ROW_TILE } from "../../runtime/bundle.ts";
-import type { KernelEnv } from "../kernel.ts";
+import type { Address, KernelEnv } from "../kernel.ts";
 import type { Body, GraphKernel, Operand } from "./body.ts";
 import { most, plainRows, tileRows } from "./grid.ts";
 import { inTurn } from "./text/alike.ts";
@@ -36,8 +36,20 @@ function tile(b: Body, x: Operand, w: Operand, env: KernelEnv): Lines {
   const sums = summed({ x, terms, load, store }, env);
   return terms.sharded ? [...tileGoesOn(b, env), ...sums] : sums;
 }
+/** A pair like one, of other sizes and elsewhere: its text has all numbers that depend on these. */
+function modelOf([x, w]: readonly [Operand, Operand], env: KernelEnv): [Operand, Operand, KernelEnv] {
+  const t = w.value.type as Type & { kind: "weight" };
+  const [n, k] = [t.n + 128 * 1009, t.k + 128 * 2003];
+  const value = { ...w.value, type: { ...t, n, k } };
+  const address = (v: Value): Address => {
+    const a = env.address(v);
+    return v === value ? { ...a, offset: 64 * 30011 } : { ...a, offset: 64 * 40009, stride: n };
+  };
+  return [x, { ...w, value }, { ...env, address }];
+}
 export const linear_t: GraphKernel = {
   epilogue: "elements",
+  joins: "sums",
   variants: () => ["plain", "many"],
   lanes: (_bodies, variant) => (variant === "many" ? GEMM_LANES : WG),
   grid: (bodies, _env, variant) =>
@@ -50,17 +62,18 @@ export const linear_t: GraphKernel = {
     const pairs = pairsOf(b.operands);
     const { terms } = matrixOf(pairs[0]![1], env);
     const span = terms.sharded ? sumOfShards(b, env, terms.all) : wholeOf(b);
-    const sums = (of: (x: Operand, w: Operand) => Lines): Lines =>
+    const sums = (of: (x: Operand, w: Operand, env: KernelEnv) => Lines): Lines =>
       inTurn(
-        pairs.map(([x, w]) => of(x, w)),
+        pairs.map(([x, w]) => of(x, w, env)),
         "s",
+        terms.sharded ? undefined : { model: of(...modelOf(pairs[0]!, env)), upTo: 3 },
       );
     return variant === "many"
       ? gemm(
           name,
           b,
           env,
-          sums((x, w) => tile(b, x, w, env)),
+          sums((x, w, env) => tile(b, x, w, env)),
           span,
         )
       : plain(
@@ -69,9 +82,9 @@ export const linear_t: GraphKernel = {
           env,
           [
             (at, rows) =>
-              sums((x, w) => {
+              sums((x, w, env) => {
                 const { terms, panels } = matrixOf(w, env);
-                const text = across(at(x), panels, terms);
+                const text = across(at(x, env), panels, terms);
                 return terms.sharded ? [...goesOn(b, env, rows), ...text] : text;
               }),
           ],

@@ -100,6 +100,7 @@ function across(cols: number, atOnce: number, of: () => Column): Lines {
 }
 
 export const row: GraphKernel = {
+  joins: "bodies",
   epilogue: "rows",
   grid: (bodies) => [rows(bodies), one],
   lanes: () => FOLD_LANES,

@@ -18,7 +18,7 @@ import { chamberWords, isShared, type MemorySpace, memorySpaces, type Range } fr
 
 const READ_ONLY: readonly MemorySpace[] = ["weights", "meta", "tables"];
 /** From the numbers of one kernel to those of the next: what any device takes as an offset. */
-export const LAUNCH_BYTES = 256;
+export const LAUNCH_BYTES = 16 * (LAUNCH_VECTORS + 1);
 
 /**
  * Adapters do not say how much memory they have: what they refuse is told when it is taken. The smallest

@@ -58,26 +58,43 @@ const chosen = (
     }`;
 };
 
-/** Statements in turn: a loop, where they are one text but for numbers. */
-export function inTurn(blocks: readonly Lines[], prefix: string): Lines {
-  if (blocks.length < 2) return blocks.flat();
-  const texts = blocks.map((b) => b.join("\n"));
+/**
+ * Statements in turn: a loop, where they are one text but for numbers. With `model`, a block whose numbers are
+ * all others, up to `upTo` of them are one text however many there are and whichever numbers meet in them.
+ */
+export function inTurn(
+  blocks: readonly Lines[],
+  prefix: string,
+  like?: { readonly model: Lines; readonly upTo: number },
+): Lines {
+  if (blocks.length < 2 && !like) return blocks.flat();
+  const texts = [...blocks, ...(like ? [like.model] : [])].map((b) => b.join("\n"));
   if (new Set(texts.map(shapeOf)).size > 1)
     return blocks.flatMap((b) => ["{", ...b.map((l) => `  ${l}`), "}"]);
   const { text, names, values } = alike(texts, (i) => `${prefix}_${i}`);
+  const n = blocks.length;
+  const cases = Array.from({ length: Math.max(n, like?.upTo ?? 0) }, (_, i) => values[Math.min(i, n - 1)]!);
+  // A variable is a number that may be another elsewhere.
   return lines`
-    for (var ${prefix} = 0; ${prefix} < ${texts.length}; ${prefix}++) {
-      ${chosen(names, prefix, [...values.entries()])}
+    ${like ? [`let ${prefix}_n = ${n};`] : []}
+    for (var ${prefix} = 0; ${prefix} < ${like ? `${prefix}_n` : n}; ${prefix}++) {
+      ${chosen(names, prefix, [...cases.entries()])}
       ${text.split("\n")}
     }`;
 }
 
-interface Fn {
+export interface Fn {
   readonly name: string;
   readonly params: string;
   readonly body: string;
 }
 const FUNCTION = /^fn (\w+)\((.*)\) (\{[\s\S]*?^\})/gm;
+export const functionsOf = (text: string): readonly Fn[] =>
+  [...text.matchAll(FUNCTION)].map(([, name, params, body]) => ({
+    name: name!,
+    params: params!,
+    body: body!,
+  }));
 
 /**
  * The functions of a launch, those that are alike as one; and the statements that call the one of `entries`
@@ -92,9 +109,7 @@ export function merged(text: string, entries: readonly string[]): { functions: s
       return to ? `${to.name}(${to.numbers.map((n) => `${n}, `).join("")}` : call;
     });
   const out: string[] = [];
-  let waiting = [...text.matchAll(FUNCTION)].map(([, name, params, body]): Fn => {
-    return { name: name!, params: params!, body: body! };
-  });
+  let waiting = functionsOf(text);
   while (waiting.length) {
     // Those that are called before those that call.
     const ready = waiting.filter(({ body }) => !waiting.some((f) => body.includes(`${f.name}(`)));

@@ -51,10 +51,7 @@ export function rowAt(o: Operand, env: KernelEnv, r: string): { space: string; a
 
 export const count = (domain: Domain): string => header(ROWS_HEADER[domain]);
 /** Of these, those at the end that kernels for a few take. */
-export const restOf = (domain: Domain): string => {
-  const word = REST_HEADER[domain];
-  return word ? header(word) : "0";
-};
+export const restOf = (domain: Domain): string => header(REST_HEADER[domain]);
 /** Return where the body has nothing to do. */
 export const guard = (bits: readonly number[]): Lines =>
   bits.map((bit) => `if (!(${maskBit(bit)})) { return; }`);

@@ -39,11 +39,10 @@ export interface Summands {
  */
 export function gemm(name: string, b: Body, env: KernelEnv, sums: Lines, span: Span = wholeOf(b)): string {
   const rows = indices(8);
-  const rest = restOf(b.domain);
   const columns = gemmColumns(b);
   const results = ofSums(b, (i) => `tile_b[o${i ? ` + ${columns / 4}` : ""}][column & 3]`);
   const text = lines`
-    let n = ${count(b.domain)}${rest === "0" ? "" : ` - ${rest}`};
+    let n = ${count(b.domain)} - ${restOf(b.domain)};
     let m0 = wg.y * ${GEMM_ROWS};
     let n0 = wg.x * ${columns};
     if (m0 >= n || n0 >= ${span.count}) { return; }
@@ -102,47 +101,32 @@ export function summed({ x, terms, load, store }: Summands, env: KernelEnv): Lin
       ${rows.map((i) => `a${i} = fma(vec4<f32>(x_${i >> 2}.${"xyzw"[i & 3]}), w, a${i});`)}
     }
     }`;
-  const chunk = (first: string, length: number): Lines => lines`
-    ${rows.map((i) => `var a${i} = vec4<f32>();`)}
-    ${
-      length >= STEP
-        ? lines`
-    for (var step = 0; step < ${Math.floor(length / STEP)}; step++) {
-      let k = ${first} + step * ${STEP};
-      ${tile(STEP)}
-    }`
-        : []
-    }
-    ${
-      length % STEP
-        ? lines`
-    {
-      let k = ${first} + ${length - (length % STEP)};
-      ${tile(length % STEP)}
-    }`
-        : []
-    }
-    ${rows.map((i) => `t${i} = t${i} + a${i};`)}`;
   const { all, sharded } = terms;
-  const [full, rest] = [Math.floor(all / CHUNK), all % CHUNK];
-  // Only the last shard has what is no whole chunk.
-  const [here, last] = sharded ? [`(${shard.rows} / ${CHUNK})`, `if (${isLast(all)}) `] : [String(full), ""];
+  const [turns, rest] = [Math.floor(all / STEP), all % STEP];
+  // Most matrices have whole chunks, and a loop of so many turns; of others the last has fewer.
+  const whole = all % CHUNK === 0;
+  const perChunk = CHUNK / STEP;
+  // Bounds are variables, so that matrices of other sizes may share the text.
   return lines`
     ${at.map((row, i) => `let x${i} = ${row.at} + tx${sharded ? ` + ${shard.first}` : ""};`)}
-    ${
-      full
-        ? lines`
-    for (var c = 0; c < ${here}; c++) {
-      ${chunk(`c * ${CHUNK}`, CHUNK)}
-    }`
-        : []
-    }
-    ${
-      rest
-        ? lines`
-    ${last}{
-      ${chunk(sharded ? `${here} * ${CHUNK}` : String(full * CHUNK), rest)}
-    }`
-        : []
+    ${whole ? [] : [`let turns = ${sharded ? `${shard.rows} / ${STEP}` : turns};`]}
+    let chunks = ${sharded ? `(${shard.rows} + ${CHUNK - 1}) / ${CHUNK}` : Math.ceil(all / CHUNK)};
+    for (var c = 0; c < chunks; c++) {
+      ${rows.map((i) => `var a${i} = vec4<f32>();`)}
+      ${whole ? [] : [`let until = min(turns - c * ${perChunk}, ${perChunk});`]}
+      for (var turn = 0; turn < ${whole ? perChunk : "until"}; turn++) {
+        let k = c * ${CHUNK} + turn * ${STEP};
+        ${tile(STEP)}
+      }
+      ${
+        rest
+          ? lines`
+      if (c == chunks - 1${sharded ? ` && ${isLast(all)}` : ""}) {
+        let k = turns * ${STEP};
+        ${tile(rest)}
+      }`
+          : []
+      }
+      ${rows.map((i) => `t${i} = t${i} + a${i};`)}
     }`;
 }

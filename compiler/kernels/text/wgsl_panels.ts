@@ -22,8 +22,8 @@ export interface Panels {
   readonly some: (count: number, panel: string, k: string, quad: string) => Lines;
 }
 /**
- * The matrix [n, k] at word `offset` of the group's weights; `one`: of several matrices, so many words apart,
- * that with the number in a variable; `rows`: in blocks of so many.
+ * The matrix [n, k] at word `offset` of the group's weights; `one`: of several matrices, so many vectors of
+ * four words apart, that with the number in a variable; `rows`: in blocks of so many.
  */
 export function panelsOf(
   name: string,
@@ -33,7 +33,7 @@ export function panelsOf(
   {
     one,
     rows = n,
-  }: { readonly one?: { readonly at: string; readonly words: number } | null; readonly rows?: number } = {},
+  }: { readonly one?: { readonly at: string; readonly step: string } | null; readonly rows?: number } = {},
 ): Panels {
   const format = formatOf(name);
   const planes = planesOf(name, rows, k, WGSL_PANEL);
@@ -41,7 +41,7 @@ export function panelsOf(
   const block = planes.at(-1)!.to / 16;
   const index = (p: PlacedPlane, panel: string, row: string, quad: string): string => {
     const first = (offset * 4 + p.from) / 16;
-    const start = one ? `${first} + ${one.at} * ${one.words / 4}` : first;
+    const start = one ? `${first} + ${one.at} * ${one.step}` : first;
     const words = Math.ceil(p.terms / p.run);
     const at = (panel: string): string => `(${panel} * ${words} + ${shifted(row, perWord(p))}) * 4 + ${quad}`;
     // Blocks of one plane are panels in order.

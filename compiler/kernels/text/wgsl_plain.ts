@@ -51,22 +51,20 @@ function sumsOf(
       at.map(({ space }, i) => `a${i} = fma(vec4<f32>(${space}[x${i} + k + ${j}]), ${name}${j}, a${i});`),
     )}`;
   const [perChunk, turns, tail] = [CHUNK / step, Math.floor(terms / step), terms % step];
-  // How many chunks a shard has is not known before.
-  const several = sharded || terms > CHUNK;
   const last = sharded ? `c == chunks - 1 && ${isLast(terms)}` : "c == chunks - 1";
   // One copy of the loop's body, for whole chunks and for the last: what a driver compiles it pays for. Bounds
   // are variables, so that matrices of other sizes may share the text.
   const chunk: Lines = lines`
     ${rows.map((i) => `var a${i} = vec4<f32>();`)}
-    ${several ? `let until = min(turns - c * ${perChunk}, ${perChunk});` : "let until = turns;"}
+    let until = min(turns - c * ${perChunk}, ${perChunk});
     for (var i = 0; i < until; i++) {
-      let k = ${several ? `c * ${CHUNK} + ` : ""}i * ${step};
+      let k = c * ${CHUNK} + i * ${step};
       ${sums(step)}
     }
     ${
       tail
         ? lines`
-    ${several ? `if (${last}) {` : "{"}
+    if (${last}) {
       let k = turns * ${step};
       ${sums(tail)}
     }`
@@ -76,17 +74,9 @@ function sumsOf(
   return lines`
     ${at.map((row, i) => `let x${i} = ${row.at}${sharded ? ` + ${shard.first}` : ""};`)}
     let turns = ${sharded ? `${shard.rows} / ${step}` : turns};
-    ${
-      several
-        ? lines`
     let chunks = ${sharded ? `(${shard.rows} + ${CHUNK - 1}) / ${CHUNK}` : Math.ceil(terms / CHUNK)};
     for (var c = 0; c < chunks; c++) {
       ${chunk}
-    }`
-        : lines`
-    {
-      ${chunk}
-    }`
     }`;
 }
 /**
@@ -133,7 +123,7 @@ export function plain(
   name: string,
   b: Body,
   env: KernelEnv,
-  sums: readonly ((at: (x: Operand) => readonly Place[], rows: readonly string[]) => Lines)[],
+  sums: readonly ((at: (x: Operand, env: KernelEnv) => readonly Place[], rows: readonly string[]) => Lines)[],
   span: Span = wholeOf(b),
 ): string {
   const rows = (n: number): Lines =>
@@ -141,7 +131,7 @@ export function plain(
       sums.map(
         (sum, s) => lines`
           ${indices(n).map((i) => `var t${i} = vec4<f32>();`)}
-          ${sum((x) => rowsOf(x, env, n), rowNames(n))}
+          ${sum((x, env) => rowsOf(x, env, n), rowNames(n))}
           ${indices(n).map((i) => `out[${s * PLAIN_ROWS} + ${n === 1 ? "r - r0" : i}] = t${i};`)}`,
       ),
       "s",

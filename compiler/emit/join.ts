@@ -1,0 +1,168 @@
+/**
+ * Products whose sums are made alike, as one module: the text of the sum once, whatever matrix it is of, and a
+ * case for each epilogue. Which of them, and the numbers in them, a launch brings for each of its bodies.
+ */
+import { LAUNCH_VECTORS } from "../../runtime/bundle.ts";
+import { alike, type Fn, functionsOf } from "../kernels/text/alike.ts";
+import { type Lines, lines } from "../kernels/text/lines.ts";
+import { BROUGHT, bringing, type Shared, shapeOf, share } from "./share.ts";
+import { type LaunchText, moduleOf, moduleOfOne } from "./wgsl.ts";
+
+/**
+ * A body: functions `body` …; where these are a sum they call `put_N` with N sums of an element, and there
+ * is an epilogue of that name.
+ */
+interface Parts {
+  readonly core: string;
+  readonly arm: { readonly put: string; readonly text: string } | null;
+}
+function partsOf({ functions, entries, joins }: LaunchText): Parts[] {
+  const all = functionsOf(functions);
+  return entries.map((entry) => {
+    const own = all.filter(({ name }) => name === entry || name.startsWith(`${entry}_`));
+    // Which body it is: `wg` says so to those that have it, and they to others.
+    const told = own.filter(({ params }) => !params.startsWith("wg:")).map(({ name }) => name);
+    const arm = joins === "sums" ? own.find(({ name }) => name === `${entry}_e`)! : null;
+    const put = arm && `put_${arm.params.split("acc").length - 1}`;
+    const textOf = ({ name, params, body }: Fn): string => {
+      const [z, given] = told.includes(name) ? ["z: i32, ", "z"] : ["", "wg.z"];
+      const calls = body.replace(/\b(\w+)\(/g, (call, f: string) =>
+        told.includes(f) ? `${f}(${given}, ` : call,
+      );
+      return `fn ${name}(${z}${params}) ${calls}`
+        .replaceAll(`${entry}_e(`, put ? `${put}(` : `${entry}_e(`)
+        .replace(new RegExp(`\\b${entry}(?=[_(])`, "g"), "body");
+    };
+    const core = own.filter((f) => f !== arm).map(textOf);
+    return { core: core.join("\n"), arm: arm && { put: put!, text: textOf(arm) } };
+  });
+}
+const numberedBy = <K>(keys: readonly K[]): ReadonlyMap<K, readonly number[]> => {
+  const out = new Map<K, number[]>();
+  keys.forEach((key, i) => void out.set(key, [...(out.get(key) ?? []), i]));
+  return out;
+};
+
+/** Texts of bodies, those of one shape as one text, of numbers from `first` on of what a body is brought. */
+function shaped(texts: readonly string[], first: number, numbers: string[][]) {
+  const kinds = [...numberedBy(texts.map(shapeOf)).values()];
+  const from = first + (kinds.length > 1 ? 1 : 0);
+  let end = from;
+  const forms = kinds.map((bodies, kind) => {
+    const one = alike(
+      bodies.map((i) => texts[i]!),
+      (i) => `p_${from + i}`,
+      BROUGHT,
+    );
+    bodies.forEach((i, at) => {
+      if (kinds.length > 1) numbers[i]![first] = String(kind);
+      for (const [j, value] of one.values[at]!.entries()) numbers[i]![from + j] = value;
+    });
+    end = Math.max(end, from + one.names.length);
+    return one.text;
+  });
+  return { forms, end };
+}
+
+interface Joined {
+  readonly text: string;
+  /** By launch: the numbers that it brings; null: too many. */
+  readonly launches: readonly (readonly number[] | null)[];
+}
+function joined(group: readonly LaunchText[]): Joined {
+  const parts = group.map(partsOf);
+  const bodies = parts.flat();
+  const numbers = bodies.map((): string[] => []);
+  const cores = shaped(
+    bodies.map((b) => b.core),
+    0,
+    numbers,
+  );
+  let end = cores.end;
+  const puts = [...numberedBy(bodies.map((b) => b.arm?.put))].flatMap(([put, which]) => {
+    if (!put) return [];
+    const arms = shaped(
+      which.map((i) => bodies[i]!.arm!.text),
+      cores.end,
+      which.map((i) => numbers[i]!),
+    );
+    end = Math.max(end, arms.end);
+    return [{ put, ...arms }];
+  });
+  const vectors = Math.ceil(end / 4);
+  const single = parts.every((p) => p.length === 1);
+  const brought = (z: string, at: number): string =>
+    `launch[${single ? "" : `${z} * ${vectors} + `}${at >> 2}].${"xyzw"[at & 3]}`;
+  /** Functions, each with the numbers that it needs. */
+  const filled = (text: string): string[] =>
+    functionsOf(text).flatMap(({ name, params, body }) => {
+      const used = [...new Set([...body.matchAll(/\bp_(\d+)\b/g)].map((m) => Number(m[1])))];
+      const z = params.startsWith("wg:") ? "wg.z" : "z";
+      const lets = used.sort((a, b) => a - b).map((at) => `  let p_${at} = ${brought(z, at)};`);
+      return `fn ${name}(${params}) {\n${[...lets, ""].join("\n")}${body.slice(2)}`.split("\n");
+    });
+  const cases = (calls: readonly string[], z: string, at: number): Lines =>
+    calls.length === 1
+      ? calls
+      : lines`
+          switch ${brought(z, at)} {
+            ${calls.map((call, i) => `case ${i}: { ${call} }`)}
+            default: {}
+          }`;
+  const epilogues = puts.flatMap(({ put, forms }): Lines => {
+    const [, params] = /\((.*)\)/.exec(forms[0]!)!;
+    if (forms.length === 1) return filled(forms[0]!);
+    const names = [...params!.matchAll(/(\w+):/g)].map((m) => m[1]).join(", ");
+    return lines`
+      ${forms.flatMap((form, i) => filled(form.replace(put, `${put}_${i}`)))}
+      fn ${put}(${params!}) {
+        ${cases(
+          forms.map((_, i) => `${put}_${i}(${names});`),
+          "z",
+          cores.end,
+        )}
+      }`;
+  });
+  const several = cores.forms.length > 1;
+  const sums = cores.forms.flatMap((form, i) =>
+    filled(several ? form.replace(/\bbody(?=[_(])/g, `body_of_${i}`) : form),
+  );
+  const select = cases(
+    cores.forms.map((_, i) => `body${several ? `_of_${i}` : ""}(wg, lane);`),
+    "wg.z",
+    0,
+  );
+  let at = 0;
+  const launches = parts.map((own) => {
+    const each = own.map(() => {
+      const given = numbers[at++]!;
+      return Array.from({ length: single ? end : 4 * vectors }, (_, i) => Number(given[i] ?? 0));
+    });
+    return each.length * vectors > LAUNCH_VECTORS ? null : each.flat();
+  });
+  const text = moduleOf(group, [...epilogues, ...sums].join("\n"), select);
+  return { text: bringing(text), launches };
+}
+
+/** Modules of all launches: products joined where they can be, others where they are one but for numbers. */
+export function modulesOf(launches: readonly LaunchText[]): Shared {
+  const left = launches.filter(({ joins }) => !joins);
+  const joining = launches.filter(({ joins }) => joins);
+  const keys = joining.map((l) => {
+    const cores = l.joins === "sums" ? partsOf(l).map(({ core }) => shapeOf(core)) : [l.joins];
+    return JSON.stringify([l.lanes, l.shared, l.written, [...new Set(cores)].sort()]);
+  });
+  const of = new Map<string, { module: string; launch: readonly number[] }>();
+  const modules = [...numberedBy(keys).values()].flatMap((which) => {
+    const all = which.map((i) => joining[i]!);
+    const fits = joined(all).launches;
+    const group = all.filter((l, i) => fits[i] || !left.push(l));
+    if (!group.length) return [];
+    const { text, launches } = joined(group);
+    const module = group[0]!.name;
+    group.forEach(({ name }, i) => void of.set(name, { module, launch: launches[i]! }));
+    return [{ name: module, text }];
+  });
+  const others = share(left.map((l) => ({ name: l.name, text: moduleOfOne(l) })));
+  return { modules: [...modules, ...others.modules], of: new Map([...of, ...others.of]) };
+}
