@@ -53,7 +53,7 @@ const built = async (): Promise<ReadonlyMap<string, string>> => {
   return new Map(made.flatMap(({ outputFiles }) => outputFiles!.map((f) => [f.path, f.text])));
 };
 async function inBrowser<T = Result>(folder: string, page: string, isolated: boolean): Promise<T> {
-  const browser = await openChromium(await serving(folder, page), { isolated });
+  const browser = await openChromium(await serving(folder, page), { isolated, shipped: !isolated });
   try {
     return await browser.open<T>("/");
   } finally {

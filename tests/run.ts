@@ -138,7 +138,7 @@ async function main(): Promise<void> {
       const count = `${String(r.passed).padStart(3)} of ${r.registered}`.padEnd(11);
       const time = `${(r.ms / 1000).toFixed(1)} s, of processors ${r.cpu.toFixed(1)} s`;
       console.log(`${bad ? "FAIL" : "ok  "} ${f.padEnd(28)} ${count} ${time}`);
-      if (bad || long) console.log(r.output);
+      if (bad || long || process.env.WEFT_TEST_TIMES) console.log(r.output);
     }
   };
   await Promise.all(Array.from({ length: Math.min(2, cpus().length) }, worker));
