@@ -8,16 +8,19 @@ import { openAdapter } from "../runtime/dawn.ts";
 import { Engine as Core } from "../runtime/engine.ts";
 import { type Job, startJob } from "../runtime/trainer.ts";
 import { openWebGpu } from "../runtime/webgpu.ts";
+import { ownDevices } from "./support/devices.ts";
 import { batchOf, bits, configs, idsOf, small, tiny } from "./support/engines.ts";
 import { suite } from "./support/suite.ts";
 import { writeModel } from "./support/tiny.ts";
 
 const test = suite("arrivals");
+ownDevices();
 const files = compile(writeModel({ ...configs.even, num_hidden_layers: 1 }), {
   targets: ["webgpu"],
   train: ["lora", "ia3"],
   capacities: small,
   limits: tiny,
+  quick: true,
 }).then((c) => c.files);
 
 /**

@@ -13,7 +13,6 @@ import { Host } from "../runtime/host.ts";
 import type { Verdicts } from "../runtime/invariance.ts";
 import { openWasm } from "../runtime/wasm.ts";
 import { openWebGpu } from "../runtime/webgpu.ts";
-import { shareDevice } from "./support/devices.ts";
 import { bits, configs, idsOf, small, tiny } from "./support/engines.ts";
 import { hostFiles } from "./support/hosts.ts";
 import { poison } from "./support/poison.ts";
@@ -23,7 +22,6 @@ import { suite } from "./support/suite.ts";
 import { type Config, writeModel } from "./support/tiny.ts";
 
 const test = suite("attention");
-await shareDevice();
 const kinds = { plain: { fewRows: null }, tiles: { fewRows: 0 }, both: { fewRows: 8 } } as const;
 type Change = (wgsl: string) => string;
 /** What the check at load looks for is compared here. */

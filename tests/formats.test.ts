@@ -7,14 +7,12 @@ import { type Format, formats, pack, restore, store, unpack } from "../runtime/f
 import { encode } from "../runtime/safetensors.ts";
 import { type Engine, load } from "../sdk/index.ts";
 import { code } from "./support/code.ts";
-import { shareDevice } from "./support/devices.ts";
 import { collect, configs, contentBits, engineOf, idsOf, s2ftOdd, small } from "./support/engines.ts";
 import { everything, job } from "./support/everything.ts";
 import { suite } from "./support/suite.ts";
 import { scratch, tensorsOf, writeModel } from "./support/tiny.ts";
 
 const test = suite("formats");
-await shareDevice();
 
 /** What an engine says whose matrices are stored as `formatOf` has it, and one of f32 of the same values. */
 async function storedAndF32(

@@ -10,13 +10,11 @@ import type { Verdicts } from "../runtime/invariance.ts";
 import type { BundleReader } from "../runtime/reader.ts";
 import { openWasm } from "../runtime/wasm.ts";
 import { openWebGpu } from "../runtime/webgpu.ts";
-import { shareDevice } from "./support/devices.ts";
 import { bits, configs, idsOf, s2ftOdd, small, tiny } from "./support/engines.ts";
 import { suite } from "./support/suite.ts";
 import { writeModel } from "./support/tiny.ts";
 
 const test = suite("invariance");
-await shareDevice();
 const text = (bytes: Uint8Array): string => new TextDecoder().decode(bytes);
 
 /** A core over a bundle whose Wasm kernels are changed. */

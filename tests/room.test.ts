@@ -13,14 +13,12 @@ import {
 import { measureWasm, wasmLimits } from "../runtime/wasm.ts";
 import { measureWebGpu, webGpuLimits } from "../runtime/webgpu.ts";
 import { type Engine, load } from "../sdk/index.ts";
-import { shareDevice } from "./support/devices.ts";
 import { batchOf, bundle, collect, configs, contentBits, idsOf, small } from "./support/engines.ts";
 import { uniform } from "./support/random.ts";
 import { suite } from "./support/suite.ts";
 import { scratch, writeModel } from "./support/tiny.ts";
 
 const test = suite("room");
-await shareDevice();
 const targets = ["wasm", "webgpu"] as const;
 const dir = `${scratch()}/room.weft`;
 const train = ["lora", "dora", "prefix"];

@@ -32,6 +32,8 @@ export interface FileResult {
 }
 /** Two thirds of the time to load on a software adapter, where nothing is read out of bounds. */
 const unchecked = { WEFT_DAWN: "enable-dawn-features=disable_robustness" };
+/** And all engines have one software device. */
+const together = { ...unchecked, WEFT_SHARE: "1" };
 /** Files with a process of their own, and its environment. */
 const ALONE: Readonly<Record<string, NodeJS.ProcessEnv>> = {
   // Loads as shipped, as browsers do.
@@ -43,7 +45,7 @@ const ALONE: Readonly<Record<string, NodeJS.ProcessEnv>> = {
 /** A process that plays test files, and starts anew after one that failed or asks for a process of its own. */
 export class Lane {
   /** `env`: what its process has beside the environment. */
-  constructor(private readonly env: NodeJS.ProcessEnv = unchecked) {}
+  constructor(private readonly env: NodeJS.ProcessEnv = together) {}
   private child: ChildProcess | undefined;
   private output = "";
   private ended: (code: number | null) => void = () => {};

@@ -18,7 +18,6 @@ import { Engine as Core } from "../runtime/engine.ts";
 import type { Verdict } from "../runtime/invariance.ts";
 import { startJob } from "../runtime/trainer.ts";
 import { openWebGpu } from "../runtime/webgpu.ts";
-import { shareDevice } from "./support/devices.ts";
 import { bits, configs, idsOf, small, tiny } from "./support/engines.ts";
 import { randomOf } from "./support/mutate.ts";
 import { long } from "./support/scale.ts";
@@ -28,7 +27,6 @@ import { type Config, writeModel } from "./support/tiny.ts";
 /** What a launch knows of the shard that it is over. */
 const shard = `launch[${LAUNCH_VECTORS}]`;
 const test = suite("shards");
-await shareDevice();
 
 test("shards are whole blocks within the limit, and every word of a chamber is in one of them", () => {
   const r = randomOf("shards");

@@ -5,7 +5,7 @@
  */
 import { pathToFileURL } from "node:url";
 import { askRunner } from "./assembler.ts";
-import { ownDevices } from "./devices.ts";
+import { shareDevice } from "./devices.ts";
 
 const g = globalThis as unknown as {
   UVU_DEFER: number;
@@ -32,6 +32,7 @@ async function play(file: string): Promise<void> {
     return write(chunk);
   }) as typeof process.stdout.write;
   try {
+    if (process.env.WEFT_SHARE) await shareDevice();
     await import(pathToFileURL(file).href);
     const { exec } = await import("uvu");
     await exec();
@@ -40,7 +41,6 @@ async function play(file: string): Promise<void> {
     error = (e as Error).stack ?? String(e);
   }
   process.stdout.write = write;
-  ownDevices();
   if (error) write(`${error}\n`);
   else if (!g.weftTests.registered) write(`no test in it, or none that WEFT_TEST matches\n`);
   const { user, system } = process.cpuUsage(before);

@@ -1,36 +1,18 @@
 /** GPU devices that a test wants to know of. */
 import { openAdapter } from "../../runtime/dawn.ts";
 
-/** Every GPU device that `body` opens. */
-export async function devicesOf<T>(body: (devices: GPUDevice[]) => Promise<T>): Promise<T> {
-  const adapter = (await openAdapter("software"))!;
-  const prototype = Object.getPrototypeOf(adapter) as GPUAdapter;
-  const { requestDevice } = prototype;
-  const devices: GPUDevice[] = [];
-  prototype.requestDevice = async function (this: GPUAdapter, d?: GPUDeviceDescriptor) {
-    const device = await requestDevice.call(this, d);
-    devices.push(device);
-    return device;
-  };
-  try {
-    return await body(devices);
-  } finally {
-    prototype.requestDevice = requestDevice;
-  }
-}
-
 let sharing = false;
 let patched = false;
 /**
- * From here on the engines of this file have one GPU device, on which a kernel is compiled once for all files
- * that share: what SwiftShader makes of some takes a second. A device that an engine lets go loses its buffers;
- * what happens to one that is lost is for tests that do not share.
+ * From here on the engines of this process have one GPU device, on which a kernel is compiled once for all:
+ * what SwiftShader makes of some takes a second. A device that an engine lets go loses its buffers.
  */
 export async function shareDevice(): Promise<void> {
   sharing = true;
   if (patched) return;
+  const adapter = await openAdapter("software");
+  if (!adapter) return;
   patched = true;
-  const adapter = (await openAdapter("software"))!;
   const prototype = Object.getPrototypeOf(adapter) as GPUAdapter;
   const { requestDevice } = prototype;
   let one: Promise<GPUDevice> | undefined;
@@ -43,9 +25,29 @@ export async function shareDevice(): Promise<void> {
     return share(await one);
   };
 }
-/** From here on every engine has a device of its own. */
+/** To the end of this file every engine has a device of its own: for tests of what compiles, and of loss. */
 export function ownDevices(): void {
   sharing = false;
+}
+/** Every GPU device that `body` opens, each of an engine's own. */
+export async function devicesOf<T>(body: (devices: GPUDevice[]) => Promise<T>): Promise<T> {
+  const adapter = (await openAdapter("software"))!;
+  const prototype = Object.getPrototypeOf(adapter) as GPUAdapter;
+  const { requestDevice } = prototype;
+  const devices: GPUDevice[] = [];
+  prototype.requestDevice = async function (this: GPUAdapter, d?: GPUDeviceDescriptor) {
+    const device = await requestDevice.call(this, d);
+    devices.push(device);
+    return device;
+  };
+  const before = sharing;
+  sharing = false;
+  try {
+    return await body(devices);
+  } finally {
+    prototype.requestDevice = requestDevice;
+    sharing = before;
+  }
 }
 type Made = GPUBindGroupLayout | GPUPipelineLayout | GPUShaderModule | Promise<GPUComputePipeline>;
 /** What was made of the same before; objects in a descriptor are the same when they are one. */
