@@ -2,6 +2,7 @@
 import { writeFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import { commands } from "../sdk/commands/index.ts";
+import { clearLine, progress } from "../sdk/commands/progress.ts";
 import { weft } from "./support/console.ts";
 import { bundle, configs } from "./support/engines.ts";
 import { suite } from "./support/suite.ts";
@@ -57,6 +58,31 @@ test("a wrong word is answered with the nearest; a model, with what makes a bund
     assert.is(code, 1);
     assert.match(err, says, args.join(" "));
     assert.not.match(err, /\n\s+at /);
+  }
+});
+test("a line that moves is as wide as the terminal, or as most are where one does not know", () => {
+  const { stderr } = process;
+  const kept = ["isTTY", "columns", "write"].map(
+    (k) => [k, Object.getOwnPropertyDescriptor(stderr, k)] as const,
+  );
+  let said = "";
+  Object.assign(stderr, { isTTY: true, write: (s: string) => Boolean((said += s)) });
+  try {
+    for (const [columns, letters] of [
+      [40, 38],
+      [0, 78],
+    ] as const) {
+      said = "";
+      Object.defineProperty(stderr, "columns", { value: columns, configurable: true });
+      progress("x".repeat(200));
+      assert.is(said, `\r\x1b[2K${"x".repeat(letters)}…`);
+    }
+    clearLine();
+  } finally {
+    for (const [key, was] of kept) {
+      delete (stderr as never)[key];
+      if (was) Object.defineProperty(stderr, key, was);
+    }
   }
 });
 test.run();

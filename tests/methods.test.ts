@@ -4,6 +4,7 @@
  */
 import { readFileSync } from "node:fs";
 import * as assert from "uvu/assert";
+import { adapterMethods } from "../compiler/adapters/index.ts";
 import { decode, parseHeader } from "../runtime/bundle.ts";
 import type { Engine } from "../sdk/index.ts";
 import { writeAdapter } from "../sdk/peft/write.ts";
@@ -19,6 +20,15 @@ import {
 import { suite } from "./support/suite.ts";
 
 const methods = Object.keys(reference.methods);
+/** Held to torch in reference.test, s2ft.test and vera.test. */
+const apart = ["lora", "s2ft", "s2ft_permuted", "vera"];
+const each = suite("methods");
+each("every method is held to an independent one", () => {
+  const held = [...methods, ...apart];
+  const left = Object.keys(adapterMethods).filter((m) => !held.includes(m));
+  assert.equal(left, [], "make each in tests/fixtures/make.py, among `methods`");
+});
+each.run();
 
 for (const target of ["wasm", "webgpu"] as const) {
   const test = suite(`methods on ${target}`);

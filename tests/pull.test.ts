@@ -57,6 +57,8 @@ test("a model in one step: its files, resumed where cut off, hashes, behind a to
     );
     for (const repo of ["tiny", "org/tiny/more", "org/ti ny"])
       assert.match((await pull(repo)).out, /org\/model/);
+    process.env.HF_ENDPOINT = "http://127.0.0.1:1";
+    assert.match((await pull("org/tiny")).out, /"found":"fetch failed: \w+/);
   } finally {
     hub.close();
     delete process.env.HF_ENDPOINT;

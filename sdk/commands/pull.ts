@@ -23,7 +23,7 @@ interface Hub {
 }
 /** What an error says, and what it says of why: "fetch failed" alone helps nobody. */
 const reasons = (e: unknown): string[] =>
-  e instanceof Error ? [e.message || e.name, ...reasons(e.cause)] : [];
+  e instanceof Error ? [e.message || String((e as { code?: unknown }).code), ...reasons(e.cause)] : [];
 /** Errors of the Hub, and of the way there, in words. */
 async function asked<T>({ repo, revision, hubUrl }: Hub, f: () => Promise<T>): Promise<T> {
   try {
