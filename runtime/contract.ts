@@ -22,6 +22,11 @@ export const MAX_STOPS = 16;
 /** Tokens whose logits a request may add to, as many as OpenAI's API takes. */
 export const MAX_BIASES = 300;
 /**
+ * Of these, those that a device reads one by one beside what it picked out of a logits row, at most: what is
+ * added may lift them above any other.
+ */
+export const MAX_RAISED = 16;
+/**
  * What a device picks out of a logits row, so that not all of it is read back: the largest logits, as many as
  * are wanted, of at most so many. In words: how many there are (0: not told), the largest logit,
  * Σ exp(x - largest) (0: some logit is not finite), Σ exp((x - largest) / temperature); then each as its

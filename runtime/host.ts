@@ -6,6 +6,7 @@ import {
   EVENT_WORDS,
   type HostConfig,
   MAX_BIASES,
+  MAX_RAISED,
   MAX_STOPS,
   type Manifest,
   MOST_PARTS,
@@ -28,6 +29,7 @@ export interface HostExports {
   addrLogits(): number;
   addrPicked(): number;
   addrWhole(): number;
+  addrRaised(): number;
   addrLogSums(): number;
   addrTokens(seq: number): number;
   addrLabels(seq: number): number;
@@ -268,6 +270,16 @@ export class Host {
   whole(lane: number): Int32Array {
     const { exports } = this;
     return new Int32Array(this.buffer, exports.addrWhole(), exports.counterOf(lane, COUNTER.head));
+  }
+  /** Ids of each logits row of a step whose logits are read one by one. */
+  raised(lane: number): number[][] {
+    const { exports } = this;
+    const rows = exports.counterOf(lane, COUNTER.head);
+    const all = new Int32Array(this.buffer, exports.addrRaised(), rows * (MAX_RAISED + 1));
+    return Array.from({ length: rows }, (_, h) => {
+      const at = h * (MAX_RAISED + 1);
+      return [...all.subarray(at + 1, at + 1 + all[at]!)];
+    });
   }
   /** ln Σ exp of each logits row, after a commit. */
   logSums(): Float64Array {

@@ -15,11 +15,24 @@ export class LogitsReader {
     const offset = this.device.plan.homes.candidates;
     const words = this.host.exports.counterOf(lane, COUNTER.head) * CANDIDATE_WORDS;
     if (!this.device.picks || offset === null || !words) return rows;
+    const { vocab } = this.manifest.model;
+    const { logits } = this.device.plan.homes;
+    const single = this.host.raised(lane).flatMap((ids, h) => ids.map((id) => h * vocab + id));
+    const at = { space: "arena", group: 0, lane } as const;
     return {
-      ranges: [...rows.ranges, { space: "arena", group: 0, offset, words, lane }],
+      ranges: [
+        ...rows.ranges,
+        { ...at, offset, words },
+        ...single.map((i): Range => ({ ...at, offset: logits + i, words: 1 })),
+      ],
       put: (read) => {
         rows.put(read);
-        this.host.picked()!.set(read.at(-1)!);
+        const picked = rows.ranges.length;
+        this.host.picked()!.set(read[picked]!);
+        const to = this.host.logits();
+        single.forEach((i, n) => {
+          to[i] = read[picked + 1 + n]![0]!;
+        });
       },
     };
   }

@@ -1,9 +1,10 @@
 /** What a device picks out of logits, and tokens that are drawn from it: those of the whole row. */
 import * as assert from "uvu/assert";
 import { compile } from "../compiler/compile.ts";
-import { CANDIDATE_WORDS, CANDIDATES, KIND, NONE, planOf } from "../runtime/bundle.ts";
+import { CANDIDATE_WORDS, CANDIDATES, KIND, MAX_RAISED, NONE, planOf } from "../runtime/bundle.ts";
 import { Engine as Core } from "../runtime/engine.ts";
 import { Host } from "../runtime/host.ts";
+import type { Sampling } from "../runtime/sampling.ts";
 import { openWebGpu } from "../runtime/webgpu.ts";
 import { configs, idsOf, small } from "./support/engines.ts";
 import { hostFiles } from "./support/hosts.ts";
@@ -131,9 +132,20 @@ test("a token told by candidates is the one that the whole row would give", asyn
     readonly k: number;
     readonly p: number;
     readonly m: number;
-    readonly bias: number;
     readonly seed: number;
+    /** Tokens before, of which the last are of the answer. */
+    readonly ids: readonly number[];
+    readonly said: number;
+    readonly repetition: number;
+    readonly presence: number;
+    readonly frequency: number;
+    readonly biases: readonly (readonly [id: number, bias: number])[];
   }
+  const changes = (o: How): boolean =>
+    o.repetition !== 1 || o.presence !== 0 || o.frequency !== 0 || o.biases.length > 0;
+  const lifted = (o: How): number[] => o.biases.flatMap(([id, bias]) => (bias < 0 ? [] : [id]));
+  const lifts = (o: How): boolean =>
+    o.repetition < 1 || o.presence < 0 || o.frequency < 0 || lifted(o).length > MAX_RAISED;
   const unit = unitsOf("told");
   const pick = <T>(list: readonly T[]): T => list[Math.floor(unit() * list.length)]!;
   /** The token; `picks`: what a device would pick, its sums off by as much as they may be. */
@@ -144,14 +156,18 @@ test("a token told by candidates is the one that the whole row would give", asyn
     error: number | null,
   ): { id: number; told: boolean } => {
     const { exports } = host;
-    exports.submit(KIND.generate, 3, 4, 0, 0, 0, 0, NONE, 0);
+    const n = o.ids.length;
+    exports.submit(KIND.generate, n, n + 1, 0, 0, 0, 0, NONE, 0);
     const seq = host.events(0, exports.decide(0))[2]!;
-    host.tokens(seq).set([1, 2, 3]);
-    exports.setSampling(seq, o.t, o.k, o.p, o.m, 1, 0, 0, o.bias ? 1 : 0, o.seed, 0, 0, 0);
-    if (o.bias) host.setBiases(seq, [[o.bias, 0]]);
+    host.tokens(seq).set(o.ids);
+    const { repetition, presence, frequency, biases } = o;
+    exports.setSampling(
+      ...[seq, o.t, o.k, o.p, o.m, repetition, presence, frequency, biases.length, o.seed, 0, o.said, 0],
+    );
+    host.setBiases(seq, biases);
     exports.schedule(0, 64, 0);
     const read = host.whole(0)[0] === 1;
-    assert.is(read, error === null || o.bias > 0 || (o.t > 0 && o.k > CANDIDATES && o.k < vocab));
+    assert.is(read, error === null || lifts(o) || (o.t > 0 && o.k > CANDIDATES && o.k < vocab));
     let told = false;
     if (read) host.logits().set(row);
     else {
@@ -160,6 +176,9 @@ test("a token told by candidates is the one that the whole row would give", asyn
       const { arrays } = manifest.targets.webgpu!.blocks.step;
       const wanted = host.meta(0)[arrays.head_wanted!]!;
       const scale = new Float32Array(host.meta(0).slice().buffer)[arrays.head_scale!]!;
+      const single = host.raised(0)[0]!;
+      assert.equal(single, lifted(o));
+      for (const id of single) host.logits()[id] = row[id]!;
       const finite = row.every(Number.isFinite);
       const order = orderOf(row).slice(0, wanted);
       const max = row[order[0]!]!;
@@ -182,21 +201,35 @@ test("a token told by candidates is the one that the whole row would give", asyn
   holed.fill(Number.NEGATIVE_INFINITY, 7, 900);
   rows.push(holed);
   const told = { greedy: 0, topK: 0, topP: 0, minP: 0, all: 0, none: 0 };
+  const changed = { told: 0, none: 0, lifted: 0 };
   let edges = 0;
-  for (let round = 0; round < 1000; round++) {
+  for (let round = 0; round < 2000; round++) {
     const row = pick(rows);
     const t = pick([0, 0.2, 0.7, 1, 1, 1.6]);
-    const o: How = {
-      ...{ t, k: pick([0, 0, 0, 1, 40, 255, 256, 257, vocab]), p: pick([1, 1, 0.95, 0.5, 0.05]) },
-      ...{
-        m: pick([0, 0, 0, 0.02, 0.3]),
-        bias: unit() < 0.02 ? 4 : 0,
-        seed: Math.floor(unit() * 2 ** 32) | 0,
-      },
-    };
     const order = orderOf(row);
     const max = row[order[0]!]!;
-    if (t > 0 && unit() < 0.3) {
+    /** An id: of the likeliest, of other candidates, of any. */
+    const some = (): number => order[Math.floor(unit() * pick([4, 40, 400, vocab]))]!;
+    const several = <T>(most: number, of: () => T): T[] =>
+      Array.from({ length: Math.floor(unit() * (most + 1)) }, of);
+    const plain = unit() < 0.5;
+    const o: How = {
+      ids: [1, 2, ...several(plain ? 0 : 40, some)],
+      said: 1,
+      repetition: plain ? 1 : pick([1, 1, 1.1, 2, 0.9]),
+      presence: plain ? 0 : pick([0, 0, 0.5, 2, -0.5]),
+      frequency: plain ? 0 : pick([0, 0, 0.3, 1.5]),
+      biases: plain
+        ? []
+        : [
+            ...new Map(
+              several(pick([0, 2, 30]), () => [some(), pick([-100, -3, -0.1, -1, 0, 2, 100])] as const),
+            ),
+          ],
+      ...{ t, k: pick([0, 0, 0, 1, 40, 255, 256, 257, vocab]), p: pick([1, 1, 0.95, 0.5, 0.05]) },
+      ...{ m: pick([0, 0, 0, 0.02, 0.3]), seed: Math.floor(unit() * 2 ** 32) | 0 },
+    };
+    if (plain && t > 0 && unit() < 0.3) {
       // A nucleus that ends within rounding of the mass of a few: the sum's error decides where.
       const n = 1 + Math.floor(unit() * 60);
       const scale = 1 / Math.fround(t);
@@ -207,13 +240,18 @@ test("a token told by candidates is the one that the whole row would give", asyn
     const want = draw(whole, row, o, null).id;
     const got = draw(few, row, o, pick([-1, 0, 1]) * 5e-6);
     assert.is(got.id, want, JSON.stringify({ row: rows.indexOf(row), ...o }));
-    if (!got.told) told.none++;
+    if (changes(o)) {
+      changed[got.told ? "told" : "none"]++;
+      if (got.told && lifted(o).includes(got.id)) changed.lifted++;
+    } else if (!got.told) told.none++;
     else if (!t) told.greedy++;
     else if (o.k > 0 && o.k < vocab) told.topK++;
     else if (o.p < 1) told.topP++;
     else if (o.m > 0) told.minP++;
     else told.all++;
   }
+  console.log(`    ${JSON.stringify({ told, changed })}`);
+  assert.ok(changed.told > 200 && changed.none > 10 && changed.lifted > 10, JSON.stringify(changed));
   assert.ok(edges > 150 && Math.min(...Object.values(told)) > 10, JSON.stringify(told));
 });
 
@@ -235,12 +273,15 @@ test("of a token at most 4 KiB are read back, and it is as if the whole row were
   try {
     const prompt = idsOf("wide", 9, vocab);
     const maxTokens = 8;
-    for (const how of [
+    const hows: (Sampling & { logprobs?: number })[] = [
       { logprobs: 5 },
       { temperature: 0.8, topK: 40, seed: 5, logprobs: 256 },
       { temperature: 1, topP: 0.01, seed: 6 },
       { temperature: 1, minP: 0.98, seed: 7 },
-    ]) {
+      { presencePenalty: 1, logitBias: { 7: -100, 9: 0.5 }, logprobs: 3 },
+      { temperature: 0.7, topK: 40, repetitionPenalty: 1.3, frequencyPenalty: 0.5, seed: 8 },
+    ];
+    for (const how of hows) {
       const told = async (o: object) => {
         bytes = 0;
         const pieces = [];
@@ -251,8 +292,9 @@ test("of a token at most 4 KiB are read back, and it is as if the whole row were
         return { pieces, bytes: bytes / pieces.length };
       };
       const few = await told({});
-      // A bias of nothing: the row is read whole, as all rows were.
-      const whole = await told({ logitBias: { 3: 0 } });
+      // Of more biases than are read one by one the row is read whole, as all rows were.
+      const nothing = Array.from({ length: MAX_RAISED + 1 }, (_, i) => [20 + i, 0] as const);
+      const whole = await told({ logitBias: { ...how.logitBias, ...Object.fromEntries(nothing) } });
       assert.equal(few.pieces, whole.pieces, JSON.stringify(how));
       assert.ok(few.bytes <= 4096, `${few.bytes} bytes a token`);
       assert.ok(whole.bytes >= 4 * vocab);

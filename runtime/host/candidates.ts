@@ -1,10 +1,10 @@
 /**
  * What is read back of logits rows: the candidates that the device picked, where they tell which token all of
- * the row would; else the row. Whole are rows that are scored, whose request changes logits (penalties,
- * biases) or draws from more than there are candidates, and those that turn out not to be told.
+ * the row would; else the row. Whole are rows that are scored, whose request lifts logits that
+ * nobody names or draws from more than there are candidates, and those that turn out not to be told.
  */
-import { C_PICKS, C_HEAD, CANDIDATE_WORDS, CANDIDATES, NONE, SCORE, VOCAB } from "./config";
-import { penalises } from "./penalties";
+import { C_PICKS, C_HEAD, CANDIDATE_WORDS, CANDIDATES, MAX_RAISED, NONE, SCORE, VOCAB } from "./config";
+import { lifts, penalises, raised } from "./penalties";
 import { logSumExp, sampleCandidates } from "./sampler";
 import { isGone } from "./sequences";
 import {
@@ -15,6 +15,7 @@ import {
   HEAD_SEQ,
   KIND,
   PICKED,
+  RAISED,
   REPORTED,
   set,
   TEMPERATURE,
@@ -31,20 +32,33 @@ function greedy(seq: i32): bool {
 export function scaleOf(seq: i32): f32 {
   return get(KIND, seq) == SCORE || greedy(seq) ? 1 : <f32>(1 / <f64>getf(TEMPERATURE, seq));
 }
-/** Row `h` is the sequence's: is it read whole? Returns how many candidates are wanted of it. */
+/**
+ * Row `h` is the sequence's: is it read whole? Returns how many candidates are wanted of it. What changes
+ * logits downwards leaves those that are no candidates behind them; of what may lift some, only those are
+ * wanted that it names.
+ */
 export function planRow(seq: i32, h: i32): i32 {
   const scored: bool = get(KIND, seq) == SCORE;
   const topK: i32 = get(TOP_K, seq);
   const limited: bool = topK > 0 && topK < VOCAB;
-  const whole: bool =
+  const changes: bool = penalises(seq);
+  const ids: usize = RAISED + ((<usize>(h * (MAX_RAISED + 1))) << 2);
+  set(ids, 0, 0);
+  let whole: bool =
     counter(C_PICKS) == 0 ||
     scored ||
-    penalises(seq) ||
+    (changes && lifts(seq)) ||
     (!greedy(seq) && limited && topK > CANDIDATES);
+  if (changes && !whole) {
+    const n: i32 = raised(seq, ids + 4, MAX_RAISED);
+    if (n < 0) whole = true;
+    else set(ids, 0, n);
+  }
   set(WHOLE, h, whole ? 1 : 0);
   set(TOLD, h, NONE);
   if (scored) return 1;
-  const drawn: i32 = whole || greedy(seq) ? 1 : limited ? topK : CANDIDATES;
+  const few: bool = whole || (greedy(seq) && !changes);
+  const drawn: i32 = few ? 1 : limited && !changes ? topK : CANDIDATES;
   return max(drawn, get(REPORTED, seq));
 }
 /**

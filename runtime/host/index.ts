@@ -72,6 +72,7 @@ import {
   NUM_BLOCKS,
   NUM_STOPS,
   PICKED,
+  RAISED,
   ROW_SEQ,
   SAVE_BASE,
   SLOT_FRESH,
@@ -166,6 +167,10 @@ export function addrPicked(): usize {
 /** Of each logits row: is it to be read whole? After a schedule, and after a settle that said so. */
 export function addrWhole(): usize {
   return WHOLE;
+}
+/** Of each, the ids whose logits are read one by one: how many, then which, MAX_RAISED + 1 a row. */
+export function addrRaised(): usize {
+  return RAISED;
 }
 export function addrLogSums(): usize {
   return LOG_SUMS;

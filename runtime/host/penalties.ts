@@ -45,6 +45,31 @@ export function penalises(seq: i32): bool {
   const counts: bool = getf(PRESENCE, seq) != 0 || getf(FREQUENCY, seq) != 0;
   return counts || getf(PENALTY, seq) != 1 || get(NUM_BIASES, seq) != 0;
 }
+/** May logits grow that are none of the biased ones? */
+export function lifts(seq: i32): bool {
+  return getf(PENALTY, seq) < 1 || getf(PRESENCE, seq) < 0 || getf(FREQUENCY, seq) < 0;
+}
+/** The biased ids of `seq` whose logits may grow, to `to`; how many, or -1 where they are more than `most`. */
+export function raised(seq: i32, to: usize, most: i32): i32 {
+  let n: i32 = 0;
+  for (let i: i32 = 0; i < get(NUM_BIASES, seq); i++) {
+    const at: i32 = 2 * (seq * BIASES_PER_SEQUENCE + i);
+    if (getf(BIASES, at + 1) < 0) continue;
+    if (n == most) return -1;
+    set(to, n++, get(BIASES, at));
+  }
+  return n;
+}
+/** How many logits of the row are changed; the id of one of them, and what it was. */
+export function changes(): i32 {
+  return changed;
+}
+export function changedId(i: i32): i32 {
+  return get(CHANGED, i);
+}
+export function unchanged(i: i32): f32 {
+  return getf(BEFORE, i);
+}
 /** Change the logits of `row` as `seq` asks for. */
 export function penalise(seq: i32, row: usize): void {
   if (!penalises(seq)) return;

@@ -2,9 +2,9 @@
  * The sampler: biases and penalties, then greedy, or temperature → top-k → top-p → min-p over logits of one
  * row, in the order transformers applies them.
  */
-import { CANDIDATE_WORDS, NONE, VOCAB } from "./config";
+import { CANDIDATE_WORDS, MAX_RAISED, NONE, VOCAB } from "./config";
 import { exp4 } from "./exp";
-import { penalise, restore } from "./penalties";
+import { changedId, changes, penalise, penalises, restore, unchanged } from "./penalties";
 import {
   get,
   getf,
@@ -13,9 +13,11 @@ import {
   LOGITS,
   MIN_P,
   PICKED,
+  RAISED,
   SEED,
   set,
   setf,
+  take,
   TEMPERATURE,
   TOP_K,
   TOP_P,
@@ -126,9 +128,86 @@ export function sampleCandidates(seq: i32, h: i32): i32 {
     set(HEAP, VOCAB - 1 - i, id);
     setf(row, id, getf(picked, 4 + 2 * i));
   }
+  if (known > 0 && penalises(seq)) {
+    const id: i32 = sampleChanged(seq, row, picked, h);
+    restore(row);
+    return id;
+  }
   if (known == 0 || getf(TEMPERATURE, seq) < f32.MIN_NORMAL_VALUE) return nth(row, 0);
   const total: f64 = <f64>getf(picked, 3);
   return choose(seq, row, total * (1 - SLACK), total * (1 + SLACK));
+}
+
+/** A bit an id: is its logit known? Zeros between two draws. */
+const KNOWN: usize = take((VOCAB + 31) & ~31);
+function isKnown(id: i32): bool {
+  return load<u8>(KNOWN + <usize>id) != 0;
+}
+/**
+ * The same where the sequence changes logits, of which none grows but those that were read one by one. What
+ * is no candidate stays behind the last of them, so all are in order that do not fall behind it. The sum
+ * loses what the changed ones had and gains what they have; of those whose logits are not known it is known
+ * that they had no more each than the last candidate, and together no more than all that are no candidates.
+ */
+function sampleChanged(seq: i32, row: usize, picked: usize, h: i32): i32 {
+  const temperature: f64 = <f64>getf(TEMPERATURE, seq);
+  const last: i32 = get(HEAP, VOCAB - known);
+  const least: f32 = getf(row, last);
+  const largest: f64 = <f64>getf(picked, 1);
+  const ids: usize = RAISED + ((<usize>(h * (MAX_RAISED + 1))) << 2);
+  let n: i32 = known;
+  for (let i: i32 = 0; i < n; i++) store<u8>(KNOWN + <usize>get(HEAP, VOCAB - 1 - i), 1);
+  for (let i: i32 = 1; i <= get(ids, 0); i++) {
+    const id: i32 = get(ids, i);
+    if (isKnown(id)) continue;
+    store<u8>(KNOWN + <usize>id, 1);
+    set(HEAP, VOCAB - 1 - n++, id);
+  }
+  let had: f64 = 0;
+  for (let i: i32 = 0; i < n; i++) had += weight(row, get(HEAP, VOCAB - 1 - i), largest, temperature);
+  penalise(seq, row);
+  // In order, as few are out of it.
+  for (let i: i32 = 1; i < n; i++) {
+    const id: i32 = get(HEAP, VOCAB - 1 - i);
+    let at: i32 = i;
+    for (; at > 0 && before(row, id, get(HEAP, VOCAB - at)); at--)
+      set(HEAP, VOCAB - 1 - at, get(HEAP, VOCAB - at));
+    set(HEAP, VOCAB - 1 - at, id);
+  }
+  const max: f64 = <f64>getf(row, get(HEAP, VOCAB - 1));
+  let lost: f64 = 0;
+  let gained: f64 = 0;
+  let unknown: i32 = 0;
+  for (let i: i32 = 0; i < changes(); i++) {
+    const id: i32 = changedId(i);
+    if (isKnown(id)) {
+      lost += Math.exp((<f64>unchanged(i) - largest) / temperature);
+      gained += weight(row, id, max, temperature);
+    } else unknown++;
+  }
+  let has: f64 = 0;
+  known = 0;
+  for (let i: i32 = 0; i < n; i++) {
+    const id: i32 = get(HEAP, VOCAB - 1 - i);
+    const x: f32 = getf(row, id);
+    if (known == i && (x > least || (x == least && id <= last))) known++;
+    has += weight(row, id, max, temperature);
+    store<u8>(KNOWN + <usize>id, 0);
+  }
+  ordered = known;
+  const topK: i32 = get(TOP_K, seq);
+  if (known == 0) return NONE;
+  if (temperature < f32.MIN_NORMAL_VALUE) return nth(row, 0);
+  if (topK > 0 && topK < VOCAB && topK > known) return NONE;
+  const total: f64 = <f64>getf(picked, 3);
+  const others: f64 = Math.max(0, total * (1 + SLACK) - had);
+  const hidden: f64 = Math.min(<f64>unknown * Math.exp((<f64>least - largest) / temperature), others);
+  const by: f64 = Math.exp((largest - max) / temperature);
+  const low: f64 = by * (total * (1 - SLACK) - lost - hidden) + gained;
+  const high: f64 = by * (total * (1 + SLACK) - lost) + gained;
+  // A sum that no f64 holds tells nothing.
+  if (!(high < Infinity)) return NONE;
+  return choose(seq, row, Math.max(low, has) * (1 - SLACK), high * (1 + SLACK));
 }
 
 /**

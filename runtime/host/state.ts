@@ -28,6 +28,7 @@ import {
   MAX_COMMANDS,
   MAX_EVENTS,
   MAX_LANES,
+  MAX_RAISED,
   META_WORDS,
   SEQUENCES,
   SLOTS,
@@ -156,6 +157,8 @@ export const PICKED: usize = take(HEAD_ROWS * CANDIDATE_WORDS * 4);
 /** Is a logits row to be read whole? The token that its candidates tell; NONE: one is drawn from all of it. */
 export const WHOLE: usize = take(HEAD_ROWS * 4);
 export const TOLD: usize = take(HEAD_ROWS * 4);
+/** Ids whose logits are read one by one: how many, then which, MAX_RAISED + 1 a row. */
+export const RAISED: usize = take(HEAD_ROWS * (MAX_RAISED + 1) * 4);
 /** ln Σ exp of each logits row, f64. */
 export const LOG_SUMS: usize = take(HEAD_ROWS * 8);
 export const HEAP: usize = take(VOCAB * 4);
