@@ -85,11 +85,23 @@ export function show(value: unknown, room = 60): string {
 }
 const shorten = (s: string, room: number): string => (s.length > room ? `${s.slice(0, room)}…` : s);
 
-/** The known word nearest to a wrong one by edits, case and separators aside; null where none is near. */
+/** First letters of a word's parts: lr of learningRate and of --learning-rate. */
+const initials = (s: string): string =>
+  s
+    .split(/[\s_-]+|(?=[A-Z])/)
+    .map((part) => part.charAt(0))
+    .join("")
+    .toLowerCase();
+/**
+ * The known word nearest to a wrong one by edits, case and separators aside, or of which it is the initials;
+ * null where none is near.
+ */
 export function nearest(wrong: unknown, known: readonly string[]): string | null {
   if (typeof wrong !== "string" || wrong.length > 64) return null;
   const plain = (s: string): string => s.toLowerCase().replaceAll(/[\s_-]/g, "");
   const a = plain(wrong);
+  const short = a.length > 1 && known.find((word) => initials(word) === a);
+  if (short) return short;
   let best: string | null = null;
   let least = Math.max(1, Math.floor(a.length / 3)) + 1;
   for (const word of known) {

@@ -37,6 +37,7 @@ test("a wrong word is answered with the nearest; a model, with what makes a bund
     [/did you mean weft finetune\?/, "fine-tune"],
     [/did you mean --prompt\? weft generate --help/, "generate", dir, "--promt", "x"],
     [/did you mean --learning-rate\? weft finetune --help/, "finetune", dir, "--learningRate", "1"],
+    [/did you mean --learning-rate\? weft finetune --help/, "finetune", dir, "--lr", "1"],
     [/'--heat'.*\(weft inspect --help\)/, "inspect", dir, "--heat"],
     [/weft compile -o, --output: .*nothing \(weft compile --help\)/, "compile", model],
     [/weft inspect --for: .*lots \(weft inspect --help\)/, "inspect", bundled, "--for", "lots"],

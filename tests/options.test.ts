@@ -27,6 +27,7 @@ const prompt = idsOf("options", 5, 128);
 
 const training: readonly Case[] = [
   [{ learning_rate: 1e-3 }, /at learning_rate.*did you mean "learningRate"/],
+  [{ lr: 1e-3 }, /at lr.*did you mean "learningRate"/],
   [{ optimiser: "sgd" }, /did you mean "optimizer"/],
   [{ optimizer: "adam" }, /at optimizer.*adamw, sgd or lion.*"adam".*did you mean "adamw"/],
   [{ optimizer: "lamb" }, /adamw, sgd or lion.*"lamb"/],
