@@ -46,6 +46,8 @@ export interface ParamAddress {
   readonly accum: number;
   /** Of a matrix that is a group of its own: its number among those. */
   readonly own: number | null;
+  /** Where it stands for those of all experts: words from the gradient of one to that of the next. */
+  readonly apart?: number;
 }
 
 /** Does a slot have a tensor's rows in quads? Others are vectors, side by side at the branch's home. */

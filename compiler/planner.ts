@@ -31,7 +31,7 @@ export interface MethodMemory {
 }
 /**
  * Memory of one optimizer step of `tokens` tokens by each adapter method (rank for those that have one) and
- * `full` of dense models; frozen weights stored as `format`.
+ * `full`; frozen weights stored as `format`.
  */
 export function planMemory(
   config: Readonly<Record<string, unknown>>,
@@ -41,7 +41,7 @@ export function planMemory(
 ): MethodMemory[] {
   const model = models[String(checkConfig(config, "config.json").model_type)]!.read(config);
   const capacities = { ...defaultCapacities(model.context), rank };
-  const methods = [...Object.keys(adapterMethods), ...(model.mixture ? [] : ["full"])];
+  const methods = [...Object.keys(adapterMethods), "full"];
   const all = methods.map((method): MethodMemory => {
     const full = method === "full";
     const programs = buildPrograms(model, capacities, {

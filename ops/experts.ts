@@ -130,7 +130,11 @@ const expertsOp = defineOp({
   grad: ({ ins: [x, chosen, w] }, [dy]) => {
     const k = colsOf(chosen!);
     const apart = (): Value => make1(expertsTOp, [dy!, chosen!, w!], {}, `d_${w!.node.label}`);
-    return [() => (colsOf(x!) === (w!.type as Experts).k ? fold(apart(), k) : apart()), null, null];
+    return [
+      () => (colsOf(x!) === (w!.type as Experts).k ? fold(apart(), k) : apart()),
+      null,
+      () => outerExperts(dy!, x!, w!, chosen!, (w!.type as Experts).count),
+    ];
   },
   eval: (node, [x, chosen, w], ctx) => {
     const { n, k } = node.ins[2]!.type as Experts;
@@ -306,6 +310,9 @@ export const selectExperts = (x: Value, index: Value, chosen: Value, count: numb
 export const placeExperts = (u: Value, index: Value, chosen: Value, count: number, channels: number): Value =>
   make1(placeOp, [u, index, chosen], selectionOf(index, count, channels), `place_${index.node.label}`);
 
+const sideBySide = ({ rows, cols }: Pick<Factor, "rows" | "cols">, count: number) => ({
+  ...{ rows, ins: cols / count, row: cols, of: cols / count },
+});
 const outerOp = defineOp({
   name: "experts_outer",
   constant: true,
@@ -313,28 +320,30 @@ const outerOp = defineOp({
   infer: (_, a) => [{ kind: "grad", of: String(a.of) }],
   eval: (node, [u, x, chosen], ctx) => {
     const { type } = node.ins[3]!;
-    const f = type.kind === "vector" ? { rows: 1, cols: type.n } : (type as Factor);
-    const ins = f.cols / Number(node.attrs.count);
+    const count = Number(node.attrs.count);
+    // Columns of all experts lie side by side in a factor, or a vector; matrices one after another.
+    const { rows, ins, row, of } =
+      type.kind === "experts"
+        ? { rows: type.n, ins: type.k, row: type.k, of: type.n * type.k }
+        : sideBySide(type.kind === "vector" ? { rows: 1, cols: type.n } : (type as Factor), count);
     const [top, wide] = [colsOf(node.ins[2]!), colsOf(node.ins[1]!)];
-    const out = new Float64Array(f.rows * f.cols);
+    const out = new Float64Array(count * rows * ins);
     for (const [t, j, e] of parts(chosen!, top, rowsOf(node.ins[0]!, ctx)))
-      for (let r = 0; r < f.rows; r++)
+      for (let r = 0; r < rows; r++)
         for (let c = 0; c < ins; c++) {
-          const at = r * f.cols + e * ins + c;
+          const at = r * row + e * of + c;
           const from = t * wide + (wide === ins ? 0 : j * ins);
-          out[at] = out[at]! + u![(t * top + j) * f.rows + r]! * x![from + c]!;
+          out[at] = out[at]! + u![(t * top + j) * rows + r]! * x![from + c]!;
         }
     return [out];
   },
 });
-/** Gradient of experts' factors: each row's u[t, j] ⊗ x[t], or ⊗ x[t, j], goes to the expert chosen[t, j]. */
-const outerExperts = (u: Value, x: Value, factor: Value, chosen: Value, count: number): Value =>
-  make1(
-    outerOp,
-    [u, x, chosen, factor],
-    { of: String(factor.node.attrs.name), count },
-    `d_${factor.node.label}`,
-  );
+/**
+ * Gradient of experts' factors, or matrices: each row's u[t, j] ⊗ x[t], or ⊗ x[t, j], goes to the expert
+ * chosen[t, j].
+ */
+const outerExperts = (u: Value, x: Value, to: Value, chosen: Value, count: number): Value =>
+  make1(outerOp, [u, x, chosen, to], { of: String(to.node.attrs.name), count }, `d_${to.node.label}`);
 /**
  * Sums of squares of experts' channels over rows, into `sums` [count · channels]: of x[t, j]², times what a
  * row's choice weighs there (`weights` [rows, k]; without them 1).

@@ -56,13 +56,17 @@ function mixture({ count, top, hidden, ffn, normed = true, format = "f32" }: Sha
   const w = (name: string, n: number, k: number): Value =>
     input(name, { kind: "experts", count, n, k, format });
   const [x, logits] = [input("x", rows(hidden)), input("logits", rows(count))];
+  const matrices = [w("gate", ffn, hidden), w("up", ffn, hidden), w("down", hidden, ffn)] as const;
   const { chosen, weights } = route(logits, top, normed);
-  const gate = experts(x, chosen, w("gate", ffn, hidden), "gate");
-  const up = experts(x, chosen, w("up", ffn, hidden), "up");
-  const y = fold(experts(weighed(mul(silu(gate), up), weights), chosen, w("down", hidden, ffn), "down"), top);
+  const gate = experts(x, chosen, matrices[0], "gate");
+  const up = experts(x, chosen, matrices[1], "up");
+  const y = fold(experts(weighed(mul(silu(gate), up), weights), chosen, matrices[2], "down"), top);
   const cot = input("cot", rows(hidden));
-  const grads = vjp([[y, cot]], [x, logits]);
-  return { y, x, logits, cot, chosen, grads: [x, logits].map((v) => grads.get(valueKey(v))!) };
+  const of = (wanted: readonly Value[]): Value[] => {
+    const grads = vjp([[y, cot]], wanted);
+    return wanted.map((v) => grads.get(valueKey(v))!);
+  };
+  return { y, x, logits, cot, chosen, matrices, of, grads: of([x, logits]) };
 }
 /** Rows of step values, of all that have some. */
 const rowOf = (data: Data, sizes: Readonly<Record<string, number>>, r: number): Data =>
@@ -155,13 +159,15 @@ for (const target of targets) {
 
 test("gradients of a mixture: inputs, weights and router by central differences in f64", () => {
   for (const normed of [true, false]) {
-    const { y, x, logits, cot, grads } = mixture({ count: 6, top: 3, hidden: 7, ffn: 5, normed });
+    const { y, x, logits, cot, matrices, of } = mixture({ count: 6, top: 3, hidden: 7, ffn: 5, normed });
+    const wanted = [x, logits, ...matrices];
+    const grads = of(wanted);
     const b = batch("differences", 5, 3, "step");
     const ctx = context(b);
     const data = inputData([y, cot, ...grads], b, "differences");
     const loss = (d: Data): number =>
       interpret([y], d, ctx)[0]!.reduce((s, v, i) => s + v * data.cot![i]!, 0);
-    [x, logits].forEach((v, i) => {
+    wanted.forEach((v, i) => {
       const name = String(v.node.attrs.name);
       const [got] = interpret([grads[i]!], data, ctx);
       const h = 1e-5;
@@ -261,6 +267,32 @@ for (const target of targets) {
             });
           }
     });
+  test(`gradients of experts' matrices on ${target}, of what all read and of parts, equal f64`, async () => {
+    for (const [name, { count, top, ins, outs }] of Object.entries(adapters))
+      for (const wide of [false, true]) {
+        const graph = new Graph();
+        const sizes = [wide ? top * ins : ins, count, top * outs];
+        const [x, logits, dy] = sizes.map((cols, i) =>
+          graph.input("matrices", `x${i}`, { kind: "rows", domain: "W", cols }),
+        );
+        const type: Type = { kind: "experts", count, n: outs, k: ins, format: "f32" };
+        const w = graph.input("matrices", "w", type);
+        const root = vjp([[experts(x!, topk(logits!, top), w, "y"), dy!]], [w]).get(valueKey(w))!;
+        const b = batch(`matrices ${name}`, 25, 3, "unit");
+        const data = inputData([root], b, name);
+        // One that nobody chose.
+        const some = choosing({ ...data, logits: data.x1! }, count, (r) =>
+          Array.from({ length: top }, (_, j) => 1 + ((r + j) % (count - 1))),
+        );
+        const given = { ...data, x1: some.logits! };
+        const want = interpret([root], given, context(b));
+        const threads = target === "wasm" ? { threads: 3 } : {};
+        for (const options of [{}, threads]) {
+          const { outputs } = await runOn(target, [root], given, b, options);
+          close(outputs[0]!, want[0]!, `${name} ${wide}`);
+        }
+      }
+  });
   test(`squares of experts' channels on ${target}, of rows and weighed, equal f64`, async () => {
     for (const [name, { count, top, ins }] of Object.entries(adapters))
       for (const weighs of [false, true]) {

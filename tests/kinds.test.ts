@@ -134,10 +134,12 @@ test("tensors, adapters and what is planned of them are of the layers that have 
     async () => (await engine.finetune({ name: "none", data, targetModules: ["layers.1.mlp.up_proj"] })).done,
     /target_modules.*layers\.1/s,
   );
-  const said = planMemory(mixed, 100, 4, "f32").find((m) => m.method === "lora")!;
+  const plans = planMemory(mixed, 100, 4, "f32");
+  const [said, full] = ["lora", "full"].map((name) => plans.find((m) => m.method === name)!);
+  assert.is(full!.trainable, manifest.model.parameters);
   const job = await engine.finetune({ name: "all", data, rank: 4, steps: 1, targetModules: linear });
   await job.done;
-  assert.is(said.trainable, trainableCount(manifest, engine.core.adapters.find("all").content.branches));
+  assert.is(said!.trainable, trainableCount(manifest, engine.core.adapters.find("all").content.branches));
 });
 
 test("every method, where both kinds have sites: recomputed, saved, merged it is the same", async () => {

@@ -2,8 +2,11 @@
 import {
   hasCandidates,
   headerWords,
+  isOf,
+  kindsOf,
   type LaunchEntry,
   optimizerNames,
+  type ParamEntry,
   type ProgramEntry,
   type TargetEntry,
   TRAIN_BIT,
@@ -76,6 +79,14 @@ function byKinds<T>(
   }
   return [...lists.values()];
 }
+/** What layers of each kind have: a layer's sums of squares are one launch's. */
+const ofEachKind = (model: Model, params: readonly ParamEntry[]) => {
+  const n = kindsOf(model);
+  return Array.from({ length: n }, (_, kind) => ({
+    kinds: n > 1 ? { kinds: [kind] } : {},
+    of: params.filter((p) => isOf(p, kind)),
+  }));
+};
 export function emitTarget(
   target: Target,
   model: Model,
@@ -99,6 +110,11 @@ export function emitTarget(
       ...layout.params.statistics,
     ].map((p) => [p.name, p]),
   );
+  /** The first's, and how far apart their gradients are. */
+  const ofExperts = (name: string): ParamAddress => {
+    const [first, next] = [0, 1].map((e) => params.get(name.replace("{e}", String(e))));
+    return { ...first!, apart: next ? next.accum - first!.accum : 0 };
+  };
   const envFor = (block: BlockKind, address: KernelEnv["address"]): KernelEnv => ({
     capacities: c,
     layout: blocks[block],
@@ -107,7 +123,7 @@ export function emitTarget(
     jobWords: layout.jobWords,
     groups: model.layers + 1,
     address,
-    param: (name) => params.get(name)!,
+    param: (name) => params.get(name) ?? ofExperts(name),
     norms: layout.homes.norms,
     partials: layout.partials,
     integers,
@@ -205,28 +221,22 @@ export function emitTarget(
       updates,
     );
   for (const cls of train) {
+    const own = (p: ParamEntry): boolean => p.accum >= 0 && programs.branches[p.branch!]!.method.name === cls;
     const sets =
       cls === "full"
         ? ([
-            ["layer", layout.params.layer],
-            ["outer", layout.params.outer],
+            ...ofEachKind(model, layout.params.layer).map(({ kinds, of }) => ["layer", of, kinds] as const),
+            ["outer", layout.params.outer, {}],
           ] as const)
-        : ([
-            [
-              "layer",
-              layout.params.factors.filter(
-                (p) => p.accum >= 0 && programs.branches[p.branch!]!.method.name === cls,
-              ),
-            ],
-          ] as const);
-    for (const [region, list] of sets) {
+        : ([["layer", layout.params.factors.filter(own), {}]] as const);
+    for (const [region, list, kinds] of sets) {
       // Those of a matrix's own group on their own, after the others.
       const sets = [
         list.filter((p) => p.own === null),
         ...list.filter((p) => p.own !== null).map((p) => [p]),
       ];
       const each = <B extends Bare>(body: (params: readonly ParamAddress[]) => B) =>
-        update(region, {}, ...(sets.map(body) as [B, ...B[]]));
+        update(region, kinds, ...(sets.map(body) as [B, ...B[]]));
       each((params) => ({ skeleton: "sumsq", name: `sumsq.${cls}.${region}`, params, bits: [] }));
       for (const optimizer of optimizerNames)
         each((params) => ({

@@ -40,8 +40,6 @@ export interface Model {
   readonly ropes: readonly RopeEntry[];
   /** Other numbers that the maths depends on, by name: part of what a base is known by. */
   readonly constants: Readonly<Record<string, number>>;
-  /** Rows choose experts: not trained in full. */
-  readonly mixture?: true;
   /**
    * Integers that differ between layers, by layer: of one graph; and `kind`, where there are several. Kinds
    * are numbered from 0 up.

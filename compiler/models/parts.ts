@@ -301,7 +301,6 @@ export function mixtureDecoder(
     ...d,
     ffn,
     constants,
-    ...(layers.includes(mixed) && { mixture: true }),
     perLayer: { ...o.perLayer, ...perLayer },
     names: decoderNames,
     embed: embedding(d),

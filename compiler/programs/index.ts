@@ -23,14 +23,6 @@ export function buildPrograms(
   options: Stored & { methods: readonly AdapterMethod[]; train: readonly TrainClass[] },
 ): Programs {
   const { methods, train } = options;
-  if (train.includes("full") && model.mixture)
-    throw new WeftError({
-      code: "WEFT_OPTION",
-      where: "train",
-      expected: "methods of adapters: full training is of dense models",
-      found: "full",
-      hint: "a mixture of experts learns by lora and s2ft",
-    });
   // Layers without branches declare the sites; methods then say where they have branches.
   const graph = new Graph();
   const kinds = Array.from({ length: kindsOf(model) }, (_, kind) => kind);

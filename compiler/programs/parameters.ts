@@ -1,7 +1,8 @@
 /** The base's own tensors among the inputs of a graph. */
 import { toposort, type Value } from "../../ops/index.ts";
 
-export const isParameter = (v: Value): boolean => v.type.kind === "weight" || v.type.kind === "vector";
+export const isParameter = ({ type: { kind } }: Value): boolean =>
+  kind === "weight" || kind === "experts" || kind === "vector";
 /** Those that a value is made of, in the order in which they were declared. */
 export const parametersOf = (v: Value): Value[] =>
   toposort([v])

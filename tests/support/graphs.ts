@@ -302,7 +302,13 @@ export async function runOn(
     } else if (ty.kind === "experts") {
       const stride = wordsOf(ty, t.panel);
       fixed.set(name, { space: "weights", offset: weights, stride });
+      const words = align(Math.ceil(ty.n / t.panel) * t.panel * ty.k);
+      params.set(name, {
+        ...{ name, kind: "weight", n: ty.n, k: ty.k, format: "f32", branch: null, rows: "one" },
+        ...{ offset: weights, words, accum, own: null, apart: words },
+      });
       weights += ty.count * stride;
+      accum += ty.count * words;
     } else if (ty.kind === "kv") {
       fixed.set(name, { space: "kv", offset: 0, stride: 0 });
       kv = Math.max(kv, (inputs[name]!.length / ty.headDim) * kvStride(ty.headDim));
@@ -516,6 +522,16 @@ export async function runOn(
       );
     else if (r.type.kind === "grad") {
       const p = params.get(r.type.of)!;
+      if (p.apart !== undefined) {
+        const all: number[] = [];
+        const count = (r.node.ins[3]!.type as Experts).count;
+        for (let e = 0; e < count; e++) {
+          const at = { space: "accum", group: 0, offset: p.accum + e * p.apart, words: p.words } as const;
+          all.push(...unpack("f32", await device.read(at), p.n, p.k, t.panel));
+        }
+        outputs.push(Float32Array.from(all));
+        continue;
+      }
       const data = await device.read({ space: "accum", group: 0, offset: p.accum, words: p.words });
       outputs.push(
         p.kind === "weight"
