@@ -85,7 +85,13 @@ export const refusedVersions = (
     hint: "choose another folder, or move this away",
   });
 export const noVersion = (where: string): WeftError =>
-  new WeftError({ code: "WEFT_IO", where, expected: "the name of a version", found: "no such file" });
+  new WeftError({
+    code: "WEFT_IO",
+    where,
+    expected: "the name of a version",
+    found: "no such file",
+    hint: "a folder of checkpoints has one: is the path right?",
+  });
 /** A version's file that is not what was written. */
 export const changedSince = (where: string, expected: FileSum, found: FileSum): WeftError =>
   new WeftError({

@@ -4,7 +4,7 @@
  */
 import { Tokenizer } from "@huggingface/tokenizers";
 import { WeftError } from "../runtime/bundle.ts";
-import { show } from "../runtime/schema.ts";
+import { nearest, show } from "../runtime/schema.ts";
 import type { Row } from "../runtime/trainer.ts";
 import { encodeChat } from "./conversation.ts";
 import type { ChatTemplate, Marked } from "./template.ts";
@@ -20,6 +20,11 @@ export interface Message {
   readonly role: string;
   readonly content?: string | readonly TextPart[] | null;
   readonly [key: string]: unknown;
+}
+/** Has a message no content, and nothing that a template may know instead: no key, or one that is misspelt? */
+function saysNothing(message: object): boolean {
+  const more = Object.keys(message).filter((key) => !["role", "name", "weight", "content"].includes(key));
+  return !more.length || nearest("content", more) !== null;
 }
 /**
  * Messages as templates take them: parts of text joined by line ends. Throws WEFT_OPTION that names the
@@ -38,6 +43,7 @@ export function plainMessages(messages: unknown): Record<string, unknown>[] {
     if (!Array.isArray(content)) {
       if (content !== undefined && content !== null && typeof content !== "string")
         refuse(`${at}.content`, "text, a list of parts, or null", content);
+      if (content === undefined && saysNothing(m)) refuse(at, "a message with content", m);
       return { ...m };
     }
     const texts = content.map((part: unknown, k) => {

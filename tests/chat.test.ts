@@ -256,6 +256,10 @@ test("messages: parts of text are joined, other parts refused by name, the rest 
     { type: "text", text: "has Anna?" },
   ]);
   assert.is(text.chat(two, true), text.chat(parts("What pet\nhas Anna?"), true));
+  const call: Message = {
+    role: "assistant",
+    tool_calls: [{ type: "function", function: { name: "f", arguments: {} } }],
+  };
   const spoken: Message[] = [...two, { role: "assistant", content: [{ type: "text", text: "A dog." }] }];
   assert.equal(learned(text, row(text, spoken)), ["A dog.<|im_end|>\n"]);
   for (const [content, where, found] of [
@@ -276,6 +280,15 @@ test("messages: parts of text are joined, other parts refused by name, the rest 
     const trained = caught(() => row(text, parts(content)));
     assert.equal([trained.code, trained.where], ["WEFT_DATA", `d.jsonl, row 3: ${where}`]);
   }
+  for (const message of [
+    { role: "user" },
+    { role: "user", contents: "Hi" },
+    { role: "user", contnt: "Hi" },
+  ]) {
+    const e = caught(() => text.chat([message], true));
+    assert.equal([e.code, e.where, e.expected], ["WEFT_OPTION", "messages[0]", "a message with content"]);
+  }
+  assert.match(textOf(sourceOf("qwen3")).chat([{ role: "user", content: "Hi" }, call], false), /tool_call/);
   for (const list of [[], "hi", [{ content: "x" }], [null]])
     assert.is(caught(() => text.chat(list as never, true)).code, "WEFT_OPTION", JSON.stringify(list));
   const circle: Record<string, unknown> = {};

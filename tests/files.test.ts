@@ -360,6 +360,8 @@ test("a corrupt checkpoint is refused with its file and both hashes", async () =
   await refused("WEFT_IO", /adapter_model\.safetensors.*ENOENT/, () => readVersion(dir));
   writeFileSync(join(dir, "CURRENT"), "{");
   await refused("WEFT_IO", /CURRENT: expected JSON/, () => readVersion(dir));
-  await refused("WEFT_IO", /CURRENT: expected the name of a version/, () => readVersion(scratch()));
+  await refused("WEFT_IO", /CURRENT: expected the name of a version.*is the path right/, () =>
+    readVersion(scratch()),
+  );
 });
 test.run();
