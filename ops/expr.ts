@@ -136,6 +136,28 @@ export const konst = (v: number): Expr => ({ e: "const", v });
 export const call = (fn: ScalarFn, ...args: Expr[]): Expr => ({ e: "call", fn, args });
 export const load = (value: Value, r: Ix = row, c: Ix = col): Expr => ({ e: "load", value, row: r, col: c });
 
+/** An index of (row, col) as one of another row and column. */
+export function ixAt(ix: Ix, r: Ix, c: Ix): Ix {
+  const there = (i: Ix): Ix => ixAt(i, r, c);
+  switch (ix.ix) {
+    case "row":
+      return r;
+    case "col":
+      return c;
+    case "meta":
+      return ix.at ? { ...ix, at: there(ix.at) } : ix;
+    case "bin":
+      return { ...ix, a: there(ix.a), b: there(ix.b) };
+    case "rank":
+      return { ...ix, row: there(ix.row) };
+    case "slot":
+    case "element":
+      return { ...ix, row: there(ix.row), at: there(ix.at) };
+    default:
+      return ix;
+  }
+}
+
 /** A function for each kind of expression, or for the kinds `K`: a new kind is missing in each such table. */
 export type ExprTable<A extends readonly unknown[], R, K extends Expr["e"] = Expr["e"]> = {
   readonly [E in K]: (e: Expr & { e: E }, ...rest: A) => R;

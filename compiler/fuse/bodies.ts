@@ -5,6 +5,7 @@
 import {
   type Expr,
   isInput,
+  ixAt,
   type Op,
   opOf,
   readAt,
@@ -14,7 +15,7 @@ import {
   walkExpr,
 } from "../../ops/index.ts";
 import type { Body, Stat, Store } from "../kernels/body.ts";
-import { type Group, type Grouping, operandOf } from "./groups.ts";
+import { type Group, type Grouping, operandOf, picksOne } from "./groups.ts";
 
 type Rows = Type & { kind: "rows" };
 
@@ -42,12 +43,14 @@ export function bodiesOf({ groups, free, needed }: Grouping): ReadonlyMap<Group,
       effect: (v) => readAt(v),
       kernel: (v) => ({ e: "acc", of: v.node === g.beside ? 1 : 0 }),
       reduce: (v) => ({ e: "stat", id: g.reduces.indexOf(v.node) }),
-      point: (v, op) =>
-        op.point!({
-          ins: v.node.ins,
-          attrs: v.node.attrs,
-          at: (i, w) => (w ? readAt(v.node.ins[i]!, w.row, w.col) : exprOf(v.node.ins[i]!)),
-        }),
+      point: ({ node: { ins, attrs } }, op) =>
+        whereItLies(
+          op.point!({
+            ins,
+            attrs,
+            at: (i, w) => (w ? readAt(ins[i]!, w.row, w.col) : exprOf(ins[i]!)),
+          }),
+        ),
     };
     const exprOf = (v: Value): Expr => {
       const key = valueKey(v);
@@ -57,6 +60,14 @@ export function bodiesOf({ groups, free, needed }: Grouping): ReadonlyMap<Group,
       const e = g.members.has(key) || free.has(key) ? member[op.kind](v, op) : readAt(v);
       memo.set(key, e);
       return e;
+    };
+    /** Loads of values that are stored nowhere, as loads of what they are picked from. */
+    const whereItLies = (e: Expr): Expr => {
+      if (e.e === "call") return { ...e, args: e.args.map(whereItLies) };
+      if (e.e === "if") return { ...e, yes: whereItLies(e.yes), no: whereItLies(e.no) };
+      if (e.e !== "load" || !free.has(valueKey(e.value)) || !picksOne(e.value.node)) return e;
+      const from = exprOf(e.value) as Expr & { e: "load" };
+      return { ...from, row: ixAt(from.row, e.row, e.col), col: ixAt(from.col, e.row, e.col) };
     };
     const stats = g.reduces.map(
       (node, id): Stat => ({ id, reduce: opOf(node.op).reduce!, expr: exprOf(node.ins[0]!) }),

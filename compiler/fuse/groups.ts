@@ -5,15 +5,18 @@
  */
 import {
   type Domain,
+  type Expr,
   isInput,
   type Node,
   type Op,
   opOf,
+  readAt,
   type Type,
   toposort,
   type Value,
   valueKey,
   type Write,
+  walkExpr,
 } from "../../ops/index.ts";
 import { DROPOUT_BIT } from "../../runtime/bundle.ts";
 import type { Operand } from "../kernels/body.ts";
@@ -67,6 +70,20 @@ function fieldGather(v: Value): Operand | null {
   return src.type.kind === "field" && isInput(src)
     ? { value: src, index: String(v.node.attrs.index), undropped: null }
     : null;
+}
+/** What a node is of its operands, each read where it lies; null for what is no expression. */
+const exprOf = ({ op, ins, attrs }: Node): Expr | null =>
+  opOf(op).point?.({ ins, attrs, at: (i, w) => readAt(ins[i]!, w?.row, w?.col) }) ?? null;
+/** Is a node a number that lies somewhere, unchanged? */
+export const picksOne = (node: Node): boolean => exprOf(node)?.e === "load";
+/** Does a node read a value as numbers of some rows and columns, and not by a loop or for an index? */
+function loads(node: Node, key: string): boolean {
+  let plain = true;
+  walkExpr(exprOf(node)!, (e, values) => {
+    const reads = values.filter((v) => valueKey(v) === key).length;
+    if (reads > (e.e === "load" && valueKey(e.value) === key ? 1 : 0)) plain = false;
+  });
+  return plain;
 }
 const isDropout = (u: Node): boolean => opOf(u.op).drops ?? false;
 /** How a heavy node reads an operand. */
@@ -220,7 +237,9 @@ export function groupNodes(roots: readonly Value[], on: boolean, alone: (v: Valu
     if (joins && canEvaluate(last, node.ins, op.remote ?? false)) return last;
     const dropped = uses.some((u) => isDropout(u) && usesOf(`${u.id}.0`).some(isHeavy));
     const gathers = fieldGather(self) !== null;
-    const readDirectly = uses.every((u) => (isHeavy(u) ? gathers : !(isPoint(u) && opOf(u.op).remote)));
+    // What reads it elsewhere reads where it lies.
+    const readable = (u: Node): boolean => !opOf(u.op).remote || (on && picksOne(node) && loads(u, key));
+    const readDirectly = uses.every((u) => (isHeavy(u) ? gathers : !isPoint(u) || readable(u)));
     const indirectOnly = gathers && uses.every(isHeavy);
     const floats =
       !rootKeys.has(key) &&
