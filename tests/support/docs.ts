@@ -94,7 +94,7 @@ export const sourcesOf = (page: string, markdown: string): Source[] =>
 export function houseWith(folder: string, sources: readonly Source[]): string {
   for (const part of ["compiler", "ops", "runtime", "sdk", "package.json", "tsconfig.json", "asconfig.json"])
     cpSync(join(root, part), join(folder, part), { recursive: true });
-  for (const name of ["program", "quick", "weft"])
+  for (const name of ["assembler", "program", "quick", "weft"])
     cpSync(join(root, `tests/support/${name}.ts`), join(folder, `tests/support/${name}.ts`));
   symlinkSync(join(root, "node_modules"), join(folder, "node_modules"));
   for (const { path, whole, text } of sources) {
