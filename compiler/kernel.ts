@@ -116,11 +116,10 @@ export interface Kernel<B> {
    */
   readonly over?: "x" | "y" | null;
   /**
-   * WGSL: which launches are one module beside those that are one text but for numbers. `sums`: those with one
-   * sum, in functions `name` and `name_…`, whatever the epilogue `name_e`. `bodies`: all over one kind of
-   * block, for short texts of few registers.
+   * WGSL: launches with one sum, in functions `name` and `name_…`, are one module, whatever the epilogue
+   * `name_e`. Where the epilogue is all there is, a module of several runs half as fast on a CPU.
    */
-  readonly joins?: "sums" | "bodies";
+  readonly joins?: true;
   /** WGSL: does a body write base weights? They are bound as words then, not as packed panels. */
   readonly writesWeights?: (body: B) => boolean;
   readonly wgsl: (name: string, body: B, env: KernelEnv, variant: Variant, lanes: number) => string;

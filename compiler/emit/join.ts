@@ -8,33 +8,30 @@ import { type Lines, lines } from "../kernels/text/lines.ts";
 import { BROUGHT, bringing, type Shared, shapeOf, share } from "./share.ts";
 import { type LaunchText, moduleOf, moduleOfOne } from "./wgsl.ts";
 
-/**
- * A body: functions `body` …; where these are a sum they call `put_N` with N sums of an element, and there
- * is an epilogue of that name.
- */
+/** A body: functions `body` … that call `put_N` with N sums of an element, and an epilogue of that name. */
 interface Parts {
   readonly core: string;
-  readonly arm: { readonly put: string; readonly text: string } | null;
+  readonly arm: { readonly put: string; readonly text: string };
 }
-function partsOf({ functions, entries, joins }: LaunchText): Parts[] {
+function partsOf({ functions, entries }: LaunchText): Parts[] {
   const all = functionsOf(functions);
   return entries.map((entry) => {
     const own = all.filter(({ name }) => name === entry || name.startsWith(`${entry}_`));
     // Which body it is: `wg` says so to those that have it, and they to others.
     const told = own.filter(({ params }) => !params.startsWith("wg:")).map(({ name }) => name);
-    const arm = joins === "sums" ? own.find(({ name }) => name === `${entry}_e`)! : null;
-    const put = arm && `put_${arm.params.split("acc").length - 1}`;
+    const arm = own.find(({ name }) => name === `${entry}_e`)!;
+    const put = `put_${arm.params.split("acc").length - 1}`;
     const textOf = ({ name, params, body }: Fn): string => {
       const [z, given] = told.includes(name) ? ["z: i32, ", "z"] : ["", "wg.z"];
       const calls = body.replace(/\b(\w+)\(/g, (call, f: string) =>
         told.includes(f) ? `${f}(${given}, ` : call,
       );
       return `fn ${name}(${z}${params}) ${calls}`
-        .replaceAll(`${entry}_e(`, put ? `${put}(` : `${entry}_e(`)
+        .replaceAll(`${entry}_e(`, `${put}(`)
         .replace(new RegExp(`\\b${entry}(?=[_(])`, "g"), "body");
     };
     const core = own.filter((f) => f !== arm).map(textOf);
-    return { core: core.join("\n"), arm: arm && { put: put!, text: textOf(arm) } };
+    return { core: core.join("\n"), arm: { put, text: textOf(arm) } };
   });
 }
 const numberedBy = <K>(keys: readonly K[]): ReadonlyMap<K, readonly number[]> => {
@@ -79,15 +76,14 @@ function joined(group: readonly LaunchText[]): Joined {
     numbers,
   );
   let end = cores.end;
-  const puts = [...numberedBy(bodies.map((b) => b.arm?.put))].flatMap(([put, which]) => {
-    if (!put) return [];
+  const puts = [...numberedBy(bodies.map((b) => b.arm.put))].map(([put, which]) => {
     const arms = shaped(
-      which.map((i) => bodies[i]!.arm!.text),
+      which.map((i) => bodies[i]!.arm.text),
       cores.end,
       which.map((i) => numbers[i]!),
     );
     end = Math.max(end, arms.end);
-    return [{ put, ...arms }];
+    return { put, ...arms };
   });
   const vectors = Math.ceil(end / 4);
   const single = parts.every((p) => p.length === 1);
@@ -149,7 +145,7 @@ export function modulesOf(launches: readonly LaunchText[]): Shared {
   const left = launches.filter(({ joins }) => !joins);
   const joining = launches.filter(({ joins }) => joins);
   const keys = joining.map((l) => {
-    const cores = l.joins === "sums" ? partsOf(l).map(({ core }) => shapeOf(core)) : [l.joins];
+    const cores = partsOf(l).map(({ core }) => shapeOf(core));
     return JSON.stringify([l.lanes, l.shared, l.written, [...new Set(cores)].sort()]);
   });
   const of = new Map<string, { module: string; launch: readonly number[] }>();

@@ -53,8 +53,8 @@ export interface LaunchText {
   readonly name: string;
   readonly functions: string;
   readonly entries: readonly string[];
-  /** What it may share a module with: launches with one sum, or others of its kernel and block. */
-  readonly joins: "sums" | `${string} ${string}` | null;
+  /** May it share a module with launches of the same sum? */
+  readonly joins: boolean;
   readonly says: string;
   readonly lanes: number;
   readonly shared: Lines;
@@ -74,7 +74,7 @@ export function launchText(
     name,
     functions: bodies.map((b, i) => kernel.wgsl(`body_${i}`, b, env, variant, lanes)).join("\n"),
     entries: entriesOf(bodies),
-    joins: kernel.joins === "bodies" ? `${bodies[0]!.skeleton} ${env.layout.kind}` : (kernel.joins ?? null),
+    joins: kernel.joins ?? false,
     says: bodies.map((b) => `${b.skeleton} ${b.name}`).join(", "),
     lanes,
     shared: kernel.shared?.(variant, lanes, bodies) ?? [],

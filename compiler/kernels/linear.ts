@@ -31,7 +31,7 @@ const partsOf = (b: Body, env: KernelEnv, which: string) => {
 
 export const linear: GraphKernel = {
   epilogue: "elements",
-  joins: "sums",
+  joins: true,
   pairs: true,
   // A backward has many rows; a step may have a few, or what whole tiles leave is a few.
   variants: ({ domain }) => (domain === "W" ? ["plain", "many"] : ["plain", "few", "many"]),

@@ -49,7 +49,7 @@ function modelOf([x, w]: readonly [Operand, Operand], env: KernelEnv): [Operand,
 }
 export const linear_t: GraphKernel = {
   epilogue: "elements",
-  joins: "sums",
+  joins: true,
   variants: () => ["plain", "many"],
   lanes: (_bodies, variant) => (variant === "many" ? GEMM_LANES : WG),
   grid: (bodies, _env, variant) =>

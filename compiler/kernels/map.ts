@@ -22,7 +22,6 @@ function gathered(b: Body, env: KernelEnv): (Expr & { e: "load" })[] {
   return out;
 }
 export const map: GraphKernel = {
-  joins: "bodies",
   epilogue: "elements",
   grid: (bodies) => [most(bodies, (b) => b.cols), rows(bodies, ROWS)],
   wgsl: (name, b, env) => {

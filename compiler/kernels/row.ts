@@ -100,7 +100,6 @@ function across(cols: number, atOnce: number, of: () => Column): Lines {
 }
 
 export const row: GraphKernel = {
-  joins: "bodies",
   epilogue: "rows",
   grid: (bodies) => [rows(bodies), one],
   lanes: () => FOLD_LANES,

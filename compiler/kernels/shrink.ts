@@ -113,7 +113,6 @@ function shrink4x4(
 }`;
 
 export const shrink: GraphKernel = {
-  joins: "bodies",
   epilogue: "elements",
   lanes: (bodies) => (serial(bodies) ? SERIAL_LANES : wgsl.WG),
   shared: (_variant, lanes) =>
