@@ -11,6 +11,7 @@ import type { Families } from "../runtime/device.ts";
 import { Engine as Core } from "../runtime/engine.ts";
 import { Host } from "../runtime/host.ts";
 import type { Verdicts } from "../runtime/invariance.ts";
+import { startJob } from "../runtime/trainer.ts";
 import { openWasm } from "../runtime/wasm.ts";
 import { openWebGpu } from "../runtime/webgpu.ts";
 import { bits, configs, idsOf, small, tiny } from "./support/engines.ts";
@@ -26,7 +27,9 @@ const kinds = { plain: { fewRows: null }, tiles: { fewRows: 0 }, both: { fewRows
 type Change = (wgsl: string) => string;
 /** What the check at load looks for is compared here. */
 const unchecked = (families: Families): Verdicts =>
-  Object.assign(new Map(), { get: () => ({ invariance: "verified", families }) });
+  Object.assign(new Map(), {
+    get: () => ({ invariance: "verified", families, trained: new Map([["lora", true]]) }),
+  });
 
 async function bundleOf(config: Config, options: CompileOptions) {
   const { files } = await compile(
@@ -109,6 +112,24 @@ for (const [what, config, options] of shapes.filter(([, , , form]) => long || fo
       );
       assert.ok(error <= (options.kv === "f16" ? 1e-3 : 1e-4) * max, `${name}: off by ${error} of ${max}`);
     }
+  });
+
+for (const name of ["odd", "mqa", "gemma2"] as const)
+  test(`${name}: the gradient of queries has the same bits in tiles and in the plain kernel`, async () => {
+    const config = configs[name] as Config & { vocab_size: number };
+    const { gpu } = await bundleOf(config, { train: ["lora"], methods: ["lora"], limits: {} });
+    const taught = [70, 9].map((n) => idsOf(`taught ${n}`, n, config.vocab_size));
+    const learned: string[] = [];
+    for (const families of [kinds.plain, kinds.tiles]) {
+      const core = await gpu(families);
+      const rows = taught.map((input_ids) => ({ input_ids, labels: input_ids }));
+      const how = { method: "lora", steps: 1, batchSize: 2, learningRate: 0.1, optimizer: "sgd" } as const;
+      await startJob(core, { name: "notes", rows, ...how }, []).done;
+      const { logits } = await core.score(taught[1]!, { logits: true, adapter: "notes" });
+      learned.push(logits!.map(bits).join());
+      await core.dispose();
+    }
+    assert.is(learned[0], learned[1]);
   });
 
 test("a fold of its own, and a read of what nobody wrote, are seen", async () => {

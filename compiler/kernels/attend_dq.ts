@@ -1,12 +1,16 @@
-/** The gradient of attention's queries: a lane (WGSL: of some dims) or a turn (CPU) owns a row and head. */
+/**
+ * The gradient of attention's queries: a turn (CPU, and CPUs behind WebGPU: a lane of some dims) owns a row and
+ * head; on GPUs a workgroup a row and the heads that share keys.
+ */
 import { KV_BLOCK } from "../../ops/index.ts";
 import { headsOf, kvOf } from "./attend.ts";
 import type { GraphKernel } from "./body.ts";
-import { fixed, rows } from "./grid.ts";
+import { fixed, plainRows, tileRows } from "./grid.ts";
 import * as assembly from "./text/assemblyscript.ts";
 import { attentionOf } from "./text/assemblyscript_attention.ts";
 import { type Lines, lines } from "./text/lines.ts";
 import * as wgsl from "./text/wgsl.ts";
+import { dqCut, dqShared, dqTile } from "./text/wgsl_attend_dq.ts";
 import { partOf, partsOf, attentionOf as wgslAttentionOf } from "./text/wgsl_attention.ts";
 
 /** Operands: q, the cache, and of the forward its output and log-sum-exp; then the output's gradient. */
@@ -14,11 +18,18 @@ const [Q, O, LSE, DO] = [0, 2, 3, 4];
 
 export const attend_dq: GraphKernel = {
   epilogue: null,
-  grid: (bodies) => [
-    rows(bodies, wgsl.WG),
-    fixed(Math.max(...bodies.map((b) => headsOf(b) * partsOf(kvOf(b).headDim)))),
-  ],
-  wgsl: (name, b, env) => {
+  variants: () => ["plain", "many"],
+  lanes: ([b], variant) => (variant === "many" ? dqCut(b!).lanes : wgsl.WG),
+  grid: (bodies, _env, variant) => {
+    const [b, other] = bodies;
+    if (other) throw new Error("attention runs beside no other");
+    return variant === "many"
+      ? [tileRows(bodies, 1), fixed(headsOf(b!) / dqCut(b!).together)]
+      : [plainRows(bodies, wgsl.WG), fixed(headsOf(b!) * partsOf(kvOf(b!).headDim))];
+  },
+  shared: (variant, _lanes, [b]) => (variant === "many" ? dqShared(b!) : []),
+  wgsl: (name, b, env, variant) => {
+    if (variant === "many") return dqTile(name, b, env, { Q, O, LSE, DO });
     const a = wgslAttentionOf(b, env);
     const { hd, stride, group, kvAt, operand, out, own } = a;
     const [q, o, lse, g, dq] = [operand(Q), operand(O), operand(LSE), operand(DO), out(0)];
