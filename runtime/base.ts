@@ -4,12 +4,12 @@
  */
 import { type Manifest, WeftError } from "./bundle.ts";
 import { chamberWords, type Device } from "./device.ts";
-import type { Rounding } from "./formats.ts";
 import { uploadWeights } from "./load.ts";
 import type { Change } from "./merge.ts";
 import type { BaseTensor, On, StoredTensor } from "./parameters.ts";
 import type { BundleReader } from "./reader.ts";
 import { groupsOf } from "./shards.ts";
+import type { Rounding } from "./values.ts";
 
 export type { BaseTensor, StoredTensor };
 

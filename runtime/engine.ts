@@ -9,7 +9,6 @@ import { type BaseTensor, BaseWeights, otherBase, type StoredTensor } from "./ba
 import { CORRECTION, type Manifest, NONE, type Sizes, WeftError } from "./bundle.ts";
 import { virtualTokens } from "./content.ts";
 import type { Device, DeviceInfo, LoadProgress } from "./device.ts";
-import { type Rounding, roundingOf } from "./formats.ts";
 import { Host, MAX_QUEUED, readHost } from "./host.ts";
 import { type Invariance, type OpenHost, settleInvariance, type Verdicts } from "./invariance.ts";
 import { Contents, type Spill } from "./kept.ts";
@@ -25,6 +24,7 @@ import { Serving } from "./serving.ts";
 import { abortable, onAbort, throwIfAborted } from "./signals.ts";
 import { type Producer, Stream } from "./stream.ts";
 import { STEP_TIMEOUT, Supervised } from "./supervise.ts";
+import type { Rounding } from "./values.ts";
 
 export type { Finish, Score, TokenEvent } from "./requests.ts";
 export type { EngineOptions, Feed, GenerateIds, Merged, MergeOptions, StepTrace };
@@ -388,7 +388,10 @@ export class Engine {
    */
   async merge(ref: AdapterRef | null, options: MergeOptions = {}): Promise<Merged> {
     checked(MergeOptions, options);
-    const [{ mergeChanges }] = await Promise.all([import("./merge.ts"), this.adapters.needs(ref)]);
+    const [{ mergeChanges, roundingOf }] = await Promise.all([
+      import("./merge.ts"),
+      this.adapters.needs(ref),
+    ]);
     this.check();
     const found = this.inUse;
     if (found)

@@ -15,13 +15,14 @@ import {
 } from "./bundle.ts";
 import { checkConsistent } from "./consistent.ts";
 import { type Device, type LoadProgress, paramNamed } from "./device.ts";
-import { changed, pack, piecesOf, type Rounding } from "./formats.ts";
+import { pack, piecesOf } from "./formats.ts";
 import { reorder, siteOfParam } from "./order.ts";
 import { type BundleReader, type RangeFile, sha256 } from "./reader.ts";
 import type { Heard } from "./remote.ts";
 import { check, foreign } from "./schema.ts";
 import { groupOf, SHARD_ROWS } from "./shards.ts";
 import type { Change } from "./terms.ts";
+import type { Rounding } from "./values.ts";
 
 const bad = (where: string, expected: string, found: string, hint?: string): WeftError =>
   new WeftError({ code: "WEFT_BUNDLE", where, expected, found, ...(hint && { hint }) });
@@ -164,6 +165,7 @@ export async function uploadWeights(
           device.write({ ...at, offset: p.offset }, values);
         } else {
           if (change || site) {
+            const { changed } = await import("./values.ts");
             const where = `${reader.where}: ${t.name}`;
             const move = (values: Float32Array): void => {
               change?.(values);

@@ -16,6 +16,7 @@ export interface Merged {
 }
 
 export type { Change } from "./terms.ts";
+export { roundingOf } from "./values.ts";
 
 /**
  * `layer tensor` (the outer region's layer is the number of layers) → its change, for every base tensor that

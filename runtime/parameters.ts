@@ -1,7 +1,7 @@
 /** The base weights on a device one by one: read, written, and what they are by value. */
 import type { Manifest } from "./bundle.ts";
 import type { Device, Range } from "./device.ts";
-import { type Format, pack, store, unpack, unpackPlanes, type Words, weightFormats } from "./formats.ts";
+import { type Format, pack, type Words, weightFormats } from "./formats.ts";
 import { sha256 } from "./hash.ts";
 import { BaseHash } from "./identity.ts";
 import { isIn } from "./kinds.ts";
@@ -9,6 +9,7 @@ import type { Change } from "./merge.ts";
 import { reorder, siteOfParam } from "./order.ts";
 import { blockRows, groupOf, matrixWords } from "./shards.ts";
 import { transpose } from "./tensors/dense.ts";
+import { formatValues, store, unpack, unpackPlanes } from "./values.ts";
 
 /** Where they are, and the lane behind whose lists they are read. */
 export interface On {
@@ -102,7 +103,8 @@ export async function* all(on: On): AsyncGenerator<Param> {
 export async function* stored(on: On): AsyncGenerator<StoredTensor> {
   const { manifest, device } = on;
   for await (const { path, n, k, format, block, data, raw } of all(on)) {
-    const { planes, encode } = weightFormats[k === null ? "f32" : format];
+    const its = k === null ? "f32" : format;
+    const { planes } = weightFormats[its];
     const shape = k === null ? [n] : [n, k];
     const inBlocks = planes.length > 1;
     const never = (): never => {
@@ -111,8 +113,8 @@ export async function* stored(on: On): AsyncGenerator<StoredTensor> {
     if (inBlocks && !manifest.selection)
       yield { name: path, shape, format, planes: unpackPlanes(format, raw, n, k!, device.plan.panel, block) };
     else if (inBlocks || k === null)
-      yield { name: path, shape, format: "f32", planes: weightFormats.f32.encode(data, n, k ?? 1, never) };
-    else yield { name: path, shape, format, planes: encode(data, n, k, never) };
+      yield { name: path, shape, format: "f32", planes: formatValues.f32.encode(data, n, k ?? 1, never) };
+    else yield { name: path, shape, format, planes: formatValues[its].encode(data, n, k, never) };
   }
 }
 /** Every base tensor as it is now, under its checkpoint name. */

@@ -7,13 +7,14 @@ import { channelAt } from "./coupling.ts";
 import { paramNamed } from "./device.ts";
 import type { Engine } from "./engine.ts";
 import { singleBranch, singleSites } from "./experts.ts";
-import { packedWords, unpack } from "./formats.ts";
+import { packedWords } from "./formats.ts";
 import { isIn } from "./kinds.ts";
 import { channelOrder, reorder } from "./order.ts";
 import type { ModelView } from "./selectors.ts";
 import { blockRows, groupOf } from "./shards.ts";
 import { selection } from "./tensors/selection.ts";
 import type { TrainOptions } from "./training.ts";
+import { unpack } from "./values.ts";
 
 /**
  * Σ w² of each channel of a site, over the matrices that share its channels: rows of gate, up and v, columns

@@ -31,7 +31,7 @@ const all = layers.flatMap((layer) => [...sources(layer)]);
 const forNode = all.filter((path) => !path.endsWith(".page.ts"));
 
 /** Sources import each other as .ts, what is shipped as .js. */
-const apart: Plugin = {
+const everyModule: Plugin = {
   name: "every module apart",
   setup: (b) => {
     b.onResolve({ filter: /^\./ }, ({ path, kind }) =>
@@ -39,14 +39,14 @@ const apart: Plugin = {
     );
   },
 };
-/** A format of weights or of the cache without the texts that kernels are made of: only the compiler reads them. */
-function withoutTexts(path: string): string {
+/** A format or an optimizer without what kernels are made of: only the compiler reads that. */
+const ofKernels = ["wgsl", "assembly", "step"];
+function withoutKernels(path: string): string {
   const source = ts.createSourceFile(path, readFileSync(path, "utf8"), ts.ScriptTarget.Latest, true);
   const { text } = source;
   let [out, at] = ["", 0];
   const visit = (node: ts.Node): void => {
-    const isText = ts.isPropertyAssignment(node) && ["wgsl", "assembly"].includes(node.name.getText(source));
-    if (isText) {
+    if (ts.isPropertyAssignment(node) && ofKernels.includes(node.name.getText(source))) {
       out += text.slice(at, node.getStart(source));
       at = node.end + (text[node.end] === "," ? 1 : 0);
     } else ts.forEachChild(node, visit);
@@ -74,13 +74,22 @@ for (const from of all)
       later.set(inPages(join(root, path)), join(root, layer, "index.ts"));
   }
 
-/** For pages: NAME.page.ts in place of NAME.ts; formats without their kernels' texts. */
+/**
+ * Tables of what few pages need of concepts that have a file each. Their folders are there twice, once for
+ * these tables: so those few fetch what they need, and others do not.
+ */
+const apart = new Set(["runtime/formats/values.ts"].map((path) => join(root, path)));
+const suffix = "?apart";
+
+/** For pages: NAME.page.ts in place of NAME.ts; formats and optimizers without what kernels are made of. */
 const pages: Plugin = {
   name: "pages",
   setup: (b) => {
-    b.onResolve({ filter: /^\.\.?\/.*\.ts$/ }, ({ path, resolveDir }) => {
+    b.onResolve({ filter: /^\.\.?\/.*\.ts$/ }, ({ path, resolveDir, importer }) => {
       const here = join(resolveDir, path);
       const there = inPages(here);
+      const ofTable = apart.has(importer) || importer.endsWith(suffix);
+      if (ofTable && dirname(here) === resolveDir) return { path: there, suffix };
       return there === here ? undefined : { path: there };
     });
     b.onLoad({ filter: /\/(runtime|sdk)\/.*\.ts$/ }, ({ path }) => {
@@ -89,8 +98,8 @@ const pages: Plugin = {
       const contents = `import ${JSON.stringify(door)};\n${readFileSync(path, "utf8")}`;
       return { contents, loader: "ts" };
     });
-    b.onLoad({ filter: /\/runtime\/(formats\/\w+|kv)\.ts$/ }, ({ path }) => ({
-      contents: withoutTexts(path),
+    b.onLoad({ filter: /\/runtime\/(formats\/\w+|kv|optimizers\/\w+)\.ts$/ }, ({ path }) => ({
+      contents: withoutKernels(path),
       loader: "ts",
     }));
   },
@@ -176,7 +185,7 @@ export async function buildAll(): Promise<void> {
   await build({
     entryPoints: forNode,
     ...{ bundle: true, format: "esm", platform: "node", packages: "external", target: "node20" },
-    ...{ absWorkingDir: root, outbase: ".", outdir: "dist", plugins: [apart], logLevel: "warning" },
+    ...{ absWorkingDir: root, outbase: ".", outdir: "dist", plugins: [everyModule], logLevel: "warning" },
   });
   const { metafile } = await forPages({ entryPoints: doors, outdir: "dist/page" });
   await forPages({ ...workerEntry, outdir: "dist/page" });

@@ -7,7 +7,7 @@ import { lrec } from "../compiler/corrections/lrec.ts";
 import { openProduct } from "../compiler/corrections/product.ts";
 import type { FormatOption } from "../compiler/formats.ts";
 import type { Capacities } from "../compiler/target.ts";
-import { restore, store } from "../runtime/formats.ts";
+import { restore, store } from "../runtime/values.ts";
 import { evaluate } from "../sdk/evaluate.ts";
 import { compile, type Engine, load } from "../sdk/index.ts";
 import { code } from "./support/code.ts";

@@ -43,6 +43,7 @@ import {
 import { halfToFloat } from "../runtime/dtypes.ts";
 import { weightFormats } from "../runtime/formats.ts";
 import type { KvName } from "../runtime/kv.ts";
+import { formatValues } from "../runtime/values.ts";
 import { type Batch, batch, capacities, context, inputData, runOn } from "./support/graphs.ts";
 import {
   checkGradients,
@@ -175,7 +176,7 @@ test("products on webgpu: a row's bits are the same in a few rows and in tiles, 
 /** A product of integers as it is defined: rows rounded to 16 bits a block of 32, exact sums, f32 between. */
 function ofIntegers(format: "int8" | "q4", x: Float64Array, w: Float64Array, n: number, k: number) {
   const r = Math.fround;
-  const [q, halves] = weightFormats[format].encode(Float32Array.from(w), n, k, () => {
+  const [q, halves] = formatValues[format].encode(Float32Array.from(w), n, k, () => {
     throw new Error("all values are within range");
   });
   const blocks = Math.ceil(k / 32);

@@ -2,7 +2,7 @@
  * A model as a GGUF file: open.ts the other way. Each tensor is of the type that holds it as it is, F32 where
  * none does.
  */
-import { type Format, WeftError, type Words, weightFormats } from "../../runtime/bundle.ts";
+import { type Format, formatValues, WeftError, type Words } from "../../runtime/bundle.ts";
 import { models } from "../models/index.ts";
 import type { GgufFamily, GgufSaid, Json, Model } from "../models/model.ts";
 import {
@@ -46,7 +46,7 @@ function converted(t: StoredTensor, type: GgmlName, gguf: GgufFamily, config: Js
     return gguf.layout.convert(name, (a, b) => values.slice(a * width, b * width), 0, n, config);
   };
   if (type === "F32") {
-    const values = weightFormats[t.format].decode(t.planes, n, k);
+    const values = formatValues[t.format].decode(t.planes, n, k);
     const moved = move(values);
     return new Uint8Array(moved.buffer, moved.byteOffset, moved.byteLength);
   }
@@ -57,7 +57,7 @@ function converted(t: StoredTensor, type: GgmlName, gguf: GgufFamily, config: Js
 /** Is a vector the same after it was converted, and restored? What a file has otherwise may round. */
 function survives({ name, shape, planes }: StoredTensor, gguf: GgufFamily, config: Json): boolean {
   if (shape.length > 1) return true;
-  const values = weightFormats.f32.decode(planes, shape[0]!, 1);
+  const values = formatValues.f32.decode(planes, shape[0]!, 1);
   const there = gguf.layout.convert(name, (a, b) => values.slice(a, b), 0, shape[0]!, config);
   const back = gguf.layout.restore(name, (a, b) => there.slice(a, b), 0, shape[0]!, config);
   return back.every((x, i) => x === values[i]);

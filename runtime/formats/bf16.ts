@@ -1,21 +1,9 @@
 /** The upper half of f32, as checkpoints have it: widens exactly. Rounds to nearest even. */
-import { into, type WeightFormat, WGSL_PANEL } from "./format.ts";
+import { type FormatValues, into, type WeightFormat, WGSL_PANEL } from "./format.ts";
 
 export const bf16: WeightFormat = {
   planes: [{ suffix: "", dtype: "BF16", every: 1, count: 1 }],
   fine: true,
-  encode: (values, n, k, refuse) => {
-    const bits = new Uint32Array(values.buffer, values.byteOffset, n * k);
-    return [
-      into(new Uint16Array(bits.length), bits, (b, at) => {
-        const h = (b + 0x7fff + ((b >>> 16) & 1)) >>> 16;
-        const finite = (b & 0x7f800000) !== 0x7f800000 && (h & 0x7f80) !== 0x7f80;
-        return finite ? h : refuse(at, "values within the range of bf16");
-      }),
-    ];
-  },
-  decode: ([halves]) =>
-    new Float32Array(into(new Uint32Array(halves!.length), halves!, (h) => h << 16).buffer),
   wgsl: {
     value: (w, j) => `bitcast<vec4<f32>>(${w} ${j ? "& vec4<u32>(0xffff0000u)" : "<< vec4<u32>(16u)"})`,
     scales: null,
@@ -50,4 +38,18 @@ function unpack_bf16(w: usize, N: i32, K: i32, p: i32, k: i32, count: i32, out: 
     scales: [],
     integers: null,
   },
+};
+export const bf16Values: FormatValues = {
+  encode: (values, n, k, refuse) => {
+    const bits = new Uint32Array(values.buffer, values.byteOffset, n * k);
+    return [
+      into(new Uint16Array(bits.length), bits, (b, at) => {
+        const h = (b + 0x7fff + ((b >>> 16) & 1)) >>> 16;
+        const finite = (b & 0x7f800000) !== 0x7f800000 && (h & 0x7f80) !== 0x7f80;
+        return finite ? h : refuse(at, "values within the range of bf16");
+      }),
+    ];
+  },
+  decode: ([halves]) =>
+    new Float32Array(into(new Uint32Array(halves!.length), halves!, (h) => h << 16).buffer),
 };

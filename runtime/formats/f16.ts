@@ -1,20 +1,10 @@
 /** IEEE half precision: widens exactly, subnormals included. */
-import { floatToHalf, halvesToFloats } from "../dtypes.ts";
-import { into, type Refuse, type WeightFormat, WGSL_PANEL } from "./format.ts";
-
-/** The half nearest to value `at`. */
-export function toHalf(x: number, at: number, refuse: Refuse): number {
-  const h = floatToHalf(x);
-  return (h & 0x7c00) === 0x7c00 ? refuse(at, "values within the range of f16") : h;
-}
+import { halvesToFloats } from "../dtypes.ts";
+import { type FormatValues, into, toHalf, type WeightFormat, WGSL_PANEL } from "./format.ts";
 
 export const f16: WeightFormat = {
   planes: [{ suffix: "", dtype: "F16", every: 1, count: 1 }],
   fine: true,
-  encode: (values, _n, _k, refuse) => [
-    into(new Uint16Array(values.length), values, (x, at) => toHalf(x, at, refuse)),
-  ],
-  decode: ([halves]) => halvesToFloats(halves as Uint16Array, new Float32Array(halves!.length)),
   wgsl: {
     value: (w, j) => `halves_${"xy"[j]}(${w})`,
     scales: null,
@@ -48,4 +38,10 @@ function unpack_f16(w: usize, N: i32, K: i32, p: i32, k: i32, count: i32, out: u
     scales: [],
     integers: null,
   },
+};
+export const f16Values: FormatValues = {
+  encode: (values, _n, _k, refuse) => [
+    into(new Uint16Array(values.length), values, (x, at) => toHalf(x, at, refuse)),
+  ],
+  decode: ([halves]) => halvesToFloats(halves as Uint16Array, new Float32Array(halves!.length)),
 };

@@ -1,10 +1,8 @@
-import { type WeightFormat, WGSL_PANEL } from "./format.ts";
+import { type FormatValues, type WeightFormat, WGSL_PANEL } from "./format.ts";
 
 export const f32: WeightFormat = {
   planes: [{ suffix: "", dtype: "F32", every: 1, count: 1 }],
   fine: true,
-  encode: (values, n, k) => [new Uint32Array(values.buffer, values.byteOffset, n * k)],
-  decode: ([bits]) => new Float32Array(bits!.buffer, bits!.byteOffset, bits!.length),
   wgsl: {
     value: (w) => `bitcast<vec4<f32>>(${w})`,
     scales: null,
@@ -26,4 +24,8 @@ function weightf32(w: usize, n: i32, k: i32, K: i32): f32 {
     scales: [],
     integers: null,
   },
+};
+export const f32Values: FormatValues = {
+  encode: (values, n, k) => [new Uint32Array(values.buffer, values.byteOffset, n * k)],
+  decode: ([bits]) => new Float32Array(bits!.buffer, bits!.byteOffset, bits!.length),
 };

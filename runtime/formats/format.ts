@@ -3,7 +3,7 @@
  * and in every kernel, so a bundle in a format computes what a bundle in f32 of the same values does, bit for
  * bit.
  */
-import { type Dtype, dtypeBytes } from "../dtypes.ts";
+import { type Dtype, dtypeBytes, floatToHalf } from "../dtypes.ts";
 
 /** Numbers of one kind that a stored matrix has: its values, or something that a run of them shares. */
 export interface Plane {
@@ -26,9 +26,6 @@ export interface WeightFormat {
   readonly planes: readonly Plane[];
   /** Finer steps than what an adapter or training changes. */
   readonly fine: boolean;
-  /** f32 values [n, k] → the numbers of each plane, [n, terms] row by row. */
-  readonly encode: (values: Float32Array, n: number, k: number, refuse: Refuse) => readonly Words[];
-  readonly decode: (planes: readonly Words[], n: number, k: number) => Float32Array;
   /** WGSL, over `weights` as vec4<u32>: a word of each of four neighbouring columns. */
   readonly wgsl: {
     /**
@@ -76,6 +73,12 @@ export interface WeightFormat {
     } | null;
   };
 }
+/** What a format makes of values, and they of it: for who reads or changes a model, not for who plays it. */
+export interface FormatValues {
+  /** f32 values [n, k] → the numbers of each plane, [n, terms] row by row. */
+  readonly encode: (values: Float32Array, n: number, k: number, refuse: Refuse) => readonly Words[];
+  readonly decode: (planes: readonly Words[], n: number, k: number) => Float32Array;
+}
 /** Columns of a panel in WGSL. */
 export const WGSL_PANEL = 16;
 
@@ -84,4 +87,9 @@ type Numbers = Float32Array | Int8Array | Uint8Array | Uint16Array | Uint32Array
 export function into<A extends Numbers>(to: A, from: Numbers, f: (x: number, at: number) => number): A {
   for (let i = 0; i < to.length; i++) to[i] = f(from[i]!, i);
   return to;
+}
+/** The half nearest to value `at`. */
+export function toHalf(x: number, at: number, refuse: Refuse): number {
+  const h = floatToHalf(x);
+  return (h & 0x7c00) === 0x7c00 ? refuse(at, "values within the range of f16") : h;
 }

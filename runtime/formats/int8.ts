@@ -3,8 +3,7 @@
  * to nearest even, scales upwards.
  */
 import { halfToFloat } from "../dtypes.ts";
-import { toHalf } from "./f16.ts";
-import { into, type WeightFormat, WGSL_PANEL } from "./format.ts";
+import { type FormatValues, into, toHalf, type WeightFormat, WGSL_PANEL } from "./format.ts";
 
 const BLOCK = 32;
 
@@ -14,39 +13,6 @@ export const int8: WeightFormat = {
     { suffix: ".scales", dtype: "F16", every: BLOCK, count: 1 },
   ],
   fine: false,
-  encode: (values, n, k, refuse) => {
-    const blocks = Math.ceil(k / BLOCK);
-    const q = new Int8Array(n * k);
-    const scales = new Uint16Array(n * blocks);
-    for (let row = 0; row < n; row++)
-      for (let b = 0; b < blocks; b++) {
-        const [from, to] = [row * k + b * BLOCK, row * k + Math.min(k, (b + 1) * BLOCK)];
-        let max = 0;
-        for (let i = from; i < to; i++) {
-          const x = Math.abs(values[i]!);
-          if (x > max) max = x;
-        }
-        let h = toHalf(max / 127, from, refuse);
-        // The next half up where it was rounded down: no value may need more than 127 steps.
-        if (halfToFloat(h) * 127 < max) h++;
-        const scale = halfToFloat(h);
-        scales[row * blocks + b] = h;
-        for (let i = from; scale && i < to; i++) {
-          const x = values[i]! / scale;
-          const r = Math.round(x);
-          q[i] = r - x === 0.5 && r % 2 ? r - 1 : r;
-        }
-      }
-    return [q, scales];
-  },
-  decode: ([q, halves], n, k) => {
-    const blocks = Math.ceil(k / BLOCK);
-    const scales = into(new Float32Array(halves!.length), halves!, halfToFloat);
-    const out = new Float32Array(n * k);
-    for (let row = 0; row < n; row++)
-      for (let i = 0; i < k; i++) out[row * k + i] = q![row * k + i]! * scales[row * blocks + (i >> 5)]!;
-    return out;
-  },
   wgsl: {
     // Exact: 7 + 11 bits.
     value: (w, j) => `vec4<f32>(signed(${w} << vec4<u32>(${24 - 8 * j}u))) * s`,
@@ -110,5 +76,40 @@ function unpack_int8(w: usize, N: i32, K: i32, p: i32, k: i32, count: i32, out: 
       ],
       value: (products, _inputs, half) => `f32x4.mul(s${half}, ${products})`,
     },
+  },
+};
+export const int8Values: FormatValues = {
+  encode: (values, n, k, refuse) => {
+    const blocks = Math.ceil(k / BLOCK);
+    const q = new Int8Array(n * k);
+    const scales = new Uint16Array(n * blocks);
+    for (let row = 0; row < n; row++)
+      for (let b = 0; b < blocks; b++) {
+        const [from, to] = [row * k + b * BLOCK, row * k + Math.min(k, (b + 1) * BLOCK)];
+        let max = 0;
+        for (let i = from; i < to; i++) {
+          const x = Math.abs(values[i]!);
+          if (x > max) max = x;
+        }
+        let h = toHalf(max / 127, from, refuse);
+        // The next half up where it was rounded down: no value may need more than 127 steps.
+        if (halfToFloat(h) * 127 < max) h++;
+        const scale = halfToFloat(h);
+        scales[row * blocks + b] = h;
+        for (let i = from; scale && i < to; i++) {
+          const x = values[i]! / scale;
+          const r = Math.round(x);
+          q[i] = r - x === 0.5 && r % 2 ? r - 1 : r;
+        }
+      }
+    return [q, scales];
+  },
+  decode: ([q, halves], n, k) => {
+    const blocks = Math.ceil(k / BLOCK);
+    const scales = into(new Float32Array(halves!.length), halves!, halfToFloat);
+    const out = new Float32Array(n * k);
+    for (let row = 0; row < n; row++)
+      for (let i = 0; i < k; i++) out[row * k + i] = q![row * k + i]! * scales[row * blocks + (i >> 5)]!;
+    return out;
   },
 };

@@ -4,8 +4,7 @@
  * is, and Q4_0 with a minimum of -8 scales.
  */
 import { floatToHalf, halfToFloat } from "../dtypes.ts";
-import { toHalf } from "./f16.ts";
-import { into, type WeightFormat, WGSL_PANEL } from "./format.ts";
+import { type FormatValues, into, toHalf, type WeightFormat, WGSL_PANEL } from "./format.ts";
 
 const BLOCK = 32;
 const MOST = 15;
@@ -18,37 +17,6 @@ export const q4: WeightFormat = {
     { suffix: ".scales", dtype: "F16", every: BLOCK, count: 2 },
   ],
   fine: false,
-  encode: (values, n, k, refuse) => {
-    const [blocks, pairs] = [Math.ceil(k / BLOCK), Math.ceil(k / 2)];
-    const q = new Uint8Array(n * pairs);
-    const scales = new Uint16Array(n * blocks * 2);
-    for (let row = 0; row < n; row++)
-      for (let b = 0; b < blocks; b++) {
-        const from = row * k + b * BLOCK;
-        const to = Math.min(row * k + k, from + BLOCK);
-        const { scale, low } = fit(values, from, to);
-        const at = (row * blocks + b) * 2;
-        scales[at] = toHalf(scale, from, refuse);
-        scales[at + 1] = toHalf(low, from, refuse);
-        for (let i = from, j = row * pairs + ((b * BLOCK) >> 1); i < to; i += 2, j++) {
-          const odd = i + 1 < to ? stepOf(values[i + 1]!, scale, low) : 0;
-          q[j] = stepOf(values[i]!, scale, low) | (odd << 4);
-        }
-      }
-    return [q, scales];
-  },
-  decode: ([q, halves], n, k) => {
-    const [blocks, pairs] = [Math.ceil(k / BLOCK), Math.ceil(k / 2)];
-    const scales = into(new Float32Array(halves!.length), halves!, halfToFloat);
-    const out = new Float32Array(n * k);
-    for (let row = 0; row < n; row++)
-      for (let i = 0; i < k; i++) {
-        const block = (row * blocks + (i >> 5)) * 2;
-        const step = (q![row * pairs + (i >> 1)]! >> ((i & 1) * 4)) & MOST;
-        out[row * k + i] = step * scales[block]! + scales[block + 1]!;
-      }
-    return out;
-  },
   wgsl: {
     value: (w, j) => `fma(vec4<f32>((${w} >> vec4<u32>(${4 * j}u)) & vec4<u32>(15u)), s, m)`,
     // A word is a column's scale and minimum.
@@ -136,6 +104,39 @@ function unpack_q4(w: usize, N: i32, K: i32, p: i32, k: i32, count: i32, out: us
       ],
       value: (products, inputs, half) => `madd(s${half}, ${products}, f32x4.mul(m${half}, ${inputs}))`,
     },
+  },
+};
+export const q4Values: FormatValues = {
+  encode: (values, n, k, refuse) => {
+    const [blocks, pairs] = [Math.ceil(k / BLOCK), Math.ceil(k / 2)];
+    const q = new Uint8Array(n * pairs);
+    const scales = new Uint16Array(n * blocks * 2);
+    for (let row = 0; row < n; row++)
+      for (let b = 0; b < blocks; b++) {
+        const from = row * k + b * BLOCK;
+        const to = Math.min(row * k + k, from + BLOCK);
+        const { scale, low } = fit(values, from, to);
+        const at = (row * blocks + b) * 2;
+        scales[at] = toHalf(scale, from, refuse);
+        scales[at + 1] = toHalf(low, from, refuse);
+        for (let i = from, j = row * pairs + ((b * BLOCK) >> 1); i < to; i += 2, j++) {
+          const odd = i + 1 < to ? stepOf(values[i + 1]!, scale, low) : 0;
+          q[j] = stepOf(values[i]!, scale, low) | (odd << 4);
+        }
+      }
+    return [q, scales];
+  },
+  decode: ([q, halves], n, k) => {
+    const [blocks, pairs] = [Math.ceil(k / BLOCK), Math.ceil(k / 2)];
+    const scales = into(new Float32Array(halves!.length), halves!, halfToFloat);
+    const out = new Float32Array(n * k);
+    for (let row = 0; row < n; row++)
+      for (let i = 0; i < k; i++) {
+        const block = (row * blocks + (i >> 5)) * 2;
+        const step = (q![row * pairs + (i >> 1)]! >> ((i & 1) * 4)) & MOST;
+        out[row * k + i] = step * scales[block]! + scales[block + 1]!;
+      }
+    return out;
   },
 };
 

@@ -33,7 +33,8 @@ import {
 } from "../../runtime/bundle.ts";
 import type { Device } from "../../runtime/device.ts";
 import { floatToHalf, halfToFloat } from "../../runtime/dtypes.ts";
-import { type Format, pack, packedWords, restore, store, unpack } from "../../runtime/formats.ts";
+import { type Format, pack, packedWords } from "../../runtime/formats.ts";
+import { restore, store, unpack } from "../../runtime/values.ts";
 import { openWasm } from "../../runtime/wasm.ts";
 import { openWebGpu } from "../../runtime/webgpu.ts";
 import { uniform } from "./random.ts";
