@@ -78,7 +78,9 @@ for (const from of all)
  * Tables of what few pages need of concepts that have a file each. Their folders are there twice, once for
  * these tables: so those few fetch what they need, and others do not.
  */
-const apart = new Set(["runtime/formats/values.ts"].map((path) => join(root, path)));
+const apart = new Set(
+  ["runtime/formats/values.ts", "runtime/tensors/files.ts"].map((path) => join(root, path)),
+);
 const suffix = "?apart";
 
 /** For pages: NAME.page.ts in place of NAME.ts; formats and optimizers without what kernels are made of. */

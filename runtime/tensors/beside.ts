@@ -2,7 +2,7 @@
  * Numbers in rows; a file has those of all branches side by side in one tensor, whose name is the key alone.
  */
 import { checkStart, starts } from "./dense.ts";
-import type { Numbers, Placed } from "./tensor.ts";
+import type { Numbers, NumbersInFiles, Placed } from "./tensor.ts";
 
 const total = (group: readonly Placed[]): number => group.reduce((n, p) => n + p.t.cols, 0);
 /** Each row of a part, where it begins in it, and in the file. */
@@ -19,6 +19,9 @@ export const beside: Numbers = {
   index: false,
   starts,
   check: checkStart,
+};
+export const besideInFiles: NumbersInFiles = {
+  index: false,
   fileName: (_, key) => key,
   shape: (group) => [Math.max(...group.map((p) => p.rank)), total(group)],
   read: (group, values) => {

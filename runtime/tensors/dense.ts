@@ -1,7 +1,15 @@
 /** Numbers in rows, as many as the rank or one, with a tensor of their own in files. */
 import type { BranchTensor } from "../manifest.ts";
 import { mix } from "../random.ts";
-import { channelsOf, type Numbers, type Order, type Placed, rowsOf, type Start } from "./tensor.ts";
+import {
+  channelsOf,
+  type Numbers,
+  type NumbersInFiles,
+  type Order,
+  type Placed,
+  rowsOf,
+  type Start,
+} from "./tensor.ts";
 
 export type DenseStart = "zeros" | "ones" | "uniform" | "norm" | "tokens" | "bias";
 export const starts: Readonly<Record<DenseStart, Start>> = {
@@ -74,6 +82,9 @@ export const dense: Numbers = {
   index: false,
   starts,
   check: checkStart,
+};
+export const denseInFiles: NumbersInFiles = {
+  index: false,
   fileName: (path, key) => `${path}.${key}`,
   shape: (group) => {
     const p = only(group);

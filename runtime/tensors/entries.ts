@@ -5,7 +5,7 @@
  */
 import type { SiteEntry } from "../manifest.ts";
 import { mix } from "../random.ts";
-import type { Index, Start } from "./tensor.ts";
+import type { Index, IndexInFiles, Start } from "./tensor.ts";
 
 export type EntriesStart = "entries";
 
@@ -39,7 +39,7 @@ const ascending = (entries: readonly number[]): number[] => [...entries].sort((x
 const sizeOf = (site: SiteEntry): number => site.inFeatures * site.outFeatures;
 const set: Index["set"] = ({ values, branch, site }, chosen) =>
   writeEntries(values, branch.capacity, site.outFeatures, site.inFeatures, chosen);
-const inFile: Index["inFile"] = ({ site }, file) => {
+const inFile: IndexInFiles["inFile"] = ({ site }, file) => {
   const n = file.length / 2;
   return Array.from({ length: n }, (_, e) => file[e]! * site.inFeatures + file[n + e]!);
 };
@@ -65,6 +65,15 @@ export const entries: Index = {
     Array.from(values.subarray(0, rank), (row, k) => row * site.inFeatures + values[branch.capacity + k]!),
   set,
   ascending: true,
+  turned: ({ site: { inFeatures: ins } }, chosen, { in: columns, out: rows }) =>
+    chosen.map((e) => {
+      const [o, c] = [Math.floor(e / ins), e % ins];
+      return (rows ? rows[o]! : o) * ins + (columns ? columns[c]! : c);
+    }),
+  united: (_, lists) => ascending([...new Set(lists.flat())]),
+};
+export const entriesInFiles: IndexInFiles = {
+  index: true,
   says: "int32 rows and columns",
   shape: (rank) => [2, rank],
   parse: (p, _, file, refuse) => {
@@ -84,10 +93,4 @@ export const entries: Index = {
   inFile,
   print: ({ site: { inFeatures: ins } }, chosen) =>
     Int32Array.from([...chosen.map((e) => Math.floor(e / ins)), ...chosen.map((e) => e % ins)]),
-  turned: ({ site: { inFeatures: ins } }, chosen, { in: columns, out: rows }) =>
-    chosen.map((e) => {
-      const [o, c] = [Math.floor(e / ins), e % ins];
-      return (rows ? rows[o]! : o) * ins + (columns ? columns[c]! : c);
-    }),
-  united: (_, lists) => ascending([...new Set(lists.flat())]),
 };

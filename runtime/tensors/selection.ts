@@ -8,7 +8,7 @@ import { putBack, singleBranch, singleSites } from "../experts.ts";
 import type { Manifest, SiteEntry } from "../manifest.ts";
 import { channelOrder } from "../order.ts";
 import { mix } from "../random.ts";
-import { channelsOf, type Index, type Start } from "./tensor.ts";
+import { channelsOf, type Index, type IndexInFiles, type Start } from "./tensor.ts";
 
 export type SelectionStart = "selection" | "leading";
 
@@ -63,6 +63,18 @@ export const selection: Index = {
   get: ({ values, rank }) => Array.from(values.subarray(0, rank)),
   set,
   ascending: false,
+  turned: ({ site }, channels, turns) => {
+    const turn = turns[site.coupling!.axis];
+    return turn ? channels.map((c) => turn[c]!) : [...channels];
+  },
+  // A selection of the bundle's own has its order, and adapters take its beginning.
+  united: (t, lists) =>
+    t.init === "leading"
+      ? [...lists.reduce((x, y) => (y.length > x.length ? y : x))]
+      : [...new Set(lists.flat())].sort((x, y) => x - y),
+};
+export const selectionInFiles: IndexInFiles = {
+  index: true,
   says: "int32 channels",
   shape: (rank) => [rank],
   parse: ({ t, layer, site, rank }, m, file, refuse) => {
@@ -88,13 +100,4 @@ export const selection: Index = {
   },
   inFile: (_, file) => [...file],
   print: (_, channels) => Int32Array.from(channels),
-  turned: ({ site }, channels, turns) => {
-    const turn = turns[site.coupling!.axis];
-    return turn ? channels.map((c) => turn[c]!) : [...channels];
-  },
-  // A selection of the bundle's own has its order, and adapters take its beginning.
-  united: (t, lists) =>
-    t.init === "leading"
-      ? [...lists.reduce((x, y) => (y.length > x.length ? y : x))]
-      : [...new Set(lists.flat())].sort((x, y) => x - y),
 };

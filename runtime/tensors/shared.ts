@@ -4,7 +4,7 @@
  */
 import { mix } from "../random.ts";
 import { transpose } from "./dense.ts";
-import { channelsOf, type Numbers, type Placed, type Start } from "./tensor.ts";
+import { channelsOf, type Numbers, type NumbersInFiles, type Placed, type Start } from "./tensor.ts";
 
 export type SharedStart = "projection";
 const starts: Readonly<Record<SharedStart, Start>> = {
@@ -31,6 +31,9 @@ export const shared: Numbers = {
     const cols = channelsOf(site, t.axis!);
     need(t.cols === cols, "cols", `${cols}, the site's ${t.axis}puts`, t.cols);
   },
+};
+export const sharedInFiles: NumbersInFiles = {
+  index: false,
   fileName: (_, key) => key,
   shape: (group) => {
     const { t } = widest(group);

@@ -43,13 +43,9 @@ interface Common {
 }
 /** Of each row of an adapter, its row in a file; null: the same. */
 export type Order = readonly number[] | null;
-/** A tensor of numbers. Tensors of one name are one tensor of a file: a group. */
+/** A tensor of numbers. */
 export interface Numbers extends Common {
   readonly index: false;
-  readonly fileName: (path: string, key: string) => string;
-  readonly shape: (group: readonly Placed[]) => number[];
-  readonly read: (group: readonly Placed[], values: Float32Array, orders: readonly Order[]) => void;
-  readonly write: (group: readonly Placed[], orders: readonly Order[]) => Float32Array;
 }
 /** What number a channel of an axis has elsewhere; null: its own. */
 export type Turns = Readonly<Record<"in" | "out", readonly number[] | null>>;
@@ -62,6 +58,24 @@ export interface Index extends Common {
   readonly set: (p: Placed, chosen: readonly number[]) => void;
   /** Does an adapter have them in ascending order, or in any? */
   readonly ascending: boolean;
+  /** The same where channels have other numbers. */
+  readonly turned: (p: Placed, chosen: readonly number[], turns: Turns) => number[];
+  /** What several adapters choose, as one. */
+  readonly united: (t: BranchTensor, lists: readonly (readonly number[])[]) => number[];
+}
+export type TensorKind = Numbers | Index;
+
+/** How files have a tensor of numbers. Tensors of one name are one tensor of a file: a group. */
+export interface NumbersInFiles {
+  readonly index: false;
+  readonly fileName: (path: string, key: string) => string;
+  readonly shape: (group: readonly Placed[]) => number[];
+  readonly read: (group: readonly Placed[], values: Float32Array, orders: readonly Order[]) => void;
+  readonly write: (group: readonly Placed[], orders: readonly Order[]) => Float32Array;
+}
+/** How files have an index. */
+export interface IndexInFiles {
+  readonly index: true;
   /** Its shape in a file, and what such a tensor is called in an error. */
   readonly shape: (rank: number) => number[];
   readonly says: string;
@@ -69,9 +83,5 @@ export interface Index extends Common {
   readonly inFile: (p: Placed, file: Int32Array) => number[];
   readonly parse: (p: Placed, m: Manifest, file: Int32Array, refuse: Refuse) => number[];
   readonly print: (p: Placed, chosen: readonly number[]) => Int32Array;
-  /** The same where channels have other numbers. */
-  readonly turned: (p: Placed, chosen: readonly number[], turns: Turns) => number[];
-  /** What several adapters choose, as one. */
-  readonly united: (t: BranchTensor, lists: readonly (readonly number[])[]) => number[];
 }
-export type TensorKind = Numbers | Index;
+export type KindInFiles = NumbersInFiles | IndexInFiles;

@@ -5,8 +5,15 @@
 import { layersWith, type Manifest, type SiteEntry, WeftError } from "../../runtime/bundle.ts";
 import { absent, type BranchState, indexOf, modulePath, wordsIn } from "../../runtime/content.ts";
 import { putBack, singleBranch, singleSites } from "../../runtime/experts.ts";
-import { tensorKinds } from "../../runtime/tensors/index.ts";
-import type { Index, Numbers, Order, Placed, TensorKind } from "../../runtime/tensors/tensor.ts";
+import { kindsInFiles } from "../../runtime/tensors/files.ts";
+import type {
+  Index,
+  IndexInFiles,
+  KindInFiles,
+  NumbersInFiles,
+  Order,
+  Placed,
+} from "../../runtime/tensors/tensor.ts";
 
 export type Json = Readonly<Record<string, unknown>>;
 /** What PEFT puts before a name of the base. */
@@ -62,15 +69,17 @@ export const numbersAtMost = (manifest: Manifest): number =>
   manifest.tensors.reduce((n, t) => n + t.shape.reduce((a, b) => a * b, 1), 0);
 
 /** One tensor of a file: what it holds of which layers, and in which order of their rows. */
-export interface InFile<K extends TensorKind> {
+export interface InFile<K extends KindInFiles> {
   readonly name: string;
   readonly kind: K;
   readonly placed: Placed[];
   readonly orders: Order[];
 }
+/** How files have the index that `p` is. */
+export const indexInFiles = ({ t }: Placed): IndexInFiles => kindsInFiles[t.kind] as IndexInFiles;
 /** The tensors of an adapter's file, in its order; those that follow from others have none. */
 export class InFiles {
-  private readonly byName = new Map<string, InFile<TensorKind>>();
+  private readonly byName = new Map<string, InFile<KindInFiles>>();
   constructor(private readonly manifest: Manifest) {}
   /**
    * A branch of one layer; `orderOf` says the order in the file of the rows that its index is of. Of experts,
@@ -96,7 +105,7 @@ export class InFiles {
     const index = indexOf(branch);
     const order = index && orderOf(index.p, index.kind, indexName(index.p));
     for (const p of branch) {
-      const kind: TensorKind = tensorKinds[p.t.kind];
+      const kind = kindsInFiles[p.t.kind];
       if (p.t.key === null) continue;
       const name = kind.index ? indexName(p) : kind.fileName(path, p.t.key);
       const known = this.byName.get(name) ?? { name, kind, placed: [], orders: [] };
@@ -106,9 +115,9 @@ export class InFiles {
     }
   }
   /** What becomes of each, by what it is. */
-  map<T>(index: (t: InFile<Index>) => T, numbers: (t: InFile<Numbers>) => T): T[] {
+  map<T>(index: (t: InFile<IndexInFiles>) => T, numbers: (t: InFile<NumbersInFiles>) => T): T[] {
     return [...this.byName.values()].map((t) =>
-      t.kind.index ? index(t as InFile<Index>) : numbers(t as InFile<Numbers>),
+      t.kind.index ? index(t as InFile<IndexInFiles>) : numbers(t as InFile<NumbersInFiles>),
     );
   }
 }

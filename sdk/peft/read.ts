@@ -14,7 +14,7 @@ import { pattern, steps } from "../../runtime/pattern.ts";
 import { decode, headerEnd, parseHeader, type TensorInfo } from "../../runtime/safetensors.ts";
 import type { Index, Placed } from "../../runtime/tensors/tensor.ts";
 import { readConfig } from "./config.ts";
-import { fail, InFiles, type Json, PREFIX } from "./folder.ts";
+import { fail, InFiles, indexInFiles, type Json, PREFIX } from "./folder.ts";
 import { hasParameters, onMatrices } from "./parameters.ts";
 
 /** PEFT files → adapter content. Every tensor must belong to this base and class. */
@@ -89,14 +89,15 @@ export async function readAdapter(
   };
   /** What a file chooses, in the adapter; and the file's row of each of its own. */
   const readIndex = (p: Placed, kind: Index, key: string): number[] => {
-    const info = take(key, kind.shape(p.rank));
-    if (info.dtype !== "I32") fail(`${name}: ${key}`, kind.says, info.dtype);
+    const its = indexInFiles(p);
+    const info = take(key, its.shape(p.rank));
+    if (info.dtype !== "I32") fail(`${name}: ${key}`, its.says, info.dtype);
     const ints = new Int32Array(file.slice(info.start, info.end).buffer);
-    const chosen = kind.parse(p, manifest, ints, (expected, found, { hint, at = "" } = {}) =>
+    const chosen = its.parse(p, manifest, ints, (expected, found, { hint, at = "" } = {}) =>
       fail(`${name}: ${key}${at}`, expected, found, "WEFT_ADAPTER_MISMATCH", hint),
     );
     kind.set(p, chosen);
-    const rows = new Map(kind.inFile(p, ints).map((x, r) => [x, r]));
+    const rows = new Map(its.inFile(p, ints).map((x, r) => [x, r]));
     return chosen.map((x) => rows.get(x)!);
   };
   const all = new InFiles(manifest);

@@ -5,6 +5,7 @@ import type { Manifest } from "../../runtime/bundle.ts";
 import {
   type AdapterConfig,
   type AdapterContent,
+  indexOf,
   modulePath,
   placedOf,
   siteOf,
@@ -54,7 +55,7 @@ export function writeAdapter(
       name,
       shape: kind.shape(p!.rank),
       dtype: "I32",
-      data: kind.print(p!, sorted(p!, kind)),
+      data: kind.print(p!, sorted(p!, indexOf([p!])!.kind)),
     }),
     ({ name, kind, placed, orders }) => ({
       name,
