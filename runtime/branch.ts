@@ -1,11 +1,12 @@
 /** A branch of an adapter as what it does to its site, in numbers. */
 import { type Manifest, WeftError } from "./bundle.ts";
+import { changes, type TermOf } from "./changes.ts";
 import { type AdapterContent, placedIn } from "./content.ts";
 import { singleBranch, singleSites } from "./experts.ts";
 import type { LowRank } from "./lowrank.ts";
 import { tensorKinds } from "./tensors/index.ts";
 import type { TensorKind } from "./tensors/tensor.ts";
-import { type TermOf, termOf } from "./terms.ts";
+import { type TermName, terms } from "./terms.ts";
 
 /**
  * A branch of one layer as its terms, in order; of experts' matrices, that of one. Throws WEFT_ADAPTER for a
@@ -17,7 +18,7 @@ export function termsOf(
   layer: number,
   branch: number,
   expert: number | null = null,
-): { term: ReturnType<typeof termOf>; c: TermOf }[] {
+): { term: (typeof changes)[TermName]; c: TermOf }[] {
   const { method } = manifest.branches[branch]!;
   const { change } = manifest.methods[method]!;
   if (!change)
@@ -34,7 +35,7 @@ export function termsOf(
   return change.map(({ term, of }) => {
     const find = (role: string) => placed.find((p) => p.t.name === of[role]);
     return {
-      term: termOf(term),
+      term: changes[term],
       c: {
         site: placed[0]!.site,
         rank,
@@ -55,7 +56,7 @@ export function termsOf(
  * Is a method nothing but rows that its scale scales? Then an adapter's scale may be told apart from them.
  */
 export const isScaledRows = (manifest: Manifest, method: string): boolean =>
-  manifest.methods[method]!.change?.every(({ term }) => termOf(term).stacks) ?? false;
+  manifest.methods[method]!.change?.every(({ term }) => terms[term].stacks) ?? false;
 /** Products of one rank, as one of matrices that lie side by side. */
 function besideEachOther(products: readonly LowRank[]): LowRank {
   const { rank } = products[0]!;

@@ -23,7 +23,7 @@ import { planOf } from "./room.ts";
 import { matrixWords } from "./shards.ts";
 import { tensorKinds } from "./tensors/index.ts";
 import type { TensorKind } from "./tensors/tensor.ts";
-import { termOf } from "./terms.ts";
+import { terms } from "./terms.ts";
 
 function need(ok: unknown, where: string, expected: string, found: unknown): asserts ok {
   if (!ok) throw new WeftError({ code: "WEFT_BUNDLE", where, expected, found: String(found) });
@@ -148,7 +148,7 @@ function checkBranch(m: Manifest, b: BranchEntry, i: number): void {
   const kinds = new Map(b.tensors.map((t) => [t.name, kindOf(t)]));
   need([...kinds.values()].filter((k) => k.index).length < 2, `${at}.tensors`, "one index", names.join(", "));
   for (const { term, of } of m.methods[b.method]!.change ?? []) {
-    const { roles, optional = [] } = termOf(term);
+    const { roles, optional = [] } = terms[term];
     for (const role of roles)
       need(kinds.has(of[role] ?? ""), `${at}.tensors`, `a tensor ${of[role]}`, names.join(", "));
     for (const [role, name] of Object.entries(of)) {

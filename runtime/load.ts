@@ -13,6 +13,7 @@ import {
   rotaryTables,
   WeftError,
 } from "./bundle.ts";
+import type { Change } from "./changes.ts";
 import { checkConsistent } from "./consistent.ts";
 import { type Device, type LoadProgress, paramNamed } from "./device.ts";
 import { pack, piecesOf } from "./formats.ts";
@@ -21,7 +22,6 @@ import { type BundleReader, type RangeFile, sha256 } from "./reader.ts";
 import type { Heard } from "./remote.ts";
 import { check, foreign } from "./schema.ts";
 import { groupOf, SHARD_ROWS } from "./shards.ts";
-import type { Change } from "./terms.ts";
 import type { Rounding } from "./values.ts";
 
 const bad = (where: string, expected: string, found: string, hint?: string): WeftError =>

@@ -4,9 +4,9 @@
  */
 import { termsOf } from "./branch.ts";
 import { formats, type Manifest, type TargetEntry, WeftError, weightFormats } from "./bundle.ts";
+import type { Change } from "./changes.ts";
 import type { AdapterContent } from "./content.ts";
 import { singleSites } from "./experts.ts";
-import type { Change } from "./terms.ts";
 
 /** What a merge took. */
 export interface Merged {
@@ -15,7 +15,7 @@ export interface Merged {
   readonly rounding: number;
 }
 
-export type { Change } from "./terms.ts";
+export type { Change } from "./changes.ts";
 export { roundingOf } from "./values.ts";
 
 /**

@@ -11,7 +11,7 @@ import type { AdapterContent, AdapterShape } from "./content.ts";
 import type { Host } from "./host.ts";
 import type { KeptContent } from "./kept.ts";
 import type { SlotPages } from "./pages.ts";
-import { termOf } from "./terms.ts";
+import { terms } from "./terms.ts";
 
 export interface WeightedPart {
   readonly g: Generation;
@@ -21,7 +21,7 @@ export interface WeightedPart {
 const stacks = ({ change, scale }: MethodEntry): boolean => {
   const [only, ...more] = change ?? [];
   if (!only || more.length || scale !== "alpha/rank") return false;
-  const term = termOf(only.term);
+  const term = terms[only.term];
   return term.stacks === true && Object.keys(only.of).every((role) => term.roles.includes(role));
 };
 

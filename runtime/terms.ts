@@ -1,162 +1,33 @@
 /**
- * What a branch may do to its site's map x ↦ W·x + b, as terms that a method lists in order. Merging into the
- * base, export as LoRA, and sums of adapters follow from the list. A term names the tensors it is of.
+ * What a branch may do to its site's map x ↦ W·x + b, as terms that a method lists in order: of each, which
+ * tensors it is of. What it does to numbers is changes.ts.
  */
-import { addDeltas, type LowRank } from "./lowrank.ts";
-import type { SiteEntry } from "./manifest.ts";
-
-/** A change of a weight [out, in] or a bias [out], in place, in f64. */
-export type Change = (values: Float32Array) => void;
-/** A branch of one layer, its tensors by what a term calls them. */
-export interface TermOf {
-  readonly site: SiteEntry;
-  readonly rank: number;
-  readonly scale: number;
-  /** Rows in use; null where the branch has no such tensor. */
-  readonly tensor: (role: string) => Float32Array | null;
-  /** Which of the site's axes its columns run over. */
-  readonly axis: (role: string) => "in" | "out" | null;
-  /** What an index chooses. */
-  readonly chosen: (role: string) => readonly number[];
-}
 interface Term {
   readonly roles: readonly string[];
   /** Roles that a branch need not have. */
   readonly optional?: readonly string[];
-  /** What a method of such a term is, in an error. */
-  readonly says: string;
-  readonly weight?: (c: TermOf) => Change;
-  readonly bias?: (c: TermOf) => Change;
   /**
    * Are its roles rows that the branch's scale scales, one by one, where there are no others? Then rows of
    * several adapters, one below the other, are their sum.
    */
   readonly stacks?: true;
-  /** The change of the weight as Bᵀ·A, where it is exactly that and all there is. */
-  readonly product?: (c: TermOf) => LowRank;
 }
-/** Each row o of W [out, in] becomes `row(o, W[o])`. */
-const rows =
-  (ins: number, row: (o: number, w: Float32Array) => void): Change =>
-  (w) => {
-    for (let o = 0; o * ins < w.length; o++) row(o, w.subarray(o * ins, (o + 1) * ins));
-  };
-const scaled = ({ tensor, scale }: TermOf, role: string): Float32Array => tensor(role)!.map((x) => x * scale);
-function productOf(c: TermOf): LowRank {
-  const { rank, site, tensor } = c;
-  const [a, b, inner, outer] = [tensor("a")!, scaled(c, "b"), tensor("inner"), tensor("outer")];
-  if (inner) for (let i = 0; i < a.length; i++) a[i] = a[i]! * inner[Math.floor(i / site.inFeatures)]!;
-  if (outer) for (let i = 0; i < b.length; i++) b[i] = b[i]! * outer[i % site.outFeatures]!;
-  return { rank, a, b };
-}
-
-/** W += s·(Bᵀ·A), with gains where there are some: of the rows of A (`inner`), of what leaves (`outer`). */
-const product: Term = {
-  roles: ["a", "b"],
-  optional: ["inner", "outer"],
-  says: "adds a product",
-  stacks: true,
-  product: productOf,
-  weight: (c) => {
-    const low = productOf(c);
-    return (w) => addDeltas(w, [low]);
-  },
-};
-/** Rows, or columns, of W that `index` names, += rows of `delta`. */
-const channels: Term = {
-  roles: ["index", "delta"],
-  says: "adds to chosen channels",
-  product: ({ site, rank, tensor, chosen }) => {
-    const inner = site.coupling!.axis === "in";
-    const width = inner ? site.inFeatures : site.outFeatures;
-    const ones = new Float32Array(rank * width);
-    chosen("index").forEach((c, r) => {
-      ones[r * width + c] = 1;
-    });
-    const delta = tensor("delta")!;
-    return inner ? { rank, a: ones, b: delta } : { rank, a: delta, b: ones };
-  },
-  weight: (c) => {
-    const low = channels.product!(c);
-    return (w) => addDeltas(w, [low]);
-  },
-};
-/** Entries of W that `index` names += `values`. */
-const entries: Term = {
-  roles: ["index", "values"],
-  says: "adds to single entries",
-  weight: ({ chosen, tensor }) => {
-    const [places, values] = [chosen("index"), tensor("values")!];
-    return (w) => {
-      places.forEach((e, k) => {
-        w[e] = w[e]! + values[k]!;
-      });
-    };
-  },
-};
-/** W, b += s·Bᵀ·A·(W, b): a branch of what leaves the site. */
-const after: Term = {
-  roles: ["a", "b"],
-  says: "multiplies what leaves",
-  weight: (c) => (w) => through(c, w, c.site.inFeatures),
-  bias: (c) => (v) => through(c, v, 1),
-};
-/** v [outs, columns] += s·Bᵀ·(A·v). */
-function through({ site, rank, scale, tensor }: TermOf, v: Float32Array, columns: number): void {
-  const [down, up] = [tensor("a")!, tensor("b")!];
-  const outs = site.outFeatures;
-  const before = Float64Array.from(v);
-  for (let r = 0; r < rank; r++)
-    for (let c = 0; c < columns; c++) {
-      let u = 0;
-      for (let o = 0; o < outs; o++) u += down[r * outs + o]! * before[o * columns + c]!;
-      for (let o = 0; o < outs; o++) v[o * columns + c] = v[o * columns + c]! + scale * up[r * outs + o]! * u;
-    }
-}
-/** Each row of W, scaled to the norm that `m` has for it. */
-const magnitudes: Term = {
-  roles: ["m"],
-  says: "scales rows to magnitudes",
-  weight: ({ site, tensor }) => {
-    const m = tensor("m")!;
-    return rows(site.inFeatures, (o, row) => {
-      const norm = Math.sqrt(row.reduce((s, x) => s + x * x, 0));
-      for (let c = 0; c < row.length; c++) row[c] = (m[o]! * row[c]!) / norm;
-    });
-  },
-};
-/** What enters, or what leaves, times `gain`: of the axis that its columns run over. */
-const gains: Term = {
-  roles: ["gain"],
-  says: "multiplies channels",
-  weight: ({ site, tensor, axis }) => {
-    const gain = tensor("gain")!;
-    const input = axis("gain") === "in";
-    return rows(site.inFeatures, (o, row) => {
-      for (let c = 0; c < row.length; c++) row[c] = row[c]! * gain[input ? c : o]!;
-    });
-  },
-  bias: ({ tensor, axis }) => {
-    const gain = tensor("gain")!;
-    return axis("gain") === "in"
-      ? () => {}
-      : (v) => {
-          for (let o = 0; o < v.length; o++) v[o] = v[o]! * gain[o]!;
-        };
-  },
-};
-/** Another b; sites without one have no such tensor. */
-const bias: Term = {
-  roles: [],
-  optional: ["bias"],
-  says: "has biases of its own",
-  bias: ({ tensor }) => {
-    const other = tensor("bias");
-    return other ? (v) => v.set(other) : () => {};
-  },
-};
-
-export const terms = { product, channels, entries, after, magnitudes, gains, bias } as const;
-export type TermName = keyof typeof terms;
+const all = {
+  /** W += s·(Bᵀ·A), with gains where there are some: of the rows of A (`inner`), of what leaves (`outer`). */
+  product: { roles: ["a", "b"], optional: ["inner", "outer"], stacks: true },
+  /** Rows, or columns, of W that `index` names, += rows of `delta`. */
+  channels: { roles: ["index", "delta"] },
+  /** Entries of W that `index` names += `values`. */
+  entries: { roles: ["index", "values"] },
+  /** W, b += s·Bᵀ·A·(W, b): a branch of what leaves the site. */
+  after: { roles: ["a", "b"] },
+  /** Each row of W, scaled to the norm that `m` has for it. */
+  magnitudes: { roles: ["m"] },
+  /** What enters, or what leaves, times `gain`: of the axis that its columns run over. */
+  gains: { roles: ["gain"] },
+  /** Another b; sites without one have no such tensor. */
+  bias: { roles: [], optional: ["bias"] },
+} as const satisfies Readonly<Record<string, Term>>;
+export type TermName = keyof typeof all;
+export const terms: Readonly<Record<TermName, Term>> = all;
 export const termNames = Object.keys(terms) as TermName[];
-export const termOf = (name: TermName): Term => terms[name];
