@@ -12,6 +12,7 @@ import type { Manifest } from "../runtime/bundle.ts";
 import { type AdapterContent, defaultConfig } from "../runtime/content.ts";
 import { initialContent } from "../runtime/initial.ts";
 import { Contents } from "../runtime/kept.ts";
+import { Resident } from "../runtime/resident.ts";
 import { openSpill } from "../runtime/spill.ts";
 import { bytesOf } from "../runtime/units.ts";
 import { compile, load } from "../sdk/index.ts";
@@ -66,7 +67,7 @@ export async function main(args: string[]): Promise<void> {
   const put = (i: number): void => start.tensors.forEach((t, l) => t.set(original[l]!.subarray(i, i + 1), i));
   const words = start.tensors.reduce((sum, t) => sum + t.length, 0);
   const most = o.memory === undefined ? null : bytesOf(o.memory);
-  const contents = new Contents(manifest, most, most === null ? null : await openSpill());
+  const contents = new Contents(manifest, most === null ? undefined : new Resident(most, await openSpill()));
   const before = rss();
   let peak = before;
   const kept: ReturnType<Contents["keep"]>[] = [];

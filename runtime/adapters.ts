@@ -76,7 +76,7 @@ export class AdapterStore {
     private readonly host: Host,
     /** The base weights as they are now. */
     private readonly base: () => string,
-    private readonly contents = new Contents(manifest, null, null),
+    private readonly contents = new Contents(manifest),
   ) {
     this.pages = new SlotPages(manifest, device.plan);
   }

@@ -3,12 +3,10 @@
  * training that was given up.
  */
 import { type Manifest, WeftError } from "./bundle.ts";
-import { chamberWords, type Device } from "./device.ts";
-import { uploadWeights } from "./load.ts";
+import type { Device } from "./device.ts";
 import type { Change } from "./merge.ts";
 import type { BaseTensor, On, StoredTensor } from "./parameters.ts";
 import type { BundleReader } from "./reader.ts";
-import { groupsOf } from "./shards.ts";
 import type { Rounding } from "./values.ts";
 
 export type { BaseTensor, StoredTensor };
@@ -37,51 +35,21 @@ export class BaseWeights {
     this.id = manifest.base;
   }
 
-  private get lane(): number {
-    return this.device.lanes - 1;
-  }
   private get on(): On {
-    const { manifest, device, lane } = this;
-    return { manifest, device, lane };
+    const { manifest, device } = this;
+    return { manifest, device, lane: device.lanes - 1 };
   }
   /** Before they are overwritten. */
   async keep(): Promise<void> {
-    if (!this.trained || this.kept) return;
-    const { plan } = this.device;
-    const { layers } = this.manifest.model;
-    const kept: Float32Array[] = [];
-    for (let group = 0; group < groupsOf(plan, layers); group++) {
-      const words = chamberWords(plan, layers, "weights", group);
-      kept.push(await this.device.read({ space: "weights", group, offset: 0, words, lane: this.lane }));
-    }
-    this.kept = kept;
+    if (this.trained) this.kept ??= await (await parameters()).chambers(this.on);
   }
   /**
    * As they were when they were kept, with `changes` by `layer tensor`; the bundle's where nothing was
    * trained.
    */
   async restore(changes: ReadonlyMap<string, Change> = new Map()): Promise<readonly Rounding[]> {
-    const { kept, manifest, device, reader } = this;
-    let lost: readonly Rounding[] = [];
-    if (!this.trained)
-      lost = await uploadWeights(
-        reader,
-        manifest,
-        device,
-        () => {},
-        (layer, name) => changes.get(`${layer} ${name}`),
-      );
-    else {
-      const { all, write } = await parameters();
-      kept!.forEach((data, group) => {
-        device.write({ space: "weights", group, offset: 0, lane: this.lane }, data);
-      });
-      if (changes.size)
-        for await (const p of all(this.on)) {
-          const change = changes.get(`${p.group} ${p.name}`);
-          if (change) write(this.on, p, change);
-        }
-    }
+    const { restore } = await parameters();
+    const lost = await restore(this.on, this.trained ? this.kept! : this.reader, changes);
     if (!changes.size) this.kept = null;
     return lost;
   }

@@ -11,7 +11,7 @@ import { virtualTokens } from "./content.ts";
 import type { Device, DeviceInfo, LoadProgress } from "./device.ts";
 import { Host, MAX_QUEUED, readHost } from "./host.ts";
 import { type Invariance, type OpenHost, settleInvariance, type Verdicts } from "./invariance.ts";
-import { Contents, type Spill } from "./kept.ts";
+import { Contents, type Holder } from "./kept.ts";
 import { readManifest, readVerified, uploadWeights } from "./load.ts";
 import { type Feed, Loops, type StepTrace } from "./loops.ts";
 import type { Merged } from "./merge.ts";
@@ -19,6 +19,7 @@ import { checked, EngineOptions, GenerateIds, MergeOptions } from "./options.ts"
 import type { BundleReader } from "./reader.ts";
 import { Reports } from "./report.ts";
 import { checkBiases, MAX_TOKENS, roomAfter, type Score, type TokenEvent } from "./requests.ts";
+import type { Spill } from "./resident.ts";
 import { seedOf } from "./sampling.ts";
 import { Serving } from "./serving.ts";
 import { abortable, onAbort, throwIfAborted } from "./signals.ts";
@@ -45,6 +46,10 @@ function paceOf(target: DeviceInfo["target"], { budget, latency }: EngineOptions
   const rows = budget ?? (target === "wasm" && latency === undefined ? 21 : 0);
   return { rows, ms: rows ? 0 : (latency ?? 25) };
 }
+const residentOf = async (most: number, spill: (() => Promise<Spill>) | null): Promise<Holder> => {
+  const { Resident } = await import("./resident.ts");
+  return new Resident(most, spill && (await spill()));
+};
 export class Engine {
   readonly adapters: AdapterStore;
   readonly weights: BaseWeights;
@@ -162,8 +167,9 @@ export class Engine {
       };
       const { verdict, host } = await settleInvariance(manifest, device, openHost, verdicts);
       const arrivals = new Arrivals(manifest, device, verdict, openHost);
-      const most = options.adapters?.memory ?? null;
-      const contents = new Contents(manifest, most, most === null || !spill ? null : await spill());
+      const most = options.adapters?.memory;
+      const holder = most === undefined ? undefined : await residentOf(most, spill);
+      const contents = new Contents(manifest, holder);
       const engine = new Engine(manifest, device, host, options, reader, reporting, contents, arrivals);
       dropped.register(engine, opened, engine);
       engine.invariance = verdict.invariance;

@@ -1,19 +1,9 @@
 /**
  * Contents of adapters as the host keeps them: each tensor in 16 bits where that loses nothing, as it does
- * for adapters that were published so; and, past a budget, the least recently used in a folder, from which
- * they are read when they are needed. What is read has the bits that were kept.
+ * for adapters that were published so. What is read has the bits that were kept.
  */
-import { floatToHalf, halvesToFloats, type Manifest, showBytes, WeftError } from "./bundle.ts";
+import { floatToHalf, halvesToFloats, type Manifest } from "./bundle.ts";
 import { type AdapterContent, type AdapterShape, placedOf } from "./content.ts";
-
-/** Bytes by number, outside of memory. Its calls return when they are done; what fails throws WEFT_IO. */
-export interface Spill {
-  write(id: number, bytes: Uint8Array): void;
-  read(id: number): Uint8Array;
-  remove(id: number): void;
-  /** All of it is gone. */
-  close(): void;
-}
 
 /** How a tensor's numbers are kept. */
 const F32 = 0;
@@ -81,7 +71,34 @@ function unpack(
   return at;
 }
 
-/** One content. Reading it says that it is in use. */
+/** What is held of one content. Reading it says that it is in use. */
+export interface Held {
+  read(): Uint8Array;
+  /** Nobody needs it any more. */
+  drop(): void;
+}
+/** Who holds what contents were packed to: in memory all of it (`inMemory`), or within a budget (resident.ts). */
+export interface Holder {
+  /** Bytes held in memory. */
+  readonly bytes: number;
+  hold(bytes: Uint8Array): Held;
+  close(): void;
+}
+function inMemory(): Holder {
+  const all = new Set<Uint8Array>();
+  return {
+    get bytes() {
+      return [...all].reduce((n, b) => n + b.length, 0);
+    },
+    hold: (bytes) => {
+      all.add(bytes);
+      return { read: () => bytes, drop: () => all.delete(bytes) };
+    },
+    close: () => {},
+  };
+}
+
+/** One content. */
 export interface KeptContent {
   read(): AdapterContent;
   /** The words of each layer in turn, in the same memory: one layer's are gone when the next is asked for. */
@@ -89,48 +106,30 @@ export interface KeptContent {
   /** Nobody needs it any more. */
   drop(): void;
 }
-interface Entry {
-  readonly id: number;
-  readonly kinds: Uint8Array;
-  readonly size: number;
-  /** Null where it is in the spill alone. */
-  bytes: Uint8Array | null;
-  spilled: boolean;
-}
 export class Contents {
-  /** Those in memory, the least recently used first. */
-  private readonly resident = new Set<Entry>();
-  private held = 0;
-  private made = 0;
   constructor(
     private readonly manifest: Manifest,
-    /** Bytes that may be held in memory; null: as many as there are. */
-    private readonly most: number | null,
-    /** Where the rest goes; null: nowhere. */
-    private readonly spill: Spill | null,
+    private readonly holder = inMemory(),
   ) {}
 
   /** Bytes held in memory. */
   get bytes(): number {
-    return this.held;
+    return this.holder.bytes;
   }
-  /** Throws WEFT_CAPACITY where there is no room, WEFT_IO where none can be made. */
+  /** Throws what its holder throws. */
   keep({ tensors, ...shape }: AdapterContent): KeptContent {
     const { kinds, bytes } = pack(tensors.flatMap((words, l) => this.pieces(shape, words, l)));
-    const e: Entry = { id: ++this.made, kinds, size: bytes.length, bytes: null, spilled: false };
-    this.hold(e, bytes);
     const counts = tensors.map((t) => t.length);
+    const held = this.holder.hold(bytes);
+    const layers = (): Iterable<Float32Array> => this.layers(kinds, held, shape, counts);
     return {
-      read: () => ({
-        ...shape,
-        tensors: Array.from(this.layers(e, shape, counts), (words) => words.slice()),
-      }),
-      layers: () => this.layers(e, shape, counts),
-      drop: () => this.drop(e),
+      read: () => ({ ...shape, tensors: Array.from(layers(), (words) => words.slice()) }),
+      layers,
+      drop: () => held.drop(),
     };
   }
   close(): void {
-    this.spill?.close();
+    this.holder.close();
   }
   /** Every tensor of a layer: views of its words. */
   private pieces({ branches }: AdapterShape, words: Float32Array, layer: number): Float32Array[] {
@@ -138,74 +137,21 @@ export class Contents {
       placed.map((p) => p.values),
     );
   }
-  private *layers(e: Entry, shape: AdapterShape, counts: readonly number[]): Generator<Float32Array> {
-    if (!e.bytes) this.hold(e, this.fetch(e));
-    // The most recently used is the last.
-    this.resident.delete(e);
-    this.resident.add(e);
-    const bytes = e.bytes!;
+  private *layers(
+    kinds: Uint8Array,
+    held: Held,
+    shape: AdapterShape,
+    counts: readonly number[],
+  ): Generator<Float32Array> {
+    const bytes = held.read();
     const memory = new Float32Array(Math.max(0, ...counts));
     let [at, tensor] = [0, 0];
     for (const [l, count] of counts.entries()) {
       const words = memory.subarray(0, count);
       const pieces = this.pieces(shape, words, l);
-      at = unpack(e.kinds.subarray(tensor), bytes, at, pieces);
+      at = unpack(kinds.subarray(tensor), bytes, at, pieces);
       tensor += pieces.length;
       yield words;
     }
-  }
-  private fetch(e: Entry): Uint8Array {
-    const bytes = this.spill!.read(e.id);
-    if (bytes.length !== e.size)
-      throw new WeftError({
-        code: "WEFT_IO",
-        where: "adapters spilled to disk",
-        expected: `${e.size} bytes of an adapter`,
-        found: String(bytes.length),
-        hint: "something else changed the files: load the adapter again",
-      });
-    return bytes;
-  }
-  /** Bytes of an entry are in memory from now on; others make room for them. */
-  private hold(e: Entry, bytes: Uint8Array): void {
-    const { most } = this;
-    const refuse = (found: string, hint: string): never => {
-      throw new WeftError({
-        code: "WEFT_CAPACITY",
-        where: "adapters.memory",
-        expected: `at most ${showBytes(most!, Math.floor)} of adapters in memory`,
-        found,
-        hint,
-      });
-    };
-    if (most !== null) {
-      if (e.size > most)
-        refuse(`one of ${showBytes(e.size, Math.ceil)}`, "allow more: load({ adapters: { memory } })");
-      for (const old of this.resident) {
-        if (this.held + e.size <= most) break;
-        if (!this.spill)
-          refuse(
-            showBytes(this.held + e.size, Math.ceil),
-            "remove adapters that are not needed, or allow more",
-          );
-        if (!old.spilled) this.spill!.write(old.id, old.bytes!);
-        old.spilled = true;
-        this.free(old);
-      }
-    }
-    e.bytes = bytes;
-    this.resident.add(e);
-    this.held += e.size;
-  }
-  private free(e: Entry): void {
-    if (!e.bytes) return;
-    e.bytes = null;
-    this.resident.delete(e);
-    this.held -= e.size;
-  }
-  private drop(e: Entry): void {
-    this.free(e);
-    if (e.spilled) this.spill!.remove(e.id);
-    e.spilled = false;
   }
 }

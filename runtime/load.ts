@@ -17,7 +17,6 @@ import type { Change } from "./changes.ts";
 import { checkConsistent } from "./consistent.ts";
 import { type Device, type LoadProgress, paramNamed } from "./device.ts";
 import { pack, piecesOf } from "./formats.ts";
-import { reorder, siteOfParam } from "./order.ts";
 import { type BundleReader, type RangeFile, sha256 } from "./reader.ts";
 import type { Heard } from "./remote.ts";
 import { check, foreign } from "./schema.ts";
@@ -154,23 +153,20 @@ export async function uploadWeights(
         if (!to) throw bad(`tensor ${t.name}`, "a parameter of this model", "one it does not have");
         const p = paramNamed(to.outer ? plan.outerParams : plan.layerParams, to.name);
         const change = changeOf?.(to.group, to.name);
-        const site = to.outer || !m.selection ? undefined : siteOfParam(m, to.name);
+        // Both are rare.
+        const moving = change || m.selection ? await import("./reorder.ts") : null;
+        const move = moving?.moveOf(m, to.group, to.name, change);
         const at = { space: "weights", group: groupOf(p, to.group) } as const;
         let range = (from: number, to: number): Promise<Uint8Array> =>
           file.range(t.start + from, t.start + to);
         if (p.kind === "vector") {
           const values = new Float32Array((await range(0, t.bytes)).slice().buffer);
-          change?.(values);
-          if (site) reorder(m, to.group, site, values);
+          move?.(values);
           device.write({ ...at, offset: p.offset }, values);
         } else {
-          if (change || site) {
-            const { changed } = await import("./values.ts");
+          if (move) {
+            const { changed } = moving!;
             const where = `${reader.where}: ${t.name}`;
-            const move = (values: Float32Array): void => {
-              change?.(values);
-              if (site) reorder(m, to.group, site, values);
-            };
             const { stored, rounding } = changed(t.format, await range(0, t.bytes), p.n, p.k, move, where);
             // An order alone rounds nothing.
             if (change) lost.push(rounding);

@@ -4,7 +4,7 @@
  * everything on the host (files, adapters, selections) stays in the model's own order. Rows of gate and up
  * and columns of down move together, and so do the heads that share keys: rows of q, k and v, columns of o.
  */
-import type { ChannelAxis, Manifest, SiteEntry } from "./manifest.ts";
+import type { ChannelAxis, Manifest } from "./manifest.ts";
 
 /** Axes that are others, one after another. */
 const fused: Readonly<Partial<Record<ChannelAxis, readonly ChannelAxis[]>>> = {
@@ -55,29 +55,3 @@ export const inverse = (order: readonly number[]): number[] => {
   });
   return out;
 };
-
-/**
- * A site's matrix [out, in], or its bias [out], from the model's order into the device's, or back; in place.
- */
-export function reorder(
-  m: Manifest,
-  layer: number,
-  site: SiteEntry | undefined,
-  values: Float32Array,
-  back = false,
-): void {
-  const rows = channelOrder(m, layer, site?.axes.out ?? null);
-  const columns = channelOrder(m, layer, site?.axes.in ?? null);
-  if (!site || (!rows && !columns)) return;
-  const from = values.slice();
-  const width = values.length / site.outFeatures;
-  const [r, c] = [
-    rows && back ? inverse(rows) : rows,
-    columns && width > 1 ? (back ? inverse(columns) : columns) : null,
-  ];
-  for (let o = 0; o < site.outFeatures; o++)
-    for (let i = 0; i < width; i++) values[o * width + i] = from[(r ? r[o]! : o) * width + (c ? c[i]! : i)]!;
-}
-/** The site of a layer's parameter, by the parameter's name. */
-export const siteOfParam = (m: Manifest, name: string): SiteEntry | undefined =>
-  m.sites.find((s) => name === `${s.module}.weight` || name === `${s.module}.bias`);

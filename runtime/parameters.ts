@@ -1,15 +1,17 @@
 /** The base weights on a device one by one: read, written, and what they are by value. */
 import type { Manifest } from "./bundle.ts";
-import type { Device, Range } from "./device.ts";
+import { chamberWords, type Device, type Range } from "./device.ts";
 import { type Format, pack, type Words, weightFormats } from "./formats.ts";
 import { sha256 } from "./hash.ts";
 import { BaseHash } from "./identity.ts";
 import { isIn } from "./kinds.ts";
+import { uploadWeights } from "./load.ts";
 import type { Change } from "./merge.ts";
-import { reorder, siteOfParam } from "./order.ts";
-import { blockRows, groupOf, matrixWords } from "./shards.ts";
+import type { BundleReader } from "./reader.ts";
+import { reorderParam } from "./reorder.ts";
+import { blockRows, groupOf, groupsOf, matrixWords } from "./shards.ts";
 import { transpose } from "./tensors/dense.ts";
-import { formatValues, store, unpack, unpackPlanes } from "./values.ts";
+import { formatValues, type Rounding, store, unpack, unpackPlanes } from "./values.ts";
 
 /** Where they are, and the lane behind whose lists they are read. */
 export interface On {
@@ -53,18 +55,48 @@ interface Param {
 const bytes = (a: Float32Array): Uint8Array => new Uint8Array(a.buffer, a.byteOffset, a.byteLength);
 
 /** Change one in place. */
-export function write(on: On, { group, name, at, n, k, format, block, data }: Param, change: Change): void {
+function write(on: On, { group, name, at, n, k, format, block, data }: Param, change: Change): void {
   const { device } = on;
   change(data);
-  order(on, group, name, data, false);
+  reorderParam(on.manifest, group, name, data);
   device.write(
     at,
     k === null ? data : pack(format, store(format, data, n, k, name), n, k, device.plan.panel, block),
   );
 }
-function order({ manifest }: On, group: number, name: string, values: Float32Array, back: boolean): void {
-  if (group < manifest.model.layers) reorder(manifest, group, siteOfParam(manifest, name), values, back);
+/** Every chamber of weights as it is now. */
+export async function chambers({ manifest, device, lane }: On): Promise<Float32Array[]> {
+  const { plan } = device;
+  const { layers } = manifest.model;
+  const kept: Float32Array[] = [];
+  for (let group = 0; group < groupsOf(plan, layers); group++) {
+    const words = chamberWords(plan, layers, "weights", group);
+    kept.push(await device.read({ space: "weights", group, offset: 0, words, lane }));
+  }
+  return kept;
 }
+/** Chambers that were kept, or the bundle's weights, with `changes` by `layer tensor`. */
+export async function restore(
+  on: On,
+  from: readonly Float32Array[] | BundleReader,
+  changes: ReadonlyMap<string, Change>,
+): Promise<readonly Rounding[]> {
+  const { manifest, device, lane } = on;
+  if (!isKept(from)) {
+    const changeOf = (layer: number, name: string): Change | undefined => changes.get(`${layer} ${name}`);
+    return uploadWeights(from, manifest, device, () => {}, changeOf);
+  }
+  for (const [group, data] of from.entries())
+    device.write({ space: "weights", group, offset: 0, lane }, data);
+  if (changes.size)
+    for await (const p of all(on)) {
+      const change = changes.get(`${p.group} ${p.name}`);
+      if (change) write(on, p, change);
+    }
+  return [];
+}
+const isKept = (from: readonly Float32Array[] | BundleReader): from is readonly Float32Array[] =>
+  Array.isArray(from);
 /** What they are by value. */
 export async function identity(on: On): Promise<string> {
   const hash = new BaseHash(on.manifest.model);
@@ -74,7 +106,7 @@ export async function identity(on: On): Promise<string> {
 }
 
 /** Every parameter as it is now, in the model's own order. */
-export async function* all(on: On): AsyncGenerator<Param> {
+async function* all(on: On): AsyncGenerator<Param> {
   const { device, manifest, lane } = on;
   const { plan } = device;
   const { layers } = manifest.model;
@@ -90,7 +122,7 @@ export async function* all(on: On): AsyncGenerator<Param> {
       const raw = await device.read({ ...at, words });
       const block = blockRows(p);
       const data = isVector ? raw : unpack(p.format, raw, p.n, p.k, plan.panel, block);
-      order(on, group, p.name, data, true);
+      reorderParam(manifest, group, p.name, data, true);
       const path = outer
         ? manifest.checkpoint.outer[p.name]!
         : manifest.checkpoint.layer[p.name]!.replace("{l}", String(group));

@@ -4,9 +4,9 @@
  */
 import { onDisk, randomName, systemCode, unless } from "./disk.ts";
 import { WeftError } from "./errors.ts";
-import type { Spill } from "./kept.ts";
 import { isDead, whoAmI } from "./lock.ts";
 import { node } from "./node.ts";
+import type { Spill } from "./resident.ts";
 
 const PREFIX = "weft-adapters-";
 /** Who has the folder. */

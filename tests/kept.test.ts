@@ -8,7 +8,8 @@ import { join } from "node:path";
 import * as assert from "uvu/assert";
 import type { Manifest, WeftError } from "../runtime/bundle.ts";
 import type { AdapterContent } from "../runtime/content.ts";
-import { Contents, type Spill } from "../runtime/kept.ts";
+import { Contents } from "../runtime/kept.ts";
+import { Resident, type Spill } from "../runtime/resident.ts";
 import { openSpill } from "../runtime/spill.ts";
 import { batchOf, bits, collect, configs, contentBits, engineOf, idsOf } from "./support/engines.ts";
 import { generator } from "./support/random.ts";
@@ -80,7 +81,7 @@ test("what is kept has its bits, in 16 where that loses nothing: halves, upper h
     ],
     ["a NaN of its own", floats((i) => (i === 7 ? 0x7fc01234 : 0x3f800000)), 4],
   ];
-  const contents = new Contents(manifestOf(999), null, null);
+  const contents = new Contents(manifestOf(999));
   for (const h of [halves.slice(0, 30_000), halves.slice(30_000)])
     for (let i = 0; i < h.length; i += 999) {
       const values = Float32Array.from({ length: 999 }, (_, k) => half(h[i + k] ?? 0));
@@ -105,7 +106,7 @@ test("past a budget the least recently used are elsewhere, and come back; or ref
   const next = generator("budget");
   const values = (): Float32Array => new Float32Array(Uint32Array.from({ length: 100 }, () => next()).buffer);
   const spill = inMemory();
-  const contents = new Contents(manifestOf(100), 1000, spill);
+  const contents = new Contents(manifestOf(100), new Resident(1000, spill));
   const all = new Map<ReturnType<Contents["keep"]>, string>();
   for (let i = 0; i < 2000; i++) {
     const list = [...all.keys()];
@@ -122,7 +123,7 @@ test("past a budget the least recently used are elsewhere, and come back; or ref
   assert.ok(all.size > 20 && spill.all.size >= all.size - 2, "most are elsewhere");
   for (const kept of all.keys()) kept.drop();
   assert.equal([contents.bytes, spill.all.size], [0, 0]);
-  const bounded = new Contents(manifestOf(100), 1000, null);
+  const bounded = new Contents(manifestOf(100), new Resident(1000, null));
   const first = bounded.keep(contentOf([values()]));
   bounded.keep(contentOf([values()]));
   const e = errorOf(() => bounded.keep(contentOf([values()])));
