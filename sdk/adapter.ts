@@ -1,3 +1,4 @@
+import type { Generation } from "../runtime/adapters.ts";
 import type { AdapterConfig } from "../runtime/content.ts";
 import type { Folder, Place } from "../runtime/folders.ts";
 import { checked } from "../runtime/options.ts";
@@ -18,12 +19,15 @@ export class AdapterHandle {
     private readonly engine: Engine,
     readonly ref: string,
   ) {}
+  private get found(): Generation {
+    return this.engine.core.adapters.find(this.ref);
+  }
   /**
    * Write a folder that Hugging Face peft loads; `as: "lora"` turns an S2FT adapter into the LoRA that is
-   * exactly the same, `as: "target_parameters"` has experts as transformers 5 does. A path that ends in .gguf becomes a LoRA that llama.cpp loads, of whatever is exactly
-   * one. Durable when it resolves, on a disk. Throws WEFT_IO, before anything is written, when `place` is
-   * anything but an empty folder or an adapter that weft wrote, or a file is there; WEFT_ADAPTER for what is
-   * no LoRA.
+   * exactly the same, `as: "target_parameters"` has experts as transformers 5 does. A path that ends in .gguf
+   * becomes a LoRA that llama.cpp loads, of whatever is exactly one. Durable when it resolves, on a disk.
+   * Throws WEFT_IO, before anything is written, when `place` is anything but an empty folder or an adapter
+   * that weft wrote, or a file is there; WEFT_ADAPTER for what is no LoRA.
    */
   async save(place: Place, o: SaveOptions = {}): Promise<void> {
     checked(SaveOptions, o);
@@ -45,16 +49,9 @@ export class AdapterHandle {
     await download(this.ref.replace("@", "-"), await this.toBlobs(o));
   }
   private async files(o: SaveOptions): Promise<[string, Uint8Array | string][]> {
-    const { onParameters, writeAdapter, writeAsLora } = await import("./peft/index.ts");
-    const { content, base } = this.engine.core.adapters.find(this.ref);
-    const manifest = { ...this.engine.manifest, base };
-    const written = (o.as === "lora" ? writeAsLora : writeAdapter)(content, manifest);
-    const { config, weights } =
-      o.as === "target_parameters" ? onParameters(written, content, manifest) : written;
-    return [
-      ["adapter_model.safetensors", weights],
-      ["adapter_config.json", config],
-    ];
+    const { filesOf } = await import("./peft/index.ts");
+    const { content, base } = this.found;
+    return filesOf(content, { ...this.engine.manifest, base }, o.as);
   }
   /**
    * Write the adapter as signs of its largest numbers with one common magnitude (ComPEFT): a fraction of the
@@ -67,32 +64,24 @@ export class AdapterHandle {
   ): Promise<{ bytes: number; ratio: number; error: number }> {
     checked(CompressOptions, o);
     const folder = await claimed(place);
-    const { compressTernary, writeAdapter } = await import("./peft/index.ts");
-    const { content, base } = this.engine.core.adapters.find(this.ref);
-    const manifest = { ...this.engine.manifest, base };
-    const { config, weights } = writeAdapter(content, manifest);
-    const { bytes, ratio, error } = compressTernary(weights, o.density ?? 0.1);
-    await folder.write("adapter", [
-      ["adapter_model.ternary", bytes],
-      [
-        "adapter_config.json",
-        JSON.stringify({ ...(JSON.parse(config) as object), weft_ternary: true }, null, 2),
-      ],
-    ]);
-    return { bytes: bytes.length, ratio, error };
+    const { compressed } = await import("./peft/index.ts");
+    const { content, base } = this.found;
+    const { files, ...said } = compressed(content, { ...this.engine.manifest, base }, o.density);
+    await folder.write("adapter", files);
+    return said;
   }
   get generation(): number {
-    return this.engine.core.adapters.find(this.ref).number;
+    return this.found.number;
   }
   /** Identity of the base weights that it was trained on; requests, jobs and merges of another refuse it. */
   get base(): string {
-    return this.engine.core.adapters.find(this.ref).base;
+    return this.found.base;
   }
   /** What to know before using it: that it was trained on the same weights in another format. */
   get warnings(): readonly string[] {
-    return this.engine.core.adapters.find(this.ref).warnings;
+    return this.found.warnings;
   }
   get config(): AdapterConfig {
-    return this.engine.core.adapters.find(this.ref).shape.config;
+    return this.found.shape.config;
   }
 }

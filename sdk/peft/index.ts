@@ -4,13 +4,40 @@ import type { AdapterContent } from "../../runtime/content.ts";
 import type { Folder } from "../../runtime/folders.ts";
 import { SMALL_FILE } from "../../runtime/schema.ts";
 import { parseJson } from "../files.ts";
-import { expandTernary } from "../ternary.ts";
+import type { SaveOptions } from "../options.ts";
+import { compressTernary, expandTernary } from "../ternary.ts";
 import { numbersAtMost } from "./folder.ts";
+import { onParameters } from "./parameters.ts";
 import { readAdapter } from "./read.ts";
+import { writeAdapter, writeAsLora } from "./write.ts";
 
-export { compressTernary } from "../ternary.ts";
-export { onParameters } from "./parameters.ts";
-export { writeAdapter, writeAsLora } from "./write.ts";
+/** Files of a folder, in the order in which they are written. */
+type FolderFiles = [name: string, data: Uint8Array | string][];
+
+/** An adapter as the files of a PEFT folder: as it is, or as `save` says. Throws WEFT_ADAPTER. */
+export function filesOf(content: AdapterContent, manifest: Manifest, as: SaveOptions["as"]): FolderFiles {
+  const written = (as === "lora" ? writeAsLora : writeAdapter)(content, manifest);
+  const { config, weights } = as === "target_parameters" ? onParameters(written, content, manifest) : written;
+  return [
+    ["adapter_model.safetensors", weights],
+    ["adapter_config.json", config],
+  ];
+}
+/** The same as signs of the `density` of its largest numbers. */
+export function compressed(
+  content: AdapterContent,
+  manifest: Manifest,
+  density = 0.1,
+): { files: FolderFiles; bytes: number; ratio: number; error: number } {
+  const { config, weights } = writeAdapter(content, manifest);
+  const { bytes, ratio, error } = compressTernary(weights, density);
+  const said = { ...(JSON.parse(config) as object), weft_ternary: true };
+  const files: FolderFiles = [
+    ["adapter_model.ternary", bytes],
+    ["adapter_config.json", JSON.stringify(said, null, 2)],
+  ];
+  return { files, bytes: bytes.length, ratio, error };
+}
 
 /**
  * Read a folder of Hugging Face PEFT, or one that `compress` wrote. `warnings` say what is near and not the
