@@ -2,7 +2,6 @@
  * Bundle → verified manifest → device with weights in place. Nothing is allocated before version, paths,
  * sizes and hashes are checked.
  */
-import * as v from "valibot";
 import {
   BUNDLE_FORMAT,
   BUNDLE_VERSION,
@@ -19,7 +18,7 @@ import { type Device, type LoadProgress, paramNamed } from "./device.ts";
 import { pack, piecesOf } from "./formats.ts";
 import { type BundleReader, type RangeFile, sha256 } from "./reader.ts";
 import type { Heard } from "./remote.ts";
-import { check, foreign } from "./schema.ts";
+import { check, exactly, finite, foreign } from "./schema.ts";
 import { groupOf, SHARD_ROWS } from "./shards.ts";
 import type { Rounding } from "./values.ts";
 
@@ -46,7 +45,7 @@ export async function readManifest(reader: BundleReader): Promise<Manifest> {
 /** What manifest.json says, checked as far as it goes. Throws WEFT_BUNDLE, or WEFT_BUNDLE_VERSION. */
 export function asManifest(json: unknown, where: string): Manifest {
   const at = { code: "WEFT_BUNDLE", where } as const;
-  const { version } = check(foreign({ format: v.literal(BUNDLE_FORMAT), version: v.number() }), json, at);
+  const { version } = check(foreign({ format: exactly(BUNDLE_FORMAT), version: finite }), json, at);
   if (version !== BUNDLE_VERSION)
     throw new WeftError({
       code: "WEFT_BUNDLE_VERSION",

@@ -12,6 +12,7 @@ import {
   boolean,
   bytes,
   count,
+  exactly,
   fileName,
   finite,
   integer,
@@ -150,11 +151,11 @@ const MethodEntry = object({
   peft: PeftEntry,
   scale: oneOf(["alpha/rank", "one"]),
   /** Its rank counts tokens of its own, which every sequence begins with. */
-  virtual: v.exactOptional(v.literal(true)),
+  virtual: v.exactOptional(exactly(true)),
   /** Does it adapt every layer, or only the first? */
-  layers: v.exactOptional(v.literal("first")),
+  layers: v.exactOptional(exactly("first")),
   /** Modules that a job adapts when it names none. */
-  targets: v.union([v.literal("all-linear"), v.array(text)], "all-linear or a list of modules"),
+  targets: v.union([exactly("all-linear"), v.array(text)], "all-linear or a list of modules"),
   /** Rank when none is asked for; null: all that the bundle has room for. */
   rank: v.nullable(positive),
   /** What its branches do, in order; null: it is not linear in what enters, and cannot merge. */
@@ -192,7 +193,7 @@ const GridDim = object({
 });
 const LaunchEntry = object({
   kernel: text,
-  grid: v.tuple([GridDim, GridDim, GridDim]),
+  grid: v.strictTuple([GridDim, GridDim, GridDim], "three dimensions"),
   /** Mask bits (adapter branches, flags) of its bodies; empty when it always runs. */
   bits: indices,
   kinds,
@@ -275,7 +276,10 @@ const TargetEntry = object({
     object({
       workgroup: positive,
       file: fileName,
-      launch: v.pipe(v.array(count), v.maxLength(4 * LAUNCH_VECTORS)),
+      launch: v.pipe(
+        v.array(count),
+        v.check((l) => l.length <= 4 * LAUNCH_VECTORS, `at most ${4 * LAUNCH_VECTORS} numbers`),
+      ),
       weights: oneOf(["read", "written"]),
       shards: v.nullable(object({ of: count, over: v.nullable(oneOf(["x", "y"])) })),
     }),
@@ -323,8 +327,8 @@ const RopeEntry = object({
 });
 
 export const ManifestSchema = object({
-  format: v.literal(BUNDLE_FORMAT),
-  version: v.literal(BUNDLE_VERSION),
+  format: exactly(BUNDLE_FORMAT),
+  version: exactly(BUNDLE_VERSION),
   /** The model by value (BaseHash), however it is stored: what an adapter is trained on. */
   base: sha256Hex,
   model: object({

@@ -46,7 +46,7 @@ export const MAX_SALT = 256;
  * `notes` (its latest generation), `notes@3`, or a weighted sum `{ blue: 0.5, green: 0.5 }` of such names.
  */
 export const adapterRef = v.custom<AdapterRef>(
-  (x) => typeof x === "string" || v.is(record(finite), x),
+  (x) => typeof x === "string" || v.safeParse(record(finite), x).success,
   "the name of an adapter, or finite weights by name",
 );
 export const requestEntries = {

@@ -4,7 +4,7 @@
  */
 import * as v from "valibot";
 import { WeftError } from "./errors.ts";
-import { bytes, sha256Hex } from "./schema.ts";
+import { bytes, exactly, foreign, matching, sha256Hex } from "./schema.ts";
 
 export type FolderKind = "adapter" | "model" | "bundle";
 /** What a file is to hold: whole, or in pieces that may be made while it is written. */
@@ -32,13 +32,13 @@ const insideName = v.pipe(
     "a path inside the folder",
   ),
 );
-const sum = v.object({ bytes, sha256: sha256Hex });
+const sum: v.GenericSchema<object, FileSum> = foreign({ bytes, sha256: sha256Hex });
 const sums = v.record(insideName, sum);
-export const markerSchema = v.object({
-  format: v.literal("weft-folder"),
+export const markerSchema = foreign({
+  format: exactly("weft-folder"),
   kind: v.picklist(["adapter", "model", "bundle"]),
   /** Random, new with each write: two markers of one id are of one version. */
-  id: v.pipe(v.string(), v.regex(/^[0-9a-f]{16}$/)),
+  id: matching(/^[0-9a-f]{16}$/, "16 hexadecimal digits"),
   /** What weft wrote here; while `writing`, what it wrote before. */
   files: sums,
   /** The version on its way in, `.weft-<id>`. */
@@ -48,10 +48,10 @@ export type Marker = v.InferOutput<typeof markerSchema>;
 
 export const CURRENT = "CURRENT";
 export const VERSION = /^v-\d+-[0-9a-f]{16}$/;
-export const currentSchema = v.object({
-  format: v.literal("weft-versions"),
-  version: v.pipe(v.string(), v.regex(VERSION)),
-  files: v.record(v.pipe(v.string(), v.regex(/^[\w-]+(\.[\w-]+)*$/)), sum),
+export const currentSchema = foreign({
+  format: exactly("weft-versions"),
+  version: matching(VERSION, "a version"),
+  files: v.record(matching(/^[\w-]+(\.[\w-]+)*$/, "a name"), sum),
 });
 export type Current = v.InferOutput<typeof currentSchema>;
 

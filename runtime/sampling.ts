@@ -4,7 +4,7 @@
  */
 import * as v from "valibot";
 import { MAX_BIASES } from "./contract.ts";
-import { count, number, type Of, object, record } from "./schema.ts";
+import { count, matching, number, type Of, object, record } from "./schema.ts";
 
 const penalty = number("a number from -2 to 2", (x) => x >= -2 && x <= 2);
 
@@ -30,7 +30,7 @@ export const samplingEntries = {
     v.pipe(
       record(
         number("a number from -100 to 100", (x) => x >= -100 && x <= 100),
-        v.pipe(v.string(), v.regex(/^(0|[1-9]\d{0,9})$/, "a token id")),
+        matching(/^(0|[1-9]\d{0,9})$/, "a token id"),
       ),
       v.check((o) => Object.keys(o).length <= MAX_BIASES, `at most ${MAX_BIASES} tokens`),
     ),

@@ -41,8 +41,6 @@ const withHint = (expected: string, hint: string | null): string =>
 function inWords({ expected }: { expected: string | null }): string {
   const words: Readonly<Record<string, string>> = {
     string: "a string",
-    number: "a number",
-    boolean: "true or false",
     Object: "an object",
     Array: "an array",
     undefined: "nothing",
@@ -194,11 +192,16 @@ export const finite = number("a finite number", Number.isFinite);
 export const atLeast0 = number("a finite number from 0 up", (x) => x >= 0 && x < Number.POSITIVE_INFINITY);
 export const above0 = number("a finite number above 0", (x) => x > 0 && x < Number.POSITIVE_INFINITY);
 export const text = v.string();
-export const boolean = v.boolean();
-export const sha256Hex = v.custom<string>(
-  (x) => typeof x === "string" && /^[0-9a-f]{64}$/.test(x),
-  "a SHA-256, 64 hexadecimal digits",
-);
+export const boolean = v.custom<boolean>((x) => typeof x === "boolean", "true or false");
+/** This value and no other. */
+export const exactly = <const T extends string | number | boolean>(value: T) =>
+  v.custom<T>((x) => x === value, JSON.stringify(value));
+/** Perhaps null, or not there at all: both say nothing. */
+export const maybe = <const S extends v.GenericSchema>(schema: S) => v.optional(v.nullable(schema));
+/** A text of this pattern. */
+export const matching = (pattern: RegExp, expected: string) =>
+  v.custom<string>((x) => typeof x === "string" && pattern.test(x), expected);
+export const sha256Hex = matching(/^[0-9a-f]{64}$/, "a SHA-256, 64 hexadecimal digits");
 /** A relative path that stays inside its folder. */
 export const isInside = (name: string): boolean =>
   name.length < 1024 &&
@@ -211,10 +214,7 @@ export const fileName = v.custom<string>(
   "a path inside the folder",
 );
 /** A name of an adapter or job: letters, digits, dots, dashes, underscores. */
-export const plainName = v.custom<string>(
-  (x) => typeof x === "string" && /^[\w.-]{1,200}$/.test(x),
-  "letters, digits, dots, dashes or underscores",
-);
+export const plainName = matching(/^[\w.-]{1,200}$/, "letters, digits, dots, dashes or underscores");
 /** The name of an adapter, which is told from the model without one: that is `base`. */
 export const adapterName = v.pipe(
   plainName,

@@ -12,6 +12,7 @@ import {
   boolean,
   check,
   count,
+  exactly,
   finite,
   type Of,
   object,
@@ -28,7 +29,7 @@ import { parseJson } from "./files.ts";
 
 const branchState = object({ rank: count, alpha: finite, scale: finite });
 const Saved = object({
-  version: v.literal(6),
+  version: exactly(6),
   base: sha256Hex,
   numerics: text,
   /** What results depend on; resuming with others is refused. */

@@ -3,7 +3,7 @@
  */
 import * as v from "valibot";
 import { IGNORE, showBytes, WeftError } from "../runtime/bundle.ts";
-import { check, foreign, numbers, record, show, tokenIds } from "../runtime/schema.ts";
+import { check, foreign, maybe, numbers, record, show, text, tokenIds } from "../runtime/schema.ts";
 import type { Row } from "../runtime/trainer.ts";
 import { readFileOr } from "./files.ts";
 import type { Message, TemplateArguments, Text } from "./text.ts";
@@ -20,15 +20,15 @@ export type DataRow =
     }
   | { readonly input_ids: readonly number[]; readonly labels?: readonly number[] };
 const RowSchema = foreign({
-  text: v.nullish(v.string()),
-  prompt: v.nullish(v.string()),
-  completion: v.nullish(v.string()),
-  messages: v.nullish(v.custom<readonly Message[]>(Array.isArray, "a list of messages")),
+  text: maybe(text),
+  prompt: maybe(text),
+  completion: maybe(text),
+  messages: maybe(v.custom<readonly Message[]>(Array.isArray, "a list of messages")),
   /** What the chat template is told beside the messages. */
-  tools: v.nullish(v.custom<readonly unknown[]>(Array.isArray, "a list of tools")),
-  chat_template_kwargs: v.nullish(record(v.unknown())),
-  input_ids: v.nullish(tokenIds),
-  labels: v.nullish(numbers("a token id, or -100", (x) => Number.isInteger(x) && x >= IGNORE && x < 2 ** 31)),
+  tools: maybe(v.custom<readonly unknown[]>(Array.isArray, "a list of tools")),
+  chat_template_kwargs: maybe(record(v.unknown())),
+  input_ids: maybe(tokenIds),
+  labels: maybe(numbers("a token id, or -100", (x) => Number.isInteger(x) && x >= IGNORE && x < 2 ** 31)),
 });
 const shapes = "{text}, {prompt, completion}, {messages} or {input_ids, labels}";
 

@@ -8,6 +8,7 @@ import type { Place } from "../runtime/reader.ts";
 import {
   adapterName,
   atLeast0,
+  boolean,
   number,
   type Of,
   object,
@@ -38,7 +39,7 @@ export const GenerateOptions = v.pipe(
      * Spell the special tokens that the model says, but for the mark that ends its answer, as a template may
      * want of calls of tools. Default false.
      */
-    marks: v.optional(v.boolean()),
+    marks: v.optional(boolean),
     /** Texts that end the answer, or one; they are not part of it. */
     stop: v.optional(v.union([nonEmpty, v.array(nonEmpty)], "texts that are not empty, or one")),
   }),

@@ -27,7 +27,7 @@ import {
   shown,
   statusOf,
 } from "../remote.ts";
-import { bytes, foreign, record, SMALL_FILE, sha256Hex, text } from "../schema.ts";
+import { bytes, exactly, foreign, record, SMALL_FILE, sha256Hex, text } from "../schema.ts";
 import { showBytes } from "../units.ts";
 import { isFull, readWhole, type WritableDrive } from "./drive.ts";
 import { readJson } from "./folder.ts";
@@ -36,10 +36,10 @@ import { keepOwn, ownDrive } from "./own.ts";
 /** Bytes of a piece: what is lost at most of a download whose tab is killed. */
 export const PIECE = 4 * 2 ** 20;
 
-const sumSchema = v.object({ bytes, pieces: v.array(sha256Hex) });
+const sumSchema = foreign({ bytes, pieces: v.array(sha256Hex) });
 type Sum = v.InferOutput<typeof sumSchema>;
-const entrySchema = v.object({
-  format: v.literal("weft-cached-bundle"),
+const entrySchema = foreign({
+  format: exactly("weft-cached-bundle"),
   name: text,
   /** Without its query, which may be a secret. */
   url: text,

@@ -2,7 +2,17 @@
 import * as v from "valibot";
 import { WeftError } from "../../runtime/bundle.ts";
 import { adapterEntries, checked, trainEntries } from "../../runtime/options.ts";
-import { above0, number, type Of, object, plainName, positive, record, text } from "../../runtime/schema.ts";
+import {
+  above0,
+  exactly,
+  number,
+  type Of,
+  object,
+  plainName,
+  positive,
+  record,
+  text,
+} from "../../runtime/schema.ts";
 import type { Engine, FinetuneOptions, Job, TrainEvent } from "../index.ts";
 import { ApiError } from "./errors.ts";
 import type { Files } from "./files.ts";
@@ -10,7 +20,7 @@ import { page } from "./http.ts";
 import type { Models } from "./models.ts";
 
 const auto = <const S extends v.GenericSchema>(schema: S) =>
-  v.optional(v.union([v.literal("auto"), schema], '"auto", or a positive number'));
+  v.optional(v.union([exactly("auto"), schema], '"auto", or a positive number'));
 const Hyperparameters = object({
   n_epochs: auto(positive),
   batch_size: auto(positive),
@@ -27,7 +37,7 @@ const Body = object({
   hyperparameters: v.optional(Hyperparameters),
   method: v.optional(
     object({
-      type: v.literal("supervised", '"supervised"'),
+      type: exactly("supervised"),
       supervised: v.optional(object({ hyperparameters: v.optional(Hyperparameters) })),
     }),
   ),

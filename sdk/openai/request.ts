@@ -4,8 +4,10 @@
 import * as v from "valibot";
 import { checked, requestEntries } from "../../runtime/options.ts";
 import {
+  boolean,
   count,
   integer,
+  maybe,
   number,
   type Of,
   object,
@@ -16,8 +18,6 @@ import {
 } from "../../runtime/schema.ts";
 import type { Engine, GenerateOptions } from "../index.ts";
 
-/** An option that may also be null, which is to say nothing. */
-const maybe = <const S extends v.GenericSchema>(schema: S) => v.optional(v.nullable(schema));
 /** What would change the answer and is not there: refused, unless it asks for what is done anyhow. */
 const only = (expected: string, ok: (x: unknown) => boolean) =>
   v.optional(v.custom<unknown>((x) => x === null || ok(x), expected));
@@ -31,8 +31,8 @@ export const common = {
   top_p: maybe(number("a number from 0 to 1", (x) => x >= 0 && x <= 1)),
   n: maybe(integer(1, 129)),
   stop: maybe(stops),
-  stream: maybe(v.boolean()),
-  stream_options: maybe(object({ include_usage: maybe(v.boolean()), include_obfuscation: anything })),
+  stream: maybe(boolean),
+  stream_options: maybe(object({ include_usage: maybe(boolean), include_obfuscation: anything })),
   seed: maybe(number("an integer", Number.isSafeInteger)),
   presence_penalty: maybe(number("a number from -2 to 2", (x) => Math.abs(x) <= 2)),
   frequency_penalty: maybe(number("a number from -2 to 2", (x) => Math.abs(x) <= 2)),
@@ -61,7 +61,7 @@ export const ChatBody = object({
   ...common,
   messages: v.array(v.unknown()),
   max_completion_tokens: maybe(positive),
-  logprobs: maybe(v.boolean()),
+  logprobs: maybe(boolean),
   top_logprobs: maybe(integer(0, TOP_LOGPROBS + 1)),
   parallel_tool_calls: anything,
   /** As other servers of this API have it: more that the chat template knows. */

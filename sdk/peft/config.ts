@@ -3,7 +3,7 @@ import * as v from "valibot";
 import type { Manifest, MethodEntry } from "../../runtime/bundle.ts";
 import { type AdapterConfig, defaultConfig } from "../../runtime/content.ts";
 import { adapterEntries } from "../../runtime/options.ts";
-import { check, count, finite, foreign, positive, record, show, text } from "../../runtime/schema.ts";
+import { check, count, finite, foreign, maybe, positive, record, show, text } from "../../runtime/schema.ts";
 import { refuseFeatures } from "./features.ts";
 import { fail, type Json } from "./folder.ts";
 
@@ -11,13 +11,13 @@ const names = v.union([text, v.array(text)], "a list of modules, or a regular ex
 /** What is read of adapter_config.json; what else it says is known to change nothing, or refused by name. */
 const Config = foreign({
   peft_type: v.optional(text),
-  target_modules: v.nullish(names),
-  exclude_modules: v.nullish(names),
-  modules_to_save: v.nullish(v.array(text)),
-  layers_to_transform: v.nullish(v.union([count, v.array(count)], "a layer, or a list of layers")),
-  rank_pattern: v.nullish(record(positive)),
-  alpha_pattern: v.nullish(record(finite)),
-  weft_base: v.nullish(text),
+  target_modules: maybe(names),
+  exclude_modules: maybe(names),
+  modules_to_save: maybe(v.array(text)),
+  layers_to_transform: maybe(v.union([count, v.array(count)], "a layer, or a list of layers")),
+  rank_pattern: maybe(record(positive)),
+  alpha_pattern: maybe(record(finite)),
+  weft_base: maybe(text),
 });
 export interface Read {
   readonly config: AdapterConfig;

@@ -12,7 +12,7 @@ import { type AdapterContent, modulePath } from "../../runtime/content.ts";
 import { singleSites } from "../../runtime/experts.ts";
 import { type Pattern, pattern, steps } from "../../runtime/pattern.ts";
 import { decode, encode, parseHeader, type TensorData } from "../../runtime/safetensors.ts";
-import { check, finite, foreign, positive, record, show, text } from "../../runtime/schema.ts";
+import { check, finite, foreign, maybe, positive, record, show, text } from "../../runtime/schema.ts";
 import { fail, type Json, PREFIX, targetsOf } from "./folder.ts";
 
 /** What transformers calls the module of a mixture, whatever a family's checkpoints do. */
@@ -20,11 +20,11 @@ const MIXTURE = "mlp";
 const Said = foreign({
   r: v.optional(positive, 8),
   lora_alpha: v.optional(finite, 8),
-  target_modules: v.nullish(v.union([text, v.array(text)], "a list of modules, or a regular expression")),
-  target_parameters: v.nullish(v.array(text)),
-  layers_to_transform: v.nullish(v.unknown()),
-  rank_pattern: v.nullish(record(positive)),
-  alpha_pattern: v.nullish(record(finite)),
+  target_modules: maybe(v.union([text, v.array(text)], "a list of modules, or a regular expression")),
+  target_parameters: maybe(v.array(text)),
+  layers_to_transform: maybe(v.unknown()),
+  rank_pattern: maybe(record(positive)),
+  alpha_pattern: maybe(record(finite)),
 });
 
 /** A parameter of a mixture, and the sites that it is: of gate and up both, one after the other. */

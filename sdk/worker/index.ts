@@ -3,7 +3,7 @@ import * as v from "valibot";
 import type { Place } from "../../runtime/folders.ts";
 import type { LoadOptions } from "../../runtime/loading.ts";
 import { Reports } from "../../runtime/report.ts";
-import { atLeast0, callback, check, type Of, object } from "../../runtime/schema.ts";
+import { atLeast0, callback, check, exactly, type Of, object } from "../../runtime/schema.ts";
 import type { AsyncEngine } from "../async.ts";
 import type { Backend, Facts } from "../replay/backend.ts";
 import { ReplayEngine } from "../replay/engine.ts";
@@ -29,7 +29,7 @@ const entries = {
    * A function that starts the worker, where a bundler is not to find its script (`worker-entry.js` in a
    * page, `entry.js` in Node). `false`: none, all in this thread. Default: the package's own.
    */
-  worker: v.optional(v.union([v.literal(false), callback<() => unknown>()], "false, or a function")),
+  worker: v.optional(v.union([exactly(false), callback<() => unknown>()], "false, or a function")),
   /**
    * Milliseconds between two questions whether the worker is still there; six without an answer are a loss.
    * Default 10000; 0: it is not asked.
