@@ -51,6 +51,8 @@ const residentOf = async (most: number, spill: (() => Promise<Spill>) | null): P
   return new Resident(most, spill && (await spill()));
 };
 export class Engine {
+  /** Bundlers rename classes; who looks at one in a console shall not see it. */
+  static readonly name = "Engine";
   readonly adapters: AdapterStore;
   readonly weights: BaseWeights;
   private readonly serving: Serving;

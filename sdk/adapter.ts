@@ -15,6 +15,8 @@ async function claimed(place: Place): Promise<Folder> {
 }
 /** One adapter by name: its latest generation unless pinned. */
 export class AdapterHandle {
+  /** Bundlers rename classes; who looks at one in a console shall not see it. */
+  static readonly name = "AdapterHandle";
   constructor(
     private readonly engine: Engine,
     readonly ref: string,

@@ -96,6 +96,8 @@ export interface Asked {
 }
 
 export class Engine {
+  /** Bundlers rename classes; who looks at one in a console shall not see it. */
+  static readonly name = "Engine";
   private readonly jobs = new Set<CoreJob>();
   constructor(
     /** The engine of ids underneath. */

@@ -8,6 +8,8 @@ import type { FinetuneOptions } from "./options.ts";
 
 /** A running job: `done` resolves with its result; `publish` makes what it knows available to requests. */
 export class Job {
+  /** Bundlers rename classes; who looks at one in a console shall not see it. */
+  static readonly name = "Job";
   private readonly autos: readonly Autosave[];
   /**
    * Rejects when the job fails or is cancelled, and when its last automatic checkpoint could not be kept:

@@ -30,6 +30,8 @@ const CHECKPOINT = 30;
 const PAUSE = 250;
 
 export class ReplayEngine implements AsyncEngine {
+  /** Bundlers rename classes; who looks at one in a console shall not see it. */
+  static readonly name = "ReplayEngine";
   private readonly journal = new Journal();
   private readonly jobs = new Set<ReplayJob>();
   /** Null while there is none that lives. */

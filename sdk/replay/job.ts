@@ -22,6 +22,8 @@ interface Live {
 }
 
 export class ReplayJob {
+  /** Bundlers rename classes; who looks at one in a console shall not see it. */
+  static readonly name = "ReplayJob";
   private readonly result = deferred<TrainResult>();
   private readonly taken = deferred<void>();
   private live: Live | null = null;

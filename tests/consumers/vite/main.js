@@ -16,13 +16,14 @@ try {
   });
   const { losses } = await job.done;
   const told = await compile("model", "model.weft").catch((e) => e.stack);
+  const names = [engine, job, engine.core, engine.adapters.get("j")].map((x) => x.constructor.name);
   await engine.dispose();
   // The same in a worker, whose script the bundler has to find.
   const { createWorkerEngine } = await import("@weft/sdk/worker");
   const there = await createWorkerEngine("model.weft", { device: "wasm" });
   const apart = (await there.complete({ prompt, maxTokens: 6 })).ids;
   await there.dispose();
-  await send({ ids, losses: [...losses], told, apart });
+  await send({ ids, losses: [...losses], told, apart, names: [...names, there.constructor.name] });
 } catch (e) {
   await send({ error: String(e?.stack ?? e) });
 }
