@@ -87,12 +87,19 @@ export async function writeFile(path: string, content: Content): Promise<FileSum
   return { bytes, sha256: hash.digest("hex") };
 }
 
-/** Throws WEFT_IO where there is something of that name, or no folder to put it in. */
-export async function claimFile(file: string): Promise<void> {
+/** Is what a file has to be replaced? */
+export type Ours = (file: string) => Promise<boolean>;
+/**
+ * Is there a file of that name, which is `ours`? Throws WEFT_IO where there is anything else, or no folder to
+ * put it in.
+ */
+export async function claimFile(file: string, ours: Ours): Promise<boolean> {
   const { fs, path } = await node();
-  await onDisk(file, "a file that can be written", async () => {
+  return onDisk(file, "a file that can be written", async () => {
     await fs.access(path.dirname(path.resolve(file)), fs.constants.W_OK);
-    if (await unless(["ENOENT"], () => fs.lstat(file), null)) throw taken(file);
+    const there = await unless(["ENOENT"], () => fs.lstat(file), null);
+    if (there && !(there.isFile() && (await ours(file)))) throw taken(file);
+    return there !== null;
   });
 }
 const taken = (file: string): WeftError =>
@@ -101,30 +108,32 @@ const taken = (file: string): WeftError =>
     where: file,
     expected: "a name that is free",
     found: "a file, or a folder",
-    hint: "weft replaces no file: choose another name, or move this away",
+    hint: "weft only replaces what it wrote itself: choose another name, or move this away",
   });
-/** A new file, whole or not at all, and durable when it resolves. Throws as `claimFile`. */
-export async function writeNewFile(file: string, content: Content): Promise<FileSum> {
+/**
+ * A file, whole or not at all, and durable when it resolves; it may replace one that is `ours`. Throws as
+ * `claimFile`.
+ */
+export async function writeOwnFile(file: string, content: Content, ours: Ours): Promise<FileSum> {
   const { fs, path } = await node();
-  await claimFile(file);
+  await claimFile(file, ours);
   const folder = path.dirname(path.resolve(file));
   return onDisk(file, "a file that can be written", async () => {
     const aside = path.join(folder, `.${path.basename(file)}.weft-${await randomName()}`);
     try {
       const sum = await writeFile(aside, content);
-      // A link never replaces. Where a file system has none, a name that was free a moment ago is taken.
+      // A link never replaces. Where there is one of ours, or a file system has no links, what the name had a
+      // moment ago is replaced.
       const linked = await unless(
-        ["EPERM", "ENOTSUP", "ENOSYS", "EMLINK"],
+        ["EEXIST", "EPERM", "ENOTSUP", "ENOSYS", "EMLINK"],
         () => fs.link(aside, file).then(() => true),
         false,
       );
       if (!linked) {
-        await claimFile(file);
+        await claimFile(file, ours);
         await fs.rename(aside, file);
       }
       return sum;
-    } catch (e) {
-      throw systemCode(e) === "EEXIST" ? taken(file) : e;
     } finally {
       await fs.rm(aside, { force: true });
       await syncFolder(folder);

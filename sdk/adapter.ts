@@ -28,8 +28,8 @@ export class AdapterHandle {
    * Write a folder that Hugging Face peft loads; `as: "lora"` turns an S2FT adapter into the LoRA that is
    * exactly the same, `as: "target_parameters"` has experts as transformers 5 does. A path that ends in .gguf
    * becomes a LoRA that llama.cpp loads, of whatever is exactly one. Durable when it resolves, on a disk.
-   * Throws WEFT_IO, before anything is written, when `place` is anything but an empty folder or an adapter
-   * that weft wrote, or a file is there; WEFT_ADAPTER for what is no LoRA.
+   * Throws WEFT_IO, before anything is written, when `place` is anything but free, an empty folder or an
+   * adapter that weft wrote; WEFT_ADAPTER for what is no LoRA.
    */
   async save(place: Place, o: SaveOptions = {}): Promise<void> {
     checked(SaveOptions, o);

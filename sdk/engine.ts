@@ -330,8 +330,8 @@ export class Engine {
    * The base as it is now, also after full training or with an adapter merged: as a Hugging Face folder, or,
    * where the path ends in .gguf, as a file that llama.cpp loads, with every tensor in the type that holds
    * what the bundle has. Durable when it resolves, on a disk; resolves with what is not quite as it was.
-   * Throws WEFT_IO, before anything is read or written, when `place` is anything but an empty folder or a
-   * model that weft wrote, or a file is there; WEFT_CONFIG or WEFT_TOKENIZER for what GGUF files cannot say.
+   * Throws WEFT_IO, before anything is read or written, when `place` is anything but free, an empty folder or
+   * a model that weft wrote; WEFT_CONFIG or WEFT_TOKENIZER for what GGUF files cannot say.
    */
   async saveModel(place: Place): Promise<{ readonly notes: readonly string[] }> {
     this.core.check();

@@ -5,7 +5,7 @@ import type { GgufValue } from "../compiler/export.ts";
 import { asLowRank, isScaledRows } from "../runtime/branch.ts";
 import { isIn, type Manifest, WeftError } from "../runtime/bundle.ts";
 import { type AdapterContent, siteOf } from "../runtime/content.ts";
-import { claimFile, writeNewFile } from "../runtime/disk.ts";
+import { claimFile, type Ours, writeOwnFile } from "../runtime/disk.ts";
 import { readVerified } from "../runtime/load.ts";
 import { encode, type TensorData } from "../runtime/safetensors.ts";
 import { transpose } from "../runtime/tensors/dense.ts";
@@ -17,6 +17,15 @@ import { Text } from "./text.ts";
 
 type Json = Readonly<Record<string, unknown>>;
 const compiler = () => import("../compiler/export.ts");
+
+type Kind = "model" | "adapter";
+/** What weft wrote may be replaced by what is of its kind. */
+const oursOf =
+  (kind: Kind): Ours =>
+  async (file) =>
+    (await (await compiler()).kindWritten(file)) === kind;
+/** Is there a file to replace? Throws WEFT_IO where there is anything but one of that kind that weft wrote. */
+export const claimGguf = (file: string, kind: Kind): Promise<boolean> => claimFile(file, oursOf(kind));
 
 /** What a GGUF file is told of an engine's text. */
 interface TextFiles {
@@ -76,7 +85,7 @@ export async function saveModelAsGguf(
   file: string,
   { core, manifest, modelConfig, reader, text }: Engine,
 ): Promise<string[]> {
-  await claimFile(file);
+  await claimGguf(file, "model");
   const { modelAsGguf } = await compiler();
   const read = async (name: string): Promise<string | null> =>
     manifest.files[name] ? decodeText(await readVerified(reader, manifest, name)) : null;
@@ -94,7 +103,7 @@ export async function saveModelAsGguf(
     : { "tokenizer.ggml.model": "none" };
   const name = file.replace(/^.*[\\/]/, "").replace(/\.gguf$/, "");
   const { notes, bytes } = await modelAsGguf(modelConfig, name, () => core.storedTensors(), said);
-  await writeNewFile(file, bytes);
+  await writeOwnFile(file, bytes, oursOf("model"));
   const ends = manifest.model.eos.slice(2);
   if (text && ends.length) notes.push(`ids ${ends} no longer end an answer: files name two that do`);
   return notes;
@@ -109,7 +118,7 @@ export async function saveAdapterAsGguf(
   { core, manifest, modelConfig }: Engine,
   name: string,
 ): Promise<void> {
-  await claimFile(file);
+  await claimGguf(file, "adapter");
   const { content, base } = core.adapters.find(name);
   if (content.replaces)
     throw new WeftError({
@@ -142,7 +151,7 @@ export async function saveAdapterAsGguf(
   });
   const { adapterAsGguf } = await compiler();
   const about = { name, base, alpha: apart ? alpha : null };
-  await writeNewFile(file, adapterAsGguf(modelConfig, about, parts));
+  await writeOwnFile(file, adapterAsGguf(modelConfig, about, parts), oursOf("adapter"));
 }
 const pathOf = (m: Manifest, layer: number, module: string): string =>
   `${m.checkpoint.modules.replace("{l}", String(layer))}${module}.weight`;

@@ -3,7 +3,7 @@
  * the same; what no file can say is refused. `bench -- export` reads the same files by llama.cpp and
  * transformers.
  */
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { gunzipSync } from "node:zlib";
 import * as assert from "uvu/assert";
 import { vocabularyOf } from "../compiler/export.ts";
@@ -245,8 +245,26 @@ test("what is no LoRA, another base's, or in the way is refused, and nothing is 
   await trained(engine, "notes", { rank: 4 });
   const file = `${scratch()}/notes.gguf`;
   await engine.adapters.get("notes").save(file);
-  await code("WEFT_IO", () => engine.adapters.get("notes").save(file), /free/);
+  // What weft wrote is replaced by its like, as folders are: not by another kind, and nothing else is.
+  const before = readFileSync(file);
+  await engine.adapters.get("notes").save(file);
+  assert.ok(readFileSync(file).equals(before));
   await code("WEFT_IO", () => engine.saveModel(file), /free/);
+  const strangers = `${scratch()}/strangers.gguf`;
+  for (const [from, to] of [
+    [Buffer.from("weft.wrote"), Buffer.from("else.wrote")],
+    // As a program that converts tensors leaves it: the keys as they were.
+    [Buffer.from("of type 0"), Buffer.from("of type 1")],
+  ] as const) {
+    const at = before.indexOf(from);
+    assert.ok(at > 0, String(from));
+    writeFileSync(strangers, Buffer.concat([before.subarray(0, at), to, before.subarray(at + to.length)]));
+    const bytes = readFileSync(strangers);
+    await code("WEFT_IO", () => engine.adapters.get("notes").save(strangers), /weft only replaces/);
+    assert.ok(readFileSync(strangers).equals(bytes));
+  }
+  mkdirSync(`${strangers}.gguf`);
+  await code("WEFT_IO", () => engine.saveModel(`${strangers}.gguf`), /free/);
   await code("WEFT_IO", () => engine.saveModel(`${scratch()}/none/model.gguf`), /written/);
   await code("WEFT_CONFIG", () => compile(file, `${scratch()}/x`, options), /general\.type/);
   await using other = await opened(await bundle(configs.qwen3));
@@ -316,6 +334,18 @@ test("weft export and weft merge: the base, an adapter, a model with it, as file
   await compile(`${dir}/merged.gguf`, `${dir}/merged.weft`, options);
   await engine.merge("notes");
   await same(engine, `${dir}/merged.weft`);
+  for (const args of [
+    ["export", there, "-o", `${dir}/base.gguf`],
+    ["export", there, "--adapter", `${dir}/notes`, "-o", `${dir}/notes.gguf`],
+    ["merge", there, "--adapter", `${dir}/notes`, "-o", `${dir}/merged.gguf`],
+  ]) {
+    const bytes = readFileSync(args.at(-1)!);
+    const refused = await weft(...args, "--device", "wasm");
+    assert.is(refused.code, 1);
+    assert.match(refused.err, /(a model|an adapter) that weft wrote.*--replace replaces it/);
+    await run(...args, "--replace");
+    assert.ok(readFileSync(args.at(-1)!).equals(bytes));
+  }
   const wrong = await weft("export", there, "--lora", "-o", `${dir}/x`);
   assert.match(wrong.err, /beside --adapter/);
 });

@@ -9,6 +9,7 @@ import { boolean, check, count, foreign, numbers, type Of, text } from "../../ru
 import { readRange, sizeOf } from "../files.ts";
 import { layoutOf } from "./blocks.ts";
 import { checkContainer } from "./container.ts";
+import { WROTE, wroteOf } from "./write.ts";
 
 const strings = v.custom<readonly string[]>(
   (x) => Array.isArray(x) && x.every((s) => typeof s === "string"),
@@ -32,6 +33,8 @@ export type Metadata = Of<typeof Metadata> & Readonly<Record<string, unknown>>;
 
 export interface GgufFile {
   readonly meta: Metadata;
+  /** Did weft write it, and nobody convert it since? */
+  readonly ours: boolean;
   /** Of its tensors. */
   readonly names: readonly string[];
   /** Undefined where there is no tensor of that name. */
@@ -54,6 +57,16 @@ export interface GgufFile {
   ) => readonly Words[] | null;
 }
 
+/** `model` or `adapter` for a file that weft wrote; null for any other. */
+export async function kindWritten(path: string): Promise<string | null> {
+  try {
+    const { meta, ours } = await openFile(path);
+    return ours ? String(meta["general.type"]) : null;
+  } catch (e) {
+    if (e instanceof WeftError) return null;
+    throw e;
+  }
+}
 /** Throws WEFT_WEIGHTS for a file that is not GGUF, or is truncated. */
 export async function openFile(path: string): Promise<GgufFile> {
   const fail = (where: string, expected: string, found: string, hint?: string): never => {
@@ -106,6 +119,7 @@ export async function openFile(path: string): Promise<GgufFile> {
   };
   return {
     meta,
+    ours: meta[WROTE] === wroteOf([...table.values()].map((t) => t.type)),
     names: [...table.keys()],
     shapeOf: (name) => table.get(name)?.shape,
     read: (name, shape, from, to) => {

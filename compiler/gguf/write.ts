@@ -158,15 +158,27 @@ function putValue(b: Bytes, value: GgufValue): void {
     b.f32(value.f32);
   } else array(STRING, value, (x) => b.text(x));
 }
+/** The key that says that weft wrote a file. */
+export const WROTE = "weft.wrote";
+/**
+ * What it says: how many tensors of which types there are. Programs that convert a file keep its keys, and
+ * make others of these.
+ */
+export const wroteOf = (types: readonly number[]): string =>
+  [...new Set(types)]
+    .sort((a, b) => a - b)
+    .map((type) => `${types.filter((t) => t === type).length} of type ${type}`)
+    .join(", ");
 /**
  * A file in pieces: what it says, its table of tensors, and the bytes of each, of one or several pieces,
  * asked for in order. Throws where those are not as many as the table has.
  */
 export async function* writeGguf(
-  said: Readonly<Record<string, GgufValue>>,
+  about: Readonly<Record<string, GgufValue>>,
   tensors: readonly GgufTensor[],
   data: AsyncIterable<Uint8Array> | Iterable<Uint8Array>,
 ): AsyncGenerator<Uint8Array, void, void> {
+  const said = { ...about, [WROTE]: wroteOf(tensors.map((t) => t.layout.type)) };
   const b = new Bytes();
   b.u32(0x46554747);
   b.u32(3);
