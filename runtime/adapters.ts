@@ -10,7 +10,6 @@ import type { Host } from "./host.ts";
 import { Contents, type KeptContent } from "./kept.ts";
 import { SlotPages } from "./pages.ts";
 import { didYouMean } from "./schema.ts";
-import { reorderSlot } from "./slots.ts";
 import type { Sums, WeightedPart } from "./sums.ts";
 
 /**
@@ -53,6 +52,12 @@ export interface Published {
 type LayeredContent = AdapterShape & { readonly tensors: Iterable<Float32Array> };
 /** A generation as it is made. */
 export type Made = Omit<Generation, "id" | "pins" | "content" | "failed"> & { readonly kept: KeptContent };
+/** What reorders slots: of bundles with an order of their own, which are few. */
+let slots: typeof import("./slots.ts") | null = null;
+/** To be waited for before adapters of a bundle go into slots. */
+export async function readyForSlots({ selection }: Manifest): Promise<void> {
+  if (selection) slots ??= await import("./slots.ts");
+}
 /** Generations kept by name before the oldest unpinned one is dropped. */
 const KEPT_GENERATIONS = 4;
 /** Numbers kept of names that were removed. */
@@ -314,12 +319,21 @@ export class AdapterStore {
     let l = 0;
     for (const words of content.tensors) {
       const states = content.branches[l]!;
-      const turned = reorderSlot(this.manifest, l, states, words);
+      const turned = this.reordered(l, states, words);
       this.pages.write(l, states, turned, pages.length).forEach((data, i) => {
         this.device.write({ space: "adapters", group: l, offset: pages[i]! * page, lane }, data);
       });
       l++;
     }
+  }
+  private reordered(
+    layer: number,
+    states: AdapterShape["branches"][number],
+    words: Float32Array,
+    back = false,
+  ): Float32Array {
+    const { manifest } = this;
+    return manifest.selection ? slots!.reorderSlot(manifest, layer, states, words, back) : words;
   }
   /** Copy a training slot out. */
   async download(slot: number, like: AdapterShape): Promise<AdapterContent> {
@@ -338,7 +352,7 @@ export class AdapterStore {
     );
     const tensors = like.branches.map((states, l) => {
       const own = read.slice(l * pages.length, (l + 1) * pages.length);
-      return reorderSlot(this.manifest, l, states, this.pages.read(l, states, own), true);
+      return this.reordered(l, states, this.pages.read(l, states, own), true);
     });
     return { ...like, tensors };
   }

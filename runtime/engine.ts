@@ -3,7 +3,7 @@
  * decides, the loops play; text, files and servers are the SDK's. Longer than most files, and one thing: what
  * may be asked of a base, and what excludes what.
  */
-import { type AdapterRef, AdapterStore, type Generation } from "./adapters.ts";
+import { type AdapterRef, AdapterStore, type Generation, readyForSlots } from "./adapters.ts";
 import { Arrivals } from "./arrivals.ts";
 import { type BaseTensor, BaseWeights, otherBase, type StoredTensor } from "./base.ts";
 import { CORRECTION, type Manifest, NONE, type Sizes, WeftError } from "./bundle.ts";
@@ -25,7 +25,6 @@ import { Serving } from "./serving.ts";
 import { abortable, onAbort, throwIfAborted } from "./signals.ts";
 import { type Producer, Stream } from "./stream.ts";
 import { STEP_TIMEOUT, Supervised } from "./supervise.ts";
-import type { Rounding } from "./values.ts";
 
 export type { Finish, Score, TokenEvent } from "./requests.ts";
 export type { EngineOptions, Feed, GenerateIds, Merged, MergeOptions, StepTrace };
@@ -167,6 +166,7 @@ export class Engine {
         const queued = options.maxQueued ?? MAX_QUEUED;
         return Host.open(manifest, plan.metaWords, { families, lanes, queued, picks }, files);
       };
+      await readyForSlots(manifest);
       const { verdict, host } = await settleInvariance(manifest, device, openHost, verdicts);
       const arrivals = new Arrivals(manifest, device, verdict, openHost);
       const most = options.adapters?.memory;
@@ -396,41 +396,8 @@ export class Engine {
    */
   async merge(ref: AdapterRef | null, options: MergeOptions = {}): Promise<Merged> {
     checked(MergeOptions, options);
-    const [{ mergeChanges, roundingOf }] = await Promise.all([
-      import("./merge.ts"),
-      this.adapters.needs(ref),
-    ]);
-    this.check();
-    const found = this.inUse;
-    if (found)
-      throw new WeftError({
-        code: "WEFT_CONFLICT",
-        where: "merge",
-        expected: "an engine at rest",
-        found,
-        retryable: true,
-      });
-    const t0 = performance.now();
-    const generation = ref === null ? null : this.adapter(ref);
-    const { manifest, device } = this;
-    // A method that cannot merge is refused before anything changes.
-    const changes = generation
-      ? mergeChanges(manifest, device.plan, generation.content, options.requantise)
-      : new Map<string, never>();
-    let lost: readonly Rounding[] = [];
-    this.own("a merge");
-    try {
-      await this.weights.keep();
-      lost = await this.weights.restore(changes);
-      this.merged = generation?.ref ?? null;
-    } catch (e) {
-      // Some weights may be new and some old: nothing right could be computed with them.
-      this.fail(e);
-      throw e;
-    } finally {
-      this.exclusive = null;
-    }
-    return { ms: performance.now() - t0, rounding: roundingOf(lost) };
+    const [{ merge }] = await Promise.all([import("./merge.ts"), this.adapters.needs(ref)]);
+    return merge(this, ref, options.requantise);
   }
 
   /**

@@ -2,11 +2,14 @@
  * Adapters as changes of base tensors: what `merge` makes of weights and biases, each from the pristine one,
  * in f64.
  */
+import type { AdapterRef } from "./adapters.ts";
 import { termsOf } from "./branch.ts";
 import { formats, type Manifest, type TargetEntry, WeftError, weightFormats } from "./bundle.ts";
 import type { Change } from "./changes.ts";
 import type { AdapterContent } from "./content.ts";
+import type { Engine } from "./engine.ts";
 import { singleSites } from "./experts.ts";
+import { type Rounding, roundingOf } from "./values.ts";
 
 /** What a merge took. */
 export interface Merged {
@@ -16,14 +19,13 @@ export interface Merged {
 }
 
 export type { Change } from "./changes.ts";
-export { roundingOf } from "./values.ts";
 
 /**
  * `layer tensor` (the outer region's layer is the number of layers) → its change, for every base tensor that
  * the adapter moves. Throws WEFT_ADAPTER for a method that is not linear in its input and, unless they may be
  * rounded again, for matrices in blocks.
  */
-export function mergeChanges(
+function mergeChanges(
   manifest: Manifest,
   plan: TargetEntry,
   content: AdapterContent,
@@ -76,4 +78,37 @@ function mergeable(plan: TargetEntry, name: string): void {
         "serve the adapter beside the base, compile with --format f16, " +
         "or round again: { requantise: true }",
     });
+}
+/** What `Engine.merge` does. */
+export async function merge(engine: Engine, ref: AdapterRef | null, requantise?: boolean): Promise<Merged> {
+  engine.check();
+  const found = engine.inUse;
+  if (found)
+    throw new WeftError({
+      code: "WEFT_CONFLICT",
+      where: "merge",
+      expected: "an engine at rest",
+      found,
+      retryable: true,
+    });
+  const t0 = performance.now();
+  const generation = ref === null ? null : engine.adapter(ref);
+  // A method that cannot merge is refused before anything changes.
+  const changes = generation
+    ? mergeChanges(engine.manifest, engine.device.plan, generation.content, requantise)
+    : new Map<string, never>();
+  let lost: readonly Rounding[] = [];
+  engine.own("a merge");
+  try {
+    await engine.weights.keep();
+    lost = await engine.weights.restore(changes);
+    engine.merged = generation?.ref ?? null;
+  } catch (e) {
+    // Some weights may be new and some old: nothing right could be computed with them.
+    engine.fail(e);
+    throw e;
+  } finally {
+    engine.exclusive = null;
+  }
+  return { ms: performance.now() - t0, rounding: roundingOf(lost) };
 }

@@ -12,7 +12,6 @@ export function reorderSlot(
   data: Float32Array,
   back = false,
 ): Float32Array {
-  if (!m.selection) return data;
   const out = data.slice();
   const all = placedOf(m, branches, out, layer);
   placedOf(m, branches, data, layer).forEach((placed, i) => {
