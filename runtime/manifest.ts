@@ -25,6 +25,7 @@ import {
   record,
   sha256Hex,
   text,
+  triple,
 } from "./schema.ts";
 import { startNames, type TensorKindName, tensorKinds } from "./tensors/index.ts";
 import { termNames } from "./terms.ts";
@@ -193,7 +194,7 @@ const GridDim = object({
 });
 const LaunchEntry = object({
   kernel: text,
-  grid: v.strictTuple([GridDim, GridDim, GridDim], "three dimensions"),
+  grid: triple(GridDim, "three dimensions"),
   /** Mask bits (adapter branches, flags) of its bodies; empty when it always runs. */
   bits: indices,
   kinds,

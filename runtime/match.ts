@@ -2,7 +2,6 @@
 import { type BranchEntry, isIn, layersWith, type Manifest, type SiteEntry, WeftError } from "./bundle.ts";
 import { type AdapterConfig, absent, type BranchState, indexTensor, modulePath, siteOf } from "./content.ts";
 import { singleSites } from "./experts.ts";
-import { show } from "./schema.ts";
 import { tensorKinds } from "./tensors/index.ts";
 import type { TensorKind } from "./tensors/tensor.ts";
 
@@ -37,30 +36,13 @@ export async function resolveBranches(
   // Most configurations name modules.
   const patterns =
     isPattern || Object.keys(rankPattern).length || Object.keys(alphaPattern).length
-      ? await import("./pattern.ts")
+      ? (await import("./pattern.ts")).patternsOf(isPattern ? targetModules : null, rankPattern, alphaPattern)
       : null;
-  const budget = patterns?.steps() ?? { left: 0 };
-  const regex = isPattern
-    ? patterns!.pattern(targetModules, false, { code: "WEFT_ADAPTER", where: "target_modules" })
-    : null;
   const matches = (p: string): boolean =>
     targetModules === "all-linear" ||
-    (regex
-      ? regex(p, budget)
+    (isPattern
+      ? patterns!.target!(p)
       : (targetModules as readonly string[]).some((t) => p === t || p.endsWith(`.${t}`)));
-  /** A number by module: that of the first key which matches, as PEFT has it. */
-  const byModule = (
-    where: string,
-    map: Readonly<Record<string, number>>,
-  ): ((p: string) => number | undefined) => {
-    const keys = Object.entries(map).map(
-      ([key, v]) =>
-        [patterns!.pattern(key, true, { code: "WEFT_ADAPTER", where: `${where}[${show(key)}]` }), v] as const,
-    );
-    return (p) => keys.find(([key]) => key(p, budget))?.[1];
-  };
-  const rankAt = byModule("rank_pattern", rankPattern);
-  const alphaAt = byModule("alpha_pattern", alphaPattern);
   const ours = manifest.branches.filter((b) => b.method === config.method);
   const paths = ours.flatMap((b) => {
     const site = siteOf(manifest, b);
@@ -96,11 +78,11 @@ export async function resolveBranches(
       };
       const p = singles[0]!;
       if (!alike(matches, "target_modules")) return absent;
-      const asked = alike(rankAt, "rank_pattern") ?? config.rank;
+      const asked = alike((p) => patterns?.rank(p), "rank_pattern") ?? config.rank;
       const own = asked === null ? b.capacity : rowsAt(b, asked, site);
       const rank = rankOf ? rankOf(p, b) : own;
       if (rank === null) return absent;
-      const alpha = alike(alphaAt, "alpha_pattern") ?? config.alpha;
+      const alpha = alike((p) => patterns?.alpha(p), "alpha_pattern") ?? config.alpha;
       if (!Number.isInteger(rank) || rank < 1 || rank > b.capacity)
         throw new WeftError({
           code: "WEFT_ADAPTER_MISMATCH",

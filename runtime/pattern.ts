@@ -283,3 +283,30 @@ export function pattern(source: string, tail: boolean, at: { code: ErrorCode; wh
     return now.includes(end);
   };
 }
+
+/** What an adapter's configuration says of modules by patterns, as PEFT has them. */
+export function patternsOf(
+  target: string | null,
+  ranks: Readonly<Record<string, number>>,
+  alphas: Readonly<Record<string, number>>,
+): {
+  readonly target: ((path: string) => boolean) | null;
+  readonly rank: (path: string) => number | undefined;
+  readonly alpha: (path: string) => number | undefined;
+} {
+  const budget = steps();
+  const code = "WEFT_ADAPTER";
+  const whole = target === null ? null : pattern(target, false, { code, where: "target_modules" });
+  /** A number by module: that of the first key which matches. */
+  const byModule = (where: string, map: Readonly<Record<string, number>>) => {
+    const keys = Object.entries(map).map(
+      ([key, v]) => [pattern(key, true, { code, where: `${where}[${show(key)}]` }), v] as const,
+    );
+    return (path: string): number | undefined => keys.find(([key]) => key(path, budget))?.[1];
+  };
+  return {
+    target: whole && ((path) => whole(path, budget)),
+    rank: byModule("rank_pattern", ranks),
+    alpha: byModule("alpha_pattern", alphas),
+  };
+}

@@ -5,7 +5,7 @@
 import * as v from "valibot";
 import { type Dtype, dtypeBytes, halfToFloat } from "./dtypes.ts";
 import { WeftError } from "./errors.ts";
-import { bytes, check, foreign, oneOf, record, text } from "./schema.ts";
+import { bytes, check, foreign, oneOf, pair, record, text } from "./schema.ts";
 
 export interface TensorInfo {
   readonly name: string;
@@ -20,7 +20,7 @@ const Header = foreign({ __metadata__: v.optional(record(text)) });
 const Entry = foreign({
   dtype: oneOf(["F32", "F16", "BF16", "I32", "I8", "U8"]),
   shape: v.array(bytes),
-  data_offsets: v.strictTuple([bytes, bytes], "[start, end], in bytes"),
+  data_offsets: pair(bytes, "[start, end], in bytes"),
 });
 
 /** Byte length of header and prefix, from the file's first 8 bytes. */

@@ -198,6 +198,17 @@ export const exactly = <const T extends string | number | boolean>(value: T) =>
   v.custom<T>((x) => x === value, JSON.stringify(value));
 /** Perhaps null, or not there at all: both say nothing. */
 export const maybe = <const S extends v.GenericSchema>(schema: S) => v.optional(v.nullable(schema));
+/** So many of one kind. */
+const several = (item: v.GenericSchema, length: number, expected: string) =>
+  v.pipe(
+    v.array(item, expected),
+    v.check((l) => l.length === length, expected),
+  );
+type Item<S extends v.GenericSchema> = v.InferOutput<S>;
+export const pair = <const S extends v.GenericSchema>(item: S, expected: string) =>
+  several(item, 2, expected) as unknown as v.GenericSchema<unknown, [Item<S>, Item<S>]>;
+export const triple = <const S extends v.GenericSchema>(item: S, expected: string) =>
+  several(item, 3, expected) as unknown as v.GenericSchema<unknown, [Item<S>, Item<S>, Item<S>]>;
 /** A text of this pattern. */
 export const matching = (pattern: RegExp, expected: string) =>
   v.custom<string>((x) => typeof x === "string" && pattern.test(x), expected);

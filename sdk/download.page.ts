@@ -1,6 +1,5 @@
 /** What a page hands to its user: a zip of files as they are, since numbers hardly shrink. */
 import { Zip, ZipPassThrough } from "fflate";
-import { WeftError } from "../runtime/errors.ts";
 import type * as there from "./download.ts";
 
 export async function zip(files: ReadonlyMap<string, Blob>): Promise<Blob> {
@@ -19,13 +18,7 @@ export async function zip(files: ReadonlyMap<string, Blob>): Promise<Blob> {
 }
 export const download: typeof there.download = async (name, files) => {
   if (typeof document === "undefined")
-    throw new WeftError({
-      code: "WEFT_OPTION",
-      where: "download",
-      expected: "a page, whose user saves the file",
-      found: "a worker",
-      hint: "send toBlobs() to the page",
-    });
+    throw (await import("./nobody.ts")).nobodyTo("a worker", "send toBlobs() to the page");
   const link = document.createElement("a");
   link.href = URL.createObjectURL(await zip(files));
   link.download = `${name}.zip`;

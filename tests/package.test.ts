@@ -201,7 +201,8 @@ test("a page gets neither Node nor the compiler, and at most 60 KB to speak and 
   const named = (name: string): string => [...later].find((path) => path.startsWith(`page/${name}-`))!;
   // A page plays on one device: the larger counts.
   const device = Math.max(size(named("wasm")), size(named("webgpu")));
-  const core = sizes(now) + device;
+  // The page's own lines are not weft's.
+  const core = sizes(now) - size("page/main.js") + device;
   const text = size(named("text")) + size(named("template"));
   const extra = (name: string): string[] =>
     [...reached(metafile, named(name)).now].filter((path) => !now.has(path));

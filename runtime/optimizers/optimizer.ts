@@ -2,8 +2,8 @@
  * An optimizer in one file: its options with their defaults, what a step is told of them, the numbers that it
  * keeps beside every parameter, and the step itself.
  */
-import * as v from "valibot";
-import { number } from "../schema.ts";
+import type * as v from "valibot";
+import { number, pair } from "../schema.ts";
 
 /**
  * What a step is written in: the scalar functions of every target, numbers, and what `at` names, which is
@@ -44,4 +44,4 @@ export const optimizer = <const O extends v.ObjectEntries>(o: Optimizer<O>): Opt
 
 export const beta = number("a number from 0 up to, not including, 1", (x) => x >= 0 && x < 1);
 /** Decays of the first and of the second mean that a step keeps. */
-export const betas = v.strictTuple([beta, beta], "two numbers from 0 up to, not including, 1");
+export const betas = pair(beta, "two numbers from 0 up to, not including, 1");
