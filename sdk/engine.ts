@@ -22,7 +22,7 @@ import { MappedStream } from "../runtime/stream.ts";
 import type { Job as CoreJob, Row, TrainEvent, TrainOptions, TrainResult } from "../runtime/trainer.ts";
 import { AdapterHandle } from "./adapter.ts";
 import type { DataRow } from "./data.ts";
-import { decodeText, isGguf, parseJson } from "./files.ts";
+import { decodeText, parseJson } from "./files.ts";
 import { Job } from "./job.ts";
 import type { Again } from "./keeping.ts";
 import {
@@ -283,16 +283,8 @@ export class Engine {
       checked(AdapterName, name, { where: "name" });
       const { base } = this.core;
       const manifest = { ...this.manifest, base };
-      const fromFolder = async () => {
-        const [{ readAdapterFolder }, { folderAt }] = await Promise.all([
-          import("./peft/index.ts"),
-          import("../runtime/folders.ts"),
-        ]);
-        return readAdapterFolder(await folderAt(place, remote), manifest);
-      };
-      const { content, warnings } = isGguf(place)
-        ? await (await import("./gguf.ts")).readAdapterGguf(place, manifest, this.modelConfig)
-        : await fromFolder();
+      const { readAdapterAt } = await import("./peft/index.ts");
+      const { content, warnings } = await readAdapterAt(place, remote, manifest, this.modelConfig);
       this.core.adapters.publish(name, content, { base, warnings });
       return new AdapterHandle(this, name);
     },
@@ -335,13 +327,8 @@ export class Engine {
    */
   async saveModel(place: Place): Promise<{ readonly notes: readonly string[] }> {
     this.core.check();
-    if (isGguf(place)) {
-      const { saveModelAsGguf } = await import("./gguf.ts");
-      return { notes: await saveModelAsGguf(place, this) };
-    }
-    const { saveModelAsFolder } = await import("./model.ts");
-    await saveModelAsFolder(place, this);
-    return { notes: [] };
+    const { saveModel } = await import("./model.ts");
+    return { notes: await saveModel(place, this) };
   }
 
   /**

@@ -4,10 +4,16 @@ import { folderAt, type Place } from "../runtime/folders.ts";
 import { readVerified } from "../runtime/load.ts";
 import { decode, encode, headerEnd, parseHeader } from "../runtime/safetensors.ts";
 import type { Engine } from "./engine.ts";
-import { parseJson, readFileOr } from "./files.ts";
+import { isGguf, parseJson, readFileOr } from "./files.ts";
 
-/** An engine's base as it is now, as a folder that transformers loads. Throws as `Engine.saveModel`. */
-export async function saveModelAsFolder(place: Place, engine: Engine): Promise<void> {
+/** `Engine.saveModel`: a folder, or a GGUF file, whose notes say what is not quite as it was. */
+export async function saveModel(place: Place, engine: Engine): Promise<string[]> {
+  if (isGguf(place)) return (await import("./gguf.ts")).saveModelAsGguf(place, engine);
+  await saveModelAsFolder(place, engine);
+  return [];
+}
+/** The base as it is now, as a folder that transformers loads. */
+async function saveModelAsFolder(place: Place, engine: Engine): Promise<void> {
   const { manifest, core, reader } = engine;
   const folder = await folderAt(place);
   await folder.claim("model");

@@ -1,9 +1,10 @@
 /** Adapters as files, all that it takes: imported when the first is read or written. */
 import { type Manifest, WeftError } from "../../runtime/bundle.ts";
 import type { AdapterContent } from "../../runtime/content.ts";
-import type { Folder } from "../../runtime/folders.ts";
+import type { Folder, Place } from "../../runtime/folders.ts";
+import type { Remote } from "../../runtime/remote.ts";
 import { SMALL_FILE } from "../../runtime/schema.ts";
-import { parseJson } from "../files.ts";
+import { isGguf, parseJson } from "../files.ts";
 import type { SaveOptions } from "../options.ts";
 import { compressTernary, expandTernary } from "../ternary.ts";
 import { numbersAtMost } from "./folder.ts";
@@ -11,6 +12,17 @@ import { onParameters } from "./parameters.ts";
 import { readAdapter } from "./read.ts";
 import { writeAdapter, writeAsLora } from "./write.ts";
 
+/** Read an adapter from wherever it is: a folder, or a LoRA of llama.cpp. */
+export async function readAdapterAt(
+  place: Place,
+  remote: Remote,
+  manifest: Manifest,
+  config: Readonly<Record<string, unknown>>,
+): Promise<{ content: AdapterContent; warnings: string[] }> {
+  if (isGguf(place)) return (await import("../gguf.ts")).readAdapterGguf(place, manifest, config);
+  const { folderAt } = await import("../../runtime/folders.ts");
+  return readAdapterFolder(await folderAt(place, remote), manifest);
+}
 /** Files of a folder, in the order in which they are written. */
 type FolderFiles = [name: string, data: Uint8Array | string][];
 
