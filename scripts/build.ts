@@ -189,7 +189,8 @@ export async function buildAll(): Promise<void> {
     ...{ bundle: true, format: "esm", platform: "node", packages: "external", target: "node20" },
     ...{ absWorkingDir: root, outbase: ".", outdir: "dist", plugins: [everyModule], logLevel: "warning" },
   });
-  const { metafile } = await forPages({ entryPoints: doors, outdir: "dist/page" });
+  // Bundlers of pages make it small once more; here it is for the tarball.
+  const { metafile } = await forPages({ entryPoints: doors, outdir: "dist/page", minifyWhitespace: true });
   await forPages({ ...workerEntry, outdir: "dist/page" });
   writeFileSync(join(dist, "page/LICENSES.txt"), licenses(metafile));
   for (const path of beside) {
