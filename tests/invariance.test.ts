@@ -122,7 +122,7 @@ test("a perturbed family is seen: adapters, kept sets, packing, contexts past 25
     [
       "a unit that recomputes, and one that kept all",
       files,
-      inside(/backward_lora_all_attend_dq_0/, (b) => b.replace("<f32>(0.25)", "<f32>(0.2500001)")),
+      inside(/backward_lora_all_attend_dq_plain_0/, (b) => b.replace("<f32>(0.25)", "<f32>(0.2500001)")),
     ],
     [
       "the second quantum of a unit",
