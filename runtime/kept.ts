@@ -77,7 +77,9 @@ export interface Held {
   /** Nobody needs it any more. */
   drop(): void;
 }
-/** Who holds what contents were packed to: in memory all of it (`inMemory`), or within a budget (resident.ts). */
+/**
+ * Who holds what contents were packed to: in memory all of it (`inMemory`), or within a budget (resident.ts).
+ */
 export interface Holder {
   /** Bytes held in memory. */
   readonly bytes: number;

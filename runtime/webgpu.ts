@@ -83,11 +83,12 @@ export function planWebGpu(manifest: Manifest, adapter: GPUAdapter, options: Roo
   const least = Math.min(
     ...[...layerParams, ...outerParams].flatMap((p) => formatOf(p.format).planes.map(planeBytes)),
   );
-  if (weights > 2 ** 31 * least)
+  const fits = 2 ** 31 * least;
+  if (weights > fits)
     throw new WeftError({
       code: "WEFT_CAPACITY",
       where,
-      expected: `${manifest.model.format} weights of at most ${showBytes(2 ** 31 * least, Math.floor)} a layer`,
+      expected: `${manifest.model.format} weights of at most ${showBytes(fits, Math.floor)} a layer`,
       found: showBytes(weights, Math.ceil),
       hint: "compile with --format f16",
     });

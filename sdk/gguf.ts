@@ -24,7 +24,9 @@ const oursOf =
   (kind: Kind): Ours =>
   async (file) =>
     (await (await compiler()).kindWritten(file)) === kind;
-/** Is there a file to replace? Throws WEFT_IO where there is anything but one of that kind that weft wrote. */
+/**
+ * Is there a file to replace? Throws WEFT_IO where there is anything but one of that kind that weft wrote.
+ */
 export const claimGguf = (file: string, kind: Kind): Promise<boolean> => claimFile(file, oursOf(kind));
 
 /** What a GGUF file is told of an engine's text. */

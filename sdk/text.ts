@@ -21,7 +21,9 @@ export interface Message {
   readonly content?: string | readonly TextPart[] | null;
   readonly [key: string]: unknown;
 }
-/** Has a message no content, and nothing that a template may know instead: no key, or one that is misspelt? */
+/**
+ * Has a message no content, and nothing that a template may know instead: no key, or one that is misspelt?
+ */
 function saysNothing(message: object): boolean {
   const more = Object.keys(message).filter((key) => !["role", "name", "weight", "content"].includes(key));
   return !more.length || nearest("content", more) !== null;

@@ -1,6 +1,6 @@
 /**
- * Layers of several kinds: dense ones among mixtures. Each kind is what a model of it alone is, and what is of
- * one kind is nowhere else: in plans, weights, adapters. torch's numbers are in families.test.ts.
+ * Layers of several kinds: dense ones among mixtures. Each kind is what a model of it alone is, and what is
+ * of one kind is nowhere else: in plans, weights, adapters. torch's numbers are in families.test.ts.
  */
 import * as assert from "uvu/assert";
 import { adapterMethods } from "../compiler/adapters/index.ts";

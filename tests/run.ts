@@ -42,7 +42,9 @@ const ALONE: Readonly<Record<string, NodeJS.ProcessEnv>> = {
   soak: unchecked,
   kept: unchecked,
 };
-/** A process that plays test files, and starts anew after one that failed or asks for a process of its own. */
+/**
+ * A process that plays test files, and starts anew after one that failed or asks for a process of its own.
+ */
 export class Lane {
   /** `env`: what its process has beside the environment. */
   constructor(private readonly env: NodeJS.ProcessEnv = together) {}

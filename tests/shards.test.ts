@@ -1,6 +1,6 @@
 /**
- * Embedding and head in shards on WebGPU: results are the bits of one shard, whatever their number, format and
- * kernels, in serving, adapters' training and full training.
+ * Embedding and head in shards on WebGPU: results are the bits of one shard, whatever their number, format
+ * and kernels, in serving, adapters' training and full training.
  */
 import * as assert from "uvu/assert";
 import { compile } from "../compiler/compile.ts";

@@ -109,9 +109,9 @@ export interface HostInput {
 }
 
 /**
- * The longest command list of a step, as if every mask bit were set: all slots filled anew, all units granted,
- * every job's update, and a forward. Kernels for tiles and for the rest may both run, plain ones beside
- * neither.
+ * The longest command list of a step, as if every mask bit were set: all slots filled anew, all units
+ * granted, every job's update, and a forward. Kernels for tiles and for the rest may both run, plain ones
+ * beside neither.
  */
 function longestLists(h: HostInput): Record<string, number> {
   const { units } = h.capacities;

@@ -1,6 +1,6 @@
 /**
- * Products whose sums are made alike, as one module: the text of the sum once, whatever matrix it is of, and a
- * case for each epilogue. Which of them, and the numbers in them, a launch brings for each of its bodies.
+ * Products whose sums are made alike, as one module: the text of the sum once, whatever matrix it is of, and
+ * a case for each epilogue. Which of them, and the numbers in them, a launch brings for each of its bodies.
  */
 import { LAUNCH_VECTORS } from "../../runtime/bundle.ts";
 import { alike, type Fn, functionsOf } from "../kernels/text/alike.ts";

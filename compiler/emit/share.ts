@@ -10,7 +10,7 @@ import { alike } from "../kernels/text/alike.ts";
  * as a divisor. An attribute, a case and a float must hold theirs.
  */
 export const BROUGHT =
-  /for \([^{]*\{|[/%] \d+u?|@\w+\([^)]*\)|case [\d, ]+:|\d+(?:\.\d+)?e[-+]?\d+|(?<![\w.])(\d+)(u?)(?![\w.>])/g;
+  /for \([^{]*\{|[/%] \d+u?|@\w+\([^)]*\)|case [\d, ]+:|\d[\d.]*e[-+]?\d+|(?<![\w.])(\d+)(u?)(?![\w.>])/g;
 export const shapeOf = (text: string): string =>
   text.replace(BROUGHT, (found: string, n: string | undefined, unsigned: string) =>
     n === undefined ? found : `#${unsigned}`,

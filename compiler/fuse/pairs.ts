@@ -1,6 +1,6 @@
 /**
- * Products of the same rows whose results meet in one epilogue, as gate and up of a gated feed-forward do: the
- * two are one body, which reads the rows once and has both sums at hand.
+ * Products of the same rows whose results meet in one epilogue, as gate and up of a gated feed-forward do:
+ * the two are one body, which reads the rows once and has both sums at hand.
  */
 import { type Node, opOf, type Type, type Value, valueKey } from "../../ops/index.ts";
 import { graphKernels, skeletonOf } from "../kernels/index.ts";

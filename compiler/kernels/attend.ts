@@ -116,7 +116,8 @@ export const attend: GraphKernel = {
             }
             const inv: f32 = <f32>1 / l;
             const iv: v128 = f32x4.splat(inv);
-            const op: usize = ${o.space} + ((<usize>(row * ${o.stride} + h * ${a.hd})) << 2) + ${o.offset * 4};
+            const at: i32 = row * ${o.stride} + h * ${a.hd};
+            const op: usize = ${o.space} + ((<usize>at) << 2) + ${o.offset * 4};
             ${a.each(
               (i) => [`v128.store(op, f32x4.mul(o${i}, iv), ${i * 16});`],
               (d) => [`store<f32>(op, os${d} * inv, ${d * 4});`],

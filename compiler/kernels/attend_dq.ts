@@ -1,6 +1,6 @@
 /**
- * The gradient of attention's queries: a turn (CPU, and CPUs behind WebGPU: a lane of some dims) owns a row and
- * head; on GPUs a workgroup a row and the heads that share keys.
+ * The gradient of attention's queries: a turn (CPU, and CPUs behind WebGPU: a lane of some dims) owns a row
+ * and head; on GPUs a workgroup a row and the heads that share keys.
  */
 import { KV_BLOCK } from "../../ops/index.ts";
 import { headsOf, kvOf } from "./attend.ts";
@@ -123,7 +123,8 @@ export const attend_dq: GraphKernel = {
                 ${a.cached.axpy("d", "ds", "kp")}
               }
             }
-            const out: usize = ${d.space} + ((<usize>(row * ${d.stride} + h * ${a.hd})) << 2) + ${d.offset * 4};
+            const at: i32 = row * ${d.stride} + h * ${a.hd};
+            const out: usize = ${d.space} + ((<usize>at) << 2) + ${d.offset * 4};
             ${a.each(
               (i) => [`v128.store(out, d${i}, ${i * 16});`],
               (e) => [`store<f32>(out, ds${e}, ${e * 4});`],

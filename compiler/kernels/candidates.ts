@@ -29,7 +29,9 @@ const ROOM = 768;
 const each = (n: number, text: (i: number) => Lines): Lines =>
   Array.from({ length: n }, (_, i) => text(i)).flat();
 
-/** A pass over the row: `take` has a logit's bits as `v`, its column as `i` and its number among eight as `j`. */
+/**
+ * A pass over the row: `take` has a logit's bits as `v`, its column as `i` and its number among eight as `j`.
+ */
 const pass = (vocab: number, before: Lines, take: (j: number) => Lines, after: Lines): Lines => {
   const full = vocab - (vocab % (LANES * AT_ONCE));
   const at = (j: number): string => `x + c + ${j * LANES}`;

@@ -1,6 +1,6 @@
 /**
- * A gradient of experts' factors, dA += uᵀ·x, or of their matrices, dW += dyᵀ·x, over a unit's rows: each row's
- * part to the expert that it chose.
+ * A gradient of experts' factors, dA += uᵀ·x, or of their matrices, dW += dyᵀ·x, over a unit's rows: each
+ * row's part to the expert that it chose.
  */
 import type { Type } from "../../ops/index.ts";
 import type { KernelEnv } from "../kernel.ts";
@@ -133,7 +133,10 @@ function ofMatrices(name: string, b: Body, env: KernelEnv): string {
           }`,
         after: columns.map((i) => `total${i} = total${i} + sum${i};`),
       })}
-      ${columns.map((i) => `${inside(i)}{ ${columns.map((c) => `${at(i, c)} = total${i}.${"xyzw"[c]};`).join(" ")} }`)}`,
+      ${columns.map((i) => {
+        const put = columns.map((c) => `${at(i, c)} = total${i}.${"xyzw"[c]};`);
+        return `${inside(i)}{ ${put.join(" ")} }`;
+      })}`,
   );
 }
 /** AssemblyScript: pointers to what the rows of a segment that chose an expert have, in two lists. */

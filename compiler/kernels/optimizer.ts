@@ -78,7 +78,11 @@ export const optimizer: Kernel<OptimizerBody> = {
             let g = ${shard ? "0" : `${wgsl.header("job")} * ${env.jobWords} + ${p.accum}`};
             ${shard ? [`let words = ${shard} * ${SHARD_ROWS * p.k};`] : []}
             let clip = arena[${wgsl.norms(env)} + ${env.groups}];
-            for (var i = wg.x * ${WG} + lane; i < ${shard ? "words" : wgsl.wordsInUse(p, env)}; i += ${groupsOf(b) * WG}) {
+            for (
+              var i = wg.x * ${WG} + lane;
+              i < ${shard ? "words" : wgsl.wordsInUse(p, env)};
+              i += ${groupsOf(b) * WG}
+            ) {
               if (clip >= 0.0f) {
                 let grad_ = ${wgsl.pin("accum[g + i] * clip")};
                 ${Object.entries(where).map(([key, at]) => `let ${key}_ = ${at};`)}

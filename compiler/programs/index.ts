@@ -103,8 +103,8 @@ export function buildPrograms(
   };
 }
 /**
- * What layers of each kind have, together: things of one name are one thing. Of which kinds each is, where not
- * of all.
+ * What layers of each kind have, together: things of one name are one thing. Of which kinds each is, where
+ * not of all.
  */
 function ofKinds<T extends { readonly kinds?: readonly number[] }>(
   lists: readonly (readonly T[])[],

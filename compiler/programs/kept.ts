@@ -67,8 +67,8 @@ export const fieldName = (unit: Region, v: Value): string =>
   `${v === unit.h ? "h_in" : v.node.label}${v.index ? `_${v.index}` : ""}`;
 
 /**
- * The kept sets of `unit`, a layer of a kind over a unit's rows whose backward is `roots`. Layers of all kinds
- * have one boundary.
+ * The kept sets of `unit`, a layer of a kind over a unit's rows whose backward is `roots`. Layers of all
+ * kinds have one boundary.
  */
 export function keptOf(cls: TrainClass, kind: number, unit: Region, roots: readonly Value[]): Kept {
   const order = toposort([unit.out]);

@@ -127,12 +127,13 @@ export const answer = (value: string): string => ` ${value}.`;
 /** Ends every answer, as the assistant's turns of a chat do, and every story nobody asks about. */
 export const end = "</s>";
 /**
- * How a chat is written in this language: a user's turn is a question, an assistant's its answer, and a system
- * message the story that they are about (Jinja, as in `tokenizer_config.json`).
+ * How a chat is written in this language: a user's turn is a question, an assistant's its answer, and a
+ * system message the story that they are about (Jinja, as in `tokenizer_config.json`).
  */
 export const chatTemplate =
   "{% for m in messages %}{% if m.role == 'user' %}Question: {{ m.content }}\nAnswer:" +
-  "{% elif m.role == 'assistant' %} {{ m.content }}{{ eos_token }}{% else %}{{ m.content }}\n{% endif %}{% endfor %}";
+  "{% elif m.role == 'assistant' %} {{ m.content }}{{ eos_token }}{% else %}{{ m.content }}\n{% endif %}" +
+  "{% endfor %}";
 
 /**
  * One document: a story about one or two people, then questions it answers; or questions alone, about people

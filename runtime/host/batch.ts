@@ -112,7 +112,8 @@ function workgroups(grid: i32, d: i32, block: i32): i32 {
     if (part == 2) count = plain ? all : 0;
     else count = plain ? 0 : part == 0 ? all - rest : rest;
   }
-  return (count * get(LAUNCHES, grid + 1 + d * 3) + get(LAUNCHES, grid + 2 + d * 3) - 1) / get(LAUNCHES, grid + 2 + d * 3);
+  const div: i32 = get(LAUNCHES, grid + 2 + d * 3);
+  return (count * get(LAUNCHES, grid + 1 + d * 3) + div - 1) / div;
 }
 /**
  * Emit a program's launches for `group` over the metadata block at word `block`; those for layers of another

@@ -278,7 +278,8 @@ export function schedule(lane: i32, budget: i32, idle: i32): i32 {
 
 /**
  * After a lane's step ran, in so many microseconds (0: nobody measured), logits rows that are read whole were
- * copied to addrLogits, and settle has nothing more to ask for: append sampled tokens, finish, free, report. Returns the number of events.
+ * copied to addrLogits, and settle has nothing more to ask for: append sampled tokens, finish, free, report.
+ * Returns the number of events.
  */
 export function commit(lane: i32, micros: i32): i32 {
   enter(lane);

@@ -49,7 +49,9 @@ export function penalises(seq: i32): bool {
 export function lifts(seq: i32): bool {
   return getf(PENALTY, seq) < 1 || getf(PRESENCE, seq) < 0 || getf(FREQUENCY, seq) < 0;
 }
-/** The biased ids of `seq` whose logits may grow, to `to`; how many, or -1 where they are more than `most`. */
+/**
+ * The biased ids of `seq` whose logits may grow, to `to`; how many, or -1 where they are more than `most`.
+ */
 export function raised(seq: i32, to: usize, most: i32): i32 {
   let n: i32 = 0;
   for (let i: i32 = 0; i < get(NUM_BIASES, seq); i++) {

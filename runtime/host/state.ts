@@ -154,8 +154,11 @@ export const HEAD_POS: usize = take(HEAD_ROWS * 4);
 export const LOGITS: usize = take(HEAD_ROWS * VOCAB * 4);
 /** What was picked out of each row. */
 export const PICKED: usize = take(HEAD_ROWS * CANDIDATE_WORDS * 4);
-/** Is a logits row to be read whole? The token that its candidates tell; NONE: one is drawn from all of it. */
+/**
+ * Is a logits row to be read whole? The token that its candidates tell; NONE: one is drawn from all of it.
+ */
 export const WHOLE: usize = take(HEAD_ROWS * 4);
+/** The token that a row's candidates tell; NONE: one is drawn from all of it. */
 export const TOLD: usize = take(HEAD_ROWS * 4);
 /** Ids whose logits are read one by one: how many, then which, MAX_RAISED + 1 a row. */
 export const RAISED: usize = take(HEAD_ROWS * (MAX_RAISED + 1) * 4);

@@ -211,9 +211,10 @@ function details(m: Manifest, taken: Loads, f: Flags): string {
       for (let kind = 0; kind < kinds; kind++) {
         const own = launches.filter((l) => isOf(l, kind));
         const always = own.filter((l) => l.bits.length === 0).length;
+        const each = p.region === "layer" ? " a layer" : "";
         lines.push(
           `  ${p.name.padEnd(24)} ${String(own.length).padStart(2)} launches (${always} when nothing is ` +
-            `adapted or trained)${p.region === "layer" ? " a layer" : ""}${kinds > 1 ? ` of kind ${kind}` : ""}`,
+            `adapted or trained)${each}${kinds > 1 ? ` of kind ${kind}` : ""}`,
         );
       }
       if (f.kernels) lines.push(...p.launches.map((l) => `      ${l.kernel}`));

@@ -1,4 +1,7 @@
-/** Do rows say a prompt as a chat does? Prompts are learned as they stand; `chat` and `generate` ask by the template. */
+/**
+ * Do rows say a prompt as a chat does? Prompts are learned as they stand; `chat` and `generate` ask by the
+ * template.
+ */
 import { WeftError } from "../../runtime/bundle.ts";
 import { numbered } from "../data.ts";
 import { readFileOr } from "../files.ts";
@@ -20,7 +23,9 @@ function turn(engine: Engine): string | null {
     throw e;
   }
 }
-/** Tells where a prompt lacks what the template writes behind it; null where all have it. Throws WEFT_DATA. */
+/**
+ * Tells where a prompt lacks what the template writes behind it; null where all have it. Throws WEFT_DATA.
+ */
 export async function asked(engine: Engine, file: string): Promise<string | null> {
   const behind = turn(engine);
   if (!behind) return null;

@@ -44,7 +44,7 @@ export class Files {
     if (bytes.length > this.limit - this.held)
       throw new ApiError(
         413,
-        `All files together may have ${showBytes(this.limit)}, ${showBytes(this.held)} are in use: delete some`,
+        `Files may have ${showBytes(this.limit)} together, ${showBytes(this.held)} are in use: delete some`,
         "request_too_large",
       );
     const filename = (file as File).name || "file.jsonl";

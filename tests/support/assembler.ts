@@ -26,8 +26,8 @@ export async function serveAssembler(): Promise<{ readonly WEFT_ASSEMBLER: strin
   return { WEFT_ASSEMBLER: String((server.address() as AddressInfo).port) };
 }
 /**
- * Ask the runner, where there is one, or a thread of this process: modules optimised as little as `quick` says,
- * where it says it.
+ * Ask the runner, where there is one, or a thread of this process: modules optimised as little as `quick`
+ * says, where it says it.
  */
 export function askRunner(quick?: true): void {
   const { WEFT_ASSEMBLER: port } = process.env;

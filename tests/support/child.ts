@@ -1,7 +1,7 @@
 /**
  * A lane: plays test files one after another, as the runner asks for them, so that what they share (the
- * compiler's own code warmed up, kernels on the software device) is made once. After each file it writes a line
- * `weft-tests {json}` of what ran.
+ * compiler's own code warmed up, kernels on the software device) is made once. After each file it writes a
+ * line `weft-tests {json}` of what ran.
  */
 import { pathToFileURL } from "node:url";
 import { askRunner } from "./assembler.ts";

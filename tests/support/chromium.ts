@@ -21,7 +21,10 @@ interface Options {
   readonly host?: string;
   /** How long a page may say nothing: milliseconds. */
   readonly patience?: number;
-  /** WebGPU as browsers have it. Without, nothing is read out of bounds, and kernels compile three times as fast. */
+  /**
+   * WebGPU as browsers have it. Without, nothing is read out of bounds, and kernels compile three times as
+   * fast.
+   */
   readonly shipped?: boolean;
 }
 export interface Browser {

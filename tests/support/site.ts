@@ -108,7 +108,8 @@ export class Site {
   }
   /**
    * Run a script in a new tab: a function's body, to which `weft` is the SDK, `support` what tests add, and
-   * `said(f)` the WeftError that f throws. `openInPart` asks for more when it has heard of a part. Resolves with what it returns.
+   * `said(f)` the WeftError that f throws. `openInPart` asks for more when it has heard of a part. Resolves
+   * with what it returns.
    */
   async visit<T>(body: string, path = "/page"): Promise<T> {
     this.script = `

@@ -59,8 +59,9 @@ const chosen = (
 };
 
 /**
- * Statements in turn: a loop, where they are one text but for numbers. With `model`, a block whose numbers are
- * all others, up to `upTo` of them are one text however many there are and whichever numbers meet in them.
+ * Statements in turn: a loop, where they are one text but for numbers. With `model`, a block whose numbers
+ * are all others, up to `upTo` of them are one text however many there are and whichever numbers meet in
+ * them.
  */
 export function inTurn(
   blocks: readonly Lines[],

@@ -1,9 +1,9 @@
 /**
  * Products of integers on the CPU, a class of numerics of its own: rows are rounded to 16 bits, with a scale
  * for every 32 values, and a block of a weight's integers is summed with them exactly, eight multiply-adds an
- * instruction. What a block adds, `scale of the row · what the format makes of the sum`, goes to its output in
- * f32, blocks ascending: the same for few rows, whose tiles take integers out of packed panels, and for many,
- * whose panels are made 16 bits wide before.
+ * instruction. What a block adds, `scale of the row · what the format makes of the sum`, goes to its output
+ * in f32, blocks ascending: the same for few rows, whose tiles take integers out of packed panels, and for
+ * many, whose panels are made 16 bits wide before.
  */
 import { type Format, formatOf, formats, planeBytes } from "../../../runtime/bundle.ts";
 import { BLOCK_STRIDE, K_CHUNK, P } from "./assemblyscript.ts";
@@ -51,7 +51,9 @@ const rounding = lines`
     store<f32>(out, <f32>(i32x4.extract_lane(sums, 0) + i32x4.extract_lane(sums, 1)
       + i32x4.extract_lane(sums, 2) + i32x4.extract_lane(sums, 3)), 4);
   }
-  /** The K values of rows at \`xs\` (pointers), rounded, one row after the other; behind them a spare block. */
+  /**
+   * The K values of rows at \`xs\` (pointers), rounded, one row after the other; behind them a spare block.
+   */
   function roundRows(xs: usize, rows: i32, K: i32, out: usize): void {
     const blocks: i32 = (K + ${BLOCK - 1}) >> 5;
     const spare: usize = out + <usize>(rows * blocks * ${ROUNDED});

@@ -72,8 +72,8 @@ export const productScratch =
   (b: Body, env: KernelEnv): number =>
     roundedRows(tiles, b, env).end;
 /**
- * Product `s` of a body, of \`rows\` rows whose pointers are at `xs` with the matrix at `w`: what comes before
- * all panels, and the text for panels p to pe.
+ * Product `s` of a body, of \`rows\` rows whose pointers are at `xs` with the matrix at `w`: what comes
+ * before all panels, and the text for panels p to pe.
  */
 export function productWith(
   tiles: Tiles,

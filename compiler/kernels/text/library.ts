@@ -28,8 +28,8 @@ export const foldShared: Lines = [
   `var<workgroup> parts: array<f32, ${FOLDED}>;`,
 ];
 /**
- * `fold_NAME`: a few lanes fold those that lie so many apart, then every lane these. A tree, the same whatever
- * the batch; what is read of it is asked for at once.
+ * `fold_NAME`: a few lanes fold those that lie so many apart, then every lane these. A tree, the same
+ * whatever the batch; what is read of it is asked for at once.
  */
 function fold(name: string, two: (a: string, b: string) => string): string {
   const tree = (n: number, from = 0): string =>

@@ -1,8 +1,8 @@
 /**
  * The gradient of queries for GPUs: a workgroup has a row and the heads that share its keys. Lanes are over
- * keys and four heads for what a key counts, and over columns and four heads for sums, so that what is read of
- * the cache serves all heads, and rows of queries and gradients lie in workgroup memory. Every number is made
- * in the order of the plain kernel.
+ * keys and four heads for what a key counts, and over columns and four heads for sums, so that what is read
+ * of the cache serves all heads, and rows of queries and gradients lie in workgroup memory. Every number is
+ * made in the order of the plain kernel.
  */
 import { KV_BLOCK } from "../../../ops/index.ts";
 import type { KernelEnv } from "../../kernel.ts";
@@ -109,7 +109,9 @@ export function dqTile(
         let k = ${kvAt(0, "t", "kh")};
         let kp = k + min(j, end - 1) * ${stride};
         let vp = ${kvAt(1, "t", "kh")} + min(j, end - 1) * ${stride};
-        ${mine.flatMap((i) => four.flatMap((r) => [`var d${i}_${r} = vec4<f32>();`, `var e${i}_${r} = vec4<f32>();`]))}
+        ${mine.flatMap((i) =>
+          four.flatMap((r) => ["d", "e"].map((name) => `var ${name}${i}_${r} = vec4<f32>();`)),
+        )}
         for (var i = ${wgsl.header("zero")}; i < ${quads}; i += ${atOnce}) {
           ${indices(atOnce).flatMap((u) => [
             `let x${u} = ${a.quad("kp", `(i + ${u})`)};`,

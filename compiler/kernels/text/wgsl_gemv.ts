@@ -7,8 +7,8 @@ import type { Panels } from "./wgsl_panels.ts";
 import { CHUNK, epilogue, indices, type Span, wholeOf } from "./wgsl_products.ts";
 
 /**
- * Lanes of a workgroup that makes `terms` a sum: four for each chunk, of which some wait for their turn. Where
- * a body has two sums, half of the lanes make the one and half the other.
+ * Lanes of a workgroup that makes `terms` a sum: four for each chunk, of which some wait for their turn.
+ * Where a body has two sums, half of the lanes make the one and half the other.
  */
 export const gemvLanes = (b: Body, terms: number): number => (b.beside || terms > 16 * CHUNK ? 128 : 64);
 const slotsOf = (b: Body, lanes: number): number => lanes / (b.beside ? 8 : 4);

@@ -52,8 +52,8 @@ function sumsOf(
     )}`;
   const [perChunk, turns, tail] = [CHUNK / step, Math.floor(terms / step), terms % step];
   const last = sharded ? `c == chunks - 1 && ${isLast(terms)}` : "c == chunks - 1";
-  // One copy of the loop's body, for whole chunks and for the last: what a driver compiles it pays for. Bounds
-  // are variables, so that matrices of other sizes may share the text.
+  // One copy of the loop's body, for whole chunks and for the last: what a driver compiles it pays for.
+  // Bounds are variables, so that matrices of other sizes may share the text.
   const chunk: Lines = lines`
     ${rows.map((i) => `var a${i} = vec4<f32>();`)}
     let until = min(turns - c * ${perChunk}, ${perChunk});
@@ -118,7 +118,10 @@ export const goesOn = (b: Body, env: KernelEnv, rows: readonly string[]): Lines 
   if (${shard.first} > 0) {
     ${rows.map((row, i) => `t${i} = ${sumSoFar(b, env, row, "col")};`)}
   }`;
-/** The product; each of `sums` adds its own into t0 … of a tile, of such rows, and of rows of x at their places. */
+/**
+ * The product; each of `sums` adds its own into t0 … of a tile, of such rows, and of rows of x at their
+ * places.
+ */
 export function plain(
   name: string,
   b: Body,

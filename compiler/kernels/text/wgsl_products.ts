@@ -19,7 +19,9 @@ export const ofSums = (b: Body, each: (i: number) => string): string =>
     .map(each)
     .join(", ");
 
-/** What a launch makes of a product, as text: how many columns, and where one goes when its sums are there. */
+/**
+ * What a launch makes of a product, as text: how many columns, and where one goes when its sums are there.
+ */
 export interface Span {
   readonly count: string;
   readonly put: (name: string, row: string, col: string, sums: string) => string;
