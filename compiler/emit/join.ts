@@ -140,6 +140,11 @@ function joined(group: readonly LaunchText[]): Joined {
   return { text: bringing(text), launches };
 }
 
+/**
+ * Epilogues of a module, at most, where no launch alone has more: compilers have a copy of all of them for each
+ * row that a lane computes.
+ */
+const MOST_ARMS = 4;
 /** Modules of all launches: products joined where they can be, others where they are one but for numbers. */
 export function modulesOf(launches: readonly LaunchText[]): Shared {
   const left = launches.filter(({ joins }) => !joins);
@@ -148,8 +153,21 @@ export function modulesOf(launches: readonly LaunchText[]): Shared {
     const cores = partsOf(l).map(({ core }) => shapeOf(core));
     return JSON.stringify([l.lanes, l.shared, l.written, [...new Set(cores)].sort()]);
   });
+  /** Launches of one sum, as many at once as have MOST_ARMS epilogues together. */
+  function fewArms(which: readonly number[]): number[][] {
+    const out: { launches: number[]; arms: Set<string> }[] = [];
+    for (const i of which) {
+      const own = partsOf(joining[i]!).map(({ arm }) => shapeOf(arm.text));
+      const fit = out.find(({ arms }) => new Set([...arms, ...own]).size <= MOST_ARMS);
+      const to = fit ?? { launches: [], arms: new Set<string>() };
+      if (!fit) out.push(to);
+      to.launches.push(i);
+      for (const arm of own) to.arms.add(arm);
+    }
+    return out.map(({ launches }) => launches);
+  }
   const of = new Map<string, { module: string; launch: readonly number[] }>();
-  const modules = [...numberedBy(keys).values()].flatMap((which) => {
+  const modules = [...numberedBy(keys).values()].flatMap(fewArms).flatMap((which) => {
     const all = which.map((i) => joining[i]!);
     const fits = joined(all).launches;
     const group = all.filter((l, i) => fits[i] || !left.push(l));

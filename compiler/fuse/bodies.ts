@@ -61,10 +61,22 @@ export function bodiesOf({ groups, free, needed }: Grouping): ReadonlyMap<Group,
       memo.set(key, e);
       return e;
     };
-    /** Loads of values that are stored nowhere, as loads of what they are picked from. */
+    const lying = new Map<Expr, Expr>();
+    /** Loads of values that are stored nowhere, as loads of what they are picked from; what is shared stays so. */
     const whereItLies = (e: Expr): Expr => {
-      if (e.e === "call") return { ...e, args: e.args.map(whereItLies) };
-      if (e.e === "if") return { ...e, yes: whereItLies(e.yes), no: whereItLies(e.no) };
+      const found = lying.get(e) ?? readsOf(e);
+      lying.set(e, found);
+      return found;
+    };
+    const readsOf = (e: Expr): Expr => {
+      if (e.e === "call") {
+        const args = e.args.map(whereItLies);
+        return args.every((arg, i) => arg === e.args[i]) ? e : { ...e, args };
+      }
+      if (e.e === "if") {
+        const [yes, no] = [whereItLies(e.yes), whereItLies(e.no)];
+        return yes === e.yes && no === e.no ? e : { ...e, yes, no };
+      }
       if (e.e !== "load" || !free.has(valueKey(e.value)) || !picksOne(e.value.node)) return e;
       const from = exprOf(e.value) as Expr & { e: "load" };
       return { ...from, row: ixAt(from.row, e.row, e.col), col: ixAt(from.col, e.row, e.col) };
