@@ -4,7 +4,7 @@ import type { Engine } from "./engine.ts";
 import { type Data, Job } from "./job.ts";
 import { checked, TrainOptions as TrainOptionsSchema } from "./options.ts";
 import { evalItems, trainItems } from "./rows.ts";
-import { adapterName } from "./schema.ts";
+import { adapterName, didYouMean } from "./schema.ts";
 import { throwIfAborted } from "./signals.ts";
 import { canonical, configOf, type TrainOptions } from "./training.ts";
 
@@ -59,7 +59,7 @@ export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>
       where: "method",
       expected: manifest.train.join(", ") || "a bundle compiled for training",
       found: o.method,
-      hint: `compile with --train ${o.method}`,
+      hint: `${didYouMean(o.method, manifest.train) ?? ""} compile with --train ${o.method}`.trim(),
     });
   if (o.epochs !== undefined && o.steps !== undefined)
     throw new WeftError({
