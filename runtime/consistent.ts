@@ -1,7 +1,8 @@
 /**
  * What ties a manifest's parts together: every index, offset and length that the runtime follows stays inside
  * what it points into. Checked before anything is allocated; what passes cannot make the runtime read or
- * write outside a chamber, or take memory out of proportion to the files.
+ * write outside a chamber, or take memory out of proportion to the files. One file: whoever adds a part to a
+ * manifest finds here what has to be said of it.
  */
 import { CANDIDATE_WORDS, QUAD, QUAD_WORDS, quadsOf, ranked, SLOT_ROW } from "./contract.ts";
 import { WeftError } from "./errors.ts";

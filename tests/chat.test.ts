@@ -1,6 +1,6 @@
 /**
  * Conversations: templates say what transformers says, rows learn the assistant's turns of exactly that, and
- * a hostile template ends soon.
+ * a hostile template ends soon. One file: what is said in turns, and what rows make of it, is one law.
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
