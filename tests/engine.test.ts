@@ -271,6 +271,8 @@ test("what an engine remembers of adapters is bounded: removed ones, and sums in
   const { latest } = store as unknown as { latest: Map<string, number> };
   assert.ok(latest.size <= 4096, `${latest.size} numbers`);
   assert.ok(store.publish("first", content).number > 2, "a number never comes twice");
+  // What makes sums is fetched by the first; from then on requests keep their order.
+  await collect(engine, { prompt, maxTokens: 1, adapter: { a: 0.5 } });
   const others = await crowd(engine);
   const sums = Array.from({ length: 32 }, (_, i) =>
     engine.generate({ prompt, maxTokens: 2, adapter: { a: 1 + i } }),

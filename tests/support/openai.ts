@@ -8,8 +8,12 @@ import { storyBundle } from "./story.ts";
 let shared: Engine | null = null;
 const engineOf = async (): Promise<Engine> =>
   (shared ??= await load(await storyBundle(), { device: "wasm", maxQueued: 20 }));
-/** For `test.after`. */
-export const closeEngine = async (): Promise<void> => shared?.dispose();
+/** For `test.after`: another file of this process opens its own. */
+export const closeEngine = async (): Promise<void> => {
+  const engine = shared;
+  shared = null;
+  await engine?.dispose();
+};
 
 type Answer = (request: Request) => Promise<Response>;
 export const clientOf = (answer: Answer, apiKey = "none"): OpenAI =>
