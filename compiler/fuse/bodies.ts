@@ -62,7 +62,7 @@ export function bodiesOf({ groups, free, needed }: Grouping): ReadonlyMap<Group,
       return e;
     };
     const lying = new Map<Expr, Expr>();
-    /** Loads of values that are stored nowhere, as loads of what they are picked from; what is shared stays so. */
+    /** Loads of what is stored nowhere, as loads of what it is picked from; parts that are shared stay so. */
     const whereItLies = (e: Expr): Expr => {
       const found = lying.get(e) ?? readsOf(e);
       lying.set(e, found);
