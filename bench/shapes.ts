@@ -1,9 +1,11 @@
 /**
- * A known model's shape, cut to a few layers, with random weights in bf16: what it takes to compile for both
- * targets, then to load, generate and train one step of LoRA. Each in a process of its own, whose peak is the
- * system's number.
+ * Shapes of known models, cut to a few layers, with their whole vocabularies and random weights in bf16: what
+ * it takes to compile for both targets, then to load, generate and train steps of LoRA. Each in a process of
+ * its own, whose peak is the system's number. Compiled kernels come from no cache.
  *
- *   npm run -s bench -- shapes [--model qwen3-30b-a3b] [--layers 2] [--format q4] [--devices wasm,software]
+ *   npm run -s bench -- shapes [--models qwen3-30b-a3b:2,gemma-3-1b:7] [--format q4] [--devices wasm,software]
+ *
+ * `--models` are presets, each with its number of layers.
  */
 import { spawnSync } from "node:child_process";
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, renameSync, writeSync } from "node:fs";
@@ -71,73 +73,114 @@ function folderOf(name: string, layers: number): string {
   return dir;
 }
 
+/** Seconds of the clock, of processors, and bytes. */
 interface Said {
   readonly [what: string]: number;
 }
+const PROMPT = 32;
+const TOKENS = 8;
 /** What a process of its own does: `compile`, or a device. */
 async function child(what: string, folder: string, bundle: string, format: string): Promise<Said> {
   const t0 = performance.now();
-  const since = (t: number): number => (performance.now() - t) / 1000;
   if (what === "compile") {
     const manifest = await compile(folder, bundle, {
+      cache: false,
       format: format as "q4",
       capacities: {
-        ...{ context: CONTEXT, tokens: 64, sequences: 4, blocks: 32, slots: 2, jobs: 1, rank: 8 },
+        ...{ context: CONTEXT, tokens: 64, sequences: 4, blocks: 32 },
+        slots: 2,
+        jobs: 1,
+        rank: 8,
       },
     });
     return { seconds: since(t0), parameters: manifest.model.parameters };
   }
   await using engine = await load(bundle, { device: what as "wasm" });
   const loaded = since(t0);
-  const ids = Array.from({ length: 32 }, (_, i) => (i * 7919) % engine.manifest.model.vocab);
+  const ids = Array.from({ length: PROMPT }, (_, i) => (i * 7919) % engine.manifest.model.vocab);
   const t1 = performance.now();
-  const out: number[] = [];
-  for await (const { id } of engine.generate({ prompt: ids, maxTokens: 8, temperature: 0 })) out.push(id);
-  const generated = since(t1);
-  const t2 = performance.now();
+  let [first, tokens] = [0, 0];
+  for await (const _ of engine.generate({ prompt: ids, maxTokens: TOKENS, temperature: 0 }))
+    if (!tokens++) first = since(t1);
+  const token = (since(t1) - first) / (TOKENS - 1);
   const data = [{ input_ids: ids, labels: ids }];
-  const job = await engine.finetune({ data, name: "step", method: "lora", batchSize: 1, steps: 1 });
-  const { losses } = await job.done;
-  if (!Number.isFinite(losses[0]) || out.length !== 8)
-    throw new Error(`loss ${losses}, ${out.length} tokens`);
-  return { load: loaded, generate: generated, train: since(t2), loss: losses[0]! };
+  // A class's first job waits for kernels and for their check.
+  const steps: number[] = [];
+  const losses: number[] = [];
+  for (const name of ["first", "step"]) {
+    const t = performance.now();
+    const job = await engine.finetune({ data, name, method: "lora", batchSize: 1, steps: 1 });
+    losses.push(...(await job.done).losses);
+    steps.push(since(t));
+  }
+  if (!losses.every(Number.isFinite) || losses[0] !== losses[1] || tokens !== TOKENS)
+    throw new Error(`losses ${losses}, ${tokens} tokens`);
+  const held = Object.values(engine.memory().bytes).reduce((a, b) => a + b, 0);
+  return { load: loaded, prompt: first, token, first: steps[0]!, step: steps[1]!, held, loss: losses[0]! };
 }
+const since = (t: number): number => (performance.now() - t) / 1000;
+const processors = (): number => {
+  const { user, system } = process.cpuUsage();
+  return (user + system) / 1e6;
+};
 
 export async function main(args: string[]): Promise<void> {
   const { values: o } = parseArgs({
     args,
     options: {
-      model: { type: "string", default: "qwen3-30b-a3b" },
-      layers: { type: "string", default: "2" },
+      models: { type: "string", default: "llama-3.2-1b:4,qwen3-0.6b:4,gemma-3-1b:7,qwen3-30b-a3b:2" },
       format: { type: "string", default: "q4" },
       devices: { type: "string", default: "wasm,software" },
       child: { type: "string" },
     },
   });
-  const folder = folderOf(o.model, Number(o.layers));
-  const bundle = `${folder}.${o.format}.weft`;
+  const models = o.models.split(",");
   if (o.child) {
-    console.log(JSON.stringify({ ...(await child(o.child, folder, bundle, o.format)), peak: peak() }));
+    const [name, layers] = models[0]!.split(":");
+    const folder = folderOf(name!, Number(layers));
+    const said = await child(o.child, folder, `${folder}.${o.format}.weft`, o.format);
+    console.log(JSON.stringify({ ...said, processors: processors(), peak: peak() }));
     return;
   }
-  const results: Record<string, Said> = {};
-  for (const what of ["compile", ...o.devices.split(",")]) {
-    const run = fileURLToPath(new URL("run.ts", import.meta.url));
-    const own = ["--model", o.model, "--layers", o.layers, "--format", o.format, "--child", what];
-    const { stdout, stderr, status } = spawnSync(
-      process.execPath,
-      ["--import", "tsx", run, "shapes", ...own],
-      { encoding: "utf8", maxBuffer: 64 * MIB },
-    );
-    if (status) throw new Error(`${what}: ${stderr}`);
-    results[what] = JSON.parse(stdout.trim().split("\n").at(-1)!) as Said;
-    const { peak: most, ...others } = results[what]!;
-    const numbers = Object.entries(others).map(
-      ([k, x]) => `${k} ${x > 1e6 ? `${(x / 1e9).toFixed(2)} G` : x.toFixed(2)}`,
-    );
-    table([[what, ...numbers, `peak ${(most! / MIB).toFixed(0)} MiB`]]);
+  const seconds = (x: number): string => x.toFixed(x < 10 ? 2 : 0);
+  const megabytes = (x: number): string => (x / 1e6).toFixed(0);
+  const compiles = [["compile", "parameters, M", "s", "of processors", "peak, MB"]];
+  const plays = [
+    ["play", "load, s", "prompt", "token", "first step", "step", "of processors", "held, MB", "peak, MB"],
+  ];
+  const results: Record<string, Record<string, Said>> = {};
+  for (const model of models) {
+    const [name, layers] = model.split(":");
+    // Not of the compile's time.
+    folderOf(name!, Number(layers));
+    for (const what of ["compile", ...o.devices.split(",")]) {
+      const run = fileURLToPath(new URL("run.ts", import.meta.url));
+      const own = ["--models", model, "--format", o.format, "--child", what];
+      const { stdout, stderr, status } = spawnSync(
+        process.execPath,
+        ["--import", "tsx", run, "shapes", ...own],
+        { encoding: "utf8", maxBuffer: 64 * MIB },
+      );
+      if (status) throw new Error(`${model}, ${what}: ${stderr}`);
+      const said = JSON.parse(stdout.trim().split("\n").at(-1)!) as Said;
+      results[model] = { ...results[model], [what]: said };
+      console.error(`${model} ${what}: ${JSON.stringify(said)}`);
+      if (what === "compile")
+        compiles.push([
+          `${model} ${o.format}`,
+          ...[megabytes(said.parameters!), seconds(said.seconds!), seconds(said.processors!)],
+          megabytes(said.peak!),
+        ]);
+      else
+        plays.push([
+          `${model} ${o.format}, ${what}`,
+          ...["load", "prompt", "token", "first", "step", "processors"].map((k) => seconds(said[k]!)),
+          ...[megabytes(said.held!), megabytes(said.peak!)],
+        ]);
+    }
   }
-  console.log(
-    JSON.stringify({ bench: "shapes", model: o.model, layers: Number(o.layers), format: o.format, results }),
-  );
+  table(compiles);
+  console.log();
+  table(plays);
+  console.log(JSON.stringify({ bench: "shapes", format: o.format, results }));
 }

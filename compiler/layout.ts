@@ -18,6 +18,7 @@ import {
 } from "../runtime/bundle.ts";
 import type { Address } from "./kernel.ts";
 import type { Launch } from "./kernels/body.ts";
+import { partsOf } from "./kernels/candidates.ts";
 import { stateOf, storesResult } from "./kernels/index.ts";
 import { partialWords } from "./kernels/text/wgsl_attend.ts";
 import type { ParamSpec } from "./layers.ts";
@@ -93,8 +94,9 @@ export interface Layout {
   /** Of the arena, what outlives a program, and where it ends. */
   readonly homes: Omit<TargetEntry["homes"], "dh" | "dkv">;
   readonly persistent: number;
-  /** What splits of attention leave. */
+  /** What splits of attention leave, and parts of logits rows. */
   readonly partials: number;
+  readonly candidateParts: number;
   readonly fields: ReadonlyMap<string, FieldPlace>;
   /** By class of training: words of a row's records. */
   readonly records: Readonly<Record<string, { readonly boundary: number; readonly kept: number }>>;
@@ -155,6 +157,9 @@ export function layoutOf(
     candidates:
       target.name === "webgpu" && hasCandidates(model.vocab) ? home(c.headRows * CANDIDATE_WORDS) : null,
   };
+  const parts = partsOf(model.vocab);
+  const ofParts = homes.candidates === null || parts < 2 ? 0 : c.headRows * parts * CANDIDATE_WORDS;
+  const candidateParts = home(ofParts);
   const perHead = target.name === "webgpu" && c.context > SPLIT ? partialWords(model.headDim) : 0;
   const partials = home(splitsOf(c) * model.heads * perHead);
   const full = train.includes("full");
@@ -163,6 +168,7 @@ export function layoutOf(
     homes,
     persistent: at,
     partials,
+    candidateParts,
     fields: saved.fields,
     records: saved.records,
     slots,

@@ -13,8 +13,8 @@ import { suite } from "./support/suite.ts";
 import { writeModel } from "./support/tiny.ts";
 
 const test = suite("candidates");
-/** Enough logits that a row of them is not read whole; of lanes and of eight at once no multiple. */
-const wide = { ...configs.even, num_hidden_layers: 1, vocab_size: 4001 };
+/** Enough logits that a row of them is picked from in three parts; of lanes and of eight at once no multiple. */
+const wide = { ...configs.even, num_hidden_layers: 1, vocab_size: 16391 };
 const { vocab_size: vocab } = wide;
 const compiled = compile(writeModel(wide), {
   targets: ["webgpu"],
@@ -33,7 +33,7 @@ function rowsOf(name: string): Float32Array[] {
   const row = (f: (i: number) => number): Float32Array =>
     Float32Array.from({ length: vocab }, (_, i) => f(i));
   const peaked = row(() => normal());
-  for (let i = 0; i < 12; i++) peaked[(i * 397) % vocab] = 8 + i / 3;
+  for (let i = 0; i < 12; i++) peaked[(i * 1397) % vocab] = 8 + i / 3;
   return [
     row(() => normal()),
     peaked,
@@ -61,13 +61,16 @@ test("a device picks the largest logits, in order, and sums of exp", async () =>
   const { plan } = device;
   const { logits, candidates } = plan.homes;
   const kernels = Object.keys(plan.kernels).filter((name) => /candidates/.test(name));
-  assert.is(kernels.length, 1, "one more pipeline, and one more launch");
-  const launches = plan.programs.flatMap((p) => p.launches).filter((l) => l.kernel === kernels[0]);
-  assert.is(launches.length, 1);
+  assert.is(kernels.length, 2, "of parts, and what folds these");
+  const launches = plan.programs.flatMap((p) => p.launches).filter((l) => kernels.includes(l.kernel));
+  assert.equal(
+    launches.map((l) => l.grid[1]),
+    [3, 1].map((mul) => ({ count: "one", mul, div: 1 })),
+  );
   const rows = rowsOf("picked");
   const odd = [Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY].map((x, i) => {
     const row = rows[0]!.slice();
-    row[(i * 2501) % vocab] = x;
+    row[(i * 6501) % vocab] = x;
     return row;
   });
   const at = { space: "arena", group: 0, lane: 0 } as const;
@@ -82,9 +85,11 @@ test("a device picks the largest logits, in order, and sums of exp", async () =>
       meta[plan.blocks.step.arrays.head_wanted! + h] = wants[(h + 3 * turn) % wants.length]!;
       new Float32Array(meta.buffer)[plan.blocks.step.arrays.head_scale! + h] = scale;
     });
-    const kernel = Object.keys(plan.kernels).indexOf(kernels[0]!);
-    const command = [kernel, manifest.model.layers, 0, all.length, 1, 1];
-    const [read] = await device.run(0, Int32Array.from(command), meta, [
+    const commands = launches.flatMap(({ kernel, grid }) => {
+      const at = Object.keys(plan.kernels).indexOf(kernel);
+      return [at, manifest.model.layers, 0, all.length, grid[1].mul, 1];
+    });
+    const [read] = await device.run(0, Int32Array.from(commands), meta, [
       { ...at, offset: candidates!, words: all.length * CANDIDATE_WORDS },
     ]);
     for (const [h, row] of all.entries()) {

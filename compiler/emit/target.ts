@@ -204,8 +204,8 @@ export function emitTarget(
     const logits = homes.find((h) => h.name === "logits")?.value;
     if (!logits || !hasCandidates(model.vocab)) return [];
     const name = "candidates";
-    const to = layout.homes.candidates;
-    return [{ name, bodies: [{ name, skeleton: name, bits: [], logits, vocab: model.vocab, to }] }];
+    const places = { to: layout.homes.candidates, parts: layout.candidateParts };
+    return [{ name, bodies: [{ name, skeleton: name, bits: [], logits, vocab: model.vocab, ...places }] }];
   }
   const updates = envFor("update", () => {
     throw new Error("an update reads no graph value");

@@ -109,12 +109,12 @@ export function sample(seq: i32, h: i32): i32 {
   return id;
 }
 /**
- * By how much of itself a device's Σ exp differs from the host's at most, in units of 2^-24: 94 for exp,
- * which is right to 3 + 2|x| last places (WGSL, 15.7.4.1) at an x that was rounded three times, |x| being ln
- * 2^18 at most in the mean that the terms weigh; 17 for the host's; one for each addition on the way of a
- * term.
+ * By how much of itself a device's Σ exp differs from the host's at most, in units of 2^-24: 101 for two exp,
+ * of a term in its part and of the part in the row, each right to 3 + 2|x| last places (WGSL, 15.7.4.1) at an
+ * x that was rounded three times, both |x| together being ln 2^18 at most in the mean that the terms weigh,
+ * and for their product; 17 for the host's; one for each addition on the way of a term.
  */
-const SLACK: f64 = <f64>(94 + 17 + 17 + VOCAB / 1024) / 16777216;
+const SLACK: f64 = <f64>(101 + 17 + 17 + VOCAB / 1024) / 16777216;
 /**
  * The token that `sample` would draw, from the candidates of row `h`, which are put in their places in the
  * row; NONE where they do not tell.
