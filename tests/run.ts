@@ -18,7 +18,9 @@ import { built, program, root, tsx } from "./support/program.ts";
 
 const runner = "tests/support/child.ts";
 const here = fileURLToPath(new URL(".", import.meta.url));
-const long = process.argv.includes("--long");
+// Test files know their form by it (support/scale.ts).
+if (process.argv.includes("--long")) process.env.WEFT_LONG = "1";
+const long = process.env.WEFT_LONG === "1";
 const wanted = process.argv.slice(2).filter((w) => w !== "--long");
 
 export interface FileResult {
@@ -81,16 +83,26 @@ export class Lane {
     const { output } = this;
     const line = /weft-tests (\{.*\})/.exec(output)?.[1];
     const r = line
-      ? (JSON.parse(line) as { registered: number; passed: number; error: boolean; cpu: number })
-      : { registered: 0, passed: 0, error: true, cpu: 0 };
+      ? (JSON.parse(line) as {
+          registered: number;
+          passed: number;
+          error: boolean;
+          cpu: number;
+          long: boolean;
+        })
+      : { registered: 0, passed: 0, error: true, cpu: 0, long };
     const narrowed = /\.(only|skip)\(/.test(readFileSync(path, "utf8"));
-    const failed = code !== 0 || r.error || r.registered === 0 || narrowed;
+    const said = [
+      ...(narrowed ? ["a test is narrowed or skipped"] : []),
+      ...(r.long !== long ? [`it ran in its ${r.long ? "long" : "short"} form`] : []),
+    ];
+    const failed = code !== 0 || r.error || r.registered === 0 || said.length > 0;
     if (failed || r.registered !== r.passed) this.end();
     return {
       file: path,
       registered: Math.max(r.registered, failed ? r.passed + 1 : 0),
       passed: r.passed,
-      output: narrowed ? `${output}\na test is narrowed or skipped` : output,
+      output: [output, ...said].join("\n"),
       ms: performance.now() - t0,
       cpu: r.cpu,
     };

@@ -6,6 +6,7 @@
 import { pathToFileURL } from "node:url";
 import { askRunner } from "./assembler.ts";
 import { shareDevice } from "./devices.ts";
+import { long } from "./scale.ts";
 
 const g = globalThis as unknown as {
   UVU_DEFER: number;
@@ -45,7 +46,7 @@ async function play(file: string): Promise<void> {
   else if (!g.weftTests.registered) write(`no test in it, or none that WEFT_TEST matches\n`);
   const { user, system } = process.cpuUsage(before);
   const { registered } = g.weftTests;
-  const told = { registered, passed, error: error !== null, cpu: (user + system) / 1e6 };
+  const told = { registered, passed, error: error !== null, cpu: (user + system) / 1e6, long };
   write(`\nweft-tests ${JSON.stringify(told)}\n`);
 }
 
