@@ -46,9 +46,16 @@ export interface ParamAddress {
   readonly accum: number;
   /** Of a matrix that is a group of its own: its number among those. */
   readonly own: number | null;
-  /** Where it stands for those of all experts: words from the gradient of one to that of the next. */
-  readonly apart?: number;
+  /** It is the first of several that lie evenly, as those of experts do. */
+  readonly several?: Several;
 }
+/** How many there are, and words from one to the next, and from its gradient to the next's. */
+export interface Several {
+  readonly count: number;
+  readonly offset: number;
+  readonly accum: number;
+}
+export const severalOf = (p: ParamAddress): Several => p.several ?? { count: 1, offset: 0, accum: 0 };
 
 /** Does a slot have a tensor's rows in quads? Others are vectors, side by side at the branch's home. */
 export const inQuads = (p: Pick<ParamAddress, "kind" | "rows" | "k">): boolean =>

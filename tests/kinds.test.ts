@@ -4,7 +4,9 @@
  */
 import * as assert from "uvu/assert";
 import { adapterMethods } from "../compiler/adapters/index.ts";
+import { emitTarget } from "../compiler/emit/target.ts";
 import { formatsOf } from "../compiler/formats.ts";
+import { launchesOf } from "../compiler/fuse.ts";
 import { layoutOf } from "../compiler/layout.ts";
 import { models } from "../compiler/models/index.ts";
 import type { Model } from "../compiler/models/model.ts";
@@ -27,11 +29,15 @@ const test = suite("kinds");
 const mixed: Config = configs.qwen3_moe_mixed;
 const vocab = mixed.vocab_size;
 const read = (c: Config): Model => models[String(c.model_type)]!.read(c);
-const programs = (model: Model, train: readonly string[] = []) =>
-  buildPrograms(model, defaultCapacities(model.context), {
-    ...{ format: () => "f32", kv: "f32", train },
-    methods: train.map((name) => adapterMethods[name]!),
-  });
+const programs = (model: Model, train: readonly string[] = [], experts = 0) =>
+  buildPrograms(
+    model,
+    { ...defaultCapacities(model.context), experts },
+    {
+      ...{ format: () => "f32", kv: "f32", train },
+      methods: train.flatMap((name) => adapterMethods[name] ?? []),
+    },
+  );
 /** All linear layers that are not of experts. */
 const linear = ".*(self_attn\\..*_proj|mlp\\.\\w+)";
 
@@ -55,6 +61,28 @@ test("which layers are dense is what transformers says; a kind's graph is that o
   for (const wrong of [[4], ["1"], 1])
     assert.throws(() => read({ ...mixed, mlp_only_layers: wrong }), /WEFT_CONFIG|mlp_only_layers/);
   assert.throws(() => read({ ...mixed, decoder_sparse_step: 0 }), /decoder_sparse_step/);
+});
+
+test("kernels are as many, and their text as long, however many experts there are", () => {
+  const train = ["lora", "s2ft", "full"];
+  const emitted = (target: "wasm" | "webgpu", count: number) => {
+    const model = read({ ...mixed, num_experts: count });
+    const capacities = defaultCapacities(model.context);
+    const settings = { capacities, kv: "f32", train, integers: false } as const;
+    const made = programs(model, train, 4);
+    const launches = launchesOf(model, made, true);
+    const layout = layoutOf(model, made, settings, targets[target]);
+    const { kernels, sources } = emitTarget(targets[target], model, settings, made, launches, layout);
+    const text = sources.map((s) => s.text).join("\n");
+    return { kernels: kernels.length, lines: text.split("\n").length, bytes: text.length };
+  };
+  for (const target of ["wasm", "webgpu"] as const) {
+    const [few, many] = [emitted(target, 8), emitted(target, 128)];
+    assert.is(many.kernels, few.kernels, target);
+    // Numbers have more digits; and which launches share a module depends on how many numbers they bring.
+    for (const size of ["lines", "bytes"] as const)
+      assert.ok(many[size] < 1.02 * few[size], `${target}: ${many[size]} ${size}, of 8 ${few[size]}`);
+  }
 });
 
 test("a chamber is that of the largest kind's layer; a format is that of the layers which have the tensor", async () => {

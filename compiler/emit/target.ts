@@ -15,7 +15,7 @@ import type { KernelEnv, ParamAddress, Variant } from "../kernel.ts";
 import type { Launch } from "../kernels/body.ts";
 import { type AnyBody, type Bare, kernelOf, storesResult, writesWeights } from "../kernels/index.ts";
 import type { RowNorms } from "../kernels/row_norms.ts";
-import { type BranchSpec, tensorName } from "../layers.ts";
+import { type BranchSpec, type SiteSpec, tensorName } from "../layers.ts";
 import { addresser, type Layout, placeValues } from "../layout.ts";
 import { type BlockKind, blockLayouts } from "../metadata.ts";
 import type { Model } from "../models/model.ts";
@@ -87,6 +87,35 @@ const ofEachKind = (model: Model, params: readonly ParamEntry[]) => {
     of: params.filter((p) => isOf(p, kind)),
   }));
 };
+/** Matrices of all experts as one parameter, by their name, which has `{e}` for the expert. */
+function mixturesOf(
+  sites: readonly SiteSpec[],
+  params: ReadonlyMap<string, ParamEntry>,
+): ReadonlyMap<string, ParamAddress> {
+  const out = new Map<string, ParamAddress>();
+  for (const { module, experts: count } of sites) {
+    if (count === undefined) continue;
+    const name = `${module}.weight`;
+    const [first, second] = ["0", "1"].map((e) => params.get(name.replace("{e}", e)));
+    const { offset, accum } = second ?? first!;
+    const several = { count, offset: offset - first!.offset, accum: accum - first!.accum };
+    out.set(name, { ...first!, several });
+  }
+  return out;
+}
+/** Parameters in turn, those of experts as one. */
+function together(
+  params: readonly ParamEntry[],
+  mixtures: ReadonlyMap<string, ParamAddress>,
+): readonly ParamAddress[] {
+  const all = [...mixtures.values()];
+  const names = new Set(
+    [...mixtures].flatMap(([name, { several }]) =>
+      Array.from({ length: several!.count }, (_, e) => name.replace("{e}", String(e))),
+    ),
+  );
+  return params.flatMap((p) => all.find(({ name }) => name === p.name) ?? (names.has(p.name) ? [] : p));
+}
 export function emitTarget(
   target: Target,
   model: Model,
@@ -110,11 +139,7 @@ export function emitTarget(
       ...layout.params.statistics,
     ].map((p) => [p.name, p]),
   );
-  /** The first's, and how far apart their gradients are. */
-  const ofExperts = (name: string): ParamAddress => {
-    const [first, next] = [0, 1].map((e) => params.get(name.replace("{e}", String(e))));
-    return { ...first!, apart: next ? next.accum - first!.accum : 0 };
-  };
+  const mixtures = mixturesOf(programs.sites, params);
   const envFor = (block: BlockKind, address: KernelEnv["address"]): KernelEnv => ({
     capacities: c,
     layout: blocks[block],
@@ -123,7 +148,7 @@ export function emitTarget(
     jobWords: layout.jobWords,
     groups: model.layers + 1,
     address,
-    param: (name) => params.get(name) ?? ofExperts(name),
+    param: (name) => params.get(name) ?? mixtures.get(name)!,
     norms: layout.homes.norms,
     partials: layout.partials,
     integers,
@@ -232,7 +257,10 @@ export function emitTarget(
     for (const [region, list, kinds] of sets) {
       // Those of a matrix's own group on their own, after the others.
       const sets = [
-        list.filter((p) => p.own === null),
+        together(
+          list.filter((p) => p.own === null),
+          mixtures,
+        ),
         ...list.filter((p) => p.own !== null).map((p) => [p]),
       ];
       const each = <B extends Bare>(body: (params: readonly ParamAddress[]) => B) =>

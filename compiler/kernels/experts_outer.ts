@@ -3,7 +3,7 @@
  * row's part to the expert that it chose.
  */
 import type { Type } from "../../ops/index.ts";
-import type { KernelEnv } from "../kernel.ts";
+import { type KernelEnv, severalOf } from "../kernel.ts";
 import type { Body, GraphKernel } from "./body.ts";
 import { partOf } from "./experts.ts";
 import { fixed } from "./grid.ts";
@@ -60,8 +60,9 @@ function outerListed1(us: usize, xs: usize, n: i32, u: usize, x: usize, out: usi
 const isMatrix = (b: Body): boolean => b.operands[3]!.value.type.kind === "experts";
 /** Of the gradient of matrices [n, k], which is in panels over n. */
 function matricesOf(b: Body, env: KernelEnv) {
-  const { n, k, apart = 0 } = env.param(String(b.node!.attrs.of));
-  const count = Number(b.node!.attrs.count);
+  const p = env.param(String(b.node!.attrs.of));
+  const { n, k } = p;
+  const { count, accum: apart } = severalOf(p);
   const top = (b.operands[2]!.value.type as Type & { kind: "rows" }).cols;
   return { n, k, apart, count, top, panels: Math.ceil(n / env.panel) };
 }

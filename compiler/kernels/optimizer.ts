@@ -6,7 +6,14 @@ import { type OptimizerName, optimizers, QUAD, QUAD_WORDS, SHARD_ROWS } from "..
 import { assemblyPrinter } from "../emit/assemblyscript_dialect.ts";
 import type { Printer } from "../emit/printer.ts";
 import { wgslPrinter } from "../emit/wgsl_dialect.ts";
-import { type BareBody, inQuads, type Kernel, type KernelEnv, type ParamAddress } from "../kernel.ts";
+import {
+  type BareBody,
+  inQuads,
+  type Kernel,
+  type KernelEnv,
+  type ParamAddress,
+  severalOf,
+} from "../kernel.ts";
 import { stepOf } from "../optimizers.ts";
 import { fixed, one } from "./grid.ts";
 import * as assembly from "./text/assemblyscript.ts";
@@ -28,9 +35,9 @@ const groupsOf = (b: OptimizerBody): number =>
 const nextOf = (b: OptimizerBody, p: ParamAddress, printer: Printer): (readonly [string, string])[] =>
   Object.entries(stepOf(b.optimizer, p)).map(([key, e]) => [key, printer.at(e)]);
 
-/** WGSL: word `i` of a parameter. */
+/** WGSL: word `i` of a parameter; of several, of number `e`. */
 function paramWgsl(p: ParamAddress, env: KernelEnv): string {
-  if (p.kind !== "factor") return `weights[${p.offset} + i]`;
+  if (p.kind !== "factor") return `weights[${p.offset} + e * ${severalOf(p).offset} + i]`;
   if (!inQuads(p)) return `adapters[${wgsl.jobVector(p, env)} + i]`;
   const words = QUAD * p.k;
   const quad = `tables[${wgsl.jobQuads(p.branch!, env)} + (i / ${words}) * ${QUAD_WORDS}]`;
@@ -40,14 +47,27 @@ function paramWgsl(p: ParamAddress, env: KernelEnv): string {
  * AssemblyScript: the parts of a parameter that lie side by side, each of so many words. Of the last quad the
  * rows in use: what is beyond them stays zero, whatever their gradient.
  */
-function partsOf(p: ParamAddress, env: KernelEnv): { loop: string; param: string; words: string } {
-  if (p.kind !== "factor") return { loop: "", param: `weights + ${p.offset * 4}`, words: String(p.words) };
-  if (!inQuads(p)) return { loop: "", param: assembly.jobVector(p, env), words: String(p.words) };
+function partsOf(
+  p: ParamAddress,
+  env: KernelEnv,
+): Readonly<Record<"loop" | "param" | "grad" | "words", string>> {
+  const grad = `g + ${p.accum * 4}`;
+  if (p.kind !== "factor") {
+    const { count, offset, accum } = severalOf(p);
+    return {
+      loop: `for (let e: usize = 0; e < ${count}; e++) `,
+      param: `weights + ${p.offset * 4} + e * ${offset * 4}`,
+      grad: `${grad} + e * ${accum * 4}`,
+      words: String(p.words),
+    };
+  }
+  if (!inQuads(p)) return { loop: "", param: assembly.jobVector(p, env), grad, words: String(p.words) };
   const rank = assembly.jobRank(p.branch!, env);
   const place = `load<i32>(${assembly.jobQuads(p.branch!, env)} + ((<usize>q) << ${assembly.QUAD_SHIFT}))`;
   return {
     loop: `for (let q: i32 = 0; (q << 2) < ${rank}; q++) `,
     param: `adapters + ((<usize>${place}) << 2) + ${p.offset * 4}`,
+    grad: `${grad} + <usize>q * ${QUAD * p.k * 4}`,
     words: `((min(${QUAD}, ${rank} - (q << 2)) * ${p.k} + 3) & ~3)`,
   };
 }
@@ -67,6 +87,7 @@ export const optimizer: Kernel<OptimizerBody> = {
         const printer = wgslPrinter(env);
         const next = nextOf(b, p, printer);
         const where: Record<string, string> = { param: paramWgsl(p, env) };
+        const { count, accum } = severalOf(p);
         const shard = p.own === null ? null : `(${wgsl.shard.rows} + ${SHARD_ROWS - 1}) / ${SHARD_ROWS}`;
         optimizers[b.optimizer].states.forEach((s, k) => {
           where[s] = `accum[g + ${shard ? `${k + 1} * words` : (k + 1) * p.words} + i]`;
@@ -75,21 +96,23 @@ export const optimizer: Kernel<OptimizerBody> = {
           `${name}_${i}`,
           lines`
             ${wgsl.guard(p.branch === null ? [] : [p.branch])}
-            let g = ${shard ? "0" : `${wgsl.header("job")} * ${env.jobWords} + ${p.accum}`};
             ${shard ? [`let words = ${shard} * ${SHARD_ROWS * p.k};`] : []}
             let clip = arena[${wgsl.norms(env)} + ${env.groups}];
-            for (
-              var i = wg.x * ${WG} + lane;
-              i < ${shard ? "words" : wgsl.wordsInUse(p, env)};
-              i += ${groupsOf(b) * WG}
-            ) {
-              if (clip >= 0.0f) {
-                let grad_ = ${wgsl.pin("accum[g + i] * clip")};
-                ${Object.entries(where).map(([key, at]) => `let ${key}_ = ${at};`)}
-                ${[...printer.row, ...printer.col]}
-                ${next.map(([key, t]) => `${where[key]} = ${t};`)}
+            for (var e = 0; e < ${count}; e++) {
+              let g = ${shard ? "0" : `${wgsl.header("job")} * ${env.jobWords} + ${p.accum} + e * ${accum}`};
+              for (
+                var i = wg.x * ${WG} + lane;
+                i < ${shard ? "words" : wgsl.wordsInUse(p, env)};
+                i += ${groupsOf(b) * WG}
+              ) {
+                if (clip >= 0.0f) {
+                  let grad_ = ${wgsl.pin("accum[g + i] * clip")};
+                  ${Object.entries(where).map(([key, at]) => `let ${key}_ = ${at};`)}
+                  ${[...printer.row, ...printer.col]}
+                  ${next.map(([key, t]) => `${where[key]} = ${t};`)}
+                }
+                accum[g + i] = 0.0f;
               }
-              accum[g + i] = 0.0f;
             }`,
         );
       })
@@ -99,7 +122,7 @@ export const optimizer: Kernel<OptimizerBody> = {
     // A function for all parameters with one step: what differs are numbers.
     const functions = new Map<string, { readonly name: string; readonly text: string }>();
     const step = (p: ParamAddress): string[] => {
-      const { loop, param, words } = partsOf(p, env);
+      const { loop, param, grad, words } = partsOf(p, env);
       const printer = assemblyPrinter(env, 4);
       const next = nextOf(b, p, printer);
       const text = lines`
@@ -118,11 +141,10 @@ export const optimizer: Kernel<OptimizerBody> = {
       const key = text.join("\n");
       const known = functions.get(key)?.name ?? `${name}_${functions.size}`;
       functions.set(key, { name: known, text: assembly.fn(known, text, stepParams) });
-      const quad = inQuads(p) ? ` + <usize>q * ${QUAD * p.k * 4}` : "";
       return lines`
         ${p.branch === null ? "" : `if ${assembly.maskBit(p.branch)} `}${loop}${known}(
           ${param},
-          g + ${p.accum * 4}${quad}, ${p.words * 4}, ${words} >> 2, bind, meta, part, parts
+          ${grad}, ${p.words * 4}, ${words} >> 2, bind, meta, part, parts
         );`;
     };
     const steps = b.params.flatMap(step);

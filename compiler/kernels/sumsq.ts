@@ -1,6 +1,6 @@
 /** Σ g² over a group's gradients of a job: what its part of the gradient's norm is. */
 import { SHARD_ROWS } from "../../runtime/bundle.ts";
-import type { BareBody, Kernel, KernelEnv, ParamAddress } from "../kernel.ts";
+import { type BareBody, type Kernel, type KernelEnv, type ParamAddress, severalOf } from "../kernel.ts";
 import { one } from "./grid.ts";
 import { inTurn } from "./text/alike.ts";
 import * as assembly from "./text/assemblyscript.ts";
@@ -73,10 +73,15 @@ export const sumsq: Kernel<SumsqBody> = {
   over: null,
   wgsl: (name, b, env) => {
     if (b.params[0]?.own != null) return ofShard(name, b.params[0], env);
-    const param = (p: ParamAddress): string[] => lines`
-      ${p.branch === null ? "" : `if (${wgsl.maskBit(p.branch)}) `}{
-        ${squares(`g + ${p.accum}`, wgsl.wordsInUse(p, env))}
-      }`;
+    const param = (p: ParamAddress): Lines => {
+      const { count, accum } = severalOf(p);
+      return lines`
+        ${p.branch === null ? "" : `if (${wgsl.maskBit(p.branch)}) `}{
+          for (var e = 0; e < ${count}; e++) {
+            ${squares(`g + ${p.accum} + e * ${accum}`, wgsl.wordsInUse(p, env))}
+          }
+        }`;
+    };
     return wgsl.fn(
       name,
       lines`
@@ -89,9 +94,14 @@ export const sumsq: Kernel<SumsqBody> = {
   },
   library: () => functions,
   assembly: (name, b, env) => {
-    const param = (p: ParamAddress): string =>
-      (p.branch === null ? "" : `if ${assembly.maskBit(p.branch)} `) +
-      `sum += sumsq(g + ${p.accum * 4}, ${assembly.wordsInUse(p, env)});`;
+    const param = (p: ParamAddress): string => {
+      const { count, accum } = severalOf(p);
+      return (
+        (p.branch === null ? "" : `if ${assembly.maskBit(p.branch)} `) +
+        `for (let e: usize = 0; e < ${count}; e++) ` +
+        `sum += sumsq(g + ${p.accum * 4} + e * ${accum * 4}, ${assembly.wordsInUse(p, env)});`
+      );
+    };
     return assembly.fn(
       name,
       lines`

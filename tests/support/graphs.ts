@@ -306,7 +306,13 @@ export async function runOn(
       const words = align(Math.ceil(ty.n / t.panel) * t.panel * ty.k);
       params.set(name, {
         ...{ name, kind: "weight", n: ty.n, k: ty.k, format: "f32", branch: null, rows: "one" },
-        ...{ offset: weights, words, accum, own: null, apart: words },
+        ...{
+          offset: weights,
+          words,
+          accum,
+          own: null,
+          several: { count: ty.count, offset: stride, accum: words },
+        },
       });
       weights += ty.count * stride;
       accum += ty.count * words;
@@ -523,11 +529,11 @@ export async function runOn(
       );
     else if (r.type.kind === "grad") {
       const p = params.get(r.type.of)!;
-      if (p.apart !== undefined) {
+      if (p.several) {
         const all: number[] = [];
-        const count = (r.node.ins[3]!.type as Experts).count;
+        const { count, accum } = p.several;
         for (let e = 0; e < count; e++) {
-          const at = { space: "accum", group: 0, offset: p.accum + e * p.apart, words: p.words } as const;
+          const at = { space: "accum", group: 0, offset: p.accum + e * accum, words: p.words } as const;
           all.push(...unpack("f32", await device.read(at), p.n, p.k, t.panel));
         }
         outputs.push(Float32Array.from(all));
