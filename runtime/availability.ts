@@ -6,8 +6,9 @@ import { type Manifest, type Sizes, sizeNames, WeftError } from "./bundle.ts";
 import { mayHaveGpu } from "./dawn.ts";
 import { readManifest } from "./load.ts";
 import { urlOf } from "./local.ts";
-import { type DeviceChoice, noDevice } from "./open.ts";
+import type { DeviceChoice } from "./open.ts";
 import { openReader, type Place, type ReadOptions } from "./reader.ts";
+import { noDevice } from "./refused.ts";
 import type { Storage } from "./storage/cache.ts";
 import type { WasmOptions } from "./wasm.ts";
 

@@ -25,6 +25,12 @@ export interface DeviceInfo {
   readonly name: string;
   readonly software: boolean;
 }
+/** What launches of one kernel took in a list, by the device's own clock. */
+export interface KernelTime {
+  readonly kernel: string;
+  readonly launches: number;
+  readonly ms: number;
+}
 /** A range of one chamber, in words. */
 export interface Range {
   readonly space: MemorySpace;
@@ -79,9 +85,15 @@ export interface Device {
   readonly memory: Readonly<Record<string, number>>;
   /**
    * Since the device was opened: kernels launched, and milliseconds spent turning commands into launches
-   * (none on Wasm, where a launch is a call); lists that were encoded before they were asked for.
+   * (none on Wasm, where a launch is a call); lists that were encoded before they were asked for. Of the list
+   * that was played last: what its kernels took, where `timestamps` asked for that.
    */
-  readonly stats: { launches: number; encodeMs: number; ahead: number };
+  readonly stats: {
+    launches: number;
+    encodeMs: number;
+    ahead: number;
+    kernels: readonly KernelTime[] | null;
+  };
   write(at: Omit<Range, "words">, data: Float32Array | Uint32Array | Int32Array): void;
   clear(range: Range): void;
   /** Run commands (six words each) over the metadata, then read ranges back in order. */

@@ -48,6 +48,11 @@ export const LoadOptions = object({
    */
   relaxed: v.optional(boolean),
   /**
+   * Tell `onStep` what each kernel takes, by the clock of the WebGPU device: needs its `timestamp-query`.
+   * Steps take longer meanwhile; never changes a result. Default: no.
+   */
+  timestamps: v.optional(boolean),
+  /**
    * Bytes that the device may take, or a text like "512MB" or "3 GiB". Less than the bundle is meant for
    * makes room for fewer requests and smaller jobs, more for more requests; results are the same bits.
    * Default: what the bundle is meant for, as far as the device has it.
@@ -91,7 +96,7 @@ const verdicts: Verdicts = new Map();
  */
 export async function openEngine(bundle: Place | BundleReader, options: LoadOptions = {}): Promise<Engine> {
   checked(LoadOptions, options);
-  const { device, threads, lanes, relaxed, stepTimeout, signal, capacities } = options;
+  const { device, threads, lanes, relaxed, timestamps, stepTimeout, signal, capacities } = options;
   const memory = options.memory === undefined ? undefined : bytesOf(options.memory);
   const kept = options.adapters?.memory;
   return abortable(
@@ -102,7 +107,7 @@ export async function openEngine(bundle: Place | BundleReader, options: LoadOpti
         (m, file, onProgress) =>
           openDevice(device ?? "auto", m, file, {
             ...{ threads, lanes, relaxed, memory, capacities },
-            ...{ stepTimeout, signal, onProgress },
+            ...{ timestamps, stepTimeout, signal, onProgress },
           }),
         {
           ...picked(engineEntries, options),

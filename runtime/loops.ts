@@ -5,7 +5,7 @@
  */
 import type { AdapterStore } from "./adapters.ts";
 import { COUNTER, EVENT, EVENT_WORDS, KIND, type Manifest } from "./bundle.ts";
-import type { Device } from "./device.ts";
+import type { Device, KernelTime } from "./device.ts";
 import type { Host } from "./host.ts";
 import { LogitsReader } from "./logits.ts";
 import type { Serving } from "./serving.ts";
@@ -26,6 +26,8 @@ export interface StepTrace {
   readonly units: number;
   readonly commands: number;
   readonly ms: number;
+  /** What its kernels took; null unless `load({ timestamps })` asked for it. */
+  readonly kernels: readonly KernelTime[] | null;
 }
 /** By the host's number. */
 const kinds = Object.fromEntries(Object.entries(KIND).map(([name, n]) => [n, name as keyof typeof KIND]));
@@ -145,7 +147,11 @@ export class Loops {
     // Who waits for room may be of the other lane.
     if (given !== this.given) this.kick();
     this.given = given;
-    if (trace) this.o.onStep!({ lane, ...trace, cached, units, commands: count, ms: performance.now() - t0 });
+    if (trace) {
+      const { kernels } = device.stats;
+      const ms = performance.now() - t0;
+      this.o.onStep!({ lane, ...trace, cached, units, commands: count, ms, kernels });
+    }
     return true;
   }
   private traceRows(lane: number): Pick<StepTrace, "rows" | "requests" | "jobs"> {

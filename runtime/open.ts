@@ -14,7 +14,7 @@ export async function openDevice(
   choice: DeviceChoice,
   manifest: Manifest,
   file: (name: string) => Promise<Uint8Array>,
-  options: WasmOptions = {},
+  options: WasmOptions & { readonly timestamps?: boolean | undefined } = {},
 ): Promise<Device> {
   if (!deviceChoices.includes(choice))
     throw new WeftError({
@@ -25,21 +25,12 @@ export async function openDevice(
     });
   // Each target is loaded only where it is used.
   const wasm = async (): Promise<Device> => {
+    if (options.timestamps) throw (await import("./refused.ts")).untimed("wasm");
     const { hasRelaxed, openWasm } = await import("./wasm.ts");
     const name = "kernels.relaxed.wasm";
     const can = name in manifest.files && hasRelaxed();
     const relaxed = options.relaxed ?? can;
-    if (relaxed && !can)
-      throw new WeftError({
-        code: "WEFT_DEVICE",
-        where: "relaxed",
-        expected: name in manifest.files ? "an engine with relaxed SIMD" : `a bundle with ${name}`,
-        found: name in manifest.files ? "one without" : "none",
-        hint:
-          name in manifest.files
-            ? "Node 20 has it behind --experimental-wasm-relaxed-simd"
-            : "compile with --relaxed",
-      });
+    if (relaxed && !can) throw (await import("./refused.ts")).notRelaxed(name in manifest.files);
     return openWasm(manifest, await file(relaxed ? name : "kernels.wasm"), { ...options, relaxed });
   };
   const webgpu = async (kind: "hardware" | "software"): Promise<Device | null> =>
@@ -51,18 +42,6 @@ export async function openDevice(
     return device ?? wasm();
   }
   const device = await webgpu(choice === "webgpu" ? "hardware" : "software");
-  if (!device) throw noDevice(choice);
+  if (!device) throw (await import("./refused.ts")).noDevice(choice);
   return device;
 }
-/** What was asked for by name is not here. */
-export const noDevice = (choice: "webgpu" | "software"): WeftError =>
-  new WeftError({
-    code: "WEFT_DEVICE",
-    where: `device: ${choice}`,
-    expected: choice === "webgpu" ? "a WebGPU adapter on hardware" : "a software WebGPU adapter",
-    found: "none",
-    hint:
-      choice === "webgpu"
-        ? 'use device "wasm", or "software"'
-        : "install the webgpu and @sparticuz/chromium packages",
-  });

@@ -312,7 +312,7 @@ export async function openWasm(
   };
   const wordAt = (r: Omit<Range, "words">): number => addressOf(r.space, r.group, r.lane ?? 0) / 4 + r.offset;
   const slice = (r: Range): Float32Array => floats.slice(wordAt(r), wordAt(r) + r.words);
-  const stats = { launches: 0, encodeMs: 0, ahead: 0 };
+  const stats = { launches: 0, encodeMs: 0, ahead: 0, kernels: null };
   const kv = kvFormats[manifest.kv].numerics;
   const many = `${threads} thread${threads > 1 ? "s" : ""}`;
   return {

@@ -1,7 +1,7 @@
 /**
  * The WebGPU target: one bind group a group of chambers, one compute pass a step, metadata by dynamic offset.
  */
-import { kvFormats, type Manifest, planOf, showBytes, sizesFor } from "./bundle.ts";
+import { kvFormats, type Manifest, planOf, sizesFor } from "./bundle.ts";
 import { openAdapter } from "./dawn.ts";
 import {
   type Device,
@@ -12,7 +12,6 @@ import {
   planProgress,
   type RoomOptions,
 } from "./device.ts";
-import { WeftError } from "./errors.ts";
 import { formatOf, planeBytes } from "./formats.ts";
 import { limitsHere } from "./memory.ts";
 import { servingPrograms } from "./programs.ts";
@@ -32,6 +31,8 @@ type WebGpuOptions = RoomOptions & {
   readonly ahead?: boolean | undefined;
   /** Is the list that is expected next encoded while the device works? Default: on hardware. */
   readonly encodesAhead?: boolean | undefined;
+  /** Is what kernels take measured? Default: no. */
+  readonly timestamps?: boolean | undefined;
 };
 type FileOf = (name: string) => Promise<Uint8Array>;
 const GPU: Families = { fewRows: 8 };
@@ -40,8 +41,8 @@ const CPU: Families = { fewRows: null };
 
 /**
  * Open the bundle's `webgpu` plan; null when there is no adapter of the wanted kind. Throws WEFT_CAPACITY
- * when the adapter cannot hold the plan, WEFT_DEVICE when it refuses a kernel or the device, WEFT_DEVICE_LOST
- * when it goes away meanwhile; the device is destroyed then.
+ * when the adapter cannot hold the plan, WEFT_DEVICE when it refuses a kernel or the device, or has no clock
+ * that was asked for, WEFT_DEVICE_LOST when it goes away meanwhile; the device is destroyed then.
  */
 export async function openWebGpu(
   manifest: Manifest,
@@ -68,7 +69,7 @@ export const nameOf = ({ info }: GPUAdapter): string =>
  * What a load of these options would take on an adapter. Throws WEFT_CAPACITY when not even the smallest
  * fits.
  */
-export function planWebGpu(manifest: Manifest, adapter: GPUAdapter, options: RoomOptions) {
+export async function planWebGpu(manifest: Manifest, adapter: GPUAdapter, options: RoomOptions) {
   const { limits } = adapter;
   const { layers } = manifest.model;
   const where = `adapter ${nameOf(adapter)}`;
@@ -84,16 +85,14 @@ export function planWebGpu(manifest: Manifest, adapter: GPUAdapter, options: Roo
     ...[...layerParams, ...outerParams].flatMap((p) => formatOf(p.format).planes.map(planeBytes)),
   );
   const fits = 2 ** 31 * least;
-  if (weights > fits)
-    throw new WeftError({
-      code: "WEFT_CAPACITY",
-      where,
-      expected: `${manifest.model.format} weights of at most ${showBytes(fits, Math.floor)} a layer`,
-      found: showBytes(weights, Math.ceil),
-      hint: "compile with --format f16",
-    });
+  if (weights > fits) throw (await import("./refused.ts")).tooMany(where, manifest, weights, fits);
   const bytes = sizesOf(plan, layers);
   return { sizes, plan, bytes, most, total: Object.values(bytes).reduce((a, b) => a + b, 0), where };
+}
+/** What measures kernels. Throws WEFT_DEVICE where the adapter has no clock. */
+async function clockOf(adapter: GPUAdapter, where: string) {
+  if (!adapter.features.has("timestamp-query")) throw (await import("./refused.ts")).untimed(where);
+  return import("./webgpu/timing.ts");
 }
 async function openOn(
   adapter: GPUAdapter,
@@ -102,23 +101,19 @@ async function openOn(
   options: WebGpuOptions,
 ): Promise<Device> {
   const { limits } = adapter;
-  const { sizes, plan, bytes, most, where } = planWebGpu(manifest, adapter, options);
+  const { sizes, plan, bytes, most, where } = await planWebGpu(manifest, adapter, options);
   const { layers } = manifest.model;
+  const clock = options.timestamps ? await clockOf(adapter, where) : null;
   const device = await adapter
     .requestDevice({
+      requiredFeatures: clock ? ["timestamp-query"] : [],
       requiredLimits: {
         maxStorageBufferBindingSize: limits.maxStorageBufferBindingSize,
         maxBufferSize: limits.maxBufferSize,
       },
     })
-    .catch((cause: Error) => {
-      throw new WeftError({
-        code: "WEFT_DEVICE",
-        where,
-        expected: "a device",
-        found: cause.message,
-        cause,
-      });
+    .catch(async (cause: Error) => {
+      throw (await import("./refused.ts")).notGiven(where, cause);
     });
   const watch = new Watch(device);
   try {
@@ -126,8 +121,8 @@ async function openOn(
     const memory = await watch.scoped(Object.values(bytes), () => allocate(device, plan, layers, most));
     const software = isSoftware(adapter);
     const families = options.families ?? (software ? CPU : GPU);
-    // A software device works on the cores that encode.
-    const encodesAhead = options.encodesAhead ?? !software;
+    // A software device works on the cores that encode. What a list takes is read before the next.
+    const encodesAhead = !clock && (options.encodesAhead ?? !software);
     const picks = (options.picks ?? !software) && plan.homes.candidates !== null;
     const texts = await readKernels(plan, file);
     const kernels = new Kernels(watch, plan, memory.layouts, texts, { families, picks, software });
@@ -154,7 +149,7 @@ async function openOn(
           allocate(device, small, layers, most, { first, weights: memory }),
         );
         const release = async (): Promise<void> => own.destroy();
-        const alike = { info, families, picks, encodesAhead, later };
+        const alike = { info, families, picks, encodesAhead, timing: null, later };
         return play(watch, small, own, kernels, { ...alike, bytes, sizes, release });
       },
     };
@@ -165,6 +160,7 @@ async function openOn(
     };
     return play(watch, plan, memory, kernels, {
       ...{ info, bytes, sizes, families, picks, encodesAhead, later: whole ? null : later, release },
+      timing: clock && new clock.Timing(watch, plan),
     });
   } catch (e) {
     // Whatever failed after the device was gone failed because of that.

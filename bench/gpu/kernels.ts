@@ -1,73 +1,35 @@
-/** Each kernel of a step on its own, as often as it takes to time it, against what the device gives. */
-import type { Engine } from "../../sdk/index.ts";
+/** Each kernel of a step, by the device's own clock, against what the device gives. */
+import type { StepTrace } from "../../runtime/loops.ts";
+import type { Manifest } from "../../sdk/index.ts";
 import type { Rates } from "./rates.ts";
 
 export interface Launched {
   readonly kernel: string;
   /** Microseconds of a launch. */
   readonly us: number;
-  /** Launches in the step. */
+  /** Launches each time. */
   readonly times: number;
   /** Of matrices that it reads: GB/s, as a share of a copy; TFLOP/s, as a share of fma. */
   readonly memory: number | null;
   readonly arithmetic: number | null;
 }
-interface Step {
-  readonly commands: Int32Array;
-  readonly meta: Uint32Array;
-}
-/** Milliseconds of launches that a measurement is made of. */
-const LONG = 20;
-
-/** What the device was given while `play` ran, the longest list of it. */
-export async function recorded(engine: Engine, play: () => Promise<unknown>): Promise<Step> {
-  const { device } = engine.core;
-  const run = device.run.bind(device);
-  let longest: Step | null = null;
-  device.run = (lane, commands, meta, reads) => {
-    if (!longest || commands.length > longest.commands.length)
-      longest = { commands: commands.slice(), meta: meta.slice() };
-    return run(lane, commands, meta, reads);
-  };
-  try {
-    await play();
-  } finally {
-    device.run = run;
-  }
-  if (!longest) throw new Error("no step was played");
-  return longest;
-}
-/** The engine must be at rest; what it has computed is no more after this. */
-export async function launches(
-  engine: Engine,
-  { commands, meta }: Step,
+/** What `steps` took that played the same `plays` times, over so many rows each time. */
+export function launched(
+  { model, targets }: Manifest,
+  steps: readonly StepTrace[],
+  plays: number,
   rows: number,
   rates: Rates,
-): Promise<Launched[]> {
-  const { device, manifest } = engine.core;
-  const plan = manifest.targets.webgpu!;
-  const names = Object.keys(plan.kernels);
-  const params = [...plan.layerParams, ...plan.outerParams].filter((p) => p.kind === "weight");
-  const head = plan.outerParams.filter((p) => p.kind === "weight" && p.n === manifest.model.vocab);
-  const byKernel = new Map<number, { list: number[]; times: number }>();
-  for (let i = 0; i < commands.length; i += 6) {
-    const known = byKernel.get(commands[i]!);
-    if (known) known.times++;
-    else byKernel.set(commands[i]!, { list: [...commands.subarray(i, i + 6)], times: 1 });
+): Launched[] {
+  const { layerParams, outerParams } = targets.webgpu!;
+  const params = [...layerParams, ...outerParams].filter((p) => p.kind === "weight");
+  const head = outerParams.filter((p) => p.kind === "weight" && p.n === model.vocab);
+  const all = new Map<string, { us: number; launches: number }>();
+  for (const { kernel, launches, ms } of steps.flatMap((s) => s.kernels!)) {
+    const known = all.get(kernel) ?? { us: 0, launches: 0 };
+    all.set(kernel, { us: known.us + 1000 * ms, launches: known.launches + launches });
   }
-  const time = async (list: readonly number[], n: number): Promise<number> => {
-    const many = Int32Array.from(Array.from({ length: n }, () => list).flat());
-    const t0 = performance.now();
-    await device.run(0, many, meta, []);
-    return performance.now() - t0;
-  };
-  const out: Launched[] = [];
-  for (const [index, { list, times }] of byKernel) {
-    await time(list, 1);
-    const one = await time(list, 1);
-    const n = Math.max(3, Math.min(500, Math.ceil(LONG / Math.max(0.02, one))));
-    const us = (1000 * ((await time(list, n + 1)) - (await time(list, 1)))) / n;
-    const kernel = names[index]!;
+  const out = [...all].map(([kernel, { us, launches }]): Launched => {
     const words = kernel.replace(/^backward_\w+?_(all|boundary)_/, "");
     const named = (p: (typeof params)[number]): boolean =>
       words.includes(p.name.replace(/\.weight$/, "").replace(/[^a-z0-9]+/gi, "_"));
@@ -77,15 +39,19 @@ export async function launches(
       : /lm_head/.test(words)
         ? head.slice(-1)
         : params.filter(named);
-    const numbers = read.reduce((sum, p) => sum + p.n * p.k, 0);
     const bytes = read.reduce((sum, p) => sum + p.words * 4, 0);
-    out.push({
+    const numbers = read.reduce((sum, p) => sum + p.n * p.k, 0);
+    // A launch reads its matrices once; each row meets every layer's once, however many launches that takes.
+    // Of a prompt the head has the last row alone.
+    const met = /^head_(?!train)/.test(kernel) ? 1 : rows;
+    const layers = read.some((p) => outerParams.includes(p)) ? 1 : model.layers;
+    return {
       kernel,
-      us,
-      times,
-      memory: bytes ? bytes / us / 1000 / rates.copy : null,
-      arithmetic: numbers ? (2 * rows * numbers) / us / 1e6 / rates.fma : null,
-    });
-  }
+      us: us / launches,
+      times: launches / plays,
+      memory: bytes ? (bytes * launches) / us / 1000 / rates.copy : null,
+      arithmetic: numbers ? (2 * met * numbers * layers * plays) / us / 1e6 / rates.fma : null,
+    };
+  });
   return out.sort((a, b) => b.us * b.times - a.us * a.times);
 }

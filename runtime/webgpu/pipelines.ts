@@ -1,7 +1,6 @@
 /** Kernels as pipelines, each compiled when it is first needed, or ahead of that. */
 import type { Plan } from "../bundle.ts";
 import type { Families } from "../device.ts";
-import { WeftError } from "../errors.ts";
 import type { ProgramEntry } from "../manifest.ts";
 import type { Memory } from "./memory.ts";
 import { disposed, type Watch } from "./watch.ts";
@@ -130,15 +129,7 @@ export class Kernels {
         compute: { module, entryPoint: "main" },
       });
     } catch (cause) {
-      const { messages } = await module.getCompilationInfo();
-      const found = messages.map((m) => `line ${m.lineNum}: ${m.message}`).join("; ");
-      throw new WeftError({
-        code: "WEFT_DEVICE",
-        where: `kernel ${label}`,
-        expected: "WGSL that this adapter compiles",
-        found: found || (cause as Error).message,
-        cause,
-      });
+      throw await (await import("../refused.ts")).noKernel(label, module, cause as Error);
     } finally {
       await scope;
     }

@@ -3,6 +3,7 @@ import type { Device, Families, Later, Range } from "../device.ts";
 import { LAUNCH_BYTES, type Memory } from "./memory.ts";
 import type { Kernels } from "./pipelines.ts";
 import { Stagings } from "./stagings.ts";
+import type { Timing } from "./timing.ts";
 import type { Watch } from "./watch.ts";
 
 /** Bytes that are read back at once. */
@@ -62,6 +63,8 @@ export function play(
     readonly picks: boolean;
     /** Is the list that is expected next encoded while the device works? */
     readonly encodesAhead: boolean;
+    /** What measures kernels, where that is wanted. */
+    readonly timing: Timing | null;
     readonly info: Device["info"];
     readonly bytes: Readonly<Record<string, number>>;
     readonly sizes: Sizes;
@@ -69,7 +72,8 @@ export function play(
 ): Device {
   const { device } = watch;
   const { queue } = device;
-  const stats = { launches: 0, encodeMs: 0, ahead: 0 };
+  const { timing } = about;
+  const stats: Device["stats"] = { launches: 0, encodeMs: 0, ahead: 0, kernels: null };
   const pending = new Set<Promise<unknown>>();
   const stagings = new Stagings(device);
   /** Copies of ranges, to be read back when they have been made; null: of none. */
@@ -119,7 +123,7 @@ export function play(
     return work;
   };
   const launch = (encoder: GPUCommandEncoder, commands: Int32Array): void => {
-    const pass = encoder.beginComputePass();
+    const pass = timing?.begin(encoder, commands) ?? encoder.beginComputePass();
     let [bound, offset, launch] = [null as GPUBindGroup | null, -1, -1];
     const dispatch = (group: GPUBindGroup, i: number, numbers: number, x: number, y: number): void => {
       if (group !== bound || commands[i + 2] !== offset || numbers !== launch) {
@@ -187,13 +191,15 @@ export function play(
       stats.ahead++;
       next = null;
     } else staging = encode(asked, submit);
-    const words = wordsOf(reads, staging);
+    const told = Promise.all([wordsOf(reads, staging), timing?.read()]);
     // What came twice is likely to come again: a token's list is the one before's until a sequence comes,
     // ends, or passes a split.
     if (again && about.encodesAhead) {
       const parts: GPUCommandBuffer[] = [];
       next = { ...asked, staging: encode(asked, (part) => parts.push(part)), parts };
     }
+    const [words, times = null] = await told;
+    stats.kernels = times;
     return words;
   };
   const readAll = async (ranges: readonly Range[]): Promise<Float32Array[]> => {

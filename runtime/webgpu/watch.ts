@@ -92,13 +92,8 @@ export class Watch {
       scopes = [device.popErrorScope(), device.popErrorScope()];
     }
     const [invalid, full] = await this.until(Promise.all(scopes), "webgpu memory");
-    if (full || invalid)
-      throw new WeftError({
-        code: full ? "WEFT_CAPACITY" : "WEFT_DEVICE",
-        where: "webgpu device",
-        expected: `${bytes.reduce((a, b) => a + b, 0)} bytes of buffers`,
-        found: (full ?? invalid)!.message,
-      });
+    const refused = full || invalid;
+    if (refused) throw (await import("../refused.ts")).noMemory(bytes, Boolean(full), refused.message);
     return made;
   }
   destroy(): void {
