@@ -215,6 +215,36 @@ export function walkExpr(e: Expr, visit: (e: Expr, reads: readonly Value[]) => v
   for (const x of exprs) walkExpr(x, visit);
 }
 
+/** An expression so many columns further; `known`: what it is of parts of it, which grows. */
+export function furtherOn(e: Expr, by: number, known: Map<Expr, Expr>): Expr {
+  const found = known.get(e);
+  if (found) return found;
+  const there = ixBin("add", col, by);
+  const of = <I extends Ix | null | undefined>(ix: I): I => (ix ? (ixAt(ix, row, there) as I) : ix);
+  const go = (x: Expr): Expr => furtherOn(x, by, known);
+  const same = <E extends Expr>(x: E): E => x;
+  const table: ExprTable<[], Expr> = {
+    const: same,
+    load: (x) => ({ ...x, row: of(x.row), col: of(x.col) }),
+    call: (x) => ({ ...x, args: x.args.map(go) }),
+    if: (x) => ({ ...x, ix: of(x.ix), yes: go(x.yes), no: go(x.no) }),
+    metaf: (x) => ({ ...x, at: of(x.at) }),
+    expand: (x) => ({ ...x, col: of(x.col), ...(x.from && { from: of(x.from) }) }),
+    sparse: (x) => ({ ...x, start: x.start + by }),
+    dot: (x) => ({ ...x, from: of(x.from) }),
+    ranked: (x) => ({ ...x, at: of(x.at), col: of(x.col) }),
+    scale: (x) => ({ ...x, col: of(x.col) }),
+    rand: (x) => ({ ...x, col: of(x.col) }),
+    acc: same,
+    arg: same,
+    stat: same,
+  };
+  // What no column is in is one value at both.
+  const out = usesCol(e) ? matchExpr(table, e) : e;
+  known.set(e, out);
+  return out;
+}
+
 /** Does an index depend on the column? Decides vector load, splat or lane-wise gather. */
 export function ixUsesCol(ix: Ix): boolean {
   switch (ix.ix) {

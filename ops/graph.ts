@@ -71,6 +71,9 @@ export interface PointCtx {
   readonly attrs: Attrs;
 }
 
+/** An element of a lower half, in terms of its own column, and the one of the upper half as far from its start. */
+export type Halves = readonly [lower: Expr, upper: Expr];
+
 /**
  * Everything about an op. Exactly one of `point`, `reduce`, `kernel`, `effect`, `input` says how it is
  * computed.
@@ -90,6 +93,14 @@ export interface Op {
   readonly point?: (ctx: PointCtx) => Expr;
   /** For `point`: reads some operand away from (row, col), so that operand must be materialised. */
   readonly remote?: boolean;
+  /**
+   * For a `remote` one that reads its first operand at two columns: how far apart, those of lower and upper
+   * halves of parts of a row; null: elsewhere too. And both elements as expressions, of the operand there.
+   */
+  readonly halves?: {
+    readonly of: (node: Node) => number | null;
+    readonly point: (ctx: Pick<PointCtx, "ins" | "attrs">, x: Halves) => Halves;
+  };
   /** For `point`: `attrs.branch` names the adapter branch without which it has nothing to compute. */
   readonly conditional?: boolean;
   /** For `point`: rows of its operand as they are, picked by the metadata array `attrs.index`. */

@@ -3,8 +3,16 @@
  * cosines and sines; its gradient is the inverse rotation. Of several tables each layer says which it turns
  * by; dims beyond the table's pass.
  */
-import { call, type Expr, type Ix, ixBin, konst, load, meta, ofLayer, row } from "./expr.ts";
-import { defineOp, make1, type Sample, type Type, type Value } from "./graph.ts";
+import { call, col, type Expr, type Ix, ixBin, konst, load, meta, ofLayer, row } from "./expr.ts";
+import { type Attrs, defineOp, make1, type Sample, type Type, type Value } from "./graph.ts";
+
+const columnsOf = (table: Value): number => (table.type as Type & { kind: "table" }).cols;
+const positionOf = ({ positions }: Attrs): Ix => {
+  const at = meta("pos", row);
+  return positions ? ixBin("add", at, ixBin("mul", ofLayer("rope"), Number(positions))) : at;
+};
+const turn = (x: Expr, cos: Expr, other: Expr, sin: Expr): Expr =>
+  call("fma", x, cos, call("pin", call("mul", other, sin)));
 
 const ropeOp = defineOp({
   name: "rope",
@@ -14,15 +22,12 @@ const ropeOp = defineOp({
   point: ({ ins, attrs }) => {
     const [x, table] = [ins[0]!, ins[1]!];
     const hd = Number(attrs.headDim);
-    const turned = (table.type as Type & { kind: "table" }).cols;
+    const turned = columnsOf(table);
     const half = turned / 2;
     const c = ixBin("mod", { ix: "col" }, hd);
     const upper = ixBin("div", c, half); // 0 in the lower half of what turns, 1 in the upper
     const i = ixBin("mod", c, half);
-    const at = meta("pos", row);
-    const pos = attrs.positions
-      ? ixBin("add", at, ixBin("mul", ofLayer("rope"), Number(attrs.positions)))
-      : at;
+    const pos = positionOf(attrs);
     // Every dim loads inside its row and the table, also one that passes.
     const turns = ixBin("lt", c, turned);
     const within = (e: Expr, passing: number): Expr =>
@@ -33,7 +38,19 @@ const ropeOp = defineOp({
     const sin = load(table, pos, ixBin("add", i, half));
     const s: Expr = { e: "if", ix: upper, yes: sin, no: call("neg", sin) };
     const signed = within(Number(attrs.sign) > 0 ? s : call("neg", s), 0);
-    return call("fma", load(x), cos, call("pin", call("mul", load(x, row, pair), signed)));
+    return turn(load(x), cos, load(x, row, pair), signed);
+  },
+  halves: {
+    of: ({ ins: [, table], attrs }) =>
+      columnsOf(table!) === Number(attrs.headDim) ? Number(attrs.headDim) / 2 : null,
+    point: ({ ins: [, table], attrs }, [lower, upper]) => {
+      const half = Number(attrs.headDim) / 2;
+      const [pos, i] = [positionOf(attrs), ixBin("mod", col, half)];
+      const cos = load(table!, pos, i);
+      const sin = load(table!, pos, ixBin("add", i, half));
+      const [s, minus] = Number(attrs.sign) > 0 ? [sin, call("neg", sin)] : [call("neg", sin), sin];
+      return [turn(lower, cos, upper, minus), turn(upper, cos, lower, s)];
+    },
   },
   grad: (node, [dy]) => [
     () =>

@@ -95,7 +95,7 @@ test("weights go through in pieces, the same as a whole: memory does not grow", 
   }
 });
 
-test("fusion changes launches, never bits: at most 8 a layer's forward", async () => {
+test("fusion changes launches, never bits: at most 7 a layer's forward", async () => {
   const fused = await compile(writeModel(configs.even), { ...options, targets: ["webgpu"] });
   const launches = (name: string): { all: number; base: number } => {
     // Of two kernels for few rows and for many, a step launches one.
@@ -104,8 +104,8 @@ test("fusion changes launches, never bits: at most 8 a layer's forward", async (
       .launches.filter(isForMany);
     return { all: launched.length, base: launched.filter((l) => l.bits.length === 0).length };
   };
-  assert.ok(launches("forward").base <= 8, JSON.stringify(launches("forward")));
-  assert.ok(launches("forward.full").base <= 8, JSON.stringify(launches("forward.full")));
+  assert.ok(launches("forward").base <= 7, JSON.stringify(launches("forward")));
+  assert.ok(launches("forward.full").base <= 7, JSON.stringify(launches("forward.full")));
   assert.ok(launches("backward.full.all").base <= 12);
   // 10, four first products of adapters, their gradients in one, and one for dropout.
   assert.ok(launches("backward.lora.all").base <= 10 && launches("backward.lora.all").all <= 16);
@@ -114,7 +114,7 @@ test("fusion changes launches, never bits: at most 8 a layer's forward", async (
   const pipelines = (idle: RegExp): number =>
     new Set(kernels.flatMap(([name, { file }]) => (idle.test(name) ? [] : [file]))).size;
   const [gpu, cpu] = [/_plain(_\d+)?$/, /_(few|many|merge)(_\d+)?$/].map(pipelines);
-  assert.ok(gpu! <= 90 && cpu! <= 83, `${gpu} and ${cpu} pipelines`);
+  assert.ok(gpu! <= 86 && cpu! <= 79, `${gpu} and ${cpu} pipelines`);
   for (const g of fused.graphs.graphs)
     assert.ok(
       fuse(g.roots, { fuse: true, homes: g.homes }).length <=

@@ -272,6 +272,56 @@ test("two products whose results meet are one launch: the bits of two, in every 
   }
 });
 
+test("queries and keys turn, and are kept, where they are made: the bits of two launches", async () => {
+  // Halves of four quads and of six; chunks that take turns; keys without an adapter.
+  const cases = [
+    ["f32", 16, 2100, "T"],
+    ["f32", 48, 64, "T"],
+    ["f32", 16, 40, "W"],
+    ...Object.keys(weightFormats).map((format) => [format, 32, 300, "T"] as const),
+  ] as const;
+  for (const [format, hd, k, domain] of cases) {
+    const name = `turning ${format} ${hd} ${domain}`;
+    const x = graph.input(name, "x", rows(k, domain));
+    const table = graph.input(name, "rotary", { kind: "table", rows: capacities.context, cols: hd });
+    const product = (of: string, heads: number, branch: number): Value => {
+      const n = heads * hd;
+      const w = graph.input(`${name}:${format}`, of, { kind: "weight", n, k, format });
+      const a = graph.input(name, `${of}_a`, { kind: "factor", rows: 8, cols: k, branch });
+      const b = graph.input(name, `${of}_b`, { kind: "factor", rows: 8, cols: n, branch });
+      const y = linear(x, w, of);
+      const biased = of === "v" ? y : add(y, graph.input(name, `${of}_bias`, { kind: "vector", n }));
+      return of === "k" ? biased : add(expand(shrink(x, a), b), biased);
+    };
+    const [q, key, v] = [product("q", 4, 0), product("k", 2, 1), product("v", 2, 1)];
+    const turned = rope(q, table, hd);
+    const kv = graph.input(name, "kv", { kind: "kv", heads: 2, headDim: hd, format: "f16" });
+    const written = kvWrite(kv, rope(key, table, hd), v);
+    // Queries also as they were, and what is made of them; a unit's rows are a sequence, which attends.
+    const made = domain === "T" ? rope(key, table, hd) : attend(turned, written, 4, { scale: 0.01 }).o;
+    const roots = [made, v, turned, q, affine(turned, { scale: 0.5, shift: 0.1 })];
+    const b = domain === "T" ? batch(name, 37, 5, "step") : unitBatch(32);
+    const data = inputData(roots, b, name);
+    const alone = await runOn("webgpu", roots, data, b, { variant: "plain", fuse: false });
+    interpret(roots, data, context(b)).forEach((want, i) =>
+      close(alone.outputs[i]!, want, `${name} ${i}`, i || domain === "T" ? 3e-5 : 2e-3),
+    );
+    const launches = 2 + Number(domain === "W"); // the first products of both adapters, all the rest; attention
+    for (const variant of ["plain", "few", "many"] as const) {
+      if (variant === "few" && domain === "W") continue;
+      const fused = await runOn("webgpu", roots, data, b, { variant });
+      assert.equal(fused.outputs, alone.outputs, `${name} ${variant}`);
+      assert.is(fused.launches, launches);
+    }
+    for (const integers of [false, true]) {
+      const one = await runOn("wasm", roots, data, b, { integers });
+      const two = await runOn("wasm", roots, data, b, { integers, fuse: false });
+      assert.equal(one.outputs, two.outputs, `${name} on wasm`);
+      assert.is(one.launches, launches);
+    }
+  }
+});
+
 test("products with a matrix turned: the same bits in tiles and in registers on webgpu", async () => {
   const b = batch("turned", 37, 5, "step");
   for (const format of Object.keys(weightFormats)) {

@@ -31,6 +31,11 @@ type Kv = Type & { kind: "kv" };
 type Factor = Type & { kind: "factor" };
 /** A low-rank delta that is ready when an epilogue runs. */
 export type Expand = Expr & { e: "expand" };
+/** How many columns from the one that an epilogue is at a delta is. */
+export const shiftOf = ({ col }: Expand): number =>
+  col.ix === "bin" && col.op === "add" && col.a.ix === "col" && col.b.ix === "int" ? col.b.v : 0;
+export const sameDelta = (a: Expand, b: Expand): boolean =>
+  sameValue(a.u, b.u) && sameValue(a.factor, b.factor) && shiftOf(a) === shiftOf(b);
 
 /** A scalar function on one lane and on four; both round alike. */
 const both =
@@ -191,7 +196,7 @@ function dialect(env: KernelEnv, deltas: readonly Expand[]): Dialect {
           const f = `${space} + ${offset * 4} + ((<usize>${p.ix(e.col, lane)}) << 2)`;
           return `expand${n}(${x}${u}, ${quadsOf(branch, e.row, p)}, ${f}, ${rank}, ${cols * 4})`;
         };
-        const ready = deltas.findIndex((d) => sameValue(d.u, e.u) && sameValue(d.factor, e.factor));
+        const ready = deltas.findIndex((d) => sameDelta(d, e));
         if (ready >= 0) return element(`delta_ + ${ready * DELTA_BYTES}`, "col - c0", lanes);
         // Four columns that begin anywhere may be of two parts of a row.
         return lanes === 4 && e.from ? lanesOf((lane) => at(lane, 1)) : at(0, lanes);
@@ -266,12 +271,14 @@ function placeOf(s: Store, p: Printer, env: KernelEnv): Place {
 /** Statements that store elements of `lanes` columns from `col`, of a row that begins at `ptr`. */
 function storeAt(s: Store, ptr: string, value: string, lanes: 1 | 4): string {
   const store = lanes === 4 ? "v128.store" : "store<f32>";
-  if (s.to !== "kv") return `${store}(${ptr} + ((<usize>col) << 2), ${value});`;
+  const shift = s.shift ?? 0;
+  if (s.to !== "kv")
+    return `${store}(${ptr} + ((<usize>col) << 2), ${value}${shift ? `, ${shift * 4}` : ""});`;
   // Heads of the cache lie a block apart.
   const { headDim, format } = s.kv.type as Kv;
   const { bytes, assembly } = kvFormatOf(format);
   const at = (lane: number): string => {
-    const col = `(col + ${lane})`;
+    const col = `(col + ${shift + lane})`;
     const number = `${col} / ${headDim} * ${KV_BLOCK * kvStride(headDim)} + ${col} % ${headDim}`;
     return `${ptr} + ((<usize>(${number})) << ${Math.log2(bytes)})`;
   };

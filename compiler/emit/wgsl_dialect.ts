@@ -185,12 +185,13 @@ const places: { readonly [T in Store["to"]]: (s: Store & { to: T }, p: Printer, 
     const { offset } = env.address(s.kv);
     const pos = p.ix({ ix: "meta", name: "pos", at: { ix: "row" } });
     const table = p.ix({ ix: "meta", name: "table", at: { ix: "row" } });
-    const head = `kv_index(${table}, ${pos}, ${s.part}, col / ${headDim}, ${heads}, ${kvStride(headDim)})`;
-    const at = `${offset} + ${head} + col % ${headDim}`;
+    const col = colOf(s);
+    const head = `kv_index(${table}, ${pos}, ${s.part}, ${col} / ${headDim}, ${heads}, ${kvStride(headDim)})`;
+    const at = `${offset} + ${head} + ${col} % ${headDim}`;
     return { put: (value) => `kv_put_${format}(${at}, ${value});`, guard: null };
   },
 };
-const colOf = (s: Store): string => (s.cols === 1 ? "0" : "col");
+const colOf = (s: Store): string => (s.cols === 1 ? "0" : s.shift ? `(col + ${s.shift})` : "col");
 const placeOf = (s: Store, p: Printer, env: KernelEnv): Place =>
   (places[s.to] as (s: Store, p: Printer, env: KernelEnv) => Place)(s, p, env);
 

@@ -4,6 +4,8 @@
  */
 import {
   type Expr,
+  furtherOn,
+  type Halves,
   isInput,
   ixAt,
   type Op,
@@ -28,7 +30,8 @@ function stateOf(v: Value): Value {
 export function bodiesOf({ groups, free, needed }: Grouping): ReadonlyMap<Group, Body> {
   const stored = new Set(needed);
   const plans = groups.map((g) => {
-    const memo = new Map<string, Expr>();
+    const { half } = g;
+    const memo = new Map<string, Halves>();
     const reads = new Map<string, Value>();
     const touch = (e: Expr): void =>
       walkExpr(e, (_, values) => {
@@ -37,30 +40,46 @@ export function bodiesOf({ groups, free, needed }: Grouping): ReadonlyMap<Group,
           if (!isInput(v)) stored.add(valueKey(v));
         }
       });
-    /** A member of the group: what its kernel has made when an epilogue runs, or what is made of that. */
-    const member: { readonly [K in Op["kind"]]: (v: Value, op: Op) => Expr } = {
-      input: (v) => readAt(v),
-      effect: (v) => readAt(v),
-      kernel: (v) => ({ e: "acc", of: v.node === g.beside ? 1 : 0 }),
-      reduce: (v) => ({ e: "stat", id: g.reduces.indexOf(v.node) }),
-      point: ({ node: { ins, attrs } }, op) =>
-        whereItLies(
-          op.point!({
-            ins,
-            attrs,
-            at: (i, w) => (w ? readAt(ins[i]!, w.row, w.col) : exprOf(ins[i]!)),
-          }),
-        ),
+    /** What is there already of the columns `half` further on. */
+    const further = new Map<Expr, Expr>();
+    const upper = (e: Expr): Expr => (half ? furtherOn(e, half, further) : e);
+    const halves = (e: Expr): Halves => [e, upper(e)];
+    const acc = { 0: { e: "acc", of: 0 }, 1: { e: "acc", of: 1 } } as const;
+    /**
+     * A member of the group: what its kernel has made when an epilogue runs, or what is made of that. Where
+     * its sums are of halves, at both columns.
+     */
+    const member: { readonly [K in Op["kind"]]: (v: Value, op: Op) => Halves } = {
+      input: (v) => halves(readAt(v)),
+      effect: (v) => halves(readAt(v)),
+      kernel: (v) => (half ? [acc[0], acc[1]] : halves(acc[v.node === g.beside ? 1 : 0])),
+      reduce: (v) => halves({ e: "stat", id: g.reduces.indexOf(v.node) }),
+      point: ({ node }, op) => {
+        const { ins, attrs } = node;
+        if (half && op.halves?.of(node) === half) return op.halves.point({ ins, attrs }, exprsOf(ins[0]!));
+        const of = (which: 0 | 1): Expr =>
+          whereItLies(
+            op.point!({
+              ins,
+              attrs,
+              at: (i, w) => (w ? readAt(ins[i]!, w.row, w.col) : exprsOf(ins[i]!)[which]),
+            }),
+          );
+        const lower = of(0);
+        return [lower, half ? upper(of(1)) : lower];
+      },
     };
-    const exprOf = (v: Value): Expr => {
+    const exprsOf = (v: Value): Halves => {
       const key = valueKey(v);
       const known = memo.get(key);
       if (known) return known;
       const op = opOf(v.node.op);
-      const e = g.members.has(key) || free.has(key) ? member[op.kind](v, op) : readAt(v);
+      const e = g.members.has(key) || free.has(key) ? member[op.kind](v, op) : halves(readAt(v));
+      further.set(e[1], e[1]);
       memo.set(key, e);
       return e;
     };
+    const exprOf = (v: Value): Expr => exprsOf(v)[0];
     const lying = new Map<Expr, Expr>();
     /** Loads of what is stored nowhere, as loads of what it is picked from; parts that are shared stay so. */
     const whereItLies = (e: Expr): Expr => {
@@ -84,25 +103,38 @@ export function bodiesOf({ groups, free, needed }: Grouping): ReadonlyMap<Group,
     const stats = g.reduces.map(
       (node, id): Stat => ({ id, reduce: opOf(node.op).reduce!, expr: exprOf(node.ins[0]!) }),
     );
-    const effects = g.effects.map(({ field, write }): Store => {
-      const { cols } = write.x.type as Rows;
-      const expr = exprOf(write.x);
-      return write.to === "field"
-        ? { to: "field", field: stateOf(field), index: write.index, expr, cols }
-        : { to: "kv", kv: stateOf(field), part: write.part, expr, cols };
-    });
+    /** A value's element, at each column that the body is at. */
+    const eachOf = (v: Value): Pick<Store, "shift" | "expr" | "cols">[] => {
+      const [expr, upper] = exprsOf(v);
+      const { cols } = v.type as Rows;
+      return half
+        ? [
+            { expr, cols },
+            { expr: upper, cols, shift: half },
+          ]
+        : [{ expr, cols }];
+    };
+    const effects = g.effects.flatMap(({ field, write }) =>
+      eachOf(write.x).map(
+        (at): Store =>
+          write.to === "field"
+            ? { to: "field", field: stateOf(field), index: write.index, ...at }
+            : { to: "kv", kv: stateOf(field), part: write.part, ...at },
+      ),
+    );
     for (const s of [...stats, ...effects]) touch(s.expr);
-    return { g, exprOf, stats, effects, touch, reads };
+    return { g, eachOf, stats, effects, touch, reads };
   });
-  for (const { g, exprOf, touch } of plans)
-    for (const v of g.members.values()) if (opOf(v.node.op).kind === "point") touch(exprOf(v));
+  for (const { g, eachOf, touch } of plans)
+    for (const v of g.members.values())
+      if (opOf(v.node.op).kind === "point") for (const { expr } of eachOf(v)) touch(expr);
 
   const bodies = new Map<Group, Body>();
-  for (const { g, exprOf, stats, effects, reads } of plans) {
+  for (const { g, eachOf, stats, effects, reads } of plans) {
     const stores = g.epilogue
-      ? [...g.members].flatMap(([key, v]): Store[] =>
-          stored.has(key) && v.type.kind === "rows"
-            ? [{ to: "rows", value: v, expr: exprOf(v), cols: v.type.cols }]
+      ? [...g.members].flatMap(([key, value]): Store[] =>
+          stored.has(key) && value.type.kind === "rows"
+            ? eachOf(value).map((at): Store => ({ to: "rows", value, ...at }))
             : [],
         )
       : [];
@@ -119,6 +151,7 @@ export function bodiesOf({ groups, free, needed }: Grouping): ReadonlyMap<Group,
       cols: g.cols,
       node: g.heavy,
       beside: g.beside,
+      half: g.half,
       operands,
       stats,
       stores: [...stores, ...effects],

@@ -11,6 +11,7 @@ import {
   type Op,
   opOf,
   readAt,
+  sameValue,
   type Type,
   toposort,
   type Value,
@@ -32,6 +33,8 @@ export class Group {
   readonly after = new Set<Group>();
   /** A second product of the same rows, whose result the epilogue has too. */
   beside: Node | null = null;
+  /** Its sums are of two columns so far apart: lower and upper halves of parts of a row. */
+  half: number | null = null;
   /** It reads a matrix beside which it may read no other weights. */
   alone = false;
   constructor(
@@ -45,6 +48,12 @@ export class Group {
   ) {}
   get epilogue(): "elements" | "rows" | null {
     return graphKernels[this.skeleton].epilogue;
+  }
+  /** May its sums be of columns so far apart? Both targets go over whole panels of lower ones. */
+  halves(half: number): boolean {
+    const { pairs, epilogue } = graphKernels[this.skeleton];
+    const fits = half % 8 === 0 && this.cols % (2 * half) === 0 && this.cols % 32 === 0;
+    return Boolean(pairs) && epilogue === "elements" && !this.alone && !this.beside && fits;
   }
   /** May rows of this shape be computed on top of what the group produces? */
   takes(t: Rows): boolean {
@@ -235,6 +244,17 @@ export function groupNodes(roots: readonly Value[], on: boolean, alone: (v: Valu
     if (op.conditional) return open(op, t, deps, { condition: Number(node.attrs.branch) });
     const joins = on && last?.condition === null && last.takes(t) && !(last.alone && readsWeights(node));
     if (joins && canEvaluate(last, node.ins, op.remote ?? false)) return last;
+    const half = op.halves?.of(node) ?? null;
+    if (
+      joins &&
+      half &&
+      (last.half ?? half) === half &&
+      last.halves(half) &&
+      last.members.has(valueKey(node.ins[0]!))
+    ) {
+      last.half = half;
+      return last;
+    }
     const dropped = uses.some((u) => isDropout(u) && usesOf(`${u.id}.0`).some(isHeavy));
     const gathers = fieldGather(self) !== null;
     // What reads it elsewhere reads where it lies.
@@ -267,5 +287,9 @@ export function groupNodes(roots: readonly Value[], on: boolean, alone: (v: Valu
     const op = opOf(node.op);
     handle[op.kind](node, op);
   }
+  // Products of the same rows run beside it, and are made alike.
+  for (const { half, heavy } of groups.filter((g) => g.half))
+    for (const g of groups)
+      if (g.heavy && sameValue(g.heavy.ins[0]!, heavy!.ins[0]!) && g.halves(half!)) g.half ??= half;
   return { groups, free, needed };
 }

@@ -3,8 +3,9 @@ import type { Domain, Expr, Node, Value } from "../../ops/index.ts";
 import type { Kernel } from "../kernel.ts";
 import type { Skeleton } from "./index.ts";
 
-export type Store =
-  /** A step value [rows, cols]. */
+/** `shift`: how many columns from the one that the body is at it lies; none: it lies there. */
+export type Store = { readonly shift?: number } & /** A step value [rows, cols]. */
+(
   | { readonly to: "rows"; readonly value: Value; readonly expr: Expr; readonly cols: number }
   /** field[index[row]], rows with a negative index are skipped. */
   | {
@@ -21,7 +22,8 @@ export type Store =
       readonly part: 0 | 1;
       readonly expr: Expr;
       readonly cols: number;
-    };
+    }
+);
 
 /** A row operand of a heavy node: a step value, or rows of a stored field picked by a metadata array. */
 export interface Operand {
@@ -43,6 +45,11 @@ export interface Body {
   readonly node: Node | null;
   /** A second product of the same rows, by a matrix like the first's; the epilogue has the sums of both. */
   readonly beside: Node | null;
+  /**
+   * Its sums are those of two columns of one matrix, the second so many after the first, which is of the lower
+   * half of a part of twice as many. Null: a sum is of a column.
+   */
+  readonly half: number | null;
   /** Of the node, then of the one beside it. */
   readonly operands: readonly Operand[];
   readonly stats: readonly Stat[];
@@ -52,6 +59,10 @@ export interface Body {
   /** Values read, in arena terms (for liveness) and inputs (for hazards). */
   readonly reads: readonly Value[];
 }
+/** How many sums of a body an epilogue has. */
+export const sumsOf = (b: Body): 1 | 2 => (b.beside || b.half ? 2 : 1);
+/** Columns at which a body has sums. */
+export const widthOf = (b: Body): number => (b.half ? b.cols / 2 : b.cols);
 /** Bodies of one kernel that run side by side. */
 export interface Launch {
   readonly name: string;
@@ -65,7 +76,7 @@ export interface GraphKernel extends Kernel<Body> {
    * over them; or nothing, because it stores its result itself.
    */
   readonly epilogue: "elements" | "rows" | null;
-  /** May two nodes, of the same rows and of matrices alike, be one body? */
+  /** May a body have two sums: of two nodes, of the same rows and of matrices alike, or of two columns? */
   readonly pairs?: true;
   /** The named state that it adds to. */
   readonly state?: string;

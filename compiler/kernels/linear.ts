@@ -2,7 +2,7 @@
 import { pairsOf, type Type } from "../../ops/index.ts";
 import { blockRows, ROW_TILE } from "../../runtime/bundle.ts";
 import type { KernelEnv } from "../kernel.ts";
-import type { Body, GraphKernel, Operand } from "./body.ts";
+import { type Body, type GraphKernel, type Operand, sumsOf, widthOf } from "./body.ts";
 import { most, plainRows, restRows, tileRows } from "./grid.ts";
 import { product, productScratch } from "./text/assemblyscript_products.ts";
 import { WG } from "./text/wgsl.ts";
@@ -10,23 +10,25 @@ import { GEMM_LANES, gemm, gemmColumns, gemmShared, summed } from "./text/wgsl_g
 import { GEMV_ROWS, gemv, gemvColumns, gemvLanes, gemvShared } from "./text/wgsl_gemv.ts";
 import { panelsOf } from "./text/wgsl_panels.ts";
 import { ascending, PLAIN_ROWS, type Place, plain } from "./text/wgsl_plain.ts";
-import { columnsOfShard, indices, wholeOf } from "./text/wgsl_products.ts";
+import { columnsOfShard, indices, quadAt, wholeOf } from "./text/wgsl_products.ts";
 
 const matrixOf = (b: Body) => b.operands[1]!.value.type as Type & { kind: "weight" };
 const lanesOf = (bodies: readonly Body[]): number =>
   Math.max(...bodies.map((b) => gemvLanes(b, matrixOf(b).k)));
-/** The rows, and the matrix; `which` of two, if a lane has one of them. */
-const partsOf = (b: Body, env: KernelEnv, which: string) => {
+/**
+ * The rows, and the matrix at column quad `quad`, which is in variables after `before`; `which` of two sums,
+ * if a lane has one of them.
+ */
+const partsOf = (b: Body, env: KernelEnv, quad: string, which: string) => {
   const { format, n, k } = matrixOf(b);
-  const [first, second] = pairsOf(b.operands).map(([, w]) => env.address(w.value).offset) as [
-    number,
-    number?,
-  ];
+  const [first, second = null] = pairsOf(b.operands).map(([, w]) => env.address(w.value).offset / 4);
+  const pair = sumsOf(b) > 1 ? which : null;
   // Both as they are, though their distance is known here: it may be negative.
-  const one = second === undefined ? null : { at: which, step: `(${second / 4} - ${first / 4})` };
+  const one = pair === null ? null : { at: pair, step: `(${second ?? first} - ${first})` };
   const { own = null } = env.address(b.operands[1]!.value);
-  const panels = panelsOf(format, first, n, k, { one, rows: blockRows({ own, n }) });
-  return { x: b.operands[0]!, terms: k, panels, span: own === null ? wholeOf(b) : columnsOfShard };
+  const panels = panelsOf(format, 4 * first!, n, k, { one, rows: blockRows({ own, n }) });
+  const span = own === null ? wholeOf(b) : columnsOfShard;
+  return { x: b.operands[0]!, terms: k, panels, span, at: quadAt(b, quad, pair) };
 };
 
 export const linear: GraphKernel = {
@@ -38,33 +40,35 @@ export const linear: GraphKernel = {
   lanes: (bodies, variant) => (variant === "few" ? lanesOf(bodies) : variant === "many" ? GEMM_LANES : WG),
   grid: (bodies, _env, variant) => {
     if (variant === "many")
-      return [most(bodies, (b) => b.cols / gemmColumns(b), 1), tileRows(bodies, ROW_TILE)];
-    if (variant !== "few") return [most(bodies, (b) => b.cols / 4), plainRows(bodies, PLAIN_ROWS)];
+      return [most(bodies, (b) => widthOf(b) / gemmColumns(b), 1), tileRows(bodies, ROW_TILE)];
+    if (variant !== "few") return [most(bodies, (b) => widthOf(b) / 4), plainRows(bodies, PLAIN_ROWS)];
     const columns = (b: Body): number => gemvColumns(b, matrixOf(b).k, lanesOf(bodies));
-    return [most(bodies, (b) => b.cols / columns(b), 1), restRows(bodies, GEMV_ROWS)];
+    return [most(bodies, (b) => widthOf(b) / columns(b), 1), restRows(bodies, GEMV_ROWS)];
   },
   over: "x",
   shared: (variant, lanes) => (variant === "few" ? gemvShared(lanes) : variant === "many" ? gemmShared : []),
   wgsl: (name, b, env, variant, lanes) => {
     if (variant === "few") {
-      const { span, ...parts } = partsOf(b, env, `(lane >> ${Math.log2(lanes / 2)}u)`);
+      const { span, ...parts } = partsOf(b, env, "panel * 4 + quad", `(lane >> ${Math.log2(lanes / 2)}u)`);
       return gemv(name, b, env, lanes, parts, span);
     }
     if (variant === "many") {
-      const { x, terms, panels, span } = partsOf(b, env, "(tx >> 3u)");
+      const quad = sumsOf(b) > 1 ? "n0 / 4 + (tx & 7)" : "n0 / 4 + tx";
+      const { x, terms, panels, span, at } = partsOf(b, env, quad, "(tx >> 3u)");
       // A lane brings two terms of four columns.
-      const panel = b.beside ? "n0 / 16 + ((tx >> 2u) & 1)" : "n0 / 16 + (tx >> 2u)";
-      const load = panels.some(2, panel, "k + ty * 2", "(tx & 3)");
+      const load = panels.some(2, at.panel, "k + ty * 2", at.quad);
       const store = indices(2).map((j) => `tile_b[(ty * 2 + ${j}) * 16 + tx] = v${j};`);
       const sums = summed({ x, terms: { all: terms, sharded: false }, load, store }, env);
-      return gemm(name, b, env, sums, span);
+      return gemm(name, b, env, [...at.before, ...sums], span);
     }
-    const sums = indices(b.beside ? 2 : 1).map((s) => {
-      const { x, terms, panels } = partsOf(b, env, String(s));
-      return (at: (x: Operand, env: KernelEnv) => readonly Place[]) =>
-        ascending(at(x, env), panels, { k: terms });
+    const sums = indices(sumsOf(b)).map((s) => {
+      const { x, terms, panels, at } = partsOf(b, env, "col >> 2u", String(s));
+      return (rows: (x: Operand, env: KernelEnv) => readonly Place[]) => [
+        ...at.before,
+        ...ascending(rows(x, env), panels, { ...at, k: terms }),
+      ];
     });
-    return plain(name, b, env, sums, partsOf(b, env, "0").span);
+    return plain(name, b, env, sums, partsOf(b, env, "col >> 2u", "0").span);
   },
   scratch: productScratch("product"),
   assembly: (name, b, env) => product("product", name, b, env),

@@ -2,10 +2,16 @@
  * Products of a body on the CPU: blocks of 64 rows × 64 columns, a thread owns whole panels of columns. The
  * epilogue runs over the sums of a row of a block, its low-rank deltas made beside them.
  */
-import { pairsOf, sameValue, type Type, walkExpr } from "../../../ops/index.ts";
-import { assemblyPrinter, type Expand, storeLoops } from "../../emit/assemblyscript_dialect.ts";
+import { pairsOf, type Type, walkExpr } from "../../../ops/index.ts";
+import {
+  assemblyPrinter,
+  type Expand,
+  sameDelta,
+  shiftOf,
+  storeLoops,
+} from "../../emit/assemblyscript_dialect.ts";
 import type { KernelEnv } from "../../kernel.ts";
-import type { Body } from "../body.ts";
+import { type Body, sumsOf, widthOf } from "../body.ts";
 import {
   BESIDE_AT,
   BLOCK_COLS,
@@ -35,17 +41,12 @@ function deltasOf(b: Body): Expand[] {
   const out: Expand[] = [];
   for (const s of b.stores)
     walkExpr(s.expr, (e) => {
-      if (
-        e.e === "expand" &&
-        !e.from &&
-        !out.some((o) => sameValue(o.u, e.u) && sameValue(o.factor, e.factor))
-      )
-        out.push(e);
+      if (e.e === "expand" && !e.from && !out.some((o) => sameDelta(o, e))) out.push(e);
     });
   return out;
 }
 /** Where a body's sums are in scratch: a block, or two. */
-const blocksOf = (b: Body): readonly number[] => (b.beside ? [0, BESIDE_AT] : [0]);
+const blocksOf = (b: Body): readonly number[] => [0, BESIDE_AT].slice(0, sumsOf(b));
 export type Tiles = "product" | "turned";
 type Matrix = Type & { kind: "weight" | "experts" };
 const isMatrix = (t: Type): t is Matrix => t.kind === "weight" || t.kind === "experts";
@@ -73,7 +74,7 @@ export const productScratch =
     roundedRows(tiles, b, env).end;
 /**
  * Product `s` of a body, of \`rows\` rows whose pointers are at `xs` with the matrix at `w`: what comes
- * before all panels, and the text for panels p to pe.
+ * before all panels, and the text for panels p to pe: one for each of the body's sums that are of it.
  */
 export function productWith(
   tiles: Tiles,
@@ -82,10 +83,15 @@ export function productWith(
   [s, xs, w]: readonly [number, string, string],
 ): { readonly before: Lines; readonly text: Lines } {
   const { type, at } = roundedRows(tiles, b, env).each[s]!;
-  const call = (f: string, x: string): Lines => lines`
-    ${f}_${type.format}(
-      ${x}, rows, ${w}, ${type.n}, ${type.k},
-      p, pe, scratch + ${b.beside ? blocksOf(b)[s]! : 0}, scratch + ${PACK_AT});`;
+  const blocks = b.half ? blocksOf(b) : [b.beside ? blocksOf(b)[s]! : 0];
+  const call = (f: string, x: string): Lines =>
+    blocks.flatMap((block, upper) => {
+      const on = upper ? ` + ${b.half! / P}` : "";
+      return lines`
+        ${f}_${type.format}(
+          ${x}, rows, ${w}, ${type.n}, ${type.k},
+          p${on}, pe${on}, scratch + ${block}, scratch + ${PACK_AT});`;
+    });
   if (at === null) return { before: [], text: call(tiles, xs) };
   const rounded = `scratch + ${at}`;
   const before = b.beside && s ? [] : [`roundRows(${xs}, rows, ${type.k}, ${rounded});`];
@@ -102,7 +108,7 @@ function fillDeltas(b: Body, env: KernelEnv, r: string, rows: string, c0: string
         ${u.space} + ((<usize>((${r}) * ${u.stride})) << 2) + ${u.offset * 4}, ${u.stride * 4}, ${rows},
         meta + ((<usize>(${r})) << 2) + ${env.layout.arrays.slot! * 4},
         tables + ${tableAt(t.branch, "rank", env)}, ${env.slots.row * 4},
-        ${f.space} + ${f.offset * 4} + ((<usize>(${c0})) << 2), ${t.cols * 4},
+        ${f.space} + ${(f.offset + shiftOf(e)) * 4} + ((<usize>(${c0})) << 2), ${t.cols * 4},
         ${panels}, scratch + ${DELTA_AT + i * DELTA_BYTES});`;
   });
 }
@@ -127,17 +133,26 @@ export function product(tiles: Tiles, name: string, b: Body, env: KernelEnv): st
   const products = pairs.map(([, w], s) =>
     productWith(tiles, b, env, [s, rowsAt(s), `weights + ${env.address(w.value).offset * 4}`]),
   );
+  // Panels of lower halves, none of which goes over into an upper one.
+  const half = (b.half ?? 0) / P;
+  const panels = half
+    ? lines`
+      for (let q: i32 = lo, p: i32 = 0, pe: i32 = 0; q < hi; q += pe - p) {
+        p = q + q / ${half} * ${half};
+        pe = p + min(${PANEL_GROUP}, min(hi - q, ${half} - q % ${half}));`
+    : lines`
+      for (let p: i32 = lo; p < hi; p += ${PANEL_GROUP}) {
+        const pe: i32 = min(p + ${PANEL_GROUP}, hi);`;
   const text = lines`
     const n: i32 = ${count(b.domain)};
-    ${shareOf(Math.ceil(b.cols / P))}
+    ${shareOf(Math.ceil(widthOf(b) / P))}
     for (let rb: i32 = 0; rb < n; rb += ${BLOCK_ROWS}) {
       const rows: i32 = min(${BLOCK_ROWS}, n - rb);
       for (let i: i32 = 0; i < rows; i++) {
         ${pairs.map(([x], s) => `store<u32>(${rowsAt(s)} + ((<usize>i) << 2), ${rowPtr(x, env, "rb + i")});`)}
       }
       ${products.flatMap(({ before }) => before)}
-      for (let p: i32 = lo; p < hi; p += ${PANEL_GROUP}) {
-        const pe: i32 = min(p + ${PANEL_GROUP}, hi);
+      ${panels}
         const end: i32 = min(pe * ${P}, ${b.cols});
         ${blocks.map((at) => `clear(scratch + ${at}, rows * ${BLOCK_STRIDE});`)}
         ${products.flatMap(({ text }) => text)}

@@ -1,6 +1,6 @@
 /** Products of many rows, in tiles that a workgroup has in its memory. */
 import type { KernelEnv } from "../../kernel.ts";
-import type { Body, Operand } from "../body.ts";
+import { type Body, type Operand, sumsOf } from "../body.ts";
 import { type Lines, lines } from "./lines.ts";
 import { count, fn, restOf, rowAt, shard } from "./wgsl.ts";
 import {
@@ -18,7 +18,7 @@ import {
 /** Rows and columns of a tile, and the terms of it that are in workgroup memory at once: those of a panel. */
 const GEMM_COLUMNS = 64;
 /** Columns of a body that a tile has: with two sums, half of it is the one's and half the other's. */
-export const gemmColumns = (b: Body): number => (b.beside ? GEMM_COLUMNS / 2 : GEMM_COLUMNS);
+export const gemmColumns = (b: Body): number => (sumsOf(b) > 1 ? GEMM_COLUMNS / 2 : GEMM_COLUMNS);
 const GEMM_ROWS = 64;
 export const GEMM_LANES = 128;
 const STEP = 16;

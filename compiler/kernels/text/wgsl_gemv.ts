@@ -1,17 +1,17 @@
 /** The product of a few rows, whose time is that of reading the matrix. */
 import type { KernelEnv } from "../../kernel.ts";
-import type { Body, Operand } from "../body.ts";
+import { type Body, type Operand, sumsOf } from "../body.ts";
 import { type Lines, lines } from "./lines.ts";
 import { count, fn, restOf, rowAt } from "./wgsl.ts";
 import type { Panels } from "./wgsl_panels.ts";
-import { CHUNK, epilogue, indices, type Span, wholeOf } from "./wgsl_products.ts";
+import { CHUNK, epilogue, indices, type quadAt, type Span, wholeOf } from "./wgsl_products.ts";
 
 /**
  * Lanes of a workgroup that makes `terms` a sum: four for each chunk, of which some wait for their turn.
  * Where a body has two sums, half of the lanes make the one and half the other.
  */
-export const gemvLanes = (b: Body, terms: number): number => (b.beside || terms > 16 * CHUNK ? 128 : 64);
-const slotsOf = (b: Body, lanes: number): number => lanes / (b.beside ? 8 : 4);
+export const gemvLanes = (b: Body, terms: number): number => (sumsOf(b) > 1 || terms > 16 * CHUNK ? 128 : 64);
+const slotsOf = (b: Body, lanes: number): number => lanes / (4 * sumsOf(b));
 /** Columns of a workgroup. */
 export function gemvColumns(b: Body, terms: number, lanes: number): number {
   const slots = slotsOf(b, lanes);
@@ -20,6 +20,13 @@ export function gemvColumns(b: Body, terms: number, lanes: number): number {
 /** Rows of a workgroup, which share what is read of the matrix. */
 export const GEMV_ROWS = 4;
 
+/** The rows, of so many terms; the matrix, and where in it a lane's four columns are. */
+interface Parts {
+  readonly x: Operand;
+  readonly panels: Panels;
+  readonly terms: number;
+  readonly at: ReturnType<typeof quadAt>;
+}
 /**
  * y = x·Wᵀ of the few rows that tiles leave. Four lanes, of four columns each, make a chunk; all chunks of a
  * panel side by side, and then some lanes add up the chunks' sums in order. Weights are asked for well before
@@ -30,14 +37,14 @@ export function gemv(
   b: Body,
   env: KernelEnv,
   lanes: number,
-  { x, panels, terms: all }: { readonly x: Operand; readonly panels: Panels; readonly terms: number },
+  { x, panels, terms: all, at }: Parts,
   span: Span = wholeOf(b),
 ): string {
   const chunks = Math.ceil(all / CHUNK);
   const slots = Math.min(chunks, slotsOf(b, lanes));
   const columns = gemvColumns(b, all, lanes);
   const turns = Math.ceil(chunks / slots);
-  const names = b.beside ? ["total", "other"] : ["total"];
+  const names = ["total", "other"].slice(0, sumsOf(b));
   const [full, rest] = [Math.floor(all / CHUNK), all % CHUNK];
 
   const rows = (n: number): string => {
@@ -47,9 +54,9 @@ export function gemv(
     const terms = (count: number): Lines => {
       const words = indices(Math.ceil(count / panels.run));
       return lines`
-        let p = ${panels.at("panel", "k", "quad")};
+        let p = ${panels.at(at.panel, "k", at.quad)};
         ${words.map((i) => `let w${i} = weights[p + ${4 * i}];`)}
-        ${panels.scales("panel", "k", "quad")}
+        ${panels.scales(at.panel, "k", at.quad)}
         ${indices(count).flatMap((j) => {
           const [word, step] = [Math.floor(j / panels.run), j % panels.run];
           return [
@@ -120,9 +127,10 @@ export function gemv(
     return fn(
       `${name}_${n}`,
       lines`
-        let slot = ${b.beside ? `(lane & ${lanes / 2 - 1})` : "lane"} >> 2u;
+        let slot = ${sumsOf(b) > 1 ? `(lane & ${lanes / 2 - 1})` : "lane"} >> 2u;
         let quad = lane & 3;
         let panel = wg.x * ${columns / 16} + slot / ${slots};
+        ${at.before}
         ${xs.map((row, i) => `let x${i} = ${row.at};`)}
         ${turns > 1 ? each.flatMap(clear) : []}
         for (var turn = 0; turn < ${turns}; turn++) {

@@ -80,11 +80,15 @@ function sumsOf(
     }`;
 }
 /**
- * t0 … += x·Wᵀ of a matrix [n, k], `at` the rows of x; at least four terms in a turn of the loop, which costs
+ * t0 … += x·Wᵀ of a matrix [n, k] at a quad of a panel, `at` the rows of x; at least four terms in a turn of the loop, which costs
  * a CPU as much as some of them.
  */
-export const ascending = (at: readonly Place[], panels: Panels, { k }: { readonly k: number }): Lines => {
-  const place = ["col >> 4u", "k", "((col >> 2u) & 3)"] as const;
+export const ascending = (
+  at: readonly Place[],
+  panels: Panels,
+  { k, panel = "col >> 4u", quad = "((col >> 2u) & 3)" }: { k: number; panel?: string; quad?: string },
+): Lines => {
+  const place = [panel, "k", quad] as const;
   const terms: Terms = { all: k, sharded: false };
   if (panels.run < 4) return sumsOf(at, terms, 4, "v", (count) => panels.some(count, ...place));
   return sumsOf(

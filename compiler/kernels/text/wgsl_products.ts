@@ -6,7 +6,8 @@
  */
 import { wgslPrinter, wgslStores } from "../../emit/wgsl_dialect.ts";
 import type { KernelEnv } from "../../kernel.ts";
-import type { Body } from "../body.ts";
+import { type Body, sumsOf, widthOf } from "../body.ts";
+import { lines } from "./lines.ts";
 import { fn, shard } from "./wgsl.ts";
 
 /** Terms of a chunk. */
@@ -15,9 +16,25 @@ export const indices = (n: number): number[] => Array.from({ length: n }, (_, i)
 
 /** A list of what is there of both sums of a body, or of its one. */
 export const ofSums = (b: Body, each: (i: number) => string): string =>
-  indices(b.beside ? 2 : 1)
-    .map(each)
-    .join(", ");
+  indices(sumsOf(b)).map(each).join(", ");
+/**
+ * Where four columns of a matrix are in its panels: those of quad `quad` of the columns at which a body has
+ * sums, for sum `which` of two, or null. Numbers are variables, so that bodies with two sums share a text.
+ */
+export function quadAt(b: Body, quad: string, which: string | null) {
+  const place = { panel: "(at_quad >> 2u)", quad: "(at_quad & 3)" };
+  if (which === null) return { before: [`let at_quad = ${quad};`], ...place };
+  // Behind so many quads, as many are the other sum's; of two matrices, none.
+  const [half, over] = b.half ? [b.half / 4, b.half / 4] : [WHOLE_QUADS, 0];
+  const before = lines`
+    let half = ${half};
+    let over = ${over};
+    let own_quad = ${quad};
+    let at_quad = own_quad + (own_quad / half + ${which}) * over;`;
+  return { before, ...place };
+}
+/** More quads than a matrix has. */
+const WHOLE_QUADS = 2 ** 24;
 
 /**
  * What a launch makes of a product, as text: how many columns, and where one goes when its sums are there.
@@ -27,7 +44,7 @@ export interface Span {
   readonly put: (name: string, row: string, col: string, sums: string) => string;
 }
 export const wholeOf = (b: Body): Span => ({
-  count: String(b.cols),
+  count: String(widthOf(b)),
   put: (name, row, col, sums) => `${name}_e(${row}, ${col}, ${sums});`,
 });
 /** The columns of the shard that a launch is over. */
@@ -67,9 +84,10 @@ export const sumSoFar = (b: Body, env: KernelEnv, row: string, col: string): str
 export function epilogue(name: string, b: Body, env: KernelEnv): string {
   const p = wgslPrinter(env);
   const stores = wgslStores(p, b.stores, env, b.cols, "col == 0");
+  const where = b.half ? [`let col = at + at / ${b.half} * ${b.half};`] : [];
   return fn(
     `${name}_e`,
-    [...p.row, ...p.col, ...stores],
-    `row: i32, col: i32, ${ofSums(b, (i) => `acc${i}: f32`)}`,
+    [...where, ...p.row, ...p.col, ...stores],
+    `row: i32, ${where.length ? "at" : "col"}: i32, ${ofSums(b, (i) => `acc${i}: f32`)}`,
   );
 }
