@@ -71,7 +71,7 @@ export interface PointCtx {
   readonly attrs: Attrs;
 }
 
-/** An element of a lower half, in terms of its own column, and the one of the upper half as far from its start. */
+/** An element of a lower half of columns and that of the upper half, both in terms of the first's column. */
 export type Halves = readonly [lower: Expr, upper: Expr];
 
 /**

@@ -69,6 +69,15 @@ const calls: Dialect["calls"] = {
   // Nothing here contracts a product into a sum.
   pin: ([a]) => a!,
 };
+/** Does an index go up by one over four columns, of which the first is a multiple of four? */
+function inOrder(ix: Ix): boolean {
+  if (ix.ix !== "bin") return ix.ix === "col";
+  if (ix.op === "mod") return inFours(ix.a) && ix.b.ix === "int" && ix.b.v % 4 === 0;
+  return ix.op === "add" && inOrder(ix.a) && !ixUsesCol(ix.b);
+}
+/** Is it a multiple of four of the first, too? */
+const inFours = (ix: Ix): boolean =>
+  inOrder(ix) && (ix.ix !== "bin" || (inFours(ix.a) && ix.b.ix === "int" && ix.b.v % 4 === 0));
 /** Where a tensor begins, and where its row does. */
 const startOf = (a: Address): string => `${a.space} + ${a.offset * 4}`;
 const rowOf = (a: Address, row: string): string =>
@@ -124,9 +133,7 @@ function dialect(env: KernelEnv, deltas: readonly Expand[]): Dialect {
   const elements = (ptr: string, col: Ix, p: Printer, lanes: 1 | 4): string => {
     const one = (lane: number): string => `load<f32>(${ptr} + ((<usize>${p.ix(col, lane)}) << 2))`;
     if (lanes === 1 || !ixUsesCol(col)) return one(0);
-    const contiguous =
-      col.ix === "col" || (col.ix === "bin" && col.op === "add" && col.a.ix === "col" && !ixUsesCol(col.b));
-    return contiguous ? `v128.load(${ptr} + ((<usize>${p.ix(col)}) << 2))` : lanesOf(one);
+    return inOrder(col) ? `v128.load(${ptr} + ((<usize>${p.ix(col)}) << 2))` : lanesOf(one);
   };
   const lanesOf = (one: (lane: number) => string): string =>
     [1, 2, 3].reduce(

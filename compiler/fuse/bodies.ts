@@ -16,7 +16,7 @@ import {
   valueKey,
   walkExpr,
 } from "../../ops/index.ts";
-import type { Body, Stat, Store } from "../kernels/body.ts";
+import type { Body, Element, Stat, Store } from "../kernels/body.ts";
 import { type Group, type Grouping, operandOf, picksOne } from "./groups.ts";
 
 type Rows = Type & { kind: "rows" };
@@ -104,15 +104,10 @@ export function bodiesOf({ groups, free, needed }: Grouping): ReadonlyMap<Group,
       (node, id): Stat => ({ id, reduce: opOf(node.op).reduce!, expr: exprOf(node.ins[0]!) }),
     );
     /** A value's element, at each column that the body is at. */
-    const eachOf = (v: Value): Pick<Store, "shift" | "expr" | "cols">[] => {
-      const [expr, upper] = exprsOf(v);
+    const eachOf = (v: Value): Element[] => {
       const { cols } = v.type as Rows;
-      return half
-        ? [
-            { expr, cols },
-            { expr: upper, cols, shift: half },
-          ]
-        : [{ expr, cols }];
+      const [lower, upper] = exprsOf(v).map((expr): Element => ({ expr, cols }));
+      return half ? [lower!, { ...upper!, shift: half }] : [lower!];
     };
     const effects = g.effects.flatMap(({ field, write }) =>
       eachOf(write.x).map(

@@ -49,7 +49,7 @@ export class Group {
   get epilogue(): "elements" | "rows" | null {
     return graphKernels[this.skeleton].epilogue;
   }
-  /** May its sums be of columns so far apart? Both targets go over whole panels of lower ones. */
+  /** May its sums be of columns so far apart? Targets go over lower ones in whole panels, of 8 and of 16. */
   halves(half: number): boolean {
     const { pairs, epilogue } = graphKernels[this.skeleton];
     const fits = half % 8 === 0 && this.cols % (2 * half) === 0 && this.cols % 32 === 0;

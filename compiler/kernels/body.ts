@@ -3,27 +3,21 @@ import type { Domain, Expr, Node, Value } from "../../ops/index.ts";
 import type { Kernel } from "../kernel.ts";
 import type { Skeleton } from "./index.ts";
 
-/** `shift`: how many columns from the one that the body is at it lies; none: it lies there. */
-export type Store = { readonly shift?: number } & /** A step value [rows, cols]. */
-(
-  | { readonly to: "rows"; readonly value: Value; readonly expr: Expr; readonly cols: number }
-  /** field[index[row]], rows with a negative index are skipped. */
-  | {
-      readonly to: "field";
-      readonly field: Value;
-      readonly index: string;
-      readonly expr: Expr;
-      readonly cols: number;
-    }
-  /** Keys (part 0) or values (part 1) of the paged cache at each row's position. */
-  | {
-      readonly to: "kv";
-      readonly kv: Value;
-      readonly part: 0 | 1;
-      readonly expr: Expr;
-      readonly cols: number;
-    }
-);
+/** What an element is; `shift`: how many columns it lies from the one that the body is at. */
+export interface Element {
+  readonly expr: Expr;
+  readonly cols: number;
+  readonly shift?: number;
+}
+export type Store = Element &
+  /** A step value [rows, cols]. */
+  (
+    | { readonly to: "rows"; readonly value: Value }
+    /** field[index[row]], rows with a negative index are skipped. */
+    | { readonly to: "field"; readonly field: Value; readonly index: string }
+    /** Keys (part 0) or values (part 1) of the paged cache at each row's position. */
+    | { readonly to: "kv"; readonly kv: Value; readonly part: 0 | 1 }
+  );
 
 /** A row operand of a heavy node: a step value, or rows of a stored field picked by a metadata array. */
 export interface Operand {
@@ -46,8 +40,8 @@ export interface Body {
   /** A second product of the same rows, by a matrix like the first's; the epilogue has the sums of both. */
   readonly beside: Node | null;
   /**
-   * Its sums are those of two columns of one matrix, the second so many after the first, which is of the lower
-   * half of a part of twice as many. Null: a sum is of a column.
+   * Its sums are those of two columns of one matrix, the second so many after the first, which is of the
+   * lower half of a part of twice as many. Null: a sum is of a column.
    */
   readonly half: number | null;
   /** Of the node, then of the one beside it. */

@@ -80,8 +80,8 @@ function sumsOf(
     }`;
 }
 /**
- * t0 … += x·Wᵀ of a matrix [n, k] at a quad of a panel, `at` the rows of x; at least four terms in a turn of the loop, which costs
- * a CPU as much as some of them.
+ * t0 … += x·Wᵀ of a matrix [n, k] at a quad of a panel, `at` the rows of x; at least four terms in a turn of
+ * the loop, which costs a CPU as much as some of them.
  */
 export const ascending = (
   at: readonly Place[],
