@@ -8,11 +8,13 @@ import { BLOCK, IGNORE, type Manifest, WeftError } from "./bundle.ts";
 export interface Row {
   readonly input_ids: readonly number[];
   readonly labels: readonly number[];
+  /** Where it came from, as an error names it: a line of a file. Default is its number. */
+  readonly at?: string;
 }
 
 /** A row as the forward takes it. */
 export interface Item {
-  readonly index: number;
+  readonly at: string;
   /** Rows of the forward: all ids but the last. */
   readonly ids: readonly number[];
   /** What each row predicts, -100 for none. */
@@ -23,7 +25,7 @@ export interface Item {
   readonly dropP: number;
 }
 function prepare(row: Row, index: number, what: string, context: number, vocab: number): Item {
-  const where = `${what} row ${index + 1}`;
+  const where = row.at ?? `${what}, row ${index + 1}`;
   if (row.input_ids.length !== row.labels.length)
     throw new WeftError({
       code: "WEFT_DATA",
@@ -61,7 +63,7 @@ function prepare(row: Row, index: number, what: string, context: number, vocab: 
   let end = next.length;
   while (end > 0 && next[end - 1] === IGNORE) end--;
   return {
-    index,
+    at: where,
     ids: ids.slice(0, end),
     next: next.slice(0, end),
     labels: next.filter((x) => x !== IGNORE).length,
@@ -116,7 +118,7 @@ export function trainItems(
   if (tooLong)
     throw new WeftError({
       code: "WEFT_CAPACITY",
-      where: `data row ${tooLong.index + 1}`,
+      where: tooLong.at,
       expected: `at most ${longest} tokens`,
       found: String(tooLong.ids.length),
       hint: "compile with larger savedRows",

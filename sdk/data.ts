@@ -141,7 +141,7 @@ export async function rowsOf(
       : typeof data === "string"
         ? numbered(await readFileOr(data, "WEFT_DATA"), data)
         : data.map((row, i) => ({ row, at: `${what}, row ${i + 1}` }));
-  const rows = Array.from(list, ({ row, at }) => encodeRow(row, text, ends, at));
+  const rows = Array.from(list, ({ row, at }) => ({ ...encodeRow(row, text, ends, at), at }));
   if (!rows.length)
     throw new WeftError({ code: "WEFT_DATA", where: what, expected: "at least one row", found: "none" });
   return rows;

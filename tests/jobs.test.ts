@@ -163,7 +163,11 @@ test("rows to evaluate are checked when the job starts; a best step needs some",
   await using engine = await engineOf(configs.even, { ...one, train: ["lora", "full"] });
   const start = (o: Partial<FinetuneOptions>) =>
     engine.finetune({ ...base, name: "e", steps: 100, evalEvery: 100, ...o });
-  await code("WEFT_DATA", () => start({ evalData: [{ input_ids: [1, 2, 999] }] }), /evalData row 1/);
+  await code("WEFT_DATA", () => start({ evalData: [{ input_ids: [1, 2, 999] }] }), /evalData, row 1/);
+  const file = `${scratch()}/rows.jsonl`;
+  const ids = (n: number): string => JSON.stringify({ input_ids: Array(n).fill(1) });
+  writeFileSync(file, [ids(3), "", ids(2000)].join("\n"));
+  await code("WEFT_DATA", () => start({ evalData: file }), /rows\.jsonl, line 3/);
   await code("WEFT_DATA", () => start({ evalData: [{ input_ids: idsOf("l", 200, vocab) }] }), /at most 128/);
   await code("WEFT_DATA", () => start({ evalData: [{ input_ids: [1, 2], labels: [-100, -100] }] }));
   await code("WEFT_OPTION", () => start({ select: "best" }), /evalData/);
