@@ -372,15 +372,17 @@ export const ManifestSchema = object({
     object({ layers: v.array(object({ ffn: indices, groups: indices })), selector: text }),
   ),
   /**
-   * The adapter that was fitted to what rounding took: how, on how many tokens of a calibration. On some of
-   * these, the mean loss of labels in the model as its checkpoint has it, rounded, and rounded and corrected;
-   * and of the two, how far what follows is from that of the first (Kullback-Leibler, nats a token).
+   * The adapter that was fitted to what rounding took: how, on how many tokens of a calibration; how many
+   * experts, of all layers, none of them reached. On some of these tokens, the mean loss of labels in the
+   * model as its checkpoint has it, rounded, and rounded and corrected; and of the two, how far what follows
+   * is from that of the first (Kullback-Leibler, nats a token).
    */
   correction: v.nullable(
     object({
       method: text,
       rank: positive,
       tokens: positive,
+      unreached: v.exactOptional(positive),
       loss: object({ exact: finite, rounded: finite, corrected: finite }),
       divergence: object({ rounded: finite, corrected: finite }),
     }),

@@ -5,8 +5,11 @@ import { eora } from "../compiler/corrections/eora.ts";
 import type { Factors } from "../compiler/corrections/lowrank.ts";
 import { lrec } from "../compiler/corrections/lrec.ts";
 import { openProduct } from "../compiler/corrections/product.ts";
+import { type Batch, Streams } from "../compiler/corrections/streams.ts";
 import type { FormatOption } from "../compiler/formats.ts";
+import type { ModelSource } from "../compiler/source.ts";
 import type { Capacities } from "../compiler/target.ts";
+import { type EvalCtx, experts, Graph, interpret } from "../ops/index.ts";
 import { restore, store } from "../runtime/values.ts";
 import { evaluate } from "../sdk/evaluate.ts";
 import { compile, type Engine, load } from "../sdk/index.ts";
@@ -107,6 +110,90 @@ test("eora: of each rank the least weighted error that there is, and none at the
   assert.ok(before < 1e-9 * all, `full: ${before / all}`);
 });
 
+test("of no rows both are the singular vectors of the error alone", async () => {
+  const product = await openProduct();
+  const none = new Float32Array(0);
+  const rounded = { ...example(), entersExact: none, enters: none };
+  const error = Float64Array.from(rounded.exact, (x, i) => x - rounded.held[i]!);
+  const identity = Float64Array.from({ length: IN * IN }, (_, i) => (i % (IN + 1) ? 0 : 1));
+  for (const rank of ranks.slice(0, -1)) {
+    const factors = eora.fit(product, rounded, rank);
+    const [left, least] = [
+      weighted(without(error, factors, rank), identity),
+      leastLeft(error, identity, rank),
+    ];
+    assert.ok(left <= 1.03 * least, `rank ${rank}: ${left}, of ${least}`);
+    assert.equal(lrec.fit(product, rounded, rank), factors);
+  }
+});
+
+test("an expert's correction is of the rows that chose it, one that none chose of its error; all are one adapter", async () => {
+  const product = await openProduct();
+  const [count, top, of] = [4, 2, 10];
+  const matrices = Array.from({ length: count }, (_, e) => uniform(`expert ${e}`, OUT * IN));
+  const weights = {
+    read: (path: string, _: unknown, from: number, to: number) =>
+      matrices[Number(/\d+/.exec(path))]!.slice(from * IN, to * IN),
+    planes: () => null,
+  };
+  // What rows chose, by stream: the third is not all that the first was; nobody chose the last.
+  const choices = [0, 0, 1].map((other) =>
+    Array.from({ length: of }, (_, r) => (r < other ? [2, 1] : [r % 3, (r + 1) % 3])),
+  );
+  const chosen = Float64Array.from(choices.flat(2));
+  for (const wide of [IN, top * IN]) {
+    const x = Float64Array.from(uniform(`enters ${wide}`, 3 * of * wide));
+    const rowOf = (s: number, r: number, e: number): Float32Array => {
+      const from = (s * of + r) * wide + (wide === IN ? 0 : choices[s]![r]!.indexOf(e) * IN);
+      return Float32Array.from(x.subarray(from, from + IN));
+    };
+    const graph = new Graph();
+    const [at, which] = [wide, top].map((cols, i) =>
+      graph.input("experts", ["x", "chosen"][i]!, { kind: "rows", domain: "T", cols }),
+    );
+    const type = { kind: "experts", count, n: OUT, k: IN, format: "q4" } as const;
+    const y = experts(at!, which!, graph.input("experts", "{e}", type), "y");
+    for (const correction of [eora, lrec]) {
+      const streams = new Streams(
+        { weights } as unknown as ModelSource,
+        { rows: of } as Batch,
+        product,
+        correction,
+      );
+      const instead = streams.instead((name) => `experts.${name}.w`, new Map([["{e}", 4]]));
+      const [out] = interpret([y], { x, chosen }, {} as EvalCtx, instead);
+      assert.equal([...streams.unreached], ["experts.3"]);
+      const held = matrices.map((m, e) => restore("q4", store("q4", m, OUT, IN, `${e}`), OUT, IN));
+      streams.fitted.forEach(({ a, b, path }, e) => {
+        assert.is(path, `experts.${e}.w`);
+        const both = choices[0]!.flatMap((c, r) => (c.includes(e) && choices[2]![r]!.includes(e) ? [r] : []));
+        const rows = (s: number) => Float32Array.from(both.flatMap((r) => [...rowOf(s, r, e)]));
+        const rounded = { exact: matrices[e]!, held: held[e]!, entersExact: rows(0), enters: rows(2) };
+        assert.equal({ a, b }, correction.fit(product, { ...rounded, shape: [OUT, IN] }, 4), `${e}`);
+      });
+      assert.is(streams.fitted.length, count);
+      choices.forEach((stream, s) => {
+        stream.forEach((mine, r) => {
+          mine.forEach((e, j) => {
+            const { a, b } = streams.fitted[e]!;
+            const input = rowOf(s, r, e);
+            for (let o = 0; o < OUT; o++) {
+              let want = 0;
+              for (let i = 0; i < IN; i++) {
+                let w = (s ? held : matrices)[e]![o * IN + i]!;
+                if (s === 2) for (let q = 0; q < 4; q++) w += b[q * OUT + o]! * a[q * IN + i]!;
+                want += w * input[i]!;
+              }
+              const got = out![((s * of + r) * top + j) * OUT + o]!;
+              assert.ok(Math.abs(got - want) < 1e-4, `${s} ${r} ${j} ${o}: ${got}, ${want}`);
+            }
+          });
+        });
+      });
+    }
+  }
+});
+
 test("lrec: what leaves the matrix, with what enters it now, is nearest to what left the exact one", async () => {
   const rounded = example();
   const product = await openProduct();
@@ -193,12 +280,19 @@ for (const name of ["odd", "gemma3", "phi3", "gpt2", "qwen3_moe", "qwen3_moe_mix
       engine.adapters.remove("correction");
       near(await lossOf(engine, vocab), loss.rounded, "loss without");
       assert.ok(divergence.corrected < divergence.rounded, JSON.stringify(divergence));
+      if (name !== "qwen3_moe") continue;
+      // Of 24 experts some meet no row, which is told; experts corrected too, it is nearer than without.
+      assert.ok(engine.manifest.correction!.unreached! > 0);
+      await using others = await load(await corrected(config, how, "q4", { experts: 0 }), { device: "wasm" });
+      const left = others.manifest.correction!.divergence;
+      assert.is(left.rounded, divergence.rounded);
+      assert.ok(divergence.corrected < left.corrected, JSON.stringify([divergence, left]));
     }
   });
 
 test("a correction of the full rank gives all of it back", async () => {
-  const layersAlone = { default: "q4", embed_tokens: "f32" } as const;
-  const bundle = await corrected(configs.even, "eora", layersAlone, { rank: 64 });
+  const layersAlone = { default: "q4", embed_tokens: "f32", lm_head: "f32" } as const;
+  const bundle = await corrected(configs.mixtral, "eora", layersAlone, { rank: 64, experts: 40 });
   await using engine = await load(bundle, { device: "wasm" });
   const { loss, divergence } = engine.manifest.correction!;
   assert.ok(divergence.rounded > 1e-4, `${divergence.rounded}`);

@@ -26,7 +26,7 @@ export function leading(
 ): Factors {
   const rows = x.length / ins;
   const [mT, xT] = [transpose(m, out, ins), transpose(x, rows, ins)];
-  const damping = dampingOf(x) * rows;
+  const damping = dampingOf(x, ins);
   const r = Math.min(rank, out, ins);
   let state = 1;
   let u: Float32Array = Float32Array.from({ length: r * out }, () => {
@@ -46,11 +46,12 @@ export function leading(
   b.set(u);
   return { a, b };
 }
-/** DAMPING times the mean square of an entry of x. */
-export function dampingOf(x: Float32Array): number {
+/** DAMPING times the mean over columns of their squares' sums. Of no rows 1: every direction counts alike. */
+export function dampingOf(x: Float32Array, cols: number): number {
+  if (!x.length) return 1;
   let sum = 0;
   for (let i = 0; i < x.length; i++) sum += x[i]! * x[i]!;
-  return (DAMPING * sum) / x.length;
+  return (DAMPING * sum) / cols;
 }
 /**
  * Rows [n, cols] made orthonormal in place, in f64 (Gram-Schmidt, twice); one that others span becomes zero.

@@ -17,7 +17,7 @@ function inverseOf(product: Product, enters: Float32Array, rows: number, ins: nu
   const known = inverses.get(enters);
   if (known) return known;
   const gram = Float64Array.from(product(enters, enters, rows, rows, ins));
-  const damping = dampingOf(enters) * rows;
+  const damping = dampingOf(enters, ins);
   for (let i = 0; i < rows; i++) gram[i * rows + i] = gram[i * rows + i]! + damping;
   const inverse = transpose(solved(gram, rows, enters, ins), rows, ins);
   inverses.set(enters, inverse);

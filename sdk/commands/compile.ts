@@ -111,7 +111,8 @@ export async function compileTo(model: string, out: string, f: Flags, json: bool
     correction &&
     `; ${correction.method} of rank ${correction.rank}: loss ${told(correction.loss.corrected)}, ` +
       `without it ${told(correction.loss.rounded)}, of the checkpoint ${told(correction.loss.exact)} ` +
-      `(KL ${told(correction.divergence.corrected)}, without ${told(correction.divergence.rounded)})`;
+      `(KL ${told(correction.divergence.corrected)}, without ${told(correction.divergence.rounded)})` +
+      (correction.unreached ? `; no row met ${correction.unreached} of the experts` : "");
   console.log(
     json
       ? JSON.stringify(result)
