@@ -15,13 +15,6 @@ export async function askAdapter(
       (await gpu?.requestAdapter(kind === "hardware" ? { powerPreference: "high-performance" } : {})) ?? null
     );
   } catch (cause) {
-    if (cause instanceof WeftError) throw cause;
-    throw new WeftError({
-      code: "WEFT_DEVICE",
-      where: "webgpu adapter",
-      expected: "an answer to requestAdapter",
-      found: (cause as Error)?.message ?? String(cause),
-      cause,
-    });
+    throw cause instanceof WeftError ? cause : (await import("./refused.ts")).noAdapter(cause);
   }
 }

@@ -2,7 +2,7 @@
  * Which device plays a bundle: WebGPU on a hardware adapter, else Wasm; a software adapter only when asked
  * for by name.
  */
-import { type Manifest, WeftError } from "./bundle.ts";
+import type { Manifest } from "./bundle.ts";
 import { mayHaveGpu } from "./dawn.ts";
 import type { Device } from "./device.ts";
 import type { WasmOptions } from "./wasm.ts";
@@ -16,13 +16,6 @@ export async function openDevice(
   file: (name: string) => Promise<Uint8Array>,
   options: WasmOptions & { readonly timestamps?: boolean | undefined } = {},
 ): Promise<Device> {
-  if (!deviceChoices.includes(choice))
-    throw new WeftError({
-      code: "WEFT_OPTION",
-      where: "device",
-      expected: deviceChoices.join(", "),
-      found: String(choice),
-    });
   // Each target is loaded only where it is used.
   const wasm = async (): Promise<Device> => {
     if (options.timestamps) throw (await import("./refused.ts")).untimed("wasm");

@@ -26,6 +26,15 @@ export const notRelaxed = (there: boolean): WeftError =>
       )
     : refused("relaxed", "a bundle with kernels.relaxed.wasm", "none", "compile with --relaxed");
 
+/** Adapters cannot be asked for. */
+export const noAdapter = (cause: unknown): WeftError =>
+  new WeftError({
+    code: "WEFT_DEVICE",
+    where: "webgpu adapter",
+    expected: "an answer to requestAdapter",
+    found: (cause as Error)?.message ?? String(cause),
+    cause,
+  });
 /** The adapter gives no device. */
 export const notGiven = (where: string, cause: Error): WeftError =>
   new WeftError({ code: "WEFT_DEVICE", where, expected: "a device", found: cause.message, cause });

@@ -13,11 +13,8 @@ import { runInNewContext } from "node:vm";
 import * as assert from "uvu/assert";
 import { compile, compileTo } from "../compiler/compile.ts";
 import type { WeftError } from "../runtime/bundle.ts";
-import { openAdapter } from "../runtime/dawn.ts";
 import type { Device } from "../runtime/device.ts";
 import { Engine as Core } from "../runtime/engine.ts";
-import { openEngine } from "../runtime/loading.ts";
-import type { StepTrace } from "../runtime/loops.ts";
 import { softwareDriver } from "../runtime/swiftshader.ts";
 import { startJob } from "../runtime/trainer.ts";
 import { openWebGpu } from "../runtime/webgpu.ts";
@@ -118,98 +115,6 @@ test("lists that are encoded ahead, and in parts, are those that were asked for"
     assert.ok(before > 2 * 24, `${before} parts`);
   } finally {
     prototype.submit = submit;
-  }
-});
-
-/** The bundle that nothing trains. */
-const reader = { where: "memory", read: async (name: string) => (await compiled).files.get(name)! };
-
-test("timestamps tell what every kernel of a step took, and change no bit", async () => {
-  await openAdapter("software");
-  const ids = idsOf("timed", 9, 128);
-  const { prototype } = GPUCommandEncoder;
-  const { beginComputePass } = prototype;
-  let passes = 0;
-  prototype.beginComputePass = function (this: GPUCommandEncoder, d?: GPUComputePassDescriptor) {
-    passes++;
-    return beginComputePass.call(this, d);
-  };
-  const played = (timestamps: boolean) =>
-    devicesOf(async (devices) => {
-      const steps: StepTrace[] = [];
-      const onStep = (t: StepTrace): void => void steps.push(t);
-      const engine = await openEngine(reader, { device: "software", timestamps, onStep });
-      const { device } = engine;
-      passes = 0;
-      const run = device.run.bind(device);
-      let played: Parameters<Device["run"]> | undefined;
-      device.run = (...list) => {
-        played ??= [list[0], list[1].slice(), list[2].slice(), []];
-        return run(...list);
-      };
-      for await (const _ of engine.generate({ prompt: ids, maxTokens: 4 }));
-      const { logprobs } = await engine.score(ids);
-      const spent = passes;
-      // A set of queries has room for 2048 launches.
-      const [lane, commands, meta] = played!;
-      await run(
-        lane,
-        Int32Array.from({ length: 6 * 2100 }, (_, i) => commands[i % 6]!),
-        meta,
-        [],
-      );
-      const { kernels } = device.stats;
-      await engine.dispose();
-      const clock = devices[0]!.features.has("timestamp-query");
-      return { logprobs: [...logprobs], steps, spent, kernels, clock, plan: device.plan };
-    });
-  try {
-    const [off, on] = [await played(false), await played(true)];
-    assert.equal(on.logprobs, off.logprobs);
-    assert.equal([off.clock, on.clock], [false, true]);
-    assert.is(off.spent, off.steps.length, "one pass a step");
-    assert.ok(off.kernels === null && off.steps.every((s) => s.kernels === null));
-    assert.is(
-      on.spent,
-      on.steps.reduce((n, s) => n + s.commands, 0),
-      "one a launch",
-    );
-    let [kernels, whole] = [0, 0];
-    for (const { kernels: times, commands, ms } of on.steps) {
-      assert.is(
-        times!.reduce((n, k) => n + k.launches, 0),
-        commands,
-      );
-      for (const k of times!) assert.ok(k.kernel in on.plan.kernels, k.kernel);
-      kernels += times!.reduce((n, k) => n + k.ms, 0);
-      whole += ms;
-    }
-    assert.ok(kernels > whole / 100 && kernels < whole, `${kernels} ms of kernels in ${whole} ms of steps`);
-    assert.equal(
-      on.kernels!.map((k) => k.launches),
-      [2100],
-    );
-  } finally {
-    prototype.beginComputePass = beginComputePass;
-  }
-});
-
-test("timestamps of who has no clock are one error that says so", async () => {
-  await openAdapter("software");
-  const { prototype } = GPU;
-  const { requestAdapter } = prototype;
-  prototype.requestAdapter = async function (this: GPU) {
-    const adapter = await requestAdapter.call(this);
-    return adapter && (Object.create(adapter, { features: { value: new Set() } }) as GPUAdapter);
-  };
-  try {
-    for (const device of ["wasm", "software"] as const) {
-      const e = await errorOf(openEngine(reader, { device, timestamps: true }));
-      assert.is(e.code, "WEFT_DEVICE", e.message);
-      assert.match(e.message, /timestamp-query.*without `timestamps`/s);
-    }
-  } finally {
-    prototype.requestAdapter = requestAdapter;
   }
 });
 

@@ -71,6 +71,8 @@ export interface Memory {
   /** Where a range lies, in order. */
   readonly parts: (range: Omit<Range, "lane">) => readonly Part[];
   readonly meta: GPUBuffer;
+  /** Of metadata, what a launch sees from its offset on. */
+  readonly blockBytes: number;
   /** Weights are read-only everywhere but in the update of full training, which has the second layout. */
   readonly layouts: readonly [GPUBindGroupLayout, GPUBindGroupLayout];
   /** Of each layout, by group. */
@@ -206,6 +208,7 @@ export function allocate(
       });
     },
     meta,
+    blockBytes,
     layouts,
     groups: layouts.map((layout) => new Map(regions.map((g) => [g, groupWith(layout, regionOf(g))]))),
     shards: lists.map((shards, own) => {

@@ -172,8 +172,12 @@ export function play(
   /** What a list launches and nobody has compiled yet is compiled first. */
   const run = async (commands: Int32Array, meta: Uint32Array, reads: readonly Range[]) => {
     const missing = new Set<number>();
-    for (let i = 0; i < commands.length; i += COMMAND_WORDS)
+    /** The last block of metadata, in bytes. */
+    let block = 0;
+    for (let i = 0; i < commands.length; i += COMMAND_WORDS) {
       if (!kernels.at(commands[i]!)) missing.add(commands[i]!);
+      block = Math.max(block, commands[i + 2]!);
+    }
     if (missing.size) {
       await kernels.compile(missing);
       watch.check();
@@ -182,7 +186,9 @@ export function play(
     const again = last !== null && isSame(last, asked);
     last = asked;
     if (next && !isSame(next, asked)) drop();
-    queue.writeBuffer(memory.meta, 0, meta.buffer as ArrayBuffer, meta.byteOffset, meta.byteLength);
+    // What lies behind the last block that it is launched over a list does not read.
+    const bytes = Math.min(block + memory.blockBytes, meta.byteLength);
+    queue.writeBuffer(memory.meta, 0, meta.buffer as ArrayBuffer, meta.byteOffset, bytes);
     const submit = (part: GPUCommandBuffer): void => queue.submit([part]);
     let staging: GPUBuffer | null;
     if (next) {
