@@ -79,6 +79,10 @@ export interface Device {
    * memory that is read has nothing to gain.
    */
   readonly picks: boolean;
+  /**
+   * What tells its adapter from others, where which kernels serve how many rows is to be measured; else null.
+   */
+  readonly tunes: string | null;
   /** Null where all kernels are there from the start. */
   readonly later: Later | null;
   /** Bytes held, by memory space. */

@@ -30,6 +30,7 @@ import { sha256 } from "./hash.ts";
 import type { Host } from "./host.ts";
 import { initialContent } from "./initial.ts";
 import { writeConstants } from "./load.ts";
+import { isNode } from "./node.ts";
 import { mix } from "./random.ts";
 import { startIn } from "./requests.ts";
 import type { ModelView } from "./selectors.ts";
@@ -82,6 +83,10 @@ export async function settleInvariance(
   let verdict = verdicts.get(key);
   if (!verdict) {
     verdict = await judge(manifest, device, open);
+    if (isNode && device.tunes && verdict.invariance === "verified") {
+      const { tuned } = await import("./tuning.ts");
+      verdict = { ...verdict, families: { fewRows: await tuned(manifest, device, openHost, bundle) } };
+    }
     verdicts.set(key, verdict);
   }
   return { verdict, host: await open(verdict.families) };
@@ -148,14 +153,22 @@ interface Left {
   readonly hidden: Float32Array[];
   readonly logits: Map<number, Float32Array>;
 }
-const idsOf = (n: number, vocab: number): number[] => Array.from({ length: n }, (_, i) => mix(n, i) % vocab);
+export const idsOf = (n: number, vocab: number): number[] =>
+  Array.from({ length: n }, (_, i) => mix(n, i) % vocab);
 const same = (a: Float32Array, b: Float32Array): boolean =>
   a.length === b.length && a.every((x, i) => Object.is(x, b[i]));
-const sameLeft = (a: Left, b: Left): boolean =>
+export const sameLeft = (a: Left, b: Left): boolean =>
   a.hidden.every((row, i) => same(row, b.hidden[i]!)) &&
   [...a.logits].every(([at, row]) => same(row, b.logits.get(at)!));
 
-class Check {
+/** What a device was given to play: of all layers. */
+export interface List {
+  readonly commands: Int32Array;
+  readonly meta: Uint32Array;
+}
+export class Check {
+  /** The last list. */
+  list: List | null = null;
   private readonly store: AdapterStore;
   private readonly layers: number;
   constructor(
@@ -310,7 +323,7 @@ class Check {
   }
 
   /** Play requests to their end, in steps of at most `budget` rows. */
-  private async play(plays: readonly Play[], budget: number): Promise<Left[]> {
+  async play(plays: readonly Play[], budget: number): Promise<Left[]> {
     const { manifest, host, store } = this;
     const { exports } = host;
     const live = new Map<number, Left>();
@@ -375,10 +388,11 @@ class Check {
     ];
     if (device.picks && homes.candidates !== null)
       reads.push({ ...at, offset: homes.candidates, words: heads * CANDIDATE_WORDS });
+    this.list = { commands: host.commands(lane, commands).slice(), meta: host.meta(lane).slice() };
     const [h, logits, picked] = await device.run(
       lane,
-      this.shallow(host.commands(lane, commands)),
-      host.meta(lane),
+      this.shallow(this.list.commands),
+      this.list.meta,
       reads,
     );
     host.logits().set(logits!);

@@ -20,6 +20,7 @@ export class Supervised implements Device {
   readonly families: Device["families"];
   readonly lanes: number;
   readonly picks: boolean;
+  readonly tunes: Device["tunes"];
   readonly memory: Device["memory"];
   readonly stats: Device["stats"];
   /** Resolves when the device died or passed a deadline, not when it was let go. */
@@ -41,6 +42,7 @@ export class Supervised implements Device {
       families: this.families,
       lanes: this.lanes,
       picks: this.picks,
+      tunes: this.tunes,
       memory: this.memory,
       stats: this.stats,
     } = device);

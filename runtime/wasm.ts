@@ -327,6 +327,7 @@ export async function openWasm(
     sizes,
     families: { fewRows: null },
     picks: false,
+    tunes: null,
     lanes,
     later: null,
     memory: bytes,

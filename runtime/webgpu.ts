@@ -14,6 +14,7 @@ import {
 } from "./device.ts";
 import { formatOf, planeBytes } from "./formats.ts";
 import { limitsHere } from "./memory.ts";
+import { isNode } from "./node.ts";
 import { servingPrograms } from "./programs.ts";
 import { allocate, largestOf, measureWebGpu, shardsFor, sizesOf, webGpuLimits } from "./webgpu/memory.ts";
 import { Kernels, readKernels } from "./webgpu/pipelines.ts";
@@ -31,6 +32,8 @@ type WebGpuOptions = RoomOptions & {
   readonly ahead?: boolean | undefined;
   /** Is the list that is expected next encoded while the device works? Default: on hardware. */
   readonly encodesAhead?: boolean | undefined;
+  /** Is it measured which kernels serve how many rows, and kept? Default: on hardware, in Node. */
+  readonly tunes?: boolean | undefined;
   /** Is what kernels take measured? Default: no. */
   readonly timestamps?: boolean | undefined;
 };
@@ -65,6 +68,8 @@ const isSoftware = ({ info }: GPUAdapter): boolean =>
   );
 export const nameOf = ({ info }: GPUAdapter): string =>
   info.description || info.device || info.vendor || "WebGPU adapter";
+const idOf = ({ info }: GPUAdapter): string =>
+  JSON.stringify([info.vendor, info.architecture, info.device, info.description]);
 /**
  * What a load of these options would take on an adapter. Throws WEFT_CAPACITY when not even the smallest
  * fits.
@@ -149,7 +154,7 @@ async function openOn(
           allocate(device, small, layers, most, { first, weights: memory }),
         );
         const release = async (): Promise<void> => own.destroy();
-        const alike = { info, families, picks, encodesAhead, timing: null, later };
+        const alike = { info, families, picks, encodesAhead, timing: null, tunes: null, later };
         return play(watch, small, own, kernels, { ...alike, bytes, sizes, release });
       },
     };
@@ -161,6 +166,7 @@ async function openOn(
     return play(watch, plan, memory, kernels, {
       ...{ info, bytes, sizes, families, picks, encodesAhead, later: whole ? null : later, release },
       timing: clock && new clock.Timing(watch, plan),
+      tunes: isNode && families.fewRows && (options.tunes ?? !software) ? idOf(adapter) : null,
     });
   } catch (e) {
     // Whatever failed after the device was gone failed because of that.

@@ -61,6 +61,7 @@ export function play(
     readonly release: () => Promise<void>;
     readonly families: Families;
     readonly picks: boolean;
+    readonly tunes: Device["tunes"];
     /** Is the list that is expected next encoded while the device works? */
     readonly encodesAhead: boolean;
     /** What measures kernels, where that is wanted. */
@@ -236,6 +237,7 @@ export function play(
     sizes: about.sizes,
     families: about.families,
     picks: about.picks,
+    tunes: about.tunes,
     lanes: 1,
     later: about.later,
     memory: about.bytes,
