@@ -38,6 +38,11 @@ const columnsOp = defineOp({
   remote: true,
   infer: ([x], { cols }) => [{ ...(x as Rows), cols: Number(cols) }],
   point: ({ ins: [x], attrs }) => load(x!, row, ixBin("add", { ix: "col" }, Number(attrs.from))),
+  halves: {
+    of: ({ ins: [x], attrs: { from, cols } }) =>
+      (x!.type as Rows).cols === 2 * Number(cols) && Number(from) % Number(cols) === 0 ? Number(cols) : null,
+    point: ({ attrs: { from } }, [lower, upper]) => (from ? [upper, upper] : [lower, lower]),
+  },
   grad: ({ ins: [x], attrs }, [dy]) => [() => amongColumns(dy!, Number(attrs.from), (x!.type as Rows).cols)],
   samples: [{ ins: [{ kind: "rows", domain: "T", cols: 11 }], attrs: { from: 3, cols: 6 } }],
 });

@@ -308,7 +308,7 @@ export function storeLoops(
   from: string,
   to: string,
 ): string[] {
-  const wide = stores.filter((s) => s.cols === cols && !(cols === 1 && !usesCol(s.expr)));
+  const wide = stores.filter((s) => s.cols > 1 || (cols === 1 && usesCol(s.expr)));
   for (const s of stores) {
     if (wide.includes(s)) continue;
     const value = p.scalar(s.expr);

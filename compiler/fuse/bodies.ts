@@ -107,7 +107,7 @@ export function bodiesOf({ groups, free, needed }: Grouping): ReadonlyMap<Group,
     const eachOf = (v: Value): Element[] => {
       const { cols } = v.type as Rows;
       const [lower, upper] = exprsOf(v).map((expr): Element => ({ expr, cols }));
-      return half ? [lower!, { ...upper!, shift: half }] : [lower!];
+      return half && !g.isHalf(v.type as Rows) ? [lower!, { ...upper!, shift: half }] : [lower!];
     };
     const effects = g.effects.flatMap(({ field, write }) =>
       eachOf(write.x).map(

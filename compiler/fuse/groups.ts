@@ -53,15 +53,20 @@ export class Group {
   halves(half: number): boolean {
     const { pairs, epilogue } = graphKernels[this.skeleton];
     const fits = half % 8 === 0 && this.cols % (2 * half) === 0 && this.cols % 32 === 0;
-    return Boolean(pairs) && epilogue === "elements" && !this.alone && !this.beside && fits;
+    const free = !this.alone && !this.beside && (this.half ?? half) === half;
+    return Boolean(pairs) && epilogue === "elements" && free && fits;
   }
   /** May rows of this shape be computed on top of what the group produces? */
   takes(t: Rows): boolean {
     return (
       this.epilogue !== null &&
       this.domain === t.domain &&
-      (this.cols === t.cols || (this.epilogue === "rows" && t.cols === 1))
+      (this.cols === t.cols || this.isHalf(t) || (this.epilogue === "rows" && t.cols === 1))
     );
+  }
+  /** Are rows of this shape a half of the group's, so that it is at each of their columns once? */
+  isHalf({ cols }: Rows): boolean {
+    return this.half === cols && this.cols === 2 * cols;
   }
 }
 export interface Grouping {
@@ -94,6 +99,7 @@ function loads(node: Node, key: string): boolean {
   });
   return plain;
 }
+const halfOf = (u: Node): number | null => opOf(u.op).halves?.of(u) ?? null;
 const isDropout = (u: Node): boolean => opOf(u.op).drops ?? false;
 /** How a heavy node reads an operand. */
 export const operandOf = (v: Value): Operand =>
@@ -182,10 +188,12 @@ export function groupNodes(roots: readonly Value[], on: boolean, alone: (v: Valu
       : !groupsOf(v).has(g) || !free.has(valueKey(v));
 
   function kernel(node: Node, op: Op): void {
-    const deps = depsOf(node.ins);
-    for (const v of node.ins) {
+    // A field's rows are read where they lie, also where a copy of them is made for others.
+    const ins = node.ins.filter((v) => !fieldGather(v));
+    const deps = depsOf(ins);
+    for (const v of ins) {
       if (v.type.kind !== "rows") continue;
-      if (!fieldGather(v)) needed.add(valueKey(v));
+      needed.add(valueKey(v));
       if (isDropout(v.node)) needed.add(valueKey(v.node.ins[0]!));
     }
     const [t, a] = [node.outs[0]!, node.ins[0]!.type as Rows];
@@ -242,18 +250,19 @@ export function groupNodes(roots: readonly Value[], on: boolean, alone: (v: Valu
     if (node.ins.some(alone)) return open(op, t, deps);
     if (isDropout(node) && uses.some(isHeavy)) return open(op, t, deps, { condition: DROPOUT_BIT });
     if (op.conditional) return open(op, t, deps, { condition: Number(node.attrs.branch) });
-    const joins = on && last?.condition === null && last.takes(t) && !(last.alone && readsWeights(node));
-    if (joins && canEvaluate(last, node.ins, op.remote ?? false)) return last;
-    const half = op.halves?.of(node) ?? null;
+    const near = on && last?.condition === null && last.domain === t.domain ? last : null;
     if (
-      joins &&
-      half &&
-      (last.half ?? half) === half &&
-      last.halves(half) &&
-      last.members.has(valueKey(node.ins[0]!))
-    ) {
-      last.half = half;
-      return last;
+      near?.takes(t) &&
+      !(near.alone && readsWeights(node)) &&
+      canEvaluate(near, node.ins, op.remote ?? false)
+    )
+      return near;
+    const half = halfOf(node);
+    const inHalves = (x: string): boolean =>
+      near!.members.has(x) && usesOf(x).every((u) => !opOf(u.op).remote || halfOf(u) === half);
+    if (near && half && near.halves(half) && inHalves(valueKey(node.ins[0]!))) {
+      near.half = half;
+      return near;
     }
     const dropped = uses.some((u) => isDropout(u) && usesOf(`${u.id}.0`).some(isHeavy));
     const gathers = fieldGather(self) !== null;
@@ -290,6 +299,6 @@ export function groupNodes(roots: readonly Value[], on: boolean, alone: (v: Valu
   // Products of the same rows run beside it, and are made alike.
   for (const { half, heavy } of groups.filter((g) => g.half))
     for (const g of groups)
-      if (g.heavy && sameValue(g.heavy.ins[0]!, heavy!.ins[0]!) && g.halves(half!)) g.half ??= half;
+      if (g.heavy && sameValue(g.heavy.ins[0]!, heavy!.ins[0]!) && g.halves(half!)) g.half = half;
   return { groups, free, needed };
 }

@@ -65,20 +65,28 @@ export function mergeLaunches(
     at.set(g, target);
   }
   // By now each is as early as can be. One that nothing needs before a later launch of its kind runs there.
+  const blocks = (here: readonly Group[], g: Group): boolean =>
+    here.some((o) => o.after.has(g) || clash(g, o));
   if (on)
-    for (let i = launches.length - 1; i >= 0; i--)
-      for (const g of [...launches[i]!].reverse()) {
-        let target = i;
-        for (let j = i + 1; j < launches.length; j++) {
-          const here = launches[j]!;
-          if (here.some((o) => o.after.has(g) || clash(g, o))) break;
-          if (alike(g, here) && here.length < MAX_BODIES) target = j;
+    for (let i = launches.length - 1; i >= 0; i--) {
+      const own = launches[i]!;
+      for (const g of [...own].reverse()) {
+        let target = own;
+        for (const here of launches.slice(i + 1)) {
+          if (blocks(here, g)) break;
+          if (alike(g, here) && here.length < MAX_BODIES) target = here;
         }
-        if (target === i) continue;
-        launches[i]!.splice(launches[i]!.indexOf(g), 1);
-        launches[target]!.unshift(g);
-        if (!launches[i]!.length) launches.splice(i, 1);
+        if (target === own) continue;
+        own.splice(own.indexOf(g), 1);
+        target.unshift(g);
       }
+      // One that most steps skip waits until it is needed, and so may what it alone needs.
+      const later = launches.slice(i + 1);
+      const needed = later.findIndex((here) => own.some((g) => blocks(here, g)));
+      launches.splice(i, 1);
+      if (!own.length) continue;
+      launches.splice(own[0]!.condition === null || needed < 0 ? i : i + needed, 0, own);
+    }
   // A home is written only after everything that reads what it held.
   const named = new Set(homes.values());
   launches.forEach((gs, i) => {
