@@ -111,17 +111,21 @@ export const q4Values: FormatValues = {
     const [blocks, pairs] = [Math.ceil(k / BLOCK), Math.ceil(k / 2)];
     const q = new Uint8Array(n * pairs);
     const scales = new Uint16Array(n * blocks * 2);
+    const block = new Float64Array(BLOCK);
+    const line = new Float64Array(2);
     for (let row = 0; row < n; row++)
       for (let b = 0; b < blocks; b++) {
         const from = row * k + b * BLOCK;
-        const to = Math.min(row * k + k, from + BLOCK);
-        const { scale, low } = fit(values, from, to);
+        const most = Math.min(k - b * BLOCK, BLOCK);
+        for (let i = 0; i < most; i++) block[i] = values[from + i]!;
+        fit(block, most, line);
+        const [scale, low] = [line[0]!, line[1]!];
         const at = (row * blocks + b) * 2;
         scales[at] = toHalf(scale, from, refuse);
         scales[at + 1] = toHalf(low, from, refuse);
-        for (let i = from, j = row * pairs + ((b * BLOCK) >> 1); i < to; i += 2, j++) {
-          const odd = i + 1 < to ? stepOf(values[i + 1]!, scale, low) : 0;
-          q[j] = stepOf(values[i]!, scale, low) | (odd << 4);
+        for (let i = 0, j = row * pairs + ((b * BLOCK) >> 1); i < most; i += 2, j++) {
+          const odd = i + 1 < most ? stepOf(block[i + 1]!, scale, low) : 0;
+          q[j] = stepOf(block[i]!, scale, low) | (odd << 4);
         }
       }
     return [q, scales];
@@ -144,34 +148,29 @@ export const q4Values: FormatValues = {
 function stepOf(x: number, scale: number, low: number): number {
   if (!scale) return 0;
   const steps = (x - low) / scale + 0.5;
-  return steps < 0 ? 0 : steps > MOST ? MOST : Math.floor(steps);
+  return steps < 0 ? 0 : steps > MOST ? MOST : steps | 0;
 }
 const half = (x: number): number => halfToFloat(floatToHalf(x));
 
 /**
- * Scale and minimum, as halves, of the least squared error over the block [from, to): from those that reach
- * from its least value to its largest, steps and line are fitted to each other in turns until nothing is
- * gained.
+ * Scale and minimum, as halves, of the least squared error over the first `n` of a block: from those that
+ * reach from its least value to its largest, steps and line are fitted to each other in turns until nothing
+ * is gained.
  */
-function fit(
-  values: Float32Array,
-  from: number,
-  to: number,
-): { readonly scale: number; readonly low: number } {
-  let [low, high, sx] = [Infinity, -Infinity, 0];
-  for (let i = from; i < to; i++) {
+function fit(values: Float64Array, n: number, line: Float64Array): void {
+  let [least, largest, sx] = [Infinity, -Infinity, 0];
+  for (let i = 0; i < n; i++) {
     const x = values[i]!;
-    if (x < low) low = x;
-    if (x > high) high = x;
+    if (x < least) least = x;
+    if (x > largest) largest = x;
     sx += x;
   }
-  let next = { scale: half((high - low) / MOST), low: half(low) };
-  let best = next;
-  let least = Infinity;
+  let scale = half((largest - least) / MOST);
+  let low = half(least);
+  let best = Infinity;
   for (let turn = 0; turn < 8; turn++) {
     let [error, sq, sqq, sqx] = [0, 0, 0, 0];
-    const { scale, low } = next;
-    for (let i = from; i < to; i++) {
+    for (let i = 0; i < n; i++) {
       const x = values[i]!;
       const q = stepOf(x, scale, low);
       const off = q * scale + low - x;
@@ -180,13 +179,15 @@ function fit(
       sqq += q * q;
       sqx += q * x;
     }
-    if (!(error < least)) break;
-    [best, least] = [next, error];
-    const n = to - from;
+    if (!(error < best)) return;
+    best = error;
+    line[0] = scale;
+    line[1] = low;
     const spread = n * sqq - sq * sq;
-    if (!spread || !error) break;
-    const wider = half((n * sqx - sq * sx) / spread);
-    next = { scale: wider, low: half((sx - wider * sq) / n) };
+    if (!spread || !error) return;
+    scale = half((n * sqx - sq * sx) / spread);
+    low = half((sx - scale * sq) / n);
+    // Of the same line nothing is gained.
+    if (scale === line[0] && low === line[1]) return;
   }
-  return best;
 }
