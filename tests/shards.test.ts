@@ -2,8 +2,10 @@
  * Embedding and head in shards on WebGPU: results are the bits of one shard, whatever their number, format
  * and kernels, in serving, adapters' training and full training.
  */
+import { closeSync, ftruncateSync, openSync, rmSync, writeFileSync, writeSync } from "node:fs";
+import { join } from "node:path";
 import * as assert from "uvu/assert";
-import { compile } from "../compiler/compile.ts";
+import { compile, compileTo } from "../compiler/compile.ts";
 import {
   type Format,
   LAUNCH_VECTORS,
@@ -11,18 +13,21 @@ import {
   packedWords,
   runsOf,
   SHARD_ROWS,
+  safetensorsHeader,
   shardsOf,
 } from "../runtime/bundle.ts";
 import type { Families } from "../runtime/device.ts";
 import { Engine as Core } from "../runtime/engine.ts";
 import type { Verdict } from "../runtime/invariance.ts";
+import { openReader } from "../runtime/reader.ts";
 import { startJob } from "../runtime/trainer.ts";
 import { openWebGpu } from "../runtime/webgpu.ts";
 import { bits, configs, idsOf, small, tiny } from "./support/engines.ts";
 import { randomOf } from "./support/mutate.ts";
+import { generator } from "./support/random.ts";
 import { long } from "./support/scale.ts";
 import { suite } from "./support/suite.ts";
-import { type Config, writeModel } from "./support/tiny.ts";
+import { type Config, scratch, tensorShapes, writeModel } from "./support/tiny.ts";
 
 /** What a launch knows of the shard that it is over. */
 const shard = `launch[${LAUNCH_VECTORS}]`;
@@ -154,11 +159,24 @@ const cases: [name: string, c: Case, blocks: number[]][] = [
   ...[
     { embed_tokens: "q4", lm_head: "int8" } as const,
     { embed_tokens: "int8", lm_head: "q4" } as const,
-    ...(long ? [{ embed_tokens: "f16", lm_head: "bf16" } as const] : []),
+    ...(long
+      ? ([
+          { embed_tokens: "f16", lm_head: "bf16" },
+          { embed_tokens: "bf16", lm_head: "f16" },
+          ...(["bf16", "f16", "int8", "q4"] as const).map((embed_tokens) => ({ embed_tokens })),
+        ] as const)
+      : []),
   ].flatMap((format): [string, Case, number[]][] =>
     (long ? [plain, gpu] : [plain]).map((families) => [
-      `${Object.values(format).join(" and ")}, ${families === gpu ? "in tiles" : "plain"}`,
-      { config: untied, train: ["lora"], format: { default: "f32", ...format }, families },
+      `${"lm_head" in format ? Object.values(format).join(" and ") : `a tied ${format.embed_tokens}`}, ${
+        families === gpu ? "in tiles" : "plain"
+      }`,
+      {
+        config: "lm_head" in format ? untied : tied,
+        train: ["lora"],
+        format: { default: "f32", ...format },
+        families,
+      },
       [0.1],
     ]),
   ),
@@ -207,4 +225,81 @@ test("shards that forget where they begin, or what came before them, are seen", 
     assert.ok(differing(out, right).includes(train[0] ?? "logits"), String(file));
   }
 });
+
+/** 0.5 GB a layer in f32. */
+const heavy: Config = {
+  ...configs.even,
+  hidden_size: 2048,
+  num_attention_heads: 16,
+  num_key_value_heads: 1,
+  head_dim: 128,
+  intermediate_size: 20480,
+};
+/**
+ * A folder with so many layers, in bf16. The first and the last are the same whatever is between them: layers
+ * of random numbers that add nothing.
+ */
+function writeDeep(dir: string, layers: number): void {
+  const tensors = tensorShapes({ ...heavy, num_hidden_layers: layers }).map((t) => {
+    const [, at, role] = /layers\.(\d+)\.(.*)/.exec(t.name) ?? [];
+    const between = at !== undefined && Number(at) > 0 && Number(at) < layers - 1;
+    const last = Number(at) === layers - 1;
+    return {
+      ...t,
+      dtype: "BF16" as const,
+      bytes: 2 * t.shape.reduce((a, b) => a * b, 1),
+      nothing: between && /o_proj|down_proj/.test(t.name),
+      seed: last ? `last ${role}` : t.name,
+    };
+  });
+  writeFileSync(join(dir, "config.json"), JSON.stringify({ ...heavy, num_hidden_layers: layers }));
+  const file = openSync(join(dir, "model.safetensors"), "w");
+  const header = safetensorsHeader(tensors);
+  writeSync(file, header);
+  let at = header.length;
+  for (const { shape, bytes, nothing, seed } of tensors) {
+    const next = generator(seed);
+    // Of vectors around 1; of matrices ±2^-6 and below, 4099 numbers again and again.
+    const numbers = Uint16Array.from({ length: 4099 }, () =>
+      shape.length > 1 ? (next() & 0x807f) | (0x3c00 - ((next() & 7) << 7)) : 0x3f80 | (next() & 31),
+    );
+    const block = new Uint16Array(2 ** 19).map((_, i) => numbers[i % numbers.length]!);
+    for (let done = 0; done < bytes && !nothing; done += block.byteLength)
+      writeSync(file, new Uint8Array(block.buffer), 0, Math.min(block.byteLength, bytes - done), at + done);
+    at += bytes;
+  }
+  ftruncateSync(file, at);
+  closeSync(file);
+}
+if (long)
+  test("more than 4 GiB of weights: layers that add nothing leave what the others say and lose", async () => {
+    const said = async (layers: number) => {
+      const dir = scratch();
+      try {
+        writeDeep(dir, layers);
+        const how = { targets: ["webgpu"], train: ["lora"], methods: ["lora"], format: "f32" } as const;
+        await compileTo(dir, `${dir}.weft`, { ...how, quick: true, capacities: { ...small, sequences: 2 } });
+        const core = await Core.open(
+          await openReader(`${dir}.weft`),
+          async (m, file) => (await openWebGpu(m, file, "software", { families: plain }))!,
+          {},
+          new Known(plain),
+        );
+        const prompt = idsOf("deep", 4, heavy.vocab_size);
+        const { logits } = await core.score(prompt, { logits: true });
+        const rows = [{ input_ids: prompt, labels: prompt }];
+        const job = startJob(core, { rows, name: "deep", method: "lora", batchSize: 1, steps: 1 }, []);
+        const { losses } = await job.done;
+        const { weights } = core.device.memory;
+        await core.dispose();
+        assert.ok([...logits!.flatMap((row) => [...row]), ...losses].every(Number.isFinite), "numbers");
+        return { said: [logits!.map(bits), losses].join(), weights: weights! };
+      } finally {
+        for (const folder of [dir, `${dir}.weft`]) rmSync(folder, { recursive: true, force: true });
+      }
+    };
+    const [few, many] = [await said(2), await said(9)];
+    assert.ok(many.weights > 2 ** 32, `${many.weights} bytes`);
+    assert.is(many.said, few.said);
+  });
 test.run();
