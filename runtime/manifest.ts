@@ -31,7 +31,7 @@ import { startNames, type TensorKindName, tensorKinds } from "./tensors/index.ts
 import { termNames } from "./terms.ts";
 
 export const BUNDLE_FORMAT = "weft-bundle";
-export const BUNDLE_VERSION = 20;
+export const BUNDLE_VERSION = 21;
 
 const FileEntry = object({ bytes, sha256: sha256Hex });
 const format = oneOf(formats);
@@ -169,15 +169,17 @@ const GridDim = object({
   /**
    * A header word or 1. `tile_rows` are those in whole tiles, and `rest_rows` what is left over where it is a
    * few: of two kernels for the same thing each takes its rows. `plain_rows` is all of them on a device
-   * without such, where the others are 0. With `head`: the same of n_head. Of attention `tile_groups` are
-   * tiles of rows, `few_splits` splits of single rows, and `few_merges` those rows that have several.
+   * without such, where the others are 0. With `head`: the same of n_head. Of the keys of a unit's sequences
+   * `plain_keys` are all, and `tile_keys` tiles of 32. Of attention `tile_groups` are tiles of rows,
+   * `few_splits` splits of single rows, and `few_merges` those rows that have several.
    * `candidate_head` is n_head on a device that picks candidates, and 0 on others.
    */
   count: oneOf([
     "one",
     "n_rows",
     "n_head",
-    "n_keys",
+    "plain_keys",
+    "tile_keys",
     "tile_rows",
     "rest_rows",
     "plain_rows",

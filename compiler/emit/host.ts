@@ -50,7 +50,7 @@ const gridCode: Readonly<Record<GridDim["count"], number>> = {
   one: 0,
   n_rows: 1,
   n_head: 2,
-  n_keys: 3,
+  plain_keys: 3,
   few_splits: 4,
   few_merges: 5,
   tile_rows: 6,
@@ -61,6 +61,7 @@ const gridCode: Readonly<Record<GridDim["count"], number>> = {
   plain_head: 11,
   tile_groups: 12,
   candidate_head: 13,
+  tile_keys: 14,
 };
 /** A launch: kernel, mask words, then (count, mul, div) of x, y, z; and a bit for each kind of layers. */
 const LAUNCH_WORDS = 1 + MASK_WORDS + 9 + 1;

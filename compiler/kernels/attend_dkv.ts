@@ -1,7 +1,7 @@
 /**
  * The gradient of attention's keys and values, added to what later windows of the sequence left. Each key and
  * key head is owned once; its sequence's segments fold one after another, in each the query rows and their
- * heads in order.
+ * heads in order. On GPUs a workgroup has a tile of keys; on CPUs behind WebGPU a lane a key.
  */
 import { kvOf } from "./attend.ts";
 import type { Body, GraphKernel } from "./body.ts";
@@ -10,6 +10,7 @@ import * as assembly from "./text/assemblyscript.ts";
 import { attentionOf } from "./text/assemblyscript_attention.ts";
 import { type Lines, lines } from "./text/lines.ts";
 import * as wgsl from "./text/wgsl.ts";
+import { dkvCut, dkvShared, dkvTile } from "./text/wgsl_attend_dkv.ts";
 import { partOf, partsOf, attentionOf as wgslAttentionOf } from "./text/wgsl_attention.ts";
 
 /** Operands: q, the cache, and of the forward its output and log-sum-exp; then the output's gradient. */
@@ -22,11 +23,17 @@ const pairBytes = (b: Body): number => BLOCK * (Number(b.node!.attrs.heads) / kv
 export const attend_dkv: GraphKernel = {
   epilogue: null,
   state: "dkv",
-  grid: ([b]) => [
-    { count: "n_keys", mul: 1, div: wgsl.WG },
-    fixed(kvOf(b!).heads * partsOf(kvOf(b!).headDim)),
-  ],
-  wgsl: (name, b, env) => {
+  variants: () => ["plain", "many"],
+  lanes: ([b], variant) => (variant === "many" ? dkvCut(b!).lanes : wgsl.WG),
+  grid: ([b], _env, variant) => {
+    const { heads, headDim } = kvOf(b!);
+    return variant === "many"
+      ? [{ count: "tile_keys", mul: 1, div: 1 }, fixed(heads * dkvCut(b!).parts)]
+      : [{ count: "plain_keys", mul: 1, div: wgsl.WG }, fixed(heads * partsOf(headDim))];
+  },
+  shared: (variant, _lanes, [b]) => (variant === "many" ? dkvShared(b!) : []),
+  wgsl: (name, b, env, variant) => {
+    if (variant === "many") return dkvTile(name, b, env, { Q, O, LSE, DO });
     const a = wgslAttentionOf(b, env);
     const { hd, group, kvHeads, kvAt, operand, out, own } = a;
     const [q, o, lse, g, d] = [operand(Q), operand(O), operand(LSE), operand(DO), out(0)];

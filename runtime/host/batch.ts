@@ -17,6 +17,7 @@ import {
   A_STEP_TABLES,
   A_STEP_TILE_ROW,
   A_STEP_TILE_ROWS,
+  A_UNIT_SEG_KEYS,
   BLOCKS_PER_SEQUENCE,
   C_PICKS,
   C_COMMANDS,
@@ -35,6 +36,7 @@ import {
   H_N_KEYS,
   H_N_MERGES,
   H_N_ROWS,
+  H_N_SEGMENTS,
   H_N_SPLITS,
   H_N_TILES,
   H_REST_HEAD,
@@ -42,6 +44,7 @@ import {
   HEAD_ROWS,
   HEADER_WORDS,
   JOBS,
+  BLOCK,
   LAUNCH_WORDS,
   LAYERS,
   MASK_WORDS,
@@ -91,6 +94,13 @@ import {
 } from "./state";
 import { CLASS_EXT, CLASS_FULL, GROUP_KIND, LAUNCHES, PROGRAM_START } from "./tables";
 
+/** Tiles of keys of a unit's sequences. */
+function keyTiles(block: i32): i32 {
+  let tiles: i32 = 0;
+  for (let s: i32 = 0; s < get(META, block + H_N_SEGMENTS); s++)
+    tiles += (get(META, block + A_UNIT_SEG_KEYS + s) + BLOCK - 1) / BLOCK;
+  return tiles;
+}
 /** Workgroups of a launch in dimension `d`: ceil(count · mul / div). */
 function workgroups(grid: i32, d: i32, block: i32): i32 {
   const code: i32 = get(LAUNCHES, grid + d * 3);
@@ -98,11 +108,12 @@ function workgroups(grid: i32, d: i32, block: i32): i32 {
   let count: i32 = 1;
   if (code == 1) count = rows;
   else if (code == 2) count = get(META, block + H_N_HEAD);
-  else if (code == 3) count = get(META, block + H_N_KEYS);
+  else if (code == 3) count = counter(C_FEW) < 0 ? get(META, block + H_N_KEYS) : 0;
   else if (code == 4) count = get(META, block + H_N_SPLITS);
   else if (code == 5) count = get(META, block + H_N_MERGES);
   else if (code == 12) count = get(META, block + H_N_TILES);
   else if (code == 13) count = counter(C_PICKS) ? get(META, block + H_N_HEAD) : 0;
+  else if (code == 14) count = counter(C_FEW) < 0 ? 0 : keyTiles(block);
   else if (code >= 6) {
     const head: bool = code >= 9;
     const part: i32 = (code - 6) % 3;

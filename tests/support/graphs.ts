@@ -20,6 +20,7 @@ import {
   valueKey,
 } from "../../ops/index.ts";
 import {
+  BLOCK,
   headerWords,
   kvStride,
   layerWord,
@@ -394,8 +395,12 @@ export async function runOn(
     const text =
       target === "wasm" ? emitLaunchAs(name, l.bodies, env) : emitLaunchWgsl(name, l.bodies, env, variant);
     sources.push(options.mutate ? options.mutate(text) : text);
-    const countOf = (c: string): number =>
-      c === "one" ? 1 : (b.header[c.endsWith("_rows") ? "n_rows" : c.endsWith("_head") ? "n_head" : c] ?? 0);
+    const countOf = (c: string): number => {
+      const { n_rows, n_head, n_keys } = b.header;
+      if (c === "tile_keys") return Math.ceil(n_keys! / BLOCK);
+      const kind = c.slice(c.indexOf("_"));
+      return c === "one" ? 1 : ({ _rows: n_rows, _head: n_head, _keys: n_keys }[kind] ?? b.header[c] ?? 0);
+    };
     const grid = gridOf(l.bodies, env, variant).map((g) => Math.ceil((countOf(g.count) * g.mul) / g.div));
     commands.push(i, 0, 0, ...grid);
   });
