@@ -6,7 +6,6 @@ import {
   BUNDLE_VERSION,
   type CapacityEntry,
   formats,
-  isIn,
   kindOf,
   layersWith,
   type Manifest,
@@ -37,6 +36,7 @@ import { openModel } from "./open.ts";
 import type { CompileOptions } from "./options.ts";
 import { packWeights } from "./pack.ts";
 import { buildPrograms, type GraphProgram, type Programs, type TrainClass } from "./programs/index.ts";
+import { checkSelected } from "./selection.ts";
 import { checkOptions, type Settings, settingsOf } from "./settings.ts";
 import type { ModelSource } from "./source.ts";
 import { verify } from "./verify.ts";
@@ -281,20 +281,7 @@ function checkPrograms(programs: Programs, model: Model, settings: Settings): vo
       found: String(programs.sites.length),
     });
   for (const { method, site } of programs.branches)
-    if (
-      method.name === "s2ft_permuted" &&
-      selection!.layers.some(
-        (layer, l) =>
-          isIn(model, l, site) && !layer[site.coupling!.group === "ffn" ? "ffn" : "groups"].length,
-      )
-    )
-      throw new WeftError({
-        code: "WEFT_OPTION",
-        where: "selection",
-        expected: `channels of ${site.module} in every layer that has it`,
-        found: "none",
-        hint: "name fewer sites in capacities.s2ft",
-      });
+    if (method.name === "s2ft_permuted") checkSelected(selection!, model, site);
   for (const g of programs.graphs) verify(g);
 }
 /** Sources and modules of a target's kernels. */

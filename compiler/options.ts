@@ -58,7 +58,12 @@ export const compileEntries = {
    * compile --calibrate` chooses them). Default: none.
    */
   selection: v.optional(
-    object({ layers: v.array(object({ ffn: tokenIds, groups: tokenIds })), selector: text }),
+    object({
+      layers: v.array(
+        object({ ffn: tokenIds, groups: tokenIds, experts: v.exactOptional(v.array(tokenIds)) }),
+      ),
+      selector: text,
+    }),
   ),
   /**
    * Fit an adapter of the largest rank to what rounding takes of the matrices, by these rows (ids and

@@ -1,5 +1,6 @@
 /** Which channels `s2ft_permuted` trains, chosen before a bundle is compiled. */
-import { type Manifest, WeftError } from "../runtime/bundle.ts";
+import { isIn, type Manifest, WeftError } from "../runtime/bundle.ts";
+import type { SiteSpec } from "./layers.ts";
 import type { Model } from "./models/model.ts";
 
 /** A selection names distinct channels of every layer, and is there when a method needs it. */
@@ -32,7 +33,7 @@ export function checkSelection(
       ["ffn", layer.ffn, model.ffn],
       ["groups", layer.groups, model.kvHeads],
     ] as const)
-      if (new Set(list).size < list.length || list.some((c) => !Number.isInteger(c) || c < 0 || c >= all))
+      if (!areDistinct(list, all))
         throw new WeftError({
           code: "WEFT_OPTION",
           where: `selection, layer ${l}: ${name}`,
@@ -41,4 +42,29 @@ export function checkSelection(
         });
   });
   return selection;
+}
+const areDistinct = (list: readonly number[], all: number): boolean =>
+  new Set(list).size === list.length && list.every((c) => Number.isInteger(c) && c >= 0 && c < all);
+
+/** A selection names channels of a site, or of each of its experts, in every layer that has it. */
+export function checkSelected(
+  { layers }: NonNullable<Manifest["selection"]>,
+  model: Model,
+  { module, coupling, experts, ...site }: SiteSpec,
+): void {
+  const { group, channels } = coupling!;
+  layers.forEach((layer, l) => {
+    if (!isIn(model, l, site)) return;
+    const lists = experts ? (layer.experts ?? []) : [layer[group === "ffn" ? "ffn" : "groups"]];
+    const each = lists.length === (experts ?? 1) && lists.every((list) => list.length);
+    const known = !experts || lists.every((list) => areDistinct(list, channels));
+    if (each && known) return;
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: `selection, layer ${l}`,
+      expected: `channels of ${module}${experts ? `, below ${channels}, for each of ${experts} experts` : ""}`,
+      found: each ? "others" : "none",
+      hint: "name fewer sites in capacities.s2ft",
+    });
+  });
 }

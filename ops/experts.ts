@@ -312,6 +312,53 @@ export const selectExperts = (x: Value, index: Value, chosen: Value, count: numb
 export const placeExperts = (u: Value, index: Value, chosen: Value, count: number, channels: number): Value =>
   make1(placeOp, [u, index, chosen], selectionOf(index, count, channels), `place_${index.node.label}`);
 
+const leadingOp = defineOp({
+  name: "experts_leading",
+  kind: "point",
+  remote: true,
+  conditional: true,
+  infer: ([x], { parts, rank }) => [{ ...(x as Rows), cols: Number(parts) * Number(rank) }],
+  point: ({ ins: [x], attrs }) => {
+    const [rank, parts, branch] = [Number(attrs.rank), Number(attrs.parts), Number(attrs.branch)];
+    const from = ixBin("mul", ixBin("div", col, rank), colsOf(x!) / parts);
+    const yes = load(x!, row, ixBin("add", from, ixBin("mod", col, rank)));
+    return { e: "if", ix: { ix: "rank", branch, row }, yes, no: konst(0) };
+  },
+  grad: ({ ins: [x], attrs }, [du]) => [
+    () => make1(widenOp, [du!], { ...attrs, channels: colsOf(x!) / Number(attrs.parts) }),
+  ],
+});
+const widenOp = defineOp({
+  name: "experts_widen",
+  kind: "point",
+  remote: true,
+  infer: ([u], { parts, channels }) => [{ ...(u as Rows), cols: Number(parts) * Number(channels) }],
+  point: ({ ins: [u], attrs }) => {
+    const [rank, channels, branch] = [Number(attrs.rank), Number(attrs.channels), Number(attrs.branch)];
+    const channel = ixBin("mod", col, channels);
+    const at = ixBin("add", ixBin("mul", ixBin("div", col, channels), rank), channel);
+    const inside: Expr = {
+      ...{ e: "if", ix: ixBin("lt", channel, rank), yes: load(u!, row, at), no: konst(0) },
+    };
+    return { e: "if", ix: { ix: "rank", branch, row }, yes: inside, no: konst(0) };
+  },
+  grad: ({ attrs }, [dy]) => [() => make1(leadingOp, [dy!], attrs)],
+});
+/**
+ * u [rows, k · rank] of x [rows, k · channels]: the first columns of each of the k parts that a row has, as
+ * many as the factor has rows; 0 for rows whose slot lacks its branch.
+ */
+export const leadingExperts = (x: Value, factor: Value, chosen: Value): Value => {
+  const { rows: rank, branch } = factor.type as Factor;
+  return make1(leadingOp, [x], { rank, branch, parts: colsOf(chosen) }, `leading_${factor.node.label}`);
+};
+/** y [rows, k · channels] of u [rows, k · rank], zeros behind: the transpose of `leadingExperts`. */
+export const widenExperts = (u: Value, factor: Value, chosen: Value, channels: number): Value => {
+  const { rows: rank, branch } = factor.type as Factor;
+  const attrs = { rank, branch, parts: colsOf(chosen), channels };
+  return make1(widenOp, [u], attrs, `widen_${u.node.label}`);
+};
+
 const sideBySide = ({ rows, cols }: Pick<Factor, "rows" | "cols">, count: number) => ({
   ...{ rows, ins: cols / count, row: cols, of: cols / count },
 });

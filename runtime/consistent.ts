@@ -132,7 +132,7 @@ function checkSite(m: Manifest, s: SiteEntry, i: number): void {
     `slices of ${channels} inside ${all}, one after another`,
     slices,
   );
-  // Experts' channels are in the model's own order.
+  // Of experts, each has an order of its own.
   const ordered = mixture || s.axes[s.coupling.axis] !== null;
   need(ordered, `${at}.coupling.axis`, "an axis of the site", s.coupling.axis);
   need(!mixture || slices.length === 1, `${at}.coupling.at`, "one slice of each expert's", slices);
@@ -175,10 +175,12 @@ function checkSelection(m: Manifest): void {
   if (!m.selection) return;
   const { layers } = m.selection;
   need(layers.length === m.model.layers, "selection.layers", `${m.model.layers} of them`, layers.length);
+  const ofExperts = m.sites.find((s) => s.coupling && s.experts)?.coupling?.channels ?? 0;
   for (const [l, layer] of layers.entries())
     for (const [name, list, all] of [
       ["ffn", layer.ffn, m.model.ffn],
       ["groups", layer.groups, m.model.kvHeads],
+      ...(layer.experts ?? []).map((list) => ["experts", list, ofExperts] as const),
     ] as const)
       need(
         new Set(list).size === list.length && list.every((c) => c < all),

@@ -5,14 +5,17 @@
 import type { SiteEntry } from "./manifest.ts";
 import type { Placed } from "./tensors/tensor.ts";
 
+/** The site of a single matrix; `one`: the expert's, where it is of one. */
+export type SingleSite = SiteEntry & { readonly one?: number };
 /** The sites of single matrices that a site is of. */
-export function singleSites(site: SiteEntry): readonly SiteEntry[] {
+export function singleSites(site: SiteEntry): readonly SingleSite[] {
   const { experts, ...others } = site;
   if (experts === undefined) return [site];
-  const single = (_: unknown, e: number): SiteEntry => ({
+  const single = (_: unknown, e: number): SingleSite => ({
     ...others,
     kind: "linear",
     module: site.module.replace("{e}", String(e)),
+    one: e,
   });
   return Array.from({ length: experts }, single);
 }

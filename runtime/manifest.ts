@@ -367,11 +367,14 @@ export const ManifestSchema = object({
   /** What generation_config.json asks for; nothing applies it unasked. */
   generation: GenerationEntry,
   /**
-   * S2FT's channels of the class `permuted`, by layer, in the order of the device: feed-forward channels, and
-   * key heads with what belongs to them.
+   * S2FT's channels of the class `permuted`, by layer, in the order of the device: feed-forward channels, key
+   * heads with what belongs to them, and each expert's channels.
    */
   selection: v.nullable(
-    object({ layers: v.array(object({ ffn: indices, groups: indices })), selector: text }),
+    object({
+      layers: v.array(object({ ffn: indices, groups: indices, experts: v.exactOptional(v.array(indices)) })),
+      selector: text,
+    }),
   ),
   /**
    * The adapter that was fitted to what rounding took: how, on how many tokens of a calibration; how many

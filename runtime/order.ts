@@ -2,8 +2,10 @@
  * The order in which a device keeps channels. A bundle compiled with a selection (S2FT, class `permuted`)
  * puts the channels that it trains first, so that they are one dense slice of every matrix that shares them;
  * everything on the host (files, adapters, selections) stays in the model's own order. Rows of gate and up
- * and columns of down move together, and so do the heads that share keys: rows of q, k and v, columns of o.
+ * and columns of down move together, of each expert as its own say; and so do the heads that share keys: rows
+ * of q, k and v, columns of o.
  */
+import type { SingleSite } from "./experts.ts";
 import type { ChannelAxis, Manifest } from "./manifest.ts";
 
 /** Axes that are others, one after another. */
@@ -42,11 +44,20 @@ export function channelOrder(m: Manifest, layer: number, axis: ChannelAxis | nul
   const first = m.selection.layers[layer]![axis === "ffn" ? "ffn" : "groups"];
   if (!first.length) return null;
   const block = axis === "ffn" ? 1 : axis === "heads" ? (heads / kvHeads) * headDim : headDim;
-  const chosen = new Set(first);
-  const units = [...first];
-  const all = axis === "ffn" ? m.model.ffn : kvHeads;
-  for (let u = 0; u < all; u++) if (!chosen.has(u)) units.push(u);
+  const units = ordered(first, axis === "ffn" ? m.model.ffn : kvHeads);
   return block === 1 ? units : units.flatMap((u) => Array.from({ length: block }, (_, i) => u * block + i));
+}
+/** All numbers below `all`: these, then the others. */
+function ordered(first: readonly number[], all: number): number[] {
+  const chosen = new Set(first);
+  return [...first, ...Array.from({ length: all }, (_, u) => u).filter((u) => !chosen.has(u))];
+}
+/** The orders of a matrix's rows and columns in a layer. */
+export function ordersOf(m: Manifest, layer: number, { axes, coupling, one }: SingleSite) {
+  const own = one !== undefined && m.selection?.layers[layer]?.experts?.[one];
+  const of = (axis: "in" | "out"): readonly number[] | null =>
+    own && coupling?.axis === axis ? ordered(own, coupling.channels) : channelOrder(m, layer, axes[axis]);
+  return { in: of("in"), out: of("out") };
 }
 export const inverse = (order: readonly number[]): number[] => {
   const out = Array<number>(order.length);

@@ -1,7 +1,8 @@
 /** Weights of the base that are others on a device than in a bundle: in its order of channels, or changed. */
-import type { Manifest, SiteEntry } from "./bundle.ts";
+import type { Manifest } from "./bundle.ts";
 import type { Change } from "./changes.ts";
-import { channelOrder, inverse } from "./order.ts";
+import { type SingleSite, singleSites } from "./experts.ts";
+import { inverse, ordersOf } from "./order.ts";
 
 export { changed } from "./values.ts";
 
@@ -11,13 +12,13 @@ export { changed } from "./values.ts";
 export function reorder(
   m: Manifest,
   layer: number,
-  site: SiteEntry | undefined,
+  site: SingleSite | undefined,
   values: Float32Array,
   back = false,
 ): void {
-  const rows = channelOrder(m, layer, site?.axes.out ?? null);
-  const columns = channelOrder(m, layer, site?.axes.in ?? null);
-  if (!site || (!rows && !columns)) return;
+  if (!site) return;
+  const { in: columns, out: rows } = ordersOf(m, layer, site);
+  if (!rows && !columns) return;
   const from = values.slice();
   const width = values.length / site.outFeatures;
   const [r, c] = [
@@ -28,8 +29,15 @@ export function reorder(
     for (let i = 0; i < width; i++) values[o * width + i] = from[(r ? r[o]! : o) * width + (c ? c[i]! : i)]!;
 }
 /** The site of a layer's parameter, by the parameter's name. */
-const siteOfParam = (m: Manifest, name: string): SiteEntry | undefined =>
-  m.sites.find((s) => name === `${s.module}.weight` || name === `${s.module}.bias`);
+function siteOfParam(m: Manifest, name: string): SingleSite | undefined {
+  for (const site of m.sites) {
+    const [before, after] = site.module.split("{e}");
+    if (!name.startsWith(before!) || !name.includes(after ?? "")) continue;
+    const own = singleSites(site).find((s) => name === `${s.module}.weight` || name === `${s.module}.bias`);
+    if (own) return own;
+  }
+  return undefined;
+}
 /** A parameter of a layer, from the model's order into the device's, or back; in place. */
 export function reorderParam(
   m: Manifest,

@@ -9,7 +9,7 @@ import type { Engine } from "./engine.ts";
 import { singleBranch, singleSites } from "./experts.ts";
 import { packedWords } from "./formats.ts";
 import { isIn } from "./kinds.ts";
-import { channelOrder } from "./order.ts";
+import { channelOrder, ordersOf } from "./order.ts";
 import { reorder } from "./reorder.ts";
 import type { ModelView } from "./selectors.ts";
 import { blockRows, groupOf } from "./shards.ts";
@@ -104,8 +104,11 @@ function statisticOf(
   one: number,
 ): Float64Array {
   const { group, channels } = of.coupling!;
-  if (group === "experts")
-    return Float64Array.from(statistics.subarray(one * channels, (one + 1) * channels));
+  if (group === "experts") {
+    const own = Float64Array.from(statistics.subarray(one * channels, (one + 1) * channels));
+    const order = ordersOf(engine.manifest, layer, of)[of.coupling!.axis];
+    return order ? own.map((_, c) => own[order.indexOf(c)]!) : own;
+  }
   const { heads, kvHeads, headDim } = engine.manifest.model;
   const out = new Float64Array(channels);
   const order = channelOrder(engine.manifest, layer, group === "ffn" ? "ffn" : "heads");

@@ -46,13 +46,17 @@ export async function chooseSelection(
     const { heads, kvHeads, headDim } = manifest.model;
     const shares = (s: SiteEntry, group: string, axis: "in" | "out"): boolean =>
       s.coupling?.group === group && s.coupling.axis === axis;
-    const chosen = (layer: number, group: string, axis: "in" | "out"): number[] | null => {
+    /** Of a group's channels, those of each expert where it is theirs. */
+    const each = (layer: number, group: string, axis: "in" | "out"): number[][] | null => {
       const b = manifest.branches.find((x) => shares(manifest.sites[x.site]!, group, axis));
       if (!b || !content.branches[layer]![b.index]!.rank) return null;
-      const { coupling } = manifest.sites[b.site]!;
-      const places = chosenIn(manifest, content, layer, b.index);
-      return [...new Set(places.map((place) => channelAt(coupling!, place)!))];
+      const { coupling, experts = 1 } = manifest.sites[b.site]!;
+      return Array.from({ length: experts }, (_, one) => {
+        const places = chosenIn(manifest, content, layer, b.index, one);
+        return [...new Set(places.map((place) => channelAt(coupling!, place)!))];
+      });
     };
+    const chosen = (...of: Parameters<typeof each>): number[] | null => each(...of)?.[0] ?? null;
     const layers = content.branches.map((_, l) => {
       // Under grouped queries the key heads are ranked, and their query heads come with them.
       const values = chosen(l, "heads", "out");
@@ -69,7 +73,9 @@ export async function chooseSelection(
         });
       }
       const groups = [...new Set((values ?? outputs ?? []).map((c) => Math.floor(c / headDim)))];
-      return { ffn: chosen(l, "ffn", "in") ?? chosen(l, "ffn", "out") ?? [], groups };
+      const experts = each(l, "experts", "in") ?? each(l, "experts", "out");
+      const ffn = chosen(l, "ffn", "in") ?? chosen(l, "ffn", "out") ?? [];
+      return { ffn, groups, ...(experts && { experts }) };
     });
     return { layers, selector };
   });

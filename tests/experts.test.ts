@@ -11,6 +11,7 @@ import {
   fold,
   Graph,
   interpret,
+  leadingExperts,
   mul,
   placeExperts,
   route,
@@ -25,6 +26,7 @@ import {
   type Value,
   valueKey,
   weighed,
+  widenExperts,
 } from "../ops/index.ts";
 import { formats } from "../runtime/bundle.ts";
 import { type Batch, batch, context, inputData, runOn } from "./support/graphs.ts";
@@ -187,10 +189,10 @@ test("gradients of a mixture: inputs, weights and router by central differences 
 
 /**
  * An adapter on the experts of one matrix: x that all read, or a part for each; of the rows of a job's unit.
- * `of`: two factors, or channels that are chosen, of the inputs where these are a part for each.
+ * `of`: two factors, or channels that are chosen, or the first, of the inputs where these are a part for each.
  */
 function adapted(
-  of: "factors" | "channels",
+  of: "factors" | "channels" | "leading",
   wide: boolean,
   domain: "T" | "W",
   { count, top, ins, outs }: Sizes,
@@ -209,8 +211,14 @@ function adapted(
       const u = scaleBySlot(shrinkExperts(x!, a, chosen, count), 1, 8);
       return { y: expandExperts(u, b, chosen, count), trained: [a, b] };
     }
-    const index = factor("index", 8 + channels, 1);
     const delta = factor("delta", wide ? outs : ins);
+    if (of === "leading") {
+      const y = wide
+        ? expandExperts(leadingExperts(x!, delta, chosen), delta, chosen, count)
+        : widenExperts(shrinkExperts(x!, delta, chosen, count), delta, chosen, outs);
+      return { y, trained: [delta] };
+    }
+    const index = factor("index", 8 + channels, 1);
     const y = wide
       ? expandExperts(selectExperts(x!, index, chosen, count), delta, chosen, count)
       : placeExperts(shrinkExperts(x!, delta, chosen, count), index, chosen, count, outs);
@@ -249,7 +257,7 @@ const adapters: Readonly<Record<string, Sizes>> = {
   "one each": { count: 40, top: 1, ins: 9, outs: 8 },
 };
 for (const target of targets) {
-  for (const of of ["factors", "channels"] as const)
+  for (const of of ["factors", "channels", "leading"] as const)
     test(`${of} of experts on ${target}: rows of many slots, gradients of a job's, equal f64`, async () => {
       for (const [name, sizes] of Object.entries(adapters))
         for (const wide of [false, true])
@@ -317,6 +325,8 @@ test("gradients of experts' adapters equal central differences in f64", () => {
     ["factors", true],
     ["channels", false],
     ["channels", true],
+    ["leading", false],
+    ["leading", true],
   ] as const) {
     const { y, cot, wanted, grads, choose } = adapted(of, wide, "W", { count: 4, top: 2, ins: 9, outs: 8 });
     const b = batch("adapted", 6, 3, "unit");

@@ -21,7 +21,7 @@ import { asManifest } from "../runtime/load.ts";
 import { compile, load } from "../sdk/index.ts";
 import { writeAdapter } from "../sdk/peft/write.ts";
 import { code } from "./support/code.ts";
-import { batchOf, bits, configs, engineOf, idsOf, small } from "./support/engines.ts";
+import { batchOf, bits, configs, contentBits, engineOf, idsOf, small } from "./support/engines.ts";
 import { suite } from "./support/suite.ts";
 import { type Config, scratch, tensorsOf, writeModel } from "./support/tiny.ts";
 
@@ -226,11 +226,11 @@ test("every method, where both kinds have sites: recomputed, saved, merged it is
   }
 });
 
-test("channels that are chosen before: S2FT's dense slices are in dense layers, as if they were chosen there", async () => {
+test("channels that are chosen before, of dense layers and of experts, are as if they were chosen by a job", async () => {
   const folder = writeModel(mixed);
   const data = batchOf(vocab).filter((r) => r.input_ids.length < 40);
   const out = `${scratch()}/permuted.weft`;
-  const capacities = { ...small, s2ft: { sites: ["mlp.up_proj", "mlp.down_proj"], parameters: 2 * 8 * 40 } };
+  const capacities = { ...small, s2ft: { sites: ["up_proj", "down_proj"], parameters: 2 * 8 * 40 } };
   const common = { targets: ["wasm"], quick: true, capacities } as const;
   await compile(folder, out, {
     ...{ ...common, train: ["s2ft_permuted"], methods: [] },
@@ -239,6 +239,17 @@ test("channels that are chosen before: S2FT's dense slices are in dense layers, 
   await using permuted = await load(out, { device: "wasm" });
   const chosen = permuted.manifest.selection!.layers.map((l) => l.ffn.length > 0);
   assert.equal(chosen, [true, false, true, true]);
+  const { layers, selector } = permuted.manifest.selection!;
+  assert.is(new Set(layers[1]!.experts!.map(String)).size > 1, true, "each expert's own");
+  for (const experts of [undefined, layers[1]!.experts!.slice(1), layers[1]!.experts!.map(() => [22])]) {
+    const others = layers.map(({ ffn, groups }, l) => ({
+      ffn,
+      groups,
+      ...(l === 1 && experts && { experts }),
+    }));
+    const o = { ...common, train: ["s2ft_permuted"], methods: [], selection: { layers: others, selector } };
+    await code("WEFT_OPTION", () => compile(folder, `${scratch()}/no.weft`, o), /below 22, for each of 7/);
+  }
   await using indexed = await engineOf(mixed, { train: ["s2ft"], methods: [], capacities });
   const ids = idsOf("prompt", 30, vocab);
   const plain = await indexed.score(ids, { logits: true });
@@ -252,6 +263,21 @@ test("channels that are chosen before: S2FT's dense slices are in dense layers, 
     (await (await indexed.finetune({ ...job, method: "s2ft", selector: "activation-large" })).done).losses,
   ];
   losses[0]!.forEach((x, i) => assert.ok(Math.abs(x - losses[1]![i]!) < 1e-5, losses.join(" and ")));
+  // One file, as a request of either has it, and merged.
+  const dir = `${scratch()}/s`;
+  await permuted.adapters.get("s").save(dir);
+  await permuted.adapters.load("again", dir);
+  assert.ok(contentBits(permuted, "again") === contentBits(permuted, "s"));
+  const said = [
+    await permuted.score(ids, { adapter: "s", logits: true }),
+    await indexed.score(ids, { adapter: "s", logits: true }),
+  ];
+  await permuted.merge("s");
+  said.push(await permuted.score(ids, { logits: true }));
+  for (const other of said.slice(1))
+    other.logits!.forEach((row, t) => {
+      row.forEach((x, i) => assert.ok(Math.abs(x - said[0]!.logits![t]![i]!) < 1e-4, `${t} ${i}`));
+    });
 });
 
 test("a folder of the base is the base again, also after it was merged and given back", async () => {

@@ -50,7 +50,9 @@ for (const [name, space, targets] of [
   ["gpt2", "permuted", both],
   // Channels of experts.
   ["mixtral", "indexed", long ? both : onCpu],
+  ["mixtral", "permuted", both],
   ["qwen3_moe", "indexed", onCpu],
+  ["qwen3_moe", "permuted", onCpu],
   ["qwen3_moe_mixed", "indexed", onCpu],
 ] as const)
   for (const target of targets)

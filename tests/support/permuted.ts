@@ -14,7 +14,7 @@ const slices: Readonly<Record<string, readonly [from: number, channels: number]>
  * A folder of S2FT's fixture as one of the class `permuted`, and the selection that a bundle of that class
  * was compiled with: smaller sites first.
  */
-export function permuted(name: "odd" | "even" | "mha" | "phi3" | "gpt2"): {
+export function permuted(name: "odd" | "even" | "mha" | "phi3" | "gpt2" | "mixtral" | "qwen3_moe"): {
   folder: string;
   selection: NonNullable<Manifest["selection"]>;
 } {
@@ -33,7 +33,17 @@ export function permuted(name: "odd" | "even" | "mha" | "phi3" | "gpt2"): {
   };
   const { head_dim, n_embd, n_head } = configs[name] as Readonly<Record<string, number | undefined>>;
   const hd = head_dim ?? (n_embd ? n_embd / n_head! : 16);
+  const expert = (l: number, e: number): number[] => [
+    ...new Set(
+      ["w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"]
+        .map((m) => index(l, `${m.startsWith("w") ? "block_sparse_moe" : "mlp"}.experts.${e}.${m}`))
+        .sort((a, b) => a.length - b.length)
+        .flat(),
+    ),
+  ];
+  const experts = Number(configs[name].num_local_experts ?? configs[name].num_experts ?? 0);
   const layers = [0, 1].map((l) => ({
+    ...(experts && { experts: Array.from({ length: experts }, (_, e) => expert(l, e)) }),
     ffn: [
       ...new Set(
         ["up_proj", "gate_proj", "gate_up_proj", "down_proj", "c_fc", "c_proj"]
