@@ -1,9 +1,32 @@
 /** How channels and entries that an adapter trains are chosen, from the model that it begins on. */
 import { placesOf } from "./coupling.ts";
 import { WeftError } from "./errors.ts";
+import { putBack, type SingleSite, singleBranch, singleSites } from "./experts.ts";
 import type { SiteEntry } from "./manifest.ts";
 import { mix, shuffled } from "./random.ts";
 import type { ModelView, Selector } from "./selectors.ts";
+import { leading, set } from "./tensors/selection.ts";
+import type { Placed, Start } from "./tensors/tensor.ts";
+
+/** A selection of each single matrix, as `choose` says. */
+async function setEach(
+  p: Placed,
+  choose: (site: SingleSite, one: number) => readonly number[] | Promise<readonly number[]>,
+): Promise<void> {
+  for (const [one, site] of singleSites(p.site).entries()) {
+    const single = singleBranch([p], one, site);
+    set(single[0]!, await choose(site, one));
+    putBack([p], one, single);
+  }
+}
+/** A selection as a job asks for it. */
+export const startChosen: Start = async (p, { selector, seed, view }) => {
+  const model = await view();
+  await setEach(p, (site, one) => chooseChannels(site, p.layer, one, p.rank, selector, mix(seed, 7), model));
+};
+/** The first of the bundle's own selection. */
+export const startLeading: Start = (p, { manifest }) =>
+  setEach(p, (site) => leading(manifest, p.layer, site, p.rank));
 
 /** Of a group's random rankings; from the last one, one an expert. */
 const salts: Readonly<Record<string, number>> = { ffn: 0, heads: 1, experts: 2 };

@@ -4,11 +4,10 @@
  * numbers alone, int32. Those of experts lie side by side.
  */
 import { channelAt, placesOf } from "../coupling.ts";
-import { putBack, type SingleSite, singleBranch, singleSites } from "../experts.ts";
+import type { SingleSite } from "../experts.ts";
 import type { Manifest } from "../manifest.ts";
 import { ordersOf } from "../order.ts";
-import { mix } from "../random.ts";
-import { channelsOf, type Index, type IndexInFiles, type Placed, type Start } from "./tensor.ts";
+import { channelsOf, type Index, type IndexInFiles, type Start } from "./tensor.ts";
 
 export type SelectionStart = "selection" | "leading";
 
@@ -22,7 +21,7 @@ export function writeSelection(words: Float32Array, capacity: number, channels: 
 }
 
 /** The first that a bundle's selection keeps, in its order. */
-function leading(m: Manifest, layer: number, site: SingleSite, rank: number): number[] {
+export function leading(m: Manifest, layer: number, site: SingleSite, rank: number): number[] {
   const coupling = site.coupling!;
   const order = ordersOf(m, layer, site)[coupling.axis];
   const first = Array.from({ length: coupling.channels }, (_, c) => c);
@@ -30,29 +29,13 @@ function leading(m: Manifest, layer: number, site: SingleSite, rank: number): nu
     .slice(0, rank)
     .map((place) => order?.[place] ?? place);
 }
-const set: Index["set"] = ({ values, branch }, channels) => writeSelection(values, branch.capacity, channels);
-/** Of each single matrix, what `choose` says. */
-async function setEach(
-  p: Placed,
-  choose: (site: SingleSite, one: number) => readonly number[] | Promise<readonly number[]>,
-): Promise<void> {
-  for (const [one, site] of singleSites(p.site).entries()) {
-    const single = singleBranch([p], one, site);
-    set(single[0]!, await choose(site, one));
-    putBack([p], one, single);
-  }
-}
+export const set: Index["set"] = ({ values, branch }, channels) =>
+  writeSelection(values, branch.capacity, channels);
 const starts: Readonly<Record<SelectionStart, Start>> = {
   /** Chosen when a job starts. */
-  selection: async (p, { selector, seed, view }) => {
-    const { chooseChannels } = await import("../choose.ts");
-    const model = await view();
-    await setEach(p, (site, one) =>
-      chooseChannels(site, p.layer, one, p.rank, selector, mix(seed, 7), model),
-    );
-  },
+  selection: async (p, how) => (await import("../choose.ts")).startChosen(p, how),
   /** The first of the bundle's own selection. */
-  leading: (p, { manifest }) => setEach(p, (site) => leading(manifest, p.layer, site, p.rank)),
+  leading: async (p, how) => (await import("../choose.ts")).startLeading(p, how),
 };
 
 export const selection: Index = {
