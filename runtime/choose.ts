@@ -5,7 +5,8 @@ import { putBack, type SingleSite, singleBranch, singleSites } from "./experts.t
 import type { SiteEntry } from "./manifest.ts";
 import { mix, shuffled } from "./random.ts";
 import type { ModelView, Selector } from "./selectors.ts";
-import { leading, set } from "./tensors/selection.ts";
+import { set } from "./tensors/selection.ts";
+import { leading } from "./tensors/selection_files.ts";
 import type { Placed, Start } from "./tensors/tensor.ts";
 
 /** A selection of each single matrix, as `choose` says. */

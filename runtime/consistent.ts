@@ -4,6 +4,7 @@
  * write outside a chamber, or take memory out of proportion to the files. One file: whoever adds a part to a
  * manifest finds here what has to be said of it.
  */
+import { axisLength } from "./axes.ts";
 import { CANDIDATE_WORDS, QUAD, QUAD_WORDS, quadsOf, ranked, SLOT_ROW } from "./contract.ts";
 import { WeftError } from "./errors.ts";
 import { singleSites } from "./experts.ts";
@@ -19,7 +20,6 @@ import {
   type SiteEntry,
   type TargetEntry,
 } from "./manifest.ts";
-import { axisLength } from "./order.ts";
 import { planOf } from "./room.ts";
 import { matrixWords } from "./shards.ts";
 import { tensorKinds } from "./tensors/index.ts";

@@ -5,24 +5,10 @@
  * and columns of down move together, of each expert as its own say; and so do the heads that share keys: rows
  * of q, k and v, columns of o.
  */
+import { axisLength, fused } from "./axes.ts";
 import type { SingleSite } from "./experts.ts";
 import type { ChannelAxis, Manifest } from "./manifest.ts";
 
-/** Axes that are others, one after another. */
-const fused: Readonly<Partial<Record<ChannelAxis, readonly ChannelAxis[]>>> = {
-  qkv: ["heads", "kvHeads", "kvHeads"],
-  gateUp: ["ffn", "ffn"],
-};
-/** Channels of an axis. */
-export function axisLength(m: Pick<Manifest, "model">, axis: ChannelAxis): number {
-  const { ffn, heads, kvHeads, headDim } = m.model;
-  const own: Readonly<Partial<Record<ChannelAxis, number>>> = {
-    ffn,
-    heads: heads * headDim,
-    kvHeads: kvHeads * headDim,
-  };
-  return own[axis] ?? fused[axis]!.reduce((n, part) => n + axisLength(m, part), 0);
-}
 function joined(m: Manifest, layer: number, parts: readonly ChannelAxis[]): readonly number[] | null {
   const orders = parts.map((part) => channelOrder(m, layer, part));
   if (orders.every((o) => o === null)) return null;

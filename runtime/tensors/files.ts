@@ -3,7 +3,7 @@ import { besideInFiles } from "./beside.ts";
 import { denseInFiles } from "./dense.ts";
 import { entriesInFiles } from "./entries.ts";
 import type { TensorKindName } from "./index.ts";
-import { selectionInFiles } from "./selection.ts";
+import { selectionInFiles } from "./selection_files.ts";
 import { sharedInFiles } from "./shared.ts";
 import type { KindInFiles } from "./tensor.ts";
 

@@ -1,13 +1,9 @@
 /**
  * Chosen rows or columns of a site's matrix, those of channels that it shares with others: in an adapter
- * their numbers, then each one's place among them plus one (0: not chosen), as exact floats; in files the
- * numbers alone, int32. Those of experts lie side by side.
+ * their numbers, then each one's place among them plus one (0: not chosen), as exact floats. Those of experts
+ * lie side by side. What they are in files, and where a bundle has chosen, is selection_files.ts.
  */
-import { channelAt, placesOf } from "../coupling.ts";
-import type { SingleSite } from "../experts.ts";
-import type { Manifest } from "../manifest.ts";
-import { ordersOf } from "../order.ts";
-import { channelsOf, type Index, type IndexInFiles, type Start } from "./tensor.ts";
+import { channelsOf, type Index, type Start } from "./tensor.ts";
 
 export type SelectionStart = "selection" | "leading";
 
@@ -20,15 +16,6 @@ export function writeSelection(words: Float32Array, capacity: number, channels: 
   });
 }
 
-/** The first that a bundle's selection keeps, in its order. */
-export function leading(m: Manifest, layer: number, site: SingleSite, rank: number): number[] {
-  const coupling = site.coupling!;
-  const order = ordersOf(m, layer, site)[coupling.axis];
-  const first = Array.from({ length: coupling.channels }, (_, c) => c);
-  return placesOf(coupling, first)
-    .slice(0, rank)
-    .map((place) => order?.[place] ?? place);
-}
 export const set: Index["set"] = ({ values, branch }, channels) =>
   writeSelection(values, branch.capacity, channels);
 const starts: Readonly<Record<SelectionStart, Start>> = {
@@ -64,32 +51,4 @@ export const selection: Index = {
     t.init === "leading"
       ? [...lists.reduce((x, y) => (y.length > x.length ? y : x))]
       : [...new Set(lists.flat())].sort((x, y) => x - y),
-};
-export const selectionInFiles: IndexInFiles = {
-  index: true,
-  says: "int32 channels",
-  shape: (rank) => [rank],
-  parse: ({ t, layer, site, rank }, m, file, refuse) => {
-    const chosen = [...file];
-    const { at, channels } = site.coupling!;
-    const wrong = chosen.findIndex(
-      (c, r) => channelAt(site.coupling!, c) === null || chosen.indexOf(c) !== r,
-    );
-    if (wrong >= 0) {
-      const slices = at.map((from) => `${from} to ${from + channels - 1}`).join(" or ");
-      refuse(`distinct channels, ${slices}`, String(chosen[wrong]), { at: `[${wrong}]` });
-    }
-    if (t.init !== "leading") return chosen;
-    // Where the bundle has chosen, its order is the adapter's.
-    const own = leading(m, layer, site, rank);
-    if (!own.every((c) => chosen.includes(c)))
-      refuse(
-        `the channels of this bundle's selection, ${own.slice(0, 4).join(", ")} …`,
-        chosen.slice(0, 4).join(", "),
-        { hint: "compile with the method s2ft to read any selection" },
-      );
-    return own;
-  },
-  inFile: (_, file) => [...file],
-  print: (_, channels) => Int32Array.from(channels),
 };
