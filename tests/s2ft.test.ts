@@ -50,7 +50,7 @@ for (const [name, space, targets] of [
   ["gpt2", "permuted", both],
   // Channels of experts.
   ["mixtral", "indexed", long ? both : onCpu],
-  ["mixtral", "permuted", both],
+  ["mixtral", "permuted", long ? both : onCpu],
   ["qwen3_moe", "indexed", onCpu],
   ["qwen3_moe", "permuted", onCpu],
   ["qwen3_moe_mixed", "indexed", onCpu],

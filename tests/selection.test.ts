@@ -311,7 +311,10 @@ test("a permuted base says the same, and reads and writes the same files, in one
     capacities: { ...small, ...capacities },
     selection: headless,
   });
-  assert.is(await refused.then(String, (e: WeftError) => `${e.code} ${e.where}`), "WEFT_OPTION selection");
+  assert.is(
+    await refused.then(String, (e: WeftError) => `${e.code} ${e.where}`),
+    "WEFT_OPTION selection, layer 0",
+  );
 
   const before = new Map((await plain.core.baseTensors()).map((t) => [t.name, bits(t.data)]));
   for (const t of await engine.core.baseTensors()) assert.is(bits(t.data), before.get(t.name), t.name);
