@@ -8,8 +8,8 @@
  * `--long` runs the long form (support/scale.ts) of the files that have one.
  */
 import { type ChildProcess, spawn } from "node:child_process";
-import { readdirSync, readFileSync } from "node:fs";
-import { cpus } from "node:os";
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { cpus, tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { serveAssembler } from "./support/assembler.ts";
@@ -137,7 +137,9 @@ async function main(): Promise<void> {
     .sort((a, b) => rankOf(a) - rankOf(b) || a.localeCompare(b));
   const folder = await buildTests(files.map((f) => `tests/${f}`));
   for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => process.exit(1));
-  Object.assign(process.env, { WEFT_BUILT: folder }, await serveAssembler());
+  const scratch = mkdtempSync(join(tmpdir(), "weft-tests-"));
+  process.on("exit", () => rmSync(scratch, { recursive: true, force: true }));
+  Object.assign(process.env, { WEFT_BUILT: folder, WEFT_SCRATCH: scratch }, await serveAssembler());
   const queue = [...files];
   let passed = 0;
   let failed = 0;

@@ -116,8 +116,9 @@ export function tensorShapes(c: Config): { name: string; shape: number[] }[] {
 }
 export const tensorsOf = (c: Config, seed = 0): TensorData[] =>
   tensorShapes(c).map(({ name, shape }) => ({ name, shape, dtype: "F32", data: tensor(name, shape, seed) }));
+/** A folder of its own; a run of tests removes all in the end. */
 export function scratch(prefix = "weft-test-"): string {
-  return mkdtempSync(join(tmpdir(), prefix));
+  return mkdtempSync(join(process.env.WEFT_SCRATCH ?? tmpdir(), prefix));
 }
 /** Write a model folder; returns its path. */
 export function writeModel(c: Config, seed = 0, dir = scratch()): string {
