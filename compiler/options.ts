@@ -72,7 +72,7 @@ export const compileEntries = {
   correction: v.optional(
     object({
       method: oneOf(correctionNames),
-      rows: v.array(object({ input_ids: tokenIds, labels: v.array(v.number()) })),
+      rows: v.array(object({ input_ids: tokenIds, labels: v.array(v.number()), at: v.exactOptional(text) })),
     }),
   ),
   /** What the bundle has room for (target.ts), each with its default. */
