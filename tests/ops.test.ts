@@ -101,6 +101,8 @@ const together = new Set([
   "experts_outer",
   "experts_select",
   "experts_place",
+  "experts_leading",
+  "experts_widen",
 ]);
 
 test("every op has samples, or a test of its own", () => {

@@ -8,7 +8,7 @@
  * `--long` runs the long form (support/scale.ts) of the files that have one.
  */
 import { type ChildProcess, spawn } from "node:child_process";
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { chmodSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { cpus, tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -138,6 +138,8 @@ async function main(): Promise<void> {
   const folder = await buildTests(files.map((f) => `tests/${f}`));
   for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => process.exit(1));
   const scratch = mkdtempSync(join(tmpdir(), "weft-tests-"));
+  // What a test opens to other users they must reach.
+  chmodSync(scratch, 0o711);
   process.on("exit", () => rmSync(scratch, { recursive: true, force: true }));
   Object.assign(process.env, { WEFT_BUILT: folder, WEFT_SCRATCH: scratch }, await serveAssembler());
   const queue = [...files];
