@@ -1,7 +1,8 @@
 /**
  * Mixtures of experts. A row chooses k of E experts by number, in an order of its own, and what they give it
  * lies side by side: [rows, k · cols], the j-th part from the j-th that it chose. So no row's numbers depend
- * on which others chose the same; kernels go through the rows expert by expert.
+ * on which others chose the same; kernels go through the rows expert by expert. One file: all
+ * read what a row chose in the same way.
  */
 import { affine, div, mul } from "./elementwise.ts";
 import { call, col, type Expr, type Ix, int, ixBin, konst, load, row } from "./expr.ts";
