@@ -3,7 +3,8 @@
  * it takes to compile for both targets, then to load, generate and train steps of LoRA. Each in a process of
  * its own, whose peak is the system's number. Compiled kernels come from no cache.
  *
- *   npm run -s bench -- shapes [--models qwen3-30b-a3b:2,gemma-3-1b:7] [--format q4] [--devices wasm,software]
+ *   npm run -s bench -- shapes [--models qwen3-30b-a3b:2,gemma-3-1b:7] [--format q4]
+ *     [--devices wasm,software]
  *
  * `--models` are presets, each with its number of layers.
  */

@@ -59,10 +59,11 @@ export function checkSelected(
     const each = lists.length === (experts ?? 1) && lists.every((list) => list.length);
     const known = !experts || lists.every((list) => areDistinct(list, channels));
     if (each && known) return;
+    const of = experts ? `, below ${channels}, for each of ${experts} experts` : "";
     throw new WeftError({
       code: "WEFT_OPTION",
       where: `selection, layer ${l}`,
-      expected: `channels of ${module}${experts ? `, below ${channels}, for each of ${experts} experts` : ""}`,
+      expected: `channels of ${module}${of}`,
       found: each ? "others" : "none",
       hint: "name fewer sites in capacities.s2ft",
     });

@@ -117,7 +117,7 @@ for (const [what, config, options] of shapes.filter(([, , , form]) => long || fo
 /** Of what each of two workgroups has of a head's columns, wide heads say most. */
 const learning = { gemma2: {}, odd: {}, mqa: {}, mha: { head_dim: 130 } } as const;
 for (const name of long ? (Object.keys(learning) as (keyof typeof learning)[]) : (["gemma2"] as const))
-  test(`${name}: gradients of queries, keys and values have the same bits in tiles and in the plain kernel`, async () => {
+  test(`${name}: gradients of queries, keys and values: the same bits in tiles and plain`, async () => {
     const config = { ...configs[name], ...learning[name] } as Config & { vocab_size: number };
     const { gpu } = await bundleOf(config, { train: ["lora"], methods: ["lora"], limits: {} });
     const taught = [70, 9].map((n) => idsOf(`taught ${n}`, n, config.vocab_size));

@@ -13,7 +13,7 @@ import { suite } from "./support/suite.ts";
 import { writeModel } from "./support/tiny.ts";
 
 const test = suite("candidates");
-/** Enough logits that a row of them is picked from in three parts; of lanes and of eight at once no multiple. */
+/** Logits that are picked from in three parts; of lanes and of eight at once no multiple. */
 const wide = { ...configs.even, num_hidden_layers: 1, vocab_size: 16391 };
 const { vocab_size: vocab } = wide;
 const compiled = compile(writeModel(wide), {

@@ -127,7 +127,7 @@ test("of no rows both are the singular vectors of the error alone", async () => 
   }
 });
 
-test("an expert's correction is of the rows that chose it, one that none chose of its error; all are one adapter", async () => {
+test("an expert's correction is of the rows that chose it, or of its error alone; all are one", async () => {
   const product = await openProduct();
   const [count, top, of] = [4, 2, 10];
   const matrices = Array.from({ length: count }, (_, e) => uniform(`expert ${e}`, OUT * IN));

@@ -189,7 +189,8 @@ test("gradients of a mixture: inputs, weights and router by central differences 
 
 /**
  * An adapter on the experts of one matrix: x that all read, or a part for each; of the rows of a job's unit.
- * `of`: two factors, or channels that are chosen, or the first, of the inputs where these are a part for each.
+ * `of`: two factors, or channels that are chosen, or the first, of the inputs where these are a part for
+ * each.
  */
 function adapted(
   of: "factors" | "channels" | "leading",

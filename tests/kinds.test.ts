@@ -226,7 +226,7 @@ test("every method, where both kinds have sites: recomputed, saved, merged it is
   }
 });
 
-test("channels that are chosen before, of dense layers and of experts, are as if they were chosen by a job", async () => {
+test("channels chosen before, of dense layers and experts, are as if a job had chosen them", async () => {
   const folder = writeModel(mixed);
   const data = batchOf(vocab).filter((r) => r.input_ids.length < 40);
   const out = `${scratch()}/permuted.weft`;

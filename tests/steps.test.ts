@@ -28,7 +28,7 @@ const compiled = compile(writeModel(shallow), {
 });
 const reader = { where: "memory", read: async (name: string) => (await compiled).files.get(name)! };
 
-test("a step is one upload and one pass; timestamps tell what its kernels took, and change no bit", async () => {
+test("a step is one upload and one pass; timestamps tell of its kernels, and change no bit", async () => {
   await openAdapter("software");
   const ids = idsOf("timed", 9, 128);
   const { prototype } = GPUCommandEncoder;
@@ -160,7 +160,7 @@ test("however many rows kernels for a few take, rows have the same bits", async 
   assert.is(said.size, 1);
 });
 
-test("the choice is the last that was faster and had the same bits, of those there was time for", async () => {
+test("the choice is the last that was faster with the same bits, of those in time", async () => {
   const { files } = await compiled;
   const manifest = await readManifest(reader);
   const device = await gpu(manifest, async (name) => files.get(name)!);

@@ -1,8 +1,7 @@
 /**
  * S2FT (Yang et al. 2024, §3), class `permuted`: the bundle was compiled with one selection for all adapters
  * of the class, and keeps the selected channels first in every matrix that shares them. What is trained is
- * then a dense sub-matrix: no index is read, a slice of x is all that is kept. Each expert has an order of its
- * own.
+ * then a dense sub-matrix: no index is read, a slice of x is all that is kept. Each expert has its own order.
  */
 import {
   add,

@@ -144,8 +144,8 @@ export class Streams {
     return this.product(u, transpose(b, rank, outs), rows, outs, rank);
   }
   /**
-   * Each expert's matrix is read once, for the rows of all streams that chose it. A correction sees those that
-   * chose it in the first and in the third. Of experts an adapter has all or none.
+   * Each expert's matrix is read once, for the rows of all streams that chose it. A correction sees those
+   * that chose it in the first and in the third. Of experts an adapter has all or none.
    */
   private experts(
     t: Experts,

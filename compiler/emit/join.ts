@@ -141,8 +141,8 @@ function joined(group: readonly LaunchText[]): Joined {
 }
 
 /**
- * Epilogues of a module, at most, where no launch alone has more: compilers have a copy of all of them for each
- * row that a lane computes.
+ * Epilogues of a module, at most, where no launch alone has more: compilers have a copy of all of them for
+ * each row that a lane computes.
  */
 const MOST_ARMS = 4;
 /** Modules of all launches: products joined where they can be, others where they are one but for numbers. */

@@ -1,8 +1,8 @@
 /**
  * What is read back of a logits row in place of all of it, on WebGPU: its largest logits in order, of equal
- * ones the lower id first, and Σ exp over the row. A workgroup a part of a row, in two passes: the largest four
- * of every lane bound from below what can be among the wanted ones; what reaches that is ranked. Where a row
- * has several parts, a second launch folds what they leave. Numbers are compared as integers, so that no
+ * ones the lower id first, and Σ exp over the row. A workgroup a part of a row, in two passes: the largest
+ * four of every lane bound from below what can be among the wanted ones; what reaches that is ranked. Where a
+ * row has several parts, a second launch folds what they leave. Numbers are compared as integers, so that no
  * driver's way with zeros and infinities is in it.
  */
 import type { Value } from "../../ops/index.ts";
@@ -159,8 +159,8 @@ function part(name: string, { logits, vocab, to, parts }: CandidatesBody, env: K
   );
 }
 /**
- * Of what parts left. Their wanted ones are in order: of the best so far and the next part's, each against its
- * opposite, the better ones rise and fall, and are put in order by halves.
+ * Of what parts left. Their wanted ones are in order: of the best so far and the next part's, each against
+ * its opposite, the better ones rise and fall, and are put in order by halves.
  */
 function fold(name: string, { logits, vocab, to, parts }: CandidatesBody, env: KernelEnv): string {
   const { offset, stride } = env.address(logits);
