@@ -16,6 +16,7 @@ import {
   type Manifest,
   rotaryTables,
   type TensorData,
+  targetsOf,
   transpose,
   WeftError,
 } from "../runtime/bundle.ts";
@@ -110,7 +111,7 @@ export async function correct(
   );
   const worth = measure(model, graph, outer, batch, h, ofOuter);
   return {
-    files: filesOf(model, streams.fitted, rank, patterns),
+    files: filesOf(model, programs, streams.fitted, rank, patterns),
     entry: {
       ...{ method: said.method, rank, tokens: batch.rows },
       ...(streams.unreached.size && { unreached: streams.unreached.size }),
@@ -193,6 +194,7 @@ function measure(
 /** The adapter as a folder of peft. */
 function filesOf(
   model: Model,
+  programs: Programs,
   fitted: readonly Fitted[],
   most: number,
   patterns: Readonly<Record<string, number>>,
@@ -204,18 +206,14 @@ function filesOf(
       { name: `${name}.lora_B.weight`, shape: [outs, rank], dtype: "F32", data: transpose(b, rank, outs) },
     ];
   });
-  const moduleOf = (path: string): string =>
-    path
-      .replace(/\.weight$/, "")
-      .split(/\.\d+\./)
-      .at(-1)!;
+  const modules = { model, sites: programs.sites, checkpoint: { modules: model.names.layer } };
   const config = {
     ...{ peft_type: "LORA", task_type: "CAUSAL_LM", base_model_name_or_path: null, inference_mode: true },
     // Bᵀ·A as it is: a scale of 1.
     ...{ r: most, lora_alpha: most, rank_pattern: patterns, alpha_pattern: patterns },
     ...{ lora_dropout: 0, use_rslora: false, use_dora: false, bias: "none" },
     fan_in_fan_out: model.names.transposed !== undefined,
-    target_modules: [...new Set(fitted.map((f) => moduleOf(f.path)))],
+    target_modules: targetsOf(modules, new Set(fitted.map((f) => f.path.replace(/\.weight$/, "")))),
   };
   return [
     [`${CORRECTION}/adapter_config.json`, new TextEncoder().encode(`${JSON.stringify(config, null, 2)}\n`)],

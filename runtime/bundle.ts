@@ -4,4 +4,5 @@
 export * from "./identity.ts";
 export * from "./played.ts";
 export * from "./safetensors.ts";
+export * from "./targets.ts";
 export * from "./values.ts";

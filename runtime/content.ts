@@ -61,8 +61,11 @@ export const virtualTokens = (manifest: Manifest, content: AdapterShape | null):
 export const absent: BranchState = { rank: 0, alpha: 0, scale: 0 };
 
 /** A site's module as checkpoints name it. */
-export const modulePath = (manifest: Manifest, layer: number, site: SiteEntry): string =>
-  manifest.checkpoint.modules.replace("{l}", String(layer)) + site.module;
+export const modulePath = (
+  { checkpoint }: { readonly checkpoint: Pick<Manifest["checkpoint"], "modules"> },
+  layer: number,
+  site: SiteEntry,
+): string => checkpoint.modules.replace("{l}", String(layer)) + site.module;
 export const siteOf = (manifest: Manifest, b: BranchEntry): SiteEntry => manifest.sites[b.site]!;
 const wordsOf = ({ tensors }: BranchEntry, { rank }: BranchState): number =>
   rank ? tensors.reduce((n, t) => n + rowsOf({ t, rank }) * t.cols, 0) : 0;

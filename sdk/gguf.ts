@@ -8,10 +8,11 @@ import { type AdapterContent, siteOf } from "../runtime/content.ts";
 import { claimFile, type Ours, writeOwnFile } from "../runtime/disk.ts";
 import { readVerified } from "../runtime/load.ts";
 import { encode, type TensorData } from "../runtime/safetensors.ts";
+import { targetsOf } from "../runtime/targets.ts";
 import { transpose } from "../runtime/tensors/dense.ts";
 import type { Engine } from "./engine.ts";
 import { decodeText } from "./files.ts";
-import { PREFIX, plainLora, targetsOf } from "./peft/folder.ts";
+import { PREFIX, plainLora } from "./peft/folder.ts";
 import { readAdapter } from "./peft/read.ts";
 import { Text } from "./text.ts";
 

@@ -1,4 +1,5 @@
 /** What rounding took, given back by an adapter: least squares a matrix, and what a bundle makes of it. */
+import { writeFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import type { Rounded } from "../compiler/corrections/correction.ts";
 import { eora } from "../compiler/corrections/eora.ts";
@@ -10,6 +11,7 @@ import type { FormatOption } from "../compiler/formats.ts";
 import type { ModelSource } from "../compiler/source.ts";
 import type { Capacities } from "../compiler/target.ts";
 import { type EvalCtx, experts, Graph, interpret } from "../ops/index.ts";
+import { encode } from "../runtime/safetensors.ts";
 import { restore, store } from "../runtime/values.ts";
 import { evaluate } from "../sdk/evaluate.ts";
 import { compile, type Engine, load } from "../sdk/index.ts";
@@ -17,7 +19,7 @@ import { code } from "./support/code.ts";
 import { batchOf, configs, idsOf, small } from "./support/engines.ts";
 import { uniform } from "./support/random.ts";
 import { suite } from "./support/suite.ts";
-import { type Config, scratch, writeModel } from "./support/tiny.ts";
+import { type Config, scratch, tensorsOf, writeModel } from "./support/tiny.ts";
 
 const test = suite("correct");
 
@@ -243,9 +245,10 @@ async function corrected(
   how: "eora" | "lrec",
   format: FormatOption = "q4",
   capacities: Partial<Capacities> = {},
+  model = writeModel(config),
 ): Promise<string> {
   const out = `${scratch()}/b.weft`;
-  await compile(writeModel(config), out, {
+  await compile(model, out, {
     ...{ targets: ["wasm"], quick: true, correct: how, capacities: { ...small, ...capacities } },
     ...{ format, calibrate: { data: batchOf(config.vocab_size) } },
   });
@@ -298,6 +301,19 @@ test("a correction of the full rank gives all of it back", async () => {
   assert.ok(divergence.rounded > 1e-4, `${divergence.rounded}`);
   assert.ok(divergence.corrected < 1e-6 * divergence.rounded, `${divergence.corrected}`);
   near(loss.corrected, loss.exact, "loss");
+});
+
+test("its folder names the modules that were rounded, where others of that name were not", async () => {
+  // Zeros are what they were. Experts call theirs as a dense layer does, which here is none of the rounded.
+  const kept = /layers\.(0|2|3)\.mlp\.|layers\.3\.self_attn\.q_proj/;
+  const config = configs.qwen3_moe_mixed;
+  const model = writeModel(config);
+  const tensors = tensorsOf(config).map((t) => (kept.test(t.name) ? { ...t, data: t.data.map(() => 0) } : t));
+  writeFileSync(`${model}/model.safetensors`, encode(tensors));
+  await using engine = await load(await corrected(config, "lrec", "q4", {}, model), { device: "wasm" });
+  const { divergence, loss } = engine.manifest.correction!;
+  near(await lossOf(engine, config.vocab_size), loss.corrected, "loss with the correction");
+  assert.ok(divergence.corrected < divergence.rounded, JSON.stringify(divergence));
 });
 
 test("requests and jobs of LoRA start from it, while it is there", async () => {

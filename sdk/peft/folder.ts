@@ -2,7 +2,7 @@
  * Hugging Face PEFT folders: adapter_config.json + adapter_model.safetensors. Each method of the bundle says
  * how its tensors and config keys are called; what PEFT has not, is kept in the same two files.
  */
-import { layersWith, type Manifest, type SiteEntry, WeftError } from "../../runtime/bundle.ts";
+import { type Manifest, WeftError } from "../../runtime/bundle.ts";
 import { absent, type BranchState, indexOf, modulePath, wordsIn } from "../../runtime/content.ts";
 import { putBack, singleBranch, singleSites } from "../../runtime/experts.ts";
 import { kindsInFiles } from "../../runtime/tensors/files.ts";
@@ -36,24 +36,6 @@ export const plainLora = (m: Manifest): Json => ({
   init_lora_weights: true,
   modules_to_save: null,
 });
-/**
- * `target_modules` that name exactly these paths of modules: in short, where all of a name are among them.
- */
-export function targetsOf(m: Manifest, adapted: ReadonlySet<string>): string[] {
-  const sites = m.sites.filter((s) => s.kind === "linear" || s.kind === "experts");
-  const paths = (of: readonly SiteEntry[]): string[] =>
-    of.flatMap(singleSites).flatMap((s) => layersWith(m.model, s).map((l) => modulePath(m, l, s)));
-  const last = (s: SiteEntry): string => s.module.split(".").at(-1)!;
-  return [...new Set(sites.map(last))].flatMap((name) => {
-    const its = sites.filter((s) => last(s) === name);
-    if (paths(its).every((p) => adapted.has(p))) return [name];
-    return its.flatMap((s) =>
-      !s.experts && paths([s]).every((p) => adapted.has(p))
-        ? [s.module]
-        : paths([s]).filter((p) => adapted.has(p)),
-    );
-  });
-}
 /** Words of a layer with all that the branches of a method have room for: of the largest method. */
 const mostWords = (manifest: Manifest): number => {
   const of = (method: string): BranchState[] =>

@@ -13,7 +13,8 @@ import { singleSites } from "../../runtime/experts.ts";
 import { type Pattern, pattern, steps } from "../../runtime/pattern.ts";
 import { decode, encode, parseHeader, type TensorData } from "../../runtime/safetensors.ts";
 import { check, finite, foreign, maybe, positive, record, show, text } from "../../runtime/schema.ts";
-import { fail, type Json, PREFIX, targetsOf } from "./folder.ts";
+import { targetsOf } from "../../runtime/targets.ts";
+import { fail, type Json, PREFIX } from "./folder.ts";
 
 /** What transformers calls the module of a mixture, whatever a family's checkpoints do. */
 const MIXTURE = "mlp";

@@ -12,9 +12,10 @@ import {
 } from "../../runtime/content.ts";
 import { singleSites } from "../../runtime/experts.ts";
 import { encode, type TensorData } from "../../runtime/safetensors.ts";
+import { targetsOf } from "../../runtime/targets.ts";
 import { transpose } from "../../runtime/tensors/dense.ts";
 import type { Index, Placed } from "../../runtime/tensors/tensor.ts";
-import { fail, InFiles, type Json, PREFIX, plainLora, targetsOf } from "./folder.ts";
+import { fail, InFiles, type Json, PREFIX, plainLora } from "./folder.ts";
 
 const files = (
   config: Json,
