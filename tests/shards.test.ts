@@ -21,7 +21,7 @@ import { Engine as Core } from "../runtime/engine.ts";
 import type { Verdict } from "../runtime/invariance.ts";
 import { openReader } from "../runtime/reader.ts";
 import { startJob } from "../runtime/trainer.ts";
-import { openWebGpu } from "../runtime/webgpu.ts";
+import { findAdapter, openWebGpu, shardsFor } from "../runtime/webgpu.ts";
 import { bits, configs, idsOf, small, tiny } from "./support/engines.ts";
 import { randomOf } from "./support/mutate.ts";
 import { generator } from "./support/random.ts";
@@ -236,11 +236,12 @@ const heavy: Config = {
   intermediate_size: 20480,
 };
 /**
- * A folder with so many layers, in bf16. The first and the last are the same whatever is between them: layers
- * of random numbers that add nothing.
+ * A folder of such a model, in bf16, the rows of whose embedding are the same every 256. The first layer and
+ * the last are the same whatever is between them: layers of random numbers that add nothing.
  */
-function writeDeep(dir: string, layers: number): void {
-  const tensors = tensorShapes({ ...heavy, num_hidden_layers: layers }).map((t) => {
+function writeLarge(dir: string, config: Config): void {
+  const layers = config.num_hidden_layers;
+  const tensors = tensorShapes(config).map((t) => {
     const [, at, role] = /layers\.(\d+)\.(.*)/.exec(t.name) ?? [];
     const between = at !== undefined && Number(at) > 0 && Number(at) < layers - 1;
     const last = Number(at) === layers - 1;
@@ -252,7 +253,7 @@ function writeDeep(dir: string, layers: number): void {
       seed: last ? `last ${role}` : t.name,
     };
   });
-  writeFileSync(join(dir, "config.json"), JSON.stringify({ ...heavy, num_hidden_layers: layers }));
+  writeFileSync(join(dir, "config.json"), JSON.stringify(config));
   const file = openSync(join(dir, "model.safetensors"), "w");
   const header = safetensorsHeader(tensors);
   writeSync(file, header);
@@ -271,35 +272,70 @@ function writeDeep(dir: string, layers: number): void {
   ftruncateSync(file, at);
   closeSync(file);
 }
+/** What a large model says, how it trains, and where what it holds lies. */
+async function saidBy(config: Config, prompts: readonly (readonly number[])[], shard?: number) {
+  const dir = scratch();
+  try {
+    writeLarge(dir, config);
+    const how = { targets: ["webgpu"], train: ["lora"], methods: ["lora"], format: "f32" } as const;
+    await compileTo(dir, `${dir}.weft`, { ...how, quick: true, capacities: { ...small, sequences: 2 } });
+    const core = await Core.open(
+      await openReader(`${dir}.weft`),
+      async (m, file) => (await openWebGpu(m, file, "software", { families: plain, shard }))!,
+      {},
+      new Known(plain),
+    );
+    const logits: Float32Array[] = [];
+    for (const prompt of prompts) logits.push(...(await core.score(prompt, { logits: true })).logits!);
+    const rows = prompts.map((ids) => ({ input_ids: ids, labels: ids }));
+    const job = startJob(core, { rows, name: "job", method: "lora", batchSize: rows.length, steps: 1 }, []);
+    const { losses } = await job.done;
+    const trained = core.adapters.find("job").content.tensors.map(bits).join();
+    const { plan, memory } = core.device;
+    await core.dispose();
+    assert.ok([...logits.flatMap((row) => [...row]), ...losses].every(Number.isFinite), "numbers");
+    return { logits, losses, trained, plan, weights: memory.weights! };
+  } finally {
+    for (const folder of [dir, `${dir}.weft`]) rmSync(folder, { recursive: true, force: true });
+  }
+}
 if (long)
   test("more than 4 GiB of weights: layers that add nothing leave what the others say and lose", async () => {
-    const said = async (layers: number) => {
-      const dir = scratch();
-      try {
-        writeDeep(dir, layers);
-        const how = { targets: ["webgpu"], train: ["lora"], methods: ["lora"], format: "f32" } as const;
-        await compileTo(dir, `${dir}.weft`, { ...how, quick: true, capacities: { ...small, sequences: 2 } });
-        const core = await Core.open(
-          await openReader(`${dir}.weft`),
-          async (m, file) => (await openWebGpu(m, file, "software", { families: plain }))!,
-          {},
-          new Known(plain),
-        );
-        const prompt = idsOf("deep", 4, heavy.vocab_size);
-        const { logits } = await core.score(prompt, { logits: true });
-        const rows = [{ input_ids: prompt, labels: prompt }];
-        const job = startJob(core, { rows, name: "deep", method: "lora", batchSize: 1, steps: 1 }, []);
-        const { losses } = await job.done;
-        const { weights } = core.device.memory;
-        await core.dispose();
-        assert.ok([...logits!.flatMap((row) => [...row]), ...losses].every(Number.isFinite), "numbers");
-        return { said: [logits!.map(bits), losses].join(), weights: weights! };
-      } finally {
-        for (const folder of [dir, `${dir}.weft`]) rmSync(folder, { recursive: true, force: true });
-      }
-    };
-    const [few, many] = [await said(2), await said(9)];
+    const prompt = idsOf("deep", 4, heavy.vocab_size);
+    const of = (layers: number) => saidBy({ ...heavy, num_hidden_layers: layers }, [prompt]);
+    const [few, many] = [await of(2), await of(9)];
     assert.ok(many.weights > 2 ** 32, `${many.weights} bytes`);
-    assert.is(many.said, few.said);
+    assert.equal(many.logits.map(bits), few.logits.map(bits));
+    assert.equal(many.losses, few.losses);
+  });
+if (long)
+  test("a matrix that no binding of this device holds: alike rows are alike in every shard", async () => {
+    const { maxStorageBufferBindingSize, maxBufferSize } = (await findAdapter("software"))!.limits;
+    const most = Math.min(maxStorageBufferBindingSize, maxBufferSize);
+    const held = most / (4 * heavy.hidden_size);
+    const config = {
+      ...{ ...heavy, intermediate_size: 256, num_hidden_layers: 1 },
+      vocab_size: held + 3 * SHARD_ROWS + 85,
+    };
+    const ids = idsOf("held", 4, 256);
+    const further = ids.map((id) => id + held);
+    const whole = await saidBy(config, [ids, further]);
+    assert.ok(whole.weights > most, `${whole.weights} bytes`);
+    assert.is(shardsFor(whole.plan, most)[0]!.shards.length, 2);
+    // Of an id and of one as far behind as a binding holds; of a column and of the one 256 before.
+    const [near, far] = [whole.logits.slice(0, 4).map(bits), whole.logits.slice(4).map(bits)];
+    assert.equal(far, near);
+    for (const row of whole.logits) {
+      assert.ok(new Set(row.subarray(0, 256)).size > 200, "others are others");
+      assert.ok(
+        row.every((x, i) => i < 256 || x === row[i - 256]),
+        "alike",
+      );
+    }
+    const several = await saidBy(config, [ids, further], most / 3);
+    assert.ok(shardsFor(several.plan, most / 3)[0]!.shards.length > 3);
+    for (const what of ["logits", "losses"] as const)
+      assert.is(String(several[what]), String(whole[what]), what);
+    assert.is(several.trained, whole.trained);
   });
 test.run();
