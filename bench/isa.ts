@@ -6,7 +6,7 @@
 import { writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { type ParamEntry, type ProgramEntry, packedWords } from "../runtime/bundle.ts";
+import { isForOne, type ParamEntry, type ProgramEntry, packedWords } from "../runtime/bundle.ts";
 import { compileFor, type Isa, missing } from "./isa/radv.ts";
 import { type Kernels, kernelsOf, shapes } from "./isa/shape.ts";
 import { table } from "./measure.ts";
@@ -69,9 +69,7 @@ const worst = (a: Row, b: Row): number =>
 function token({ plan }: Kernels, layers: number): { launches: number; bytes: number } {
   const of = (name: string): number => {
     const { launches } = plan.programs.find((p): p is ProgramEntry => p.name === name)!;
-    // Of a launch for few rows and one for many, a token runs one.
-    return launches.filter((l) => !l.bits.length && l.grid.every((g) => !/^(tile|plain)_/.test(g.count)))
-      .length;
+    return launches.filter((l) => !l.bits.length && isForOne(l)).length;
   };
   const words = (list: readonly ParamEntry[]): number =>
     list.reduce((n, p) => n + (p.kind === "weight" ? packedWords(p.format, p.n, p.k, plan.panel) : p.n), 0);

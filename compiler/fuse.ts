@@ -4,17 +4,19 @@
  * own would.
  */
 import { type Value, valueKey } from "../ops/index.ts";
+import { madeAnew } from "./fuse/anew.ts";
 import { bodiesOf } from "./fuse/bodies.ts";
 import { groupNodes } from "./fuse/groups.ts";
 import { mergeLaunches } from "./fuse/launches.ts";
 import type { Launch } from "./kernels/body.ts";
 import { isAlone } from "./layout.ts";
 import type { Model } from "./models/model.ts";
-import type { GraphProgram, Programs } from "./programs/index.ts";
+import { type GraphProgram, type Programs, savesOf } from "./programs/index.ts";
 
 /**
  * Group the nodes that `roots` need into launches. `fuse: false` gives every node a kernel of its own.
- * `alone`: matrices beside which a kernel reads no other weights.
+ * `alone`: matrices beside which a kernel reads no other weights. `saves`: the mask bit without which no
+ * field is written, if there is one.
  */
 export function fuse(
   roots: readonly Value[],
@@ -22,11 +24,14 @@ export function fuse(
     readonly fuse: boolean;
     readonly homes?: readonly { readonly value: Value; readonly name: string }[];
     readonly alone?: (v: Value) => boolean;
+    readonly saves?: number | null;
   },
 ): Launch[] {
   const homes = new Map((options.homes ?? []).map((h) => [valueKey(h.value), h.name]));
   const groups = groupNodes(roots, options.fuse, options.alone ?? (() => false));
-  return mergeLaunches(bodiesOf(groups), options.fuse, homes);
+  const bodies = bodiesOf(groups);
+  const made = options.fuse ? madeAnew(bodies, roots, options.saves ?? null) : bodies;
+  return mergeLaunches(made, options.fuse, homes);
 }
 /** The launches of each graph of a model. */
 export const launchesOf = (
@@ -39,6 +44,6 @@ export const launchesOf = (
       const { region, roots, homes } = g;
       const alone = ({ type }: Value): boolean =>
         region === "outer" && type.kind === "weight" && isAlone(model, type);
-      return [g, fuse(roots, { fuse: on, homes, alone })];
+      return [g, fuse(roots, { fuse: on, homes, alone, saves: savesOf(g) })];
     }),
   );

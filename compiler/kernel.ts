@@ -98,7 +98,7 @@ export const REST_HEADER: Readonly<Record<Domain, string>> = {
 
 /**
  * Versions of one launch for few rows and for many, what folds the parts that those for few leave, and a
- * plain one for CPUs, where they differ; `any` otherwise.
+ * plain one for CPUs, where they differ; `any` otherwise, and where those for few are beside what all have.
  */
 export type Variant = "any" | "plain" | "few" | "many" | "merge";
 

@@ -31,7 +31,7 @@ import { startNames, type TensorKindName, tensorKinds } from "./tensors/index.ts
 import { termNames } from "./terms.ts";
 
 export const BUNDLE_FORMAT = "weft-bundle";
-export const BUNDLE_VERSION = 21;
+export const BUNDLE_VERSION = 22;
 
 const FileEntry = object({ bytes, sha256: sha256Hex });
 const format = oneOf(formats);
@@ -169,7 +169,8 @@ const GridDim = object({
   /**
    * A header word or 1. `tile_rows` are those in whole tiles, and `rest_rows` what is left over where it is a
    * few: of two kernels for the same thing each takes its rows. `plain_rows` is all of them on a device
-   * without such, where the others are 0. With `head`: the same of n_head. Of the keys of a unit's sequences
+   * without such, where the others are 0. `lone_row` is 1 where `rest_rows` are 1, and `more_rows` all
+   * others. With `head`: the same of n_head. Of the keys of a unit's sequences
    * `plain_keys` are all, and `tile_keys` tiles of 32. Of attention `tile_groups` are tiles of rows,
    * `few_splits` splits of single rows, and `few_merges` those rows that have several.
    * `candidate_head` is n_head on a device that picks candidates, and 0 on others.
@@ -183,6 +184,8 @@ const GridDim = object({
     "tile_rows",
     "rest_rows",
     "plain_rows",
+    "lone_row",
+    "more_rows",
     "tile_head",
     "rest_head",
     "plain_head",
@@ -203,7 +206,10 @@ const LaunchEntry = object({
 });
 /** Of launches that do the same thing for different rows: is this the one for many? Others have no such. */
 export const isForMany = (l: Of<typeof LaunchEntry>): boolean =>
-  !l.grid.some((g) => /^(plain|few|rest)_/.test(g.count));
+  !l.grid.some((g) => /^(plain|few|rest|lone)_/.test(g.count));
+/** Does it run in a step of a lone row, on a device with kernels for a few? */
+export const isForOne = (l: Of<typeof LaunchEntry>): boolean =>
+  !l.grid.some((g) => /^(plain|tile|more)_/.test(g.count));
 const block = oneOf(["step", "unit", "update"]);
 const ProgramEntry = object({
   name: text,

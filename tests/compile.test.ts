@@ -19,6 +19,7 @@ import {
   formats,
   halfToFloat,
   isForMany,
+  isForOne,
   type Maths,
   parseHeader,
   planOf,
@@ -95,16 +96,17 @@ test("weights go through in pieces, the same as a whole: memory does not grow", 
   }
 });
 
-test("fusion changes launches, never bits: at most 7 a layer's forward", async () => {
+test("fusion changes launches, never bits: at most 7 a layer's forward, 5 of a token", async () => {
   const fused = await compile(writeModel(configs.even), { ...options, targets: ["webgpu"] });
-  const launches = (name: string): { all: number; base: number } => {
+  const launches = (name: string, runs = isForMany): { all: number; base: number } => {
     // Of two kernels for few rows and for many, a step launches one.
     const launched = fused.manifest.targets
       .webgpu!.programs.find((x) => x.name === name)!
-      .launches.filter(isForMany);
+      .launches.filter(runs);
     return { all: launched.length, base: launched.filter((l) => l.bits.length === 0).length };
   };
   assert.ok(launches("forward").base <= 7, JSON.stringify(launches("forward")));
+  assert.ok(launches("forward", isForOne).base <= 5, JSON.stringify(launches("forward", isForOne)));
   assert.ok(launches("forward.full").base <= 7, JSON.stringify(launches("forward.full")));
   assert.ok(launches("backward.full.all").base <= 11);
   // 9, four first products of adapters, their gradients in one, and one for dropout.

@@ -5,6 +5,7 @@
 
 import * as assert from "uvu/assert";
 import { vjp } from "../compiler/autodiff.ts";
+import { fuse } from "../compiler/fuse.ts";
 import { graphKernels, skeletonOf } from "../compiler/kernels/index.ts";
 import {
   type Attending,
@@ -25,6 +26,7 @@ import {
   interpret,
   konst,
   kvWrite,
+  layerNorm,
   linear,
   linearT,
   mul,
@@ -358,6 +360,54 @@ test("queries and keys turn, and are kept, where they are made: the bits of two 
       const two = await runOn("wasm", roots, data, b, { integers, fuse: false });
       assert.equal(one.outputs, two.outputs, `${name} on wasm`);
       assert.is(one.launches, launches);
+    }
+  }
+});
+
+test("the norm of a row that is alone is made where it is read: the bits of a launch, which is not there", async () => {
+  // Chunks that take turns; columns that fill no turn of lanes, of workgroups of 128 and of 64.
+  const cases = [
+    ["f32", 2100, 1, "layer", [1]],
+    ["f16", 300, 1, "rms", [0]],
+    ["q4", 300, 1, "one plus", []],
+    ["f32", 70, 5, "rms", []],
+  ] as const;
+  for (const [format, k, count, kind, some] of cases) {
+    const name = `anew ${format} ${kind}`;
+    const x = graph.input(name, "x", rows(k));
+    const [gain, bias] = ["gain", "bias"].map((of) => graph.input(name, of, { kind: "vector", n: k }));
+    const normed =
+      kind === "layer" ? layerNorm(x, gain!, bias!, 1e-5) : rmsNorm(x, gain!, 1e-5, kind === "one plus");
+    const product = (of: string, n: number): Value =>
+      linear(normed, graph.input(`${name}:${format}`, of, { kind: "weight", n, k, format }), of);
+    const [a, b] = [k, 21].map((cols) =>
+      graph.input(name, `factor${cols}`, { kind: "factor", rows: 8, cols, branch: 0 }),
+    );
+    const adapted = add(expand(shrink(normed, a!), b!), product("q", 21));
+    const pair = mul(silu(product("gate", 37)), product("up", 37));
+    const all = batch(name, count, 5, "step");
+    const none = { ...all, header: { ...all.header, mask_0: 0 }, ranks: [0, 0, 0, 0] };
+    // With what else reads the norm it is there, too: adapters where a row has one, and others always.
+    for (const [i, [roots, of, rest, launches]] of (
+      [
+        [[product("q", 21)], all, [], 1],
+        [[adapted, pair], none, [0], 2],
+        [[adapted, pair], all, [0], 3],
+        [[pair, add(x, product("r", k)), exp(normed)], all, null, 2],
+        [[product("q", 21), normed], all, null, 2],
+      ] as const
+    ).entries()) {
+      const bodies = fuse(roots, { fuse: true }).flatMap((l) => l.bodies);
+      assert.equal(bodies.find(({ skeleton }) => skeleton === "row")!.rest, rest, `${name} ${i}`);
+      if (!long && !some.some((one) => one === i)) continue;
+      const data = inputData(roots, of, name);
+      const alone = await runOn("webgpu", roots, data, of, { variant: "plain", fuse: false });
+      interpret(roots, data, context(of)).forEach((want, at) =>
+        close(alone.outputs[at]!, want, `${name} ${i}: ${at}`),
+      );
+      const few = await runOn("webgpu", roots, data, of, { variant: "few" });
+      assert.equal(few.outputs, alone.outputs, `${name} ${i}`);
+      if (count === 1) assert.is(few.launches, launches, `${name} ${i}`);
     }
   }
 });

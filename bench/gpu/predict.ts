@@ -3,7 +3,7 @@
  * wait for each other. It takes the longer of the first two, and the launches on top.
  */
 import type { Manifest, ParamEntry, TargetEntry } from "../../runtime/bundle.ts";
-import { BLOCK, isForMany, kvBlockWords, storedBytes } from "../../runtime/bundle.ts";
+import { BLOCK, isForMany, isForOne, kvBlockWords, storedBytes } from "../../runtime/bundle.ts";
 import type { Rates } from "./rates.ts";
 
 /**
@@ -40,11 +40,11 @@ export class Model {
     const vocab = this.plan.outerParams.filter((p) => p.kind === "weight" && p.n === m.model.vocab);
     this.head = sum(vocab.slice(-1), 1);
   }
-  private launches(name: string, adapted: boolean): number {
+  /** Of two kernels for few rows and for many, a step launches one: `runs` that which it does. */
+  private launches(name: string, adapted: boolean, runs = isForMany): number {
     const p = this.plan.programs.find((program) => program.name === name);
     if (!p) return 0;
-    // Of two kernels for few rows and for many, a step launches one.
-    const list = p.launches.filter((l) => isForMany(l) && (adapted || l.bits.length === 0));
+    const list = p.launches.filter((l) => runs(l) && (adapted || l.bits.length === 0));
     return list.length * (p.region === "layer" ? this.m.model.layers : 1);
   }
   /** Bytes of keys and values that a row at `position` reads; multiply-adds of its attention. */
@@ -62,9 +62,11 @@ export class Model {
     return {
       bytes: this.layers.bytes + this.head.bytes + batch * bytes,
       flops: batch * (2 * (this.layers.numbers + this.head.numbers) + flops),
-      launches:
-        this.launches("forward", false) + this.launches("head", false) + this.launches("embed", false),
+      launches: this.outsideTraining(batch > 1 ? isForMany : isForOne),
     };
+  }
+  private outsideTraining(runs: typeof isForMany): number {
+    return ["embed", "forward", "head"].reduce((n, name) => n + this.launches(name, false, runs), 0);
   }
   /** A prompt of `rows` tokens in one step. */
   prefill(rows: number): Work {
@@ -72,7 +74,7 @@ export class Model {
     return {
       bytes: this.layers.bytes + this.head.bytes,
       flops: 2 * rows * this.layers.numbers + 2 * this.head.numbers + rows * flops,
-      launches: this.decode(1, 0).launches,
+      launches: this.outsideTraining(isForMany),
     };
   }
   /** A step of training of an adapter: forward, gradients of activations, the head both ways. */

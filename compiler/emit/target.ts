@@ -9,17 +9,16 @@ import {
   type ParamEntry,
   type ProgramEntry,
   type TargetEntry,
-  TRAIN_BIT,
 } from "../../runtime/bundle.ts";
 import type { KernelEnv, ParamAddress, Variant } from "../kernel.ts";
 import type { Launch } from "../kernels/body.ts";
-import { type AnyBody, type Bare, kernelOf, storesResult, writesWeights } from "../kernels/index.ts";
+import { type AnyBody, type Bare, kernelOf, onlySaves, writesWeights } from "../kernels/index.ts";
 import type { RowNorms } from "../kernels/row_norms.ts";
 import { type BranchSpec, type SiteSpec, tensorName } from "../layers.ts";
 import { addresser, type Layout, placeValues } from "../layout.ts";
 import { type BlockKind, blockLayouts } from "../metadata.ts";
 import type { Model } from "../models/model.ts";
-import type { GraphProgram, Programs } from "../programs/index.ts";
+import { type GraphProgram, type Programs, savesOf } from "../programs/index.ts";
 import type { Settings } from "../settings.ts";
 import { align, type Target } from "../target.ts";
 import { emitAlias, emitLaunchAs, scratchBytes } from "./assemblyscript.ts";
@@ -196,13 +195,9 @@ export function emitTarget(
       // The mask bits without which a body has nothing to do; a launch is skipped when none of its bodies
       // has.
       const bits = bodies.map((b): readonly number[] => {
-        const onlySaves =
-          program.block === "step" &&
-          program.region === "layer" &&
-          "stores" in b &&
-          !storesResult(b) &&
-          b.stores.every((s) => s.to === "field");
-        return onlySaves ? [TRAIN_BIT] : b.bits;
+        if (variant === "few" && "rest" in b && b.rest) return b.rest;
+        const saves = savesOf(program);
+        return saves !== null && "stores" in b && onlySaves(b) ? [saves] : b.bits;
       });
       const always = bits.some((list) => !list.length);
       return {

@@ -1,6 +1,6 @@
 /** How WGSL spells expressions, and where a body's outputs are stored. */
 
-import { type Ix, ixUsesCol, type Type, usesCol, type Value } from "../../ops/index.ts";
+import { type Expr, type Ix, ixUsesCol, type Type, usesCol, type Value } from "../../ops/index.ts";
 import {
   type Format,
   formatOf,
@@ -58,10 +58,22 @@ function dialect(env: KernelEnv): Dialect {
   /** First word of a vector of the row's slot. */
   const vectorAt = (v: Value, row: Ix, p: Printer): string =>
     vectorOf(slotOf(row, p), (v.type as Factor).branch, env.address(v).offset, env);
+  /** Four columns from `col` on, a multiple of four, of rows or of a vector. */
+  const fourOf = ({ value, row, col }: Expr & { e: "load" }, p: Printer): string => {
+    const { space, offset, stride } = env.address(value);
+    const vector = value.type.kind === "vector";
+    if (col.ix !== "col" || (!vector && value.type.kind !== "rows"))
+      throw new Error(`four columns at once of ${value.node.label}`);
+    const at = vector ? `${offset} + col` : `${offset} + ${p.ix(row)} * ${stride} + col`;
+    if (space === "weights" && offset % 4 === 0) return `bitcast<vec4<f32>>(weights[(${at}) >> 2u])`;
+    const each = (i: number): string =>
+      space === "weights" ? `vector_at(${at} + ${i})` : `${space}[${at} + ${i}]`;
+    return `vec4<f32>(${[0, 1, 2, 3].map(each).join(", ")})`;
+  };
   return {
-    type: () => "f32",
-    constant: (v) => f32(v),
-    splat: (t) => t,
+    type: (lanes) => (lanes === 4 ? "vec4<f32>" : "f32"),
+    constant: (v, lanes) => (lanes === 4 ? `vec4<f32>(${f32(v)})` : f32(v)),
+    splat: (t) => `vec4<f32>(${t})`,
     declare: (name, _type, text) => `let ${name} = ${text};`,
     declareInt: (name, text) => `let ${name} = ${text};`,
     calls: {
@@ -75,17 +87,18 @@ function dialect(env: KernelEnv): Dialect {
       neg: ([a]) => `(-${a})`,
       exp: ([a]) => `exp(${a})`,
       // Drivers make it a product, log2(x) · ln 2.
-      log: ([a]) => pin(`log(${a})`),
+      log: ([a], lanes) => pin(`log(${a})`, lanes),
       tanh: ([a]) => `tanh(${a})`,
       rsqrt: ([a]) => `(1.0f / sqrt(${a}))`,
       sqrt: ([a]) => `sqrt(${a})`,
-      pin: ([a]) => pin(a!),
+      pin: ([a], lanes) => pin(a!, lanes),
     },
     ix: ixText,
     leaves: {
-      load: (e, p) => {
+      load: (e, p, lanes) => {
         const t = e.value.type;
         const ad = env.address(e.value);
+        if (lanes === 4) return fourOf(e, p);
         if (t.kind === "weight") {
           const several = formatOf(t.format).planes.length > 1;
           const at = (base: string | number, row: string, n: number): string =>
@@ -155,7 +168,10 @@ function dialect(env: KernelEnv): Dialect {
   };
 }
 
-/** Prints for kernels of `env`: row by row, an element a lane. */
+/**
+ * Prints for kernels of `env`: row by row, an element a lane. A printer of four has four columns at once of
+ * what is made of rows, vectors and reductions.
+ */
 export const wgslPrinter = (env: KernelEnv): Printer => new Printer(dialect(env), 1);
 
 /** The statement that stores an element of (row, col), and the condition under which it is there. */

@@ -151,6 +151,7 @@ export function bodiesOf({ groups, free, needed }: Grouping): ReadonlyMap<Group,
       stats,
       stores: [...stores, ...effects],
       bits: bit === null ? [] : [bit],
+      rest: null,
       reads: [...reads.values()],
     });
   }

@@ -43,8 +43,12 @@ export function mergeLaunches(
   /** Each writes its own rows of the cache: writers of it do not mind one another. */
   const writersOfCache = (g: Group, here: readonly Group[]): boolean =>
     touches.get(g)!.writes.has("kv") && here.every((o) => !touches.get(o)!.reads.has("kv"));
+  const restOf = (g: Group): string => JSON.stringify(bodies.get(g)!.rest);
   const alike = (g: Group, [first]: readonly Group[]): boolean =>
-    first!.skeleton === g.skeleton && first!.condition === g.condition && first!.domain === g.domain;
+    first!.skeleton === g.skeleton &&
+    first!.condition === g.condition &&
+    first!.domain === g.domain &&
+    restOf(first!) === restOf(g);
   const launches: Group[][] = [];
   const at = new Map<Group, number>();
   for (const g of bodies.keys()) {

@@ -25,6 +25,13 @@ export interface Operand {
   readonly index: string | null;
   /** Read instead of `value` in steps where no row drops anything: then the masked copy is never made. */
   readonly undropped: Value | null;
+  /** What its rows are of other rows: of a row that is alone its product makes it anew. */
+  readonly made?: Made;
+}
+/** An element of rows, and the reductions over a row that it needs. */
+export interface Made {
+  readonly stats: readonly Stat[];
+  readonly expr: Expr;
 }
 export interface Stat {
   readonly id: number;
@@ -50,6 +57,11 @@ export interface Body {
   readonly stores: readonly Store[];
   /** Mask bits (adapter branches, or a flag) without any of which it has nothing to do; none: always. */
   readonly bits: readonly number[];
+  /**
+   * Of whole rows: a row that is alone is made anew where it is read, so it has that only in steps with one
+   * of these mask bits, for other readers. Null: it has all rows.
+   */
+  readonly rest: readonly number[] | null;
   /** Values read, in arena terms (for liveness) and inputs (for hazards). */
   readonly reads: readonly Value[];
 }
@@ -72,6 +84,8 @@ export interface GraphKernel extends Kernel<Body> {
   readonly epilogue: "elements" | "rows" | null;
   /** May a body have two sums: of two nodes, of the same rows and of matrices alike, or of two columns? */
   readonly pairs?: true;
+  /** May it make a row of its first operand anew, where that is alone? */
+  readonly makes?: true;
   /** The named state that it adds to. */
   readonly state?: string;
 }

@@ -23,6 +23,9 @@ const part =
     div,
   });
 export const [plainRows, tileRows, restRows] = [part("plain"), part("tile"), part("rest")];
+/** A row that the kernels for a few have alone, and all others. */
+export const loneRow: GridDim = { count: "lone_row", mul: 1, div: 1 };
+export const moreRows: GridDim = { count: "more_rows", mul: 1, div: 1 };
 /** A lane for each of the most that a body has. */
 export const most = <B>(bodies: readonly B[], lanes: (b: B) => number, of = WG): GridDim =>
   fixed(Math.max(...bodies.map((b) => Math.ceil(lanes(b) / of))));

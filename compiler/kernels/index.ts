@@ -78,6 +78,8 @@ export function skeletonOf(op: Op): Skeleton {
 }
 /** Does a kernel store the rows of its result itself? Without an epilogue, nobody else does. */
 export const storesResult = (b: Body): boolean => graphKernels[b.skeleton].epilogue === null;
+/** Does a body do nothing but save rows of a step's values? */
+export const onlySaves = (b: Body): boolean => !storesResult(b) && b.stores.every((s) => s.to === "field");
 /** The named state that a node's kernel adds to; none: "". */
 export const stateOf = (node: Node): string =>
   opOf(node.op).kind === "kernel" ? (graphKernels[skeletonOf(opOf(node.op))].state ?? "") : "";

@@ -35,6 +35,7 @@ export const linear: GraphKernel = {
   epilogue: "elements",
   joins: true,
   pairs: true,
+  makes: true,
   // A backward has many rows; a step may have a few, or what whole tiles leave is a few.
   variants: ({ domain }) => (domain === "W" ? ["plain", "many"] : ["plain", "few", "many"]),
   lanes: (bodies, variant) => (variant === "few" ? lanesOf(bodies) : variant === "many" ? GEMM_LANES : WG),
@@ -46,7 +47,10 @@ export const linear: GraphKernel = {
     return [most(bodies, (b) => widthOf(b) / columns(b), 1), restRows(bodies, GEMV_ROWS)];
   },
   over: "x",
-  shared: (variant, lanes) => (variant === "few" ? gemvShared(lanes) : variant === "many" ? gemmShared : []),
+  shared: (variant, lanes, bodies) => {
+    const made = bodies.some((b) => b.operands.some((o) => o.made));
+    return variant === "few" ? gemvShared(lanes, made) : variant === "many" ? gemmShared : [];
+  },
   wgsl: (name, b, env, variant, lanes) => {
     if (variant === "few") {
       const { span, ...parts } = partsOf(b, env, "panel * 4 + quad", `(lane >> ${Math.log2(lanes / 2)}u)`);

@@ -1,119 +1,32 @@
 /** Whole rows: sums and maxima over their columns, then elements that need them. */
-import { type Expr, walkExpr } from "../../ops/index.ts";
 import { assemblyPrinter, storeLoops } from "../emit/assemblyscript_dialect.ts";
 import { Printer } from "../emit/printer.ts";
 import { wgslPrinter, wgslStores } from "../emit/wgsl_dialect.ts";
-import type { GraphKernel, Stat } from "./body.ts";
-import { one, rows } from "./grid.ts";
+import type { GraphKernel } from "./body.ts";
+import { loneRow, moreRows, one, rows } from "./grid.ts";
 import * as assembly from "./text/assemblyscript.ts";
 import { FOLD_LANES, foldShared } from "./text/library.ts";
-import { indent, type Lines, lines } from "./text/lines.ts";
+import { lines } from "./text/lines.ts";
+import { reductions } from "./text/reductions.ts";
 import * as wgsl from "./text/wgsl.ts";
-import { indices } from "./text/wgsl_products.ts";
-
-/** How a reduction is spelt: where it starts, a step of one lane (and of four), lanes folded into one. */
-interface Reduction {
-  readonly wgsl: {
-    readonly start: string;
-    readonly step: (sum: string, x: string) => string;
-    readonly fold: string;
-  };
-  readonly assembly: {
-    readonly start: string;
-    readonly step4: string;
-    readonly step: (sum: string, x: string) => string;
-    readonly fold: string;
-  };
-}
-const reductions: Readonly<Record<Stat["reduce"], Reduction>> = {
-  sum: {
-    wgsl: { start: "0.0f", step: (sum, x) => `${sum} = ${sum} + ${x};`, fold: "fold_sum" },
-    assembly: { start: "0", step4: "add", step: (sum, x) => `${sum} += ${x};`, fold: "hsum" },
-  },
-  max: {
-    wgsl: { start: "-3.0e38f", step: (sum, x) => `${sum} = max(${sum}, ${x});`, fold: "fold_max" },
-    assembly: {
-      start: "-3.0e38",
-      step4: "pmax",
-      step: (sum, x) => `${sum} = ${sum} < ${x} ? ${x} : ${sum};`,
-      fold: "hmax",
-    },
-  },
-};
-
-/** Columns that a lane has on their way at once, at most: what is loaded of them waits together. */
-const AT_ONCE = 8;
-/** Expressions that are loops, of whose turns one waits for the other anyway. */
-const loops: ReadonlySet<Expr["e"]> = new Set(["expand", "sparse", "dot"]);
-function looped(e: Expr): boolean {
-  let found = false;
-  walkExpr(e, ({ e }) => {
-    found ||= loops.has(e);
-  });
-  return found;
-}
-/** What is done with a column: numbers that it is made of, then what uses or stores them. */
-interface Column {
-  readonly values: Lines;
-  readonly uses: Lines;
-}
-/**
- * WGSL over the columns of a row, in every lane ascending. All numbers of a turn are asked for before the
- * first is used or anything is stored. A loop whose beginning is not known before it runs is one that no
- * compiler unrolls into all registers.
- */
-function across(cols: number, atOnce: number, of: () => Column): Lines {
-  const turns = Math.floor(cols / FOLD_LANES);
-  const each = Math.max(1, Math.min(atOnce, turns));
-  const side = (n: number, first: string): Lines => {
-    const all = indices(n).map((i) => {
-      const { values, uses } = of();
-      const named = (text: string): string => text.replace(/\bcol\b/g, `col_${i}`);
-      return {
-        values: [`let col_${i} = ${first} + ${i * FOLD_LANES};`, ...values.map(named)],
-        uses: uses.map(named),
-      };
-    });
-    return all.flatMap((c) => c.values).concat(all.flatMap((c) => c.uses));
-  };
-  const loop = Math.floor(turns / each);
-  const rest = turns % each;
-  const last = cols % FOLD_LANES;
-  return lines`
-    ${
-      loop
-        ? lines`
-    for (var i = ${loop > 2 ? wgsl.header("zero") : "0"}; i < ${loop}; i++) {
-      ${side(each, `i * ${each * FOLD_LANES} + lane`)}
-    }`
-        : []
-    }
-    ${rest ? ["{", ...indent(side(rest, `${loop * each * FOLD_LANES} + lane`), 2), "}"] : []}
-    ${
-      last
-        ? lines`
-    if (lane < ${last}) {
-      ${side(1, `${turns * FOLD_LANES} + lane`)}
-    }`
-        : []
-    }`;
-}
+import { AT_ONCE, across, looped, summed } from "./text/wgsl_rows.ts";
 
 export const row: GraphKernel = {
   epilogue: "rows",
-  grid: (bodies) => [rows(bodies), one],
+  variants: ({ rest }) => (rest?.length ? ["any", "few"] : ["any"]),
+  // Where a row that is alone is made anew, those for a few have that one, if something else reads it.
+  grid: (bodies, _env, variant) => {
+    const all = bodies[0]!.rest === null ? rows(bodies) : moreRows;
+    return [variant === "few" ? loneRow : all, one];
+  },
   lanes: () => FOLD_LANES,
   shared: () => foldShared,
-  wgsl: (name, b, env) => {
+  wgsl: (name, b, env, variant) => {
     const p = wgslPrinter(env);
-    for (const { id, reduce, expr } of b.stats) {
-      const text = reductions[reduce].wgsl;
-      const sum = across(b.cols, looped(expr) ? 1 : AT_ONCE, () => {
-        const q = new Printer(p.dialect, 1, p);
-        const x = q.at(expr);
-        return { values: q.col, uses: [text.step(`sum${id}`, x)] };
-      });
-      p.row.push(`var sum${id} = ${text.start};`, ...sum, `let stat${id} = ${text.fold}(sum${id}, lane);`);
+    for (const stat of b.stats) {
+      const sum = `sum${stat.id}`;
+      const text = summed(p, stat, b.cols, "lane", sum);
+      p.row.push(...text, `let stat${stat.id} = ${reductions[stat.reduce].wgsl.fold}(${sum}, lane);`);
     }
     const ofRow = b.stores.filter((s) => s.cols === 1 && b.cols !== 1);
     const ofColumns = b.stores.filter((s) => !ofRow.includes(s));
@@ -125,10 +38,13 @@ export const row: GraphKernel = {
         })
       : [];
     const once = wgslStores(p, ofRow, env, b.cols, "lane == 0");
+    // Of both versions one text, but for a number.
+    const last = `(${wgsl.count(b.domain)} - 1)`;
+    const first = b.rest === null ? "" : `${variant === "few" ? 1 : 0} * ${last} + `;
     return wgsl.fn(
       name,
       lines`
-        let row = wg.x;
+        let row = ${first}wg.x;
         ${p.row}
         ${stored}
         ${once}`,

@@ -3,6 +3,7 @@
  * region.
  */
 import type { Value } from "../../ops/index.ts";
+import { TRAIN_BIT } from "../../runtime/bundle.ts";
 import type { BranchSpec, ParamSpec, SiteSpec } from "../layers.ts";
 import type { BlockKind } from "../metadata.ts";
 
@@ -26,6 +27,9 @@ export interface GraphProgram {
   /** Values with a fixed home: `h`, `logits`. */
   readonly homes: readonly { readonly value: Value; readonly name: string }[];
 }
+/** The mask bit without which a program writes no field; null: it writes them always. */
+export const savesOf = ({ block, region }: Pick<GraphProgram, "block" | "region">): number | null =>
+  block === "step" && region === "layer" ? TRAIN_BIT : null;
 export interface SavedField {
   readonly name: string;
   readonly cols: number;

@@ -114,6 +114,10 @@ function workgroups(grid: i32, d: i32, block: i32): i32 {
   else if (code == 12) count = get(META, block + H_N_TILES);
   else if (code == 13) count = counter(C_PICKS) ? get(META, block + H_N_HEAD) : 0;
   else if (code == 14) count = counter(C_FEW) < 0 ? 0 : keyTiles(block);
+  else if (code >= 15) {
+    const lone: i32 = get(META, block + H_REST_ROWS) == 1 ? 1 : 0;
+    count = code == 15 ? lone : rows - lone;
+  }
   else if (code >= 6) {
     const head: bool = code >= 9;
     const part: i32 = (code - 6) % 3;

@@ -18,7 +18,7 @@ interface Wanted {
 }
 /** Counts of rows that are always 0 there: what would be launched over them is never run. */
 const idle = ({ families: { fewRows }, picks }: Wanted): RegExp =>
-  new RegExp(`^(${fewRows === null ? "tile|rest|few" : "plain"}${picks ? "" : "|candidate"})_`);
+  new RegExp(`^(${fewRows === null ? "tile|rest|few|lone" : "plain"}${picks ? "" : "|candidate"})_`);
 
 /** WGSL of a plan's kernels, by file. */
 export async function readKernels(

@@ -21,6 +21,7 @@ import {
 } from "../../ops/index.ts";
 import {
   BLOCK,
+  COMMAND_WORDS,
   headerWords,
   kvStride,
   layerWord,
@@ -390,7 +391,9 @@ export async function runOn(
     const name = `k${i}_${l.bodies[0]!.skeleton}`;
     kernels[name] = { workgroup: 64, file: name, launch: [], shards: null };
     const variants = variantsOf(l.bodies, env);
-    const asked = variants.find((v) => v === options.variant) ?? variants[0]!;
+    const lone = options.variant === "few" && b.header.n_rows === 1;
+    const wanted = l.bodies.some(({ rest }) => rest) ? (lone ? "few" : "any") : options.variant;
+    const asked = variants.find((v) => v === wanted) ?? variants[0]!;
     const variant: Variant = target === "webgpu" ? asked : "any";
     const text =
       target === "wasm" ? emitLaunchAs(name, l.bodies, env) : emitLaunchWgsl(name, l.bodies, env, variant);
@@ -398,10 +401,16 @@ export async function runOn(
     const countOf = (c: string): number => {
       const { n_rows, n_head, n_keys } = b.header;
       if (c === "tile_keys") return Math.ceil(n_keys! / BLOCK);
+      if (c === "lone_row") return lone ? 1 : 0;
+      if (c === "more_rows") return lone ? 0 : n_rows!;
       const kind = c.slice(c.indexOf("_"));
       return c === "one" ? 1 : ({ _rows: n_rows, _head: n_head, _keys: n_keys }[kind] ?? b.header[c] ?? 0);
     };
     const grid = gridOf(l.bodies, env, variant).map((g) => Math.ceil((countOf(g.count) * g.mul) / g.div));
+    // A row that is alone is made where it is read, and lies nowhere, unless something else reads it.
+    const set = (bit: number): boolean => (((b.header[`mask_${bit >> 5}`] ?? 0) >> (bit & 31)) & 1) === 1;
+    const needed = l.bodies.some(({ rest }) => rest === null || rest.some(set));
+    if (grid.includes(0) || (variant === "few" && !needed)) return;
     commands.push(i, 0, 0, ...grid);
   });
   const chamber = (layer: number): { layer: number; outer: number } => ({
@@ -558,5 +567,5 @@ export async function runOn(
     }
   }
   device.dispose();
-  return { outputs, launches: launches.length };
+  return { outputs, launches: commands.length / COMMAND_WORDS };
 }

@@ -33,7 +33,11 @@ export function fn(name: string, body: Lines, params = signature, result = ""): 
  * The number itself, rounded: with a run-time zero that the driver cannot see through, so that it cannot
  * contract the product inside into a later addition in one kernel and not in another.
  */
-export const pin = (text: string): string => `bitcast<f32>(bitcast<u32>(${text}) ^ u32(${header("zero")}))`;
+export const pin = (text: string, lanes: 1 | 4 = 1): string => {
+  const [bits, number] = lanes === 4 ? ["vec4<u32>", "vec4<f32>"] : ["u32", "f32"];
+  const zero = lanes === 4 ? `vec4<u32>(u32(${header("zero")}))` : `u32(${header("zero")})`;
+  return `bitcast<${number}>(bitcast<${bits}>(${text}) ^ ${zero})`;
+};
 /** Registers of zeros. */
 export const registers = (name: string, n: number): string => `var ${name} = array<f32, ${n}>();`;
 

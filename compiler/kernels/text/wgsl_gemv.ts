@@ -1,8 +1,10 @@
 /** The product of a few rows, whose time is that of reading the matrix. */
 import type { KernelEnv } from "../../kernel.ts";
 import { type Body, type Operand, sumsOf } from "../body.ts";
+import { foldShared } from "./library.ts";
 import { type Lines, lines } from "./lines.ts";
 import { count, fn, restOf, rowAt } from "./wgsl.ts";
+import { madeRow } from "./wgsl_made.ts";
 import type { Panels } from "./wgsl_panels.ts";
 import { CHUNK, epilogue, indices, type quadAt, type Span, wholeOf } from "./wgsl_products.ts";
 
@@ -50,18 +52,23 @@ export function gemv(
   const rows = (n: number): string => {
     const each = indices(n);
     const xs = each.map((i) => rowAt(x, env, n === 1 ? "r0" : `min(r0 + ${i}, n - 1)`));
+    const made = x.made && n === 1 ? madeRow(x.made, env, "r0", all, lanes) : null;
     /** Terms k to k + count, count at most what is loaded in one go. */
     const terms = (count: number): Lines => {
       const words = indices(Math.ceil(count / panels.run));
+      const fours = made ? indices(Math.ceil(count / 4)).map((i) => made.four(`k + ${4 * i}`)) : [];
       return lines`
         let p = ${panels.at(at.panel, "k", at.quad)};
         ${words.map((i) => `let w${i} = weights[p + ${4 * i}];`)}
         ${panels.scales(at.panel, "k", at.quad)}
         ${indices(count).flatMap((j) => {
           const [word, step] = [Math.floor(j / panels.run), j % panels.run];
+          const term = (i: number): string =>
+            made ? `${fours[j >> 2]!.value}[${j & 3}]` : `${xs[i]!.space}[x${i} + k + ${j}]`;
           return [
+            ...(made && j % 4 === 0 ? fours[j >> 2]!.text : []),
             `let v${j} = ${panels.value(`w${word}`, step)};`,
-            ...each.map((i) => `a${i} = fma(vec4<f32>(${xs[i]!.space}[x${i} + k + ${j}]), v${j}, a${i});`),
+            ...each.map((i) => `a${i} = fma(vec4<f32>(${term(i)}), v${j}, a${i});`),
           ];
         })}`;
     };
@@ -131,7 +138,7 @@ export function gemv(
         let quad = lane & 3;
         let panel = wg.x * ${columns / 16} + slot / ${slots};
         ${at.before}
-        ${xs.map((row, i) => `let x${i} = ${row.at};`)}
+        ${made ? made.before : xs.map((row, i) => `let x${i} = ${row.at};`)}
         ${turns > 1 ? each.flatMap(clear) : []}
         for (var turn = 0; turn < ${turns}; turn++) {
           let c = turn * ${slots} + slot % ${slots};
@@ -179,4 +186,8 @@ export function gemv(
     }`;
   return [epilogue(name, b, env), rows(1), rows(GEMV_ROWS), fn(name, text)].join("\n");
 }
-export const gemvShared = (lanes: number): Lines => [`var<workgroup> sums: array<vec4<f32>, ${lanes}>;`];
+/** `made`: does a body make a row anew? */
+export const gemvShared = (lanes: number, made: boolean): Lines => [
+  `var<workgroup> sums: array<vec4<f32>, ${lanes}>;`,
+  ...(made ? foldShared : []),
+];
