@@ -5,13 +5,15 @@ import * as assert from "uvu/assert";
 import { compile } from "../compiler/compile.ts";
 import { models } from "../compiler/models/index.ts";
 import { bytesOf, encode, floatToHalf, type TensorData } from "../runtime/bundle.ts";
+import { type Said, weft } from "./support/console.ts";
 import { batchOf, collect, configs, engineOf, idsOf, small } from "./support/engines.ts";
 import { weft as program, root } from "./support/program.ts";
 import { suite } from "./support/suite.ts";
 import { scratch, tensorsOf, writeModel } from "./support/tiny.ts";
 
 const test = suite("cli");
-const weft = (...args: string[]): Promise<{ code: number; out: string; err: string }> =>
+/** As people start it. */
+const started = (...args: string[]): Promise<Said> =>
   new Promise((resolve) => {
     const child = spawn(process.execPath, [...program(), ...args], {
       cwd: root,
@@ -27,7 +29,7 @@ const weft = (...args: string[]): Promise<{ code: number; out: string; err: stri
 test("compile, inspect, finetune, generate, doctor: results on stdout, else stderr; codes", async () => {
   const dir = scratch();
   const model = writeModel(configs.even);
-  const made = await weft(
+  const made = await started(
     "compile",
     model,
     "-o",
@@ -115,7 +117,7 @@ test("compile, inspect, finetune, generate, doctor: results on stdout, else stde
   assert.match(shown.out, new RegExp(`slots ${little.slots}`));
   // More threads take a little more.
   const small = ["--device", "wasm", "--memory", `${bytesOf(least) * 2}`, "--json"];
-  const same = await weft("generate", `${dir}/m.weft`, "--ids", "5,6,7", "--max-tokens", "4", ...small);
+  const same = await started("generate", `${dir}/m.weft`, "--ids", "5,6,7", "--max-tokens", "4", ...small);
   assert.is((JSON.parse(same.out) as { ids: number[] }).ids.length, 4, same.err);
   for (const memory of ["much", "1kB"]) {
     const { code, err } = await weft("generate", `${dir}/m.weft`, "--ids", "1", "--memory", memory);
@@ -133,7 +135,7 @@ test("compile, inspect, finetune, generate, doctor: results on stdout, else stde
     ["inspect", "/nowhere"],
     ["generate", `${dir}/m.weft`, "--ids", "1", "--max-tokens", "many"],
   ]) {
-    const bad = await weft(...args, "--json");
+    const bad = await (args[0] === "genrate" ? started : weft)(...args, "--json");
     assert.is(bad.code, 1);
     assert.match((JSON.parse(bad.out) as { error: { code: string } }).error.code, /^WEFT_/);
   }

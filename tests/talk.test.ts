@@ -1,28 +1,17 @@
 /**
  * `weft chat` and `weft generate` on a model with turns: what is said, saved, stopped, and why nothing is.
  */
-import { spawn } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import { load } from "../sdk/index.ts";
-import { weft as program, root } from "./support/program.ts";
+import { type Said, weftReading } from "./support/console.ts";
 import { storyBundle } from "./support/story.ts";
 import { suite } from "./support/suite.ts";
 import { scratch } from "./support/tiny.ts";
 
 const test = suite("talk");
-const weft = (input: string, ...args: string[]): Promise<{ code: number | null; out: string; err: string }> =>
-  new Promise((resolve) => {
-    const child = spawn(process.execPath, [...program(), ...args, "--device", "wasm"], {
-      cwd: root,
-      stdio: ["pipe", "pipe", "pipe"],
-    });
-    const said = { out: "", err: "" };
-    child.stdout.on("data", (d) => (said.out += d));
-    child.stderr.on("data", (d) => (said.err += d));
-    child.on("close", (code) => resolve({ code, ...said }));
-    child.stdin.end(input);
-  });
+const weft = (input: string, ...args: string[]): Promise<Said> =>
+  weftReading(input, ...args, "--device", "wasm");
 const questions = ["What pet does Tom have?", "Where does Mia live?"];
 
 test("chat: turns with their history, adapters by name, a saved row, words that are none", async () => {
