@@ -46,7 +46,7 @@ interface Row extends Isa {
 /** Of a model, its kernels by distinct text, as pipelines are made. */
 async function rowsOf({ texts }: Kernels, chip: string): Promise<Row[]> {
   // What CPUs take in place of tiles runs on no GPU.
-  const taken = [...texts].filter(([name]) => !/_plain(_\d+)?$/.test(name));
+  const taken = [...texts].filter(([name]) => !/(_plain(_\d+)?|_quads)$/.test(name));
   const distinct = new Map(taken.map(([name, text]) => [text.slice(text.indexOf("\n")), name]));
   const names = [...distinct.values()];
   const isa = await compileFor(

@@ -277,6 +277,7 @@ const TargetEntry = object({
   header: v.array(text),
   programs: v.array(ProgramEntry),
   /**
+   * `quads`: of a device whose lanes exchange what they read, the file to take instead of `file`.
    * `launch`: the numbers that it brings to a module that others share. `weights`: does it change the base?
    * Only updates of full training do. `shards`: it is over a matrix that is a group of its own, and launched
    * once a shard; `over`, if any, is the dimension of its workgroups that goes over the matrix's rows.
@@ -285,6 +286,7 @@ const TargetEntry = object({
     object({
       workgroup: positive,
       file: fileName,
+      quads: v.optional(fileName),
       launch: v.pipe(
         v.array(count),
         v.check((l) => l.length <= 4 * LAUNCH_VECTORS, `at most ${4 * LAUNCH_VECTORS} numbers`),

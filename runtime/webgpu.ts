@@ -34,6 +34,8 @@ type WebGpuOptions = RoomOptions & {
   readonly encodesAhead?: boolean | undefined;
   /** Is it measured which kernels serve how many rows, and kept? Default: on hardware, in Node. */
   readonly tunes?: boolean | undefined;
+  /** Do lanes exchange what they read? Default: where they can, in software, which reads for each in turn. */
+  readonly quads?: boolean | undefined;
   /** Is what kernels take measured? Default: no. */
   readonly timestamps?: boolean | undefined;
 };
@@ -109,9 +111,14 @@ async function openOn(
   const { sizes, plan, bytes, most, where } = await planWebGpu(manifest, adapter, options);
   const { layers } = manifest.model;
   const clock = options.timestamps ? await clockOf(adapter, where) : null;
+  const software = isSoftware(adapter);
+  const quads = (options.quads ?? software) && adapter.features.has("subgroups");
   const device = await adapter
     .requestDevice({
-      requiredFeatures: clock ? ["timestamp-query"] : [],
+      requiredFeatures: [
+        ...(clock ? ["timestamp-query" as const] : []),
+        ...(quads ? ["subgroups" as const] : []),
+      ],
       requiredLimits: {
         maxStorageBufferBindingSize: limits.maxStorageBufferBindingSize,
         maxBufferSize: limits.maxBufferSize,
@@ -124,13 +131,12 @@ async function openOn(
   try {
     options.onProgress?.(planProgress(bytes));
     const memory = await watch.scoped(Object.values(bytes), () => allocate(device, plan, layers, most));
-    const software = isSoftware(adapter);
     const families = options.families ?? (software ? CPU : GPU);
     // A software device works on the cores that encode. What a list takes is read before the next.
     const encodesAhead = !clock && (options.encodesAhead ?? !software);
     const picks = (options.picks ?? !software) && plan.homes.candidates !== null;
-    const texts = await readKernels(plan, file);
-    const kernels = new Kernels(watch, plan, memory.layouts, texts, { families, picks, software });
+    const texts = await readKernels(plan, quads, file);
+    const kernels = new Kernels(watch, plan, memory.layouts, texts, { families, picks, software, quads });
     const { programs = [] } = plan;
     // What trains in full is checked at load, in place: its gradients take as much as the model.
     const whole = manifest.train.includes("full");

@@ -14,6 +14,7 @@ import type { KernelEnv, ParamAddress, Variant } from "../kernel.ts";
 import type { Launch } from "../kernels/body.ts";
 import { type AnyBody, type Bare, kernelOf, onlySaves, writesWeights } from "../kernels/index.ts";
 import type { RowNorms } from "../kernels/row_norms.ts";
+import { inQuads } from "../kernels/text/quads.ts";
 import { type BranchSpec, type SiteSpec, tensorName } from "../layers.ts";
 import { addresser, type Layout, placeValues } from "../layout.ts";
 import { type BlockKind, blockLayouts } from "../metadata.ts";
@@ -285,6 +286,12 @@ export function emitTarget(
   }
   if (train.length) update("outer", {}, { skeleton: "clip", name: "clip", bits: [] });
   const modules = target.name === "wasm" ? null : modulesOf(texts);
+  const quads = new Map(
+    modules?.modules.flatMap(({ name, text }) => {
+      const turned = inQuads(text);
+      return turned === null ? [] : [[name, { name: `${name}_quads`, text: turned }] as const];
+    }),
+  );
   const plan: TargetEntry = {
     panel: target.panel,
     room: { ...layout.room, arena },
@@ -304,9 +311,15 @@ export function emitTarget(
       sources.map(({ name, weights, shards, lanes }) => {
         const { module, launch } = modules?.of.get(name) ?? { module: null, launch: [] };
         const file = module === null ? "kernels.wasm" : `kernels/${module}.wgsl`;
-        return [name, { workgroup: lanes, file, launch, weights, shards }];
+        const turned = module === null ? undefined : quads.get(module);
+        const inQuads = turned ? { quads: `kernels/${turned.name}.wgsl` } : {};
+        return [name, { workgroup: lanes, file, ...inQuads, launch, weights, shards }];
       }),
     ),
   };
-  return { plan, kernels: sources.map((s) => s.name), sources: modules?.modules ?? functions };
+  return {
+    plan,
+    kernels: sources.map((s) => s.name),
+    sources: modules ? [...modules.modules, ...quads.values()] : functions,
+  };
 }

@@ -14,7 +14,7 @@ import {
 import { type Lines, lines } from "./text/lines.ts";
 import * as wgsl from "./text/wgsl.ts";
 import { panelsOf } from "./text/wgsl_panels.ts";
-import { type across, ascending, PLAIN_FROM, PLAIN_ROWS } from "./text/wgsl_plain.ts";
+import { type across, ascending, ownColumns, PLAIN_FROM, PLAIN_ROWS } from "./text/wgsl_plain.ts";
 import { epilogue as wgslEpilogue } from "./text/wgsl_products.ts";
 
 type Experts = Type & { kind: "experts" };
@@ -54,20 +54,19 @@ export function tiledByExpert(
       const row = wgsl.rowAt(x, env, `${pair(String(i))} / ${top}`);
       return { ...row, at: row.at + partOf(x.value, ins, `(${pair(String(i))} % ${top})`) };
     });
-    const columns = outs % 4 ? `min(4, ${outs} - col)` : "4";
-    const to = `${pair("i")} / ${top}, ${pair("i")} % ${top} * ${outs} + col + c`;
+    const to = `${pair("i")} / ${top}, ${pair("i")} % ${top} * ${outs} + own + c`;
     return lines`
       ${is.map((i) => `var t${i} = vec4<f32>();`)}
       ${sums(at, panels, { k: type.k, all: type.n, sharded: false })}
       var out = array<vec4<f32>, ${n}>(${is.map((i) => `t${i}`).join(", ")});
       for (var i = 0; i < ${n === 1 ? 1 : "found"}; i++) {
-        for (var c = 0; c < ${columns}; c++) { ${name}_e(${to}, out[i][c]); }
+        for (var c = 0; c < columns; c++) { ${name}_e(${to}, out[i][c]); }
       }`;
   };
   const text = lines`
     let expert = wg.y;
-    let col = (wg.x * ${wgsl.WG} + lane) * 4;
-    if (col >= ${outs} || expert >= ${type.count}) { return; }
+    if (expert >= ${type.count}) { return; }
+    ${ownColumns(outs)}
     let n = ${wgsl.count(b.domain)} * ${top};
     var p = 0;
     while (p < n) {

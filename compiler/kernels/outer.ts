@@ -8,6 +8,7 @@ import { fixed } from "./grid.ts";
 import * as assembly from "./text/assemblyscript.ts";
 import { type Lines, lines } from "./text/lines.ts";
 import * as wgsl from "./text/wgsl.ts";
+import { ownColumns } from "./text/wgsl_plain.ts";
 
 const four = [0, 1, 2, 3];
 const quad = (text: (i: number) => string): string => four.map(text).join(", ");
@@ -32,14 +33,13 @@ function ofFactor(name: string, b: Body, env: KernelEnv): string {
   const p = paramOf(b, env);
   const [u, x] = [wgsl.rowAt(b.operands[0]!, env, "r"), wgsl.rowAt(b.operands[1]!, env, "r")];
   const at = (i: number, c: number): string => `accum[o + ${i * p.k + c}]`;
-  const inside = (c: number): string => (p.k % 4 === 0 ? "" : `if (col + ${c} < ${p.k}) `);
   return wgsl.fn(
     name,
     lines`
       ${wgsl.guard(b.bits)}
-      let col = (wg.x * ${wgsl.WG} + lane) * 4;
       let k = wg.y * 4;
-      if (col >= ${p.k} || k >= ${wgsl.jobRank(p.branch!, env)}) { return; }
+      if (k >= ${wgsl.jobRank(p.branch!, env)}) { return; }
+      ${ownColumns(p.k)}
       let o = ${wgsl.gradient(b, env)} + k * ${p.k} + col;
       ${four.map((i) => `var total${i} = vec4<f32>(${quad((c) => at(i, c))});`)}
       ${segments(
@@ -48,10 +48,10 @@ function ofFactor(name: string, b: Body, env: KernelEnv): string {
         lines`
           let xp = ${x.at} + col;
           let x = vec4<f32>(${quad((c) => `${x.space}[xp + ${c}]`)});
-          let up = ${u.at} + k;
-          ${four.map((i) => `sum${i} = fma(vec4<f32>(${u.space}[up + ${i}]), x, sum${i});`)}`,
+          let up = four_${u.space}(${u.at} + k, 3);
+          ${four.map((i) => `sum${i} = fma(vec4<f32>(up[${i}]), x, sum${i});`)}`,
       )}
-      ${four.flatMap((i) => four.map((c) => `${inside(c)}{ ${at(i, c)} = total${i}.${"xyzw"[c]}; }`))}`,
+      ${four.map((c) => `if (columns > ${c}) { ${four.map((i) => `${at(i, c)} = total${i}[${c}];`).join(" ")} }`)}`,
   );
 }
 /** A matrix in panels over n: x down, dy over lanes. */

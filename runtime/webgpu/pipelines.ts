@@ -15,7 +15,11 @@ interface Wanted {
   readonly families: Families;
   readonly picks: boolean;
   readonly software: boolean;
+  /** Do lanes exchange what they read? */
+  readonly quads: boolean;
 }
+type File = Plan["kernels"][string];
+const fileOf = ({ file, quads }: File, inQuads: boolean): string => (inQuads && quads) || file;
 /** Counts of rows that are always 0 there: what would be launched over them is never run. */
 const idle = ({ families: { fewRows }, picks }: Wanted): RegExp =>
   new RegExp(`^(${fewRows === null ? "tile|rest|few|lone" : "plain"}${picks ? "" : "|candidate"})_`);
@@ -23,9 +27,10 @@ const idle = ({ families: { fewRows }, picks }: Wanted): RegExp =>
 /** WGSL of a plan's kernels, by file. */
 export async function readKernels(
   plan: Plan,
+  quads: boolean,
   file: (name: string) => Promise<Uint8Array>,
 ): Promise<ReadonlyMap<string, string>> {
-  const names = [...new Set(Object.values(plan.kernels).map((k) => k.file))];
+  const names = [...new Set(Object.values(plan.kernels).map((k) => fileOf(k, quads)))];
   const texts = await Promise.all(names.map(async (name) => new TextDecoder().decode(await file(name))));
   return new Map(names.map((name, i) => [name, texts[i]!]));
 }
@@ -52,7 +57,7 @@ export class Kernels {
     private readonly plan: Plan,
     layouts: Memory["layouts"],
     private readonly texts: ReadonlyMap<string, string>,
-    wanted: Wanted,
+    private readonly wanted: Wanted,
   ) {
     this.free = wanted.software ? AT_ONCE.software : AT_ONCE.hardware;
     this.names = Object.keys(plan.kernels);
@@ -95,7 +100,9 @@ export class Kernels {
   }
   private async make(index: number): Promise<void> {
     const name = this.names[index]!;
-    const { weights, file, shards } = this.plan.kernels[name]!;
+    const kernel = this.plan.kernels[name]!;
+    const { weights, shards } = kernel;
+    const file = fileOf(kernel, this.wanted.quads);
     const layout = weights === "written" ? 1 : 0;
     const key = `${layout} ${file}`;
     const known = this.made.get(key) ?? this.pipeline(name, this.texts.get(file)!, layout);

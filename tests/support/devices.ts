@@ -18,11 +18,16 @@ export async function shareDevice(): Promise<void> {
   let one: Promise<GPUDevice> | undefined;
   prototype.requestDevice = async function (this: GPUAdapter, d?: GPUDeviceDescriptor) {
     if (!sharing) return requestDevice.call(this, d);
-    one ??= requestDevice.call(this, d).then((device) => {
+    // With what some engines ask for and others do not.
+    const requiredFeatures = (["subgroups"] as const).filter((f) => this.features.has(f));
+    one ??= requestDevice.call(this, { ...d, requiredFeatures }).then((device) => {
       process.on("exit", () => device.destroy());
       return device;
     });
-    return share(await one);
+    const device = await one;
+    return [...(d?.requiredFeatures ?? [])].every((f) => device.features.has(f))
+      ? share(device)
+      : requestDevice.call(this, d);
   };
 }
 /** To the end of this file every engine has a device of its own: for tests of what compiles, and of loss. */

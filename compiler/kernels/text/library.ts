@@ -2,6 +2,7 @@
 import { KV_BLOCK } from "../../../ops/index.ts";
 import { kvFormats, QUAD, QUAD_WORDS, weightFormats } from "../../../runtime/bundle.ts";
 import { type Lines, lines } from "./lines.ts";
+import { shared } from "./quads.ts";
 import { fn } from "./wgsl.ts";
 import { indices } from "./wgsl_products.ts";
 
@@ -83,6 +84,7 @@ fn signed(h: vec4<u32>) -> vec4<i32> {
 }`,
   ...weights,
   ...caches,
+  ...shared,
   expand: `
 fn expand(u: i32, quads: i32, f: i32, rank: i32, cols: i32) -> f32 {
   var sum = 0.0f;

@@ -29,6 +29,15 @@ export interface Place {
   readonly space: string;
   readonly at: string;
 }
+/**
+ * The columns of a lane, four or fewer of so many, from `own` on; `col`: of one that has none, but reads for
+ * others, the last.
+ */
+export const ownColumns = (count: string | number): Lines => lines`
+  let own = (wg.x * ${WG} + lane) * 4;
+  if (idle(own >= ${count})) { return; }
+  let columns = min(4, ${count} - own);
+  let col = min(own, (${count} - 1) & ~3);`;
 /** Places of the rows of an operand that a tile of `n` rows reads. */
 const rowsOf = (o: Operand, env: KernelEnv, n: number): Place[] =>
   rowNames(n).map((row) => rowAt(o, env, row));
@@ -47,8 +56,14 @@ function sumsOf(
   const rows = indices(at.length);
   const sums = (count: number): Lines => lines`
     ${values(count)}
-    ${indices(count).flatMap((j) =>
-      at.map(({ space }, i) => `a${i} = fma(vec4<f32>(${space}[x${i} + k + ${j}]), ${name}${j}, a${i});`),
+    ${at.flatMap(({ space }, i) =>
+      indices(Math.ceil(count / 4)).flatMap((q) => {
+        const n = Math.min(4, count - q * 4);
+        return [
+          `let y${i}_${q} = four_${space}(x${i} + k + ${4 * q}, ${n - 1});`,
+          ...indices(n).map((j) => `a${i} = fma(vec4<f32>(y${i}_${q}[${j}]), ${name}${4 * q + j}, a${i});`),
+        ];
+      }),
     )}`;
   const [perChunk, turns, tail] = [CHUNK / step, Math.floor(terms / step), terms % step];
   const last = sharded ? `c == chunks - 1 && ${isLast(terms)}` : "c == chunks - 1";
@@ -143,14 +158,12 @@ export function plain(
       ),
       "s",
     );
-  const columns = b.cols % 4 ? `min(4, ${span.count} - col)` : "4";
   const results = ofSums(b, (s) => `out[i${s ? ` + ${PLAIN_ROWS}` : ""}][c]`);
   // One copy of the epilogue, whatever the tile: it is the larger part of the text.
   const text = lines`
     let n = ${count(b.domain)};
     let r0 = wg.y * ${PLAIN_ROWS};
-    let col = (wg.x * ${WG} + lane) * 4;
-    if (col >= ${span.count}) { return; }
+    ${ownColumns(span.count)}
     var out = array<vec4<f32>, ${sums.length * PLAIN_ROWS}>();
     if (n - r0 >= ${PLAIN_FROM}) {
       ${rows(PLAIN_ROWS)}
@@ -160,7 +173,7 @@ export function plain(
       }
     }
     for (var i = 0; i < min(${PLAIN_ROWS}, n - r0); i++) {
-      for (var c = 0; c < ${columns}; c++) { ${span.put(name, "r0 + i", "col + c", results)} }
+      for (var c = 0; c < columns; c++) { ${span.put(name, "r0 + i", "own + c", results)} }
     }`;
   return `${epilogue(name, b, env)}\n${fn(name, text)}`;
 }

@@ -1,0 +1,60 @@
+/**
+ * What lanes read alike, of which each may bring a part. A CPU behind WebGPU reads a word for one lane after
+ * another, also where all of them want the same one: where four lanes exchange what they have, a quad reads
+ * four words in the time of one. A module's text is written for lanes that read alone, and turned.
+ */
+import { memorySpaces } from "../../../runtime/bundle.ts";
+import { lines } from "./lines.ts";
+import { fn } from "./wgsl.ts";
+
+/** Function of a module: as lanes read alone, and in quads. */
+interface Forms {
+  readonly alone: string;
+  readonly quads: string;
+}
+const params = "at: i32, last: i32";
+/** Four words from `at` on, of which those up to `last` are wanted; all lanes of a workgroup say the same. */
+const four = (space: string): Forms => ({
+  alone: fn(
+    `four_${space}`,
+    lines`
+      return vec4<f32>(
+        ${space}[at], ${space}[at + min(1, last)], ${space}[at + min(2, last)], ${space}[at + last]);`,
+    params,
+    "vec4<f32>",
+  ),
+  quads: fn(
+    `four_${space}`,
+    lines`
+      let own = ${space}[at + min(in_quad, last)];
+      return vec4<f32>(
+        quadBroadcast(own, 0), quadBroadcast(own, 1), quadBroadcast(own, 2), quadBroadcast(own, 3));`,
+    params,
+    "vec4<f32>",
+  ),
+});
+/** May a lane that has nothing to do leave? Not while others need what it reads for them. */
+const idle: Forms = {
+  alone: fn("idle", ["return nothing;"], "nothing: bool", "bool"),
+  quads: fn("idle", ["return subgroupAll(nothing);"], "nothing: bool", "bool"),
+};
+const forms: Readonly<Record<string, Forms>> = {
+  idle,
+  ...Object.fromEntries(memorySpaces.map((space) => [`four_${space}`, four(space)])),
+};
+/** Functions that kernels call, as lanes read alone. */
+export const shared: Readonly<Record<string, string>> = Object.fromEntries(
+  Object.entries(forms).map(([name, { alone }]) => [name, alone]),
+);
+
+const ENTRY = "@builtin(local_invocation_index) index: u32) {";
+/** A module for lanes that read in quads; null: its lanes read nothing alike. */
+export function inQuads(module: string): string | null {
+  const called = Object.values(forms).filter(({ alone }) => module.includes(alone));
+  if (!called.length) return null;
+  const turned = called.reduce((text, { alone, quads }) => text.replace(alone, quads), module);
+  return `enable subgroups;
+diagnostic(off, subgroup_uniformity);
+var<private> in_quad: i32 = 0;
+${turned.replace(ENTRY, `${ENTRY.slice(0, -3)}, @builtin(subgroup_invocation_id) place: u32) {\n  in_quad = i32(place & 3u);`)}`;
+}
