@@ -167,6 +167,12 @@ export const QUAD_WORDS = 2;
 /** Words of a group's table before the slots' rows. */
 export const SLOT_TABLE = 64;
 
+/**
+ * WGSL: a constant that makes a pipeline of bodies of its kernel that go through one text, from that one on;
+ * without it a workgroup's z says which body it has.
+ */
+export const FIRST_BODY = "first_body";
+
 /** Memory of a device, in the order of the bind record and of the storage bindings. */
 export const memorySpaces = [
   "weights",

@@ -169,8 +169,9 @@ const GridDim = object({
   /**
    * A header word or 1. `tile_rows` are those in whole tiles, and `rest_rows` what is left over where it is a
    * few: of two kernels for the same thing each takes its rows. `plain_rows` is all of them on a device
-   * without such, where the others are 0. `lone_row` is 1 where `rest_rows` are 1, and `more_rows` all
-   * others. With `head`: the same of n_head. Of the keys of a unit's sequences
+   * without such, where the others are 0, and `wide_rows` all of them on the others. `lone_row` is 1 where
+   * `rest_rows` are 1, and `more_rows` all others. With `head`: the same of n_head. Of the keys of a unit's
+   * sequences
    * `plain_keys` are all, and `tile_keys` tiles of 32. Of attention `tile_groups` are tiles of rows,
    * `few_splits` splits of single rows, and `few_merges` those rows that have several.
    * `candidate_head` is n_head on a device that picks candidates, and 0 on others.
@@ -186,9 +187,11 @@ const GridDim = object({
     "plain_rows",
     "lone_row",
     "more_rows",
+    "wide_rows",
     "tile_head",
     "rest_head",
     "plain_head",
+    "wide_head",
     "tile_groups",
     "few_splits",
     "few_merges",
@@ -278,7 +281,9 @@ const TargetEntry = object({
   programs: v.array(ProgramEntry),
   /**
    * `quads`: of a device whose lanes exchange what they read, the file to take instead of `file`.
-   * `launch`: the numbers that it brings to a module that others share. `weights`: does it change the base?
+   * `launch`: the numbers that it brings to a module that others share. `runs`: how many of its bodies in turn
+   * go through one text, which a pipeline may be of; empty where one has all. `weights`: does it change the
+   * base?
    * Only updates of full training do. `shards`: it is over a matrix that is a group of its own, and launched
    * once a shard; `over`, if any, is the dimension of its workgroups that goes over the matrix's rows.
    */
@@ -291,6 +296,7 @@ const TargetEntry = object({
         v.array(count),
         v.check((l) => l.length <= 4 * LAUNCH_VECTORS, `at most ${4 * LAUNCH_VECTORS} numbers`),
       ),
+      runs: v.array(positive),
       weights: oneOf(["read", "written"]),
       shards: v.nullable(object({ of: count, over: v.nullable(oneOf(["x", "y"])) })),
     }),

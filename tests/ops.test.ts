@@ -39,6 +39,7 @@ import {
   rowSum,
   shrink,
   silu,
+  softmax,
   sub,
   type Value,
   valueKey,
@@ -509,6 +510,21 @@ test("cross-entropy: loss and gradient of a chunk of logits, on both targets", a
     (await runOn(target, [nll, dlogits], data, b)).outputs.forEach((out, i) =>
       close(out, want[i]!, `root ${i} on ${target}`),
     );
+});
+
+test("whole rows on webgpu: the same bits in a lane and in a workgroup", async () => {
+  // No whole turn of a workgroup's lanes, several, and some columns behind them.
+  for (const cols of [70, 384, 423]) {
+    const name = `rows of ${cols}`;
+    const b = batch(name, 19, 4, "step");
+    const x = graph.input(name, "x", rows(cols));
+    const y = rmsNorm(x, graph.input(name, "gain", { kind: "vector", n: cols }), 1e-5);
+    const roots = [y, mul(softmax(x), rowMax(x))];
+    const data = inputData(roots, b, name);
+    const { outputs } = await runOn("webgpu", roots, data, b, { variant: "plain" });
+    interpret(roots, data, context(b)).forEach((want, i) => close(outputs[i]!, want, `${name}, ${i}`));
+    assert.equal((await runOn("webgpu", roots, data, b, { variant: "any" })).outputs, outputs, name);
+  }
 });
 
 test("random fused chains, odd tails: fused = unfused bit for bit, both near f64", async () => {

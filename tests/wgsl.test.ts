@@ -8,7 +8,7 @@ import { compile } from "../compiler/compile.ts";
 import { modulesOf } from "../compiler/emit/join.ts";
 import { share } from "../compiler/emit/share.ts";
 import type { LaunchText } from "../compiler/emit/wgsl.ts";
-import { inTurn, merged } from "../compiler/kernels/text/alike.ts";
+import { inTurn, merged, sorted } from "../compiler/kernels/text/alike.ts";
 import { fn } from "../compiler/kernels/text/wgsl.ts";
 import { LAUNCH_VECTORS } from "../runtime/bundle.ts";
 import { configs, s2ftOdd, small } from "./support/engines.ts";
@@ -171,7 +171,11 @@ test("functions that are one text but for whole numbers are one function of thes
   const body = (i: number, at: number, bit: number): string =>
     fn(`b_${i}`, [`if (((batch[7] >> ${bit}u) & 1) == ${bit}) { b_${i}_e(${at}); }`]);
   const text = [e(0, 3), body(0, 30, 0), e(1, 4), body(1, 40, 1), e(2, 9), body(2, 40, 1)].join("\n");
-  const { functions, select } = merged(text, ["b_0", "b_1", "b_2"]);
+  const { functions, select, runs } = merged(text, ["b_0", "b_1", "b_2"]);
+  // What a pipeline of one text begins with, and how many there are in turn.
+  assert.equal(runs, [2, 1]);
+  assert.equal(merged(text, ["b_0", "b_2", "b_1"]).runs, [1, 1, 1]);
+  assert.equal(sorted(text, ["b_0", "b_2", "b_1"]), ["b_0", "b_1", "b_2"]);
   assert.equal(functions.split("\n"), [
     "fn b_0_e(p_0: i32, row: i32) {",
     "  let v_0 = vec4<f32>(2.5f) * 7.0f;",
@@ -191,7 +195,7 @@ test("functions that are one text but for whole numbers are one function of thes
   assert.equal(
     [...select],
     [
-      "switch wg.z {",
+      "switch select(wg.z, first_body, first_body >= 0) {",
       "  case 0, 1: {",
       "    var p_0 = 0;",
       "    var p_1 = 3;",
@@ -253,7 +257,7 @@ test("products with one sum are one module: a launch brings each body's epilogue
       fn(`body_${i}`, [`let s = arena[${at!} * ${stride!}];`, `body_${i}_e(wg.y, s);`]),
     ].join("\n");
   const launch = (name: string, joins: LaunchText["joins"], ...bodies: string[]): LaunchText => ({
-    ...{ name, joins, says: "", lanes: 64, shared: [], cache: null, written: false },
+    ...{ name, joins, says: "", lanes: 64, shared: [], cache: null, written: false, apart: false },
     functions: bodies.join("\n"),
     entries: bodies.map((_, i) => `body_${i}`),
   });
@@ -276,5 +280,30 @@ test("products with one sum are one module: a launch brings each body's epilogue
   assert.match(text, /let p_1 = launch\[wg\.z \* 1 \+ 0\]\.y;/);
   assert.match(text, /switch launch\[z \* 1 \+ 0\]\.z \{\n\s+case 0: \{ put_1_0\(z, row, acc0\); \}/);
   assert.match(text, /put_1\(wg\.z, wg\.y, s\);/);
+  // For CPUs alone: only with those whose bodies have its texts in its order, and the body's place tells which.
+  const plain = (name: string, ...bodies: string[]): LaunchText => ({
+    ...launch(name, true, ...bodies),
+    apart: true,
+  });
+  const cpu = modulesOf([
+    plain("a", body(0, [10, 4], "acc0"), body(1, [20, 4], "exp(acc0)"), body(2, [30, 5], "exp(acc0)")),
+    plain("b", body(0, [11, 4], "acc0"), body(1, [21, 4], "exp(acc0)"), body(2, [31, 5], "exp(acc0)")),
+    plain("c", body(0, [10, 4], "acc0"), body(1, [20, 4], "acc0"), body(2, [30, 5], "exp(acc0)")),
+  ]);
+  assert.equal(
+    cpu.modules.map((m) => m.name),
+    ["a", "c"],
+  );
+  assert.equal(
+    [...cpu.runs],
+    [
+      ["a", [1, 2]],
+      ["b", [1, 2]],
+      ["c", [2, 1]],
+    ],
+  );
+  const chosen = /switch select\(z, first_body, first_body >= 0\) \{\n\s+case 0: .*\n\s+case 1, 2: /;
+  assert.match(cpu.modules[0]!.text, chosen);
+  assert.match(cpu.modules[0]!.text, /override first_body: i32 = -1;/);
 });
 test.run();

@@ -64,6 +64,8 @@ const gridCode: Readonly<Record<GridDim["count"], number>> = {
   tile_keys: 14,
   lone_row: 15,
   more_rows: 16,
+  wide_rows: 17,
+  wide_head: 18,
 };
 /** A launch: kernel, mask words, then (count, mul, div) of x, y, z; and a bit for each kind of layers. */
 const LAUNCH_WORDS = 1 + MASK_WORDS + 9 + 1;
@@ -122,7 +124,7 @@ function longestLists(h: HostInput): Record<string, number> {
     const list = h.programs.find((p) => p.name === name)?.launches ?? [];
     const without = (counts: RegExp): number =>
       list.filter((l) => l.grid.every((g) => !counts.test(g.count))).length;
-    return Math.max(without(/^plain_/), without(/^(tile|rest|few|lone)_/));
+    return Math.max(without(/^plain_/), without(/^(tile|rest|few|lone|more|wide)_/));
   };
   const most = (of: (program: (key: string) => number, cls: string) => number): number =>
     Math.max(0, ...classesOf(h).map((cls) => of((key) => launches(ofClass[key]!(cls)), cls)));

@@ -3,7 +3,7 @@
  * a case for each epilogue. Which of them, and the numbers in them, a launch brings for each of its bodies.
  */
 import { LAUNCH_VECTORS } from "../../runtime/bundle.ts";
-import { alike, type Fn, functionsOf } from "../kernels/text/alike.ts";
+import { alike, chosenBy, type Fn, functionsOf, runsOf } from "../kernels/text/alike.ts";
 import { type Lines, lines } from "../kernels/text/lines.ts";
 import { BROUGHT, bringing, type Shared, shapeOf, share } from "./share.ts";
 import { type LaunchText, moduleOf, moduleOfOne } from "./wgsl.ts";
@@ -65,6 +65,8 @@ interface Joined {
   readonly text: string;
   /** By launch: the numbers that it brings; null: too many. */
   readonly launches: readonly (readonly number[] | null)[];
+  /** How many bodies in turn go through one text, where that is known. */
+  readonly runs: readonly number[] | null;
 }
 function joined(group: readonly LaunchText[]): Joined {
   const parts = group.map(partsOf);
@@ -97,14 +99,23 @@ function joined(group: readonly LaunchText[]): Joined {
       const lets = used.sort((a, b) => a - b).map((at) => `  let p_${at} = ${brought(z, at)};`);
       return `fn ${name}(${params}) {\n${[...lets, ""].join("\n")}${body.slice(2)}`.split("\n");
     });
-  const cases = (calls: readonly string[], z: string, at: number): Lines =>
-    calls.length === 1
-      ? calls
-      : lines`
-          switch ${brought(z, at)} {
-            ${calls.map((call, i) => `case ${i}: { ${call} }`)}
-            default: {}
-          }`;
+  /** Of so many texts, which a body has, by its place in every launch; null: launches differ. */
+  const placed = (at: number): readonly string[] | null => {
+    let from = 0;
+    const each = parts.map((own) => numbers.slice(from, (from += own.length)).map((given) => given[at]!));
+    return each.every((of) => of.join() === each[0]!.join()) ? each[0]! : null;
+  };
+  const cases = (calls: readonly string[], z: string, at: number): Lines => {
+    if (calls.length === 1) return calls;
+    const known = placed(at);
+    const of = (i: number): string =>
+      known ? known.flatMap((kind, z) => (kind === String(i) ? [z] : [])).join(", ") : String(i);
+    return lines`
+      switch ${known ? chosenBy(z) : brought(z, at)} {
+        ${calls.map((call, i) => `case ${of(i)}: { ${call} }`)}
+        default: {}
+      }`;
+  };
   const epilogues = puts.flatMap(({ put, forms }): Lines => {
     const [, params] = /\((.*)\)/.exec(forms[0]!)!;
     if (forms.length === 1) return filled(forms[0]!);
@@ -128,6 +139,8 @@ function joined(group: readonly LaunchText[]): Joined {
     "wg.z",
     0,
   );
+  const kinds = numbers.map((_, i) => shapeOf(bodies[i]!.core + bodies[i]!.arm.text));
+  const runs = group[0]!.apart ? runsOf(kinds.slice(0, parts[0]!.length)) : null;
   let at = 0;
   const launches = parts.map((own) => {
     const each = own.map(() => {
@@ -137,7 +150,7 @@ function joined(group: readonly LaunchText[]): Joined {
     return each.length * vectors > LAUNCH_VECTORS ? null : each.flat();
   });
   const text = moduleOf(group, [...epilogues, ...sums].join("\n"), select);
-  return { text: bringing(text), launches };
+  return { text: bringing(text), launches, runs };
 }
 
 /**
@@ -146,15 +159,24 @@ function joined(group: readonly LaunchText[]): Joined {
  */
 const MOST_ARMS = 4;
 /** Modules of all launches: products joined where they can be, others where they are one but for numbers. */
-export function modulesOf(launches: readonly LaunchText[]): Shared {
+export function modulesOf(launches: readonly LaunchText[]): Shared & {
+  /** By kernel: how many of its bodies in turn go through one text; of others a text is for all. */
+  readonly runs: ReadonlyMap<string, readonly number[]>;
+} {
   const left = launches.filter(({ joins }) => !joins);
   const joining = launches.filter(({ joins }) => joins);
   const keys = joining.map((l) => {
-    const cores = partsOf(l).map(({ core }) => shapeOf(core));
-    return JSON.stringify([l.lanes, l.shared, l.written, [...new Set(cores)].sort()]);
+    const parts = partsOf(l);
+    const cores = parts.map(({ core }) => shapeOf(core));
+    const sums = l.apart
+      ? parts.map(({ core, arm }) => shapeOf(core + arm.text))
+      : [...new Set(cores)].sort();
+    return JSON.stringify([l.lanes, l.shared, l.written, sums]);
   });
   /** Launches of one sum, as many at once as have MOST_ARMS epilogues together. */
   function fewArms(which: readonly number[]): number[][] {
+    // A pipeline has one body of these.
+    if (joining[which[0]!]!.apart) return [[...which]];
     const out: { launches: number[]; arms: Set<string> }[] = [];
     for (const i of which) {
       const own = partsOf(joining[i]!).map(({ arm }) => shapeOf(arm.text));
@@ -167,16 +189,22 @@ export function modulesOf(launches: readonly LaunchText[]): Shared {
     return out.map(({ launches }) => launches);
   }
   const of = new Map<string, { module: string; launch: readonly number[] }>();
+  const runs = new Map<string, readonly number[]>();
   const modules = [...numberedBy(keys).values()].flatMap(fewArms).flatMap((which) => {
     const all = which.map((i) => joining[i]!);
     const fits = joined(all).launches;
     const group = all.filter((l, i) => fits[i] || !left.push(l));
     if (!group.length) return [];
-    const { text, launches } = joined(group);
+    const made = joined(group);
     const module = group[0]!.name;
-    group.forEach(({ name }, i) => void of.set(name, { module, launch: launches[i]! }));
-    return [{ name: module, text }];
+    group.forEach(({ name }, i) => {
+      of.set(name, { module, launch: made.launches[i]! });
+      if (made.runs) runs.set(name, made.runs);
+    });
+    return [{ name: module, text: made.text }];
   });
-  const others = share(left.map((l) => ({ name: l.name, text: moduleOfOne(l) })));
-  return { modules: [...modules, ...others.modules], of: new Map([...of, ...others.of]) };
+  const alone = left.map((l) => ({ name: l.name, ...moduleOfOne(l) }));
+  for (const l of alone) runs.set(l.name, l.runs);
+  const others = share(alone);
+  return { modules: [...modules, ...others.modules], of: new Map([...of, ...others.of]), runs };
 }

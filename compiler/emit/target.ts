@@ -313,7 +313,8 @@ export function emitTarget(
         const file = module === null ? "kernels.wasm" : `kernels/${module}.wgsl`;
         const turned = module === null ? undefined : quads.get(module);
         const inQuads = turned ? { quads: `kernels/${turned.name}.wgsl` } : {};
-        return [name, { workgroup: lanes, file, ...inQuads, launch, weights, shards }];
+        const runs = [...(modules?.runs.get(name) ?? [])];
+        return [name, { workgroup: lanes, file, ...inQuads, launch, runs, weights, shards }];
       }),
     ),
   };

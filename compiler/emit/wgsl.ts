@@ -3,11 +3,11 @@
  * bindings, one a memory space, serve every kernel.
  */
 import type { Type } from "../../ops/index.ts";
-import { type GridDim, kvFormatOf } from "../../runtime/bundle.ts";
+import { FIRST_BODY, type GridDim, kvFormatOf } from "../../runtime/bundle.ts";
 import { type KernelEnv, type MemorySpace, memorySpaces, type Variant } from "../kernel.ts";
 import { fixed } from "../kernels/grid.ts";
 import { type AnyBody, kernelOf, writesWeights } from "../kernels/index.ts";
-import { merged } from "../kernels/text/alike.ts";
+import { merged, sorted } from "../kernels/text/alike.ts";
 import { called } from "../kernels/text/library.ts";
 import { type Lines, lines } from "../kernels/text/lines.ts";
 import { WG } from "../kernels/text/wgsl.ts";
@@ -55,6 +55,8 @@ export interface LaunchText {
   readonly entries: readonly string[];
   /** May it share a module with launches of the same sum? */
   readonly joins: boolean;
+  /** Is it for CPUs alone, on which a pipeline has one text of bodies? */
+  readonly apart: boolean;
   readonly says: string;
   readonly lanes: number;
   readonly shared: Lines;
@@ -70,11 +72,13 @@ export function launchText(
 ): LaunchText {
   const kernel = kernelOf(bodies[0]!);
   const lanes = lanesOf(bodies, variant);
+  const functions = bodies.map((b, i) => kernel.wgsl(`body_${i}`, b, env, variant, lanes)).join("\n");
   return {
     name,
-    functions: bodies.map((b, i) => kernel.wgsl(`body_${i}`, b, env, variant, lanes)).join("\n"),
-    entries: entriesOf(bodies),
+    functions,
+    entries: sorted(functions, entriesOf(bodies)),
     joins: kernel.joins ?? false,
+    apart: variant === "plain",
     says: bodies.map((b) => `${b.skeleton} ${b.name}`).join(", "),
     lanes,
     shared: kernel.shared?.(variant, lanes, bodies) ?? [],
@@ -84,11 +88,11 @@ export function launchText(
 }
 /** WGSL of one launch. */
 export function emitLaunchWgsl(...of: Parameters<typeof launchText>): string {
-  return moduleOfOne(launchText(...of));
+  return moduleOfOne(launchText(...of)).text;
 }
-export function moduleOfOne(launch: LaunchText): string {
-  const { functions, select } = merged(launch.functions, launch.entries);
-  return moduleOf([launch], functions, select);
+export function moduleOfOne(launch: LaunchText): { text: string; runs: readonly number[] } {
+  const { functions, select, runs } = merged(launch.functions, launch.entries);
+  return { text: moduleOf([launch], functions, select), runs };
 }
 /** A module for launches that need alike: functions, and statements that call them. */
 export function moduleOf(launches: readonly LaunchText[], functions: string, select: Lines): string {
@@ -97,6 +101,7 @@ export function moduleOf(launches: readonly LaunchText[], functions: string, sel
   if (new Set(caches.map(({ type }) => type)).size > 1)
     throw new Error(`${launches[0]!.name}: one kernel reads the cache, another writes it`);
   const library = called(functions);
+  const chooses = `${functions}${select.join()}`.includes(FIRST_BODY);
   const uses = (id: string): boolean => new RegExp(`\\b${id}\\[`).test(`${functions}${library}`);
   const declarations = memorySpaces.flatMap((c, i) => {
     const binding = c === "kv" ? caches[0] : c === "weights" && written ? numbers(c) : bindings[c];
@@ -110,9 +115,10 @@ export function moduleOf(launches: readonly LaunchText[], functions: string, sel
     ${shared}
     ${library ? library.split("\n") : []}
     ${functions.split("\n")}
+    ${chooses ? [`override ${FIRST_BODY}: i32 = -1;`] : []}
     @compute @workgroup_size(${lanes})
     fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-      let wg = vec3<i32>(group);
+      let wg = vec3<i32>(group)${chooses ? ` + vec3<i32>(0, 0, max(${FIRST_BODY}, 0))` : ""};
       let lane = i32(index);
       ${select}
     }

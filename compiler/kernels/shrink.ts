@@ -20,6 +20,8 @@ const chunksOf = (b: Body): number => Math.ceil((b.operands[1]!.value.type as Fa
 const FEW_CHUNKS = 4;
 /** Lanes of such a workgroup, four to a row. */
 const SERIAL_LANES = 32;
+/** Terms that it asks for in one go. */
+const SERIAL_STEP = 4;
 const SERIAL_ROWS = SERIAL_LANES / QUAD;
 const serial = (bodies: readonly Body[]): boolean => bodies.every((b) => chunksOf(b) <= FEW_CHUNKS);
 /** Bytes of a row of sums in a thread's scratch. */
@@ -160,7 +162,11 @@ export const shrink: GraphKernel = {
           for (var c = 0; c < ${chunks}; c++) {
             var sum = 0.0f;
             let until = min(terms, (c + 1) * ${CHUNK});
-            for (var k = c * ${CHUNK}; k < until; k++) { sum = fma(${x.space}[x + k], adapters[f + k], sum); }
+            let whole = until${cols % SERIAL_STEP ? ` - until % ${SERIAL_STEP}` : ""};
+            for (var k = c * ${CHUNK}; k < whole; k += ${SERIAL_STEP}) {
+              ${terms(SERIAL_STEP)}
+            }
+            ${cols % SERIAL_STEP ? [`for (var k = whole; k < until; k++) { ${terms(1)[0]} }`] : []}
             total = total + sum;
           }
         }

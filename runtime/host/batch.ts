@@ -116,7 +116,10 @@ function workgroups(grid: i32, d: i32, block: i32): i32 {
   else if (code == 14) count = counter(C_FEW) < 0 ? 0 : keyTiles(block);
   else if (code >= 15) {
     const lone: i32 = get(META, block + H_REST_ROWS) == 1 ? 1 : 0;
-    count = code == 15 ? lone : rows - lone;
+    if (code == 15) count = lone;
+    else if (code == 16) count = rows - lone;
+    else count = code == 17 ? rows : get(META, block + H_N_HEAD);
+    if (counter(C_FEW) < 0) count = 0;
   }
   else if (code >= 6) {
     const head: bool = code >= 9;

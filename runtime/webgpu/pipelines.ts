@@ -1,12 +1,17 @@
 /** Kernels as pipelines, each compiled when it is first needed, or ahead of that. */
-import type { Plan } from "../bundle.ts";
+import { FIRST_BODY, type Plan } from "../bundle.ts";
 import type { Families } from "../device.ts";
 import type { ProgramEntry } from "../manifest.ts";
 import type { Memory } from "./memory.ts";
 import { disposed, type Watch } from "./watch.ts";
 
-export interface Kernel {
+/** A pipeline, and of so many bodies of a kernel, in turn; null: of all. */
+interface Part {
   readonly pipeline: GPUComputePipeline;
+  readonly bodies: number | null;
+}
+export interface Kernel {
+  readonly parts: readonly Part[];
   /** Which layout it has: 1 where it writes weights. */
   readonly layout: 0 | 1;
   readonly shards: Plan["kernels"][string]["shards"];
@@ -22,7 +27,9 @@ type File = Plan["kernels"][string];
 const fileOf = ({ file, quads }: File, inQuads: boolean): string => (inQuads && quads) || file;
 /** Counts of rows that are always 0 there: what would be launched over them is never run. */
 const idle = ({ families: { fewRows }, picks }: Wanted): RegExp =>
-  new RegExp(`^(${fewRows === null ? "tile|rest|few|lone" : "plain"}${picks ? "" : "|candidate"})_`);
+  new RegExp(
+    `^(${fewRows === null ? "tile|rest|few|lone|more|wide" : "plain"}${picks ? "" : "|candidate"})_`,
+  );
 
 /** WGSL of a plan's kernels, by file. */
 export async function readKernels(
@@ -48,6 +55,11 @@ export class Kernels {
   private readonly made = new Map<string, Promise<GPUComputePipeline>>();
   private readonly layouts: readonly GPUPipelineLayout[];
   private readonly never: RegExp;
+  /**
+   * Has a kernel a pipeline for each text of its bodies? A CPU behind WebGPU goes through all that a pipeline
+   * has, and throws away what a body is not of.
+   */
+  private readonly splits: boolean;
   private ended = false;
   /** Pipelines that may begin, and what lets those begin that wait. */
   private free: number;
@@ -63,6 +75,7 @@ export class Kernels {
     this.names = Object.keys(plan.kernels);
     this.layouts = layouts.map((l) => watch.device.createPipelineLayout({ bindGroupLayouts: [l] }));
     this.never = idle(wanted);
+    this.splits = wanted.software;
   }
   at(index: number): Kernel | undefined {
     return this.ready[index];
@@ -101,29 +114,41 @@ export class Kernels {
   private async make(index: number): Promise<void> {
     const name = this.names[index]!;
     const kernel = this.plan.kernels[name]!;
-    const { weights, shards } = kernel;
+    const { weights, shards, runs } = kernel;
     const file = fileOf(kernel, this.wanted.quads);
     const layout = weights === "written" ? 1 : 0;
-    const key = `${layout} ${file}`;
-    const known = this.made.get(key) ?? this.pipeline(name, this.texts.get(file)!, layout);
-    this.made.set(key, known);
-    this.ready[index] = { pipeline: await known, layout, shards };
+    const parts = this.splits && runs.length > 1 ? runs : [null];
+    const made = parts.map(async (bodies, i): Promise<Part> => {
+      const first = bodies && runs.slice(0, i).reduce((a, b) => a + b, 0);
+      const key = `${layout} ${first} ${file}`;
+      const known = this.made.get(key) ?? this.pipeline(name, this.texts.get(file)!, layout, first);
+      this.made.set(key, known);
+      return { pipeline: await known, bodies };
+    });
+    // All have ended when this does, also when one fails.
+    for (const e of await Promise.allSettled(made)) if (e.status === "rejected") throw e.reason;
+    this.ready[index] = { parts: await Promise.all(made), layout, shards };
   }
   /** Wait for a place among those that are compiled at once. */
-  private async pipeline(label: string, code: string, layout: number): Promise<GPUComputePipeline> {
+  private async pipeline(...of: Parameters<Kernels["compiled"]>): Promise<GPUComputePipeline> {
     if (this.free > 0) this.free--;
     else await new Promise<void>((resolve) => this.queue.push(resolve));
     try {
       this.watch.living();
       if (this.ended) throw disposed();
-      return await this.compiled(label, code, layout);
+      return await this.compiled(...of);
     } finally {
       const next = this.queue.shift();
       if (next) next();
       else this.free++;
     }
   }
-  private async compiled(label: string, code: string, layout: number): Promise<GPUComputePipeline> {
+  private async compiled(
+    label: string,
+    code: string,
+    layout: number,
+    first: number | null,
+  ): Promise<GPUComputePipeline> {
     const { device } = this.watch;
     // The scope is for the module's own errors, which the pipeline's tell again.
     device.pushErrorScope("validation");
@@ -133,7 +158,11 @@ export class Kernels {
       return await device.createComputePipelineAsync({
         label,
         layout: this.layouts[layout]!,
-        compute: { module, entryPoint: "main" },
+        compute: {
+          module,
+          entryPoint: "main",
+          ...(first !== null && { constants: { [FIRST_BODY]: first } }),
+        },
       });
     } catch (cause) {
       throw await (await import("../refused.ts")).noKernel(label, module, cause as Error);

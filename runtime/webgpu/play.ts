@@ -124,27 +124,35 @@ export function play(
     return work;
   };
   const launch = (encoder: GPUCommandEncoder, commands: Int32Array): void => {
-    const pass = timing?.begin(encoder, commands) ?? encoder.beginComputePass();
+    const pass = timing?.begin(encoder) ?? encoder.beginComputePass();
     let [bound, offset, launch] = [null as GPUBindGroup | null, -1, -1];
-    const dispatch = (group: GPUBindGroup, i: number, numbers: number, x: number, y: number): void => {
+    const dispatch = (
+      group: GPUBindGroup,
+      i: number,
+      numbers: number,
+      grid: [number, number, number],
+    ): void => {
       if (group !== bound || commands[i + 2] !== offset || numbers !== launch) {
         [bound, offset, launch] = [group, commands[i + 2]!, numbers];
         pass.setBindGroup(0, group, [offset, launch]);
       }
-      pass.dispatchWorkgroups(x, y, commands[i + 5]!);
+      pass.dispatchWorkgroups(...grid);
       stats.launches++;
     };
     for (let i = 0; i < commands.length; i += COMMAND_WORDS) {
       const [index, x, y] = [commands[i]!, commands[i + 3]!, commands[i + 4]!];
-      const { pipeline, layout, shards } = kernels.at(index)!;
-      pass.setPipeline(pipeline);
+      const { parts, layout, shards } = kernels.at(index)!;
       const numbers = memory.launches[index]!;
-      if (!shards) dispatch(memory.groups[layout]!.get(commands[i + 1]!)!, i, numbers, x, y);
-      else
-        for (const [s, { part, groups }] of memory.shards[shards.of]!.entries()) {
-          const of = (dim: "x" | "y", n: number): number => (shards.over === dim ? Math.ceil(n * part) : n);
-          dispatch(groups[layout]!, i, numbers + s * LAUNCH_BYTES, of("x", x), of("y", y));
-        }
+      for (const [part, { pipeline, bodies }] of parts.entries()) {
+        const z = bodies ?? commands[i + 5]!;
+        pass.setPipeline(pipeline, part ? null : index);
+        if (!shards) dispatch(memory.groups[layout]!.get(commands[i + 1]!)!, i, numbers, [x, y, z]);
+        else
+          for (const [s, { part, groups }] of memory.shards[shards.of]!.entries()) {
+            const of = (dim: "x" | "y", n: number): number => (shards.over === dim ? Math.ceil(n * part) : n);
+            dispatch(groups[layout]!, i, numbers + s * LAUNCH_BYTES, [of("x", x), of("y", y), z]);
+          }
+      }
     }
     pass.end();
   };

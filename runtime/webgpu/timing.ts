@@ -2,7 +2,7 @@
  * What kernels take, by the device's own clock. A clock is read where a pass begins and ends, so each launch
  * is a pass of its own here: a list takes longer, and computes the same.
  */
-import { COMMAND_WORDS, type Plan } from "../bundle.ts";
+import type { Plan } from "../bundle.ts";
 import type { KernelTime } from "../device.ts";
 import type { Watch } from "./watch.ts";
 
@@ -21,7 +21,8 @@ interface Readings {
 }
 /** Of a pass, what playing a list takes. */
 interface Pass {
-  setPipeline(pipeline: GPUComputePipeline): void;
+  /** Of a launch of that kernel; null: of the one before. */
+  setPipeline(pipeline: GPUComputePipeline, kernel: number | null): void;
   setBindGroup(index: number, group: GPUBindGroup, offsets: number[]): void;
   dispatchWorkgroups(x: number, y: number, z: number): void;
   end(): void;
@@ -53,17 +54,17 @@ export class Timing {
   }
 
   /** What stands for the one pass of a list: a pass a launch, and the copies of what their clocks say. */
-  begin(encoder: GPUCommandEncoder, commands: Int32Array): Pass {
+  begin(encoder: GPUCommandEncoder): Pass {
     const from = this.taken.length;
     let pass: GPUComputePassEncoder | null = null;
     let bound: Parameters<Pass["setBindGroup"]> | null = null;
-    let launch = 0;
     return {
-      setPipeline: (pipeline) => {
+      setPipeline: (pipeline, kernel) => {
+        if (kernel === null) return pass!.setPipeline(pipeline);
         pass?.end();
         let readings = this.taken.length > from ? this.taken.at(-1)! : this.take();
         if (2 * readings.kernels.length === QUERIES) readings = this.take();
-        const at = 2 * readings.kernels.push(commands[COMMAND_WORDS * launch++]!) - 2;
+        const at = 2 * readings.kernels.push(kernel) - 2;
         pass = encoder.beginComputePass({
           timestampWrites: {
             querySet: readings.set,

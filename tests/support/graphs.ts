@@ -383,17 +383,21 @@ export async function runOn(
       return f;
     },
   };
-  const kernels: Record<string, { workgroup: number; file: string; launch: number[]; shards: null }> = {};
+  const kernels: Record<
+    string,
+    { workgroup: number; file: string; launch: number[]; runs: number[]; shards: null }
+  > = {};
   const sources: string[] = [];
   const commands: number[] = [];
   launches.forEach((l, i) => {
     // An error of a target's compiler names the kernel.
     const name = `k${i}_${l.bodies[0]!.skeleton}`;
-    kernels[name] = { workgroup: 64, file: name, launch: [], shards: null };
+    kernels[name] = { workgroup: 64, file: name, launch: [], runs: [], shards: null };
     const variants = variantsOf(l.bodies, env);
     const lone = options.variant === "few" && b.header.n_rows === 1;
-    const wanted = l.bodies.some(({ rest }) => rest) ? (lone ? "few" : "any") : options.variant;
-    const asked = variants.find((v) => v === wanted) ?? variants[0]!;
+    const rest = l.bodies.some(({ rest }) => rest);
+    const wanted = rest ? (lone ? "few" : "any") : options.variant;
+    const asked = variants.find((v) => v === wanted) ?? (rest ? "any" : variants[0]!);
     const variant: Variant = target === "webgpu" ? asked : "any";
     const text =
       target === "wasm" ? emitLaunchAs(name, l.bodies, env) : emitLaunchWgsl(name, l.bodies, env, variant);

@@ -3,6 +3,7 @@
  * each tensor: as one function of the numbers that differ they are compiled once, and drivers take more than
  * twice the time for twice the text.
  */
+import { FIRST_BODY } from "../../../runtime/bundle.ts";
 import { type Lines, lines } from "./lines.ts";
 
 /** A whole number, i32 or u32: no part of a name, of a float or of a type. */
@@ -97,11 +98,38 @@ export const functionsOf = (text: string): readonly Fn[] =>
     body: body!,
   }));
 
+/** Entries of a launch, those that are alike beside each other. */
+export function sorted(text: string, entries: readonly string[]): string[] {
+  const all = functionsOf(text);
+  const groups = new Map<string, string[]>();
+  for (const entry of entries) {
+    const own = all.filter(({ name }) => name === entry || name.startsWith(`${entry}_`));
+    const named = own.map((f) => `${f.name} ${f.body}`.replaceAll(entry, "entry"));
+    const shape = shapeOf(named.join("\n"));
+    groups.set(shape, [...(groups.get(shape) ?? []), entry]);
+  }
+  return [...groups.values()].flat();
+}
+/** How often the same comes in turn. */
+export function runsOf(all: readonly string[]): number[] {
+  const runs: number[] = [];
+  all.forEach((x, i) => {
+    if (i && x === all[i - 1]) runs[runs.length - 1]!++;
+    else runs.push(1);
+  });
+  return runs;
+}
+/** Of a body by its number, which text it goes through: as the pipeline knows it, where it is of one text. */
+export const chosenBy = (z: string): string => `select(${z}, ${FIRST_BODY}, ${FIRST_BODY} >= 0)`;
+
 /**
- * The functions of a launch, those that are alike as one; and the statements that call the one of `entries`
- * that wg.z names.
+ * The functions of a launch, those that are alike as one; the statements that call the one of `entries` that
+ * wg.z names; and how many of these in turn go through one text.
  */
-export function merged(text: string, entries: readonly string[]): { functions: string; select: Lines } {
+export function merged(
+  text: string,
+  entries: readonly string[],
+): { functions: string; select: Lines; runs: readonly number[] } {
   /** What is called in place of a function, with which numbers before its own arguments. */
   const called = new Map<string, { readonly name: string; readonly numbers: readonly string[] }>();
   const calls = (body: string): string =>
@@ -149,9 +177,9 @@ export function merged(text: string, entries: readonly string[]): { functions: s
     cases.length === 1
       ? cases[0]![1]
       : lines`
-        switch wg.z {
+        switch ${chosenBy("wg.z")} {
           ${cases.flatMap(([zs, body]) => [`case ${zs}: {`, ...body.map((l) => `  ${l}`), "}"])}
           default: {}
         }`;
-  return { functions: out.join("\n"), select };
+  return { functions: out.join("\n"), select, runs: runsOf(entries.map((e) => called.get(e)!.name)) };
 }

@@ -21,20 +21,28 @@ const weights = Object.fromEntries(
 
 /** Lanes of a workgroup that folds a number of each of them into one. */
 export const FOLD_LANES = 128;
-const FOLDED = 8;
+export const FOLDED = 8;
 const FIRST = FOLD_LANES / FOLDED;
 /** What such a workgroup shares: a number of each lane, and of each of those that fold first. */
 export const foldShared: Lines = [
   `var<workgroup> part: array<f32, ${FOLD_LANES}>;`,
   `var<workgroup> parts: array<f32, ${FOLDED}>;`,
 ];
+const folds = {
+  sum: (a: string, b: string): string => `(${a} + ${b})`,
+  max: (a: string, b: string): string => `max(${a}, ${b})`,
+} as const;
+/** A tree over `n` numbers, those that lie side by side first. */
+export function treeOf(reduce: keyof typeof folds, n: number, at: (i: number) => string, from = 0): string {
+  if (n === 1) return at(from);
+  return folds[reduce](treeOf(reduce, n / 2, at, from), treeOf(reduce, n / 2, at, from + n / 2));
+}
 /**
  * `fold_NAME`: a few lanes fold those that lie so many apart, then every lane these. A tree, the same
  * whatever the batch; what is read of it is asked for at once.
  */
-function fold(name: string, two: (a: string, b: string) => string): string {
-  const tree = (n: number, from = 0): string =>
-    n === 1 ? `p${from}` : two(tree(n / 2, from), tree(n / 2, from + n / 2));
+function fold(name: keyof typeof folds): string {
+  const tree = (n: number): string => treeOf(name, n, (i) => `p${i}`);
   return fn(
     `fold_${name}`,
     lines`
@@ -90,9 +98,12 @@ fn expand(u: i32, quads: i32, f: i32, rank: i32, cols: i32) -> f32 {
   var sum = 0.0f;
   for (var r = 0; r < rank; r += ${QUAD}) {
     let quad = tables[quads + r / ${QUAD / QUAD_WORDS}] + f;
-    for (var i = 0; i < min(${QUAD}, rank - r); i++) {
-      sum = fma(arena[u + r + i], adapters[quad + i * cols], sum);
-    }
+${indices(QUAD)
+  .map((i) => {
+    const term = `fma(arena[u + r + ${i}], adapters[quad + ${i} * cols], sum)`;
+    return `    sum = ${i ? `select(sum, ${term}, r + ${i} < rank)` : term};`;
+  })
+  .join("\n")}
   }
   return sum;
 }`,
@@ -140,8 +151,8 @@ fn order_of(v: u32) -> u32 {
 fn leading(v: vec4<f32>, n: i32) -> vec4<f32> {
   return select(vec4<f32>(), v, vec4<i32>(0, 1, 2, 3) < vec4<i32>(n));
 }`,
-  fold_sum: fold("sum", (a, b) => `(${a} + ${b})`),
-  fold_max: fold("max", (a, b) => `max(${a}, ${b})`),
+  fold_sum: fold("sum"),
+  fold_max: fold("max"),
 };
 
 /** The functions that a text calls, and those that they call, in the order above. */
