@@ -1,12 +1,13 @@
 /**
- * npm run -s bench -- isa [--chip navi31,gfx1201] [--shape llama-1b,…] [--formats f32,f16,q4] [--all] [--json
- * FILE]: what AMD's compiler makes of every WGSL kernel, on a machine without a GPU. The gates are printed
- * with the kernels that miss them; exit status 1 when one does.
+ * npm run -s bench -- isa [--chip navi31,gfx1201] [--shape llama-1b,…] [--formats f32,f16,q4]
+ * [--integers] [--all] [--json FILE]: what AMD's compiler makes of every WGSL kernel, on a machine without a GPU. The gates are printed
+ * with the kernels that miss them; exit status 1 when one does. `--integers`: formats that have
+ * them also with products of integers.
  */
 import { writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { isForOne, type ParamEntry, type ProgramEntry, packedWords } from "../runtime/bundle.ts";
+import { formatOf, isForOne, type ParamEntry, type ProgramEntry, packedWords } from "../runtime/bundle.ts";
 import { compileFor, type Isa, missing } from "./isa/radv.ts";
 import { type Kernels, kernelsOf, shapes } from "./isa/shape.ts";
 import { table } from "./measure.ts";
@@ -86,6 +87,7 @@ export async function main(args: string[]): Promise<void> {
       chip: { type: "string", default: "navi31,gfx1201" },
       shape: { type: "string", default: "llama-1b" },
       formats: { type: "string", default: "f32,f16,q4" },
+      integers: { type: "boolean", default: false },
       all: { type: "boolean", default: false },
       json: { type: "string" },
     },
@@ -97,18 +99,20 @@ export async function main(args: string[]): Promise<void> {
   }
   const models = [
     ...o.shape.split(",").flatMap((shape) =>
-      o.formats.split(",").map((format) => {
+      o.formats.split(",").flatMap((format) => {
         if (!shapes[shape]) throw new Error(`--shape: one of ${Object.keys(shapes).join(", ")}`);
-        return { name: `${shape} ${format}`, model: shapes[shape], format };
+        const exact = { name: `${shape} ${format}`, model: shapes[shape], format, integers: false };
+        const too = o.integers && formatOf(format).wgsl.integers;
+        return too ? [exact, { ...exact, name: `${exact.name} in integers`, integers: true }] : [exact];
       }),
     ),
-    { name: "story f32", model: story, format: "f32" },
+    { name: "story f32", model: story, format: "f32", integers: false },
   ];
   const summary: object[] = [];
   const everything: object[] = [];
   let failed = 0;
-  for (const { name, model, format } of models) {
-    const kernels = await kernelsOf(model, { format: format as "f32", train: ["lora"] });
+  for (const { name, model, format, integers } of models) {
+    const kernels = await kernelsOf(model, { format: format as "f32", train: ["lora"], integers });
     const layers = typeof model === "string" ? 0 : Number(model.num_hidden_layers);
     for (const chip of o.chip.split(",")) {
       const rows = (await rowsOf(kernels, chip)).sort(worst);

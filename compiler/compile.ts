@@ -106,7 +106,7 @@ async function* bundle(
   checkPrograms(programs, model, settings);
   const params = [...programs.outerParams, ...programs.layerParams];
   const stored = formats.filter((f) => params.some((p) => p.kind === "weight" && p.format === f));
-  const launches = launchesOf(model, programs, settings.fuse);
+  const launches = launchesOf(model, programs, settings);
 
   // Launches → kernels and a plan of memory, for each target.
   const sums: Record<string, { bytes: number; sha256: string }> = {};

@@ -12,11 +12,12 @@ import type { Launch } from "./kernels/body.ts";
 import { isAlone } from "./layout.ts";
 import type { Model } from "./models/model.ts";
 import { type GraphProgram, type Programs, savesOf } from "./programs/index.ts";
+import type { Settings } from "./settings.ts";
 
 /**
  * Group the nodes that `roots` need into launches. `fuse: false` gives every node a kernel of its own.
  * `alone`: matrices beside which a kernel reads no other weights. `saves`: the mask bit without which no
- * field is written, if there is one.
+ * field is written, if there is one. `integers`: are matrices multiplied as integers where they can be?
  */
 export function fuse(
   roots: readonly Value[],
@@ -25,25 +26,28 @@ export function fuse(
     readonly homes?: readonly { readonly value: Value; readonly name: string }[];
     readonly alone?: (v: Value) => boolean;
     readonly saves?: number | null;
+    readonly integers?: boolean;
   },
 ): Launch[] {
   const homes = new Map((options.homes ?? []).map((h) => [valueKey(h.value), h.name]));
   const groups = groupNodes(roots, options.fuse, options.alone ?? (() => false));
   const bodies = bodiesOf(groups);
-  const made = options.fuse ? madeAnew(bodies, roots, options.saves ?? null) : bodies;
+  const made = options.fuse
+    ? madeAnew(bodies, roots, options.saves ?? null, options.integers ?? false)
+    : bodies;
   return mergeLaunches(made, options.fuse, homes);
 }
 /** The launches of each graph of a model. */
 export const launchesOf = (
   model: Model,
   { graphs }: Programs,
-  on: boolean,
+  { fuse: on, integers }: Pick<Settings, "fuse" | "integers">,
 ): ReadonlyMap<GraphProgram, readonly Launch[]> =>
   new Map(
     graphs.map((g) => {
       const { region, roots, homes } = g;
       const alone = ({ type }: Value): boolean =>
         region === "outer" && type.kind === "weight" && isAlone(model, type);
-      return [g, fuse(roots, { fuse: on, homes, alone, saves: savesOf(g) })];
+      return [g, fuse(roots, { fuse: on, homes, alone, saves: savesOf(g), integers })];
     }),
   );

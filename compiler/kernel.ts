@@ -80,7 +80,7 @@ export interface KernelEnv {
   /** Words from the arena's start: gradient norms [jobs][groups + 2]; what splits of attention leave. */
   readonly norms: number;
   readonly partials: number;
-  /** Wasm: products with matrices of integers are made of integers. */
+  /** Products with matrices of integers are made of integers. */
   readonly integers: boolean;
 }
 /** Metadata arrays that say where each segment of a unit begins, and how many rows it has, in a domain. */
@@ -116,7 +116,12 @@ export interface Kernel<B> {
   /** WGSL: how many functions `name_0` … a body has, which run side by side; without it, one `name`. */
   readonly parts?: (body: B) => number;
   /** WGSL: declarations of what a workgroup of so many lanes shares. */
-  readonly shared?: (variant: Variant, lanes: number, bodies: readonly B[]) => readonly string[];
+  readonly shared?: (
+    variant: Variant,
+    lanes: number,
+    bodies: readonly B[],
+    env: KernelEnv,
+  ) => readonly string[];
   /**
    * WGSL: the dimension of its workgroups that goes over the rows of a matrix that is a group of its own, or
    * null where all go over all of its shard. Without it, none of its bodies can be over such a matrix.

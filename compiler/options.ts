@@ -47,8 +47,9 @@ export const compileEntries = {
    */
   relaxed: v.optional(boolean),
   /**
-   * On Wasm, multiply with matrices in int8 and q4 in integers: what they multiply is rounded to 16 bits,
-   * every 32 values with a scale of their own. Much faster, and a class of numerics of its own. Default: no.
+   * Multiply with matrices in int8 and q4 in integers: what they multiply is rounded (to 16 bits on Wasm, to
+   * 15 on WebGPU), every 32 values with a scale of their own. Much faster, and a class of numerics of its own.
+   * Default: no.
    */
   integers: v.optional(boolean),
   /** Which policy grants steps. Default coserve. */

@@ -409,7 +409,7 @@ export const ManifestSchema = object({
   policy: text,
   /** How the cache holds keys and values. */
   kv: oneOf(kvNames),
-  /** On Wasm, are products with matrices of integers made of integers? */
+  /** Are products with matrices of integers made of integers? */
   integers: boolean,
   /** What jobs can train: adapter methods, or `full` for every base tensor (exclusive). */
   train: v.array(text),

@@ -1,5 +1,6 @@
 /** What devices and those who open them refuse, as errors: fetched by who meets one. */
 import { type Manifest, showBytes, WeftError } from "./bundle.ts";
+import { PACKED } from "./gpu.ts";
 
 const refused = (where: string, expected: string, found: string, hint?: string): WeftError =>
   new WeftError({ code: "WEFT_DEVICE", where, expected, found, ...(hint && { hint }) });
@@ -42,6 +43,10 @@ export const notGiven = (where: string, cause: Error): WeftError =>
 /** There is no clock where a bundle would be played. */
 export const untimed = (where: string): WeftError =>
   refused(where, "a WebGPU device with timestamp-query", "none", "load without `timestamps`");
+
+/** Kernels with products of integers: those of few rows and of tiles take four in an instruction. */
+export const notIntegral = (where: string): WeftError =>
+  refused(where, `WGSL with ${PACKED}, for products of integers`, "none", "compile without --integers");
 
 /** A layer's weights are more bytes than the numbers that kernels count in an i32. */
 export const tooMany = (where: string, { model }: Manifest, bytes: number, fits: number): WeftError =>

@@ -13,6 +13,7 @@ import {
   type RoomOptions,
 } from "./device.ts";
 import { formatOf, planeBytes } from "./formats.ts";
+import { hasFeature, PACKED } from "./gpu.ts";
 import { limitsHere } from "./memory.ts";
 import { isNode } from "./node.ts";
 import { servingPrograms } from "./programs.ts";
@@ -113,6 +114,9 @@ async function openOn(
   const clock = options.timestamps ? await clockOf(adapter, where) : null;
   const software = isSoftware(adapter);
   const quads = (options.quads ?? software) && adapter.features.has("subgroups");
+  const families = options.families ?? (software ? CPU : GPU);
+  if (manifest.integers && families.fewRows !== null && !hasFeature(PACKED))
+    throw (await import("./refused.ts")).notIntegral(where);
   const device = await adapter
     .requestDevice({
       requiredFeatures: [
@@ -131,7 +135,6 @@ async function openOn(
   try {
     options.onProgress?.(planProgress(bytes));
     const memory = await watch.scoped(Object.values(bytes), () => allocate(device, plan, layers, most));
-    const families = options.families ?? (software ? CPU : GPU);
     // A software device works on the cores that encode. What a list takes is read before the next.
     const encodesAhead = !clock && (options.encodesAhead ?? !software);
     const picks = (options.picks ?? !software) && plan.homes.candidates !== null;
@@ -147,7 +150,7 @@ async function openOn(
     const { numerics } = kvFormats[manifest.kv];
     const info: DeviceInfo = {
       target: "webgpu",
-      numerics: `webgpu${numerics}`,
+      numerics: `webgpu${manifest.integers ? " int" : ""}${numerics}`,
       name: nameOf(adapter),
       software,
     };

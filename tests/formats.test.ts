@@ -3,13 +3,18 @@ import { readFileSync, writeFileSync } from "node:fs";
 import * as assert from "uvu/assert";
 import { compile, compileTo } from "../compiler/compile.ts";
 import type { FormatOption } from "../compiler/formats.ts";
+import { Engine as Core } from "../runtime/engine.ts";
 import { type Format, formats, pack } from "../runtime/formats.ts";
+import { readManifest } from "../runtime/load.ts";
 import { encode } from "../runtime/safetensors.ts";
 import { restore, store, unpack } from "../runtime/values.ts";
+import { openWasm } from "../runtime/wasm.ts";
+import { findAdapter, openWebGpu } from "../runtime/webgpu.ts";
 import { type Engine, load } from "../sdk/index.ts";
 import { code } from "./support/code.ts";
-import { collect, configs, contentBits, engineOf, idsOf, s2ftOdd, small } from "./support/engines.ts";
+import { bits, collect, configs, contentBits, engineOf, idsOf, s2ftOdd, small } from "./support/engines.ts";
 import { everything, job } from "./support/everything.ts";
+import { long } from "./support/scale.ts";
 import { suite } from "./support/suite.ts";
 import { scratch, tensorsOf, writeModel } from "./support/tiny.ts";
 
@@ -237,5 +242,54 @@ test("products of integers: alone = co-served = by two threads, near exact ones;
 
   await code("WEFT_OPTION", () => compile(writeModel(configs.even), { integers: true }), /int8 or q4.*f32/s);
 });
+
+if (long)
+  test("products of integers on webgpu: batched = alone in every family, near those of the CPU", async () => {
+    const format = { default: "q4", lm_head: "int8" } as const;
+    const config = { ...configs.even, num_hidden_layers: 1 };
+    const how = { train: ["lora"], methods: ["lora"], format, integers: true } as const;
+    const { files } = await compile(writeModel(config), {
+      ...how,
+      ...{ targets: ["wasm", "webgpu"], quick: true, capacities: small },
+    });
+    const reader = { where: "memory", read: async (name: string) => files.get(name)! };
+    const ids = idsOf("integers", 40, 128);
+    const said: string[] = [];
+    const logits: Float32Array[][] = [];
+    for (const fewRows of [8, null, undefined]) {
+      const core = await Core.open(reader, async (m, file) =>
+        fewRows === undefined
+          ? openWasm(m, await file("kernels.wasm"), { threads: 1 })
+          : (await openWebGpu(m, file, "software", { families: { fewRows } }))!,
+      );
+      assert.is(core.invariance, "verified");
+      assert.is(core.device.info.numerics, fewRows === undefined ? "wasm int" : "webgpu int");
+      const rows = (await core.score(ids, { logits: true })).logits!;
+      logits.push([...rows]);
+      said.push(rows.map(bits).join());
+      await core.dispose();
+    }
+    assert.is(said[0], said[1], "tiles and few rows = plain");
+    const [ours, theirs] = [logits[0]!, logits[2]!].map((rows) => rows.flatMap((x) => [...x]));
+    const most = Math.max(...theirs!.map(Math.abs));
+    const error = Math.max(...ours!.map((x, i) => Math.abs(x - theirs![i]!)));
+    assert.ok(error > 0 && error < 5e-4 * most, `off by ${error} of ${most}`);
+
+    // A language without dot products of bytes.
+    const adapter = await findAdapter("software");
+    const before = Object.getOwnPropertyDescriptor(globalThis, "navigator");
+    const gpu = { requestAdapter: async () => adapter, wgslLanguageFeatures: new Set() };
+    Object.defineProperty(globalThis, "navigator", { value: { gpu }, configurable: true });
+    try {
+      const manifest = await readManifest(reader);
+      const open = (fewRows: number | null) =>
+        openWebGpu(manifest, reader.read, "software", { families: { fewRows } });
+      await code("WEFT_DEVICE", () => open(8), /packed_4x8_integer_dot_product.*--integers/s);
+      await (await open(null))!.dispose();
+    } finally {
+      if (before) Object.defineProperty(globalThis, "navigator", before);
+      else Reflect.deleteProperty(globalThis, "navigator");
+    }
+  });
 
 test.run();

@@ -180,9 +180,26 @@ test("products on webgpu: a row's bits are the same in a few rows and in tiles, 
     }
 });
 
-/** A product of integers as it is defined: rows rounded to 16 bits a block of 32, exact sums, f32 between. */
-function ofIntegers(format: "int8" | "q4", x: Float64Array, w: Float64Array, n: number, k: number) {
-  const r = Math.fround;
+const r = Math.fround;
+/** How targets round a block whose largest magnitude is given, and how many values they sum before others. */
+const roundings = {
+  wasm: { chunk: Infinity, step: (most: number) => r(32767 / most), unit: (most: number) => r(most / 32767) },
+  webgpu: {
+    chunk: 128,
+    step: (most: number) => 2 ** (13 - Math.floor(Math.log2(most))),
+    unit: (most: number) => 2 ** (Math.floor(Math.log2(most)) - 13),
+  },
+};
+/** A product of integers as it is defined: rows rounded a block of 32, exact sums, f32 between. */
+function ofIntegers(
+  target: keyof typeof roundings,
+  format: "int8" | "q4",
+  x: Float64Array,
+  w: Float64Array,
+  n: number,
+  k: number,
+) {
+  const { chunk, step: stepOf, unit } = roundings[target];
   const [q, halves] = formatValues[format].encode(Float32Array.from(w), n, k, () => {
     throw new Error("all values are within range");
   });
@@ -195,19 +212,23 @@ function ofIntegers(format: "int8" | "q4", x: Float64Array, w: Float64Array, n: 
   };
   const rows = x.length / k;
   const out = new Float32Array(rows * n);
+  const sums = new Float32Array(n);
   for (let row = 0; row < rows; row++)
     for (let b = 0; b < blocks; b++) {
       const block = Float32Array.from(x.subarray(row * k + b * 32, row * k + Math.min(k, b * 32 + 32)));
       const largest = Math.max(...block.map(Math.abs));
-      const steps = largest < 2 ** -100 ? 0 : r(32767 / largest);
+      const steps = largest < 2 ** -100 ? 0 : stepOf(largest);
       const rounded = block.map((v) => r(r(v * steps) + 12582912) - 12582912);
-      const scale = steps && r(largest / 32767);
+      const scale = steps && unit(largest);
+      if ((b * 32) % chunk === 0) sums.fill(0);
       for (let col = 0; col < n; col++) {
         const sum = r(rounded.reduce((s, v, i) => s + v * step(col, b * 32 + i), 0));
         const inputs = rounded.reduce((s, v) => s + v, 0);
         const product = r(shared(col, b, 0) * sum);
         const value = format === "int8" ? product : r(product + r(shared(col, b, 1) * inputs));
-        out[row * n + col] = r(r(scale * value) + out[row * n + col]!);
+        sums[col] = r(r(scale * value) + sums[col]!);
+        if ((b * 32 + 32) % chunk === 0 || b + 1 === blocks)
+          out[row * n + col] = r(out[row * n + col]! + sums[col]!);
       }
     }
   return out;
@@ -232,7 +253,7 @@ test("products of integers on wasm are what they are defined as, in few rows and
           xs[i] = Math.fround(xs[i]! * [1, 1e-20, 3e4, 1e-33, 0][Math.floor(i / 32) % 5]!);
         const { outputs } = await runOn("wasm", [y], data, b, { integers: true });
         const exact = interpret([y], data, context(b))[0]!;
-        assert.equal(outputs[0], ofIntegers(format, xs, ws, n, k), `${name}, ${count} rows`);
+        assert.equal(outputs[0], ofIntegers("wasm", format, xs, ws, n, k), `${name}, ${count} rows`);
         const most = Math.max(...exact.map(Math.abs));
         exact.forEach((v, i) => assert.ok(Math.abs(outputs[0]![i]! - v) < 5e-5 * most, `${name} ${i}`));
         assert.not.equal(outputs, (await runOn("wasm", [y], data, b)).outputs, "a class of its own");
@@ -245,6 +266,49 @@ test("products of integers on wasm are what they are defined as, in few rows and
         assert.equal(lost.subarray(n), outputs[0]!.subarray(n));
       }
     }
+});
+
+test("products of integers on webgpu are what they are defined as, in every family, near f64", async () => {
+  // Blocks that are not whole, chunks that take turns, and neither.
+  for (const [format, n, k] of [
+    ["q4", 70, 300],
+    ...(long
+      ? ([
+          ["int8", 5, 4352],
+          ["int8", 70, 300],
+          ["q4", 5, 4330],
+          ["q4", 40, 256],
+          ["int8", 9, 41],
+        ] as const)
+      : []),
+  ] as const) {
+    const name = `integers on webgpu ${format} ${k}`;
+    const x = graph.input(name, "x", rows(k));
+    const w = graph.input(`${name}:${format}`, "w", { kind: "weight", n, k, format });
+    const y = linear(x, w, "y");
+    const b = batch(name, 37, 5, "step");
+    const data = inputData([y], b, name);
+    const [xs, ws] = [data[inputName(x)]!, data[inputName(w)]!];
+    for (let i = 0; i < xs.length; i++)
+      xs[i] = Math.fround(xs[i]! * [1, 1e-20, 3e4, 1e-33, 0][Math.floor(i / 32) % 5]!);
+    const exact = interpret([y], data, context(b))[0]!;
+    const most = Math.max(...exact.map(Math.abs));
+    const want = ofIntegers("webgpu", format, xs, ws, n, k);
+    const infinite = { ...data, [inputName(x)]: xs.map((v, i) => (i ? v : Number.POSITIVE_INFINITY)) };
+    for (const variant of ["plain", "few", "many"] as const) {
+      const how = { variant, integers: true } as const;
+      const { outputs } = await runOn("webgpu", [y], data, b, how);
+      assert.equal(outputs[0], want, `${name} ${variant}`);
+      exact.forEach((v, i) => assert.ok(Math.abs(outputs[0]![i]! - v) < 1e-4 * most, `${name} ${i}`));
+      if (k > 300) continue;
+      const lost = (await runOn("webgpu", [y], infinite, b, how)).outputs[0]!;
+      assert.ok(
+        lost.subarray(0, n).every((v) => !Number.isFinite(v)),
+        "what is no number stays so",
+      );
+      assert.equal(lost.subarray(n), outputs[0]!.subarray(n));
+    }
+  }
 });
 
 test("two products whose results meet are one launch: the bits of two, in every family and format", async () => {

@@ -29,7 +29,7 @@ const statistics = {
 } as const;
 export interface Isa extends Readonly<Record<keyof typeof statistics, number>> {
   readonly ms: number;
-  /** Of the innermost loop with most fused multiply-adds: their share, and loads of 16 bytes in flight. */
+  /** Of the innermost loop with most multiply-adds (dot products too): their share, loads of 16 bytes in flight. */
   readonly fmaShare: number;
   readonly loads: number;
 }
@@ -87,7 +87,7 @@ function statisticsOf(text: string): Record<keyof typeof statistics, number> {
   >;
 }
 
-const FMA = /\bv_(?:pk_|dual_)?(?:fma|fmac|fmaak|fmamk|fma_mix)_f32/g;
+const FMA = /\bv_(?:(?:pk_|dual_)?(?:fma|fmac|fmaak|fmamk|fma_mix)_f32|dot4_i32_i\w*)/g;
 const isFma = (line: string): number => line.match(FMA)?.length ?? 0;
 /** Where the machine code is not to be had, the compiler's own last form of it is printed. */
 /** What takes no turn of its own: hints to the scheduler, alignment. */

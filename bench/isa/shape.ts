@@ -106,7 +106,7 @@ export async function kernelsOf(model: Config | string, options: CompileOptions)
     const built = models[String(source.config.model_type)]!.read(source.config);
     const settings = settingsOf(built, source.weights, options);
     const programs = buildPrograms(built, settings.capacities, settings);
-    const launches = launchesOf(built, programs, settings.fuse);
+    const launches = launchesOf(built, programs, settings);
     const layout = layoutOf(built, programs, settings, targets.webgpu);
     const { plan, sources } = emitTarget(targets.webgpu, built, settings, programs, launches, layout);
     return { plan, texts: new Map(sources.map((s) => [s.name, s.text])) };

@@ -81,7 +81,7 @@ export function launchText(
     apart: variant === "plain",
     says: bodies.map((b) => `${b.skeleton} ${b.name}`).join(", "),
     lanes,
-    shared: kernel.shared?.(variant, lanes, bodies) ?? [],
+    shared: kernel.shared?.(variant, lanes, bodies, env) ?? [],
     cache: cacheOf(bodies),
     written: writesWeights(bodies),
   };

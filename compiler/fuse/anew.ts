@@ -16,6 +16,7 @@ import {
   valueKey,
   walkExpr,
 } from "../../ops/index.ts";
+import { formatOf } from "../../runtime/bundle.ts";
 import type { Body, Made, Operand, Stat } from "../kernels/body.ts";
 import { graphKernels, onlySaves } from "../kernels/index.ts";
 import type { Group } from "./groups.ts";
@@ -70,9 +71,14 @@ const isOf = (o: Operand, v: Value): boolean =>
 
 /**
  * `saves`: the mask bit without which no field is written, if there is one. What is among `roots` has all of
- * its rows.
+ * its rows. `integers`: are matrices multiplied as integers where they can be? Rows are rounded then, and read.
  */
-export function madeAnew(bodies: Bodies, roots: readonly Value[], saves: number | null): Bodies {
+export function madeAnew(
+  bodies: Bodies,
+  roots: readonly Value[],
+  saves: number | null,
+  integers: boolean,
+): Bodies {
   const kept = new Set(roots.map(valueKey));
   const out = new Map(bodies);
   /** May a body make `v` where it multiplies it with a matrix? */
@@ -80,7 +86,11 @@ export function madeAnew(bodies: Bodies, roots: readonly Value[], saves: number 
     Boolean(graphKernels[b.skeleton].makes) &&
     b.domain === "T" &&
     !g.alone &&
-    pairsOf(b.operands).every(([x]) => isOf(x, v)) &&
+    pairsOf(b.operands).every(
+      ([x, { value }]) =>
+        isOf(x, v) &&
+        !(integers && value.type.kind === "weight" && formatOf(value.type.format).wgsl.integers),
+    ) &&
     entriesOf(b, v) !== null;
   for (const [g, b] of bodies) {
     if (b.skeleton !== "row" || b.domain !== "T" || b.bits.length) continue;

@@ -13,6 +13,7 @@ import {
 } from "./text/assemblyscript_products.ts";
 import { type Lines, lines } from "./text/lines.ts";
 import * as wgsl from "./text/wgsl.ts";
+import { integersOf, plainIntegers } from "./text/wgsl_integers.ts";
 import { panelsOf } from "./text/wgsl_panels.ts";
 import { type across, ascending, ownColumns, PLAIN_FROM, PLAIN_ROWS } from "./text/wgsl_plain.ts";
 import { epilogue as wgslEpilogue } from "./text/wgsl_products.ts";
@@ -142,7 +143,11 @@ export const experts: GraphKernel = {
     most(bodies, (b) => Math.ceil(sizesOf(b).outs / 4)),
     fixed(Math.max(...bodies.map((b) => sizesOf(b).type.count))),
   ],
-  wgsl: (name, b, env) => tiledByExpert(name, b, env, sizesOf(b).type.k, ascending),
+  wgsl: (name, b, env) => {
+    const { format, k } = sizesOf(b).type;
+    const integers = integersOf(format, env);
+    return tiledByExpert(name, b, env, k, integers ? plainIntegers(integers) : ascending);
+  },
   scratch: productScratch("product"),
   assembly: (name, b, env) => productByExpert("product", name, b, env, sizesOf(b).type.k),
 };

@@ -6,8 +6,15 @@ import { type Body, type GraphKernel, type Operand, sumsOf, widthOf } from "./bo
 import { most, plainRows, restRows, tileRows } from "./grid.ts";
 import { product, productScratch } from "./text/assemblyscript_products.ts";
 import { WG } from "./text/wgsl.ts";
-import { GEMM_LANES, gemm, gemmColumns, gemmShared, summed } from "./text/wgsl_gemm.ts";
+import { GEMM_LANES, gemm, gemmColumns, gemmShared, summed, summedShared } from "./text/wgsl_gemm.ts";
 import { GEMV_ROWS, gemv, gemvColumns, gemvLanes, gemvShared } from "./text/wgsl_gemv.ts";
+import {
+  fewIntegersShared,
+  integersOf,
+  plainIntegers,
+  tileIntegers,
+  tileIntegersShared,
+} from "./text/wgsl_integers.ts";
 import { panelsOf } from "./text/wgsl_panels.ts";
 import { ascending, PLAIN_ROWS, type Place, plain } from "./text/wgsl_plain.ts";
 import { columnsOfShard, indices, quadAt, wholeOf } from "./text/wgsl_products.ts";
@@ -28,7 +35,8 @@ const partsOf = (b: Body, env: KernelEnv, quad: string, which: string) => {
   const { own = null } = env.address(b.operands[1]!.value);
   const panels = panelsOf(format, 4 * first!, n, k, { one, rows: blockRows({ own, n }) });
   const span = own === null ? wholeOf(b) : columnsOfShard;
-  return { x: b.operands[0]!, terms: k, panels, span, at: quadAt(b, quad, pair) };
+  const integers = integersOf(format, env);
+  return { x: b.operands[0]!, terms: k, panels, integers, span, at: quadAt(b, quad, pair) };
 };
 
 export const linear: GraphKernel = {
@@ -47,9 +55,18 @@ export const linear: GraphKernel = {
     return [most(bodies, (b) => widthOf(b) / columns(b), 1), restRows(bodies, GEMV_ROWS)];
   },
   over: "x",
-  shared: (variant, lanes, bodies) => {
-    const made = bodies.some((b) => b.operands.some((o) => o.made));
-    return variant === "few" ? gemvShared(lanes, made) : variant === "many" ? gemmShared : [];
+  shared: (variant, lanes, bodies, env) => {
+    const integral = bodies.map((b) => integersOf(matrixOf(b).format, env) !== null);
+    if (variant === "few") {
+      const made = bodies.some((b) => b.operands.some((o) => o.made));
+      return [...gemvShared(lanes, made), ...(integral.includes(true) ? fewIntegersShared(lanes) : [])];
+    }
+    if (variant !== "many") return [];
+    return [
+      ...gemmShared,
+      ...(integral.includes(false) ? summedShared : []),
+      ...(integral.includes(true) ? tileIntegersShared : []),
+    ];
   },
   wgsl: (name, b, env, variant, lanes) => {
     if (variant === "few") {
@@ -58,7 +75,11 @@ export const linear: GraphKernel = {
     }
     if (variant === "many") {
       const quad = sumsOf(b) > 1 ? "n0 / 4 + (tx & 7)" : "n0 / 4 + tx";
-      const { x, terms, panels, span, at } = partsOf(b, env, quad, "(tx >> 3u)");
+      const { x, terms, panels, integers, span, at } = partsOf(b, env, quad, "(tx >> 3u)");
+      if (integers) {
+        const sums = tileIntegers({ x, panels, k: terms, at }, integers, env);
+        return gemm(name, b, env, [...at.before, ...sums], span);
+      }
       // A lane brings two terms of four columns.
       const load = panels.some(2, at.panel, "k + ty * 2", at.quad);
       const store = indices(2).map((j) => `tile_b[(ty * 2 + ${j}) * 16 + tx] = v${j};`);
@@ -66,10 +87,11 @@ export const linear: GraphKernel = {
       return gemm(name, b, env, [...at.before, ...sums], span);
     }
     const sums = indices(sumsOf(b)).map((s) => {
-      const { x, terms, panels, at } = partsOf(b, env, "col >> 2u", String(s));
+      const { x, terms, panels, integers, at } = partsOf(b, env, "col >> 2u", String(s));
+      const sum = integers ? plainIntegers(integers) : ascending;
       return (rows: (x: Operand, env: KernelEnv) => readonly Place[]) => [
         ...at.before,
-        ...ascending(rows(x, env), panels, { ...at, k: terms }),
+        ...sum(rows(x, env), panels, { ...at, k: terms }),
       ];
     });
     return plain(name, b, env, sums, partsOf(b, env, "col >> 2u", "0").span);

@@ -8,7 +8,15 @@ import { inTurn } from "./text/alike.ts";
 import { product, productScratch } from "./text/assemblyscript_products.ts";
 import { type Lines, lines } from "./text/lines.ts";
 import { WG } from "./text/wgsl.ts";
-import { GEMM_LANES, gemm, gemmColumns, gemmShared, summed, tileGoesOn } from "./text/wgsl_gemm.ts";
+import {
+  GEMM_LANES,
+  gemm,
+  gemmColumns,
+  gemmShared,
+  summed,
+  summedShared,
+  tileGoesOn,
+} from "./text/wgsl_gemm.ts";
 import { panelsOf } from "./text/wgsl_panels.ts";
 import { across, goesOn, PLAIN_ROWS, plain } from "./text/wgsl_plain.ts";
 import { indices, sumOfShards, wholeOf } from "./text/wgsl_products.ts";
@@ -57,7 +65,7 @@ export const linear_t: GraphKernel = {
       ? [most(bodies, (b) => b.cols / gemmColumns(b), 1), tileRows(bodies, ROW_TILE)]
       : [most(bodies, (b) => b.cols / 4), plainRows(bodies, PLAIN_ROWS)],
   over: null,
-  shared: (variant) => (variant === "many" ? gemmShared : []),
+  shared: (variant) => (variant === "many" ? [...summedShared, ...gemmShared] : []),
   wgsl: (name, b, env, variant) => {
     const pairs = pairsOf(b.operands);
     const { terms } = matrixOf(pairs[0]![1], env);

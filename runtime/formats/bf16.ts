@@ -13,6 +13,7 @@ fn weight_bf16(base: i32, n: i32, k: i32, K: i32) -> f32 {
   let v = word_at(word);
   return bitcast<f32>(select(v << 16u, v & 0xffff0000u, k % 2 == 1));
 }`,
+    integers: null,
   },
   assembly: {
     weight: `

@@ -13,6 +13,7 @@ fn weight_f16(base: i32, n: i32, k: i32, K: i32) -> f32 {
   let word = base + ((n / ${WGSL_PANEL}) * ((K + 1) / 2) + k / 2) * ${WGSL_PANEL} + n % ${WGSL_PANEL};
   return unpack2x16float(word_at(word))[k % 2];
 }`,
+    integers: null,
   },
   // Of the prelude: half1, half4 and widen.
   assembly: {

@@ -10,6 +10,7 @@ export const f32: WeightFormat = {
 fn weight_f32(base: i32, n: i32, k: i32, K: i32) -> f32 {
   return vector_at(base + ((n / ${WGSL_PANEL}) * K + k) * ${WGSL_PANEL} + n % ${WGSL_PANEL});
 }`,
+    integers: null,
   },
   assembly: {
     weight: `

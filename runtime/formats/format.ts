@@ -39,6 +39,21 @@ export interface WeightFormat {
     readonly scales: ((h: string, upper: string) => readonly string[]) | null;
     /** `weight_NAME(base, n, k, K)`: one value of the matrix at word `base`; with several planes also N. */
     readonly weight: string;
+    /** What products of integers take of it; null where values are no integers times what a run shares. */
+    readonly integers: {
+      /** The integers of four columns at step `j` of the words `w`. */
+      readonly one: (w: string, j: number) => string;
+      /**
+       * Words of four bytes a column that are made of the words `w`: the bytes of the first, lowest first, are
+       * step 0 and those that follow as far apart as there are such words; of the second from step 1 on.
+       */
+      readonly bytes: readonly ((w: string) => string)[];
+      /**
+       * What a block adds to four columns, in units of its inputs: of the sum of products of integers, and of
+       * the inputs' own sum.
+       */
+      readonly value: (products: string, inputs: string) => string;
+    } | null;
   };
   /** AssemblyScript, over addresses. */
   readonly assembly: {

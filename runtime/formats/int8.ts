@@ -28,6 +28,11 @@ fn weight_int8(base: i32, n: i32, k: i32, K: i32, N: i32) -> f32 {
   let q = bitcast<i32>(word_at(at) << u32(24 - 8 * (k % 4))) >> 24u;
   return f32(q) * unpack2x16float(word_at(scale))[k / 32 % 2];
 }`,
+    integers: {
+      one: (w, j) => `signed(${w} << vec4<u32>(${24 - 8 * j}u))`,
+      bytes: [(w) => w],
+      value: (products) => `s * ${products}`,
+    },
   },
   // Scales lie after all panels, [panel][block of 32 rows][8].
   assembly: {

@@ -31,6 +31,14 @@ fn weight_q4(base: i32, n: i32, k: i32, K: i32, N: i32) -> f32 {
   let h = unpack2x16float(word_at(block));
   return fma(f32((word_at(at) >> u32(4 * (k % 8))) & 15u), h.x, h.y);
 }`,
+    integers: {
+      one: (w, j) => `vec4<i32>((${w} >> vec4<u32>(${4 * j}u)) & vec4<u32>(15u))`,
+      bytes: [
+        (w) => `${w} & vec4<u32>(0x0f0f0f0fu)`,
+        (w) => `(${w} >> vec4<u32>(4u)) & vec4<u32>(0x0f0f0f0fu)`,
+      ],
+      value: (products, inputs) => `fma(s, ${products}, m * ${inputs})`,
+    },
   },
   // Scales lie after all panels, [panel][block of 32 rows][2][8].
   assembly: {

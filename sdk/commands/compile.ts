@@ -31,7 +31,7 @@ export const compileFlags = {
   quick: toggle("compile in a quarter of the time, for trials: slower kernels, the same bits"),
   "no-fuse": toggle("every operation a kernel of its own; the same bits"),
   relaxed: toggle("add kernels with fused multiply-adds, a class of numerics of their own"),
-  integers: toggle("on Wasm, products with int8 and q4 in integers, a class of numerics of their own"),
+  integers: toggle("products with int8 and q4 in integers, a class of numerics of their own"),
   correct: text("HOW", "with --calibrate: eora or lrec, an adapter that gives back what rounding took"),
   calibrate: text("FILE", "rows: for --correct, or to choose the channels of S2FT's class `permuted` now"),
   selector: text("S", "with --calibrate: random, activation-small, …; default activation-small"),

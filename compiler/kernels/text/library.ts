@@ -151,6 +151,45 @@ fn order_of(v: u32) -> u32 {
 fn leading(v: vec4<f32>, n: i32) -> vec4<f32> {
   return select(vec4<f32>(), v, vec4<i32>(0, 1, 2, 3) < vec4<i32>(n));
 }`,
+  step_of: `
+// By what a block of numbers is multiplied, so that 14 bits and a sign hold them; of their largest magnitude,
+// as bits. A power of two; of numbers that are all as good as zero, and of what is no number, 0.
+fn step_of(most: u32) -> f32 {
+  let e = most >> 23u;
+  return select(bitcast<f32>((267u - e) << 23u), 0.0f, e < 27u || e == 255u);
+}`,
+  scale_of: `
+// What a step is: 0 where all are, and no number where one is none.
+fn scale_of(most: u32) -> f32 {
+  let e = most >> 23u;
+  return bitcast<f32>(select(select((e - 13u) << 23u, 0u, e < 27u), most, e == 255u));
+}`,
+  magnitude: `
+fn magnitude(v: vec4<f32>) -> u32 {
+  let b = bitcast<vec4<u32>>(v) & vec4<u32>(0x7fffffffu);
+  return max(max(b.x, b.y), max(b.z, b.w));
+}`,
+  rounded: `
+// The integers nearest to v in steps, of two equally near the even one, in the lower half of each word.
+fn rounded(v: vec4<f32>, step: f32) -> vec4<u32> {
+  return bitcast<vec4<u32>>(fma(v, vec4<f32>(step), vec4<f32>(12582912.0f)));
+}`,
+  lower: `
+// Of four integers, the lower bytes: each has a sign.
+fn lower(v: vec4<u32>) -> u32 {
+  return (v.x & 255u) | ((v.y & 255u) << 8u) | ((v.z & 255u) << 16u) | (v.w << 24u);
+}`,
+  upper: `
+// And what is left of them, in units of 256.
+fn upper(v: vec4<u32>) -> u32 {
+  return lower((v + vec4<u32>(128u)) >> vec4<u32>(8u));
+}`,
+  dots: `
+// Sums p of four columns, and four products more of each.
+fn dots(x: u32, w: vec4<u32>, p: vec4<i32>) -> vec4<i32> {
+  return p + vec4<i32>(
+    dot4I8Packed(x, w.x), dot4I8Packed(x, w.y), dot4I8Packed(x, w.z), dot4I8Packed(x, w.w));
+}`,
   fold_sum: fold("sum"),
   fold_max: fold("max"),
 };

@@ -71,10 +71,9 @@ export function gemm(name: string, b: Body, env: KernelEnv, sums: Lines, span: S
     }`;
   return `${epilogue(name, b, env)}\n${fn(name, text)}`;
 }
-export const gemmShared: Lines = [
-  `var<workgroup> tile_a: array<vec4<f32>, ${STEP * STRIDE}>;`,
-  `var<workgroup> tile_b: array<vec4<f32>, ${(STEP * GEMM_COLUMNS) / 4}>;`,
-];
+/** What tiles leave through, and what products that are not of integers come through. */
+export const gemmShared: Lines = [`var<workgroup> tile_b: array<vec4<f32>, ${(STEP * GEMM_COLUMNS) / 4}>;`];
+export const summedShared: Lines = [`var<workgroup> tile_a: array<vec4<f32>, ${STEP * STRIDE}>;`];
 /** Begins a tile's sums with what shards before this one left. */
 export const tileGoesOn = (b: Body, env: KernelEnv): Lines => lines`
   if (${shard.first} > 0) {

@@ -4,6 +4,7 @@ import { type Body, type Operand, sumsOf } from "../body.ts";
 import { foldShared } from "./library.ts";
 import { type Lines, lines } from "./lines.ts";
 import { count, fn, restOf, rowAt } from "./wgsl.ts";
+import { fewIntegers } from "./wgsl_integers.ts";
 import { madeRow } from "./wgsl_made.ts";
 import type { Panels } from "./wgsl_panels.ts";
 import { CHUNK, epilogue, indices, type quadAt, type Span, wholeOf } from "./wgsl_products.ts";
@@ -28,6 +29,8 @@ interface Parts {
   readonly panels: Panels;
   readonly terms: number;
   readonly at: ReturnType<typeof quadAt>;
+  /** How it is multiplied as integers, if it is. */
+  readonly integers: Parameters<typeof fewIntegers>[2] | null;
 }
 /**
  * y = x·Wᵀ of the few rows that tiles leave. Four lanes, of four columns each, make a chunk; all chunks of a
@@ -39,7 +42,7 @@ export function gemv(
   b: Body,
   env: KernelEnv,
   lanes: number,
-  { x, panels, terms: all, at }: Parts,
+  { x, panels, terms: all, at, integers }: Parts,
   span: Span = wholeOf(b),
 ): string {
   const chunks = Math.ceil(all / CHUNK);
@@ -96,6 +99,28 @@ export function gemv(
             : []
         }`;
     };
+    /** Chunk c, added to a0 …. */
+    const chunk: Lines = integers
+      ? fewIntegers(n, xs, integers, { panels, k: all, at, columns: span.count })
+      : lines`
+        if (panel * 16 < ${span.count}) {
+          ${
+            full
+              ? lines`
+          if (c < ${full}) {
+            ${chain(CHUNK)}
+          }`
+              : []
+          }
+          ${
+            rest
+              ? lines`
+          if (c == ${full}) {
+            ${chain(rest)}
+          }`
+              : []
+          }
+        }`;
     /** Names of a column's sums. */
     const totals = (row: number | ""): string[] => names.map((name) => `${name}${row}`);
     const clear = (row: number | ""): Lines => totals(row).map((total) => `var ${total} = 0.0f;`);
@@ -143,24 +168,7 @@ export function gemv(
         for (var turn = 0; turn < ${turns}; turn++) {
           let c = turn * ${slots} + slot % ${slots};
           ${each.map((i) => `var a${i} = vec4<f32>();`)}
-          if (panel * 16 < ${span.count}) {
-            ${
-              full
-                ? lines`
-            if (c < ${full}) {
-              ${chain(CHUNK)}
-            }`
-                : []
-            }
-            ${
-              rest
-                ? lines`
-            if (c == ${full}) {
-              ${chain(rest)}
-            }`
-                : []
-            }
-          }
+          ${chunk}
           ${each.flatMap(folded)}
         }
         ${
