@@ -152,7 +152,22 @@ function licenses({ inputs }: Metafile): string {
     .join(`\n${"-".repeat(80)}\n\n`);
 }
 
-/** Declarations of what Node gets; pages have the same doors. */
+/** Declarations that lie behind one of the package's doors, by path; pages have the same doors. */
+function* behindDoors(all: ReadonlyMap<string, string>): Generator<readonly [string, string]> {
+  const { exports } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as {
+    exports: Record<string, { types?: string } | string>;
+  };
+  const doors = Object.values(exports).flatMap((e) => (typeof e === "object" && e.types) || []);
+  const found = new Set(doors.map((types) => join(root, types)));
+  for (const path of found) {
+    const text = all.get(path);
+    if (text === undefined) throw new Error(`${path}: no such declarations`);
+    for (const [, to] of text.matchAll(/(?:from |import\()"(\.[^"]+)\.js"/g))
+      found.add(`${join(dirname(path), to!)}.d.ts`);
+    yield [path, text];
+  }
+}
+/** Declare what Node gets. */
 function declare(): void {
   const config = ts.readConfigFile(join(root, "tsconfig.json"), ts.sys.readFile).config as object;
   const { options } = ts.parseJsonConfigFileContent(config, ts.sys, root);
@@ -165,10 +180,11 @@ function declare(): void {
   );
   // Declarations keep the names of sources in their imports; what is shipped is .js and .d.ts. Who has no
   // `await using` in their libraries gets the names that it needs from TypeScript's own.
-  const write: ts.WriteFileCallback = (name, text, bom) => {
+  const made = new Map<string, string>();
+  const write: ts.WriteFileCallback = (name, text) => {
     const lib = /\bAsyncDisposable\b|\.asyncDispose\b/.test(text) ? "esnext.disposable" : null;
     const shipped = text.replace(/((?:from |import\()"\.[^"]+)\.ts"/g, '$1.js"');
-    ts.sys.writeFile(name, lib ? `/// <reference lib="${lib}" />\n${shipped}` : shipped, bom);
+    made.set(join(name), lib ? `/// <reference lib="${lib}" />\n${shipped}` : shipped);
   };
   // Only what cannot be declared: types are checked by tsc.
   const wrong = program.emit(undefined, write).diagnostics;
@@ -180,6 +196,7 @@ function declare(): void {
         getNewLine: () => "\n",
       }),
     );
+  for (const [path, text] of behindDoors(made)) writeFileSync(path, text);
 }
 
 export async function buildAll(): Promise<void> {
