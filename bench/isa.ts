@@ -1,7 +1,7 @@
 /**
- * npm run -s bench -- isa [--chip navi31,gfx1201] [--shape llama-1b,…] [--formats f32,f16,q4]
- * [--integers] [--all] [--json FILE]: what AMD's compiler makes of every WGSL kernel, on a machine without a GPU. The gates are printed
- * with the kernels that miss them; exit status 1 when one does. `--integers`: formats that have
+ * npm run -s bench -- isa [--chip navi31,gfx1201] [--shape llama-1b,…] [--formats f32,f16,q4] [--integers]
+ * [--all] [--json FILE]: what AMD's compiler makes of every WGSL kernel, on a machine without a GPU. Gates
+ * are printed with the kernels that miss them; exit status 1 when one does. `--integers`: formats that have
  * them also with products of integers.
  */
 import { writeFileSync } from "node:fs";

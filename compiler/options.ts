@@ -48,8 +48,8 @@ export const compileEntries = {
   relaxed: v.optional(boolean),
   /**
    * Multiply with matrices in int8 and q4 in integers: what they multiply is rounded (to 16 bits on Wasm, to
-   * 15 on WebGPU), every 32 values with a scale of their own. Much faster, and a class of numerics of its own.
-   * Default: no.
+   * 15 on WebGPU), every 32 values with a scale of their own. Much faster, and a class of numerics of its
+   * own. Default: no.
    */
   integers: v.optional(boolean),
   /** Which policy grants steps. Default coserve. */

@@ -1,11 +1,8 @@
 import { WeftError } from "./errors.ts";
 
-/** Dot products of four bytes, a part of the language that not all have. */
-export const PACKED = "packed_4x8_integer_dot_product";
 export type Gpu = Pick<GPU, "requestAdapter" | "wgslLanguageFeatures">;
 /** What gave the last adapter: its language is that of all kernels. */
-let asked: Gpu | null = null;
-export const hasFeature = (name: string): boolean => asked?.wgslLanguageFeatures.has(name) ?? false;
+export let asked: Gpu | null = null;
 
 /**
  * An adapter of what `open` gives; null where there is none. Throws WEFT_DEVICE when it cannot be asked

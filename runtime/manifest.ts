@@ -281,11 +281,11 @@ const TargetEntry = object({
   programs: v.array(ProgramEntry),
   /**
    * `quads`: of a device whose lanes exchange what they read, the file to take instead of `file`.
-   * `launch`: the numbers that it brings to a module that others share. `runs`: how many of its bodies in turn
-   * go through one text, which a pipeline may be of; empty where one has all. `weights`: does it change the
-   * base?
-   * Only updates of full training do. `shards`: it is over a matrix that is a group of its own, and launched
-   * once a shard; `over`, if any, is the dimension of its workgroups that goes over the matrix's rows.
+   * `launch`: the numbers that it brings to a module that others share. `runs`: how many of its bodies in
+   * turn go through one text, which a pipeline may be of; empty where one has all. `weights`: does it change
+   * the base? Only updates of full training do. `shards`: it is over a matrix that is a group of its own, and
+   * launched once a shard; `over`, if any, is the dimension of its workgroups that goes over the matrix's
+   * rows.
    */
   kernels: record(
     object({

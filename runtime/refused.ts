@@ -1,6 +1,7 @@
 /** What devices and those who open them refuse, as errors: fetched by who meets one. */
 import { type Manifest, showBytes, WeftError } from "./bundle.ts";
-import { PACKED } from "./gpu.ts";
+import type { Families } from "./device.ts";
+import { asked } from "./gpu.ts";
 
 const refused = (where: string, expected: string, found: string, hint?: string): WeftError =>
   new WeftError({ code: "WEFT_DEVICE", where, expected, found, ...(hint && { hint }) });
@@ -44,9 +45,18 @@ export const notGiven = (where: string, cause: Error): WeftError =>
 export const untimed = (where: string): WeftError =>
   refused(where, "a WebGPU device with timestamp-query", "none", "load without `timestamps`");
 
-/** Kernels with products of integers: those of few rows and of tiles take four in an instruction. */
-export const notIntegral = (where: string): WeftError =>
-  refused(where, `WGSL with ${PACKED}, for products of integers`, "none", "compile without --integers");
+/** Dot products of four bytes, a part of the language that not all have. */
+const PACKED = "packed_4x8_integer_dot_product";
+/** Products of integers of few rows and of tiles take four in an instruction. Throws where there is none. */
+export function multipliesBytes(where: string, { fewRows }: Families): void {
+  if (fewRows !== null && !asked?.wgslLanguageFeatures.has(PACKED))
+    throw refused(
+      where,
+      `WGSL with ${PACKED}, for products of integers`,
+      "none",
+      "compile without --integers",
+    );
+}
 
 /** A layer's weights are more bytes than the numbers that kernels count in an i32. */
 export const tooMany = (where: string, { model }: Manifest, bytes: number, fits: number): WeftError =>

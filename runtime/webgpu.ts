@@ -13,7 +13,6 @@ import {
   type RoomOptions,
 } from "./device.ts";
 import { formatOf, planeBytes } from "./formats.ts";
-import { hasFeature, PACKED } from "./gpu.ts";
 import { limitsHere } from "./memory.ts";
 import { isNode } from "./node.ts";
 import { servingPrograms } from "./programs.ts";
@@ -115,14 +114,10 @@ async function openOn(
   const software = isSoftware(adapter);
   const quads = (options.quads ?? software) && adapter.features.has("subgroups");
   const families = options.families ?? (software ? CPU : GPU);
-  if (manifest.integers && families.fewRows !== null && !hasFeature(PACKED))
-    throw (await import("./refused.ts")).notIntegral(where);
+  if (manifest.integers) (await import("./refused.ts")).multipliesBytes(where, families);
   const device = await adapter
     .requestDevice({
-      requiredFeatures: [
-        ...(clock ? ["timestamp-query" as const] : []),
-        ...(quads ? ["subgroups" as const] : []),
-      ],
+      requiredFeatures: (["timestamp-query", "subgroups"] as const).filter((_, i) => [clock, quads][i]),
       requiredLimits: {
         maxStorageBufferBindingSize: limits.maxStorageBufferBindingSize,
         maxBufferSize: limits.maxBufferSize,

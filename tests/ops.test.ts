@@ -429,7 +429,7 @@ test("queries and keys turn, and are kept, where they are made: the bits of two 
   }
 });
 
-test("the norm of a row that is alone is made where it is read: the bits of a launch, which is not there", async () => {
+test("a lone row's norm is made where it is read: the bits of a launch that is not there", async () => {
   // Chunks that take turns; columns that fill no turn of lanes, of workgroups of 128 and of 64.
   const cases = [
     ["f32", 2100, 1, "layer", [1]],

@@ -32,7 +32,7 @@ const cases: readonly [FamilyName | "odd" | "even", CompileOptions, form?: "long
 ];
 for (const [name, options] of cases.filter(([, , form]) => long || form !== "long")) {
   const [train = "lora"] = options.train as ["lora" | "full"];
-  test(`${name}, ${options.format ?? "f32"}, ${train}: what lanes bring each other is what each reads`, async () => {
+  test(`${name}, ${options.format ?? "f32"}, ${train}: lanes bring each other what each read`, async () => {
     const { files } = await compile(writeModel(configs[name]), {
       ...{ targets: ["webgpu"], methods: [], quick: true, limits: {} },
       ...options,

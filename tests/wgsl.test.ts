@@ -280,7 +280,7 @@ test("products with one sum are one module: a launch brings each body's epilogue
   assert.match(text, /let p_1 = launch\[wg\.z \* 1 \+ 0\]\.y;/);
   assert.match(text, /switch launch\[z \* 1 \+ 0\]\.z \{\n\s+case 0: \{ put_1_0\(z, row, acc0\); \}/);
   assert.match(text, /put_1\(wg\.z, wg\.y, s\);/);
-  // For CPUs alone: only with those whose bodies have its texts in its order, and the body's place tells which.
+  // For CPUs alone: only with those whose bodies have its texts in its order; a body's place tells which.
   const plain = (name: string, ...bodies: string[]): LaunchText => ({
     ...launch(name, true, ...bodies),
     apart: true,

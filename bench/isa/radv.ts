@@ -29,7 +29,10 @@ const statistics = {
 } as const;
 export interface Isa extends Readonly<Record<keyof typeof statistics, number>> {
   readonly ms: number;
-  /** Of the innermost loop with most multiply-adds (dot products too): their share, loads of 16 bytes in flight. */
+  /**
+   * Of the innermost loop with most multiply-adds, dot products too: their share, and loads of 16 bytes in
+   * flight.
+   */
   readonly fmaShare: number;
   readonly loads: number;
 }

@@ -71,7 +71,8 @@ const isOf = (o: Operand, v: Value): boolean =>
 
 /**
  * `saves`: the mask bit without which no field is written, if there is one. What is among `roots` has all of
- * its rows. `integers`: are matrices multiplied as integers where they can be? Rows are rounded then, and read.
+ * its rows. `integers`: are matrices multiplied as integers where they can be? Their rows are rounded, and
+ * read.
  */
 export function madeAnew(
   bodies: Bodies,

@@ -33,6 +33,7 @@ function ofFactor(name: string, b: Body, env: KernelEnv): string {
   const p = paramOf(b, env);
   const [u, x] = [wgsl.rowAt(b.operands[0]!, env, "r"), wgsl.rowAt(b.operands[1]!, env, "r")];
   const at = (i: number, c: number): string => `accum[o + ${i * p.k + c}]`;
+  const put = (c: number): string => four.map((i) => `${at(i, c)} = total${i}[${c}];`).join(" ");
   return wgsl.fn(
     name,
     lines`
@@ -51,7 +52,7 @@ function ofFactor(name: string, b: Body, env: KernelEnv): string {
           let up = four_${u.space}(${u.at} + k, 3);
           ${four.map((i) => `sum${i} = fma(vec4<f32>(up[${i}]), x, sum${i});`)}`,
       )}
-      ${four.map((c) => `if (columns > ${c}) { ${four.map((i) => `${at(i, c)} = total${i}[${c}];`).join(" ")} }`)}`,
+      ${four.map((c) => `if (columns > ${c}) { ${put(c)} }`)}`,
   );
 }
 /** A matrix in panels over n: x down, dy over lanes. */

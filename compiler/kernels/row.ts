@@ -42,6 +42,10 @@ function plain(name: string, b: Body, env: KernelEnv): string {
         }`;
     };
     const whole = each.flatMap((i) => add(i, "turn"));
+    const some = (i: number): Lines => [
+      `if (j + (at + ${i}) * ${FOLDED} < ${last})`,
+      ...add(i, String(turns)),
+    ];
     p.row.push(
       ...lines`
         var folded${id} = array<f32, ${FOLDED}>();
@@ -50,7 +54,7 @@ function plain(name: string, b: Body, env: KernelEnv): string {
           for (var at = 0; at < ${apart}; at += ${each.length}) {
             ${each.map((i) => `var sum${i} = ${start};`)}
             ${turns ? [`for (var turn = 0; turn < ${turns}; turn++) {`, ...indent(whole, 2), "}"] : []}
-            ${last ? each.flatMap((i) => [`if (j + (at + ${i}) * ${FOLDED} < ${last})`, ...add(i, String(turns))]) : []}
+            ${last ? each.flatMap(some) : []}
             ${each.map((i) => `sums[at + ${i}] = sum${i};`)}
           }
           folded${id}[j] = ${treeOf(reduce, apart, (i) => `sums[${i}]`)};

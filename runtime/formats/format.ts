@@ -44,8 +44,8 @@ export interface WeightFormat {
       /** The integers of four columns at step `j` of the words `w`. */
       readonly one: (w: string, j: number) => string;
       /**
-       * Words of four bytes a column that are made of the words `w`: the bytes of the first, lowest first, are
-       * step 0 and those that follow as far apart as there are such words; of the second from step 1 on.
+       * Words of four bytes a column that are made of the words `w`: the bytes of the first, lowest first,
+       * are step 0 and those that follow as far apart as there are such words; of the second from step 1 on.
        */
       readonly bytes: readonly ((w: string) => string)[];
       /**

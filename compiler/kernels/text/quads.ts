@@ -48,6 +48,8 @@ export const shared: Readonly<Record<string, string>> = Object.fromEntries(
 );
 
 const ENTRY = "@builtin(local_invocation_index) index: u32) {";
+const IN_QUADS = `${ENTRY.slice(0, -3)}, @builtin(subgroup_invocation_id) place: u32) {
+  in_quad = i32(place & 3u);`;
 /** A module for lanes that read in quads; null: its lanes read nothing alike. */
 export function inQuads(module: string): string | null {
   const called = Object.values(forms).filter(({ alone }) => module.includes(alone));
@@ -56,5 +58,5 @@ export function inQuads(module: string): string | null {
   return `enable subgroups;
 diagnostic(off, subgroup_uniformity);
 var<private> in_quad: i32 = 0;
-${turned.replace(ENTRY, `${ENTRY.slice(0, -3)}, @builtin(subgroup_invocation_id) place: u32) {\n  in_quad = i32(place & 3u);`)}`;
+${turned.replace(ENTRY, IN_QUADS)}`;
 }
