@@ -118,10 +118,14 @@ export class Kernels {
     const file = fileOf(kernel, this.wanted.quads);
     const layout = weights === "written" ? 1 : 0;
     const parts = this.splits && runs.length > 1 ? runs : [null];
-    const made = parts.map(async (bodies, i): Promise<Part> => {
-      const first = bodies && runs.slice(0, i).reduce((a, b) => a + b, 0);
+    let from = 0;
+    const made = parts.map(async (bodies): Promise<Part> => {
+      const first = bodies && from;
+      from += bodies!;
       const key = `${layout} ${first} ${file}`;
-      const known = this.made.get(key) ?? this.pipeline(name, this.texts.get(file)!, layout, first);
+      const known =
+        this.made.get(key) ??
+        this.pipeline(first ? `${name}.${first}` : name, this.texts.get(file)!, layout, first);
       this.made.set(key, known);
       return { pipeline: await known, bodies };
     });
