@@ -16,10 +16,10 @@ import {
   type Manifest,
   rotaryTables,
   type TensorData,
-  targetsOf,
   transpose,
   WeftError,
 } from "../runtime/bundle.ts";
+import { targetsOf } from "../runtime/targets.ts";
 import { corrections } from "./corrections/index.ts";
 import { openProduct } from "./corrections/product.ts";
 import { type Batch, type Fitted, STREAMS, Streams } from "./corrections/streams.ts";

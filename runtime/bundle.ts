@@ -4,5 +4,4 @@
 export * from "./identity.ts";
 export * from "./played.ts";
 export * from "./safetensors.ts";
-export * from "./targets.ts";
 export * from "./values.ts";

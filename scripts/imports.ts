@@ -18,6 +18,7 @@ const allowed: Readonly<Record<string, readonly string[]>> = {
     "runtime/folder.ts",
     "runtime/cache.ts",
     "runtime/schema.ts",
+    "runtime/targets.ts",
     "runtime/disk.ts",
     "assemblyscript",
     "binaryen",
