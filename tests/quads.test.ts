@@ -36,7 +36,7 @@ for (const [name, options] of cases.filter(([, , form]) => long || form !== "lon
     const { files } = await compile(writeModel(configs[name]), {
       ...{ targets: ["webgpu"], methods: [], quick: true, limits: {} },
       ...options,
-      capacities: small,
+      capacities: { ...small, experts: 8 },
     });
     const taken: string[] = [];
     const open = (quads: boolean): Promise<Core> =>
