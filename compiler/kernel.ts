@@ -111,6 +111,8 @@ export interface Kernel<B> {
   readonly grid: (bodies: readonly B[], env: KernelEnv, variant: Variant) => readonly [GridDim, GridDim];
   /** WGSL: versions of the launch, where there are several. */
   readonly variants?: (body: B, env: KernelEnv) => readonly Variant[];
+  /** WGSL: of the plain variant, has each body a launch of its own? */
+  readonly splits?: true;
   /** WGSL: lanes of a workgroup; without it, 64. */
   readonly lanes?: (bodies: readonly B[], variant: Variant) => number;
   /** WGSL: how many functions `name_0` … a body has, which run side by side; without it, one `name`. */

@@ -31,7 +31,7 @@ import { startNames, type TensorKindName, tensorKinds } from "./tensors/index.ts
 import { termNames } from "./terms.ts";
 
 export const BUNDLE_FORMAT = "weft-bundle";
-export const BUNDLE_VERSION = 22;
+export const BUNDLE_VERSION = 23;
 
 const FileEntry = object({ bytes, sha256: sha256Hex });
 const format = oneOf(formats);
@@ -171,8 +171,8 @@ const GridDim = object({
    * few: of two kernels for the same thing each takes its rows. `plain_rows` is all of them on a device
    * without such, where the others are 0, and `wide_rows` all of them on the others. `lone_row` is 1 where
    * `rest_rows` are 1, and `more_rows` all others. With `head`: the same of n_head. Of the keys of a unit's
-   * sequences
-   * `plain_keys` are all, and `tile_keys` tiles of 32. Of attention `tile_groups` are tiles of rows,
+   * sequences `plain_keys` are all, and `tile_keys` tiles of 32; `tile_spans` are `div` times these, or the
+   * unit's rows, whichever is more. Of attention `tile_groups` are tiles of rows,
    * `few_splits` splits of single rows, and `few_merges` those rows that have several.
    * `candidate_head` is n_head on a device that picks candidates, and 0 on others.
    */
@@ -182,6 +182,7 @@ const GridDim = object({
     "n_head",
     "plain_keys",
     "tile_keys",
+    "tile_spans",
     "tile_rows",
     "rest_rows",
     "plain_rows",

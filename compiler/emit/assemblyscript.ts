@@ -23,9 +23,9 @@ export function emitLaunchAs(name: string, bodies: readonly AnyBody[], env: Kern
   return `${parts.join("\n")}\nexport ${head(name)}\n${calls}\n}\n`;
 }
 
-/** The same launch under another name: on a CPU one kernel serves few rows and many. */
-export const emitAlias = (name: string, of: string): string =>
-  `export ${head(name)}\n  ${of}(${passed});\n}\n`;
+/** Launches in turn under another name: on a CPU one kernel serves few rows and many. */
+export const emitAlias = (name: string, of: readonly string[]): string =>
+  `export ${head(name)}\n${of.map((one) => `  ${one}(${passed});\n`).join("")}}\n`;
 
 /** Bytes of scratch that a thread needs for a body. */
 export const scratchBytes = (b: AnyBody, env: KernelEnv): number => kernelOf(b).scratch?.(b, env) ?? 0;

@@ -66,6 +66,7 @@ const gridCode: Readonly<Record<GridDim["count"], number>> = {
   more_rows: 16,
   wide_rows: 17,
   wide_head: 18,
+  tile_spans: 19,
 };
 /** A launch: kernel, mask words, then (count, mul, div) of x, y, z; and a bit for each kind of layers. */
 const LAUNCH_WORDS = 1 + MASK_WORDS + 9 + 1;

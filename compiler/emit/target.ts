@@ -24,7 +24,7 @@ import type { Settings } from "../settings.ts";
 import { align, type Target } from "../target.ts";
 import { emitAlias, emitLaunchAs, scratchBytes } from "./assemblyscript.ts";
 import { modulesOf } from "./join.ts";
-import { gridOf, type LaunchText, lanesOf, launchText, variantsOf } from "./wgsl.ts";
+import { gridOf, type LaunchText, lanesOf, launchedOf, launchText, variantsOf } from "./wgsl.ts";
 
 export interface Emitted {
   readonly plan: TargetEntry;
@@ -161,12 +161,16 @@ export function emitTarget(
     const out: LaunchEntry[] = list
       .flatMap((l) => apart(l, env))
       .flatMap(({ name, bodies }) => {
-        const entries: LaunchEntry[] = [];
-        for (const variant of variantsOf(bodies, env))
-          entries.push(
-            launch(variant === "any" ? name : `${name}.${variant}`, bodies, variant, entries[0]?.kernel),
-          );
-        return entries;
+        const first: string[] = [];
+        return variantsOf(bodies, env).flatMap((variant, i) => {
+          const each = launchedOf(bodies, variant);
+          return each.map((own) => {
+            const of = each.length > 1 ? own[0]!.name : name;
+            const entry = launch(variant === "any" ? of : `${of}.${variant}`, own, variant, i ? first : null);
+            if (!i) first.push(entry.kernel);
+            return entry;
+          });
+        });
       });
     const known = entries.find((p) => p.name === program.name);
     if (known) known.launches.push(...out);
@@ -175,7 +179,7 @@ export function emitTarget(
       name: string,
       bodies: readonly AnyBody[],
       variant: Variant,
-      first: string | undefined,
+      first: readonly string[] | null,
     ): LaunchEntry {
       for (const b of bodies) scratch = Math.max(scratch, scratchBytes(b, env));
       // Kernel names are file names too.

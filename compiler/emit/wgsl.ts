@@ -44,6 +44,12 @@ function cacheOf(bodies: readonly AnyBody[]): Binding | null {
 /** Versions of a launch. */
 export const variantsOf = (bodies: readonly AnyBody[], env: KernelEnv): readonly Variant[] =>
   kernelOf(bodies[0]!).variants?.(bodies[0]!, env) ?? ["any"];
+/** What a version launches in turn. */
+export const launchedOf = <B extends AnyBody>(
+  bodies: readonly B[],
+  variant: Variant,
+): readonly (readonly B[])[] =>
+  variant === "plain" && kernelOf(bodies[0]!).splits ? bodies.map((b) => [b]) : [bodies];
 /** Lanes of a workgroup. */
 export const lanesOf = (bodies: readonly AnyBody[], variant: Variant): number =>
   kernelOf(bodies[0]!).lanes?.(bodies, variant) ?? WG;
@@ -72,7 +78,7 @@ export function launchText(
 ): LaunchText {
   const kernel = kernelOf(bodies[0]!);
   const lanes = lanesOf(bodies, variant);
-  const functions = bodies.map((b, i) => kernel.wgsl(`body_${i}`, b, env, variant, lanes)).join("\n");
+  const functions = bodies.map((b, i) => kernelOf(b).wgsl(`body_${i}`, b, env, variant, lanes)).join("\n");
   return {
     name,
     functions,

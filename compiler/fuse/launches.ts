@@ -1,4 +1,4 @@
-/** Bodies → launches: independent bodies of one kernel, over rows of one domain, run side by side. */
+/** Bodies → launches: independent bodies of one kernel, or of those that go together, over rows of one domain, run side by side. */
 import { inputName, isInput, valueKey } from "../../ops/index.ts";
 import type { Body, Launch } from "../kernels/body.ts";
 import { graphKernels } from "../kernels/index.ts";
@@ -43,9 +43,10 @@ export function mergeLaunches(
   /** Each writes its own rows of the cache: writers of it do not mind one another. */
   const writersOfCache = (g: Group, here: readonly Group[]): boolean =>
     touches.get(g)!.writes.has("kv") && here.every((o) => !touches.get(o)!.reads.has("kv"));
+  const kindOf = ({ skeleton }: Group): string => graphKernels[skeleton].together ?? skeleton;
   const restOf = (g: Group): string => JSON.stringify(bodies.get(g)!.rest);
   const alike = (g: Group, [first]: readonly Group[]): boolean =>
-    first!.skeleton === g.skeleton &&
+    kindOf(first!) === kindOf(g) &&
     first!.condition === g.condition &&
     first!.domain === g.domain &&
     restOf(first!) === restOf(g);

@@ -4,36 +4,26 @@
  * heads in order. On GPUs a workgroup has a tile of keys; on CPUs behind WebGPU a lane a key.
  */
 import { kvOf } from "./attend.ts";
+import { attendBack, operands } from "./attend_back.ts";
 import type { Body, GraphKernel } from "./body.ts";
-import { fixed } from "./grid.ts";
 import * as assembly from "./text/assemblyscript.ts";
 import { attentionOf } from "./text/assemblyscript_attention.ts";
 import { type Lines, lines } from "./text/lines.ts";
 import * as wgsl from "./text/wgsl.ts";
-import { dkvCut, dkvShared, dkvTile } from "./text/wgsl_attend_dkv.ts";
-import { partOf, partsOf, attentionOf as wgslAttentionOf } from "./text/wgsl_attention.ts";
+import { dkvTile } from "./text/wgsl_attend_dkv.ts";
+import { partOf, attentionOf as wgslAttentionOf } from "./text/wgsl_attention.ts";
 
-/** Operands: q, the cache, and of the forward its output and log-sum-exp; then the output's gradient. */
-const [Q, O, LSE, DO] = [0, 2, 3, 4];
+const { Q, O, LSE, DO } = operands;
 /** Query rows that meet a key in one go: what is read of them stays in the first-level cache. */
 const BLOCK = 16;
 /** Bytes of one number for each pair of a block's rows and a key head's heads. */
 const pairBytes = (b: Body): number => BLOCK * (Number(b.node!.attrs.heads) / kvOf(b).heads) * 4;
 
 export const attend_dkv: GraphKernel = {
-  epilogue: null,
+  ...attendBack,
   state: "dkv",
-  variants: () => ["plain", "many"],
-  lanes: ([b], variant) => (variant === "many" ? dkvCut(b!).lanes : wgsl.WG),
-  grid: ([b], _env, variant) => {
-    const { heads, headDim } = kvOf(b!);
-    return variant === "many"
-      ? [{ count: "tile_keys", mul: 1, div: 1 }, fixed(heads * dkvCut(b!).parts)]
-      : [{ count: "plain_keys", mul: 1, div: wgsl.WG }, fixed(heads * partsOf(headDim))];
-  },
-  shared: (variant, _lanes, [b]) => (variant === "many" ? dkvShared(b!) : []),
   wgsl: (name, b, env, variant) => {
-    if (variant === "many") return dkvTile(name, b, env, { Q, O, LSE, DO });
+    if (variant === "many") return dkvTile(name, b, env, operands);
     const a = wgslAttentionOf(b, env);
     const { hd, group, kvHeads, kvAt, operand, out, own } = a;
     const [q, o, lse, g, d] = [operand(Q), operand(O), operand(LSE), operand(DO), out(0)];

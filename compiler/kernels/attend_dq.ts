@@ -3,33 +3,21 @@
  * and head; on GPUs a workgroup a row and the heads that share keys.
  */
 import { KV_BLOCK } from "../../ops/index.ts";
-import { headsOf, kvOf } from "./attend.ts";
+import { attendBack, operands } from "./attend_back.ts";
 import type { GraphKernel } from "./body.ts";
-import { fixed, plainRows, tileRows } from "./grid.ts";
 import * as assembly from "./text/assemblyscript.ts";
 import { attentionOf } from "./text/assemblyscript_attention.ts";
 import { type Lines, lines } from "./text/lines.ts";
 import * as wgsl from "./text/wgsl.ts";
-import { dqCut, dqShared, dqTile } from "./text/wgsl_attend_dq.ts";
-import { partOf, partsOf, attentionOf as wgslAttentionOf } from "./text/wgsl_attention.ts";
+import { dqTile } from "./text/wgsl_attend_dq.ts";
+import { partOf, attentionOf as wgslAttentionOf } from "./text/wgsl_attention.ts";
 
-/** Operands: q, the cache, and of the forward its output and log-sum-exp; then the output's gradient. */
-const [Q, O, LSE, DO] = [0, 2, 3, 4];
+const { Q, O, LSE, DO } = operands;
 
 export const attend_dq: GraphKernel = {
-  epilogue: null,
-  variants: () => ["plain", "many"],
-  lanes: ([b], variant) => (variant === "many" ? dqCut(b!).lanes : wgsl.WG),
-  grid: (bodies, _env, variant) => {
-    const [b, other] = bodies;
-    if (other) throw new Error("attention runs beside no other");
-    return variant === "many"
-      ? [tileRows(bodies, 1), fixed(headsOf(b!) / dqCut(b!).together)]
-      : [plainRows(bodies, wgsl.WG), fixed(headsOf(b!) * partsOf(kvOf(b!).headDim))];
-  },
-  shared: (variant, _lanes, [b]) => (variant === "many" ? dqShared(b!) : []),
-  wgsl: (name, b, env, variant) => {
-    if (variant === "many") return dqTile(name, b, env, { Q, O, LSE, DO });
+  ...attendBack,
+  wgsl: (name, b, env, variant, lanes) => {
+    if (variant === "many") return dqTile(name, b, env, operands, lanes);
     const a = wgslAttentionOf(b, env);
     const { hd, stride, group, kvAt, operand, out, own } = a;
     const [q, o, lse, g, dq] = [operand(Q), operand(O), operand(LSE), operand(DO), out(0)];

@@ -86,6 +86,8 @@ export interface GraphKernel extends Kernel<Body> {
   readonly pairs?: true;
   /** May it make a row of its first operand anew, where that is alone? */
   readonly makes?: true;
+  /** Kernels of one such name share launches, as bodies of one kernel do. */
+  readonly together?: string;
   /** The named state that it adds to. */
   readonly state?: string;
 }

@@ -105,6 +105,7 @@ function keyTiles(block: i32): i32 {
 function workgroups(grid: i32, d: i32, block: i32): i32 {
   const code: i32 = get(LAUNCHES, grid + d * 3);
   const rows: i32 = get(META, block + H_N_ROWS);
+  const div: i32 = get(LAUNCHES, grid + 2 + d * 3);
   let count: i32 = 1;
   if (code == 1) count = rows;
   else if (code == 2) count = get(META, block + H_N_HEAD);
@@ -114,6 +115,7 @@ function workgroups(grid: i32, d: i32, block: i32): i32 {
   else if (code == 12) count = get(META, block + H_N_TILES);
   else if (code == 13) count = counter(C_PICKS) ? get(META, block + H_N_HEAD) : 0;
   else if (code == 14) count = counter(C_FEW) < 0 ? 0 : keyTiles(block);
+  else if (code == 19) count = counter(C_FEW) < 0 ? 0 : max(rows, keyTiles(block) * div);
   else if (code >= 15) {
     const lone: i32 = get(META, block + H_REST_ROWS) == 1 ? 1 : 0;
     if (code == 15) count = lone;
@@ -130,7 +132,6 @@ function workgroups(grid: i32, d: i32, block: i32): i32 {
     if (part == 2) count = plain ? all : 0;
     else count = plain ? 0 : part == 0 ? all - rest : rest;
   }
-  const div: i32 = get(LAUNCHES, grid + 2 + d * 3);
   return (count * get(LAUNCHES, grid + 1 + d * 3) + div - 1) / div;
 }
 /**

@@ -4,7 +4,7 @@
  */
 import { compileKernels } from "../../compiler/emit/asc.ts";
 import { emitLaunchAs, prelude } from "../../compiler/emit/assemblyscript.ts";
-import { emitLaunchWgsl, gridOf, variantsOf } from "../../compiler/emit/wgsl.ts";
+import { emitLaunchWgsl, gridOf, launchedOf, variantsOf } from "../../compiler/emit/wgsl.ts";
 import { fuse } from "../../compiler/fuse.ts";
 import type { KernelEnv, ParamAddress, Variant } from "../../compiler/kernel.ts";
 import { type Layout, placeValues } from "../../compiler/layout.ts";
@@ -389,34 +389,40 @@ export async function runOn(
   > = {};
   const sources: string[] = [];
   const commands: number[] = [];
-  launches.forEach((l, i) => {
-    // An error of a target's compiler names the kernel.
-    const name = `k${i}_${l.bodies[0]!.skeleton}`;
-    kernels[name] = { workgroup: 64, file: name, launch: [], runs: [], shards: null };
+  for (const l of launches) {
     const variants = variantsOf(l.bodies, env);
     const lone = options.variant === "few" && b.header.n_rows === 1;
     const rest = l.bodies.some(({ rest }) => rest);
     const wanted = rest ? (lone ? "few" : "any") : options.variant;
     const asked = variants.find((v) => v === wanted) ?? (rest ? "any" : variants[0]!);
     const variant: Variant = target === "webgpu" ? asked : "any";
-    const text =
-      target === "wasm" ? emitLaunchAs(name, l.bodies, env) : emitLaunchWgsl(name, l.bodies, env, variant);
-    sources.push(options.mutate ? options.mutate(text) : text);
-    const countOf = (c: string): number => {
+    const countOf = (c: string, div: number): number => {
       const { n_rows, n_head, n_keys } = b.header;
-      if (c === "tile_keys") return Math.ceil(n_keys! / BLOCK);
+      const tiles = Math.ceil(n_keys! / BLOCK);
+      if (c === "tile_keys") return tiles;
+      if (c === "tile_spans") return Math.max(n_rows!, tiles * div);
       if (c === "lone_row") return lone ? 1 : 0;
       if (c === "more_rows") return lone ? 0 : n_rows!;
       const kind = c.slice(c.indexOf("_"));
       return c === "one" ? 1 : ({ _rows: n_rows, _head: n_head, _keys: n_keys }[kind] ?? b.header[c] ?? 0);
     };
-    const grid = gridOf(l.bodies, env, variant).map((g) => Math.ceil((countOf(g.count) * g.mul) / g.div));
     // A row that is alone is made where it is read, and lies nowhere, unless something else reads it.
     const set = (bit: number): boolean => (((b.header[`mask_${bit >> 5}`] ?? 0) >> (bit & 31)) & 1) === 1;
     const needed = l.bodies.some(({ rest }) => rest === null || rest.some(set));
-    if (grid.includes(0) || (variant === "few" && !needed)) return;
-    commands.push(i, 0, 0, ...grid);
-  });
+    for (const bodies of launchedOf(l.bodies, variant)) {
+      const grid = gridOf(bodies, env, variant).map((g) =>
+        Math.ceil((countOf(g.count, g.div) * g.mul) / g.div),
+      );
+      const i = sources.length;
+      // An error of a target's compiler names the kernel.
+      const name = `k${i}_${bodies[0]!.skeleton}`;
+      kernels[name] = { workgroup: 64, file: name, launch: [], runs: [], shards: null };
+      const text =
+        target === "wasm" ? emitLaunchAs(name, bodies, env) : emitLaunchWgsl(name, bodies, env, variant);
+      sources.push(options.mutate ? options.mutate(text) : text);
+      if (!grid.includes(0) && (variant !== "few" || needed)) commands.push(i, 0, 0, ...grid);
+    }
+  }
   const chamber = (layer: number): { layer: number; outer: number } => ({
     layer: align(Math.max(64, layer) + 256),
     outer: 64,

@@ -10,7 +10,7 @@ import { kvOf } from "../attend.ts";
 import type { Body } from "../body.ts";
 import { type Lines, lines } from "./lines.ts";
 import * as wgsl from "./wgsl.ts";
-import { attentionOf, sumOf } from "./wgsl_attention.ts";
+import { attentionOf, type Operands, type Sharing, sumOf } from "./wgsl_attention.ts";
 import { indices } from "./wgsl_products.ts";
 
 /** Fours of numbers of queries, and as many of gradients, that fit workgroup memory. */
@@ -35,20 +35,11 @@ export function dkvCut(b: Body): Cut {
   const parts = Math.ceil(headDim / lanes);
   return { fours, quads, lanes, parts, columns: Math.ceil(headDim / parts) };
 }
-export const dkvShared = (b: Body): string[] => {
+export const dkvShared: Sharing = (b) => {
   const { fours, quads, lanes } = dkvCut(b);
-  return [
-    `var<workgroup> shared_q: array<vec4<f32>, ${2 * fours * 4 * quads}>;`,
-    ...["shared_p", "shared_s"].map((n) => `var<workgroup> ${n}: array<vec4<f32>, ${fours * KV_BLOCK}>;`),
-    ...["shared_m", "shared_d"].map((n) => `var<workgroup> ${n}: array<f32, ${lanes}>;`),
-  ];
+  return { q: 2 * fours * 4 * quads, p: fours * KV_BLOCK, s: fours * KV_BLOCK, m: lanes, d: lanes };
 };
-export function dkvTile(
-  name: string,
-  b: Body,
-  env: KernelEnv,
-  { Q, O, LSE, DO }: Readonly<Record<"Q" | "O" | "LSE" | "DO", number>>,
-): string {
+export function dkvTile(name: string, b: Body, env: KernelEnv, { Q, O, LSE, DO }: Operands): string {
   const a = attentionOf(b, env);
   const { hd, stride, group, kvHeads, kvAt, operand, out, word } = a;
   const [q, o, lse, g, d] = [operand(Q), operand(O), operand(LSE), operand(DO), out(0)];
@@ -87,7 +78,9 @@ export function dkvTile(
     lines`
       var tile = wg.x;
       var s = 0;
-      while (tile >= ${keysOf}) { tile = tile - ${keysOf}; s = s + 1; }
+      let all = ${wgsl.header("n_segments")};
+      while (s < all && tile >= ${keysOf}) { tile = tile - ${keysOf}; s = s + 1; }
+      if (s == all || wg.y >= ${kvHeads * parts}) { return; }
       let kh = wg.y / ${parts};
       let c0 = wg.y % ${parts} * ${columns};
       let key0 = tile * ${KV_BLOCK};
@@ -201,7 +194,7 @@ export function dkvTile(
           ${store((p, t, k) => `${place(p, `key + ${k}`)} + d${p ? "v" : "k"}${t}_${k}`)}
         }
         s = s + 1;
-        if (s >= ${wgsl.header("n_segments")} || ${word("seg_keys", "s")} > 0) { break; }
+        if (s >= all || ${word("seg_keys", "s")} > 0) { break; }
       }`,
   );
 }

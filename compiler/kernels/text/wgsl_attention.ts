@@ -22,6 +22,14 @@ export const partOf = (headDim: number): { readonly head: string; readonly first
   return { head: `wg.y / ${parts}`, first: `(wg.y % ${parts}) * ${PART}` };
 };
 
+/** Which operands of a gradient are what. */
+export type Operands = Readonly<Record<"Q" | "O" | "LSE" | "DO", number>>;
+/**
+ * What a workgroup of a gradient shares: numbers of queries and of the output's gradient, and of pairs with a
+ * key their probabilities and score gradients, in fours; of rows the log-sum-exp and Σ dO · O, one by one.
+ */
+export type Sharing = (b: Body, lanes: number) => Readonly<Record<"q" | "p" | "s" | "m" | "d", number>>;
+
 /** The sum of four partial sums. */
 export const sumOf = (v: string): string => `(${v}.x + ${v}.y) + (${v}.z + ${v}.w)`;
 
