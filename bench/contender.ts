@@ -41,7 +41,7 @@ export async function contender(
     const line = await new Promise<string | null>((resolve) => answers.push(resolve));
     const answer =
       line === null
-        ? { error: said.trim().split("\n").slice(-3).join(" | ") || "it ended" }
+        ? { error: /^.*Error:.*$/m.exec(said)?.[0] || said.trim().slice(-200) || "it ended" }
         : (JSON.parse(line) as { error?: string });
     if (answer.error) throw new Error(`${name}: ${answer.error}`);
     return answer as T;

@@ -291,6 +291,6 @@ async function lossCurve(engine: Engine, data: readonly DataRow[], steps: number
     losses,
     learningRate: 1e-3,
     batchSize: 4,
-    rows: data.map((d, i) => encodeRow(d, engine.text, engine.manifest.model.eos, `row ${i + 1}`)),
+    rows: data.map((d, i) => encodeRow(d, engine, engine.manifest.model.eos, `row ${i + 1}`)),
   };
 }

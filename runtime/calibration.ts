@@ -1,4 +1,5 @@
 /** What the channels of a base carry, over the first rows of a job's data: what selectors choose by. */
+import type { Range } from "./device.ts";
 import type { Engine } from "./engine.ts";
 import type { MicroBatches } from "./microbatches.ts";
 import type { Item } from "./rows.ts";
@@ -19,8 +20,14 @@ export async function calibrate(
 ): Promise<Float32Array[][]> {
   const { plan } = device;
   const { layers } = manifest.model;
-  const at = (group: number) => ({ space: "accum" as const, group, offset: index * plan.jobWords, lane });
-  for (let l = 0; l < layers; l++) device.clear({ ...at(l), words: plan.jobWords });
+  const groups = Array.from({ length: layers }, (_, group) =>
+    plan.statistics.map(
+      ({ accum, n: words }): Range => ({
+        ...{ space: "accum", group, offset: index * plan.jobWords + accum, words, lane },
+      }),
+    ),
+  );
+  for (const range of groups.flat()) device.clear(range);
   // The classes after the trained ones have no update, and keep only what bounds a layer; the first of them
   // has no loss either.
   host.exports.jobOpen(index, manifest.train.length + (gradients ? 1 : 0), 0);
@@ -37,9 +44,6 @@ export async function calibrate(
     start += (await micro.run(rest, { last: false, most: rest.length, keep: false })).rows;
   }
   const out: Float32Array[][] = [];
-  for (let l = 0; l < layers; l++) {
-    const all = await device.read({ ...at(l), words: plan.jobWords });
-    out.push(plan.statistics.map((s) => all.slice(s.accum, s.accum + s.n)));
-  }
+  for (const of of groups) out.push(await device.readAll(of));
   return out;
 }

@@ -63,13 +63,15 @@ export async function mayHaveGpu(): Promise<boolean> {
   return names.flat().some((name) => /^(renderD\d|nvidia\d|nvidiactl$|dxg$|kfd$|mali\d|kgsl)/.test(name));
 }
 
+/** Wait for work of the device that has this queue. */
+type Settled = <T>(work: Promise<T>, alive: () => void, queue: GPUQueue) => Promise<T>;
 /**
  * Wait for a software device. Dawn in Node asks whether work has finished on every turn of the event loop,
  * with garbage and a finalizer each time: that takes a core from a driver that computes on the same ones, and
  * collections of half a second. So turns are slowed down, by a twentieth of the time waited and at most a
  * millisecond. `alive` throws when there is nothing to wait for any more.
  */
-export async function settled<T>(work: Promise<T>, alive: () => void): Promise<T> {
+export const settled: Settled = async (work, alive) => {
   if (opened?.kind !== "software") return work;
   const still = new Int32Array(new SharedArrayBuffer(4));
   let pending = true;
@@ -83,7 +85,7 @@ export async function settled<T>(work: Promise<T>, alive: () => void): Promise<T
     alive();
   }
   return work;
-}
+};
 
 /**
  * Devices that a process may exit with. Their threads would run on while the driver is unloaded, and crash:

@@ -1,6 +1,6 @@
 /** Where stored matrices lie: every plane of their format in panels, in a bundle and on a device. */
 import { type Plane, planeBytes, termsOf, type Words } from "./formats/format.ts";
-import { type Format, formatOf, weightFormats } from "./formats/index.ts";
+import { type Format, formatOf } from "./formats/index.ts";
 
 export { type Plane, planeBytes, type WeightFormat, WGSL_PANEL, type Words } from "./formats/format.ts";
 export { type Format, formatOf, formats, weightFormats } from "./formats/index.ts";
@@ -70,51 +70,74 @@ function widenPanels(from: Words, n: number, { terms, run }: PlacedPlane, panel:
     }
   }
 }
-const PIECE_BYTES = 4 * 2 ** 20;
+const PIECE_BYTES = 2 ** 20;
+/** Whole rows of a plane of a stored matrix: their bytes in it, and the word where they go on a device. */
+interface Piece {
+  readonly plane: number;
+  readonly from: number;
+  readonly to: number;
+  readonly rows: number;
+  readonly at: number;
+}
 /**
- * Pieces of a stored matrix of a few MiB, of `multiple` rows each (whole panels of a device) but the last:
- * bytes, rows, and the word where they go there. A matrix of several planes is one piece.
+ * A stored matrix in pieces of a MiB or less. On the device it lies in blocks of `block` rows (all, or whole
+ * panels), one after another, the last with room for as many.
  */
 export function* piecesOf(
   format: Format,
   n: number,
   k: number,
   panel: number,
-  multiple = panel,
-): Generator<{ from: number; to: number; rows: number; at: number }> {
-  if (weightFormats[format].planes.length > 1)
-    return yield { from: 0, to: storedBytes(format, n, k), rows: n, at: 0 };
-  const step = Math.max(1, Math.floor(PIECE_BYTES / storedBytes(format, multiple, k))) * multiple;
-  for (let row = 0; row < n; row += step) {
-    const rows = Math.min(step, n - row);
-    yield {
-      from: storedBytes(format, row, k),
-      to: storedBytes(format, row + rows, k),
-      rows,
-      at: packedWords(format, row, k, panel),
-    };
+  block = n,
+): Generator<Piece, void, void> {
+  const placed = planesOf(format, block, k, panel);
+  for (const [plane, stored] of planesOf(format, n, k, STORED_PANEL).entries()) {
+    const { run, from } = placed[plane]!;
+    const row = stored.terms * planeBytes(stored);
+    const wide = Math.ceil(stored.terms / run) * run * planeBytes(stored);
+    const step = Math.max(1, Math.floor(PIECE_BYTES / (panel * row))) * panel;
+    for (let first = 0, rows = 0; first < n; first += rows) {
+      const inside = first % block;
+      rows = Math.min(step, n - first, block - inside);
+      const columns = Math.ceil(rows / STORED_PANEL) * STORED_PANEL;
+      yield {
+        plane,
+        from: stored.from + first * row,
+        to: stored.from + (first + columns) * row,
+        rows,
+        at: (((first - inside) / block) * placed.at(-1)!.to + from + inside * wide) / 4,
+      };
+    }
   }
 }
-/** A bundle's panels → those of a device; `rows`: in blocks of so many, one after another, the last whole. */
+/** A piece as a bundle has it → as a device does. */
+export function packPiece(
+  format: Format,
+  { plane, rows }: Pick<Piece, "plane" | "rows">,
+  raw: Uint8Array,
+  k: number,
+  panel: number,
+): Uint32Array {
+  const { buffer, byteOffset, length } = raw.byteOffset % 4 ? raw.slice() : raw;
+  if (panel === STORED_PANEL) return new Uint32Array(buffer, byteOffset, length / 4);
+  const p = planesOf(format, rows, k, panel)[plane]!;
+  const numbers = views[p.dtype];
+  const out = new Uint32Array((p.to - p.from) / 4);
+  const stored = new numbers(buffer, byteOffset, length / planeBytes(p));
+  widenPanels(stored, rows, p, panel, new numbers(out.buffer, 0, out.byteLength / planeBytes(p)));
+  return out;
+}
+/** A matrix as a bundle has it → as a device does. */
 export function pack(
   format: Format,
   raw: Uint8Array,
   n: number,
   k: number,
   panel: number,
-  rows = n,
+  block = n,
 ): Uint32Array {
-  const { buffer, byteOffset, length } = raw.byteOffset % 4 ? raw.slice() : raw;
-  if (panel === STORED_PANEL) return new Uint32Array(buffer, byteOffset, length / 4);
-  const block = packedWords(format, rows, k, panel);
-  const out = new Uint32Array(Math.ceil(n / rows) * block);
-  const wide = planesOf(format, rows, k, panel);
-  planesOf(format, n, k, STORED_PANEL).forEach((p, i) => {
-    const stored = numbersOf(p, buffer, byteOffset);
-    for (let row = 0, at = 0; row < n; row += rows, at += 4 * block) {
-      const to = numbersOf(wide[i]!, out.buffer, at);
-      widenPanels(stored.subarray(row * p.terms), Math.min(rows, n - row), wide[i]!, panel, to);
-    }
-  });
+  const out = new Uint32Array(Math.ceil(n / block) * packedWords(format, block, k, panel));
+  for (const piece of piecesOf(format, n, k, panel, block))
+    out.set(packPiece(format, piece, raw.subarray(piece.from, piece.to), k, panel), piece.at);
   return out;
 }

@@ -2,6 +2,7 @@
  * A fine-tuning job: rows → optimizer steps → micro-batches that the host co-serves. What a job computes
  * depends on its options and data alone, never on load: batches come from seeds, sums from a fixed order.
  */
+import { accumulators } from "./accumulators.ts";
 import { WeftError, wordsOf } from "./bundle.ts";
 import { type AdapterShape, trainableCount, virtualTokens } from "./content.ts";
 import type { Engine, Feed } from "./engine.ts";
@@ -12,7 +13,6 @@ import { AtRest, jobEnded } from "./rest.ts";
 import type { Item } from "./rows.ts";
 import type { ModelView } from "./selectors.ts";
 import { abortable, onAbort, reasonOf } from "./signals.ts";
-import { readTrained, writeTrained } from "./trained.ts";
 import {
   configOf,
   learningRateAt,
@@ -145,7 +145,8 @@ export class Job implements Feed {
     return this.rest.ask(() => this.snapshot());
   }
   private async snapshot(): Promise<TrainState> {
-    const kept = await readTrained(this.engine, this.index, this.o.method === "full");
+    const { readTrained } = await import("./trained.ts");
+    const kept = await readTrained(this.engine, this.index, this.shape?.branches ?? null);
     const adapter = this.shape ? await this.engine.adapters.download(this.slot, this.shape) : null;
     return {
       step: this.state.step,
@@ -188,14 +189,19 @@ export class Job implements Feed {
         this.slot = await this.held(shape);
         engine.adapters.fill(this.slot, content, lane);
       }
-      writeTrained(engine, this.index, full, o.resume ?? null);
-      if (o.resume)
+      const branches = this.shape?.branches ?? null;
+      for (const range of accumulators(engine, this.index, branches).flat()) engine.device.clear(range);
+      if (o.resume) {
+        const { writeTrained } = await import("./trained.ts");
+        this.controller.signal.throwIfAborted();
+        writeTrained(engine, this.index, branches, o.resume);
         this.state = {
           step: o.resume.step,
           losses: [...o.resume.losses],
           updates: o.resume.updates,
           best: o.resume.best,
         };
+      }
       host.exports.jobOpen(
         this.index,
         manifest.train.indexOf(o.method),

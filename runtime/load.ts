@@ -15,7 +15,7 @@ import {
 import type { Change } from "./changes.ts";
 import { checkConsistent } from "./consistent.ts";
 import { type Device, type LoadProgress, paramNamed } from "./device.ts";
-import { pack, piecesOf } from "./formats.ts";
+import { packPiece, piecesOf } from "./formats.ts";
 import { type BundleReader, type RangeFile, sha256 } from "./reader.ts";
 import type { Heard } from "./remote.ts";
 import { check, exactly, finite, foreign } from "./schema.ts";
@@ -175,7 +175,7 @@ export async function uploadWeights(
           for (const piece of piecesOf(t.format, p.n, p.k, plan.panel, block))
             device.write(
               { ...at, offset: p.offset + piece.at },
-              pack(t.format, await range(piece.from, piece.to), piece.rows, p.k, plan.panel, block),
+              packPiece(t.format, piece, await range(piece.from, piece.to), p.k, plan.panel),
             );
         }
         where.delete(t.name);

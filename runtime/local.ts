@@ -10,8 +10,8 @@ import { SMALL_FILE } from "./schema.ts";
 /** The address that `text` is; null for a folder. */
 export const urlOf = (text: string): URL | null => (/^https?:/i.test(text) ? new URL(text) : null);
 
-/** How much of a large file is in memory while it is hashed. */
-const PIECE = 8 * 2 ** 20;
+/** How much of a large file is in memory at once, where no range is larger. */
+const PIECE = 2 ** 20;
 
 /** A reader of the folder that `text` names: a path, or a file: address. */
 export async function openLocal(text: string): Promise<BundleReader> {
@@ -43,6 +43,8 @@ export async function openLocal(text: string): Promise<BundleReader> {
       cause,
     });
   };
+  // Of one file after another: what is made anew for each piece is garbage for long.
+  let spare: Uint8Array<ArrayBuffer> | null = null;
   return {
     where: folder,
     read: async (name, limit = SMALL_FILE) => readAndClose(await open(name, limit)).catch(unreadable(name)),
@@ -50,14 +52,18 @@ export async function openLocal(text: string): Promise<BundleReader> {
       const file = await open(name, limit);
       try {
         const hash = crypto.createHash("sha256");
-        const piece = new Uint8Array(PIECE);
+        const piece = spare ?? new Uint8Array(PIECE);
+        spare = null;
         for (let at = 0; at < file.bytes; at += PIECE)
           hash.update(await readRange(file, at, Math.min(file.bytes, at + PIECE), piece));
         return {
           bytes: file.bytes,
           sha256: hash.digest("hex"),
-          range: (from, to) => readRange(file, from, to),
-          close: () => file.handle.close(),
+          range: (from, to) => readRange(file, from, to, to - from > PIECE ? undefined : piece),
+          close: () => {
+            spare = piece;
+            return file.handle.close();
+          },
         };
       } catch (e) {
         await file.handle.close();

@@ -24,6 +24,7 @@ export interface BundleReader {
 export interface RangeFile {
   readonly bytes: number;
   readonly sha256: string;
+  /** What it gives may be written over by the next range. */
   readonly range: (from: number, to: number) => Promise<Uint8Array>;
   readonly close: () => Promise<void>;
 }

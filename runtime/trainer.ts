@@ -10,12 +10,11 @@ import { canonical, configOf, type TrainOptions } from "./training.ts";
 
 export { Job } from "./job.ts";
 export type { Row } from "./rows.ts";
-export {
-  identityOf,
-  type TrainEvent,
-  type TrainOptions,
-  type TrainResult,
-  type TrainState,
+export type {
+  TrainEvent,
+  TrainOptions,
+  TrainResult,
+  TrainState,
 } from "./training.ts";
 
 /** Tokens of its own that the job's adapter puts before every row. */

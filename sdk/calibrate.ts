@@ -97,5 +97,5 @@ export async function calibrationRows(folder: string, data: Calibrate["data"]): 
         files.get("chat_template.jinja") ?? null,
       )
     : null;
-  return rowsOf(data, "calibrate.data", text, generation.eos);
+  return rowsOf(data, "calibrate.data", { text }, generation.eos);
 }

@@ -29,7 +29,7 @@ import { parseJson } from "./files.ts";
 
 const branchState = object({ rank: count, alpha: finite, scale: finite });
 const Saved = object({
-  version: exactly(6),
+  version: exactly(7),
   base: sha256Hex,
   numerics: text,
   /** What results depend on; resuming with others is refused. */
@@ -102,7 +102,7 @@ export async function saveCheckpoint(
   put("adapter", state.adapter?.tensors);
   put("best", state.best?.adapter?.tensors);
   const json: Saved = {
-    version: 6,
+    version: 7,
     base,
     numerics,
     options,
@@ -174,11 +174,11 @@ export async function loadCheckpoint(place: Place, now: Grounds): Promise<TrainS
     return bytes;
   };
   const raw = parseJson(file(STATE), `${dir}: ${STATE}`);
-  if (raw.version !== 6)
+  if (raw.version !== 7)
     throw new WeftError({
       code: "WEFT_CONFLICT",
       where: `${dir}: version`,
-      expected: "6",
+      expected: "7",
       found: show(raw.version),
       hint: "it was written by another version of weft",
     });

@@ -88,17 +88,22 @@ export function* numbered(
 export const parseJsonl = (source: string | Uint8Array, where: string): DataRow[] =>
   Array.from(numbered(source, where), ({ row }) => row);
 
+/** Who has a tokenizer, or none; rows of ids do not ask for it. */
+interface Speaker {
+  readonly text: Text | null;
+}
 /**
  * Ids and labels of a row: the completion and the end mark are learned; of messages, the assistant's turns
  * with their end marks; of text, everything. `ends`: ids that end an answer, the first being the end mark.
  * Throws WEFT_DATA that names the row, and the turn.
  */
-export function encodeRow(row: DataRow, text: Text | null, ends: readonly number[], where: string): Row {
+export function encodeRow(row: DataRow, by: Speaker, ends: readonly number[], where: string): Row {
   const bad = (found: string): never => {
     throw new WeftError({ code: "WEFT_DATA", where, expected: shapes, found });
   };
   const r = check(RowSchema, row, { code: "WEFT_DATA", where });
   if (r.input_ids) return { input_ids: r.input_ids, labels: r.labels ?? r.input_ids };
+  const { text } = by;
   if (!text)
     throw new WeftError({
       code: "WEFT_TOKENIZER",
@@ -132,7 +137,7 @@ export function encodeRow(row: DataRow, text: Text | null, ends: readonly number
 export async function rowsOf(
   data: string | Blob | readonly DataRow[],
   what: string,
-  text: Text | null,
+  by: Speaker,
   ends: readonly number[],
 ): Promise<Row[]> {
   const list =
@@ -141,7 +146,7 @@ export async function rowsOf(
       : typeof data === "string"
         ? numbered(await readFileOr(data, "WEFT_DATA"), data)
         : data.map((row, i) => ({ row, at: `${what}, row ${i + 1}` }));
-  const rows = Array.from(list, ({ row, at }) => ({ ...encodeRow(row, text, ends, at), at }));
+  const rows = Array.from(list, ({ row, at }) => ({ ...encodeRow(row, by, ends, at), at }));
   if (!rows.length)
     throw new WeftError({ code: "WEFT_DATA", where: what, expected: "at least one row", found: "none" });
   return rows;

@@ -21,6 +21,7 @@ import { abortable, throwIfAborted } from "../runtime/signals.ts";
 import { MappedStream } from "../runtime/stream.ts";
 import type { Job as CoreJob, Row, TrainEvent, TrainOptions, TrainResult } from "../runtime/trainer.ts";
 import { AdapterHandle } from "./adapter.ts";
+import type { Grounds } from "./checkpoint.ts";
 import type { DataRow } from "./data.ts";
 import { decodeText, parseJson } from "./files.ts";
 import { Job } from "./job.ts";
@@ -68,19 +69,17 @@ async function loading(location: Place, options: LoadOptions): Promise<Engine> {
   const reader = await openReader(location, picked(readEntries, options));
   const core = await openEngine(reader, options);
   try {
-    let text: Text | null = null;
+    let openText: (() => Text) | null = null;
     if (core.manifest.tokenizer) {
       const file = async (name: string): Promise<string> =>
         decodeText(await readVerified(reader, core.manifest, name));
-      const { openText } = await import("./text.ts");
-      text = await openText(
-        JSON.parse(await file("tokenizer.json")) as object,
-        JSON.parse(await file("tokenizer_config.json")) as Record<string, unknown>,
-        core.manifest.chatTemplate ? await file("chat_template.jinja") : null,
-      );
+      const { openerOf } = await import("./text.ts");
+      const files = [await file("tokenizer.json"), await file("tokenizer_config.json")] as const;
+      const open = await openerOf(core.manifest.chatTemplate ? await file("chat_template.jinja") : null);
+      openText = () => open(JSON.parse(files[0]) as object, JSON.parse(files[1]) as Record<string, unknown>);
     }
     const config = parseJson(await readVerified(reader, core.manifest, "config.json"), "config.json");
-    const engine = new Engine(core, text, config, reader);
+    const engine = new Engine(core, openText, config, reader);
     if (core.manifest.correction) await (await import("./correction.ts")).takeCorrection(engine);
     return engine;
   } catch (e) {
@@ -99,15 +98,25 @@ export class Engine {
   /** Bundlers rename classes; who looks at one in a console shall not see it. */
   static readonly name = "Engine";
   private readonly jobs = new Set<CoreJob>();
+  private opened: Text | null = null;
   constructor(
     /** The engine of ids underneath. */
     readonly core: Core,
-    readonly text: Text | null,
+    private openText: (() => Text) | null,
     /** config.json of the model. */
     readonly modelConfig: Readonly<Record<string, unknown>>,
     readonly reader: BundleReader,
   ) {}
 
+  /**
+   * Tokenizer and templates; null where the bundle has none. Opened when it is first asked for: a tokenizer
+   * takes tens of MB, and who speaks in ids needs none. Throws WEFT_TOKENIZER.
+   */
+  get text(): Text | null {
+    if (this.openText) this.opened = this.openText();
+    this.openText = null;
+    return this.opened;
+  }
   get manifest(): Manifest {
     return this.core.manifest;
   }
@@ -133,15 +142,15 @@ export class Engine {
     return this.needText("decode").decode(ids);
   }
   private needText(where: string): Text {
-    if (!this.text)
-      throw new WeftError({
-        code: "WEFT_TOKENIZER",
-        where,
-        expected: "a bundle with a tokenizer",
-        found: "none",
-        hint: "pass token ids",
-      });
-    return this.text;
+    const { text } = this;
+    if (text) return text;
+    throw new WeftError({
+      code: "WEFT_TOKENIZER",
+      where,
+      expected: "a bundle with a tokenizer",
+      found: "none",
+      hint: "pass token ids",
+    });
   }
   /**
    * Ids of a prompt as `generate` takes it: text, ids, or a conversation by the model's template, up to the
@@ -206,7 +215,7 @@ export class Engine {
     this.core.check();
     throwIfAborted(o.signal);
     // Who never teaches reads none of it.
-    const { identityOf, startJob } = await import("../runtime/trainer.ts");
+    const { startJob } = await import("../runtime/trainer.ts");
     const { base, info, device } = this.core;
     const methodOf = (ref: string): string => this.core.adapter(ref).shape.config.method;
     const method = o.method ?? (o.from ? methodOf(o.from) : (this.manifest.train[0] ?? "lora"));
@@ -237,13 +246,15 @@ export class Engine {
           : await (await import("./model.ts")).openMatrices(o.tuned, this.manifest),
       resume: undefined,
     };
-    const identity = { ...(await identityOf(this.manifest, device.plan, options)), tuned: o.tuned ?? null };
+    let known: Promise<Grounds> | undefined;
+    const grounds = (): Promise<Grounds> =>
+      (known ??= (async () => {
+        const { identityOf } = await import("../runtime/grounds.ts");
+        const identity = await identityOf(this.manifest, device.plan, options);
+        return { base, numerics: info.numerics, options: { ...identity, tuned: o.tuned ?? null } };
+      })());
     const keeping = o.resume || o.checkpoint || again ? await import("./keeping.ts") : null;
-    const resume = await keeping?.stateToGoOnFrom(o, again, {
-      base,
-      numerics: info.numerics,
-      options: identity,
-    });
+    const resume = await keeping?.stateToGoOnFrom(o, again, grounds);
     // What was read until now is of the base as it was.
     if (this.core.base !== base)
       throw new WeftError({
@@ -261,7 +272,7 @@ export class Engine {
     const published = again?.published;
     const core = startJob(this.core, { ...options, resume, published, onEvent }, this.jobs);
     const learnsFrom = { from: from?.ref, disjointFrom: disjointFrom?.map((g) => g.ref) };
-    const job = new Job(core, this, identity, o, learnsFrom, keepings);
+    const job = new Job(core, this, grounds, o, learnsFrom, keepings);
     this.jobs.add(core);
     core.done.catch(() => {}).finally(() => this.jobs.delete(core));
     return job;
@@ -269,7 +280,7 @@ export class Engine {
   /** Rows as jobs learn them: ids and labels. `what` names them in errors. Throws WEFT_DATA. */
   async rows(data: string | Blob | readonly DataRow[], what: string): Promise<Row[]> {
     const { rowsOf } = await import("./data.ts");
-    return rowsOf(data, what, this.text, this.manifest.model.eos);
+    return rowsOf(data, what, this, this.manifest.model.eos);
   }
 
   /** Adapters on this engine: PEFT folders in, names out. */

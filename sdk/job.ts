@@ -1,7 +1,7 @@
 import type { Place } from "../runtime/folders.ts";
-import type { Job as CoreJob, TrainEvent, TrainResult, TrainState } from "../runtime/trainer.ts";
+import type { Job as CoreJob, TrainEvent, TrainResult } from "../runtime/trainer.ts";
 import type { Autosave } from "./autosave.ts";
-import type { Checkpoint } from "./checkpoint.ts";
+import type { Grounds } from "./checkpoint.ts";
 import type { Engine } from "./engine.ts";
 import type { Keeping } from "./keeping.ts";
 import type { FinetuneOptions } from "./options.ts";
@@ -18,9 +18,9 @@ export class Job {
   readonly done: Promise<TrainResult>;
   constructor(
     private readonly core: CoreJob,
-    private readonly engine: Engine,
-    /** What its results depend on. */
-    private readonly identity: Readonly<Record<string, unknown>>,
+    engine: Engine,
+    /** What its results depend on, when it is asked for: who keeps no checkpoints need not hash the rows. */
+    private readonly grounds: () => Promise<Grounds>,
     private readonly o: Pick<FinetuneOptions, "name" | "checkpoint" | "onEvent">,
     /** The generations that it began from. */
     readonly learnsFrom: Pick<FinetuneOptions, "from" | "disjointFrom">,
@@ -31,7 +31,7 @@ export class Job {
         new Autosave(
           every,
           () => core.checkpoint(),
-          (state) => keep(this.checkpointOf(state)),
+          async (state) => keep({ ...(await grounds()), state }),
           engine.core.reporting.guard(`onEvent of job ${o.name}`, told),
         ),
     );
@@ -50,10 +50,6 @@ export class Job {
   /** What happens to it, before others hear of it. */
   hear(e: TrainEvent): void {
     for (const auto of this.autos) auto.hear(e);
-  }
-  private checkpointOf(state: TrainState): Checkpoint {
-    const { numerics } = this.engine.core.info;
-    return { state, base: this.core.base, numerics, options: this.identity };
   }
   get name(): string {
     return this.core.name;
@@ -78,7 +74,8 @@ export class Job {
     const taken = this.core.checkpoint();
     const kept = import("./checkpoint.ts");
     const claimed = kept.then((m) => m.claimCheckpoints(place));
-    const [{ saveCheckpoint }, folder, state] = await Promise.all([kept, claimed, taken]);
-    await saveCheckpoint(folder, this.checkpointOf(state), this.o.checkpoint?.about);
+    const wanted = [kept, claimed, taken, this.grounds()] as const;
+    const [{ saveCheckpoint }, folder, state, grounds] = await Promise.all(wanted);
+    await saveCheckpoint(folder, { ...grounds, state }, this.o.checkpoint?.about);
   }
 }

@@ -35,11 +35,11 @@ export interface Again {
 export async function stateToGoOnFrom(
   o: FinetuneOptions,
   again: Again | undefined,
-  now: Grounds,
+  now: () => Promise<Grounds>,
 ): Promise<TrainState | undefined> {
   if (!o.resume && !again?.from) return undefined;
-  if (!again?.from) return loadCheckpoint(o.resume!, now);
-  checkSame(again.from, now, `job ${o.name}`);
+  if (!again?.from) return loadCheckpoint(o.resume!, await now());
+  checkSame(again.from, await now(), `job ${o.name}`);
   return again.from.state;
 }
 /** Asked before it starts whether they can be kept. */

@@ -74,19 +74,16 @@ function byteLevelBytes(piece: string): Uint8Array | null {
 /** What else a chat template is told, by the names that it knows. */
 export type TemplateArguments = Readonly<Record<string, unknown>>;
 
-/**
- * The text of a bundle, from what its files say; `template` is null where it has none. Throws
- * WEFT_TOKENIZER.
- */
-export async function openText(
-  tokenizer: object,
-  config: Readonly<Record<string, unknown>>,
-  template: string | null,
-): Promise<Text> {
-  if (template === null) return new Text(tokenizer, config, null);
+type Files = readonly [tokenizer: object, config: Readonly<Record<string, unknown>>];
+/** What makes the text of a bundle; `template` is null where it has none. */
+export async function openerOf(template: string | null): Promise<(...files: Files) => Text> {
+  if (template === null) return (...files) => new Text(...files, null);
   const { ChatTemplate } = await import("./template.ts");
-  return new Text(tokenizer, config, () => new ChatTemplate(template));
+  return (...files) => new Text(...files, () => new ChatTemplate(template));
 }
+/** The text of a bundle, from what its files say. Throws WEFT_TOKENIZER. */
+export const openText = async (...[tokenizer, config, template]: [...Files, string | null]): Promise<Text> =>
+  (await openerOf(template))(tokenizer, config);
 
 export class Text {
   private readonly tokenizer: Tokenizer;

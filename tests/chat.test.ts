@@ -49,7 +49,7 @@ const caught = (f: () => unknown): WeftError => {
 };
 const END = 1; // </s>
 const row = (text: Text, messages: readonly Message[]) =>
-  encodeRow({ messages }, text, [END], "d.jsonl, row 3");
+  encodeRow({ messages }, { text }, [END], "d.jsonl, row 3");
 /** What is learned, turn by turn. */
 const learned = (text: Text, r: ReturnType<typeof row>): string[] => {
   const turns: number[][] = [];
@@ -93,7 +93,7 @@ test("tools and other arguments: a template is told what transformers tells it; 
   const text = textOf(sourceOf("tools_thinking"));
   const messages = theirs.conversations["two turns"]!;
   const tools = [{ type: "function", function: { name: "clock" } }];
-  const rowOf = (more: object) => encodeRow({ messages, ...more }, text, [END], "row");
+  const rowOf = (more: object) => encodeRow({ messages, ...more }, { text }, [END], "row");
   const said = text.decode(rowOf({ tools }).input_ids);
   assert.match(said, /clock/);
   assert.equal(rowOf({ chat_template_kwargs: { tools } }), rowOf({ tools }));
@@ -419,7 +419,7 @@ test("a row that is none is told by its line, with what was taken for a file of 
   const file = `${scratch()}/rows.jsonl`;
   const told = async (content: string): Promise<string> => {
     writeFileSync(file, content);
-    const e = (await rowsOf(file, "data", null, []).catch((x: unknown) => x)) as WeftError;
+    const e = (await rowsOf(file, "data", { text: null }, []).catch((x: unknown) => x)) as WeftError;
     assert.instance(e, Error);
     return e.message.replace(`${file}, `, "");
   };

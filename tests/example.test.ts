@@ -115,7 +115,7 @@ test("data: text, prompt and completion, messages, ids; labels are what should b
   const rows = parseJsonl(
     '{"text":"Tom ran."}\n\n{"prompt":"Where?","completion":" Home."}\n{"input_ids":[5,6,7]}\n',
     "rows.jsonl",
-  ).map((r) => encodeRow(r, text, [1], "row"));
+  ).map((r) => encodeRow(r, { text }, [1], "row"));
   assert.is(learned(rows[0]!), "Tom ran.");
   assert.is(rows[0]!.input_ids[0], 0, "the start mark");
   assert.is(rows[0]!.input_ids.at(-1), 1, "the end mark");
@@ -128,7 +128,7 @@ test("data: text, prompt and completion, messages, ids; labels are what should b
     { role: "user", content: "Bye" },
     { role: "assistant", content: "So long" },
   ];
-  const chat = encodeRow({ messages }, text, [1], "row");
+  const chat = encodeRow({ messages }, { text }, [1], "row");
   assert.is(learned(chat), "Hello Mia</assistant>\nSo long</assistant>\n");
   assert.is(text.decode(chat.input_ids), text.chat(messages, false));
 });

@@ -280,7 +280,7 @@ test("every input: taken, or refused with one error; nothing grows; the engine s
       const bytes = mutateBytes(container, r);
       checkContainer((a, b) => bytes.subarray(a, b), bytes.length, "x.gguf");
     });
-    await go("rows", 6, (r) => encodeRow(mutate(row, r), null, [], "row 1"));
+    await go("rows", 6, (r) => encodeRow(mutate(row, r), { text: null }, [], "row 1"));
     await go("JSONL", 4, (r) =>
       parseJsonl(new TextDecoder().decode(mutateBytes(new TextEncoder().encode(lines), r)), "rows.jsonl"),
     );

@@ -72,6 +72,49 @@ test("a checkpoint is of a moment between two steps, or rejected: never of the m
   assert.ok(ends.resolved > 0 && ends.rejected > 0, JSON.stringify(ends));
 });
 
+test("a job touches accumulators of its own rows alone: the rest may hold anything", async () => {
+  for (const target of ["wasm", "webgpu"] as const) {
+    const train = target === "wasm" ? ["lora", "dora", "ia3"] : ["lora"];
+    await using engine = await engineOf(configs.even, { targets: [target], train });
+    const { device, jobLane: lane, manifest } = engine.core;
+    const places = Array.from({ length: manifest.model.layers }, (_, group) => ({
+      ...{ space: "accum" as const, group, offset: 0, words: device.plan.jobWords, lane },
+    }));
+    for (const method of train) {
+      const o = {
+        ...base,
+        method,
+        targetModules: ["k_proj", "down_proj"],
+        ...(method !== "ia3" && { rank: 3 }),
+      };
+      const taught = async (name: string): Promise<TrainState> => {
+        const taken: Promise<TrainState>[] = [];
+        const job: Job = await engine.finetune({
+          ...{ ...o, name },
+          onEvent: (e) => {
+            const { core } = job as unknown as { core: { checkpoint(): Promise<TrainState> } };
+            if (e.type === "step" && e.step === o.steps - 1) taken.push(core.checkpoint());
+          },
+        });
+        await job.done;
+        return taken[0]!;
+      };
+      const alone = await taught(`${method}-alone`);
+      for (const { words, ...at } of places) device.write(at, new Float32Array(words).fill(Number.NaN));
+      const beside = await taught(`${method}-beside`);
+      assert.is(stateBits(beside), stateBits(alone), `${method} on ${target}`);
+      const found = await device.readAll(places);
+      const kept = found.map((words) => words.filter(Number.isNaN).length);
+      const own = alone.accum.map((words) => words.length);
+      assert.ok(own.every((n) => n > 0 && n < device.plan.jobWords / 2));
+      assert.equal(
+        kept,
+        own.map((n) => device.plan.jobWords - n),
+      );
+    }
+  }
+});
+
 test("tasks asked for in the last event, at the end, and by dispose: each settles", async () => {
   const engine = await engineOf(configs.even, one);
   const asked: Promise<unknown>[] = [];

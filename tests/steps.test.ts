@@ -4,6 +4,7 @@ import { join } from "node:path";
 import * as assert from "uvu/assert";
 import { compile } from "../compiler/compile.ts";
 import type { Manifest } from "../runtime/bundle.ts";
+import { settled } from "../runtime/dawn.page.ts";
 import { openAdapter } from "../runtime/dawn.ts";
 import type { Device } from "../runtime/device.ts";
 import { Engine as Core } from "../runtime/engine.ts";
@@ -226,6 +227,34 @@ test("what was chosen for a bundle on a device is kept; what is no choice is mea
   } finally {
     if (kept === undefined) delete process.env.WEFT_CACHE;
     else process.env.WEFT_CACHE = kept;
+  }
+});
+test("a browser that looks for what has ended at submits, as Firefox, is sent empty ones", async () => {
+  const { navigator } = globalThis;
+  const as = (userAgent: string): void => {
+    Object.defineProperty(globalThis, "navigator", { value: { userAgent }, configurable: true });
+  };
+  try {
+    for (const [browser, wanted] of [
+      ["Gecko/20100101 Firefox/153.0", 3],
+      ["AppleWebKit/537.36 Chrome/147.0 Safari/537.36", 0],
+    ] as const) {
+      as(browser);
+      let submitted = 0;
+      let end: (found: string) => void;
+      const work = new Promise<string>((resolve) => {
+        end = resolve;
+      });
+      const submit = (list: readonly GPUCommandBuffer[]): void => {
+        assert.equal(list, []);
+        if (++submitted === wanted) end("ended");
+      };
+      if (!wanted) setTimeout(() => end("ended"), 20);
+      assert.is(await settled(work, () => {}, { submit } as unknown as GPUQueue), "ended");
+      assert.is(submitted, wanted, browser);
+    }
+  } finally {
+    Object.defineProperty(globalThis, "navigator", { value: navigator, configurable: true });
   }
 });
 test.run();

@@ -65,7 +65,7 @@ export class Watch {
   /** Wait for work of the device; what it cannot do because it is lost throws that. */
   async until<T>(work: Promise<T>, where: string): Promise<T> {
     try {
-      return await settled(work, this.living);
+      return await settled(work, this.living, this.device.queue);
     } catch (cause) {
       if (cause instanceof WeftError) throw cause;
       this.check();

@@ -19,5 +19,7 @@ export function handler(
   options: HandlerOptions = {},
 ): (request: Request) => Promise<Response> {
   const api = new Api(engine, options);
+  // Opened now, and not while the first request waits.
+  void engine.text;
   return (request) => api.respond(request);
 }
