@@ -1,6 +1,7 @@
 /**
- * Products whose sums are made alike, as one module: the text of the sum once, whatever matrix it is of, and
- * a case for each epilogue. Which of them, and the numbers in them, a launch brings for each of its bodies.
+ * Launches whose bodies are alike, as one module: products whose sums are, the text of the sum once, whatever
+ * matrix it is of, and a case for each epilogue; others whose bodies are all of one text, however many they
+ * have. Which of them, and the numbers in them, a launch brings for each of its bodies.
  */
 import { LAUNCH_VECTORS } from "../../runtime/bundle.ts";
 import { alike, chosenBy, type Fn, functionsOf, runsOf } from "../kernels/text/alike.ts";
@@ -8,32 +9,36 @@ import { type Lines, lines } from "../kernels/text/lines.ts";
 import { BROUGHT, bringing, type Shared, shapeOf, share } from "./share.ts";
 import { type LaunchText, moduleOf, moduleOfOne } from "./wgsl.ts";
 
-/** A body: functions `body` … that call `put_N` with N sums of an element, and an epilogue of that name. */
+/**
+ * A body: functions `body` … that call `put_N` with N sums of an element, and an epilogue of that name; of what
+ * is no product, all functions and none.
+ */
 interface Parts {
   readonly core: string;
-  readonly arm: { readonly put: string; readonly text: string };
+  readonly arm: { readonly put: string; readonly text: string } | null;
 }
-function partsOf({ functions, entries }: LaunchText): Parts[] {
+function partsOf({ functions, entries, joins }: LaunchText): Parts[] {
   const all = functionsOf(functions);
   return entries.map((entry) => {
     const own = all.filter(({ name }) => name === entry || name.startsWith(`${entry}_`));
     // Which body it is: `wg` says so to those that have it, and they to others.
     const told = own.filter(({ params }) => !params.startsWith("wg:")).map(({ name }) => name);
-    const arm = own.find(({ name }) => name === `${entry}_e`)!;
-    const put = `put_${arm.params.split("acc").length - 1}`;
+    const arm = joins ? own.find(({ name }) => name === `${entry}_e`)! : null;
+    const put = arm && `put_${arm.params.split("acc").length - 1}`;
     const textOf = ({ name, params, body }: Fn): string => {
       const [z, given] = told.includes(name) ? ["z: i32, ", "z"] : ["", "wg.z"];
       const calls = body.replace(/\b(\w+)\(/g, (call, f: string) =>
         told.includes(f) ? `${f}(${given}, ` : call,
       );
       return `fn ${name}(${z}${params}) ${calls}`
-        .replaceAll(`${entry}_e(`, `${put}(`)
+        .replaceAll(`${entry}_e(`, put ? `${put}(` : `${entry}_e(`)
         .replace(new RegExp(`\\b${entry}(?=[_(])`, "g"), "body");
     };
     const core = own.filter((f) => f !== arm).map(textOf);
-    return { core: core.join("\n"), arm: { put, text: textOf(arm) } };
+    return { core: core.join("\n"), arm: arm && { put: put!, text: textOf(arm) } };
   });
 }
+const formOf = ({ core, arm }: Parts): string => shapeOf(core + (arm?.text ?? ""));
 const numberedBy = <K>(keys: readonly K[]): ReadonlyMap<K, readonly number[]> => {
   const out = new Map<K, number[]>();
   keys.forEach((key, i) => void out.set(key, [...(out.get(key) ?? []), i]));
@@ -78,9 +83,10 @@ function joined(group: readonly LaunchText[]): Joined {
     numbers,
   );
   let end = cores.end;
-  const puts = [...numberedBy(bodies.map((b) => b.arm.put))].map(([put, which]) => {
+  const puts = [...numberedBy(bodies.map((b) => b.arm?.put))].flatMap(([put, which]) => {
+    if (put === undefined) return [];
     const arms = shaped(
-      which.map((i) => bodies[i]!.arm.text),
+      which.map((i) => bodies[i]!.arm!.text),
       cores.end,
       which.map((i) => numbers[i]!),
     );
@@ -139,7 +145,7 @@ function joined(group: readonly LaunchText[]): Joined {
     "wg.z",
     0,
   );
-  const kinds = numbers.map((_, i) => shapeOf(bodies[i]!.core + bodies[i]!.arm.text));
+  const kinds = bodies.map(formOf);
   const runs = group[0]!.apart ? runsOf(kinds.slice(0, parts[0]!.length)) : null;
   let at = 0;
   const launches = parts.map((own) => {
@@ -163,23 +169,26 @@ export function modulesOf(launches: readonly LaunchText[]): Shared & {
   /** By kernel: how many of its bodies in turn go through one text; of others a text is for all. */
   readonly runs: ReadonlyMap<string, readonly number[]>;
 } {
-  const left = launches.filter(({ joins }) => !joins);
-  const joining = launches.filter(({ joins }) => joins);
-  const keys = joining.map((l) => {
+  const left: LaunchText[] = [];
+  const keys = launches.map((l, i) => {
+    const { joins, apart, lanes, shared, written, cache } = l;
     const parts = partsOf(l);
-    const cores = parts.map(({ core }) => shapeOf(core));
-    const sums = l.apart
-      ? parts.map(({ core, arm }) => shapeOf(core + arm.text))
-      : [...new Set(cores)].sort();
-    return JSON.stringify([l.lanes, l.shared, l.written, sums]);
+    const forms = joins && !apart ? parts.map(({ core }) => shapeOf(core)) : parts.map(formOf);
+    const of = joins && apart ? forms : [...new Set(forms)].sort();
+    // What is no product is joined as one text that has all functions, or not at all.
+    const whole =
+      functionsOf(l.functions).length === parts.reduce((n, { core }) => n + functionsOf(core).length, 0);
+    const fits = joins || (whole && of.length === 1);
+    return JSON.stringify(fits ? [joins, lanes, shared, written, joins || cache?.type, of] : i);
   });
   /** Launches of one sum, as many at once as have MOST_ARMS epilogues together. */
   function fewArms(which: readonly number[]): number[][] {
+    const { apart, joins } = launches[which[0]!]!;
     // A pipeline has one body of these.
-    if (joining[which[0]!]!.apart) return [[...which]];
+    if (apart || !joins) return [[...which]];
     const out: { launches: number[]; arms: Set<string> }[] = [];
     for (const i of which) {
-      const own = partsOf(joining[i]!).map(({ arm }) => shapeOf(arm.text));
+      const own = partsOf(launches[i]!).map(({ arm }) => shapeOf(arm!.text));
       const fit = out.find(({ arms }) => new Set([...arms, ...own]).size <= MOST_ARMS);
       const to = fit ?? { launches: [], arms: new Set<string>() };
       if (!fit) out.push(to);
@@ -191,7 +200,12 @@ export function modulesOf(launches: readonly LaunchText[]): Shared & {
   const of = new Map<string, { module: string; launch: readonly number[] }>();
   const runs = new Map<string, readonly number[]>();
   const modules = [...numberedBy(keys).values()].flatMap(fewArms).flatMap((which) => {
-    const all = which.map((i) => joining[i]!);
+    const all = which.map((i) => launches[i]!);
+    // One text alone needs to be brought nothing.
+    if (all.length === 1 && !all[0]!.joins) {
+      left.push(all[0]!);
+      return [];
+    }
     const fits = joined(all).launches;
     const group = all.filter((l, i) => fits[i] || !left.push(l));
     if (!group.length) return [];

@@ -34,7 +34,8 @@ export const map: GraphKernel = {
         ${wgsl.guard(b.bits)}
         let col = wg.x * ${wgsl.WG} + lane;
         if (col >= ${b.cols}) { return; }
-        for (var row = wg.y * ${ROWS}; row < min(${wgsl.count(b.domain)}, (wg.y + 1) * ${ROWS}); row++) {
+        let n = ${wgsl.count(b.domain)};
+        for (var row = wg.y * ${ROWS}; row < min(n, (wg.y + 1) * ${ROWS}); row++) {
           ${[...p.row, ...elsewhere, ...p.col, ...stores]}
         }`,
     );

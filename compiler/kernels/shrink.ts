@@ -120,12 +120,12 @@ export const shrink: GraphKernel = {
   shared: (_variant, lanes) =>
     lanes === SERIAL_LANES ? [] : [`var<workgroup> part: array<f32, ${wgsl.WG}>;`],
   grid: (bodies) => [most(bodies, (b) => b.cols / QUAD, 1), rows(bodies, serial(bodies) ? SERIAL_ROWS : 1)],
-  // A workgroup has a row and a quad of its slot's rows of A; a lane a chunk of one of these. Or it has some
-  // rows, and a lane one of the quad's four.
+  // A workgroup has a row and a quad of its slot's rows of A; a lane a chunk of one of these, or nothing, which
+  // adds nothing: so factors of all widths are one text. Or it has some rows, and a lane one of the quad's four.
   wgsl: (name, b, env, _variant, lanes) => {
     const f = b.operands[1]!.value;
     const { branch, cols } = f.type as Factor;
-    const x = wgsl.rowAt(b.operands[0]!, env, "row");
+    const x = wgsl.rowAtAny(b.operands[0]!, env, "row");
     const slots = wgsl.WG / QUAD;
     const chunks = Math.ceil(cols / CHUNK);
     const [full, rest] = [Math.floor(cols / CHUNK), cols % CHUNK];
@@ -186,7 +186,8 @@ export const shrink: GraphKernel = {
         let x = ${x.at};
         let f = tables[${wgsl.quadsAt("slot", branch, env)} + quad * ${QUAD_WORDS}]
           + ${env.address(f).offset} + r * ${cols};
-        for (var turn = 0; turn < ${Math.ceil(chunks / slots)}; turn++) {
+        let turns = ${Math.ceil(chunks / slots)};
+        for (var turn = 0; turn < turns; turn++) {
           let c = turn * ${slots} + lane / ${QUAD};
           var sum = 0.0f;
           ${
@@ -208,7 +209,7 @@ export const shrink: GraphKernel = {
           part[lane] = sum;
           workgroupBarrier();
           if (lane < ${QUAD}) {
-            for (var i = 0; i < ${Math.min(chunks, slots)}; i++) { total = total + part[i * ${QUAD} + lane]; }
+            for (var i = 0; i < ${slots}; i++) { total = total + part[i * ${QUAD} + lane]; }
           }
           workgroupBarrier();
         }

@@ -52,6 +52,12 @@ export function rowAt(o: Operand, env: KernelEnv, r: string): { space: string; a
   const row = o.index === null ? `(${r})` : `batch[${env.layout.arrays[o.index]} + ${r}]`;
   return { space: ad.space, at: `${ad.offset} + ${row} * ${ad.stride}` };
 }
+/**
+ * The same, in one text for rows that may be dropped and for others, of which the mask then picks the one
+ * place that they have: launches over either share a pipeline.
+ */
+export const rowAtAny = (o: Operand, env: KernelEnv, r: string): ReturnType<typeof rowAt> =>
+  rowAt(o.index === null ? { ...o, undropped: o.undropped ?? o.value } : o, env, r);
 
 export const count = (domain: Domain): string => header(ROWS_HEADER[domain]);
 /** Of these, those at the end that kernels for a few take. */
