@@ -16,6 +16,7 @@ import {
   call,
   columns,
   crossEntropy,
+  dropout,
   type Expr,
   elementwise,
   exp,
@@ -433,7 +434,7 @@ test("a lone row's norm is made where it is read: the bits of a launch that is n
   // Chunks that take turns; columns that fill no turn of lanes, of workgroups of 128 and of 64.
   const cases = [
     ["f32", 2100, 1, "layer", [1]],
-    ["f16", 300, 1, "rms", [0]],
+    ["f16", 300, 1, "rms", [3]],
     ["q4", 300, 1, "one plus", []],
     ["f32", 70, 5, "rms", []],
   ] as const;
@@ -448,16 +449,22 @@ test("a lone row's norm is made where it is read: the bits of a launch that is n
     const [a, b] = [k, 21].map((cols) =>
       graph.input(name, `factor${cols}`, { kind: "factor", rows: 8, cols, branch: 0 }),
     );
-    const adapted = add(expand(shrink(normed, a!), b!), product("q", 21));
+    const adapter = (x: Value): Value => add(expand(shrink(x, a!), b!), product("q", 21));
+    const [adapted, dropping] = [adapter(normed), adapter(dropout(normed, 3))];
     const pair = mul(silu(product("gate", 37)), product("up", 37));
     const all = batch(name, count, 5, "step");
-    const none = { ...all, header: { ...all.header, mask_0: 0 }, ranks: [0, 0, 0, 0] };
-    // With what else reads the norm it is there, too: adapters where a row has one, and others always.
+    const none = {
+      ...all,
+      header: { ...all.header, mask_4: 0 },
+      arrays: { ...all.arrays, drop_key: all.arrays.drop_key!.map(() => 0) },
+    };
+    // With what else reads the norm it is there, too: dropout in steps where rows have some, and others always.
     for (const [i, [roots, of, rest, launches]] of (
       [
         [[product("q", 21)], all, [], 1],
-        [[adapted, pair], none, [0], 2],
-        [[adapted, pair], all, [0], 3],
+        [[adapted, pair], all, [], 2],
+        [[dropping, pair], all, [128], 4],
+        [[dropping, pair], none, [128], 3],
         [[pair, add(x, product("r", k)), exp(normed)], all, null, 2],
         [[product("q", 21), normed], all, null, 2],
       ] as const

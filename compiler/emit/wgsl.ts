@@ -41,9 +41,11 @@ function cacheOf(bodies: readonly AnyBody[]): Binding | null {
   return { ...numbers("kv"), type: `array<${stored ? wgsl.written : wgsl.read}>` };
 }
 
-/** Versions of a launch. */
-export const variantsOf = (bodies: readonly AnyBody[], env: KernelEnv): readonly Variant[] =>
-  kernelOf(bodies[0]!).variants?.(bodies[0]!, env) ?? ["any"];
+/** Versions of a launch: those of the body that has most. */
+export function variantsOf(bodies: readonly AnyBody[], env: KernelEnv): readonly Variant[] {
+  const each = bodies.map((b) => kernelOf(b).variants?.(b, env) ?? (["any"] as const));
+  return each.reduce<readonly Variant[]>((most, of) => (of.length > most.length ? of : most), []);
+}
 /** What a version launches in turn. */
 export const launchedOf = <B extends AnyBody>(
   bodies: readonly B[],

@@ -2,8 +2,9 @@
  * Rows that products make anew. A norm is a launch for what little it does, and where a step has one row, as
  * that of a token, most of what it costs is that the product behind it waits for it. So the product of a row
  * that is alone has the norm's own sums, in the norm's own order, and multiplies with what it makes of them:
- * the same bits. The norm then has that row only where something else reads it, as adapters do. Several rows
- * share a launch, and each would have to be made in every workgroup: they are read.
+ * the same bits; so do first products of adapters. The norm then has that row only where something else reads
+ * it, as training does. Several rows share a launch, and each would have to be made in every workgroup: they
+ * are read.
  */
 import {
   type Expr,
@@ -66,8 +67,7 @@ function entriesOf(b: Body, v: Value): number[] | null {
     });
   return others ? null : out;
 }
-const isOf = (o: Operand, v: Value): boolean =>
-  sameValue(o.value, v) && o.index === null && o.undropped === null;
+const isOf = (o: Operand, v: Value): boolean => sameValue(o.undropped ?? o.value, v) && o.index === null;
 
 /**
  * `saves`: the mask bit without which no field is written, if there is one. What is among `roots` has all of
@@ -83,16 +83,21 @@ export function madeAnew(
   const kept = new Set(roots.map(valueKey));
   const out = new Map(bodies);
   /** May a body make `v` where it multiplies it with a matrix? */
-  const makes = (g: Group, b: Body, v: Value): boolean =>
-    Boolean(graphKernels[b.skeleton].makes) &&
-    b.domain === "T" &&
-    !g.alone &&
-    pairsOf(b.operands).every(
-      ([x, { value }]) =>
-        isOf(x, v) &&
-        !(integers && value.type.kind === "weight" && formatOf(value.type.format).wgsl.integers),
-    ) &&
-    entriesOf(b, v) !== null;
+  const makes = (g: Group, b: Body, v: Value): boolean => {
+    const { makes } = graphKernels[b.skeleton];
+    return (
+      Boolean(makes) &&
+      b.domain === "T" &&
+      !g.alone &&
+      pairsOf(b.operands).every(
+        ([x, { value }]) =>
+          isOf(x, v) &&
+          (x.undropped === null || makes === "undropped") &&
+          !(integers && value.type.kind === "weight" && formatOf(value.type.format).wgsl.integers),
+      ) &&
+      entriesOf(b, v) !== null
+    );
+  };
   for (const [g, b] of bodies) {
     if (b.skeleton !== "row" || b.domain !== "T" || b.bits.length) continue;
     const rest = new Set<number>();

@@ -84,8 +84,11 @@ export interface GraphKernel extends Kernel<Body> {
   readonly epilogue: "elements" | "rows" | null;
   /** May a body have two sums: of two nodes, of the same rows and of matrices alike, or of two columns? */
   readonly pairs?: true;
-  /** May it make a row of its first operand anew, where that is alone? */
-  readonly makes?: true;
+  /**
+   * May it make a row of its first operand anew, where that is alone? "undropped": also of what may be
+   * dropped, in steps where nothing is.
+   */
+  readonly makes?: true | "undropped";
   /** Kernels of one such name share launches, as bodies of one kernel do. */
   readonly together?: string;
   /** The named state that it adds to. */

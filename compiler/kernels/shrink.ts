@@ -1,12 +1,15 @@
-/** u = A·x, each row by its slot's own A. */
+/** u = A·x, each row by its slot's own A. A GPU makes a norm's row that is alone where it reads it. */
 import type { Type } from "../../ops/index.ts";
-import { QUAD, QUAD_WORDS } from "../../runtime/bundle.ts";
-import type { Body, GraphKernel } from "./body.ts";
-import { most, rows } from "./grid.ts";
+import { DROPOUT_BIT, QUAD, QUAD_WORDS } from "../../runtime/bundle.ts";
+import type { Variant } from "../kernel.ts";
+import type { Body, GraphKernel, Made } from "./body.ts";
+import { most, plainRows, rows, wideRows } from "./grid.ts";
 import * as assembly from "./text/assemblyscript.ts";
 import { epilogue } from "./text/assemblyscript_products.ts";
-import { type Lines, lines } from "./text/lines.ts";
+import { foldShared } from "./text/library.ts";
+import { indent, type Lines, lines } from "./text/lines.ts";
 import * as wgsl from "./text/wgsl.ts";
+import { madeRow } from "./text/wgsl_made.ts";
 import { CHUNK, indices, epilogue as wgslEpilogue } from "./text/wgsl_products.ts";
 
 type Factor = Type & { kind: "factor" };
@@ -23,7 +26,11 @@ const SERIAL_LANES = 32;
 /** Terms that it asks for in one go. */
 const SERIAL_STEP = 4;
 const SERIAL_ROWS = SERIAL_LANES / QUAD;
-const serial = (bodies: readonly Body[]): boolean => bodies.every((b) => chunksOf(b) <= FEW_CHUNKS);
+const serial = (bodies: readonly Body[], variant: Variant): boolean =>
+  !makes(bodies, variant) && bodies.every((b) => chunksOf(b) <= FEW_CHUNKS);
+/** Is a row that is alone made anew here? Only workgroups of GPUs sum rows. */
+const makes = (bodies: readonly Body[], variant: Variant): boolean =>
+  variant !== "plain" && bodies.some((b) => b.operands[0]!.made);
 /** Bytes of a row of sums in a thread's scratch. */
 export const rowBytes = (cols: number): number => Math.ceil(cols / 4) * 16;
 
@@ -116,13 +123,21 @@ function shrink4x4(
 
 export const shrink: GraphKernel = {
   epilogue: "elements",
-  lanes: (bodies) => (serial(bodies) ? SERIAL_LANES : wgsl.WG),
-  shared: (_variant, lanes) =>
-    lanes === SERIAL_LANES ? [] : [`var<workgroup> part: array<f32, ${wgsl.WG}>;`],
-  grid: (bodies) => [most(bodies, (b) => b.cols / QUAD, 1), rows(bodies, serial(bodies) ? SERIAL_ROWS : 1)],
+  makes: "undropped",
+  variants: ({ operands: [x] }) => (x!.made ? ["plain", "any"] : ["any"]),
+  lanes: (bodies, variant) => (serial(bodies, variant) ? SERIAL_LANES : wgsl.WG),
+  shared: (variant, lanes, bodies) => {
+    if (lanes === SERIAL_LANES) return [];
+    return makes(bodies, variant) ? foldShared : [`var<workgroup> part: array<f32, ${wgsl.WG}>;`];
+  },
+  grid: (bodies, _env, variant) => {
+    const each = serial(bodies, variant) ? SERIAL_ROWS : 1;
+    const of = variant === "plain" ? plainRows(bodies, each) : rows(bodies, each);
+    return [most(bodies, (b) => b.cols / QUAD, 1), makes(bodies, variant) ? wideRows(bodies) : of];
+  },
   // A workgroup has a row and a quad of its slot's rows of A; a lane a chunk of one of these, or nothing, which
   // adds nothing: so factors of all widths are one text. Or it has some rows, and a lane one of the quad's four.
-  wgsl: (name, b, env, _variant, lanes) => {
+  wgsl: (name, b, env, variant, lanes) => {
     const f = b.operands[1]!.value;
     const { branch, cols } = f.type as Factor;
     const x = wgsl.rowAtAny(b.operands[0]!, env, "row");
@@ -131,20 +146,6 @@ export const shrink: GraphKernel = {
     const [full, rest] = [Math.floor(cols / CHUNK), cols % CHUNK];
     const terms = (n: number): string[] =>
       indices(n).map((j) => `sum = fma(${x.space}[x + k + ${j}], adapters[f + k + ${j}], sum);`);
-    const chain = (length: number): Lines => lines`
-      for (var i = 0; i < ${Math.floor(length / STEP)}; i++) {
-        let k = c * ${CHUNK} + i * ${STEP};
-        ${terms(STEP)}
-      }
-      ${
-        length % STEP
-          ? lines`
-      {
-        let k = c * ${CHUNK} + ${length - (length % STEP)};
-        ${terms(length % STEP)}
-      }`
-          : []
-      }`;
     if (lanes === SERIAL_LANES) {
       const text = lines`
         ${wgsl.guard(b.bits)}
@@ -173,6 +174,61 @@ export const shrink: GraphKernel = {
         ${name}_e(row, quad * ${QUAD} + r, total);`;
       return `${wgslEpilogue(name, b, env)}\n${wgsl.fn(name, text)}`;
     }
+    /** All chunks, of which `terms` says what so many numbers from k on add. */
+    const summed = (terms: (n: number) => Lines): Lines => {
+      const chain = (length: number): Lines => lines`
+        for (var i = 0; i < ${Math.floor(length / STEP)}; i++) {
+          let k = c * ${CHUNK} + i * ${STEP};
+          ${terms(STEP)}
+        }
+        ${
+          length % STEP
+            ? lines`
+        {
+          let k = c * ${CHUNK} + ${length - (length % STEP)};
+          ${terms(length % STEP)}
+        }`
+            : []
+        }`;
+      const chunk = (condition: string, length: number): Lines =>
+        length ? [`if (${condition}) {`, ...indent(chain(length), 2), "}"] : [];
+      return lines`
+        let turns = ${Math.ceil(chunks / slots)};
+        for (var turn = 0; turn < turns; turn++) {
+          let c = turn * ${slots} + lane / ${QUAD};
+          var sum = 0.0f;
+          ${chunk(`c < ${full}`, full && CHUNK)}
+          ${chunk(`c == ${full}`, rest)}
+          part[lane] = sum;
+          workgroupBarrier();
+          if (lane < ${QUAD}) {
+            for (var i = 0; i < ${slots}; i++) { total = total + part[i * ${QUAD} + lane]; }
+          }
+          workgroupBarrier();
+        }`;
+    };
+    const read = [`let x = ${x.at};`, ...summed(terms)];
+    const { made, undropped } = b.operands[0]!;
+    const anew = (made: Made): Lines => {
+      const { before, four } = madeRow(made, env, "wg.y", cols, lanes);
+      const each = (n: number): Lines => {
+        const fours = indices(Math.ceil(n / 4)).map((i) => four(`k + ${4 * i}`));
+        return [
+          ...fours.flatMap(({ text }) => text),
+          ...indices(n).map(
+            (j) => `sum = fma(${fours[j >> 2]!.value}[${j & 3}], adapters[f + k + ${j}], sum);`,
+          ),
+        ];
+      };
+      const alone = `row + 1 == ${wgsl.count(b.domain)} && ${wgsl.restOf(b.domain)} == 1`;
+      return lines`
+        if (${alone}${undropped ? ` && !(${wgsl.maskBit(DROPOUT_BIT)})` : ""}) {
+          ${before}
+          ${summed(each)}
+        } else {
+          ${read}
+        }`;
+    };
     const text = lines`
       ${wgsl.guard(b.bits)}
       let row = wg.y;
@@ -183,36 +239,9 @@ export const shrink: GraphKernel = {
       let rank = ${wgsl.inTable("slot", branch, "rank", env)};
       var total = 0.0f;
       if (quad * ${QUAD} < rank) {
-        let x = ${x.at};
         let f = tables[${wgsl.quadsAt("slot", branch, env)} + quad * ${QUAD_WORDS}]
           + ${env.address(f).offset} + r * ${cols};
-        let turns = ${Math.ceil(chunks / slots)};
-        for (var turn = 0; turn < turns; turn++) {
-          let c = turn * ${slots} + lane / ${QUAD};
-          var sum = 0.0f;
-          ${
-            full
-              ? lines`
-          if (c < ${full}) {
-            ${chain(CHUNK)}
-          }`
-              : []
-          }
-          ${
-            rest
-              ? lines`
-          if (c == ${full}) {
-            ${chain(rest)}
-          }`
-              : []
-          }
-          part[lane] = sum;
-          workgroupBarrier();
-          if (lane < ${QUAD}) {
-            for (var i = 0; i < ${slots}; i++) { total = total + part[i * ${QUAD} + lane]; }
-          }
-          workgroupBarrier();
-        }
+        ${made && variant !== "plain" ? anew(made) : read}
       }
       if (lane < ${QUAD} && quad * ${QUAD} + lane < ${b.cols}) {
         ${name}_e(row, quad * ${QUAD} + lane, select(0.0f, total, quad * ${QUAD} + lane < rank));

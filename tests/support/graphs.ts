@@ -393,8 +393,10 @@ export async function runOn(
     const variants = variantsOf(l.bodies, env);
     const lone = options.variant === "few" && b.header.n_rows === 1;
     const rest = l.bodies.some(({ rest }) => rest);
+    // What makes rows, or leaves them to others, has no kernels for a few.
+    const makes = options.variant === "few" && l.bodies.some(({ operands: [x] }) => x?.made);
     const wanted = rest ? (lone ? "few" : "any") : options.variant;
-    const asked = variants.find((v) => v === wanted) ?? (rest ? "any" : variants[0]!);
+    const asked = variants.find((v) => v === wanted) ?? (rest || makes ? "any" : variants[0]!);
     const variant: Variant = target === "webgpu" ? asked : "any";
     const countOf = (c: string, div: number): number => {
       const { n_rows, n_head, n_keys } = b.header;
