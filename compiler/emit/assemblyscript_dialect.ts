@@ -1,19 +1,11 @@
 /**
  * How AssemblyScript spells expressions: SIMD bodies with scalar tails, over addresses the compiler assigned.
  */
-import {
-  type Expr,
-  type Ix,
-  ixUsesCol,
-  KV_BLOCK,
-  sameValue,
-  type Type,
-  usesCol,
-  type Value,
-} from "../../ops/index.ts";
+import { type Ix, ixUsesCol, KV_BLOCK, type Type, usesCol, type Value } from "../../ops/index.ts";
 import { formatOf, kvFormatOf, kvStride, layerWord } from "../../runtime/bundle.ts";
 import type { Address, KernelEnv } from "../kernel.ts";
 import type { Store } from "../kernels/body.ts";
+import { type Expand, sameDelta } from "../kernels/deltas.ts";
 import {
   DELTA_BYTES,
   f32,
@@ -29,13 +21,6 @@ import { type Dialect, infix, Printer } from "./printer.ts";
 
 type Kv = Type & { kind: "kv" };
 type Factor = Type & { kind: "factor" };
-/** A low-rank delta that is ready when an epilogue runs. */
-export type Expand = Expr & { e: "expand" };
-/** How many columns from the one that an epilogue is at a delta is. */
-export const shiftOf = ({ col }: Expand): number =>
-  col.ix === "bin" && col.op === "add" && col.a.ix === "col" && col.b.ix === "int" ? col.b.v : 0;
-export const sameDelta = (a: Expand, b: Expand): boolean =>
-  sameValue(a.u, b.u) && sameValue(a.factor, b.factor) && shiftOf(a) === shiftOf(b);
 
 /** A scalar function on one lane and on four; both round alike. */
 const both =

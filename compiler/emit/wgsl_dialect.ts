@@ -13,13 +13,14 @@ import {
 } from "../../runtime/bundle.ts";
 import type { KernelEnv } from "../kernel.ts";
 import type { Store } from "../kernels/body.ts";
+import type { Expand } from "../kernels/deltas.ts";
 import { f32, header, headerF, inShard, inTable, pin, quadsAt, vectorOf } from "../kernels/text/wgsl.ts";
 import { type Dialect, infix, Printer } from "./printer.ts";
 
 type Kv = Type & { kind: "kv" };
 type Factor = Type & { kind: "factor" };
 
-function dialect(env: KernelEnv): Dialect {
+function dialect(env: KernelEnv, ready: Ready): Dialect {
   const ixText = (ix: Ix, p: Printer): string => {
     switch (ix.ix) {
       case "row":
@@ -134,6 +135,8 @@ function dialect(env: KernelEnv): Dialect {
       },
       rand: (e, p) => `rand(${p.ix(e.key)}, tables[0] * 64 + ${e.site}, ${p.ix(e.col)})`,
       expand: (e, p) => {
+        const made = e.from ? null : ready(e);
+        if (made) return made;
         const { branch, cols } = e.factor.type as Factor;
         const u = env.address(e.u);
         const slot = slotOf(e.row, p);
@@ -168,11 +171,14 @@ function dialect(env: KernelEnv): Dialect {
   };
 }
 
+/** What a low-rank delta is called that is made when it is asked for; null: it is not. */
+type Ready = (e: Expand) => string | null;
 /**
  * Prints for kernels of `env`: row by row, an element a lane. A printer of four has four columns at once of
  * what is made of rows, vectors and reductions.
  */
-export const wgslPrinter = (env: KernelEnv): Printer => new Printer(dialect(env), 1);
+export const wgslPrinter = (env: KernelEnv, ready: Ready = () => null): Printer =>
+  new Printer(dialect(env, ready), 1);
 
 /** The statement that stores an element of (row, col), and the condition under which it is there. */
 interface Place {

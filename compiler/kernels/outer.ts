@@ -49,7 +49,7 @@ function ofFactor(name: string, b: Body, env: KernelEnv): string {
         lines`
           let xp = ${x.at} + col;
           let x = vec4<f32>(${quad((c) => `${x.space}[xp + ${c}]`)});
-          let up = four_${u.space}(${u.at} + k, 3);
+          let up = four_${u.space}(${u.at} + k, 1, 3);
           ${four.map((i) => `sum${i} = fma(vec4<f32>(up[${i}]), x, sum${i});`)}`,
       )}
       ${four.map((c) => `if (columns > ${c}) { ${put(c)} }`)}`,

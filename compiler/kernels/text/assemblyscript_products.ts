@@ -2,16 +2,11 @@
  * Products of a body on the CPU: blocks of 64 rows × 64 columns, a thread owns whole panels of columns. The
  * epilogue runs over the sums of a row of a block, its low-rank deltas made beside them.
  */
-import { pairsOf, type Type, walkExpr } from "../../../ops/index.ts";
-import {
-  assemblyPrinter,
-  type Expand,
-  sameDelta,
-  shiftOf,
-  storeLoops,
-} from "../../emit/assemblyscript_dialect.ts";
+import { pairsOf, type Type } from "../../../ops/index.ts";
+import { assemblyPrinter, storeLoops } from "../../emit/assemblyscript_dialect.ts";
 import type { KernelEnv } from "../../kernel.ts";
 import { type Body, sumsOf, widthOf } from "../body.ts";
+import { deltasOf, type Expand, shiftOf } from "../deltas.ts";
 import {
   BESIDE_AT,
   BLOCK_COLS,
@@ -36,15 +31,6 @@ import { type Lines, lines } from "./lines.ts";
 
 export const PANEL_GROUP = BLOCK_COLS / P;
 
-/** The distinct low-rank deltas that a body's epilogue adds. */
-function deltasOf(b: Body): Expand[] {
-  const out: Expand[] = [];
-  for (const s of b.stores)
-    walkExpr(s.expr, (e) => {
-      if (e.e === "expand" && !e.from && !out.some((o) => sameDelta(o, e))) out.push(e);
-    });
-  return out;
-}
 /** Where a body's sums are in scratch: a block, or two. */
 const blocksOf = (b: Body): readonly number[] => [0, BESIDE_AT].slice(0, sumsOf(b));
 export type Tiles = "product" | "turned";

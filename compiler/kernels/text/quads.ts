@@ -12,21 +12,25 @@ interface Forms {
   readonly alone: string;
   readonly quads: string;
 }
-const params = "at: i32, last: i32";
-/** Four words from `at` on, of which those up to `last` are wanted; all lanes of a workgroup say the same. */
+const params = "at: i32, step: i32, last: i32";
+/**
+ * Four words from `at` on, `step` apart, of which those up to `last` are wanted; all lanes of a workgroup say
+ * the same.
+ */
 const four = (space: string): Forms => ({
   alone: fn(
     `four_${space}`,
     lines`
       return vec4<f32>(
-        ${space}[at], ${space}[at + min(1, last)], ${space}[at + min(2, last)], ${space}[at + last]);`,
+        ${space}[at], ${space}[at + min(1, last) * step],
+        ${space}[at + min(2, last) * step], ${space}[at + last * step]);`,
     params,
     "vec4<f32>",
   ),
   quads: fn(
     `four_${space}`,
     lines`
-      let own = ${space}[at + min(in_quad, last)];
+      let own = ${space}[at + min(in_quad, last) * step];
       return vec4<f32>(
         quadBroadcast(own, 0), quadBroadcast(own, 1), quadBroadcast(own, 2), quadBroadcast(own, 3));`,
     params,

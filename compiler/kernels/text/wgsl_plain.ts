@@ -4,16 +4,17 @@
  */
 import type { KernelEnv } from "../../kernel.ts";
 import type { Body, Operand } from "../body.ts";
+import { deltasOf } from "../deltas.ts";
 import { inTurn } from "./alike.ts";
 import { type Lines, lines } from "./lines.ts";
 import { count, fn, rowAt, shard, WG } from "./wgsl.ts";
+import { DELTA_ROWS, deltasOfTile } from "./wgsl_deltas.ts";
 import type { Panels } from "./wgsl_panels.ts";
 import {
   CHUNK,
   epilogue,
   indices,
   isLast,
-  ofSums,
   type Span,
   sumSoFar,
   type Terms,
@@ -21,7 +22,7 @@ import {
 } from "./wgsl_products.ts";
 
 /** Rows of a tile; a tail of at least so many takes a tile too, its missing rows being the last one again. */
-export const PLAIN_ROWS = 8;
+export const PLAIN_ROWS = DELTA_ROWS;
 export const PLAIN_FROM = 3;
 
 /** Where a row of an operand is. */
@@ -60,7 +61,7 @@ function sumsOf(
       indices(Math.ceil(count / 4)).flatMap((q) => {
         const n = Math.min(4, count - q * 4);
         return [
-          `let y${i}_${q} = four_${space}(x${i} + k + ${4 * q}, ${n - 1});`,
+          `let y${i}_${q} = four_${space}(x${i} + k + ${4 * q}, 1, ${n - 1});`,
           ...indices(n).map((j) => `a${i} = fma(vec4<f32>(y${i}_${q}[${j}]), ${name}${4 * q + j}, a${i});`),
         ];
       }),
@@ -158,13 +159,15 @@ export function plain(
       ),
       "s",
     );
-  const results = ofSums(b, (s) => `out[i${s ? ` + ${PLAIN_ROWS}` : ""}][c]`);
+  const deltas = span.whole ? deltasOf(b) : [];
+  const blocks = sums.length + deltas.length;
+  const results = indices(blocks).map((s) => `out[i${s ? ` + ${s * PLAIN_ROWS}` : ""}][c]`);
   // One copy of the epilogue, whatever the tile: it is the larger part of the text.
   const text = lines`
     let n = ${count(b.domain)};
     let r0 = wg.y * ${PLAIN_ROWS};
     ${ownColumns(span.count)}
-    var out = array<vec4<f32>, ${sums.length * PLAIN_ROWS}>();
+    var out = array<vec4<f32>, ${blocks * PLAIN_ROWS}>();
     if (n - r0 >= ${PLAIN_FROM}) {
       ${rows(PLAIN_ROWS)}
     } else {
@@ -172,8 +175,9 @@ export function plain(
         ${rows(1)}
       }
     }
+    ${deltasOfTile(b, env, deltas, sums.length * PLAIN_ROWS)}
     for (var i = 0; i < min(${PLAIN_ROWS}, n - r0); i++) {
-      for (var c = 0; c < columns; c++) { ${span.put(name, "r0 + i", "own + c", results)} }
+      for (var c = 0; c < columns; c++) { ${span.put(name, "r0 + i", "own + c", results.join(", "))} }
     }`;
-  return `${epilogue(name, b, env)}\n${fn(name, text)}`;
+  return `${epilogue(name, b, env, deltas)}\n${fn(name, text)}`;
 }

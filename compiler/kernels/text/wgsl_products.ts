@@ -7,6 +7,7 @@
 import { wgslPrinter, wgslStores } from "../../emit/wgsl_dialect.ts";
 import type { KernelEnv } from "../../kernel.ts";
 import { type Body, sumsOf, widthOf } from "../body.ts";
+import { type Expand, sameDelta } from "../deltas.ts";
 import { lines } from "./lines.ts";
 import { fn, shard } from "./wgsl.ts";
 
@@ -40,15 +41,19 @@ const WHOLE_QUADS = 2 ** 24;
  * What a launch makes of a product, as text: how many columns, and where one goes when its sums are there.
  */
 export interface Span {
+  /** Is it all of the product? */
+  readonly whole: boolean;
   readonly count: string;
   readonly put: (name: string, row: string, col: string, sums: string) => string;
 }
 export const wholeOf = (b: Body): Span => ({
+  whole: true,
   count: String(widthOf(b)),
   put: (name, row, col, sums) => `${name}_e(${row}, ${col}, ${sums});`,
 });
 /** The columns of the shard that a launch is over. */
 export const columnsOfShard: Span = {
+  whole: false,
   count: shard.rows,
   put: (name, row, col, sums) => `${name}_e(${row}, ${shard.first} + ${col}, ${sums});`,
 };
@@ -69,6 +74,7 @@ function waiting(b: Body, env: KernelEnv): (row: string, col: string) => string 
 }
 /** All columns of a sum over shards, of so many terms in all. */
 export const sumOfShards = (b: Body, env: KernelEnv, all: number): Span => ({
+  whole: false,
   count: String(b.cols),
   put: (name, row, col, sum) =>
     `if (${isLast(all)}) { ${name}_e(${row}, ${col}, ${sum}); } ` +
@@ -80,14 +86,24 @@ export const sumSoFar = (b: Body, env: KernelEnv, row: string, col: string): str
     .map((c) => waiting(b, env)(row, `min(${col} + ${c}, ${b.cols - 1})`))
     .join(", ")})`;
 
-/** `name_e`: one element of a product's epilogue. */
-export function epilogue(name: string, b: Body, env: KernelEnv): string {
-  const p = wgslPrinter(env);
+/**
+ * `name_e`: one element of a product's epilogue, of its sums and of low-rank deltas that are made beside
+ * them.
+ */
+export function epilogue(name: string, b: Body, env: KernelEnv, deltas: readonly Expand[] = []): string {
+  const n = sumsOf(b);
+  const p = wgslPrinter(env, (e) => {
+    const ready = deltas.findIndex((d) => sameDelta(d, e));
+    return ready < 0 ? null : `acc${n + ready}`;
+  });
   const stores = wgslStores(p, b.stores, env, b.cols, "col == 0");
   const where = b.half ? [`let col = at + at / ${b.half} * ${b.half};`] : [];
   return fn(
     `${name}_e`,
     [...where, ...p.row, ...p.col, ...stores],
-    `row: i32, ${where.length ? "at" : "col"}: i32, ${ofSums(b, (i) => `acc${i}: f32`)}`,
+    `row: i32, ${where.length ? "at" : "col"}: i32, ` +
+      indices(n + deltas.length)
+        .map((i) => `acc${i}: f32`)
+        .join(", "),
   );
 }
