@@ -7,7 +7,7 @@ import { most, plainRows, restRows, tileRows } from "./grid.ts";
 import { product, productScratch } from "./text/assemblyscript_products.ts";
 import { WG } from "./text/wgsl.ts";
 import { GEMM_LANES, gemm, gemmColumns, gemmShared, summed, summedShared } from "./text/wgsl_gemm.ts";
-import { GEMV_ROWS, gemv, gemvColumns, gemvLanes, gemvShared } from "./text/wgsl_gemv.ts";
+import { GEMV_ROWS, gemv, gemvColumns, gemvLanes, gemvShared, inTurns } from "./text/wgsl_gemv.ts";
 import {
   fewIntegersShared,
   integersOf,
@@ -59,7 +59,11 @@ export const linear: GraphKernel = {
     const integral = bodies.map((b) => integersOf(matrixOf(b).format, env) !== null);
     if (variant === "few") {
       const made = bodies.some((b) => b.operands.some((o) => o.made));
-      return [...gemvShared(lanes, made), ...(integral.includes(true) ? fewIntegersShared(lanes) : [])];
+      const turns = bodies.some((b) => inTurns(b, matrixOf(b).k, lanes));
+      return [
+        ...gemvShared(lanes, turns, made),
+        ...(integral.includes(true) ? fewIntegersShared(lanes) : []),
+      ];
     }
     if (variant !== "many") return [];
     return [

@@ -3,7 +3,7 @@ import type { KernelEnv } from "../../kernel.ts";
 import { type Body, type Operand, sumsOf } from "../body.ts";
 import { foldShared } from "./library.ts";
 import { type Lines, lines } from "./lines.ts";
-import { count, fn, restOf, rowAt } from "./wgsl.ts";
+import { count, fn, header, restOf, rowAt } from "./wgsl.ts";
 import { fewIntegers } from "./wgsl_integers.ts";
 import { madeRow } from "./wgsl_made.ts";
 import type { Panels } from "./wgsl_panels.ts";
@@ -121,18 +121,16 @@ export function gemv(
               : []
           }
         }`;
-    /** Names of a column's sums. */
-    const totals = (row: number | ""): string[] => names.map((name) => `${name}${row}`);
-    const clear = (row: number | ""): Lines => totals(row).map((total) => `var ${total} = 0.0f;`);
-    const store = (row: number, total: readonly string[]): Lines => lines`
-      if (r0 + ${row} < n && wg.x * ${columns} + col < ${span.count}) {
-        ${span.put(name, `r0 + ${row}`, `wg.x * ${columns} + col`, total.join(", "))}
-      }`;
     const fold = (total: readonly string[]): Lines => lines`
       for (var c = 0; c < ${slots}; c++) {
         let o = ((col >> 4u) * ${slots} + c) * 4 + ((col >> 2u) & 3);
         ${total.map((t, s) => `${t} = ${t} + sums[o${s ? ` + ${lanes / 2}` : ""}][col & 3];`)}
       }`;
+    const store = (row: number | string, total: readonly string[]): Lines => lines`
+      if (r0 + ${row} < n && wg.x * ${columns} + col < ${span.count}) {
+        ${span.put(name, `r0 + ${row}`, `wg.x * ${columns} + col`, total.join(", "))}
+      }`;
+    const total = names.map((_, i) => `total[${i}]`);
     // Row by row, so that little of a workgroup's memory is in use. Where chunks take several turns, a lane
     // has at most one column.
     const folded = (row: number): Lines => lines`
@@ -143,19 +141,26 @@ export function gemv(
           ? lines`
       if (lane < ${columns}) {
         let col = lane;
-        ${fold(totals(row))}
+        var total = kept[${row * columns} + col];
+        ${fold(total)}
+        kept[${row * columns} + col] = total;
       }`
           : lines`
       for (var i = 0; i < ${Math.ceil(columns / lanes)}; i++) {
         let col = lane + i * ${lanes};
         if (col < ${columns}) {
-          ${clear("")}
-          ${fold(totals(""))}
-          ${store(row, totals(""))}
+          var total = vec2<f32>();
+          ${fold(total)}
+          ${store(row, total)}
         }
       }`
       }
       workgroupBarrier();`;
+    const keeping = (text: Lines): Lines => lines`
+      if (lane < ${columns}) {
+        let col = lane;
+        ${text}
+      }`;
     return fn(
       `${name}_${n}`,
       lines`
@@ -164,7 +169,7 @@ export function gemv(
         let panel = wg.x * ${columns / 16} + slot / ${slots};
         ${at.before}
         ${made ? made.before : xs.map((row, i) => `let x${i} = ${row.at};`)}
-        ${turns > 1 ? each.flatMap(clear) : []}
+        ${turns > 1 ? keeping(each.map((row) => `kept[${row * columns} + col] = vec2<f32>();`)) : []}
         for (var turn = 0; turn < ${turns}; turn++) {
           let c = turn * ${slots} + slot % ${slots};
           ${each.map((i) => `var a${i} = vec4<f32>();`)}
@@ -173,11 +178,11 @@ export function gemv(
         }
         ${
           turns > 1
-            ? lines`
-        if (lane < ${columns}) {
-          let col = lane;
-          ${each.flatMap((i) => store(i, totals(i)))}
-        }`
+            ? keeping(lines`
+        for (var row = ${header("zero")}; row < ${n}; row++) {
+          let total = kept[row * ${columns} + col];
+          ${store("row", total)}
+        }`)
             : []
         }`,
       "wg: vec3<i32>, lane: i32, r0: i32, n: i32",
@@ -194,8 +199,13 @@ export function gemv(
     }`;
   return [epilogue(name, b, env), rows(1), rows(GEMV_ROWS), fn(name, text)].join("\n");
 }
-/** `made`: does a body make a row anew? */
-export const gemvShared = (lanes: number, made: boolean): Lines => [
+/** Do chunks of so many terms take several turns of a workgroup? */
+export const inTurns = (b: Body, terms: number, lanes: number): boolean =>
+  Math.ceil(terms / CHUNK) > slotsOf(b, lanes);
+/** `turns`: is there a body whose chunks take several? `made`: one that makes a row anew? */
+export const gemvShared = (lanes: number, turns: boolean, made: boolean): Lines => [
   `var<workgroup> sums: array<vec4<f32>, ${lanes}>;`,
+  // What turns add up: in registers it would be there beside what is on its way.
+  ...(turns ? [`var<workgroup> kept: array<vec2<f32>, ${16 * GEMV_ROWS}>;`] : []),
   ...(made ? foldShared : []),
 ];
