@@ -171,7 +171,7 @@ test("kernels for few and many rows differ: one serves all; where none is sound,
     [
       "products for few rows are off, in the same way for every row",
       both,
-      (s: string) => s.replace(/total = total \+ (sums[^;]*)/g, "total = total + $1 * 0.9999999f"),
+      (s: string) => s.replace(/(total\[\d\]) = \1 \+ (sums[^;]*)/g, "$1 = $1 + $2 * 0.9999999f"),
       "single-family",
     ],
     [
