@@ -44,6 +44,6 @@ export async function calibrate(
     start += (await micro.run(rest, { last: false, most: rest.length, keep: false })).rows;
   }
   const out: Float32Array[][] = [];
-  for (const of of groups) out.push(await device.readAll(of));
+  for (const ranges of groups) out.push(await device.readAll(ranges));
   return out;
 }

@@ -80,8 +80,8 @@ interface Piece {
   readonly at: number;
 }
 /**
- * A stored matrix in pieces of a MiB or less. On the device it lies in blocks of `block` rows (all, or whole
- * panels), one after another, the last with room for as many.
+ * A stored matrix in pieces of a MiB, or of a panel where that is more. On the device it lies in blocks of
+ * `block` rows (all, or whole panels), one after another, the last with room for as many.
  */
 export function* piecesOf(
   format: Format,

@@ -97,7 +97,7 @@ test("weights go through in pieces, the same as a whole: memory does not grow", 
   }
 });
 
-test("fusion changes launches, never bits: at most 7 a layer's forward, 5 of a token, 4 of adapters", async () => {
+test("fusion changes launches, never bits: at most 7 a layer forward, 5 a token, 4 of adapters", async () => {
   const fused = await compile(writeModel(configs.even), { ...options, targets: ["webgpu"] });
   const launches = (name: string, runs = isForMany): { all: number; base: number; served: number } => {
     // Of two kernels for few rows and for many, a step launches one.

@@ -4,7 +4,7 @@ import * as assert from "uvu/assert";
 import { compile, compileTo } from "../compiler/compile.ts";
 import type { FormatOption } from "../compiler/formats.ts";
 import { Engine as Core } from "../runtime/engine.ts";
-import { type Format, formats, pack } from "../runtime/formats.ts";
+import { type Format, formats, pack, piecesOf, STORED_PANEL } from "../runtime/formats.ts";
 import { readManifest } from "../runtime/load.ts";
 import { encode } from "../runtime/safetensors.ts";
 import { restore, store, unpack } from "../runtime/values.ts";
@@ -130,6 +130,28 @@ test("matrices are packed at compile time: a CPU holds the bytes of its files", 
       assert.equal(pack(format, moved.subarray(1), n, k, 16), wide);
       if (format === "f32") assert.equal(restore(format, stored, n, k), values);
     }
+  }
+});
+
+test("a matrix in pieces, several of a plane, is the same matrix: in panels, in blocks, as its file", () => {
+  const [n, k] = [1103, 2100];
+  const values = Float32Array.from(idsOf("pieces", n * k, 1000), (x) => x / 500 - 1);
+  for (const format of formats) {
+    const stored = store(format, values, n, k, "t");
+    const want = restore(format, stored, n, k);
+    const pieces = [...piecesOf(format, n, k, 16)];
+    const most = Math.max(...pieces.map(({ from, to }) => to - from));
+    assert.ok(most <= 2 ** 20 && pieces.filter(({ plane }) => plane === 0).length > 1, format);
+    for (const block of [n, 128]) {
+      const wide = new Float32Array(pack(format, stored, n, k, 16, block).buffer);
+      const back = unpack(format, wide, n, k, 16, block);
+      assert.is(
+        back.findIndex((x, i) => x !== want[i]),
+        -1,
+        `${format}, blocks of ${block}`,
+      );
+    }
+    assert.ok(Buffer.from(pack(format, stored, n, k, STORED_PANEL).buffer).equals(stored), format);
   }
 });
 

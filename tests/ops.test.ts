@@ -458,7 +458,7 @@ test("a lone row's norm is made where it is read: the bits of a launch that is n
       header: { ...all.header, mask_4: 0 },
       arrays: { ...all.arrays, drop_key: all.arrays.drop_key!.map(() => 0) },
     };
-    // With what else reads the norm it is there, too: dropout in steps where rows have some, and others always.
+    // With what else reads the norm it is there, too: dropout in steps where rows have some, others always.
     for (const [i, [roots, of, rest, launches]] of (
       [
         [[product("q", 21)], all, [], 1],

@@ -10,8 +10,8 @@ import { BROUGHT, bringing, type Shared, shapeOf, share } from "./share.ts";
 import { type LaunchText, moduleOf, moduleOfOne } from "./wgsl.ts";
 
 /**
- * A body: functions `body` … that call `put_N` with N sums of an element, and an epilogue of that name; of what
- * is no product, all functions and none.
+ * A body: functions `body` … that call `put_N` with N sums of an element, and an epilogue of that name; of
+ * what is no product, all functions and none.
  */
 interface Parts {
   readonly core: string;

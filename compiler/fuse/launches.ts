@@ -1,4 +1,7 @@
-/** Bodies → launches: independent bodies of one kernel, or of those that go together, over rows of one domain, run side by side. */
+/**
+ * Bodies → launches: independent bodies of one kernel, or of those that go together, over rows of one domain,
+ * run side by side.
+ */
 import { inputName, isInput, valueKey } from "../../ops/index.ts";
 import type { Body, Launch } from "../kernels/body.ts";
 import { graphKernels } from "../kernels/index.ts";

@@ -135,8 +135,9 @@ export const shrink: GraphKernel = {
     const of = variant === "plain" ? plainRows(bodies, each) : rows(bodies, each);
     return [most(bodies, (b) => b.cols / QUAD, 1), makes(bodies, variant) ? wideRows(bodies) : of];
   },
-  // A workgroup has a row and a quad of its slot's rows of A; a lane a chunk of one of these, or nothing, which
-  // adds nothing: so factors of all widths are one text. Or it has some rows, and a lane one of the quad's four.
+  // A workgroup has a row and a quad of its slot's rows of A; a lane a chunk of one of these, or nothing,
+  // which adds nothing: so factors of all widths are one text. Or it has some rows, and a lane one of the
+  // quad's four.
   wgsl: (name, b, env, variant, lanes) => {
     const f = b.operands[1]!.value;
     const { branch, cols } = f.type as Factor;
