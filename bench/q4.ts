@@ -19,7 +19,7 @@ import { randomModel, served, smol } from "./model.ts";
 
 /** The bundles, and how they are compiled. */
 const ways = {
-  "q4 int": { integers: true },
+  "q4 int": { products: "integers" },
   q4: {},
   int8: { format: "int8" },
   f32: { format: "f32" },

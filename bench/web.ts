@@ -140,7 +140,7 @@ function kernelOf({ m, k, n }: Shape) {
   const capacities = { ...defaultCapacities(m), tokens: m };
   const none = { slots: { row: 0, branches: [] }, jobWords: 0, groups: 1, norms: 0, partials: 0 };
   const env: KernelEnv = {
-    ...{ ...none, integers: false, capacities },
+    ...{ ...none, products: "f32", capacities },
     layout: blockLayouts(capacities, []).step,
     panel: targets.webgpu.panel,
     address: (v) => {

@@ -221,7 +221,7 @@ async function* bundle(
     correction,
     policy: settings.policy,
     kv: settings.kv,
-    integers: settings.integers,
+    products: settings.products,
     train,
     updates: { optimizers: optimizerNames, words: updateWords },
     capacities,
@@ -255,7 +255,7 @@ function familyOf({ config }: ModelSource): Family {
   return family;
 }
 function checkPrograms(programs: Programs, model: Model, settings: Settings): void {
-  const { selection, formats, train, methods, integers } = settings;
+  const { selection, formats, train, methods, products } = settings;
   for (const method of methods)
     if (!programs.branches.some((b) => b.method === method))
       throw new WeftError({
@@ -270,7 +270,7 @@ function checkPrograms(programs: Programs, model: Model, settings: Settings): vo
     ...Object.values(model.names.outer),
     ...programs.layerParams.map(({ name }) => model.names.layer + name),
   ];
-  const needs = { full: train.includes("full"), selection: selection !== null, integers };
+  const needs = { full: train.includes("full"), selection: selection !== null, products };
   checkFormats(formats, params, paths, needs);
   // Seeds of starts and of dropout tell the sites of a layer apart by six bits.
   if (programs.sites.length > 64)

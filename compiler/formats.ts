@@ -1,5 +1,5 @@
 /** How each matrix is stored: as asked, or in the format nearest to how its checkpoint has it. */
-import { type Format, formats, WeftError, weightFormats } from "../runtime/bundle.ts";
+import { type Format, formats, type Products, WeftError, weightFormats } from "../runtime/bundle.ts";
 import type { FormatOf, ParamSpec } from "./layers.ts";
 import type { Model } from "./models/model.ts";
 import type { WeightSource } from "./source.ts";
@@ -44,7 +44,7 @@ export function checkFormats(
   option: FormatOption,
   params: readonly ParamSpec[],
   paths: readonly string[],
-  needs: { readonly full: boolean; readonly selection: boolean; readonly integers: boolean },
+  needs: { readonly full: boolean; readonly selection: boolean; readonly products: Products },
 ): void {
   const fail = (where: string, expected: string, found: string, hint?: string): never => {
     throw new WeftError({ code: "WEFT_OPTION", where, expected, found, ...(hint && { hint }) });
@@ -57,9 +57,9 @@ export function checkFormats(
   const matrices = params.filter(({ kind }) => kind === "weight");
   const stored = matrices.find(({ format }) => format !== "f32");
   const integral = (f: Format): boolean => weightFormats[f].assembly.integers !== null;
-  if (needs.integers && !matrices.some(({ format }) => integral(format)))
+  if (needs.products === "integers" && !matrices.some(({ format }) => integral(format)))
     fail(
-      "integers",
+      "products",
       `matrices in ${formats.filter(integral).join(" or ")}`,
       [...new Set(matrices.map(({ format }) => format))].join(", "),
     );

@@ -4,6 +4,7 @@
  * own would.
  */
 import { type Value, valueKey } from "../ops/index.ts";
+import type { Products } from "../runtime/bundle.ts";
 import { madeAnew } from "./fuse/anew.ts";
 import { bodiesOf } from "./fuse/bodies.ts";
 import { groupNodes } from "./fuse/groups.ts";
@@ -17,7 +18,7 @@ import type { Settings } from "./settings.ts";
 /**
  * Group the nodes that `roots` need into launches. `fuse: false` gives every node a kernel of its own.
  * `alone`: matrices beside which a kernel reads no other weights. `saves`: the mask bit without which no
- * field is written, if there is one. `integers`: are matrices multiplied as integers where they can be?
+ * field is written, if there is one. `products`: what those with matrices are made of.
  */
 export function fuse(
   roots: readonly Value[],
@@ -26,14 +27,14 @@ export function fuse(
     readonly homes?: readonly { readonly value: Value; readonly name: string }[];
     readonly alone?: (v: Value) => boolean;
     readonly saves?: number | null;
-    readonly integers?: boolean;
+    readonly products?: Products;
   },
 ): Launch[] {
   const homes = new Map((options.homes ?? []).map((h) => [valueKey(h.value), h.name]));
   const groups = groupNodes(roots, options.fuse, options.alone ?? (() => false));
   const bodies = bodiesOf(groups);
   const made = options.fuse
-    ? madeAnew(bodies, roots, options.saves ?? null, options.integers ?? false)
+    ? madeAnew(bodies, roots, options.saves ?? null, options.products ?? "f32")
     : bodies;
   return mergeLaunches(made, options.fuse, homes);
 }
@@ -41,13 +42,13 @@ export function fuse(
 export const launchesOf = (
   model: Model,
   { graphs }: Programs,
-  { fuse: on, integers }: Pick<Settings, "fuse" | "integers">,
+  { fuse: on, products }: Pick<Settings, "fuse" | "products">,
 ): ReadonlyMap<GraphProgram, readonly Launch[]> =>
   new Map(
     graphs.map((g) => {
       const { region, roots, homes } = g;
       const alone = ({ type }: Value): boolean =>
         region === "outer" && type.kind === "weight" && isAlone(model, type);
-      return [g, fuse(roots, { fuse: on, homes, alone, saves: savesOf(g), integers })];
+      return [g, fuse(roots, { fuse: on, homes, alone, saves: savesOf(g), products })];
     }),
   );

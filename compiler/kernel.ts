@@ -1,6 +1,6 @@
 /** Kernels as the emitters see them: launches whose every value has an address. */
 import type { Domain, Value } from "../ops/index.ts";
-import { type Format, type GridDim, type MemorySpace, ranked } from "../runtime/bundle.ts";
+import { type Format, type GridDim, type MemorySpace, type Products, ranked } from "../runtime/bundle.ts";
 import type { BlockLayout } from "./metadata.ts";
 import type { Capacities } from "./target.ts";
 
@@ -80,8 +80,8 @@ export interface KernelEnv {
   /** Words from the arena's start: gradient norms [jobs][groups + 2]; what splits of attention leave. */
   readonly norms: number;
   readonly partials: number;
-  /** Products with matrices of integers are made of integers. */
-  readonly integers: boolean;
+  /** What products with matrices are made of. */
+  readonly products: Products;
 }
 /** Metadata arrays that say where each segment of a unit begins, and how many rows it has, in a domain. */
 export const SEGMENT_ROWS: Readonly<Partial<Record<Domain, readonly [string, string]>>> = {
@@ -114,7 +114,7 @@ export interface Kernel<B> {
   /** WGSL: of the plain variant, has each body a launch of its own? */
   readonly splits?: true;
   /** WGSL: lanes of a workgroup; without it, 64. */
-  readonly lanes?: (bodies: readonly B[], variant: Variant) => number;
+  readonly lanes?: (bodies: readonly B[], variant: Variant, env: KernelEnv) => number;
   /** WGSL: how many functions `name_0` … a body has, which run side by side; without it, one `name`. */
   readonly parts?: (body: B) => number;
   /** WGSL: declarations of what a workgroup of so many lanes shares. */

@@ -1,6 +1,6 @@
 /** Options of `compile`, each described once. Unknown keys and wrong values are refused with WEFT_OPTION. */
 import * as v from "valibot";
-import { kvNames } from "../runtime/bundle.ts";
+import { kvNames, productNames } from "../runtime/bundle.ts";
 import {
   boolean,
   bytes,
@@ -47,11 +47,11 @@ export const compileEntries = {
    */
   relaxed: v.optional(boolean),
   /**
-   * Multiply with matrices in int8 and q4 in integers: what they multiply is rounded (to 16 bits on Wasm, to
-   * 15 on WebGPU), every 32 values with a scale of their own. Much faster, and a class of numerics of its
-   * own. Default: no.
+   * What products with matrices are made of, each a class of numerics of its own. `integers`: int8 and q4 as
+   * they are; what they multiply is rounded (to 16 bits on Wasm, to 15 on WebGPU), every 32 values with a
+   * scale of their own. `matrix`, on WebGPU alone: both sides rounded to f16, for matrix units. Default: f32.
    */
-  integers: v.optional(boolean),
+  products: v.optional(oneOf(productNames)),
   /** Which policy grants steps. Default coserve. */
   policy: v.optional(text),
   /**

@@ -1,5 +1,5 @@
 /** What is to be compiled: the caller's options with their defaults, checked against the model. */
-import { IGNORE, type KvName, type Manifest, WeftError } from "../runtime/bundle.ts";
+import { IGNORE, type KvName, type Manifest, type Products, WeftError } from "../runtime/bundle.ts";
 import { check } from "../runtime/schema.ts";
 import type { AdapterMethod } from "./adapters/adapter.ts";
 import { adapterMethods } from "./adapters/index.ts";
@@ -31,7 +31,7 @@ export interface Settings {
   readonly fuse: boolean;
   readonly how: Making;
   readonly relaxed: boolean;
-  readonly integers: boolean;
+  readonly products: Products;
   readonly progress: (p: { phase: string; done: number; total: number }) => void;
 }
 /** Throws WEFT_OPTION for options of another shape. */
@@ -64,9 +64,18 @@ export function settingsOf(model: Model, weights: WeightSource, options: Compile
       throw unknown("adapter method", Object.keys(adapterMethods), name);
     return adapterMethods[name]!;
   });
+  const on = options.targets ?? ["wasm", "webgpu"];
+  if (options.products === "matrix" && on.includes("wasm"))
+    throw new WeftError({
+      code: "WEFT_OPTION",
+      where: "products: matrix",
+      expected: "the target webgpu alone: CPUs have no matrix units",
+      found: on.join(", "),
+      hint: "compile with --target webgpu",
+    });
   const selection = checkSelection(options.selection ?? null, model, names);
   return {
-    targets: (options.targets ?? ["wasm", "webgpu"]).map((t) => ({ ...targets[t], ...options.limits })),
+    targets: on.map((t) => ({ ...targets[t], ...options.limits })),
     train,
     methods,
     format: formatsOf(model, weights, formats),
@@ -80,7 +89,7 @@ export function settingsOf(model: Model, weights: WeightSource, options: Compile
     fuse: options.fuse ?? true,
     how: { cache: options.cache ?? true, quick: options.quick ?? false },
     relaxed: options.relaxed ?? false,
-    integers: options.integers ?? false,
+    products: options.products ?? "f32",
     progress: options.onProgress ?? (() => {}),
   };
 }

@@ -7,15 +7,18 @@ import {
   type MemorySpace,
   type ParamEntry,
   type Plan,
+  type Products,
   type ProgramEntry,
+  type products,
   type Sizes,
   WeftError,
 } from "./bundle.ts";
 
 export { type MemorySpace, memorySpaces } from "./contract.ts";
 
-/** What computes, and how the cache rounds. */
-export type Numerics = `${"wasm" | "wasm relaxed" | "webgpu"}${"" | " int"}${KvFormat["numerics"]}`;
+/** What computes, what products are made of (of f16 also where no unit makes them), how the cache rounds. */
+export type Numerics =
+  `${"wasm" | "wasm relaxed" | "webgpu"}${(typeof products)[Products] | " matrix plain"}${KvFormat["numerics"]}`;
 
 export interface DeviceInfo {
   readonly target: "wasm" | "webgpu";

@@ -6,6 +6,7 @@ import * as v from "valibot";
 import { LAUNCH_VECTORS } from "./contract.ts";
 import { formats } from "./formats.ts";
 import { kvNames } from "./kv.ts";
+import { productNames } from "./products.ts";
 import {
   above0,
   atLeast0,
@@ -31,7 +32,7 @@ import { startNames, type TensorKindName, tensorKinds } from "./tensors/index.ts
 import { termNames } from "./terms.ts";
 
 export const BUNDLE_FORMAT = "weft-bundle";
-export const BUNDLE_VERSION = 23;
+export const BUNDLE_VERSION = 24;
 
 const FileEntry = object({ bytes, sha256: sha256Hex });
 const format = oneOf(formats);
@@ -410,8 +411,8 @@ export const ManifestSchema = object({
   policy: text,
   /** How the cache holds keys and values. */
   kv: oneOf(kvNames),
-  /** Are products with matrices of integers made of integers? */
-  integers: boolean,
+  /** What products with matrices are made of. */
+  products: oneOf(productNames),
   /** What jobs can train: adapter methods, or `full` for every base tensor (exclusive). */
   train: v.array(text),
   /** Optimizers by index, and what an update is told in the order of its words. */

@@ -7,6 +7,7 @@ export * from "./kinds.ts";
 export * from "./kv.ts";
 export * from "./manifest.ts";
 export * from "./optimizers/index.ts";
+export * from "./products.ts";
 export { classPrograms } from "./programs.ts";
 export * from "./room.ts";
 export { rotaryTables } from "./rotary.ts";

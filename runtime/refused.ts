@@ -54,7 +54,7 @@ export function multipliesBytes(where: string, { fewRows }: Families): void {
       where,
       `WGSL with ${PACKED}, for products of integers`,
       "none",
-      "compile without --integers",
+      "compile without --products integers",
     );
 }
 

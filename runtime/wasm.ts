@@ -9,6 +9,7 @@ import {
   type Measure,
   type Plan,
   planOf,
+  products,
   showBytes,
   sizesFor,
   WeftError,
@@ -319,7 +320,7 @@ export async function openWasm(
     stats,
     info: {
       target: "wasm",
-      numerics: `${options.relaxed ? "wasm relaxed" : "wasm"}${manifest.integers ? " int" : ""}${kv}`,
+      numerics: `${options.relaxed ? "wasm relaxed" : "wasm"}${products[manifest.products]}${kv}`,
       name: `CPU (${options.relaxed ? "relaxed " : ""}SIMD WebAssembly, ${many})`,
       software: false,
     },

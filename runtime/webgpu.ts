@@ -1,7 +1,7 @@
 /**
  * The WebGPU target: one bind group a group of chambers, one compute pass a step, metadata by dynamic offset.
  */
-import { kvFormats, type Manifest, planOf, sizesFor } from "./bundle.ts";
+import { kvFormats, type Manifest, planOf, products, sizesFor } from "./bundle.ts";
 import { openAdapter } from "./dawn.ts";
 import {
   type Device,
@@ -114,10 +114,14 @@ async function openOn(
   const software = isSoftware(adapter);
   const quads = (options.quads ?? software) && adapter.features.has("subgroups");
   const families = options.families ?? (software ? CPU : GPU);
-  if (manifest.integers) (await import("./refused.ts")).multipliesBytes(where, families);
+  if (manifest.products === "integers") (await import("./refused.ts")).multipliesBytes(where, families);
+  const units = manifest.products === "matrix" ? (await import("./matrix.ts")).unitsOn(adapter, file) : null;
   const device = await adapter
     .requestDevice({
-      requiredFeatures: (["timestamp-query", "subgroups"] as const).filter((_, i) => [clock, quads][i]),
+      requiredFeatures: [
+        ...(["timestamp-query", "subgroups"] as const).filter((_, i) => [clock, quads][i]),
+        ...(units?.features ?? []),
+      ],
       requiredLimits: {
         maxStorageBufferBindingSize: limits.maxStorageBufferBindingSize,
         maxBufferSize: limits.maxBufferSize,
@@ -133,7 +137,7 @@ async function openOn(
     // A software device works on the cores that encode. What a list takes is read before the next.
     const encodesAhead = !clock && (options.encodesAhead ?? !software);
     const picks = (options.picks ?? !software) && plan.homes.candidates !== null;
-    const texts = await readKernels(plan, quads, file);
+    const texts = await readKernels(plan, quads, units?.file ?? file);
     const kernels = new Kernels(watch, plan, memory.layouts, texts, { families, picks, software, quads });
     const { programs = [] } = plan;
     // What trains in full is checked at load, in place: its gradients take as much as the model.
@@ -145,7 +149,7 @@ async function openOn(
     const { numerics } = kvFormats[manifest.kv];
     const info: DeviceInfo = {
       target: "webgpu",
-      numerics: `webgpu${manifest.integers ? " int" : ""}${numerics}`,
+      numerics: `webgpu${units?.numerics ?? products[manifest.products]}${numerics}`,
       name: nameOf(adapter),
       software,
     };

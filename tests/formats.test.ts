@@ -7,6 +7,7 @@ import { Engine as Core } from "../runtime/engine.ts";
 import { type Format, formats, pack, piecesOf, STORED_PANEL } from "../runtime/formats.ts";
 import { readManifest } from "../runtime/load.ts";
 import { encode } from "../runtime/safetensors.ts";
+import { startJob } from "../runtime/trainer.ts";
 import { restore, store, unpack } from "../runtime/values.ts";
 import { openWasm } from "../runtime/wasm.ts";
 import { findAdapter, openWebGpu } from "../runtime/webgpu.ts";
@@ -231,8 +232,12 @@ test("products of integers: alone = co-served = by two threads, near exact ones;
   const methods = ["lora", "dora"];
   const options = { train: methods, methods, format: { default: "q4", lm_head: "int8" } } as const;
   await using exact = await engineOf(configs.even, options);
-  await using engine = await engineOf(configs.even, { ...options, integers: true, load: { threads: 1 } });
-  await using two = await engineOf(configs.even, { ...options, integers: true, load: { threads: 2 } });
+  await using engine = await engineOf(configs.even, {
+    ...options,
+    products: "integers",
+    load: { threads: 1 },
+  });
+  await using two = await engineOf(configs.even, { ...options, products: "integers", load: { threads: 2 } });
   assert.is(engine.device.numerics, "wasm int");
   assert.is(engine.core.invariance, "verified");
   assert.equal(await everything(two, methods), await everything(engine, methods));
@@ -262,14 +267,64 @@ test("products of integers: alone = co-served = by two threads, near exact ones;
   const { losses: wanted } = await train(exact, "alone");
   losses.forEach((x, i) => assert.ok(Math.abs(x - wanted[i]!) < 1e-5 * wanted[i]!, `${x}, ${wanted[i]}`));
 
-  await code("WEFT_OPTION", () => compile(writeModel(configs.even), { integers: true }), /int8 or q4.*f32/s);
+  await code(
+    "WEFT_OPTION",
+    () => compile(writeModel(configs.even), { products: "integers" }),
+    /int8 or q4.*f32/s,
+  );
+});
+
+test("products of f16, without matrix units: batched = alone in every family; refused on wasm", async () => {
+  const config = { ...configs.even, num_hidden_layers: 1 };
+  const { files } = await compile(writeModel(config), {
+    ...{ targets: ["webgpu"], quick: true, capacities: small, products: "matrix" },
+    ...{ train: long ? ["lora"] : [], format: { default: "q4", lm_head: "f16" } },
+  });
+  const reader = { where: "memory", read: async (name: string) => files.get(name)! };
+  const ids = idsOf("halves", 40, 128);
+  const said: string[] = [];
+  const trained = new Set<string>();
+  for (const fewRows of long ? [8, 0, null] : [null]) {
+    const core = await Core.open(
+      reader,
+      async (m, file) => (await openWebGpu(m, file, "software", { families: { fewRows } }))!,
+    );
+    assert.is(core.invariance, "verified");
+    assert.is(core.device.info.numerics, "webgpu matrix plain");
+    const rows = async (): Promise<string> =>
+      (await core.score(ids, { logits: true })).logits!.map(bits).join();
+    said.push(await rows());
+    if (long) {
+      // Alone, then beside a job and an answer.
+      const row = { input_ids: ids, labels: ids };
+      const train = async (name: string): Promise<string> => {
+        const how = { rows: [row, row], batchSize: 2, method: "lora", steps: 2, learningRate: 1e-2 };
+        const { losses } = await startJob(core, { ...how, name }, []).done;
+        return [losses, core.adapters.find(name).content.tensors.map(bits)].join();
+      };
+      const alone = await train("alone");
+      const beside = train("beside");
+      const answer = core.generate({ prompt: ids.slice(0, 9), maxTokens: 12 });
+      const first = answer.next();
+      assert.is(await rows(), said.at(-1), "beside a job and an answer");
+      await first;
+      for await (const _ of answer);
+      assert.is(await beside, alone);
+      trained.add(alone);
+    }
+    await core.dispose();
+  }
+  assert.is(new Set(said).size, 1, "tiles and few rows = tiles = plain");
+  assert.ok(trained.size < 2, "so are jobs");
+  const asked = () => compile(writeModel(config), { products: "matrix" });
+  await code("WEFT_OPTION", asked, /products: matrix.*webgpu alone.*wasm, webgpu.*--target webgpu/s);
 });
 
 if (long)
   test("products of integers on webgpu: batched = alone in every family, near those of the CPU", async () => {
     const format = { default: "q4", lm_head: "int8" } as const;
     const config = { ...configs.even, num_hidden_layers: 1 };
-    const how = { train: ["lora"], methods: ["lora"], format, integers: true } as const;
+    const how = { train: ["lora"], methods: ["lora"], format, products: "integers" } as const;
     const { files } = await compile(writeModel(config), {
       ...how,
       ...{ targets: ["wasm", "webgpu"], quick: true, capacities: small },
@@ -306,7 +361,7 @@ if (long)
       const manifest = await readManifest(reader);
       const open = (fewRows: number | null) =>
         openWebGpu(manifest, reader.read, "software", { families: { fewRows } });
-      await code("WEFT_DEVICE", () => open(8), /packed_4x8_integer_dot_product.*--integers/s);
+      await code("WEFT_DEVICE", () => open(8), /packed_4x8_integer_dot_product.*--products integers/s);
       await (await open(null))!.dispose();
     } finally {
       if (before) Object.defineProperty(globalThis, "navigator", before);

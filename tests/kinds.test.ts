@@ -68,9 +68,9 @@ test("kernels are as many, and their text as long, however many experts there ar
   const emitted = (target: "wasm" | "webgpu", count: number) => {
     const model = read({ ...mixed, num_experts: count });
     const capacities = defaultCapacities(model.context);
-    const settings = { capacities, kv: "f32", train, integers: false } as const;
+    const settings = { capacities, kv: "f32", train, products: "f32" } as const;
     const made = programs(model, train, 4);
-    const launches = launchesOf(model, made, { fuse: true, integers: false });
+    const launches = launchesOf(model, made, { fuse: true, products: "f32" });
     const layout = layoutOf(model, made, settings, targets[target]);
     const { kernels, sources } = emitTarget(targets[target], model, settings, made, launches, layout);
     const text = sources.map((s) => s.text).join("\n");

@@ -45,7 +45,7 @@ import {
   type Value,
   valueKey,
 } from "../ops/index.ts";
-import { halfToFloat } from "../runtime/dtypes.ts";
+import { floatToHalf, halfToFloat } from "../runtime/dtypes.ts";
 import { weightFormats } from "../runtime/formats.ts";
 import type { KvName } from "../runtime/kv.ts";
 import { formatValues } from "../runtime/values.ts";
@@ -252,14 +252,14 @@ test("products of integers on wasm are what they are defined as, in few rows and
         // Blocks of one size each, from too small to large; and one of zeros.
         for (let i = 0; i < xs.length; i++)
           xs[i] = Math.fround(xs[i]! * [1, 1e-20, 3e4, 1e-33, 0][Math.floor(i / 32) % 5]!);
-        const { outputs } = await runOn("wasm", [y], data, b, { integers: true });
+        const { outputs } = await runOn("wasm", [y], data, b, { products: "integers" });
         const exact = interpret([y], data, context(b))[0]!;
         assert.equal(outputs[0], ofIntegers("wasm", format, xs, ws, n, k), `${name}, ${count} rows`);
         const most = Math.max(...exact.map(Math.abs));
         exact.forEach((v, i) => assert.ok(Math.abs(outputs[0]![i]! - v) < 5e-5 * most, `${name} ${i}`));
         assert.not.equal(outputs, (await runOn("wasm", [y], data, b)).outputs, "a class of its own");
         xs[0] = count === 1 ? Number.NaN : Number.POSITIVE_INFINITY;
-        const lost = (await runOn("wasm", [y], data, b, { integers: true })).outputs[0]!;
+        const lost = (await runOn("wasm", [y], data, b, { products: "integers" })).outputs[0]!;
         assert.ok(
           lost.subarray(0, n).every((v) => !Number.isFinite(v)),
           "what is no number stays so",
@@ -297,7 +297,7 @@ test("products of integers on webgpu are what they are defined as, in every fami
     const want = ofIntegers("webgpu", format, xs, ws, n, k);
     const infinite = { ...data, [inputName(x)]: xs.map((v, i) => (i ? v : Number.POSITIVE_INFINITY)) };
     for (const variant of ["plain", "few", "many"] as const) {
-      const how = { variant, integers: true } as const;
+      const how = { variant, products: "integers" } as const;
       const { outputs } = await runOn("webgpu", [y], data, b, how);
       assert.equal(outputs[0], want, `${name} ${variant}`);
       exact.forEach((v, i) => assert.ok(Math.abs(outputs[0]![i]! - v) < 1e-4 * most, `${name} ${i}`));
@@ -308,6 +308,64 @@ test("products of integers on webgpu are what they are defined as, in every fami
         "what is no number stays so",
       );
       assert.equal(lost.subarray(n), outputs[0]!.subarray(n));
+    }
+  }
+});
+
+/** A product as matrix units take it: both sides rounded to f16, spans of 512 ascending, added in order. */
+function ofHalves(x: Float64Array, w: Float64Array, n: number, k: number): Float32Array {
+  const half = (v: number): number => halfToFloat(floatToHalf(v));
+  const [xs, ws] = [x.map(half), w.map(half)];
+  const rows = x.length / k;
+  const out = new Float32Array(rows * n);
+  for (let row = 0; row < rows; row++)
+    for (let col = 0; col < n; col++)
+      for (let from = 0; from < k; from += 512) {
+        let sum = 0;
+        // Products are exact in f32.
+        for (let i = from; i < Math.min(k, from + 512); i++)
+          sum = r(xs[row * k + i]! * ws[col * k + i]! + sum);
+        out[row * n + col] = r(out[row * n + col]! + sum);
+      }
+  return out;
+}
+test("products of f16 are what they are defined as, without matrix units, in every family, near f64", async () => {
+  // Spans, steps and tiles that are not whole; more spans than a few rows' workgroup has at once.
+  for (const [format, n, k, count] of [
+    ["f32", 70, 523, 37],
+    ...(long
+      ? ([
+          ["f16", 5, 2700, 17],
+          ["bf16", 130, 41, 64],
+          ["int8", 70, 1300, 1],
+          ["q4", 70, 2100, 70],
+          ["q4", 40, 256, 8],
+          ["f16", 64, 512, 16],
+        ] as const)
+      : []),
+  ] as const) {
+    const name = `halves ${format} ${k}`;
+    const x = graph.input(name, "x", rows(k));
+    const w = graph.input(`${name}:${format}`, "w", { kind: "weight", n, k, format });
+    const y = linear(x, w, "y");
+    const b = batch(name, count, 5, "step");
+    const data = inputData([y], b, name);
+    const [xs, ws] = [data[inputName(x)]!, data[inputName(w)]!];
+    const exact = interpret([y], data, context(b))[0]!;
+    const most = Math.max(...exact.map(Math.abs));
+    // What is no number stays so, in its row; what f16 has no room for is lost.
+    if (count > 1) [xs[0], xs[k]] = [Number.NaN, 1e6];
+    const lost = count > 1 ? 2 * n : 0;
+    const want = ofHalves(xs, ws, n, k).subarray(lost);
+    for (const variant of ["plain", "few", "many"] as const) {
+      const how = { variant, products: "matrix" } as const;
+      const out = (await runOn("webgpu", [y], data, b, how)).outputs[0]!;
+      assert.equal(out.subarray(lost), want, `${name} ${variant}`);
+      want.forEach((v, i) => assert.ok(Math.abs(v - exact[lost + i]!) < 2e-3 * most, `${name} ${i}`));
+      assert.ok(
+        out.subarray(0, lost).every((v) => !Number.isFinite(v)),
+        "what is no number stays so",
+      );
     }
   }
 });
@@ -335,9 +393,18 @@ test("two products whose results meet are one launch: the bits of two, in every 
       assert.equal(outputs, alone.outputs, `${name} ${variant}`);
       assert.is(launches, 2, "the first products of both adapters, then all the rest");
     }
-    for (const integers of [false, true]) {
-      const one = await runOn("wasm", roots, data, b, { integers });
-      const two = await runOn("wasm", roots, data, b, { integers, fuse: false });
+    if (format === "q4" || long) {
+      const of = { products: "matrix" } as const;
+      const apart = await runOn("webgpu", roots, data, b, { ...of, variant: "many", fuse: !long });
+      assert.not.equal(apart.outputs, alone.outputs, "a class of its own");
+      for (const variant of long ? (["plain", "few", "many"] as const) : (["few"] as const)) {
+        const { outputs } = await runOn("webgpu", roots, data, b, { ...of, variant });
+        assert.equal(outputs, apart.outputs, `${name} ${variant}, of f16`);
+      }
+    }
+    for (const products of ["f32", "integers"] as const) {
+      const one = await runOn("wasm", roots, data, b, { products });
+      const two = await runOn("wasm", roots, data, b, { products, fuse: false });
       assert.equal(one.outputs, two.outputs, `${name} on wasm`);
       assert.is(one.launches, 2);
     }
@@ -421,9 +488,9 @@ test("queries and keys turn, and are kept, where they are made: the bits of two 
       assert.equal(fused.outputs, alone.outputs, `${name} ${variant}`);
       assert.is(fused.launches, launches);
     }
-    for (const integers of format === "q4" ? [false, true] : [false]) {
-      const one = await runOn("wasm", roots, data, b, { integers });
-      const two = await runOn("wasm", roots, data, b, { integers, fuse: false });
+    for (const products of format === "q4" ? (["f32", "integers"] as const) : (["f32"] as const)) {
+      const one = await runOn("wasm", roots, data, b, { products });
+      const two = await runOn("wasm", roots, data, b, { products, fuse: false });
       assert.equal(one.outputs, two.outputs, `${name} on wasm`);
       assert.is(one.launches, launches);
     }

@@ -19,6 +19,7 @@ import {
 import type { Families } from "../runtime/device.ts";
 import { Engine as Core } from "../runtime/engine.ts";
 import type { Verdict } from "../runtime/invariance.ts";
+import type { Products } from "../runtime/products.ts";
 import { openReader } from "../runtime/reader.ts";
 import { startJob } from "../runtime/trainer.ts";
 import { findAdapter, openWebGpu, shardsFor } from "../runtime/webgpu.ts";
@@ -71,6 +72,7 @@ interface Case {
   readonly train: readonly ("lora" | "full")[];
   readonly format?: Readonly<Record<string, Format>>;
   readonly families: Families;
+  readonly products?: Products;
 }
 const plain: Families = { fewRows: null };
 const gpu: Families = { fewRows: 8 };
@@ -80,10 +82,15 @@ const tied = { ...configs.even, num_hidden_layers: 1, vocab_size: 853 };
 const untied = { ...configs.odd, num_hidden_layers: 1 };
 
 type Files = Awaited<ReturnType<typeof compile>>["files"];
-const compiled = async ({ config, train, format = { default: "f32" } }: Case): Promise<Files> => {
+const compiled = async ({
+  config,
+  train,
+  format = { default: "f32" },
+  products = "f32",
+}: Case): Promise<Files> => {
   const methods = train.filter((m) => m !== "full");
   const how = { targets: ["webgpu"], quick: true, limits: tiny, capacities: small } as const;
-  return (await compile(writeModel(config), { ...how, train: [...train], methods, format })).files;
+  return (await compile(writeModel(config), { ...how, train: [...train], methods, format, products })).files;
 };
 /** Nothing is checked at load: what serves and trains here is compared. */
 class Known extends Map<string, Verdict> {
@@ -156,6 +163,15 @@ const cases: [name: string, c: Case, blocks: number[]][] = [
     { config: untied, train: long ? ["full"] : [], families: gpu },
     [1],
   ],
+  ...(long
+    ? ([
+        [
+          "products of f16, in tiles and few rows",
+          { config: untied, train: ["lora"], families: gpu, products: "matrix" },
+          [1],
+        ],
+      ] as [string, Case, number[]][])
+    : []),
   ...[
     { embed_tokens: "q4", lm_head: "int8" } as const,
     { embed_tokens: "int8", lm_head: "q4" } as const,

@@ -11,6 +11,7 @@ import type { LaunchText } from "../compiler/emit/wgsl.ts";
 import { inTurn, merged, sorted } from "../compiler/kernels/text/alike.ts";
 import { fn } from "../compiler/kernels/text/wgsl.ts";
 import { LAUNCH_VECTORS } from "../runtime/bundle.ts";
+import { unitOf, withHead } from "../runtime/matrix.ts";
 import { configs, s2ftOdd, small } from "./support/engines.ts";
 import { suite } from "./support/suite.ts";
 import { writeModel } from "./support/tiny.ts";
@@ -303,4 +304,41 @@ test("products with one sum are one module: a launch brings each body's epilogue
   assert.match(cpu.modules[0]!.text, chosen);
   assert.match(cpu.modules[0]!.text, /override first_body: i32 = -1;/);
 });
+test("modules for matrix units come with what a device has: its largest unit of f16, or sums by lanes", () => {
+  type Shape = readonly [component: string, result: string, m: number, n: number, k: number];
+  const has = (least: number, most: number, asks: boolean, ...shapes: readonly Shape[]) => {
+    const named = ["shader-f16", "subgroups", "chromium-experimental-subgroup-matrix"];
+    const configs = shapes.map(([componentType, resultComponentType, M, N, K]) => ({
+      ...{ componentType, resultComponentType, M, N, K },
+    }));
+    const info = { subgroupMinSize: least, subgroupMaxSize: most, subgroupMatrixConfigs: configs };
+    return { features: new Set([...named, ...(asks ? ["subgroup-size-control"] : [])]), info };
+  };
+  const of = (m: number, n: number, k: number, lanes: number, asks = false) => ({ m, n, k, lanes, asks });
+  const [f16, f32] = ["f16", "f32"];
+  const nvidia = has(32, 32, true, [f16, f16, 16, 16, 16], [f16, f32, 16, 8, 16], [f16, f32, 16, 16, 16]);
+  assert.equal(unitOf(nvidia), of(16, 16, 16, 32));
+  const apple = has(32, 32, false, [f32, f32, 8, 8, 8], [f16, f16, 8, 8, 8], [f16, f32, 8, 8, 8]);
+  assert.equal(unitOf(apple), of(8, 8, 8, 32));
+  assert.equal(unitOf(has(8, 32, true, [f16, f32, 8, 16, 16])), of(8, 16, 16, 16, true));
+  const amd: Shape = [f16, f32, 16, 16, 16];
+  assert.equal(unitOf(has(32, 64, true, amd)), of(16, 16, 16, 32, true));
+  assert.is(unitOf(has(32, 64, false, amd)), null, "lanes of a subgroup are not known");
+  assert.is(unitOf(has(32, 32, true, ["i8", "i32", 16, 16, 16])), null);
+  assert.is(unitOf(has(32, 32, true, [f16, f32, 64, 64, 16])), null, "a tile is not made of those");
+  const bare = has(32, 32, true, amd);
+  bare.features.delete("shader-f16");
+  assert.is(unitOf(bare), null);
+
+  const kernel = "fn f() { tile_out[0] = 1.0f; }\n@compute @workgroup_size(128)\nfn main() {}\n";
+  const joined = withHead(kernel, "HEAD\n", of(8, 16, 16, 16, true));
+  assert.match(joined, /^enable subgroup_size_control;\nHEAD\nconst M = 8;\nconst N = 16;\nconst K = 16;\n/);
+  assert.match(
+    joined,
+    /const SUBGROUP = 16;\nfn f\(.*\n@compute @subgroup_size\(16\) @workgroup_size\(128\)/,
+  );
+  assert.is(withHead(kernel, "HEAD\n", null), `HEAD\n${kernel}`);
+  assert.is(withHead("fn main() {}", "HEAD\n", of(16, 16, 16, 32)), "fn main() {}", "it has no use for it");
+});
+
 test.run();

@@ -1,11 +1,11 @@
 /**
- * In a process of its own, whose stderr is RADV's: compile each text that comes in, with a mark before and
- * after. Texts, the shim and Dawn are named by `radv.ts`.
+ * In a process of its own, whose stderr is RADV's: say what the chip is, and compile each text that comes in,
+ * with a mark before and after. Texts, features, the shim and Dawn are named by `radv.ts`.
  */
 import { readFileSync, writeSync } from "node:fs";
 import { constants } from "node:os";
 
-const texts = JSON.parse(readFileSync(0, "utf8"));
+const { texts, features } = JSON.parse(readFileSync(0, "utf8"));
 const say = (x) => writeSync(2, `\n@@@weft ${JSON.stringify(x)}\n`);
 try {
   const flags = constants.dlopen.RTLD_NOW | constants.dlopen.RTLD_GLOBAL | 0x1000;
@@ -17,13 +17,19 @@ try {
 const { create, globals } = await import("webgpu");
 Object.assign(globalThis, globals);
 // Held for as long as the process lives: Dawn ends with it.
-globalThis.dawn = create(["backend=vulkan"]);
+globalThis.dawn = create(["backend=vulkan", "enable-dawn-features=allow_unsafe_apis"]);
 const adapter = await globalThis.dawn.requestAdapter();
 if (!adapter) {
   say({ none: true });
   process.exit(1);
 }
-const device = await adapter.requestDevice();
+const { subgroupMinSize, subgroupMaxSize, subgroupMatrixConfigs } = adapter.info;
+const configs = [...(subgroupMatrixConfigs ?? [])].map(({ componentType, resultComponentType, M, N, K }) => ({
+  ...{ componentType, resultComponentType, M, N, K },
+}));
+const info = { subgroupMinSize, subgroupMaxSize, subgroupMatrixConfigs: configs };
+say({ features: [...adapter.features], info });
+const device = await adapter.requestDevice({ requiredFeatures: features });
 for (const [i, text] of texts.entries()) {
   // The comment at the end makes each text one of its own: nothing comes from Dawn's cache.
   const code = `${text}\n// ${i}`;

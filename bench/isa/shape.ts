@@ -104,7 +104,7 @@ export async function kernelsOf(model: Config | string, options: CompileOptions)
   try {
     const source = await openModel(folder);
     const built = models[String(source.config.model_type)]!.read(source.config);
-    const settings = settingsOf(built, source.weights, options);
+    const settings = settingsOf(built, source.weights, { ...options, targets: ["webgpu"] });
     const programs = buildPrograms(built, settings.capacities, settings);
     const launches = launchesOf(built, programs, settings);
     const layout = layoutOf(built, programs, settings, targets.webgpu);

@@ -15,6 +15,7 @@ import type { Launch } from "../kernels/body.ts";
 import { type AnyBody, type Bare, kernelOf, onlySaves, writesWeights } from "../kernels/index.ts";
 import type { RowNorms } from "../kernels/row_norms.ts";
 import { inQuads } from "../kernels/text/quads.ts";
+import { heads } from "../kernels/text/wgsl_matrix.ts";
 import { type BranchSpec, type SiteSpec, tensorName } from "../layers.ts";
 import { addresser, type Layout, placeValues } from "../layout.ts";
 import { type BlockKind, blockLayouts } from "../metadata.ts";
@@ -119,7 +120,7 @@ function together(
 export function emitTarget(
   target: Target,
   model: Model,
-  { capacities: c, train, integers }: Pick<Settings, "capacities" | "train" | "integers">,
+  { capacities: c, train, products }: Pick<Settings, "capacities" | "train" | "products">,
   programs: Programs,
   launches: ReadonlyMap<GraphProgram, readonly Launch[]>,
   layout: Layout,
@@ -151,7 +152,7 @@ export function emitTarget(
     param: (name) => params.get(name) ?? mixtures.get(name)!,
     norms: layout.homes.norms,
     partials: layout.partials,
-    integers,
+    products,
   });
   const add = (
     { kinds, ...program }: Omit<ProgramEntry, "launches"> & Pick<LaunchEntry, "kinds">,
@@ -195,7 +196,7 @@ export function emitTarget(
         name: unique,
         weights: writesWeights(bodies) ? "written" : "read",
         shards: shardsOf(bodies, env),
-        lanes: lanesOf(bodies, variant),
+        lanes: lanesOf(bodies, variant, env),
       });
       // The mask bits without which a body has nothing to do; a launch is skipped when none of its bodies
       // has.
@@ -325,6 +326,8 @@ export function emitTarget(
   return {
     plan,
     kernels: sources.map((s) => s.name),
-    sources: modules ? [...modules.modules, ...quads.values()] : functions,
+    sources: modules
+      ? [...modules.modules, ...quads.values(), ...(products === "matrix" ? heads : [])]
+      : functions,
   };
 }

@@ -53,8 +53,8 @@ export const launchedOf = <B extends AnyBody>(
 ): readonly (readonly B[])[] =>
   variant === "plain" && kernelOf(bodies[0]!).splits ? bodies.map((b) => [b]) : [bodies];
 /** Lanes of a workgroup. */
-export const lanesOf = (bodies: readonly AnyBody[], variant: Variant): number =>
-  kernelOf(bodies[0]!).lanes?.(bodies, variant) ?? WG;
+export const lanesOf = (bodies: readonly AnyBody[], variant: Variant, env: KernelEnv): number =>
+  kernelOf(bodies[0]!).lanes?.(bodies, variant, env) ?? WG;
 
 /** A launch before it is a module: its functions, those that workgroups enter by z, and what they need. */
 export interface LaunchText {
@@ -79,7 +79,7 @@ export function launchText(
   variant: Variant = "any",
 ): LaunchText {
   const kernel = kernelOf(bodies[0]!);
-  const lanes = lanesOf(bodies, variant);
+  const lanes = lanesOf(bodies, variant, env);
   const functions = bodies.map((b, i) => kernelOf(b).wgsl(`body_${i}`, b, env, variant, lanes)).join("\n");
   return {
     name,

@@ -17,7 +17,7 @@ import {
   valueKey,
   walkExpr,
 } from "../../ops/index.ts";
-import { formatOf } from "../../runtime/bundle.ts";
+import { formatOf, type Products } from "../../runtime/bundle.ts";
 import type { Body, Made, Operand, Stat } from "../kernels/body.ts";
 import { graphKernels, onlySaves } from "../kernels/index.ts";
 import type { Group } from "./groups.ts";
@@ -67,18 +67,23 @@ function entriesOf(b: Body, v: Value): number[] | null {
     });
   return others ? null : out;
 }
+/** Does a product of this kind with a matrix of such a format round what it multiplies? */
+const rounds: Readonly<Record<Products, (format: string) => boolean>> = {
+  f32: () => false,
+  integers: (format) => formatOf(format).wgsl.integers !== null,
+  matrix: () => true,
+};
 const isOf = (o: Operand, v: Value): boolean => sameValue(o.undropped ?? o.value, v) && o.index === null;
 
 /**
  * `saves`: the mask bit without which no field is written, if there is one. What is among `roots` has all of
- * its rows. `integers`: are matrices multiplied as integers where they can be? Their rows are rounded, and
- * read.
+ * its rows. `products`: what those with matrices are made of; rows that are rounded for them are read.
  */
 export function madeAnew(
   bodies: Bodies,
   roots: readonly Value[],
   saves: number | null,
-  integers: boolean,
+  products: Products,
 ): Bodies {
   const kept = new Set(roots.map(valueKey));
   const out = new Map(bodies);
@@ -93,7 +98,7 @@ export function madeAnew(
         ([x, { value }]) =>
           isOf(x, v) &&
           (x.undropped === null || makes === "undropped") &&
-          !(integers && value.type.kind === "weight" && formatOf(value.type.format).wgsl.integers),
+          !(value.type.kind === "weight" && rounds[products](value.type.format)),
       ) &&
       entriesOf(b, v) !== null
     );

@@ -15,8 +15,18 @@ import {
   tileIntegers,
   tileIntegersShared,
 } from "./text/wgsl_integers.ts";
+import {
+  asNumbers,
+  fewColumns,
+  fewMatrix,
+  fewQuad,
+  MATRIX_LANES,
+  MATRIX_ROWS,
+  TILE_QUAD,
+  tileMatrix,
+} from "./text/wgsl_matrix.ts";
 import { panelsOf } from "./text/wgsl_panels.ts";
-import { ascending, PLAIN_ROWS, type Place, plain } from "./text/wgsl_plain.ts";
+import { ascending, ascendingHalves, PLAIN_ROWS, type Place, plain } from "./text/wgsl_plain.ts";
 import { columnsOfShard, indices, quadAt, wholeOf } from "./text/wgsl_products.ts";
 
 const matrixOf = (b: Body) => b.operands[1]!.value.type as Type & { kind: "weight" };
@@ -39,6 +49,16 @@ const partsOf = (b: Body, env: KernelEnv, quad: string, which: string) => {
   return { x: b.operands[0]!, terms: k, panels, integers, span, at: quadAt(b, quad, pair) };
 };
 
+/** A product of a few rows, or of many, by matrix units. */
+function ofUnits(name: string, b: Body, env: KernelEnv, few: boolean): string {
+  if (few) {
+    const { span, ...parts } = partsOf(b, env, ...fewQuad(b));
+    return fewMatrix(name, b, env, parts, span);
+  }
+  const quad = sumsOf(b) > 1 ? `n0 / 4 + (${TILE_QUAD} & 7)` : `n0 / 4 + ${TILE_QUAD}`;
+  const { span, ...parts } = partsOf(b, env, quad, `(${TILE_QUAD} >> 3u)`);
+  return gemm(name, b, env, tileMatrix(parts, env), span, asNumbers);
+}
 export const linear: GraphKernel = {
   epilogue: "elements",
   joins: true,
@@ -46,16 +66,26 @@ export const linear: GraphKernel = {
   makes: true,
   // A backward has many rows; a step may have a few, or what whole tiles leave is a few.
   variants: ({ domain }) => (domain === "W" ? ["plain", "many"] : ["plain", "few", "many"]),
-  lanes: (bodies, variant) => (variant === "few" ? lanesOf(bodies) : variant === "many" ? GEMM_LANES : WG),
-  grid: (bodies, _env, variant) => {
+  lanes: (bodies, variant, env) => {
+    if (variant === "few") return env.products === "matrix" ? MATRIX_LANES : lanesOf(bodies);
+    return variant === "many" ? GEMM_LANES : WG;
+  },
+  grid: (bodies, env, variant) => {
     if (variant === "many")
       return [most(bodies, (b) => widthOf(b) / gemmColumns(b), 1), tileRows(bodies, ROW_TILE)];
     if (variant !== "few") return [most(bodies, (b) => widthOf(b) / 4), plainRows(bodies, PLAIN_ROWS)];
+    if (env.products === "matrix")
+      return [
+        most(bodies, (b) => widthOf(b) / fewColumns(b, matrixOf(b).k), 1),
+        restRows(bodies, MATRIX_ROWS),
+      ];
     const columns = (b: Body): number => gemvColumns(b, matrixOf(b).k, lanesOf(bodies));
     return [most(bodies, (b) => widthOf(b) / columns(b), 1), restRows(bodies, GEMV_ROWS)];
   },
   over: "x",
   shared: (variant, lanes, bodies, env) => {
+    // What units share is of a module's head.
+    if (env.products === "matrix") return [];
     const integral = bodies.map((b) => integersOf(matrixOf(b).format, env) !== null);
     if (variant === "few") {
       const made = bodies.some((b) => b.operands.some((o) => o.made));
@@ -73,6 +103,7 @@ export const linear: GraphKernel = {
     ];
   },
   wgsl: (name, b, env, variant, lanes) => {
+    if (env.products === "matrix" && variant !== "plain") return ofUnits(name, b, env, variant === "few");
     if (variant === "few") {
       const { span, ...parts } = partsOf(b, env, "panel * 4 + quad", `(lane >> ${Math.log2(lanes / 2)}u)`);
       return gemv(name, b, env, lanes, parts, span);
@@ -92,7 +123,11 @@ export const linear: GraphKernel = {
     }
     const sums = indices(sumsOf(b)).map((s) => {
       const { x, terms, panels, integers, at } = partsOf(b, env, "col >> 2u", String(s));
-      const sum = integers ? plainIntegers(integers) : ascending;
+      const sum = integers
+        ? plainIntegers(integers)
+        : env.products === "matrix"
+          ? ascendingHalves
+          : ascending;
       return (rows: (x: Operand, env: KernelEnv) => readonly Place[]) => [
         ...at.before,
         ...sum(rows(x, env), panels, { ...at, k: terms }),

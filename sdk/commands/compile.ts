@@ -31,7 +31,10 @@ export const compileFlags = {
   quick: toggle("compile in a quarter of the time, for trials: slower kernels, the same bits"),
   "no-fuse": toggle("every operation a kernel of its own; the same bits"),
   relaxed: toggle("add kernels with fused multiply-adds, a class of numerics of their own"),
-  integers: toggle("products with int8 and q4 in integers, a class of numerics of their own"),
+  products: text(
+    "P",
+    "what products are made of: f32, integers (of int8 and q4) or matrix (units); default f32",
+  ),
   correct: text("HOW", "with --calibrate: eora or lrec, an adapter that gives back what rounding took"),
   calibrate: text("FILE", "rows: for --correct, or to choose the channels of S2FT's class `permuted` now"),
   selector: text("S", "with --calibrate: random, activation-small, …; default activation-small"),
@@ -67,7 +70,7 @@ export async function compileTo(model: string, out: string, f: Flags, json: bool
       quick: f.quick ? true : undefined,
       fuse: f["no-fuse"] ? false : undefined,
       relaxed: f.relaxed ? true : undefined,
-      integers: f.integers ? true : undefined,
+      products: f.products as never,
       calibrate: f.calibrate
         ? {
             data: string(f, "calibrate"),

@@ -7,6 +7,7 @@ import { emitLaunchAs, prelude } from "../../compiler/emit/assemblyscript.ts";
 import { emitLaunchWgsl, gridOf, launchedOf, variantsOf } from "../../compiler/emit/wgsl.ts";
 import { fuse } from "../../compiler/fuse.ts";
 import type { KernelEnv, ParamAddress, Variant } from "../../compiler/kernel.ts";
+import { heads } from "../../compiler/kernels/text/wgsl_matrix.ts";
 import { type Layout, placeValues } from "../../compiler/layout.ts";
 import { blockLayouts } from "../../compiler/metadata.ts";
 import { align, type Capacities, type Target, targets } from "../../compiler/target.ts";
@@ -36,6 +37,7 @@ import {
 import type { Device } from "../../runtime/device.ts";
 import { floatToHalf, halfToFloat } from "../../runtime/dtypes.ts";
 import { type Format, pack, packedWords } from "../../runtime/formats.ts";
+import type { Products } from "../../runtime/products.ts";
 import { restore, store, unpack } from "../../runtime/values.ts";
 import { openWasm } from "../../runtime/wasm.ts";
 import { openWebGpu } from "../../runtime/webgpu.ts";
@@ -233,12 +235,12 @@ export async function runOn(
     fuse?: boolean;
     threads?: number;
     variant?: Variant;
-    integers?: boolean;
+    products?: Products;
     mutate?: (source: string) => string;
   } = {},
 ): Promise<{ outputs: Float32Array[]; launches: number }> {
   const t: Target = targets[target];
-  const launches = fuse(roots, { fuse: options.fuse ?? true });
+  const launches = fuse(roots, { fuse: options.fuse ?? true, products: options.products ?? "f32" });
   const blocks = blockLayouts(capacities, []);
   const kind = b.header.n_keys ? "unit" : "step";
   const inputNodes = toposort(roots)
@@ -369,7 +371,7 @@ export async function runOn(
     groups: 2,
     norms: 1024,
     partials: 0,
-    integers: options.integers ?? false,
+    products: options.products ?? "f32",
     param: (n) => params.get(n)!,
     address: (v) => {
       const p = places.get(valueKey(v));
@@ -452,7 +454,7 @@ export async function runOn(
   const manifest = {
     model: { layers: 1, format: "f32" },
     kv: "f32",
-    integers: options.integers ?? false,
+    products: options.products ?? "f32",
     train: [],
     saved: {},
     branches: [],
@@ -472,7 +474,11 @@ export async function runOn(
   } else {
     const d = await openWebGpu(
       manifest,
-      async (name) => new TextEncoder().encode(sources[Number.parseInt(name.slice(1), 10)]!),
+      async (name) => {
+        const head = heads.find((h) => name === `kernels/${h.name}.wgsl`);
+        const text = head ? head.text : sources[Number.parseInt(name.slice(1), 10)]!;
+        return new TextEncoder().encode(text);
+      },
       "software",
     );
     if (!d) throw new Error("no software WebGPU adapter: install the dev dependencies");

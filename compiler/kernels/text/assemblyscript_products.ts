@@ -44,7 +44,8 @@ function roundedRows(tiles: Tiles, b: Body, env: KernelEnv) {
     .map((o) => o.value.type)
     .filter(isMatrix)
     .map((type, s) => {
-      if (tiles === "turned" || !env.integers || !isIntegral(type.format)) return { type, at: null };
+      if (tiles === "turned" || env.products !== "integers" || !isIntegral(type.format))
+        return { type, at: null };
       // Two products side by side are of the same rows.
       if (b.beside && s) return { type, at: end - roundedBytes(BLOCK_ROWS, type.k) };
       const at = end;

@@ -151,6 +151,10 @@ fn order_of(v: u32) -> u32 {
 fn leading(v: vec4<f32>, n: i32) -> vec4<f32> {
   return select(vec4<f32>(), v, vec4<i32>(0, 1, 2, 3) < vec4<i32>(n));
 }`,
+  to_half: `
+fn to_half(v: vec4<f32>) -> vec4<f32> {
+  return vec4<f32>(unpack2x16float(pack2x16float(v.xy)), unpack2x16float(pack2x16float(v.zw)));
+}`,
   step_of: `
 // By what a block of numbers is multiplied, so that 14 bits and a sign hold them; of their largest magnitude,
 // as bits. A power of two; of numbers that are all as good as zero, and of what is no number, 0.

@@ -26,7 +26,7 @@ type Integers = NonNullable<ReturnType<typeof formatOf>["wgsl"]["integers"]>;
 
 /** How a format's matrices are multiplied as integers, in a bundle that does so; else null. */
 export const integersOf = (format: string, env: KernelEnv): Integers | null =>
-  env.integers ? formatOf(format).wgsl.integers : null;
+  env.products === "integers" ? formatOf(format).wgsl.integers : null;
 
 /** Numbers of a row at `at`, of which so many are its own: those behind are 0. */
 const vector = (at: readonly string[], left: string | null): string => {

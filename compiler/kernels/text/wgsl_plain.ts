@@ -15,6 +15,7 @@ import {
   epilogue,
   indices,
   isLast,
+  SPAN,
   type Span,
   sumSoFar,
   type Terms,
@@ -43,6 +44,13 @@ export const ownColumns = (count: string | number): Lines => lines`
 const rowsOf = (o: Operand, env: KernelEnv, n: number): Place[] =>
   rowNames(n).map((row) => rowAt(o, env, row));
 const rowNames = (n: number): string[] => indices(n).map((i) => (n === 1 ? "r" : `min(r0 + ${i}, n - 1)`));
+/** How what is multiplied is rounded, and how many terms are a chunk. */
+interface Rounding {
+  readonly of: (values: string) => string;
+  readonly chunk: number;
+}
+const exact: Rounding = { of: (values) => values, chunk: CHUNK };
+const halves: Rounding = { of: (values) => `to_half(${values})`, chunk: SPAN };
 /**
  * Adds products of so many terms to the sums t0 …, one for each row in `at`. `values` are statements that
  * declare, as `name` and a number, four columns at each of `count` terms from k on, at most `step`.
@@ -53,6 +61,7 @@ function sumsOf(
   step: number,
   name: string,
   values: (count: number) => Lines,
+  { of, chunk: length }: Rounding = exact,
 ): Lines {
   const rows = indices(at.length);
   const sums = (count: number): Lines => lines`
@@ -61,12 +70,12 @@ function sumsOf(
       indices(Math.ceil(count / 4)).flatMap((q) => {
         const n = Math.min(4, count - q * 4);
         return [
-          `let y${i}_${q} = four_${space}(x${i} + k + ${4 * q}, 1, ${n - 1});`,
+          `let y${i}_${q} = ${of(`four_${space}(x${i} + k + ${4 * q}, 1, ${n - 1})`)};`,
           ...indices(n).map((j) => `a${i} = fma(vec4<f32>(y${i}_${q}[${j}]), ${name}${4 * q + j}, a${i});`),
         ];
       }),
     )}`;
-  const [perChunk, turns, tail] = [CHUNK / step, Math.floor(terms / step), terms % step];
+  const [perChunk, turns, tail] = [length / step, Math.floor(terms / step), terms % step];
   const last = sharded ? `c == chunks - 1 && ${isLast(terms)}` : "c == chunks - 1";
   // One copy of the loop's body, for whole chunks and for the last: what a driver compiles it pays for.
   // Bounds are variables, so that matrices of other sizes may share the text.
@@ -74,7 +83,7 @@ function sumsOf(
     ${rows.map((i) => `var a${i} = vec4<f32>();`)}
     let until = min(turns - c * ${perChunk}, ${perChunk});
     for (var i = 0; i < until; i++) {
-      let k = c * ${CHUNK} + i * ${step};
+      let k = c * ${length} + i * ${step};
       ${sums(step)}
     }
     ${
@@ -90,7 +99,7 @@ function sumsOf(
   return lines`
     ${at.map((row, i) => `let x${i} = ${row.at}${sharded ? ` + ${shard.first}` : ""};`)}
     let turns = ${sharded ? `${shard.rows} / ${step}` : turns};
-    let chunks = ${sharded ? `(${shard.rows} + ${CHUNK - 1}) / ${CHUNK}` : Math.ceil(terms / CHUNK)};
+    let chunks = ${sharded ? `(${shard.rows} + ${length - 1}) / ${length}` : Math.ceil(terms / length)};
     for (var c = 0; c < chunks; c++) {
       ${chunk}
     }`;
@@ -99,25 +108,33 @@ function sumsOf(
  * t0 … += x·Wᵀ of a matrix [n, k] at a quad of a panel, `at` the rows of x; at least four terms in a turn of
  * the loop, which costs a CPU as much as some of them.
  */
-export const ascending = (
-  at: readonly Place[],
-  panels: Panels,
-  { k, panel = "col >> 4u", quad = "((col >> 2u) & 3)" }: { k: number; panel?: string; quad?: string },
-): Lines => {
-  const place = [panel, "k", quad] as const;
-  const terms: Terms = { all: k, sharded: false };
-  if (panels.run < 4) return sumsOf(at, terms, 4, "v", (count) => panels.some(count, ...place));
-  return sumsOf(
-    at,
-    terms,
-    panels.run,
-    "v",
-    (count) => lines`
-      let w = weights[${panels.at(...place)}];
-      ${panels.scales(...place)}
-      ${indices(count).map((j) => `let v${j} = ${panels.value("w", j)};`)}`,
-  );
-};
+const inOrder =
+  (rounding: Rounding) =>
+  (
+    at: readonly Place[],
+    panels: Panels,
+    { k, panel = "col >> 4u", quad = "((col >> 2u) & 3)" }: { k: number; panel?: string; quad?: string },
+  ): Lines => {
+    const place = [panel, "k", quad] as const;
+    const { of } = rounding;
+    const step = Math.max(4, panels.run);
+    const values = (count: number): Lines =>
+      panels.run < 4
+        ? panels.some(count, ...place)
+        : lines`
+          let w = weights[${panels.at(...place)}];
+          ${panels.scales(...place)}
+          ${indices(count).map((j) => `let v${j} = ${panels.value("w", j)};`)}`;
+    const rounded = (count: number): Lines => indices(count).map((j) => `let u${j} = ${of(`v${j}`)};`);
+    const [name, all] =
+      rounding === exact
+        ? ["v", values]
+        : ["u", (count: number): Lines => [...values(count), ...rounded(count)]];
+    return sumsOf(at, { all: k, sharded: false }, step, name, all, rounding);
+  };
+export const ascending = inOrder(exact);
+/** The same of what is rounded to f16, in spans. */
+export const ascendingHalves = inOrder(halves);
 const four = indices(4);
 /** Of v0 … v3, four rows of W at each of four columns, row j at all of them. */
 export const turned = (j: number): string => `vec4<f32>(${four.map((i) => `v${i}.${"xyzw"[j]}`).join(", ")})`;

@@ -13,6 +13,8 @@ import { fn, shard } from "./wgsl.ts";
 
 /** Terms of a chunk. */
 export const CHUNK = 128;
+/** Terms that a matrix unit sums; or, without, a chunk of what is rounded as for one. */
+export const SPAN = 512;
 export const indices = (n: number): number[] => Array.from({ length: n }, (_, i) => i);
 
 /** A list of what is there of both sums of a body, or of its one. */
