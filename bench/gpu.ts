@@ -4,12 +4,16 @@
  * arithmetic says beside what is measured. A JSON file a part, as each is done.
  *
  *   npm run -s bench -- gpu [--device webgpu|software] [--out DIR] [--models 135m,1b] [--formats bf16,q4]
+ *     [--products f32,matrix]
+ *
+ * Without `--products`: of f32, and where there are matrix units, the last model in the first format of those.
  */
 import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import type { StepTrace } from "../runtime/loops.ts";
+import type { Products } from "../runtime/products.ts";
 import { compile, type DeviceChoice, type Engine, load } from "../sdk/index.ts";
 import { launched } from "./gpu/kernels.ts";
 import { laws } from "./gpu/laws.ts";
@@ -72,6 +76,7 @@ export async function main(args: string[]): Promise<void> {
       out: { type: "string", default: join(tmpdir(), "weft-bench-gpu") },
       models: { type: "string" },
       formats: { type: "string", default: "bf16,q4" },
+      products: { type: "string" },
     },
   });
   const device = values.device as DeviceChoice;
@@ -84,8 +89,9 @@ export async function main(args: string[]): Promise<void> {
     console.log(`${part}: at ${((performance.now() - t0) / 1000).toFixed(0)} s\n`);
   };
 
-  // In Node Dawn's clock goes in steps of 66 µs unless told otherwise.
-  process.env.WEFT_DAWN ??= "disable-dawn-features=timestamp_quantization";
+  // In Node Dawn's clock goes in steps of 66 µs unless told otherwise, and matrix units are asked for so.
+  process.env.WEFT_DAWN ??=
+    "enable-dawn-features=allow_unsafe_apis disable-dawn-features=timestamp_quantization";
   const found = await measure(software ? "software" : "hardware");
   if (!found)
     throw new Error("no such adapter: install the peer dependency webgpu, or try --device software");
@@ -93,21 +99,30 @@ export async function main(args: string[]): Promise<void> {
   const clock = adapter.features.includes("timestamp-query");
   console.log(
     `${adapter.name}: copies ${rates.copy.toPrecision(3)} GB/s, fma ${rates.fma.toPrecision(3)} ` +
-      `TFLOP/s, a launch ${rates.launch.toFixed(1)} µs`,
+      `TFLOP/s, ${rates.units === null ? "no matrix units" : `matrix units ${rates.units.toPrecision(3)}`}, ` +
+      `a launch ${rates.launch.toFixed(1)} µs`,
   );
   keep("adapter", found);
 
-  const verdicts = await laws(device, values.out);
+  const verdicts = await laws(device, values.out, rates.units !== null);
   table([["law", "holds", ""], ...verdicts.map((v) => [v.law, v.ok ? "yes" : "NO", v.found])]);
   keep("laws", verdicts);
 
   const summary: Record<string, { readonly ms: Readonly<Record<string, number>> }> = {};
-  for (const name of (values.models ?? (software ? "tiny" : "135m,1b")).split(","))
-    for (const format of values.formats.split(",")) {
-      const part = `${name}-${format}`;
-      summary[part] = await model(modelsOf[name] ?? name, format, device, size, rates, clock, values.out);
-      keep(part, summary[part]);
-    }
+  const names = (values.models ?? (software ? "tiny" : "135m,1b")).split(",");
+  const formats = values.formats.split(",");
+  const asked = (values.products ?? "f32").split(",") as Products[];
+  const parts = names.flatMap((name) =>
+    formats.flatMap((format) => asked.map((products) => [name, format, products] as const)),
+  );
+  const too = values.products === undefined && rates.units !== null;
+  const units = too ? ([[names.at(-1)!, formats[0]!, "matrix"]] as const) : [];
+  for (const [name, format, products] of [...parts, ...units]) {
+    const part = products === "f32" ? `${name}-${format}` : `${name}-${format}-${products}`;
+    const shape = modelsOf[name] ?? name;
+    summary[part] = await model(shape, format, products, device, size, rates, clock, values.out);
+    keep(part, summary[part]);
+  }
   console.log(
     JSON.stringify({
       bench: "gpu",
@@ -123,6 +138,7 @@ export async function main(args: string[]): Promise<void> {
 async function model(
   shape: string,
   format: string,
+  products: Products,
   device: DeviceChoice,
   size: Sizes,
   rates: Rates,
@@ -136,6 +152,7 @@ async function model(
       targets: ["webgpu"],
       train: ["lora", "s2ft"],
       format: format as "bf16" | "q4",
+      products,
       capacities: {
         ...{ context: Math.max(...size.prompts) + 256, tokens: Math.max(...size.prompts, size.rows) },
         ...{ savedRows: size.rows, keptRows: size.rows, unitRows: size.rows, headRows: 64 },
@@ -146,7 +163,7 @@ async function model(
   rmSync(folder, { recursive: true });
   const [loaded, engine] = await timed(() => load(bundle, { device }));
   console.log(
-    `${shape}, ${format}: compiled in ${(compiled / 1000).toFixed(1)} s, loaded in ` +
+    `${shape}, ${format}, ${engine.device.numerics}: compiled in ${(compiled / 1000).toFixed(1)} s, loaded in ` +
       `${(loaded / 1000).toFixed(1)} s, invariance ${engine.core.invariance}`,
   );
   const { vocab } = manifest.model;
@@ -246,12 +263,22 @@ async function model(
       const sum = all.reduce((s, k) => s + k.us * k.times, 0);
       const share = (x: number | null): string => (x === null ? "" : x.toFixed(2));
       table([
-        [`${what}: ${(sum / 1000).toFixed(2)} ms of kernels`, "µs", "times", "of step", "of copy", "of fma"],
+        [
+          `${what}: ${(sum / 1000).toFixed(2)} ms of kernels`,
+          "µs",
+          "times",
+          "of step",
+          "of copy",
+          "of fma",
+          "TFLOP/s",
+        ],
         ...all
           .slice(0, 12)
           .map((k) => [
             ...[k.kernel.slice(0, 60), k.us.toFixed(1), k.times.toFixed(0)],
-            ...[((k.us * k.times) / sum).toFixed(2), share(k.memory), share(k.arithmetic)],
+            ...[((k.us * k.times) / sum).toFixed(2), share(k.memory)],
+            share(k.arithmetic) + (k.units ? " of units" : ""),
+            k.reached?.toPrecision(3) ?? "",
           ]),
       ]);
     }

@@ -9,13 +9,16 @@ export interface Launched {
   readonly us: number;
   /** Launches each time. */
   readonly times: number;
-  /** Of matrices that it reads: GB/s, as a share of a copy; TFLOP/s, as a share of fma. */
+  /** Of matrices that it reads: GB/s, as a share of a copy; TFLOP/s, as a share of fma, or of what units give. */
   readonly memory: number | null;
   readonly arithmetic: number | null;
+  /** Is that share one of what matrix units give? And what it reaches, TFLOP/s. */
+  readonly units: boolean;
+  readonly reached: number | null;
 }
 /** What `steps` took that played the same `plays` times, over so many rows each time. */
 export function launched(
-  { model, targets }: Manifest,
+  { model, products, targets }: Manifest,
   steps: readonly StepTrace[],
   plays: number,
   rows: number,
@@ -44,13 +47,18 @@ export function launched(
     // A launch reads its matrices once; each row meets every layer's once, however many launches that takes.
     // Of a prompt the head has the last row alone.
     const met = /^head_(?!train)/.test(kernel) ? 1 : rows;
+    // Gradients pass through matrices in f32.
+    const units = products === "matrix" && rates.units !== null && !/(^|_)d_/.test(words);
     const layers = read.some((p) => outerParams.includes(p)) ? 1 : model.layers;
+    const reached = numbers ? (2 * met * numbers * layers * plays) / us / 1e6 : null;
     return {
       kernel,
       us: us / launches,
       times: launches / plays,
       memory: bytes ? (bytes * launches) / us / 1000 / rates.copy : null,
-      arithmetic: numbers ? (2 * met * numbers * layers * plays) / us / 1e6 / rates.fma : null,
+      arithmetic: reached && reached / (units ? rates.units! : rates.fma),
+      units,
+      reached,
     };
   });
   return out.sort((a, b) => b.us * b.times - a.us * a.times);

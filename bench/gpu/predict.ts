@@ -7,19 +7,21 @@ import { BLOCK, isForMany, isForOne, kvBlockWords, storedBytes } from "../../run
 import type { Rates } from "./rates.ts";
 
 /**
- * Round figures of devices: memory and f32 fma of the H100 SXM by NVIDIA's data sheet, of the others what
- * their classes have; launches as measured elsewhere, or guessed.
+ * Round figures of devices: memory, f32 fma and matrix units of the H100 SXM by NVIDIA's data sheet, of the
+ * others what their classes have; launches as measured elsewhere, or guessed.
  */
 export const devices: Readonly<Record<string, Rates>> = {
-  "H100 SXM": { copy: 3350, fma: 67, launch: 2 },
-  "desktop, 448 GB/s": { copy: 448, fma: 22, launch: 3 },
-  "laptop, M4 class": { copy: 120, fma: 4, launch: 5 },
-  phone: { copy: 60, fma: 2, launch: 10 },
+  "H100 SXM": { copy: 3350, fma: 67, units: 990, launch: 2 },
+  "desktop, 448 GB/s": { copy: 448, fma: 22, units: 44, launch: 3 },
+  "laptop, M4 class": { copy: 120, fma: 4, units: null, launch: 5 },
+  phone: { copy: 60, fma: 2, units: null, launch: 10 },
 };
 
 export interface Work {
   readonly bytes: number;
+  /** Multiply-adds, twice each: of f32, and those that matrix units make where there are any. */
   readonly flops: number;
+  readonly halves: number;
   readonly launches: number;
 }
 const bytesOf = (p: ParamEntry): number =>
@@ -53,15 +55,21 @@ export class Model {
     return {
       bytes: ((4 * kvBlockWords(this.m.model, this.m.kv)) / BLOCK) * position * layers,
       flops: 4 * heads * headDim * position * layers,
+      halves: 0,
       launches: 0,
     };
+  }
+  /** A forward's products are of what the bundle has them made of; all else is of f32. */
+  private products(forward: number, others: number): Pick<Work, "flops" | "halves"> {
+    const units = this.m.products === "matrix";
+    return { flops: others + (units ? 0 : forward), halves: units ? forward : 0 };
   }
   /** A token of each of `batch` sequences at `position`. */
   decode(batch: number, position: number): Work {
     const { bytes, flops } = this.attention(position);
     return {
       bytes: this.layers.bytes + this.head.bytes + batch * bytes,
-      flops: batch * (2 * (this.layers.numbers + this.head.numbers) + flops),
+      ...this.products(2 * batch * (this.layers.numbers + this.head.numbers), batch * flops),
       launches: this.outsideTraining(batch > 1 ? isForMany : isForOne),
     };
   }
@@ -73,7 +81,7 @@ export class Model {
     const { flops } = this.attention(rows / 2);
     return {
       bytes: this.layers.bytes + this.head.bytes,
-      flops: 2 * rows * this.layers.numbers + 2 * this.head.numbers + rows * flops,
+      ...this.products(2 * rows * this.layers.numbers + 2 * this.head.numbers, rows * flops),
       launches: this.outsideTraining(isForMany),
     };
   }
@@ -83,7 +91,11 @@ export class Model {
     const all = this.layers.bytes + this.head.bytes;
     return {
       bytes: 2 * all,
-      flops: rows * (4 * (this.layers.numbers + this.head.numbers) + 3 * flops),
+      // Gradients are of f32.
+      ...this.products(
+        2 * rows * (this.layers.numbers + this.head.numbers),
+        rows * (2 * (this.layers.numbers + this.head.numbers) + 3 * flops),
+      ),
       launches:
         this.launches("forward", true) +
         this.launches(`backward.${method}.all`, true) +
@@ -93,4 +105,5 @@ export class Model {
 }
 /** Milliseconds. */
 export const predicted = (w: Work, r: Rates): number =>
-  Math.max(w.bytes / r.copy / 1e6, w.flops / r.fma / 1e9) + (w.launches * r.launch) / 1000;
+  Math.max(w.bytes / r.copy / 1e6, w.flops / r.fma / 1e9 + w.halves / (r.units ?? r.fma) / 1e9) +
+  (w.launches * r.launch) / 1000;

@@ -1,5 +1,6 @@
 /** What a GPU gives: bytes a second of a copy, f32 multiply-adds a second, and what a launch costs. */
 import { openAdapter } from "../../runtime/dawn.ts";
+import { type Unit, unitFeatures, unitOf } from "../../runtime/matrix.ts";
 import { median } from "../measure.ts";
 
 export interface Rates {
@@ -7,6 +8,8 @@ export interface Rates {
   readonly copy: number;
   /** TFLOP/s of f32 fma. */
   readonly fma: number;
+  /** TFLOP/s of matrix units, of f16 summed in f32; null where there are none. */
+  readonly units: number | null;
   /** Microseconds of a launch that waits for the one before. */
   readonly launch: number;
 }
@@ -42,6 +45,30 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
   dst[id.x] = ${Array.from({ length: CHAINS }, (_, i) => `a${i}`).join(" + ")};
 }`;
 
+/** Sums of four products that wait for nobody, by each subgroup: what units give. */
+const ofUnits = ({ m, n, k, lanes, asks }: Unit): string => `
+enable f16; enable subgroups; enable chromium_experimental_subgroup_matrix;
+${asks ? "enable subgroup_size_control;" : ""}
+diagnostic(off, chromium.subgroup_matrix_uniformity);
+@group(0) @binding(0) var<storage, read> src: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read_write> dst: array<vec4<f32>>;
+var<workgroup> tile: array<f16, 1024>;
+var<workgroup> sums: array<f32, 1024>;
+@compute ${asks ? `@subgroup_size(${lanes}) ` : ""}@workgroup_size(256)
+fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  for (var i = 0u; i < 4u; i++) { tile[lane * 4u + i] = f16(src[lane % 64u][i]); }
+  workgroupBarrier();
+  let left = subgroupMatrixLoad<subgroup_matrix_left<f16, ${k}, ${m}>, row_major>(&tile, 0u, ${k}u);
+  let right = subgroupMatrixLoad<subgroup_matrix_right<f16, ${n}, ${k}>, col_major>(&tile, 0u, ${k}u);
+  ${[0, 1, 2, 3].map((i) => `var a${i} = subgroup_matrix_result<f32, ${n}, ${m}>(f32(${i}));`).join(" ")}
+  for (var i = 0u; i < ${TURNS}u; i++) {
+    ${[0, 1, 2, 3].map((i) => `a${i} = subgroupMatrixMultiplyAccumulate(left, right, a${i});`).join(" ")}
+  }
+  ${[0, 1, 2, 3].map((i) => `subgroupMatrixStore<row_major>(&sums, ${i * m * n}u, a${i}, ${n}u);`).join(" ")}
+  workgroupBarrier();
+  dst[id.x] = vec4<f32>(sums[lane], sums[lane + 256u], sums[lane + 512u], sums[lane + 768u]);
+}`;
+
 export async function measure(
   kind: "hardware" | "software",
 ): Promise<{ adapter: Adapter; rates: Rates } | null> {
@@ -55,7 +82,9 @@ export async function measure(
     if (typeof value === "number") limits[key] = value;
   }
   const bytes = Math.min(software ? 2 ** 24 : 2 ** 28, limits.maxStorageBufferBindingSize!);
+  const unit = unitOf(gpu);
   const device = await gpu.requestDevice({
+    requiredFeatures: unit ? unitFeatures(unit) : [],
     requiredLimits: { maxStorageBufferBindingSize: bytes, maxBufferSize: bytes },
   });
   try {
@@ -91,6 +120,9 @@ export async function measure(
     const copy = (2 * bytes) / 1e6 / (await time(COPY, copied, software ? 8 : 40));
     const flops = threads * 256 * TURNS * CHAINS * 4 * 2;
     const fma = flops / 1e9 / (await time(FMA, threads, software ? 4 : 20));
+    const subgroups = unit ? threads * (256 / unit.lanes) : 0;
+    const products = unit ? subgroups * TURNS * 4 * 2 * unit.m * unit.n * unit.k : 0;
+    const units = unit && products / 1e9 / (await time(ofUnits(unit), threads, 20));
     const launch = 1000 * (await time(COPY, 1, software ? 200 : 2000));
     return {
       adapter: {
@@ -100,7 +132,7 @@ export async function measure(
         features: [...gpu.features].sort(),
         limits,
       },
-      rates: { copy, fma, launch },
+      rates: { copy, fma, units, launch },
     };
   } finally {
     device.destroy();
