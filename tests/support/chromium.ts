@@ -2,6 +2,7 @@
 import { spawn } from "node:child_process";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { Readable, Writable } from "node:stream";
+import { ZEROED_IN_A_LOOP } from "../../runtime/dawn.ts";
 import { scratch } from "./tiny.ts";
 
 export interface Served {
@@ -151,7 +152,9 @@ export async function openChromium(serve: Serve, o: Options = {}): Promise<Brows
       "--enable-unsafe-webgpu",
       "--use-webgpu-adapter=swiftshader",
       "--disable-gpu-sandbox",
-      ...(shipped ? [] : ["--enable-dawn-features=disable_robustness"]),
+      ...(shipped
+        ? []
+        : ["--enable-dawn-features=disable_robustness", `--disable-dawn-features=${ZEROED_IN_A_LOOP}`]),
       `--host-resolver-rules=MAP ${host} 127.0.0.1`,
       `--user-data-dir=${scratch("weft-chromium-")}`,
       "--remote-debugging-pipe",
