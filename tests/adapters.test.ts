@@ -6,9 +6,9 @@ import { compile } from "../compiler/compile.ts";
 import { decode, parseHeader } from "../runtime/bundle.ts";
 import { type MethodMemory, planMemory, type WeftError } from "../sdk/index.ts";
 import { writeAdapter } from "../sdk/peft/write.ts";
-import { bits, collect, configs, contentBits, engineOf, idsOf, small } from "./support/engines.ts";
-import { all, every, jobOf, selection, vocab } from "./support/methods.ts";
-import { generator } from "./support/random.ts";
+import { bits, collect, configs, engineOf, idsOf, small } from "./support/engines.ts";
+import { all, checkMixed, every, jobOf, selection, vocab } from "./support/methods.ts";
+import { long } from "./support/scale.ts";
 import { suite } from "./support/suite.ts";
 import { scratch, writeModel } from "./support/tiny.ts";
 
@@ -22,61 +22,10 @@ test("no method is left out of what is asked here of every one", () => {
   assert.equal(left, [], "a line in `every` of support/methods.ts, and a formula of what it trains below");
 });
 
-for (const target of ["wasm", "webgpu"] as const)
+for (const target of long ? (["wasm", "webgpu"] as const) : (["wasm"] as const))
   test(`law 5 on ${target}: methods in a batch, jobs of several, are as alone; fresh = base`, async () => {
     await using engine = await engineOf(configs.even, all(target));
-    const o = { prompt: idsOf("mixed methods", 17, vocab), maxTokens: 5 };
-    const base = await collect(engine, o);
-    const single = new Map<string, unknown>([["base", base]]);
-    const losses = new Map<string, readonly number[]>();
-    const content = new Map<string, string>();
-    for (const method of every) {
-      const fresh = await engine.finetune({ ...jobOf(method), name: "fresh", steps: 1, learningRate: 1e-30 });
-      await fresh.done;
-      const said = await collect(engine, { ...o, adapter: "fresh" });
-      // DoRA divides by the norms that its magnitudes start as: one rounding away from the base.
-      if (method === "dora")
-        said.logprobs.forEach((x, i) =>
-          assert.ok(Math.abs(x - base.logprobs[i]!) < 1e-5, `${x} and ${base.logprobs[i]}`),
-        );
-      // Tokens of an adapter's own are always heard.
-      else if (!engine.manifest.methods[method]!.virtual)
-        assert.equal(said, base, `a fresh ${method} adapter is the base`);
-      engine.adapters.remove("fresh");
-      losses.set(method, (await (await engine.finetune(jobOf(method))).done).losses);
-      content.set(method, contentBits(engine, method));
-      single.set(method, await collect(engine, { ...o, adapter: method }));
-      assert.is.not(
-        JSON.stringify(single.get(method)),
-        JSON.stringify(base),
-        `${method} has learned something`,
-      );
-    }
-    const next = generator("mixed methods");
-    const order = ["base", ...every, "base"]
-      .map((name) => ({ name, at: next() }))
-      .sort((a, b) => a.at - b.at)
-      .map(({ name }) => name);
-    const mixed = await Promise.all(
-      order.map((name) => collect(engine, { ...o, ...(name !== "base" && { adapter: name }) })),
-    );
-    order.forEach((name, i) => assert.equal(mixed[i], single.get(name), name));
-    // Two jobs of different methods at once, beside requests of a third.
-    for (const [a, b, other] of [
-      ["lora", "s2ft", "ia3"],
-      ["series", "ia3", "parallel"],
-      ["prompt", "sparse", "prefix"],
-      ["s2ft_permuted", "s2ft", "lora_bias"],
-    ] as const) {
-      const jobs = await Promise.all([a, b].map((m) => engine.finetune({ ...jobOf(m), name: `${m}-again` })));
-      const said = collect(engine, { ...o, adapter: other });
-      const results = await Promise.all(jobs.map((j) => j.done));
-      assert.equal(await said, single.get(other));
-      [a, b].forEach((m, i) => {
-        assert.equal(results[i]!.losses, losses.get(m), `${m} beside another job`);
-        assert.is(contentBits(engine, `${m}-again`), content.get(m), `${m} beside another job`);
-      });
-    }
+    await checkMixed(engine, every);
   });
 
 test("saved = loaded, bit for bit; the base stays; trainable numbers follow the formula", async () => {

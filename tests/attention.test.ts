@@ -83,7 +83,7 @@ async function said(core: Core, vocab: number): Promise<Float32Array[]> {
 const shapes: readonly [what: string, config: Config, options: CompileOptions, form?: "long"][] = [
   ["4 heads of 2", configs.even, {}, "long"],
   ["6 heads of 2, 20 dims, halves", configs.odd, { kv: "f16" }],
-  ["one key head for all, 6 dims", { ...configs.mqa, head_dim: 6 }, {}],
+  ["one key head for all, 6 dims", { ...configs.mqa, head_dim: 6 }, {}, "long"],
   ["heads of their own, 130 dims", { ...configs.mha, head_dim: 130 }, { limits: {} }, "long"],
   ["windows and soft caps", configs.gemma2, {}],
 ];

@@ -14,6 +14,7 @@ import {
 import { encodeRow, parseJsonl } from "../sdk/data.ts";
 import { compile, load, type Message } from "../sdk/index.ts";
 import { openText } from "../sdk/text.ts";
+import { rounds } from "./support/scale.ts";
 import { suite } from "./support/suite.ts";
 import { scratch } from "./support/tiny.ts";
 
@@ -33,13 +34,14 @@ test("the example model is small, and close to the entropy of its language", () 
   assert.is(log.losses.length, recipe.steps);
 });
 
-test("its first 20 steps of training replay to the log", async () => {
+const replayed = rounds(5, 20);
+test(`its first ${replayed} steps of training replay to the log`, async () => {
   const dir = scratch();
   await makeInitial(`${dir}/init`);
   await compile(`${dir}/init`, `${dir}/b.weft`, { targets: ["wasm"], train: ["full"], capacities });
   await using engine = await load(`${dir}/b.weft`, { device: "wasm" });
   const data = encodeRows(
-    trainingRows(recipe.steps * recipe.batch, recipe.seed + 2).texts.slice(0, 20 * recipe.batch),
+    trainingRows(recipe.steps * recipe.batch, recipe.seed + 2).texts.slice(0, replayed * recipe.batch),
     (s) => engine.encode(s),
   );
   const controller = new AbortController();
@@ -49,11 +51,11 @@ test("its first 20 steps of training replay to the log", async () => {
     data,
     signal: controller.signal,
     onEvent: (e) => {
-      if (e.type === "step" && losses.push(e.loss) === 20) controller.abort();
+      if (e.type === "step" && losses.push(e.loss) === replayed) controller.abort();
     },
   });
   await job.done.catch((e: Error) => assert.is(e.name, "AbortError"));
-  assert.ok(losses.length >= 20, `${losses.length} steps`);
+  assert.ok(losses.length >= replayed, `${losses.length} steps`);
   losses.forEach((x, i) =>
     assert.ok(Math.abs(x - log.losses[i]!) < 1e-3, `step ${i + 1}: ${x}, the log says ${log.losses[i]}`),
   );

@@ -17,6 +17,7 @@ import {
   fixtures,
   reference,
 } from "./support/engines.ts";
+import { checkMixed } from "./support/methods.ts";
 import { suite } from "./support/suite.ts";
 
 const methods = Object.keys(reference.methods);
@@ -38,7 +39,7 @@ for (const target of ["wasm", "webgpu"] as const) {
       targets: [target],
       train: methods,
       methods: [],
-      capacities: { savedRows: 160, keptRows: 96, unitRows: 40, slots: 3 },
+      capacities: { savedRows: 160, keptRows: 96, unitRows: 40, slots: 4 },
     }));
   test.after(async () => (await opened)?.dispose());
 
@@ -96,5 +97,9 @@ for (const target of ["wasm", "webgpu"] as const) {
         ),
       );
     });
+  // On what is compiled already; adapters.test has it on the CPU, and of all methods in the long form.
+  if (target === "webgpu")
+    test("law 5: methods in a batch, jobs of several, are as alone; fresh = base", async () =>
+      checkMixed(await open(), methods));
   test.run();
 }

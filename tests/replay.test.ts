@@ -174,7 +174,7 @@ test("devices that are destroyed in the middle of streams and steps: the same to
 
     const { engine, engines, events } = await surviving(folder, software, { recover: forever });
     const next = generator("destroy");
-    const most = rounds(3, 20);
+    const most = rounds(2, 20);
     let lost = 0;
     // Any event may be the one at which the device goes.
     const maybe = (): void => {

@@ -185,12 +185,21 @@ export function plain(
     let r0 = wg.y * ${PLAIN_ROWS};
     ${ownColumns(span.count)}
     var out = array<vec4<f32>, ${blocks * PLAIN_ROWS}>();
+    ${
+      // A unit has many rows, and a second form of its sums would take a quarter of the time to compile.
+      b.domain === "W"
+        ? lines`
+    {
+      ${rows(PLAIN_ROWS)}
+    }`
+        : lines`
     if (n - r0 >= ${PLAIN_FROM}) {
       ${rows(PLAIN_ROWS)}
     } else {
       for (var r = r0; r < n; r++) {
         ${rows(1)}
       }
+    }`
     }
     ${deltasOfTile(b, env, deltas, sums.length * PLAIN_ROWS)}
     for (var i = 0; i < min(${PLAIN_ROWS}, n - r0); i++) {
