@@ -14,14 +14,12 @@ import { suite } from "./support/suite.ts";
 import { writeModel } from "./support/tiny.ts";
 
 const test = suite("arrivals");
-ownDevices();
-const files = compile(writeModel({ ...configs.even, num_hidden_layers: 1 }), {
-  targets: ["webgpu"],
-  train: ["lora", "ia3"],
-  capacities: small,
-  limits: tiny,
-  quick: true,
-}).then((c) => c.files);
+const made = (...train: ("lora" | "ia3")[]) =>
+  compile(writeModel({ ...configs.even, num_hidden_layers: 1 }), {
+    ...{ targets: ["webgpu"], train, methods: train, capacities: small, limits: tiny, quick: true },
+  }).then((c) => c.files);
+/** Of two classes, and of one where the other would only be compiled. */
+const [two, one] = [made("lora", "ia3"), made("lora")];
 
 /**
  * Labels of the pipelines that `body` has asked for; `asked` hears of them each time, of how many are being
@@ -31,6 +29,7 @@ async function pipelinesOf(
   body: (labels: string[]) => Promise<void>,
   asked: (labels: readonly string[], compiled: number, device: GPUDevice) => void = () => {},
 ): Promise<void> {
+  ownDevices();
   await openAdapter("software");
   const { prototype } = GPUDevice;
   const { createComputePipelineAsync } = prototype;
@@ -49,6 +48,7 @@ async function pipelinesOf(
 }
 /** An engine on a bundle, whose kernels with such a name may have another text. */
 async function opened(
+  files: typeof two,
   o: { ahead?: boolean; change?: readonly [name: RegExp, to: (text: string) => string] } = {},
 ): Promise<Core> {
   const all = await files;
@@ -77,9 +77,41 @@ const logitsOf = async (core: Core, adapter?: string): Promise<string> => {
 };
 const training = /^(backward|head_train|sumsq|clip|sgd|adamw|lion|calibrate)/;
 
+/** A kernel that LoRA alone plays, where it keeps all. */
+const own = /backward_lora_all_d_self_attn_q_proj_lora_a/;
+test("a kernel of training that the device refuses fails jobs that play it, with its name", async () => {
+  const core = await opened(two, {
+    change: [own, (s) => s.replace("fn main", "fn maim")],
+  });
+  const base = await logitsOf(core);
+  for (const name of ["one", "two"]) {
+    const error = await start(core, name).done.then(
+      () => null,
+      (e: { code: string; where: string }) => e,
+    );
+    assert.is(error?.code, "WEFT_DEVICE");
+    assert.match(error!.where, own);
+  }
+  await start(core, "three", "ia3").done;
+  assert.is(await logitsOf(core), base);
+  await core.dispose();
+});
+
+test("a perturbed kernel of training is seen when its class's first job begins", async () => {
+  const core = await opened(two, {
+    change: [own, (s) => s.replace(/(total\d) \+ (sum\d);/g, "$1 + $2 * 1.0001f;")],
+  });
+  assert.is(core.invariance, "verified");
+  await start(core, "other", "ia3").done;
+  assert.is(core.invariance, "verified");
+  await start(core, "one").done;
+  assert.is(core.invariance, "off");
+  await core.dispose();
+});
+
 test("a load compiles what serves; a class's first job what it plays; nothing twice", () =>
   pipelinesOf(async (labels) => {
-    const core = await opened();
+    const core = await opened(two);
     assert.is(core.invariance, "verified");
     assert.ok(labels.length > 5);
     assert.equal(
@@ -116,7 +148,7 @@ test("a device that goes while kernels of training come leaves two behind at mos
   let lost = -1;
   await pipelinesOf(
     async (labels) => {
-      const core = await opened();
+      const core = await opened(one);
       const error = await start(core, "one").done.then(
         () => null,
         (e: { code: string }) => e,
@@ -127,7 +159,7 @@ test("a device that goes while kernels of training come leaves two behind at mos
       // A browser compiles what it was asked for, and gives no adapter before: the rest is not asked for.
       assert.ok(labels.slice(lost).length <= 2, `${labels.slice(lost)}`);
       assert.is(most, 2);
-      const next = await opened();
+      const next = await opened(one);
       await start(next, "one").done;
       await next.dispose();
     },
@@ -140,48 +172,16 @@ test("a device that goes while kernels of training come leaves two behind at mos
   );
 });
 
-/** A kernel that LoRA alone plays, where it keeps all. */
-const own = /backward_lora_all_d_self_attn_q_proj_lora_a/;
-test("a kernel of training that the device refuses fails jobs that play it, with its name", async () => {
-  const core = await opened({
-    change: [own, (s) => s.replace("fn main", "fn maim")],
-  });
-  const base = await logitsOf(core);
-  for (const name of ["one", "two"]) {
-    const error = await start(core, name).done.then(
-      () => null,
-      (e: { code: string; where: string }) => e,
-    );
-    assert.is(error?.code, "WEFT_DEVICE");
-    assert.match(error!.where, own);
-  }
-  await start(core, "three", "ia3").done;
-  assert.is(await logitsOf(core), base);
-  await core.dispose();
-});
-
-test("a perturbed kernel of training is seen when its class's first job begins", async () => {
-  const core = await opened({
-    change: [own, (s) => s.replace(/(total\d) \+ (sum\d);/g, "$1 + $2 * 1.0001f;")],
-  });
-  assert.is(core.invariance, "verified");
-  await start(core, "other", "ia3").done;
-  assert.is(core.invariance, "verified");
-  await start(core, "one").done;
-  assert.is(core.invariance, "off");
-  await core.dispose();
-});
-
 test("ahead, everything comes without being asked for, and an end in the middle is one", () =>
   pipelinesOf(async (labels) => {
-    const core = await opened({ ahead: true });
+    const core = await opened(one, { ahead: true });
     for (let i = 0; i < 500 && !labels.some((l) => /^clip/.test(l)); i++) await logitsOf(core);
     assert.ok(labels.some((l) => /^clip/.test(l)));
     const before = labels.length;
     await start(core, "one").done;
     assert.is(labels.length, before);
     await core.dispose();
-    const ended = await opened({ ahead: true });
+    const ended = await opened(one, { ahead: true });
     const { done } = start(ended, "one");
     await ended.dispose();
     const error = await done.then(

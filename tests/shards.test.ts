@@ -208,9 +208,9 @@ for (const [name, c, blocks] of cases)
     }
   });
 
-test("a tied head in two, three and seven shards has the bits of one", async () => {
+test("a tied head in three and seven shards has the bits of one, and in two", async () => {
   const { files, ...one } = await whole();
-  for (const n of [4, 3, 1]) {
+  for (const n of long ? [4, 3, 1] : [3, 1]) {
     const { out, launches } = await outcome(files, tiedCase, n);
     assert.equal(differing(one.out, out), [], `${n} blocks`);
     assert.ok(launches > one.launches, "there are several");

@@ -81,7 +81,7 @@ async function soak(name: string, o: Soak): Promise<void> {
     await (await engine.finetune({ ...options, method, name: `kept${k}` })).done;
     await engine.adapters.get(`kept${k}`).save(join(dir, `kept${k}`));
   }
-  const prompts = Array.from({ length: 6 }, (_, i) => idsOf(`soak${i}`, 5 + i * 13, vocab));
+  const prompts = Array.from({ length: rounds(3, 6) }, (_, i) => idsOf(`soak${i}`, 5 + i * 13, vocab));
   const adapters = [undefined, "kept0", "kept1@1", "kept2", { kept0: 0.5, kept2: 0.25 }] as const;
   const ask = (p: number, a: number) => ({
     prompt: prompts[p]!,
@@ -112,7 +112,7 @@ async function soak(name: string, o: Soak): Promise<void> {
     const after = below(6);
     let n = 0;
     try {
-      for await (const _ of engine.generate({ ...ask(below(6), below(5)), signal: c.signal })) {
+      for await (const _ of engine.generate({ ...ask(below(prompts.length), below(5)), signal: c.signal })) {
         if (n++ < after) continue;
         if (after % 2) break;
         c.abort();
