@@ -39,7 +39,7 @@ for (const target of ["wasm", "webgpu"] as const) {
       targets: [target],
       train: methods,
       methods: [],
-      capacities: { savedRows: 160, keptRows: 96, unitRows: 40, slots: 4 },
+      capacities: { savedRows: 160, keptRows: 96, unitRows: 40, slots: 3 },
     }));
   test.after(async () => (await opened)?.dispose());
 
