@@ -16,14 +16,14 @@ import {
   tileIntegersShared,
 } from "./text/wgsl_integers.ts";
 import {
-  asNumbers,
   fewColumns,
   fewMatrix,
   fewQuad,
   MATRIX_LANES,
   MATRIX_ROWS,
-  TILE_QUAD,
-  tileMatrix,
+  manyMatrix,
+  manyQuad,
+  matrixColumns,
 } from "./text/wgsl_matrix.ts";
 import { panelsOf } from "./text/wgsl_panels.ts";
 import { ascending, ascendingHalves, PLAIN_ROWS, type Place, plain } from "./text/wgsl_plain.ts";
@@ -51,13 +51,8 @@ const partsOf = (b: Body, env: KernelEnv, quad: string, which: string) => {
 
 /** A product of a few rows, or of many, by matrix units. */
 function ofUnits(name: string, b: Body, env: KernelEnv, few: boolean): string {
-  if (few) {
-    const { span, ...parts } = partsOf(b, env, ...fewQuad(b));
-    return fewMatrix(name, b, env, parts, span);
-  }
-  const quad = sumsOf(b) > 1 ? `n0 / 4 + (${TILE_QUAD} & 7)` : `n0 / 4 + ${TILE_QUAD}`;
-  const { span, ...parts } = partsOf(b, env, quad, `(${TILE_QUAD} >> 3u)`);
-  return gemm(name, b, env, tileMatrix(parts, env), span, asNumbers);
+  const { span, ...parts } = partsOf(b, env, ...(few ? fewQuad : manyQuad)(b));
+  return (few ? fewMatrix : manyMatrix)(name, b, env, parts, span);
 }
 export const linear: GraphKernel = {
   epilogue: "elements",
@@ -67,12 +62,14 @@ export const linear: GraphKernel = {
   // A backward has many rows; a step may have a few, or what whole tiles leave is a few.
   variants: ({ domain }) => (domain === "W" ? ["plain", "many"] : ["plain", "few", "many"]),
   lanes: (bodies, variant, env) => {
-    if (variant === "few") return env.products === "matrix" ? MATRIX_LANES : lanesOf(bodies);
+    if (env.products === "matrix" && variant !== "plain")
+      return MATRIX_LANES[variant === "few" ? "few" : "many"];
+    if (variant === "few") return lanesOf(bodies);
     return variant === "many" ? GEMM_LANES : WG;
   },
   grid: (bodies, env, variant) => {
-    if (variant === "many")
-      return [most(bodies, (b) => widthOf(b) / gemmColumns(b), 1), tileRows(bodies, ROW_TILE)];
+    const tile = env.products === "matrix" ? matrixColumns : gemmColumns;
+    if (variant === "many") return [most(bodies, (b) => widthOf(b) / tile(b), 1), tileRows(bodies, ROW_TILE)];
     if (variant !== "few") return [most(bodies, (b) => widthOf(b) / 4), plainRows(bodies, PLAIN_ROWS)];
     if (env.products === "matrix")
       return [

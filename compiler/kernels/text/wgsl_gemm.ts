@@ -33,30 +33,14 @@ export interface Summands {
   readonly load: Lines;
   readonly store: Lines;
 }
-/** How sums leave a tile: put as vectors of four columns, that lie row by row, and had one by one. */
-export interface Leaving {
-  readonly put: (at: string, sum: string) => Lines;
-  readonly get: (at: string, column: string) => string;
-}
-const asVectors: Leaving = {
-  put: (at, sum) => [`tile_b[${at}] = ${sum};`],
-  get: (at, column) => `tile_b[${at}][${column}]`,
-};
 /**
  * A product of many rows: a tile of 64 rows and 64 columns, eight by four of them a lane, over 16 terms at a
  * time that the workgroup brought in.
  */
-export function gemm(
-  name: string,
-  b: Body,
-  env: KernelEnv,
-  sums: Lines,
-  span: Span = wholeOf(b),
-  leaving: Leaving = asVectors,
-): string {
+export function gemm(name: string, b: Body, env: KernelEnv, sums: Lines, span: Span = wholeOf(b)): string {
   const rows = indices(8);
   const columns = gemmColumns(b);
-  const results = ofSums(b, (i) => leaving.get(`o${i ? ` + ${columns / 4}` : ""}`, "column & 3"));
+  const results = ofSums(b, (i) => `tile_b[o${i ? ` + ${columns / 4}` : ""}][column & 3]`);
   const text = lines`
     let n = ${count(b.domain)} - ${restOf(b.domain)};
     let m0 = wg.y * ${GEMM_ROWS};
@@ -73,7 +57,7 @@ export function gemm(
       workgroupBarrier();
       if ((ty >> 1u) == turn) {
         let o = (ty & 1) * ${8 * STEP} + tx;
-        ${rows.flatMap((i) => leaving.put(`o + ${i * STEP}`, `t${i}`))}
+        ${rows.map((i) => `tile_b[o + ${i * STEP}] = t${i};`)}
       }
       workgroupBarrier();
       for (var i = 0; i < ${STEP}; i += ${GEMM_LANES / columns}) {
