@@ -7,10 +7,10 @@ import { most, plainRows, rows, wideRows } from "./grid.ts";
 import * as assembly from "./text/assemblyscript.ts";
 import { epilogue } from "./text/assemblyscript_products.ts";
 import { foldShared } from "./text/library.ts";
-import { indent, type Lines, lines } from "./text/lines.ts";
+import { type Lines, lines } from "./text/lines.ts";
 import * as wgsl from "./text/wgsl.ts";
 import { madeRow } from "./text/wgsl_made.ts";
-import { CHUNK, indices, epilogue as wgslEpilogue } from "./text/wgsl_products.ts";
+import { CHUNK, chunkOf, indices, epilogue as wgslEpilogue } from "./text/wgsl_products.ts";
 
 type Factor = Type & { kind: "factor" };
 /** Terms that WGSL asks for in one go. */
@@ -144,7 +144,6 @@ export const shrink: GraphKernel = {
     const x = wgsl.rowAtAny(b.operands[0]!, env, "row");
     const slots = wgsl.WG / QUAD;
     const chunks = Math.ceil(cols / CHUNK);
-    const [full, rest] = [Math.floor(cols / CHUNK), cols % CHUNK];
     const terms = (n: number): string[] =>
       indices(n).map((j) => `sum = fma(${x.space}[x + k + ${j}], adapters[f + k + ${j}], sum);`);
     if (lanes === SERIAL_LANES) {
@@ -176,38 +175,19 @@ export const shrink: GraphKernel = {
       return `${wgslEpilogue(name, b, env)}\n${wgsl.fn(name, text)}`;
     }
     /** All chunks, of which `terms` says what so many numbers from k on add. */
-    const summed = (terms: (n: number) => Lines): Lines => {
-      const chain = (length: number): Lines => lines`
-        for (var i = 0; i < ${Math.floor(length / STEP)}; i++) {
-          let k = c * ${CHUNK} + i * ${STEP};
-          ${terms(STEP)}
+    const summed = (terms: (n: number) => Lines): Lines => lines`
+      let turns = ${Math.ceil(chunks / slots)};
+      for (var turn = 0; turn < turns; turn++) {
+        let c = turn * ${slots} + lane / ${QUAD};
+        var sum = 0.0f;
+        ${chunkOf(cols, STEP, terms)}
+        part[lane] = sum;
+        workgroupBarrier();
+        if (lane < ${QUAD}) {
+          for (var i = 0; i < ${slots}; i++) { total = total + part[i * ${QUAD} + lane]; }
         }
-        ${
-          length % STEP
-            ? lines`
-        {
-          let k = c * ${CHUNK} + ${length - (length % STEP)};
-          ${terms(length % STEP)}
-        }`
-            : []
-        }`;
-      const chunk = (condition: string, length: number): Lines =>
-        length ? [`if (${condition}) {`, ...indent(chain(length), 2), "}"] : [];
-      return lines`
-        let turns = ${Math.ceil(chunks / slots)};
-        for (var turn = 0; turn < turns; turn++) {
-          let c = turn * ${slots} + lane / ${QUAD};
-          var sum = 0.0f;
-          ${chunk(`c < ${full}`, full && CHUNK)}
-          ${chunk(`c == ${full}`, rest)}
-          part[lane] = sum;
-          workgroupBarrier();
-          if (lane < ${QUAD}) {
-            for (var i = 0; i < ${slots}; i++) { total = total + part[i * ${QUAD} + lane]; }
-          }
-          workgroupBarrier();
-        }`;
-    };
+        workgroupBarrier();
+      }`;
     const read = [`let x = ${x.at};`, ...summed(terms)];
     const { made, undropped } = b.operands[0]!;
     const anew = (made: Made): Lines => {

@@ -7,7 +7,7 @@ import { count, fn, header, restOf, rowAt } from "./wgsl.ts";
 import { fewIntegers } from "./wgsl_integers.ts";
 import { madeRow } from "./wgsl_made.ts";
 import type { Panels } from "./wgsl_panels.ts";
-import { CHUNK, epilogue, indices, type quadAt, type Span, wholeOf } from "./wgsl_products.ts";
+import { CHUNK, chunkOf, epilogue, indices, type quadAt, type Span, wholeOf } from "./wgsl_products.ts";
 
 /**
  * Lanes of a workgroup that makes `terms` a sum: four for each chunk, of which some wait for their turn.
@@ -50,7 +50,6 @@ export function gemv(
   const columns = gemvColumns(b, all, lanes);
   const turns = Math.ceil(chunks / slots);
   const names = ["total", "other"].slice(0, sumsOf(b));
-  const [full, rest] = [Math.floor(all / CHUNK), all % CHUNK];
 
   const rows = (n: number): string => {
     const each = indices(n);
@@ -77,49 +76,12 @@ export function gemv(
     };
     // For one row four loads of the matrix in one go; for several, what takes as many of x.
     const step = n === 1 ? 4 * panels.run : Math.max(4, panels.run);
-    const chain = (length: number): Lines => {
-      const steps = Math.floor(length / step);
-      return lines`
-        ${
-          steps
-            ? lines`
-        for (var i = 0; i < ${steps}; i++) {
-          let k = c * ${CHUNK} + i * ${step};
-          ${terms(step)}
-        }`
-            : []
-        }
-        ${
-          length % step
-            ? lines`
-        {
-          let k = c * ${CHUNK} + ${steps * step};
-          ${terms(length % step)}
-        }`
-            : []
-        }`;
-    };
     /** Chunk c, added to a0 …. */
     const chunk: Lines = integers
       ? fewIntegers(n, xs, integers, { panels, k: all, at, columns: span.count })
       : lines`
         if (panel * 16 < ${span.count}) {
-          ${
-            full
-              ? lines`
-          if (c < ${full}) {
-            ${chain(CHUNK)}
-          }`
-              : []
-          }
-          ${
-            rest
-              ? lines`
-          if (c == ${full}) {
-            ${chain(rest)}
-          }`
-              : []
-          }
+          ${chunkOf(all, step, terms)}
         }`;
     const fold = (total: readonly string[]): Lines => lines`
       for (var c = 0; c < ${slots}; c++) {

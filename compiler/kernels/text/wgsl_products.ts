@@ -8,7 +8,7 @@ import { wgslPrinter, wgslStores } from "../../emit/wgsl_dialect.ts";
 import type { KernelEnv } from "../../kernel.ts";
 import { type Body, sumsOf, widthOf } from "../body.ts";
 import { type Expand, sameDelta } from "../deltas.ts";
-import { lines } from "./lines.ts";
+import { type Lines, lines } from "./lines.ts";
 import { fn, shard } from "./wgsl.ts";
 
 /** Terms of a chunk. */
@@ -16,6 +16,36 @@ export const CHUNK = 128;
 /** Terms that a matrix unit sums; or, without, a chunk of what is rounded as for one. */
 export const SPAN = 512;
 export const indices = (n: number): number[] => Array.from({ length: n }, (_, i) => i);
+
+/**
+ * Adds the terms of chunk `c`, of `all` that a sum has: `terms` says what so many numbers from k on add, `step`
+ * of them asked for in one go. Loops are of constant length, which a driver unrolls.
+ */
+export function chunkOf(all: number, step: number, terms: (count: number) => Lines): Lines {
+  const chain = (length: number): Lines => {
+    const [steps, tail] = [Math.floor(length / step), length % step];
+    const whole = lines`
+      for (var i = 0; i < ${steps}; i++) {
+        let k = c * ${CHUNK} + i * ${step};
+        ${terms(step)}
+      }`;
+    const last = lines`
+      {
+        let k = c * ${CHUNK} + ${length - tail};
+        ${terms(tail)}
+      }`;
+    return [...(steps ? whole : []), ...(tail ? last : [])];
+  };
+  const [full, rest] = [Math.floor(all / CHUNK), all % CHUNK];
+  const chunk = (condition: string, length: number): Lines =>
+    length
+      ? lines`
+      if (${condition}) {
+        ${chain(length)}
+      }`
+      : [];
+  return [...chunk(`c < ${full}`, full && CHUNK), ...chunk(`c == ${full}`, rest)];
+}
 
 /** A list of what is there of both sums of a body, or of its one. */
 export const ofSums = (b: Body, each: (i: number) => string): string =>
