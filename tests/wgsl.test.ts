@@ -10,8 +10,9 @@ import { share } from "../compiler/emit/share.ts";
 import type { LaunchText } from "../compiler/emit/wgsl.ts";
 import { inTurn, merged, sorted } from "../compiler/kernels/text/alike.ts";
 import { fn } from "../compiler/kernels/text/wgsl.ts";
+import { heads } from "../compiler/kernels/text/wgsl_matrix.ts";
 import { LAUNCH_VECTORS } from "../runtime/bundle.ts";
-import { unitOf, withHead } from "../runtime/matrix.ts";
+import { unitOf, unitsOn, withHead } from "../runtime/matrix.ts";
 import { configs, s2ftOdd, small } from "./support/engines.ts";
 import { suite } from "./support/suite.ts";
 import { writeModel } from "./support/tiny.ts";
@@ -304,7 +305,7 @@ test("products with one sum are one module: a launch brings each body's epilogue
   assert.match(cpu.modules[0]!.text, chosen);
   assert.match(cpu.modules[0]!.text, /override first_body: i32 = -1;/);
 });
-test("modules for matrix units come with what a device has: its largest unit of f16, or sums by lanes", () => {
+test("modules for matrix units come with what a device has: its largest unit of f16, or sums by lanes", async () => {
   type Shape = readonly [component: string, result: string, m: number, n: number, k: number];
   const has = (least: number, most: number, asks: boolean, ...shapes: readonly Shape[]) => {
     const named = ["shader-f16", "subgroups", "chromium-experimental-subgroup-matrix"];
@@ -339,6 +340,19 @@ test("modules for matrix units come with what a device has: its largest unit of 
   );
   assert.is(withHead(kernel, "HEAD\n", null), `HEAD\n${kernel}`);
   assert.is(withHead("fn main() {}", "HEAD\n", of(16, 16, 16, 32)), "fn main() {}", "it has no use for it");
+
+  const files = new Map([...heads.map((h) => [`kernels/${h.name}.wgsl`, h.text] as const), ["k", kernel]]);
+  const file = async (name: string): Promise<Uint8Array> => new TextEncoder().encode(files.get(name)!);
+  const taken: [typeof bare, string, RegExp][] = [
+    [bare, " matrix plain", /^alias Part = array<vec4<f32>/],
+    [nvidia, " matrix", /^enable f16;[\s\S]*const M = 16;/],
+  ];
+  for (const [adapter, numerics, head] of taken) {
+    const units = unitsOn(adapter, file);
+    assert.is(units.numerics, numerics);
+    assert.is(units.features.length > 0, numerics === " matrix");
+    assert.match(new TextDecoder().decode(await units.file("k")), head);
+  }
 });
 
 test.run();
