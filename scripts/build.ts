@@ -219,6 +219,7 @@ export async function buildAll(): Promise<void> {
 }
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const t0 = performance.now();
+  console.log("building dist, with declarations: a minute or two");
   await buildAll();
   console.log(`${relative(process.cwd(), dist)}: ${((performance.now() - t0) / 1000).toFixed(1)} s`);
 }
