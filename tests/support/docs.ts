@@ -288,7 +288,7 @@ export async function runShell(folder: string, text: string, env: NodeJS.Process
       else {
         const there = line.replaceAll("http://127.0.0.1:8080", servers.at(-1)?.url ?? "$&");
         const { code, out, err } = await runIn(folder, "sh", ["-ec", there], env);
-        if (code !== 0 || /"error"/.test(out)) return `${line}\n${err}${out}`;
+        if (code !== 0 || /"error":(?!\s*null)/.test(out)) return `${line}\n${err}${out}`;
       }
     }
     return null;
