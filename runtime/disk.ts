@@ -188,7 +188,8 @@ export async function openRegular(
     }
   } catch (cause) {
     if (cause instanceof WeftError) throw cause;
-    return refuse("a readable file", (cause as Error).message, cause);
+    const { code, message } = cause as NodeJS.ErrnoException;
+    return refuse("a readable file", code === "ENOENT" ? "none" : message, cause);
   }
 }
 function kindOf(stat: Stats): string {

@@ -30,6 +30,7 @@ import {
 } from "../ops/index.ts";
 import { formats } from "../runtime/bundle.ts";
 import { type Batch, batch, context, inputData, runOn } from "./support/graphs.ts";
+import { long } from "./support/scale.ts";
 import { suite } from "./support/suite.ts";
 
 const test = suite("experts");
@@ -107,14 +108,16 @@ for (const target of targets) {
       const drawn = inputData(roots, b, name);
       const data = of ? choosing(drawn, shape.count, of) : drawn;
       const want = interpret(roots, data, context(b));
-      for (const fuse of [true, false]) {
+      // What is not fused is compiled for long on a software adapter: one shape of it there.
+      const both = long || target === "wasm" || name === Object.keys(shapes)[0];
+      for (const fuse of both ? [true, false] : [true]) {
         const { outputs } = await runOn(target, roots, data, b, { fuse });
         want.forEach((w, i) => close(outputs[i]!, w, `${name} ${fuse ? "fused" : "unfused"} ${i}`));
       }
     }
   });
   test(`a mixture on ${target} stored in each format equals f64 of what it holds`, async () => {
-    for (const format of formats) {
+    for (const format of long || target === "wasm" ? formats : (["f16", "q4"] as const)) {
       const { y, grads } = mixture({ count: 4, top: 2, hidden: 45, ffn: 37, format });
       const b = batch("formats", 29, 3, "step");
       const data = inputData([y, ...grads], b, format);

@@ -357,7 +357,9 @@ test("a corrupt checkpoint is refused with its file and both hashes", async () =
   writeFileSync(file, bytes.subarray(0, 50));
   await refused("WEFT_IO", /found 50 bytes of sha-256/, () => readVersion(dir));
   renameSync(file, `${file}.gone`);
-  await refused("WEFT_IO", /adapter_model\.safetensors.*ENOENT/, () => readVersion(dir));
+  await refused("WEFT_IO", /adapter_model\.safetensors.*expected a readable file, found none/, () =>
+    readVersion(dir),
+  );
   writeFileSync(join(dir, "CURRENT"), "{");
   await refused("WEFT_IO", /CURRENT: expected JSON/, () => readVersion(dir));
   await refused("WEFT_IO", /CURRENT: expected the name of a version.*is the path right/, () =>

@@ -59,6 +59,7 @@ test("errors in OpenAI's shape: class, status, the parameter's name; never half 
     if (code) assert.is(e.code, code, e.message);
   }
   assert.match((await caught(chat({ temprature: 1 }))).message, /did you mean "temperature"/);
+  assert.match((await caught(chat({ model: "gpt" }))).message, /'gpt' does not exist: there are story/);
   const bad = await caught(
     client.files.create({
       file: await toFile(Buffer.from('{"text":"a"}\n{oh'), "x.jsonl"),

@@ -3,11 +3,14 @@
  * generation of an adapter, `base:notes@3` for that one.
  */
 import { WeftError } from "../../runtime/bundle.ts";
+import { didYouMean } from "../../runtime/schema.ts";
 import type { Engine } from "../index.ts";
 import { ApiError } from "./errors.ts";
 
 /** What the base can be called whatever its name is. */
 const BASE = "base";
+/** So many models an error still names; of more, the one that is near. */
+const LISTED = 8;
 export interface Model {
   readonly id: string;
   readonly object: "model";
@@ -42,7 +45,10 @@ export class Models {
     throw this.unknown(model);
   }
   private unknown(model: string): ApiError {
-    return new ApiError(404, `The model '${model}' does not exist`, "model_not_found", "model");
+    const ids = this.list().data.map(({ id }) => id);
+    const there = ids.length <= LISTED ? `there are ${ids.join(", ")}` : didYouMean(model, ids);
+    const message = `The model '${model}' does not exist${there ? `: ${there}` : ""}`;
+    return new ApiError(404, message, "model_not_found", "model");
   }
   private model(id: string): Model {
     return { id, object: "model", created: this.since, owned_by: "weft" };
