@@ -6,7 +6,8 @@
  *   npm run -s bench -- gpu [--device webgpu|software] [--out DIR] [--models 135m,1b] [--formats bf16,q4]
  *     [--products f32,matrix]
  *
- * Without `--products`: of f32, and where there are matrix units, the last model in the first format of those.
+ * Without `--products`: of f32, and where there are matrix units, the last model in the first format of
+ * those.
  */
 import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -97,10 +98,10 @@ export async function main(args: string[]): Promise<void> {
     throw new Error("no such adapter: install the peer dependency webgpu, or try --device software");
   const { adapter, rates } = found;
   const clock = adapter.features.includes("timestamp-query");
+  const ofUnits = rates.units === null ? "no matrix units" : `matrix units ${rates.units.toPrecision(3)}`;
   console.log(
     `${adapter.name}: copies ${rates.copy.toPrecision(3)} GB/s, fma ${rates.fma.toPrecision(3)} ` +
-      `TFLOP/s, ${rates.units === null ? "no matrix units" : `matrix units ${rates.units.toPrecision(3)}`}, ` +
-      `a launch ${rates.launch.toFixed(1)} µs`,
+      `TFLOP/s, ${ofUnits}, a launch ${rates.launch.toFixed(1)} µs`,
   );
   keep("adapter", found);
 
@@ -163,8 +164,8 @@ async function model(
   rmSync(folder, { recursive: true });
   const [loaded, engine] = await timed(() => load(bundle, { device }));
   console.log(
-    `${shape}, ${format}, ${engine.device.numerics}: compiled in ${(compiled / 1000).toFixed(1)} s, loaded in ` +
-      `${(loaded / 1000).toFixed(1)} s, invariance ${engine.core.invariance}`,
+    `${shape}, ${format}, ${engine.device.numerics}: compiled in ${(compiled / 1000).toFixed(1)} s, ` +
+      `loaded in ${(loaded / 1000).toFixed(1)} s, invariance ${engine.core.invariance}`,
   );
   const { vocab } = manifest.model;
   const rows: string[][] = [["", "ms", "by arithmetic", "of it", ...Object.keys(devices)]];

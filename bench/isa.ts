@@ -63,7 +63,8 @@ async function rowsOf({ texts }: Kernels, chip: string, unit: Unit | null): Prom
   );
   return names.map((kernel, i): Row => {
     const skeleton = texts.get(kernel)!.split("\n")[1]!.slice(3);
-    const says = `${lacksHead(texts.get(kernel)!) ? "units " : ""}${skeleton} ${/_(few|many|merge)(_\d+)?$/.exec(kernel)?.[1] ?? ""}`;
+    const variant = /_(few|many|merge)(_\d+)?$/.exec(kernel)?.[1] ?? "";
+    const says = `${lacksHead(texts.get(kernel)!) ? "units " : ""}${skeleton} ${variant}`;
     return { kernel, family: all.find((f) => families[f].test(says))!, ...isa[i]! };
   });
 }

@@ -8,8 +8,8 @@ import { isNode, node } from "./node.ts";
 import { loadSoftwareDriver } from "./swiftshader.ts";
 
 /**
- * Dawn zeroes workgroups' memory in a loop then: of a null constant SwiftShader makes a store for each word, and
- * compiles a kernel with tiles for seconds (two thirds of the time of products in tiles, measured).
+ * Disabled, Dawn zeroes workgroups' memory in a loop: of a null constant SwiftShader makes a store for each
+ * word, and compiles a kernel with tiles for seconds (docs/measured.md).
  */
 export const ZEROED_IN_A_LOOP = "use_vulkan_zero_initialize_workgroup_memory_extension";
 

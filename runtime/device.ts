@@ -17,8 +17,8 @@ import {
 export { type MemorySpace, memorySpaces } from "./contract.ts";
 
 /** What computes, what products are made of (of f16 also where no unit makes them), how the cache rounds. */
-export type Numerics =
-  `${"wasm" | "wasm relaxed" | "webgpu"}${(typeof products)[Products] | " matrix plain"}${KvFormat["numerics"]}`;
+export type Numerics = `${"wasm" | "wasm relaxed" | "webgpu"}${OfProducts}${KvFormat["numerics"]}`;
+type OfProducts = (typeof products)[Products] | " matrix plain";
 
 export interface DeviceInfo {
   readonly target: "wasm" | "webgpu";

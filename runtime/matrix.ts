@@ -1,6 +1,7 @@
 /**
  * Matrix units: of a bundle whose products are of them, what its kernels come with on a device. Modules that
- * use units lack a head, which is one of two files: of the device's units, in a shape that it has, or of none.
+ * use units lack a head, which is one of two files: of the device's units, in a shape that it has, or of
+ * none.
  */
 
 /** Kernels of a bundle that are heads, by their form. */

@@ -27,7 +27,8 @@ import { type FamilyName, families, scratch } from "./support/tiny.ts";
 const test = suite("families");
 /**
  * Those that in the short form bring to WebGPU what others also have: norms of heads, windows, two rotary
- * tables; LayerNorm, biases, slices of one projection; experts beside dense layers. Soft caps are in attention.test.
+ * tables; LayerNorm, biases, slices of one projection; experts beside dense layers. Soft caps are in
+ * attention.test.
  */
 const onGpu: readonly FamilyName[] = ["gemma3", "gpt2", "qwen3_moe_mixed"];
 

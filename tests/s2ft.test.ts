@@ -31,8 +31,8 @@ import { scratch } from "./support/tiny.ts";
 
 const test = suite("s2ft");
 
-// A software adapter takes seconds to load: in the short form one model on it is of odd sizes, with three query
-// heads a key head, and one is permuted, with slices of projections that are several.
+// A software adapter takes seconds to load: in the short form one model on it is of odd sizes, with three
+// query heads a key head, and one is permuted, with slices of projections that are several.
 const both = ["wasm", "webgpu"] as const;
 const onCpu = ["wasm"] as const;
 const inLong = long ? both : onCpu;

@@ -305,7 +305,7 @@ test("products with one sum are one module: a launch brings each body's epilogue
   assert.match(cpu.modules[0]!.text, chosen);
   assert.match(cpu.modules[0]!.text, /override first_body: i32 = -1;/);
 });
-test("modules for matrix units come with what a device has: its largest unit of f16, or sums by lanes", async () => {
+test("modules for matrix units come with what a device has: its largest unit, or sums by lanes", async () => {
   type Shape = readonly [component: string, result: string, m: number, n: number, k: number];
   const has = (least: number, most: number, asks: boolean, ...shapes: readonly Shape[]) => {
     const named = ["shader-f16", "subgroups", "chromium-experimental-subgroup-matrix"];

@@ -9,7 +9,9 @@ export interface Launched {
   readonly us: number;
   /** Launches each time. */
   readonly times: number;
-  /** Of matrices that it reads: GB/s, as a share of a copy; TFLOP/s, as a share of fma, or of what units give. */
+  /**
+   * Of matrices that it reads: GB/s, as a share of a copy; TFLOP/s, as a share of fma, or of what units give.
+   */
   readonly memory: number | null;
   readonly arithmetic: number | null;
   /** Is that share one of what matrix units give? And what it reaches, TFLOP/s. */

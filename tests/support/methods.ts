@@ -54,8 +54,8 @@ export const jobOf = (method: string): FinetuneOptions => ({
 });
 
 /**
- * Law 5: fresh adapters are the base; requests of all methods in one batch, and two jobs at once beside requests
- * of a third method, are what they are alone.
+ * Law 5: fresh adapters are the base; requests of all methods in one batch, and two jobs at once beside
+ * requests of a third method, are what they are alone.
  */
 export async function checkMixed(engine: Engine, methods: readonly string[]): Promise<void> {
   const o = { prompt: idsOf("mixed methods", 17, vocab), maxTokens: 5 };

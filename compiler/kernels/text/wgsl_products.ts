@@ -18,8 +18,8 @@ export const SPAN = 512;
 export const indices = (n: number): number[] => Array.from({ length: n }, (_, i) => i);
 
 /**
- * Adds the terms of chunk `c`, of `all` that a sum has: `terms` says what so many numbers from k on add, `step`
- * of them asked for in one go. Loops are of constant length, which a driver unrolls.
+ * Adds the terms of chunk `c`, of `all` that a sum has: `terms` says what so many numbers from k on add,
+ * `step` of them asked for in one go. Loops are of constant length, which a driver unrolls.
  */
 export function chunkOf(all: number, step: number, terms: (count: number) => Lines): Lines {
   const chain = (length: number): Lines => {
