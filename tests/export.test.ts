@@ -40,6 +40,7 @@ const unsayable: Readonly<Partial<Record<Name, RegExp>>> = {
   mixtral: /GGUF's llama: perLayer/,
   gemma2: /GGUF's gemma2: constants/,
   smollm3: /GGUF's smollm3: ropes/,
+  starcoder2: /GGUF's starcoder2: perLayer/,
   qwen3_moe_mixed: /GGUF's qwen3moe: (perLayer|ffn)/,
 };
 /** The same models, as files can say them. */
@@ -48,6 +49,7 @@ const sayable: Readonly<Partial<Record<Name, object>>> = {
   mixtral: { sliding_window: null },
   gemma2: { query_pre_attn_scalar: configs.gemma2.head_dim },
   smollm3: { no_rope_layers: undefined, no_rope_layer_interval: 4 },
+  starcoder2: { sliding_window: null },
 };
 for (const [name, says] of Object.entries(unsayable) as [Name, RegExp][])
   test(`${name}: what files cannot say is refused, and nothing is written`, async () => {

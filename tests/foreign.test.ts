@@ -234,6 +234,7 @@ test("model files: config, index, tokenizer config, GGUF and safetensors headers
     ["qwen2", { layer_types: ["full_attention", "linear_attention"] }, /layer_types/],
     ["smollm3", { no_rope_layers: [1] }, /no_rope_layers.*2 of/],
     ["smollm3", { use_sliding_window: true }, /use_sliding_window/],
+    ["starcoder2", { norm_type: "rms_norm" }, /norm_type.*layer_norm/],
     ["granite", { logits_scaling: 0 }, /logits_scaling.*not 0/],
     ["granite", { embedding_multiplier: "2" }, /embedding_multiplier/],
     ["olmo2", { mlp_bias: true }, /mlp_bias.*may change/],

@@ -226,6 +226,7 @@ const changes: Readonly<Record<string, Partial<Config>>> = {
   gemma3: { layer_types: undefined },
   mixtral: { sliding_window: undefined },
   smollm3: { no_rope_layers: undefined, no_rope_layer_interval: 4 },
+  starcoder2: { sliding_window: undefined },
 };
 for (const name of Object.keys(families) as FamilyName[]) {
   const c: Config = { ...configs[name], ...changes[name] };

@@ -50,6 +50,10 @@ interface Pre {
   readonly normalizer: object | null;
 }
 const plain = (pre: object): Pre => ({ pre, normalizer: null });
+const digitwise = plain({
+  type: "Sequence",
+  pretokenizers: [{ type: "Digits", individual_digits: true }, bytes(true)],
+});
 const gpt4 = plain(words("\\p{N}{1,3}"));
 const qwen: Pre = { pre: words("\\p{N}"), normalizer: { type: "NFC" } };
 const gpt4o = plain(cased("(?i:'s|'t|'re|'ve|'m|'ll|'d)?", "\\p{N}{1,3}"));
@@ -59,10 +63,8 @@ const gpt4o = plain(cased("(?i:'s|'t|'re|'ve|'m|'ll|'d)?", "\\p{N}{1,3}"));
  */
 const preTokenizers: Readonly<Record<string, Pre>> = {
   "gpt-2": plain(bytes(true)),
-  smollm: plain({
-    type: "Sequence",
-    pretokenizers: [{ type: "Digits", individual_digits: true }, bytes(true)],
-  }),
+  smollm: digitwise,
+  starcoder: digitwise,
   "llama-bpe": gpt4,
   llama3: gpt4,
   "llama-v3": gpt4,

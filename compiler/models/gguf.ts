@@ -59,8 +59,16 @@ export const named = (modules: Readonly<Record<string, string>>): Pick<GgufFamil
   },
 });
 
+/** What norms add to a mean square: its key in config.json, and in the file. */
+export interface NormEps {
+  readonly config: string;
+  readonly file: string;
+}
+const rmsEps: NormEps = { config: "rms_norm_eps", file: "attention.layer_norm_rms_epsilon" };
+export const layerNormEps: NormEps = { config: "norm_epsilon", file: "attention.layer_norm_epsilon" };
+
 /** Sizes, norms, rotation and tying of a decoder, under the keys of config.json. */
-export function decoderConfig(g: GgufHeader): Json {
+export function decoderConfig(g: GgufHeader, eps = rmsEps): Json {
   const [heads, hidden] = [g.number("attention.head_count"), g.number("embedding_length")];
   const headDim = g.number("attention.key_length", hidden / heads);
   const turned = g.number("rope.dimension_count", headDim);
@@ -74,7 +82,7 @@ export function decoderConfig(g: GgufHeader): Json {
     intermediate_size: g.number("feed_forward_length"),
     vocab_size: g.shapeOf("token_embd.weight")?.[0] ?? g.number("vocab_size"),
     max_position_embeddings: g.number("context_length"),
-    rms_norm_eps: g.number("attention.layer_norm_rms_epsilon"),
+    [eps.config]: g.number(eps.file),
     rope_theta: g.number("rope.freq_base", 10000),
     ...(turned !== headDim && { partial_rotary_factor: turned / headDim }),
     ...(scaling && { rope_scaling: scaling }),
@@ -131,7 +139,7 @@ function ropeScaling(g: GgufHeader): Json | null {
 /**
  * The keys and tensors from which `decoderConfig` reads. `absent`: what the family takes for a key not there.
  */
-export function decoderSays(m: Model, config: Json, absent: Json = {}): GgufSaid {
+export function decoderSays(m: Model, config: Json, absent: Json = {}, eps = rmsEps): GgufSaid {
   const { keys, tensors } = ropeSays(m, config, absent);
   return {
     keys: {
@@ -144,7 +152,7 @@ export function decoderSays(m: Model, config: Json, absent: Json = {}): GgufSaid
       "attention.head_count_kv": u32(m.kvHeads),
       "attention.key_length": u32(m.headDim),
       "attention.value_length": u32(m.headDim),
-      "attention.layer_norm_rms_epsilon": f32(m.eps),
+      [eps.file]: f32(m.eps),
       ...keys,
     },
     tensors,

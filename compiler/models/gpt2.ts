@@ -7,7 +7,7 @@ import { decoderSizes } from "./config.ts";
 import { f32, named, u32, whole } from "./gguf.ts";
 import { checkKeys, count, only } from "./keys.ts";
 import type { Family, Json, Model, Names } from "./model.ts";
-import { type Block, fusedAttention, head, layerNorm, positioned, residual } from "./parts.ts";
+import { fusedAttention, head, layerNorm, positioned, residual, ungated } from "./parts.ts";
 
 const own = [
   "activation_function",
@@ -62,11 +62,6 @@ function read(config: Json): Model {
   };
   const d = decoderSizes(sizes, [], {}, () => []);
   const attention = fusedAttention(d, { module: "attn", qkv: "c_attn", out: "c_proj" }, { bias: true });
-  const coupled = (axis: "in" | "out") => ({ group: "ffn", axis, unit: 1, shared: false }) as const;
-  const mlp: Block["run"] = (b, x) => {
-    const y = b.linear(x, "mlp.c_fc", d.ffn, true, { out: "ffn", coupling: coupled("out") });
-    return b.linear(gelu(y), "mlp.c_proj", width, true, { in: "ffn", coupling: coupled("in") });
-  };
   const norm = layerNorm(d);
   return {
     family: "gpt2",
@@ -76,7 +71,7 @@ function read(config: Json): Model {
     layer: residual(
       [
         { before: "ln_1", run: attention },
-        { before: "ln_2", run: mlp },
+        { before: "ln_2", run: ungated(gelu)(d, true) },
       ],
       norm,
       { entry: false },

@@ -14,6 +14,7 @@ import { qwen2 } from "./qwen2.ts";
 import { qwen3 } from "./qwen3.ts";
 import { qwen3Moe } from "./qwen3_moe.ts";
 import { smollm3 } from "./smollm3.ts";
+import { starcoder2 } from "./starcoder2.ts";
 
 export const models: Readonly<Record<string, Family>> = {
   gemma2,
@@ -30,4 +31,5 @@ export const models: Readonly<Record<string, Family>> = {
   qwen3,
   qwen3_moe: qwen3Moe,
   smollm3,
+  starcoder2,
 };

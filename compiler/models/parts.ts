@@ -199,6 +199,15 @@ export const fusedSwiglu =
       coupling: { ...coupled, axis: "in" },
     });
   };
+/** down(act(up(x))), which older decoders call c_proj and c_fc. Under S2FT the two share the channels. */
+export const ungated =
+  (act: (x: Value) => Value) =>
+  (d: Sizes, bias: boolean): Block["run"] =>
+  (b, x) => {
+    const coupled = (axis: "in" | "out") => ({ group: "ffn", axis, unit: 1, shared: false }) as const;
+    const y = b.linear(x, "mlp.c_fc", d.ffn, bias, { out: "ffn", coupling: coupled("out") });
+    return b.linear(act(y), "mlp.c_proj", d.hiddenSize, bias, { in: "ffn", coupling: coupled("in") });
+  };
 export const swiglu = gated(silu);
 export const geglu = gated(gelu);
 

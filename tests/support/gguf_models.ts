@@ -144,6 +144,7 @@ const kinds: Readonly<Record<string, Kind>> = {
       "attention.layer_norm_epsilon": "layer_norm_epsilon",
     }),
   },
+  starcoder2: { more: numbers({ "attention.layer_norm_epsilon": "norm_epsilon" }) },
   gemma2: {
     whole: true,
     more: numbers({
