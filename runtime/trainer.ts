@@ -52,14 +52,17 @@ export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>
   const { manifest } = engine;
   engine.check();
   throwIfAborted(o.signal);
-  if (!manifest.train.includes(o.method))
+  if (!manifest.train.includes(o.method)) {
+    const near = didYouMean(o.method, manifest.train);
+    const how = `compile with --train ${o.method} (train: [${JSON.stringify(o.method)}])`;
     throw new WeftError({
       code: "WEFT_OPTION",
       where: "method",
       expected: manifest.train.join(", ") || "a bundle compiled for training",
       found: o.method,
-      hint: `${didYouMean(o.method, manifest.train) ?? ""} compile with --train ${o.method}`.trim(),
+      hint: near ? `${near} or ${how}` : how,
     });
+  }
   if (o.epochs !== undefined && o.steps !== undefined)
     throw new WeftError({
       code: "WEFT_OPTION",

@@ -32,7 +32,7 @@ const training: readonly Case[] = [
   [{ optimizer: "adam" }, /at optimizer.*adamw, sgd or lion.*"adam".*did you mean "adamw"/],
   [{ optimizer: "lamb" }, /adamw, sgd or lion.*"lamb"/],
   [{ schedule: "cosin" }, /did you mean "cosine"/],
-  [{ method: "lroa" }, /at method.*did you mean "lora"\? compile with --train lroa/],
+  [{ method: "lroa" }, /at method.*did you mean "lora"\? or compile with --train lroa/],
   [{ method: "vera" }, /at method.*compile with --train vera/],
   [{ keep: "al" }, /did you mean "all"/],
   [{ select: "bset" }, /did you mean "best"/],

@@ -28,6 +28,11 @@ const own = [
   // Of training from scratch.
   "embedding_dropout",
   "residual_dropout",
+  // Published files say them, and transformers does not read them.
+  "attention_softmax_in_fp32",
+  "layer_norm_epsilon",
+  "scale_attention_softmax_in_fp32",
+  "scale_attn_weights",
 ];
 const names: Names = { ...decoderNames, outer: { ...decoderNames.outer, "norm.bias": "model.norm.bias" } };
 
