@@ -11,6 +11,7 @@ import { build } from "esbuild";
 import { emitLaunchWgsl, gridOf } from "../compiler/emit/wgsl.ts";
 import { fuse } from "../compiler/fuse.ts";
 import type { KernelEnv } from "../compiler/kernel.ts";
+import { inQuads } from "../compiler/kernels/text/quads.ts";
 import { blockLayouts } from "../compiler/metadata.ts";
 import { align, defaultCapacities, targets } from "../compiler/target.ts";
 import { Graph, isInput, linear, valueKey } from "../ops/index.ts";
@@ -153,8 +154,10 @@ function kernelOf({ m, k, n }: Shape) {
     },
   };
   const grid = gridOf(launch!.bodies, env, "plain");
+  const alone = emitLaunchWgsl("product", launch!.bodies, env, "plain");
   return {
-    code: emitLaunchWgsl("product", launch!.bodies, env, "plain"),
+    // Lanes exchange what they read where the adapter has subgroups, as a bundle's kernels do.
+    ...{ alone, quads: inQuads(alone) ?? alone },
     groups: grid.map((g) => Math.ceil(((g.count === "one" ? 1 : m) * g.mul) / g.div)),
     rows: headerWords.indexOf("n_rows"),
     meta: env.layout.words,

@@ -9,7 +9,10 @@ const numbers = async (path) => new Float32Array(await (await fetch(path)).array
 async function weft({ m, n, kernel }, x, packed) {
   const adapter = await navigator.gpu.requestAdapter();
   const { maxStorageBufferBindingSize, maxBufferSize } = adapter.limits;
+  const quads = adapter.features.has("subgroups");
+  const code = quads ? kernel.quads : kernel.alone;
   const device = await adapter.requestDevice({
+    requiredFeatures: quads ? ["subgroups"] : [],
     requiredLimits: { maxStorageBufferBindingSize, maxBufferSize },
   });
   const buffer = (size, data) => {
@@ -25,15 +28,15 @@ async function weft({ m, n, kernel }, x, packed) {
     batch: buffer(meta.byteLength, meta),
     arena: buffer(kernel.words * 4, x),
   };
-  const module = device.createShaderModule({ code: kernel.code });
+  const module = device.createShaderModule({ code });
   const pipeline = await device.createComputePipelineAsync({ layout: "auto", compute: { module } });
-  const bound = [...kernel.code.matchAll(/@binding\((\d+)\) var<storage, \w+> (\w+)/g)];
+  const bound = [...code.matchAll(/@binding\((\d+)\) var<storage, \w+> (\w+)/g)];
   const group = device.createBindGroup({
     layout: pipeline.getBindGroupLayout(0),
     entries: bound.map(([, binding, id]) => ({ binding: Number(binding), resource: { buffer: of[id] } })),
   });
   return {
-    adapter: `${adapter.info.vendor} ${adapter.info.architecture}`.trim(),
+    adapter: `${adapter.info.vendor} ${adapter.info.architecture}${quads ? ", quads" : ""}`.trim(),
     multiply: async (times) => {
       const encoder = device.createCommandEncoder();
       const pass = encoder.beginComputePass();
