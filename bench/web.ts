@@ -12,6 +12,7 @@ import { emitLaunchWgsl, gridOf } from "../compiler/emit/wgsl.ts";
 import { fuse } from "../compiler/fuse.ts";
 import type { KernelEnv } from "../compiler/kernel.ts";
 import { inQuads } from "../compiler/kernels/text/quads.ts";
+import { PLAIN_ROWS } from "../compiler/kernels/text/wgsl_plain.ts";
 import { blockLayouts } from "../compiler/metadata.ts";
 import { align, defaultCapacities, targets } from "../compiler/target.ts";
 import { Graph, isInput, linear, valueKey } from "../ops/index.ts";
@@ -141,7 +142,7 @@ function kernelOf({ m, k, n }: Shape) {
   const capacities = { ...defaultCapacities(m), tokens: m };
   const none = { slots: { row: 0, branches: [] }, jobWords: 0, groups: 1, norms: 0, partials: 0 };
   const env: KernelEnv = {
-    ...{ ...none, products: "f32", capacities },
+    ...{ ...none, products: "f32", plainRows: PLAIN_ROWS, capacities },
     layout: blockLayouts(capacities, []).step,
     panel: targets.webgpu.panel,
     address: (v) => {

@@ -82,6 +82,8 @@ export interface KernelEnv {
   readonly partials: number;
   /** What products with matrices are made of. */
   readonly products: Products;
+  /** WGSL: rows of a tile of plain products. A driver has more to compile for more. */
+  readonly plainRows: number;
 }
 /** Metadata arrays that say where each segment of a unit begins, and how many rows it has, in a domain. */
 export const SEGMENT_ROWS: Readonly<Partial<Record<Domain, readonly [string, string]>>> = {

@@ -4,6 +4,7 @@
 
 import * as assert from "uvu/assert";
 import { vjp } from "../compiler/autodiff.ts";
+import { PLAIN_ROWS } from "../compiler/kernels/text/wgsl_plain.ts";
 import {
   add,
   dropout,
@@ -45,7 +46,7 @@ test("rows, embedding, dropout, adapters: ops that need surroundings, on both ta
   const want = interpret(roots, data, context(b));
   for (const target of targets)
     for (const fuse of [true, false]) {
-      const { outputs } = await runOn(target, roots, data, b, { fuse });
+      const { outputs } = await runOn(target, roots, data, b, { fuse, plainRows: PLAIN_ROWS });
       outputs.forEach((out, i) => close(out, want[i]!, `root ${i} on ${target}, fuse ${fuse}`));
     }
 });
@@ -107,7 +108,7 @@ test("selections, slot vectors: gathered, scattered, broadcast by slot, on both 
   assert.ok(want[1]!.some((v) => v !== 0) && want[1]!.some((v) => v === 0));
   for (const target of targets)
     for (const fuse of [true, false]) {
-      const { outputs } = await runOn(target, roots, data, b, { fuse });
+      const { outputs } = await runOn(target, roots, data, b, { fuse, plainRows: PLAIN_ROWS });
       outputs.forEach((out, i) => close(out, want[i]!, `root ${i} on ${target}, fuse ${fuse}`));
     }
   // Transposes of one another: their gradients are each other.

@@ -5,6 +5,7 @@
  */
 import * as assert from "uvu/assert";
 import { vjp } from "../compiler/autodiff.ts";
+import { PLAIN_ROWS } from "../compiler/kernels/text/wgsl_plain.ts";
 import {
   expandExperts,
   experts,
@@ -136,8 +137,8 @@ for (const target of targets) {
     const sizes = { x: shape.hidden, logits: shape.count, cot: shape.hidden };
     const one: Batch = { ...batch("alone", 1, 1, "step"), rows: 1 };
     const alone = await runOn(target, roots, rowOf(crowded, sizes, 7), one);
-    const threads = target === "wasm" ? { threads: 3 } : {};
-    for (const options of [{}, threads]) {
+    const other = target === "wasm" ? { threads: 3 } : { plainRows: PLAIN_ROWS };
+    for (const options of [{}, other]) {
       const { outputs } = await runOn(target, roots, crowded, b, options);
       outputs.forEach((all, i) => {
         const cols = (roots[i]!.type as { cols: number }).cols;

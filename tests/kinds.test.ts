@@ -68,7 +68,8 @@ test("kernels are as many, and their text as long, however many experts there ar
   const emitted = (target: "wasm" | "webgpu", count: number) => {
     const model = read({ ...mixed, num_experts: count });
     const capacities = defaultCapacities(model.context);
-    const settings = { capacities, kv: "f32", train, products: "f32" } as const;
+    const how = { cache: true, quick: false };
+    const settings = { capacities, kv: "f32", train, products: "f32", how } as const;
     const made = programs(model, train, 4);
     const launches = launchesOf(model, made, { fuse: true, products: "f32" });
     const layout = layoutOf(model, made, settings, targets[target]);

@@ -7,6 +7,7 @@ import * as assert from "uvu/assert";
 import { vjp } from "../compiler/autodiff.ts";
 import { fuse } from "../compiler/fuse.ts";
 import { graphKernels, skeletonOf } from "../compiler/kernels/index.ts";
+import { PLAIN_ROWS, QUICK_ROWS } from "../compiler/kernels/text/wgsl_plain.ts";
 import {
   type Attending,
   add,
@@ -147,6 +148,8 @@ for (const target of targets)
     }
   });
 
+/** A bundle's kernels for CPUs behind WebGPU, but for trials. */
+const shipped = { variant: "plain", plainRows: PLAIN_ROWS } as const;
 test("products on webgpu: a row's bits are the same in a few rows and in tiles, in every format", async () => {
   // Chunks of 128: a few side by side, the last no whole word of some formats; and so many that they take
   // turns.
@@ -163,11 +166,11 @@ test("products on webgpu: a row's bits are the same in a few rows and in tiles, 
       const b = batch(name, 37, 5, "step");
       const data = inputData([y], b, name);
       const [want] = interpret([y], data, context(b));
-      const { outputs } = await runOn("webgpu", [y], data, b, { variant: "plain" });
+      const { outputs } = await runOn("webgpu", [y], data, b, shipped);
       close(outputs[0]!, want!, name);
-      for (const variant of ["few", "many"] as const)
+      for (const variant of ["plain", "few", "many"] as const)
         assert.equal(
-          (await runOn("webgpu", [y], data, b, { variant })).outputs,
+          (await runOn("webgpu", [y], data, b, { variant, plainRows: QUICK_ROWS })).outputs,
           outputs,
           `${name} ${variant}`,
         );
@@ -297,7 +300,7 @@ test("products of integers on webgpu are what they are defined as, in every fami
     const want = ofIntegers("webgpu", format, xs, ws, n, k);
     const infinite = { ...data, [inputName(x)]: xs.map((v, i) => (i ? v : Number.POSITIVE_INFINITY)) };
     for (const variant of ["plain", "few", "many"] as const) {
-      const how = { variant, products: "integers" } as const;
+      const how = { variant, products: "integers", plainRows: PLAIN_ROWS } as const;
       const { outputs } = await runOn("webgpu", [y], data, b, how);
       assert.equal(outputs[0], want, `${name} ${variant}`);
       exact.forEach((v, i) => assert.ok(Math.abs(outputs[0]![i]! - v) < 1e-4 * most, `${name} ${i}`));
@@ -358,7 +361,7 @@ test("products of f16 are what they are defined as, without matrix units, in eve
     const lost = count > 1 ? 2 * n : 0;
     const want = ofHalves(xs, ws, n, k).subarray(lost);
     for (const variant of ["plain", "few", "many"] as const) {
-      const how = { variant, products: "matrix" } as const;
+      const how = { variant, products: "matrix", plainRows: PLAIN_ROWS } as const;
       const out = (await runOn("webgpu", [y], data, b, how)).outputs[0]!;
       assert.equal(out.subarray(lost), want, `${name} ${variant}`);
       want.forEach((v, i) => assert.ok(Math.abs(v - exact[lost + i]!) < 2e-3 * most, `${name} ${i}`));
@@ -561,9 +564,12 @@ test("products with a matrix turned: the same bits in tiles and in registers on 
     ]);
     const y = linearT(pairs);
     const data = inputData([y], b, name);
-    const { outputs } = await runOn("webgpu", [y], data, b, { variant: "plain" });
+    const { outputs } = await runOn("webgpu", [y], data, b, shipped);
     close(outputs[0]!, interpret([y], data, context(b))[0]!, name);
-    assert.equal((await runOn("webgpu", [y], data, b, { variant: "many" })).outputs, outputs, name);
+    for (const variant of ["plain", "many"] as const) {
+      const other = await runOn("webgpu", [y], data, b, { variant, plainRows: QUICK_ROWS });
+      assert.equal(other.outputs, outputs, `${name} ${variant}`);
+    }
   }
 });
 

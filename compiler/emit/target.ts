@@ -16,6 +16,7 @@ import { type AnyBody, type Bare, kernelOf, onlySaves, writesWeights } from "../
 import type { RowNorms } from "../kernels/row_norms.ts";
 import { inQuads } from "../kernels/text/quads.ts";
 import { heads } from "../kernels/text/wgsl_matrix.ts";
+import { PLAIN_ROWS, QUICK_ROWS } from "../kernels/text/wgsl_plain.ts";
 import { type BranchSpec, type SiteSpec, tensorName } from "../layers.ts";
 import { addresser, type Layout, placeValues } from "../layout.ts";
 import { type BlockKind, blockLayouts } from "../metadata.ts";
@@ -120,7 +121,7 @@ function together(
 export function emitTarget(
   target: Target,
   model: Model,
-  { capacities: c, train, products }: Pick<Settings, "capacities" | "train" | "products">,
+  { capacities: c, train, products, how }: Pick<Settings, "capacities" | "train" | "products" | "how">,
   programs: Programs,
   launches: ReadonlyMap<GraphProgram, readonly Launch[]>,
   layout: Layout,
@@ -153,6 +154,7 @@ export function emitTarget(
     norms: layout.homes.norms,
     partials: layout.partials,
     products,
+    plainRows: how.quick ? QUICK_ROWS : PLAIN_ROWS,
   });
   const add = (
     { kinds, ...program }: Omit<ProgramEntry, "launches"> & Pick<LaunchEntry, "kinds">,

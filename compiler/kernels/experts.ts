@@ -15,7 +15,7 @@ import { type Lines, lines } from "./text/lines.ts";
 import * as wgsl from "./text/wgsl.ts";
 import { integersOf, plainIntegers } from "./text/wgsl_integers.ts";
 import { panelsOf } from "./text/wgsl_panels.ts";
-import { type across, ascending, ownColumns, PLAIN_FROM, PLAIN_ROWS } from "./text/wgsl_plain.ts";
+import { type across, ascending, ownColumns, PLAIN_FROM } from "./text/wgsl_plain.ts";
 import { epilogue as wgslEpilogue } from "./text/wgsl_products.ts";
 
 type Experts = Type & { kind: "experts" };
@@ -48,6 +48,7 @@ export function tiledByExpert(
     one: { at: "expert", step: String(stride / 4) },
   });
   const ids = wgsl.rowAt(chosen, env, `p / ${top}`);
+  const full = env.plainRows;
   const tile = (n: number): Lines => {
     const pair = (i: string): string => (n === 1 ? "pairs[r]" : `pairs[${i}]`);
     const is = Array.from({ length: n }, (_, i) => i);
@@ -64,6 +65,9 @@ export function tiledByExpert(
         for (var c = 0; c < columns; c++) { ${name}_e(${to}, out[i][c]); }
       }`;
   };
+  const whole = lines`
+    for (var i = found; i < ${full}; i++) { pairs[i] = pairs[found - 1]; }
+    ${tile(full)}`;
   const text = lines`
     let expert = wg.y;
     if (expert >= ${type.count}) { return; }
@@ -72,20 +76,27 @@ export function tiledByExpert(
     var p = 0;
     while (p < n) {
       var found = 0;
-      var pairs = array<i32, ${PLAIN_ROWS}>();
-      for (; p < n && found < ${PLAIN_ROWS}; p++) {
+      var pairs = array<i32, ${full}>();
+      for (; p < n && found < ${full}; p++) {
         if (i32(${ids.space}[${ids.at} + p % ${top}]) == expert) {
           pairs[found] = p;
           found++;
         }
       }
+      ${
+        full < PLAIN_FROM
+          ? lines`
+      if (found > 0) {
+        ${whole}
+      }`
+          : lines`
       if (found >= ${PLAIN_FROM}) {
-        for (var i = found; i < ${PLAIN_ROWS}; i++) { pairs[i] = pairs[found - 1]; }
-        ${tile(PLAIN_ROWS)}
+        ${whole}
       } else {
         for (var r = 0; r < found; r++) {
           ${tile(1)}
         }
+      }`
       }
     }`;
   return `${wgslEpilogue(name, b, env)}\n${wgsl.fn(name, text)}`;

@@ -26,7 +26,7 @@ import {
   matrixColumns,
 } from "./text/wgsl_matrix.ts";
 import { panelsOf } from "./text/wgsl_panels.ts";
-import { ascending, ascendingHalves, PLAIN_ROWS, type Place, plain } from "./text/wgsl_plain.ts";
+import { ascending, ascendingHalves, type Place, plain } from "./text/wgsl_plain.ts";
 import { columnsOfShard, indices, quadAt, wholeOf } from "./text/wgsl_products.ts";
 
 const matrixOf = (b: Body) => b.operands[1]!.value.type as Type & { kind: "weight" };
@@ -70,7 +70,7 @@ export const linear: GraphKernel = {
   grid: (bodies, env, variant) => {
     const tile = env.products === "matrix" ? matrixColumns : gemmColumns;
     if (variant === "many") return [most(bodies, (b) => widthOf(b) / tile(b), 1), tileRows(bodies, ROW_TILE)];
-    if (variant !== "few") return [most(bodies, (b) => widthOf(b) / 4), plainRows(bodies, PLAIN_ROWS)];
+    if (variant !== "few") return [most(bodies, (b) => widthOf(b) / 4), plainRows(bodies, env.plainRows)];
     if (env.products === "matrix")
       return [
         most(bodies, (b) => widthOf(b) / fewColumns(b, matrixOf(b).k), 1),

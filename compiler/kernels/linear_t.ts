@@ -18,7 +18,7 @@ import {
   tileGoesOn,
 } from "./text/wgsl_gemm.ts";
 import { panelsOf } from "./text/wgsl_panels.ts";
-import { across, goesOn, PLAIN_ROWS, plain } from "./text/wgsl_plain.ts";
+import { across, goesOn, plain } from "./text/wgsl_plain.ts";
 import { indices, sumOfShards, wholeOf } from "./text/wgsl_products.ts";
 
 const four = indices(4);
@@ -60,10 +60,10 @@ export const linear_t: GraphKernel = {
   joins: true,
   variants: () => ["plain", "many"],
   lanes: (_bodies, variant) => (variant === "many" ? GEMM_LANES : WG),
-  grid: (bodies, _env, variant) =>
+  grid: (bodies, env, variant) =>
     variant === "many"
       ? [most(bodies, (b) => b.cols / gemmColumns(b), 1), tileRows(bodies, ROW_TILE)]
-      : [most(bodies, (b) => b.cols / 4), plainRows(bodies, PLAIN_ROWS)],
+      : [most(bodies, (b) => b.cols / 4), plainRows(bodies, env.plainRows)],
   over: null,
   shared: (variant) => (variant === "many" ? [...summedShared, ...gemmShared] : []),
   wgsl: (name, b, env, variant) => {

@@ -8,6 +8,7 @@ import { emitLaunchWgsl, gridOf, launchedOf, variantsOf } from "../../compiler/e
 import { fuse } from "../../compiler/fuse.ts";
 import type { KernelEnv, ParamAddress, Variant } from "../../compiler/kernel.ts";
 import { heads } from "../../compiler/kernels/text/wgsl_matrix.ts";
+import { PLAIN_ROWS, QUICK_ROWS } from "../../compiler/kernels/text/wgsl_plain.ts";
 import { type Layout, placeValues } from "../../compiler/layout.ts";
 import { blockLayouts } from "../../compiler/metadata.ts";
 import { align, type Capacities, type Target, targets } from "../../compiler/target.ts";
@@ -42,6 +43,7 @@ import { restore, store, unpack } from "../../runtime/values.ts";
 import { openWasm } from "../../runtime/wasm.ts";
 import { openWebGpu } from "../../runtime/webgpu.ts";
 import { uniform } from "./random.ts";
+import { long } from "./scale.ts";
 
 export const capacities: Capacities = {
   tokens: 48,
@@ -236,6 +238,8 @@ export async function runOn(
     threads?: number;
     variant?: Variant;
     products?: Products;
+    /** Of the plain variant. Those for trials have most of the code, and compile in half of the time. */
+    plainRows?: number;
     mutate?: (source: string) => string;
   } = {},
 ): Promise<{ outputs: Float32Array[]; launches: number }> {
@@ -372,6 +376,7 @@ export async function runOn(
     norms: 1024,
     partials: 0,
     products: options.products ?? "f32",
+    plainRows: options.plainRows ?? (long ? PLAIN_ROWS : QUICK_ROWS),
     param: (n) => params.get(n)!,
     address: (v) => {
       const p = places.get(valueKey(v));

@@ -13,15 +13,15 @@ import { type Lines, lines } from "./lines.ts";
 import { inTable, quadsAt } from "./wgsl.ts";
 import { indices } from "./wgsl_products.ts";
 
-/** Rows of a tile: two quads. */
-export const DELTA_ROWS = 8;
-
 /**
- * Statements that fill DELTA_ROWS elements of `out` a delta, from `first` on: of the rows of a tile from r0
- * on, of n in all, the four columns of a lane.
+ * Statements that fill an element of `out` for each row of a tile and delta, from `first` on: of the rows from
+ * r0 on, of n in all, the four columns of a lane.
  */
 export function deltasOfTile(b: Body, env: KernelEnv, deltas: readonly Expand[], first: number): Lines {
-  const rows = indices(DELTA_ROWS);
+  const tile = env.plainRows;
+  const rows = indices(tile);
+  /** Fours of rows, and the last that each has: those of lanes that exchange what they read. */
+  const fours = rows.filter((k) => k % 4 === 0).map((k) => ({ k, last: Math.min(3, tile - 1 - k) }));
   const width = widthOf(b);
   const slotOf = (row: string): string => `batch[${env.layout.arrays.slot} + ${row}]`;
   // Columns are those of the sums, which may be those of halves of parts.
@@ -41,16 +41,17 @@ export function deltasOfTile(b: Body, env: KernelEnv, deltas: readonly Expand[],
         for (var j = 0; j < min(${QUAD}, rank - r); j++) {
           let w = quad + j * ${cols};
           let v = vec4<f32>(${[0, 1, 2, 3].map((c) => `adapters[w + ${at(c)}]`).join(", ")});
-          let x0 = four_${u.space}(u0 + r + j, step, min(3, n - 1 - r0));
-          let x4 = four_${u.space}(u4 + r + j, step, max(0, min(3, n - 5 - r0)));
-          ${rows.map((k) => `t${k} = fma(vec4<f32>(x${k & 4}[${k & 3}]), v, t${k});`)}
+          ${fours.map(({ k, last }) => {
+            const there = `min(${last}, n - ${k + 1} - r0)`;
+            return `let x${k} = four_${u.space}(u${k} + r + j, step, ${k ? `max(0, ${there})` : there});`;
+          })}
+          ${rows.map((k) => `t${k} = fma(vec4<f32>(x${k & ~3}[${k & 3}]), v, t${k});`)}
         }
       }`;
     const places: Lines = lines`
       let step = ${u.stride};
-      let u0 = ${u.offset} + r0 * step;
-      let u4 = ${u.offset} + min(r0 + 4, n - 1) * step;`;
-    const put = (of: string): Lines => rows.map((k) => `out[${first + i * DELTA_ROWS} + ${k}] = ${of}${k};`);
+      ${fours.map(({ k }) => `let u${k} = ${u.offset} + ${k ? `min(r0 + ${k}, n - 1)` : "r0"} * step;`)}`;
+    const put = (of: string): Lines => rows.map((k) => `out[${first + i * tile} + ${k}] = ${of}${k};`);
     // All rows of a unit are a job's.
     if (b.domain === "W")
       return lines`
@@ -62,7 +63,7 @@ export function deltasOfTile(b: Body, env: KernelEnv, deltas: readonly Expand[],
     return lines`
       ${rows.map((k) => `var o${k} = vec4<f32>();`)}
       ${places}
-      for (var i = 0; i < min(${DELTA_ROWS}, n - r0); i++) {
+      for (var i = 0; i < min(${tile}, n - r0); i++) {
         let slot = ${slotOf("r0 + i")};
         if (i == 0 || ${slotOf("r0 + max(i, 1) - 1")} != slot) {
           ${sums}

@@ -1,6 +1,6 @@
 /**
  * Products without workgroup memory or barriers, which a CPU behind WebGPU pays dearly for: a lane owns four
- * columns of up to eight rows.
+ * columns of a few rows, a tile.
  */
 import type { KernelEnv } from "../../kernel.ts";
 import type { Body, Operand } from "../body.ts";
@@ -8,7 +8,7 @@ import { deltasOf } from "../deltas.ts";
 import { inTurn } from "./alike.ts";
 import { type Lines, lines } from "./lines.ts";
 import { count, fn, rowAt, shard, WG } from "./wgsl.ts";
-import { DELTA_ROWS, deltasOfTile } from "./wgsl_deltas.ts";
+import { deltasOfTile } from "./wgsl_deltas.ts";
 import type { Panels } from "./wgsl_panels.ts";
 import {
   CHUNK,
@@ -22,8 +22,14 @@ import {
   wholeOf,
 } from "./wgsl_products.ts";
 
-/** Rows of a tile; a tail of at least so many takes a tile too, its missing rows being the last one again. */
-export const PLAIN_ROWS = DELTA_ROWS;
+/** Rows of a tile: two quads. */
+export const PLAIN_ROWS = 8;
+/** The same, for trials: a model's kernels compile in two thirds of the time. */
+export const QUICK_ROWS = 2;
+/**
+ * A tail of at least so many takes a tile too, its missing rows being the last one again; of fewer each is
+ * alone. Tiles for trials have all tails.
+ */
 export const PLAIN_FROM = 3;
 
 /** Where a row of an operand is. */
@@ -166,43 +172,44 @@ export function plain(
   sums: readonly ((at: (x: Operand, env: KernelEnv) => readonly Place[], rows: readonly string[]) => Lines)[],
   span: Span = wholeOf(b),
 ): string {
+  const tile = env.plainRows;
   const rows = (n: number): Lines =>
     inTurn(
       sums.map(
         (sum, s) => lines`
           ${indices(n).map((i) => `var t${i} = vec4<f32>();`)}
           ${sum((x, env) => rowsOf(x, env, n), rowNames(n))}
-          ${indices(n).map((i) => `out[${s * PLAIN_ROWS} + ${n === 1 ? "r - r0" : i}] = t${i};`)}`,
+          ${indices(n).map((i) => `out[${s * tile} + ${n === 1 ? "r - r0" : i}] = t${i};`)}`,
       ),
       "s",
     );
   const deltas = span.whole ? deltasOf(b) : [];
   const blocks = sums.length + deltas.length;
-  const results = indices(blocks).map((s) => `out[i${s ? ` + ${s * PLAIN_ROWS}` : ""}][c]`);
+  const results = indices(blocks).map((s) => `out[i${s ? ` + ${s * tile}` : ""}][c]`);
   // One copy of the epilogue, whatever the tile: it is the larger part of the text.
   const text = lines`
     let n = ${count(b.domain)};
-    let r0 = wg.y * ${PLAIN_ROWS};
+    let r0 = wg.y * ${tile};
     ${ownColumns(span.count)}
-    var out = array<vec4<f32>, ${blocks * PLAIN_ROWS}>();
+    var out = array<vec4<f32>, ${blocks * tile}>();
     ${
       // A unit has many rows, and a second form of its sums would take a quarter of the time to compile.
-      b.domain === "W"
+      b.domain === "W" || tile < PLAIN_FROM
         ? lines`
     {
-      ${rows(PLAIN_ROWS)}
+      ${rows(tile)}
     }`
         : lines`
     if (n - r0 >= ${PLAIN_FROM}) {
-      ${rows(PLAIN_ROWS)}
+      ${rows(tile)}
     } else {
       for (var r = r0; r < n; r++) {
         ${rows(1)}
       }
     }`
     }
-    ${deltasOfTile(b, env, deltas, sums.length * PLAIN_ROWS)}
-    for (var i = 0; i < min(${PLAIN_ROWS}, n - r0); i++) {
+    ${deltasOfTile(b, env, deltas, sums.length * tile)}
+    for (var i = 0; i < min(${tile}, n - r0); i++) {
       for (var c = 0; c < columns; c++) { ${span.put(name, "r0 + i", "own + c", results.join(", "))} }
     }`;
   return `${epilogue(name, b, env, deltas)}\n${fn(name, text)}`;
