@@ -32,6 +32,13 @@ interface Parts {
   /** How it is multiplied as integers, if it is. */
   readonly integers: Parameters<typeof fewIntegers>[2] | null;
 }
+/** The one of `names`, two or more after `from`, whose number `index` is. */
+const pick = (index: string, names: readonly string[], from = 0): string => {
+  if (names.length === 1) return names[0]!;
+  const half = names.length >> 1;
+  const [low, high] = [pick(index, names.slice(0, half), from), pick(index, names.slice(half), from + half)];
+  return `select(${low}, ${high}, ${index} >= ${from + half})`;
+};
 /**
  * y = x·Wᵀ of the few rows that tiles leave. Four lanes, of four columns each, make a chunk; all chunks of a
  * panel side by side, and then some lanes add up the chunks' sums in order. Weights are asked for well before
@@ -88,24 +95,28 @@ export function gemv(
         let o = ((col >> 4u) * ${slots} + c) * 4 + ((col >> 2u) & 3);
         ${total.map((t, s) => `${t} = ${t} + sums[o${s ? ` + ${lanes / 2}` : ""}][col & 3];`)}
       }`;
-    const store = (row: number | string, total: readonly string[]): Lines => lines`
+    const store = (row: string, total: readonly string[]): Lines => lines`
       if (r0 + ${row} < n && wg.x * ${columns} + col < ${span.count}) {
         ${span.put(name, `r0 + ${row}`, `wg.x * ${columns} + col`, total.join(", "))}
       }`;
     const total = names.map((_, i) => `total[${i}]`);
-    // Row by row, so that little of a workgroup's memory is in use. Where chunks take several turns, a lane
-    // has at most one column.
-    const folded = (row: number): Lines => lines`
-      sums[lane] = a${row};
+    // Row by row, so that little of a workgroup's memory is in use; in a loop, so that there is one epilogue:
+    // it is most of the text that a driver compiles. Where chunks take several turns, a lane has at most one
+    // column.
+    const folded = (row: string): Lines => lines`
+      sums[lane] = ${pick(
+        row,
+        each.map((i) => `a${i}`),
+      )};
       workgroupBarrier();
       ${
         turns > 1
           ? lines`
       if (lane < ${columns}) {
         let col = lane;
-        var total = kept[${row * columns} + col];
+        var total = kept[${row} * ${columns} + col];
         ${fold(total)}
-        kept[${row * columns} + col] = total;
+        kept[${row} * ${columns} + col] = total;
       }`
           : lines`
       for (var i = 0; i < ${Math.ceil(columns / lanes)}; i++) {
@@ -131,12 +142,19 @@ export function gemv(
         let panel = wg.x * ${columns / 16} + slot / ${slots};
         ${at.before}
         ${made ? made.before : xs.map((row, i) => `let x${i} = ${row.at};`)}
-        ${turns > 1 ? keeping(each.map((row) => `kept[${row * columns} + col] = vec2<f32>();`)) : []}
+        ${turns > 1 ? keeping(each.map((row) => `kept[${row} * ${columns} + col] = vec2<f32>();`)) : []}
         for (var turn = 0; turn < ${turns}; turn++) {
           let c = turn * ${slots} + slot % ${slots};
           ${each.map((i) => `var a${i} = vec4<f32>();`)}
           ${chunk}
-          ${each.flatMap(folded)}
+          ${
+            n === 1
+              ? folded("0")
+              : lines`
+          for (var row = 0; row < ${n}; row++) {
+            ${folded("row")}
+          }`
+          }
         }
         ${
           turns > 1
