@@ -152,8 +152,10 @@ fn leading(v: vec4<f32>, n: i32) -> vec4<f32> {
   return select(vec4<f32>(), v, vec4<i32>(0, 1, 2, 3) < vec4<i32>(n));
 }`,
   to_half: `
-fn to_half(v: vec4<f32>) -> vec4<f32> {
-  return vec4<f32>(unpack2x16float(pack2x16float(v.xy)), unpack2x16float(pack2x16float(v.zw)));
+// Rounded to f16; zero is 0, which a compiler does not know: some drop what is packed and unpacked at once.
+fn to_half(v: vec4<f32>, zero: u32) -> vec4<f32> {
+  let h = vec2<u32>(pack2x16float(v.xy), pack2x16float(v.zw)) ^ vec2<u32>(zero);
+  return vec4<f32>(unpack2x16float(h.x), unpack2x16float(h.y));
 }`,
   step_of: `
 // By what a block of numbers is multiplied, so that 14 bits and a sign hold them; of their largest magnitude,

@@ -7,7 +7,7 @@ import type { Body, Operand } from "../body.ts";
 import { deltasOf } from "../deltas.ts";
 import { inTurn } from "./alike.ts";
 import { type Lines, lines } from "./lines.ts";
-import { count, fn, rowAt, shard, WG } from "./wgsl.ts";
+import { count, fn, header, rowAt, shard, WG } from "./wgsl.ts";
 import { deltasOfTile } from "./wgsl_deltas.ts";
 import type { Panels } from "./wgsl_panels.ts";
 import {
@@ -56,7 +56,7 @@ interface Rounding {
   readonly chunk: number;
 }
 const exact: Rounding = { of: (values) => values, chunk: CHUNK };
-const halves: Rounding = { of: (values) => `to_half(${values})`, chunk: SPAN };
+const halves: Rounding = { of: (values) => `to_half(${values}, u32(${header("zero")}))`, chunk: SPAN };
 /**
  * Adds products of so many terms to the sums t0 …, one for each row in `at`. `values` are statements that
  * declare, as `name` and a number, four columns at each of `count` terms from k on, at most `step`.
