@@ -88,8 +88,8 @@ export const compileEntries = {
    */
   cache: v.optional(boolean),
   /**
-   * Optimise modules little: a quarter of the time to compile, and slower to run. The same bits. For trials.
-   * Default: off.
+   * Optimise modules little, and give kernels of CPUs behind WebGPU small tiles: a quarter of the time to
+   * compile, and slower to run. The same bits. For trials. Default: off.
    */
   quick: v.optional(boolean),
   /** Overrides of a target's limits, for tests of small devices. */
