@@ -32,7 +32,7 @@ interface Parts {
   /** How it is multiplied as integers, if it is. */
   readonly integers: Parameters<typeof fewIntegers>[2] | null;
 }
-/** The one of `names`, two or more after `from`, whose number `index` is. */
+/** The one of `names` that `index` says; they are numbered from `from` on. */
 const pick = (index: string, names: readonly string[], from = 0): string => {
   if (names.length === 1) return names[0]!;
   const half = names.length >> 1;
