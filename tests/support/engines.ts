@@ -7,6 +7,7 @@ import type { Capacities } from "../../compiler/target.ts";
 import { decode, parseHeader } from "../../runtime/bundle.ts";
 import { type Engine, type LoadOptions, load } from "../../sdk/index.ts";
 import { generator, uniform } from "./random.ts";
+import { long } from "./scale.ts";
 import { type Config, even, type FamilyName, families, mha, mqa, odd, scratch, writeModel } from "./tiny.ts";
 
 export const fixtures = fileURLToPath(new URL("../fixtures/", import.meta.url));
@@ -141,7 +142,8 @@ export function bundle(config: Config, options: CompileOptions = {}): Promise<st
   const full: CompileOptions = {
     targets: ["wasm"],
     train: ["lora"],
-    quick: true,
+    // In the long form kernels are those that users have.
+    quick: !long,
     limits,
     ...options,
     capacities: { ...small, ...options.capacities },
