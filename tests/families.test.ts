@@ -18,6 +18,7 @@ import {
   fixtures,
   idsOf,
   reference,
+  tiny,
 } from "./support/engines.ts";
 import { checkFullGradients, checkFullSteps, checkLora } from "./support/reference.ts";
 import { long } from "./support/scale.ts";
@@ -166,15 +167,18 @@ for (const name of Object.keys(families) as FamilyName[]) {
       });
     if (long)
       test(`${name} on webgpu: gradients of everything`, async () => {
-        await using engine = await engineOf(config, { ...on("webgpu"), train: ["full"] });
+        // What a layer's experts add up is one binding, which the smallest devices have no room for.
+        const limits = { ...tiny, bindingBytes: 2 ** 21 };
+        await using engine = await engineOf(config, { ...on("webgpu"), train: ["full"], limits });
         await checkFullGradients(engine, vocab, ref);
       });
   }
   if (long || (dense && onGpu.includes(name)))
     test(`${name} on webgpu: logits, and gradients of LoRA`, async () => {
-      await using engine = await engineOf(config, { ...on("webgpu"), train: long ? train : ["lora"] });
+      const whole = long && dense;
+      await using engine = await engineOf(config, { ...on("webgpu"), train: whole ? train : ["lora"] });
       await checkLora(engine, name, vocab, ref, 0);
-      if (long && dense) await checkFullGradients(engine, vocab, ref);
+      if (whole) await checkFullGradients(engine, vocab, ref);
     });
 }
 
