@@ -277,23 +277,29 @@ test("a byte-level BPE vocabulary inside the file becomes the tokenizer, its tem
   assert.equal(engine.manifest.model.eos, [1]);
 });
 
-test("Qwen's vocabularies: composed letters, digits one by one", async () => {
+test("vocabularies are cut as their models cut text: digits one by one, Qwen's letters composed", async () => {
   const tokens = ["<end>", "1", "2", "12", "Ã©", "Ã", "©", "e", "Ì", "ģ"];
   const filled = [...tokens, ...Array.from({ length: 128 - tokens.length }, (_, i) => `<unused${i}>`)];
-  const { gguf } = model("F32", {
-    "tokenizer.ggml.model": "gpt2",
-    "tokenizer.ggml.pre": "qwen2",
-    "tokenizer.ggml.tokens": filled,
-    "tokenizer.ggml.token_type": filled.map((_, i) => (i < 1 ? 3 : 1)),
-    "tokenizer.ggml.merges": ["1 2", "Ã ©"],
-    "tokenizer.ggml.eos_token_id": 0,
-    "tokenizer.ggml.add_bos_token": false,
-  });
-  const out = `${scratch()}/bundle`;
-  await compile(gguf, out, { ...options });
-  await using engine = await load(out, { device: "wasm" });
-  // e and a combining accent are é; 12 is never one token, though a merge would make it.
-  assert.equal(engine.encode("e\u030112"), [4, 1, 2]);
+  // 12 is never one token, though a merge would make it; e and a combining accent are é to Qwen alone.
+  for (const [pre, ids] of [
+    ["qwen2", [4, 1, 2]],
+    ["starcoder", [7, 8, 9, 1, 2]],
+    ["smollm", [7, 8, 9, 1, 2]],
+  ] as const) {
+    const { gguf } = model("F32", {
+      "tokenizer.ggml.model": "gpt2",
+      "tokenizer.ggml.pre": pre,
+      "tokenizer.ggml.tokens": filled,
+      "tokenizer.ggml.token_type": filled.map((_, i) => (i < 1 ? 3 : 1)),
+      "tokenizer.ggml.merges": ["1 2", "Ã ©"],
+      "tokenizer.ggml.eos_token_id": 0,
+      "tokenizer.ggml.add_bos_token": false,
+    });
+    const out = `${scratch()}/bundle`;
+    await compile(gguf, out, { ...options });
+    await using engine = await load(out, { device: "wasm" });
+    assert.equal(engine.encode("e\u030112"), ids, pre);
+  }
 });
 
 test("files that cannot be right, or are not supported, are refused by name", async () => {

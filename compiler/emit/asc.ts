@@ -81,7 +81,7 @@ interface Waiting {
   readonly resolve: (wasm: Uint8Array) => void;
   readonly reject: (e: Error) => void;
 }
-/** Most of what the compiler makes dies with the module; with Node's 48 MB a quarter of its time is collecting. */
+/** Most of what it makes dies with the module; with Node's 48 MB a quarter of its time is collecting. */
 const YOUNG_MB = 192;
 /** Milliseconds without work after which the thread goes. */
 const IDLE_MS = 5000;

@@ -14,8 +14,8 @@ import { inTable, quadsAt } from "./wgsl.ts";
 import { indices } from "./wgsl_products.ts";
 
 /**
- * Statements that fill an element of `out` for each row of a tile and delta, from `first` on: of the rows from
- * r0 on, of n in all, the four columns of a lane.
+ * Statements that fill an element of `out` for each row of a tile and delta, from `first` on: of the rows
+ * from r0 on, of n in all, the four columns of a lane.
  */
 export function deltasOfTile(b: Body, env: KernelEnv, deltas: readonly Expand[], first: number): Lines {
   const tile = env.plainRows;
