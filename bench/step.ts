@@ -97,8 +97,8 @@ export async function main(args: string[]): Promise<void> {
   };
   const launches = {
     forward: perLayer("forward"),
-    backward: perLayer("backward.lora.all"),
-    boundary: perLayer("backward.lora.boundary"),
+    backward: perLayer("backward.lora"),
+    rerun: perLayer("rerun.lora"),
     kernels: Object.keys(plan.kernels).length,
   };
   out.push([
@@ -107,7 +107,7 @@ export async function main(args: string[]): Promise<void> {
     "",
   ]);
   out.push(
-    ["launches a layer: backward, all kept", String(launches.backward[1] - 1), ""],
+    ["launches a layer: backward, and a rerun", `${launches.backward[1] - 1}, ${launches.rerun[1]}`, ""],
     ["kernels in the bundle", String(launches.kernels), ""],
   );
 

@@ -2,7 +2,7 @@
  * Memory planning: a chamber offset for every parameter and saved field, an arena offset for every step
  * value. Pure arithmetic over lifetimes.
  */
-import { inputName, isInput, type Type, type Value, valueKey } from "../ops/index.ts";
+import { inputName, isInput, type Value, valueKey } from "../ops/index.ts";
 import {
   CANDIDATE_WORDS,
   type Chambers,
@@ -26,6 +26,7 @@ import { splitsOf } from "./metadata.ts";
 import type { Model } from "./models/model.ts";
 import { placePages } from "./pages.ts";
 import type { GraphProgram, Programs, TrainClass } from "./programs/index.ts";
+import type { Rows } from "./programs/region.ts";
 import type { Settings } from "./settings.ts";
 import { align, type Capacities, type Target } from "./target.ts";
 
@@ -98,6 +99,8 @@ export interface Layout {
   readonly partials: number;
   readonly candidateParts: number;
   readonly fields: ReadonlyMap<string, FieldPlace>;
+  /** Of the arena, while a unit's backward runs: its rows of what a class keeps, by field. */
+  readonly kept: ReadonlyMap<string, number>;
   /** By class of training: words of a row's records. */
   readonly records: Readonly<Record<string, { readonly boundary: number; readonly kept: number }>>;
   readonly slots: TargetEntry["slots"];
@@ -170,6 +173,7 @@ export function layoutOf(
     partials,
     candidateParts,
     fields: saved.fields,
+    kept: keptPlaces(programs, train, kindsOf(model), at, c),
     records: saved.records,
     slots,
     jobWords,
@@ -225,6 +229,26 @@ function savedRecords(
 
 const rowsOf = (c: Capacities, domain: "T" | "R" | "W"): number =>
   ({ T: c.tokens, R: c.headRows, W: c.unitRows })[domain];
+/** Of the arena: a tile may read a panel past the last row. */
+const wordsOf = ({ domain, cols }: Pick<Rows, "domain" | "cols">, c: Capacities): number =>
+  align(rowsOf(c, domain) * cols + 32);
+
+/** One unit runs at a time, of one class and one kind of layers: places of others may be the same. */
+function keptPlaces(
+  programs: Programs,
+  train: readonly TrainClass[],
+  kinds: number,
+  start: number,
+  c: Capacities,
+): ReadonlyMap<string, number> {
+  const places = new Map<string, number>();
+  for (const cls of train) {
+    const ends = new Ends(kinds);
+    for (const { name, cols, index, kinds: of } of programs.saved[cls]!.fields)
+      if (index === "ext_row") places.set(name, start + ends.take(wordsOf({ domain: "W", cols }, c), of));
+  }
+  return places;
+}
 
 /** Arena offsets of a program's step values: two values overlap only if their lifetimes do not. */
 export function placeValues(
@@ -233,10 +257,12 @@ export function placeValues(
   c: Capacities,
   layout: Layout,
 ): { places: ReadonlyMap<string, number>; end: number } {
-  const homes = new Map(
-    program.homes.map((h) => [valueKey(h.value), layout.homes[h.name as "h" | "logits"]]),
-  );
+  const homeOf = (name: string): number => layout.kept.get(name) ?? layout.homes[name as "h" | "logits"];
+  const homes = new Map(program.homes.map((h) => [valueKey(h.value), homeOf(h.name)]));
+  const kept = program.homes.filter((h) => layout.kept.has(h.name)).map((h) => h.value);
   const born = new Map<string, { v: Value; from: number; to: number }>();
+  // What another program left is there up to its last reader.
+  for (const v of kept) if (isInput(v)) born.set(valueKey(v), { v, from: -1, to: -1 });
   launches.forEach((launch, i) => {
     for (const b of launch.bodies) {
       const made: Value[] = b.stores.flatMap((s) => (s.to === "rows" ? [s.value] : []));
@@ -257,14 +283,17 @@ export function placeValues(
       }
   });
   const places = new Map<string, number>(homes);
-  const taken: { start: number; end: number; from: number; to: number }[] = [];
-  let end = layout.persistent;
+  // What it makes for another program stays to its end.
+  const taken = kept.map((v) => {
+    const [start, { from, to }] = [homes.get(valueKey(v))!, born.get(valueKey(v))!];
+    const end = start + wordsOf(v.type as Rows, c);
+    return { start, end, from, to: isInput(v) ? to : launches.length };
+  });
+  let end = Math.max(layout.persistent, ...taken.map((t) => t.end));
   for (const [key, { v, from, to }] of born) {
     if (places.has(key)) continue;
-    const t = v.type as Type & { kind: "rows" };
-    // A tile may read a panel past the last row.
-    const words = align(rowsOf(c, t.domain) * t.cols + 32);
-    const busy = taken.filter((x) => x.from <= to && from <= x.to).sort((a, b) => a.start - b.start);
+    const words = wordsOf(v.type as Rows, c);
+    const busy = taken.filter((x) => x.from <= to && from <= x.to).sort((x, y) => x.start - y.start);
     let start = layout.persistent;
     for (const x of busy) if (x.start < start + words && start < x.end) start = x.end;
     taken.push({ start, end: start + words, from, to });

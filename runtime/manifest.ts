@@ -32,7 +32,7 @@ import { startNames, type TensorKindName, tensorKinds } from "./tensors/index.ts
 import { termNames } from "./terms.ts";
 
 export const BUNDLE_FORMAT = "weft-bundle";
-export const BUNDLE_VERSION = 24;
+export const BUNDLE_VERSION = 25;
 
 const FileEntry = object({ bytes, sha256: sha256Hex });
 const format = oneOf(formats);

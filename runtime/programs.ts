@@ -6,8 +6,9 @@ const serving = ["embed", "forward", "head", "row_norms"];
 /** Of a class that is trained, and its steps by an optimizer. */
 export const classPrograms = {
   head: (cls: string) => (cls === "full" ? "head_train.full" : "head_train"),
-  all: (cls: string) => `backward.${cls}.all`,
-  boundary: (cls: string) => `backward.${cls}.boundary`,
+  copy: (cls: string) => `copy.${cls}`,
+  rerun: (cls: string) => `rerun.${cls}`,
+  backward: (cls: string) => `backward.${cls}`,
   embedding: (cls: string) => `embed_backward.${cls}`,
   squares: (cls: string) => `sumsq.${cls}.layer`,
   outerSquares: (cls: string) => `sumsq.${cls}.outer`,

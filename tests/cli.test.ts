@@ -55,7 +55,7 @@ test("compile, inspect, finetune, generate, doctor: results on stdout, else stde
   const seen = await weft("inspect", `${dir}/m.weft`);
   assert.match(seen.out, /forward.*launches/);
   assert.match(seen.out, /naive, \d+ pruned, \d+ boundary/);
-  assert.match((await weft("inspect", `${dir}/m.weft`, "--graph", "backward.lora.all")).out, /attend_dkv\(/);
+  assert.match((await weft("inspect", `${dir}/m.weft`, "--graph", "backward.lora")).out, /attend_dkv\(/);
   writeFileSync(
     `${dir}/rows.jsonl`,
     batchOf(128)

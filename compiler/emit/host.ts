@@ -82,8 +82,9 @@ const programNames: Readonly<Record<string, string>> = {
 };
 const ofClass: Readonly<Record<string, (cls: string) => string>> = {
   CLASS_HEAD: (cls) => (cls === CALIBRATE ? "" : classPrograms.head(cls)),
-  CLASS_BACKWARD_ALL: classPrograms.all,
-  CLASS_BACKWARD_BOUNDARY: classPrograms.boundary,
+  CLASS_COPY: classPrograms.copy,
+  CLASS_RERUN: classPrograms.rerun,
+  CLASS_BACKWARD: classPrograms.backward,
   CLASS_EMBED_BACKWARD: classPrograms.embedding,
   CLASS_SUMSQ: classPrograms.squares,
   CLASS_SUMSQ_OUTER: classPrograms.outerSquares,
@@ -133,7 +134,7 @@ function longestLists(h: HostInput): Record<string, number> {
   const unit = most((p) =>
     Math.max(
       p("CLASS_HEAD"),
-      Math.max(p("CLASS_BACKWARD_ALL"), p("CLASS_BACKWARD_BOUNDARY")) + p("CLASS_EMBED_BACKWARD"),
+      Math.max(p("CLASS_COPY"), p("CLASS_RERUN")) + p("CLASS_BACKWARD") + p("CLASS_EMBED_BACKWARD"),
     ),
   );
   const longest = (key: string, cls: string): number =>

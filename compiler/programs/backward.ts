@@ -1,5 +1,10 @@
-/** A class's training of a layer: what its forward stores, and its pruned backward in both kept sets. */
+/**
+ * A class's training of a layer: what its forward stores; its pruned backward, which reads kept values where a
+ * unit has its own; and before it what brings them there: of rows whose values were all stored a copy, of
+ * others a rerun.
+ */
 import { gatherRows, inputName, storeRows, toposort, type Value, valueKey } from "../../ops/index.ts";
+import { classPrograms } from "../../runtime/bundle.ts";
 import { vjp } from "../autodiff.ts";
 import { type BranchSpec, tensorName } from "../layers.ts";
 import { extArray } from "../metadata.ts";
@@ -44,23 +49,35 @@ export function trainLayer(
     const from = part.from(unit.from(v));
     return storeRows(field(name, cols), from, index === "save_row" ? "save_row" : extArray(cls));
   });
+  const stored = ({ name, cols, index }: SavedField): Value => gatherRows(field(name, cols), index, "W");
   // Attention is never rerun: its keys and values are in the cache.
   const written = kept.boundary[1]!.node.ins[1]!;
-  const backward = (["all", "boundary"] as const).map((mode): GraphProgram => {
-    const replace = new Map<string, Value>([[valueKey(written), written.node.ins[0]!]]);
-    kept[mode].forEach((v, i) => {
-      const { name, cols, index } = kept.fields[i]!;
-      replace.set(valueKey(v), gatherRows(field(name, cols), index, "W"));
-    });
-    const out = substitute(roots, replace);
-    const back = storeRows(dh, out[out.length - 1]!, "save_row");
-    return {
-      name: `backward.${cls}.${mode}`,
-      region: "layer",
-      block: "unit",
-      roots: [...out.slice(0, -1), back],
-      homes: [],
-    };
+  const bounds = new Map<string, Value>([[valueKey(written), written.node.ins[0]!]]);
+  kept.boundary.forEach((v, i) => void bounds.set(valueKey(v), stored(kept.fields[i]!)));
+  const inner = kept.all.slice(kept.boundary.length);
+  const fields = kept.fields.slice(kept.boundary.length);
+  const { graph } = unit.h.node;
+  const own = inner.map((v, i) => graph.input("layer/W", fields[i]!.name, v.type));
+  const program = (name: string, ends: readonly Value[], homes: readonly Value[]): GraphProgram => ({
+    name,
+    region: "layer",
+    block: "unit",
+    roots: ends,
+    homes: homes.map((value, i) => ({ value, name: fields[i]!.name })),
   });
-  return { fields: kept.fields, bytes: kept.bytes, stores, backward };
+  const copied = fields.map(stored);
+  const rerun = substitute(inner, bounds);
+  const read = new Map([...bounds, ...inner.map((v, i) => [valueKey(v), own[i]!] as const)]);
+  const out = substitute(roots, read);
+  const back = storeRows(dh, out[out.length - 1]!, "save_row");
+  return {
+    fields: kept.fields,
+    bytes: kept.bytes,
+    stores,
+    backward: [
+      program(classPrograms.copy(cls), copied, copied),
+      program(classPrograms.rerun(cls), rerun, rerun),
+      program(classPrograms.backward(cls), [...out.slice(0, -1), back], own),
+    ],
+  };
 }

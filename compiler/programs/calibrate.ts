@@ -13,6 +13,7 @@ import {
   type Value,
   valueKey,
 } from "../../ops/index.ts";
+import { classPrograms } from "../../runtime/bundle.ts";
 import { vjp } from "../autodiff.ts";
 import type { SiteSpec } from "../layers.ts";
 import type { Fields } from "./backward.ts";
@@ -75,7 +76,7 @@ export function calibration(unit: Region, statistics: readonly Statistic[], fiel
       gatherRows(field(`adapter.${fieldName(unit, v)}`, (v.type as Rows).cols), "save_row", "W"),
     );
   const program = (cls: string, roots: readonly Value[]): GraphProgram => ({
-    name: `backward.${cls}.boundary`,
+    name: classPrograms.backward(cls),
     region: "layer",
     block: "unit",
     roots: substitute(roots, replace),

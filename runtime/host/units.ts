@@ -108,11 +108,12 @@ import {
   within,
 } from "./state";
 import {
-  CLASS_BACKWARD_ALL,
-  CLASS_BACKWARD_BOUNDARY,
+  CLASS_BACKWARD,
+  CLASS_COPY,
   CLASS_EMBED_BACKWARD,
   CLASS_FULL,
   CLASS_HEAD,
+  CLASS_RERUN,
   CLASS_SUMSQ,
   CLASS_SUMSQ_OUTER,
   CLASS_UPDATE,
@@ -295,7 +296,8 @@ export function grantUnit(j: i32, budget: i32): i32 {
     addSegment(j, b, seq, q);
     if (advance(j, UPDATE)) break;
   }
-  emitProgram(kept ? get(CLASS_BACKWARD_ALL, cls) : get(CLASS_BACKWARD_BOUNDARY, cls), layer, b);
+  emitProgram(kept ? get(CLASS_COPY, cls) : get(CLASS_RERUN, cls), layer, b);
+  emitProgram(get(CLASS_BACKWARD, cls), layer, b);
   if (layer == 0) emitProgram(get(CLASS_EMBED_BACKWARD, cls), LAYERS, b);
   const n: i32 = get(META, b + H_N_ROWS);
   return cost(n);

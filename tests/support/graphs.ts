@@ -365,6 +365,7 @@ export async function runOn(
   const { places, end } = placeValues(program, launches, capacities, {
     persistent: arena,
     homes: outs,
+    kept: new Map(),
   } as unknown as Layout);
   const env: KernelEnv = {
     capacities,
