@@ -1,4 +1,4 @@
-// TypeScript as Node resolves it, with all checks and the declarations of others checked too.
+// TypeScript as Node resolves it, with all checks; the package's own declarations are checked too.
 import { type CompileOptions, compile, type Engine, load, type Piece, WeftError } from "@weft/sdk";
 import { type Compiled, compile as inMemory } from "@weft/sdk/compiler";
 import { handler } from "@weft/sdk/openai";
