@@ -137,7 +137,7 @@ async function openOn(
     // A software device works on the cores that encode. What a list takes is read before the next.
     const encodesAhead = !clock && (options.encodesAhead ?? !software);
     const picks = (options.picks ?? !software) && plan.homes.candidates !== null;
-    const texts = await readKernels(plan, quads, units?.file ?? file);
+    const texts = await readKernels(plan, quads, adapter.info, units?.file ?? file);
     const kernels = new Kernels(watch, plan, memory.layouts, texts, { families, picks, software, quads });
     const { programs = [] } = plan;
     // What trains in full is checked at load, in place: its gradients take as much as the model.

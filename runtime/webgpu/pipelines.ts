@@ -31,15 +31,23 @@ const idle = ({ families: { fewRows }, picks }: Wanted): RegExp =>
     `^(${fewRows === null ? "tile|rest|few|lone|more|wide" : "plain"}${picks ? "" : "|candidate"})_`,
   );
 
-/** WGSL of a plan's kernels, by file. */
+/** A subgroup of four lanes is a quad; SwiftShader exchanges in it with a third of the instructions. */
+export const inSubgroups = (text: string): string => text.replaceAll("quadBroadcast(", "subgroupBroadcast(");
+
+/** WGSL of a plan's kernels, by file, for lanes that exchange what they read in `quads`, or do not. */
 export async function readKernels(
   plan: Plan,
   quads: boolean,
+  { subgroupMinSize, subgroupMaxSize }: GPUAdapterInfo,
   file: (name: string) => Promise<Uint8Array>,
 ): Promise<ReadonlyMap<string, string>> {
   const names = [...new Set(Object.values(plan.kernels).map((k) => fileOf(k, quads)))];
-  const texts = await Promise.all(names.map(async (name) => new TextDecoder().decode(await file(name))));
-  return new Map(names.map((name, i) => [name, texts[i]!]));
+  const ofFour = subgroupMinSize === 4 && subgroupMaxSize === 4;
+  const read = async (name: string): Promise<[string, string]> => {
+    const text = new TextDecoder().decode(await file(name));
+    return [name, ofFour ? inSubgroups(text) : text];
+  };
+  return new Map(await Promise.all(names.map(read)));
 }
 
 /**
