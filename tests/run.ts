@@ -140,7 +140,8 @@ async function main(): Promise<void> {
   const scratch = mkdtempSync(join(tmpdir(), "weft-tests-"));
   // What a test opens to other users they must reach.
   chmodSync(scratch, 0o711);
-  process.on("exit", () => rmSync(scratch, { recursive: true, force: true }));
+  // A lane that ends may still write there.
+  process.on("exit", () => rmSync(scratch, { recursive: true, force: true, maxRetries: 5 }));
   Object.assign(process.env, { WEFT_BUILT: folder, WEFT_SCRATCH: scratch }, await serveAssembler());
   const queue = [...files];
   let passed = 0;

@@ -266,9 +266,10 @@ test("the software driver is the package's own: nothing planted is loaded", () =
     const { openAdapter } = await import("./runtime/dawn.ts");
     const adapter = await openAdapter("software");
     console.log(JSON.stringify([adapter?.info.architecture, process.env.VK_ICD_FILENAMES ?? null]));`;
-  const clean = child(code, { TMPDIR: tmp, WEFT_CACHE: join(tmp, "cache") });
+  const own = { TMPDIR: tmp, WEFT_CACHE: join(tmp, "cache"), VK_DRIVER_FILES: undefined };
+  const clean = child(code, { ...own, VK_ICD_FILENAMES: undefined });
   assert.is(clean.stdout, '["swiftshader",null]\n', String(clean.stderr));
-  const named = child(code, { TMPDIR: tmp, WEFT_CACHE: join(tmp, "cache"), VK_ICD_FILENAMES: "/none.json" });
+  const named = child(code, { ...own, VK_ICD_FILENAMES: "/none.json" });
   assert.is(named.stdout, '[null,"/none.json"]\n', String(named.stderr));
 });
 

@@ -6,7 +6,7 @@
  *
  * What units do stands in the head of a module, which is one of two: `native`, with WGSL's subgroup matrices
  * of the shape that a device has, and `plain`, where lanes sum alone, ascending, for devices without. The
- * kernels below are of either.
+ * kernels below are of either. One file: what both heads say, and who calls it, is one contract.
  */
 import { unitHeads } from "../../../runtime/bundle.ts";
 import type { KernelEnv } from "../../kernel.ts";
