@@ -114,8 +114,9 @@ test("fusion changes launches, never bits: at most 7 a layer forward, 5 a token,
   assert.ok(token.base <= 5 && token.served <= 9, JSON.stringify(token));
   assert.ok(launches("forward.full").base <= 7, JSON.stringify(launches("forward.full")));
   assert.ok(launches("backward.full").base <= 10);
-  // 8, four first products of adapters, their gradients in one, and one for dropout.
+  // 8, four first products of adapters, their gradients in one, and one for dropout; before them a copy.
   assert.ok(launches("backward.lora").base <= 8 && launches("backward.lora").all <= 14);
+  assert.is(launches("copy.lora").all, 1);
   // Kernels share modules, each of which is a pipeline of a GPU; a CPU behind WebGPU has one for each text of
   // the bodies of one.
   const { kernels, programs } = fused.manifest.targets.webgpu!;
