@@ -24,7 +24,7 @@ export interface GraphProgram {
   readonly kinds?: readonly number[];
   readonly block: BlockKind;
   readonly roots: readonly Value[];
-  /** Values with a fixed home: `h`, `logits`. */
+  /** Values with a fixed home: `h`, `logits`; of a unit, what its class keeps, by field. */
   readonly homes: readonly { readonly value: Value; readonly name: string }[];
 }
 /** The mask bit without which a program writes no field; null: it writes them always. */
