@@ -19,7 +19,6 @@ import { Graph, isInput, linear, valueKey } from "../ops/index.ts";
 import { headerWords } from "../runtime/bundle.ts";
 import { pack } from "../runtime/formats.ts";
 import { store } from "../runtime/values.ts";
-import { inSubgroups } from "../runtime/webgpu/pipelines.ts";
 import { openChromium, type Served } from "../tests/support/chromium.ts";
 import { uniform } from "../tests/support/random.ts";
 import { peerFolder } from "./contender.ts";
@@ -158,8 +157,8 @@ function kernelOf({ m, k, n }: Shape) {
   const grid = gridOf(launch!.bodies, env, "plain");
   const alone = emitLaunchWgsl("product", launch!.bodies, env, "plain");
   return {
-    // Lanes exchange what they read where the adapter has subgroups, of four lanes, as a bundle's kernels do.
-    ...{ alone, quads: inSubgroups(inQuads(alone) ?? alone) },
+    // Lanes exchange what they read where the adapter has subgroups, as a bundle's kernels do.
+    ...{ alone, quads: inQuads(alone) ?? alone },
     groups: grid.map((g) => Math.ceil(((g.count === "one" ? 1 : m) * g.mul) / g.div)),
     rows: headerWords.indexOf("n_rows"),
     meta: env.layout.words,

@@ -63,15 +63,13 @@ export async function findAdapter(kind: "hardware" | "software"): Promise<GPUAda
   const adapter = await openAdapter(kind);
   return adapter && isSoftware(adapter) === (kind === "software") ? adapter : null;
 }
-const isSoftware = ({ info }: GPUAdapter): boolean =>
-  Boolean((info as { isFallbackAdapter?: boolean }).isFallbackAdapter) ||
-  /swiftshader|llvmpipe|lavapipe|software|basic render/i.test(
-    `${info.vendor} ${info.architecture} ${info.device} ${info.description}`,
-  );
-export const nameOf = ({ info }: GPUAdapter): string =>
-  info.description || info.device || info.vendor || "WebGPU adapter";
 const idOf = ({ info }: GPUAdapter): string =>
   JSON.stringify([info.vendor, info.architecture, info.device, info.description]);
+const isSoftware = (adapter: GPUAdapter): boolean =>
+  (adapter.info as { isFallbackAdapter?: boolean }).isFallbackAdapter ||
+  /swiftshader|llvmpipe|lavapipe|software|basic render/i.test(idOf(adapter));
+export const nameOf = ({ info }: GPUAdapter): string =>
+  info.description || info.device || info.vendor || "WebGPU adapter";
 /**
  * What a load of these options would take on an adapter. Throws WEFT_CAPACITY when not even the smallest
  * fits.
@@ -137,7 +135,7 @@ async function openOn(
     // A software device works on the cores that encode. What a list takes is read before the next.
     const encodesAhead = !clock && (options.encodesAhead ?? !software);
     const picks = (options.picks ?? !software) && plan.homes.candidates !== null;
-    const texts = await readKernels(plan, quads, adapter.info, units?.file ?? file);
+    const texts = await readKernels(plan, quads, units?.file ?? file);
     const kernels = new Kernels(watch, plan, memory.layouts, texts, { families, picks, software, quads });
     const { programs = [] } = plan;
     // What trains in full is checked at load, in place: its gradients take as much as the model.

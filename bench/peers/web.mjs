@@ -9,8 +9,7 @@ const numbers = async (path) => new Float32Array(await (await fetch(path)).array
 async function weft({ m, n, kernel }, x, packed) {
   const adapter = await navigator.gpu.requestAdapter();
   const { maxStorageBufferBindingSize, maxBufferSize } = adapter.limits;
-  const { subgroupMinSize, subgroupMaxSize } = adapter.info;
-  const quads = adapter.features.has("subgroups") && subgroupMinSize === 4 && subgroupMaxSize === 4;
+  const quads = adapter.features.has("subgroups");
   const code = quads ? kernel.quads : kernel.alone;
   const device = await adapter.requestDevice({
     requiredFeatures: quads ? ["subgroups"] : [],

@@ -31,30 +31,22 @@ const idle = ({ families: { fewRows }, picks }: Wanted): RegExp =>
     `^(${fewRows === null ? "tile|rest|few|lone|more|wide" : "plain"}${picks ? "" : "|candidate"})_`,
   );
 
-/** A subgroup of four lanes is a quad; SwiftShader exchanges in it with a third of the instructions. */
-export const inSubgroups = (text: string): string => text.replaceAll("quadBroadcast(", "subgroupBroadcast(");
-
-/** WGSL of a plan's kernels, by file, for lanes that exchange what they read in `quads`, or do not. */
+/** WGSL of a plan's kernels, by file. */
 export async function readKernels(
   plan: Plan,
   quads: boolean,
-  { subgroupMinSize, subgroupMaxSize }: GPUAdapterInfo,
   file: (name: string) => Promise<Uint8Array>,
 ): Promise<ReadonlyMap<string, string>> {
   const names = [...new Set(Object.values(plan.kernels).map((k) => fileOf(k, quads)))];
-  const ofFour = subgroupMinSize === 4 && subgroupMaxSize === 4;
-  const read = async (name: string): Promise<[string, string]> => {
-    const text = new TextDecoder().decode(await file(name));
-    return [name, ofFour ? inSubgroups(text) : text];
-  };
-  return new Map(await Promise.all(names.map(read)));
+  const texts = await Promise.all(names.map(async (name) => new TextDecoder().decode(await file(name))));
+  return new Map(names.map((name, i) => [name, texts[i]!]));
 }
 
 /**
  * Pipelines that are compiled at once, on a software device and on others. A browser compiles what was asked
  * of a device also when that is gone or its worker has ended, and the next adapter is not given before.
  */
-const AT_ONCE = { software: 2, hardware: 8 };
+const atOnce = (software: boolean): number => (software ? 2 : 8);
 
 export class Kernels {
   private readonly names: readonly string[];
@@ -63,11 +55,6 @@ export class Kernels {
   private readonly made = new Map<string, Promise<GPUComputePipeline>>();
   private readonly layouts: readonly GPUPipelineLayout[];
   private readonly never: RegExp;
-  /**
-   * Has a kernel a pipeline for each text of its bodies? A CPU behind WebGPU goes through all that a pipeline
-   * has, and throws away what a body is not of.
-   */
-  private readonly splits: boolean;
   private ended = false;
   /** Pipelines that may begin, and what lets those begin that wait. */
   private free: number;
@@ -79,11 +66,10 @@ export class Kernels {
     private readonly texts: ReadonlyMap<string, string>,
     private readonly wanted: Wanted,
   ) {
-    this.free = wanted.software ? AT_ONCE.software : AT_ONCE.hardware;
+    this.free = atOnce(wanted.software);
     this.names = Object.keys(plan.kernels);
     this.layouts = layouts.map((l) => watch.device.createPipelineLayout({ bindGroupLayouts: [l] }));
     this.never = idle(wanted);
-    this.splits = wanted.software;
   }
   at(index: number): Kernel | undefined {
     return this.ready[index];
@@ -123,9 +109,12 @@ export class Kernels {
     const name = this.names[index]!;
     const kernel = this.plan.kernels[name]!;
     const { weights, shards, runs } = kernel;
-    const file = fileOf(kernel, this.wanted.quads);
+    const { quads, software } = this.wanted;
+    const file = fileOf(kernel, quads);
     const layout = weights === "written" ? 1 : 0;
-    const parts = this.splits && runs.length > 1 ? runs : [null];
+    // A CPU behind WebGPU goes through all that a pipeline has, and throws away what a body is not of: there a
+    // kernel has a pipeline for each text of its bodies.
+    const parts = software && runs.length > 1 ? runs : [null];
     let from = 0;
     const made = parts.map(async (bodies): Promise<Part> => {
       const first = bodies && from;
