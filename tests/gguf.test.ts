@@ -277,7 +277,7 @@ test("a byte-level BPE vocabulary inside the file becomes the tokenizer, its tem
   assert.equal(engine.manifest.model.eos, [1]);
 });
 
-test("vocabularies are cut as their models cut text: digits one by one, Qwen's letters composed", async () => {
+test("vocabularies are cut as their models cut text: single digits, Qwen's letters composed", async () => {
   const tokens = ["<end>", "1", "2", "12", "Ã©", "Ã", "©", "e", "Ì", "ģ"];
   const filled = [...tokens, ...Array.from({ length: 128 - tokens.length }, (_, i) => `<unused${i}>`)];
   // 12 is never one token, though a merge would make it; e and a combining accent are é to Qwen alone.

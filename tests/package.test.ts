@@ -116,7 +116,7 @@ test("CommonJS requires it where Node can require ES modules, else it is told ho
   else assert.match(ran.err, /require\(\) of ES Module .* not supported.*\n.*dynamic import\(\)/);
 });
 
-/** What TypeScript has against a project and the package's declarations; those of other packages are theirs. */
+/** What TypeScript has against a project and the package's declarations; others' declarations are theirs. */
 function typeErrors(project: string): string[] {
   const { config } = ts.readConfigFile(project, ts.sys.readFile) as { config: object };
   const { options, fileNames } = ts.parseJsonConfigFileContent(config, ts.sys, dirname(project));

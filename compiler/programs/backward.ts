@@ -1,6 +1,6 @@
 /**
- * A class's training of a layer: what its forward stores; its pruned backward, which reads kept values where a
- * unit has its own; and before it what brings them there: of rows whose values were all stored a copy, of
+ * A class's training of a layer: what its forward stores; its pruned backward, which reads kept values where
+ * a unit has its own; and before it what brings them there: of rows whose values were all stored a copy, of
  * others a rerun.
  */
 import { gatherRows, inputName, storeRows, toposort, type Value, valueKey } from "../../ops/index.ts";

@@ -112,8 +112,8 @@ export class Kernels {
     const { quads, software } = this.wanted;
     const file = fileOf(kernel, quads);
     const layout = weights === "written" ? 1 : 0;
-    // A CPU behind WebGPU goes through all that a pipeline has, and throws away what a body is not of: there a
-    // kernel has a pipeline for each text of its bodies.
+    // A CPU behind WebGPU goes through all that a pipeline has, and throws away what a body is not of: there
+    // a kernel has a pipeline for each text of its bodies.
     const parts = software && runs.length > 1 ? runs : [null];
     let from = 0;
     const made = parts.map(async (bodies): Promise<Part> => {
