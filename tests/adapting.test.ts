@@ -51,7 +51,7 @@ test("rows, embedding, dropout, adapters: ops that need surroundings, on both ta
     }
 });
 
-test("adapters' first products: a lane through all chunks and a lane a chunk give the same bits", async () => {
+test("adapters' first products: a lane all chunks, a lane a chunk, tiles of rows: the same bits", async () => {
   const b = batch("chunks", 13, 6, "step", 11);
   const [short, long] = [300, 600];
   const of = (cols: number) => {
@@ -69,12 +69,14 @@ test("adapters' first products: a lane through all chunks and a lane a chunk giv
       const [row, col] = [Math.floor(i / long), i % long];
       many[key][i] = col < short ? few[key][row * short + col]! : 0;
     });
-  const run = async ({ root, data }: typeof few): Promise<Float64Array> => {
-    const [out] = (await runOn("webgpu", [root], data, b)).outputs;
-    close(out!, interpret([root], data, context(b))[0]!, "shrink");
+  const run = async ({ root, data }: typeof few, variant: "any" | "plain"): Promise<Float64Array> => {
+    const [out] = (await runOn("webgpu", [root], data, b, { variant })).outputs;
+    close(out!, interpret([root], data, context(b))[0]!, `shrink ${variant}`);
     return Float64Array.from(out!);
   };
-  assert.equal([...(await run(few))], [...(await run(many))]);
+  const want = [...(await run(few, "any"))];
+  for (const of of [few, many])
+    for (const variant of ["any", "plain"] as const) assert.equal([...(await run(of, variant))], want);
 });
 
 test("selections, slot vectors: gathered, scattered, broadcast by slot, on both targets", async () => {

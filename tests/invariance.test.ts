@@ -127,7 +127,7 @@ test("a perturbed family is seen: adapters, kept sets, packing, contexts past 25
     [
       "the second quantum of a unit",
       files,
-      inside(/backward_lora_\w*shrink_mlp_down_proj_lora_b_0_e/, (b) =>
+      inside(/backward_lora_\w*shrink_mlp_down_proj_lora_b_plain_0_e/, (b) =>
         b.replace("{", "{\n  if (row >= 32) store<f32>(acc0, load<f32>(acc0) * 1.001);"),
       ),
     ],

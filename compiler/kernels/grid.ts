@@ -26,8 +26,8 @@ export const [plainRows, tileRows, restRows] = [part("plain"), part("tile"), par
 /** A row that the kernels for a few have alone, and all others. */
 export const loneRow: GridDim = { count: "lone_row", mul: 1, div: 1 };
 export const moreRows: GridDim = { count: "more_rows", mul: 1, div: 1 };
-/** All rows, where a workgroup has one. */
-export const wideRows = (bodies: readonly Body[]): GridDim => part("wide")(bodies, 1);
+/** All rows, where kernels have workgroup memory; one for every `div`. */
+export const wideRows = (bodies: readonly Body[], div = 1): GridDim => part("wide")(bodies, div);
 /** A lane for each of the most that a body has. */
 export const most = <B>(bodies: readonly B[], lanes: (b: B) => number, of = WG): GridDim =>
   fixed(Math.max(...bodies.map((b) => Math.ceil(lanes(b) / of))));

@@ -2,7 +2,7 @@
 import { pairsOf, type Type } from "../../ops/index.ts";
 import { blockRows, ROW_TILE } from "../../runtime/bundle.ts";
 import type { KernelEnv } from "../kernel.ts";
-import { type Body, type GraphKernel, type Operand, sumsOf, widthOf } from "./body.ts";
+import { type Body, type GraphKernel, sumsOf, widthOf } from "./body.ts";
 import { most, plainRows, restRows, tileRows } from "./grid.ts";
 import { product, productScratch } from "./text/assemblyscript_products.ts";
 import { WG } from "./text/wgsl.ts";
@@ -26,17 +26,17 @@ import {
   matrixColumns,
 } from "./text/wgsl_matrix.ts";
 import { panelsOf } from "./text/wgsl_panels.ts";
-import { ascending, ascendingHalves, type Place, plain } from "./text/wgsl_plain.ts";
+import { ascending, ascendingHalves, plain, plainLanes, type Tile } from "./text/wgsl_plain.ts";
 import { columnsOfShard, indices, quadAt, wholeOf } from "./text/wgsl_products.ts";
 
 const matrixOf = (b: Body) => b.operands[1]!.value.type as Type & { kind: "weight" };
 const lanesOf = (bodies: readonly Body[]): number =>
   Math.max(...bodies.map((b) => gemvLanes(b, matrixOf(b).k)));
 /**
- * The rows, and the matrix at column quad `quad`, which is in variables after `before`; `which` of two sums,
- * if a lane has one of them.
+ * The rows, and the matrix at column quad `quad`, which is in variables after `before` (their names end with
+ * `tag`); `which` of two sums, if a lane has one of them.
  */
-const partsOf = (b: Body, env: KernelEnv, quad: string, which: string) => {
+const partsOf = (b: Body, env: KernelEnv, quad: string, which: string, tag = "") => {
   const { format, n, k } = matrixOf(b);
   const [first, second = null] = pairsOf(b.operands).map(([, w]) => env.address(w.value).offset / 4);
   const pair = sumsOf(b) > 1 ? which : null;
@@ -46,7 +46,7 @@ const partsOf = (b: Body, env: KernelEnv, quad: string, which: string) => {
   const panels = panelsOf(format, 4 * first!, n, k, { one, rows: blockRows({ own, n }) });
   const span = own === null ? wholeOf(b) : columnsOfShard;
   const integers = integersOf(format, env);
-  return { x: b.operands[0]!, terms: k, panels, integers, span, at: quadAt(b, quad, pair) };
+  return { x: b.operands[0]!, terms: k, panels, integers, span, at: quadAt(b, quad, pair, tag) };
 };
 
 /** A product of a few rows, or of many, by matrix units. */
@@ -65,7 +65,9 @@ export const linear: GraphKernel = {
     if (env.products === "matrix" && variant !== "plain")
       return MATRIX_LANES[variant === "few" ? "few" : "many"];
     if (variant === "few") return lanesOf(bodies);
-    return variant === "many" ? GEMM_LANES : WG;
+    if (variant === "many") return GEMM_LANES;
+    // Integers are summed a quad at a time.
+    return bodies.some((b) => integersOf(matrixOf(b).format, env)) ? WG : plainLanes(env);
   },
   grid: (bodies, env, variant) => {
     const tile = env.products === "matrix" ? matrixColumns : gemmColumns;
@@ -118,19 +120,18 @@ export const linear: GraphKernel = {
       const sums = summed({ x, terms: { all: terms, sharded: false }, load, store }, env);
       return gemm(name, b, env, [...at.before, ...sums], span);
     }
-    const sums = indices(sumsOf(b)).map((s) => {
-      const { x, terms, panels, integers, at } = partsOf(b, env, "col >> 2u", String(s));
+    const sums = indices(sumsOf(b)).map((s) => ({ at, cols }: Tile) => {
+      const parts = cols.map((col, q) => partsOf(b, env, `${col} >> 2u`, String(s), q ? `_${q}` : ""));
+      const { x, terms, panels, integers } = parts[0]!;
       const sum = integers
         ? plainIntegers(integers)
         : env.products === "matrix"
           ? ascendingHalves
           : ascending;
-      return (rows: (x: Operand, env: KernelEnv) => readonly Place[]) => [
-        ...at.before,
-        ...sum(rows(x, env), panels, { ...at, k: terms }),
-      ];
+      const quads = parts.map(({ at }) => at);
+      return [...quads.flatMap((q) => q.before), ...sum(at(x, env), panels, { k: terms, quads })];
     });
-    return plain(name, b, env, sums, partsOf(b, env, "col >> 2u", "0").span);
+    return plain(name, b, env, lanes, sums, partsOf(b, env, "col >> 2u", "0").span);
   },
   scratch: productScratch("product"),
   assembly: (name, b, env) => product("product", name, b, env),

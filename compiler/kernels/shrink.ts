@@ -1,9 +1,12 @@
-/** u = A·x, each row by its slot's own A. A GPU makes a norm's row that is alone where it reads it. */
+/**
+ * u = A·x, each row by its slot's own A. A GPU makes a norm's row that is alone where it reads it; a CPU
+ * behind WebGPU has tiles of rows, which read A once.
+ */
 import type { Type } from "../../ops/index.ts";
 import { DROPOUT_BIT, QUAD, QUAD_WORDS } from "../../runtime/bundle.ts";
-import type { Variant } from "../kernel.ts";
+import type { KernelEnv } from "../kernel.ts";
 import type { Body, GraphKernel, Made } from "./body.ts";
-import { most, plainRows, rows, wideRows } from "./grid.ts";
+import { most, plainRows, wideRows } from "./grid.ts";
 import * as assembly from "./text/assemblyscript.ts";
 import { epilogue } from "./text/assemblyscript_products.ts";
 import { foldShared } from "./text/library.ts";
@@ -26,11 +29,14 @@ const SERIAL_LANES = 32;
 /** Terms that it asks for in one go. */
 const SERIAL_STEP = 4;
 const SERIAL_ROWS = SERIAL_LANES / QUAD;
-const serial = (bodies: readonly Body[], variant: Variant): boolean =>
-  !makes(bodies, variant) && bodies.every((b) => chunksOf(b) <= FEW_CHUNKS);
-/** Is a row that is alone made anew here? Only workgroups of GPUs sum rows. */
-const makes = (bodies: readonly Body[], variant: Variant): boolean =>
-  variant !== "plain" && bodies.some((b) => b.operands[0]!.made);
+const serial = (bodies: readonly Body[]): boolean =>
+  !makes(bodies) && bodies.every((b) => chunksOf(b) <= FEW_CHUNKS);
+/** Is a row that is alone made anew here? */
+const makes = (bodies: readonly Body[]): boolean => bodies.some((b) => b.operands[0]!.made);
+/** Rows of a tile, whose four lanes have a quad of A's rows. */
+const TILE = 4;
+const TILE_LANES = 32;
+const tileRows = (TILE_LANES / QUAD) * TILE;
 /** Bytes of a row of sums in a thread's scratch. */
 export const rowBytes = (cols: number): number => Math.ceil(cols / 4) * 16;
 
@@ -121,24 +127,109 @@ function shrink4x4(
   }
 }`;
 
+/** A tile of rows without workgroup memory: lanes of a quad bring each other what they read of the rows. */
+function tiled(name: string, b: Body, env: KernelEnv): string {
+  const f = b.operands[1]!.value;
+  const { branch, cols } = f.type as Factor;
+  const rows = indices(TILE);
+  const at = rows.map((k) => wgsl.rowAtAny(b.operands[0]!, env, `min(r0 + ${k}, n - 1)`));
+  const slotOf = (row: string): string => `batch[${env.layout.arrays.slot!} + ${row}]`;
+  const factor = (j: number, count: number): string => (j < count ? `adapters[f + k + ${j}]` : "0.0f");
+  const terms = (count: number): Lines => lines`
+    let v = vec4<f32>(${indices(QUAD)
+      .map((j) => factor(j, count))
+      .join(", ")});
+    ${rows.flatMap((i) => [
+      `let y${i} = four_${at[i]!.space}(x${i} + k, 1, ${count - 1});`,
+      ...indices(count).map((j) => `a${i} = fma(y${i}[${j}], v[${j}], a${i});`),
+    ])}`;
+  const tail = cols % QUAD;
+  // Lanes of rows of A that are not there read what is in their place, for others.
+  const sums: Lines = lines`
+    ${rows.map((i) => `var t${i} = 0.0f;`)}
+    let rank = ${wgsl.inTable("slot", branch, "rank", env)};
+    if (quad * ${QUAD} < rank) {
+      let f = tables[${wgsl.quadsAt("slot", branch, env)} + quad * ${QUAD_WORDS}]
+        + ${env.address(f).offset} + r * ${cols};
+      let terms = ${cols};
+      let chunks = ${Math.ceil(cols / CHUNK)};
+      for (var c = 0; c < chunks; c++) {
+        ${rows.map((i) => `var a${i} = 0.0f;`)}
+        let until = min(terms, (c + 1) * ${CHUNK});
+        let whole = until${tail ? ` - until % ${QUAD}` : ""};
+        for (var k = c * ${CHUNK}; k < whole; k += ${QUAD}) {
+          ${terms(QUAD)}
+        }
+        ${
+          tail
+            ? lines`
+        if (whole < until) {
+          let k = whole;
+          ${terms(tail)}
+        }`
+            : []
+        }
+        ${rows.map((i) => `t${i} = t${i} + a${i};`)}
+      }
+      ${rows.map((i) => `t${i} = select(0.0f, t${i}, quad * ${QUAD} + r < rank);`)}
+    }`;
+  const put = (of: string): Lines =>
+    rows.map((i) => `if (r0 + ${i} < n) { ${name}_e(r0 + ${i}, quad * ${QUAD} + r, ${of}${i}); }`);
+  // All rows of a unit are a job's. Of a step, rows of other slots are summed too: what begins later takes
+  // their place.
+  const all: Lines =
+    b.domain === "W"
+      ? lines`
+        let slot = ${slotOf("r0")};
+        ${sums}
+        if (quad * ${QUAD} + r < ${b.cols}) {
+          ${put("t")}
+        }`
+      : lines`
+        ${rows.map((i) => `var o${i} = 0.0f;`)}
+        for (var i = 0; i < min(${TILE}, n - r0); i++) {
+          let slot = ${slotOf("r0 + i")};
+          if (i == 0 || ${slotOf("r0 + max(i, 1) - 1")} != slot) {
+            ${sums}
+            ${rows.map((k) => `o${k} = select(t${k}, o${k}, ${k} < i);`)}
+          }
+        }
+        if (quad * ${QUAD} + r < ${b.cols}) {
+          ${put("o")}
+        }`;
+  const text = lines`
+    ${wgsl.guard(b.bits)}
+    let n = ${wgsl.count(b.domain)};
+    let r0 = wg.y * ${tileRows} + lane / ${QUAD} * ${TILE};
+    let quad = wg.x;
+    let r = lane % ${QUAD};
+    if (idle(quad * ${QUAD} >= ${b.cols} || r0 >= n)) { return; }
+    ${at.map(({ at }, i) => `let x${i} = ${at};`)}
+    ${all}`;
+  return `${wgslEpilogue(name, b, env)}\n${wgsl.fn(name, text)}`;
+}
+
 export const shrink: GraphKernel = {
   epilogue: "elements",
   makes: "undropped",
-  variants: ({ operands: [x] }) => (x!.made ? ["plain", "any"] : ["any"]),
-  lanes: (bodies, variant) => (serial(bodies, variant) ? SERIAL_LANES : wgsl.WG),
+  variants: () => ["plain", "any"],
+  lanes: (bodies, variant) => {
+    if (variant === "plain") return TILE_LANES;
+    return serial(bodies) ? SERIAL_LANES : wgsl.WG;
+  },
   shared: (variant, lanes, bodies) => {
-    if (lanes === SERIAL_LANES) return [];
-    return makes(bodies, variant) ? foldShared : [`var<workgroup> part: array<f32, ${wgsl.WG}>;`];
+    if (variant === "plain" || lanes === SERIAL_LANES) return [];
+    return makes(bodies) ? foldShared : [`var<workgroup> part: array<f32, ${wgsl.WG}>;`];
   },
-  grid: (bodies, _env, variant) => {
-    const each = serial(bodies, variant) ? SERIAL_ROWS : 1;
-    const of = variant === "plain" ? plainRows(bodies, each) : rows(bodies, each);
-    return [most(bodies, (b) => b.cols / QUAD, 1), makes(bodies, variant) ? wideRows(bodies) : of];
-  },
+  grid: (bodies, _env, variant) => [
+    most(bodies, (b) => b.cols / QUAD, 1),
+    variant === "plain" ? plainRows(bodies, tileRows) : wideRows(bodies, serial(bodies) ? SERIAL_ROWS : 1),
+  ],
   // A workgroup has a row and a quad of its slot's rows of A; a lane a chunk of one of these, or nothing,
   // which adds nothing: so factors of all widths are one text. Or it has some rows, and a lane one of the
   // quad's four.
   wgsl: (name, b, env, variant, lanes) => {
+    if (variant === "plain") return tiled(name, b, env);
     const f = b.operands[1]!.value;
     const { branch, cols } = f.type as Factor;
     const x = wgsl.rowAtAny(b.operands[0]!, env, "row");
@@ -222,7 +313,7 @@ export const shrink: GraphKernel = {
       if (quad * ${QUAD} < rank) {
         let f = tables[${wgsl.quadsAt("slot", branch, env)} + quad * ${QUAD_WORDS}]
           + ${env.address(f).offset} + r * ${cols};
-        ${made && variant !== "plain" ? anew(made) : read}
+        ${made ? anew(made) : read}
       }
       if (lane < ${QUAD} && quad * ${QUAD} + lane < ${b.cols}) {
         ${name}_e(row, quad * ${QUAD} + lane, select(0.0f, total, quad * ${QUAD} + lane < rank));

@@ -14,10 +14,15 @@ import { inTable, quadsAt } from "./wgsl.ts";
 import { indices } from "./wgsl_products.ts";
 
 /**
- * Statements that fill an element of `out` for each row of a tile and delta, from `first` on: of the rows
- * from r0 on, of n in all, the four columns of a lane.
+ * Statements that fill an element of `out` for each row of a tile and delta, from `first` of it on: of the
+ * rows from r0 on, of n in all, four columns of a lane, from `col` on.
  */
-export function deltasOfTile(b: Body, env: KernelEnv, deltas: readonly Expand[], first: number): Lines {
+export function deltasOfTile(
+  b: Body,
+  env: KernelEnv,
+  deltas: readonly Expand[],
+  first: (delta: number) => string,
+): Lines {
   const tile = env.plainRows;
   const rows = indices(tile);
   /** Fours of rows, and the last that each has: those of lanes that exchange what they read. */
@@ -51,7 +56,7 @@ export function deltasOfTile(b: Body, env: KernelEnv, deltas: readonly Expand[],
     const places: Lines = lines`
       let step = ${u.stride};
       ${fours.map(({ k }) => `let u${k} = ${u.offset} + ${k ? `min(r0 + ${k}, n - 1)` : "r0"} * step;`)}`;
-    const put = (of: string): Lines => rows.map((k) => `out[${first + i * tile} + ${k}] = ${of}${k};`);
+    const put = (of: string): Lines => rows.map((k) => `out[${first(i)} + ${k}] = ${of}${k};`);
     // All rows of a unit are a job's.
     if (b.domain === "W")
       return lines`

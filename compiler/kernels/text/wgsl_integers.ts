@@ -12,7 +12,7 @@ import type { Operand } from "../body.ts";
 import { type Lines, lines } from "./lines.ts";
 import { rowAt } from "./wgsl.ts";
 import type { Panels } from "./wgsl_panels.ts";
-import type { ascending, Place } from "./wgsl_plain.ts";
+import { type ascending, ownQuad, type Place } from "./wgsl_plain.ts";
 import { CHUNK, indices } from "./wgsl_products.ts";
 
 /** Values of a row, and of a column, that share a scale. */
@@ -244,7 +244,8 @@ export const tileIntegersShared: Lines = [
 /** t0 … += x·Wᵀ as `ascending` has it, of integers one by one. */
 export const plainIntegers =
   ({ one, value }: Integers): typeof ascending =>
-  (at, panels, { k: terms, panel = "col >> 4u", quad = "((col >> 2u) & 3)" }) => {
+  (at, panels, { k: terms, quads: [own = ownQuad] = [] }) => {
+    const { panel, quad } = own;
     const rows = indices(at.length);
     const { run } = panels;
     const place = [panel, "k", quad] as const;

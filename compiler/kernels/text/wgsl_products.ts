@@ -53,17 +53,19 @@ export const ofSums = (b: Body, each: (i: number) => string): string =>
 /**
  * Where four columns of a matrix are in its panels: those of quad `quad` of the columns at which a body has
  * sums, for sum `which` of two, or null. Numbers are variables, so that bodies with two sums share a text.
+ * Names of variables end with `tag`.
  */
-export function quadAt(b: Body, quad: string, which: string | null) {
-  const place = { panel: "(at_quad >> 2u)", quad: "(at_quad & 3)" };
-  if (which === null) return { before: [`let at_quad = ${quad};`], ...place };
+export function quadAt(b: Body, quad: string, which: string | null, tag = "") {
+  const at = `at_quad${tag}`;
+  const place = { panel: `(${at} >> 2u)`, quad: `(${at} & 3)` };
+  if (which === null) return { before: [`let ${at} = ${quad};`], ...place };
   // Behind so many quads, as many are the other sum's; of two matrices, none.
   const [half, over] = b.half ? [b.half / 4, b.half / 4] : [WHOLE_QUADS, 0];
   const before = lines`
-    let half = ${half};
-    let over = ${over};
-    let own_quad = ${quad};
-    let at_quad = own_quad + (own_quad / half + ${which}) * over;`;
+    let half${tag} = ${half};
+    let over${tag} = ${over};
+    let own_quad${tag} = ${quad};
+    let ${at} = own_quad${tag} + (own_quad${tag} / half${tag} + ${which}) * over${tag};`;
   return { before, ...place };
 }
 /** More quads than a matrix has. */
