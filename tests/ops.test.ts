@@ -22,6 +22,7 @@ import {
   elementwise,
   exp,
   expand,
+  experts,
   fma,
   gatherRows,
   inputName,
@@ -311,6 +312,33 @@ test("products of integers on webgpu are what they are defined as, in every fami
         "what is no number stays so",
       );
       assert.equal(lost.subarray(n), outputs[0]!.subarray(n));
+    }
+  }
+});
+
+test("experts' products of integers are those of each expert's own matrix, on both targets", async () => {
+  const [count, top, n, k, rowCount] = [3, 2, 22, 75, 21];
+  for (const format of long ? (["int8", "q4"] as const) : (["q4"] as const)) {
+    const name = `integers of experts ${format}`;
+    const x = graph.input(name, "x", rows(k));
+    const chosen = graph.input(name, "chosen", rows(top));
+    const w = graph.input(`${name}:${format}`, "w", { kind: "experts", count, n, k, format });
+    const y = experts(x, chosen, w, "y");
+    const b = batch(name, rowCount, 5, "step");
+    const data = inputData([y], b, name);
+    const [xs, ws] = [data[inputName(x)]!, data[inputName(w)]!];
+    const ids = data[inputName(chosen)]!.map((_, i) => (Math.floor(i / top) + (i % top)) % count);
+    data[inputName(chosen)] = ids;
+    for (const target of ["wasm", "webgpu"] as const) {
+      const want = Array.from(ids, (e, i) => {
+        const row = Math.floor(i / top);
+        const own = [xs.subarray(row * k, (row + 1) * k), ws.subarray(e * n * k, (e + 1) * n * k)] as const;
+        return [...ofIntegers(target, format, ...own, n, k)];
+      }).flat();
+      for (const plainRows of [QUICK_ROWS, PLAIN_ROWS]) {
+        const { outputs } = await runOn(target, [y], data, b, { products: "integers", plainRows });
+        assert.equal([...outputs[0]!], want, `${name} on ${target}, tiles of ${plainRows}`);
+      }
     }
   }
 });
