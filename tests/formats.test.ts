@@ -199,9 +199,10 @@ test("bf16: its own values stay, others round to nearest even, none beyond its r
     (b) => (b & 0x7f800000) !== 0x7f800000,
   );
   const all = new Float32Array(bits.buffer);
-  const kept = restore("bf16", store("bf16", all, all.length, 1, "t"), all.length, 1);
-  assert.equal(new Uint32Array(kept.buffer), bits);
-  const one = (x: number): number => restore("bf16", store("bf16", Float32Array.of(x), 1, 1, "t"), 1, 1)[0]!;
+  const held = (values: Float32Array): Float32Array =>
+    restore("bf16", store("bf16", values, values.length, 1, "t"), values.length, 1);
+  assert.equal(new Uint32Array(held(all).buffer), bits);
+  const one = (x: number): number => held(Float32Array.of(x))[0]!;
   const step = 2 ** -7;
   for (const [x, want] of [
     [1 + step / 2, 1],
@@ -216,7 +217,7 @@ test("bf16: its own values stay, others round to nearest even, none beyond its r
     await code("WEFT_WEIGHTS", () => one(x), /bf16.*element 0/s);
   // A checkpoint in bf16 is served in bf16 with the logits of f32.
   const dir = writeModel(configs.odd);
-  const rounded = tensorsOf(configs.odd).map((t) => ({ ...t, data: (t.data as Float32Array).map(one) }));
+  const rounded = tensorsOf(configs.odd).map((t) => ({ ...t, data: held(t.data as Float32Array) }));
   writeFileSync(`${dir}/model.safetensors`, encode(rounded));
   const said: unknown[] = [];
   for (const format of ["f32", "bf16"] as const) {

@@ -141,7 +141,7 @@ test("f32 to halves: to nearest even, subnormals, signs; too large is the larges
 
 test("a lane that leaves its half as it was is seen where a block is used again", async () => {
   const { files } = await compile(writeModel({ ...configs.even, num_hidden_layers: 1 }), {
-    ...{ targets: ["webgpu"], train: [], methods: [], kv: "f16", limits: tiny },
+    ...{ targets: ["webgpu"], train: [], methods: [], kv: "f16", limits: tiny, quick: true },
     capacities: { ...small, blocks: 4 },
   });
   const reader = { where: "memory", read: async (name: string) => files.get(name)! };

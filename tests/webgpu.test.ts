@@ -27,7 +27,7 @@ import { scratch, writeModel } from "./support/tiny.ts";
 
 const test = suite("webgpu");
 const shallow = { ...configs.even, num_hidden_layers: 1 };
-const options = { targets: ["webgpu"], methods: [], capacities: small, limits: tiny } as const;
+const options = { targets: ["webgpu"], methods: [], capacities: small, limits: tiny, quick: true } as const;
 const compiled = compile(writeModel(shallow), { ...options, train: [] });
 const trained = `${scratch()}/trained.weft`;
 const written = compileTo(writeModel(shallow), trained, { ...options, train: ["lora"] });
