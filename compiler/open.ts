@@ -20,7 +20,11 @@ export async function openModel(path: string): Promise<ModelSource> {
       code: "WEFT_IO",
       where: path,
       expected: "a Hugging Face model folder, with config.json, or a .gguf file",
-      found: exists(path) ? "one without" : "nothing of that name",
+      found: exists(`${path}/.`)
+        ? "a folder without"
+        : exists(path)
+          ? "another file"
+          : "nothing of that name",
     });
   const config = checkConfig(readJson(file, "WEFT_CONFIG"), file);
   const generation = join(path, "generation_config.json");

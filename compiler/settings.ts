@@ -1,6 +1,6 @@
 /** What is to be compiled: the caller's options with their defaults, checked against the model. */
 import { IGNORE, type KvName, type Manifest, type Products, WeftError } from "../runtime/bundle.ts";
-import { check } from "../runtime/schema.ts";
+import { check, didYouMean } from "../runtime/schema.ts";
 import type { AdapterMethod } from "./adapters/adapter.ts";
 import { adapterMethods } from "./adapters/index.ts";
 import type { Making } from "./emit/asc.ts";
@@ -12,7 +12,14 @@ import { CompileOptions } from "./options.ts";
 import type { TrainClass } from "./programs/index.ts";
 import { checkSelection } from "./selection.ts";
 import type { WeightSource } from "./source.ts";
-import { type Capacities, checkCapacities, defaultCapacities, type Target, targets } from "./target.ts";
+import {
+  type Capacities,
+  checkCapacities,
+  defaultBlocks,
+  defaultCapacities,
+  type Target,
+  targets,
+} from "./target.ts";
 
 export interface Settings {
   readonly targets: readonly Target[];
@@ -43,14 +50,19 @@ export function settingsOf(model: Model, weights: WeightSource, options: Compile
   const train = options.train ?? ["lora"];
   // Full training changes the numbers themselves.
   const formats = options.format ?? (train.includes("full") ? "f32" : "keep");
-  const capacities = checkCapacities({ ...defaultCapacities(model.context), ...options.capacities });
-  if (capacities.context > model.context)
+  const known = [...Object.keys(adapterMethods), "full"];
+  for (const t of train) if (!known.includes(t)) throw unknown("train", known, t);
+  const defaults = defaultCapacities(model.context);
+  const { context = defaults.context } = options.capacities ?? {};
+  if (context > model.context)
     throw new WeftError({
       code: "WEFT_CAPACITY",
       where: "capacities.context",
       expected: `at most the model's context (${model.context})`,
-      found: String(capacities.context),
+      found: String(context),
     });
+  const blocks = defaultBlocks(context);
+  const capacities = checkCapacities({ ...defaults, blocks, ...options.capacities });
   const policy = options.policy ?? "coserve";
   if (!policies().includes(policy)) throw unknown("policy", policies(), policy);
   const names = [
@@ -115,5 +127,10 @@ function checkCorrection<C extends CompileOptions["correction"] | null>(
   });
   return said;
 }
-const unknown = (where: string, all: readonly string[], found: string): WeftError =>
-  new WeftError({ code: "WEFT_OPTION", where, expected: all.join(", "), found });
+function unknown(where: string, all: readonly string[], found: string): WeftError {
+  const hint = didYouMean(found, all);
+  return new WeftError({
+    ...{ code: "WEFT_OPTION", where, expected: all.join(", "), found },
+    ...(hint && { hint }),
+  });
+}

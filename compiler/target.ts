@@ -72,6 +72,8 @@ export const targets: Readonly<Record<Target["name"], Target>> = {
   webgpu: { name: "webgpu", bindingBytes: 2 ** 31, workgroupInvocations: 256, panel: 16 },
 };
 
+/** Blocks of the cache: eight contexts, or more of small ones. */
+export const defaultBlocks = (context: number): number => Math.max(256, 8 * cacheBlocks(context));
 export function defaultCapacities(context: number): Capacities {
   const ctx = Math.min(context, 1024);
   return {
@@ -79,7 +81,7 @@ export function defaultCapacities(context: number): Capacities {
     sequences: 64,
     context: ctx,
     headRows: 32,
-    blocks: Math.max(256, 8 * cacheBlocks(ctx)),
+    blocks: defaultBlocks(ctx),
     slots: 16,
     pages: null,
     jobs: 2,

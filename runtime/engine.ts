@@ -375,8 +375,8 @@ export class Engine {
       throw new WeftError({
         code: "WEFT_CONFLICT",
         where: r.kind,
-        expected: "a base without a merged adapter",
-        found: `${this.merged} merged into it`,
+        expected: "a base with nothing merged",
+        found: this.merged,
         hint: "merge(null) first",
       });
     return this.serving.enqueue(r);

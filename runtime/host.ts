@@ -190,7 +190,7 @@ export class Host {
           throw new WeftError({
             code: "WEFT_BUNDLE",
             where: "host.wasm",
-            expected: "room for every step that the bundle's capacities allow",
+            expected: "room for every step",
             found: `too many ${what ? text(what) : `of what line ${line} counts`}`,
             hint: "compile the bundle anew",
           });

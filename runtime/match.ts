@@ -87,7 +87,7 @@ export async function resolveBranches(
         throw new WeftError({
           code: "WEFT_ADAPTER_MISMATCH",
           where: p,
-          expected: `a rank from 1 to ${b.capacity}, the largest this bundle's adapter class holds`,
+          expected: `a rank from 1 to ${b.capacity}`,
           found: String(rank),
           hint: "compile the bundle with a larger rank",
         });

@@ -167,7 +167,7 @@ export const notFinite = (r: Request): WeftError =>
     where: `${r.kind} by ${r.generation?.ref ?? "base"}`,
     expected: "finite logits",
     found: "NaN or infinity",
-    hint: "numbers of the adapter or of the model are not finite, or too large",
+    hint: "numbers of the adapter or model are not finite or too large",
   });
 
 /** The `n` largest of a row, the lower id first where two are equal: as they were picked, or of all. */

@@ -2,6 +2,7 @@
 import { type Manifest, WeftError } from "./bundle.ts";
 import type { Engine } from "./engine.ts";
 import { type Data, Job } from "./job.ts";
+import { resolveBranches } from "./match.ts";
 import { checked, TrainOptions as TrainOptionsSchema } from "./options.ts";
 import { evalItems, trainItems } from "./rows.ts";
 import { adapterName, didYouMean } from "./schema.ts";
@@ -17,32 +18,45 @@ export type {
   TrainState,
 } from "./training.ts";
 
+/** The largest rank that the bundle has room for. */
+const largestRank = (manifest: Manifest, method: string): number =>
+  Math.max(...manifest.branches.map((b) => (b.method === method ? b.capacity : 0)));
 /** Tokens of its own that the job's adapter puts before every row. */
 function virtualOf(manifest: Manifest, o: TrainOptions): number {
   if (!manifest.methods[o.method]?.virtual) return 0;
-  return (
-    configOf(manifest, o).rank ??
-    Math.max(...manifest.branches.map((b) => (b.method === o.method ? b.capacity : 0)))
-  );
+  return configOf(manifest, o).rank ?? largestRank(manifest, o.method);
 }
 
-/** Options that the method would ignore are refused: WEFT_OPTION. */
+function refuse(where: string, expected: string, found: string, hint?: string): never {
+  throw new WeftError({ code: "WEFT_OPTION", where, expected, found, ...(hint && { hint }) });
+}
+const said = (value: unknown): string => JSON.stringify(value) ?? typeof value;
+/** Options that the method would ignore are refused, and ranks that it cannot have: WEFT_OPTION. */
 function checkUsed(manifest: Manifest, o: TrainOptions): void {
-  const refuse = (where: string, expected: string, found: string): never => {
-    throw new WeftError({ code: "WEFT_OPTION", where, expected, found });
+  const { method, adapter, publishEvery, disjointFrom, tuned } = o;
+  const none = (options: object, why: string): void => {
+    for (const [key, value] of Object.entries(options))
+      if (value !== undefined && value !== null) refuse(key, `none: ${why}`, said(value));
   };
-  if (o.method === "full") {
-    const { publishEvery, disjointFrom, tuned } = o;
-    for (const [key, value] of Object.entries({ ...o.adapter, publishEvery, disjointFrom, tuned }))
-      if (value !== undefined && value !== null)
-        refuse(key, "none: full training has no adapter", JSON.stringify(value) ?? typeof value);
+  if (method === "full") {
+    none({ ...adapter, publishEvery, disjointFrom, tuned }, "full training has no adapter");
     return;
   }
+  const own = manifest.methods[method]!;
   const { dropout } = configOf(manifest, o);
-  if (dropout > 0 && !manifest.methods[o.method]!.dropout)
-    refuse("dropout", `0: ${o.method} has none`, String(dropout));
+  if (dropout > 0 && !own.dropout) refuse("dropout", `0: ${method} has none`, said(dropout));
+  const { alpha, rslora, alphaPattern, rank = 1 } = adapter ?? {};
+  if (own.scale === "one" && !o.from) none({ alpha, rslora, alphaPattern }, `${method} has no scale`);
+  const most = largestRank(manifest, method);
+  if (rank > most) refuse("rank", `at most ${most} for ${method}`, said(rank));
 }
 
+/** What is wrong with the adapter that is asked for, whatever it learns from. */
+export async function checkAdapter(manifest: Manifest, o: TrainOptions): Promise<void> {
+  if (!Object.hasOwn(manifest.methods, o.method)) return;
+  checkUsed(manifest, o);
+  await resolveBranches(manifest, configOf(manifest, o));
+}
 /**
  * Start a job on an engine. Throws at once for what is wrong in options or rows, and for a conflict: no free
  * job, a name in use, weights owned by another, requests that full training would change the weights of.
@@ -55,31 +69,14 @@ export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>
   if (!manifest.train.includes(o.method)) {
     const near = didYouMean(o.method, manifest.train);
     const how = `compile with --train ${o.method} (train: [${JSON.stringify(o.method)}])`;
-    throw new WeftError({
-      code: "WEFT_OPTION",
-      where: "method",
-      expected: manifest.train.join(", ") || "a bundle compiled for training",
-      found: o.method,
-      hint: near ? `${near} or ${how}` : how,
-    });
+    const there = manifest.train.join(", ") || "a bundle compiled for training";
+    refuse("method", there, o.method, near ? `${near} or ${how}` : how);
   }
-  if (o.epochs !== undefined && o.steps !== undefined)
-    throw new WeftError({
-      code: "WEFT_OPTION",
-      where: "steps",
-      expected: "epochs or steps",
-      found: `both: ${o.epochs} epochs, ${o.steps} steps`,
-    });
+  if (o.epochs !== undefined && o.steps !== undefined) refuse("steps", "epochs or steps", "both");
   if (o.method !== "full") checked(adapterName, o.name, { where: "name" });
   const optimizer = o.optimizer ?? "adamw";
   if (!manifest.updates.optimizers.includes(optimizer))
-    throw new WeftError({
-      code: "WEFT_OPTION",
-      where: "optimizer",
-      expected: manifest.updates.optimizers.join(", "),
-      found: optimizer,
-      hint: "compile the bundle anew",
-    });
+    refuse("optimizer", manifest.updates.optimizers.join(", "), optimizer, "compile the bundle anew");
   for (const j of running)
     if (!j.finished && j.name === o.name)
       throw new WeftError({
@@ -89,21 +86,11 @@ export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>
         found: "one that is running",
       });
   if (o.from && o.from.config.method !== o.method)
-    throw new WeftError({
-      code: "WEFT_OPTION",
-      where: "from",
-      expected: `an adapter of method ${o.method}`,
-      found: `one of method ${o.from.config.method}`,
-    });
+    refuse("from", `an adapter of method ${o.method}`, `one of method ${o.from.config.method}`);
   for (const key of ["rank", "alpha", "rslora", "targetModules", "rankPattern", "alphaPattern"] as const) {
     const [asked, has] = [o.adapter?.[key], o.from?.config[key]];
     if (o.from && asked !== undefined && canonical(asked) !== canonical(has))
-      throw new WeftError({
-        code: "WEFT_OPTION",
-        where: key,
-        expected: `${JSON.stringify(has)}, as the adapter has it that the job starts from`,
-        found: JSON.stringify(asked),
-      });
+      refuse(key, `${said(has)}, as the adapter has it that the job starts from`, said(asked));
   }
   if (o.from?.replaces)
     throw new WeftError({
@@ -111,14 +98,14 @@ export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>
       where: "from",
       expected: "an adapter that shares the base",
       found: `one with modules of its own (${[...o.from.replaces.keys()][0]}, …)`,
-      hint: "merge it and save the model to go on from it",
+      hint: "merge it and save the model",
     });
   if (engine.merged)
     throw new WeftError({
       code: "WEFT_CONFLICT",
       where: `job ${o.name}`,
-      expected: "a base without a merged adapter",
-      found: `${engine.merged} merged into it`,
+      expected: "a base with nothing merged",
+      found: engine.merged,
       hint: "merge(null) first",
     });
   const full = o.method === "full";
@@ -127,19 +114,12 @@ export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>
     throw new WeftError({
       code: "WEFT_CONFLICT",
       where: `job ${o.name}`,
-      expected: full
-        ? "exclusive use of the base weights for full training"
-        : "base weights that nobody changes",
+      expected: `base weights that nobody ${full ? "uses" : "changes"}`,
       found,
       retryable: true,
     });
   if (o.select === "best" && (full || !o.evalRows))
-    throw new WeftError({
-      code: "WEFT_OPTION",
-      where: "select",
-      expected: full ? "last: full training keeps no other weights" : "evalData to choose the best step by",
-      found: "best",
-    });
+    refuse("select", full ? "last: full training keeps no other weights" : "evalData to choose by", "best");
   checkUsed(manifest, o);
   const virtual = virtualOf(manifest, o);
   const data: Data = {

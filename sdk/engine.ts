@@ -2,11 +2,9 @@
 
 import type { AdapterRef, Generation } from "../runtime/adapters.ts";
 import { type Manifest, WeftError } from "../runtime/bundle.ts";
-import { defaultConfig } from "../runtime/content.ts";
 import type { Engine as Core, Finish, Merged, MergeOptions, Score } from "../runtime/engine.ts";
 import { readVerified } from "../runtime/load.ts";
 import { openEngine, readEntries } from "../runtime/loading.ts";
-import { resolveBranches } from "../runtime/match.ts";
 import {
   adapterEntries,
   checked,
@@ -215,7 +213,7 @@ export class Engine {
     this.core.check();
     throwIfAborted(o.signal);
     // Who never teaches reads none of it.
-    const { startJob } = await import("../runtime/trainer.ts");
+    const { checkAdapter, startJob } = await import("../runtime/trainer.ts");
     const { base, info, device } = this.core;
     const methodOf = (ref: string): string => this.core.adapter(ref).shape.config.method;
     const method = o.method ?? (o.from ? methodOf(o.from) : (this.manifest.train[0] ?? "lora"));
@@ -226,12 +224,6 @@ export class Engine {
     const adapter = picked(adapterEntries, o);
     const named = (name: string): Generation => this.core.adapter(name);
     const [from, disjointFrom] = [start ? named(start) : undefined, o.disjointFrom?.map(named)];
-    if (Object.hasOwn(this.manifest.methods, method))
-      await resolveBranches(this.manifest, {
-        ...defaultConfig(this.manifest, method),
-        ...(from?.shape.config ?? {}),
-        ...adapter,
-      });
     const options: TrainOptions = {
       ...picked(trainEntries, o),
       method,
@@ -246,6 +238,7 @@ export class Engine {
           : await (await import("./model.ts")).openMatrices(o.tuned, this.manifest),
       resume: undefined,
     };
+    await checkAdapter(this.manifest, options);
     let known: Promise<Grounds> | undefined;
     const grounds = (): Promise<Grounds> =>
       (known ??= (async () => {

@@ -4,7 +4,7 @@
  */
 import { Tokenizer } from "@huggingface/tokenizers";
 import { WeftError } from "../runtime/bundle.ts";
-import { nearest, show } from "../runtime/schema.ts";
+import { didYouMean, nearest, show } from "../runtime/schema.ts";
 import type { Row } from "../runtime/trainer.ts";
 import { encodeChat } from "./conversation.ts";
 import type { ChatTemplate, Marked } from "./template.ts";
@@ -28,20 +28,27 @@ function saysNothing(message: object): boolean {
   const more = Object.keys(message).filter((key) => !["role", "name", "weight", "content"].includes(key));
   return !more.length || nearest("content", more) !== null;
 }
+/** Roles that templates know; one that is nearly one of them is none of a template's own. */
+const ROLES = [
+  ...["system", "developer", "user", "assistant", "model"],
+  ...["tool", "tools", "tool_call", "tool_response", "function", "ipython", "observation"],
+];
 /**
  * Messages as templates take them: parts of text joined by line ends. Throws WEFT_OPTION that names the
  * message, for images and other parts too.
  */
 export function plainMessages(messages: unknown): Record<string, unknown>[] {
-  const refuse = (where: string, expected: string, found: unknown): never => {
-    throw new WeftError({ code: "WEFT_OPTION", where, expected, found: show(found) });
+  const refuse = (where: string, expected: string, found: unknown, hint?: string | null): never => {
+    throw new WeftError({ code: "WEFT_OPTION", where, expected, found: show(found), ...(hint && { hint }) });
   };
   if (!Array.isArray(messages) || !messages.length) return refuse("messages", "a list of messages", messages);
   return messages.map((m: unknown, i) => {
     const at = `messages[${i}]`;
     if (typeof m !== "object" || m === null || typeof (m as Message).role !== "string")
       return refuse(at, "an object with a role", m);
-    const { content } = m as { content?: unknown };
+    const { role, content } = m as { role: string; content?: unknown };
+    const near = ROLES.includes(role) ? null : didYouMean(role, ROLES);
+    if (near) refuse(`${at}.role`, "system, user, assistant or tool", role, near);
     if (!Array.isArray(content)) {
       if (content !== undefined && content !== null && typeof content !== "string")
         refuse(`${at}.content`, "text, a list of parts, or null", content);

@@ -40,7 +40,20 @@ test("model folders: truncated, lying, missing, misshapen, not finite, unknown",
     () => compile("/nowhere", out, options),
     /at \/nowhere: expected a Hugging.*nothing of/,
   );
-  await code("WEFT_IO", () => compile(scratch(), out, options), /config\.json.*found one without/);
+  await code("WEFT_IO", () => compile(scratch(), out, options), /config\.json.*found a folder without/);
+  await code("WEFT_IO", () => compile("README.md", out, options), /found another file/);
+  const fine = writeModel(configs.even);
+  const asked = (more: object) => () => compile(fine, out, { ...options, ...more });
+  await code(
+    "WEFT_OPTION",
+    asked({ train: ["lorra"] }),
+    /at train: .*full, found lorra \(did you mean "lora"\?\)/,
+  );
+  await code(
+    "WEFT_CAPACITY",
+    asked({ capacities: { context: 100_000 } }),
+    /context: expected at most the model's/,
+  );
   const bundled = await bundle(configs.even);
   await code("WEFT_WEIGHTS", () => compile(bundled, out, options), /model\.safetensors.*found a bundle/);
   const config = (patch: object) => (d: string) =>
@@ -282,10 +295,10 @@ test("jobs: empty data, a row not JSON, two on a name, bad options, exclusive tr
   await code("WEFT_OPTION", () => start({ learningRate: -1 }), /learningRate/);
   await code("WEFT_OPTION", () => start({ name: "../x" }), /name/);
   await code("WEFT_ADAPTER_MISMATCH", () => start({ targetModules: ["w_proj"] }), /w_proj/);
-  await code("WEFT_ADAPTER_MISMATCH", () => start({ rank: 64 }), /rank/);
+  await code("WEFT_OPTION", () => start({ rank: 64 }), /rank/);
   const one = await start({ steps: 200 });
   await code("WEFT_CONFLICT", () => start({}), /job/);
-  await code("WEFT_CONFLICT", () => start({ method: "full", name: "base" }), /exclusive/);
+  await code("WEFT_CONFLICT", () => start({ method: "full", name: "base" }), /nobody uses/);
   const two = await start({ name: "two", steps: 200 });
   await code("WEFT_CAPACITY", () => start({ name: "three" }), /jobs/);
   await alive(engine);

@@ -252,6 +252,15 @@ test("a job to its end: a file, rows checked, events, a model of its name, chat 
     (await client.fineTuning.jobs.list()).data.map((j) => j.id),
     [dropped.id, next.id, made.id],
   );
+  // What was learned is replaced only where that is said, or gone on from.
+  const again = { training_file: file.id, suffix: "more", hyperparameters: { n_epochs: 1 } };
+  const refused = await caught(client.fineTuning.jobs.create({ ...again, model: "story" }));
+  assert.equal([refused.status, refused.param], [409, "suffix"]);
+  assert.match(refused.message, /model 'story:more'.*replace: true/);
+  for (const asked of [{ model: "story:more" }, { model: "story", weft: { replace: true } }]) {
+    const { id } = await client.fineTuning.jobs.create({ ...again, ...asked });
+    assert.is((await until(id)).status, "succeeded");
+  }
 
   const right = await Promise.all(
     rows.map(async ({ messages }) => {

@@ -68,7 +68,7 @@ const training: readonly Case[] = [
   [{ name: "notes@v2" }, /name.*letters, digits/],
   [{ name: undefined }, /name/],
   [{ name: "base" }, /at name: expected another name: base is the model without adapters/],
-  [{ epochs: 2 }, /at steps: expected epochs or steps, found both: 2 epochs, 1 steps/],
+  [{ epochs: 2 }, /at steps: expected epochs or steps, found both/],
 ];
 test("finetune", async () => {
   await using engine = await engineOf(configs.even);
@@ -86,6 +86,19 @@ test("finetune", async () => {
       says,
     );
   await refused("nothing", () => engine.finetune(undefined as never), /an object/);
+  // What a method has no use for.
+  await using other = await engineOf(configs.even, { train: ["lora", "ia3"] });
+  for (const [o, says] of [
+    [{ method: "lora", rank: 9 }, /at rank: expected at most 8 for lora, found 9/],
+    [{ method: "ia3", rank: 4 }, /at rank: expected at most 1 for ia3, found 4/],
+    [{ method: "ia3", alpha: 64 }, /at alpha: expected none: ia3 has no scale, found 64/],
+    [{ method: "ia3", rslora: true }, /at rslora: expected none: ia3 has no scale/],
+  ] as Case[])
+    await refused(
+      JSON.stringify(o),
+      () => other.finetune({ name: "job", data: batchOf(128), steps: 1, ...o } as never),
+      says,
+    );
   await (await engine.finetune({ name: "job", data: batchOf(128), steps: 1, keep: "all", rank: undefined }))
     .done;
 });

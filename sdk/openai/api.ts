@@ -73,7 +73,8 @@ export class Api {
   /** What a client is told of an error; one that is the server's own fault is reported. */
   failed(e: unknown): ApiError {
     const error = apiError(e);
-    if (error.status >= 500) this.o.onError?.(e);
+    // Who leaves in the middle of an answer has ended it: nobody's fault.
+    if (error.status >= 500 && (e as Error).name !== "AbortError") this.o.onError?.(e);
     return error;
   }
   async respond(request: Request): Promise<Response> {

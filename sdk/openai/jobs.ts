@@ -4,6 +4,7 @@ import { WeftError } from "../../runtime/bundle.ts";
 import { adapterEntries, checked, trainEntries } from "../../runtime/options.ts";
 import {
   above0,
+  boolean,
   exactly,
   number,
   type Of,
@@ -44,8 +45,13 @@ const Body = object({
   integrations: v.optional(
     v.nullable(v.pipe(v.array(v.unknown()), v.maxLength(0, "none: they are not supported"))),
   ),
-  /** What else weft's jobs can be told: a method, its rank, a schedule. */
-  weft: v.optional(object({ ...learned, ...adapterEntries, method: v.optional(text) })),
+  /**
+   * What else weft's jobs can be told: a method, its rank, a schedule; and whether an adapter of that name is
+   * to be replaced.
+   */
+  weft: v.optional(
+    object({ ...learned, ...adapterEntries, method: v.optional(text), replace: v.optional(boolean) }),
+  ),
 });
 type Body = Of<typeof Body>;
 
@@ -123,6 +129,16 @@ export class Jobs {
     const name = b.suffix ?? `ft-${crypto.randomUUID().slice(0, 8)}`;
     if ([...this.jobs.values()].some((j) => j.name === name && j.finished === null))
       throw new ApiError(409, `A job for '${name}' is running or waiting`, "conflict", "suffix");
+    const { replace = false, ...told } = b.weft ?? {};
+    const there = this.engine.adapters.list().some((a) => a.name === name);
+    if (there && !replace && from?.replace(/@\d+$/, "") !== name)
+      throw new ApiError(
+        409,
+        `An adapter '${name}' is there: go on from it with the model '${this.models.idOf(name)}', ` +
+          "take another suffix, or replace it with weft: { replace: true }",
+        "conflict",
+        "suffix",
+      );
     const data = this.files.rows(b.training_file, "training_file");
     const set = { ...b.hyperparameters, ...b.method?.supervised?.hyperparameters };
     const batchSize = typeof set.batch_size === "number" ? set.batch_size : 8;
@@ -137,7 +153,7 @@ export class Jobs {
           learningRate: LEARNING_RATE * set.learning_rate_multiplier,
         }),
         seed: b.seed ?? 0,
-        ...b.weft,
+        ...told,
         name,
         data,
         ...(b.validation_file && { evalData: this.files.rows(b.validation_file, "validation_file") }),
@@ -155,7 +171,7 @@ export class Jobs {
       steps: 0,
       error: null,
     };
-    if (b.weft?.method === "full")
+    if (told.method === "full")
       throw new ApiError(400, "Jobs of a server train adapters", "invalid_value", "weft.method");
     this.jobs.set(record.id, record);
     this.queue.push(record);

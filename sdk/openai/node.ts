@@ -74,7 +74,8 @@ export async function listen(
     if (isLoopback(host) && !isLoopback(req.headers.host ?? "localhost"))
       return said(res, 403, "This server answers to the names of its own machine");
     play(answer, req, res).catch((e: unknown) => {
-      onError(e);
+      // Who has left is told nothing, and is no error of anybody's.
+      if (!res.destroyed) onError(e);
       if (res.headersSent) res.destroy();
       else said(res, 400, "The request cannot be read");
     });
