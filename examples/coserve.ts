@@ -363,6 +363,7 @@ async function main(): Promise<number> {
   ];
   say();
   for (const [a, b, c] of table) say(`  ${a.padEnd(32)} ${b.padStart(18)} ${c.padStart(18)}`);
+  if (gain < 1) say("  G is of a machine that does nothing else: npm run -s bench -- coserve measures it");
   say(
     "\n  adapters: .weft/demo/adapters/blue and green (folders that Hugging Face peft loads) · " +
       `${((performance.now() - started) / 1000).toFixed(1)} s in all`,
