@@ -168,8 +168,7 @@ export function emitTarget(
         return variantsOf(bodies, env).flatMap((variant, i) => {
           const each = launchedOf(bodies, variant);
           return each.map((own) => {
-            const of = each.length > 1 ? own[0]!.name : name;
-            const entry = launch(variant === "any" ? of : `${of}.${variant}`, own, variant, i ? first : null);
+            const entry = launch(each.length > 1 ? own[0]!.name : name, own, variant, i ? first : null);
             if (!i) first.push(entry.kernel);
             return entry;
           });
@@ -185,10 +184,12 @@ export function emitTarget(
       first: readonly string[] | null,
     ): LaunchEntry {
       for (const b of bodies) scratch = Math.max(scratch, scratchBytes(b, env));
-      // Kernel names are file names too.
+      // Kernel names are file names too. They end with the variant.
+      const ending = variant === "any" ? "" : `_${variant}`;
       const kernel = `${program.name}.${kinds?.[0] ? `${kinds[0]}.` : ""}${name}`
         .replace(/[^a-zA-Z0-9]+/g, "_")
-        .slice(0, 100);
+        .slice(0, 100 - ending.length)
+        .concat(ending);
       const unique = sources.some((s) => s.name === kernel) ? `${kernel}_${sources.length}` : kernel;
       // On a CPU one kernel serves few rows and many.
       const wasm = (): string => (first ? emitAlias(unique, first) : emitLaunchAs(unique, bodies, env));
