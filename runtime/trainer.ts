@@ -48,7 +48,8 @@ function checkUsed(manifest: Manifest, o: TrainOptions): void {
   const { alpha, rslora, alphaPattern, rank = 1 } = adapter ?? {};
   if (own.scale === "one" && !o.from) none({ alpha, rslora, alphaPattern }, `${method} has no scale`);
   const most = largestRank(manifest, method);
-  if (rank > most) refuse("rank", `at most ${most} for ${method}`, said(rank));
+  const hint = most > 1 ? "compile the bundle with a larger rank" : undefined;
+  if (rank > most) refuse("rank", `at most ${most} for ${method}`, said(rank), hint);
 }
 
 /** What is wrong with the adapter that is asked for, whatever it learns from. */
@@ -90,7 +91,7 @@ export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>
   for (const key of ["rank", "alpha", "rslora", "targetModules", "rankPattern", "alphaPattern"] as const) {
     const [asked, has] = [o.adapter?.[key], o.from?.config[key]];
     if (o.from && asked !== undefined && canonical(asked) !== canonical(has))
-      refuse(key, `${said(has)}, as the adapter has it that the job starts from`, said(asked));
+      refuse(key, `${said(has)}, as its adapter has it`, said(asked));
   }
   if (o.from?.replaces)
     throw new WeftError({
@@ -119,7 +120,7 @@ export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>
       retryable: true,
     });
   if (o.select === "best" && (full || !o.evalRows))
-    refuse("select", full ? "last: full training keeps no other weights" : "evalData to choose by", "best");
+    refuse("select", full ? "last: full training keeps one" : "evalData to choose by", "best");
   checkUsed(manifest, o);
   const virtual = virtualOf(manifest, o);
   const data: Data = {

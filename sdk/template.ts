@@ -25,7 +25,7 @@ export class ChatTemplate {
   /** Does it say itself, with `{% generation %}`, what an assistant's turn is? */
   readonly marksTurns: boolean;
   /** Throws WEFT_TOKENIZER for a template that cannot be parsed, or is out of all proportion. */
-  constructor(source: string) {
+  constructor(private readonly source: string) {
     try {
       if (source.length > SOURCE) throw new Error(`${source.length} characters, of at most ${SOURCE}`);
       let blanks = 0;
@@ -43,6 +43,10 @@ export class ChatTemplate {
     } catch (cause) {
       throw failed(cause, "a Jinja template");
     }
+  }
+  /** Does it name this role? */
+  names(role: string): boolean {
+    return [`'${role}'`, `"${role}"`].some((quoted) => this.source.includes(quoted));
   }
   /**
    * The text that the template makes. Throws WEFT_TOKENIZER with the template's own complaint, or with the

@@ -28,7 +28,7 @@ function saysNothing(message: object): boolean {
   const more = Object.keys(message).filter((key) => !["role", "name", "weight", "content"].includes(key));
   return !more.length || nearest("content", more) !== null;
 }
-/** Roles that templates know; one that is nearly one of them is none of a template's own. */
+/** Roles that templates know: one that is nearly one of them, and that a template does not name, is none. */
 const ROLES = [
   ...["system", "developer", "user", "assistant", "model"],
   ...["tool", "tools", "tool_call", "tool_response", "function", "ipython", "observation"],
@@ -37,7 +37,7 @@ const ROLES = [
  * Messages as templates take them: parts of text joined by line ends. Throws WEFT_OPTION that names the
  * message, for images and other parts too.
  */
-export function plainMessages(messages: unknown): Record<string, unknown>[] {
+export function plainMessages(messages: unknown, template: ChatTemplate): Record<string, unknown>[] {
   const refuse = (where: string, expected: string, found: unknown, hint?: string | null): never => {
     throw new WeftError({ code: "WEFT_OPTION", where, expected, found: show(found), ...(hint && { hint }) });
   };
@@ -47,7 +47,7 @@ export function plainMessages(messages: unknown): Record<string, unknown>[] {
     if (typeof m !== "object" || m === null || typeof (m as Message).role !== "string")
       return refuse(at, "an object with a role", m);
     const { role, content } = m as { role: string; content?: unknown };
-    const near = ROLES.includes(role) ? null : didYouMean(role, ROLES);
+    const near = ROLES.includes(role) || template.names(role) ? null : didYouMean(role, ROLES);
     if (near) refuse(`${at}.role`, "system, user, assistant or tool", role, near);
     if (!Array.isArray(content)) {
       if (content !== undefined && content !== null && typeof content !== "string")
@@ -176,11 +176,13 @@ export class Text {
    * messages that are none.
    */
   chat(messages: readonly Message[], generationPrompt: boolean, given: TemplateArguments = {}): string {
-    return this.chatTemplate().render(this.values(plainMessages(messages), generationPrompt, given));
+    const template = this.chatTemplate();
+    return template.render(this.values(plainMessages(messages, template), generationPrompt, given));
   }
   /** A whole conversation, with the spans of its `{% generation %}` blocks. */
   chatMarked(messages: readonly Message[], given: TemplateArguments = {}): Marked {
-    return this.chatTemplate().renderMarked(this.values(plainMessages(messages), false, given));
+    const template = this.chatTemplate();
+    return template.renderMarked(this.values(plainMessages(messages, template), false, given));
   }
   /**
    * A conversation as a row: the assistant's turns are learned, with their end marks. `ends`: ids that end an

@@ -51,7 +51,7 @@ test("rows, embedding, dropout, adapters: ops that need surroundings, on both ta
     }
 });
 
-test("adapters' first products: a lane all chunks, a lane a chunk, tiles of rows: the same bits", async () => {
+test("adapters' first products: a lane all chunks, a lane a chunk, tiles of rows: same bits", async () => {
   const b = batch("chunks", 13, 6, "step", 11);
   const [short, long] = [300, 600];
   const of = (cols: number) => {

@@ -296,7 +296,9 @@ test("messages: parts of text are joined, other parts refused by name, the rest 
     const e = caught(() => text.chat([{ role, content: "Hi" }], true));
     assert.equal([e.code, e.where, e.hint], ["WEFT_OPTION", "messages[0].role", `did you mean "${near}"?`]);
   }
-  // A template may have roles of its own, and this one says nothing of others.
+  // A template may name such a role, or have roles of its own; this one says nothing of those.
+  const own = "{% for m in messages if m.role == 'users' %}{{ m.content }}{% endfor %}";
+  assert.is(textOf(own).chat([{ role: "users", content: "Hi" }], false), "Hi");
   assert.is(textOf(sourceOf("qwen3")).chat([{ role: "critic", content: "Hi" }], false), "");
   assert.match(textOf(sourceOf("qwen3")).chat([{ role: "user", content: "Hi" }, call], false), /tool_call/);
   for (const list of [[], "hi", [{ content: "x" }], [null]])

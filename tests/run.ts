@@ -119,7 +119,7 @@ export class Lane {
 const LONGEST = [
   "docs package attention families ops methods s2ft reference formats adapters example shards replay laws",
   "invariance export cli host arrivals compile page room soak webgpu signals fuzz experts",
-  "optimizers wasm talk places openai worker kv crew storage gguf correct vera sums selection",
+  "optimizers wasm talk places openai worker kv crew numerics storage gguf correct vera sums selection",
   "prefix chat",
 ]
   .join(" ")

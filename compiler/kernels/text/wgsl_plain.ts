@@ -1,6 +1,6 @@
 /**
- * Products without workgroup memory or barriers, which a CPU behind WebGPU pays dearly for: a lane owns a quad
- * of columns, or two, of a few rows, a tile.
+ * Products without workgroup memory or barriers, which a CPU behind WebGPU pays dearly for: a lane owns a
+ * quad of columns, or two, of a few rows, a tile.
  */
 import type { KernelEnv } from "../../kernel.ts";
 import type { Body, Operand } from "../body.ts";
