@@ -66,7 +66,7 @@ function ofIntegers(
     }
   return out;
 }
-test("products of integers on wasm are what they are defined as, in few rows and in many, near f64", async () => {
+test("products of integers on wasm are what they are defined as, few rows and many, near f64", async () => {
   for (const format of ["int8", "q4"] as const)
     for (const [n, k] of [
       [70, 300],
