@@ -156,6 +156,14 @@ test("fusion changes launches, never bits: at most 7 a layer forward, 5 a token,
   assert.equal(runs[0], runs[1]);
 });
 
+test("a cache has room for eight contexts where none is asked for", async () => {
+  const roomy = writeModel({ ...configs.even, max_position_embeddings: 4096 });
+  const asked = { targets: ["wasm"], train: [], methods: [], quick: true } as const;
+  const blocksOf = async (context: number): Promise<number> =>
+    (await compile(roomy, { ...asked, capacities: { context } })).manifest.capacities.blocks;
+  assert.equal([await blocksOf(4096), await blocksOf(64)], [1024, 256]);
+});
+
 test("a small device: chambers fit 1 MiB bindings, kernels 8 buffers, 16 KiB, 64 lanes", async () => {
   const limits = { bindingBytes: 2 ** 20, workgroupInvocations: 128 };
   const c = await compile(writeModel(configs.even), { ...options, targets: ["webgpu"], limits });

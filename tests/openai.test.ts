@@ -257,7 +257,9 @@ test("a job to its end: a file, rows checked, events, a model of its name, chat 
   const refused = await caught(client.fineTuning.jobs.create({ ...again, model: "story" }));
   assert.equal([refused.status, refused.param], [409, "suffix"]);
   assert.match(refused.message, /model 'story:more'.*replace: true/);
-  for (const asked of [{ model: "story:more" }, { model: "story", weft: { replace: true } }]) {
+  const { fine_tuned_model: latest } = await client.fineTuning.jobs.retrieve(next.id);
+  assert.match(latest!, /@1$/);
+  for (const asked of [{ model: latest! }, { model: "story", weft: { replace: true } }]) {
     const { id } = await client.fineTuning.jobs.create({ ...again, ...asked });
     assert.is((await until(id)).status, "succeeded");
   }
