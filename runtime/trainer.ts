@@ -91,7 +91,7 @@ export function startJob(engine: Engine, o: TrainOptions, running: Iterable<Job>
   for (const key of ["rank", "alpha", "rslora", "targetModules", "rankPattern", "alphaPattern"] as const) {
     const [asked, has] = [o.adapter?.[key], o.from?.config[key]];
     if (o.from && asked !== undefined && canonical(asked) !== canonical(has))
-      refuse(key, `${said(has)}, as its adapter has it`, said(asked));
+      refuse(key, `${said(has)}, as what it starts from has it`, said(asked));
   }
   if (o.from?.replaces)
     throw new WeftError({
