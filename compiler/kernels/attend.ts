@@ -33,11 +33,12 @@ export const attend: GraphKernel = {
     variant === "many" || variant === "few" ? cutOf(single(bodies), kindOf[variant]).lanes : wgsl.WG,
   grid: (bodies, _env, variant) => {
     const heads = headsOf(single(bodies));
-    const groups = fixed(heads / headsTogether(heads, kvOf(bodies[0]!).heads));
+    const { heads: kvHeads } = kvOf(bodies[0]!);
+    const groups = fixed(heads / headsTogether(heads, kvHeads));
     return (
       {
-        any: [rows(bodies, wgsl.WG), fixed(heads)],
-        plain: [plainRows(bodies, wgsl.WG), fixed(heads)],
+        any: [rows(bodies, wgsl.WG, heads / kvHeads), fixed(kvHeads)],
+        plain: [plainRows(bodies, wgsl.WG, heads / kvHeads), fixed(kvHeads)],
         many: [{ count: "tile_groups", mul: 1, div: 1 }, groups],
         few: [{ count: "few_splits", mul: 1, div: 1 }, groups],
         merge: [{ count: "few_merges", mul: 1, div: 1 }, fixed(heads)],

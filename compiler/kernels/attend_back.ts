@@ -9,7 +9,6 @@ import { fixed, plainRows, tileRows } from "./grid.ts";
 import * as wgsl from "./text/wgsl.ts";
 import { dkvCut, dkvShared } from "./text/wgsl_attend_dkv.ts";
 import { dqCut, dqLanes, dqShared } from "./text/wgsl_attend_dq.ts";
-import { partsOf } from "./text/wgsl_attention.ts";
 
 /** Operands: q, the cache, and of the forward its output and log-sum-exp; then the output's gradient. */
 export const operands = { Q: 0, O: 2, LSE: 3, DO: 4 } as const;
@@ -35,11 +34,10 @@ export const attendBack = {
   grid: (bodies, _env, variant) => {
     const [dq, dkv] = [find(bodies, "attend_dq"), find(bodies, "attend_dkv")];
     if (variant === "plain") {
-      const b = bodies[0]!;
-      const { heads, headDim } = kvOf(b);
+      const { heads } = kvOf(bodies[0]!);
       return dq
-        ? [plainRows(bodies, wgsl.WG), fixed(headsOf(b) * partsOf(headDim))]
-        : [{ count: "plain_keys", mul: 1, div: wgsl.WG }, fixed(heads * partsOf(headDim))];
+        ? [plainRows(bodies, wgsl.WG, headsOf(dq) / heads), fixed(heads)]
+        : [{ count: "plain_keys", mul: 1, div: wgsl.WG }, fixed(heads)];
     }
     const cut = dq && dqCut(dq, lanesOf(bodies));
     const y = [cut ? headsOf(dq) / cut.together : 0, dkv ? kvOf(dkv).heads * dkvCut(dkv).parts : 0];

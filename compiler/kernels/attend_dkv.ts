@@ -9,9 +9,8 @@ import type { Body, GraphKernel } from "./body.ts";
 import * as assembly from "./text/assemblyscript.ts";
 import { attentionOf } from "./text/assemblyscript_attention.ts";
 import { type Lines, lines } from "./text/lines.ts";
-import * as wgsl from "./text/wgsl.ts";
 import { dkvTile } from "./text/wgsl_attend_dkv.ts";
-import { partOf, attentionOf as wgslAttentionOf } from "./text/wgsl_attention.ts";
+import { plainDkv } from "./text/wgsl_attend_plain.ts";
 
 const { Q, O, LSE, DO } = operands;
 /** Query rows that meet a key in one go: what is read of them stays in the first-level cache. */
@@ -22,62 +21,7 @@ const pairBytes = (b: Body): number => BLOCK * (Number(b.node!.attrs.heads) / kv
 export const attend_dkv: GraphKernel = {
   ...attendBack,
   state: "dkv",
-  wgsl: (name, b, env, variant) => {
-    if (variant === "many") return dkvTile(name, b, env, operands);
-    const a = wgslAttentionOf(b, env);
-    const { hd, group, kvHeads, kvAt, operand, out, own } = a;
-    const [q, o, lse, g, d] = [operand(Q), operand(O), operand(LSE), operand(DO), out(0)];
-    const width = 2 * kvHeads * hd;
-    const word = (array: string, at: string): string => `batch[${env.layout.arrays[array]} + ${at}]`;
-    const [k, v] = [`${d.space}[out + d]`, `${d.space}[out + ${width / 2} + d]`];
-    const part = partOf(hd);
-    const [x, y] = [`${q.space}[qp + d]`, `${g.space}[gp + d]`];
-    const gradient = a.row(g.space, "gp", "i");
-    return wgsl.fn(
-      name,
-      // The sequence this key belongs to: its segments follow one another, and only the first counts keys. dk
-      // and dv are cleared by hand: an array declared inside the loop was seen to keep what it held
-      // (SwiftShader). Sums of the segments before lie where they will be stored.
-      lines`
-        var key = wg.x * ${wgsl.WG} + lane;
-        if (key >= ${wgsl.header("n_keys")}) { return; }
-        var s = 0;
-        while (key >= ${word("seg_keys", "s")}) { key = key - ${word("seg_keys", "s")}; s = s + 1; }
-        let kh = ${part.head};
-        let first = ${part.first};
-        let table = batch[${env.layout.arrays.table!} + ${word("seg_row", "s")}];
-        let kp = ${kvAt(0, "key", "kh")};
-        let vp = ${kvAt(1, "key", "kh")};
-        let out = ${d.offset} + (${word("seg_base", "s")} + key) * ${d.stride} + kh * ${hd};
-        ${["dk", "dv"].map(a.part)}
-        if (${word("seg_fresh", "s")} != 0) { ${own(`${k} = 0.0f; ${v} = 0.0f;`)} }
-        loop {
-          let r0 = ${word("seg_row", "s")};
-          let n = ${a.lastRow(`r0 + ${word("seg_rows", "s")}`, "r0", word("pos", "r0"))};
-          let start = r0 + max(0, key - ${word("pos", "r0")});
-          ${own("dk[i] = 0.0f; dv[i] = 0.0f;")}
-          for (var h = kh * ${group}; h < (kh + 1) * ${group}; h++) {
-            for (var row = start; row < n; row++) {
-              let qp = ${q.at} + h * ${hd};
-              let gp = ${g.at} + h * ${hd};
-              let op = ${o.at} + h * ${hd};
-              ${a.dots({
-                dot: [a.row(q.space, "qp", "i"), a.quad("kp", "i")],
-                dp: [gradient, a.quad("vp", "i")],
-                dsum: [gradient, a.row(o.space, "op", "i")],
-              })}
-              ${a.bound}
-              let p = exp(${a.score} - ${lse.space}[${lse.at} + h]);
-              let ds = p * (dp - dsum) * ${a.slope};
-              ${own(`dk[i] = fma(ds, ${x}, dk[i]); dv[i] = fma(p, ${y}, dv[i]);`)}
-            }
-          }
-          if (start < n) { ${own(`${k} = ${k} + dk[i]; ${v} = ${v} + dv[i];`)} }
-          s = s + 1;
-          if (s >= ${wgsl.header("n_segments")} || ${word("seg_keys", "s")} > 0) { break; }
-        }`,
-    );
-  },
+  wgsl: (name, b, env, variant) => (variant === "many" ? dkvTile : plainDkv)(name, b, env, operands),
   /** Score, probability and log-sum-exp of each pair; rowsum(dO · O) of every row and head. */
   scratch: (b, { capacities: { unitRows } }) => 3 * pairBytes(b) + unitRows * Number(b.node!.attrs.heads) * 4,
   assembly: (name, b, env) => {

@@ -1,6 +1,6 @@
 /**
- * The gradient of attention's queries: a turn (CPU, and CPUs behind WebGPU: a lane of some dims) owns a row
- * and head; on GPUs a workgroup a row and the heads that share keys.
+ * The gradient of attention's queries: a turn (CPU, and CPUs behind WebGPU: a lane) owns a row and
+ * head; on GPUs a workgroup a row and the heads that share keys.
  */
 import { KV_BLOCK } from "../../ops/index.ts";
 import { attendBack, operands } from "./attend_back.ts";
@@ -8,53 +8,15 @@ import type { GraphKernel } from "./body.ts";
 import * as assembly from "./text/assemblyscript.ts";
 import { attentionOf } from "./text/assemblyscript_attention.ts";
 import { type Lines, lines } from "./text/lines.ts";
-import * as wgsl from "./text/wgsl.ts";
 import { dqTile } from "./text/wgsl_attend_dq.ts";
-import { partOf, attentionOf as wgslAttentionOf } from "./text/wgsl_attention.ts";
+import { plainDq } from "./text/wgsl_attend_plain.ts";
 
 const { Q, O, LSE, DO } = operands;
 
 export const attend_dq: GraphKernel = {
   ...attendBack,
-  wgsl: (name, b, env, variant, lanes) => {
-    if (variant === "many") return dqTile(name, b, env, operands, lanes);
-    const a = wgslAttentionOf(b, env);
-    const { hd, stride, group, kvAt, operand, out, own } = a;
-    const [q, o, lse, g, dq] = [operand(Q), operand(O), operand(LSE), operand(DO), out(0)];
-    const part = partOf(hd);
-    return wgsl.fn(
-      name,
-      lines`
-        let row = wg.x * ${wgsl.WG} + lane;
-        if (row >= ${wgsl.header("n_rows")}) { return; }
-        let h = ${part.head};
-        let first = ${part.first};
-        let kh = h / ${group};
-        let keys = ${a.posOf("row")} + 1;
-        ${a.seen}
-        let table = ${a.tableOf("row")};
-        ${a.part("dq")}
-        let qp = ${q.at} + h * ${hd};
-        let gp = ${g.at} + h * ${hd};
-        let op = ${o.at} + h * ${hd};
-        ${a.dots({ dsum: [a.row(g.space, "gp", "i"), a.row(o.space, "op", "i")] })}
-        let lse = ${lse.space}[${lse.at} + h];
-        for (var t = ${a.firstTile}; t < keys; t += ${KV_BLOCK}) {
-          let kp = ${kvAt(0, "t", "kh")};
-          let vp = ${kvAt(1, "t", "kh")};
-          for (var j = ${a.firstKey}; j < min(${KV_BLOCK}, keys - t); j++) {
-            ${a.dots({
-              dot: [a.row(q.space, "qp", "i"), a.quad(`kp + j * ${stride}`, "i")],
-              dp: [a.row(g.space, "gp", "i"), a.quad(`vp + j * ${stride}`, "i")],
-            })}
-            ${a.bound}
-            let ds = exp(${a.score} - lse) * (dp - dsum) * ${a.slope};
-            ${own(`dq[i] = fma(ds, ${a.cached(`kp + j * ${stride} + d`)}, dq[i]);`)}
-          }
-        }
-        ${own(`${dq.space}[${dq.offset} + row * ${dq.stride} + h * ${hd} + d] = dq[i];`)}`,
-    );
-  },
+  wgsl: (name, b, env, variant, lanes) =>
+    variant === "many" ? dqTile(name, b, env, operands, lanes) : plainDq(name, b, env, operands),
   /** Two dot products of a tile's keys. */
   scratch: () => 2 * KV_BLOCK * 4,
   assembly: (name, b, env) => {

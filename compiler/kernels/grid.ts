@@ -5,21 +5,21 @@ import { WG } from "./text/wgsl.ts";
 
 export const one: GridDim = { count: "one", mul: 1, div: 1 };
 export const fixed = (n: number): GridDim => ({ count: "one", mul: n, div: 1 });
-/** One for every `div` rows of the domain that the bodies share. */
-export const rows = (bodies: readonly Body[], div = 1): GridDim => ({
+/** `mul` for every `div` rows of the domain that the bodies share. */
+export const rows = (bodies: readonly Body[], div = 1, mul = 1): GridDim => ({
   count: bodies[0]!.domain === "R" ? "n_head" : "n_rows",
-  mul: 1,
+  mul,
   div,
 });
 /**
  * Of the rows of a product, those that whole tiles take, and a few that these leave; or all, where kernels
- * without workgroup memory do. One for every `div`.
+ * without workgroup memory do. `mul` for every `div`.
  */
 const part =
   (of: "plain" | "tile" | "rest" | "wide") =>
-  (bodies: readonly Body[], div: number): GridDim => ({
+  (bodies: readonly Body[], div: number, mul = 1): GridDim => ({
     count: `${of}_${bodies[0]!.domain === "R" ? "head" : "rows"}`,
-    mul: 1,
+    mul,
     div,
   });
 export const [plainRows, tileRows, restRows] = [part("plain"), part("tile"), part("rest")];

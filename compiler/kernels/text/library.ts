@@ -93,6 +93,12 @@ fn signed(h: vec4<u32>) -> vec4<i32> {
   ...weights,
   ...caches,
   ...shared,
+  most_of: `
+// Of the lanes of a quad, the largest number.
+fn most_of(own: i32) -> i32 {
+  let all = neighbours(own);
+  return max(max(all.x, all.y), max(all.z, all.w));
+}`,
   expand: `
 fn expand(u: i32, quads: i32, f: i32, rank: i32, cols: i32) -> f32 {
   var sum = 0.0f;

@@ -3,8 +3,8 @@
  * another, also where all of them want the same one: where four lanes exchange what they have, a quad reads
  * four words in the time of one. A module's text is written for lanes that read alone, and turned.
  */
-import { memorySpaces } from "../../../runtime/bundle.ts";
-import { lines } from "./lines.ts";
+import { kvNames, memorySpaces } from "../../../runtime/bundle.ts";
+import { type Lines, lines } from "./lines.ts";
 import { fn } from "./wgsl.ts";
 
 /** Function of a module: as lanes read alone, and in quads. */
@@ -37,6 +37,42 @@ const four = (space: string): Forms => ({
     "vec4<f32>",
   ),
 });
+/** Two words from `a` on, and as many from `b` on; of each the second is the first again where `last` is 0. */
+const two = (space: string): Forms => {
+  const form = (body: Lines): string => fn(`two_${space}`, body, "a: i32, b: i32, last: i32", "vec4<f32>");
+  return {
+    alone: form(
+      lines`
+      return vec4<f32>(${space}[a], ${space}[a + last], ${space}[b], ${space}[b + last]);`,
+    ),
+    quads: form(
+      lines`
+      let own = ${space}[select(a, b, in_quad > 1) + min(in_quad & 1, last)];
+      return vec4<f32>(
+        quadBroadcast(own, 0), quadBroadcast(own, 1), quadBroadcast(own, 2), quadBroadcast(own, 3));`,
+    ),
+  };
+};
+const inOrder = [0, 1, 2, 3];
+/** Four numbers of the cache from `at` on, a multiple of four that all lanes of a quad say. */
+const cached = (format: string): Forms => {
+  const form = (body: Lines): string => fn(`kv_alike_${format}`, body, "at: i32", "vec4<f32>");
+  const broadcast = inOrder.map((i) => `quadBroadcast(own, ${i})`).join(", ");
+  return {
+    alone: form([`return vec4<f32>(${inOrder.map((i) => `kv_${format}(at + ${i})`).join(", ")});`]),
+    quads: form([`let own = kv_${format}(at + in_quad);`, `return vec4<f32>(${broadcast});`]),
+  };
+};
+/** A number of each lane of a quad, of which each lane then has all; of a lane alone its own. */
+const neighbours: Forms = {
+  alone: fn("neighbours", ["return vec4<i32>(own);"], "own: i32", "vec4<i32>"),
+  quads: fn(
+    "neighbours",
+    [`return vec4<i32>(${inOrder.map((i) => `quadBroadcast(own, ${i})`).join(", ")});`],
+    "own: i32",
+    "vec4<i32>",
+  ),
+};
 /** May a lane that has nothing to do leave? Not while others need what it reads for them. */
 const idle: Forms = {
   alone: fn("idle", ["return nothing;"], "nothing: bool", "bool"),
@@ -44,7 +80,14 @@ const idle: Forms = {
 };
 const forms: Readonly<Record<string, Forms>> = {
   idle,
-  ...Object.fromEntries(memorySpaces.map((space) => [`four_${space}`, four(space)])),
+  neighbours,
+  ...Object.fromEntries(kvNames.map((name) => [`kv_alike_${name}`, cached(name)])),
+  ...Object.fromEntries(
+    memorySpaces.flatMap((space) => [
+      [`four_${space}`, four(space)],
+      [`two_${space}`, two(space)],
+    ]),
+  ),
 };
 /** Functions that kernels call, as lanes read alone. */
 export const shared: Readonly<Record<string, string>> = Object.fromEntries(

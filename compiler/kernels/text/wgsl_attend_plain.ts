@@ -1,11 +1,16 @@
-/** Attention forward in WGSL where nothing is shared between lanes: in the order of wgsl_attend.ts. */
+/**
+ * Attention in WGSL for CPUs behind WebGPU, without workgroup memory or barriers: forward, and its gradients.
+ * A lane owns a row and head, or a key and key head, and all dims of it. Those of a quad have mostly one
+ * sequence, and read what they need of it alike (quads.ts): fours of keys and values, or of queries, which
+ * is most of the time that attention takes there. Every number is made in the order of the other kernels.
+ */
 import { KV_BLOCK } from "../../../ops/index.ts";
 import { SPLIT } from "../../../runtime/bundle.ts";
 import type { KernelEnv } from "../../kernel.ts";
 import type { Body } from "../body.ts";
 import { type Lines, lines } from "./lines.ts";
 import * as wgsl from "./wgsl.ts";
-import { attentionOf, fold, isSplit, nothing, sumOf } from "./wgsl_attention.ts";
+import { attentionOf, fold, isSplit, nothing, type Operands, sumOf } from "./wgsl_attention.ts";
 
 /**
  * A score of the tile. From an array's length Mesa's compiler guesses how often a loop over it turns, and
@@ -13,80 +18,105 @@ import { attentionOf, fold, isSplit, nothing, sumOf } from "./wgsl_attention.ts"
  */
 const score = `s[j & ${KV_BLOCK - 1}]`;
 
-/** A lane for a row and head. */
+/**
+ * A lane's row and head, those of one key head side by side. A lane without one leaves, unless its quad has
+ * some: then it goes with the last, and may not store.
+ */
+const ownRow = (b: Body, group: number): Lines => lines`
+  let place = wg.x * ${wgsl.WG} + lane;
+  let all = ${wgsl.count(b.domain)} * ${group};
+  if (idle(place >= all)) { return; }
+  let kh = wg.y;
+  let row = min(place, all - 1) / ${group};
+  let h = kh * ${group} + min(place, all - 1) % ${group};`;
+/**
+ * Statements for each sequence that a quad has, as `${of}` one after another: `mine` is true once for every
+ * lane, in the turn of its `own`.
+ */
+const inTurns = (own: string, of: string, text: Lines): Lines => lines`
+  let turns = neighbours(${own});
+  var left = true;
+  for (var turn = 0; turn < 4; turn++) {
+    let ${of} = turns[turn];
+    let mine = left && ${own} == ${of};
+    left = left && !mine;
+    ${text}
+  }`;
+/** Statements for each tile of keys from `t` on that some lane of a quad sees in its turn, up to `end`. */
+const overTiles = (firstTile: string, text: Lines): Lines => lines`
+  let last = most_of(select(0, keys, mine));
+  for (var t = ${firstTile === "0" ? "0" : `-most_of(select(-last, -(${firstTile}), mine))`}; t < last; t += ${KV_BLOCK}) {
+    let end = min(${KV_BLOCK}, last - t);
+    let c = select(0, min(${KV_BLOCK}, keys - t), mine);
+    ${text}
+  }`;
+
 export function plain(name: string, b: Body, env: KernelEnv): string {
   const a = attentionOf(b, env);
-  const { hd, stride, quads, group, kvAt, operand, out } = a;
+  const { stride, group, kvAt, operand, out } = a;
   const [q, o, lse] = [operand(0), out(0), out(1)];
-  const each = (text: string): string => `for (var i = 0; i < ${quads}; i++) { ${text} }`;
-  const registers = (of: string): string => `var ${of} = array<vec4<f32>, ${quads}>();`;
-  const store = (value: string): Lines => lines`
-    for (var d = 0; d < ${hd}; d++) {
-      ${o.space}[${o.offset} + row * ${o.stride} + h * ${hd} + d] = ${value}[d >> 2u][d & 3] * inv;
-    }`;
   const folds = isSplit(env);
   const next = lines`
-    {
-      ${fold}
-      ${each("whole[i] = fma(whole[i], vec4<f32>(a), o[i] * b);")}
-    }`;
+    ${fold}
+    ${a.each("whole[i] = fma(whole[i], vec4<f32>(a), o[i] * b);")}`;
+  const turn = overTiles(
+    a.firstTile,
+    lines`
+      ${
+        folds
+          ? lines`
+            if (t % ${SPLIT} == 0 && t > start && c > 0) {
+              ${next}
+              m = -1.0e30f;
+              l = 0.0f;
+              ${a.each("o[i] = vec4<f32>();")}
+            }`
+          : []
+      }
+      let k = ${kvAt(0, "t", "kh")};
+      var mt = m;
+      for (var j = 0; j < end; j++) {
+        let kp = k + j * ${stride};
+        var dots = vec4<f32>();
+        ${a.inTurn((i) => `dots = fma(q[${i}], ${a.alikeQuad("kp", i)}, dots);`)}
+        let dot = ${sumOf("dots")};
+        ${a.bound}
+        ${score} = select(-1.0e30f, ${a.score}, ${a.seesKey});
+        mt = max(mt, ${score});
+      }
+      let corr = exp(m - mt);
+      m = mt;
+      var runs = vec4<f32>();
+      for (var j = 0; j < end; j++) {
+        ${score} = select(0.0f, exp(${score} - m), ${a.seesKey});
+        runs[j >> 3u] = runs[j >> 3u] + ${score};
+      }
+      l = fma(l, corr, ${sumOf("runs")});
+      let v = ${kvAt(1, "t", "kh")};
+      ${a.each("o[i] = o[i] * corr;")}
+      for (var j = 0; j < end; j++) {
+        let vp = v + j * ${stride};
+        let p = vec4<f32>(${score});
+        ${a.inTurn((i) => `o[${i}] = fma(p, ${a.alikeQuad("vp", i)}, o[${i}]);`)}
+      }`,
+  );
   return wgsl.fn(
     name,
     lines`
-      let row = wg.x * ${wgsl.WG} + lane;
-      if (row >= ${wgsl.header("n_rows")}) { return; }
-      let h = wg.y;
-      let kh = h / ${group};
+      ${ownRow(b, group)}
       let keys = ${a.posOf("row")} + 1;
       ${a.seen}
-      let table = ${a.tableOf("row")};
-      ${registers("q")}
-      ${registers("o")}
-      ${folds ? [registers("whole"), ...nothing] : []}
+      let own = ${a.tableOf("row")};
+      ${a.fours("q", "o")}
+      ${folds ? [...a.fours("whole"), ...nothing] : []}
       var s = array<f32, ${KV_BLOCK}>();
-      let qp = ${q.at} + h * ${hd};
-      ${each(`q[i] = ${a.row(q.space, "qp", "i")};`)}
+      let qp = ${q.at} + h * ${a.hd};
+      ${a.each(`q[i] = ${a.row(q.space, "qp", "i")};`)}
       var m = -1.0e30f;
       var l = 0.0f;
       let start = ${a.firstTile};
-      for (var t = start; t < keys; t += ${KV_BLOCK}) {
-        ${
-          folds
-            ? lines`
-              if (t % ${SPLIT} == 0 && t > start) {
-                ${next}
-                m = -1.0e30f;
-                l = 0.0f;
-                ${each("o[i] = vec4<f32>();")}
-              }`
-            : []
-        }
-        let c = min(${KV_BLOCK}, keys - t);
-        let k = ${kvAt(0, "t", "kh")};
-        var mt = m;
-        for (var j = ${a.firstKey}; j < c; j++) {
-          var dots = vec4<f32>();
-          ${each(`dots = fma(q[i], ${a.quad(`k + j * ${stride}`, "i")}, dots);`)}
-          let dot = ${sumOf("dots")};
-          ${a.bound}
-          ${score} = ${a.score};
-          mt = max(mt, ${score});
-        }
-        let corr = exp(m - mt);
-        m = mt;
-        var runs = vec4<f32>();
-        for (var j = ${a.firstKey}; j < c; j++) {
-          ${score} = exp(${score} - m);
-          runs[j >> 3u] = runs[j >> 3u] + ${score};
-        }
-        l = fma(l, corr, ${sumOf("runs")});
-        let v = ${kvAt(1, "t", "kh")};
-        ${each("o[i] = o[i] * corr;")}
-        for (var j = ${a.firstKey}; j < c; j++) {
-          let p = vec4<f32>(${score});
-          ${each(`o[i] = fma(p, ${a.quad(`v + j * ${stride}`, "i")}, o[i]);`)}
-        }
-      }
+      ${inTurns("own", "table", turn)}
+      if (place >= all) { return; }
       ${
         folds
           ? lines`
@@ -99,7 +129,139 @@ export function plain(name: string, b: Body, env: KernelEnv): string {
           : []
       }
       let inv = 1.0f / l;
-      ${store("o")}
+      for (var d = 0; d < ${a.hd}; d++) {
+        ${o.space}[${o.offset} + row * ${o.stride} + h * ${a.hd} + d] = o[d >> 2u][d & 3] * inv;
+      }
       ${lse.space}[${lse.offset} + row * ${lse.stride} + h] = m + ${wgsl.pin("log(l)")};`,
+  );
+}
+
+/** The gradient of queries. */
+export function plainDq(name: string, b: Body, env: KernelEnv, { Q, O, LSE, DO }: Operands): string {
+  const a = attentionOf(b, env);
+  const { stride, group, kvAt, operand, out } = a;
+  const [q, o, lse, g, dq] = [operand(Q), operand(O), operand(LSE), operand(DO), out(0)];
+  const turn = overTiles(
+    a.firstTile,
+    lines`
+      let k = ${kvAt(0, "t", "kh")};
+      let v = ${kvAt(1, "t", "kh")};
+      for (var j = 0; j < end; j++) {
+        let kp = k + j * ${stride};
+        let vp = v + j * ${stride};
+        var dots = vec4<f32>();
+        var dps = vec4<f32>();
+        ${a.inTurn((i) => [
+          `let k${i} = ${a.alikeQuad("kp", i)};`,
+          `dots = fma(q[${i}], k${i}, dots);`,
+          `dps = fma(g[${i}], ${a.alikeQuad("vp", i)}, dps);`,
+        ])}
+        let dot = ${sumOf("dots")};
+        ${a.bound}
+        let dp = ${sumOf("dps")};
+        let pair = exp(${a.score} - lse) * (dp - dsum) * ${a.slope};
+        let ds = vec4<f32>(select(0.0f, pair, ${a.seesKey}));
+        ${a.inTurn((i) => `dq[${i}] = fma(ds, k${i}, dq[${i}]);`)}
+      }`,
+  );
+  return wgsl.fn(
+    name,
+    lines`
+      ${ownRow(b, group)}
+      let keys = ${a.posOf("row")} + 1;
+      ${a.seen}
+      let own = ${a.tableOf("row")};
+      ${a.fours("q", "g", "dq")}
+      let qp = ${q.at} + h * ${a.hd};
+      let gp = ${g.at} + h * ${a.hd};
+      let op = ${o.at} + h * ${a.hd};
+      var dots = vec4<f32>();
+      ${a.each(
+        `q[i] = ${a.row(q.space, "qp", "i")};`,
+        `g[i] = ${a.row(g.space, "gp", "i")};`,
+        `dots = fma(g[i], ${a.row(o.space, "op", "i")}, dots);`,
+      )}
+      let dsum = ${sumOf("dots")};
+      let lse = ${lse.space}[${lse.at} + h];
+      ${inTurns("own", "table", turn)}
+      if (place >= all) { return; }
+      for (var d = 0; d < ${a.hd}; d++) {
+        ${dq.space}[${dq.offset} + row * ${dq.stride} + h * ${a.hd} + d] = dq[d >> 2u][d & 3];
+      }`,
+  );
+}
+
+/** The gradient of keys and values, added to what later windows of the sequence left. */
+export function plainDkv(name: string, b: Body, env: KernelEnv, { Q, O, LSE, DO }: Operands): string {
+  const a = attentionOf(b, env);
+  const { hd, group, kvAt, operand, out, word } = a;
+  const [q, o, lse, g, d] = [operand(Q), operand(O), operand(LSE), operand(DO), out(0)];
+  const value = a.kvHeads * hd;
+  const [k, v] = [`${d.space}[out + d]`, `${d.space}[out + ${value} + d]`];
+  const overDims = (...text: string[]): string => `for (var d = 0; d < ${hd}; d++) { ${text.join(" ")} }`;
+  // The sequence this key belongs to: its segments follow one another, and only the first counts keys. Sums
+  // of the segments before lie where they will be stored.
+  const turn = lines`
+    var s = first;
+    var more = most_of(select(0, 1, mine)) == 1;
+    while (more) {
+      let r0 = ${word("seg_row", "s")};
+      let pos0 = ${word("pos", "r0")};
+      let n = ${a.lastRow(`r0 + ${word("seg_rows", "s")}`, "r0", "pos0")};
+      let start = r0 + max(0, key - pos0);
+      let end = most_of(select(0, n, mine));
+      ${a.each("dk[i] = vec4<f32>();", "dv[i] = vec4<f32>();")}
+      for (var h = kh * ${group}; h < (kh + 1) * ${group}; h++) {
+        for (var row = -most_of(select(-end, -start, mine)); row < end; row++) {
+          let qp = ${q.at} + h * ${hd};
+          let gp = ${g.at} + h * ${hd};
+          let op = ${o.at} + h * ${hd};
+          var dots = vec4<f32>();
+          var dps = vec4<f32>();
+          var dsums = vec4<f32>();
+          ${a.inTurn((i) => [
+            `let q${i} = ${a.alikeRow(q.space, "qp", i)};`,
+            `let g${i} = ${a.alikeRow(g.space, "gp", i)};`,
+            `dots = fma(q${i}, k[${i}], dots);`,
+            `dps = fma(g${i}, v[${i}], dps);`,
+            `dsums = fma(g${i}, ${a.alikeRow(o.space, "op", i)}, dsums);`,
+          ])}
+          let dot = ${sumOf("dots")};
+          ${a.bound}
+          let sees = mine && row >= start && row < n;
+          let pair = exp(${a.score} - ${lse.space}[${lse.at} + h]);
+          let dp = ${sumOf("dps")};
+          let dsum = ${sumOf("dsums")};
+          let slope = pair * (dp - dsum) * ${a.slope};
+          let p = vec4<f32>(select(0.0f, pair, sees));
+          let ds = vec4<f32>(select(0.0f, slope, sees));
+          ${a.inTurn((i) => [`dk[${i}] = fma(ds, q${i}, dk[${i}]);`, `dv[${i}] = fma(p, g${i}, dv[${i}]);`])}
+        }
+      }
+      if (mine && start < n && place < all) {
+        ${overDims(`${k} = ${k} + dk[d >> 2u][d & 3];`, `${v} = ${v} + dv[d >> 2u][d & 3];`)}
+      }
+      s = s + 1;
+      more = false;
+      if (s < ${wgsl.header("n_segments")}) { more = ${word("seg_keys", "s")} == 0; }
+    }`;
+  return wgsl.fn(
+    name,
+    lines`
+      let place = wg.x * ${wgsl.WG} + lane;
+      let all = ${wgsl.header("n_keys")};
+      if (idle(place >= all)) { return; }
+      let kh = wg.y;
+      var key = min(place, all - 1);
+      var own = 0;
+      while (key >= ${word("seg_keys", "own")}) { key = key - ${word("seg_keys", "own")}; own = own + 1; }
+      let table = ${a.tableOf(word("seg_row", "own"))};
+      let kp = ${kvAt(0, "key", "kh")};
+      let vp = ${kvAt(1, "key", "kh")};
+      let out = ${d.offset} + (${word("seg_base", "own")} + key) * ${d.stride} + kh * ${hd};
+      ${a.fours("k", "v", "dk", "dv")}
+      ${a.each(`k[i] = ${a.quad("kp", "i")};`, `v[i] = ${a.quad("vp", "i")};`)}
+      if (${word("seg_fresh", "own")} != 0 && place < all) { ${overDims(`${k} = 0.0f;`, `${v} = 0.0f;`)} }
+      ${inTurns("own", "first", turn)}`,
   );
 }

@@ -8,20 +8,9 @@ import type { KernelEnv } from "../../kernel.ts";
 import type { Body } from "../body.ts";
 import { type Lines, lines } from "./lines.ts";
 import { f32, header, pin, rowAt } from "./wgsl.ts";
+import { indices } from "./wgsl_products.ts";
 
 type Kv = Type & { kind: "kv" };
-/**
- * Dims of a gradient that a lane owns: all of a head's would not fit its registers. Lanes that share a row
- * and head make the same dot products.
- */
-const PART = 32;
-export const partsOf = (headDim: number): number => Math.ceil(headDim / PART);
-/** Which part is wg.y's, beside its head: parts are innermost. */
-export const partOf = (headDim: number): { readonly head: string; readonly first: string } => {
-  const parts = partsOf(headDim);
-  return { head: `wg.y / ${parts}`, first: `(wg.y % ${parts}) * ${PART}` };
-};
-
 /** Which operands of a gradient are what. */
 export type Operands = Readonly<Record<"Q" | "O" | "LSE" | "DO", number>>;
 /**
@@ -78,6 +67,8 @@ export function attentionOf(b: Body, env: KernelEnv) {
     seen: window ? [`let seen = max(0, keys - tables[${layerWord("window")}]);`] : [],
     firstTile: window ? `seen / ${KV_BLOCK} * ${KV_BLOCK}` : "0",
     firstKey: window ? "max(0, seen - t)" : "0",
+    /** Does a row see key `j` of tile t, of which it has `c`, the first of them `firstKey`? */
+    seesKey: window ? "j < c && j >= seen - t" : "j < c",
     /** Of the rows `r0` to `end` of a segment, the end of those that see `key`. */
     lastRow: (end: string, r0: string, pos0: string): string =>
       window ? `min(${end}, ${r0} + max(0, key + tables[${layerWord("window")}] - ${pos0}))` : end,
@@ -112,12 +103,19 @@ export function attentionOf(b: Body, env: KernelEnv) {
         }
         ${all.map(([name]) => `let ${name} = ${sumOf(`${name}_`)};`)}`;
     },
-    /** A statement for every dim of a part from dim `first` on, as `d`, whose register is `i`. */
-    own: (statements: string): string => {
-      const whole = kv.headDim % PART ? `if (d < ${kv.headDim}) { ${statements} }` : statements;
-      return `for (var i = 0; i < ${Math.min(PART, kv.headDim)}; i++) { let d = first + i; ${whole} }`;
+    /** Of kernels for lanes alone: what they have of a head, in fours; a statement for each four. */
+    fours: (...names: string[]): Lines =>
+      names.map((name) => `var ${name} = array<vec4<f32>, ${stride / 4}>();`),
+    each: (...statements: string[]): string =>
+      `for (var i = 0; i < ${stride / 4}; i++) { ${statements.join(" ")} }`,
+    /** The same of what lanes read alike, in a text for each. */
+    inTurn: (text: (i: number) => string | Lines): Lines => indices(stride / 4).flatMap(text),
+    /** Fours of the cache, or of a row of f32 numbers, that lanes read alike. */
+    alikeQuad: (at: string, i: number): string =>
+      ofHead(`kv_alike_${kv.format}(${at} + ${4 * i})`, String(i)),
+    alikeRow: (space: string, at: string, i: number): string => {
+      const last = Math.min(3, kv.headDim - 4 * i - 1);
+      return ofHead(`four_${space}(${at} + ${4 * i}, 1, ${last})`, String(i));
     },
-    /** Registers of zeros, one a dim of a part. */
-    part: (name: string): string => `var ${name} = array<f32, ${Math.min(PART, kv.headDim)}>();`,
   };
 }
