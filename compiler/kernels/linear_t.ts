@@ -7,6 +7,7 @@ import { most, plainRows, tileRows } from "./grid.ts";
 import { inTurn } from "./text/alike.ts";
 import { product, productScratch } from "./text/assemblyscript_products.ts";
 import { type Lines, lines } from "./text/lines.ts";
+import { WG } from "./text/wgsl.ts";
 import {
   GEMM_LANES,
   gemm,
@@ -17,7 +18,7 @@ import {
   tileGoesOn,
 } from "./text/wgsl_gemm.ts";
 import { panelsOf } from "./text/wgsl_panels.ts";
-import { across, goesOn, plain, plainLanes } from "./text/wgsl_plain.ts";
+import { across, goesOn, plain } from "./text/wgsl_plain.ts";
 import { indices, sumOfShards, wholeOf } from "./text/wgsl_products.ts";
 
 const four = indices(4);
@@ -58,7 +59,7 @@ export const linear_t: GraphKernel = {
   epilogue: "elements",
   joins: true,
   variants: () => ["plain", "many"],
-  lanes: (_bodies, variant, env) => (variant === "many" ? GEMM_LANES : plainLanes(env)),
+  lanes: (_bodies, variant) => (variant === "many" ? GEMM_LANES : WG),
   grid: (bodies, env, variant) =>
     variant === "many"
       ? [most(bodies, (b) => b.cols / gemmColumns(b), 1), tileRows(bodies, ROW_TILE)]
@@ -89,11 +90,11 @@ export const linear_t: GraphKernel = {
           env,
           lanes,
           [
-            ({ at, rows, cols }) =>
+            ({ at, rows }) =>
               sums((x, w, env) => {
                 const { terms, panels } = matrixOf(w, env);
-                const text = across(at(x, env), panels, terms, cols);
-                return terms.sharded ? [...goesOn(b, env, rows, cols), ...text] : text;
+                const text = across(at(x, env), panels, terms);
+                return terms.sharded ? [...goesOn(b, env, rows), ...text] : text;
               }),
           ],
           span,

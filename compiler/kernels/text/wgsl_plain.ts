@@ -37,7 +37,7 @@ export interface Place {
   readonly space: string;
   readonly at: string;
 }
-/** Lanes of a workgroup for products: those with two quads of columns each read a row half as often. */
+/** Lanes of a workgroup for y = x·Wᵀ: those with two quads of columns each read a row half as often. */
 export const plainLanes = ({ plainRows }: KernelEnv): number => (plainRows < PLAIN_FROM ? WG : WG / 2);
 const quadsOf = (lanes: number): number => WG / lanes;
 /** Where the quads of a lane begin, that many: names of variables. */
@@ -81,13 +81,20 @@ function sumsOf(
   { of, chunk: length }: Rounding = exact,
 ): Lines {
   const sumsAt = indices(values.length * at.length);
+  const rows = (count: number): Lines =>
+    at.flatMap(({ space }, i) => {
+      if (step > 2)
+        return indices(Math.ceil(count / 4)).map((q) => {
+          const last = Math.min(4, count - q * 4) - 1;
+          return `let y${i}_${q} = ${of(`four_${space}(x${i} + k + ${4 * q}, 1, ${last})`)};`;
+        });
+      // Two terms of two rows at once.
+      if (i % 2) return [`let y${i}_0 = y${i - 1}.zw;`];
+      const both = `two_${space}(x${i} + k, x${i + 1} + k, ${count - 1})`;
+      return [`let y${i} = ${of(both)};`, `let y${i}_0 = y${i}.xy;`];
+    });
   const sums = (count: number): Lines => lines`
-    ${at.flatMap(({ space }, i) =>
-      indices(Math.ceil(count / 4)).map((q) => {
-        const last = Math.min(4, count - q * 4) - 1;
-        return `let y${i}_${q} = ${of(`four_${space}(x${i} + k + ${4 * q}, 1, ${last})`)};`;
-      }),
-    )}
+    ${rows(count)}
     ${values.flatMap(
       (quad, q) => lines`
         {
@@ -136,8 +143,9 @@ export interface Quad {
 }
 export const ownQuad: Quad = { panel: "col >> 4u", quad: "((col >> 2u) & 3)" };
 /**
- * t0 … += x·Wᵀ of a matrix [n, k] at quads of panels, `at` the rows of x; at least four terms in a turn of
- * the loop, which costs a CPU as much as some of them.
+ * t0 … += x·Wᵀ of a matrix [n, k] at quads of panels, `at` the rows of x. A turn of the loop costs a CPU as
+ * much as some terms: it has four at least. But with two quads of many rows these would be more than the 32
+ * KB of instructions that most CPUs have at hand, and take half as long again as two and two.
  */
 const inOrder =
   (rounding: Rounding) =>
@@ -147,7 +155,7 @@ const inOrder =
     { k, quads = [ownQuad] }: { readonly k: number; readonly quads?: readonly Quad[] },
   ): Lines => {
     const { of } = rounding;
-    const step = Math.max(4, panels.run);
+    const step = Math.max(quads.length > 1 && at.length > 1 ? 2 : 4, panels.run);
     const rounded = (count: number): Lines => indices(count).map((j) => `let u${j} = ${of(`v${j}`)};`);
     const values = quads.map(({ panel, quad }) => (count: number): Lines => {
       const place = [panel, "k", quad] as const;
@@ -168,34 +176,19 @@ export const ascendingHalves = inOrder(halves);
 const four = indices(4);
 /** Of v0 … v3, four rows of W at each of four columns, row j at all of them. */
 export const turned = (j: number): string => `vec4<f32>(${four.map((i) => `v${i}.${"xyzw"[j]}`).join(", ")})`;
-/** t0 … += dy·W, `at` the rows of dy; at the quads of columns that begin at `cols`. */
-export const across = (
-  at: readonly Place[],
-  panels: Panels,
-  terms: Terms,
-  cols: readonly string[] = ["col"],
-): Lines =>
-  sumsOf(
-    at,
-    terms,
-    4,
-    "q",
-    cols.map(
-      (col) => (count) =>
-        lines`
-        ${panels.some(4, "k >> 4u", col, "((k >> 2u) & 3)")}
-        ${four.slice(0, count).map((j) => `let q${j} = ${turned(j)};`)}`,
-    ),
-  );
+/** t0 … += dy·W, `at` the rows of dy; at a quad of columns. */
+export const across = (at: readonly Place[], panels: Panels, terms: Terms): Lines =>
+  sumsOf(at, terms, 4, "q", [
+    (count) => lines`
+      ${panels.some(4, "k >> 4u", "col", "((k >> 2u) & 3)")}
+      ${four.slice(0, count).map((j) => `let q${j} = ${turned(j)};`)}`,
+  ]);
 
 /** Begins the sums of rows with what shards before this one left. */
-export const goesOn = (b: Body, env: KernelEnv, rows: readonly string[], cols: readonly string[]): Lines =>
-  lines`
-    if (${shard.first} > 0) {
-      ${cols.flatMap((col, q) =>
-        rows.map((row, i) => `t${q * rows.length + i} = ${sumSoFar(b, env, row, col)};`),
-      )}
-    }`;
+export const goesOn = (b: Body, env: KernelEnv, rows: readonly string[]): Lines => lines`
+  if (${shard.first} > 0) {
+    ${rows.map((row, i) => `t${i} = ${sumSoFar(b, env, row, "col")};`)}
+  }`;
 /** The rows of a tile: their places in an operand, and their names; and where its quads of columns begin. */
 export interface Tile {
   readonly at: (x: Operand, env: KernelEnv) => readonly Place[];
