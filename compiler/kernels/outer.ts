@@ -55,7 +55,7 @@ function ofFactor(name: string, b: Body, env: KernelEnv): string {
       ${four.map((c) => `if (columns > ${c}) { ${put(c)} }`)}`,
   );
 }
-/** A matrix in panels over n: x down, dy over lanes. */
+/** A matrix in panels over n: x down, dy over lanes, of which those of a quad have four columns each. */
 function ofMatrix(name: string, b: Body, env: KernelEnv): string {
   const p = paramOf(b, env);
   const [dy, x] = [wgsl.rowAt(b.operands[0]!, env, "r"), wgsl.rowAt(b.operands[1]!, env, "r")];
@@ -87,8 +87,8 @@ function ofMatrix(name: string, b: Body, env: KernelEnv): string {
           let y0 = ${dy.at};
           let y = y0 + j${first};
           let d = vec4<f32>(${quad(lane)});
-          let xp = ${x.at} + k;
-          ${four.map((i) => `sum${i} = fma(vec4<f32>(${x.space}[xp + ${i}]), d, sum${i});`)}`,
+          let xs = four_${x.space}(${x.at} + k, 1, ${p.k % 4 ? `min(3, ${p.k - 1} - k)` : 3});
+          ${four.map((i) => `sum${i} = fma(vec4<f32>(xs[${i}]), d, sum${i});`)}`,
       )}
       ${four.map(store)}`,
   );

@@ -14,8 +14,8 @@ interface Forms {
 }
 const params = "at: i32, step: i32, last: i32";
 /**
- * Four words from `at` on, `step` apart, of which those up to `last` are wanted; all lanes of a workgroup say
- * the same.
+ * Four words from `at` on, `step` apart, of which those up to `last` are wanted; all lanes of a quad say the
+ * same.
  */
 const four = (space: string): Forms => ({
   alone: fn(
