@@ -5,7 +5,6 @@ import type { KernelEnv } from "../kernel.ts";
 import { type Body, type GraphKernel, sumsOf, widthOf } from "./body.ts";
 import { most, plainRows, restRows, tileRows } from "./grid.ts";
 import { product, productScratch } from "./text/assemblyscript_products.ts";
-import { WG } from "./text/wgsl.ts";
 import { GEMM_LANES, gemm, gemmColumns, gemmShared, summed, summedShared } from "./text/wgsl_gemm.ts";
 import { GEMV_ROWS, gemv, gemvColumns, gemvLanes, gemvShared, inTurns } from "./text/wgsl_gemv.ts";
 import {
@@ -26,7 +25,7 @@ import {
   matrixColumns,
 } from "./text/wgsl_matrix.ts";
 import { panelsOf } from "./text/wgsl_panels.ts";
-import { ascending, ascendingHalves, plain, plainLanes, type Tile } from "./text/wgsl_plain.ts";
+import { ascending, ascendingHalves, PLAIN_LANES, plain, plainQuads, type Tile } from "./text/wgsl_plain.ts";
 import { columnsOfShard, indices, quadAt, wholeOf } from "./text/wgsl_products.ts";
 
 const matrixOf = (b: Body) => b.operands[1]!.value.type as Type & { kind: "weight" };
@@ -49,6 +48,10 @@ const partsOf = (b: Body, env: KernelEnv, quad: string, which: string, tag = "")
   return { x: b.operands[0]!, terms: k, panels, integers, span, at: quadAt(b, quad, pair, tag) };
 };
 
+/** Of columns that a lane has of a plain product: integers are summed a quad at a time. */
+const quadsOf = (b: Body, env: KernelEnv): number =>
+  integersOf(matrixOf(b).format, env) ? 1 : plainQuads(env);
+
 /** A product of a few rows, or of many, by matrix units. */
 function ofUnits(name: string, b: Body, env: KernelEnv, few: boolean): string {
   const { span, ...parts } = partsOf(b, env, ...(few ? fewQuad : manyQuad)(b));
@@ -66,13 +69,15 @@ export const linear: GraphKernel = {
       return MATRIX_LANES[variant === "few" ? "few" : "many"];
     if (variant === "few") return lanesOf(bodies);
     if (variant === "many") return GEMM_LANES;
-    // Integers are summed a quad at a time.
-    return bodies.some((b) => integersOf(matrixOf(b).format, env)) ? WG : plainLanes(env);
+    return PLAIN_LANES;
   },
   grid: (bodies, env, variant) => {
     const tile = env.products === "matrix" ? matrixColumns : gemmColumns;
     if (variant === "many") return [most(bodies, (b) => widthOf(b) / tile(b), 1), tileRows(bodies, ROW_TILE)];
-    if (variant !== "few") return [most(bodies, (b) => widthOf(b) / 4), plainRows(bodies, env.plainRows)];
+    if (variant !== "few") {
+      const columns = (b: Body): number => widthOf(b) / (4 * quadsOf(b, env));
+      return [most(bodies, columns, PLAIN_LANES), plainRows(bodies, env.plainRows)];
+    }
     if (env.products === "matrix")
       return [
         most(bodies, (b) => widthOf(b) / fewColumns(b, matrixOf(b).k), 1),
@@ -131,7 +136,7 @@ export const linear: GraphKernel = {
       const quads = parts.map(({ at }) => at);
       return [...quads.flatMap((q) => q.before), ...sum(at(x, env), panels, { k: terms, quads })];
     });
-    return plain(name, b, env, lanes, sums, partsOf(b, env, "col >> 2u", "0").span);
+    return plain(name, b, env, quadsOf(b, env), sums, partsOf(b, env, "col >> 2u", "0").span);
   },
   scratch: productScratch("product"),
   assembly: (name, b, env) => product("product", name, b, env),

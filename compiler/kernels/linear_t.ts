@@ -7,7 +7,6 @@ import { most, plainRows, tileRows } from "./grid.ts";
 import { inTurn } from "./text/alike.ts";
 import { product, productScratch } from "./text/assemblyscript_products.ts";
 import { type Lines, lines } from "./text/lines.ts";
-import { WG } from "./text/wgsl.ts";
 import {
   GEMM_LANES,
   gemm,
@@ -18,7 +17,7 @@ import {
   tileGoesOn,
 } from "./text/wgsl_gemm.ts";
 import { panelsOf } from "./text/wgsl_panels.ts";
-import { across, goesOn, plain } from "./text/wgsl_plain.ts";
+import { across, goesOn, PLAIN_LANES, plain } from "./text/wgsl_plain.ts";
 import { indices, sumOfShards, wholeOf } from "./text/wgsl_products.ts";
 
 const four = indices(4);
@@ -59,14 +58,14 @@ export const linear_t: GraphKernel = {
   epilogue: "elements",
   joins: true,
   variants: () => ["plain", "many"],
-  lanes: (_bodies, variant) => (variant === "many" ? GEMM_LANES : WG),
+  lanes: (_bodies, variant) => (variant === "many" ? GEMM_LANES : PLAIN_LANES),
   grid: (bodies, env, variant) =>
     variant === "many"
       ? [most(bodies, (b) => b.cols / gemmColumns(b), 1), tileRows(bodies, ROW_TILE)]
-      : [most(bodies, (b) => b.cols / 4), plainRows(bodies, env.plainRows)],
+      : [most(bodies, (b) => b.cols / 4, PLAIN_LANES), plainRows(bodies, env.plainRows)],
   over: null,
   shared: (variant) => (variant === "many" ? [...summedShared, ...gemmShared] : []),
-  wgsl: (name, b, env, variant, lanes) => {
+  wgsl: (name, b, env, variant) => {
     const pairs = pairsOf(b.operands);
     const { terms } = matrixOf(pairs[0]![1], env);
     const span = terms.sharded ? sumOfShards(b, env, terms.all) : wholeOf(b);
@@ -88,7 +87,7 @@ export const linear_t: GraphKernel = {
           name,
           b,
           env,
-          lanes,
+          1,
           [
             ({ at, rows }) =>
               sums((x, w, env) => {

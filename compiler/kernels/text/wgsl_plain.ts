@@ -37,22 +37,23 @@ export interface Place {
   readonly space: string;
   readonly at: string;
 }
-/** Lanes of a workgroup for y = x·Wᵀ: those with two quads of columns each read a row half as often. */
-export const plainLanes = ({ plainRows }: KernelEnv): number => (plainRows < PLAIN_FROM ? WG : WG / 2);
-const quadsOf = (lanes: number): number => WG / lanes;
+/** Lanes of a workgroup for products: few, so that of one row's there are workgroups for all cores. */
+export const PLAIN_LANES = 16;
+/** Quads of columns of a lane for y = x·Wᵀ: with two of them it reads a row half as often. */
+export const plainQuads = ({ plainRows }: KernelEnv): number => (plainRows < PLAIN_FROM ? 1 : 2);
 /** Where the quads of a lane begin, that many: names of variables. */
 const columnsOf = (quads: number): string[] => indices(quads).map((q) => (q ? `col${q}` : "col"));
 /**
  * The columns of a lane, a quad or more, or fewer of so many, from `own` on; `col` …: where its quads are; of
  * one that is not there, but read for others, where the last is.
  */
-export const ownColumns = (count: string | number, lanes: number = WG): Lines => {
-  const own = 4 * quadsOf(lanes);
+export const ownColumns = (count: string | number, lanes: number = WG, quads = 1): Lines => {
+  const own = 4 * quads;
   return lines`
     let own = (wg.x * ${lanes} + lane) * ${own};
     if (idle(own >= ${count})) { return; }
     let columns = min(${own}, ${count} - own);
-    ${columnsOf(quadsOf(lanes)).map(
+    ${columnsOf(quads).map(
       (col, q) => `let ${col} = min(own${q ? ` + ${4 * q}` : ""}, (${count} - 1) & ~3);`,
     )}`;
 };
@@ -200,12 +201,11 @@ export function plain(
   name: string,
   b: Body,
   env: KernelEnv,
-  lanes: number,
+  quads: number,
   sums: readonly ((tile: Tile) => Lines)[],
   span: Span = wholeOf(b),
 ): string {
   const tile = env.plainRows;
-  const quads = quadsOf(lanes);
   const cols = columnsOf(quads);
   /** Of a sum or delta in `out`: rows of a quad, then of the next. */
   const block = quads * tile;
@@ -233,7 +233,7 @@ export function plain(
   const text = lines`
     let n = ${count(b.domain)};
     let r0 = wg.y * ${tile};
-    ${ownColumns(span.count, lanes)}
+    ${ownColumns(span.count, PLAIN_LANES, quads)}
     var out = array<vec4<f32>, ${blocks * block}>();
     ${
       // A unit has many rows, and a second form of its sums would take a quarter of the time to compile.
