@@ -48,9 +48,14 @@ const partsOf = (b: Body, env: KernelEnv, quad: string, which: string, tag = "")
   return { x: b.operands[0]!, terms: k, panels, integers, span, at: quadAt(b, quad, pair, tag) };
 };
 
-/** Of columns that a lane has of a plain product: integers are summed a quad at a time. */
-const quadsOf = (b: Body, env: KernelEnv): number =>
-  integersOf(matrixOf(b).format, env) ? 1 : plainQuads(env);
+/**
+ * Of columns that a lane has of a plain product. Integers are summed a quad at a time; and four terms a word,
+ * as int8 has, were 1.2 times as fast with one as with two (docs/measured.md).
+ */
+const quadsOf = (b: Body, env: KernelEnv): number => {
+  const { panels, integers } = partsOf(b, env, "col >> 2u", "0");
+  return integers || panels.run === 4 ? 1 : plainQuads(env);
+};
 
 /** A product of a few rows, or of many, by matrix units. */
 function ofUnits(name: string, b: Body, env: KernelEnv, few: boolean): string {

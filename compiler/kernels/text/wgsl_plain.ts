@@ -146,7 +146,7 @@ export const ownQuad: Quad = { panel: "col >> 4u", quad: "((col >> 2u) & 3)" };
 /**
  * t0 … += x·Wᵀ of a matrix [n, k] at quads of panels, `at` the rows of x. A turn of the loop costs a CPU as
  * much as some terms: it has four at least. But with two quads of many rows these would be more than the 32
- * KB of instructions that most CPUs have at hand, and take half as long again as two and two.
+ * KB of instructions that most CPUs have at hand, and take 1.7 times as long as two at a time.
  */
 const inOrder =
   (rounding: Rounding) =>
