@@ -7,7 +7,7 @@
  * all threads while the other rests and gives some back within a step. Results are the same bits for any
  * number of threads and of parts, and whoever takes them.
  */
-import { WeftError } from "./bundle.ts";
+import { disposed, WeftError } from "./bundle.ts";
 import { isNode, node } from "./node.ts";
 import { onAbort } from "./signals.ts";
 
@@ -350,14 +350,6 @@ export async function openCrew(o: CrewOptions): Promise<Crew> {
       if (!failed) balance();
     },
     lost,
-    dispose: () =>
-      end(
-        new WeftError({
-          code: "WEFT_DISPOSED",
-          where: "wasm",
-          expected: "threads in use",
-          found: "dispose() was called",
-        }),
-      ),
+    dispose: () => end(disposed("threads")),
   };
 }

@@ -6,7 +6,7 @@
 import { type AdapterRef, AdapterStore, type Generation, readyForSlots } from "./adapters.ts";
 import { Arrivals } from "./arrivals.ts";
 import { type BaseTensor, BaseWeights, otherBase, type StoredTensor } from "./base.ts";
-import { CORRECTION, type Manifest, NONE, type Sizes, WeftError } from "./bundle.ts";
+import { CORRECTION, disposed, type Manifest, NONE, type Sizes, WeftError } from "./bundle.ts";
 import { virtualTokens } from "./content.ts";
 import type { Device, DeviceInfo, LoadProgress } from "./device.ts";
 import { Host, MAX_QUEUED, readHost } from "./host.ts";
@@ -525,14 +525,7 @@ export class Engine {
    * Again and again, if need be.
    */
   dispose(): Promise<void> {
-    this.fail(
-      new WeftError({
-        code: "WEFT_DISPOSED",
-        where: "engine",
-        expected: "an engine in use",
-        found: "dispose() was called",
-      }),
-    );
+    this.fail(disposed("engine"));
     return this.released;
   }
 }

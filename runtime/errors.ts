@@ -107,3 +107,6 @@ const travels = (cause: unknown): boolean =>
     : (typeof cause !== "object" || cause === null) &&
       typeof cause !== "function" &&
       typeof cause !== "symbol";
+/** What `where` names was let go, or is. */
+export const disposed = (where: string): WeftError =>
+  new WeftError({ code: "WEFT_DISPOSED", where, expected: "one in use", found: "dispose() was called" });

@@ -1,7 +1,7 @@
 /** Of the bundle format, what it takes to play one. A file that is named here is a part of every page. */
 export * from "./contract.ts";
 export * from "./dtypes.ts";
-export { type ErrorCode, type ErrorFields, WeftError } from "./errors.ts";
+export { disposed, type ErrorCode, type ErrorFields, WeftError } from "./errors.ts";
 export * from "./formats.ts";
 export * from "./kinds.ts";
 export * from "./kv.ts";

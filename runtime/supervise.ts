@@ -3,7 +3,7 @@
  * let go.
  */
 import type { Device, Range } from "./device.ts";
-import { WeftError } from "./errors.ts";
+import { disposed, WeftError } from "./errors.ts";
 
 /**
  * Milliseconds that a step may take; 0: as long as it wants. Generous: it is for devices that never answer,
@@ -138,14 +138,7 @@ export class Supervised implements Device {
     await Promise.race([device.dispose(), late]).finally(() => clearTimeout(timer));
   }
   dispose(): Promise<void> {
-    return this.end(
-      new WeftError({
-        code: "WEFT_DISPOSED",
-        where: "device",
-        expected: "a device in use",
-        found: "dispose() was called",
-      }),
-    );
+    return this.end(disposed("device"));
   }
 }
 /**

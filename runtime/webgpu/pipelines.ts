@@ -3,7 +3,7 @@ import { FIRST_BODY, type Plan } from "../bundle.ts";
 import type { Families } from "../device.ts";
 import type { ProgramEntry } from "../manifest.ts";
 import type { Memory } from "./memory.ts";
-import { disposed, type Watch } from "./watch.ts";
+import { gone, type Watch } from "./watch.ts";
 
 /** A pipeline, and of so many bodies of a kernel, in turn; null: of all. */
 interface Part {
@@ -136,7 +136,7 @@ export class Kernels {
     else await new Promise<void>((resolve) => this.queue.push(resolve));
     try {
       this.watch.living();
-      if (this.ended) throw disposed();
+      if (this.ended) throw gone();
       return await this.compiled(...of);
     } finally {
       const next = this.queue.shift();

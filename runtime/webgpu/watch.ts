@@ -1,13 +1,7 @@
 import { destroyAtExit, settled } from "../dawn.ts";
-import { WeftError } from "../errors.ts";
+import { disposed, WeftError } from "../errors.ts";
 
-export const disposed = (): WeftError =>
-  new WeftError({
-    code: "WEFT_DISPOSED",
-    where: "webgpu device",
-    expected: "a device in use",
-    found: "dispose() was called",
-  });
+export const gone = (): WeftError => disposed("webgpu device");
 /**
  * A device, and what it says unasked: that it is lost, and errors that no scope caught, each of which is told
  * once.
@@ -60,7 +54,7 @@ export class Watch {
   /** Throws when the device is lost or was let go. */
   living = (): void => {
     if (this.lost) throw this.lost;
-    if (this.destroyed) throw disposed();
+    if (this.destroyed) throw gone();
   };
   /** Wait for work of the device; what it cannot do because it is lost throws that. */
   async until<T>(work: Promise<T>, where: string): Promise<T> {

@@ -5,7 +5,7 @@
  */
 import type { AdapterRef } from "../../runtime/adapters.ts";
 import type { Merged, MergeOptions } from "../../runtime/engine.ts";
-import { WeftError } from "../../runtime/errors.ts";
+import { disposed, WeftError } from "../../runtime/errors.ts";
 import type { Reports } from "../../runtime/report.ts";
 import { abortable, throwIfAborted } from "../../runtime/signals.ts";
 import type { AsyncAdapter, AsyncEngine, AsyncJob } from "../async.ts";
@@ -289,14 +289,7 @@ export class ReplayEngine implements AsyncEngine {
   /** Reject what runs and let go of all: resolves when threads and memory are free. */
   async dispose(): Promise<void> {
     const { backend } = this;
-    this.close(
-      new WeftError({
-        code: "WEFT_DISPOSED",
-        where: "engine",
-        expected: "an engine in use",
-        found: "dispose() was called",
-      }),
-    );
+    this.close(disposed("engine"));
     await backend?.dispose();
     await this.gone;
   }
