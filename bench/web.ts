@@ -62,7 +62,10 @@ export async function main(args: string[]): Promise<void> {
   });
   const script = outputFiles[0]!.text;
   let served = new Map<string, Served>();
-  const browser = await openChromium((path) => served.get(path) ?? null, { patience: 900_000, shipped: true });
+  const browser = await openChromium((path) => served.get(path) ?? null, {
+    patience: 900_000,
+    shipped: true,
+  });
   const found: { name: string; told: Told; gflop: number }[] = [];
   try {
     for (const shape of shapes) {

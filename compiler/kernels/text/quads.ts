@@ -37,7 +37,7 @@ const four = (space: string): Forms => ({
     "vec4<f32>",
   ),
 });
-/** Two words from `a` on, and as many from `b` on; of each the second is the first again where `last` is 0. */
+/** Two words from `a` on, and two from `b` on; of each the second is the first again where `last` is 0. */
 const two = (space: string): Forms => {
   const form = (body: Lines): string => fn(`two_${space}`, body, "a: i32, b: i32, last: i32", "vec4<f32>");
   return {

@@ -30,10 +30,10 @@ const ownRow = (b: Body, group: number): Lines => lines`
   let row = min(place, all - 1) / ${group};
   let h = kh * ${group} + min(place, all - 1) % ${group};`;
 /**
- * Statements for each sequence that a quad has, as `${of}` one after another: `mine` is true once for every
- * lane, in the turn of its `own`.
+ * Statements for each sequence that a quad has, one after another in the variable `of`. `mine` is true once
+ * for every lane: in the turn of what it has in `own`.
  */
-const inTurns = (own: string, of: string, text: Lines): Lines => lines`
+const bySequence = (own: string, of: string, text: Lines): Lines => lines`
   let turns = neighbours(${own});
   var left = true;
   for (var turn = 0; turn < 4; turn++) {
@@ -42,10 +42,11 @@ const inTurns = (own: string, of: string, text: Lines): Lines => lines`
     left = left && !mine;
     ${text}
   }`;
-/** Statements for each tile of keys from `t` on that some lane of a quad sees in its turn, up to `end`. */
+/** Statements for each tile of keys from `t` on, `end` of them, of which a lane sees some in its turn. */
 const overTiles = (firstTile: string, text: Lines): Lines => lines`
   let last = most_of(select(0, keys, mine));
-  for (var t = ${firstTile === "0" ? "0" : `-most_of(select(-last, -(${firstTile}), mine))`}; t < last; t += ${KV_BLOCK}) {
+  let begin = -most_of(select(-last, -(${firstTile}), mine));
+  for (var t = begin; t < last; t += ${KV_BLOCK}) {
     let end = min(${KV_BLOCK}, last - t);
     let c = select(0, min(${KV_BLOCK}, keys - t), mine);
     ${text}
@@ -78,7 +79,7 @@ export function plain(name: string, b: Body, env: KernelEnv): string {
       for (var j = 0; j < end; j++) {
         let kp = k + j * ${stride};
         var dots = vec4<f32>();
-        ${a.inTurn((i) => `dots = fma(q[${i}], ${a.alikeQuad("kp", i)}, dots);`)}
+        ${a.unrolled((i) => `dots = fma(q[${i}], ${a.alikeQuad("kp", i)}, dots);`)}
         let dot = ${sumOf("dots")};
         ${a.bound}
         ${score} = select(-1.0e30f, ${a.score}, ${a.seesKey});
@@ -97,7 +98,7 @@ export function plain(name: string, b: Body, env: KernelEnv): string {
       for (var j = 0; j < end; j++) {
         let vp = v + j * ${stride};
         let p = vec4<f32>(${score});
-        ${a.inTurn((i) => `o[${i}] = fma(p, ${a.alikeQuad("vp", i)}, o[${i}]);`)}
+        ${a.unrolled((i) => `o[${i}] = fma(p, ${a.alikeQuad("vp", i)}, o[${i}]);`)}
       }`,
   );
   return wgsl.fn(
@@ -115,7 +116,7 @@ export function plain(name: string, b: Body, env: KernelEnv): string {
       var m = -1.0e30f;
       var l = 0.0f;
       let start = ${a.firstTile};
-      ${inTurns("own", "table", turn)}
+      ${bySequence("own", "table", turn)}
       if (place >= all) { return; }
       ${
         folds
@@ -151,7 +152,7 @@ export function plainDq(name: string, b: Body, env: KernelEnv, { Q, O, LSE, DO }
         let vp = v + j * ${stride};
         var dots = vec4<f32>();
         var dps = vec4<f32>();
-        ${a.inTurn((i) => [
+        ${a.unrolled((i) => [
           `let k${i} = ${a.alikeQuad("kp", i)};`,
           `dots = fma(q[${i}], k${i}, dots);`,
           `dps = fma(g[${i}], ${a.alikeQuad("vp", i)}, dps);`,
@@ -161,7 +162,7 @@ export function plainDq(name: string, b: Body, env: KernelEnv, { Q, O, LSE, DO }
         let dp = ${sumOf("dps")};
         let pair = exp(${a.score} - lse) * (dp - dsum) * ${a.slope};
         let ds = vec4<f32>(select(0.0f, pair, ${a.seesKey}));
-        ${a.inTurn((i) => `dq[${i}] = fma(ds, k${i}, dq[${i}]);`)}
+        ${a.unrolled((i) => `dq[${i}] = fma(ds, k${i}, dq[${i}]);`)}
       }`,
   );
   return wgsl.fn(
@@ -183,7 +184,7 @@ export function plainDq(name: string, b: Body, env: KernelEnv, { Q, O, LSE, DO }
       )}
       let dsum = ${sumOf("dots")};
       let lse = ${lse.space}[${lse.at} + h];
-      ${inTurns("own", "table", turn)}
+      ${bySequence("own", "table", turn)}
       if (place >= all) { return; }
       for (var d = 0; d < ${a.hd}; d++) {
         ${dq.space}[${dq.offset} + row * ${dq.stride} + h * ${a.hd} + d] = dq[d >> 2u][d & 3];
@@ -219,7 +220,7 @@ export function plainDkv(name: string, b: Body, env: KernelEnv, { Q, O, LSE, DO 
           var dots = vec4<f32>();
           var dps = vec4<f32>();
           var dsums = vec4<f32>();
-          ${a.inTurn((i) => [
+          ${a.unrolled((i) => [
             `let q${i} = ${a.alikeRow(q.space, "qp", i)};`,
             `let g${i} = ${a.alikeRow(g.space, "gp", i)};`,
             `dots = fma(q${i}, k[${i}], dots);`,
@@ -235,7 +236,7 @@ export function plainDkv(name: string, b: Body, env: KernelEnv, { Q, O, LSE, DO 
           let slope = pair * (dp - dsum) * ${a.slope};
           let p = vec4<f32>(select(0.0f, pair, sees));
           let ds = vec4<f32>(select(0.0f, slope, sees));
-          ${a.inTurn((i) => [`dk[${i}] = fma(ds, q${i}, dk[${i}]);`, `dv[${i}] = fma(p, g${i}, dv[${i}]);`])}
+          ${a.unrolled((i) => [`dk[${i}] = fma(ds, q${i}, dk[${i}]);`, `dv[${i}] = fma(p, g${i}, dv[${i}]);`])}
         }
       }
       if (mine && start < n && place < all) {
@@ -262,6 +263,6 @@ export function plainDkv(name: string, b: Body, env: KernelEnv, { Q, O, LSE, DO 
       ${a.fours("k", "v", "dk", "dv")}
       ${a.each(`k[i] = ${a.quad("kp", "i")};`, `v[i] = ${a.quad("vp", "i")};`)}
       if (${word("seg_fresh", "own")} != 0 && place < all) { ${overDims(`${k} = 0.0f;`, `${v} = 0.0f;`)} }
-      ${inTurns("own", "first", turn)}`,
+      ${bySequence("own", "first", turn)}`,
   );
 }

@@ -108,8 +108,8 @@ export function attentionOf(b: Body, env: KernelEnv) {
       names.map((name) => `var ${name} = array<vec4<f32>, ${stride / 4}>();`),
     each: (...statements: string[]): string =>
       `for (var i = 0; i < ${stride / 4}; i++) { ${statements.join(" ")} }`,
-    /** The same of what lanes read alike, in a text for each. */
-    inTurn: (text: (i: number) => string | Lines): Lines => indices(stride / 4).flatMap(text),
+    /** The same, in a text for each: their numbers are known. */
+    unrolled: (text: (i: number) => string | Lines): Lines => indices(stride / 4).flatMap(text),
     /** Fours of the cache, or of a row of f32 numbers, that lanes read alike. */
     alikeQuad: (at: string, i: number): string =>
       ofHead(`kv_alike_${kv.format}(${at} + ${4 * i})`, String(i)),
