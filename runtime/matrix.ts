@@ -52,10 +52,8 @@ export function unitOf({ features, info }: Adapter): Unit | null {
   );
   return units.sort((a, b) => b.m * b.n * b.k - a.m * a.n * a.k)[0] ?? null;
 }
-/** Features that a device with such a unit is asked for. */
-export const unitFeatures = ({ asks }: Unit): GPUFeatureName[] =>
-  // Types of WebGPU do not have all of them.
-  [...NEEDED, ...(asks ? [ASKS] : [])] as GPUFeatureName[];
+/** Features that a device with such a unit is asked for: not all of them are names in the types of WebGPU. */
+export const unitFeatures = ({ asks }: Unit): readonly string[] => [...NEEDED, ...(asks ? [ASKS] : [])];
 
 /** Does a module use units? */
 export const lacksHead = (text: string): boolean => text.includes("tile_out[");
@@ -73,7 +71,7 @@ export function unitsOn(
   adapter: Adapter,
   file: (name: string) => Promise<Uint8Array>,
 ): {
-  readonly features: readonly GPUFeatureName[];
+  readonly features: readonly string[];
   readonly numerics: " matrix" | " matrix plain";
   readonly file: (name: string) => Promise<Uint8Array>;
 } {

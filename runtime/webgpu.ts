@@ -118,7 +118,7 @@ async function openOn(
     .requestDevice({
       requiredFeatures: [
         ...(["timestamp-query", "subgroups"] as const).filter((_, i) => [clock, quads][i]),
-        ...(units?.features ?? []),
+        ...((units?.features ?? []) as GPUFeatureName[]),
       ],
       requiredLimits: {
         maxStorageBufferBindingSize: limits.maxStorageBufferBindingSize,

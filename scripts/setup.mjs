@@ -33,8 +33,10 @@ if (!installed()) {
 }
 const [script, ...args] = process.argv.slice(2);
 if (script) {
-  const run = spawn(process.execPath, ["--import", "tsx", join(root, script), ...args], {
-    cwd: root,
+  // The command line's paths are its user's: npm runs scripts at the root, wherever it was called.
+  const cwd = script === "sdk/cli.ts" ? (process.env.INIT_CWD ?? process.cwd()) : root;
+  const run = spawn(process.execPath, ["--import", import.meta.resolve("tsx"), join(root, script), ...args], {
+    cwd,
     stdio: "inherit",
   });
   // Who signals this process means the script, which knows how to end.

@@ -145,5 +145,11 @@ export async function main(argv: readonly string[]): Promise<number> {
   }
 }
 // Installed, `weft` is a link to this file.
-if (process.argv[1] && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url))
+if (process.argv[1] && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {
+  // Whoever reads has what they wanted: `weft generate … | head -c 20`.
+  process.stdout.on("error", (e: NodeJS.ErrnoException) => {
+    if (e.code !== "EPIPE") throw e;
+    process.exit(0);
+  });
   process.exitCode = await main(process.argv.slice(2));
+}

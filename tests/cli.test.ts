@@ -7,7 +7,7 @@ import { models } from "../compiler/models/index.ts";
 import { bytesOf, encode, floatToHalf, type TensorData } from "../runtime/bundle.ts";
 import { type Said, weft } from "./support/console.ts";
 import { batchOf, collect, configs, engineOf, idsOf, small } from "./support/engines.ts";
-import { weft as program, root } from "./support/program.ts";
+import { weft as program, root, program as source } from "./support/program.ts";
 import { suite } from "./support/suite.ts";
 import { scratch, tensorsOf, writeModel } from "./support/tiny.ts";
 
@@ -25,6 +25,24 @@ const started = (...args: string[]): Promise<Said> =>
     child.stderr.on("data", (d) => (err += d));
     child.on("close", (code) => resolve({ code: code ?? -1, out, err }));
   });
+
+test("whoever reads no further is told nothing of it", async () => {
+  const bundle = scratch();
+  const how = ["--target", "wasm", "--context", "64", "--quick"];
+  const made = await weft("compile", writeModel(configs.even), "-o", bundle, ...how);
+  assert.is(made.code, 0, made.err);
+  const words = ["generate", bundle, "--ids", "1,2,3", "--max-tokens", "40", "--device", "wasm"];
+  const child = spawn(process.execPath, [...source("sdk/cli.ts"), ...words], {
+    cwd: root,
+    stdio: ["ignore", "pipe", "pipe"],
+  });
+  child.stdout.destroy();
+  let err = "";
+  child.stderr.on("data", (d) => (err += d));
+  const code = await new Promise((resolve) => child.on("close", resolve));
+  assert.is(code, 0, err);
+  assert.not.match(err, /EPIPE|Error/);
+});
 
 test("compile, inspect, finetune, generate, doctor: results on stdout, else stderr; codes", async () => {
   const dir = scratch();

@@ -58,6 +58,11 @@ test("eval and merge: losses in f64, exact answers as generated; a merged folder
   >;
   assert.ok(json.n!.loss < json.base!.loss);
 
+  const same = [...args.slice(0, 2), "--adapter", `${dir}/notes`, "--adapter", `${dir}/./notes`];
+  const { code, err } = await weft("eval", bundle, ...same, "--device", "wasm");
+  assert.is(code, 1);
+  assert.match(err, /weft eval --adapter: .*'notes' again.*--adapter NAME=/);
+
   const merged = await weft(
     "merge",
     bundle,

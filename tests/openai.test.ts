@@ -259,7 +259,9 @@ test("a job to its end: a file, rows checked, events, a model of its name, chat 
   assert.match(refused.message, /model 'story:more'.*replace: true/);
   const { fine_tuned_model: latest } = await client.fineTuning.jobs.retrieve(next.id);
   assert.match(latest!, /@1$/);
-  for (const asked of [{ model: latest! }, { model: "story", weft: { replace: true } }]) {
+  const anew = { model: "story", weft: { replace: true } };
+  const few = { model: "story", weft: { replace: true, steps: 2 }, hyperparameters: {} };
+  for (const asked of [{ model: latest! }, anew, few]) {
     const { id } = await client.fineTuning.jobs.create({ ...again, ...asked });
     assert.is((await until(id)).status, "succeeded");
   }

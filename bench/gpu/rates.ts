@@ -84,7 +84,7 @@ export async function measure(
   const bytes = Math.min(software ? 2 ** 24 : 2 ** 28, limits.maxStorageBufferBindingSize!);
   const unit = unitOf(gpu);
   const device = await gpu.requestDevice({
-    requiredFeatures: unit ? unitFeatures(unit) : [],
+    requiredFeatures: (unit ? unitFeatures(unit) : []) as GPUFeatureName[],
     requiredLimits: { maxStorageBufferBindingSize: bytes, maxBufferSize: bytes },
   });
   try {

@@ -174,12 +174,13 @@ export const finetune: Command = {
       stop.saving = true;
       await (method === "full" ? engine.saveModel(out) : engine.adapters.get(name).save(out));
       const [first, last] = [result.losses[0], result.losses.at(-1)].map((x) => x?.toFixed(4));
+      const learned = first === undefined ? "" : `, loss ${first} → ${last}`;
       const kept = o.evalData ? `, kept step ${result.kept} (${o.select ?? "last"})` : "";
       if (!json && result.losses.length) console.log(learning.summary());
       console.log(
         json
           ? JSON.stringify({ ...result, out, checkpoint })
-          : `${out}: ${result.steps} steps, loss ${first} → ${last}${kept}`,
+          : `${out}: ${result.steps} steps${learned}${kept}`,
       );
       if (!json && checkpoint) console.log(`on with more: ${resume} --epochs N`);
     } catch (e) {

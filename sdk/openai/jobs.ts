@@ -148,7 +148,9 @@ export class Jobs {
       body: b,
       options: {
         batchSize,
-        epochs: typeof set.n_epochs === "number" ? set.n_epochs : autoEpochs(data.length, batchSize),
+        ...(typeof set.n_epochs === "number"
+          ? { epochs: set.n_epochs }
+          : told.steps === undefined && { epochs: autoEpochs(data.length, batchSize) }),
         ...(typeof set.learning_rate_multiplier === "number" && {
           learningRate: LEARNING_RATE * set.learning_rate_multiplier,
         }),
