@@ -179,7 +179,7 @@ async function main(): Promise<number> {
       `launches a layer, ${Object.keys(manifest.targets[target]!.kernels).length} kernels, ` +
       `${((performance.now() - t0) / 1000).toFixed(1)} s`,
   );
-  await using engine = await load(bundle, { device, budget: slow ? 40 : 28 });
+  await using engine = await load(bundle, { device, budget: slow ? 60 : 28 });
   say(`  running on ${engine.device.name}`);
 
   const taught = args.teach ? [parseTeach(args.teach)] : [];
