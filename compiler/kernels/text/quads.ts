@@ -13,6 +13,11 @@ interface Forms {
   readonly quads: string;
 }
 const params = "at: i32, step: i32, last: i32";
+const inOrder = [0, 1, 2, 3];
+/** What each lane of a quad has in `own`. */
+const brought = (type: "f32" | "i32"): Lines => lines`
+  return vec4<${type}>(
+    ${inOrder.map((i) => `quadBroadcast(own, ${i})`).join(", ")});`;
 /**
  * Four words from `at` on, `step` apart, of which those up to `last` are wanted; all lanes of a quad say the
  * same.
@@ -31,8 +36,7 @@ const four = (space: string): Forms => ({
     `four_${space}`,
     lines`
       let own = ${space}[at + min(in_quad, last) * step];
-      return vec4<f32>(
-        quadBroadcast(own, 0), quadBroadcast(own, 1), quadBroadcast(own, 2), quadBroadcast(own, 3));`,
+      ${brought("f32")}`,
     params,
     "vec4<f32>",
   ),
@@ -41,37 +45,24 @@ const four = (space: string): Forms => ({
 const two = (space: string): Forms => {
   const form = (body: Lines): string => fn(`two_${space}`, body, "a: i32, b: i32, last: i32", "vec4<f32>");
   return {
-    alone: form(
-      lines`
-      return vec4<f32>(${space}[a], ${space}[a + last], ${space}[b], ${space}[b + last]);`,
-    ),
-    quads: form(
-      lines`
+    alone: form([`return vec4<f32>(${space}[a], ${space}[a + last], ${space}[b], ${space}[b + last]);`]),
+    quads: form(lines`
       let own = ${space}[select(a, b, in_quad > 1) + min(in_quad & 1, last)];
-      return vec4<f32>(
-        quadBroadcast(own, 0), quadBroadcast(own, 1), quadBroadcast(own, 2), quadBroadcast(own, 3));`,
-    ),
+      ${brought("f32")}`),
   };
 };
-const inOrder = [0, 1, 2, 3];
 /** Four numbers of the cache from `at` on, a multiple of four that all lanes of a quad say. */
 const cached = (format: string): Forms => {
   const form = (body: Lines): string => fn(`kv_alike_${format}`, body, "at: i32", "vec4<f32>");
-  const broadcast = inOrder.map((i) => `quadBroadcast(own, ${i})`).join(", ");
   return {
     alone: form([`return vec4<f32>(${inOrder.map((i) => `kv_${format}(at + ${i})`).join(", ")});`]),
-    quads: form([`let own = kv_${format}(at + in_quad);`, `return vec4<f32>(${broadcast});`]),
+    quads: form([`let own = kv_${format}(at + in_quad);`, ...brought("f32")]),
   };
 };
 /** A number of each lane of a quad, of which each lane then has all; of a lane alone its own. */
 const neighbours: Forms = {
   alone: fn("neighbours", ["return vec4<i32>(own);"], "own: i32", "vec4<i32>"),
-  quads: fn(
-    "neighbours",
-    [`return vec4<i32>(${inOrder.map((i) => `quadBroadcast(own, ${i})`).join(", ")});`],
-    "own: i32",
-    "vec4<i32>",
-  ),
+  quads: fn("neighbours", brought("i32"), "own: i32", "vec4<i32>"),
 };
 /** May a lane that has nothing to do leave? Not while others need what it reads for them. */
 const idle: Forms = {
