@@ -134,6 +134,34 @@ for (const name of long ? (Object.keys(learning) as (keyof typeof learning)[]) :
     assert.is(learned[0], learned[1]);
   });
 
+test("what is no number in one sequence is in no other beside it", async () => {
+  const vocab = configs.even.vocab_size;
+  const { gpu } = await bundleOf(configs.even, { train: ["lora"], methods: ["lora"], limits: {} });
+  const core = await gpu(kinds.plain);
+  const rows = [{ input_ids: idsOf("one", 9, vocab), labels: idsOf("one", 9, vocab) }];
+  await startJob(core, { name: "good", rows, method: "lora", steps: 1, batchSize: 1 }, []).done;
+  const { content } = core.adapters.find("good");
+  const tensors = content.tensors.map((t) => t.map(() => Number.NaN));
+  core.adapters.publish("bad", { ...content, tensors });
+  const prompts = [3, 5, 2, 7].map((n) => idsOf(`beside ${n}`, n, vocab));
+  const said = async (ids: number[]): Promise<string> =>
+    (await core.score(ids, { logits: true })).logits!.map(bits).join();
+  const alone: string[] = [];
+  for (const ids of prompts) alone.push(await said(ids));
+  // Rows of both stand beside each other in a step.
+  const beside = prompts.map(async (ids) => {
+    const bad = core.score(ids, { adapter: "bad" }).then(
+      () => "",
+      (e: WeftError) => e.code,
+    );
+    const good = said(ids);
+    assert.is(await bad, "WEFT_NUMERICS");
+    return good;
+  });
+  assert.equal(await Promise.all(beside), alone);
+  await core.dispose();
+});
+
 test("a fold of its own, and a read of what nobody wrote, are seen", async () => {
   const bundle = await bundleOf(configs.even, {});
   // What tiles do to a row that ends with a split depends on its neighbours then.

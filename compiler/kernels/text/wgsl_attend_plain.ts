@@ -97,8 +97,11 @@ export function plain(name: string, b: Body, env: KernelEnv): string {
       ${a.each("o[i] = o[i] * corr;")}
       for (var j = 0; j < end; j++) {
         let vp = v + j * ${stride};
-        let p = vec4<f32>(${score});
-        ${a.unrolled((i) => `o[${i}] = fma(p, ${a.alikeQuad("vp", i)}, o[${i}]);`)}
+        ${a.unrolled((i) => `let v${i} = ${a.alikeQuad("vp", i)};`)}
+        if (${a.seesKey}) {
+          let p = vec4<f32>(${score});
+          ${a.unrolled((i) => `o[${i}] = fma(p, v${i}, o[${i}]);`)}
+        }
       }`,
   );
   return wgsl.fn(
@@ -160,9 +163,10 @@ export function plainDq(name: string, b: Body, env: KernelEnv, { Q, O, LSE, DO }
         let dot = ${sumOf("dots")};
         ${a.bound}
         let dp = ${sumOf("dps")};
-        let pair = exp(${a.score} - lse) * (dp - dsum) * ${a.slope};
-        let ds = vec4<f32>(select(0.0f, pair, ${a.seesKey}));
-        ${a.unrolled((i) => `dq[${i}] = fma(ds, k${i}, dq[${i}]);`)}
+        let ds = vec4<f32>(exp(${a.score} - lse) * (dp - dsum) * ${a.slope});
+        if (${a.seesKey}) {
+          ${a.unrolled((i) => `dq[${i}] = fma(ds, k${i}, dq[${i}]);`)}
+        }
       }`,
   );
   return wgsl.fn(
@@ -229,14 +233,16 @@ export function plainDkv(name: string, b: Body, env: KernelEnv, { Q, O, LSE, DO 
           ])}
           let dot = ${sumOf("dots")};
           ${a.bound}
-          let sees = mine && row >= start && row < n;
-          let pair = exp(${a.score} - ${lse.space}[${lse.at} + h]);
+          let p = exp(${a.score} - ${lse.space}[${lse.at} + h]);
           let dp = ${sumOf("dps")};
           let dsum = ${sumOf("dsums")};
-          let slope = pair * (dp - dsum) * ${a.slope};
-          let p = vec4<f32>(select(0.0f, pair, sees));
-          let ds = vec4<f32>(select(0.0f, slope, sees));
-          ${a.unrolled((i) => [`dk[${i}] = fma(ds, q${i}, dk[${i}]);`, `dv[${i}] = fma(p, g${i}, dv[${i}]);`])}
+          let ds = p * (dp - dsum) * ${a.slope};
+          if (mine && row >= start && row < n) {
+            ${a.unrolled((i) => [
+              `dk[${i}] = fma(vec4<f32>(ds), q${i}, dk[${i}]);`,
+              `dv[${i}] = fma(vec4<f32>(p), g${i}, dv[${i}]);`,
+            ])}
+          }
         }
       }
       if (mine && start < n && place < all) {
