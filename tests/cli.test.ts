@@ -1,6 +1,7 @@
 /** The command line, and model folders as people have them: shards, half floats, newer config keys. */
 import { spawn } from "node:child_process";
 import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import * as assert from "uvu/assert";
 import { compile } from "../compiler/compile.ts";
 import { models } from "../compiler/models/index.ts";
@@ -42,6 +43,19 @@ test("whoever reads no further is told nothing of it", async () => {
   const code = await new Promise((resolve) => child.on("close", resolve));
   assert.is(code, 0, err);
   assert.not.match(err, /EPIPE|Error/);
+});
+
+test("npm run takes paths from where it is called", async () => {
+  const child = spawn("npm", ["run", "-s", "weft", "--", "generate", "model/story", "--prompt", "x"], {
+    cwd: join(root, "examples"),
+    env: { ...process.env, INIT_CWD: undefined },
+    stdio: ["ignore", "ignore", "pipe"],
+  });
+  let err = "";
+  child.stderr.on("data", (d) => (err += d));
+  await new Promise((resolve) => child.on("close", resolve));
+  // It finds the model, of which a bundle is to be made.
+  assert.match(err, /make one with: weft compile model\/story/);
 });
 
 test("compile, inspect, finetune, generate, doctor: results on stdout, else stderr; codes", async () => {

@@ -19,16 +19,19 @@ import { attentionOf, fold, isSplit, nothing, type Operands, sumOf } from "./wgs
 const score = `s[j & ${KV_BLOCK - 1}]`;
 
 /**
- * A lane's row and head, those of one key head side by side. A lane without one leaves, unless its quad has
- * some: then it goes with the last, and may not store.
+ * A lane's row and head, those of one key head side by side; how many keys it sees, and of which sequence. A
+ * lane without a row leaves, unless its quad has some: then it goes with the last, and may not store.
  */
-const ownRow = (b: Body, group: number): Lines => lines`
+const ownRow = (b: Body, a: ReturnType<typeof attentionOf>): Lines => lines`
   let place = wg.x * ${wgsl.WG} + lane;
-  let all = ${wgsl.count(b.domain)} * ${group};
+  let all = ${wgsl.count(b.domain)} * ${a.group};
   if (idle(place >= all)) { return; }
   let kh = wg.y;
-  let row = min(place, all - 1) / ${group};
-  let h = kh * ${group} + min(place, all - 1) % ${group};`;
+  let row = min(place, all - 1) / ${a.group};
+  let h = kh * ${a.group} + min(place, all - 1) % ${a.group};
+  let keys = ${a.posOf("row")} + 1;
+  ${a.seen}
+  let own = ${a.tableOf("row")};`;
 /**
  * Statements for each sequence that a quad has, one after another in the variable `of`. `mine` is true once
  * for every lane: in the turn of what it has in `own`.
@@ -54,7 +57,7 @@ const overTiles = (firstTile: string, text: Lines): Lines => lines`
 
 export function plain(name: string, b: Body, env: KernelEnv): string {
   const a = attentionOf(b, env);
-  const { stride, group, kvAt, operand, out } = a;
+  const { stride, kvAt, operand, out } = a;
   const [q, o, lse] = [operand(0), out(0), out(1)];
   const folds = isSplit(env);
   const next = lines`
@@ -107,10 +110,7 @@ export function plain(name: string, b: Body, env: KernelEnv): string {
   return wgsl.fn(
     name,
     lines`
-      ${ownRow(b, group)}
-      let keys = ${a.posOf("row")} + 1;
-      ${a.seen}
-      let own = ${a.tableOf("row")};
+      ${ownRow(b, a)}
       ${a.fours("q", "o")}
       ${folds ? [...a.fours("whole"), ...nothing] : []}
       var s = array<f32, ${KV_BLOCK}>();
@@ -143,7 +143,7 @@ export function plain(name: string, b: Body, env: KernelEnv): string {
 /** The gradient of queries. */
 export function plainDq(name: string, b: Body, env: KernelEnv, { Q, O, LSE, DO }: Operands): string {
   const a = attentionOf(b, env);
-  const { stride, group, kvAt, operand, out } = a;
+  const { stride, kvAt, operand, out } = a;
   const [q, o, lse, g, dq] = [operand(Q), operand(O), operand(LSE), operand(DO), out(0)];
   const turn = overTiles(
     a.firstTile,
@@ -172,10 +172,7 @@ export function plainDq(name: string, b: Body, env: KernelEnv, { Q, O, LSE, DO }
   return wgsl.fn(
     name,
     lines`
-      ${ownRow(b, group)}
-      let keys = ${a.posOf("row")} + 1;
-      ${a.seen}
-      let own = ${a.tableOf("row")};
+      ${ownRow(b, a)}
       ${a.fours("q", "g", "dq")}
       let qp = ${q.at} + h * ${a.hd};
       let gp = ${g.at} + h * ${a.hd};
